@@ -1,0 +1,70 @@
+"""gradwise: which samples, in which order, through which layers; decided by the gradients of the run itself."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradwise import numerics
+    from gradwise.data import Collator, Data, Source
+    from gradwise.errors import CheckpointError, DataError, GradwiseError, PlanError, RecipeError, SignalError
+    from gradwise.methods import Grass, Order, Selection, baselines
+    from gradwise.recipe import Adapter, Model, Recipe, Train
+    from gradwise.signals import Signals
+    from gradwise.training import LayerSwitch, Plan, PlanSampler, Segment, Trainer, with_gradwise
+
+__version__ = "0.1.0"
+
+# Looked up on first use: importing transformers takes seconds, and `gradwise --help` should not.
+_HOMES = {
+    "numerics": "gradwise.numerics",
+    "baselines": "gradwise.methods.baselines",
+    **dict.fromkeys(["Collator", "Data", "Source"], "gradwise.data"),
+    **dict.fromkeys(
+        ["CheckpointError", "DataError", "GradwiseError", "PlanError", "RecipeError", "SignalError"], "gradwise.errors"
+    ),
+    **dict.fromkeys(["Grass", "Order", "Selection"], "gradwise.methods"),
+    **dict.fromkeys(["Adapter", "Model", "Recipe", "Train"], "gradwise.recipe"),
+    "Signals": "gradwise.signals",
+    **dict.fromkeys(
+        ["LayerSwitch", "Plan", "PlanSampler", "Segment", "Trainer", "with_gradwise"], "gradwise.training"
+    ),
+}
+
+__all__ = [
+    "Adapter",
+    "CheckpointError",
+    "Collator",
+    "Data",
+    "DataError",
+    "GradwiseError",
+    "Grass",
+    "LayerSwitch",
+    "Model",
+    "Order",
+    "Plan",
+    "PlanError",
+    "PlanSampler",
+    "Recipe",
+    "RecipeError",
+    "Segment",
+    "Selection",
+    "SignalError",
+    "Signals",
+    "Source",
+    "Train",
+    "Trainer",
+    "baselines",
+    "numerics",
+    "with_gradwise",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gradwise' has no attribute {name!r}")
+    module = import_module(_HOMES[name])
+    return module if module.__name__.endswith(f".{name}") else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,38 @@
+"""The command line: one file per command; every one of a user's mistakes ends in one sentence and exit code 2."""
+
+import sys
+
+import typer
+
+from gradwise.errors import DataError, GradwiseError, RecipeError
+
+app = typer.Typer(
+    help="Which samples, in which order, through which layers: decided by the gradients of the run itself.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+FAILED, MISTAKE = 1, 2
+
+
+def main() -> None:
+    """Entry point of the `gradwise` command: 0 done, 1 failed or stopped, 2 the user's mistake."""
+    from gradwise.cli import demo, schema, train
+
+    for command in (train.train, demo.demo, schema.schema):
+        app.command()(command)
+    try:
+        app(standalone_mode=True)
+    except (RecipeError, DataError) as error:
+        _leave(error, MISTAKE)
+    except GradwiseError as error:
+        _leave(error, FAILED)
+    except KeyboardInterrupt:
+        print("\ngradwise: stopped before anything was saved since the last checkpoint.", file=sys.stderr)
+        raise SystemExit(FAILED) from None
+
+
+def _leave(error: Exception, code: int) -> None:
+    print(f"gradwise: {error}", file=sys.stderr)
+    raise SystemExit(code) from None

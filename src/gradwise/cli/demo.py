@@ -1,0 +1,24 @@
+"""`gradwise demo`: a real model, real data, minutes on two cores."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="A quarter-million-parameter model that comes with gradwise; seconds.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Run directory; runs/demo or runs/demo-tiny unless given.")] = None,
+) -> None:
+    """Fine-tune a small model on data that come with gradwise, two layers at a time, and show what came of it."""
+    from gradwise.demo import smollm2_recipe, tiny_recipe
+    from gradwise.run import train
+    from gradwise.run.summary import summary
+
+    recipe = tiny_recipe() if tiny else smollm2_recipe()
+    outcome = train(recipe, out or Path("runs") / ("demo-tiny" if tiny else "demo"))
+    if not outcome.finished:
+        raise typer.Exit(1)
+    print(summary(outcome.run))

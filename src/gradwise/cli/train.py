@@ -1,0 +1,29 @@
+"""`gradwise train`: run a recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; runs/<name of the recipe> unless given.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a setting: --set layers.active=4. Repeatable.")
+    ] = None,
+) -> None:
+    """Train a model as a recipe says; the same command goes on with a run that was stopped."""
+    from gradwise.recipe import Recipe
+    from gradwise.run import train as run_recipe
+    from gradwise.run.ranks import is_first
+    from gradwise.run.summary import summary
+
+    loaded = Recipe.load(recipe, set_)
+    outcome = run_recipe(loaded, out or Path("runs") / recipe.stem)
+    if not outcome.finished:
+        raise typer.Exit(1)
+    if is_first():
+        print(summary(outcome.run))

@@ -1,0 +1,13 @@
+"""Data: from files and hub datasets to tokenised samples, packed rows and batches.
+
+It knows nothing of models, trainers or recipes: `load` gives a `Pool`, `pack` arranges samples in rows,
+`Collator` makes batches of them.
+"""
+
+from gradwise.data.collate import Collator
+from gradwise.data.load import load
+from gradwise.data.packing import even_rows, pack
+from gradwise.data.pool import Pool, Report, overlap
+from gradwise.data.settings import Allowed, Data, Source
+
+__all__ = ["Allowed", "Collator", "Data", "Pool", "Report", "Source", "even_rows", "load", "overlap", "pack"]

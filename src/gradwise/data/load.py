@@ -1,0 +1,129 @@
+"""From the sources a recipe names to a `Pool` of tokenised samples.
+
+Records stream through in batches and land in an Arrow file of our own, which `datasets` then maps into
+memory, so data may be larger than memory. `Dataset.from_generator` would do the same behind a cache keyed by
+the generator's arguments: a file that changed under the same name would come back as it was, and without the
+counts. The Arrow file lies in the system's temporary folder (TMPDIR moves it) until the process ends; a run
+that is killed leaves nothing behind in a cache that nobody clears.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import datasets
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from gradwise.data.chat import template_text
+from gradwise.data.formats import Format, Sample, columns_of, detect
+from gradwise.data.pool import Pool
+from gradwise.data.read import Part, read
+from gradwise.data.records import Record, UnreadableError
+from gradwise.data.settings import Data, Source
+from gradwise.data.tally import Row, Tally
+from gradwise.data.tokenise import Tokeniser
+from gradwise.errors import DataError
+
+BATCH = 1000
+
+
+def load(
+    settings: Data,
+    part: Literal["train", "validation"],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    progress: bool = True,
+    base: Path | None = None,
+) -> Pool:
+    """Read, tokenise and check one part of the data.
+
+    Args:
+        settings: the recipe's `data`.
+        part: which of its parts.
+        tokenizer: the model's; it is left as it was.
+        progress: show a bar, on a terminal.
+        base: the folder relative paths are taken from; the current one when not given.
+
+    Raises:
+        DataError: the part is not given, a source cannot be read, more records are flawed than
+            `settings.allow` puts up with, or too few are left.
+    """
+    found = [(source, item) for source in _sources(settings, part) for item in read(source, base)]
+    tokenise = Tokeniser(
+        tokenizer,
+        settings.max_length,
+        settings.loss_on,
+        settings.template,
+        template_text(settings.chat_template, base),
+    )
+    shown = progress and sys.stderr.isatty()
+    total = sum(item.count() for _, item in found) if shown else None
+    path = _new_file()
+    with (
+        tqdm(desc=f"{part} data", total=total, unit=" records", disable=not shown) as bar,
+        path.open("wb") as file,
+    ):
+        tally = Tally(settings, part, file)
+        for source, item in found:
+            for row in _rows(source, item, tokenise):
+                tally.add(row)
+                bar.update()
+        report, fingerprint = tally.close()
+    return Pool(datasets.Dataset.from_file(str(path)), report, fingerprint)
+
+
+def _sources(settings: Data, part: Literal["train", "validation"]) -> list[Source]:
+    given = settings.train if part == "train" else settings.validation
+    sources = [given] if isinstance(given, Source) else given
+    if not sources:
+        raise DataError(f"data.{part} names no source; give a file, a folder or a hub dataset there")
+    return sources
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Kept, and with it the files of every pool, until the process ends: loader workers may reopen them."""
+    return tempfile.TemporaryDirectory(prefix="gradwise-data-")
+
+
+def _new_file() -> Path:
+    with tempfile.NamedTemporaryFile(dir=_folder().name, suffix=".arrow", delete=False) as file:
+        return Path(file.name)
+
+
+def _rows(source: Source, part: Part, tokenise: Tokeniser) -> Iterator[Row]:
+    """One row for every record of one file or dataset, whatever becomes of it."""
+    records = part.records()
+    batch = list(islice(records, BATCH))
+    if not batch:
+        raise DataError(f"{part.name} ({source.path}) holds no records")
+    form = None
+    while batch:
+        if form is None and (columns := columns_of(batch)):
+            form = detect(source, columns)
+        yield from _batch(batch, form, part.name, tokenise)
+        batch = list(islice(records, BATCH))
+
+
+def _batch(batch: list[Record], form: Format | None, name: str, tokenise: Tokeniser) -> Iterator[Row]:
+    understood = [_understood(record, form, name) for record in batch]
+    tokens = iter(tokenise([sample for _, sample in understood if sample is not None]))
+    for row, sample in understood:
+        yield row if sample is None else row._replace(outcome=next(tokens))
+
+
+def _understood(record: Record, form: Format | None, name: str) -> tuple[Row, Sample | None]:
+    """A record's row, and the sample whose tokens it still lacks; no sample if it is blank or unreadable."""
+    if record.problem or form is None:
+        return Row(record.origin, UnreadableError(record.problem or "a record without fields")), None
+    try:
+        sample = form.sample(record.values)
+        row = Row(record.origin, None, form.domain(record.values, name), form.weight(record.values))
+    except UnreadableError as problem:
+        return Row(record.origin, problem), None
+    return row, None if sample.blank else sample

@@ -1,0 +1,132 @@
+"""What loading gives: the samples, what happened on the way, and a fingerprint of the contents."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+
+from gradwise.data.tokenise import NO_LOSS
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the records of one part. All fields but `examples` are counts.
+
+    `cut` and, unless they were dropped, `duplicate` records are among the `kept`; `empty` and `unreadable`
+    never are.
+    """
+
+    read: int
+    kept: int
+    cut: int = 0
+    empty: int = 0
+    duplicate: int = 0
+    unreadable: int = 0
+    tokens: int = 0
+    label_tokens: int = 0
+    """Tokens the model is asked to predict."""
+    examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The first few of each kind of flaw, by origin; never the text."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self) | {"examples": {kind: list(found) for kind, found in self.examples.items()}}
+
+    def __str__(self) -> str:
+        words = {
+            "cut": "cut at max_length",
+            "empty": "without a token to learn, left out",
+            "duplicate": "seen before",
+            "unreadable": "unreadable, left out",
+        }
+        lines = [
+            f"{self.read:,} records read, {self.kept:,} kept: "
+            f"{self.tokens:,} tokens, {self.label_tokens:,} to learn"
+        ]
+        for kind, said in words.items():
+            if count := getattr(self, kind):
+                lines.append(f"  {count:,} {said} (first: {'; '.join(self.examples.get(kind, ()))})")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The samples of one part.
+
+    Attributes:
+        dataset: one row per sample: `input_ids`, `labels`, `domain`, `weight` (float above 0) and `origin`
+            (`train.jsonl:17`), memory-mapped.
+        report: what happened to the records.
+        fingerprint: SHA-256 of token ids, labels, domains and weights in order; the same contents give the
+        same one
+            whatever files they came from.
+    """
+
+    dataset: datasets.Dataset
+    report: Report
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @cached_property
+    def domains(self) -> dict[str, int]:
+        """How many samples each domain has, in the order met."""
+        return dict(Counter(self.dataset["domain"]))
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(N,) int32: tokens per sample."""
+        parts = [np.diff(offsets) for offsets, _ in _ragged(self.dataset, "input_ids")]
+        return np.concatenate([np.zeros(0), *parts]).astype(np.int32)
+
+    @cached_property
+    def label_tokens(self) -> np.ndarray:
+        """(N,) int32: tokens per sample that the model is asked to predict, `labels[1:] != -100`."""
+        parts = []
+        for offsets, labels in _ragged(self.dataset, "labels"):
+            learned = labels != NO_LOSS
+            learned[offsets[:-1]] = False
+            parts.append(np.diff(np.concatenate([[0], np.cumsum(learned)])[offsets]))
+        return np.concatenate([np.zeros(0), *parts]).astype(np.int32)
+
+
+def overlap(train: Pool, validation: Pool) -> int:
+    """How many validation samples have exactly the tokens of some training sample.
+
+    Memory grows with the validation part only: its digests are kept, and the training part streams past them.
+    """
+    wanted = Counter(digest(ids) for ids in _rows(validation.dataset))
+    found = {key for ids in _rows(train.dataset) if (key := digest(ids)) in wanted}
+    return sum(wanted[key] for key in found)
+
+
+def digest(*arrays: np.ndarray) -> bytes:
+    """16 bytes that tell apart sequences of int32 arrays; the odds of a clash among 1e9 samples are 1e-21."""
+    state = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        state.update(len(array).to_bytes(8, "little"))
+        state.update(np.ascontiguousarray(array, dtype="<i4").tobytes())
+    return state.digest()
+
+
+def _rows(dataset: datasets.Dataset) -> Iterator[np.ndarray]:
+    for offsets, values in _ragged(dataset, "input_ids"):
+        yield from np.split(values, offsets[1:-1])
+
+
+def _ragged(dataset: datasets.Dataset, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A column of lists in chunks: (rows + 1,) offsets into a flat array that may be written to."""
+    arrow = dataset.select_columns(column).with_format("arrow")
+    tables: Any = arrow.iter(batch_size=10_000)  # pyarrow.Table, whatever `datasets` declares
+    for table in tables:
+        lists = table.column(column).combine_chunks()
+        lists = lists.chunk(0) if isinstance(lists, pyarrow.ChunkedArray) else lists
+        lengths = np.asarray(lists.value_lengths())
+        yield np.concatenate([[0], np.cumsum(lengths)]), np.array(lists.flatten())

@@ -1,0 +1,42 @@
+"""A record as it was found: its values, where it stands, and what is wrong with it, if anything."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from gradwise.errors import DataError
+
+
+class UnreadableError(DataError):
+    """One record that cannot become a sample; its message is the reason, without the record's text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a record stands: a line of a text file, a row of a table; counted from 1."""
+
+    file: str
+    number: int
+    unit: Literal["line", "row"] = "line"
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.number}"
+
+    @property
+    def words(self) -> str:
+        """`train.jsonl, line 17`: for the start of a sentence."""
+        return f"{self.file}, {self.unit} {self.number}"
+
+
+class Record(NamedTuple):
+    """What a reader yields; `values` is empty and `problem` says why where a record could not be read."""
+
+    origin: Origin
+    values: dict[str, Any]
+    problem: str = ""
+
+
+def few(names: list[str]) -> str:
+    """Column names for a message, cut short: a file without a header offers its first record as names."""
+    shown = ", ".join(name if len(name) <= 40 else name[:37] + "..." for name in names[:12])
+    more = len(names) - 12
+    return (shown or "none") + (f" and {more} more" if more > 0 else "")

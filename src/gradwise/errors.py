@@ -1,0 +1,25 @@
+"""What gradwise raises: one root, a child for each place where a user can put something right."""
+
+
+class GradwiseError(Exception):
+    """Root of every error raised on purpose; its message says what, what was found, and what to do."""
+
+
+class RecipeError(GradwiseError):
+    """A recipe that cannot be run: an unknown key, a wrong type, a combination that contradicts itself."""
+
+
+class DataError(GradwiseError):
+    """Records that cannot be read, or that would leave nothing to train on."""
+
+
+class SignalError(GradwiseError):
+    """A per-sample quantity that could not be computed."""
+
+
+class PlanError(GradwiseError):
+    """A plan that was altered, or that does not belong to the data it is used with."""
+
+
+class CheckpointError(GradwiseError):
+    """A checkpoint that is incomplete, damaged, or from another run."""

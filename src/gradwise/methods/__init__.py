@@ -1,0 +1,36 @@
+"""The decisions: which samples, in which order, through which layers. One union per question lists who answers it.
+
+A new method is a frozen settings dataclass with a `method` literal of its own, added to one union below; recipe,
+schema, command line and trainer follow from that.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from gradwise.methods.baselines import (
+    AllLayers,
+    EasyFirst,
+    FullData,
+    GivenOrder,
+    Interleave,
+    LengthTop,
+    LossTop,
+    RandomSubset,
+    RoundRobinLayers,
+    Shuffle,
+    StaticLayers,
+    TopLayers,
+    UniformLayers,
+)
+from gradwise.methods.decision import Order, Selection
+from gradwise.methods.grass import Grass
+
+Select = Annotated[FullData | RandomSubset | LossTop | LengthTop, Field(discriminator="method")]
+OrderBy = Annotated[Shuffle | GivenOrder | EasyFirst | Interleave, Field(discriminator="method")]
+Layers = Annotated[
+    AllLayers | UniformLayers | StaticLayers | RoundRobinLayers | TopLayers | Grass,
+    Field(discriminator="method"),
+]
+
+__all__ = ["Grass", "Layers", "Order", "OrderBy", "Select", "Selection"]

@@ -1,0 +1,44 @@
+"""What the data methods hand on: a selection of samples, and an order over them."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Samples that are worth training on.
+
+    >>> Selection(np.array([3, 1]), why=("rank 1", "rank 2")).indices.tolist()
+    [3, 1]
+    """
+
+    indices: NDArray[np.int64]
+    """(n,) positions in the pool, in the order picked."""
+
+    why: tuple[str, ...]
+    """One sentence for each sample, or a single one that holds for all."""
+
+    weights: NDArray[np.float64] | None = None
+    """(n,) how often each should be seen relative to the others; None means equally."""
+
+    scores: NDArray[np.float64] | None = None
+    """(n,) what the method ranked by."""
+
+    objective: float | None = None
+    """Value of the method's own objective for this selection."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order over the entries of a selection, for one pass."""
+
+    indices: NDArray[np.int64]
+    """(n,) positions in the pool, in the order to be trained on."""
+
+    why: tuple[str, ...] = field(default=("given",))
+    """One sentence for each position, or a single one that holds for all."""
+
+    objective: float | None = None
+    """Value of the method's own objective for this order."""

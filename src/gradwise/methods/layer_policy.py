@@ -1,0 +1,139 @@
+"""The interface of all layer policies: which layers are updated over the next `period` steps.
+
+A policy is settings plus pure functions of the layers' scores and of the number of the draw; whoever drives it
+(`gradwise.training.layers.LayerSwitch`) keeps the scores, measures, freezes and thaws. Layers are numbered 0..L-1 in
+the model's own order; with `embeddings: sampled` the embeddings, head and other parameters outside the blocks stand
+as one further layer at the end.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from gradwise.errors import RecipeError
+from gradwise.numerics import successive_draw
+from gradwise.settings import Settings
+
+Scores = NDArray[np.float64]
+"""(L,) importance of each layer: mean over a window of ||g|| / sqrt(number of parameters), nats per unit weight."""
+
+
+@dataclass(frozen=True)
+class LayerPolicy(Settings):
+    """What every policy that freezes layers has in common."""
+
+    active: Annotated[int, Field(ge=1)] = 2
+    """Layers updated at a time."""
+
+    period: Annotated[int, Field(ge=1)] = 10
+    """Optimizer steps from one draw to the next."""
+
+    embeddings: Literal["never", "always", "sampled"] = "never"
+    """Whether embeddings, head and final norm are updated: never, always, or drawn as one more layer."""
+
+    state: Literal["keep", "drop"] = "keep"
+    """Optimizer state of layers that go frozen: kept for their next turn, or dropped to save its memory."""
+
+    measures: ClassVar[bool] = False
+    """Whether gradient norms are measured between draws."""
+
+    probes: ClassVar[bool] = False
+    """Whether all layers are measured once before the first step."""
+
+    def draw(self, scores: Scores, number: int, seed: int) -> NDArray[np.int64]:
+        """The layers of draw `number` (from 0), ascending; the same for the same scores, number and seed."""
+        raise NotImplementedError
+
+    def probabilities(self, scores: Scores) -> Scores | None:  # noqa: ARG002
+        """(L,) chance of each layer to be the first one drawn, or None where nothing is drawn by chance."""
+        return None
+
+    def adapt(self, scores: Scores, measured: Scores) -> Scores:  # noqa: ARG002
+        """Scores after a window in which the active layers measured `measured` (NaN for frozen layers)."""
+        return scores
+
+    def check_layers(self, layers: int) -> None:
+        """Raise RecipeError when a model of `layers` layers cannot be served."""
+        if self.active > layers:
+            raise RecipeError(
+                f"layers.active is {self.active}, but the model has {layers} layers with trainable parameters; "
+                f"give at most {layers}."
+            )
+
+
+@dataclass(frozen=True)
+class ProbedPolicy(LayerPolicy):
+    """A policy that needs every layer's gradient norm before its first draw."""
+
+    probe: Annotated[int, Field(ge=1)] = 4
+    """Forward and backward passes before the first step that measure all layers; nothing is updated."""
+
+    probes: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class DrawnByScore(ProbedPolicy):
+    """Layers drawn without replacement from a softmax over their scores."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the softmax over scores divided by their mean; lower prefers the largest more strongly."""
+
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Smallest probability of any layer, so that every layer keeps being seen; at most 1 / layers."""
+
+    def probabilities(self, scores: Scores) -> Scores | None:
+        """(L,) floor + (1 - L floor) softmax(m / mean(m) / temperature)."""
+        return softmax_with_floor(scores, self.temperature, self.floor)
+
+    def draw(self, scores: Scores, number: int, seed: int) -> NDArray[np.int64]:
+        """Successive draws without replacement from `probabilities`."""
+        probabilities = softmax_with_floor(scores, self.temperature, self.floor)
+        return np.sort(successive_draw(probabilities, self.active, draw_rng(seed, number)))
+
+    def check_layers(self, layers: int) -> None:
+        super().check_layers(layers)
+        if self.floor * layers > 1:
+            raise RecipeError(
+                f"layers.floor is {self.floor}, but {layers} layers cannot each have that probability; "
+                f"give at most {1 / layers:.4g}."
+            )
+
+
+@dataclass(frozen=True)
+class AdaptingPolicy(ProbedPolicy):
+    """A policy whose scores follow the training, as far as the active layers show it."""
+
+    smoothing: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Weight alpha of a new measurement against the old score; 1 forgets the old one."""
+
+    measures: ClassVar[bool] = True
+
+    def adapt(self, scores: Scores, measured: Scores) -> Scores:
+        """Exponential smoothing of what was measured; frozen layers (NaN) keep their score."""
+        smoothed = self.smoothing * measured + (1 - self.smoothing) * scores
+        return np.where(np.isfinite(measured), smoothed, scores)
+
+
+def softmax_with_floor(scores: Scores, temperature: float, floor: float) -> Scores:
+    """Probabilities proportional to exp(m / mean(m) / temperature), none below `floor`, summing to 1.
+
+    Scores that are all zero (a model whose gradient vanishes) give the uniform distribution.
+    """
+    layers = len(scores)
+    mean = scores.mean()
+    relative = scores / mean if mean > 0 else np.ones(layers)
+    logits = relative / temperature
+    weights = np.exp(logits - logits.max())
+    return floor + (1 - layers * floor) * weights / weights.sum()
+
+
+LAYER_STREAM = 0x1A7E25
+"""Keeps the layer draws' random stream apart from those of the selection and of the order."""
+
+
+def draw_rng(seed: int, number: int) -> np.random.Generator:
+    """The generator of draw `number`: a function of both, so that a resumed run needs no generator state."""
+    return np.random.default_rng([seed, LAYER_STREAM, number])

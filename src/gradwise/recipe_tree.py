@@ -1,0 +1,251 @@
+"""Recipes as plain nested values: YAML, overrides, paths, and sentences for what is wrong with them."""
+
+import difflib
+import json
+import re
+from copy import deepcopy
+from dataclasses import fields
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from gradwise.errors import RecipeError
+from gradwise.settings import Settings
+
+Tree = dict[str, Any]
+T = TypeVar("T")
+
+FREE_SECTIONS = {"train": "arguments", "adapter": "options"}
+"""Sections that take further keys of somebody else's, and the field that holds them."""
+
+METHOD_SECTIONS = ("select", "order", "layers")
+"""Sections of which the bare method's name will do: `layers: grass` means `layers: {method: grass}`."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 2e-5 is a number, as everyone expects; YAML 1.1 calls it a string for want of a dot."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path) -> Tree:
+    """The mapping in a YAML file, or a RecipeError that names the line at which it breaks."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"Cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}.") from None
+    try:
+        found = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}.") from None
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections (model, data, train, ...); found {found!r}.")
+    return found
+
+
+def to_yaml(values: Tree) -> str:
+    """YAML in the order of the fields, `method` first in each section."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
+
+
+def override(values: Tree, setting: str) -> None:
+    """Set one "a.b.c=value" in place; the value is read as YAML."""
+    key, equals, text = setting.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"--set takes key=value, such as select.fraction=0.2; found {setting!r}.")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {key}: {text!r} is not valid YAML.") from None
+    for name in keys[:-1]:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"--set {key}: {name} was already given the value {values!r}.")
+    values[keys[-1]] = value
+
+
+def merged(base: Tree, changes: Tree) -> Tree:
+    """`base` with the leaves of `changes` put over it; where a bare method name meets a mapping, it is spelt out."""
+    result = deepcopy(base)
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            below = result.get(key)
+            if isinstance(below, str) and key in METHOD_SECTIONS:
+                below = {"method": below}
+            result[key] = merged(below if isinstance(below, dict) else {}, value)
+        else:
+            result[key] = value
+    return result
+
+
+def anchor_paths(values: Tree, folder: Path) -> None:
+    """Make the paths of data and of a local model absolute, in place; hub names stay as they are."""
+    model = values.get("model")
+    if isinstance(model, dict) and isinstance(model.get("name"), str):
+        model["name"] = _anchored(model["name"], folder)
+    data = values.get("data")
+    if not isinstance(data, dict):
+        return
+    for part in ("train", "validation"):
+        sources = data.get(part)
+        if isinstance(sources, str):
+            data[part] = _anchored(sources, folder)
+        for position, source in enumerate(sources if isinstance(sources, list) else [sources]):
+            if isinstance(source, str) and isinstance(sources, list):
+                sources[position] = _anchored(source, folder)
+            elif isinstance(source, dict) and isinstance(source.get("path"), str):
+                source["path"] = _anchored(source["path"], folder)
+
+
+def _anchored(name: str, folder: Path) -> str:
+    local = (folder / Path(name).expanduser()).absolute()
+    looks_local = name.startswith((".", "/", "~")) or Path(name).suffix in (".jsonl", ".json", ".csv", ".parquet")
+    return str(local) if looks_local or local.exists() else name
+
+
+def nested(values: Tree) -> Tree:
+    """From the YAML form to the fields: bare method names spelt out, free keys gathered into their field."""
+    result = deepcopy(values)
+    for section in METHOD_SECTIONS:
+        if isinstance(result.get(section), str):
+            result[section] = {"method": result[section]}
+    for section, holder in FREE_SECTIONS.items():
+        given = result.get(section)
+        if isinstance(given, dict):
+            own = own_keys(section)
+            free = {key: given.pop(key) for key in list(given) if key not in own}
+            if free:
+                given[holder] = free
+    return result
+
+
+def flattened(values: Tree) -> Tree:
+    """From the fields to the YAML form; the inverse of `nested` but for bare method names."""
+    result = {}
+    for section, value in values.items():
+        if isinstance(value, dict):
+            free = value.get(FREE_SECTIONS.get(section, ""), {})
+            value = {key: inner for key, inner in value.items() if key != FREE_SECTIONS.get(section)} | free
+            if "method" in value:
+                value = {"method": value.pop("method")} | value
+        result[section] = value
+    return result
+
+
+def own_keys(section: str) -> set[str]:
+    """The keys of a free section that are its own, the field that gathers the others left out."""
+    from gradwise.recipe import Adapter, Train
+
+    owner = {"train": Train, "adapter": Adapter}[section]
+    return {field.name for field in fields(owner)} - {FREE_SECTIONS[section]}
+
+
+def flattened_schema(schema: Tree) -> Tree:
+    """The JSON schema of the YAML form: free keys beside the section's own, bare method names allowed."""
+    from gradwise.training.arguments import argument_schemas
+
+    definitions = schema["$defs"]
+    train = definitions["Train"]["properties"]
+    del train["arguments"]
+    definitions["Train"]["properties"] = train | argument_schemas()
+    del definitions["Adapter"]["properties"]["options"]
+    definitions["Adapter"]["additionalProperties"] = True
+    for section in METHOD_SECTIONS:
+        described = schema["properties"][section]
+        names = list(described.get("discriminator", {}).get("mapping", {}))
+        described.pop("discriminator", None)
+        described["oneOf"] = [*described["oneOf"], {"enum": names}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "gradwise recipe"}
+
+
+def validate(adapter: TypeAdapter[T], values: Tree, source: str) -> T:
+    """Build the recipe, or raise one RecipeError that lists everything wrong with it, a line each."""
+    try:
+        # Through JSON, because strict JSON is what YAML means: "3" is no number, a list is a tuple.
+        return adapter.validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        lines = sorted({_sentence(entry) for entry in _most_specific(error.errors())})
+        head = f"{source}: " if len(lines) == 1 else f"{source}:\n  "
+        raise RecipeError(head + "\n  ".join(lines)) from None
+
+
+def _most_specific(errors: list[Any]) -> list[Any]:
+    """Without the other branches of a union, which complain of what one branch has already looked into."""
+    keys = [_key(error) for error in errors]
+    return [
+        error
+        for error, key in zip(errors, keys, strict=True)
+        if not any(other != key and other.startswith(f"{key}.") for other in keys)
+    ]
+
+
+def _key(error: Any) -> str:
+    return ".".join(str(part) for part in error["loc"] if str(part) not in _tags()) or "recipe"
+
+
+def _sentence(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    kind, found, context = error["type"], error["input"], error.get("ctx", {})
+    key = _key(error)
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {key}{nearest(location[-1], _known_keys(location[:-1]))}"
+    if kind in ("missing", "missing_argument"):
+        return f"{key} is missing; give it a value."
+    if kind == "union_tag_not_found":
+        return f"{key} needs a method; found {found!r}."
+    if kind == "union_tag_invalid":
+        known = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
+        return f"{key}.method: unknown method {context['tag']!r}{nearest(context['tag'], known)}"
+    message = error["msg"]
+    return f"{key}: {message[0].lower()}{message[1:]}; found {found!r}."
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or all of them where none is near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(sorted(known))}." if known else "."
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    """Names of the fields of the settings class that stands at `location` in the recipe."""
+    from gradwise.recipe import Recipe
+
+    classes: list[Any] = [Recipe]
+    for part in location:
+        below = [member for cls in classes for member in _members(get_type_hints(cls, include_extras=True).get(part))]
+        tagged = [cls for cls in classes if part == _tag(cls) or part == cls.__name__]
+        classes = tagged or below or classes
+    return sorted({field.name for cls in classes for field in fields(cls)})
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The settings classes named anywhere in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType, Annotated, list, tuple):
+        return [member for argument in get_args(annotation) for member in _members(argument)]
+    return []
+
+
+def _tag(cls: Any) -> str | None:
+    return next((field.default for field in fields(cls) if field.name == "method"), None)  # type: ignore[return-value]
+
+
+def _tags() -> set[str]:
+    """Parts of a pydantic location that stand for the branch of a union rather than for a key."""
+    from gradwise.recipe import Recipe
+
+    hints = get_type_hints(Recipe, include_extras=True)
+    branches = [member for section in METHOD_SECTIONS for member in _members(hints[section])]
+    return {str(_tag(cls)) for cls in branches} | {"Source", "list[Source]", "str"}

@@ -1,0 +1,6 @@
+"""`gradwise train` without the command line: a recipe, a folder, and what comes out."""
+
+from gradwise.run.directory import RunDirectory
+from gradwise.run.execute import Outcome, train
+
+__all__ = ["Outcome", "RunDirectory", "train"]

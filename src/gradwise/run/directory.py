@@ -1,0 +1,159 @@
+"""The run directory: what belongs to one run, and who may write there.
+
+    recipe.yaml        the resolved recipe, itself runnable
+    environment.json   versions, machine, fingerprint of the data, data report
+    metrics.jsonl      a line per step and per evaluation
+    events.jsonl       a line per decision, with its cost
+    plan/              the index stream
+    checkpoints/       to go on from
+    model/             the result; its presence means that the run is finished
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gradwise.atomic import sync_files, sync_folder, write_json
+from gradwise.errors import CheckpointError, RecipeError
+from gradwise.recipe import Recipe
+from gradwise.recipe_tree import read_yaml
+
+
+class RunDirectory:
+    """One run's folder.
+
+    Args:
+        path: the folder; made when a run starts in it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.yaml"
+        self.environment_file = self.path / "environment.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.events_file = self.path / "events.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.model.is_dir()
+
+    @contextlib.contextmanager
+    def opened(self, recipe: Recipe, *, writes: bool = True) -> Iterator[None]:
+        """Claim the folder for a run of `recipe`, new or going on, for as long as the context lasts.
+
+        Args:
+            recipe: must be the one the folder was started with, if it was.
+            writes: False on all ranks but the first.
+
+        Raises:
+            RecipeError: when the folder cannot be written, belongs to another recipe, holds something else, or is
+                in use by another process.
+        """
+        if not writes:
+            yield
+            return
+        lock = self._locked()
+        try:
+            if self.recipe_file.exists():
+                self._check_same(recipe)
+            else:
+                strangers = sorted(entry.name for entry in self.path.iterdir() if entry.name != ".lock")
+                if strangers:
+                    raise RecipeError(
+                        f"{self.path} is not empty and holds no run (found {', '.join(strangers[:3])}); "
+                        "give --out a new folder."
+                    )
+                recipe.save(self.recipe_file)
+            yield
+        finally:
+            os.close(lock)
+
+    def _locked(self) -> int:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RecipeError(f"Cannot write to the run directory {self.path}: {error.strerror}; give another --out.") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise RecipeError(f"Another process is training in {self.path}; wait for it, or give another --out.") from None
+        return lock
+
+    def _check_same(self, recipe: Recipe) -> None:
+        there = Recipe.from_dict(read_yaml(self.recipe_file), source=str(self.recipe_file)).to_dict()
+        differences = sorted(_differences(there, recipe.to_dict()))
+        if differences:
+            raise RecipeError(
+                f"{self.path} holds a run of another recipe; different: {'; '.join(differences[:4])}"
+                f"{'; ...' if len(differences) > 4 else ''}. Give --out a new folder, or run "
+                f"{self.recipe_file} to go on with that one."
+            )
+
+    def check_data(self, fingerprint: str) -> None:
+        """Refuse to go on with data other than the run was started with; raises CheckpointError."""
+        if self.environment_file.exists():
+            before = json.loads(self.environment_file.read_text())["data"]["fingerprint"]
+            if before != fingerprint:
+                raise CheckpointError(
+                    f"The data have changed since the run in {self.path} was started (fingerprint {before[:12]}, "
+                    f"now {fingerprint[:12]}); restore them, or give --out a new folder."
+                )
+
+    def note_environment(self, environment: dict[str, Any]) -> None:
+        """Write `environment.json` unless the run that goes on has written it."""
+        if not self.environment_file.exists():
+            write_json(self.environment_file, environment)
+
+    def save_model(self, write: Callable[[str], None], meet: Callable[[], None], *, first: bool) -> None:
+        """Let `write` fill a folder with the final model, then put it in place in one move.
+
+        Args:
+            write: called on every rank, since a sharded model is gathered from all.
+            meet: waits for all ranks.
+            first: whether this rank writes files.
+        """
+        partial = self.path / ".model"
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+        meet()
+        write(str(partial))
+        meet()
+        if first:
+            (partial / "training_args.bin").unlink(missing_ok=True)
+            sync_files(partial)
+            partial.rename(self.model)
+            sync_folder(self.path)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of `metrics.jsonl`."""
+        return _lines(self.metrics_file)
+
+    def events(self) -> list[dict[str, Any]]:
+        """All lines of `events.jsonl`."""
+        return _lines(self.events_file)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    # A kill can leave the last line half written; it is cut off at the next resume.
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _differences(there: Any, here: Any, key: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in dict.fromkeys([*there, *here]):
+            below = f"{key}.{name}" if key else name
+            yield from _differences(there.get(name), here.get(name), below)
+    elif there != here:
+        yield f"{key} was {there!r}, now {here!r}"

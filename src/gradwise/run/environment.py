@@ -1,0 +1,69 @@
+"""What a run was made with: versions, machine, code, data."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradwise.run.ranks import rank_count
+
+PACKAGES = ("gradwise", "torch", "transformers", "accelerate", "datasets", "peft", "trl", "numpy", "tokenizers")
+
+
+def environment(*, data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+    """Plain values for `environment.json`.
+
+    Args:
+        data: fingerprint and report of the training data.
+        model: name, revision and size of the model.
+    """
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "machine": {
+            "platform": platform.platform(),
+            "processors": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "ranks": rank_count(),
+        },
+        "command": sys.argv,
+        "git_revision": _git_revision(),
+        "model": model,
+        "data": data,
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak so far: allocated on the accelerator, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_revision() -> str | None:
+    """Revision of the working directory's repository, which is where a user keeps recipes."""
+    try:
+        told = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True, cwd=Path.cwd()
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip()

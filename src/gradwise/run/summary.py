@@ -1,0 +1,45 @@
+"""A finished run in a few lines: what was trained, what it cost, what it changed."""
+
+from typing import Any
+
+from gradwise.run.directory import RunDirectory
+
+
+def summary(run: RunDirectory) -> str:
+    """A small table from the run directory alone: losses, trained parameters, memory, time, where things lie."""
+    metrics, events = run.metrics(), run.events()
+    finished = next(event for event in reversed(events) if event["event"] == "finished")
+    rows = [
+        *_losses(metrics),
+        ("steps", f"{finished['step']:,}"),
+        ("parameters updated at a time", _share(finished["trainable_parameters"], finished["total_parameters"])),
+        ("peak memory", f"{finished['peak_memory'] / 2**30:.2f} GiB"),
+        ("time", f"{finished['seconds']:,.0f} s, of which deciding {_deciding(events):,.1f} s"),
+        ("model", str(run.model)),
+        ("record", str(run.path)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _losses(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    held_out = [line["eval_loss"] for line in metrics if "eval_loss" in line]
+    if held_out:
+        return [
+            ("held-out loss before", f"{held_out[0]:.4f} nats per token"),
+            ("held-out loss after", f"{held_out[-1]:.4f} nats per token"),
+        ]
+    training = [line["loss"] for line in metrics if "loss" in line]
+    tenth = max(1, len(training) // 10)
+    return [
+        ("training loss at first", f"{sum(training[:tenth]) / tenth:.4f} nats per token"),
+        ("training loss at last", f"{sum(training[-tenth:]) / tenth:.4f} nats per token"),
+    ]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / 1e6:,.2f} M of {whole / 1e6:,.2f} M ({part / whole:.0%})"
+
+
+def _deciding(events: list[dict[str, Any]]) -> float:
+    return sum(event["seconds"] for event in events if event["event"] in ("signals", "plan", "probe", "layers"))

@@ -1,0 +1,42 @@
+"""What every section of a recipe has in common: frozen, documented field by field, and strict about what it takes."""
+
+from dataclasses import fields
+from functools import cache
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from gradwise.errors import RecipeError
+
+
+class Settings:
+    """Base of the frozen dataclasses that make up a recipe.
+
+    A field's docstring stands beneath it and becomes its description in the JSON schema. Values are checked against
+    the field's annotation however the object is made, so that `gw.Grass(active=-1)` fails where it is written.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    def __post_init__(self) -> None:
+        for name, adapter in _field_adapters(type(self)).items():
+            try:
+                value = adapter.validate_python(getattr(self, name))
+            except ValidationError as error:
+                raise RecipeError(_sentence(type(self).__name__, name, error)) from None
+            object.__setattr__(self, name, value)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse combinations of values that contradict each other; raises RecipeError. Nothing by default."""
+
+
+@cache
+def _field_adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: TypeAdapter(hints[field.name]) for field in fields(cls)}
+
+
+def _sentence(owner: str, name: str, error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{owner}.{name}: {first['msg'][0].lower()}{first['msg'][1:]}; found {first['input']!r}."

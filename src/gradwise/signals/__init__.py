@@ -1,0 +1,6 @@
+"""What one pass over samples tells about each of them. Knows nothing of the methods that decide on it."""
+
+from gradwise.signals.losses import collect_losses
+from gradwise.signals.quantities import Signals
+
+__all__ = ["Signals", "collect_losses"]

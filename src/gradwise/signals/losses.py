@@ -1,0 +1,110 @@
+"""Own-mean loss of every sample in one forward pass."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from gradwise.errors import SignalError
+from gradwise.signals.quantities import Signals
+
+Batch = dict[str, Tensor]
+
+
+def collect_losses(
+    model: nn.Module,
+    dataset: Sequence[dict[str, Any]],
+    collator: Callable[[list[dict[str, Any]]], Batch],
+    *,
+    batch_tokens: int = 4096,
+    progress: bool = True,
+) -> Signals:
+    """Measure l_i = (1/|L_i|) sum over label tokens of the cross entropy, at the model's present weights.
+
+    Without dropout and without gradients. Every sample's loss is its own: it does not depend on what it is batched
+    with beyond float rounding. Under torch.distributed each rank measures its share of the batches and all ranks
+    return the same arrays, the same as one rank would.
+
+    Args:
+        model: a causal language model returning `.logits` of shape (B, T, V).
+        dataset: anything indexable of {"input_ids": [...], "labels": [...]}; labels of -100 do not count.
+        collator: makes a padded batch with "input_ids", "attention_mask" and "labels" out of samples.
+        batch_tokens: padded tokens per batch; at least one sample goes in whatever its length.
+        progress: show a bar on the first rank when standard error is a terminal.
+
+    Returns:
+        Signals with `loss` (N,) in nats per label token, `num_tokens` (N,) and `ok` (N,), False where the loss is
+        not finite or the sample has no label token.
+
+    Raises:
+        SignalError: when no sample of the data set has a finite loss.
+    """
+    lengths = np.array([len(dataset[i]["input_ids"]) for i in range(len(dataset))], dtype=np.int64)
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    batches = list(batches_by_length(lengths, batch_tokens))
+    loss = np.full(len(lengths), np.nan, dtype=np.float32)
+    tokens = np.zeros(len(lengths), dtype=np.int32)
+    device = next(model.parameters()).device
+    bar = tqdm(batches[rank::ranks], "losses", unit="batch", disable=None if progress and rank == 0 else True)
+    with _evaluating(model), torch.inference_mode():
+        for rows in bar:
+            batch = collator([dataset[int(i)] for i in rows])
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            loss[rows], tokens[rows] = _own_mean_losses(model, batch)
+    if ranks > 1:
+        _merge(loss, tokens, batches, ranks)
+    ok = np.isfinite(loss)
+    if not ok.any():
+        raise SignalError(f"None of the {len(loss)} samples has a finite loss; the model's weights are unusable.")
+    return Signals(len(loss), num_tokens=tokens, loss=loss, ok=ok)
+
+
+def batches_by_length(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:
+    """Cut the samples, longest first, into batches of at most `batch_tokens` padded tokens.
+
+    Longest first, so that running out of memory happens at once or not at all.
+    """
+    by_length = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(by_length):
+        rows = max(1, batch_tokens // max(1, int(lengths[by_length[start]])))
+        yield by_length[start : start + rows]
+        start += rows
+
+
+def _own_mean_losses(model: nn.Module, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    labels_BT = batch.pop("labels")[:, 1:]
+    logits_BTV = model(**batch, use_cache=False).logits[:, :-1]
+    losses = []
+    # One sample at a time: the float32 copy of the logits is then T x V, not B x T x V.
+    for labels_T, logits_TV in zip(labels_BT, logits_BTV, strict=True):
+        counted = labels_T != -100
+        losses.append(nn.functional.cross_entropy(logits_TV[counted].float(), labels_T[counted]))
+    tokens = (labels_BT != -100).sum(dim=1)
+    return torch.stack(losses).cpu().numpy(), tokens.cpu().numpy().astype(np.int32)
+
+
+def _merge(loss: NDArray, tokens: NDArray, batches: list[NDArray], ranks: int) -> None:
+    shares: list[Any] = [None] * ranks
+    dist.all_gather_object(shares, (loss, tokens))
+    for other, (their_loss, their_tokens) in enumerate(shares):
+        for rows in batches[other::ranks]:
+            loss[rows], tokens[rows] = their_loss[rows], their_tokens[rows]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, given back module by module as it was found."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

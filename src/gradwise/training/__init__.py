@@ -1,0 +1,28 @@
+"""Training: the plan, what serves it, and the Trainer with a layer policy around its optimizer."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradwise.training.layers import LayerSwitch
+    from gradwise.training.plan import Plan, Segment
+    from gradwise.training.sampler import PlanSampler
+    from gradwise.training.trainer import Trainer, with_gradwise
+
+# Looked up on first use: the plan and the sampler need neither transformers nor a recipe.
+_HOMES = {
+    "LayerSwitch": "layers",
+    "Plan": "plan",
+    "PlanSampler": "sampler",
+    "Segment": "plan",
+    "Trainer": "trainer",
+    "with_gradwise": "trainer",
+}
+
+__all__ = ["LayerSwitch", "Plan", "PlanSampler", "Segment", "Trainer", "with_gradwise"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gradwise.training' has no attribute {name!r}")
+    return getattr(import_module(f"gradwise.training.{_HOMES[name]}"), name)

@@ -1,0 +1,167 @@
+"""From a recipe's `train` section to the Hugging Face Trainer's arguments: aliases, what is passed on, what is refused."""
+
+from dataclasses import MISSING, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from transformers import TrainingArguments
+
+from gradwise.errors import RecipeError
+from gradwise.recipe_tree import nearest
+
+DECIDED_HERE = {
+    "output_dir": "the run directory is given with --out",
+    "seed": "set `seed` at the top of the recipe",
+    "data_seed": "set `seed` at the top of the recipe",
+    "num_train_epochs": "set train.epochs",
+    "lr_scheduler_type": "set train.schedule",
+    "gradient_accumulation_steps": (
+        "it follows from train.batch_size, per_device_train_batch_size and the number of ranks"
+    ),
+    "auto_find_batch_size": "it would change which samples form a step; set per_device_train_batch_size",
+    "train_sampling_strategy": "set `order`",
+    "length_column_name": "set `order`",
+    "ignore_data_skip": "resuming goes by the plan",
+    "save_only_model": "a run must be able to resume exactly; keep fewer checkpoints with save_total_limit",
+    "restore_callback_states_from_checkpoint": "resuming restores what gradwise keeps itself",
+    "resume_from_checkpoint": "a second run into the same directory resumes",
+    "enable_jit_checkpoint": "Ctrl-C and SIGTERM already save a checkpoint",
+    "remove_unused_columns": "the data section decides which columns reach the model",
+    "label_names": "causal language models take `labels`",
+    "do_train": "use `gradwise train`",
+    "do_eval": "give data.validation",
+    "do_predict": "gradwise does not predict",
+    "accelerator_config": "which rank sees which sample is decided by the plan",
+    "parallelism_config": "tensor, context and sequence parallelism are not supported",
+    "local_rank": "torchrun sets it",
+    "disable_tqdm": "bars show on a terminal and nowhere else",
+}
+"""TrainingArguments that a recipe may not set, each with what to do instead."""
+
+DECAY_SHARE = "decay_share"
+"""Key in lr_scheduler_kwargs for the share of the steps over which `schedule: wsd` decays."""
+
+LARGEST_MICRO_BATCH = 8
+"""Samples per device and pass unless per_device_train_batch_size says otherwise; the Trainer's own default."""
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    hints = get_type_hints(TrainingArguments)
+    return {field.name: hints[field.name] for field in fields(TrainingArguments) if field.init}
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Refuse keys that are unknown, decided by gradwise, or of the wrong type; raises RecipeError."""
+    for key, value in arguments.items():
+        if key in DECIDED_HERE:
+            raise RecipeError(f"train.{key} cannot be set here: {DECIDED_HERE[key]}.")
+        if key not in _hints():
+            known = ["epochs", "batch_size", "learning_rate", "schedule", "decay", *_hints()]
+            near = nearest(key, [name for name in known if name not in DECIDED_HERE])
+            raise RecipeError(
+                f"unknown key train.{key}" + (near if "did you mean" in near else "; see `gradwise schema`.")
+            )
+        try:
+            TypeAdapter(_hints()[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise RecipeError(f"train.{key}: {message[0].lower()}{message[1:]}; found {value!r}.") from None
+
+
+def argument_schemas() -> dict[str, Any]:
+    """JSON schemas of the TrainingArguments that may stand under `train`, by name."""
+    schemas = {}
+    for field in fields(TrainingArguments):
+        if field.name not in _hints() or field.name in DECIDED_HERE or field.name == "learning_rate":
+            continue
+        schema: dict[str, Any] = {}
+        try:
+            schema = TypeAdapter(_hints()[field.name]).json_schema()
+        except Exception:  # a type of accelerate's that JSON cannot describe: the key is known, its value is not
+            schema = {}
+        if field.default is not MISSING and isinstance(field.default, str | int | float | bool | None):
+            schema["default"] = field.default
+        schemas[field.name] = schema
+    return schemas
+
+
+def micro_batch(batch_size: int, ranks: int, asked: int | None) -> int:
+    """Samples per rank and pass: what was asked, or the largest divisor of a rank's share that is at most 8.
+
+    >>> micro_batch(32, 1, None), micro_batch(12, 2, None), micro_batch(8, 1, 2)
+    (8, 6, 2)
+    """
+    share, rest = divmod(batch_size, ranks)
+    if rest:
+        raise RecipeError(f"train.batch_size is {batch_size}, which {ranks} ranks cannot share; use a multiple.")
+    if asked is None:
+        return max(size for size in range(1, min(LARGEST_MICRO_BATCH, share) + 1) if share % size == 0)
+    if share % asked:
+        raise RecipeError(
+            f"train.batch_size is {batch_size}, which is not a multiple of per_device_train_batch_size {asked} "
+            f"times {ranks} rank{'s' if ranks > 1 else ''}."
+        )
+    return asked
+
+
+def training_arguments(
+    train: Any, *, output_dir: Path, seed: int, ranks: int, validation: bool, bars: bool
+) -> TrainingArguments:
+    """The Trainer's arguments for a run.
+
+    Args:
+        train: the recipe's `train` section (`gradwise.recipe.Train`).
+        output_dir: where checkpoints go.
+        seed: the recipe's seed.
+        ranks: number of processes.
+        validation: whether there are held-out data; they are then evaluated at the start and after each epoch
+            unless the recipe says otherwise.
+        bars: show progress bars.
+
+    Raises:
+        RecipeError: for combinations that the Trainer refuses.
+    """
+    given = dict(train.arguments)
+    size = micro_batch(train.batch_size, ranks, given.pop("per_device_train_batch_size", None))
+    given.setdefault("save_total_limit", 2)
+    given.setdefault("logging_steps", 10)
+    # Host memory is pinned for a GPU only; without one torch warns and does nothing.
+    given.setdefault("dataloader_pin_memory", _has_gpu())
+    if validation:
+        given.setdefault("eval_strategy", "epoch")
+        given.setdefault("eval_on_start", True)
+    elif given.get("eval_strategy", "no") != "no" or given.get("eval_on_start"):
+        raise RecipeError("train asks for evaluation, but data.validation is not given.")
+    if train.schedule == "wsd":
+        # A share of the steps; `Trainer.create_scheduler` makes steps of it once their number is known.
+        share = 0.2 if train.decay is None else train.decay
+        given["lr_scheduler_kwargs"] = {DECAY_SHARE: share, **(given.get("lr_scheduler_kwargs") or {})}
+    _check_fsdp(given)
+    try:
+        return TrainingArguments(
+            output_dir=str(output_dir),
+            seed=seed,
+            num_train_epochs=train.epochs,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=train.batch_size // (size * ranks),
+            learning_rate=train.learning_rate,
+            lr_scheduler_type="warmup_stable_decay" if train.schedule == "wsd" else train.schedule,
+            disable_tqdm=not bars,
+            **given,
+        )
+    except (ValueError, ImportError, TypeError) as error:
+        raise RecipeError(f"train: {' '.join(str(error).split())}") from None
+
+
+def _check_fsdp(given: dict[str, Any]) -> None:
+    if given.get("fsdp") and not _has_gpu():
+        raise RecipeError("train.fsdp needs GPUs; on a CPU the Trainer would run plain data parallelism instead.")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()

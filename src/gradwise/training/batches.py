@@ -1,0 +1,164 @@
+"""How a plan is cut into optimizer steps, rows and micro-batches: the one place that knows of ranks and accumulation.
+
+Step s of an epoch takes the next `batch_size` rows of the plan. They are dealt out in micro-batches, rank by rank and
+pass by pass, so that accumulation and ranks change who computes a sample, never which samples form a step. A row is
+one sample, or with packing the run of samples that fit `max_length` together.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.errors import PlanError, RecipeError
+from gradwise.training.plan import Plan
+
+Row = tuple[int, ...]
+"""Positions in the data set of the samples of one row."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank passes through the model at one time."""
+
+    rows: tuple[Row, ...]
+
+    counts: bool = True
+    """False for the stand-in that a rank computes without effect when a step has too few rows for all ranks."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """A plan cut into the steps of one rank."""
+
+    plan: Plan
+    batch_size: int
+    """Rows per step over all ranks and passes."""
+    micro_batch: int
+    """Rows per rank and pass; `micro_batch * ranks` divides `batch_size`."""
+    rank: int = 0
+    ranks: int = 1
+    drop_last: bool = False
+    """Leave out rows at an epoch's end that do not fill a micro-batch on every rank."""
+    pack: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None
+    """Offsets (rows + 1,) at which rows start, given a segment's indices; None puts each sample in its own row."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size % (self.micro_batch * self.ranks):
+            raise RecipeError(
+                f"A batch of {self.batch_size} is not a multiple of {self.micro_batch} per pass times "
+                f"{self.ranks} ranks."
+            )
+        if not self.steps_per_epoch:
+            raise RecipeError(
+                f"dataloader_drop_last leaves nothing of {len(self._offsets[0]) - 1} rows in batches of "
+                f"{self.micro_batch * self.ranks}; lower the batch size."
+            )
+        counts = self._steps_of_epochs
+        if np.any(counts != counts[0]):
+            raise PlanError(f"Every epoch of a plan must have the same number of steps; found {counts.tolist()}.")
+
+    @cached_property
+    def _offsets(self) -> list[NDArray[np.int64]]:
+        """For each segment where its rows start, all epochs brought to the same number of rows."""
+        if self.pack is None:
+            return [np.arange(len(segment) + 1) for segment in self.plan.segments]
+        from gradwise.data.packing import even_rows
+
+        offsets = [self.pack(segment.indices) for segment in self.plan.segments]
+        if len(offsets) == self.plan.epochs:
+            most = max(len(starts) for starts in offsets) - 1
+            offsets = [even_rows(starts, most) for starts in offsets]
+        return offsets
+
+    @cached_property
+    def _rows(self) -> NDArray[np.int64]:
+        """(segments,) rows of each segment that are used."""
+        rows = np.array([len(starts) - 1 for starts in self._offsets])
+        if self.drop_last:
+            last_of_epoch = np.append(np.diff([segment.epoch for segment in self.plan.segments]) > 0, True)
+            whole = self.micro_batch * self.ranks
+            rows = np.where(last_of_epoch, rows // whole * whole, rows)
+        return rows
+
+    @cached_property
+    def _first_steps(self) -> NDArray[np.int64]:
+        """(segments + 1,) step at which each segment starts."""
+        return np.concatenate([[0], np.cumsum(-(-self._rows // self.batch_size))])
+
+    @cached_property
+    def _steps_of_epochs(self) -> NDArray[np.int64]:
+        epochs = np.array([segment.epoch for segment in self.plan.segments])
+        return np.bincount(epochs, weights=np.diff(self._first_steps)).astype(np.int64)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole plan."""
+        return int(self._first_steps[-1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one pass, the same for all."""
+        return int(self._steps_of_epochs[0])
+
+    @cached_property
+    def micro_batches_per_epoch(self) -> int:
+        """Passes that every rank makes in one epoch."""
+        first_epoch = self._rows[: len(self.plan.of_epoch(0))]
+        whole, rest = np.divmod(first_epoch, self.batch_size)
+        passes = whole * (self.batch_size // (self.micro_batch * self.ranks))
+        return int(np.sum(passes - (-rest // (self.micro_batch * self.ranks))))
+
+    @cached_property
+    def has_stand_ins(self) -> bool:
+        """Whether some step has too few rows to give every rank as many passes."""
+        last_steps = self._first_steps[1:] - 1
+        return any(-(-self._rows_of(int(step))[1] // self.micro_batch) % self.ranks for step in last_steps)
+
+    def segment(self, step: int) -> int:
+        """Number of the segment that step belongs to."""
+        if not 0 <= step < self.steps:
+            raise PlanError(f"The plan has {self.steps} steps; there is no step {step}.")
+        return int(np.searchsorted(self._first_steps, step, side="right")) - 1
+
+    def last_step(self, segment: int) -> int:
+        """The last step of a segment."""
+        return int(self._first_steps[segment + 1]) - 1
+
+    def used(self, step: int) -> int:
+        """Samples of the plan served before `step`, those that an epoch's end dropped included."""
+        if step == self.steps:
+            return len(self.plan)
+        segment = self.segment(step)
+        first = (step - self._first_steps[segment]) * self.batch_size
+        return int(self.plan.starts[segment] + self._offsets[segment][first])
+
+    def samples(self, step: int) -> NDArray[np.int64]:
+        """Positions in the data set of all samples of a step, over all ranks, in the plan's order."""
+        rows = self._step_rows(step)
+        return np.array([index for row in rows for index in row], dtype=np.int64)
+
+    def of_step(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of this rank in one step."""
+        rows = self._step_rows(step)
+        chunks = [tuple(rows[at : at + self.micro_batch]) for at in range(0, len(rows), self.micro_batch)]
+        return [
+            MicroBatch(chunks[number]) if number < len(chunks) else MicroBatch(rows[:1], counts=False)
+            for number in range(self.rank, -(-len(chunks) // self.ranks) * self.ranks, self.ranks)
+        ]
+
+    def _rows_of(self, step: int) -> tuple[int, int]:
+        """The first row of a step within its segment, and the number of its rows."""
+        segment = self.segment(step)
+        first = int((step - self._first_steps[segment]) * self.batch_size)
+        return first, min(self.batch_size, int(self._rows[segment]) - first)
+
+    def _step_rows(self, step: int) -> tuple[Row, ...]:
+        first, count = self._rows_of(step)
+        segment = self.segment(step)
+        indices, starts = self.plan.segments[segment].indices, self._offsets[segment]
+        return tuple(
+            tuple(indices[starts[row] : starts[row + 1]].tolist()) for row in range(first, first + count)
+        )

@@ -1,0 +1,106 @@
+"""Checkpoints that count only when they are whole.
+
+The Trainer writes a checkpoint file by file, so a kill can leave half of one. Ours ends with a marker that lists
+every file and its size, written after all of them are on disk; older checkpoints are deleted only after that.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gradwise.atomic import sync_files, sync_folder, write_json
+from gradwise.errors import CheckpointError
+
+MARKER = "complete.json"
+STATE = "gradwise.json"
+PLAN = "plan.safetensors"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All checkpoint folders in `folder`, whole or not, by step."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """Whether writing it came to its end; it may have been damaged since."""
+    return (checkpoint / MARKER).is_file()
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raise CheckpointError naming the first thing that is missing from a checkpoint or of the wrong size."""
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"There is no checkpoint at {checkpoint}.")
+    try:
+        sizes = json.loads((checkpoint / MARKER).read_text())["files"]
+    except FileNotFoundError:
+        raise CheckpointError(f"The checkpoint {checkpoint} was not written to its end; use an earlier one.") from None
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+        raise CheckpointError(f"{checkpoint / MARKER} is damaged; use an earlier checkpoint.") from None
+    for name, size in sizes.items():
+        path = checkpoint / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise CheckpointError(f"The checkpoint {checkpoint} is damaged: {name} {state}. Use an earlier one.")
+
+
+def last_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The latest whole checkpoint, and a sentence for each later one that was passed over.
+
+    Raises:
+        CheckpointError: when checkpoints were finished, but all of them are damaged: starting from the beginning
+            would throw work away that may be recoverable.
+    """
+    passed_over = []
+    damaged = False
+    for checkpoint in reversed(checkpoints(folder)):
+        try:
+            check_whole(checkpoint)
+        except CheckpointError as error:
+            damaged = damaged or is_finished(checkpoint)
+            passed_over.append(str(error))
+            continue
+        return checkpoint, passed_over
+    if damaged:
+        raise CheckpointError(f"{passed_over[0]} No earlier one is whole; to start anew, delete {folder}.")
+    return None, passed_over
+
+
+def discard_torn(folder: Path) -> None:
+    """Delete what was not written to its end."""
+    for checkpoint in checkpoints(folder):
+        if not is_finished(checkpoint):
+            shutil.rmtree(checkpoint)
+
+
+def begin(checkpoint: Path) -> None:
+    """Make a folder of the same step uncounted before it is written again."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint)
+
+
+def finish(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Add gradwise's own state, force everything to disk, and set the marker."""
+    write_json(checkpoint / STATE, state)
+    write_json(checkpoint / MARKER, {"files": sync_files(checkpoint)})
+    sync_folder(checkpoint.parent)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """gradwise's own state of a whole checkpoint."""
+    return json.loads((checkpoint / STATE).read_text())
+
+
+def rotate(folder: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints beyond `limit`, never the best one nor the latest."""
+    if not limit or limit <= 0:
+        return
+    found = [path for path in checkpoints(folder) if is_finished(path)]
+    spare = [path for path in found[:-1] if best is None or path.resolve() != Path(best).resolve()]
+    for checkpoint in spare[: max(0, len(found) - limit)]:
+        # Without its marker first, so that a kill in between leaves nothing that looks whole.
+        begin(checkpoint)

@@ -1,0 +1,321 @@
+"""Freezes and thaws a model's layers as a policy says, and measures the gradients the policy goes by.
+
+Works around any torch optimizer and any training loop:
+
+    switch = LayerSwitch(model, Grass(active=2), optimizer)
+    for batch in loader:
+        switch.before_step()
+        model(**batch).loss.backward()
+        switch.after_backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+Every parameter is in the optimizer from the start. A frozen one has no gradient, so torch's optimizers neither move
+it nor decay it nor count a step for it. While the switch is `probing`, all layers are measured and every gradient is
+dropped as soon as its size is taken: there is nothing for the optimizer to do, and no more memory is needed than in
+training.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwise.errors import CheckpointError, RecipeError
+from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.numerics import fold_with_signs
+from gradwise.training.blocks import group_layers
+
+SKETCH = 4096
+"""Numbers per layer in the sketch that adds up a probe's gradients: norms come out within about 1 % (one sigma)."""
+
+
+@dataclass(frozen=True)
+class LayerDraw:
+    """What was decided at one draw, for the record."""
+
+    number: int
+    active: tuple[int, ...]
+    scores: tuple[float, ...]
+    probabilities: tuple[float, ...] | None
+    seconds: float
+    """Time this decision took, measuring left out."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class LayerSwitch:
+    """Drives a layer policy through a training loop.
+
+    Args:
+        model: with transformer blocks; what requires a gradient now is what may be trained.
+        policy: which layers are updated, and how often that changes.
+        optimizer: holds all trainable parameters of the model.
+        seed: decides the draws; the same on every rank.
+        micro_batches: backward passes per optimizer step. With more than one (or several ranks), a probe measures
+            the accumulated gradient through a linear sketch (`numerics.fold_with_signs`), since the gradient itself
+            is dropped after each pass.
+        average_ranks: average the active layers' gradients over the ranks of torch.distributed in `after_backward`,
+            in place of DistributedDataParallel, which refuses layers that freeze after wrapping.
+
+    Raises:
+        RecipeError: when the model has no transformer blocks or fewer than `policy.active`, or when a trainable
+            parameter is missing from the optimizer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        policy: LayerPolicy,
+        optimizer: Optimizer,
+        *,
+        seed: int = 0,
+        micro_batches: int = 1,
+        average_ranks: bool = False,
+    ) -> None:
+        groups = group_layers(model)
+        sampled = policy.embeddings == "sampled" and groups.outside
+        self.names = (*groups.names, "outside") if sampled else groups.names
+        self.layers = (*groups.blocks, groups.outside) if sampled else groups.blocks
+        self.outside = () if sampled else groups.outside
+        policy.check_layers(len(self.layers))
+        _check_optimizer(optimizer, (*self.layers, self.outside))
+        self.policy, self.optimizer, self.seed = policy, optimizer, seed
+        self.ranks = dist.get_world_size() if average_ranks and dist.is_initialized() else 1
+        self.device = self.layers[0][0].device
+        sizes = [float(sum(p.numel() for p in layer)) for layer in self.layers]
+        self._sizes = torch.tensor(sizes, dtype=torch.float32, device=self.device)
+        self.active: tuple[int, ...] = ()
+        self.scores = np.ones(len(self.layers))
+        self.draws = 0
+        self._step_in_period = 0
+        self._probes_left = getattr(policy, "probe", 0) if policy.probes else 0
+        self._exact = micro_batches == 1 and self.ranks == 1
+        self._clear_window()
+        self._probe = _Probe(self) if self._probes_left else None
+
+    @property
+    def probing(self) -> bool:
+        """Whether the next step measures all layers and updates nothing."""
+        return self._probes_left > 0
+
+    @property
+    def trainable(self) -> int:
+        """Number of parameters that are updated at present."""
+        return sum(p.numel() for p in self._parameters() if p.requires_grad)
+
+    def before_step(self) -> LayerDraw | None:
+        """To be called before the first forward pass of a step: draws when it is time, returns what was drawn."""
+        if self.probing:
+            self._set_trainable(range(len(self.layers)), outside=False)
+            assert self._probe is not None
+            self._probe.attach()
+            return None
+        if self._step_in_period:
+            return None
+        start = time.perf_counter()
+        self._take_scores()
+        active = self.policy.draw(self.scores, self.draws, self.seed)
+        self._activate(tuple(int(layer) for layer in active))
+        chances = self.policy.probabilities(self.scores)
+        draw = LayerDraw(
+            number=self.draws,
+            active=self.active,
+            scores=tuple(self.scores.tolist()),
+            probabilities=None if chances is None else tuple(chances.tolist()),
+            seconds=time.perf_counter() - start,
+        )
+        self.draws += 1
+        return draw
+
+    @torch.no_grad()
+    def after_backward(self, loss_scale: float = 1.0) -> None:
+        """To be called after the last backward pass of a step, before clipping: measures the accumulated gradient.
+
+        Args:
+            loss_scale: what the loss was multiplied by (float16 training); norms are divided by it.
+        """
+        if self.probing:
+            assert self._probe is not None
+            self._window += (self._probe.squares() / self._sizes).sqrt() / loss_scale
+            self._measured += 1
+            self._probes_left -= 1
+            self._probe.detach()
+            return
+        if self.ranks > 1:
+            average_gradients([p for p in self._parameters() if p.requires_grad], self.ranks)
+        if self.policy.measures:
+            for layer in self.active:
+                square = _square([p.grad for p in self.layers[layer] if p.grad is not None], self.device)
+                self._window[layer] += (square / self._sizes[layer]).sqrt() / loss_scale
+                self._measured[layer] += 1
+        self._step_in_period = (self._step_in_period + 1) % self.policy.period
+
+    def restore(self) -> None:
+        """Make everything that was trainable at the start trainable again."""
+        if self._probe is not None:
+            self._probe.detach()
+        self._set_trainable(range(len(self.layers)), outside=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, in plain values that JSON gives back exactly."""
+        return {
+            "policy": asdict(self.policy),
+            "layers": len(self.layers),
+            "active": list(self.active),
+            "scores": self.scores.tolist(),
+            "draws": self.draws,
+            "step_in_period": self._step_in_period,
+            "probes_left": self._probes_left,
+            "window": self._window.tolist(),
+            "measured": self._measured.tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; raises CheckpointError when it belongs to another policy or model."""
+        if state["policy"] != asdict(self.policy) or state["layers"] != len(self.layers):
+            raise CheckpointError(
+                f"The checkpoint's layer policy was {state['policy']} on {state['layers']} layers; "
+                f"this run has {asdict(self.policy)} on {len(self.layers)}."
+            )
+        self.scores = np.array(state["scores"], dtype=np.float64)
+        self.draws = state["draws"]
+        self._step_in_period = state["step_in_period"]
+        self._probes_left = state["probes_left"]
+        self._window = torch.tensor(state["window"], dtype=torch.float32, device=self.device)
+        self._measured = torch.tensor(state["measured"], dtype=torch.float32, device=self.device)
+        if state["active"]:
+            self._activate(tuple(state["active"]))
+
+    def _take_scores(self) -> None:
+        """Fold the window into the scores: the only time that the device is waited for."""
+        measured = (self._window / self._measured).cpu()  # 0 / 0 = NaN: not seen in this window
+        if self.ranks > 1:
+            # Averaged gradients are equal on all ranks up to the order of a sum; draws must be equal exactly.
+            shared = measured.to(self.device)
+            dist.broadcast(shared, src=0)
+            measured = shared.cpu()
+        values = measured.numpy()
+        if self.draws == 0 and self.policy.probes:
+            self.scores = np.where(np.isfinite(values), values, 0.0)
+        else:
+            self.scores = self.policy.adapt(self.scores, values)
+        self._clear_window()
+
+    def _clear_window(self) -> None:
+        self._window = torch.zeros(len(self.layers), dtype=torch.float32, device=self.device)
+        self._measured = torch.zeros(len(self.layers), dtype=torch.float32, device=self.device)
+
+    def _activate(self, active: tuple[int, ...]) -> None:
+        left = set(self.active) - set(active)
+        self.active = active
+        self._set_trainable(active, outside=self.policy.embeddings == "always")
+        if self.policy.state == "drop":
+            for layer in left:
+                for parameter in self.layers[layer]:
+                    self.optimizer.state.pop(parameter, None)
+
+    def _set_trainable(self, layers: Any, *, outside: bool) -> None:
+        chosen = set(layers)
+        for number, layer in enumerate(self.layers):
+            _require_gradient(layer, number in chosen)
+        _require_gradient(self.outside, outside)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for layer in (*self.layers, self.outside) for p in layer]
+
+
+class _Probe:
+    """Takes the size of every gradient as it appears during backward, and drops the gradient at once."""
+
+    def __init__(self, switch: LayerSwitch) -> None:
+        self.switch = switch
+        self._handles: list[Any] = []
+        self._squares = torch.zeros(0)
+        self._sketches = torch.zeros(0)
+
+    def attach(self) -> None:
+        self.detach()
+        layers, device = self.switch.layers, self.switch.device
+        self._squares = torch.zeros(len(layers), dtype=torch.float32, device=device)
+        self._sketches = torch.zeros(0 if self.switch._exact else len(layers), SKETCH, device=device)
+        for number, layer in enumerate(layers):
+            for place, parameter in enumerate(layer):
+                hook = self._hook(number, seed=number * 1_000_003 + place)
+                self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def squares(self) -> Tensor:
+        """(L,) float32 squared norm of each layer's accumulated gradient."""
+        if self.switch._exact:
+            return self._squares
+        if self.switch.ranks > 1:
+            dist.all_reduce(self._sketches)
+            self._sketches /= self.switch.ranks
+        return self._sketches.square().sum(dim=1)
+
+    def _hook(self, layer: int, seed: int) -> Any:
+        def take_and_drop(parameter: Tensor) -> None:
+            gradient = parameter.grad
+            if gradient is None:
+                return
+            if self.switch._exact:
+                self._squares[layer] += _square([gradient], self.switch.device)
+            else:
+                self._sketches[layer] += fold_with_signs(gradient, SKETCH, seed).to(self.switch.device)
+            parameter.grad = None
+
+        return take_and_drop
+
+
+def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
+    """Average gradients over all ranks, one flat buffer per type and device.
+
+    Every rank must pass the same parameters; one that a rank's samples did not touch counts as zero there.
+    """
+    by_kind: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        by_kind.setdefault((parameter.grad.dtype, parameter.grad.device), []).append(parameter.grad)
+    for gradients in by_kind.values():
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= ranks
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _square(gradients: list[Tensor], device: torch.device) -> Tensor:
+    """Sum of squares in float32, whatever the gradients' type."""
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32).to(device) for gradient in gradients]
+    return torch.stack(norms).square().sum() if norms else torch.zeros((), device=device)
+
+
+def _require_gradient(parameters: tuple[nn.Parameter, ...], required: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(required)
+        if not required:
+            parameter.grad = None
+
+
+def _check_optimizer(optimizer: Optimizer, layers: tuple[tuple[nn.Parameter, ...], ...]) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = sum(1 for layer in layers for p in layer if id(p) not in held)
+    if missing:
+        raise RecipeError(
+            f"{missing} trainable parameters are not in the optimizer; give it all of model.parameters() before "
+            "layers are frozen."
+        )

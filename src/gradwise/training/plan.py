@@ -1,0 +1,217 @@
+"""The plan: an immutable, hashed stream of sample indices that decides what is trained on, and why.
+
+A plan is a row of segments. A segment lies within one epoch, and its last batch may be short; what is ahead of the
+segment being trained on can be replaced, what has been served cannot. Each segment's digest covers all before it, so
+that two plans agree on everything up to a segment exactly when its digests are equal. Nothing here knows of world
+size, loader workers or batches.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from gradwise.atomic import write_bytes
+from gradwise.errors import PlanError
+
+FORMAT = "1"
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A stretch of the stream that is decided at one time.
+
+    >>> Segment(np.array([2, 0, 1]), epoch=0, why=("given",)).reason(1)
+    'given'
+    """
+
+    indices: NDArray[np.int64]
+    """(n,) positions in the data set, in the order in which they are trained on."""
+
+    epoch: int
+    """The pass over the selection that this belongs to, from 0."""
+
+    why: tuple[str, ...]
+    """The reasons that occur in this segment, each once."""
+
+    reasons: NDArray[np.int32] | None = None
+    """(n,) positions in `why`; None where a single reason holds for all."""
+
+    weights: NDArray[np.float64] | None = None
+    """(n,) the weight that decided how often each sample occurs, where there was one."""
+
+    def __post_init__(self) -> None:
+        for name in ("indices", "reasons", "weights"):
+            values = getattr(self, name)
+            if values is not None:
+                # A copy, so that nobody who still holds the array can alter what was hashed.
+                values = np.array(values, dtype=_TYPES[name])
+                values.flags.writeable = False
+                object.__setattr__(self, name, values)
+        self._check()
+
+    def _check(self) -> None:
+        if self.indices.ndim != 1 or not len(self.indices):
+            raise PlanError(f"A segment needs a row of at least one index; found shape {self.indices.shape}.")
+        if self.indices.min() < 0:
+            raise PlanError(f"A segment holds the negative index {self.indices.min()}.")
+        for name in ("reasons", "weights"):
+            values = getattr(self, name)
+            if values is not None and values.shape != self.indices.shape:
+                raise PlanError(f"A segment has {len(self.indices)} indices, but {name} of shape {values.shape}.")
+        if self.reasons is None and len(self.why) != 1:
+            raise PlanError(f"A segment with {len(self.why)} reasons must say which index has which.")
+        if self.reasons is not None and not (0 <= self.reasons.min() and self.reasons.max() < len(self.why)):
+            raise PlanError(f"A segment names reasons outside its list of {len(self.why)}.")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def reason(self, position: int) -> str:
+        """Why the sample at `position` of this segment is there."""
+        return self.why[0 if self.reasons is None else int(self.reasons[position])]
+
+
+_TYPES = {"indices": np.int64, "reasons": np.int32, "weights": np.float64}
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The whole stream: what will be trained on, in which order.
+
+    >>> plan = Plan.of([[2, 0, 1], [1, 2, 0]])
+    >>> plan.indices.tolist(), plan.epochs, len(plan)
+    ([2, 0, 1, 1, 2, 0], 2, 6)
+    """
+
+    segments: tuple[Segment, ...]
+    """In the order served; epochs never decrease and start at 0."""
+
+    pool: int
+    """Number of samples of the data set the indices point into."""
+
+    def __post_init__(self) -> None:
+        if not self.segments:
+            raise PlanError("A plan needs at least one segment.")
+        epochs = [segment.epoch for segment in self.segments]
+        if epochs[0] != 0 or any(not 0 <= later - earlier <= 1 for earlier, later in _pairs(epochs)):
+            raise PlanError(f"Segments must go through the epochs 0, 1, 2, ... in order; found {epochs}.")
+        for segment in self.segments:
+            if segment.indices.max() >= self.pool:
+                raise PlanError(f"The plan names sample {segment.indices.max()}, but there are only {self.pool}.")
+
+    @classmethod
+    def of(cls, epochs: Iterable[Sequence[int]], pool: int | None = None, why: str = "given") -> "Plan":
+        """A plan with one segment per epoch from plain sequences of indices."""
+        segments = tuple(
+            Segment(np.asarray(indices, dtype=np.int64), epoch, (why,)) for epoch, indices in enumerate(epochs)
+        )
+        largest = max((int(segment.indices.max()) for segment in segments), default=-1)
+        return cls(segments, largest + 1 if pool is None else pool)
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self.segments)
+
+    @property
+    def epochs(self) -> int:
+        """Number of passes."""
+        return self.segments[-1].epoch + 1
+
+    @cached_property
+    def indices(self) -> NDArray[np.int64]:
+        """(len(plan),) the whole stream."""
+        return np.concatenate([segment.indices for segment in self.segments])
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """(segments + 1,) position in the stream at which each segment starts; the last entry is the length."""
+        return np.cumsum([0, *(len(segment) for segment in self.segments)])
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """For each segment a SHA-256 of it and of all before it."""
+        digests: list[str] = []
+        for segment in self.segments:
+            digests.append(_digest(digests[-1] if digests else f"gradwise plan {FORMAT} {self.pool}", segment))
+        return tuple(digests)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the whole plan."""
+        return self.digests[-1]
+
+    def of_epoch(self, epoch: int) -> tuple[Segment, ...]:
+        """The segments of one pass."""
+        return tuple(segment for segment in self.segments if segment.epoch == epoch)
+
+    def followed_by(self, segments: Iterable[Segment], *, after: int) -> "Plan":
+        """A new plan that keeps the first `after` segments and goes on with others: how a later decision takes over."""
+        if not 0 <= after <= len(self.segments):
+            raise PlanError(f"The plan has {len(self.segments)} segments; cannot keep {after}.")
+        return replace(self, segments=(*self.segments[:after], *segments))
+
+    def agrees_with(self, other: "Plan", position: int) -> bool:
+        """Whether both plans serve the same first `position` samples for the same reasons."""
+        whole = int(np.searchsorted(self.starts, position, side="right")) - 1
+        if whole and (len(other.digests) < whole or self.digests[whole - 1] != other.digests[whole - 1]):
+            return False
+        return position <= len(other) and bool(np.array_equal(self.indices[:position], other.indices[:position]))
+
+    def save(self, path: Path) -> None:
+        """Write the plan to one file, atomically: arrays in safetensors, the rest in its header."""
+        arrays: dict[str, NDArray] = {}
+        for number, segment in enumerate(self.segments):
+            for name in _TYPES:
+                if (values := getattr(segment, name)) is not None:
+                    arrays[f"{number}.{name}"] = _compact(values)
+        described = [{"epoch": segment.epoch, "why": segment.why} for segment in self.segments]
+        header = {"format": FORMAT, "pool": str(self.pool), "digest": self.digest, "segments": json.dumps(described)}
+        write_bytes(path, safetensors.numpy.save(arrays, metadata=header))
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        """Read a plan; raises PlanError when it is missing, cut short or altered."""
+        try:
+            with safetensors.safe_open(str(path), framework="numpy") as file:
+                header = file.metadata()
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            described = json.loads(header["segments"])
+            segments = tuple(_segment(number, text, arrays) for number, text in enumerate(described))
+            plan = cls(segments, int(header["pool"]))
+        except FileNotFoundError:
+            raise PlanError(f"There is no plan at {path}.") from None
+        except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"The plan {path} cannot be read ({error}); delete the run and start again.") from None
+        if plan.digest != header["digest"]:
+            raise PlanError(f"The plan {path} was altered: its content does not match its digest.")
+        return plan
+
+
+def _segment(number: int, described: dict, arrays: dict[str, NDArray]) -> Segment:
+    values = {name: arrays.get(f"{number}.{name}") for name in _TYPES}
+    return Segment(epoch=described["epoch"], why=tuple(described["why"]), **values)  # type: ignore[arg-type]
+
+
+def _digest(before: str, segment: Segment) -> str:
+    digest = hashlib.sha256(before.encode())
+    digest.update(json.dumps([segment.epoch, len(segment), segment.why]).encode())
+    for name in _TYPES:
+        values = getattr(segment, name)
+        digest.update(b"-" if values is None else values.tobytes())
+    return digest.hexdigest()
+
+
+def _compact(values: NDArray) -> NDArray:
+    """Half the file: indices and reasons fit 32 bits for any data set of this world."""
+    return values.astype(np.uint32) if values.dtype == np.int64 and values.max() < 2**32 else values
+
+
+def _pairs(values: Sequence[int]) -> Iterable[tuple[int, int]]:
+    return zip(values[:-1], values[1:], strict=True)

@@ -1,0 +1,124 @@
+"""The run's own record: `metrics.jsonl`, a line per step or evaluation, and `events.jsonl`, a line per decision.
+
+The Trainer's running loss is not checkpointed and its log is as coarse as `logging_steps`; these files hold every
+step, and a resumed run cuts them back to its checkpoint, so that they end as those of a run that was never stopped.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gradwise.errors import CheckpointError
+
+FILES = {"metrics": "metrics.jsonl", "events": "events.jsonl"}
+
+
+class NonFiniteLossError(CheckpointError):
+    """The training loss became NaN or infinite at `step`; nothing from then on was saved."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"The training loss is {loss} at step {step}.")
+        self.step = step
+        self.loss = loss
+
+
+class Record:
+    """Writes both files. All ranks keep one, since losses are averaged over ranks; only the first writes.
+
+    Args:
+        folder: where the files lie.
+        writes: whether this rank writes them.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool = True) -> None:
+        self.folder = folder
+        self.writes = writes
+        self._steps: list[dict[str, Any]] = []
+        self._losses: list[Tensor] = []
+        self._before = 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock of the run so far, everything charged, over all resumes."""
+        return self._before + time.perf_counter() - self._started
+
+    def start(self, state: dict[str, Any] | None = None) -> None:
+        """Begin anew, or with the state of a checkpoint: cut both files back to where they were then."""
+        self._steps.clear()
+        self._losses.clear()
+        self._before = state["seconds"] if state else 0.0
+        self._started = time.perf_counter()
+        if not self.writes:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, file_name in FILES.items():
+            path = self.folder / file_name
+            keep = state[name] if state else 0
+            size = path.stat().st_size if path.exists() else 0
+            if size < keep:
+                raise CheckpointError(f"{path} has {size} bytes, the checkpoint was taken at {keep}; it was cut short.")
+            path.touch()
+            os.truncate(path, keep)
+
+    def step(self, loss: Tensor, **values: Any) -> None:
+        """Note one optimizer step; tensors stay on their device until `flush`."""
+        self._losses.append(loss.detach().float())
+        self._steps.append({**values, "seconds": round(self.seconds, 3)})
+
+    def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
+        """Note the results of an evaluation after `step` steps."""
+        self.flush()
+        self._append("metrics", [{"step": step, **metrics, "seconds": round(self.seconds, 3)}])
+
+    def event(self, kind: str, step: int, seconds: float, **what: Any) -> None:
+        """Note a decision: when, what it cost, what changed."""
+        self._append("events", [{"event": kind, "step": step, "seconds": round(seconds, 4), **what}])
+
+    def flush(self) -> None:
+        """Write the steps noted so far; a collective call where there are several ranks.
+
+        Raises:
+            NonFiniteLossError: at the first step whose loss is NaN or infinite, after writing those before it.
+        """
+        if not self._steps:
+            return
+        losses = torch.stack(self._losses)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(losses)
+            losses /= dist.get_world_size()
+        lines = [
+            {name: value.item() if isinstance(value, Tensor) else value for name, value in line.items()} | {"loss": loss}
+            for line, loss in zip(self._steps, losses.tolist(), strict=True)
+        ]
+        self._steps.clear()
+        self._losses.clear()
+        bad = next((number for number, line in enumerate(lines) if not math.isfinite(line["loss"])), None)
+        self._append("metrics", lines[:bad])
+        if bad is not None:
+            raise NonFiniteLossError(lines[bad]["step"], lines[bad]["loss"])
+
+    def state(self) -> dict[str, Any]:
+        """Where both files stand, forced to disk; goes into a checkpoint."""
+        self.flush()
+        state: dict[str, Any] = {"seconds": self.seconds}
+        for name, file_name in FILES.items():
+            path = self.folder / file_name
+            if self.writes and path.exists():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                state[name] = path.stat().st_size
+        return state
+
+    def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
+        if self.writes and lines:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            with (self.folder / FILES[name]).open("ab") as file:
+                file.write(text.encode())

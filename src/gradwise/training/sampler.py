@@ -1,0 +1,67 @@
+"""A torch sampler that serves a plan and can stop and go on anywhere."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import Sampler
+
+from gradwise.errors import PlanError
+from gradwise.training.plan import Plan
+
+
+class PlanSampler(Sampler[int]):
+    """Yields the indices of a plan in order, whatever the batch size or number of loader workers.
+
+    A loader with workers draws ahead of what is trained on. Its queue cannot be seen from here, so `state_dict`
+    takes the number of samples that training has used; without workers it may be left out.
+
+    >>> sampler = PlanSampler(Plan.of([[2, 0, 1]]))
+    >>> stream = iter(sampler)
+    >>> next(stream), sampler.state_dict()["position"]
+    (2, 1)
+    >>> again = PlanSampler(Plan.of([[2, 0, 1]]))
+    >>> again.load_state_dict(sampler.state_dict())
+    >>> list(again)
+    [0, 1]
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.position = 0
+
+    def __len__(self) -> int:
+        """Samples still to be served."""
+        return len(self.plan) - self.position
+
+    def __iter__(self) -> Iterator[int]:
+        while self.position < len(self.plan):
+            self.position += 1
+            yield int(self.plan.indices[self.position - 1])
+
+    def replace(self, plan: Plan, used: int | None = None) -> None:
+        """Go on with another plan that agrees on everything used so far.
+
+        Args:
+            plan: the new plan.
+            used: samples that training has used, where a loader draws ahead; what lies beyond in the loader's queue
+                belongs to the old plan, so that loader must be closed and a new one made.
+
+        Raises:
+            PlanError: when the new plan contradicts what was already used.
+        """
+        position = self.position if used is None else used
+        if not self.plan.agrees_with(plan, position):
+            raise PlanError(f"The new plan differs from the old one within the {position} samples already served.")
+        self.plan, self.position = plan, position
+
+    def state_dict(self, used: int | None = None) -> dict[str, Any]:
+        """Where the stream stands: the position and the plan's digest."""
+        return {"position": self.position if used is None else used, "digest": self.plan.digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; raises PlanError when that was another plan."""
+        if state["digest"] != self.plan.digest:
+            raise PlanError(f"The state belongs to plan {state['digest'][:12]}, this is {self.plan.digest[:12]}.")
+        if not 0 <= state["position"] <= len(self.plan):
+            raise PlanError(f"The state's position {state['position']} is outside a plan of {len(self.plan)}.")
+        self.position = int(state["position"])

@@ -1,0 +1,72 @@
+"""What a Trainer's settings must be for gradwise to honour them all; everything else is refused with the reason."""
+
+from typing import Any
+
+from gradwise.errors import RecipeError
+from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.recipe import Recipe
+
+FUSED_INTO_BACKWARD = ("lomo", "adalomo", "layerwise")
+"""Optimizers that update during the backward pass, so that there is no gradient to measure."""
+
+
+def check_supported(trainer: Any, recipe: Recipe) -> None:
+    """Raise RecipeError for a setting of the trainer that gradwise would have to ignore."""
+    args = trainer.args
+    if trainer.train_dataset is None or not hasattr(trainer.train_dataset, "__getitem__"):
+        raise RecipeError(
+            "gradwise needs a training data set that can be indexed, since a plan names samples by position; "
+            f"found {type(trainer.train_dataset).__name__}."
+        )
+    for setting, refused in _refused_arguments(args).items():
+        if refused:
+            raise RecipeError(f"TrainingArguments.{setting} is set, but {refused}.")
+    if isinstance(recipe.layers, LayerPolicy):
+        _check_layer_policy(trainer, args)
+
+
+def _refused_arguments(args: Any) -> dict[str, str | None]:
+    config = args.accelerator_config
+    return {
+        "auto_find_batch_size": _when(args.auto_find_batch_size, "it would change which samples form a step"),
+        "train_sampling_strategy": _when(
+            getattr(args, "train_sampling_strategy", "random") != "random", "the recipe's `order` decides that"
+        ),
+        "ignore_data_skip": _when(args.ignore_data_skip, "resuming goes by the plan"),
+        "dataloader_persistent_workers": _when(
+            args.dataloader_persistent_workers, "a loader lives as long as a segment of the plan"
+        ),
+        "dataloader_in_order": _when(
+            not getattr(args, "dataloader_in_order", True), "a plan is served in its order"
+        ),
+        "save_only_model": _when(args.save_only_model, "a run must be able to resume exactly"),
+        "accelerator_config": _when(
+            getattr(config, "split_batches", False) or getattr(config, "dispatch_batches", None),
+            "the plan decides which rank sees which sample",
+        ),
+        "parallelism_config": _when(
+            getattr(args, "parallelism_config", None) is not None,
+            "tensor, context and sequence parallelism are not supported",
+        ),
+        "fsdp": _when(
+            bool(args.fsdp) and args.device.type == "cpu", "on a CPU the Trainer would run plain data parallelism instead"
+        ),
+    }
+
+
+def _when(condition: Any, reason: str) -> str | None:
+    return reason if condition else None
+
+
+def _check_layer_policy(trainer: Any, args: Any) -> None:
+    refusals = {
+        "DeepSpeed fixes the trainable parameters when it starts": trainer.is_deepspeed_enabled,
+        "layers under FSDP are not supported yet": trainer.is_fsdp_enabled,
+        "DataParallel splits the model within one process; start one process per GPU with torchrun": args.n_gpu > 1,
+        f"the optimizer {args.optim} updates during the backward pass": any(
+            name in str(getattr(args.optim, "value", args.optim)) for name in FUSED_INTO_BACKWARD
+        ),
+    }
+    for reason, applies in refusals.items():
+        if applies:
+            raise RecipeError(f"Layers cannot be frozen and thawed here: {reason}. Use `layers: all`.")
