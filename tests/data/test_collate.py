@@ -96,12 +96,13 @@ def test_unpacked_batch_by_hand():
 
 
 def test_packed_batch_by_hand_and_rows_are_left_alone():
-    first, second = {"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [7, 8], "labels": [7, 8]}
+    first = {"input_ids": [5, 6], "labels": [5, 6]}
+    second = {"input_ids": torch.tensor([7, 8]), "labels": torch.tensor([7, 8])}
     batch = Collator(9)([[first, second], second])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [7, 8, 9, 9]]
     assert batch["labels"].tolist() == [[-100, 6, -100, 8], [-100, 8, -100, -100]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1], [0, 1, 0, 1]]
-    assert second["labels"] == [7, 8]
+    assert second["labels"].tolist() == [7, 8]
 
 
 @pytest.mark.parametrize("rows", [[], [[]]])

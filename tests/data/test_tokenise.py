@@ -1,11 +1,13 @@
 """Tokenising: the labels spell the completion and nothing else, whatever the tokenizer."""
 
 import json
+from copy import deepcopy
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from gradwise.data.formats import Chat, Pair, Text
 from gradwise.data.records import UnreadableError
@@ -97,6 +99,17 @@ def test_the_end_token_is_there_once_and_learned(tokenizer):
         found = tokens(tokenizer, sample)
         assert found.ids.tolist().count(tokenizer.eos_token_id) == 1
         assert found.labels[-1] == tokenizer.eos_token_id
+
+
+def test_an_end_token_the_tokenizer_adds_is_learned(trimming):
+    """It stands for no characters, so its offsets say nothing."""
+    adding = deepcopy(trimming)
+    adding.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|eos|>", special_tokens=[("<|eos|>", adding.eos_token_id)]
+    )
+    found, plain = tokens(adding, pair("a", "b")), tokens(trimming, pair("a", "b"))
+    assert adding("a")["input_ids"][-1] == adding.eos_token_id
+    assert (found.ids.tolist(), found.labels.tolist()) == (plain.ids.tolist(), plain.labels.tolist())
 
 
 def test_the_begin_token_is_the_tokenizers_affair(stories):

@@ -64,7 +64,7 @@ class ChatTemplate:
         given |= {"conversations": [chat.messages], "tools": chat.tools, **self.tokenizer.special_tokens_map}
         texts, spans = _tried(lambda: render_jinja_template(**given))
         past = len(self._prefix(chat, chat.first, texts[0])) if chat.first else 0
-        return texts[0], [(max(start, past), end) for start, end in spans[0] if end > past]
+        return texts[0], [(max(start, past), end) for start, end in spans[0]]
 
     def _by_prefix(self, chat: Chat) -> tuple[str, list[Span]]:
         text = self._render(chat, len(chat.messages))

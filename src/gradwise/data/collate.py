@@ -64,7 +64,7 @@ class Collator:
 def _joined(samples: Sequence[Mapping[str, Any]], packed: bool) -> dict[str, torch.Tensor]:
     """(T,) tensors of samples put one behind the other."""
     ids = [torch.as_tensor(sample["input_ids"], dtype=torch.int64) for sample in samples]
-    labels = [torch.tensor(sample["labels"], dtype=torch.int64) for sample in samples]
+    labels = [torch.as_tensor(sample["labels"], dtype=torch.int64).clone() for sample in samples]
     if not packed:
         return {"input_ids": ids[0], "labels": labels[0], "attention_mask": torch.ones_like(ids[0])}
     for label in labels:

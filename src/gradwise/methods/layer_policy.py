@@ -78,7 +78,7 @@ class ProbedPolicy(LayerPolicy):
 class DrawnByScore(ProbedPolicy):
     """Layers drawn without replacement from a softmax over their scores."""
 
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Of the softmax over scores divided by their mean; lower prefers the largest more strongly."""
 
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.01
@@ -86,19 +86,19 @@ class DrawnByScore(ProbedPolicy):
 
     def probabilities(self, scores: Scores) -> Scores | None:
         """(L,) floor + (1 - L floor) softmax(m / mean(m) / temperature)."""
-        return softmax_with_floor(scores, self.temperature, self.floor)
+        return np.exp(log_softmax_with_floor(scores, self.temperature, self.floor))
 
     def draw(self, scores: Scores, number: int, seed: int) -> NDArray[np.int64]:
         """Successive draws without replacement from `probabilities`."""
-        probabilities = softmax_with_floor(scores, self.temperature, self.floor)
-        return np.sort(successive_draw(probabilities, self.active, draw_rng(seed, number)))
+        log_p = log_softmax_with_floor(scores, self.temperature, self.floor)
+        return np.sort(successive_draw(log_p, self.active, draw_rng(seed, number), logs=True))
 
     def check_layers(self, layers: int) -> None:
         super().check_layers(layers)
         if self.floor * layers > 1:
             raise RecipeError(
                 f"layers.floor is {self.floor}, but {layers} layers cannot each have that probability; "
-                f"give at most {1 / layers:.4g}."
+                f"give at most {np.floor(1000 / layers) / 1000:g}."
             )
 
 
@@ -117,17 +117,20 @@ class AdaptingPolicy(ProbedPolicy):
         return np.where(np.isfinite(measured), smoothed, scores)
 
 
-def softmax_with_floor(scores: Scores, temperature: float, floor: float) -> Scores:
-    """Probabilities proportional to exp(m / mean(m) / temperature), none below `floor`, summing to 1.
+def log_softmax_with_floor(scores: Scores, temperature: float, floor: float) -> Scores:
+    """Logarithms of probabilities proportional to exp(m / mean(m) / temperature), none below `floor`, summing to 1.
 
-    Scores that are all zero (a model whose gradient vanishes) give the uniform distribution.
+    In logarithms, because at a low temperature without a floor all layers but the highest come out as zero, and there
+    would be no second layer to draw. Scores that are all zero (a model whose gradient vanishes) give the uniform
+    distribution.
     """
     layers = len(scores)
     mean = scores.mean()
     relative = scores / mean if mean > 0 else np.ones(layers)
-    logits = relative / temperature
-    weights = np.exp(logits - logits.max())
-    return floor + (1 - layers * floor) * weights / weights.sum()
+    with np.errstate(over="ignore", divide="ignore"):
+        logits = np.maximum((relative - relative.max()) / temperature, -1e300)
+        log_softmax = logits - np.log(np.exp(logits).sum())
+        return np.logaddexp(np.log(floor), np.log(max(0.0, 1 - layers * floor)) + log_softmax)
 
 
 LAYER_STREAM = 0x1A7E25

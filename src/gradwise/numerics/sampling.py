@@ -1,19 +1,26 @@
 """Random choices that a seed repeats exactly, on plain arrays."""
 
+import heapq
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def successive_draw(probabilities: ArrayLike, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def successive_draw(
+    probabilities: ArrayLike, count: int, rng: np.random.Generator, *, logs: bool = False
+) -> NDArray[np.int64]:
     """Draw `count` distinct items one after another, each time in proportion to what is left.
 
     Done in one pass with exponential clocks (Efraimidis and Spirakis 2006): item i rings at a time distributed as
-    Exp(p_i), and the first `count` to ring are exactly a successive draw. `Generator.choice(replace=False)` is not:
-    it draws in rounds and throws repeats away, which shifts the inclusion probabilities.
+    Exp(p_i), and the first `count` to ring are exactly a successive draw. In logarithms, where no weight is too small
+    to be drawn after all larger ones.
 
     Args:
         probabilities: (n,) non-negative, summing to anything positive. Items of weight zero are never drawn.
         count: how many to draw, at most the number of positive weights.
+        rng: moved on by n exponential variates.
+        logs: `probabilities` are logarithms of weights; -inf is a weight of zero.
 
     Returns:
         (count,) indices in the order drawn.
@@ -21,14 +28,20 @@ def successive_draw(probabilities: ArrayLike, count: int, rng: np.random.Generat
     >>> successive_draw([0.0, 1.0, 0.0], 1, np.random.default_rng(0))
     array([1])
     """
-    p = np.asarray(probabilities, dtype=np.float64)
-    if p.ndim != 1 or not np.all(np.isfinite(p)) or np.any(p < 0):
-        raise ValueError(f"probabilities must be one row of finite numbers >= 0, found {p!r}")
-    if not 0 <= count <= np.count_nonzero(p):
-        raise ValueError(f"cannot draw {count} distinct items from {np.count_nonzero(p)} of positive weight")
+    log_p = np.asarray(probabilities, dtype=np.float64)
+    if not logs:
+        if np.any(log_p < 0):
+            raise ValueError(f"probabilities must be one row of finite numbers >= 0, found {log_p!r}")
+        with np.errstate(divide="ignore"):
+            log_p = np.log(log_p)
+    if log_p.ndim != 1 or np.any(np.isnan(log_p) | (log_p == np.inf)):
+        raise ValueError(f"probabilities must be one row of finite numbers >= 0, found {probabilities!r}")
+    positive = np.count_nonzero(log_p > -np.inf)
+    if not 0 <= count <= positive:
+        raise ValueError(f"cannot draw {count} distinct items from {positive} of positive weight")
     with np.errstate(divide="ignore"):
-        rings_at = rng.exponential(size=p.size) / p
-    return np.argsort(rings_at, kind="stable")[:count]
+        log_rings_at = np.log(rng.exponential(size=log_p.size)) - log_p
+    return np.argsort(log_rings_at, kind="stable")[:count]
 
 
 def multiplicities(weights: ArrayLike, total: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -48,8 +61,9 @@ def multiplicities(weights: ArrayLike, total: int, rng: np.random.Generator) -> 
     array([1, 1, 2])
     """
     w = np.asarray(weights, dtype=np.float64)
-    if w.ndim != 1 or not np.all(np.isfinite(w)) or np.any(w < 0) or w.sum() <= 0:
+    if w.ndim != 1 or not np.all(np.isfinite(w)) or np.any(w < 0) or not np.any(w):
         raise ValueError("weights must be finite, non-negative and not all zero")
+    w = w / w.max()  # so that neither huge nor tiny weights leave the range of floats on the way
     ends = np.cumsum(w) * (total / w.sum())
     # Rounding in the cumulated sum must not lose or invent a copy of items that owe a whole number of them.
     whole = np.round(ends)
@@ -63,7 +77,10 @@ def multiplicities(weights: ArrayLike, total: int, rng: np.random.Generator) -> 
 def interleaved(groups: ArrayLike) -> NDArray[np.int64]:
     """Order items so that every prefix holds each group in proportion, items of a group keeping their order.
 
-    The j-th of a group's c items is placed at (j + 1/2) / c of the way through; ties go to the group met first.
+    In every prefix of k items each group has less than one item more or fewer than k times its share. The j-th of a
+    group of share s may come no earlier than place floor(j / s) and no later than place ceil((j + 1) / s) - 1;
+    taking the most urgent item that may come keeps to all of these windows (Steiner and Yeomans 1993). Of equally
+    urgent ones the first takes its place whose turn came earlier, then the one whose group was met first.
 
     Args:
         groups: (n,) any labels.
@@ -80,4 +97,22 @@ def interleaved(groups: ArrayLike) -> NDArray[np.int64]:
     by_group = np.argsort(codes, kind="stable")
     rank = np.empty(codes.size, dtype=np.int64)
     rank[by_group] = np.arange(codes.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.lexsort((first[codes], (rank + 0.5) / sizes[codes]))
+    size = sizes[codes]
+    earliest, latest = rank * codes.size // size, -(-(rank + 1) * codes.size // size) - 1
+    by_turn = np.lexsort((first[codes], earliest))
+    coming = zip(*(of[by_turn].tolist() for of in (earliest, latest, first[codes])), by_turn.tolist(), strict=True)
+    return _most_urgent_first(coming, codes.size)
+
+
+def _most_urgent_first(coming: Iterator[tuple[int, int, int, int]], places: int) -> NDArray[np.int64]:
+    """Fill the places in turn from (earliest place, latest place, tie-breaker, item), which come by earliest place."""
+    order = np.empty(places, dtype=np.int64)
+    waiting: list[tuple[int, int, int, int]] = []
+    following = next(coming, None)
+    for place in range(places):
+        while following is not None and following[0] <= place:
+            earliest, latest, tie, item = following
+            heapq.heappush(waiting, (latest, earliest, tie, item))
+            following = next(coming, None)
+        order[place] = heapq.heappop(waiting)[-1]
+    return order

@@ -13,7 +13,7 @@ FUSED_INTO_BACKWARD = ("lomo", "adalomo", "layerwise")
 def check_supported(trainer: Any, recipe: Recipe) -> None:
     """Raise RecipeError for a setting of the trainer that gradwise would have to ignore."""
     args = trainer.args
-    if trainer.train_dataset is None or not hasattr(trainer.train_dataset, "__getitem__"):
+    if not all(hasattr(trainer.train_dataset, method) for method in ("__getitem__", "__len__")):
         raise RecipeError(
             "gradwise needs a training data set that can be indexed, since a plan names samples by position; "
             f"found {type(trainer.train_dataset).__name__}."

@@ -1,0 +1,101 @@
+"""What all tests share. The suite runs offline, with one thread per process: xdist brings the second core."""
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUBLAS_WORKSPACE_CONFIG=":4096:8")
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainingArguments
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """GPU tests skip themselves on a machine without one."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data beside the repository."""
+    return ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """A real language model of 260 thousand parameters, five layers, with its tokenizer."""
+    return ROOT / "src" / "gradwise" / "demo" / "assets" / "stories260K"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(stories: Path) -> Any:
+    return AutoTokenizer.from_pretrained(stories)
+
+
+@pytest.fixture
+def story_model(stories: Path) -> Callable[[], Any]:
+    """Makes the same pretrained model anew each time."""
+    return lambda: AutoModelForCausalLM.from_pretrained(stories)
+
+
+@pytest.fixture(scope="session")
+def speeches(tokenizer: Any) -> Dataset:
+    """80 real samples of at most 64 tokens, in three domains."""
+    path = ROOT / "src" / "gradwise" / "demo" / "assets" / "plays_train.jsonl"
+    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()[:80]]
+    rows = [tokenizer(text)["input_ids"][:64] for text in texts]
+    return Dataset.from_list(
+        [{"input_ids": ids, "labels": ids, "domain": f"d{number % 3}"} for number, ids in enumerate(rows)]
+    )
+
+
+@pytest.fixture
+def tiny_llama() -> Callable[..., LlamaForCausalLM]:
+    """Makes a random Llama; four layers of 16 dimensions unless told otherwise, the same weights each time."""
+
+    def make(layers: int = 4, **changes: Any) -> LlamaForCausalLM:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 64}
+        config = LlamaConfig(**(sizes | {"num_hidden_layers": layers, "max_position_embeddings": 64} | changes))
+        return LlamaForCausalLM(config)
+
+    return make
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> Callable[..., TrainingArguments]:
+    """Makes TrainingArguments for short, quiet runs below the test's own folder."""
+
+    def make(name: str = "out", **changes: Any) -> TrainingArguments:
+        defaults: dict[str, Any] = {
+            "per_device_train_batch_size": 4,
+            "num_train_epochs": 1,
+            "learning_rate": 1e-3,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "report_to": [],
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+            "use_cpu": True,
+        }
+        return TrainingArguments(str(tmp_path / name), **(defaults | changes))
+
+    return make
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Bit for bit."""
+    left, right = one.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

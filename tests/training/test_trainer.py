@@ -1,0 +1,318 @@
+"""The trainer: what it adds leaves ordinary training as it was, bit for bit."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+
+import gradwise as gw
+from gradwise.data import Collator
+from gradwise.methods.baselines import (
+    AllLayers,
+    EasyFirst,
+    GivenOrder,
+    Interleave,
+    LengthTop,
+    LossTop,
+    RandomSubset,
+    RoundRobinLayers,
+    StaticLayers,
+    TopLayers,
+    UniformLayers,
+)
+from gradwise.training.trainer import TrainerMixin
+from tests.conftest import same_weights
+
+COLLATOR = Collator(pad_token_id=0)
+POLICIES = [UniformLayers, StaticLayers, RoundRobinLayers, TopLayers, gw.Grass]
+
+
+def train(model: Any, arguments: Any, data: Any, recipe: gw.Recipe | None = None, **options: Any) -> gw.Trainer:
+    trainer = gw.Trainer(model, arguments, COLLATOR, data, recipe=recipe or gw.Recipe(), **options)
+    trainer.train()
+    return trainer
+
+
+def plain(model: Any, arguments: Any, data: Dataset, order: Any) -> None:
+    """The Hugging Face Trainer on the samples in a given order."""
+    arguments.train_sampling_strategy = "sequential"
+    rows = data.select(order).remove_columns(["domain"])
+    transformers.Trainer(model, arguments, COLLATOR, rows).train()
+
+
+def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+SETTINGS = {
+    "plain": {},
+    "accumulation": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3},
+    "clipping": {"max_grad_norm": 0.01},
+    "no clipping": {"max_grad_norm": 0.0},
+    "cosine": {"lr_scheduler_type": "cosine", "warmup_steps": 3, "weight_decay": 0.1},
+    "bf16": {"bf16": True},
+    "activation checkpointing": {"gradient_checkpointing": True},
+    "workers": {"dataloader_num_workers": 2},
+    "drop last": {"per_device_train_batch_size": 7, "dataloader_drop_last": True},
+    "max steps": {"max_steps": 7},
+    "sgd": {"optim": "sgd"},
+    "smoothing": {"label_smoothing_factor": 0.1},
+}
+
+
+@pytest.mark.parametrize("layers", [AllLayers(), gw.Grass(active=5, embeddings="always", probe=1)])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_nothing_decided_is_the_plain_trainer_bit_for_bit(
+    story_model, arguments, speeches, settings: dict[str, Any], layers: Any
+) -> None:
+    data = speeches.select(range(26))
+    ours, theirs = story_model(), story_model()
+    trainer = train(ours, arguments("ours", **settings), data, gw.Recipe(layers=layers, seed=4))
+    assert trainer.session.plan is not None
+    plain(theirs, arguments("theirs", **settings), data, trainer.session.plan.of_epoch(0)[0].indices)
+    assert same_weights(ours, theirs)
+    assert not same_weights(ours, story_model())
+
+
+def test_several_epochs_are_those_of_the_plain_trainer(story_model, arguments, speeches) -> None:
+    """With `order: given` every epoch is the same, so that the plain Trainer can follow."""
+    data = speeches.select(range(10))
+    ours, theirs = story_model(), story_model()
+    trainer = train(ours, arguments("ours", num_train_epochs=2.5), data, gw.Recipe(order=GivenOrder()))
+    plain(theirs, arguments("theirs", num_train_epochs=2.5), data, range(10))
+    assert trainer.state.global_step == 8
+    assert same_weights(ours, theirs)
+
+
+def test_dropout_sees_the_same_random_state(tiny_llama, arguments, speeches) -> None:
+    rows = [{"input_ids": [i % 64 for i in ids[:20]]} for ids in speeches["input_ids"]]
+    data = Dataset.from_list([row | {"labels": row["input_ids"], "domain": "d"} for row in rows])
+    ours, theirs = tiny_llama(attention_dropout=0.5), tiny_llama(attention_dropout=0.5)
+    settings = {"num_train_epochs": 2, "gradient_accumulation_steps": 2}
+    recipe = gw.Recipe(order=GivenOrder(), layers=gw.Grass(active=4, embeddings="always", probe=2))
+    train(ours, arguments("ours", **settings), data, recipe)
+    plain(theirs, arguments("theirs", **settings), data, range(80))
+    assert same_weights(ours, theirs)
+
+
+@pytest.mark.parametrize("layers", [AllLayers(), gw.Grass(active=2, period=2, probe=1)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_accumulation_serves_the_same_samples_in_the_same_order(
+    story_model, arguments, speeches, layers: Any, workers: int
+) -> None:
+    """4x2 = 2x4: the same samples exactly; weights as far as the order of a float sum allows."""
+    models, orders = [], []
+    for micro, passes in ((4, 2), (2, 4), (8, 1)):
+        model = story_model()
+        seen: list[Any] = []
+        settings = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": passes}
+        trainer = gw.Trainer(
+            model,
+            arguments(f"{micro}x{passes}", dataloader_num_workers=workers, **settings),
+            COLLATOR,
+            speeches,
+            recipe=gw.Recipe(layers=layers),
+        )
+        watch_served(trainer, seen)
+        trainer.train()
+        models.append(model)
+        orders.append(seen)
+    assert orders[0] == orders[1] == orders[2]
+    assert len(orders[0]) == 80
+    if isinstance(layers, AllLayers):
+        for other in models[1:]:
+            for one, two in zip(models[0].parameters(), other.parameters(), strict=True):
+                torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
+def watch_served(trainer: Any, seen: list[Any]) -> None:
+    """Record the tokens that reach the model in training steps, padding removed; the probe is left out."""
+    inner = trainer.training_step
+
+    def training_step(model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+            seen.append(tuple(ids[mask.bool()].tolist()))
+        return inner(model, inputs, *rest, **options)
+
+    trainer.training_step = training_step
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_trains_what_it_draws(story_model, arguments, speeches, policy: type, tmp_path: Path) -> None:
+    model = story_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    layers = policy(active=1, period=100)
+    trainer = train(model, arguments(), speeches, gw.Recipe(layers=layers))
+    drawn = next(line for line in lines(tmp_path / "out", "events.jsonl") if line["event"] == "layers")
+    changed = {name.split(".")[2] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {str(drawn["active"][0])}
+    assert trainer.session.trainable == drawn["trainable"] == 45_440
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_the_probe_leaves_no_trace_in_the_run(story_model, arguments, speeches, tmp_path: Path) -> None:
+    """Its steps are in the events, charged; metrics, plan and optimizer know nothing of it."""
+    recipe = gw.Recipe(layers=gw.Grass(active=2, probe=3))
+    train(story_model(), arguments(gradient_accumulation_steps=2), speeches, recipe)
+    events = lines(tmp_path / "out", "events.jsonl")
+    assert [event["event"] for event in events[:3]] == ["plan", "probe", "layers"]
+    assert events[1]["steps"] == 3
+    assert [line["step"] for line in lines(tmp_path / "out") if "loss" in line] == list(range(1, 11))
+
+
+def test_losses_in_the_record_are_the_models(story_model, arguments, speeches, tmp_path: Path) -> None:
+    """Token mean over the whole step, although it was computed in three passes."""
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "max_steps": 1}
+    trainer = train(story_model(), arguments(**settings), speeches)
+    model = story_model()
+    total = tokens = 0.0
+    assert trainer.session.plan is not None
+    for index in trainer.session.plan.indices[:12]:
+        ids = torch.tensor([speeches[int(index)]["input_ids"]])
+        with torch.no_grad():
+            total += model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+        tokens += ids.shape[1] - 1
+    line = lines(tmp_path / "out")[0]
+    assert line["loss"] == pytest.approx(total / tokens, rel=1e-5)
+    assert line["label_tokens"] == tokens and line["learning_rate"] == 1e-3
+
+
+def test_selection_and_order_reach_the_model(story_model, arguments, speeches, tmp_path: Path) -> None:
+    recipe = gw.Recipe(select=LengthTop(count=8), order=GivenOrder())
+    trainer = gw.Trainer(story_model(), arguments(), COLLATOR, speeches, recipe=recipe)
+    seen: list[Any] = []
+    watch_served(trainer, seen)
+    trainer.train()
+    longest = sorted(range(80), key=lambda i: -len(speeches[i]["input_ids"]))[:8]
+    assert seen == [tuple(speeches[i]["input_ids"]) for i in longest]
+    plan = next(event for event in lines(tmp_path / "out", "events.jsonl") if event["event"] == "plan")
+    assert (plan["pool"], plan["selected"], plan["length"]) == (80, 8, 8)
+
+
+@pytest.mark.parametrize("select", [LossTop(fraction=0.2), RandomSubset(count=16)])
+@pytest.mark.parametrize("order", [EasyFirst(), Interleave()])
+def test_decisions_that_need_signals_collect_them(story_model, arguments, speeches, select: Any, order: Any) -> None:
+    model = story_model()
+    trainer = train(model, arguments(num_train_epochs=2), speeches, gw.Recipe(select=select, order=order))
+    plan = trainer.session.plan
+    assert plan is not None and len(plan) == 32 and len(set(plan.indices.tolist())) == 16
+    losses = []
+    for index in plan.of_epoch(0)[0].indices:
+        ids = torch.tensor([speeches[int(index)]["input_ids"]])
+        losses.append(story_model()(input_ids=ids, labels=ids).loss.item())
+    if isinstance(order, EasyFirst):
+        assert all(later - earlier > -1e-4 for earlier, later in zip(losses, losses[1:], strict=False))
+
+
+def test_weights_become_copies(story_model, arguments, speeches) -> None:
+    weighted = speeches.select(range(8)).add_column("weight", [3.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    trainer = train(story_model(), arguments(), weighted, gw.Recipe(order=GivenOrder()))
+    assert trainer.session.plan is not None
+    assert trainer.session.plan.indices.tolist() == [0, 0, 0, 1, 2, 3, 4, 5]
+    assert trainer.session.plan.segments[0].weights is not None
+
+
+def test_packing_trains_on_the_same_samples_in_the_same_order(story_model, arguments, speeches) -> None:
+    trainer = gw.Trainer(story_model(), arguments(), COLLATOR, speeches, recipe=gw.Recipe(), packed_length=256)
+    seen: list[int] = []
+    inner = trainer.training_step
+
+    def training_step(model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        assert "attention_mask" not in inputs and inputs["input_ids"].shape[1] <= 256
+        seen.append(int((inputs["labels"] != -100).sum()))
+        return inner(model, inputs, *rest, **options)
+
+    trainer.training_step = training_step  # type: ignore[method-assign]
+    trainer.train()
+    assert sum(seen) == sum(len(ids) - 1 for ids in speeches["input_ids"])
+    assert trainer.state.global_step == math.ceil(trainer.session.steps_batches._rows[0] / 4) < 20
+
+
+def test_a_plan_of_ones_own_is_followed(story_model, arguments, speeches) -> None:
+    plan = gw.Plan.of([[5, 5, 7, 1, 0]], pool=80)
+    trainer = gw.Trainer(story_model(), arguments(), COLLATOR, speeches, plan=plan)
+    seen: list[Any] = []
+    watch_served(trainer, seen)
+    trainer.train()
+    assert seen == [tuple(speeches[i]["input_ids"]) for i in (5, 5, 7, 1, 0)]
+
+
+def test_adapters_train_under_a_layer_policy(story_model, arguments, speeches, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(story_model(), peft.LoraConfig(r=2, target_modules="all-linear"))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, arguments(), speeches, gw.Recipe(layers=gw.Grass(active=1, period=100, probe=1)))
+    active = next(line for line in lines(tmp_path / "out", "events.jsonl") if line["event"] == "layers")["active"]
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and all("lora" in name and f"layers.{active[0]}." in name for name in changed)
+
+
+def test_evaluation_goes_into_the_metrics(story_model, arguments, speeches, tmp_path: Path) -> None:
+    settings = {"eval_strategy": "epoch", "eval_on_start": True, "num_train_epochs": 2}
+    train(story_model(), arguments(**settings), speeches, eval_dataset=speeches.select(range(8)))
+    held_out = [(line["step"], line["eval_loss"]) for line in lines(tmp_path / "out") if "eval_loss" in line]
+    assert [step for step, _ in held_out] == [0, 20, 40]
+    assert held_out[0][1] > held_out[-1][1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(story_model, arguments, speeches) -> None:
+    model = story_model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("inf")
+    with pytest.raises(gw.GradwiseError, match=r"nan at step 1 \(samples 0, 1, 2, 3 of the data\)"):
+        train(model, arguments(), speeches, gw.Recipe(order=GivenOrder()))
+
+
+def test_training_twice_starts_from_what_the_first_left(story_model, arguments, speeches) -> None:
+    trainer = gw.Trainer(story_model(), arguments(max_steps=3), COLLATOR, speeches, recipe=gw.Recipe(layers=gw.Grass()))
+    first = trainer.train().training_loss
+    assert trainer.train().training_loss < first
+
+
+REFUSED = {
+    "train_sampling_strategy": ({"train_sampling_strategy": "group_by_length"}, "order"),
+    "auto_find_batch_size": ({"auto_find_batch_size": True}, "samples form a step"),
+    "ignore_data_skip": ({"ignore_data_skip": True}, "resuming"),
+    "save_only_model": ({"save_only_model": True}, "resume exactly"),
+    "split_batches": ({"accelerator_config": {"split_batches": True}}, "which rank"),
+}
+
+
+@pytest.mark.parametrize(("settings", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_settings_that_would_be_ignored_are_refused(story_model, arguments, speeches, settings, reason: str) -> None:
+    with pytest.raises(gw.RecipeError, match=reason):
+        gw.Trainer(story_model(), arguments(**settings), COLLATOR, speeches)
+
+
+def test_mistakes_are_named(story_model, arguments, speeches) -> None:
+    with pytest.raises(gw.RecipeError, match="section 'model'"):
+        gw.Trainer(story_model(), arguments(), COLLATOR, speeches, recipe=gw.Recipe(model=gw.Model(name="x")))
+    with pytest.raises(gw.RecipeError, match="indexed"):
+        gw.Trainer(story_model(), arguments(max_steps=1), COLLATOR, speeches.to_iterable_dataset())
+    with pytest.raises(gw.RecipeError, match="has 5 layers"):
+        train(story_model(), arguments(), speeches, gw.Recipe(layers=gw.Grass(active=6)))
+    with pytest.raises(gw.RecipeError, match="subclass of transformers"):
+        gw.with_gradwise(dict)
+    with pytest.raises(gw.RecipeError, match="`domain` column"):
+        train(story_model(), arguments(), speeches.remove_columns(["domain"]), gw.Recipe(order=Interleave()))
+
+
+def test_other_subclasses_keep_their_own_behaviour(story_model, arguments, speeches) -> None:
+    class Doubled(transformers.Trainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            return 2 * super().compute_loss(*args, **kwargs)
+
+    doubled = gw.with_gradwise(Doubled)
+    assert issubclass(doubled, TrainerMixin) and issubclass(doubled, Doubled)
+    assert gw.with_gradwise(doubled) is doubled
+    losses = []
+    for kind in (doubled, gw.Trainer):
+        trainer = kind(story_model(), arguments(kind.__name__, max_steps=1), COLLATOR, speeches, recipe=gw.Recipe())
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == pytest.approx(2 * losses[1])
