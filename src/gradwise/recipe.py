@@ -46,13 +46,13 @@ class Model(Settings):
 class Train(Settings):
     """How long and how to train. Any argument of `transformers.TrainingArguments` may stand beside these."""
 
-    epochs: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Passes over the selection; `max_steps` takes precedence where it is given."""
 
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Samples (or packed rows) per optimizer step, over all ranks and accumulation."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-5
     """Peak learning rate."""
 
     schedule: str = "linear"
@@ -67,10 +67,20 @@ class Train(Settings):
     def check(self) -> None:
         if self.decay is not None and self.schedule != "wsd":
             raise RecipeError(f"train.decay belongs to schedule: wsd; found schedule: {self.schedule}.")
+        if self.schedule not in ("linear", "cosine", "constant", "wsd"):
+            _check_schedule(self.schedule)
         if self.arguments:
             from gradwise.training.arguments import check_arguments
 
             check_arguments(self.arguments)
+
+
+def _check_schedule(schedule: str) -> None:
+    from transformers import SchedulerType
+
+    known = ["wsd", *(kind.value for kind in SchedulerType)]
+    if schedule not in known:
+        raise RecipeError(f"train.schedule: unknown schedule {schedule!r}{tree.nearest(schedule, known)}")
 
 
 @dataclass(frozen=True)
@@ -167,6 +177,12 @@ class Recipe(Settings):
         from gradwise.atomic import write_text
 
         write_text(Path(path), tree.to_yaml(self.to_dict()))
+
+    def anchored(self) -> "Recipe":
+        """The same recipe with its relative paths made absolute, from the working directory."""
+        values = self.to_dict()
+        tree.anchor_paths(values, Path.cwd())
+        return self.from_dict(values)
 
     @staticmethod
     def schema() -> dict[str, Any]:

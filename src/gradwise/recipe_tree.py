@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from gradwise.errors import RecipeError
-from gradwise.settings import Settings
+from gradwise.settings import Settings, field_descriptions
 
 Tree = dict[str, Any]
 T = TypeVar("T")
@@ -26,12 +26,32 @@ METHOD_SECTIONS = ("select", "order", "layers")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 2e-5 is a number, as everyone expects; YAML 1.1 calls it a string for want of a dot."""
+    """YAML as everyone expects it, where YAML 1.1 has surprises.
+
+    2e-5 is a number, though it lacks a dot; `no` in `eval_strategy: no` is a word; a key that stands twice is refused.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around everything that either YAML would not read as a string."""
+
+
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
 def read_yaml(path: Path) -> Tree:
@@ -53,7 +73,7 @@ def read_yaml(path: Path) -> Tree:
 
 def to_yaml(values: Tree) -> str:
     """YAML in the order of the fields, `method` first in each section."""
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def override(values: Tree, setting: str) -> None:
@@ -67,9 +87,13 @@ def override(values: Tree, setting: str) -> None:
     except yaml.YAMLError:
         raise RecipeError(f"--set {key}: {text!r} is not valid YAML.") from None
     for name in keys[:-1]:
+        if name in METHOD_SECTIONS and isinstance(values.get(name), str):
+            values[name] = {"method": values[name]}
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
             raise RecipeError(f"--set {key}: {name} was already given the value {values!r}.")
+    if isinstance(values.get(keys[-1]), dict):
+        raise RecipeError(f"--set {key}: keys below it were already given the values {values[keys[-1]]!r}.")
     values[keys[-1]] = value
 
 
@@ -88,13 +112,16 @@ def merged(base: Tree, changes: Tree) -> Tree:
 
 
 def anchor_paths(values: Tree, folder: Path) -> None:
-    """Make the paths of data and of a local model absolute, in place; hub names stay as they are."""
+    """Make the paths of data, templates and a local model absolute, in place; hub names stay as they are."""
     model = values.get("model")
     if isinstance(model, dict) and isinstance(model.get("name"), str):
         model["name"] = _anchored(model["name"], folder)
     data = values.get("data")
     if not isinstance(data, dict):
         return
+    template = data.get("chat_template")
+    if isinstance(template, str) and not ("{{" in template or "{%" in template):
+        data["chat_template"] = str((folder / Path(template).expanduser()).absolute())
     for part in ("train", "validation"):
         sources = data.get(part)
         if isinstance(sources, str):
@@ -154,9 +181,14 @@ def flattened_schema(schema: Tree) -> Tree:
     from gradwise.training.arguments import argument_schemas
 
     definitions = schema["$defs"]
+    _describe_inherited(definitions, Settings)
     train = definitions["Train"]["properties"]
     del train["arguments"]
-    definitions["Train"]["properties"] = train | argument_schemas()
+    theirs = argument_schemas()
+    for described in theirs.values():
+        # References are from the root of the whole schema.
+        definitions.update(described.pop("$defs", {}))
+    definitions["Train"]["properties"] = train | theirs
     del definitions["Adapter"]["properties"]["options"]
     definitions["Adapter"]["additionalProperties"] = True
     for section in METHOD_SECTIONS:
@@ -167,15 +199,30 @@ def flattened_schema(schema: Tree) -> Tree:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "gradwise recipe"}
 
 
+def _describe_inherited(definitions: Tree, cls: type[Settings]) -> None:
+    for below in cls.__subclasses__():
+        _describe_inherited(definitions, below)
+        for name, described in definitions.get(below.__name__, {}).get("properties", {}).items():
+            described.setdefault("description", field_descriptions(below).get(name, ""))
+
+
 def validate(adapter: TypeAdapter[T], values: Tree, source: str) -> T:
     """Build the recipe, or raise one RecipeError that lists everything wrong with it, a line each."""
     try:
         # Through JSON, because strict JSON is what YAML means: "3" is no number, a list is a tuple.
-        return adapter.validate_json(json.dumps(values, default=str), strict=True)
+        return adapter.validate_json(json.dumps(_with_words_as_keys(values), default=str), strict=True)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
     except ValidationError as error:
         lines = sorted({_sentence(entry) for entry in _most_specific(error.errors())})
         head = f"{source}: " if len(lines) == 1 else f"{source}:\n  "
         raise RecipeError(head + "\n  ".join(lines)) from None
+
+
+def _with_words_as_keys(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {str(key): _with_words_as_keys(value) for key, value in values.items()}
+    return [_with_words_as_keys(value) for value in values] if isinstance(values, list) else values
 
 
 def _most_specific(errors: list[Any]) -> list[Any]:
@@ -189,7 +236,7 @@ def _most_specific(errors: list[Any]) -> list[Any]:
 
 
 def _key(error: Any) -> str:
-    return ".".join(str(part) for part in error["loc"] if str(part) not in _tags()) or "recipe"
+    return ".".join(str(part) for part in error["loc"] if str(part) not in {*_tags(), "[key]"}) or "recipe"
 
 
 def _sentence(error: Any) -> str:
@@ -205,7 +252,7 @@ def _sentence(error: Any) -> str:
     if kind == "union_tag_invalid":
         known = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
         return f"{key}.method: unknown method {context['tag']!r}{nearest(context['tag'], known)}"
-    message = error["msg"]
+    message = error["msg"].replace("an object", "a mapping of keys").replace("a valid array", "a list")
     return f"{key}: {message[0].lower()}{message[1:]}; found {found!r}."
 
 

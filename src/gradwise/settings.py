@@ -1,7 +1,11 @@
 """What every section of a recipe has in common: frozen, documented field by field, and strict about what it takes."""
 
+import ast
+import inspect
 from dataclasses import fields
 from functools import cache
+from itertools import pairwise
+from textwrap import dedent
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -39,4 +43,22 @@ def _field_adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
 
 def _sentence(owner: str, name: str, error: ValidationError) -> str:
     first = error.errors()[0]
-    return f"{owner}.{name}: {first['msg'][0].lower()}{first['msg'][1:]}; found {first['input']!r}."
+    key = ".".join([owner, name, *(str(part) for part in first["loc"])])
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}; found {first['input']!r}."
+
+
+def field_descriptions(cls: type[Settings]) -> dict[str, str]:
+    """The docstrings beneath the fields of a settings class, those of its bases among them.
+
+    pydantic puts a class's own field docstrings into the schema, but not inherited ones.
+    """
+    found = {}
+    for owner in reversed(cls.__mro__):
+        if not issubclass(owner, Settings):
+            continue
+        definition = ast.parse(dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(definition, ast.ClassDef)
+        for named, text in pairwise(definition.body):
+            if isinstance(named, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                found[ast.unparse(named.target)] = inspect.cleandoc(str(text.value.value))
+    return found

@@ -59,6 +59,8 @@ def test_two_complete_pairs_are_not_guessed_between():
 def test_mapped_fields_come_first():
     values = {"query": "q", "reply": "a", "prompt": "not this one"}
     assert sample(values, fields={"prompt": "query", "completion": "reply"}) == Pair("q", "a", "q")
+    moved = {"question": "q", "answer": "a"}
+    assert sample(moved, fields={"prompt": "question", "completion": "answer"}) == Pair("q", "a", "q")
 
 
 @pytest.mark.parametrize(

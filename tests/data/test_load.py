@@ -10,7 +10,7 @@ import datasets
 import pytest
 import torch
 
-from gradwise.data import Allowed, Collator, Data, Pool, Source, load
+from gradwise.data import Allowed, Collator, Data, Pool, Source, load, overlap
 from gradwise.errors import DataError
 
 from .templates import UNMARKED
@@ -187,6 +187,19 @@ def test_sources_follow_one_another_with_their_domains_and_weights(stories, json
 def test_a_batch_of_unreadable_lines_does_not_hide_the_format_of_the_rest(stories, jsonl):
     pool = load(Data(train=Source(jsonl(["{"] * 1000 + FOUR)), allow=LENIENT), "train", stories)
     assert (pool.report.unreadable, pool.report.kept) == (1000, 4)
+
+
+def test_the_format_is_settled_by_the_start_of_a_file(stories, jsonl):
+    path = jsonl([{"prompt": str(n), "completion": "yes"} for n in range(1000)] + [{"text": "odd"}] * 1000)
+    with pytest.raises(DataError, match=r"line 1001: no field `prompt`.* found: text"):
+        load(Data(train=Source(path)), "train", stories)
+
+
+def test_the_same_tokens_with_other_labels_are_no_duplicate(stories, jsonl):
+    same = [{"prompt": "a ", "completion": "yes"}, {"prompt": "", "completion": "a yes"}]
+    pool = load(Data(train=Source(jsonl(same)), duplicates="drop"), "train", stories)
+    assert (pool.report.kept, pool.report.duplicate) == (2, 0)
+    assert overlap(pool, pool) == 2
 
 
 def test_chat_templates_come_from_a_file_beside_the_recipe(stories, jsonl, tmp_path):

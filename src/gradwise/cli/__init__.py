@@ -14,6 +14,8 @@ app = typer.Typer(
 )
 
 FAILED, MISTAKE = 1, 2
+INTERRUPTED = 130
+"""What typer makes of a KeyboardInterrupt."""
 
 
 def main() -> None:
@@ -28,8 +30,10 @@ def main() -> None:
         _leave(error, MISTAKE)
     except GradwiseError as error:
         _leave(error, FAILED)
-    except KeyboardInterrupt:
-        print("\ngradwise: stopped before anything was saved since the last checkpoint.", file=sys.stderr)
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        print("\ngradwise: stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr)
         raise SystemExit(FAILED) from None
 
 

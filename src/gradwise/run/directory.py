@@ -45,6 +45,12 @@ class RunDirectory:
         """Whether the run came to its end."""
         return self.model.is_dir()
 
+    @property
+    def started(self) -> bool:
+        """Whether there is anything of a run to lose: a training step or a checkpoint."""
+        kept = self.finished or any(self.checkpoints.glob("checkpoint-*"))
+        return kept or any("loss" in line for line in self.metrics())
+
     @contextlib.contextmanager
     def opened(self, recipe: Recipe, *, writes: bool = True) -> Iterator[None]:
         """Claim the folder for a run of `recipe`, new or going on, for as long as the context lasts.
@@ -60,21 +66,31 @@ class RunDirectory:
         if not writes:
             yield
             return
+        self._check_ours()
         lock = self._locked()
         try:
-            if self.recipe_file.exists():
+            if self.started:
                 self._check_same(recipe)
             else:
-                strangers = sorted(entry.name for entry in self.path.iterdir() if entry.name != ".lock")
-                if strangers:
-                    raise RecipeError(
-                        f"{self.path} is not empty and holds no run (found {', '.join(strangers[:3])}); "
-                        "give --out a new folder."
-                    )
+                # An earlier attempt that failed before its first step must not hold a mended recipe up.
+                self.environment_file.unlink(missing_ok=True)
                 recipe.save(self.recipe_file)
             yield
         finally:
             os.close(lock)
+
+    def _check_ours(self) -> None:
+        """Refuse a folder of somebody else's before anything is written to it."""
+        try:
+            # A kill can leave the temporary file of the very first write.
+            own = (".lock", f".{self.recipe_file.name}.")
+            found = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(own))
+        except OSError:
+            return  # not there yet, or not to be written: locking it tells
+        if found and not self.recipe_file.exists():
+            raise RecipeError(
+                f"{self.path} is not empty and holds no run (found {', '.join(found[:3])}); give --out a new folder."
+            )
 
     def _locked(self) -> int:
         try:
@@ -83,7 +99,8 @@ class RunDirectory:
         except OSError as error:
             raise RecipeError(f"Cannot write to the run directory {self.path}: {error.strerror}; give another --out.") from None
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A record lock, which loader workers do not inherit: they outlive a killed run by some seconds.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
             raise RecipeError(f"Another process is training in {self.path}; wait for it, or give another --out.") from None

@@ -72,8 +72,9 @@ def _complete(recipe: Recipe) -> Recipe:
         raise RecipeError("The recipe names no training data; give data.train.")
     if recipe.model.revision is None and not Path(recipe.model.name).exists():
         revision = resolved_revision(recipe.model)
-        return replace(recipe, model=replace(recipe.model, revision=revision))
-    return recipe
+        recipe = replace(recipe, model=replace(recipe.model, revision=revision))
+    # So that the recipe in the run directory can be run from anywhere.
+    return recipe.anchored()
 
 
 def _build(recipe: Recipe, run: RunDirectory, *, tell: Tell, bars: bool) -> Trainer:
@@ -196,7 +197,11 @@ def _quiet_libraries(bars: bool) -> Iterator[None]:
     import datasets
 
     logging = transformers.utils.logging
-    verbosity = logging.get_verbosity()
+    verbosity, shown, hidden = (
+        logging.get_verbosity(),
+        logging.is_progress_bar_enabled(),
+        datasets.are_progress_bars_disabled(),
+    )
     logging.set_verbosity_error()
     if not bars:
         logging.disable_progress_bar()
@@ -205,8 +210,10 @@ def _quiet_libraries(bars: bool) -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
-        datasets.enable_progress_bars()
+        if shown:
+            logging.enable_progress_bar()
+        if not hidden:
+            datasets.enable_progress_bars()
 
 
 def _present(section: Any, kind: type) -> Any:

@@ -23,12 +23,11 @@ def summary(run: RunDirectory) -> str:
 
 
 def _losses(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    held_out = [line["eval_loss"] for line in metrics if "eval_loss" in line]
+    held_out = [line for line in metrics if "eval_loss" in line]
     if held_out:
-        return [
-            ("held-out loss before", f"{held_out[0]:.4f} nats per token"),
-            ("held-out loss after", f"{held_out[-1]:.4f} nats per token"),
-        ]
+        # Without `eval_on_start` nothing is known of the time before.
+        named = [("before", held_out[0])] * (held_out[0]["step"] == 0) + [("after", held_out[-1])]
+        return [(f"held-out loss {when}", f"{line['eval_loss']:.4f} nats per token") for when, line in named]
     training = [line["loss"] for line in metrics if "loss" in line]
     tenth = max(1, len(training) // 10)
     return [

@@ -61,7 +61,8 @@ def collect_losses(
         _merge(loss, tokens, batches, ranks)
     ok = np.isfinite(loss)
     if not ok.any():
-        raise SignalError(f"None of the {len(loss)} samples has a finite loss; the model's weights are unusable.")
+        cause = "the model's weights are unusable" if tokens.any() else "none has a token to learn"
+        raise SignalError(f"None of the {len(loss)} samples has a finite loss; {cause}.")
     return Signals(len(loss), num_tokens=tokens, loss=loss, ok=ok)
 
 

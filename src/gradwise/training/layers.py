@@ -17,6 +17,7 @@ training.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -100,6 +101,7 @@ class LayerSwitch:
         self._exact = micro_batches == 1 and self.ranks == 1
         self._clear_window()
         self._probe = _Probe(self) if self._probes_left else None
+        self._release_inputs = _without_input_gradients(model)
 
     @property
     def probing(self) -> bool:
@@ -163,6 +165,7 @@ class LayerSwitch:
         if self._probe is not None:
             self._probe.detach()
         self._set_trainable(range(len(self.layers)), outside=True)
+        self._release_inputs()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, in plain values that JSON gives back exactly."""
@@ -202,7 +205,7 @@ class LayerSwitch:
             shared = measured.to(self.device)
             dist.broadcast(shared, src=0)
             measured = shared.cpu()
-        values = measured.numpy()
+        values = measured.double().numpy()
         if self.draws == 0 and self.policy.probes:
             self.scores = np.where(np.isfinite(values), values, 0.0)
         else:
@@ -296,6 +299,23 @@ def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
         parts = flat.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def _without_input_gradients(model: nn.Module) -> Callable[[], None]:
+    """Let the backward pass end at the lowest active block; returns what puts the model back as it was.
+
+    With activation checkpointing transformers makes the embeddings' output require a gradient, so that reentrant
+    checkpoints work. The backward pass then recomputes and goes through every frozen block below the lowest active
+    one, and all their inputs are kept: for nothing, since the checkpoints in use by default are not reentrant.
+    """
+    reentrant = any(
+        getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {}).get("use_reentrant")
+        for module in model.modules()
+    )
+    if reentrant or not getattr(model, "_require_grads_hooks", None):
+        return lambda: None
+    model.disable_input_require_grads()  # type: ignore[operator]
+    return model.enable_input_require_grads  # type: ignore[return-value]
 
 
 def _square(gradients: list[Tensor], device: torch.device) -> Tensor:

@@ -44,8 +44,7 @@ class Subset(Settings):
     def check(self) -> None:
         if (self.fraction is None) == (self.count is None):
             raise RecipeError(
-                f"{type(self).__name__}: give either fraction or count; "
-                f"found fraction={self.fraction}, count={self.count}."
+                f"select: give either fraction or count; found fraction={self.fraction}, count={self.count}."
             )
 
     def size(self, pool: int) -> int:
@@ -53,8 +52,7 @@ class Subset(Settings):
         if self.count is not None:
             if self.count > pool:
                 raise RecipeError(
-                    f"{type(self).__name__}.count is {self.count}, but only {pool} samples can be chosen from; "
-                    "lower it."
+                    f"select.count is {self.count}, but only {pool} samples can be chosen from; lower it."
                 )
             return self.count
         assert self.fraction is not None

@@ -1,0 +1,50 @@
+"""The names that other programs call, and that looking at the package costs nothing."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import gradwise
+
+HEAVY = ("torch", "transformers", "datasets", "numpy", "peft", "scipy")
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("name", gradwise.__all__)
+def test_every_public_name_can_be_had_and_is_what_it_says(name: str):
+    found: Any = getattr(gradwise, name)
+    assert found.__name__.rsplit(".", 1)[-1] == name
+    assert found.__doc__
+
+
+def test_all_is_sorted_and_what_dir_shows():
+    assert gradwise.__all__ == sorted(gradwise.__all__)
+    assert dir(gradwise) == sorted([*gradwise.__all__, "__version__"])
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'gradwise' has no attribute 'Gras'"):
+        gradwise.Gras  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_errors_have_one_root():
+    errors = [getattr(gradwise, name) for name in gradwise.__all__ if name.endswith("Error")]
+    assert len(errors) == 6
+    assert all(issubclass(error, gradwise.GradwiseError) for error in errors)
+
+
+@pytest.mark.parametrize("imported", ["gradwise", "gradwise.cli", "gradwise.errors"])
+def test_importing_is_light(imported: str):
+    loaded = python(f"import sys, json, {imported}; print(json.dumps(sorted(sys.modules)))")
+    assert not {module.split(".")[0] for module in json.loads(loaded)} & set(HEAVY)
+
+
+def test_the_version_is_the_one_installed():
+    assert importlib.metadata.version("gradwise") == gradwise.__version__

@@ -1,0 +1,78 @@
+"""One process and two serve the same samples in the same order, draw the same layers, and end with the same weights."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+WORKER = Path(__file__).with_name("ranks_worker.py")
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "grass": {"layers": {"method": "grass", "active": 2, "period": 2, "probe": 2}},
+    "all layers, loss_top, easy_first": {"select": {"method": "loss_top", "count": 21}, "order": "easy_first"},
+}
+
+
+def run(ranks: int, folder: Path, data: Dataset, model: Path, recipe: dict[str, Any], **arguments: Any) -> Path:
+    """Train under torchrun; 22 or 21 samples in batches of 8 leave a last step that two ranks cannot share evenly."""
+    out = folder / f"ranks{ranks}"
+    out.mkdir()
+    data.save_to_disk(folder / "data")
+    micro = 2 if ranks == 2 else 4
+    settings = {
+        "model": str(model),
+        "data": str(folder / "data"),
+        "out": str(out),
+        "recipe": recipe,
+        "arguments": {
+            "per_device_train_batch_size": micro,
+            "gradient_accumulation_steps": 2,
+            "num_train_epochs": 2,
+            "learning_rate": 1e-3,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            **arguments,
+        },
+    }
+    (folder / f"settings{ranks}.json").write_text(json.dumps(settings))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    address = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    subprocess.run([*torchrun, *address, str(WORKER), str(folder / f"settings{ranks}.json")], check=True, timeout=300)
+    return out
+
+
+def served(out: Path, ranks: int) -> list[list[int]]:
+    """The samples in the plan's order, put together from all ranks' passes."""
+    seen = [json.loads((out / f"seen-{rank}.json").read_text()) for rank in range(ranks)]
+    assert len({len(passes) for passes in seen}) == 1
+    return [sample for turn in zip(*seen, strict=True) for rows in turn for sample in rows]
+
+
+def draws(out: Path) -> list[list[int]]:
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    return [event["active"] for event in events if event["event"] == "layers"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_one_rank_is_two_ranks(name: str, stories: Path, speeches: Dataset, tmp_path: Path) -> None:
+    data = speeches.select(range(22))
+    one, two = (run(ranks, tmp_path, data, stories, RECIPES[name]) for ranks in (1, 2))
+    assert served(one, 1) == served(two, 2)
+    assert len(served(one, 1)) == 2 * RECIPES[name].get("select", {"count": 22})["count"]
+    assert draws(one) == draws(two)
+    first, second = (torch.load(two / f"weights-{rank}.pt") for rank in range(2))
+    alone = torch.load(one / "weights-0.pt")
+    for key, values in first.items():
+        assert torch.equal(values, second[key]), f"the ranks disagree on {key}"
+        torch.testing.assert_close(values, alone[key], rtol=1e-3, atol=2e-4)
+    losses = [[json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()] for out in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -1,0 +1,202 @@
+"""A run killed at any instant and resumed ends as one that was never killed: weights, plan, metrics, bit for bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+
+import gradwise as gw
+from gradwise.data import Collator
+from gradwise.run import train
+from gradwise.training.checkpoint import MARKER, checkpoints, last_whole
+from tests.conftest import same_weights
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory, stories: Path) -> dict[str, Any]:
+    """Recipe sections for the story model on forty real speeches, eight of them held out."""
+    folder = tmp_path_factory.mktemp("data")
+    found = (stories.parent / "plays_train.jsonl").read_text().splitlines()[:48]
+    (folder / "train.jsonl").write_text("\n".join(found[:40]) + "\n")
+    (folder / "held_out.jsonl").write_text("\n".join(found[40:]) + "\n")
+    return {
+        "model": {"name": str(stories)},
+        "data": {
+            "train": str(folder / "train.jsonl"),
+            "validation": str(folder / "held_out.jsonl"),
+            "max_length": 64,
+            "allow": {"cut": 1.0},
+        },
+    }
+
+
+def recipe(sources: dict[str, Any], *, workers: int = 0, passes: int = 1, **sections: Any) -> gw.Recipe:
+    training = {
+        "epochs": 2,
+        "batch_size": 4,
+        "per_device_train_batch_size": 4 // passes,
+        "learning_rate": 1e-3,
+        "dataloader_num_workers": workers,
+        "save_steps": 3,
+        "logging_steps": 4,
+        "save_total_limit": 2,
+    }
+    given = {"train": training, "layers": {"method": "grass", "active": 2, "period": 3, "probe": 1}}
+    return gw.Recipe.from_dict({**sources, **given, **sections})
+
+
+def run_whole(settings: gw.Recipe, out: Path) -> None:
+    train(settings, out, tell=lambda _: None, progress=False)
+
+
+def run_and_kill(settings: gw.Recipe, out: Path, step: int, delay: float) -> bool:
+    """SIGKILL the run `delay` seconds after it has shown `step` steps; False when it came to its end before."""
+    # Forked, so that a try costs no imports.
+    process = multiprocessing.get_context("fork").Process(target=_in_own_group, args=(settings, out))
+    process.start()
+    assert process.pid is not None
+    before = steps_shown(out)
+    deadline = time.monotonic() + 120
+    while process.is_alive() and time.monotonic() < deadline:
+        if steps_shown(out) != before and steps_shown(out) >= step:
+            time.sleep(delay)
+            break
+        time.sleep(0.002)
+    killed = process.is_alive()
+    if killed:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    return killed
+
+
+def _in_own_group(settings: gw.Recipe, out: Path) -> None:
+    os.setpgid(0, 0)
+    run_whole(settings, out)
+
+
+def steps_shown(out: Path) -> int:
+    path = out / "metrics.jsonl"
+    return path.read_bytes().count(b'"loss"') if path.exists() else 0
+
+
+def what_counts(out: Path) -> dict[str, Any]:
+    """Everything a run leaves behind that must not depend on how often it was interrupted."""
+    events = [line for line in lines(out / "events.jsonl") if line["event"] not in ("resume", "finished")]
+    return {
+        "weights": next((out / "model").glob("*.safetensors")).read_bytes(),
+        "plan": gw.Plan.load(out / "plan" / "plan.safetensors").digest,
+        "metrics": lines(out / "metrics.jsonl"),
+        "events": events,
+    }
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+TRIES = [
+    {"workers": 0, "passes": 1},
+    {"workers": 2, "passes": 1},
+    {"workers": 0, "passes": 2},
+    {"workers": 2, "passes": 2},
+    {"workers": 0, "passes": 2, "layers": {"method": "grass", "active": 1, "period": 2, "state": "drop"}},
+    {"workers": 2, "passes": 1, "layers": "all"},
+    {"workers": 0, "passes": 1, "layers": {"method": "top", "embeddings": "sampled", "period": 2}},
+    {"workers": 2, "passes": 2, "adapter": {"method": "lora", "r": 2, "lora_dropout": 0.1}, "layers": "all"},
+    {"workers": 0, "passes": 1, "select": {"method": "random", "fraction": 0.5}, "order": "interleave"},
+    {"workers": 2, "passes": 2, "select": {"method": "loss_top", "count": 30}, "order": "easy_first"},
+]
+
+
+@pytest.mark.parametrize("number", range(len(TRIES)))
+def test_killed_and_resumed_is_never_killed(sources: dict[str, Any], tmp_path: Path, number: int) -> None:
+    settings = recipe(sources, **TRIES[number])
+    run_whole(settings, tmp_path / "whole")
+    expected = what_counts(tmp_path / "whole")
+    steps = sum("loss" in line for line in expected["metrics"])
+    rng = random.Random(number)
+    kills = 0
+    for _ in range(2):
+        # Steps are shown every fourth; the delay then lands anywhere in the following ones and in their checkpoints.
+        kills += run_and_kill(settings, tmp_path / "killed", rng.randrange(0, steps - 4), rng.random() * 0.15)
+    assert kills, "no kill came before the end"
+    run_whole(settings, tmp_path / "killed")
+    assert what_counts(tmp_path / "killed") == expected
+
+
+def test_a_checkpoint_cut_short_is_passed_over_or_named(sources: dict[str, Any], tmp_path: Path) -> None:
+    settings = recipe(sources)
+    run_whole(settings, tmp_path / "whole")
+    out = tmp_path / "cut"
+    while not run_and_kill(settings, out, 12, 0.0):
+        pytest.fail("the run ended before it could be killed")
+    told: list[str] = []
+    found = [path for path in checkpoints(out / "checkpoints") if (path / MARKER).exists()]
+    assert len(found) == 2
+    weights = found[-1] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    earlier, sentences = last_whole(out / "checkpoints")
+    assert earlier == found[0] and "model.safetensors has" in " ".join(sentences)
+    train(settings, out, tell=told.append, progress=False)
+    assert any("damaged" in sentence for sentence in told)
+    assert what_counts(out) == what_counts(tmp_path / "whole")
+
+
+def test_when_no_checkpoint_is_whole_nothing_is_overwritten(sources: dict[str, Any], tmp_path: Path) -> None:
+    settings = recipe(sources)
+    assert run_and_kill(settings, tmp_path, 12, 0.0)
+    for path in checkpoints(tmp_path / "checkpoints"):
+        if (path / MARKER).exists():
+            (path / "optimizer.pt").unlink()
+    before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    with pytest.raises(gw.CheckpointError, match=r"optimizer.pt is missing.*No earlier one is whole"):
+        run_whole(settings, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
+
+
+def test_the_trainer_resumes_by_itself(story_model, arguments, speeches, tmp_path: Path) -> None:
+    def make(name: str, **changes: Any) -> tuple[Any, gw.Trainer]:
+        model = story_model()
+        settings = arguments(name, save_strategy="steps", save_steps=5, **changes)
+        made = gw.Trainer(model, settings, Collator(0), speeches, recipe=gw.Recipe(layers=gw.Grass(period=3)))
+        return model, made
+
+    model, whole = make("whole")
+    whole.train()
+    _, half = make("half")
+    half.add_callback(_StopAt(7))
+    half.train()
+    resumed_model, resumed = make("half")
+    resumed.train(resume_from_checkpoint=True)
+    assert str(resumed.session.resumed_from).endswith("checkpoint-5")
+    assert same_weights(model, resumed_model)
+    with pytest.raises(gw.CheckpointError, match="no whole checkpoint"):
+        make("none")[1].train(resume_from_checkpoint=True)
+    with pytest.raises(gw.CheckpointError, match="no checkpoint at"):
+        make("none")[1].train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+
+
+def test_a_checkpoint_of_other_data_is_refused(story_model, arguments, speeches) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 5}
+    gw.Trainer(story_model(), arguments(**settings), Collator(0), speeches).train()
+    other = gw.Trainer(story_model(), arguments(**settings), Collator(0), speeches.select(range(60)))
+    with pytest.raises(gw.CheckpointError, match="trained on 80 samples, the data now have 60"):
+        other.train(resume_from_checkpoint=True)
+
+
+class _StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
