@@ -107,7 +107,7 @@ def _stories() -> Task:
         micro_batch=4,
         steps=60,
         period=5,
-        grids={"full": (1e-3, 3e-3, 1e-2), "light": (1e-3, 3e-3, 1e-2)},
+        grids={"full": (1e-3, 3e-3, 1e-2), "light": (1e-3, 3e-3, 1e-2, 3e-2)},
     )
 
 

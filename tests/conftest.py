@@ -2,7 +2,9 @@
 
 import os
 
-os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUBLAS_WORKSPACE_CONFIG=":4096:8")
+os.environ.update(
+    OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUBLAS_WORKSPACE_CONFIG=":4096:8"
+)
 
 import json
 from collections.abc import Callable
@@ -63,12 +65,19 @@ def speeches(tokenizer: Any) -> Dataset:
 
 @pytest.fixture
 def tiny_llama() -> Callable[..., LlamaForCausalLM]:
-    """Makes a random Llama; four layers of 16 dimensions unless told otherwise, the same weights each time."""
+    """Makes a random Llama; four layers of 16 dimensions unless told otherwise, the same weights each
+    time."""
 
     def make(layers: int = 4, **changes: Any) -> LlamaForCausalLM:
         torch.manual_seed(0)
-        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 64}
-        config = LlamaConfig(**(sizes | {"num_hidden_layers": layers, "max_position_embeddings": 64} | changes))
+        sizes: dict[str, Any] = {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_attention_heads": 2,
+            "vocab_size": 64,
+        }
+        given: Any = sizes | {"num_hidden_layers": layers, "max_position_embeddings": 64} | changes
+        config = LlamaConfig(**given)
         return LlamaForCausalLM(config)
 
     return make

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwise.atomic import sync_files, sync_folder, write_bytes, write_json, write_text
+
+settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 
 def names(folder: Path) -> list[str]:
@@ -73,7 +75,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path: Path):
         "try: write_bytes(Path(sys.argv[1]), bytes(5000))\n"
         "except OSError as error: print(error.strerror)\n"
     )
-    told = subprocess.run([sys.executable, "-c", code, tmp_path / "file"], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "file"], capture_output=True, text=True, check=True
+    )
     assert told.stdout.strip() == "File too large"
     assert (tmp_path / "file").read_text() == "old"
     assert names(tmp_path) == ["file"]

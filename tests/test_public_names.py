@@ -14,7 +14,9 @@ HEAVY = ("torch", "transformers", "datasets", "numpy", "peft", "scipy")
 
 
 def python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 @pytest.mark.parametrize("name", gradwise.__all__)

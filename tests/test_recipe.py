@@ -18,6 +18,8 @@ from gradwise.methods import Layers, OrderBy, Select
 from gradwise.recipe import SignalSettings
 from gradwise.training.arguments import DECIDED_HERE, micro_batch, training_arguments
 
+settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
+
 METHODS = {
     section: list(get_args(get_args(union)[0]))
     for section, union in {"select": Select, "order": OrderBy, "layers": Layers}.items()
@@ -42,9 +44,15 @@ def write(tmp_path: Path) -> Any:
 
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
-tricky = st.sampled_from(["no", "yes", "on", "1e5", "12e4567", "2e-5", "null", "~", "1", "0x1f", "2024-01-01", "a: b", "-"])
+tricky = st.sampled_from(
+    ["no", "yes", "on", "1e5", "12e4567", "2e-5", "null", "~", "1", "0x1f", "2024-01-01", "a: b", "-"]
+)
 shares = st.floats(1e-6, 1)
-policy = {"active": st.integers(1, 99), "period": st.integers(1, 99), "state": st.sampled_from(["keep", "drop"])}
+policy = {
+    "active": st.integers(1, 99),
+    "period": st.integers(1, 99),
+    "state": st.sampled_from(["keep", "drop"]),
+}
 probed = policy | {"probe": st.integers(1, 9)}
 by_score = probed | {"temperature": st.floats(1e-3, 1e3), "floor": st.floats(0, 0.9)}
 adapting = {"smoothing": st.floats(0.01, 1)}
@@ -63,7 +71,11 @@ selects = st.one_of(
     *(st.builds(part, count=st.integers(1, 10**9)) for part in parts),
 )
 sources = st.builds(
-    Source, path=words | tricky, domain=st.none() | tricky, split=st.none() | words, weight=st.floats(1e-9, 1e9)
+    Source,
+    path=words | tricky,
+    domain=st.none() | tricky,
+    split=st.none() | words,
+    weight=st.floats(1e-9, 1e9),
 )
 data = st.builds(
     Data,
@@ -91,9 +103,15 @@ trains = st.builds(
     ),
 )
 models = st.builds(
-    Model, name=words | tricky, revision=st.none() | tricky, dtype=st.sampled_from(["auto", "bfloat16", "float32"])
+    Model,
+    name=words | tricky,
+    revision=st.none() | tricky,
+    dtype=st.sampled_from(["auto", "bfloat16", "float32"]),
 )
-adapters = st.builds(Adapter, options=st.fixed_dictionaries({}, optional={"r": st.integers(1, 64), "lora_alpha": st.integers(1, 9)}))
+adapters = st.builds(
+    Adapter,
+    options=st.fixed_dictionaries({}, optional={"r": st.integers(1, 64), "lora_alpha": st.integers(1, 9)}),
+)
 recipes = st.builds(
     Recipe,
     model=st.none() | models,
@@ -132,7 +150,9 @@ class TestRoundTrip:
         assert Recipe.load(path) == loaded
         assert replace(loaded, model=recipe.model, data=recipe.data) == recipe
 
-    @pytest.mark.parametrize(("section", "cls"), EVERY_METHOD, ids=lambda value: getattr(value, "__name__", value))
+    @pytest.mark.parametrize(
+        ("section", "cls"), EVERY_METHOD, ids=lambda value: getattr(value, "__name__", value)
+    )
     def test_every_method(self, write: Any, section: str, cls: Any):
         recipe = Recipe(**{section: named(section, cls)})
         path = write("")
@@ -143,7 +163,17 @@ class TestRoundTrip:
         path = write("")
         Recipe(layers=Grass(active=3), train=Train(arguments={"weight_decay": 0.1})).save(path)
         found = yaml.safe_load(path.read_text())
-        assert list(found) == ["model", "data", "train", "adapter", "signals", "select", "order", "layers", "seed"]
+        assert list(found) == [
+            "model",
+            "data",
+            "train",
+            "adapter",
+            "signals",
+            "select",
+            "order",
+            "layers",
+            "seed",
+        ]
         assert list(found["layers"])[:2] == ["method", "active"]
         assert found["layers"].keys() == {field.name for field in fields(Grass)}
         assert found["train"]["weight_decay"] == 0.1
@@ -151,7 +181,9 @@ class TestRoundTrip:
 
     def test_the_file_means_the_same_to_other_yaml_readers(self, write: Any):
         path = write("")
-        Recipe(model=Model(name="no", revision="12e4567"), train=Train(arguments={"eval_strategy": "no"})).save(path)
+        Recipe(
+            model=Model(name="no", revision="12e4567"), train=Train(arguments={"eval_strategy": "no"})
+        ).save(path)
         found = yaml.safe_load(path.read_text())
         assert (found["model"]["name"], found["model"]["revision"]) == ("no", "12e4567")
         assert found["train"]["eval_strategy"] == "no"
@@ -159,7 +191,9 @@ class TestRoundTrip:
 
 
 class TestReading:
-    @pytest.mark.parametrize(("section", "cls"), EVERY_METHOD, ids=lambda value: getattr(value, "__name__", value))
+    @pytest.mark.parametrize(
+        ("section", "cls"), EVERY_METHOD, ids=lambda value: getattr(value, "__name__", value)
+    )
     def test_a_bare_method_name_will_do(self, write: Any, section: str, cls: Any):
         method = cls.__dataclass_fields__["method"].default
         if section == "select" and cls is not baselines.FullData:
@@ -168,9 +202,13 @@ class TestReading:
         else:
             assert getattr(Recipe.load(write(f"{section}: {method}")), section) == cls()
 
-    @pytest.mark.parametrize(("text", "value"), [("2e-5", 2e-5), ("2E-5", 2e-5), ("+1e-3", 1e-3), ("1_0e-3", 0.01), ("1", 1.0)])
+    @pytest.mark.parametrize(
+        ("text", "value"), [("2e-5", 2e-5), ("2E-5", 2e-5), ("+1e-3", 1e-3), ("1_0e-3", 0.01), ("1", 1.0)]
+    )
     def test_numbers_as_everyone_writes_them(self, write: Any, text: str, value: float):
-        assert Recipe.load(write(f"train: {{learning_rate: {text}}}")).train.learning_rate == pytest.approx(value)
+        assert Recipe.load(write(f"train: {{learning_rate: {text}}}")).train.learning_rate == pytest.approx(
+            value
+        )
 
     def test_no_is_a_word(self, write: Any):
         assert Recipe.load(write("train: {save_strategy: no}")).train.arguments == {"save_strategy": "no"}
@@ -194,7 +232,12 @@ class TestReading:
         )
         assert recipe.model == Model(name="org/model", dtype="bfloat16")
         assert recipe.train == Train(
-            epochs=2, batch_size=32, learning_rate=1e-4, schedule="wsd", decay=0.1, arguments={"warmup_steps": 10}
+            epochs=2,
+            batch_size=32,
+            learning_rate=1e-4,
+            schedule="wsd",
+            decay=0.1,
+            arguments={"warmup_steps": 10},
         )
         assert recipe.adapter == Adapter(options={"r": 16})
         assert (recipe.select, recipe.order) == (baselines.RandomSubset(fraction=0.5), baselines.GivenOrder())
@@ -217,7 +260,13 @@ class TestPaths:
         assert recipe.model == Model(name=str(folder / "model"))
         assert recipe.data is not None
         paths = [source.path for source in recipe.data.train]  # type: ignore[union-attr]
-        assert paths == [str(folder / "a.jsonl"), f"{folder}/../b.parquet", str(folder / "saved"), "org/hub", "org/hub"]
+        assert paths == [
+            str(folder / "a.jsonl"),
+            f"{folder}/../b.parquet",
+            str(folder / "saved"),
+            "org/hub",
+            "org/hub",
+        ]
         assert recipe.data.validation == Source(path=str(folder / "c"))
         assert recipe.data.chat_template == str(folder / "chat.jinja")
 
@@ -235,7 +284,9 @@ class TestPaths:
     def test_hub_names_stay(self, write: Any):
         assert Recipe.load(write("model: {name: gpt2}")).model == Model(name="gpt2")
 
-    def test_overrides_are_from_the_working_directory(self, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_overrides_are_from_the_working_directory(
+        self, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
         (tmp_path / "elsewhere" / "m").mkdir(parents=True)
         path = write("model: {name: m}\ndata: {train: a.jsonl, validation: a.jsonl}", "recipes/recipe.yaml")
         monkeypatch.chdir(tmp_path / "elsewhere")
@@ -263,15 +314,25 @@ class TestOverrides:
             ("{}", ["layers.active=4", "layers.method=grass"], {"layers": Grass(active=4)}),
             ("layers: {method: lisa, active: 3}", ["layers=grass"], {"layers": Grass()}),
             ("layers: lisa", ["layers={method: grass, active: 5}"], {"layers": Grass(active=5)}),
-            ("{}", ["train.learning_rate=2e-5", "train.weight_decay=0.1"], {"train": Train(arguments={"weight_decay": 0.1})}),
-            ("train: {weight_decay: 0.3}", ["train.weight_decay=0.1"], {"train": Train(arguments={"weight_decay": 0.1})}),
+            (
+                "{}",
+                ["train.learning_rate=2e-5", "train.weight_decay=0.1"],
+                {"train": Train(arguments={"weight_decay": 0.1})},
+            ),
+            (
+                "train: {weight_decay: 0.3}",
+                ["train.weight_decay=0.1"],
+                {"train": Train(arguments={"weight_decay": 0.1})},
+            ),
             ("seed: 1", ["seed=2", "seed = 3"], {"seed": 3}),
             ("adapter: {r: 4}", ["adapter=null"], {"adapter": None}),
             ("{}", ["data.train.path=/a=b.jsonl"], {"data": Data(train=Source(path="/a=b.jsonl"))}),
             ("{}", ["train.run_name=no"], {"train": Train(arguments={"run_name": "no"})}),
         ],
     )
-    def test_replace_what_the_file_says(self, write: Any, text: str, overrides: list[str], expected: dict[str, Any]):
+    def test_replace_what_the_file_says(
+        self, write: Any, text: str, overrides: list[str], expected: dict[str, Any]
+    ):
         assert Recipe.load(write(text), overrides) == Recipe(**expected)
 
     @pytest.mark.parametrize(
@@ -299,7 +360,10 @@ class TestOverrides:
 MISTAKES = [
     # unknown keys, near and far
     ("trian: {epochs: 1}", "unknown key trian; did you mean 'train'?"),
-    ("zebra: 1", "unknown key zebra; known: adapter, data, layers, model, order, seed, select, signals, train."),
+    (
+        "zebra: 1",
+        "unknown key zebra; known: adapter, data, layers, model, order, seed, select, signals, train.",
+    ),
     ("train: {epoch: 1}", "unknown key train.epoch; did you mean 'epochs'?"),
     ("train: {weight_decy: 1}", "unknown key train.weight_decy; did you mean 'weight_decay'?"),
     ("train: {zebra: 1}", "unknown key train.zebra; see `gradwise schema`."),
@@ -317,8 +381,14 @@ MISTAKES = [
     ("2024-01-01: 2", "unknown key 2024-01-01; known"),
     # methods
     ("layers: gras", "layers.method: unknown method 'gras'; did you mean 'grass'?"),
-    ("layers: {method: 3}", "layers.method: unknown method '3'; known: all, grass, lisa, round_robin, static, top."),
-    ("order: sorted", "order.method: unknown method 'sorted'; known: easy_first, given, interleave, shuffle."),
+    (
+        "layers: {method: 3}",
+        "layers.method: unknown method '3'; known: all, grass, lisa, round_robin, static, top.",
+    ),
+    (
+        "order: sorted",
+        "order.method: unknown method 'sorted'; known: easy_first, given, interleave, shuffle.",
+    ),
     ("select: {method: lossy}", "select.method: unknown method 'lossy'; did you mean 'loss_top'?"),
     ("layers: {active: 3}", "layers needs a method; found {'active': 3}."),
     ("adapter: {method: lra}", "adapter.method: unknown method 'lra'; did you mean 'lora'?"),
@@ -330,7 +400,10 @@ MISTAKES = [
     ("train: {bf16: 1}", "train.bf16: input should be a valid boolean; found 1."),
     ("train: {weight_decay: heavy}", "train.weight_decay: input should be a valid number; found 'heavy'."),
     ("train: {save_steps: yes}", "train.save_steps: input should be a valid number; found 'yes'."),
-    ("adapter: {r: many}", "adapter.r: input should be a valid integer, unable to parse string as an integer; found 'many'."),
+    (
+        "adapter: {r: many}",
+        "adapter.r: input should be a valid integer, unable to parse string as an integer; found 'many'.",
+    ),
     ("model: {name: 3}", "model.name: input should be a valid string; found 3."),
     ("data: {train: a, packing: yes}", "data.packing: input should be a valid boolean; found 'yes'."),
     ("seed: 1.5", "seed: input should be a valid integer; found 1.5."),
@@ -346,17 +419,35 @@ MISTAKES = [
     ("train: {learning_rate: .nan}", "train.learning_rate: input should be a finite number; found nan."),
     ("train: {schedule: wsd, decay: 2}", "train.decay: input should be less than or equal to 1; found 2."),
     ("train: {schedule: lineal}", "train.schedule: unknown schedule 'lineal'; did you mean 'linear'?"),
-    ("layers: {method: grass, active: -1}", "layers.active: input should be greater than or equal to 1; found -1."),
+    (
+        "layers: {method: grass, active: -1}",
+        "layers.active: input should be greater than or equal to 1; found -1.",
+    ),
     (
         "layers: {method: grass, embeddings: some}",
         "layers.embeddings: input should be 'never', 'always' or 'sampled'; found 'some'.",
     ),
     ("model: {name: x, dtype: float8}", "'bfloat16' or 'float16'; found 'float8'."),
-    ("data: {train: {path: x, fields: {promt: a}}}", "data.train.fields.promt: input should be 'text', 'prompt'"),
-    ("data: {train: x, max_length: 1}", "data.max_length: input should be greater than or equal to 2; found 1."),
-    ("data: {train: x, allow: {cut: 2}}", "data.allow.cut: input should be less than or equal to 1; found 2."),
-    ("data: {train: [a, {path: y, weight: -1}]}", "data.train.1.weight: input should be greater than 0; found -1."),
-    ("signals: {batch_tokens: 0}", "signals.batch_tokens: input should be greater than or equal to 1; found 0."),
+    (
+        "data: {train: {path: x, fields: {promt: a}}}",
+        "data.train.fields.promt: input should be 'text', 'prompt'",
+    ),
+    (
+        "data: {train: x, max_length: 1}",
+        "data.max_length: input should be greater than or equal to 2; found 1.",
+    ),
+    (
+        "data: {train: x, allow: {cut: 2}}",
+        "data.allow.cut: input should be less than or equal to 1; found 2.",
+    ),
+    (
+        "data: {train: [a, {path: y, weight: -1}]}",
+        "data.train.1.weight: input should be greater than 0; found -1.",
+    ),
+    (
+        "signals: {batch_tokens: 0}",
+        "signals.batch_tokens: input should be greater than or equal to 1; found 0.",
+    ),
     ("seed: -1", "seed: input should be greater than or equal to 0; found -1."),
     # what is missing or contradicts itself
     ("model: {dtype: float32}", "model.name is missing; give it a value."),
@@ -376,7 +467,9 @@ class TestMistakes:
 
     @pytest.mark.parametrize("key", sorted(DECIDED_HERE))
     def test_arguments_decided_here_are_refused_with_what_to_do(self, write: Any, key: str):
-        with pytest.raises(RecipeError, match=re.escape(f"train.{key} cannot be set here: {DECIDED_HERE[key]}.")):
+        with pytest.raises(
+            RecipeError, match=re.escape(f"train.{key} cannot be set here: {DECIDED_HERE[key]}.")
+        ):
             Recipe.load(write(f"train: {{{key}: 1}}"))
 
     def test_every_key_that_is_refused_exists(self):
@@ -414,7 +507,9 @@ class TestMistakes:
             Recipe.load(tmp_path / name)
 
     def test_the_same_key_in_different_sections_or_items_is_fine(self, write: Any):
-        recipe = Recipe.load(write("data: {train: [{path: /a}, {path: /b}]}\nselect: {method: full}\norder: {method: given}"))
+        recipe = Recipe.load(
+            write("data: {train: [{path: /a}, {path: /b}]}\nselect: {method: full}\norder: {method: given}")
+        )
         assert recipe.order == baselines.GivenOrder()
 
 
@@ -423,7 +518,10 @@ class TestPython:
         ("make", "message"),
         [
             (lambda: Grass(active=-1), "Grass.active: input should be greater than or equal to 1; found -1."),
-            (lambda: Grass(embeddings="some"), "Grass.embeddings: input should be 'never', 'always' or 'sampled'"),  # type: ignore[arg-type]
+            (
+                lambda: Grass(embeddings="some"),
+                "Grass.embeddings: input should be 'never', 'always' or 'sampled'",
+            ),  # type: ignore[arg-type]
             (lambda: Train(epochs=0), "Train.epochs: input should be greater than 0; found 0."),
             (lambda: Train(arguments={"zebra": 1}), "unknown key train.zebra"),
             (lambda: Train(arguments={"seed": 1}), "train.seed cannot be set here"),
@@ -462,7 +560,12 @@ def built(train: Train, **changes: Any) -> TrainingArguments:
 class TestTrainingArguments:
     def test_aliases(self):
         made = built(Train(epochs=2.5, batch_size=32, learning_rate=3e-4, schedule="cosine"))
-        assert (made.num_train_epochs, made.learning_rate, made.lr_scheduler_type, made.seed) == (2.5, 3e-4, "cosine", 3)
+        assert (made.num_train_epochs, made.learning_rate, made.lr_scheduler_type, made.seed) == (
+            2.5,
+            3e-4,
+            "cosine",
+            3,
+        )
         assert (made.per_device_train_batch_size, made.gradient_accumulation_steps) == (8, 4)
         assert made.output_dir == "out"
         assert made.disable_tqdm
@@ -482,11 +585,19 @@ class TestTrainingArguments:
         assert (made.dataloader_num_workers, made.report_to, made.gradient_checkpointing) == (2, [], True)
 
     def test_held_out_data_are_evaluated_unless_told_otherwise(self):
-        assert (built(Train(), validation=True).eval_strategy, built(Train(), validation=True).eval_on_start) == ("epoch", True)
+        assert (
+            built(Train(), validation=True).eval_strategy,
+            built(Train(), validation=True).eval_on_start,
+        ) == ("epoch", True)
         silent = Train(arguments={"eval_strategy": "no", "eval_on_start": False})
-        assert (built(silent, validation=True).eval_strategy, built(silent, validation=True).eval_on_start) == ("no", False)
+        assert (
+            built(silent, validation=True).eval_strategy,
+            built(silent, validation=True).eval_on_start,
+        ) == ("no", False)
 
-    @pytest.mark.parametrize("asked", [{"eval_strategy": "epoch"}, {"eval_strategy": "steps"}, {"eval_on_start": True}])
+    @pytest.mark.parametrize(
+        "asked", [{"eval_strategy": "epoch"}, {"eval_strategy": "steps"}, {"eval_on_start": True}]
+    )
     def test_evaluation_without_held_out_data_is_refused(self, asked: dict[str, Any]):
         with pytest.raises(RecipeError, match=r"asks for evaluation, but data\.validation is not given"):
             built(Train(arguments=asked))
@@ -526,7 +637,9 @@ class TestSchema:
     def test_accepts_what_a_recipe_writes(self, recipe: Recipe):
         self.validator().validate(recipe.to_dict())
 
-    @pytest.mark.parametrize(("section", "cls"), EVERY_METHOD, ids=lambda value: getattr(value, "__name__", value))
+    @pytest.mark.parametrize(
+        ("section", "cls"), EVERY_METHOD, ids=lambda value: getattr(value, "__name__", value)
+    )
     def test_accepts_every_method_and_its_bare_name(self, section: str, cls: Any):
         method = named(section, cls)
         self.validator().validate(Recipe(**{section: method}).to_dict())
@@ -573,7 +686,12 @@ class TestSchema:
     def test_describes_every_key_of_ours(self):
         schema = Recipe.schema()
         assert schema["properties"]["seed"]["description"] == "Decides everything that is left to chance."
-        ours = [cls.__name__ for classes in METHODS.values() for cls in classes] + ["Model", "Data", "Source", "Allowed"]
+        ours = [cls.__name__ for classes in METHODS.values() for cls in classes] + [
+            "Model",
+            "Data",
+            "Source",
+            "Allowed",
+        ]
         for name in ours:
             assert all(described["description"] for described in schema["$defs"][name]["properties"].values())
         grass = schema["$defs"]["Grass"]["properties"]
@@ -587,7 +705,12 @@ def test_adapter_keys_reach_peft(stories: Path):
     adapter = Adapter(method="lora", options={"r": 3, "lora_alpha": 5, "target_modules": ["q_proj"]})
     model = load_model(Model(name=str(stories)), adapter)
     config = model.peft_config["default"]
-    assert (config.r, config.lora_alpha, set(config.target_modules), config.task_type) == (3, 5, {"q_proj"}, "CAUSAL_LM")
+    assert (config.r, config.lora_alpha, set(config.target_modules), config.task_type) == (
+        3,
+        5,
+        {"q_proj"},
+        "CAUSAL_LM",
+    )
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert len(trained) == 10
     assert all("q_proj.lora_" in name for name in trained)

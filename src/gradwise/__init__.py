@@ -1,4 +1,5 @@
-"""gradwise: which samples, in which order, through which layers; decided by the gradients of the run itself."""
+"""gradwise: which samples, in which order, through which layers; decided by the gradients of the run
+itself."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ _HOMES = {
     "baselines": "gradwise.methods.baselines",
     **dict.fromkeys(["Collator", "Data", "Source"], "gradwise.data"),
     **dict.fromkeys(
-        ["CheckpointError", "DataError", "GradwiseError", "PlanError", "RecipeError", "SignalError"], "gradwise.errors"
+        ["CheckpointError", "DataError", "GradwiseError", "PlanError", "RecipeError", "SignalError"],
+        "gradwise.errors",
     ),
     **dict.fromkeys(["Grass", "Order", "Selection"], "gradwise.methods"),
     **dict.fromkeys(["Adapter", "Model", "Recipe", "Train"], "gradwise.recipe"),

@@ -1,7 +1,7 @@
 """The recipe: everything that decides a run, in one YAML file or one frozen dataclass.
 
-Unknown keys, wrong types, values out of range and impossible combinations are refused with the key, what was found,
-and what is allowed. What `Recipe.save` writes is itself a runnable recipe.
+Unknown keys, wrong types, values out of range and impossible combinations are refused with the key, what was
+found, and what is allowed. What `Recipe.save` writes is itself a runnable recipe.
 """
 
 from dataclasses import dataclass, field
@@ -56,7 +56,8 @@ class Train(Settings):
     """Peak learning rate."""
 
     schedule: str = "linear"
-    """Learning-rate schedule: `linear`, `cosine`, `constant`, `wsd` (warm-up, stable, decay), or any of transformers'."""
+    """Learning-rate schedule: `linear`, `cosine`, `constant`, `wsd` (warm-up, stable, decay), or any of
+    transformers'."""
 
     decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """With `schedule: wsd`, the share of the steps over which the learning rate decays; 0.2 unless given."""
@@ -85,7 +86,8 @@ def _check_schedule(schedule: str) -> None:
 
 @dataclass(frozen=True)
 class Adapter(Settings):
-    """A PEFT adapter in place of the model's own weights. Any key of the method's PEFT configuration may stand here."""
+    """A PEFT adapter in place of the model's own weights. Any key of the method's PEFT configuration may
+    stand here."""
 
     method: str = "lora"
     """PEFT method: `lora`, `ia3`, `loha`, ..."""
@@ -149,8 +151,8 @@ class Recipe(Settings):
 
         Args:
             path: the file.
-            overrides: settings of the form "select.fraction=0.2", values in YAML, that replace the file's; relative
-                paths in them are taken from the working directory.
+            overrides: settings of the form "select.fraction=0.2", values in YAML, that replace the file's;
+                relative paths in them are taken from the working directory.
 
         Raises:
             RecipeError: with the key, what was found and what is allowed.

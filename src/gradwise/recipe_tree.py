@@ -28,14 +28,17 @@ METHOD_SECTIONS = ("select", "order", "layers")
 class _Loader(yaml.SafeLoader):
     """YAML as everyone expects it, where YAML 1.1 has surprises.
 
-    2e-5 is a number, though it lacks a dot; `no` in `eval_strategy: no` is a word; a key that stands twice is refused.
+    2e-5 is a number, though it lacks a dot; `no` in `eval_strategy: no` is a word; a key that stands twice is
+    refused.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} stands twice", key.start_mark
+                )
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
         return super().construct_mapping(node, deep)
 
@@ -51,7 +54,9 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789"))
+    _side.add_implicit_resolver(
+        _FLOAT, re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def read_yaml(path: Path) -> Tree:
@@ -59,7 +64,9 @@ def read_yaml(path: Path) -> Tree:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"Cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}.") from None
+        raise RecipeError(
+            f"Cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}."
+        ) from None
     try:
         found = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -67,7 +74,9 @@ def read_yaml(path: Path) -> Tree:
         where = f", line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}.") from None
     if not isinstance(found, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of sections (model, data, train, ...); found {found!r}.")
+        raise RecipeError(
+            f"{path}: a recipe is a mapping of sections (model, data, train, ...); found {found!r}."
+        )
     return found
 
 
@@ -98,7 +107,8 @@ def override(values: Tree, setting: str) -> None:
 
 
 def merged(base: Tree, changes: Tree) -> Tree:
-    """`base` with the leaves of `changes` put over it; where a bare method name meets a mapping, it is spelt out."""
+    """`base` with the leaves of `changes` put over it; where a bare method name meets a mapping, it is spelt
+    out."""
     result = deepcopy(base)
     for key, value in changes.items():
         if isinstance(value, dict):
@@ -135,7 +145,12 @@ def anchor_paths(values: Tree, folder: Path) -> None:
 
 def _anchored(name: str, folder: Path) -> str:
     local = (folder / Path(name).expanduser()).absolute()
-    looks_local = name.startswith((".", "/", "~")) or Path(name).suffix in (".jsonl", ".json", ".csv", ".parquet")
+    looks_local = name.startswith((".", "/", "~")) or Path(name).suffix in (
+        ".jsonl",
+        ".json",
+        ".csv",
+        ".parquet",
+    )
     return str(local) if looks_local or local.exists() else name
 
 
@@ -257,7 +272,8 @@ def _sentence(error: Any) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or all of them where none is near."""
+    """The end of a sentence about an unknown name: the nearest known one, or all of them where none is
+    near."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
@@ -270,7 +286,11 @@ def _known_keys(location: list[str]) -> list[str]:
 
     classes: list[Any] = [Recipe]
     for part in location:
-        below = [member for cls in classes for member in _members(get_type_hints(cls, include_extras=True).get(part))]
+        below = [
+            member
+            for cls in classes
+            for member in _members(get_type_hints(cls, include_extras=True).get(part))
+        ]
         tagged = [cls for cls in classes if part == _tag(cls) or part == cls.__name__]
         classes = tagged or below or classes
     return sorted({field.name for cls in classes for field in fields(cls)})
@@ -286,7 +306,8 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _tag(cls: Any) -> str | None:
-    return next((field.default for field in fields(cls) if field.name == "method"), None)  # type: ignore[return-value]
+    tags: list[Any] = [field.default for field in fields(cls) if field.name == "method"]
+    return tags[0] if tags else None
 
 
 def _tags() -> set[str]:

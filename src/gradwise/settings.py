@@ -1,4 +1,5 @@
-"""What every section of a recipe has in common: frozen, documented field by field, and strict about what it takes."""
+"""What every section of a recipe has in common: frozen, documented field by field, and strict about what it
+takes."""
 
 import ast
 import inspect
@@ -16,8 +17,9 @@ from gradwise.errors import RecipeError
 class Settings:
     """Base of the frozen dataclasses that make up a recipe.
 
-    A field's docstring stands beneath it and becomes its description in the JSON schema. Values are checked against
-    the field's annotation however the object is made, so that `gw.Grass(active=-1)` fails where it is written.
+    A field's docstring stands beneath it and becomes its description in the JSON schema. Values are checked
+    against the field's annotation however the object is made, so that `gw.Grass(active=-1)` fails where it is
+    written.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -32,7 +34,8 @@ class Settings:
         self.check()
 
     def check(self) -> None:
-        """Refuse combinations of values that contradict each other; raises RecipeError. Nothing by default."""
+        """Refuse combinations of values that contradict each other; raises RecipeError. Nothing by
+        default."""
 
 
 @cache
@@ -59,6 +62,10 @@ def field_descriptions(cls: type[Settings]) -> dict[str, str]:
         definition = ast.parse(dedent(inspect.getsource(owner))).body[0]
         assert isinstance(definition, ast.ClassDef)
         for named, text in pairwise(definition.body):
-            if isinstance(named, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            if (
+                isinstance(named, ast.AnnAssign)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+            ):
                 found[ast.unparse(named.target)] = inspect.cleandoc(str(text.value.value))
     return found

@@ -15,16 +15,17 @@ from gradwise.methods.baselines import LengthTop
 trl = pytest.importorskip("trl")
 
 TEMPLATE = (
-    "{% for message in messages %}{{ '<s>' + message['role'] + ': ' + message['content'] + '</s>' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<s>' + message['role'] + ': ' + message['content'] + '</s>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<s>assistant: ' }}{% endif %}"
 )
 
 
 @pytest.fixture
 def conversations(stories: Path) -> Dataset:
-    """24 real speeches as answers to a request, the longest first."""
+    """24 real speeches as answers to a request."""
     found = (stories.parent / "plays_train.jsonl").read_text().splitlines()[:24]
-    texts = sorted((json.loads(line)["text"][:120] for line in found), key=len, reverse=True)
+    texts = [json.loads(line)["text"][:120] for line in found]
     ask = {"role": "user", "content": "Speak."}
     return Dataset.from_list([{"messages": [ask, {"role": "assistant", "content": text}]} for text in texts])
 
@@ -53,7 +54,9 @@ def sft(story_model, stories: Path, conversations: Dataset, tmp_path: Path) -> A
             dataloader_pin_memory=False,
             **options.pop("config", {}),
         )
-        return cls(model=story_model(), args=settings, train_dataset=data, processing_class=tokenizer, **options)
+        return cls(
+            model=story_model(), args=settings, train_dataset=data, processing_class=tokenizer, **options
+        )
 
     return make
 
@@ -85,11 +88,14 @@ def test_selection_and_layers_on_conversations(sft, tmp_path: Path) -> None:
     trainer = sft("out", cls=gw.with_gradwise(trl.SFTTrainer), recipe=recipe)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
-    # The conversations stand longest first, and TRL keeps their order.
-    assert set(trainer.session.plan.indices.tolist()) == set(range(8))
+    tokens = [sum(label != -100 for label in labels[1:]) for labels in trainer.train_dataset["labels"]]
+    longest = sorted(range(24), key=lambda i: -tokens[i])[:8]
+    assert set(trainer.session.plan.indices.tolist()) == set(longest)
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
     active = next(event["active"] for event in events if event["event"] == "layers")
-    changed = {name.split(".")[2] for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    changed = {
+        name.split(".")[2] for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])
+    }
     assert changed == {str(active[0])}
 
 
@@ -99,8 +105,16 @@ def test_the_probe_does_not_count_in_trls_metrics(sft) -> None:
         recipe = gw.Recipe(layers=gw.Grass(active=5, embeddings="always", probe=probe))
         trainer = sft(f"probe{probe}", cls=gw.with_gradwise(trl.SFTTrainer), recipe=recipe)
         trainer.train()
-        own = [{k: v for k, v in line.items() if "time" not in k and "second" not in k} for line in trainer.state.log_history]
-        told.append([{k: v for k, v in line.items() if k in ("num_tokens", "entropy", "mean_token_accuracy")} for line in own])
+        own = [
+            {k: v for k, v in line.items() if "time" not in k and "second" not in k}
+            for line in trainer.state.log_history
+        ]
+        told.append(
+            [
+                {k: v for k, v in line.items() if k in ("num_tokens", "entropy", "mean_token_accuracy")}
+                for line in own
+            ]
+        )
     assert told[0] == told[1] and told[0][0]
 
 

@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from gradwise import Grass, RecipeError
 from gradwise.methods.baselines import RoundRobinLayers, StaticLayers, TopLayers, UniformLayers
 from gradwise.methods.layer_policy import LayerPolicy
+
+settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 POLICIES = [Grass, StaticLayers, UniformLayers, RoundRobinLayers, TopLayers]
 BY_SCORE = [Grass, StaticLayers]
@@ -47,7 +49,9 @@ def frequencies(policy: LayerPolicy, scores: np.ndarray, draws: int = DRAWS, see
 class TestEveryPolicy:
     @every_policy
     @given(scores=scores_of_any_size, data=st.data())
-    def test_draws_the_right_number_of_layers_ascending(self, policy: Any, scores: np.ndarray, data: st.DataObject):
+    def test_draws_the_right_number_of_layers_ascending(
+        self, policy: Any, scores: np.ndarray, data: st.DataObject
+    ):
         active = data.draw(st.integers(1, len(scores)))
         settings = policy(active=active)
         settings.check_layers(len(scores))
@@ -90,7 +94,9 @@ class TestEveryPolicy:
     @every_policy
     @pytest.mark.parametrize("setting", ["active", "period"])
     def test_nothing_active_or_no_period_is_refused(self, policy: Any, setting: str):
-        with pytest.raises(RecipeError, match=f"{policy.__name__}.{setting}: .*greater than or equal to 1; found 0"):
+        with pytest.raises(
+            RecipeError, match=f"{policy.__name__}.{setting}: .*greater than or equal to 1; found 0"
+        ):
             policy(**{setting: 0})
 
     @pytest.mark.parametrize("policy", BY_CHANCE)
@@ -172,7 +178,9 @@ class TestSoftmax:
         assert settings.probabilities(scale * SCORES) == pytest.approx(settings.probabilities(SCORES))
 
     @given(scores=scores_of_any_size, temperature=st.floats(1e-3, 1e3), share=st.floats(0, 1))
-    def test_no_layer_below_the_floor(self, policy: Any, scores: np.ndarray, temperature: float, share: float):
+    def test_no_layer_below_the_floor(
+        self, policy: Any, scores: np.ndarray, temperature: float, share: float
+    ):
         floor = min(share / len(scores), 0.999)
         p = policy(temperature=temperature, floor=floor).probabilities(scores)
         assert p.min() >= floor * (1 - 1e-9)
@@ -204,7 +212,9 @@ class TestSoftmax:
         assert settings.probabilities(np.arange(layers, dtype=float)).sum() == pytest.approx(1)
 
     @pytest.mark.parametrize("layers", [3, 6, 7, 11, 101, 126])
-    def test_a_floor_that_cannot_be_is_refused_and_what_the_message_advises_is_not(self, policy: Any, layers: int):
+    def test_a_floor_that_cannot_be_is_refused_and_what_the_message_advises_is_not(
+        self, policy: Any, layers: int
+    ):
         with pytest.raises(RecipeError, match=f"layers.floor is 0.5, but {layers} layers cannot") as caught:
             policy(floor=0.5).check_layers(layers)
         advised = float(str(caught.value).rsplit(" ", 1)[1].rstrip("."))

@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwise import RecipeError, SignalError, Signals
 from gradwise.methods.baselines import FullData, LengthTop, LossTop, RandomSubset
+
+settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 SUBSETS = [RandomSubset, LossTop, LengthTop]
 LOSS = np.array([2.0, np.nan, 5.0, 1.0, np.inf, 5.0, 3.0], dtype=np.float32)
@@ -45,7 +47,9 @@ class TestEverySubset:
 
     @pytest.mark.parametrize("size", [{}, {"fraction": 0.5, "count": 3}])
     def test_fraction_and_count_exclude_each_other(self, method: Any, size: dict[str, Any]):
-        with pytest.raises(RecipeError, match=r"select: give either fraction or count; found fraction=.*, count="):
+        with pytest.raises(
+            RecipeError, match=r"select: give either fraction or count; found fraction=.*, count="
+        ):
             method(**size)
 
     @pytest.mark.parametrize(
@@ -76,7 +80,9 @@ class TestRandomSubset:
         assert np.all(np.diff(indices) > 0)
 
     def test_another_one_for_each_seed(self):
-        picks = {tuple(RandomSubset(fraction=0.5).select(Signals(20), seed=seed).indices) for seed in range(20)}
+        picks = {
+            tuple(RandomSubset(fraction=0.5).select(Signals(20), seed=seed).indices) for seed in range(20)
+        }
         assert len(picks) == 20
 
     def test_every_sample_has_the_same_chance(self):
@@ -92,7 +98,9 @@ class TestLossTop:
         assert pick.indices.tolist() == [2, 5, 6]
         assert pick.scores.tolist() == [5.0, 5.0, 3.0]
 
-    @given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=1, max_size=30), st.data())
+    @given(
+        st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=1, max_size=30), st.data()
+    )
     def test_against_sorting_by_hand(self, losses: list[float], data: st.DataObject):
         finite = [index for index, loss in enumerate(losses) if np.isfinite(loss)]
         pool = Signals(len(losses), loss=np.array(losses, dtype=np.float32))
@@ -124,7 +132,9 @@ class TestLengthTop:
             LengthTop(count=1).select(Signals(3))
 
 
-@pytest.mark.parametrize("method", [FullData(), *(subset(count=1) for subset in SUBSETS)], ids=lambda m: m.method)
+@pytest.mark.parametrize(
+    "method", [FullData(), *(subset(count=1) for subset in SUBSETS)], ids=lambda m: m.method
+)
 def test_needs_name_every_signal_that_is_used(method: Any):
     """With just what it says it needs, a method runs; that is how the trainer decides what to measure."""
     available = {"loss": LOSS, "num_tokens": TOKENS}

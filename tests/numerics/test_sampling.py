@@ -5,12 +5,14 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from gradwise.numerics import interleaved, multiplicities, successive_draw
+
+settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 DRAWS = 10_000
 UNEQUAL = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
@@ -40,7 +42,9 @@ def inclusion(p: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 
 class TestSuccessiveDraw:
     @pytest.mark.parametrize("count", [1, 2, 3])
-    @pytest.mark.parametrize("p", [UNEQUAL, np.full(5, 0.2), 7.0 * UNEQUAL], ids=["unequal", "equal", "scaled"])
+    @pytest.mark.parametrize(
+        "p", [UNEQUAL, np.full(5, 0.2), 7.0 * UNEQUAL], ids=["unequal", "equal", "scaled"]
+    )
     def test_sequences_come_as_often_as_enumerated(self, p: NDArray[np.float64], count: int):
         oracle = dict(sequences(p, count))
         seen = dict.fromkeys(oracle, 0)

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwise.numerics import fold_with_signs
+
+settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 SHAPES = [(64,), (1000,), (37, 23), (3, 5, 7), (5,), (0,), ()]
 
@@ -40,7 +42,9 @@ def expected_load(numel: int, size: int) -> torch.Tensor:
 def test_squared_length_unbiased_with_the_stated_spread(numel: int, size: int):
     values = tensor((numel,))
     exact = values.square().sum().item()
-    relative = np.array([fold_with_signs(values, size, s).square().sum().item() / exact - 1 for s in range(1000)])
+    relative = np.array(
+        [fold_with_signs(values, size, s).square().sum().item() / exact - 1 for s in range(1000)]
+    )
     bound = np.sqrt(2 / size)
     assert abs(relative.mean()) < 4 * bound / np.sqrt(1000)
     assert relative.std() < 1.1 * bound

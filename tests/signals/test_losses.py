@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gradwise import Collator, SignalError, Signals
 from gradwise.signals import collect_losses
 from gradwise.signals.losses import batches_by_length
+
+settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 Samples = list[dict[str, Any]]
 
@@ -57,7 +59,11 @@ def oracle(model: Any, samples: Samples) -> NDArray[np.float64]:
             logits = exact(torch.tensor([sample["input_ids"]])).logits[0].numpy()
         log_p = logits - logits.max(axis=1, keepdims=True)
         log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
-        each = [-log_p[place - 1, label] for place, label in enumerate(sample["labels"]) if place and label != -100]
+        each = [
+            -log_p[place - 1, label]
+            for place, label in enumerate(sample["labels"])
+            if place and label != -100
+        ]
         losses.append(np.mean(each))
     return np.array(losses)
 
@@ -70,7 +76,9 @@ def test_own_mean_losses_match_the_oracle(model: Any, samples: Samples, measured
 
 def test_counts_label_tokens_but_the_first(samples: Samples, measured: Signals):
     assert measured.num_tokens is not None
-    assert measured.num_tokens.tolist() == [sum(x != -100 for x in sample["labels"][1:]) for sample in samples]
+    assert measured.num_tokens.tolist() == [
+        sum(x != -100 for x in sample["labels"][1:]) for sample in samples
+    ]
 
 
 def test_kinds_and_sizes(samples: Samples, measured: Signals):
@@ -171,7 +179,9 @@ class TestBadSamples:
         assert signals.num_tokens[[0, -2, -1]].tolist() == [0, 0, 0]  # type: ignore[index]
         assert signals.loss[1:-2] == pytest.approx(measured.loss, rel=2e-5)  # type: ignore[index]
 
-    def test_a_loss_that_is_not_finite_is_set_aside(self, stories: Path, samples: Samples, collator: Collator):
+    def test_a_loss_that_is_not_finite_is_set_aside(
+        self, stories: Path, samples: Samples, collator: Collator
+    ):
         model = AutoModelForCausalLM.from_pretrained(stories, tie_word_embeddings=False)
         model.set_output_embeddings(nn.Linear(64, 512, bias=True))
         model.model.embed_tokens.weight.data[511] = torch.inf

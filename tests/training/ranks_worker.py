@@ -1,6 +1,6 @@
 """Trains on several ranks under torchrun; what each rank saw and the weights go to files for `test_ranks`.
 
-    torchrun --nproc-per-node 2 ranks_worker.py SETTINGS.json
+torchrun --nproc-per-node 2 ranks_worker.py SETTINGS.json
 """
 
 import json
@@ -23,7 +23,12 @@ def main(settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(settings["model"])
     arguments = TrainingArguments(
-        settings["out"], report_to=[], disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, **settings["arguments"]
+        settings["out"],
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **settings["arguments"],
     )
     data = load_from_disk(settings["data"])
     trainer = gw.Trainer(model, arguments, Collator(0), data, recipe=gw.Recipe.from_dict(settings["recipe"]))  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""How a plan is cut: ranks, accumulation and packing change who computes a sample, never which samples form a step."""
+"""How a plan is cut: ranks, accumulation and packing change who computes a sample, never which samples form a
+step."""
 
 import numpy as np
 import pytest

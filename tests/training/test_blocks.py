@@ -30,8 +30,13 @@ SMALL: dict[str, Any] = {
     "head_dim": 8,
     "pad_token_id": 0,
 }
-MOE = SMALL | {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 8, "num_experts_per_tok": 2}
-CONFIGS = {
+MOE: dict[str, Any] = SMALL | {
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "moe_intermediate_size": 8,
+    "num_experts_per_tok": 2,
+}
+CONFIGS: dict[str, Any] = {
     "llama": LlamaConfig(**SMALL),
     "qwen2": Qwen2Config(**SMALL),
     "gemma2": Gemma2Config(**SMALL),
@@ -94,7 +99,9 @@ def test_experts_do_not_pass_for_blocks() -> None:
     assert block_list(Mixture())[0] == "stack"
 
 
-@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)]))])
+@pytest.mark.parametrize(
+    "model", [nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)]))]
+)
 def test_a_model_without_blocks_is_refused(model: nn.Module) -> None:
     with pytest.raises(RecipeError, match="no transformer blocks"):
         group_layers(model)

@@ -13,7 +13,9 @@ epochs_strategy = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=30)
 
 
 @given(epochs_strategy)
-def test_a_saved_plan_is_the_same_plan(tmp_path_factory: pytest.TempPathFactory, epochs: list[list[int]]) -> None:
+def test_a_saved_plan_is_the_same_plan(
+    tmp_path_factory: pytest.TempPathFactory, epochs: list[list[int]]
+) -> None:
     plan = Plan.of(epochs, pool=51)
     path = tmp_path_factory.mktemp("plan") / "plan.safetensors"
     plan.save(path)
@@ -24,7 +26,9 @@ def test_a_saved_plan_is_the_same_plan(tmp_path_factory: pytest.TempPathFactory,
 
 
 def test_reasons_and_weights_survive(tmp_path: Path) -> None:
-    segment = Segment(np.array([3, 1, 2]), 0, ("a", "b"), reasons=np.array([0, 1, 0]), weights=np.array([0.5, 2.0, 0.1]))
+    segment = Segment(
+        np.array([3, 1, 2]), 0, ("a", "b"), reasons=np.array([0, 1, 0]), weights=np.array([0.5, 2.0, 0.1])
+    )
     Plan((segment,), pool=4).save(tmp_path / "p")
     loaded = Plan.load(tmp_path / "p").segments[0]
     assert [loaded.reason(i) for i in range(3)] == ["a", "b", "a"]
@@ -77,7 +81,9 @@ def test_a_later_decision_replaces_what_is_ahead_only() -> None:
 
 
 @given(epochs_strategy, epochs_strategy, st.integers(0, 60))
-def test_agreement_is_equality_of_the_served_part(one: list[list[int]], other: list[list[int]], position: int) -> None:
+def test_agreement_is_equality_of_the_served_part(
+    one: list[list[int]], other: list[list[int]], position: int
+) -> None:
     left, right = Plan.of(one, pool=51), Plan.of(other, pool=51)
     position = min(position, len(left))
     if left.agrees_with(right, position):
@@ -90,7 +96,7 @@ def test_altered_cut_and_missing_files_are_named(tmp_path: Path) -> None:
     Plan.of([[0, 1, 2, 3]]).save(path)
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(PlanError, match="altered|only 4"):
+    with pytest.raises(PlanError, match=r"altered|only 4"):
         Plan.load(path)
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(PlanError, match="cannot be read"):

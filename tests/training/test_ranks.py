@@ -1,4 +1,5 @@
-"""One process and two serve the same samples in the same order, draw the same layers, and end with the same weights."""
+"""One process and two serve the same samples in the same order, draw the same layers, and end with the same
+weights."""
 
 import json
 import socket
@@ -15,12 +16,18 @@ WORKER = Path(__file__).with_name("ranks_worker.py")
 
 RECIPES: dict[str, dict[str, Any]] = {
     "grass": {"layers": {"method": "grass", "active": 2, "period": 2, "probe": 2}},
-    "all layers, loss_top, easy_first": {"select": {"method": "loss_top", "count": 21}, "order": "easy_first"},
+    "all layers, loss_top, easy_first": {
+        "select": {"method": "loss_top", "count": 21},
+        "order": "easy_first",
+    },
 }
 
 
-def run(ranks: int, folder: Path, data: Dataset, model: Path, recipe: dict[str, Any], **arguments: Any) -> Path:
-    """Train under torchrun; 22 or 21 samples in batches of 8 leave a last step that two ranks cannot share evenly."""
+def run(
+    ranks: int, folder: Path, data: Dataset, model: Path, recipe: dict[str, Any], **arguments: Any
+) -> Path:
+    """Train under torchrun; 22 or 21 samples in batches of 8 leave a last step that two ranks cannot share
+    evenly."""
     out = folder / f"ranks{ranks}"
     out.mkdir()
     data.save_to_disk(folder / "data")
@@ -46,7 +53,9 @@ def run(ranks: int, folder: Path, data: Dataset, model: Path, recipe: dict[str, 
         port = free.getsockname()[1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     address = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    subprocess.run([*torchrun, *address, str(WORKER), str(folder / f"settings{ranks}.json")], check=True, timeout=300)
+    subprocess.run(
+        [*torchrun, *address, str(WORKER), str(folder / f"settings{ranks}.json")], check=True, timeout=300
+    )
     return out
 
 
@@ -74,5 +83,8 @@ def test_one_rank_is_two_ranks(name: str, stories: Path, speeches: Dataset, tmp_
     for key, values in first.items():
         assert torch.equal(values, second[key]), f"the ranks disagree on {key}"
         torch.testing.assert_close(values, alone[key], rtol=1e-3, atol=2e-4)
-    losses = [[json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()] for out in (one, two)]
+    losses = [
+        [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+        for out in (one, two)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -1,4 +1,5 @@
-"""A run killed at any instant and resumed ends as one that was never killed: weights, plan, metrics, bit for bit."""
+"""A run killed at any instant and resumed ends as one that was never killed: weights, plan, metrics, bit for
+bit."""
 
 import json
 import multiprocessing
@@ -59,7 +60,8 @@ def run_whole(settings: gw.Recipe, out: Path) -> None:
 
 
 def run_and_kill(settings: gw.Recipe, out: Path, step: int, delay: float) -> bool:
-    """SIGKILL the run `delay` seconds after it has shown `step` steps; False when it came to its end before."""
+    """SIGKILL the run `delay` seconds after it has shown `step` steps; False when it came to its end
+    before."""
     # Forked, so that a try costs no imports.
     process = multiprocessing.get_context("fork").Process(target=_in_own_group, args=(settings, out))
     process.start()
@@ -127,7 +129,8 @@ def test_killed_and_resumed_is_never_killed(sources: dict[str, Any], tmp_path: P
     rng = random.Random(number)
     kills = 0
     for _ in range(2):
-        # Steps are shown every fourth; the delay then lands anywhere in the following ones and in their checkpoints.
+        # Steps are shown every fourth; the delay then lands anywhere in the following ones and in their
+        # checkpoints.
         kills += run_and_kill(settings, tmp_path / "killed", rng.randrange(0, steps - 4), rng.random() * 0.15)
     assert kills, "no kill came before the end"
     run_whole(settings, tmp_path / "killed")

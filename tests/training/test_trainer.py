@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ COLLATOR = Collator(pad_token_id=0)
 POLICIES = [UniformLayers, StaticLayers, RoundRobinLayers, TopLayers, gw.Grass]
 
 
-def train(model: Any, arguments: Any, data: Any, recipe: gw.Recipe | None = None, **options: Any) -> gw.Trainer:
+def train(
+    model: Any, arguments: Any, data: Any, recipe: gw.Recipe | None = None, **options: Any
+) -> gw.Trainer:
     trainer = gw.Trainer(model, arguments, COLLATOR, data, recipe=recipe or gw.Recipe(), **options)
     trainer.train()
     return trainer
@@ -144,7 +147,9 @@ def watch_served(trainer: Any, seen: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_policy_trains_what_it_draws(story_model, arguments, speeches, policy: type, tmp_path: Path) -> None:
+def test_every_policy_trains_what_it_draws(
+    story_model, arguments, speeches, policy: type, tmp_path: Path
+) -> None:
     model = story_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     layers = policy(active=1, period=100)
@@ -197,7 +202,9 @@ def test_selection_and_order_reach_the_model(story_model, arguments, speeches, t
 
 @pytest.mark.parametrize("select", [LossTop(fraction=0.2), RandomSubset(count=16)])
 @pytest.mark.parametrize("order", [EasyFirst(), Interleave()])
-def test_decisions_that_need_signals_collect_them(story_model, arguments, speeches, select: Any, order: Any) -> None:
+def test_decisions_that_need_signals_collect_them(
+    story_model, arguments, speeches, select: Any, order: Any
+) -> None:
     model = story_model()
     trainer = train(model, arguments(num_train_epochs=2), speeches, gw.Recipe(select=select, order=order))
     plan = trainer.session.plan
@@ -207,7 +214,7 @@ def test_decisions_that_need_signals_collect_them(story_model, arguments, speech
         ids = torch.tensor([speeches[int(index)]["input_ids"]])
         losses.append(story_model()(input_ids=ids, labels=ids).loss.item())
     if isinstance(order, EasyFirst):
-        assert all(later - earlier > -1e-4 for earlier, later in zip(losses, losses[1:], strict=False))
+        assert all(later - earlier > -1e-4 for earlier, later in pairwise(losses))
 
 
 def test_weights_become_copies(story_model, arguments, speeches) -> None:
@@ -219,7 +226,9 @@ def test_weights_become_copies(story_model, arguments, speeches) -> None:
 
 
 def test_packing_trains_on_the_same_samples_in_the_same_order(story_model, arguments, speeches) -> None:
-    trainer = gw.Trainer(story_model(), arguments(), COLLATOR, speeches, recipe=gw.Recipe(), packed_length=256)
+    trainer = gw.Trainer(
+        story_model(), arguments(), COLLATOR, speeches, recipe=gw.Recipe(), packed_length=256
+    )
     seen: list[int] = []
     inner = trainer.training_step
 
@@ -248,7 +257,9 @@ def test_adapters_train_under_a_layer_policy(story_model, arguments, speeches, t
     model = peft.get_peft_model(story_model(), peft.LoraConfig(r=2, target_modules="all-linear"))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train(model, arguments(), speeches, gw.Recipe(layers=gw.Grass(active=1, period=100, probe=1)))
-    active = next(line for line in lines(tmp_path / "out", "events.jsonl") if line["event"] == "layers")["active"]
+    active = next(line for line in lines(tmp_path / "out", "events.jsonl") if line["event"] == "layers")[
+        "active"
+    ]
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed and all("lora" in name and f"layers.{active[0]}." in name for name in changed)
 
@@ -261,7 +272,9 @@ def test_evaluation_goes_into_the_metrics(story_model, arguments, speeches, tmp_
     assert held_out[0][1] > held_out[-1][1]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(story_model, arguments, speeches) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(
+    story_model, arguments, speeches
+) -> None:
     model = story_model()
     with torch.no_grad():
         model.model.norm.weight[0] = float("inf")
@@ -270,7 +283,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(story_mod
 
 
 def test_training_twice_starts_from_what_the_first_left(story_model, arguments, speeches) -> None:
-    trainer = gw.Trainer(story_model(), arguments(max_steps=3), COLLATOR, speeches, recipe=gw.Recipe(layers=gw.Grass()))
+    trainer = gw.Trainer(
+        story_model(), arguments(max_steps=3), COLLATOR, speeches, recipe=gw.Recipe(layers=gw.Grass())
+    )
     first = trainer.train().training_loss
     assert trainer.train().training_loss < first
 
@@ -285,7 +300,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("settings", "reason"), REFUSED.values(), ids=REFUSED.keys())
-def test_settings_that_would_be_ignored_are_refused(story_model, arguments, speeches, settings, reason: str) -> None:
+def test_settings_that_would_be_ignored_are_refused(
+    story_model, arguments, speeches, settings, reason: str
+) -> None:
     with pytest.raises(gw.RecipeError, match=reason):
         gw.Trainer(story_model(), arguments(**settings), COLLATOR, speeches)
 
@@ -313,6 +330,8 @@ def test_other_subclasses_keep_their_own_behaviour(story_model, arguments, speec
     assert gw.with_gradwise(doubled) is doubled
     losses = []
     for kind in (doubled, gw.Trainer):
-        trainer = kind(story_model(), arguments(kind.__name__, max_steps=1), COLLATOR, speeches, recipe=gw.Recipe())
+        trainer = kind(
+            story_model(), arguments(kind.__name__, max_steps=1), COLLATOR, speeches, recipe=gw.Recipe()
+        )
         losses.append(trainer.train().training_loss)
     assert losses[0] == pytest.approx(2 * losses[1])

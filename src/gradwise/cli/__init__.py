@@ -1,4 +1,5 @@
-"""The command line: one file per command; every one of a user's mistakes ends in one sentence and exit code 2."""
+"""The command line: one file per command; every one of a user's mistakes ends in one sentence and exit code
+2."""
 
 import sys
 
@@ -33,7 +34,9 @@ def main() -> None:
     except SystemExit as end:
         if end.code != INTERRUPTED:
             raise
-        print("\ngradwise: stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print(
+            "\ngradwise: stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr
+        )
         raise SystemExit(FAILED) from None
 
 

@@ -8,11 +8,15 @@ import typer
 
 def demo(
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="A quarter-million-parameter model that comes with gradwise; seconds.")
+        bool,
+        typer.Option("--tiny", help="A quarter-million-parameter model that comes with gradwise; seconds."),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Run directory; runs/demo or runs/demo-tiny unless given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; runs/demo or runs/demo-tiny unless given.")
+    ] = None,
 ) -> None:
-    """Fine-tune a small model on data that come with gradwise, two layers at a time, and show what came of it."""
+    """Fine-tune a small model on data that come with gradwise, two layers at a time, and show what came of
+    it."""
     from gradwise.demo import smollm2_recipe, tiny_recipe
     from gradwise.run import train
     from gradwise.run.summary import summary

@@ -6,8 +6,8 @@ import json
 def schema() -> None:
     """Print the JSON schema of a recipe.
 
-    An editor that knows YAML schemas then completes and checks recipes: save the output beside the recipe and begin
-    the recipe with the line "# yaml-language-server: $schema=<file>".
+    An editor that knows YAML schemas then completes and checks recipes: save the output beside the recipe and
+    begin the recipe with the line "# yaml-language-server: $schema=<file>".
     """
     from gradwise.recipe import Recipe
 

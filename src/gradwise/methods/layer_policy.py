@@ -1,9 +1,9 @@
 """The interface of all layer policies: which layers are updated over the next `period` steps.
 
-A policy is settings plus pure functions of the layers' scores and of the number of the draw; whoever drives it
-(`gradwise.training.layers.LayerSwitch`) keeps the scores, measures, freezes and thaws. Layers are numbered 0..L-1 in
-the model's own order; with `embeddings: sampled` the embeddings, head and other parameters outside the blocks stand
-as one further layer at the end.
+A policy is settings plus pure functions of the layers' scores and of the number of the draw; whoever drives
+it (`gradwise.training.layers.LayerSwitch`) keeps the scores, measures, freezes and thaws. Layers are numbered
+0..L-1 in the model's own order; with `embeddings: sampled` the embeddings, head and other parameters outside
+the blocks stand as one further layer at the end.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from gradwise.numerics import successive_draw
 from gradwise.settings import Settings
 
 Scores = NDArray[np.float64]
-"""(L,) importance of each layer: mean over a window of ||g|| / sqrt(number of parameters), nats per unit weight."""
+"""(L,) importance of each layer: mean over a window of ||g|| / sqrt(number of parameters), nats per unit
+weight."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class LayerPolicy(Settings):
         """Raise RecipeError when a model of `layers` layers cannot be served."""
         if self.active > layers:
             raise RecipeError(
-                f"layers.active is {self.active}, but the model has {layers} layers with trainable parameters; "
-                f"give at most {layers}."
+                f"layers.active is {self.active}, but the model has {layers} layers with trainable parameters"
+                f"; give at most {layers}."
             )
 
 
@@ -118,11 +119,12 @@ class AdaptingPolicy(ProbedPolicy):
 
 
 def log_softmax_with_floor(scores: Scores, temperature: float, floor: float) -> Scores:
-    """Logarithms of probabilities proportional to exp(m / mean(m) / temperature), none below `floor`, summing to 1.
+    """Logarithms of probabilities proportional to exp(m / mean(m) / temperature), none below `floor`, summing
+    to 1.
 
-    In logarithms, because at a low temperature without a floor all layers but the highest come out as zero, and there
-    would be no second layer to draw. Scores that are all zero (a model whose gradient vanishes) give the uniform
-    distribution.
+    In logarithms, because at a low temperature without a floor all layers but the highest come out as zero,
+    and there would be no second layer to draw. Scores that are all zero (a model whose gradient vanishes)
+    give the uniform distribution.
     """
     layers = len(scores)
     mean = scores.mean()

@@ -1,4 +1,5 @@
-"""Pure functions on arrays: no model, no file, no trainer in sight. Each has a slow, obvious oracle in the tests."""
+"""Pure functions on arrays: no model, no file, no trainer in sight. Each has a slow, obvious oracle in the
+tests."""
 
 from gradwise.numerics.sampling import interleaved, multiplicities, successive_draw
 from gradwise.numerics.sketch import fold_with_signs

@@ -12,9 +12,9 @@ def successive_draw(
 ) -> NDArray[np.int64]:
     """Draw `count` distinct items one after another, each time in proportion to what is left.
 
-    Done in one pass with exponential clocks (Efraimidis and Spirakis 2006): item i rings at a time distributed as
-    Exp(p_i), and the first `count` to ring are exactly a successive draw. In logarithms, where no weight is too small
-    to be drawn after all larger ones.
+    Done in one pass with exponential clocks (Efraimidis and Spirakis 2006): item i rings at a time
+    distributed as Exp(p_i), and the first `count` to ring are exactly a successive draw. In logarithms, where
+    no weight is too small to be drawn after all larger ones.
 
     Args:
         probabilities: (n,) non-negative, summing to anything positive. Items of weight zero are never drawn.
@@ -47,8 +47,8 @@ def successive_draw(
 def multiplicities(weights: ArrayLike, total: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Turn real weights into whole numbers of copies that add up to `total`.
 
-    Systematic sampling: one random offset, then a comb of equally spaced teeth over the cumulated weights. Item i
-    gets floor or ceil of total * w_i / sum(w), and exactly that in expectation.
+    Systematic sampling: one random offset, then a comb of equally spaced teeth over the cumulated weights.
+    Item i gets floor or ceil of total * w_i / sum(w), and exactly that in expectation.
 
     Args:
         weights: (n,) non-negative with a positive sum.
@@ -77,10 +77,11 @@ def multiplicities(weights: ArrayLike, total: int, rng: np.random.Generator) -> 
 def interleaved(groups: ArrayLike) -> NDArray[np.int64]:
     """Order items so that every prefix holds each group in proportion, items of a group keeping their order.
 
-    In every prefix of k items each group has less than one item more or fewer than k times its share. The j-th of a
-    group of share s may come no earlier than place floor(j / s) and no later than place ceil((j + 1) / s) - 1;
-    taking the most urgent item that may come keeps to all of these windows (Steiner and Yeomans 1993). Of equally
-    urgent ones the first takes its place whose turn came earlier, then the one whose group was met first.
+    In every prefix of k items each group has less than one item more or fewer than k times its share. The
+    j-th of a group of share s may come no earlier than place floor(j / s) and no later than place ceil((j +
+    1) / s) - 1; taking the most urgent item that may come keeps to all of these windows (Steiner and Yeomans
+    1993). Of equally urgent ones the first takes its place whose turn came earlier, then the one whose group
+    was met first.
 
     Args:
         groups: (n,) any labels.
@@ -100,12 +101,15 @@ def interleaved(groups: ArrayLike) -> NDArray[np.int64]:
     size = sizes[codes]
     earliest, latest = rank * codes.size // size, -(-(rank + 1) * codes.size // size) - 1
     by_turn = np.lexsort((first[codes], earliest))
-    coming = zip(*(of[by_turn].tolist() for of in (earliest, latest, first[codes])), by_turn.tolist(), strict=True)
+    coming = zip(
+        *(of[by_turn].tolist() for of in (earliest, latest, first[codes])), by_turn.tolist(), strict=True
+    )
     return _most_urgent_first(coming, codes.size)
 
 
 def _most_urgent_first(coming: Iterator[tuple[int, int, int, int]], places: int) -> NDArray[np.int64]:
-    """Fill the places in turn from (earliest place, latest place, tie-breaker, item), which come by earliest place."""
+    """Fill the places in turn from (earliest place, latest place, tie-breaker, item), which come by earliest
+    place."""
     order = np.empty(places, dtype=np.int64)
     waiting: list[tuple[int, int, int, int]] = []
     following = next(coming, None)

@@ -7,9 +7,9 @@ from torch import Tensor
 def fold_with_signs(values: Tensor, size: int, seed: int) -> Tensor:
     """Flip random signs over a tensor and fold it into `size` sums.
 
-    Linear, so sketches of parts (micro-batches, ranks) add up to the sketch of their sum, and E ||sketch||^2 =
-    ||values||^2 over the signs (AMS sketch with `size` buckets): relative standard deviation of the squared norm at
-    most sqrt(2 / size), 2.2 % at 4,096, for values spread over many entries.
+    Linear, so sketches of parts (micro-batches, ranks) add up to the sketch of their sum, and E ||sketch||^2
+    = ||values||^2 over the signs (AMS sketch with `size` buckets): relative standard deviation of the squared
+    norm at most sqrt(2 / size), 2.2 % at 4,096, for values spread over many entries.
 
     Args:
         values: any shape, any floating type.

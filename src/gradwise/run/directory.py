@@ -1,12 +1,12 @@
 """The run directory: what belongs to one run, and who may write there.
 
-    recipe.yaml        the resolved recipe, itself runnable
-    environment.json   versions, machine, fingerprint of the data, data report
-    metrics.jsonl      a line per step and per evaluation
-    events.jsonl       a line per decision, with its cost
-    plan/              the index stream
-    checkpoints/       to go on from
-    model/             the result; its presence means that the run is finished
+recipe.yaml        the resolved recipe, itself runnable
+environment.json   versions, machine, fingerprint of the data, data report
+metrics.jsonl      a line per step and per evaluation
+events.jsonl       a line per decision, with its cost
+plan/              the index stream
+checkpoints/       to go on from
+model/             the result; its presence means that the run is finished
 """
 
 import contextlib
@@ -60,8 +60,8 @@ class RunDirectory:
             writes: False on all ranks but the first.
 
         Raises:
-            RecipeError: when the folder cannot be written, belongs to another recipe, holds something else, or is
-                in use by another process.
+            RecipeError: when the folder cannot be written, belongs to another recipe, holds something else,
+                or is in use by another process.
         """
         if not writes:
             yield
@@ -89,7 +89,8 @@ class RunDirectory:
             return  # not there yet, or not to be written: locking it tells
         if found and not self.recipe_file.exists():
             raise RecipeError(
-                f"{self.path} is not empty and holds no run (found {', '.join(found[:3])}); give --out a new folder."
+                f"{self.path} is not empty and holds no run (found {', '.join(found[:3])}); "
+                "give --out a new folder."
             )
 
     def _locked(self) -> int:
@@ -97,13 +98,17 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise RecipeError(f"Cannot write to the run directory {self.path}: {error.strerror}; give another --out.") from None
+            raise RecipeError(
+                f"Cannot write to the run directory {self.path}: {error.strerror}; give another --out."
+            ) from None
         try:
             # A record lock, which loader workers do not inherit: they outlive a killed run by some seconds.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
-            raise RecipeError(f"Another process is training in {self.path}; wait for it, or give another --out.") from None
+            raise RecipeError(
+                f"Another process is training in {self.path}; wait for it, or give another --out."
+            ) from None
         return lock
 
     def _check_same(self, recipe: Recipe) -> None:
@@ -122,8 +127,8 @@ class RunDirectory:
             before = json.loads(self.environment_file.read_text())["data"]["fingerprint"]
             if before != fingerprint:
                 raise CheckpointError(
-                    f"The data have changed since the run in {self.path} was started (fingerprint {before[:12]}, "
-                    f"now {fingerprint[:12]}); restore them, or give --out a new folder."
+                    f"The data have changed since the run in {self.path} was started (fingerprint "
+                    f"{before[:12]}, now {fingerprint[:12]}); restore them, or give --out a new folder."
                 )
 
     def note_environment(self, environment: dict[str, Any]) -> None:

@@ -12,7 +12,17 @@ import torch
 
 from gradwise.run.ranks import rank_count
 
-PACKAGES = ("gradwise", "torch", "transformers", "accelerate", "datasets", "peft", "trl", "numpy", "tokenizers")
+PACKAGES = (
+    "gradwise",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "peft",
+    "trl",
+    "numpy",
+    "tokenizers",
+)
 
 
 def environment(*, data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +72,12 @@ def _git_revision() -> str | None:
     """Revision of the working directory's repository, which is where a user keeps recipes."""
     try:
         told = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True, cwd=Path.cwd()
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+            cwd=Path.cwd(),
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -84,7 +84,9 @@ def _build(recipe: Recipe, run: RunDirectory, *, tell: Tell, bars: bool) -> Trai
     tell(str(pool.report))
     held_out = load(data, "validation", tokenizer, progress=bars) if data.validation is not None else None
     if held_out is not None and (shared := overlap(pool, held_out)):
-        tell(f"Warning: {shared} of {len(held_out.dataset)} held-out samples also stand in the training data.")
+        tell(
+            f"Warning: {shared} of {len(held_out.dataset)} held-out samples also stand in the training data."
+        )
     run.check_data(pool.fingerprint)
     arguments = training_arguments(
         recipe.train,
@@ -99,7 +101,8 @@ def _build(recipe: Recipe, run: RunDirectory, *, tell: Tell, bars: bool) -> Trai
     model = load_model(model_settings, recipe.adapter)
     check_length(model, data.max_length)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    tell(f"{model_settings.name}: {parameters / 1e6:,.1f} M parameters, loaded in {time.perf_counter() - start:.0f} s")
+    took = time.perf_counter() - start
+    tell(f"{model_settings.name}: {parameters / 1e6:,.1f} M parameters, loaded in {took:.0f} s")
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -129,13 +132,16 @@ def _execute(trainer: Trainer, run: RunDirectory, tell: Tell) -> Outcome:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     steps = trainer.state.global_step
     if steps < trainer.state.max_steps and trainer.session.stop_requested:
-        tell(f"Stopped after step {steps} of {trainer.state.max_steps}; a checkpoint is saved. Run the same command to go on.")
+        tell(
+            f"Stopped after step {steps} of {trainer.state.max_steps}; a checkpoint is saved. "
+            "Run the same command to go on."
+        )
         return Outcome(run, False, steps)
     _close(trainer, run)
     return Outcome(run, True, steps)
 
 
-def _close(trainer: Trainer, run: RunDirectory) -> None:
+def _close(trainer: Any, run: RunDirectory) -> None:
     record = trainer.session.record
     record.event(
         "finished",
@@ -145,7 +151,9 @@ def _close(trainer: Trainer, run: RunDirectory) -> None:
         total_parameters=sum(p.numel() for p in trainer.model.parameters()),
         trainable_parameters=trainer.session.trainable,
     )
-    run.save_model(trainer.save_model, trainer.accelerator.wait_for_everyone, first=trainer.is_world_process_zero())
+    run.save_model(
+        trainer.save_model, trainer.accelerator.wait_for_everyone, first=trainer.is_world_process_zero()
+    )
 
 
 def _steps_done(run: RunDirectory) -> int:
@@ -154,13 +162,15 @@ def _steps_done(run: RunDirectory) -> int:
 
 @contextmanager
 def _stoppable(trainer: Trainer, tell: Tell) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the current step with a checkpoint; a second one ends it at once."""
+    """Ctrl-C and SIGTERM end the run after the current step with a checkpoint; a second one ends it at
+    once."""
 
     def ask(number: int, _: Any) -> None:
         if trainer.session.stop_requested:
             raise KeyboardInterrupt
         trainer.session.stop_requested = True
-        tell(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint. Once more to stop at once.")
+        name = signal.Signals(number).name
+        tell(f"{name}: stopping after this step, with a checkpoint. Once more to stop at once.")
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -177,7 +187,7 @@ def _stoppable(trainer: Trainer, tell: Tell) -> Iterator[None]:
 class Bar(ProgressCallback):
     """The Trainer's bars, with the loss beside them instead of a line for each log."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(self, _: Any, state: Any, __: Any, logs: Any = None, **___: Any) -> None:
         if state.is_world_process_zero and self.training_bar is not None and logs:
             shown = {name: float(logs[name]) for name in ("loss", "eval_loss") if name in logs}
             self.training_bar.set_postfix({**getattr(self, "_shown", {}), **shown})

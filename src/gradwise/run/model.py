@@ -51,7 +51,8 @@ def check_length(model: PreTrainedModel, max_length: int) -> None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and max_length > positions:
         raise RecipeError(
-            f"data.max_length is {max_length}, but the model has only {positions} positions; give at most that."
+            f"data.max_length is {max_length}, but the model has only {positions} positions; "
+            "give at most that."
         )
 
 
@@ -71,12 +72,14 @@ def _loaded(settings: Model, what: str, load: Any, **options: Any) -> Any:
         reason = " ".join(str(error).split())[:300]
         place = "in that folder" if Path(settings.name).exists() else "here or on the hub"
         raise RecipeError(
-            f"model.name: no {what} of {settings.name!r} could be loaded {place} ({type(error).__name__}: {reason})."
+            f"model.name: no {what} of {settings.name!r} could be loaded {place} "
+            f"({type(error).__name__}: {reason})."
         ) from None
 
 
 def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
-    """A fresh model with the same weights, without the traces of the file format that would follow it when saved."""
+    """A fresh model with the same weights, without the traces of the file format that would follow it when
+    saved."""
     config = type(model.config).from_dict(
         {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
     )

@@ -6,13 +6,17 @@ from gradwise.run.directory import RunDirectory
 
 
 def summary(run: RunDirectory) -> str:
-    """A small table from the run directory alone: losses, trained parameters, memory, time, where things lie."""
+    """A small table from the run directory alone: losses, trained parameters, memory, time, where things
+    lie."""
     metrics, events = run.metrics(), run.events()
     finished = next(event for event in reversed(events) if event["event"] == "finished")
     rows = [
         *_losses(metrics),
         ("steps", f"{finished['step']:,}"),
-        ("parameters updated at a time", _share(finished["trainable_parameters"], finished["total_parameters"])),
+        (
+            "parameters updated at a time",
+            _share(finished["trainable_parameters"], finished["total_parameters"]),
+        ),
         ("peak memory", f"{finished['peak_memory'] / 2**30:.2f} GiB"),
         ("time", f"{finished['seconds']:,.0f} s, of which deciding {_deciding(events):,.1f} s"),
         ("model", str(run.model)),
@@ -41,4 +45,6 @@ def _share(part: int, whole: int) -> str:
 
 
 def _deciding(events: list[dict[str, Any]]) -> float:
-    return sum(event["seconds"] for event in events if event["event"] in ("signals", "plan", "probe", "layers"))
+    return sum(
+        event["seconds"] for event in events if event["event"] in ("signals", "plan", "probe", "layers")
+    )

@@ -27,9 +27,9 @@ def collect_losses(
 ) -> Signals:
     """Measure l_i = (1/|L_i|) sum over label tokens of the cross entropy, at the model's present weights.
 
-    Without dropout and without gradients. Every sample's loss is its own: it does not depend on what it is batched
-    with beyond float rounding. Under torch.distributed each rank measures its share of the batches and all ranks
-    return the same arrays, the same as one rank would.
+    Without dropout and without gradients. Every sample's loss is its own: it does not depend on what it is
+    batched with beyond float rounding. Under torch.distributed each rank measures its share of the batches
+    and all ranks return the same arrays, the same as one rank would.
 
     Args:
         model: a causal language model returning `.logits` of shape (B, T, V).
@@ -39,8 +39,8 @@ def collect_losses(
         progress: show a bar on the first rank when standard error is a terminal.
 
     Returns:
-        Signals with `loss` (N,) in nats per label token, `num_tokens` (N,) and `ok` (N,), False where the loss is
-        not finite or the sample has no label token.
+        Signals with `loss` (N,) in nats per label token, `num_tokens` (N,) and `ok` (N,), False where the
+        loss is not finite or the sample has no label token.
 
     Raises:
         SignalError: when no sample of the data set has a finite loss.

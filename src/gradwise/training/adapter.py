@@ -13,7 +13,9 @@ from gradwise.recipe_tree import nearest
 def check_adapter(method: str, options: dict[str, Any]) -> None:
     """Refuse methods and keys that PEFT does not know, and values of the wrong type; raises RecipeError."""
     config = _config_class(method)
-    known = {field.name: field.type for field in fields(config) if field.init and field.name not in _OURS}
+    known: dict[str, Any] = {
+        field.name: field.type for field in fields(config) if field.init and field.name not in _OURS
+    }
     for key, value in options.items():
         if key not in known:
             raise RecipeError(f"unknown key adapter.{key}{nearest(key, list(known))}")

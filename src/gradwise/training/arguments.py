@@ -1,4 +1,5 @@
-"""From a recipe's `train` section to the Hugging Face Trainer's arguments: aliases, what is passed on, what is refused."""
+"""From a recipe's `train` section to the Hugging Face Trainer's arguments: aliases, what is passed on, what
+is refused."""
 
 from dataclasses import MISSING, fields
 from functools import cache
@@ -44,7 +45,8 @@ DECAY_SHARE = "decay_share"
 """Key in lr_scheduler_kwargs for the share of the steps over which `schedule: wsd` decays."""
 
 LARGEST_MICRO_BATCH = 8
-"""Samples per device and pass unless per_device_train_batch_size says otherwise; the Trainer's own default."""
+"""Samples per device and pass unless per_device_train_batch_size says otherwise; the Trainer's own
+default."""
 
 
 @cache
@@ -80,7 +82,9 @@ def argument_schemas() -> dict[str, Any]:
         schema: dict[str, Any] = {}
         try:
             schema = TypeAdapter(_hints()[field.name]).json_schema()
-        except Exception:  # a type of accelerate's that JSON cannot describe: the key is known, its value is not
+        except (
+            Exception
+        ):  # a type of accelerate's that JSON cannot describe: the key is known, its value is not
             schema = {}
         if field.default is not MISSING and isinstance(field.default, str | int | float | bool | None):
             schema["default"] = field.default
@@ -96,13 +100,15 @@ def micro_batch(batch_size: int, ranks: int, asked: int | None) -> int:
     """
     share, rest = divmod(batch_size, ranks)
     if rest:
-        raise RecipeError(f"train.batch_size is {batch_size}, which {ranks} ranks cannot share; use a multiple.")
+        raise RecipeError(
+            f"train.batch_size is {batch_size}, which {ranks} ranks cannot share; use a multiple."
+        )
     if asked is None:
         return max(size for size in range(1, min(LARGEST_MICRO_BATCH, share) + 1) if share % size == 0)
     if share % asked:
         raise RecipeError(
-            f"train.batch_size is {batch_size}, which is not a multiple of per_device_train_batch_size {asked} "
-            f"times {ranks} rank{'s' if ranks > 1 else ''}."
+            f"train.batch_size is {batch_size}, which is not a multiple of per_device_train_batch_size "
+            f"{asked} times {ranks} rank{'s' if ranks > 1 else ''}."
         )
     return asked
 
@@ -158,7 +164,9 @@ def training_arguments(
 
 def _check_fsdp(given: dict[str, Any]) -> None:
     if given.get("fsdp") and not _has_gpu():
-        raise RecipeError("train.fsdp needs GPUs; on a CPU the Trainer would run plain data parallelism instead.")
+        raise RecipeError(
+            "train.fsdp needs GPUs; on a CPU the Trainer would run plain data parallelism instead."
+        )
 
 
 def _has_gpu() -> bool:

@@ -1,8 +1,9 @@
-"""How a plan is cut into optimizer steps, rows and micro-batches: the one place that knows of ranks and accumulation.
+"""How a plan is cut into optimizer steps, rows and micro-batches: the one place that knows of ranks and
+accumulation.
 
-Step s of an epoch takes the next `batch_size` rows of the plan. They are dealt out in micro-batches, rank by rank and
-pass by pass, so that accumulation and ranks change who computes a sample, never which samples form a step. A row is
-one sample, or with packing the run of samples that fit `max_length` together.
+Step s of an epoch takes the next `batch_size` rows of the plan. They are dealt out in micro-batches, rank by
+rank and pass by pass, so that accumulation and ranks change who computes a sample, never which samples form a
+step. A row is one sample, or with packing the run of samples that fit `max_length` together.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,8 @@ class MicroBatch:
     rows: tuple[Row, ...]
 
     counts: bool = True
-    """False for the stand-in that a rank computes without effect when a step has too few rows for all ranks."""
+    """False for the stand-in that a rank computes without effect when a step has too few rows for all
+    ranks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,8 @@ class Batches:
     drop_last: bool = False
     """Leave out rows at an epoch's end that do not fill a micro-batch on every rank."""
     pack: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None
-    """Offsets (rows + 1,) at which rows start, given a segment's indices; None puts each sample in its own row."""
+    """Offsets (rows + 1,) at which rows start, given a segment's indices; None puts each sample in its own
+    row."""
 
     def __post_init__(self) -> None:
         if self.batch_size % (self.micro_batch * self.ranks):
@@ -58,7 +61,9 @@ class Batches:
             )
         counts = self._steps_of_epochs
         if np.any(counts != counts[0]):
-            raise PlanError(f"Every epoch of a plan must have the same number of steps; found {counts.tolist()}.")
+            raise PlanError(
+                f"Every epoch of a plan must have the same number of steps; found {counts.tolist()}."
+            )
 
     @cached_property
     def _offsets(self) -> list[NDArray[np.int64]]:

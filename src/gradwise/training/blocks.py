@@ -22,10 +22,11 @@ class LayerGroups:
 
 
 def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of transformer blocks and its name: of the module lists inside no other, the one with most parameters.
+    """The list of transformer blocks and its name: of the module lists inside no other, the one with most
+    parameters.
 
-    Works on the structure alone, so it holds for any architecture and through PEFT's wrappers; the experts of a
-    mixture lie inside the blocks and are passed over.
+    Works on the structure alone, so it holds for any architecture and through PEFT's wrappers; the experts of
+    a mixture lie inside the blocks and are passed over.
 
     Raises:
         RecipeError: when the model has no list of at least two modules with parameters.
@@ -38,8 +39,8 @@ def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     sizes = {name: sum(p.numel() for p in found.parameters()) for name, found in candidates.items()}
     if not any(sizes.values()):
         raise RecipeError(
-            f"{type(model).__name__} has no transformer blocks (no list of two or more modules with parameters), "
-            "so layers cannot be chosen; use `layers: all`."
+            f"{type(model).__name__} has no transformer blocks (no list of two or more modules with "
+            "parameters), so layers cannot be chosen; use `layers: all`."
         )
     name = max(sizes, key=lambda candidate: sizes[candidate])
     return name, candidates[name]
@@ -48,8 +49,8 @@ def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def group_layers(model: nn.Module) -> LayerGroups:
     """Group the parameters that require a gradient now by transformer block.
 
-    Blocks without any (an adapter that leaves them out) are no layers. A parameter that two blocks share belongs to
-    the first; one that a block shares with the outside (never seen in practice) to the block.
+    Blocks without any (an adapter that leaves them out) are no layers. A parameter that two blocks share
+    belongs to the first; one that a block shares with the outside (never seen in practice) to the block.
 
     Raises:
         RecipeError: when there are no transformer blocks, or none of them is trainable.
@@ -64,6 +65,8 @@ def group_layers(model: nn.Module) -> LayerGroups:
             names.append(f"{prefix}.{number}")
             groups.append(own)
     if not groups:
-        raise RecipeError("No transformer block has a trainable parameter, so layers cannot be chosen; use `layers: all`.")
+        raise RecipeError(
+            "No transformer block has a trainable parameter, so layers cannot be chosen; use `layers: all`."
+        )
     outside = tuple(p for p in dict.fromkeys(model.parameters()) if p.requires_grad and p not in seen)
     return LayerGroups(tuple(names), tuple(groups), outside)

@@ -1,7 +1,8 @@
 """Checkpoints that count only when they are whole.
 
-The Trainer writes a checkpoint file by file, so a kill can leave half of one. Ours ends with a marker that lists
-every file and its size, written after all of them are on disk; older checkpoints are deleted only after that.
+The Trainer writes a checkpoint file by file, so a kill can leave half of one. Ours ends with a marker that
+lists every file and its size, written after all of them are on disk; older checkpoints are deleted only after
+that.
 """
 
 import json
@@ -36,7 +37,9 @@ def check_whole(checkpoint: Path) -> None:
     try:
         sizes = json.loads((checkpoint / MARKER).read_text())["files"]
     except FileNotFoundError:
-        raise CheckpointError(f"The checkpoint {checkpoint} was not written to its end; use an earlier one.") from None
+        raise CheckpointError(
+            f"The checkpoint {checkpoint} was not written to its end; use an earlier one."
+        ) from None
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
         raise CheckpointError(f"{checkpoint / MARKER} is damaged; use an earlier checkpoint.") from None
     for name, size in sizes.items():
@@ -44,15 +47,17 @@ def check_whole(checkpoint: Path) -> None:
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise CheckpointError(f"The checkpoint {checkpoint} is damaged: {name} {state}. Use an earlier one.")
+            raise CheckpointError(
+                f"The checkpoint {checkpoint} is damaged: {name} {state}. Use an earlier one."
+            )
 
 
 def last_whole(folder: Path) -> tuple[Path | None, list[str]]:
     """The latest whole checkpoint, and a sentence for each later one that was passed over.
 
     Raises:
-        CheckpointError: when checkpoints were finished, but all of them are damaged: starting from the beginning
-            would throw work away that may be recoverable.
+        CheckpointError: when checkpoints were finished, but all of them are damaged: starting from the
+            beginning would throw work away that may be recoverable.
     """
     passed_over = []
     damaged = False

@@ -1,15 +1,15 @@
 """Brings the batches of each step from the data set, with as many loader workers as asked for.
 
-Every segment of the plan has a loader of its own, closed at the segment's end. What workers fetch ahead never lies
-beyond the segment, so a decision that replaces the next segment cannot be overtaken by stale batches.
+Every segment of the plan has a loader of its own, closed at the segment's end. What workers fetch ahead never
+lies beyond the segment, so a decision that replaces the next segment cannot be overtaken by stale batches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gradwise.errors import DataError
 from gradwise.training.batches import Batches, MicroBatch, Row
@@ -17,10 +17,19 @@ from gradwise.training.batches import Batches, MicroBatch, Row
 Collate = Callable[[list[Any]], dict[str, Any]]
 
 
-class Rows(Dataset[Any]):
-    """A data set of rows: what the collator gets for a row is one sample, or the list of a packed row's samples."""
+class Indexable(Protocol):
+    """Samples by position."""
 
-    def __init__(self, samples: Sequence[Any], packed: bool) -> None:
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class Rows(Dataset[Any]):
+    """A data set of rows: what the collator gets for a row is one sample, or the list of a packed row's
+    samples."""
+
+    def __init__(self, samples: Indexable, packed: bool) -> None:
         self.samples = samples
         self.packed = packed
 
@@ -36,7 +45,7 @@ class Rows(Dataset[Any]):
 class Feeder:
     """Serves the micro-batches of any step; asking for consecutive steps is what is fast."""
 
-    def __init__(self, batches: Batches, samples: Sequence[Any], collate: Collate, **loader: Any) -> None:
+    def __init__(self, batches: Batches, samples: Indexable, collate: Collate, **loader: Any) -> None:
         """Args:
         batches: which rows form which step.
         samples: anything indexable by position.
@@ -76,8 +85,8 @@ class Feeder:
                 self._rows,
                 batch_sampler=_RowsOfSteps(self.batches, steps),
                 collate_fn=self._collate,
-                # A generator of its own: the loader's seed must not be drawn from the global random state, which
-                # belongs to the model (dropout) and has to be the same after a resume.
+                # A generator of its own: the loader's seed must not be drawn from the global random state,
+                # which belongs to the model (dropout) and has to be the same after a resume.
                 generator=torch.Generator().manual_seed(0),
                 **self._loader,
             )
@@ -88,11 +97,13 @@ class Feeder:
         if part.counts:
             return batch
         if not isinstance(batch.get("labels"), Tensor):
-            raise DataError("The collator returns no labels, so a rank without samples cannot be left out of a step.")
+            raise DataError(
+                "The collator returns no labels, so a rank without samples cannot be left out of a step."
+            )
         return {**batch, "labels": torch.full_like(batch["labels"], -100)}
 
 
-class _RowsOfSteps:
+class _RowsOfSteps(Sampler[Any]):
     """The rows of each micro-batch of a range of steps, as a DataLoader's batch sampler."""
 
     def __init__(self, batches: Batches, steps: range) -> None:

@@ -10,10 +10,10 @@ Works around any torch optimizer and any training loop:
         optimizer.step()
         optimizer.zero_grad()
 
-Every parameter is in the optimizer from the start. A frozen one has no gradient, so torch's optimizers neither move
-it nor decay it nor count a step for it. While the switch is `probing`, all layers are measured and every gradient is
-dropped as soon as its size is taken: there is nothing for the optimizer to do, and no more memory is needed than in
-training.
+Every parameter is in the optimizer from the start. A frozen one has no gradient, so torch's optimizers
+neither move it nor decay it nor count a step for it. While the switch is `probing`, all layers are measured
+and every gradient is dropped as soon as its size is taken: there is nothing for the optimizer to do, and no
+more memory is needed than in training.
 """
 
 import time
@@ -33,7 +33,8 @@ from gradwise.numerics import fold_with_signs
 from gradwise.training.blocks import group_layers
 
 SKETCH = 4096
-"""Numbers per layer in the sketch that adds up a probe's gradients: norms come out within about 1 % (one sigma)."""
+"""Numbers per layer in the sketch that adds up a probe's gradients: norms come out within about 1 % (one
+sigma)."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,16 @@ class LayerSwitch:
         policy: which layers are updated, and how often that changes.
         optimizer: holds all trainable parameters of the model.
         seed: decides the draws; the same on every rank.
-        micro_batches: backward passes per optimizer step. With more than one (or several ranks), a probe measures
-            the accumulated gradient through a linear sketch (`numerics.fold_with_signs`), since the gradient itself
-            is dropped after each pass.
-        average_ranks: average the active layers' gradients over the ranks of torch.distributed in `after_backward`,
-            in place of DistributedDataParallel, which refuses layers that freeze after wrapping.
+        micro_batches: backward passes per optimizer step. With more than one (or several ranks), a probe
+            measures the accumulated gradient through a linear sketch (`numerics.fold_with_signs`), since the
+            gradient itself is dropped after each pass.
+        average_ranks: average the active layers' gradients over the ranks of torch.distributed in
+            `after_backward`, in place of DistributedDataParallel, which refuses layers that freeze after
+            wrapping.
 
     Raises:
-        RecipeError: when the model has no transformer blocks or fewer than `policy.active`, or when a trainable
-            parameter is missing from the optimizer.
+        RecipeError: when the model has no transformer blocks or fewer than `policy.active`, or when a
+            trainable parameter is missing from the optimizer.
     """
 
     def __init__(
@@ -114,7 +116,8 @@ class LayerSwitch:
         return sum(p.numel() for p in self._parameters() if p.requires_grad)
 
     def before_step(self) -> LayerDraw | None:
-        """To be called before the first forward pass of a step: draws when it is time, returns what was drawn."""
+        """To be called before the first forward pass of a step: draws when it is time, returns what was
+        drawn."""
         if self.probing:
             self._set_trainable(range(len(self.layers)), outside=False)
             assert self._probe is not None
@@ -139,7 +142,8 @@ class LayerSwitch:
 
     @torch.no_grad()
     def after_backward(self, loss_scale: float = 1.0) -> None:
-        """To be called after the last backward pass of a step, before clipping: measures the accumulated gradient.
+        """To be called after the last backward pass of a step, before clipping: measures the accumulated
+        gradient.
 
         Args:
             loss_scale: what the loss was multiplied by (float16 training); norms are divided by it.
@@ -182,7 +186,8 @@ class LayerSwitch:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; raises CheckpointError when it belongs to another policy or model."""
+        """Go on where `state_dict` was taken; raises CheckpointError when it belongs to another policy or
+        model."""
         if state["policy"] != asdict(self.policy) or state["layers"] != len(self.layers):
             raise CheckpointError(
                 f"The checkpoint's layer policy was {state['policy']} on {state['layers']} layers; "
@@ -301,12 +306,13 @@ def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
-def _without_input_gradients(model: nn.Module) -> Callable[[], None]:
+def _without_input_gradients(model: Any) -> Callable[[], None]:
     """Let the backward pass end at the lowest active block; returns what puts the model back as it was.
 
-    With activation checkpointing transformers makes the embeddings' output require a gradient, so that reentrant
-    checkpoints work. The backward pass then recomputes and goes through every frozen block below the lowest active
-    one, and all their inputs are kept: for nothing, since the checkpoints in use by default are not reentrant.
+    With activation checkpointing transformers makes the embeddings' output require a gradient, so that
+    reentrant checkpoints work. The backward pass then recomputes and goes through every frozen block below
+    the lowest active one, and all their inputs are kept: for nothing, since the checkpoints in use by default
+    are not reentrant.
     """
     reentrant = any(
         getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {}).get("use_reentrant")
@@ -314,8 +320,8 @@ def _without_input_gradients(model: nn.Module) -> Callable[[], None]:
     )
     if reentrant or not getattr(model, "_require_grads_hooks", None):
         return lambda: None
-    model.disable_input_require_grads()  # type: ignore[operator]
-    return model.enable_input_require_grads  # type: ignore[return-value]
+    model.disable_input_require_grads()
+    return model.enable_input_require_grads
 
 
 def _square(gradients: list[Tensor], device: torch.device) -> Tensor:
@@ -336,6 +342,6 @@ def _check_optimizer(optimizer: Optimizer, layers: tuple[tuple[nn.Parameter, ...
     missing = sum(1 for layer in layers for p in layer if id(p) not in held)
     if missing:
         raise RecipeError(
-            f"{missing} trainable parameters are not in the optimizer; give it all of model.parameters() before "
-            "layers are frozen."
+            f"{missing} trainable parameters are not in the optimizer; give it all of model.parameters() "
+            "before layers are frozen."
         )

@@ -1,9 +1,9 @@
 """The plan: an immutable, hashed stream of sample indices that decides what is trained on, and why.
 
-A plan is a row of segments. A segment lies within one epoch, and its last batch may be short; what is ahead of the
-segment being trained on can be replaced, what has been served cannot. Each segment's digest covers all before it, so
-that two plans agree on everything up to a segment exactly when its digests are equal. Nothing here knows of world
-size, loader workers or batches.
+A plan is a row of segments. A segment lies within one epoch, and its last batch may be short; what is ahead
+of the segment being trained on can be replaced, what has been served cannot. Each segment's digest covers all
+before it, so that two plans agree on everything up to a segment exactly when its digests are equal. Nothing
+here knows of world size, loader workers or batches.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,12 @@ class Segment:
         for name in ("reasons", "weights"):
             values = getattr(self, name)
             if values is not None and values.shape != self.indices.shape:
-                raise PlanError(f"A segment has {len(self.indices)} indices, but {name} of shape {values.shape}.")
+                raise PlanError(
+                    f"A segment has {len(self.indices)} indices, but {name} of shape {values.shape}."
+                )
         if self.reasons is None and len(self.why) != 1:
             raise PlanError(f"A segment with {len(self.why)} reasons must say which index has which.")
-        if self.reasons is not None and not (0 <= self.reasons.min() and self.reasons.max() < len(self.why)):
+        if self.reasons is not None and not np.all((self.reasons >= 0) & (self.reasons < len(self.why))):
             raise PlanError(f"A segment names reasons outside its list of {len(self.why)}.")
 
     def __len__(self) -> int:
@@ -80,6 +83,7 @@ class Segment:
 
 
 _TYPES = {"indices": np.int64, "reasons": np.int32, "weights": np.float64}
+"""The arrays of a segment in the order of its fields."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,17 +105,20 @@ class Plan:
         if not self.segments:
             raise PlanError("A plan needs at least one segment.")
         epochs = [segment.epoch for segment in self.segments]
-        if epochs[0] != 0 or any(not 0 <= later - earlier <= 1 for earlier, later in _pairs(epochs)):
+        if epochs[0] != 0 or any(later - earlier not in (0, 1) for earlier, later in pairwise(epochs)):
             raise PlanError(f"Segments must go through the epochs 0, 1, 2, ... in order; found {epochs}.")
         for segment in self.segments:
             if segment.indices.max() >= self.pool:
-                raise PlanError(f"The plan names sample {segment.indices.max()}, but there are only {self.pool}.")
+                raise PlanError(
+                    f"The plan names sample {segment.indices.max()}, but there are only {self.pool}."
+                )
 
     @classmethod
     def of(cls, epochs: Iterable[Sequence[int]], pool: int | None = None, why: str = "given") -> "Plan":
         """A plan with one segment per epoch from plain sequences of indices."""
         segments = tuple(
-            Segment(np.asarray(indices, dtype=np.int64), epoch, (why,)) for epoch, indices in enumerate(epochs)
+            Segment(np.asarray(indices, dtype=np.int64), epoch, (why,))
+            for epoch, indices in enumerate(epochs)
         )
         largest = max((int(segment.indices.max()) for segment in segments), default=-1)
         return cls(segments, largest + 1 if pool is None else pool)
@@ -131,7 +138,8 @@ class Plan:
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """(segments + 1,) position in the stream at which each segment starts; the last entry is the length."""
+        """(segments + 1,) position in the stream at which each segment starts; the last entry is the
+        length."""
         return np.cumsum([0, *(len(segment) for segment in self.segments)])
 
     @cached_property
@@ -139,7 +147,9 @@ class Plan:
         """For each segment a SHA-256 of it and of all before it."""
         digests: list[str] = []
         for segment in self.segments:
-            digests.append(_digest(digests[-1] if digests else f"gradwise plan {FORMAT} {self.pool}", segment))
+            digests.append(
+                _digest(digests[-1] if digests else f"gradwise plan {FORMAT} {self.pool}", segment)
+            )
         return tuple(digests)
 
     @property
@@ -152,7 +162,8 @@ class Plan:
         return tuple(segment for segment in self.segments if segment.epoch == epoch)
 
     def followed_by(self, segments: Iterable[Segment], *, after: int) -> "Plan":
-        """A new plan that keeps the first `after` segments and goes on with others: how a later decision takes over."""
+        """A new plan that keeps the first `after` segments and goes on with others: how a later decision
+        takes over."""
         if not 0 <= after <= len(self.segments):
             raise PlanError(f"The plan has {len(self.segments)} segments; cannot keep {after}.")
         return replace(self, segments=(*self.segments[:after], *segments))
@@ -162,7 +173,9 @@ class Plan:
         whole = int(np.searchsorted(self.starts, position, side="right")) - 1
         if whole and (len(other.digests) < whole or self.digests[whole - 1] != other.digests[whole - 1]):
             return False
-        return position <= len(other) and bool(np.array_equal(self.indices[:position], other.indices[:position]))
+        return position <= len(other) and bool(
+            np.array_equal(self.indices[:position], other.indices[:position])
+        )
 
     def save(self, path: Path) -> None:
         """Write the plan to one file, atomically: arrays in safetensors, the rest in its header."""
@@ -172,7 +185,12 @@ class Plan:
                 if (values := getattr(segment, name)) is not None:
                     arrays[f"{number}.{name}"] = _compact(values)
         described = [{"epoch": segment.epoch, "why": segment.why} for segment in self.segments]
-        header = {"format": FORMAT, "pool": str(self.pool), "digest": self.digest, "segments": json.dumps(described)}
+        header = {
+            "format": FORMAT,
+            "pool": str(self.pool),
+            "digest": self.digest,
+            "segments": json.dumps(described),
+        }
         write_bytes(path, safetensors.numpy.save(arrays, metadata=header))
 
     @classmethod
@@ -188,15 +206,19 @@ class Plan:
         except FileNotFoundError:
             raise PlanError(f"There is no plan at {path}.") from None
         except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"The plan {path} cannot be read ({error}); delete the run and start again.") from None
+            raise PlanError(
+                f"The plan {path} cannot be read ({error}); delete the run and start again."
+            ) from None
         if plan.digest != header["digest"]:
             raise PlanError(f"The plan {path} was altered: its content does not match its digest.")
         return plan
 
 
 def _segment(number: int, described: dict, arrays: dict[str, NDArray]) -> Segment:
-    values = {name: arrays.get(f"{number}.{name}") for name in _TYPES}
-    return Segment(epoch=described["epoch"], why=tuple(described["why"]), **values)  # type: ignore[arg-type]
+    indices, reasons, weights = (arrays.get(f"{number}.{name}") for name in _TYPES)
+    if indices is None:
+        raise KeyError(f"{number}.indices")
+    return Segment(indices, described["epoch"], tuple(described["why"]), reasons, weights)
 
 
 def _digest(before: str, segment: Segment) -> str:
@@ -211,7 +233,3 @@ def _digest(before: str, segment: Segment) -> str:
 def _compact(values: NDArray) -> NDArray:
     """Half the file: indices and reasons fit 32 bits for any data set of this world."""
     return values.astype(np.uint32) if values.dtype == np.int64 and values.max() < 2**32 else values
-
-
-def _pairs(values: Sequence[int]) -> Iterable[tuple[int, int]]:
-    return zip(values[:-1], values[1:], strict=True)

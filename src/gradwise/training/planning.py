@@ -24,8 +24,8 @@ class Orders(Protocol):
 def make_plan(selection: Selection, order: Orders, signals: Signals, *, epochs: int, seed: int) -> Plan:
     """The plan of a run whose selection is made once, one segment per epoch.
 
-    Weights become whole copies, rounded anew each epoch so that every sample gets its share in expectation; every
-    epoch has as many entries as the selection has samples.
+    Weights become whole copies, rounded anew each epoch so that every sample gets its share in expectation;
+    every epoch has as many entries as the selection has samples.
 
     Args:
         selection: what to train on.

@@ -4,27 +4,27 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import Trainer
 
 from gradwise.errors import RecipeError
 from gradwise.signals import Signals, collect_losses
 
 
-def pool_signals(trainer: Trainer, needs: frozenset[str], batch_tokens: int) -> Signals:
-    """Collect what is needed of `trainer.train_dataset`; columns `domain` and `weight` are used where they exist.
+def pool_signals(trainer: Any, needs: frozenset[str], batch_tokens: int) -> Signals:
+    """Collect what is needed of `trainer.train_dataset`; columns `domain` and `weight` are used where they
+    exist.
 
     Raises:
         RecipeError: when a decision needs domains and the data have no such column.
     """
     dataset: Any = trainer.train_dataset
-    samples, collate = trainer._training_samples()  # type: ignore[attr-defined]
+    samples, collate = trainer._training_samples()
     domain, weight = _column(dataset, "domain"), _column(dataset, "weight")
     if "domain" in needs and domain is None:
         raise RecipeError("order: interleave needs a `domain` column in the training data.")
     loss = tokens = ok = None
     if "loss" in needs:
         measured = collect_losses(
-            trainer.model,  # type: ignore[arg-type]
+            trainer.model,
             samples,
             collate,
             batch_tokens=batch_tokens,

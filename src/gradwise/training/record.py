@@ -1,7 +1,9 @@
-"""The run's own record: `metrics.jsonl`, a line per step or evaluation, and `events.jsonl`, a line per decision.
+"""The run's own record: `metrics.jsonl`, a line per step or evaluation, and `events.jsonl`, a line per
+decision.
 
-The Trainer's running loss is not checkpointed and its log is as coarse as `logging_steps`; these files hold every
-step, and a resumed run cuts them back to its checkpoint, so that they end as those of a run that was never stopped.
+The Trainer's running loss is not checkpointed and its log is as coarse as `logging_steps`; these files hold
+every step, and a resumed run cuts them back to its checkpoint, so that they end as those of a run that was
+never stopped.
 """
 
 import json
@@ -64,7 +66,9 @@ class Record:
             keep = state[name] if state else 0
             size = path.stat().st_size if path.exists() else 0
             if size < keep:
-                raise CheckpointError(f"{path} has {size} bytes, the checkpoint was taken at {keep}; it was cut short.")
+                raise CheckpointError(
+                    f"{path} has {size} bytes, the checkpoint was taken at {keep}; it was cut short."
+                )
             path.touch()
             os.truncate(path, keep)
 
@@ -86,7 +90,8 @@ class Record:
         """Write the steps noted so far; a collective call where there are several ranks.
 
         Raises:
-            NonFiniteLossError: at the first step whose loss is NaN or infinite, after writing those before it.
+            NonFiniteLossError: at the first step whose loss is NaN or infinite, after writing those before
+                it.
         """
         if not self._steps:
             return
@@ -94,8 +99,9 @@ class Record:
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(losses)
             losses /= dist.get_world_size()
-        lines = [
-            {name: value.item() if isinstance(value, Tensor) else value for name, value in line.items()} | {"loss": loss}
+        lines: list[dict[str, Any]] = [
+            {name: value.item() if isinstance(value, Tensor) else value for name, value in line.items()}
+            | {"loss": loss}
             for line, loss in zip(self._steps, losses.tolist(), strict=True)
         ]
         self._steps.clear()

@@ -12,8 +12,8 @@ from gradwise.training.plan import Plan
 class PlanSampler(Sampler[int]):
     """Yields the indices of a plan in order, whatever the batch size or number of loader workers.
 
-    A loader with workers draws ahead of what is trained on. Its queue cannot be seen from here, so `state_dict`
-    takes the number of samples that training has used; without workers it may be left out.
+    A loader with workers draws ahead of what is trained on. Its queue cannot be seen from here, so
+    `state_dict` takes the number of samples that training has used; without workers it may be left out.
 
     >>> sampler = PlanSampler(Plan.of([[2, 0, 1]]))
     >>> stream = iter(sampler)
@@ -43,15 +43,17 @@ class PlanSampler(Sampler[int]):
 
         Args:
             plan: the new plan.
-            used: samples that training has used, where a loader draws ahead; what lies beyond in the loader's queue
-                belongs to the old plan, so that loader must be closed and a new one made.
+            used: samples that training has used, where a loader draws ahead; what lies beyond in the loader's
+                queue belongs to the old plan, so that loader must be closed and a new one made.
 
         Raises:
             PlanError: when the new plan contradicts what was already used.
         """
         position = self.position if used is None else used
         if not self.plan.agrees_with(plan, position):
-            raise PlanError(f"The new plan differs from the old one within the {position} samples already served.")
+            raise PlanError(
+                f"The new plan differs from the old one within the {position} samples already served."
+            )
         self.plan, self.position = plan, position
 
     def state_dict(self, used: int | None = None) -> dict[str, Any]:
@@ -61,7 +63,11 @@ class PlanSampler(Sampler[int]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; raises PlanError when that was another plan."""
         if state["digest"] != self.plan.digest:
-            raise PlanError(f"The state belongs to plan {state['digest'][:12]}, this is {self.plan.digest[:12]}.")
+            raise PlanError(
+                f"The state belongs to plan {state['digest'][:12]}, this is {self.plan.digest[:12]}."
+            )
         if not 0 <= state["position"] <= len(self.plan):
-            raise PlanError(f"The state's position {state['position']} is outside a plan of {len(self.plan)}.")
+            raise PlanError(
+                f"The state's position {state['position']} is outside a plan of {len(self.plan)}."
+            )
         self.position = int(state["position"])

@@ -1,8 +1,10 @@
-"""One training run seen from gradwise's side: its plan, its feeder, its layer switch, its record, its checkpoints.
+"""One training run seen from gradwise's side: its plan, its feeder, its layer switch, its record, its
+checkpoints.
 
-The trainer subclass in `gradwise.training.trainer` only forwards the Trainer's own calls to a session, in this order:
-`prepare` (plan and loader), `begin` (optimizer exists, checkpoint loaded), then for each step `batches`,
-`before_step`, `after_backward`, `before_update`, `after_step`; `save` for a checkpoint; `close` at the end.
+The trainer subclass in `gradwise.training.trainer` only forwards the Trainer's own calls to a session, in
+this order: `prepare` (plan and loader), `begin` (optimizer exists, checkpoint loaded), then for each step
+`batches`, `before_step`, `after_backward`, `before_update`, `after_step`; `save` for a checkpoint; `close` at
+the end.
 """
 
 import math
@@ -19,7 +21,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
 
 from gradwise.data.packing import pack
 from gradwise.errors import CheckpointError, GradwiseError, RecipeError
@@ -39,7 +40,7 @@ class Session:
     """State of one run beside the Trainer's own.
 
     Args:
-        trainer: the trainer it belongs to.
+        trainer: the `TrainerMixin` it belongs to.
         recipe: what to select, how to order, which layers to update, the seed.
         plan: a plan to follow instead of making one from the recipe.
         folder: where `metrics.jsonl`, `events.jsonl` and `plan/` go.
@@ -48,7 +49,7 @@ class Session:
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: Any,
         recipe: Recipe,
         *,
         plan: Plan | None = None,
@@ -69,10 +70,11 @@ class Session:
         self._feeder: Feeder | None = None
         self._loss: Tensor | None = None
         self._tokens: Any = None
-        self._learning_rate: float | None = None
+        self._learning_rate: Any = None
 
     @property
-    def args(self) -> TrainingArguments:
+    def args(self) -> Any:
+        """The trainer's TrainingArguments."""
         return self.trainer.args
 
     @property
@@ -89,7 +91,8 @@ class Session:
     # ---- before the first step ---------------------------------------------------------------------------
 
     def prepare(self) -> DataLoader[Any]:
-        """Open the record, make or load the plan, and return the ledger that the Trainer counts its steps by."""
+        """Open the record, make or load the plan, and return the ledger that the Trainer counts its steps
+        by."""
         state = checkpoints.read_state(self.resumed_from) if self.resumed_from else None
         if self.args.should_save:
             checkpoints.discard_torn(Path(self.args.output_dir))
@@ -101,7 +104,7 @@ class Session:
             self.plan.save(self.folder / "plan" / checkpoints.PLAN)
         batches = self._cut(self.plan)
         self._check_stand_ins(batches)
-        samples, collate = self.trainer._training_samples()  # type: ignore[attr-defined]
+        samples, collate = self.trainer._training_samples()
         self._feeder = Feeder(batches, samples, collate, **self._loader_settings())
         return _ledger(batches)
 
@@ -112,7 +115,9 @@ class Session:
         needs = self.recipe.select.needs | self.recipe.order.needs
         signals = pool_signals(self.trainer, needs, self.recipe.signals.batch_tokens)
         if needs:
-            self.record.event("signals", 0, time.perf_counter() - start, quantities=sorted(needs), samples=len(signals))
+            self.record.event(
+                "signals", 0, time.perf_counter() - start, quantities=sorted(needs), samples=len(signals)
+            )
         start = time.perf_counter()
         selection = self.recipe.select.select(signals, seed=self.recipe.seed)
         decide = partial(make_plan, selection, self.recipe.order, signals, seed=self.recipe.seed)
@@ -139,18 +144,20 @@ class Session:
         assert self.resumed_from is not None
         plan = Plan.load(self.resumed_from / checkpoints.PLAN)
         if plan.digest != state["plan"]:
-            raise CheckpointError(f"The plan in {self.resumed_from} is not the one the checkpoint was taken with.")
-        pool = len(self.trainer.train_dataset)  # type: ignore[arg-type]
+            raise CheckpointError(
+                f"The plan in {self.resumed_from} is not the one the checkpoint was taken with."
+            )
+        pool = len(self.trainer.train_dataset)
         if plan.pool != pool:
             raise CheckpointError(
-                f"The checkpoint {self.resumed_from} was trained on {plan.pool} samples, the data now have {pool}; "
-                "give the same data, or start a new run."
+                f"The checkpoint {self.resumed_from} was trained on {plan.pool} samples, "
+                f"the data now have {pool}; give the same data, or start a new run."
             )
         return plan
 
     def _cut(self, plan: Plan) -> Batches:
         args = self.args
-        micro_batch = self.trainer._train_batch_size  # type: ignore[attr-defined]
+        micro_batch = self.trainer._train_batch_size
         return Batches(
             plan,
             batch_size=micro_batch * args.gradient_accumulation_steps * args.world_size,
@@ -166,7 +173,8 @@ class Session:
             return None
         dataset: Any = self.trainer.train_dataset
         lengths = np.array([len(ids) for ids in dataset["input_ids"]])
-        return lambda indices: pack(lengths[indices], self.packed_length)  # type: ignore[arg-type]
+        longest = self.packed_length
+        return lambda indices: pack(lengths[indices], longest)
 
     def _check_stand_ins(self, batches: Batches) -> None:
         averaged = self.args.average_tokens_across_devices and self.trainer.model_accepts_loss_kwargs
@@ -224,7 +232,8 @@ class Session:
         return self._feeder.step(self.step)
 
     def _run_probe(self) -> None:
-        """Measure all layers on the first steps' samples, without an update and without touching random state."""
+        """Measure all layers on the first steps' samples, without an update and without touching random
+        state."""
         assert self._feeder is not None and self.switch is not None
         start, done = time.perf_counter(), 0
         cuda = list(range(torch.cuda.device_count())) if self.args.device.type == "cuda" else []
@@ -232,7 +241,7 @@ class Session:
             while self.switch.probing:
                 parts = self._feeder.step(done % self.steps_batches.steps)
                 self.switch.before_step()
-                self.trainer._probe_passes(parts)  # type: ignore[attr-defined]
+                self.trainer._probe_passes(parts)
                 self.switch.after_backward(self._loss_scale())
                 done += 1
         self._feeder.close()
@@ -297,8 +306,9 @@ class Session:
             samples = self.steps_batches.samples(error.step - 1)
             last = checkpoints.last_whole(Path(self.args.output_dir))[0]
             raise GradwiseError(
-                f"The training loss is {error.loss} at step {error.step} (samples {_listed(samples)} of the data). "
-                f"Lower the learning rate or look at these samples. Last whole checkpoint: {last or 'none'}."
+                f"The training loss is {error.loss} at step {error.step} "
+                f"(samples {_listed(samples)} of the data). Lower the learning rate or look at them. "
+                f"Last whole checkpoint: {last or 'none'}."
             ) from None
 
     def ends_epoch(self) -> bool:
@@ -325,7 +335,8 @@ class Session:
     # ---- checkpoints -------------------------------------------------------------------------------------
 
     def save(self, write: Callable[[], None]) -> None:
-        """Write a checkpoint: the Trainer's files by `write`, then ours, then the marker that makes it count."""
+        """Write a checkpoint: the Trainer's files by `write`, then ours, then the marker that makes it
+        count."""
         args = self.args
         self.flush()
         state = {
@@ -364,9 +375,10 @@ class Session:
 
 
 def _ledger(batches: Batches) -> DataLoader[Any]:
-    """What the Trainer counts an epoch's passes and samples by. It is never drawn from: `Session.batches` serves."""
-    samples = sum(len(segment) for segment in batches.plan.of_epoch(0))
-    return DataLoader(range(samples), batch_sampler=[[0]] * batches.micro_batches_per_epoch)  # type: ignore[arg-type]
+    """What the Trainer counts an epoch's passes and samples by. It is never drawn from: `Session.batches`
+    serves."""
+    samples: Any = range(sum(len(segment) for segment in batches.plan.of_epoch(0)))
+    return DataLoader(samples, batch_sampler=[[0]] * batches.micro_batches_per_epoch)
 
 
 def _listed(samples: Any, most: int = 8) -> str:
@@ -378,6 +390,7 @@ def _not_written(target: Path, error: Exception) -> CheckpointError:
     free = shutil.disk_usage(target.parent).free / 2**20
     last = checkpoints.last_whole(target.parent)[0]
     return CheckpointError(
-        f"The checkpoint {target} could not be written ({' '.join(str(error).split())[:200]}; {free:,.0f} MiB free). "
+        f"The checkpoint {target} could not be written ({' '.join(str(error).split())[:200]}; "
+        f"{free:,.0f} MiB free). "
         f"Make room and run the same command again; it goes on from {last or 'the beginning'}."
     )

@@ -1,4 +1,5 @@
-"""What a Trainer's settings must be for gradwise to honour them all; everything else is refused with the reason."""
+"""What a Trainer's settings must be for gradwise to honour them all; everything else is refused with the
+reason."""
 
 from typing import Any
 
@@ -30,7 +31,8 @@ def _refused_arguments(args: Any) -> dict[str, str | None]:
     return {
         "auto_find_batch_size": _when(args.auto_find_batch_size, "it would change which samples form a step"),
         "train_sampling_strategy": _when(
-            getattr(args, "train_sampling_strategy", "random") != "random", "the recipe's `order` decides that"
+            getattr(args, "train_sampling_strategy", "random") != "random",
+            "the recipe's `order` decides that",
         ),
         "ignore_data_skip": _when(args.ignore_data_skip, "resuming goes by the plan"),
         "dataloader_persistent_workers": _when(
@@ -49,7 +51,8 @@ def _refused_arguments(args: Any) -> dict[str, str | None]:
             "tensor, context and sequence parallelism are not supported",
         ),
         "fsdp": _when(
-            bool(args.fsdp) and args.device.type == "cpu", "on a CPU the Trainer would run plain data parallelism instead"
+            bool(args.fsdp) and args.device.type == "cpu",
+            "on a CPU the Trainer would run plain data parallelism instead",
         ),
     }
 
@@ -62,7 +65,7 @@ def _check_layer_policy(trainer: Any, args: Any) -> None:
     refusals = {
         "DeepSpeed fixes the trainable parameters when it starts": trainer.is_deepspeed_enabled,
         "layers under FSDP are not supported yet": trainer.is_fsdp_enabled,
-        "DataParallel splits the model within one process; start one process per GPU with torchrun": args.n_gpu > 1,
+        "DataParallel splits the model within a process; start one per GPU with torchrun": args.n_gpu > 1,
         f"the optimizer {args.optim} updates during the backward pass": any(
             name in str(getattr(args.optim, "value", args.optim)) for name in FUSED_INTO_BACKWARD
         ),

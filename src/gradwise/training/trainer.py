@@ -1,20 +1,20 @@
 """`gradwise.Trainer`: the Hugging Face Trainer fed by a plan, with a layer policy around its optimizer.
 
-Accumulation, clipping, schedulers, mixed precision, evaluation, trackers and hub upload stay the Trainer's. What is
-overridden, and why:
+Accumulation, clipping, schedulers, mixed precision, evaluation, trackers and hub upload stay the Trainer's.
+What is overridden, and why:
 
-- `get_train_dataloader` returns a ledger that is only counted, never drawn from; `get_batch_samples` brings the
-  batches of step `global_step` from the plan. Resuming is then nothing but a number.
+- `get_train_dataloader` returns a ledger that is only counted, never drawn from; `get_batch_samples` brings
+  the batches of step `global_step` from the plan. Resuming is then nothing but a number.
 - `training_step` measures the gradient after the last pass of a step, before it is clipped.
 - `_save_checkpoint` completes the Trainer's checkpoint by gradwise's state and a marker.
-- `accelerator.prepare_model` does not wrap in DistributedDataParallel where layers are switched: its buckets stay
-  full-size, and it refuses layers that freeze later.
+- `accelerator.prepare_model` does not wrap in DistributedDataParallel where layers are switched: its buckets
+  stay full-size, and it refuses layers that freeze later.
 """
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -31,18 +31,15 @@ from gradwise.training.plan import Plan
 from gradwise.training.session import Session
 from gradwise.training.support import check_supported
 
+if TYPE_CHECKING:
+    # Any of the Trainer's subclasses, TRL's among them, may stand in its place.
+    from typing import Any as _AnyTrainer
+else:
+    _AnyTrainer = object
 
-class TrainerMixin:
+
+class TrainerMixin(_AnyTrainer):
     """What gradwise adds to a Trainer class; use `gradwise.Trainer` or `gradwise.with_gradwise(cls)`."""
-
-    args: Any
-    state: Any
-    model: Any
-    model_wrapped: Any
-    accelerator: Any
-    train_dataset: Any
-    data_collator: Any
-    optimizer: Any
 
     def __init__(
         self,
@@ -56,8 +53,8 @@ class TrainerMixin:
         """As the underlying Trainer, and:
 
         Args:
-            recipe: its `select`, `order`, `layers`, `signals` and `seed`; the other sections are the trainer's own
-                arguments and must be left out.
+            recipe: its `select`, `order`, `layers`, `signals` and `seed`; the other sections are the
+                trainer's own arguments and must be left out.
             plan: follow this plan instead of making one from the recipe.
             run_dir: where metrics, events and the plan are written; the trainer's output_dir unless given.
             packed_length: pack consecutive samples of the plan into rows of at most so many tokens.
@@ -67,12 +64,12 @@ class TrainerMixin:
         _check_sections(recipe)
         check_supported(self, recipe)
         if "data_collator" not in kwargs and _is_plain_collator(self.data_collator):
-            self.data_collator = Collator.for_tokenizer(self.processing_class)  # type: ignore[attr-defined]
+            self.data_collator = Collator.for_tokenizer(self.processing_class)
         folder = Path(run_dir or self.args.output_dir)
-        self.session = Session(self, recipe, plan=plan, folder=folder, packed_length=packed_length)  # type: ignore[arg-type]
+        self.session = Session(self, recipe, plan=plan, folder=folder, packed_length=packed_length)
         if isinstance(recipe.layers, LayerPolicy) and self.args.world_size > 1:
             self.accelerator.prepare_model = partial(_prepared_unwrapped, self.accelerator.prepare_model)
-        self.add_callback(SessionCallback(self.session))  # type: ignore[attr-defined]
+        self.add_callback(SessionCallback(self.session))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; with `resume_from_checkpoint=True` go on from the latest whole checkpoint in output_dir.
@@ -86,7 +83,7 @@ class TrainerMixin:
         on_start, own.eval_on_start = own.eval_on_start, own.eval_on_start and session.resumed_from is None
         resume = str(session.resumed_from) if session.resumed_from else None
         try:
-            result = super().train(resume, *args, **kwargs)  # type: ignore[misc]
+            result = super().train(resume, *args, **kwargs)
             session.flush()
             return result
         finally:
@@ -111,7 +108,8 @@ class TrainerMixin:
         return self.session.prepare()
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:  # noqa: ARG002
-        """The plan's micro-batches of the current step, and the number of their label tokens over all ranks."""
+        """The plan's micro-batches of the current step, and the number of their label tokens over all
+        ranks."""
         parts = self.session.batches()
         tokens = self._tokens_of(parts, device)
         self.session.count_tokens(tokens)
@@ -122,15 +120,18 @@ class TrainerMixin:
         own = dict(self.args.lr_scheduler_kwargs or {})
         share = own.pop(DECAY_SHARE, None)
         if share is not None:
-            self.args.lr_scheduler_kwargs = {"num_decay_steps": max(1, round(share * num_training_steps)), **own}
-        return super().create_scheduler(num_training_steps, *args, **kwargs)  # type: ignore[misc]
+            self.args.lr_scheduler_kwargs = {
+                "num_decay_steps": max(1, round(share * num_training_steps)),
+                **own,
+            }
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def _tokens_of(self, parts: list[Any], device: Any) -> Any:
-        return super().get_batch_samples(iter(parts), len(parts), device)[1]  # type: ignore[misc]
+        return super().get_batch_samples(iter(parts), len(parts), device)[1]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One pass, and after the last pass of a step a look at the gradient."""
-        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        loss = super().training_step(*args, **kwargs)
         self.session.after_pass(loss)
         if self.accelerator.sync_gradients:
             self.session.after_backward()
@@ -141,28 +142,27 @@ class TrainerMixin:
         tokens = self._tokens_of(parts, self.args.device)
         self.current_gradient_accumulation_steps = len(parts)
         for part in parts:
-            super().training_step(self.model_wrapped, part, tokens)  # type: ignore[misc]
+            super().training_step(self.model_wrapped, part, tokens)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        self._last_grad_norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        self._last_grad_norm = super()._get_grad_norm(*args, **kwargs)
         return self._last_grad_norm
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self.session.save(lambda: super(TrainerMixin, self)._save_checkpoint(*args, **kwargs))  # type: ignore[misc]
+        self.session.save(lambda: super(TrainerMixin, self)._save_checkpoint(*args, **kwargs))
 
     def _training_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
         """The training data without the columns the model does not take, and the collator."""
         if hasattr(self.train_dataset, "column_names"):
-            return self._remove_unused_columns(self.train_dataset, "training"), self.data_collator  # type: ignore[attr-defined]
-        return self.train_dataset, self._get_collator_with_removed_columns(self.data_collator, "training")  # type: ignore[attr-defined]
+            return self._remove_unused_columns(self.train_dataset, "training"), self.data_collator
+        return self.train_dataset, self._get_collator_with_removed_columns(self.data_collator, "training")
 
 
 class Trainer(TrainerMixin, transformers.Trainer):
     """The Hugging Face Trainer with gradwise's selection, order and layer policies.
 
-    >>> from gradwise import Grass, Recipe, Trainer
-    >>> trainer = Trainer(model=model, args=args, train_dataset=data, recipe=Recipe(layers=Grass(active=2)))  # doctest: +SKIP
-    >>> trainer.train()  # doctest: +SKIP
+    trainer = Trainer(model=model, args=args, train_dataset=data, recipe=Recipe(layers=Grass(active=2)))
+    trainer.train()
     """
 
 
@@ -179,49 +179,53 @@ def with_gradwise(cls: type) -> Any:
         raise RecipeError(f"with_gradwise takes a subclass of transformers.Trainer; found {cls!r}.")
     if issubclass(cls, TrainerMixin):
         return cls
-    return type(f"Gradwise{cls.__name__}", (TrainerMixin, cls), {"__doc__": cls.__doc__, "__module__": __name__})
+    return type(
+        f"Gradwise{cls.__name__}", (TrainerMixin, cls), {"__doc__": cls.__doc__, "__module__": __name__}
+    )
 
 
 class SessionCallback(TrainerCallback):
     """Forwards the Trainer's events to the session.
 
-    Comes after the Trainer's own flow callback, which decides when to save; keeps no state of its own, since the
-    session's is in the checkpoint.
+    Comes after the Trainer's own flow callback, which decides when to save; keeps no state of its own, since
+    the session's is in the checkpoint.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self._save_at_epoch_end = False
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any) -> None:
+    def on_train_begin(self, *_: Any, model: Any = None, optimizer: Any = None, **__: Any) -> None:
         self.session.begin(model, optimizer)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.session.before_step()
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.session.before_update()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
         self.session.after_step(state.epoch, getattr(self.session.trainer, "_last_grad_norm", None))
         if self.session.should_stop():
             control.should_save = control.should_training_stop = True
         elif control.should_save and self.session.ends_epoch():
-            # The evaluation due at the epoch's end comes after this; a run killed between the two would resume
-            # behind it and never make it. So the checkpoint waits for the epoch's end.
+            # The evaluation due at the epoch's end comes after this; a run killed between the two would
+            # resume behind it and never make it. So the checkpoint waits for the epoch's end.
             control.should_save, self._save_at_epoch_end = False, True
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_epoch_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
         if self._save_at_epoch_end:
             control.should_save, self._save_at_epoch_end = True, False
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+    def on_evaluate(self, _: Any, state: Any, *__: Any, metrics: Any = None, **___: Any) -> None:
         timings = ("_runtime", "_per_second")
         kept = {name: value for name, value in (metrics or {}).items() if not name.endswith(timings)}
         self.session.record.evaluation(state.global_step, kept)
 
 
-def _prepared_unwrapped(prepare: Callable[..., Any], model: Any, device_placement: Any = None, **_: Any) -> Any:
+def _prepared_unwrapped(
+    prepare: Callable[..., Any], model: Any, device_placement: Any = None, **_: Any
+) -> Any:
     """accelerate's own preparation (precision, compilation) without the wrapper for data parallelism."""
     return prepare(model, device_placement=device_placement, evaluation_mode=True)
 
@@ -231,8 +235,8 @@ def _check_sections(recipe: Recipe) -> None:
     for section in ("model", "data", "train", "adapter"):
         if getattr(recipe, section) != getattr(default, section):
             raise RecipeError(
-                f"The recipe's section {section!r} is for `gradwise train`; with a Trainer, pass it through the "
-                "trainer's own arguments and leave it out of the recipe."
+                f"The recipe's section {section!r} is for `gradwise train`; with a Trainer, pass it through "
+                "the trainer's own arguments and leave it out of the recipe."
             )
 
 
@@ -240,5 +244,3 @@ def _is_plain_collator(collator: Any) -> bool:
     """Whether nobody chose a collator: the Trainer's defaults cannot pad labels."""
     defaults = (transformers.DataCollatorWithPadding,)
     return collator is transformers.default_data_collator or type(collator) in defaults
-
-

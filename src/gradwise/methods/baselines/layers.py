@@ -1,4 +1,5 @@
-"""Layer policies to measure GRASS against: all, uniform (LISA), static importance, round-robin (BAdam), top."""
+"""Layer policies to measure GRASS against: all, uniform (LISA), static importance, round-robin (BAdam),
+top."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,0 +1,275 @@
+"""The commands do what they say: what a run leaves behind, that it can be stopped, gone on with and repeated."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jsonschema
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gradwise import Plan, Recipe, __version__
+from gradwise.run import RunDirectory
+from tests.cli.small_project import Project, Server, Start
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def identical(one: Path, other: Path) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def measured(run: Path) -> list[dict[str, Any]]:
+    """All metrics but the clock's."""
+    timeless = [dict(line) for line in RunDirectory(run).metrics()]
+    for line in timeless:
+        del line["seconds"]
+    return timeless
+
+
+class TestTrain:
+    @pytest.fixture
+    def run(self, gradwise: Start, project: Project) -> Path:
+        project.recipe |= {"select": {"method": "loss_top", "count": 16}, "order": "easy_first"}
+        command = gradwise("train", project.path, "--out", "first", "--set", "seed=5")
+        assert command.code == 0, command.stderr
+        assert not command.stderr
+        self.told = command.stdout
+        return project.folder / "first"
+
+    def test_leaves_behind_what_the_documentation_says(self, run: Path, stories: Path, gradwise: Start):
+        self.check_files(run)
+        self.check_environment(run)
+        self.check_metrics(run)
+        self.check_events(run)
+        self.check_model(run, stories)
+        self.check_told(run)
+        self.check_recipe_runs_again(run, gradwise)
+
+    def check_files(self, run: Path):
+        names = {"checkpoints", "environment.json", "events.jsonl", "metrics.jsonl", "model", "plan", "recipe.yaml"}
+        assert {path.name for path in run.iterdir()} == names | {".lock"}
+        assert not list((run / "model").glob("*.bin"))
+
+    def check_environment(self, run: Path):
+        found = json.loads((run / "environment.json").read_text())
+        assert found.keys() == {"versions", "machine", "command", "git_revision", "model", "data"}
+        assert found["versions"]["gradwise"] == __version__
+        assert found["versions"]["torch"] == torch.__version__
+        assert found["machine"]["ranks"] == 1
+        assert found["command"][1] == "train"
+        assert found["model"]["parameters"] == 260_032
+        assert re.fullmatch(r"[0-9a-f]{64}", found["data"]["fingerprint"])
+        assert found["data"]["report"]["read"] == found["data"]["report"]["kept"] == 24
+
+    def check_metrics(self, run: Path):
+        metrics = RunDirectory(run).metrics()
+        steps = [line for line in metrics if "loss" in line]
+        assert [line["step"] for line in steps] == [1, 2, 3, 4]
+        for key in ("loss", "learning_rate", "grad_norm", "label_tokens", "epoch", "seconds"):
+            assert all(line[key] > 0 for line in steps), key
+        assert [line["epoch"] for line in steps] == [0.5, 1, 1.5, 2]
+        held_out = [line for line in metrics if "eval_loss" in line]
+        assert [line["step"] for line in held_out] == [0, 2, 4]
+        assert held_out[-1]["eval_loss"] < held_out[0]["eval_loss"]
+
+    def check_events(self, run: Path):
+        events = RunDirectory(run).events()
+        kinds = [event["event"] for event in events]
+        assert kinds == ["signals", "plan", "probe", "layers", "layers", "finished"]
+        assert all(event["seconds"] >= 0 for event in events)
+        signals, plan, probe, first, second, finished = events
+        assert (signals["quantities"], signals["samples"]) == (["loss"], 24)
+        assert signals["seconds"] > 0
+        assert (plan["select"], plan["order"], plan["pool"]) == ("loss_top", "easy_first", 24)
+        assert (plan["selected"], plan["length"]) == (16, 32)
+        assert (probe["steps"], first["step"], second["step"], finished["step"]) == (1, 0, 2, 4)
+        assert (len(first["active"]), len(first["scores"]), sum(first["probabilities"])) == (2, 5, pytest.approx(1))
+        assert finished["seconds"] >= sum(event["seconds"] for event in events[:-1])
+        assert finished["peak_memory"] > 0
+        assert 0 < finished["trainable_parameters"] < finished["total_parameters"] == 260_032
+
+    def check_model(self, run: Path, stories: Path):
+        plan = Plan.load(run / "plan" / "plan.safetensors")
+        assert (plan.pool, len(plan), len(set(plan.indices.tolist()))) == (24, 32, 16)
+        assert plan.digest == RunDirectory(run).events()[1]["digest"]
+        model = AutoModelForCausalLM.from_pretrained(run / "model")
+        tokenizer = AutoTokenizer.from_pretrained(run / "model")
+        ids = tokenizer("Once upon a time", return_tensors="pt")["input_ids"]
+        told = tokenizer.decode(model.generate(ids, max_new_tokens=5, do_sample=False)[0], skip_special_tokens=True)
+        assert re.match("Once upon a time.", told)
+        before = AutoModelForCausalLM.from_pretrained(stories).state_dict()
+        changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+        drawn = {layer for event in RunDirectory(run).events()[3:5] for layer in event["active"]}
+        assert {int(name.split(".")[2]) for name in changed} == drawn
+
+    def check_told(self, run: Path):
+        assert "24 records read, 24 kept" in self.told
+        before, after = (float(value) for value in re.findall(r"held-out loss \w+ +([\d.]+)", self.told))
+        assert after < before
+        assert re.search(r"steps +4\n", self.told)
+        assert re.search(r"of which deciding [\d.]+ s", self.told)
+
+    def check_recipe_runs_again(self, run: Path, gradwise: Start):
+        resolved = yaml.safe_load((run / "recipe.yaml").read_text())
+        assert resolved["seed"] == 5
+        assert resolved["data"]["train"]["path"] == str(run.parent / "train.jsonl")
+        (run.parent / "elsewhere").mkdir()
+        again = gradwise("train", run / "recipe.yaml", "--out", "again", cwd=run.parent / "elsewhere")
+        assert again.code == 0, again.stderr
+        second = run.parent / "elsewhere" / "again"
+        assert identical(run, second)
+        assert measured(run) == measured(second)
+        assert Recipe.load(run / "recipe.yaml") == Recipe.load(second / "recipe.yaml")
+
+    def test_another_seed_trains_other_weights(self, gradwise: Start, project: Project):
+        for seed in ("1", "2"):
+            assert gradwise("train", project.path, "--out", seed, "--set", f"seed={seed}").code == 0
+        assert not identical(project.folder / "1", project.folder / "2")
+
+    def test_goes_to_runs_and_the_recipes_name_unless_told_otherwise(self, gradwise: Start, project: Project):
+        project.recipe["train"] = {"max_steps": 1}
+        project.recipe["layers"] = "all"
+        assert gradwise("train", project.path).code == 0
+        assert (project.folder / "runs" / "recipe" / "model").is_dir()
+
+    def test_without_held_out_data_the_summary_tells_of_the_training_loss(self, gradwise: Start, project: Project):
+        del project.recipe["data"]["validation"]
+        command = gradwise("train", project.path, "--out", "run")
+        first, last = (float(value) for value in re.findall(r"training loss at \w+ +([\d.]+)", command.stdout))
+        assert last < first
+
+    def test_an_adapter_is_what_is_trained_and_saved(self, gradwise: Start, project: Project):
+        project.recipe["adapter"] = {"method": "lora", "r": 2}
+        command = gradwise("train", project.path, "--out", "run")
+        assert command.code == 0, command.stderr
+        saved = load_file(project.folder / "run" / "model" / "adapter_model.safetensors")
+        assert saved
+        assert all("lora_" in name for name in saved)
+
+    def test_packing(self, gradwise: Start, project: Project):
+        project.recipe["data"] |= {"packing": True, "max_length": 256}
+        project.recipe["train"]["batch_size"] = 2
+        command = gradwise("train", project.path, "--out", "run")
+        assert command.code == 0, command.stderr
+        steps = [line for line in RunDirectory(project.folder / "run").metrics() if "loss" in line]
+        assert 4 < len(steps) < 24
+
+
+class TestStopping:
+    """Long enough to be stopped on its way: 120 steps, checkpoints every 50."""
+
+    train: ClassVar = {"epochs": 40, "save_strategy": "steps", "save_steps": 50, "eval_strategy": "no"}
+
+    @pytest.fixture
+    def long(self, project: Project) -> Project:
+        project.recipe["train"] |= self.train
+        return project
+
+    @pytest.fixture(scope="class")
+    def never_stopped(self, server: Server, stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        project = Project.make(tmp_path_factory.mktemp("never_stopped"), stories)
+        project.recipe["train"] |= self.train
+        assert server.start(project.folder, "train", project.path, "--out", "run").wait().code == 0
+        return project.folder / "run"
+
+    @staticmethod
+    def wait_until(reached: Callable[[], bool], patience: float = 120):
+        end = time.monotonic() + patience
+        while not reached():
+            assert time.monotonic() < end, "not reached in time"
+            time.sleep(0.01)
+
+    @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+    def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+        self, start: Start, gradwise: Start, long: Project, never_stopped: Path, kind: signal.Signals
+    ):
+        command = start("train", long.path, "--out", "run")
+        run = RunDirectory(long.folder / "run")
+        self.wait_until(lambda: any(line["step"] >= 5 for line in run.metrics()))
+        os.kill(command.pid, kind)
+        command.wait()
+        assert command.code == 1
+        assert not command.stderr
+        assert f"{kind.name}: stopping after this step, with a checkpoint." in command.stdout
+        told = re.search(r"Stopped after step (\d+) of 120; a checkpoint is saved. Run the same command", command.stdout)
+        assert told
+        assert (run.checkpoints / f"checkpoint-{told[1]}" / "complete.json").is_file()
+        assert not run.model.exists()
+
+        again = gradwise("train", long.path, "--out", "run")
+        assert again.code == 0, again.stderr
+        assert f"Going on from {Path('run') / 'checkpoints' / f'checkpoint-{told[1]}'}" in again.stdout
+        assert identical(run.path, never_stopped)
+        assert measured(run.path) == measured(never_stopped)
+
+    def test_a_killed_run_goes_on_too(self, start: Start, gradwise: Start, long: Project, never_stopped: Path):
+        command = start("train", long.path, "--out", "run")
+        run = RunDirectory(long.folder / "run")
+        self.wait_until(lambda: (run.checkpoints / "checkpoint-50" / "complete.json").exists())
+        os.kill(command.pid, signal.SIGKILL)
+        assert command.wait().code == -signal.SIGKILL
+        assert gradwise("train", long.path, "--out", "run").code == 0
+        assert identical(run.path, never_stopped)
+        assert measured(run.path) == measured(never_stopped)
+
+    def test_twice_stops_at_once(self, start: Start, long: Project):
+        long.recipe["train"] |= {"epochs": 1000, "eval_on_start": False}
+        command = start("train", long.path, "--out", "run")
+        run = RunDirectory(long.folder / "run")
+        self.wait_until(lambda: any(line["step"] >= 5 for line in run.metrics()))
+        # Until it is gone, however much of its farewell the first one lets it get through.
+        os.kill(command.pid, signal.SIGINT)
+        os.kill(command.pid, signal.SIGINT)
+        command.wait()
+        assert command.code == 1
+        assert "Traceback" not in command.stderr
+
+    def test_while_loading_it_leaves_without_a_traceback(self, start: Start, long: Project):
+        long.records("train.jsonl", [{"text": f"Story number {number}. " * 9} for number in range(100_000)])
+        command = start("train", long.path, "--out", "run")
+        self.wait_until(lambda: (long.folder / "run" / "recipe.yaml").exists())
+        time.sleep(0.3)
+        os.kill(command.pid, signal.SIGINT)
+        command.wait()
+        assert command.code == 1
+        assert command.stderr.strip().startswith("gradwise: stopped at once")
+        assert "Traceback" not in command.stderr
+
+
+class TestOthers:
+    """Through a fresh interpreter each, as a shell would start them."""
+
+    @staticmethod
+    def python(*arguments: str, cwd: Path) -> str:
+        command = [sys.executable, "-m", "gradwise", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr
+        return done.stdout
+
+    def test_schema_prints_a_json_schema(self, tmp_path: Path):
+        schema = json.loads(self.python("schema", cwd=tmp_path))
+        assert schema == Recipe.schema()
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert not list(tmp_path.iterdir())
+
+    def test_tiny_demo_lowers_the_held_out_loss(self, tmp_path: Path):
+        told = self.python("demo", "--tiny", "--out", "demo", cwd=tmp_path)
+        before, after = (float(value) for value in re.findall(r"held-out loss \w+ +([\d.]+)", told))
+        assert after < before - 1
+        assert (tmp_path / "demo" / "model" / "model.safetensors").is_file()
+        assert re.search(r"parameters updated at a time +\S+ M of 0.26 M \(3\d%\)", told)

@@ -1,0 +1,211 @@
+"""`gradwise.run.train` and its parts from Python."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from gradwise import Adapter, Data, Model, Recipe, RecipeError, Source, Train, baselines
+from gradwise.run import RunDirectory, train
+from gradwise.run.environment import environment, peak_memory
+from gradwise.run.model import check_length, load_model, load_tokenizer
+from gradwise.run.ranks import is_first, rank_count
+from gradwise.run.summary import summary
+from tests.conftest import same_weights
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """Two steps; its data lie in the working directory."""
+    lines = (stories.parent / "plays_train.jsonl").read_text().splitlines()[:8]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path)
+    return Recipe(
+        model=Model(name=str(stories)),
+        data=Data(train=Source(path="train.jsonl"), max_length=400),
+        train=Train(batch_size=4, learning_rate=1e-3),
+    )
+
+
+class TestTrain:
+    def test_outcome(self, recipe: Recipe):
+        told: list[str] = []
+        outcome = train(recipe, "run", tell=told.append)
+        assert (outcome.finished, outcome.steps, outcome.run.path) == (True, 2, Path("run"))
+        assert [line.split(":")[0] for line in told] == ["8 records read, 8 kept", str(recipe.model.name)]  # type: ignore[union-attr]
+        assert "0.3 M parameters" in told[1]
+
+        again = train(recipe, "run", tell=told.append)
+        assert (again.finished, again.steps) == (True, 2)
+        assert told[2:] == ["The run in run is finished already."]
+
+    def test_the_saved_recipe_runs_from_anywhere(self, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        train(recipe, "run", tell=lambda _: None)
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        saved = Recipe.load(tmp_path / "run" / "recipe.yaml")
+        assert isinstance(saved.data, Data)
+        assert saved.data.train == Source(path=str(tmp_path / "train.jsonl"))
+        train(saved, "run", tell=lambda _: None)
+        models = [AutoModelForCausalLM.from_pretrained(folder / "run" / "model") for folder in (tmp_path, Path())]
+        assert same_weights(*models)
+
+    def test_libraries_speak_as_before(self, recipe: Recipe):
+        transformers.utils.logging.set_verbosity_info()
+        transformers.utils.logging.disable_progress_bar()
+        datasets.enable_progress_bars()
+        try:
+            train(recipe, "run", tell=lambda _: None)
+            assert transformers.utils.logging.get_verbosity() == transformers.logging.INFO
+            assert not transformers.utils.logging.is_progress_bar_enabled()
+            assert not datasets.are_progress_bars_disabled()
+        finally:
+            transformers.utils.logging.set_verbosity_warning()
+            transformers.utils.logging.enable_progress_bar()
+
+    def test_signal_handlers_are_given_back(self, recipe: Recipe):
+        before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        train(recipe, "run", tell=lambda _: None)
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+    def test_runs_in_a_thread_too(self, recipe: Recipe):
+        """Where signals cannot be handled."""
+        outcomes = []
+        thread = threading.Thread(target=lambda: outcomes.append(train(recipe, "run", tell=lambda _: None)))
+        thread.start()
+        thread.join()
+        assert outcomes[0].finished
+
+    def test_held_out_samples_that_are_trained_on_are_told(self, recipe: Recipe):
+        told: list[str] = []
+        data = Data(train=Source(path="train.jsonl"), validation=Source(path="train.jsonl"), max_length=400)
+        train(replace(recipe, data=data), "run", tell=told.append)
+        assert any("Warning: 8 of 8 held-out samples also stand in the training data" in line for line in told)
+
+
+class TestModel:
+    @pytest.mark.parametrize(
+        ("dtype", "found"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("auto", torch.float32)]
+    )
+    def test_type_of_the_weights(self, stories: Path, dtype: Any, found: torch.dtype):
+        assert {p.dtype for p in load_model(Model(name=str(stories), dtype=dtype)).parameters()} == {found}
+
+    def test_attention(self, stories: Path):
+        assert load_model(Model(name=str(stories), attention="eager")).config._attn_implementation == "eager"
+
+    def test_an_attention_that_does_not_exist_is_a_recipe_error(self, stories: Path):
+        with pytest.raises(RecipeError, match=r"model\.name: no model of .* could be loaded in that folder"):
+            load_model(Model(name=str(stories), attention="no_such_attention"))
+
+    def test_pickled_weights_are_not_read(self, stories: Path, tmp_path: Path):
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / name).write_text((stories / name).read_text())
+        torch.save(AutoModelForCausalLM.from_pretrained(stories).state_dict(), tmp_path / "pytorch_model.bin")
+        with pytest.raises(RecipeError, match=r"model\.name: no model of"):
+            load_model(Model(name=str(tmp_path)))
+
+    def test_no_tokenizer(self, stories: Path, tmp_path: Path):
+        with pytest.raises(RecipeError, match=r"model\.name: no tokenizer of .* could be loaded in that folder"):
+            load_tokenizer(Model(name=str(tmp_path)))
+
+    def test_positions(self, stories: Path):
+        model = load_model(Model(name=str(stories)))
+        check_length(model, 512)
+        with pytest.raises(RecipeError, match=r"data\.max_length is 513, but the model has only 512 positions"):
+            check_length(model, 513)
+
+    def test_positions_under_an_adapter(self, stories: Path):
+        model = load_model(Model(name=str(stories)), Adapter(options={"r": 2}))
+        with pytest.raises(RecipeError, match="only 512 positions"):
+            check_length(model, 513)
+
+
+class TestEnvironment:
+    def test_plain_values(self):
+        found = environment(data={"fingerprint": "x"}, model={"name": "m"})
+        assert json.loads(json.dumps(found)) == found
+        assert found["versions"]["torch"] == torch.__version__
+        assert found["machine"]["processors"] == os.cpu_count()
+
+    def test_git_revision_of_the_working_directory_or_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+        monkeypatch.chdir(tmp_path)
+        assert environment(data={}, model={})["git_revision"] is None
+
+    def test_peak_memory_is_that_of_this_process(self):
+        before = peak_memory(torch.device("cpu"))
+        assert 2**26 < before < 2**36
+        ballast = torch.ones(before // 4 + 2**26)  # float32: larger than the process has ever been
+        assert peak_memory(torch.device("cpu")) > before
+        del ballast
+
+    @pytest.mark.parametrize(("rank", "first"), [(None, True), ("0", True), ("1", False)])
+    def test_ranks(self, monkeypatch: pytest.MonkeyPatch, rank: str | None, first: bool):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", "3" if rank else None)):
+            monkeypatch.delenv(name, raising=False)
+            if value:
+                monkeypatch.setenv(name, value)
+        assert (is_first(), rank_count()) == (first, 3 if rank else 1)
+
+
+class TestSummary:
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Callable[..., RunDirectory]:
+        def make(*metrics: dict[str, Any]) -> RunDirectory:
+            run = RunDirectory(tmp_path)
+            finished = {"step": 1234, "seconds": 99.6, "peak_memory": 3 * 2**29}
+            share = {"trainable_parameters": 250_000, "total_parameters": 1_000_000}
+            events = [
+                {"event": "signals", "seconds": 2.0},
+                {"event": "plan", "seconds": 1.0},
+                {"event": "probe", "seconds": 0.5},
+                {"event": "layers", "seconds": 0.25},
+                {"event": "resume", "seconds": 50.0},
+                {"event": "finished", **finished, **share},
+            ]
+            run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in metrics))
+            run.events_file.write_text("".join(json.dumps(line) + "\n" for line in events))
+            return run
+
+        return make
+
+    def rows(self, run: RunDirectory) -> dict[str, str]:
+        return dict(line.strip().split("  ", 1) for line in summary(run).splitlines())
+
+    def test_numbers(self, run: Callable[..., RunDirectory]):
+        made = run({"step": 0, "eval_loss": 3.5}, {"step": 1, "loss": 3.0}, {"step": 2, "eval_loss": 2.25})
+        found = {name: value.strip() for name, value in self.rows(made).items()}
+        assert found == {
+            "held-out loss before": "3.5000 nats per token",
+            "held-out loss after": "2.2500 nats per token",
+            "steps": "1,234",
+            "parameters updated at a time": "0.25 M of 1.00 M (25%)",
+            "peak memory": "1.50 GiB",
+            "time": "100 s, of which deciding 3.8 s",
+            "model": str(made.model),
+            "record": str(made.path),
+        }
+
+    def test_no_before_that_was_not_measured_before(self, run: Callable[..., RunDirectory]):
+        found = self.rows(run({"step": 1, "loss": 3.0}, {"step": 1, "eval_loss": 2.25}))
+        assert "held-out loss before" not in found
+        assert "2.2500" in found["held-out loss after"]
+
+    def test_training_loss_over_the_first_and_last_tenth(self, run: Callable[..., RunDirectory]):
+        found = self.rows(run(*({"step": n, "loss": float(n)} for n in range(1, 31))))
+        assert "2.0000" in found["training loss at first"]
+        assert "29.0000" in found["training loss at last"]
+
+    def test_all_layers_are_all_parameters(self, recipe: Recipe):
+        outcome = train(replace(recipe, layers=baselines.AllLayers()), "run", tell=lambda _: None)
+        assert "0.26 M of 0.26 M (100%)" in summary(outcome.run)
