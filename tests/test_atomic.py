@@ -71,7 +71,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path: Path):
     write_text(tmp_path / "file", "old")
     code = (
         "import resource, signal, sys; from pathlib import Path; from gradwise.atomic import write_bytes\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: write_bytes(Path(sys.argv[1]), bytes(5000))\n"
         "except OSError as error: print(error.strerror)\n"
     )

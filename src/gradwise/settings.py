@@ -2,6 +2,7 @@
 takes."""
 
 import ast
+import difflib
 import inspect
 from dataclasses import fields
 from functools import cache
@@ -69,3 +70,12 @@ def field_descriptions(cls: type[Settings]) -> dict[str, str]:
             ):
                 found[ast.unparse(named.target)] = inspect.cleandoc(str(text.value.value))
     return found
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or all of them where none is
+    near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(sorted(known))}." if known else "."

@@ -1,4 +1,4 @@
-"""The commands do what they say: what a run leaves behind, that it can be stopped, gone on with and repeated."""
+"""The commands do what they say: what a run leaves behind, how it is stopped, gone on with and repeated."""
 
 import json
 import os
@@ -60,7 +60,15 @@ class TestTrain:
         self.check_recipe_runs_again(run, gradwise)
 
     def check_files(self, run: Path):
-        names = {"checkpoints", "environment.json", "events.jsonl", "metrics.jsonl", "model", "plan", "recipe.yaml"}
+        names = {
+            "checkpoints",
+            "environment.json",
+            "events.jsonl",
+            "metrics.jsonl",
+            "model",
+            "plan",
+            "recipe.yaml",
+        }
         assert {path.name for path in run.iterdir()} == names | {".lock"}
         assert not list((run / "model").glob("*.bin"))
 
@@ -97,7 +105,11 @@ class TestTrain:
         assert (plan["select"], plan["order"], plan["pool"]) == ("loss_top", "easy_first", 24)
         assert (plan["selected"], plan["length"]) == (16, 32)
         assert (probe["steps"], first["step"], second["step"], finished["step"]) == (1, 0, 2, 4)
-        assert (len(first["active"]), len(first["scores"]), sum(first["probabilities"])) == (2, 5, pytest.approx(1))
+        assert (len(first["active"]), len(first["scores"]), sum(first["probabilities"])) == (
+            2,
+            5,
+            pytest.approx(1),
+        )
         assert finished["seconds"] >= sum(event["seconds"] for event in events[:-1])
         assert finished["peak_memory"] > 0
         assert 0 < finished["trainable_parameters"] < finished["total_parameters"] == 260_032
@@ -106,13 +118,17 @@ class TestTrain:
         plan = Plan.load(run / "plan" / "plan.safetensors")
         assert (plan.pool, len(plan), len(set(plan.indices.tolist()))) == (24, 32, 16)
         assert plan.digest == RunDirectory(run).events()[1]["digest"]
-        model = AutoModelForCausalLM.from_pretrained(run / "model")
+        model: Any = AutoModelForCausalLM.from_pretrained(run / "model")
         tokenizer = AutoTokenizer.from_pretrained(run / "model")
         ids = tokenizer("Once upon a time", return_tensors="pt")["input_ids"]
-        told = tokenizer.decode(model.generate(ids, max_new_tokens=5, do_sample=False)[0], skip_special_tokens=True)
+        told = tokenizer.decode(
+            model.generate(ids, max_new_tokens=5, do_sample=False)[0], skip_special_tokens=True
+        )
         assert re.match("Once upon a time.", told)
         before = AutoModelForCausalLM.from_pretrained(stories).state_dict()
-        changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+        changed = {
+            name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+        }
         drawn = {layer for event in RunDirectory(run).events()[3:5] for layer in event["active"]}
         assert {int(name.split(".")[2]) for name in changed} == drawn
 
@@ -146,10 +162,14 @@ class TestTrain:
         assert gradwise("train", project.path).code == 0
         assert (project.folder / "runs" / "recipe" / "model").is_dir()
 
-    def test_without_held_out_data_the_summary_tells_of_the_training_loss(self, gradwise: Start, project: Project):
+    def test_without_held_out_data_the_summary_tells_of_the_training_loss(
+        self, gradwise: Start, project: Project
+    ):
         del project.recipe["data"]["validation"]
         command = gradwise("train", project.path, "--out", "run")
-        first, last = (float(value) for value in re.findall(r"training loss at \w+ +([\d.]+)", command.stdout))
+        first, last = (
+            float(value) for value in re.findall(r"training loss at \w+ +([\d.]+)", command.stdout)
+        )
         assert last < first
 
     def test_an_adapter_is_what_is_trained_and_saved(self, gradwise: Start, project: Project):
@@ -205,7 +225,9 @@ class TestStopping:
         assert command.code == 1
         assert not command.stderr
         assert f"{kind.name}: stopping after this step, with a checkpoint." in command.stdout
-        told = re.search(r"Stopped after step (\d+) of 120; a checkpoint is saved. Run the same command", command.stdout)
+        told = re.search(
+            r"Stopped after step (\d+) of 120; a checkpoint is saved. Run the same command", command.stdout
+        )
         assert told
         assert (run.checkpoints / f"checkpoint-{told[1]}" / "complete.json").is_file()
         assert not run.model.exists()
@@ -216,7 +238,9 @@ class TestStopping:
         assert identical(run.path, never_stopped)
         assert measured(run.path) == measured(never_stopped)
 
-    def test_a_killed_run_goes_on_too(self, start: Start, gradwise: Start, long: Project, never_stopped: Path):
+    def test_a_killed_run_goes_on_too(
+        self, start: Start, gradwise: Start, long: Project, never_stopped: Path
+    ):
         command = start("train", long.path, "--out", "run")
         run = RunDirectory(long.folder / "run")
         self.wait_until(lambda: (run.checkpoints / "checkpoint-50" / "complete.json").exists())
@@ -250,26 +274,21 @@ class TestStopping:
         assert "Traceback" not in command.stderr
 
 
-class TestOthers:
-    """Through a fresh interpreter each, as a shell would start them."""
+def test_schema_prints_a_json_schema(tmp_path: Path):
+    """In a fresh interpreter, as a shell would start it."""
+    command = [sys.executable, "-m", "gradwise", "schema"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert not done.stderr
+    schema = json.loads(done.stdout)
+    assert schema == Recipe.schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert not list(tmp_path.iterdir())
 
-    @staticmethod
-    def python(*arguments: str, cwd: Path) -> str:
-        command = [sys.executable, "-m", "gradwise", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-        assert done.returncode == 0, done.stderr
-        assert not done.stderr
-        return done.stdout
 
-    def test_schema_prints_a_json_schema(self, tmp_path: Path):
-        schema = json.loads(self.python("schema", cwd=tmp_path))
-        assert schema == Recipe.schema()
-        jsonschema.Draft202012Validator.check_schema(schema)
-        assert not list(tmp_path.iterdir())
-
-    def test_tiny_demo_lowers_the_held_out_loss(self, tmp_path: Path):
-        told = self.python("demo", "--tiny", "--out", "demo", cwd=tmp_path)
-        before, after = (float(value) for value in re.findall(r"held-out loss \w+ +([\d.]+)", told))
-        assert after < before - 1
-        assert (tmp_path / "demo" / "model" / "model.safetensors").is_file()
-        assert re.search(r"parameters updated at a time +\S+ M of 0.26 M \(3\d%\)", told)
+def test_tiny_demo_lowers_the_held_out_loss(gradwise: Start, tmp_path: Path):
+    command = gradwise("demo", "--tiny", "--out", "demo")
+    assert command.code == 0, command.stderr
+    before, after = (float(value) for value in re.findall(r"held-out loss \w+ +([\d.]+)", command.stdout))
+    assert after < before - 1
+    assert (tmp_path / "demo" / "model" / "model.safetensors").is_file()
+    assert re.search(r"parameters updated at a time +\S+ M of 0.26 M \(3\d%\)", command.stdout)

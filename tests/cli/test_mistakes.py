@@ -1,4 +1,4 @@
-"""Every mistake of a user's ends in one sentence on standard error, exit code 2 (1 where a run is at fault), no traceback."""
+"""A user's mistakes end in one sentence on standard error and exit code 2 (1 where a run is at fault)."""
 
 import fcntl
 import json

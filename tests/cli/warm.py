@@ -1,9 +1,9 @@
-"""Runs gradwise commands as processes of their own, each forked off one that has done the imports (6 s) already.
+"""Runs gradwise commands as processes of their own, each forked off one that has done the imports already.
 
-Reads a request per line, {"argv": [...], "cwd": ..., "out": ..., "err": ...}; answers with the pid of the command at
-once and with its exit code at its end. The forked process is `python -m gradwise` from there on, with its own
-arguments, folder, standard streams and signals; only at the very end it leaves without taking the interpreter apart,
-which would copy every page it shares with its parent (2 s).
+Reads a request per line, {"argv": [...], "cwd": ..., "out": ..., "err": ...}; answers with the pid of the
+command at once and with its exit code at its end. The forked process is `python -m gradwise`, with its own
+arguments, folder, standard streams and signals (and saves the 6 s of imports). Only at the very end it leaves
+without taking the interpreter apart, which would copy every page it shares with its parent (2 s).
 """
 
 import atexit

@@ -96,6 +96,7 @@ class TestLossTop:
     def test_highest_first_the_earlier_where_they_tie(self):
         pick = LossTop(count=3).select(POOL)
         assert pick.indices.tolist() == [2, 5, 6]
+        assert pick.scores is not None
         assert pick.scores.tolist() == [5.0, 5.0, 3.0]
 
     @given(

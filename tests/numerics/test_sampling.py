@@ -68,7 +68,7 @@ class TestSuccessiveDraw:
 
     @given(weights, st.data(), seeds)
     def test_distinct_and_of_positive_weight(self, w: list[float], data: st.DataObject, seed: int):
-        count = data.draw(st.integers(0, np.count_nonzero(w)))
+        count = data.draw(st.integers(0, sum(x > 0 for x in w)))
         drawn = successive_draw(w, count, np.random.default_rng(seed))
         assert len(drawn) == len(set(drawn.tolist())) == count
         assert all(w[item] > 0 for item in drawn)
@@ -124,6 +124,16 @@ class TestMultiplicities:
     def test_whole_shares_leave_nothing_to_chance(self, w: list[int], times: int, seed: int):
         copies = multiplicities(np.array(w) / 3, times * sum(w), np.random.default_rng(seed))
         assert copies.tolist() == [times * weight for weight in w]
+
+    @pytest.mark.parametrize("offset", [0.0, np.nextafter(1, 0)])
+    def test_nor_does_rounding_at_either_end_of_the_comb(self, offset: float):
+        class Edge(np.random.Generator):
+            def random(self, *_: object, **__: object) -> float:  # type: ignore[override]
+                return offset
+
+        for size in range(1, 200):
+            copies = multiplicities(np.full(size, 0.1), 3 * size, Edge(np.random.PCG64(0)))
+            assert copies.tolist() == [3] * size
 
     def test_the_share_exactly_in_expectation(self):
         w, total, draws = np.array([0.3, 1.7, 0.0, 2.2, 0.8]), 8, 4000

@@ -34,14 +34,19 @@ class TestOpened:
         other = Recipe(data=RECIPE.data, layers=Grass(active=3), train=Train(arguments={"weight_decay": 0.1}))
         with pytest.raises(RecipeError) as caught, run.opened(other):
             pass
-        assert "different: layers.active was 2, now 3; train.weight_decay was None, now 0.1. " in str(caught.value)
+        assert "different: layers.active was 2, now 3; train.weight_decay was None, now 0.1. " in str(
+            caught.value
+        )
         assert Recipe.load(run.recipe_file) == RECIPE
 
     def test_many_differences_are_cut_short(self, run: RunDirectory):
         with run.opened(RECIPE):
             step(run)
         other = Recipe(layers=Grass(active=5, period=5, probe=5, smoothing=0.1, floor=0.1))
-        with pytest.raises(RecipeError, match=r"different: [^;]*; [^;]*; [^;]*; [^;]*; \.\.\.\. Give --out"), run.opened(other):
+        with (
+            pytest.raises(RecipeError, match=r"different: [^;]*; [^;]*; [^;]*; [^;]*; \.\.\.\. Give --out"),
+            run.opened(other),
+        ):
             pass
 
     @pytest.mark.parametrize("left", ["recipe only", "environment", "evaluation"])
@@ -61,7 +66,9 @@ class TestOpened:
             if left == "step":
                 step(run)
             else:
-                {"checkpoint": run.checkpoints / "checkpoint-10", "model": run.model}[left].mkdir(parents=True)
+                {"checkpoint": run.checkpoints / "checkpoint-10", "model": run.model}[left].mkdir(
+                    parents=True
+                )
         with pytest.raises(RecipeError, match="holds a run of another recipe"), run.opened(Recipe(seed=3)):
             pass
 
@@ -75,7 +82,10 @@ class TestOpened:
         run.path.mkdir(parents=True)
         for name in "dcba":
             (run.path / name).touch()
-        with pytest.raises(RecipeError, match=r"not empty and holds no run \(found a, b, c\)"), run.opened(RECIPE):
+        with (
+            pytest.raises(RecipeError, match=r"not empty and holds no run \(found a, b, c\)"),
+            run.opened(RECIPE),
+        ):
             pass
         assert sorted(path.name for path in run.path.iterdir()) == ["a", "b", "c", "d"]
 

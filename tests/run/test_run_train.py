@@ -1,6 +1,7 @@
 """`gradwise.run.train` and its parts from Python."""
 
 import json
+import logging
 import os
 import signal
 import threading
@@ -49,7 +50,9 @@ class TestTrain:
         assert (again.finished, again.steps) == (True, 2)
         assert told[2:] == ["The run in run is finished already."]
 
-    def test_the_saved_recipe_runs_from_anywhere(self, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_the_saved_recipe_runs_from_anywhere(
+        self, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
         train(recipe, "run", tell=lambda _: None)
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
@@ -57,7 +60,9 @@ class TestTrain:
         assert isinstance(saved.data, Data)
         assert saved.data.train == Source(path=str(tmp_path / "train.jsonl"))
         train(saved, "run", tell=lambda _: None)
-        models = [AutoModelForCausalLM.from_pretrained(folder / "run" / "model") for folder in (tmp_path, Path())]
+        models = [
+            AutoModelForCausalLM.from_pretrained(folder / "run" / "model") for folder in (tmp_path, Path())
+        ]
         assert same_weights(*models)
 
     def test_libraries_speak_as_before(self, recipe: Recipe):
@@ -66,7 +71,7 @@ class TestTrain:
         datasets.enable_progress_bars()
         try:
             train(recipe, "run", tell=lambda _: None)
-            assert transformers.utils.logging.get_verbosity() == transformers.logging.INFO
+            assert transformers.utils.logging.get_verbosity() == logging.INFO
             assert not transformers.utils.logging.is_progress_bar_enabled()
             assert not datasets.are_progress_bars_disabled()
         finally:
@@ -90,12 +95,15 @@ class TestTrain:
         told: list[str] = []
         data = Data(train=Source(path="train.jsonl"), validation=Source(path="train.jsonl"), max_length=400)
         train(replace(recipe, data=data), "run", tell=told.append)
-        assert any("Warning: 8 of 8 held-out samples also stand in the training data" in line for line in told)
+        assert any(
+            "Warning: 8 of 8 held-out samples also stand in the training data" in line for line in told
+        )
 
 
 class TestModel:
     @pytest.mark.parametrize(
-        ("dtype", "found"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("auto", torch.float32)]
+        ("dtype", "found"),
+        [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("auto", torch.float32)],
     )
     def test_type_of_the_weights(self, stories: Path, dtype: Any, found: torch.dtype):
         assert {p.dtype for p in load_model(Model(name=str(stories), dtype=dtype)).parameters()} == {found}
@@ -115,13 +123,17 @@ class TestModel:
             load_model(Model(name=str(tmp_path)))
 
     def test_no_tokenizer(self, stories: Path, tmp_path: Path):
-        with pytest.raises(RecipeError, match=r"model\.name: no tokenizer of .* could be loaded in that folder"):
+        with pytest.raises(
+            RecipeError, match=r"model\.name: no tokenizer of .* could be loaded in that folder"
+        ):
             load_tokenizer(Model(name=str(tmp_path)))
 
     def test_positions(self, stories: Path):
         model = load_model(Model(name=str(stories)))
         check_length(model, 512)
-        with pytest.raises(RecipeError, match=r"data\.max_length is 513, but the model has only 512 positions"):
+        with pytest.raises(
+            RecipeError, match=r"data\.max_length is 513, but the model has only 512 positions"
+        ):
             check_length(model, 513)
 
     def test_positions_under_an_adapter(self, stories: Path):
@@ -137,7 +149,9 @@ class TestEnvironment:
         assert found["versions"]["torch"] == torch.__version__
         assert found["machine"]["processors"] == os.cpu_count()
 
-    def test_git_revision_of_the_working_directory_or_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_git_revision_of_the_working_directory_or_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
         monkeypatch.chdir(tmp_path)
         assert environment(data={}, model={})["git_revision"] is None

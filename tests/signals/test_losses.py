@@ -138,11 +138,11 @@ class TestGivenBack:
 
     def test_random_state(self, mixed: Any, samples: Samples, collator: Collator):
         torch.manual_seed(3)
-        np.random.seed(3)  # noqa: NPY002
-        torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+        np.random.seed(3)
+        torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
         collect_losses(mixed, samples[:4], collator, progress=False)
         assert torch.equal(torch.get_rng_state(), torch_state)
-        assert np.random.get_state()[1].tolist() == numpy_state  # type: ignore[index]  # noqa: NPY002
+        assert np.random.get_state()[1].tolist() == numpy_state  # type: ignore[index]
 
     def test_weights_gradients_and_what_requires_them(self, mixed: Any, samples: Samples, collator: Collator):
         mixed.model.embed_tokens.weight.requires_grad_(False)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from datasets import Dataset
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("ranks_worker.py")
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -24,21 +26,27 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def run(
-    ranks: int, folder: Path, data: Dataset, model: Path, recipe: dict[str, Any], **arguments: Any
+    ranks: int,
+    folder: Path,
+    data: Dataset,
+    model: Path,
+    recipe: dict[str, Any],
+    *,
+    resume: str | bool = False,
+    **arguments: Any,
 ) -> Path:
-    """Train under torchrun; 22 or 21 samples in batches of 8 leave a last step that two ranks cannot share
-    evenly."""
+    """Train under torchrun; 22 or 21 samples in batches of 8 leave an uneven last step."""
     out = folder / f"ranks{ranks}"
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     data.save_to_disk(folder / "data")
-    micro = 2 if ranks == 2 else 4
     settings = {
         "model": str(model),
         "data": str(folder / "data"),
         "out": str(out),
         "recipe": recipe,
+        "resume": resume,
         "arguments": {
-            "per_device_train_batch_size": micro,
+            "per_device_train_batch_size": 2 if ranks == 2 else 4,
             "gradient_accumulation_steps": 2,
             "num_train_epochs": 2,
             "learning_rate": 1e-3,
@@ -47,15 +55,13 @@ def run(
             **arguments,
         },
     }
-    (folder / f"settings{ranks}.json").write_text(json.dumps(settings))
+    (folder / "settings.json").write_text(json.dumps(settings))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     address = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    subprocess.run(
-        [*torchrun, *address, str(WORKER), str(folder / f"settings{ranks}.json")], check=True, timeout=300
-    )
+    subprocess.run([*torchrun, *address, str(WORKER), str(folder / "settings.json")], check=True, timeout=300)
     return out
 
 
@@ -88,3 +94,14 @@ def test_one_rank_is_two_ranks(name: str, stories: Path, speeches: Dataset, tmp_
         for out in (one, two)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_two_ranks_resume_as_two_ranks(stories: Path, speeches: Dataset, tmp_path: Path) -> None:
+    data, recipe = speeches.select(range(22)), RECIPES["grass"]
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    whole = run(2, tmp_path, data, stories, recipe, **saving)
+    expected, drawn = torch.load(whole / "weights-0.pt"), draws(whole)
+    resumed = run(2, tmp_path, data, stories, recipe, resume=str(whole / "checkpoint-2"), **saving)
+    for key, values in torch.load(resumed / "weights-1.pt").items():
+        assert torch.equal(values, expected[key])
+    assert draws(resumed) == drawn

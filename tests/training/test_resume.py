@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import time
 from pathlib import Path
@@ -18,8 +19,6 @@ from gradwise.data import Collator
 from gradwise.run import train
 from gradwise.training.checkpoint import MARKER, checkpoints, last_whole
 from tests.conftest import same_weights
-
-STEPS = 20
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +119,7 @@ TRIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(TRIES)))
 def test_killed_and_resumed_is_never_killed(sources: dict[str, Any], tmp_path: Path, number: int) -> None:
     settings = recipe(sources, **TRIES[number])
@@ -155,6 +155,34 @@ def test_a_checkpoint_cut_short_is_passed_over_or_named(sources: dict[str, Any],
     assert what_counts(out) == what_counts(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("room", [200_000, 1_500_000])
+def test_a_full_disk_is_named_and_nothing_is_lost(sources: dict[str, Any], tmp_path: Path, room: int) -> None:
+    """No file may grow beyond `room` bytes: the weights (1.0 MB) fail, or later the optimizer's state."""
+    layers = {"method": "round_robin", "active": 2, "period": 2, "embeddings": "always"}
+    settings = recipe(sources, layers=layers)
+    run_whole(settings, tmp_path / "whole")
+    reader, writer = multiprocessing.get_context("fork").Pipe(duplex=False)
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_with_room_for, args=(room, settings, tmp_path / "full", writer))
+    process.start()
+    message = reader.recv()
+    process.join()
+    assert "MiB free" in message and "run the same command again" in message.lower().replace(
+        "make room and ", ""
+    )
+    run_whole(settings, tmp_path / "full")
+    assert what_counts(tmp_path / "full") == what_counts(tmp_path / "whole")
+
+
+def _with_room_for(room: int, settings: gw.Recipe, out: Path, writer: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    try:
+        run_whole(settings, out)
+        writer.send("came to its end")
+    except gw.CheckpointError as error:
+        writer.send(str(error))
+
+
 def test_when_no_checkpoint_is_whole_nothing_is_overwritten(sources: dict[str, Any], tmp_path: Path) -> None:
     settings = recipe(sources)
     assert run_and_kill(settings, tmp_path, 12, 0.0)
@@ -187,6 +215,27 @@ def test_the_trainer_resumes_by_itself(story_model, arguments, speeches, tmp_pat
         make("none")[1].train(resume_from_checkpoint=True)
     with pytest.raises(gw.CheckpointError, match="no checkpoint at"):
         make("none")[1].train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+
+
+def test_a_checkpoint_at_an_epochs_end_holds_what_was_due_there(
+    story_model, arguments, speeches, tmp_path: Path
+) -> None:
+    """The evaluation at the epoch's end comes before the checkpoint, so nobody can resume behind it."""
+
+    def make() -> tuple[Any, gw.Trainer]:
+        model = story_model()
+        settings = arguments(save_strategy="steps", save_steps=10, eval_strategy="epoch", num_train_epochs=2)
+        held_out = speeches.select(range(40, 48))
+        return model, gw.Trainer(model, settings, Collator(0), speeches.select(range(40)), held_out)
+
+    whole_model, whole = make()
+    whole.train()
+    expected = lines(tmp_path / "out" / "metrics.jsonl")
+    assert [line["step"] for line in expected if "eval_loss" in line] == [10, 20]
+    resumed_model, resumed = make()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-10"))
+    assert lines(tmp_path / "out" / "metrics.jsonl") == expected
+    assert same_weights(whole_model, resumed_model)
 
 
 def test_a_checkpoint_of_other_data_is_refused(story_model, arguments, speeches) -> None:

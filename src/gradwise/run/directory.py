@@ -10,6 +10,7 @@ model/             the result; its presence means that the run is finished
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -18,10 +19,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from gradwise.atomic import sync_files, sync_folder, write_json
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.recipe import Recipe
-from gradwise.recipe_tree import read_yaml
+from gradwise.recipe.tree import read_yaml
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""What the system calls a disk that takes no more."""
 
 
 class RunDirectory:
@@ -163,6 +169,21 @@ class RunDirectory:
     def events(self) -> list[dict[str, Any]]:
         """All lines of `events.jsonl`."""
         return _lines(self.events_file)
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(folder: Path) -> Iterator[None]:
+    """Turn the many shapes of "no room left" into one CheckpointError that says how to go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_ROOM:
+            raise
+        free = shutil.disk_usage(folder).free / 2**20
+        raise CheckpointError(
+            f"Could not write to {folder} ({' '.join(str(error).split())[:200]}; {free:,.0f} MiB free). "
+            "Make room and run the same command again; it goes on from the last whole checkpoint."
+        ) from error
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

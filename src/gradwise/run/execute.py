@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from gradwise.data import Collator, load, overlap
 from gradwise.errors import RecipeError
 from gradwise.recipe import Data, Model, Recipe, Train
-from gradwise.run.directory import RunDirectory
+from gradwise.run.directory import RunDirectory, naming_a_full_disk
 from gradwise.run.environment import environment, peak_memory
 from gradwise.run.model import check_length, load_model, load_tokenizer, resolved_revision
 from gradwise.run.ranks import is_first, rank_count
@@ -57,7 +57,7 @@ def train(recipe: Recipe, out: str | Path, *, tell: Tell = print, progress: bool
     first = is_first()
     tell = tell if first else _silent
     bars = first and (sys.stderr.isatty() if progress is None else progress)
-    with run.opened(recipe, writes=first), _quiet_libraries(bars):
+    with run.opened(recipe, writes=first), naming_a_full_disk(run.path), _quiet_libraries(bars):
         if run.finished:
             tell(f"The run in {run.path} is finished already.")
             return Outcome(run, True, _steps_done(run))

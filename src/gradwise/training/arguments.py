@@ -1,45 +1,13 @@
 """From a recipe's `train` section to the Hugging Face Trainer's arguments: aliases, what is passed on, what
 is refused."""
 
-from dataclasses import MISSING, fields
-from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
-from gradwise.recipe_tree import nearest
-
-DECIDED_HERE = {
-    "output_dir": "the run directory is given with --out",
-    "seed": "set `seed` at the top of the recipe",
-    "data_seed": "set `seed` at the top of the recipe",
-    "num_train_epochs": "set train.epochs",
-    "lr_scheduler_type": "set train.schedule",
-    "gradient_accumulation_steps": (
-        "it follows from train.batch_size, per_device_train_batch_size and the number of ranks"
-    ),
-    "auto_find_batch_size": "it would change which samples form a step; set per_device_train_batch_size",
-    "train_sampling_strategy": "set `order`",
-    "length_column_name": "set `order`",
-    "ignore_data_skip": "resuming goes by the plan",
-    "save_only_model": "a run must be able to resume exactly; keep fewer checkpoints with save_total_limit",
-    "restore_callback_states_from_checkpoint": "resuming restores what gradwise keeps itself",
-    "resume_from_checkpoint": "a second run into the same directory resumes",
-    "enable_jit_checkpoint": "Ctrl-C and SIGTERM already save a checkpoint",
-    "remove_unused_columns": "the data section decides which columns reach the model",
-    "label_names": "causal language models take `labels`",
-    "do_train": "use `gradwise train`",
-    "do_eval": "give data.validation",
-    "do_predict": "gradwise does not predict",
-    "accelerator_config": "which rank sees which sample is decided by the plan",
-    "parallelism_config": "tensor, context and sequence parallelism are not supported",
-    "local_rank": "torchrun sets it",
-    "disable_tqdm": "bars show on a terminal and nowhere else",
-}
-"""TrainingArguments that a recipe may not set, each with what to do instead."""
+from gradwise.recipe import Train
 
 DECAY_SHARE = "decay_share"
 """Key in lr_scheduler_kwargs for the share of the steps over which `schedule: wsd` decays."""
@@ -47,49 +15,6 @@ DECAY_SHARE = "decay_share"
 LARGEST_MICRO_BATCH = 8
 """Samples per device and pass unless per_device_train_batch_size says otherwise; the Trainer's own
 default."""
-
-
-@cache
-def _hints() -> dict[str, Any]:
-    hints = get_type_hints(TrainingArguments)
-    return {field.name: hints[field.name] for field in fields(TrainingArguments) if field.init}
-
-
-def check_arguments(arguments: dict[str, Any]) -> None:
-    """Refuse keys that are unknown, decided by gradwise, or of the wrong type; raises RecipeError."""
-    for key, value in arguments.items():
-        if key in DECIDED_HERE:
-            raise RecipeError(f"train.{key} cannot be set here: {DECIDED_HERE[key]}.")
-        if key not in _hints():
-            known = ["epochs", "batch_size", "learning_rate", "schedule", "decay", *_hints()]
-            near = nearest(key, [name for name in known if name not in DECIDED_HERE])
-            raise RecipeError(
-                f"unknown key train.{key}" + (near if "did you mean" in near else "; see `gradwise schema`.")
-            )
-        try:
-            TypeAdapter(_hints()[key]).validate_python(value, strict=True)
-        except ValidationError as error:
-            message = error.errors()[0]["msg"]
-            raise RecipeError(f"train.{key}: {message[0].lower()}{message[1:]}; found {value!r}.") from None
-
-
-def argument_schemas() -> dict[str, Any]:
-    """JSON schemas of the TrainingArguments that may stand under `train`, by name."""
-    schemas = {}
-    for field in fields(TrainingArguments):
-        if field.name not in _hints() or field.name in DECIDED_HERE or field.name == "learning_rate":
-            continue
-        schema: dict[str, Any] = {}
-        try:
-            schema = TypeAdapter(_hints()[field.name]).json_schema()
-        except (
-            Exception
-        ):  # a type of accelerate's that JSON cannot describe: the key is known, its value is not
-            schema = {}
-        if field.default is not MISSING and isinstance(field.default, str | int | float | bool | None):
-            schema["default"] = field.default
-        schemas[field.name] = schema
-    return schemas
 
 
 def micro_batch(batch_size: int, ranks: int, asked: int | None) -> int:
@@ -114,7 +39,7 @@ def micro_batch(batch_size: int, ranks: int, asked: int | None) -> int:
 
 
 def training_arguments(
-    train: Any, *, output_dir: Path, seed: int, ranks: int, validation: bool, bars: bool
+    train: Train, *, output_dir: Path, seed: int, ranks: int, validation: bool, bars: bool
 ) -> TrainingArguments:
     """The Trainer's arguments for a run.
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -359,7 +360,7 @@ class Session:
                 self.plan.save(target / checkpoints.PLAN)
                 checkpoints.finish(target, state)
                 checkpoints.rotate(target.parent, limit, self.trainer.state.best_model_checkpoint)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise _not_written(target, error) from error
         finally:
             args.save_total_limit = limit

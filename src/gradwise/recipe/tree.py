@@ -1,22 +1,18 @@
-"""Recipes as plain nested values: YAML, overrides, paths, and sentences for what is wrong with them."""
+"""Recipes as plain nested values: YAML, overrides, paths, and the free keys of other libraries."""
 
-import difflib
-import json
 import re
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from gradwise.errors import RecipeError
+from gradwise.recipe.sections import Adapter, Train
 from gradwise.settings import Settings, field_descriptions
 
 Tree = dict[str, Any]
-T = TypeVar("T")
 
 FREE_SECTIONS = {"train": "arguments", "adapter": "options"}
 """Sections that take further keys of somebody else's, and the field that holds them."""
@@ -185,15 +181,13 @@ def flattened(values: Tree) -> Tree:
 
 def own_keys(section: str) -> set[str]:
     """The keys of a free section that are its own, the field that gathers the others left out."""
-    from gradwise.recipe import Adapter, Train
-
     owner = {"train": Train, "adapter": Adapter}[section]
     return {field.name for field in fields(owner)} - {FREE_SECTIONS[section]}
 
 
 def flattened_schema(schema: Tree) -> Tree:
     """The JSON schema of the YAML form: free keys beside the section's own, bare method names allowed."""
-    from gradwise.training.arguments import argument_schemas
+    from gradwise.recipe.foreign_keys import argument_schemas
 
     definitions = schema["$defs"]
     _describe_inherited(definitions, Settings)
@@ -219,101 +213,3 @@ def _describe_inherited(definitions: Tree, cls: type[Settings]) -> None:
         _describe_inherited(definitions, below)
         for name, described in definitions.get(below.__name__, {}).get("properties", {}).items():
             described.setdefault("description", field_descriptions(below).get(name, ""))
-
-
-def validate(adapter: TypeAdapter[T], values: Tree, source: str) -> T:
-    """Build the recipe, or raise one RecipeError that lists everything wrong with it, a line each."""
-    try:
-        # Through JSON, because strict JSON is what YAML means: "3" is no number, a list is a tuple.
-        return adapter.validate_json(json.dumps(_with_words_as_keys(values), default=str), strict=True)
-    except RecipeError as error:
-        raise RecipeError(f"{source}: {error}") from None
-    except ValidationError as error:
-        lines = sorted({_sentence(entry) for entry in _most_specific(error.errors())})
-        head = f"{source}: " if len(lines) == 1 else f"{source}:\n  "
-        raise RecipeError(head + "\n  ".join(lines)) from None
-
-
-def _with_words_as_keys(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {str(key): _with_words_as_keys(value) for key, value in values.items()}
-    return [_with_words_as_keys(value) for value in values] if isinstance(values, list) else values
-
-
-def _most_specific(errors: list[Any]) -> list[Any]:
-    """Without the other branches of a union, which complain of what one branch has already looked into."""
-    keys = [_key(error) for error in errors]
-    return [
-        error
-        for error, key in zip(errors, keys, strict=True)
-        if not any(other != key and other.startswith(f"{key}.") for other in keys)
-    ]
-
-
-def _key(error: Any) -> str:
-    return ".".join(str(part) for part in error["loc"] if str(part) not in {*_tags(), "[key]"}) or "recipe"
-
-
-def _sentence(error: Any) -> str:
-    location = [str(part) for part in error["loc"]]
-    kind, found, context = error["type"], error["input"], error.get("ctx", {})
-    key = _key(error)
-    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown key {key}{nearest(location[-1], _known_keys(location[:-1]))}"
-    if kind in ("missing", "missing_argument"):
-        return f"{key} is missing; give it a value."
-    if kind == "union_tag_not_found":
-        return f"{key} needs a method; found {found!r}."
-    if kind == "union_tag_invalid":
-        known = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
-        return f"{key}.method: unknown method {context['tag']!r}{nearest(context['tag'], known)}"
-    message = error["msg"].replace("an object", "a mapping of keys").replace("a valid array", "a list")
-    return f"{key}: {message[0].lower()}{message[1:]}; found {found!r}."
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or all of them where none is
-    near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(sorted(known))}." if known else "."
-
-
-def _known_keys(location: list[str]) -> list[str]:
-    """Names of the fields of the settings class that stands at `location` in the recipe."""
-    from gradwise.recipe import Recipe
-
-    classes: list[Any] = [Recipe]
-    for part in location:
-        below = [
-            member
-            for cls in classes
-            for member in _members(get_type_hints(cls, include_extras=True).get(part))
-        ]
-        tagged = [cls for cls in classes if part == _tag(cls) or part == cls.__name__]
-        classes = tagged or below or classes
-    return sorted({field.name for cls in classes for field in fields(cls)})
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The settings classes named anywhere in an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return [annotation]
-    if get_origin(annotation) in (Union, UnionType, Annotated, list, tuple):
-        return [member for argument in get_args(annotation) for member in _members(argument)]
-    return []
-
-
-def _tag(cls: Any) -> str | None:
-    tags: list[Any] = [field.default for field in fields(cls) if field.name == "method"]
-    return tags[0] if tags else None
-
-
-def _tags() -> set[str]:
-    """Parts of a pydantic location that stand for the branch of a union rather than for a key."""
-    from gradwise.recipe import Recipe
-
-    hints = get_type_hints(Recipe, include_extras=True)
-    branches = [member for section in METHOD_SECTIONS for member in _members(hints[section])]
-    return {str(_tag(cls)) for cls in branches} | {"Source", "list[Source]", "str"}

@@ -1,0 +1,102 @@
+"""Builds a recipe from plain values, and says in sentences what is wrong with them."""
+
+import json
+from dataclasses import fields
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from gradwise.errors import RecipeError
+from gradwise.recipe.tree import METHOD_SECTIONS
+from gradwise.settings import Settings, nearest
+
+T = TypeVar("T")
+
+
+def validate(adapter: TypeAdapter[T], values: dict[str, Any], root: type, source: str) -> T:
+    """Build a `root` from plain values, or raise one RecipeError that lists everything wrong, a line each."""
+    try:
+        # Through JSON, because strict JSON is what YAML means: "3" is no number, a list is a tuple.
+        return adapter.validate_json(json.dumps(_with_words_as_keys(values), default=str), strict=True)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+    except ValidationError as error:
+        lines = sorted({_sentence(entry, root) for entry in _most_specific(error.errors(), root)})
+        head = f"{source}: " if len(lines) == 1 else f"{source}:\n  "
+        raise RecipeError(head + "\n  ".join(lines)) from None
+
+
+def _with_words_as_keys(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {str(key): _with_words_as_keys(value) for key, value in values.items()}
+    return [_with_words_as_keys(value) for value in values] if isinstance(values, list) else values
+
+
+def _most_specific(errors: list[Any], root: type) -> list[Any]:
+    """Without the other branches of a union, which complain of what one branch has already looked into."""
+    keys = [_key(error, root) for error in errors]
+    return [
+        error
+        for error, key in zip(errors, keys, strict=True)
+        if not any(other != key and other.startswith(f"{key}.") for other in keys)
+    ]
+
+
+def _key(error: Any, root: type) -> str:
+    branches = _branches(root)
+    return ".".join(str(part) for part in error["loc"] if str(part) not in branches) or "recipe"
+
+
+def _sentence(error: Any, root: type) -> str:
+    location = [str(part) for part in error["loc"]]
+    kind, found, context = error["type"], error["input"], error.get("ctx", {})
+    key = _key(error, root)
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {key}{nearest(location[-1], _known_keys(location[:-1], root))}"
+    if kind in ("missing", "missing_argument"):
+        return f"{key} is missing; give it a value."
+    if kind == "union_tag_not_found":
+        return f"{key} needs a method; found {found!r}."
+    if kind == "union_tag_invalid":
+        known = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
+        return f"{key}.method: unknown method {context['tag']!r}{nearest(context['tag'], known)}"
+    message = error["msg"].replace("an object", "a mapping of keys").replace("a valid array", "a list")
+    return f"{key}: {message[0].lower()}{message[1:]}; found {found!r}."
+
+
+def _known_keys(location: list[str], root: type) -> list[str]:
+    """Names of the fields of the settings class that stands at `location` in the recipe."""
+    classes: list[Any] = [root]
+    for part in location:
+        below = [
+            member
+            for cls in classes
+            for member in _members(get_type_hints(cls, include_extras=True).get(part))
+        ]
+        tagged = [cls for cls in classes if part == _tag(cls) or part == cls.__name__]
+        classes = tagged or below or classes
+    return sorted({field.name for cls in classes for field in fields(cls)})
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The settings classes named anywhere in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType, Annotated, list, tuple):
+        return [member for argument in get_args(annotation) for member in _members(argument)]
+    return []
+
+
+def _tag(cls: Any) -> str | None:
+    tags: list[Any] = [field.default for field in fields(cls) if field.name == "method"]
+    return tags[0] if tags else None
+
+
+@cache
+def _branches(root: type) -> frozenset[str]:
+    """Parts of a pydantic location that stand for the branch of a union rather than for a key."""
+    hints = get_type_hints(root, include_extras=True)
+    methods = [member for section in METHOD_SECTIONS for member in _members(hints[section])]
+    return frozenset({*(str(_tag(cls)) for cls in methods), "Source", "list[Source]", "str", "[key]"})

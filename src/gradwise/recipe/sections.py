@@ -1,0 +1,99 @@
+"""The sections of a recipe that are not decisions: the model, the training, the adapter, the measuring."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gradwise.errors import RecipeError
+from gradwise.settings import Settings, nearest
+
+
+@dataclass(frozen=True)
+class Model(Settings):
+    """The model to train."""
+
+    name: str
+    """A Hugging Face hub name, or a local folder."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights in memory; `auto` takes the checkpoint's own."""
+
+    attention: str | None = None
+    """Attention implementation (`sdpa`, `eager`, `flash_attention_2`, ...); None lets transformers choose."""
+
+    gguf_file: str | None = None
+    """Name of a GGUF file in the folder to read the weights from."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+@dataclass(frozen=True)
+class Train(Settings):
+    """How long and how to train. Any argument of `transformers.TrainingArguments` may stand beside these."""
+
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Passes over the selection; `max_steps` takes precedence where it is given."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Samples (or packed rows) per optimizer step, over all ranks and accumulation."""
+
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-5
+    """Peak learning rate."""
+
+    schedule: str = "linear"
+    """Learning-rate schedule: `linear`, `cosine`, `constant`, `wsd` (warm-up, stable, decay), or any of
+    transformers'."""
+
+    decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """With `schedule: wsd`, the share of the steps over which the learning rate decays; 0.2 unless given."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Further TrainingArguments. In YAML they stand directly under `train`."""
+
+    def check(self) -> None:
+        if self.decay is not None and self.schedule != "wsd":
+            raise RecipeError(f"train.decay belongs to schedule: wsd; found schedule: {self.schedule}.")
+        if self.schedule not in ("linear", "cosine", "constant", "wsd"):
+            _check_schedule(self.schedule)
+        if self.arguments:
+            from gradwise.recipe.foreign_keys import check_arguments
+
+            check_arguments(self.arguments)
+
+
+def _check_schedule(schedule: str) -> None:
+    from transformers import SchedulerType
+
+    known = ["wsd", *(kind.value for kind in SchedulerType)]
+    if schedule not in known:
+        raise RecipeError(f"train.schedule: unknown schedule {schedule!r}{nearest(schedule, known)}")
+
+
+@dataclass(frozen=True)
+class Adapter(Settings):
+    """A PEFT adapter in place of the model's own weights. Any key of the method's PEFT configuration may
+    stand here."""
+
+    method: str = "lora"
+    """PEFT method: `lora`, `ia3`, `loha`, ..."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further keys of the method's PEFT configuration. In YAML they stand directly under `adapter`."""
+
+    def check(self) -> None:
+        from gradwise.recipe.foreign_keys import check_adapter
+
+        check_adapter(self.method, self.options)
+
+
+@dataclass(frozen=True)
+class SignalSettings(Settings):
+    """How per-sample quantities are measured."""
+
+    batch_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Padded tokens in one batch of a measuring pass."""

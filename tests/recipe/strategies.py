@@ -1,0 +1,103 @@
+"""Recipes of every kind for hypothesis, with the words that YAML likes to take for something else."""
+
+from typing import Any, get_args
+
+from hypothesis import strategies as st
+
+from gradwise import Adapter, Data, Grass, Model, Recipe, Source, Train, baselines
+from gradwise.methods import Layers, OrderBy, Select
+from gradwise.recipe import SignalSettings
+
+METHODS = {
+    section: list(get_args(get_args(union)[0]))
+    for section, union in {"select": Select, "order": OrderBy, "layers": Layers}.items()
+}
+EVERY_METHOD = [(section, cls) for section, classes in METHODS.items() for cls in classes]
+
+
+def named(section: str, cls: Any) -> Any:
+    """The method with its defaults, and the size that a part of the data cannot do without."""
+    return cls(count=3) if section == "select" and cls is not baselines.FullData else cls()
+
+
+words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
+tricky = st.sampled_from(
+    ["no", "yes", "on", "1e5", "12e4567", "2e-5", "null", "~", "1", "0x1f", "2024-01-01", "a: b", "-"]
+)
+shares = st.floats(1e-6, 1)
+policy = {
+    "active": st.integers(1, 99),
+    "period": st.integers(1, 99),
+    "state": st.sampled_from(["keep", "drop"]),
+}
+probed = policy | {"probe": st.integers(1, 9)}
+by_score = probed | {"temperature": st.floats(1e-3, 1e3), "floor": st.floats(0, 0.9)}
+adapting = {"smoothing": st.floats(0.01, 1)}
+layers = st.one_of(
+    st.builds(baselines.AllLayers),
+    st.builds(baselines.UniformLayers, **policy),
+    st.builds(baselines.RoundRobinLayers, **policy),
+    st.builds(baselines.StaticLayers, **by_score),
+    st.builds(baselines.TopLayers, **probed, **adapting),
+    st.builds(Grass, **by_score, **adapting),
+)
+parts = [baselines.RandomSubset, baselines.LossTop, baselines.LengthTop]
+selects = st.one_of(
+    st.just(baselines.FullData()),
+    *(st.builds(part, fraction=shares) for part in parts),
+    *(st.builds(part, count=st.integers(1, 10**9)) for part in parts),
+)
+sources = st.builds(
+    Source,
+    path=words | tricky,
+    domain=st.none() | tricky,
+    split=st.none() | words,
+    weight=st.floats(1e-9, 1e9),
+)
+data = st.builds(
+    Data,
+    train=sources | st.lists(sources, min_size=1, max_size=3),
+    validation=st.none() | sources,
+    max_length=st.integers(2, 10**6),
+    packing=st.booleans(),
+    chat_template=st.none() | tricky,
+)
+trains = st.builds(
+    Train,
+    epochs=st.floats(1e-3, 1e3),
+    batch_size=st.integers(1, 4096),
+    learning_rate=st.floats(1e-12, 10),
+    schedule=st.sampled_from(["linear", "wsd", "cosine", "polynomial"]),
+    arguments=st.fixed_dictionaries(
+        {},
+        optional={
+            "weight_decay": st.floats(0, 1),
+            "max_steps": st.integers(1, 10**6),
+            "bf16": st.booleans(),
+            "eval_strategy": st.sampled_from(["no", "steps", "epoch"]),
+            "run_name": words | tricky,
+        },
+    ),
+)
+models = st.builds(
+    Model,
+    name=words | tricky,
+    revision=st.none() | tricky,
+    dtype=st.sampled_from(["auto", "bfloat16", "float32"]),
+)
+adapters = st.builds(
+    Adapter,
+    options=st.fixed_dictionaries({}, optional={"r": st.integers(1, 64), "lora_alpha": st.integers(1, 9)}),
+)
+recipes = st.builds(
+    Recipe,
+    model=st.none() | models,
+    data=st.none() | data,
+    train=trains,
+    adapter=st.none() | adapters,
+    signals=st.builds(SignalSettings, batch_tokens=st.integers(1, 10**6)),
+    select=selects,
+    order=st.sampled_from([cls() for cls in METHODS["order"]]),
+    layers=layers,
+    seed=st.integers(0, 2**31),
+)
