@@ -8,6 +8,8 @@ from frame import Comparison, compare, mean_sd
 REFERENCES = ("full", "lora", "lisa")
 """Every other arm is compared with each of these; the first is the reference of ratios."""
 
+MODELS = {"smollm2": "SmolLM2-135M-Instruct", "stories": "stories260K"}
+
 MEBI = 2**20
 
 
@@ -33,7 +35,7 @@ def _setting(told: dict[str, Any]) -> str:
     largest = f" of at most {told['largest']} characters" if told["largest"] else ""
     lora = ", ".join(f"{name} {value}" for name, value in told["lora"].items())
     return (
-        f"{told['model']}, records of `{told['train']}`{largest}; {told['steps']} optimizer steps of "
+        f"{MODELS[told['name']]}, records of `{told['train']}`{largest}; {told['steps']} optimizer steps of "
         f"{told['batch_size']} records (micro-batch {told['micro_batch']}, at most {told['max_length']} "
         "tokens), AdamW, float32, cosine schedule with 10 % warm-up, gradients clipped at norm 1. "
         f"Layer-wise arms: 2 active blocks, redrawn every {told['period']} steps; embeddings, head and "
@@ -64,9 +66,9 @@ def _tuning(content: dict[str, Any]) -> str:
 # ---- quality -----------------------------------------------------------------------------------------------
 
 
-def _runs(content: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
+def _runs(content: dict[str, Any], kind: str = "quality") -> dict[str, dict[int, dict[str, Any]]]:
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for entry in _of_kind(content, "quality").values():
+    for entry in _of_kind(content, kind).values():
         if entry["loss"] is not None:
             found.setdefault(entry["arm"], {})[entry["seed"]] = entry
     return found
@@ -84,7 +86,16 @@ def _quality(content: dict[str, Any]) -> str:
         "arms; the machine was shared, so processor seconds tell more than wall-clock."
     )
     rows = [_quality_row(arm, by_seed) for arm, by_seed in runs.items()]
-    head = ["arm", "learning rate", "seeds", "held-out loss", "sd", "wall-clock s", "processor s"]
+    head = [
+        "arm",
+        "learning rate",
+        "seeds",
+        "held-out loss",
+        "sd",
+        "wall-clock s",
+        "of it probe s",
+        "processor s",
+    ]
     return "\n\n".join([told, table(head, rows), *_comparisons(runs)])
 
 
@@ -93,7 +104,8 @@ def _quality_row(arm: str, by_seed: dict[int, dict[str, Any]]) -> list[str]:
     rates = "/".join(dict.fromkeys(_rate(run) for run in by_seed.values()))
     return [
         f"`{arm}`", rates, str(len(by_seed)), f"{mean:.4f}", _number(sd, 4),
-        f"{_mean(by_seed, 'seconds'):.1f}", f"{_mean(by_seed, 'processor_seconds'):.1f}",
+        f"{_mean(by_seed, 'seconds'):.1f}", f"{_mean(by_seed, 'probe_seconds'):.1f}",
+        f"{_mean(by_seed, 'processor_seconds'):.1f}",
     ]  # fmt: skip
 
 
@@ -128,7 +140,7 @@ def _comparison_row(one: Comparison) -> list[str]:
         str(one.seeds),
         f"{one.difference:+.4f}",
         interval,
-        _number(one.p, 3),
+        _p_value(one.p),
         one.verdict,
     ]
 
@@ -137,24 +149,27 @@ def _comparison_row(one: Comparison) -> list[str]:
 
 
 def _memory(content: dict[str, Any]) -> str:
-    runs = _runs(content)
-    if not runs:
-        return ""
+    runs, short = _runs(content), _runs(content, "memory")
+    parts = [_memory_told()] if runs or short else []
+    if runs:
+        parts += [
+            "In the runs above, mean over the seeds, with glibc's allocator as it comes:",
+            _memory_table(runs),
+        ]
+    if short:
+        told = (
+            "In short runs of two steps, with glibc's allocator told to give large blocks back at once "
+            "(MALLOC_MMAP_THRESHOLD_), so that the rest is no holes in its heap:"
+        )
+        parts += [told, _memory_table(short)]
+    return "\n\n".join(parts)
+
+
+def _memory_table(runs: dict[str, dict[int, dict[str, Any]]]) -> str:
     peaks = {arm: statistics.fmean(_peaks(by_seed)) for arm, by_seed in runs.items()}
     whole = peaks.get(REFERENCES[0])
     rows = [_memory_row(arm, by_seed, peaks[arm], whole) for arm, by_seed in runs.items()]
-    told = (
-        "**Memory by part**, MiB, mean over the seeds; each part at its own highest. Behind gradients and "
-        "optimizer state stands measured / arithmetic (4 bytes per parameter and gradient, 8 for AdamW's "
-        "moments plus 4 per tensor for its step count; active layers only, or all visited so far where "
-        "their state is kept; LoRA: the adapter). Activations are what autograd saved for the backward "
-        "pass, parameters left out; `probe` is GRASS's measuring pass over all layers. The peak is "
-        "resident memory over what was resident just after loading; the rest is the peak less gradients, "
-        "state and the larger of the two activations (workspaces, gradients of activations, the allocator; "
-        "below zero where the parts did not peak together)."
-    )
-    head = [
-        "arm",
+    kinds = [
         "weights",
         "gradients",
         "m/a",
@@ -166,10 +181,23 @@ def _memory(content: dict[str, Any]) -> str:
         "peak",
         "peak / full",
     ]
-    return told + "\n\n" + table(head, rows)
+    return table(["arm", *kinds], rows)
 
 
-def _memory_row(arm: str, by_seed: dict[int, dict[str, Any]], peak: float, whole: float | None) -> list[str]:
+def _memory_told() -> str:
+    return (
+        "**Memory by part**, MiB; each part at its own highest. Behind gradients and optimizer state stands "
+        "measured / arithmetic (4 bytes per parameter and gradient, 8 for AdamW's moments plus 4 per tensor "
+        "for its step count; active layers only, or all visited so far where their state is kept; LoRA: the "
+        "adapter). Activations are what autograd saved for the backward pass, parameters left out; `probe` "
+        "is GRASS's measuring pass over all layers. The peak is resident memory over what was resident just "
+        "after loading; the rest is the peak less gradients, state and the larger of the two activations "
+        "(workspaces, logits, gradients of activations, the allocator; below zero where the parts did not "
+        "peak together)."
+    )
+
+
+def _memory_row(arm: str, by_seed: dict[int, Any], peak: float, whole: float | None) -> list[str]:
     part = {
         name: _part(by_seed, name)
         for name in ("weights", "gradients", "state", "activations", "probe_activations")
@@ -231,7 +259,7 @@ def _timing(content: dict[str, Any]) -> str:
         "step ratio",
         "probe s",
     ]
-    return told + "\n\n" + table(head, rows) + "\n\n" + _draws(rounds)
+    return told + "\n\n" + table(head, rows) + "\n\n" + _draws(entry)
 
 
 STAGES: tuple[tuple[str, ...], ...] = (("passes",), ("update",), ("passes", "update"))
@@ -252,13 +280,24 @@ def _spent(step: dict[str, Any], stages: tuple[str, ...], clock: int) -> float:
     return sum(step[stage][clock] for stage in stages)
 
 
-def _draws(rounds: dict[str, Any]) -> str:
+def _draws(entry: dict[str, Any]) -> str:
     told = []
-    for arm, steps in rounds.items():
+    for arm, steps in entry["rounds"].items():
         lowest = [min(step["active"]) for step in steps if step["active"]]
         if lowest:
             told.append(f"`{arm}` {', '.join(map(str, lowest))}")
-    return f"Lowest active block in those rounds: {'; '.join(told)}." if told else ""
+    if not told:
+        return ""
+    expected = (entry["layers"] - 2) / 3 if "layers" in entry else None
+    middle = f" (two uniform draws from {entry['layers']}: {expected:.1f} on average)" if expected else ""
+    return (
+        f"Lowest active block in those rounds{middle}: {'; '.join(told)}. The lower it lies, the further "
+        "down the backward pass must go, so ratios of few rounds depend on the luck of the draw."
+    )
+
+
+def _p_value(p: float | None) -> str:
+    return "< 0.001" if p is not None and p < 0.001 else _number(p, 3)
 
 
 # ---- small things ------------------------------------------------------------------------------------------

@@ -32,7 +32,16 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _arguments(path: Path) -> list[str]:
     small = ["--steps", "4", "--period", "2", "--rounds", "2", "--threads", "1", "--held-out", "8"]
-    asked = ["--model", "stories", "--seeds", "0", "--arms", ",".join(ARMS), "--parts", "quality,timing"]
+    asked = [
+        "--model",
+        "stories",
+        "--seeds",
+        "0",
+        "--arms",
+        ",".join(ARMS),
+        "--parts",
+        "quality,timing,memory",
+    ]
     return [*asked, *small, "--out", str(path)]
 
 
@@ -46,8 +55,8 @@ def entry(content: dict[str, Any], arm: str) -> dict[str, Any]:
 
 
 def test_every_piece_is_there(content: dict[str, Any]) -> None:
-    pieces = {"untrained/held_out", "timing/steps", *(f"quality/{arm}/0" for arm in ARMS)}
-    assert set(content["entries"]) == pieces
+    by_arm = [f"quality/{arm}/0" for arm in ARMS] + [f"memory/{arm}" for arm in ARMS]
+    assert set(content["entries"]) == {"untrained/held_out", "timing/steps", *by_arm}
     assert content["sessions"][0]["machine"]["threads"] == 1
     for arm in ARMS:
         assert entry(content, arm)["steps"] == 4

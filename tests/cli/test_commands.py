@@ -231,10 +231,13 @@ class TestStopping:
         assert told
         assert (run.checkpoints / f"checkpoint-{told[1]}" / "complete.json").is_file()
         assert not run.model.exists()
+        steps_before = run.metrics_file.read_bytes()
 
         again = gradwise("train", long.path, "--out", "run")
         assert again.code == 0, again.stderr
         assert f"Going on from {Path('run') / 'checkpoints' / f'checkpoint-{told[1]}'}" in again.stdout
+        assert [event["step"] for event in run.events() if event["event"] == "resume"] == [int(told[1])]
+        assert run.metrics_file.read_bytes().startswith(steps_before)
         assert identical(run.path, never_stopped)
         assert measured(run.path) == measured(never_stopped)
 
@@ -247,6 +250,8 @@ class TestStopping:
         os.kill(command.pid, signal.SIGKILL)
         assert command.wait().code == -signal.SIGKILL
         assert gradwise("train", long.path, "--out", "run").code == 0
+        resumed = [event["step"] for event in run.events() if event["event"] == "resume"]
+        assert resumed in ([50], [100])
         assert identical(run.path, never_stopped)
         assert measured(run.path) == measured(never_stopped)
 

@@ -65,6 +65,16 @@ class TestTrain:
         ]
         assert same_weights(*models)
 
+    def test_the_seed_alone_decides(self, recipe: Recipe):
+        """An adapter's first weights too, whatever was drawn in the process before."""
+        recipe = replace(recipe, adapter=Adapter(options={"r": 2}))
+        trained = []
+        for noise in (1, 2):
+            torch.manual_seed(noise)
+            run = train(recipe, f"run{noise}", tell=lambda _: None).run
+            trained.append((run.model / "adapter_model.safetensors").read_bytes())
+        assert trained[0] == trained[1]
+
     def test_libraries_speak_as_before(self, recipe: Recipe):
         transformers.utils.logging.set_verbosity_info()
         transformers.utils.logging.disable_progress_bar()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwise import Plan, PlanError, RecipeError
+from gradwise import Plan, PlanError, RecipeError, Segment
 from gradwise.data import pack
 from gradwise.training.batches import Batches
 
@@ -82,3 +82,12 @@ def test_impossible_layouts_are_refused() -> None:
         Batches(Plan.of([[0, 1, 2], [0]]), 1, 1)
     with pytest.raises(PlanError, match="no step 3"):
         Batches(Plan.of([[0, 1, 2]]), 1, 1).of_step(3)
+
+
+def test_plans_that_the_trainer_would_miscount_are_refused() -> None:
+    with pytest.raises(PlanError, match="same number of steps and of passes"):
+        Batches(Plan.of([range(10), range(9)]), batch_size=4, micro_batch=1)
+    inner = Plan((Segment(np.arange(5), 0, ("a",)), Segment(np.arange(5), 0, ("b",))), pool=5)
+    assert Batches(inner, batch_size=4, micro_batch=4).steps == 4
+    with pytest.raises(PlanError, match="whole steps"):
+        Batches(inner, batch_size=4, micro_batch=1)

@@ -131,9 +131,7 @@ def test_scores_are_the_accumulated_unclipped_gradient(tiny_llama, passes: int) 
     """Against the definition: mean over the window of the root mean square of the layer's gradient."""
     model = tiny_llama()
     optimizer = make_optimizer(model)
-    switch = LayerSwitch(
-        model, Grass(active=4, period=2, smoothing=1.0, probe=1), optimizer, micro_batches=passes
-    )
+    switch = LayerSwitch(model, Grass(active=4, period=2, smoothing=1.0, probe=1), optimizer)
     one_step(model, switch, optimizer, BATCHES[:passes])
     expected = np.zeros(4)
     for step in range(2):
@@ -152,12 +150,12 @@ def test_scores_are_the_accumulated_unclipped_gradient(tiny_llama, passes: int) 
     np.testing.assert_allclose(switch.scores, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("passes", "tolerance"), [(1, 1e-6), (4, 0.06)])
+@pytest.mark.parametrize(("passes", "tolerance"), [(1, 0.05), (4, 0.05)])
 def test_the_probe_measures_what_training_would(tiny_llama, passes: int, tolerance: float) -> None:
-    """One pass exactly; several through the sketch, whose norm is within 1.1 % (one sigma)."""
+    """Through a sketch, whose norm is within 1.1 % (one sigma)."""
     model = tiny_llama(hidden_size=64, intermediate_size=128)
     optimizer = make_optimizer(model)
-    switch = LayerSwitch(model, Grass(active=1, probe=1), optimizer, micro_batches=passes)
+    switch = LayerSwitch(model, Grass(active=1, probe=1), optimizer)
     for ids in BATCHES[:passes]:
         (model(input_ids=ids, labels=ids).loss / passes).backward()
     squares = [sum(float(p.grad.double().square().sum()) for p in layer) for layer in switch.layers]  # type: ignore[union-attr]
@@ -171,7 +169,7 @@ def test_the_probe_measures_what_training_would(tiny_llama, passes: int, toleran
 def test_probing_holds_no_gradient_and_updates_nothing(tiny_llama) -> None:
     model = tiny_llama()
     optimizer = make_optimizer(model)
-    switch = LayerSwitch(model, Grass(active=1, probe=2), optimizer, micro_batches=2)
+    switch = LayerSwitch(model, Grass(active=1, probe=2), optimizer)
     before = snapshot(model.parameters())
     for _ in range(2):
         assert switch.probing

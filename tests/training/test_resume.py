@@ -246,6 +246,134 @@ def test_a_checkpoint_of_other_data_is_refused(story_model, arguments, speeches)
         other.train(resume_from_checkpoint=True)
 
 
+class _AskToStop(TrainerCallback):
+    """What Ctrl-C does, at a given step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any
+    ) -> None:
+        self.trainer.session.stop_requested = state.global_step + 1 == self.step
+
+    trainer: Any = None
+
+
+STOPS = {
+    "within an epoch": (7, {"eval_strategy": "epoch"}),
+    "at an epoch's end": (10, {"eval_strategy": "epoch"}),
+    "where a checkpoint is due": (6, {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 3}),
+    "at an evaluation": (8, {"eval_strategy": "steps", "eval_steps": 4}),
+    "plateau": (7, {"eval_strategy": "epoch", "lr_scheduler_type": "reduce_lr_on_plateau"}),
+    "best": (
+        8,
+        {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "best", "metric_for_best_model": "loss"},
+    ),
+    "best at end": (
+        7,
+        {
+            "eval_strategy": "steps",
+            "eval_steps": 3,
+            "save_strategy": "steps",
+            "save_steps": 3,
+            "load_best_model_at_end": True,
+            "save_total_limit": 1,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("step", "settings"), STOPS.values(), ids=STOPS.keys())
+def test_stopped_by_hand_and_resumed_is_never_stopped(
+    story_model, arguments, speeches, tmp_path: Path, step: int, settings: dict[str, Any]
+) -> None:
+    def make(name: str) -> gw.Trainer:
+        own = arguments(name, **{"num_train_epochs": 2, "save_strategy": "no"} | settings)
+        parts = speeches.select(range(40)), speeches.select(range(40, 48))
+        return gw.Trainer(
+            story_model(), own, Collator(0), *parts, recipe=gw.Recipe(layers=gw.Grass(period=3))
+        )
+
+    whole = make("whole")
+    whole.train()
+    stopped = make("stopped")
+    asking = _AskToStop(step)
+    asking.trainer = stopped
+    stopped.add_callback(asking)
+    stopped.train()
+    assert stopped.session.stopped and stopped.state.global_step == step
+    assert (tmp_path / "stopped" / f"checkpoint-{step}" / MARKER).is_file()
+    resumed = make("stopped")
+    resumed.train(resume_from_checkpoint=True)
+    assert same_weights(whole.model, resumed.model)
+    assert lines(tmp_path / "stopped" / "metrics.jsonl") == lines(tmp_path / "whole" / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 13}, {"num_train_epochs": 1.5}])
+def test_resumed_from_the_last_step_nothing_more_is_trained(
+    story_model, arguments, speeches, tmp_path: Path, length: dict[str, Any]
+) -> None:
+    def make() -> gw.Trainer:
+        own = arguments(save_strategy="steps", save_steps=5, eval_strategy="epoch", **length)
+        own.lr_scheduler_type = "constant"
+        return gw.Trainer(
+            story_model(), own, Collator(0), speeches.select(range(32)), speeches.select(range(8))
+        )
+
+    whole = make()
+    whole.train()
+    steps = whole.state.global_step
+    expected = lines(tmp_path / "out" / "metrics.jsonl")
+    assert steps % whole.session.schedule.steps_per_epoch
+    resumed = make()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{steps}"))
+    assert resumed.state.global_step == steps
+    assert same_weights(whole.model, resumed.model)
+    assert lines(tmp_path / "out" / "metrics.jsonl") == expected
+
+
+def test_others_checkpoints_stay(story_model, arguments, speeches, tmp_path: Path) -> None:
+    """Those without our marker are not ours; those of an earlier run are not silently trained over."""
+    foreign = tmp_path / "out" / "checkpoint-500"
+    foreign.mkdir(parents=True)
+    (foreign / "model.safetensors").write_text("somebody's")
+    saving = {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 1}
+    gw.Trainer(story_model(), arguments(**saving), Collator(0), speeches).train()
+    assert (foreign / "model.safetensors").read_text() == "somebody's"
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-20", "checkpoint-500"]
+    with pytest.raises(gw.CheckpointError, match="checkpoints of an earlier run"):
+        gw.Trainer(story_model(), arguments(**saving), Collator(0), speeches).train()
+
+
+CHANGED = {
+    "order": {"order": {"method": "given"}},
+    "select": {"select": {"method": "random", "count": 80}},
+    "layers": {"layers": {"method": "grass"}},
+    "seed": {"seed": 5},
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_resuming_with_other_decisions_is_refused(
+    story_model, arguments, speeches, tmp_path: Path, name: str
+) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 10}
+    gw.Trainer(story_model(), arguments(**saving), Collator(0), speeches).train()
+    recipe = gw.Recipe.from_dict(CHANGED[name])
+    other = gw.Trainer(story_model(), arguments(**saving), Collator(0), speeches, recipe=recipe)
+    with pytest.raises(gw.CheckpointError, match=f"was taken with {name} ="):
+        other.train(resume_from_checkpoint=True)
+    longer = gw.Trainer(story_model(), arguments(**saving, num_train_epochs=2), Collator(0), speeches)
+    with pytest.raises(gw.CheckpointError, match="planned for 1 epochs"):
+        longer.train(resume_from_checkpoint=True)
+    wider = arguments(**saving, per_device_train_batch_size=8)
+    with pytest.raises(gw.CheckpointError, match="another batch size"):
+        gw.Trainer(story_model(), wider, Collator(0), speeches).train(
+            resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-10")
+        )
+
+
 class _StopAt(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step

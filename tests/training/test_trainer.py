@@ -240,7 +240,7 @@ def test_packing_trains_on_the_same_samples_in_the_same_order(story_model, argum
     trainer.training_step = training_step  # type: ignore[method-assign]
     trainer.train()
     assert sum(seen) == sum(len(ids) - 1 for ids in speeches["input_ids"])
-    assert trainer.state.global_step == math.ceil(trainer.session.steps_batches._rows[0] / 4) < 20
+    assert trainer.state.global_step == math.ceil(trainer.session.schedule._rows[0] / 4) < 20
 
 
 def test_a_plan_of_ones_own_is_followed(story_model, arguments, speeches) -> None:
@@ -311,7 +311,7 @@ def test_mistakes_are_named(story_model, arguments, speeches) -> None:
     with pytest.raises(gw.RecipeError, match="section 'model'"):
         gw.Trainer(story_model(), arguments(), COLLATOR, speeches, recipe=gw.Recipe(model=gw.Model(name="x")))
     with pytest.raises(gw.RecipeError, match="indexed"):
-        gw.Trainer(story_model(), arguments(max_steps=1), COLLATOR, speeches.to_iterable_dataset())
+        train(story_model(), arguments(max_steps=1), speeches.to_iterable_dataset())
     with pytest.raises(gw.RecipeError, match="has 5 layers"):
         train(story_model(), arguments(), speeches, gw.Recipe(layers=gw.Grass(active=6)))
     with pytest.raises(gw.RecipeError, match="subclass of transformers"):
@@ -335,3 +335,74 @@ def test_other_subclasses_keep_their_own_behaviour(story_model, arguments, speec
         )
         losses.append(trainer.train().training_loss)
     assert losses[0] == pytest.approx(2 * losses[1])
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_at_its_step(story_model, arguments, speeches) -> None:
+    """The loss of that step is still finite; clipping would spoil every weight, and a checkpoint would keep
+    it."""
+    model = story_model()
+    trainer = gw.Trainer(model, arguments(logging_steps=100), COLLATOR, speeches)
+    inner = trainer.training_step
+
+    def training_step(*passed: Any, **options: Any) -> Any:
+        loss = inner(*passed, **options)
+        if trainer.state.global_step == 2:
+            model.model.layers[0].mlp.up_proj.weight.grad[0, 0] = float("inf")
+        return loss
+
+    trainer.training_step = training_step  # type: ignore[method-assign]
+    with pytest.raises(gw.GradwiseError, match=r"gradient norm is (inf|nan) at step 3"):
+        trainer.train()
+
+
+def test_a_sample_without_a_finite_loss_is_set_aside_and_reported(
+    story_model, arguments, speeches, tmp_path: Path
+) -> None:
+    empty = {"input_ids": [5, 6], "labels": [-100, -100], "domain": "d0"}
+    data = Dataset.from_list([empty, *speeches.select(range(11))])
+    trainer = train(story_model(), arguments(), data, gw.Recipe(order=EasyFirst()))
+    assert trainer.session.plan is not None
+    assert sorted(trainer.session.plan.indices.tolist()) == list(range(1, 12))
+    signals = lines(tmp_path / "out", "events.jsonl")[0]
+    assert (signals["event"], signals["set_aside"], signals["first"]) == ("signals", 1, [0])
+
+
+@pytest.mark.parametrize("values", [[-1.0, 1.0], [float("nan"), 1.0], ["a", "b"]])
+def test_weights_must_be_weights(story_model, arguments, speeches, values: list[Any]) -> None:
+    with pytest.raises(gw.DataError, match="`weight` must hold numbers"):
+        train(story_model(), arguments(), speeches.select(range(2)).add_column("weight", values))
+
+
+def test_asking_for_the_loader_leaves_the_record_alone(
+    story_model, arguments, speeches, tmp_path: Path
+) -> None:
+    trainer = train(story_model(), arguments(), speeches)
+    before = lines(tmp_path / "out")
+    assert len(trainer.get_train_dataloader()) == 20
+    trainer.evaluate(speeches.select(range(4)))
+    assert lines(tmp_path / "out")[: len(before)] == before
+
+
+def test_own_loaders_and_searches_are_refused(story_model, arguments, speeches) -> None:
+    class OwnLoader(transformers.Trainer):
+        def get_train_dataloader(self) -> Any:
+            return []
+
+    with pytest.raises(gw.RecipeError, match="its own get_train_dataloader"):
+        gw.with_gradwise(OwnLoader)
+    with pytest.raises(gw.RecipeError, match="does not search"):
+        gw.Trainer(story_model(), arguments(), COLLATOR, speeches).hyperparameter_search()
+
+
+def test_without_tokenizer_and_collator_samples_are_padded(story_model, arguments, speeches) -> None:
+    trainer = gw.Trainer(model=story_model(), args=arguments(max_steps=2), train_dataset=speeches)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_packing_mistakes_are_named(story_model, arguments, speeches) -> None:
+    with pytest.raises(gw.DataError, match="more than the packed length 8"):
+        gw.Trainer(story_model(), arguments(), COLLATOR, speeches, packed_length=8).train()
+    with pytest.raises(gw.RecipeError, match="needs gradwise's own Collator"):
+        collate = transformers.default_data_collator
+        gw.Trainer(story_model(), arguments(), lambda rows: collate(rows), speeches, packed_length=64).train()

@@ -5,9 +5,22 @@ It knows nothing of models, trainers or recipes: `load` gives a `Pool`, `pack` a
 """
 
 from gradwise.data.collate import Collator
+from gradwise.data.lengths import token_lengths
 from gradwise.data.load import load
 from gradwise.data.packing import even_rows, pack
 from gradwise.data.pool import Pool, Report, overlap
 from gradwise.data.settings import Allowed, Data, Source
 
-__all__ = ["Allowed", "Collator", "Data", "Pool", "Report", "Source", "even_rows", "load", "overlap", "pack"]
+__all__ = [
+    "Allowed",
+    "Collator",
+    "Data",
+    "Pool",
+    "Report",
+    "Source",
+    "even_rows",
+    "load",
+    "overlap",
+    "pack",
+    "token_lengths",
+]

@@ -69,8 +69,8 @@ def multiplicities(weights: ArrayLike, total: int, rng: np.random.Generator) -> 
     whole = np.round(ends)
     ends = np.where(np.abs(ends - whole) < 1e-9 * max(total, 1), whole, ends)
     ends[-1] = total
-    # 1 - u lies in (0, 1]: an offset of exactly zero would give a copy too many.
-    teeth_passed = np.floor(ends - (1.0 - rng.random())).astype(np.int64) + 1
+    # The comb's first tooth stands at 1 - u in (0, 1]; floor(ends + u) would round up where u is all but 1.
+    teeth_passed = np.floor(ends).astype(np.int64) + (ends % 1 >= 1 - rng.random())
     return np.diff(teeth_passed, prepend=0)
 
 

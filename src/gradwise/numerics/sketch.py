@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def fold_with_signs(values: Tensor, size: int, seed: int) -> Tensor:
+def fold_with_signs(values: Tensor, size: int, seed: int, offset: int = 0) -> Tensor:
     """Flip random signs over a tensor and fold it into `size` sums.
 
     Linear, so sketches of parts (micro-batches, ranks) add up to the sketch of their sum, and E ||sketch||^2
@@ -15,6 +15,8 @@ def fold_with_signs(values: Tensor, size: int, seed: int) -> Tensor:
         values: any shape, any floating type.
         size: length of the sketch.
         seed: the same seed must be used for all parts that are to be added.
+        offset: the sum that the first value goes to. Tensors that share a sketch should follow on from each
+            other; if all began at the first sum, small ones would crowd there.
 
     Returns:
         (size,) float32 on the device of `values`.
@@ -30,4 +32,4 @@ def fold_with_signs(values: Tensor, size: int, seed: int) -> Tensor:
     whole = signed.numel() // size * size
     sketch = signed[:whole].view(-1, size).sum(dim=0)
     sketch[: signed.numel() - whole] += signed[whole:]
-    return sketch
+    return sketch.roll(offset)

@@ -1,5 +1,6 @@
 """One run from recipe to trained model: load, decide, train, save; stop and go on at any point."""
 
+import os
 import signal
 import sys
 import time
@@ -96,6 +97,10 @@ def _build(recipe: Recipe, run: RunDirectory, *, tell: Tell, bars: bool) -> Trai
         validation=held_out is not None,
         bars=bars,
     )
+    if arguments.n_gpu > 1:
+        raise RecipeError(
+            "Several GPUs need a process each, or batch_size would not be global; use torchrun."
+        )
     transformers.set_seed(recipe.seed)
     start = time.perf_counter()
     model = load_model(model_settings, recipe.adapter)
@@ -131,7 +136,7 @@ def _execute(trainer: Trainer, run: RunDirectory, tell: Tell) -> Outcome:
     with _stoppable(trainer, tell):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     steps = trainer.state.global_step
-    if steps < trainer.state.max_steps and trainer.session.stop_requested:
+    if trainer.session.stopped:
         tell(
             f"Stopped after step {steps} of {trainer.state.max_steps}; a checkpoint is saved. "
             "Run the same command to go on."
@@ -151,6 +156,7 @@ def _close(trainer: Any, run: RunDirectory) -> None:
         total_parameters=sum(p.numel() for p in trainer.model.parameters()),
         trainable_parameters=trainer.session.trainable,
     )
+    record.state()  # forces the record to disk before the model makes the run count as finished
     run.save_model(
         trainer.save_model, trainer.accelerator.wait_for_everyone, first=trainer.is_world_process_zero()
     )
@@ -165,7 +171,11 @@ def _stoppable(trainer: Trainer, tell: Tell) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the run after the current step with a checkpoint; a second one ends it at
     once."""
 
+    process = os.getpid()
+
     def ask(number: int, _: Any) -> None:
+        if os.getpid() != process:  # a loader worker, which inherits the handler
+            return
         if trainer.session.stop_requested:
             raise KeyboardInterrupt
         trainer.session.stop_requested = True

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from gradwise.data import token_lengths
 from gradwise.errors import SignalError
 from gradwise.signals.quantities import Signals
 
@@ -45,7 +46,7 @@ def collect_losses(
     Raises:
         SignalError: when no sample of the data set has a finite loss.
     """
-    lengths = np.array([len(dataset[i]["input_ids"]) for i in range(len(dataset))], dtype=np.int64)
+    lengths = token_lengths(dataset)
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     batches = list(batches_by_length(lengths, batch_tokens))
     loss = np.full(len(lengths), np.nan, dtype=np.float32)
@@ -54,9 +55,9 @@ def collect_losses(
     bar = tqdm(batches[rank::ranks], "losses", unit="batch", disable=None if progress and rank == 0 else True)
     with _evaluating(model), torch.inference_mode():
         for rows in bar:
-            batch = collator([dataset[int(i)] for i in rows])
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            loss[rows], tokens[rows] = _own_mean_losses(model, batch)
+            for part in _collated(dataset, rows, collator):
+                batch = {name: _moved(value, device) for name, value in part.batch.items()}
+                loss[part.rows], tokens[part.rows] = _own_mean_losses(model, batch)
     if ranks > 1:
         _merge(loss, tokens, batches, ranks)
     ok = np.isfinite(loss)
@@ -79,16 +80,39 @@ def batches_by_length(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator
         start += rows
 
 
-def _own_mean_losses(model: nn.Module, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+class _Part(NamedTuple):
+    rows: NDArray[np.int64]
+    batch: dict[str, Any]
+
+
+def _collated(dataset: Any, rows: NDArray[np.int64], collator: Callable[..., Batch]) -> Iterator[_Part]:
+    """One batch, or one per sample where the collator strings samples together in one row (TRL's
+    padding_free)."""
+    batch = collator([dataset[int(i)] for i in rows])
+    if len(batch["labels"]) == len(rows):
+        yield _Part(rows, batch)
+        return
+    for row in rows:
+        yield _Part(np.array([row]), collator([dataset[int(row)]]))
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _own_mean_losses(
+    model: nn.Module, batch: dict[str, Any]
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     labels_BT = batch.pop("labels")[:, 1:]
     logits_BTV = model(**batch, use_cache=False).logits[:, :-1]
-    losses = []
+    tokens_B = (labels_BT != -100).sum(dim=1)
     # One sample at a time: the float32 copy of the logits is then T x V, not B x T x V.
-    for labels_T, logits_TV in zip(labels_BT, logits_BTV, strict=True):
-        counted = labels_T != -100
-        losses.append(nn.functional.cross_entropy(logits_TV[counted].float(), labels_T[counted]))
-    tokens = (labels_BT != -100).sum(dim=1)
-    return torch.stack(losses).cpu().numpy(), tokens.cpu().numpy().astype(np.int32)
+    sums = [
+        nn.functional.cross_entropy(logits_TV.float(), labels_T, ignore_index=-100, reduction="sum")
+        for labels_T, logits_TV in zip(labels_BT, logits_BTV, strict=True)
+    ]
+    losses_B = torch.stack(sums) / tokens_B  # 0 / 0 = NaN: no label token
+    return losses_B.cpu().numpy(), tokens_B.cpu().numpy().astype(np.int32)
 
 
 def _merge(loss: NDArray, tokens: NDArray, batches: list[NDArray], ranks: int) -> None:

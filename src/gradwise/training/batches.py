@@ -59,10 +59,25 @@ class Batches:
                 f"dataloader_drop_last leaves nothing of {len(self._offsets[0]) - 1} rows in batches of "
                 f"{self.micro_batch * self.ranks}; lower the batch size."
             )
-        counts = self._steps_of_epochs
-        if np.any(counts != counts[0]):
+        self._check_epochs()
+
+    def _check_epochs(self) -> None:
+        """The Trainer counts passes: each epoch must have as many, and a step may be short at its end
+        only."""
+        epochs = np.array([segment.epoch for segment in self.plan.segments])
+        rows = np.bincount(epochs, weights=self._rows).astype(np.int64)
+        passes = -(-rows // (self.micro_batch * self.ranks))
+        steps = self._steps_of_epochs
+        if np.any(steps != steps[0]) or np.any(passes != passes[0]):
             raise PlanError(
-                f"Every epoch of a plan must have the same number of steps; found {counts.tolist()}."
+                "Every epoch of a plan must have the same number of steps and of passes; found "
+                f"{steps.tolist()} steps and {passes.tolist()} passes."
+            )
+        inner = self._rows[:-1][epochs[1:] == epochs[:-1]]
+        if self.batch_size > self.micro_batch * self.ranks and np.any(inner % self.batch_size):
+            raise PlanError(
+                "With accumulation, a segment that is not the last of its epoch must hold whole steps of "
+                f"{self.batch_size} rows; found {inner.tolist()} rows."
             )
 
     @cached_property

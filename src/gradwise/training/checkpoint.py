@@ -15,6 +15,7 @@ from gradwise.atomic import sync_files, sync_folder, write_json
 from gradwise.errors import CheckpointError
 
 MARKER = "complete.json"
+BEGUN = ".begun-by-gradwise"
 STATE = "gradwise.json"
 PLAN = "plan.safetensors"
 
@@ -75,15 +76,24 @@ def last_whole(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def discard_torn(folder: Path) -> None:
-    """Delete what was not written to its end."""
+    """Delete what gradwise began to write and did not finish; what others wrote stays."""
     for checkpoint in checkpoints(folder):
-        if not is_finished(checkpoint):
+        if (checkpoint / BEGUN).is_file() and not is_finished(checkpoint):
             shutil.rmtree(checkpoint)
 
 
 def begin(checkpoint: Path) -> None:
-    """Make a folder of the same step uncounted before it is written again."""
-    (checkpoint / MARKER).unlink(missing_ok=True)
+    """Make room for a new checkpoint of this step, and mark it as ours until it is finished."""
+    _delete(checkpoint)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / BEGUN).touch()
+
+
+def _delete(checkpoint: Path) -> None:
+    # Without its marker first, so that a kill in between leaves nothing that looks whole.
+    if is_finished(checkpoint):
+        (checkpoint / BEGUN).touch()
+        (checkpoint / MARKER).unlink()
     if checkpoint.exists():
         shutil.rmtree(checkpoint)
 
@@ -91,6 +101,7 @@ def begin(checkpoint: Path) -> None:
 def finish(checkpoint: Path, state: dict[str, Any]) -> None:
     """Add gradwise's own state, force everything to disk, and set the marker."""
     write_json(checkpoint / STATE, state)
+    (checkpoint / BEGUN).unlink()
     write_json(checkpoint / MARKER, {"files": sync_files(checkpoint)})
     sync_folder(checkpoint.parent)
 
@@ -100,12 +111,22 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / STATE).read_text())
 
 
-def rotate(folder: Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints beyond `limit`, never the best one nor the latest."""
+def rotate(newest: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints of the run that `newest` belongs to, beyond `limit`; never `newest` nor
+    the best.
+
+    Args:
+        newest: the checkpoint just finished.
+        limit: how many to keep; None keeps all.
+        best: path of the best one, where the Trainer tracks one.
+    """
     if not limit or limit <= 0:
         return
-    found = [path for path in checkpoints(folder) if is_finished(path)]
-    spare = [path for path in found[:-1] if best is None or path.resolve() != Path(best).resolve()]
-    for checkpoint in spare[: max(0, len(found) - limit)]:
-        # Without its marker first, so that a kill in between leaves nothing that looks whole.
-        begin(checkpoint)
+    run = read_state(newest)["run"]
+    ours = [
+        path for path in checkpoints(newest.parent) if is_finished(path) and read_state(path)["run"] == run
+    ]
+    kept = {newest.resolve(), *([Path(best).resolve()] if best else [])}
+    spare = [path for path in ours if path.resolve() not in kept]
+    for checkpoint in spare[: max(0, len(ours) - limit)]:
+        _delete(checkpoint)

@@ -87,7 +87,7 @@ class Feeder:
                 collate_fn=self._collate,
                 # A generator of its own: the loader's seed must not be drawn from the global random state,
                 # which belongs to the model (dropout) and has to be the same after a resume.
-                generator=torch.Generator().manual_seed(0),
+                generator=torch.Generator().manual_seed(self.batches.segment(step)),
                 **self._loader,
             )
         )

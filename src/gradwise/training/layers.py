@@ -27,14 +27,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwise.errors import CheckpointError, RecipeError
+from gradwise.errors import CheckpointError, RecipeError, SignalError
 from gradwise.methods.layer_policy import LayerPolicy
-from gradwise.numerics import fold_with_signs
 from gradwise.training.blocks import group_layers
-
-SKETCH = 4096
-"""Numbers per layer in the sketch that adds up a probe's gradients: norms come out within about 1 % (one
-sigma)."""
+from gradwise.training.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -61,9 +57,6 @@ class LayerSwitch:
         policy: which layers are updated, and how often that changes.
         optimizer: holds all trainable parameters of the model.
         seed: decides the draws; the same on every rank.
-        micro_batches: backward passes per optimizer step. With more than one (or several ranks), a probe
-            measures the accumulated gradient through a linear sketch (`numerics.fold_with_signs`), since the
-            gradient itself is dropped after each pass.
         average_ranks: average the active layers' gradients over the ranks of torch.distributed in
             `after_backward`, in place of DistributedDataParallel, which refuses layers that freeze after
             wrapping.
@@ -80,7 +73,6 @@ class LayerSwitch:
         optimizer: Optimizer,
         *,
         seed: int = 0,
-        micro_batches: int = 1,
         average_ranks: bool = False,
     ) -> None:
         groups = group_layers(model)
@@ -99,16 +91,15 @@ class LayerSwitch:
         self.scores = np.ones(len(self.layers))
         self.draws = 0
         self._step_in_period = 0
-        self._probes_left = getattr(policy, "probe", 0) if policy.probes else 0
-        self._exact = micro_batches == 1 and self.ranks == 1
+        self.probes_left = getattr(policy, "probe", 0) if policy.probes else 0
         self._clear_window()
-        self._probe = _Probe(self) if self._probes_left else None
+        self._probe = Probe(self.layers, self.ranks) if self.probes_left else None
         self._release_inputs = _without_input_gradients(model)
 
     @property
     def probing(self) -> bool:
         """Whether the next step measures all layers and updates nothing."""
-        return self._probes_left > 0
+        return self.probes_left > 0
 
     @property
     def trainable(self) -> int:
@@ -141,28 +132,48 @@ class LayerSwitch:
         return draw
 
     @torch.no_grad()
-    def after_backward(self, loss_scale: float = 1.0) -> None:
+    def after_backward(self, loss_scale: float | Tensor = 1.0) -> None:
         """To be called after the last backward pass of a step, before clipping: measures the accumulated
         gradient.
 
         Args:
-            loss_scale: what the loss was multiplied by (float16 training); norms are divided by it.
+            loss_scale: what the loss was multiplied by (float16 training); norms are divided by it. A
+                gradient that overflowed at such a scale is not counted, and a probe that met one has to be
+                made again at a lower scale: `probing` stays as it was.
+
+        Raises:
+            SignalError: when a probe meets a gradient that is not finite although the loss was not scaled.
         """
         if self.probing:
-            assert self._probe is not None
-            self._window += (self._probe.squares() / self._sizes).sqrt() / loss_scale
-            self._measured += 1
-            self._probes_left -= 1
-            self._probe.detach()
+            self._note_probe(loss_scale)
             return
         if self.ranks > 1:
             average_gradients([p for p in self._parameters() if p.requires_grad], self.ranks)
         if self.policy.measures:
+            norms = torch.full_like(self._window, float("nan"))
             for layer in self.active:
-                square = _square([p.grad for p in self.layers[layer] if p.grad is not None], self.device)
-                self._window[layer] += (square / self._sizes[layer]).sqrt() / loss_scale
-                self._measured[layer] += 1
+                norms[layer] = _norm([p.grad for p in self.layers[layer] if p.grad is not None], self.device)
+            self._note(norms / self._sizes.sqrt() / loss_scale)
         self._step_in_period = (self._step_in_period + 1) % self.policy.period
+
+    def _note_probe(self, loss_scale: float | Tensor) -> None:
+        assert self._probe is not None
+        self._probe.detach()
+        norms = (self._probe.squares() / self._sizes).sqrt() / loss_scale
+        overflowed = [self.names[layer] for layer in (~torch.isfinite(norms)).nonzero().flatten().tolist()]
+        if overflowed and float(loss_scale) == 1.0:
+            raise SignalError(
+                f"The gradient of {', '.join(overflowed[:3])} is not finite; look at data and weights."
+            )
+        if not overflowed:
+            self._note(norms)
+            self.probes_left -= 1
+
+    def _note(self, norms: Tensor) -> None:
+        """Add to the window what is finite; NaN stands for a layer that was not measured."""
+        finite = torch.isfinite(norms)
+        self._window += torch.where(finite, norms, 0.0)
+        self._measured += finite
 
     def restore(self) -> None:
         """Make everything that was trainable at the start trainable again."""
@@ -180,7 +191,7 @@ class LayerSwitch:
             "scores": self.scores.tolist(),
             "draws": self.draws,
             "step_in_period": self._step_in_period,
-            "probes_left": self._probes_left,
+            "probes_left": self.probes_left,
             "window": self._window.tolist(),
             "measured": self._measured.tolist(),
         }
@@ -196,7 +207,7 @@ class LayerSwitch:
         self.scores = np.array(state["scores"], dtype=np.float64)
         self.draws = state["draws"]
         self._step_in_period = state["step_in_period"]
-        self._probes_left = state["probes_left"]
+        self.probes_left = state["probes_left"]
         self._window = torch.tensor(state["window"], dtype=torch.float32, device=self.device)
         self._measured = torch.tensor(state["measured"], dtype=torch.float32, device=self.device)
         if state["active"]:
@@ -240,53 +251,6 @@ class LayerSwitch:
         return [p for layer in (*self.layers, self.outside) for p in layer]
 
 
-class _Probe:
-    """Takes the size of every gradient as it appears during backward, and drops the gradient at once."""
-
-    def __init__(self, switch: LayerSwitch) -> None:
-        self.switch = switch
-        self._handles: list[Any] = []
-        self._squares = torch.zeros(0)
-        self._sketches = torch.zeros(0)
-
-    def attach(self) -> None:
-        self.detach()
-        layers, device = self.switch.layers, self.switch.device
-        self._squares = torch.zeros(len(layers), dtype=torch.float32, device=device)
-        self._sketches = torch.zeros(0 if self.switch._exact else len(layers), SKETCH, device=device)
-        for number, layer in enumerate(layers):
-            for place, parameter in enumerate(layer):
-                hook = self._hook(number, seed=number * 1_000_003 + place)
-                self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
-
-    def detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def squares(self) -> Tensor:
-        """(L,) float32 squared norm of each layer's accumulated gradient."""
-        if self.switch._exact:
-            return self._squares
-        if self.switch.ranks > 1:
-            dist.all_reduce(self._sketches)
-            self._sketches /= self.switch.ranks
-        return self._sketches.square().sum(dim=1)
-
-    def _hook(self, layer: int, seed: int) -> Any:
-        def take_and_drop(parameter: Tensor) -> None:
-            gradient = parameter.grad
-            if gradient is None:
-                return
-            if self.switch._exact:
-                self._squares[layer] += _square([gradient], self.switch.device)
-            else:
-                self._sketches[layer] += fold_with_signs(gradient, SKETCH, seed).to(self.switch.device)
-            parameter.grad = None
-
-        return take_and_drop
-
-
 def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
     """Average gradients over all ranks, one flat buffer per type and device.
 
@@ -324,10 +288,10 @@ def _without_input_gradients(model: Any) -> Callable[[], None]:
     return model.enable_input_require_grads
 
 
-def _square(gradients: list[Tensor], device: torch.device) -> Tensor:
-    """Sum of squares in float32, whatever the gradients' type."""
+def _norm(gradients: list[Tensor], device: torch.device) -> Tensor:
+    """Norm over several tensors, in float32 whatever their type."""
     norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32).to(device) for gradient in gradients]
-    return torch.stack(norms).square().sum() if norms else torch.zeros((), device=device)
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=device)
 
 
 def _require_gradient(parameters: tuple[nn.Parameter, ...], required: bool) -> None:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gradwise.errors import CheckpointError
+from gradwise.errors import CheckpointError, GradwiseError
 
 FILES = {"metrics": "metrics.jsonl", "events": "events.jsonl"}
 
 
-class NonFiniteLossError(CheckpointError):
-    """The training loss became NaN or infinite at `step`; nothing from then on was saved."""
+class NonFiniteError(GradwiseError):
+    """The training loss or the gradient became NaN or infinite at `step`; nothing from then on was saved."""
 
-    def __init__(self, step: int, loss: float) -> None:
-        super().__init__(f"The training loss is {loss} at step {step}.")
+    def __init__(self, step: int, quantity: str, value: float) -> None:
+        super().__init__(f"The training {quantity} is {value} at step {step}.")
         self.step = step
-        self.loss = loss
+        self.quantity = quantity
+        self.value = value
 
 
 class Record:
@@ -44,6 +46,8 @@ class Record:
         self.writes = writes
         self._steps: list[dict[str, Any]] = []
         self._losses: list[Tensor] = []
+        self.run = ""
+        self._open = False
         self._before = 0.0
         self._started = time.perf_counter()
 
@@ -56,6 +60,8 @@ class Record:
         """Begin anew, or with the state of a checkpoint: cut both files back to where they were then."""
         self._steps.clear()
         self._losses.clear()
+        self.run = state["run"] if state else uuid.uuid4().hex
+        self._open = True
         self._before = state["seconds"] if state else 0.0
         self._started = time.perf_counter()
         if not self.writes:
@@ -78,20 +84,21 @@ class Record:
         self._steps.append({**values, "seconds": round(self.seconds, 3)})
 
     def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
-        """Note the results of an evaluation after `step` steps."""
-        self.flush()
+        """Note the results of an evaluation after `step` steps; to be flushed before."""
         self._append("metrics", [{"step": step, **metrics, "seconds": round(self.seconds, 3)}])
 
     def event(self, kind: str, step: int, seconds: float, **what: Any) -> None:
         """Note a decision: when, what it cost, what changed."""
         self._append("events", [{"event": kind, "step": step, "seconds": round(seconds, 4), **what}])
 
-    def flush(self) -> None:
+    def flush(self, *, check_gradient: bool = True) -> None:
         """Write the steps noted so far; a collective call where there are several ranks.
 
+        Args:
+            check_gradient: whether a gradient norm that is not finite is an error, as a loss always is.
+
         Raises:
-            NonFiniteLossError: at the first step whose loss is NaN or infinite, after writing those before
-                it.
+            NonFiniteError: at the first step with such a value, after writing those before it.
         """
         if not self._steps:
             return
@@ -99,22 +106,20 @@ class Record:
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(losses)
             losses /= dist.get_world_size()
-        lines: list[dict[str, Any]] = [
-            {name: value.item() if isinstance(value, Tensor) else value for name, value in line.items()}
-            | {"loss": loss}
-            for line, loss in zip(self._steps, losses.tolist(), strict=True)
-        ]
+        lines = [_plain(line, loss) for line, loss in zip(self._steps, losses.tolist(), strict=True)]
         self._steps.clear()
         self._losses.clear()
-        bad = next((number for number, line in enumerate(lines) if not math.isfinite(line["loss"])), None)
-        self._append("metrics", lines[:bad])
-        if bad is not None:
-            raise NonFiniteLossError(lines[bad]["step"], lines[bad]["loss"])
+        checked = {"loss": "loss", "grad_norm": "gradient norm"} if check_gradient else {"loss": "loss"}
+        for number, line in enumerate(lines):
+            for name, quantity in checked.items():
+                if not math.isfinite(line.get(name, 0.0)):
+                    self._append("metrics", lines[:number])
+                    raise NonFiniteError(line["step"], quantity, line[name])
+        self._append("metrics", lines)
 
     def state(self) -> dict[str, Any]:
-        """Where both files stand, forced to disk; goes into a checkpoint."""
-        self.flush()
-        state: dict[str, Any] = {"seconds": self.seconds}
+        """Where both files stand, forced to disk; goes into a checkpoint. To be flushed before."""
+        state: dict[str, Any] = {"run": self.run, "seconds": self.seconds}
         for name, file_name in FILES.items():
             path = self.folder / file_name
             if self.writes and path.exists():
@@ -124,7 +129,23 @@ class Record:
         return state
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
-        if self.writes and lines:
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        if self.writes and self._open and lines:
+            text = "".join(
+                json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n" for line in lines
+            )
             with (self.folder / FILES[name]).open("ab") as file:
                 file.write(text.encode())
+
+
+def _plain(line: dict[str, Any], loss: float) -> dict[str, Any]:
+    values = {name: value.item() if isinstance(value, Tensor) else value for name, value in line.items()}
+    return values | {"loss": loss}
+
+
+def _finite(line: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no word for infinity: the gradient norm of an update that loss scaling skipped becomes
+    null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in line.items()
+    }

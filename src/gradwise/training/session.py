@@ -1,40 +1,36 @@
-"""One training run seen from gradwise's side: its plan, its feeder, its layer switch, its record, its
-checkpoints.
+"""One training run seen from gradwise's side: its plan, its feeder, its layer switch, its record.
 
 The trainer subclass in `gradwise.training.trainer` only forwards the Trainer's own calls to a session, in
-this order: `prepare` (plan and loader), `begin` (optimizer exists, checkpoint loaded), then for each step
-`batches`, `before_step`, `after_backward`, `before_update`, `after_step`; `save` for a checkpoint; `close` at
-the end.
+this order: `open` (record), `prepare` (plan and loader), `begin` (optimizer exists, checkpoint loaded), then
+for each step `batches`, `before_step`, `after_pass`, `after_backward`, `before_update`, `after_step`; `close`
+at the end. Checkpoints are written by `gradwise.training.saving`.
 """
 
-import math
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gradwise.data.packing import pack
-from gradwise.errors import CheckpointError, GradwiseError, RecipeError
+from gradwise.errors import CheckpointError, GradwiseError
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.recipe import Recipe
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.batches import Batches
 from gradwise.training.feeder import Feeder
 from gradwise.training.layers import LayerSwitch
+from gradwise.training.layout import cut, epochs_needed, ledger, loader_settings
 from gradwise.training.plan import Plan
-from gradwise.training.planning import make_plan
-from gradwise.training.pool import pool_signals
-from gradwise.training.record import NonFiniteLossError, Record
+from gradwise.training.record import NonFiniteError, Record
+
+Decide = Callable[[Callable[[Plan], int], Record], Plan]
+"""Makes the plan, given how many passes to plan for the plan of a single one, and the record to charge."""
 
 
 class Session:
@@ -42,32 +38,28 @@ class Session:
 
     Args:
         trainer: the `TrainerMixin` it belongs to.
-        recipe: what to select, how to order, which layers to update, the seed.
-        plan: a plan to follow instead of making one from the recipe.
+        recipe: which layers to update, the seed, and what a resumed run must have been started with.
+        decide: makes the plan of a new run.
         folder: where `metrics.jsonl`, `events.jsonl` and `plan/` go.
         packed_length: pack consecutive samples of the plan into rows of at most so many tokens.
     """
 
     def __init__(
-        self,
-        trainer: Any,
-        recipe: Recipe,
-        *,
-        plan: Plan | None = None,
-        folder: Path,
-        packed_length: int | None = None,
+        self, trainer: Any, recipe: Recipe, decide: Decide, *, folder: Path, packed_length: int | None = None
     ) -> None:
         self.trainer = trainer
         self.recipe = recipe
         self.folder = folder
         self.packed_length = packed_length
-        self.given_plan = plan
         self.plan: Plan | None = None
         self.record = Record(folder, writes=trainer.is_world_process_zero())
         self.resumed_from: Path | None = None
         self.stop_requested = False
+        self.stopped = False
         self.switch: LayerSwitch | None = None
         self.trainable = 0
+        self.saved_step = -1
+        self._decide = decide
         self._feeder: Feeder | None = None
         self._loss: Tensor | None = None
         self._tokens: Any = None
@@ -84,66 +76,59 @@ class Session:
         return self.trainer.state.global_step
 
     @property
-    def steps_batches(self) -> Batches:
-        """How the plan is cut into steps."""
+    def schedule(self) -> Batches:
+        """The plan cut into steps."""
         assert self._feeder is not None
         return self._feeder.batches
 
     # ---- before the first step ---------------------------------------------------------------------------
 
-    def prepare(self) -> DataLoader[Any]:
-        """Open the record, make or load the plan, and return the ledger that the Trainer counts its steps
-        by."""
-        state = checkpoints.read_state(self.resumed_from) if self.resumed_from else None
+    def open(self, resume: Path | None) -> None:
+        """Start the record, new or cut back to the checkpoint that the run goes on from."""
+        self.resumed_from = resume
+        self.plan = None
+        self.stop_requested = self.stopped = False
+        self.saved_step = -1
         if self.args.should_save:
             checkpoints.discard_torn(Path(self.args.output_dir))
+        state = checkpoints.read_state(resume) if resume else None
+        if state:
+            self._check_decisions(state)
+        elif any(
+            checkpoints.is_finished(path) for path in checkpoints.checkpoints(Path(self.args.output_dir))
+        ):
+            raise CheckpointError(
+                f"{self.args.output_dir} holds checkpoints of an earlier run; go on with it "
+                "(resume_from_checkpoint=True) or give another output_dir."
+            )
         self.record.start(state["record"] if state else None)
         if state:
-            self.record.event("resume", state["step"], 0.0, checkpoint=str(self.resumed_from))
-        self.plan = self._resumed_plan(state) if state else self._new_plan()
-        if self.trainer.is_world_process_zero():
-            self.plan.save(self.folder / "plan" / checkpoints.PLAN)
-        batches = self._cut(self.plan)
-        self._check_stand_ins(batches)
+            self.saved_step = state["step"]
+            self.record.event("resume", state["step"], 0.0, checkpoint=str(resume))
+
+    def prepare(self) -> DataLoader[Any]:
+        """Make or load the plan, and return the ledger that the Trainer counts its steps by."""
+        if self.plan is None:
+            self.plan = self._resumed_plan() if self.resumed_from else self._new_plan()
+            if self.trainer.is_world_process_zero():
+                self.plan.save(self.folder / "plan" / checkpoints.PLAN)
+        batches = cut(self.trainer, self.plan, self.packed_length)
         samples, collate = self.trainer._training_samples()
-        self._feeder = Feeder(batches, samples, collate, **self._loader_settings())
-        return _ledger(batches)
+        self._feeder = Feeder(batches, samples, collate, **loader_settings(self.args))
+        return ledger(batches)
 
     def _new_plan(self) -> Plan:
-        if self.given_plan is not None:
-            return self.given_plan
-        start = time.perf_counter()
-        needs = self.recipe.select.needs | self.recipe.order.needs
-        signals = pool_signals(self.trainer, needs, self.recipe.signals.batch_tokens)
-        if needs:
-            self.record.event(
-                "signals", 0, time.perf_counter() - start, quantities=sorted(needs), samples=len(signals)
-            )
-        start = time.perf_counter()
-        selection = self.recipe.select.select(signals, seed=self.recipe.seed)
-        decide = partial(make_plan, selection, self.recipe.order, signals, seed=self.recipe.seed)
-        plan = decide(epochs=self._epochs(decide(epochs=1)))
-        self.record.event(
-            "plan",
-            0,
-            time.perf_counter() - start,
-            select=self.recipe.select.method,
-            order=self.recipe.order.method,
-            pool=plan.pool,
-            selected=len(np.unique(selection.indices)),
-            length=len(plan),
-            digest=plan.digest,
-        )
-        return plan
+        def epochs(one_pass: Plan) -> int:
+            return epochs_needed(self.trainer, one_pass, self.packed_length)
 
-    def _epochs(self, one_pass: Plan) -> int:
-        if self.args.max_steps <= 0:
-            return math.ceil(self.args.num_train_epochs)
-        return math.ceil(self.args.max_steps / self._cut(one_pass).steps_per_epoch)
+        return self._decide(epochs, self.record)
 
-    def _resumed_plan(self, state: dict[str, Any]) -> Plan:
+    def _resumed_plan(self) -> Plan:
         assert self.resumed_from is not None
-        plan = Plan.load(self.resumed_from / checkpoints.PLAN)
+        state, plan = (
+            checkpoints.read_state(self.resumed_from),
+            Plan.load(self.resumed_from / checkpoints.PLAN),
+        )
         if plan.digest != state["plan"]:
             raise CheckpointError(
                 f"The plan in {self.resumed_from} is not the one the checkpoint was taken with."
@@ -154,49 +139,31 @@ class Session:
                 f"The checkpoint {self.resumed_from} was trained on {plan.pool} samples, "
                 f"the data now have {pool}; give the same data, or start a new run."
             )
+        batches = cut(self.trainer, plan, self.packed_length)
+        if state["step"] > batches.steps or batches.used(state["step"]) != state["position"]:
+            raise CheckpointError(
+                f"The checkpoint {self.resumed_from} was taken with another batch size; give the same one."
+            )
+        if epochs_needed(self.trainer, plan, self.packed_length) > plan.epochs:
+            raise CheckpointError(
+                f"The run in {self.resumed_from} was planned for {plan.epochs} epochs; a longer one is a new run."
+            )
         return plan
 
-    def _cut(self, plan: Plan) -> Batches:
-        args = self.args
-        micro_batch = self.trainer._train_batch_size
-        return Batches(
-            plan,
-            batch_size=micro_batch * args.gradient_accumulation_steps * args.world_size,
-            micro_batch=micro_batch,
-            rank=args.process_index,
-            ranks=args.world_size,
-            drop_last=args.dataloader_drop_last,
-            pack=self._packer(),
-        )
+    def decisions(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the run it goes on with."""
+        recipe = self.recipe
+        parts = {"select": recipe.select, "order": recipe.order, "layers": recipe.layers}
+        return {name: asdict(part) for name, part in parts.items()} | {"seed": recipe.seed}
 
-    def _packer(self) -> Callable[[Any], Any] | None:
-        if self.packed_length is None:
-            return None
-        dataset: Any = self.trainer.train_dataset
-        lengths = np.array([len(ids) for ids in dataset["input_ids"]])
-        longest = self.packed_length
-        return lambda indices: pack(lengths[indices], longest)
-
-    def _check_stand_ins(self, batches: Batches) -> None:
-        averaged = self.args.average_tokens_across_devices and self.trainer.model_accepts_loss_kwargs
-        if batches.has_stand_ins and not averaged:
-            raise RecipeError(
-                "The last step of an epoch has fewer samples than all ranks need, and this model or "
-                "average_tokens_across_devices: false does not weight the loss by tokens over ranks; "
-                "set dataloader_drop_last: true."
-            )
-
-    def _loader_settings(self) -> dict[str, Any]:
-        args = self.args
-        workers = {
-            "prefetch_factor": args.dataloader_prefetch_factor,
-            "multiprocessing_context": getattr(args, "dataloader_multiprocessing_context", None),
-        }
-        return {
-            "num_workers": args.dataloader_num_workers,
-            "pin_memory": args.dataloader_pin_memory,
-            **(workers if args.dataloader_num_workers else {}),
-        }
+    def _check_decisions(self, state: dict[str, Any]) -> None:
+        for name, now in self.decisions().items():
+            before = state["decisions"][name]
+            if before != now:
+                raise CheckpointError(
+                    f"The checkpoint {self.resumed_from} was taken with {name} = {before}, now it is {now}; "
+                    "go on with the same settings, or start a new run."
+                )
 
     def begin(self, model: nn.Module, optimizer: Any) -> None:
         """The optimizer exists and a checkpoint, if any, is loaded: put the layer switch around them."""
@@ -205,14 +172,8 @@ class Session:
         if not isinstance(policy, LayerPolicy):
             return
         ranks = self.args.world_size
-        self.switch = LayerSwitch(
-            model,
-            policy,
-            getattr(optimizer, "optimizer", optimizer),
-            seed=self.recipe.seed,
-            micro_batches=self.args.gradient_accumulation_steps,
-            average_ranks=ranks > 1,
-        )
+        inner = getattr(optimizer, "optimizer", optimizer)
+        self.switch = LayerSwitch(model, policy, inner, seed=self.recipe.seed, average_ranks=ranks > 1)
         if ranks > 1:
             # What DistributedDataParallel would have done on wrapping.
             with torch.no_grad():
@@ -226,25 +187,31 @@ class Session:
     # ---- each step ---------------------------------------------------------------------------------------
 
     def batches(self) -> list[dict[str, Any]]:
-        """The micro-batches of the step about to begin."""
+        """The micro-batches of the step about to begin; none when a resumed run has made its last step."""
         assert self._feeder is not None
+        if self.step >= self.trainer.state.max_steps:
+            return []
         if self.switch is not None and self.switch.probing:
-            self._run_probe()
+            self._run_probe(self.switch)
         return self._feeder.step(self.step)
 
-    def _run_probe(self) -> None:
-        """Measure all layers on the first steps' samples, without an update and without touching random
-        state."""
-        assert self._feeder is not None and self.switch is not None
+    def _run_probe(self, switch: LayerSwitch) -> None:
+        """Measure all layers on the first steps' samples; no update, random state and metrics left as they
+        were."""
+        assert self._feeder is not None
         start, done = time.perf_counter(), 0
         cuda = list(range(torch.cuda.device_count())) if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(cuda), self._metrics_kept():
-            while self.switch.probing:
-                parts = self._feeder.step(done % self.steps_batches.steps)
-                self.switch.before_step()
-                self.trainer._probe_passes(parts)
-                self.switch.after_backward(self._loss_scale())
-                done += 1
+            while switch.probing:
+                left = switch.probes_left
+                switch.before_step()
+                self.trainer._probe_passes(self._feeder.step(done % self.schedule.steps))
+                switch.after_backward(self._loss_scale())
+                if switch.probes_left == left:
+                    scaler = self.trainer.accelerator.scaler
+                    scaler.update(scaler.get_scale() / 2)
+                else:
+                    done += 1
         self._feeder.close()
         self.record.event("probe", self.step, time.perf_counter() - start, steps=done)
 
@@ -275,7 +242,7 @@ class Session:
     def after_backward(self) -> None:
         """The step's gradient is complete and not yet clipped."""
         if self.switch is not None:
-            self.switch.after_backward(self._loss_scale())
+            self.switch.after_backward(self._loss_scale() if self.switch.policy.measures else 1.0)
 
     def before_update(self) -> None:
         """Note the learning rate that the update uses; the scheduler moves before anyone else is asked."""
@@ -300,21 +267,32 @@ class Session:
             self.flush()
 
     def flush(self) -> None:
-        """Write the steps noted so far; a loss that is not finite stops the run and names the samples."""
+        """Write the steps noted so far; a loss or gradient that is not finite stops the run and names the
+        samples.
+
+        With loss scaling a gradient that overflows is ordinary: the scaler skips that update.
+        """
         try:
-            self.record.flush()
-        except NonFiniteLossError as error:
-            samples = self.steps_batches.samples(error.step - 1)
+            self.record.flush(check_gradient=getattr(self.trainer.accelerator, "scaler", None) is None)
+        except NonFiniteError as error:
+            samples = self.schedule.samples(error.step - 1)
             last = checkpoints.last_whole(Path(self.args.output_dir))[0]
             raise GradwiseError(
-                f"The training loss is {error.loss} at step {error.step} "
+                f"The training {error.quantity} is {error.value} at step {error.step} "
                 f"(samples {_listed(samples)} of the data). Lower the learning rate or look at them. "
                 f"Last whole checkpoint: {last or 'none'}."
             ) from None
 
+    def after_evaluation(self, metrics: dict[str, Any]) -> None:
+        """Note the results of an evaluation, without what was timed in it."""
+        self.flush()
+        timings = ("_runtime", "_per_second")
+        kept = {name: value for name, value in metrics.items() if not name.endswith(timings)}
+        self.record.evaluation(self.step, kept)
+
     def ends_epoch(self) -> bool:
-        """Whether the step just done was the last of its epoch."""
-        return self.step % self.steps_batches.steps_per_epoch == 0
+        """Whether the step just done was the last of its epoch or of the run."""
+        return self.step % self.schedule.steps_per_epoch == 0 or self.step >= self.trainer.state.max_steps
 
     def should_stop(self) -> bool:
         """Whether a stop was asked for; with several ranks they agree on it at logging steps only."""
@@ -326,46 +304,6 @@ class Session:
         dist.all_reduce(asked)
         return bool(asked.item())
 
-    def _at_logging_step(self) -> bool:
-        return self.step % max(1, self.trainer.state.logging_steps) == 0
-
-    def _loss_scale(self) -> float:
-        scaler = getattr(self.trainer.accelerator, "scaler", None)
-        return float(scaler.get_scale()) if scaler is not None else 1.0
-
-    # ---- checkpoints -------------------------------------------------------------------------------------
-
-    def save(self, write: Callable[[], None]) -> None:
-        """Write a checkpoint: the Trainer's files by `write`, then ours, then the marker that makes it
-        count."""
-        args = self.args
-        self.flush()
-        state = {
-            "step": self.step,
-            "plan": self.plan.digest if self.plan else None,
-            "position": self.steps_batches.used(self.step),
-            "layers": self.switch.state_dict() if self.switch else None,
-            "record": self.record.state(),
-        }
-        target = Path(args.output_dir) / f"checkpoint-{self.step}"
-        limit, args.save_total_limit = args.save_total_limit, None
-        try:
-            if args.should_save:
-                checkpoints.begin(target)
-            self.trainer.accelerator.wait_for_everyone()
-            write()
-            self.trainer.accelerator.wait_for_everyone()
-            if args.should_save:
-                assert self.plan is not None
-                self.plan.save(target / checkpoints.PLAN)
-                checkpoints.finish(target, state)
-                checkpoints.rotate(target.parent, limit, self.trainer.state.best_model_checkpoint)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise _not_written(target, error) from error
-        finally:
-            args.save_total_limit = limit
-        self.trainer.accelerator.wait_for_everyone()
-
     def close(self) -> None:
         """Give the model back as it was found and let go of the workers."""
         if self.switch is not None:
@@ -374,24 +312,15 @@ class Session:
         if self._feeder is not None:
             self._feeder.close()
 
+    def _at_logging_step(self) -> bool:
+        return self.step % max(1, self.trainer.state.logging_steps) == 0
 
-def _ledger(batches: Batches) -> DataLoader[Any]:
-    """What the Trainer counts an epoch's passes and samples by. It is never drawn from: `Session.batches`
-    serves."""
-    samples: Any = range(sum(len(segment) for segment in batches.plan.of_epoch(0)))
-    return DataLoader(samples, batch_sampler=[[0]] * batches.micro_batches_per_epoch)
+    def _loss_scale(self) -> float | Tensor:
+        scaler = getattr(self.trainer.accelerator, "scaler", None)
+        # Asked in a way that leaves the scale on its device.
+        return scaler.scale(torch.ones((), device=self.args.device)) if scaler is not None else 1.0
 
 
 def _listed(samples: Any, most: int = 8) -> str:
     names = [str(sample) for sample in samples[:most]]
     return ", ".join(names) + (", ..." if len(samples) > most else "")
-
-
-def _not_written(target: Path, error: Exception) -> CheckpointError:
-    free = shutil.disk_usage(target.parent).free / 2**20
-    last = checkpoints.last_whole(target.parent)[0]
-    return CheckpointError(
-        f"The checkpoint {target} could not be written ({' '.join(str(error).split())[:200]}; "
-        f"{free:,.0f} MiB free). "
-        f"Make room and run the same command again; it goes on from {last or 'the beginning'}."
-    )

@@ -14,16 +14,20 @@ FUSED_INTO_BACKWARD = ("lomo", "adalomo", "layerwise")
 def check_supported(trainer: Any, recipe: Recipe) -> None:
     """Raise RecipeError for a setting of the trainer that gradwise would have to ignore."""
     args = trainer.args
-    if not all(hasattr(trainer.train_dataset, method) for method in ("__getitem__", "__len__")):
-        raise RecipeError(
-            "gradwise needs a training data set that can be indexed, since a plan names samples by position; "
-            f"found {type(trainer.train_dataset).__name__}."
-        )
     for setting, refused in _refused_arguments(args).items():
         if refused:
             raise RecipeError(f"TrainingArguments.{setting} is set, but {refused}.")
     if isinstance(recipe.layers, LayerPolicy):
         _check_layer_policy(trainer, args)
+
+
+def check_indexable(dataset: Any) -> None:
+    """Raise RecipeError for training data that a plan cannot point into."""
+    if not all(hasattr(dataset, method) for method in ("__getitem__", "__len__")):
+        raise RecipeError(
+            "gradwise needs a training data set that can be indexed, since a plan names samples by position; "
+            f"found {type(dataset).__name__}."
+        )
 
 
 def _refused_arguments(args: Any) -> dict[str, str | None]:

@@ -11,7 +11,8 @@ What is overridden, and why:
   stay full-size, and it refuses layers that freeze later.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,14 @@ from transformers import TrainerCallback
 from gradwise.data import Collator
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.planning import decide
 from gradwise.recipe import Recipe
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.arguments import DECAY_SHARE
 from gradwise.training.plan import Plan
+from gradwise.training.saving import save_checkpoint
 from gradwise.training.session import Session
-from gradwise.training.support import check_supported
+from gradwise.training.support import check_indexable, check_supported
 
 if TYPE_CHECKING:
     # Any of the Trainer's subclasses, TRL's among them, may stand in its place.
@@ -59,36 +62,66 @@ class TrainerMixin(_AnyTrainer):
             run_dir: where metrics, events and the plan are written; the trainer's output_dir unless given.
             packed_length: pack consecutive samples of the plan into rows of at most so many tokens.
         """
-        super().__init__(*args, **kwargs)
         recipe = Recipe() if recipe is None else recipe
         _check_sections(recipe)
+        super().__init__(*args, **kwargs)
         check_supported(self, recipe)
-        if "data_collator" not in kwargs and _is_plain_collator(self.data_collator):
-            self.data_collator = Collator.for_tokenizer(self.processing_class)
+        if _is_plain_collator(self.data_collator) and "data_collator" not in kwargs and len(args) < 3:
+            self.data_collator = self._padding_collator()
+        decides = partial(decide, self, recipe) if plan is None else lambda *_: plan
         folder = Path(run_dir or self.args.output_dir)
-        self.session = Session(self, recipe, plan=plan, folder=folder, packed_length=packed_length)
+        self.session = Session(self, recipe, decides, folder=folder, packed_length=packed_length)
         if isinstance(recipe.layers, LayerPolicy) and self.args.world_size > 1:
             self.accelerator.prepare_model = partial(_prepared_unwrapped, self.accelerator.prepare_model)
+        self._last_grad_norm: Any = None
+        self._save_limit = self.args.save_total_limit
         self.add_callback(SessionCallback(self.session))
+
+    def _padding_collator(self) -> Collator:
+        if self.processing_class is not None:
+            return Collator.for_tokenizer(self.processing_class)
+        return Collator(getattr(self.model.config, "pad_token_id", None) or 0)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; with `resume_from_checkpoint=True` go on from the latest whole checkpoint in output_dir.
 
         Raises:
-            CheckpointError: when there is none, or the one named is incomplete or damaged.
+            CheckpointError: when there is none, or the one named is incomplete or damaged, or was taken with
+                other decisions; or when a new run would start over the checkpoints of an earlier one.
         """
-        session, own = self.session, self.args
-        session.resumed_from = self._checkpoint(resume_from_checkpoint)
-        # A resumed run has evaluated at its start already.
-        on_start, own.eval_on_start = own.eval_on_start, own.eval_on_start and session.resumed_from is None
-        resume = str(session.resumed_from) if session.resumed_from else None
+        check_indexable(self.train_dataset)
+        resume = self._checkpoint(resume_from_checkpoint)
+        self.session.open(resume)
         try:
-            result = super().train(resume, *args, **kwargs)
-            session.flush()
+            with self._own_settings(resumed=resume is not None):
+                result = super().train(str(resume) if resume else None, *args, **kwargs)
+            self.session.flush()
+            if self.session.stopped:
+                self._save_checkpoint(self.model_wrapped, None)
             return result
         finally:
-            own.eval_on_start = on_start
-            session.close()
+            self.session.close()
+
+    @contextmanager
+    def _own_settings(self, resumed: bool) -> Iterator[None]:
+        """Arguments that are gradwise's while it trains, given back afterwards."""
+        own, names = (
+            self.args,
+            ("eval_on_start", "save_total_limit", "load_best_model_at_end", "lr_scheduler_kwargs"),
+        )
+        kept = {name: getattr(own, name) for name in names}
+        # A resumed run has evaluated at its start already; old checkpoints go only once a new one is whole.
+        own.eval_on_start = own.eval_on_start and not resumed
+        self._save_limit, own.save_total_limit = own.save_total_limit, None
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                setattr(own, name, value)
+
+    def hyperparameter_search(self, *_: Any, **__: Any) -> Any:
+        """Refused: its trials share one output_dir, whose checkpoints would be those of different runs."""
+        raise RecipeError("gradwise does not search hyperparameters; start one run for each setting.")
 
     def _checkpoint(self, resume: str | bool | None) -> Path | None:
         if not resume:
@@ -149,7 +182,8 @@ class TrainerMixin(_AnyTrainer):
         return self._last_grad_norm
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self.session.save(lambda: super(TrainerMixin, self)._save_checkpoint(*args, **kwargs))
+        save = super()._save_checkpoint
+        save_checkpoint(self.session, lambda: save(*args, **kwargs), self._save_limit)
 
     def _training_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
         """The training data without the columns the model does not take, and the collator."""
@@ -159,7 +193,7 @@ class TrainerMixin(_AnyTrainer):
 
 
 class Trainer(TrainerMixin, transformers.Trainer):
-    """The Hugging Face Trainer with gradwise's selection, order and layer policies.
+    """The Hugging Face Trainer with gradwise's selection, order and layer policies:
 
     trainer = Trainer(model=model, args=args, train_dataset=data, recipe=Recipe(layers=Grass(active=2)))
     trainer.train()
@@ -179,6 +213,11 @@ def with_gradwise(cls: type) -> Any:
         raise RecipeError(f"with_gradwise takes a subclass of transformers.Trainer; found {cls!r}.")
     if issubclass(cls, TrainerMixin):
         return cls
+    for method in ("get_train_dataloader", "get_batch_samples", "_get_train_sampler"):
+        if getattr(cls, method) is not getattr(transformers.Trainer, method):
+            raise RecipeError(
+                f"{cls.__name__} has its own {method}, which a plan would replace; gradwise cannot serve it."
+            )
     return type(
         f"Gradwise{cls.__name__}", (TrainerMixin, cls), {"__doc__": cls.__doc__, "__module__": __name__}
     )
@@ -194,6 +233,7 @@ class SessionCallback(TrainerCallback):
     def __init__(self, session: Session) -> None:
         self.session = session
         self._save_at_epoch_end = False
+        self._all_done = False
 
     def on_train_begin(self, *_: Any, model: Any = None, optimizer: Any = None, **__: Any) -> None:
         self.session.begin(model, optimizer)
@@ -204,23 +244,31 @@ class SessionCallback(TrainerCallback):
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.session.before_update()
 
-    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
-        self.session.after_step(state.epoch, getattr(self.session.trainer, "_last_grad_norm", None))
-        if self.session.should_stop():
-            control.should_save = control.should_training_stop = True
-        elif control.should_save and self.session.ends_epoch():
+    def on_epoch_begin(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+        # The Trainer would make one more step when resumed from the last step of a run that ends within an
+        # epoch.
+        self._all_done = state.global_step >= state.max_steps
+        control.should_training_stop = control.should_training_stop or self._all_done
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.session.after_step(state.epoch, self.session.trainer._last_grad_norm)
+        if state.global_step < state.max_steps and self.session.should_stop():
+            self.session.stopped = control.should_training_stop = True
+            args.load_best_model_at_end = False
+        if control.should_save and (self.session.ends_epoch() or self.session.stopped):
             # The evaluation due at the epoch's end comes after this; a run killed between the two would
             # resume behind it and never make it. So the checkpoint waits for the epoch's end.
             control.should_save, self._save_at_epoch_end = False, True
 
     def on_epoch_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
+        if self._all_done or (self.session.stopped and not self.session.ends_epoch()):
+            # Not the end of an epoch, whatever the Trainer says: what is due there comes after going on.
+            control.should_evaluate = control.should_log = control.should_save = False
         if self._save_at_epoch_end:
             control.should_save, self._save_at_epoch_end = True, False
 
-    def on_evaluate(self, _: Any, state: Any, *__: Any, metrics: Any = None, **___: Any) -> None:
-        timings = ("_runtime", "_per_second")
-        kept = {name: value for name, value in (metrics or {}).items() if not name.endswith(timings)}
-        self.session.record.evaluation(state.global_step, kept)
+    def on_evaluate(self, *_: Any, metrics: Any = None, **__: Any) -> None:
+        self.session.after_evaluation(metrics or {})
 
 
 def _prepared_unwrapped(
