@@ -146,7 +146,8 @@ class Session:
             )
         if epochs_needed(self.trainer, plan, self.packed_length) > plan.epochs:
             raise CheckpointError(
-                f"The run in {self.resumed_from} was planned for {plan.epochs} epochs; a longer one is a new run."
+                f"The run in {self.resumed_from} was planned for {plan.epochs} epochs; "
+                "a longer one is a new run."
             )
         return plan
 
