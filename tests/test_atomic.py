@@ -7,12 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwise.atomic import sync_files, sync_folder, write_bytes, write_json, write_text
-
-settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 
 def names(folder: Path) -> list[str]:

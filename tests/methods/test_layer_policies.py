@@ -5,15 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from gradwise import Grass, RecipeError
 from gradwise.methods.baselines import RoundRobinLayers, StaticLayers, TopLayers, UniformLayers
 from gradwise.methods.layer_policy import LayerPolicy
-
-settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 POLICIES = [Grass, StaticLayers, UniformLayers, RoundRobinLayers, TopLayers]
 BY_SCORE = [Grass, StaticLayers]

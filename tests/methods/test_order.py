@@ -4,13 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwise import SignalError, Signals
 from gradwise.methods.baselines import EasyFirst, GivenOrder, Interleave, Shuffle
-
-settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 ORDERS = [Shuffle(), GivenOrder(), EasyFirst(), Interleave()]
 SHUFFLING = [order for order in ORDERS if not isinstance(order, GivenOrder)]

@@ -4,13 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwise import RecipeError, SignalError, Signals
 from gradwise.methods.baselines import FullData, LengthTop, LossTop, RandomSubset
-
-settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 SUBSETS = [RandomSubset, LossTop, LengthTop]
 LOSS = np.array([2.0, np.nan, 5.0, 1.0, np.inf, 5.0, 3.0], dtype=np.float32)

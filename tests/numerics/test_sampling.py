@@ -5,14 +5,12 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from gradwise.numerics import interleaved, multiplicities, successive_draw
-
-settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 DRAWS = 10_000
 UNEQUAL = np.array([0.4, 0.3, 0.15, 0.1, 0.05])

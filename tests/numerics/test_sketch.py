@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwise.numerics import fold_with_signs
-
-settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 SHAPES = [(64,), (1000,), (37, 23), (3, 5, 7), (5,), (0,), ()]
 

@@ -13,8 +13,6 @@ from gradwise import Adapter, Data, Grass, Model, Recipe, RecipeError, Source, T
 from gradwise.run.model import load_model
 from tests.recipe.strategies import EVERY_METHOD, named, recipes
 
-settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
-
 
 class TestRoundTrip:
     @given(recipes)

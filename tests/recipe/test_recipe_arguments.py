@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from gradwise import Recipe, RecipeError, Train
 from gradwise.training.arguments import micro_batch, training_arguments
-
-settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 
 def built(train: Train, **changes: Any) -> TrainingArguments:

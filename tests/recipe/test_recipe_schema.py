@@ -5,12 +5,10 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from gradwise import Recipe, RecipeError
 from tests.recipe.strategies import EVERY_METHOD, METHODS, named, recipes
-
-settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 
 class TestSchema:

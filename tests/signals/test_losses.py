@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
@@ -15,8 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gradwise import Collator, SignalError, Signals
 from gradwise.signals import collect_losses
 from gradwise.signals.losses import batches_by_length
-
-settings.load_profile("ci")  # repeatable, and without deadlines: machines are shared
 
 Samples = list[dict[str, Any]]
 
