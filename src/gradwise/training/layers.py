@@ -13,7 +13,7 @@ Works around any torch optimizer and any training loop:
 Every parameter is in the optimizer from the start. A frozen one has no gradient, so torch's optimizers
 neither move it nor decay it nor count a step for it. While the switch is `probing`, all layers are measured
 and every gradient is dropped as soon as its size is taken: there is nothing for the optimizer to do, and no
-more memory is needed than in training.
+more memory is needed than by a step whose lowest active layer is the first.
 """
 
 import time
