@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import sys
 import traceback
 
@@ -30,6 +31,8 @@ def become(request: dict) -> int:
         (2, request["err"], os.O_WRONLY),
     ):
         os.dup2(os.open(path, mode), stream)
+    # As a shell would start it, even where this whole suite runs in the background and ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["gradwise", *request["argv"]]
     try:
         runpy.run_module("gradwise", run_name="__main__", alter_sys=True)
