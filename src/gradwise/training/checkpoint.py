@@ -60,18 +60,18 @@ def last_whole(folder: Path) -> tuple[Path | None, list[str]]:
         CheckpointError: when checkpoints were finished, but all of them are damaged: starting from the
             beginning would throw work away that may be recoverable.
     """
-    passed_over = []
-    damaged = False
+    passed_over, damaged = [], []
     for checkpoint in reversed(checkpoints(folder)):
         try:
             check_whole(checkpoint)
         except CheckpointError as error:
-            damaged = damaged or is_finished(checkpoint)
             passed_over.append(str(error))
+            if is_finished(checkpoint):
+                damaged.append(str(error))
             continue
         return checkpoint, passed_over
     if damaged:
-        raise CheckpointError(f"{passed_over[0]} No earlier one is whole; to start anew, delete {folder}.")
+        raise CheckpointError(f"{damaged[0]} No earlier one is whole; to start anew, delete {folder}.")
     return None, passed_over
 
 
