@@ -1,6 +1,7 @@
 """The command line: one file per command; every one of a user's mistakes ends in one sentence and exit code
 2."""
 
+import os
 import sys
 
 import typer
@@ -21,6 +22,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Entry point of the `gradwise` command: 0 done, 1 failed or stopped, 2 the user's mistake."""
+    if not sys.stderr.isatty():
+        # Bars of libraries that ask nobody; read when tqdm is first imported, which is after this.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     from gradwise.cli import demo, schema, train
 
     for command in (train.train, demo.demo, schema.schema):

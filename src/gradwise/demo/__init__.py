@@ -6,6 +6,7 @@ from pathlib import Path
 from gradwise.data import Data, Source
 from gradwise.errors import RecipeError
 from gradwise.methods import Grass
+from gradwise.methods.baselines import RandomSubset
 from gradwise.recipe import Model, Recipe, Train
 
 ASSETS = Path(__file__).parent / "assets"
@@ -35,21 +36,16 @@ def smollm2_recipe() -> Recipe:
     """
     return Recipe(
         model=Model(name=str(_smollm2_folder()), gguf_file=SMOLLM2_FILE),
-        data=_data("gsm8k", max_length=384),
+        data=_data("gsm8k", max_length=512),
         train=Train(
             epochs=1,
             batch_size=8,
-            learning_rate=2e-4,
+            learning_rate=5e-4,
             schedule="cosine",
-            arguments={
-                "per_device_train_batch_size": 4,
-                "warmup_steps": 0.1,
-                "save_steps": 20,
-                "save_total_limit": 1,
-                "logging_steps": 1,
-            },
+            arguments={"per_device_train_batch_size": 4, "warmup_steps": 0.1, "save_total_limit": 1},
         ),
-        layers=Grass(active=2, period=4, probe=1),
+        select=RandomSubset(count=120),
+        layers=Grass(active=2, period=3, probe=1),
     )
 
 
