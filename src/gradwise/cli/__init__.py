@@ -1,5 +1,4 @@
-"""The command line: one file per command; every one of a user's mistakes ends in one sentence and exit code
-2."""
+"""The command line: one file per command; a user's mistakes end in one sentence and exit code 2."""
 
 import os
 import sys

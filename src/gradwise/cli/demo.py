@@ -15,12 +15,16 @@ def demo(
         Path | None, typer.Option(help="Run directory; runs/demo or runs/demo-tiny unless given.")
     ] = None,
 ) -> None:
-    """Fine-tune a small model on data that come with gradwise, two layers at a time, and show what came of
-    it."""
+    """Fine-tune a small model on data that come with gradwise, two layers at a time, and show what came of it."""
+    import torch
+
     from gradwise.demo import smollm2_recipe, tiny_recipe
     from gradwise.run import train
     from gradwise.run.summary import summary
 
+    if tiny:
+        # Threads that wait for each other cost more than so small a model computes, ten times so on a busy machine.
+        torch.set_num_threads(1)
     recipe = tiny_recipe() if tiny else smollm2_recipe()
     outcome = train(recipe, out or Path("runs") / ("demo-tiny" if tiny else "demo"))
     if not outcome.finished:
