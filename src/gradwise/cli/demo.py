@@ -15,7 +15,7 @@ def demo(
         Path | None, typer.Option(help="Run directory; runs/demo or runs/demo-tiny unless given.")
     ] = None,
 ) -> None:
-    """Fine-tune a small model on data that come with gradwise, two layers at a time, and show what came of it."""
+    """Fine-tune a small model on data that come with gradwise, two layers at a time, and show the outcome."""
     import torch
 
     from gradwise.demo import smollm2_recipe, tiny_recipe
@@ -23,7 +23,7 @@ def demo(
     from gradwise.run.summary import summary
 
     if tiny:
-        # Threads that wait for each other cost more than so small a model computes, ten times so on a busy machine.
+        # Threads that wait for each other cost more than so small a model computes.
         torch.set_num_threads(1)
     recipe = tiny_recipe() if tiny else smollm2_recipe()
     outcome = train(recipe, out or Path("runs") / ("demo-tiny" if tiny else "demo"))
