@@ -1,5 +1,4 @@
-"""What every section of a recipe has in common: frozen, documented field by field, and strict about what it
-takes."""
+"""What every section of a recipe has in common: frozen, documented field by field, and strict."""
 
 import ast
 import difflib
@@ -35,8 +34,7 @@ class Settings:
         self.check()
 
     def check(self) -> None:
-        """Refuse combinations of values that contradict each other; raises RecipeError. Nothing by
-        default."""
+        """Refuse values that contradict each other; raises RecipeError. Nothing by default."""
 
 
 @cache
@@ -73,8 +71,7 @@ def field_descriptions(cls: type[Settings]) -> dict[str, str]:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or all of them where none is
-    near."""
+    """The end of a sentence about an unknown name: the nearest known one, or all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"

@@ -1,5 +1,4 @@
-"""What a record says, apart from how its file names it: a text, a prompt with its completion, or a
-conversation.
+"""What a record says: a text, a prompt with its completion, or a conversation.
 
 The plain layouts:
 

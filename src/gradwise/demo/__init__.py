@@ -16,8 +16,7 @@ SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def tiny_recipe() -> Recipe:
-    """The quarter-million-parameter story model learns to speak like a play; well under a minute on two
-    cores."""
+    """A story model of a quarter million parameters learns to speak like a play; under a minute."""
     return Recipe(
         model=Model(name=str(ASSETS / "stories260K")),
         data=_data("plays", max_length=256),

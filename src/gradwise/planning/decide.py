@@ -1,5 +1,4 @@
-"""Makes the plan of a run: collect what the decisions need, select, order; every part charged to the
-record."""
+"""Makes the plan of a run: collects what decisions need, selects, orders, and charges every part."""
 
 import time
 from collections.abc import Callable

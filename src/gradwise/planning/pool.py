@@ -10,8 +10,7 @@ from gradwise.signals import Signals, collect_losses
 
 
 def pool_signals(trainer: Any, needs: frozenset[str], batch_tokens: int) -> Signals:
-    """Collect what is needed of `trainer.train_dataset`; columns `domain` and `weight` are used where they
-    exist.
+    """Collect what is needed of a trainer's data; columns `domain` and `weight` count where they exist.
 
     Raises:
         RecipeError: when a decision needs domains and the data have no such column, or losses of a model that

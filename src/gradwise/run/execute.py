@@ -168,8 +168,7 @@ def _steps_done(run: RunDirectory) -> int:
 
 @contextmanager
 def _stoppable(trainer: Trainer, tell: Tell) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the current step with a checkpoint; a second one ends it at
-    once."""
+    """Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; a second one at once."""
 
     process = os.getpid()
 

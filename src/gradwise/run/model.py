@@ -78,8 +78,7 @@ def _loaded(settings: Model, what: str, load: Any, **options: Any) -> Any:
 
 
 def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
-    """A fresh model with the same weights, without the traces of the file format that would follow it when
-    saved."""
+    """A fresh model with the same weights, without the traces of the file format they came in."""
     config = type(model.config).from_dict(
         {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
     )

@@ -6,8 +6,7 @@ from gradwise.run.directory import RunDirectory
 
 
 def summary(run: RunDirectory) -> str:
-    """A small table from the run directory alone: losses, trained parameters, memory, time, where things
-    lie."""
+    """A small table from the run directory alone: losses, trained parameters, memory, time."""
     metrics, events = run.metrics(), run.events()
     finished = next(event for event in reversed(events) if event["event"] == "finished")
     rows = [

@@ -1,5 +1,4 @@
-"""From a recipe's `train` section to the Hugging Face Trainer's arguments: aliases, what is passed on, what
-is refused."""
+"""From a recipe's `train` section to the Hugging Face Trainer's arguments."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ DECAY_SHARE = "decay_share"
 """Key in lr_scheduler_kwargs for the share of the steps over which `schedule: wsd` decays."""
 
 LARGEST_MICRO_BATCH = 8
-"""Samples per device and pass unless per_device_train_batch_size says otherwise; the Trainer's own
-default."""
+"""Samples per device and pass unless told otherwise; the Trainer's own default."""
 
 
 def micro_batch(batch_size: int, ranks: int, asked: int | None) -> int:

@@ -27,8 +27,7 @@ class MicroBatch:
     rows: tuple[Row, ...]
 
     counts: bool = True
-    """False for the stand-in that a rank computes without effect when a step has too few rows for all
-    ranks."""
+    """False for what a rank computes without effect when a step has too few rows for all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +44,7 @@ class Batches:
     drop_last: bool = False
     """Leave out rows at an epoch's end that do not fill a micro-batch on every rank."""
     pack: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None
-    """Offsets (rows + 1,) at which rows start, given a segment's indices; None puts each sample in its own
-    row."""
+    """Offsets (rows + 1,) at which rows start, given a segment's indices; None: a row per sample."""
 
     def __post_init__(self) -> None:
         if self.batch_size % (self.micro_batch * self.ranks):
@@ -62,8 +60,7 @@ class Batches:
         self._check_epochs()
 
     def _check_epochs(self) -> None:
-        """The Trainer counts passes: each epoch must have as many, and a step may be short at its end
-        only."""
+        """The Trainer counts passes: each epoch must have as many; a step may be short at its end."""
         epochs = np.array([segment.epoch for segment in self.plan.segments])
         rows = np.bincount(epochs, weights=self._rows).astype(np.int64)
         passes = -(-rows // (self.micro_batch * self.ranks))

@@ -112,8 +112,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def rotate(newest: Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints of the run that `newest` belongs to, beyond `limit`; never `newest` nor
-    the best.
+    """Delete the oldest checkpoints of the run of `newest` beyond `limit`; never it nor the best.
 
     Args:
         newest: the checkpoint just finished.

@@ -107,8 +107,7 @@ class LayerSwitch:
         return sum(p.numel() for p in self._parameters() if p.requires_grad)
 
     def before_step(self) -> LayerDraw | None:
-        """To be called before the first forward pass of a step: draws when it is time, returns what was
-        drawn."""
+        """To be called before a step's first forward pass; returns what was drawn, if it was time."""
         if self.probing:
             self._set_trainable(range(len(self.layers)), outside=False)
             assert self._probe is not None
@@ -133,8 +132,7 @@ class LayerSwitch:
 
     @torch.no_grad()
     def after_backward(self, loss_scale: float | Tensor = 1.0) -> None:
-        """To be called after the last backward pass of a step, before clipping: measures the accumulated
-        gradient.
+        """To be called after a step's last backward pass, before clipping: measures the gradient.
 
         Args:
             loss_scale: what the loss was multiplied by (float16 training); norms are divided by it. A
@@ -197,8 +195,7 @@ class LayerSwitch:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; raises CheckpointError when it belongs to another policy or
-        model."""
+        """Go on where `state_dict` was taken; raises CheckpointError for another policy or model."""
         if state["policy"] != asdict(self.policy) or state["layers"] != len(self.layers):
             raise CheckpointError(
                 f"The checkpoint's layer policy was {state['policy']} on {state['layers']} layers; "

@@ -1,5 +1,4 @@
-"""Measures the gradient of every layer without holding any: each gradient is folded as it appears, then
-dropped."""
+"""Measures the gradient of every layer without holding any: each is folded as it appears and dropped."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +10,7 @@ from torch import Tensor, nn
 from gradwise.numerics import fold_with_signs
 
 SKETCH = 4096
-"""Numbers per layer in the sketch that adds up its gradients: norms come out within about 1.1 % (one
-sigma)."""
+"""Numbers per layer in the sketch of its gradients: norms come out within 1.1 % (one sigma)."""
 
 
 class Probe:

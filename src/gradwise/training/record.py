@@ -143,8 +143,7 @@ def _plain(line: dict[str, Any], loss: float) -> dict[str, Any]:
 
 
 def _finite(line: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no word for infinity: the gradient norm of an update that loss scaling skipped becomes
-    null."""
+    """JSON has no infinity: the gradient norm of an update that loss scaling skipped becomes null."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in line.items()

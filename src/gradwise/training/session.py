@@ -197,8 +197,7 @@ class Session:
         return self._feeder.step(self.step)
 
     def _run_probe(self, switch: LayerSwitch) -> None:
-        """Measure all layers on the first steps' samples; no update, random state and metrics left as they
-        were."""
+        """Measure all layers on the first steps' samples; nothing else of the run changes."""
         assert self._feeder is not None
         start, done = time.perf_counter(), 0
         cuda = list(range(torch.cuda.device_count())) if self.args.device.type == "cuda" else []
@@ -268,8 +267,7 @@ class Session:
             self.flush()
 
     def flush(self) -> None:
-        """Write the steps noted so far; a loss or gradient that is not finite stops the run and names the
-        samples.
+        """Write the steps noted so far; a value that is not finite stops the run and names the samples.
 
         With loss scaling a gradient that overflows is ordinary: the scaler skips that update.
         """

@@ -1,5 +1,4 @@
-"""What a Trainer's settings must be for gradwise to honour them all; everything else is refused with the
-reason."""
+"""What a Trainer's settings must be for gradwise to honour them all; others are refused, with why."""
 
 from typing import Any
 

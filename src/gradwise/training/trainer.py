@@ -141,8 +141,7 @@ class TrainerMixin(_AnyTrainer):
         return self.session.prepare()
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:  # noqa: ARG002
-        """The plan's micro-batches of the current step, and the number of their label tokens over all
-        ranks."""
+        """The plan's micro-batches of the current step, and their label tokens over all ranks."""
         parts = self.session.batches()
         tokens = self._tokens_of(parts, device)
         self.session.count_tokens(tokens)

@@ -1,5 +1,4 @@
-"""Layer policies to measure GRASS against: all, uniform (LISA), static importance, round-robin (BAdam),
-top."""
+"""Layer policies to measure GRASS against: all, uniform (LISA), static, round-robin (BAdam), top."""
 
 from dataclasses import dataclass
 from typing import Literal

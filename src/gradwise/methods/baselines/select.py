@@ -48,8 +48,7 @@ class Subset(Settings):
             )
 
     def size(self, pool: int) -> int:
-        """How many of a pool of `pool` samples to keep, at least one; raises RecipeError when it has
-        fewer."""
+        """How many of `pool` samples to keep, at least one; raises RecipeError when there are fewer."""
         if self.count is not None:
             if self.count > pool:
                 raise RecipeError(
