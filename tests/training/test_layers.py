@@ -241,14 +241,14 @@ def test_stopped_and_continued_is_the_same_run(tiny_llama, policy: type, state: 
         if step == stop:
             saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), switch.state_dict()))
         one_step(model, switch, optimizer, [BATCHES[step % 6]])
-        history.append(switch.active)
+        history.append((switch.active, switch.scores.tolist()))
     other, other_optimizer, other_switch = fresh()
     other.load_state_dict(saved[0])
     other_optimizer.load_state_dict(saved[1])
     other_switch.load_state_dict(saved[2])
     for step in range(stop, 12):
         one_step(other, other_switch, other_optimizer, [BATCHES[step % 6]])
-        assert other_switch.active == history[step]
+        assert (other_switch.active, other_switch.scores.tolist()) == history[step]
     assert same_weights(model, other)
 
 

@@ -6,6 +6,7 @@ it (`gradwise.training.layers.LayerSwitch`) keeps the scores, measures, freezes 
 the blocks stand as one further layer at the end.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -23,7 +24,7 @@ weight."""
 
 
 @dataclass(frozen=True)
-class LayerPolicy(Settings):
+class LayerPolicy(Settings, ABC):
     """What every policy that freezes layers has in common."""
 
     active: Annotated[int, Field(ge=1)] = 2
@@ -44,9 +45,9 @@ class LayerPolicy(Settings):
     probes: ClassVar[bool] = False
     """Whether all layers are measured once before the first step."""
 
+    @abstractmethod
     def draw(self, scores: Scores, number: int, seed: int) -> NDArray[np.int64]:
         """The layers of draw `number` (from 0), ascending; the same for the same scores, number and seed."""
-        raise NotImplementedError
 
     def probabilities(self, scores: Scores) -> Scores | None:  # noqa: ARG002
         """(L,) chance of each layer to be the first one drawn, or None where nothing is drawn by chance."""
