@@ -47,5 +47,5 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.base
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[lora,trl,demo,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[lora,trl,eval,demo,dev]'
 	@touch $@
