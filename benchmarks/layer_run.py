@@ -37,7 +37,7 @@ from gradwise.data import load
 from gradwise.errors import GradwiseError
 from gradwise.run.model import load_model, load_tokenizer
 from gradwise.training.arguments import training_arguments
-from gradwise.training.blocks import group_layers
+from gradwise.structure import group_layers
 
 STATUS = Path("/proc/self/status")
 EVALUATION_ROWS = 4

@@ -13,7 +13,7 @@ from torch import nn
 
 from gradwise import CheckpointError, Grass, LayerSwitch, RecipeError
 from gradwise.methods.baselines import RoundRobinLayers, StaticLayers, TopLayers, UniformLayers
-from gradwise.training.blocks import group_layers
+from gradwise.structure import group_layers
 from tests.conftest import same_weights
 
 POLICIES = [UniformLayers, StaticLayers, RoundRobinLayers, TopLayers, Grass]

@@ -8,7 +8,7 @@ from gradwise.data.collate import Collator
 from gradwise.data.lengths import token_lengths
 from gradwise.data.load import load
 from gradwise.data.packing import even_rows, pack
-from gradwise.data.pool import Pool, Report, overlap
+from gradwise.data.pool import Pool, Report, overlap, ragged
 from gradwise.data.settings import Allowed, Data, Source
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "load",
     "overlap",
     "pack",
+    "ragged",
     "token_lengths",
 ]

@@ -83,14 +83,14 @@ class Pool:
     @cached_property
     def lengths(self) -> np.ndarray:
         """(N,) int32: tokens per sample."""
-        parts = [np.diff(offsets) for offsets, _ in _ragged(self.dataset, "input_ids")]
+        parts = [np.diff(offsets) for offsets, _ in ragged(self.dataset, "input_ids")]
         return np.concatenate([np.zeros(0), *parts]).astype(np.int32)
 
     @cached_property
     def label_tokens(self) -> np.ndarray:
         """(N,) int32: tokens per sample that the model is asked to predict, `labels[1:] != -100`."""
         parts = []
-        for offsets, labels in _ragged(self.dataset, "labels"):
+        for offsets, labels in ragged(self.dataset, "labels"):
             learned = labels != NO_LOSS
             learned[offsets[:-1]] = False
             parts.append(np.diff(np.concatenate([[0], np.cumsum(learned)])[offsets]))
@@ -116,12 +116,16 @@ def digest(*arrays: np.ndarray) -> bytes:
 
 
 def _rows(dataset: datasets.Dataset) -> Iterator[np.ndarray]:
-    for offsets, values in _ragged(dataset, "input_ids"):
+    for offsets, values in ragged(dataset, "input_ids"):
         yield from np.split(values, offsets[1:-1])
 
 
-def _ragged(dataset: datasets.Dataset, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A column of lists in chunks: (rows + 1,) offsets into a flat array that may be written to."""
+def ragged(dataset: datasets.Dataset, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A column of lists of a `datasets.Dataset` in chunks of rows.
+
+    Yields:
+        (rows + 1,) offsets, and the flat array they cut, which may be written to.
+    """
     arrow = dataset.select_columns(column).with_format("arrow")
     tables: Any = arrow.iter(batch_size=10_000)  # pyarrow.Table, whatever `datasets` declares
     for table in tables:

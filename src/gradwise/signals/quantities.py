@@ -1,6 +1,7 @@
 """The per-sample quantities that decisions are made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +31,40 @@ class Signals:
     loss: NDArray[np.float32] | None = None
     """(N,) own-mean cross entropy, nats per label token."""
 
+    embedding: NDArray[np.float32] | None = None
+    """(N, h) mean hidden state."""
+
+    grad_norm: NDArray[np.float32] | None = None
+    """(N,) exact 2-norm of the gradient of the own-mean loss, nats per unit weight."""
+
+    grad: NDArray[np.floating] | None = None
+    """(N, k) random projection of that gradient; inner products are kept in expectation."""
+
+    head_norm: NDArray[np.float32] | None = None
+    """(N,) exact 2-norm of the loss's gradient with respect to the output head's weight."""
+
     ok: NDArray[np.bool_] | None = None
-    """(N,) False where a value was not finite; None where nothing was measured."""
+    """(N,) False where a value was not finite or could not be had; None where nothing was measured."""
+
+    problems: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Samples that are not `ok`, by what is wrong with them."""
+
+    seconds: float = 0.0
+    """What measuring cost, over all ranks' wall-clock and all interruptions."""
 
     def __len__(self) -> int:
         return self.size
+
+    @staticmethod
+    def open(path: str | Path) -> "Signals":
+        """Signals on disk, memory-mapped and read-only.
+
+        Raises:
+            SignalError: when there is no store, or its pass did not come to its end.
+        """
+        from gradwise.signals.store import read
+
+        return read(Path(path))
 
     def require(self, name: str, by: str) -> NDArray:
         """The quantity `name`, or a SignalError saying that the decision `by` cannot do without it."""
@@ -42,3 +72,12 @@ class Signals:
         if values is None:
             raise SignalError(f"{by} needs the signal {name!r}, which was not collected.")
         return values
+
+    def report(self) -> str:
+        """One line on samples set aside, the first few by number; empty when there are none."""
+        parts = [
+            f"{len(indices):,} {kind} (first: {', '.join(map(str, indices[:5].tolist()))})"
+            for kind, indices in self.problems.items()
+        ]
+        count = sum(len(indices) for indices in self.problems.values())
+        return f"{count:,} of {self.size:,} samples set aside: {'; '.join(parts)}" if parts else ""

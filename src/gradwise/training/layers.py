@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 
 from gradwise.errors import CheckpointError, RecipeError, SignalError
 from gradwise.methods.layer_policy import LayerPolicy
-from gradwise.training.blocks import group_layers
+from gradwise.structure import group_layers
 from gradwise.training.probe import Probe
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from gradwise import RecipeError
-from gradwise.training.blocks import block_list, group_layers
+from gradwise.structure import block_list, group_layers
 
 SMALL: dict[str, Any] = {
     "hidden_size": 16,

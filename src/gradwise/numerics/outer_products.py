@@ -1,0 +1,67 @@
+"""Exact norms of matrices given as sums of outer products, by whichever way multiplies least.
+
+Shapes: B samples, T rows (tokens), R x C the matrix G_i = sum_t r_it c_it^T.
+"""
+
+import torch
+from torch import Tensor
+
+MOST = 2**23
+"""Numbers a temporary may have: 32 MiB in float32."""
+
+
+def squared_norms(r_BTR: Tensor, c_BTC: Tensor, most: int = MOST) -> Tensor:
+    """||G_i||^2, (B,) in the type given.
+
+    Either through the T x T inner products of rows, sum_ts (r_t . r_s)(c_t . c_s), or through G_i itself in
+    bands of rows, whichever takes fewer multiplications.
+
+    >>> r, c = torch.randn(2, 7, 3), torch.randn(2, 7, 4)
+    >>> g = torch.bmm(r.mT, c)
+    >>> torch.allclose(squared_norms(r, c), g.square().sum(dim=(1, 2)), rtol=1e-4)
+    True
+    """
+    batch, length, rows = r_BTR.shape
+    columns = c_BTC.shape[2]
+    if not length:
+        return r_BTR.new_zeros(batch)
+    by_inner_products = length * (rows + columns) < rows * columns
+    width = length * length if by_inner_products else rows * columns
+    norms = _through_inner_products if by_inner_products else _through_matrices
+    step = max(1, most // width)
+    return torch.cat([norms(r, c, most) for r, c in zip(r_BTR.split(step), c_BTC.split(step), strict=True)])
+
+
+def _through_inner_products(r_BTR: Tensor, c_BTC: Tensor, most: int) -> Tensor:
+    band = max(1, most // (len(r_BTR) * r_BTR.shape[1]))
+    parts = [
+        (torch.bmm(r, r_BTR.mT) * torch.bmm(c, c_BTC.mT)).sum(dim=(1, 2))
+        for r, c in zip(r_BTR.split(band, dim=1), c_BTC.split(band, dim=1), strict=True)
+    ]
+    # The sum is a square: below zero only by rounding.
+    return torch.stack(parts).sum(dim=0).clamp(min=0)
+
+
+def _through_matrices(r_BTR: Tensor, c_BTC: Tensor, most: int) -> Tensor:
+    band = max(1, most // (len(r_BTR) * c_BTC.shape[2]))
+    parts = [torch.bmm(r.mT, c_BTC).square().sum(dim=(1, 2)) for r in r_BTR.split(band, dim=2)]
+    return torch.stack(parts).sum(dim=0)
+
+
+def gathered_rows(ids_T: Tensor, c_TC: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrix sum_t e_id(t) c_t^T of a table lookup, without its empty rows.
+
+    Returns:
+        (U,) distinct ids, ascending, and (U, C) their rows.
+    """
+    unique_U, place_T = torch.unique(ids_T, return_inverse=True)
+    rows_UC = c_TC.new_zeros(len(unique_U), c_TC.shape[1]).index_add_(0, place_T, c_TC)
+    return unique_U, rows_UC
+
+
+def squared_norm_with_lookup(r_TR: Tensor, c_TC: Tensor, ids_S: Tensor, d_SC: Tensor) -> Tensor:
+    """||sum_t r_t c_t^T + sum_s e_id(s) d_s^T||^2, a number: a weight that is both multiplied and looked up,
+    as tied embeddings are."""
+    ids_U, rows_UC = gathered_rows(ids_S, d_SC)
+    cross = (r_TR[:, ids_U] * (c_TC @ rows_UC.mT)).sum()
+    return squared_norms(r_TR[None], c_TC[None])[0] + 2 * cross + rows_UC.square().sum()

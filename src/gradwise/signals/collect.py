@@ -1,0 +1,86 @@
+"""`gw.collect`: every sample's quantities at a model's present weights."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gradwise.errors import SignalError
+from gradwise.signals.given_back import lent
+from gradwise.signals.passes import Collate, Pass, rank
+from gradwise.signals.quantities import Signals
+from gradwise.signals.wanted import Quantity, Wanted
+
+
+def collect(
+    model: nn.Module,
+    dataset: Any,
+    collator: Collate | None = None,
+    want: str | Sequence[Quantity] = ("loss", "embedding", "grad_norm", "grad"),
+    parameters: str | Sequence[str] = "blocks",
+    grad_dim: int | None = 1024,
+    precondition: Any = None,
+    batch_tokens: int = 4096,
+    store: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    pooling: str = "labels",
+    layer: int | None = None,
+    grad_dtype: str = "float32",
+) -> Signals:
+    """Measure every sample at the model's present weights, in one pass.
+
+    With label tokens L_i, the own-mean loss is l_i = (1/|L_i|) sum over L_i of the cross entropy; gradients
+    are of l_i, so none depends on what its sample was batched with. Without dropout and auxiliary losses. The
+    model is given back as it was found. Under torch.distributed each rank does its share of the batches, and
+    all return the same.
+
+    Args:
+        model: a causal language model, whole in this process.
+        dataset: anything indexable of {"input_ids": [...], "labels": [...]}; labels of -100 do not count.
+        collator: makes a padded batch with "labels" out of samples; padding on the right by default.
+        want: some of "loss", "embedding", "grad_norm", "grad" and "head_norm". Only "grad" and "grad_norm"
+            need a backward pass; "head_norm" needs that of the head alone.
+        parameters: what gradients are taken over: "blocks" (linear weights of the transformer blocks, or the
+            adapters in them), "all", or patterns that names of parameters match.
+        grad_dim: k, length of a projected gradient; None for the unprojected one, of the scope's size.
+        precondition: an Adam-like optimizer, or second moments by parameter name: gradients and their norms
+            are then of g / (sqrt(v) + eps), see `gradwise.signals.precondition`.
+        batch_tokens: padded tokens per batch; at least one sample goes in whatever its length.
+        store: a folder to keep the signals in; an interrupted pass goes on there.
+        seed: decides the projection, together with the parameters' names.
+        progress: show a bar on the first rank when standard error is a terminal.
+        pooling: what an embedding is the mean of: "labels", "all" tokens, or the "last" one.
+        layer: the block whose output embeddings are taken from; the last hidden state unless given.
+        grad_dtype: "float32", or "float16" for half the room.
+
+    Returns:
+        Signals with what was wanted, `num_tokens`, and `ok`, False for samples that were set aside: empty,
+        without a label token, longer than the model's positions, or with a value that is not finite.
+
+    Raises:
+        SignalError: when no sample can be measured, or the store is another pass's.
+
+    Example:
+        signals = collect(model, dataset, want=("loss", "grad"), store="signals")
+        similarity = signals.grad @ signals.grad.T
+    """
+    wanted = Wanted.of(
+        want, grad_dim=grad_dim, seed=seed, pooling=pooling, layer=layer, grad_dtype=grad_dtype
+    )
+    if batch_tokens < 1:
+        raise SignalError(f"batch_tokens must be at least 1; found {batch_tokens}.")
+    start = time.perf_counter()
+    with lent(model) as bare:
+        one = Pass(bare, dataset, collator, wanted, parameters, precondition, batch_tokens)
+        signals = one.run(None if store is None else Path(store), start, progress)
+    if (report := signals.report()) and rank() == 0:
+        warnings.warn(report, stacklevel=2)
+    assert signals.ok is not None
+    if not signals.ok.any():
+        raise SignalError(f"None of the {len(signals)} samples could be measured: {report}.")
+    return signals

@@ -1,0 +1,68 @@
+"""Lends a model for measuring and gives it back as it was found, also after an exception."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradwise.errors import SignalError
+
+
+@contextmanager
+def lent(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode, eager, its parameters without gradients, random state untouched.
+
+    A compiled model runs uncompiled, which gives the same numbers up to rounding; stacks of experts run one
+    expert after another, where every product can be seen.
+    """
+    bare: Any = getattr(model, "_orig_mod", model)
+    _check_whole(bare)
+    training = [module for module in bare.modules() if module.training]
+    learning = [parameter for parameter in bare.parameters() if parameter.requires_grad]
+    cuda = sorted({p.device.index for p in bare.parameters() if p.device.type == "cuda"})
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(cuda))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_one_expert_at_a_time(bare))
+        bare.eval()
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        try:
+            yield bare
+        finally:
+            for module in training:
+                module.training = True
+            for parameter in learning:
+                parameter.requires_grad_(True)
+
+
+def _check_whole(model: nn.Module) -> None:
+    name = type(model).__name__
+    if name in ("FullyShardedDataParallel", "DeepSpeedEngine") or any(
+        type(parameter).__name__ == "DTensor" for parameter in model.parameters()
+    ):
+        raise SignalError(
+            f"Signals need the whole model in each process; {name} is sharded. Collect them with a copy that "
+            "is not, or with a smaller model (signals.model)."
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise SignalError("Some of the model's weights are not loaded (meta device); load it whole.")
+
+
+@contextmanager
+def _one_expert_at_a_time(model: nn.Module) -> Iterator[None]:
+    """transformers fuses the products of all experts where it can; the plain loop shows them one by one."""
+    changed = []
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        now = getattr(config, "_experts_implementation", None)
+        if config is not None and now not in (None, "eager") and all(config is not c for c, _ in changed):
+            changed.append((config, now))
+            config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, before in changed:
+            config._experts_implementation = before

@@ -1,0 +1,165 @@
+"""The output head, applied at label positions only, and the losses that come of it.
+
+Shapes: B samples of up to T tokens, n label tokens in all, V the vocabulary, h the width of the model.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gradwise.errors import SignalError
+
+NO_LOSS = -100
+"""The label of tokens that do not count, everywhere in transformers."""
+
+
+@dataclass(frozen=True)
+class LabelPositions:
+    """Where the tokens are that the loss counts, and which predict them."""
+
+    labels_BT: Tensor
+
+    @classmethod
+    def of(cls, labels_BT: Tensor) -> "LabelPositions":
+        """From a batch's labels; the first token is never predicted."""
+        return cls(labels_BT)
+
+    @property
+    def samples(self) -> int:
+        """B."""
+        return len(self.labels_BT)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(B, T - 1) where the next token counts."""
+        return self.labels_BT[:, 1:] != NO_LOSS
+
+    @cached_property
+    def all_count(self) -> bool:
+        """Whether every token but the first of each sample counts, and none is padding."""
+        return bool(self.mask.all())
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """(n,) sample of each label token."""
+        return self.mask.nonzero()[:, 0]
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """(n,) the label tokens."""
+        return self.labels_BT[:, 1:][self.mask]
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """(B,) label tokens of each sample."""
+        return self.mask.sum(dim=1)
+
+    def gather(self, hidden_BTh: Tensor) -> Tensor:
+        """(1, n, h) the hidden states that predict label tokens, sample by sample."""
+        predicting_BTh = hidden_BTh[:, :-1]
+        if self.all_count:  # a reshape, whose backward pass need not scatter
+            return predicting_BTh.flatten(0, 1)[None]
+        return predicting_BTh[self.mask][None]
+
+    def mean_losses(self, logits_nV: Tensor) -> Tensor:
+        """(B,) own-mean cross entropy, nats per label token; NaN for a sample without any."""
+        wide = logits_nV if logits_nV.dtype == torch.float64 else logits_nV.float()
+        losses_n = functional.cross_entropy(wide, self.targets, reduction="none")
+        sums_B = losses_n.new_zeros(self.samples).index_add(0, self.owner, losses_n)
+        return sums_B / self.counts
+
+    def pooled(self, hidden_BTh: Tensor, pooling: str, batch: dict[str, Any]) -> Tensor:
+        """(B, h) mean of hidden states over the label tokens, all tokens, or the last one."""
+        wide = hidden_BTh if hidden_BTh.dtype == torch.float64 else hidden_BTh.float()
+        real_BT = batch.get("attention_mask")
+        real_BT = torch.ones_like(self.labels_BT) if real_BT is None else real_BT
+        if pooling == "labels":
+            chosen_BT = functional.pad(self.mask, (1, 0))
+        elif pooling == "last":
+            order = torch.arange(real_BT.shape[1], device=real_BT.device)
+            last = (real_BT * (order + 1)).argmax(dim=1)
+            chosen_BT = order == last[:, None]
+        else:
+            chosen_BT = real_BT.bool()
+        # A product with a mask would carry a padding row's NaN into the mean: 0 * NaN.
+        kept = wide.masked_fill(~chosen_BT[..., None], 0.0)
+        return kept.sum(dim=1) / chosen_BT.sum(dim=1, keepdim=True)
+
+
+class Head:
+    """A model's output head.
+
+    Args:
+        model: a causal language model.
+
+    Raises:
+        SignalError: when it has no output embeddings.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        found = self.model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        if not isinstance(found, nn.Module):
+            raise SignalError(
+                f"{type(model).__name__} has no output head; signals need a causal language model."
+            )
+        self.module = found
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """(V, h)."""
+        weight = getattr(self.module, "weight", None)
+        if not isinstance(weight, nn.Parameter):
+            raise SignalError(
+                f"The output head {type(self.module).__name__} has no weight of its own; head_norm needs it."
+            )
+        return weight
+
+    def logits(
+        self, batch: dict[str, Any], positions: LabelPositions, captures: Sequence[Any], hidden: Any
+    ) -> Tensor:
+        """(n, V) logits that predict the label tokens.
+
+        What the model does to logits after the head (soft caps, scales) it does to each on its own, so it is
+        given those that count and no others: with prompts masked, most of the head's work falls away.
+        """
+        with self._at_label_positions(positions, captures, hidden) as calls, ExitStack():
+            logits = self.model(**batch, use_cache=False).logits
+        if len(calls) != 1 or logits.shape[:2] != (1, len(positions.targets)):
+            raise SignalError(
+                f"The head of {type(self.model).__name__} was called {len(calls)} times and gave logits of "
+                f"shape {tuple(logits.shape)}, expected one call and (1, {len(positions.targets)}, V); this "
+                "model's forward pass does more than predict the next token."
+            )
+        return logits[0]
+
+    @contextmanager
+    def _at_label_positions(
+        self, positions: LabelPositions, captures: Sequence[Any], hidden: Any
+    ) -> Iterator[list[int]]:
+        calls: list[int] = []
+        inside = ExitStack()
+
+        def before(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            calls.append(1)
+            if hidden.from_head:
+                hidden.keep(args[0])
+            for capture in captures:
+                inside.enter_context(capture.rows_owned_by(positions.owner))
+            return positions.gather(args[0]), *args[1:]
+
+        handles = [
+            self.module.register_forward_pre_hook(before),
+            self.module.register_forward_hook(lambda *_: inside.close(), always_call=True),
+        ]
+        try:
+            yield calls
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -1,0 +1,240 @@
+"""Measures one batch: one forward pass, at most one backward pass, every sample's quantities apart.
+
+Shapes: B samples of up to T tokens, n label tokens in all, V the vocabulary, h the width of the model.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradwise.errors import SignalError
+from gradwise.signals.capture import Capture
+from gradwise.signals.head import Head, LabelPositions
+from gradwise.signals.scope import Scope
+from gradwise.signals.sums import Asked, GradientSums
+from gradwise.signals.wanted import Wanted
+
+Batch = dict[str, Any]
+
+
+@dataclass
+class Measured:
+    """Quantities of one batch, rows in the batch's order."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    """(B, ...) by name of the quantity, in float32 or float64."""
+
+    by_parameter: dict[str, Tensor] = field(default_factory=dict)
+    """(B,) squared norm of each parameter's gradient, where that was asked for."""
+
+
+class Measurer:
+    """Measures batches with one model.
+
+    Args:
+        model: lent for it (`gradwise.signals.given_back`).
+        wanted: what to measure.
+        asked: of which parameters' gradients; None where none are wanted.
+        unseen: parameters whose use cannot be watched; batches must then have one sample, and autograd gives
+            these parameters' gradients.
+    """
+
+    def __init__(
+        self, model: nn.Module, wanted: Wanted, asked: Asked | None, unseen: tuple[str, ...] = ()
+    ) -> None:
+        self.model = model
+        self.wanted = wanted
+        self.asked = asked
+        self.unseen = unseen
+        self.head = Head(model)
+        self.device = next(model.parameters()).device
+        self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+
+    def __call__(self, batch: Batch, *, apart: bool = False) -> Measured:
+        """Measure a padded batch with "labels"; with `apart`, each parameter's share of the norm as well."""
+        batch = {name: _moved(value, self.device) for name, value in batch.items()}
+        labels_BT = batch.pop("labels")
+        positions = LabelPositions.of(labels_BT)
+        if self.dtype == torch.float16 and self.asked is not None:
+            return self._without_overflow(batch, positions, apart)
+        return self._measure(batch, positions, 1.0, apart)
+
+    def _without_overflow(self, batch: Batch, positions: LabelPositions, apart: bool) -> Measured:
+        """Float16 gradients underflow unless scaled up; where that overflows, scale less."""
+        for scale in (2.0**12, 2.0**4):
+            found = self._measure(dict(batch), positions, scale, apart)
+            if all(value.isfinite().all() for value in found.values.values()):
+                return found
+        return self._measure(batch, positions, 1.0, apart)
+
+    def _measure(self, batch: Batch, positions: LabelPositions, scale: float, apart: bool) -> Measured:
+        gradients = self._new_sums(positions.samples, apart)
+        head_only = self._new_head_sums(positions.samples)
+        captures = [
+            Capture(self._seen(sums.asked.scope), sums, positions.samples, head_only=sums is head_only)
+            for sums in (gradients, head_only)
+            if sums is not None
+        ]
+        found = Measured()
+        grad_enabled = torch.set_grad_enabled(bool(captures))
+        with grad_enabled, self._unseen_learning() as unseen, ExitStack() as hooks:
+            hidden = self._hidden_wanted(hooks)
+            with ExitStack() as watching:
+                for capture in captures:
+                    watching.enter_context(capture)
+                    watching.enter_context(experts_watched(self.model, capture, positions))
+                logits_nV = self.head.logits(batch, positions, captures, hidden)
+            losses_B = positions.mean_losses(logits_nV)
+            roots = [root for capture in captures for root in capture.roots]
+            self._backward(losses_B.sum() * scale, roots, unseen, gradients)
+        found.values["loss"] = losses_B.detach()
+        if hidden.wanted:
+            found.values["embedding"] = positions.pooled(hidden.state, self.wanted.pooling, batch)
+        self._read(found, gradients, head_only, scale)
+        return found
+
+    def _seen(self, scope: Scope) -> Scope:
+        return Scope({name: p for name, p in scope.parameters.items() if name not in self.unseen})
+
+    def _new_sums(self, samples: int, apart: bool) -> GradientSums | None:
+        if self.asked is None or not self.wanted.gradients:
+            return None
+        if self.unseen and samples > 1:
+            raise AssertionError("with unseen parameters a batch is one sample")
+        sums = GradientSums(self.asked, samples, self.device, self.dtype)
+        if apart:
+            sums.watch_parameters()
+        return sums
+
+    def _new_head_sums(self, samples: int) -> GradientSums | None:
+        if "head_norm" not in self.wanted:
+            return None
+        asked = Asked(Scope({"head": self.head.weight}), norms=True)
+        return GradientSums(asked, samples, self.device, self.dtype)
+
+    def _hidden_wanted(self, stack: ExitStack) -> "HiddenState":
+        hidden = HiddenState("embedding" in self.wanted)
+        if hidden.wanted and self.wanted.layer is not None:
+            stack.enter_context(hidden.after_block(self.model, self.wanted.layer))
+        return hidden
+
+    @contextmanager
+    def _unseen_learning(self) -> Iterator[dict[str, nn.Parameter]]:
+        unseen = (
+            {} if self.asked is None else {name: self.asked.scope.parameters[name] for name in self.unseen}
+        )
+        for parameter in unseen.values():
+            parameter.requires_grad_(True)
+        try:
+            yield unseen
+        finally:
+            for parameter in unseen.values():
+                parameter.requires_grad_(False)
+
+    @staticmethod
+    def _backward(
+        total: Tensor, roots: list[Tensor], unseen: dict[str, nn.Parameter], sums: GradientSums | None
+    ) -> None:
+        targets = [*roots, *unseen.values()]
+        if not total.requires_grad or not targets:
+            return
+        # With inputs named, nothing is accumulated into anybody's .grad.
+        given = torch.autograd.grad(total, targets, allow_unused=True)
+        for name, gradient in zip(unseen, given[len(roots) :], strict=True):
+            if gradient is not None and sums is not None:
+                sums.parameter(name, gradient)
+
+    def _read(
+        self, found: Measured, sums: GradientSums | None, head: GradientSums | None, scale: float
+    ) -> None:
+        if sums is not None:
+            if sums.squares is not None and "grad_norm" in self.wanted:
+                found.values["grad_norm"] = sums.squares.sqrt() / scale
+            if sums.projected is not None:
+                found.values["grad"] = sums.projected / scale
+            if sums.whole is not None:
+                found.values["grad"] = sums.whole / scale
+            if sums.by_name is not None:
+                found.by_parameter = {name: square / scale**2 for name, square in sums.by_name.items()}
+        if head is not None and head.squares is not None:
+            found.values["head_norm"] = head.squares.sqrt() / scale
+
+
+class HiddenState:
+    """The hidden states that embeddings are taken from, once the forward pass has come by."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self.from_head = wanted
+        self._state: Tensor | None = None
+
+    @property
+    def state(self) -> Tensor:
+        """(B, T, h)."""
+        if self._state is None:
+            raise SignalError("The model's hidden states never came by; give another `layer`, or none.")
+        return self._state
+
+    def keep(self, state_BTh: Tensor) -> None:
+        """Called with the states, wherever they are found."""
+        self._state = state_BTh.detach()
+
+    @contextmanager
+    def after_block(self, model: nn.Module, layer: int) -> Iterator[None]:
+        """Take the states after a block, counted from 0 or, negative, from the end."""
+        from gradwise.structure import block_list
+
+        blocks = block_list(model)[1]
+        if not -len(blocks) <= layer < len(blocks):
+            raise SignalError(f"layer is {layer}, but the model has {len(blocks)} blocks.")
+        self.from_head = False
+
+        def hook(_: Any, __: Any, out: Any) -> None:
+            self.keep(out[0] if isinstance(out, tuple) else out)
+
+        handle = blocks[layer].register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@contextmanager
+def experts_watched(model: nn.Module, capture: Capture, positions: LabelPositions) -> Iterator[None]:
+    """Tell the capture, at each stack of experts, which samples each expert's rows are of."""
+    handles = []
+    for module in model.modules():
+        if any(p.ndim == 3 for p in module.parameters(recurse=False)):
+            handles.append(
+                module.register_forward_pre_hook(_experts_hook(capture, positions), with_kwargs=True)
+            )
+            handles.append(module.register_forward_hook(lambda *_: capture.experts_end()))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _experts_hook(capture: Capture, positions: LabelPositions) -> Callable[..., None]:
+    def begin(_: Any, args: Any, kwargs: Any) -> None:
+        chosen = args[1] if len(args) > 1 else kwargs.get("top_k_index")
+        if not isinstance(chosen, Tensor) or chosen.ndim != 2 or len(chosen) % positions.samples:
+            return
+        length = len(chosen) // positions.samples
+
+        def rows_of(expert: int) -> Tensor:
+            # transformers' loop goes by place among the chosen first, then by token.
+            return (chosen == expert).T.nonzero()[:, 1] // length
+
+        capture.experts_begin(rows_of)
+
+    return begin
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

@@ -1,0 +1,259 @@
+"""One pass over a data set: what to measure in which blocks, and where the rows go."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from gradwise.data import Collator
+from gradwise.errors import SignalError
+from gradwise.signals.measure import Batch, Measurer
+from gradwise.signals.precondition import Preconditioner
+from gradwise.signals.quantities import Signals
+from gradwise.signals.rehearsal import Verdict, rehearse
+from gradwise.signals.samples import Inspection, batches, inspect
+from gradwise.signals.scope import Scope, resolve
+from gradwise.signals.sheet import MEASURED, NOT_FINITE, NOT_HELD, Column, InMemory, Sheet, stored
+from gradwise.signals.store import Store
+from gradwise.signals.sums import Asked, Projector
+from gradwise.signals.wanted import Wanted
+
+NOTE_EVERY = 5.0
+"""Seconds between notes of the time spent; a killed pass loses as much of it at most."""
+
+Collate = Callable[[list[Any]], Batch]
+
+
+class Pass:
+    """One pass over a data set with a lent model; arguments as in `collect`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Any,
+        collator: Collate | None,
+        wanted: Wanted,
+        parameters: str | Sequence[str],
+        precondition: Any,
+        batch_tokens: int,
+    ) -> None:
+        self.model: Any = model
+        self.dataset = dataset
+        self.collate = collator or Collator(_pad_token(model))
+        self.wanted = wanted
+        self.batch_tokens = batch_tokens
+        self.inspection: Inspection = inspect(dataset, model)
+        self.scope: Scope | None = None
+        self.asked: Asked | None = None
+        if wanted.gradients:
+            self.scope = resolve(model, parameters)
+            self.asked = _asked(self.scope, wanted, precondition)
+        elif precondition is not None:
+            raise SignalError("precondition changes gradients, but neither grad nor grad_norm is wanted.")
+
+    def run(self, path: Path | None, start: float, progress: bool) -> Signals:
+        """Measure what is not yet on the sheet; `start` is when the cost began, by `time.perf_counter`."""
+        order = self.inspection.measurable()
+        verdict = self._rehearse(order) if len(order) else Verdict()
+        together = not verdict.one_at_a_time
+        blocks = batches(order, self.inspection.lengths, self.batch_tokens if together else 1)
+        columns = self._columns()
+        if path is not None:
+            return self._stored(path, columns, blocks, verdict, start, progress)
+        sheet = InMemory(len(self.dataset), columns, len(blocks))
+        self._fill(sheet, blocks, verdict, progress)
+        arrays = sheet.close(blocks)
+        return self._signals(arrays, time.perf_counter() - start)
+
+    def _stored(
+        self,
+        path: Path,
+        columns: Mapping[str, Column],
+        blocks: list[NDArray[np.int64]],
+        verdict: Verdict,
+        start: float,
+        progress: bool,
+    ) -> Signals:
+        store = Store(path, self._request(columns, len(blocks)), len(self.dataset), columns, len(blocks))
+        try:
+            manifest = store.manifest
+            if not manifest["complete"]:
+                spent = manifest["seconds"]
+
+                def note() -> None:
+                    store.note(seconds=spent + time.perf_counter() - start)
+
+                self._fill(store, blocks, verdict, progress, note)
+                signals = self._signals(store.close(blocks), spent + time.perf_counter() - start)
+                problems = {kind: indices.tolist() for kind, indices in signals.problems.items()}
+                store.note(complete=True, seconds=signals.seconds, problems=problems)
+            if dist.is_initialized():
+                dist.barrier()
+        finally:
+            store.release()
+        return Signals.open(path)
+
+    # ---- measuring ---------------------------------------------------------------------------------------
+
+    def _rehearse(self, order: NDArray[np.int64]) -> Verdict:
+        if self.asked is None:
+            return Verdict()
+        # The two shortest samples with something to tell apart, of different lengths where there are.
+        short = order[::-1]
+        telling = short[self.inspection.num_tokens[short] > 1]
+        first = int((telling if len(telling) else short)[0])
+        longer = short[self.inspection.lengths[short] > self.inspection.lengths[first]]
+        samples = [self.dataset[first], self.dataset[int(longer[0]) if len(longer) else first]]
+        pair = self.collate(samples)
+        if len(pair["labels"]) != 2:  # a collator that strings samples together in one row
+            return Verdict(one_at_a_time=True)
+        return rehearse(self.model, self.asked, pair, [self.collate([sample]) for sample in samples])
+
+    def _fill(
+        self,
+        sheet: Sheet,
+        blocks: list[NDArray[np.int64]],
+        verdict: Verdict,
+        progress: bool,
+        note: Callable[[], None] = lambda: None,
+    ) -> None:
+        sheet.fill("num_tokens", self.inspection.num_tokens)
+        share = np.flatnonzero(~sheet.done())[rank() :: ranks()].tolist()
+        measure = Measurer(self.model, self.wanted, self.asked, verdict.unseen)
+        noted = time.perf_counter()
+        bar = tqdm(
+            desc="signals",
+            total=sum(len(blocks[block]) for block in share),
+            unit=" samples",
+            delay=2,
+            disable=None if progress and rank() == 0 else True,
+        )
+        with bar:
+            for block in share:
+                sheet.write(block, blocks[block], self._rows(measure, blocks[block], sheet.columns))
+                bar.update(len(blocks[block]))
+                if time.perf_counter() - noted > NOTE_EVERY:
+                    note()
+                    noted = time.perf_counter()
+
+    def _rows(
+        self, measure: Measurer, rows: NDArray[np.int64], columns: Mapping[str, Column]
+    ) -> dict[str, NDArray]:
+        batch = self.collate([self.dataset[int(row)] for row in rows])
+        found = measure(batch).values
+        flags = np.full(len(rows), MEASURED, dtype=np.uint8)
+        values: dict[str, NDArray] = {"flags": flags}
+        for name, measured in found.items():
+            array = measured.cpu().numpy()
+            finite = np.isfinite(array.reshape(len(rows), -1)).all(axis=1)
+            flags[~finite] |= NOT_FINITE[name]
+            if name in columns:
+                values[name], held = stored(array, columns[name])
+                flags[~held] |= NOT_HELD
+        return values
+
+    # ---- what comes of it --------------------------------------------------------------------------------
+
+    def _columns(self) -> dict[str, Column]:
+        columns = {"num_tokens": Column("int32", ()), "flags": Column("uint8", ())}
+        tails = {
+            "embedding": lambda: (self._width(),),
+            "grad": lambda: (self.wanted.grad_dim or (self.scope.size if self.scope else 0),),
+        }
+        for name in self.wanted.quantities:
+            dtype = self.wanted.grad_dtype if name == "grad" else "float32"
+            columns[name] = Column(dtype, tails[name]() if name in tails else ())
+        return columns
+
+    def _width(self) -> int:
+        if self.wanted.layer is None:
+            return int(self.model.get_output_embeddings().weight.shape[-1])
+        config = self.model.config
+        return int((config.get_text_config() if hasattr(config, "get_text_config") else config).hidden_size)
+
+    def _signals(self, arrays: dict[str, NDArray], seconds: float) -> Signals:
+        flags = arrays["flags"]
+        problems = dict(self.inspection.problems)
+        measured = (flags & MEASURED) > 0
+        for name, flag in NOT_FINITE.items():
+            if (wrong := measured & ((flags & flag) > 0)).any():
+                problems[f"{name} not finite"] = np.flatnonzero(wrong)
+        if (wrong := (flags & NOT_HELD) > 0).any():
+            problems["grad beyond float16; give grad_dtype='float32'"] = np.flatnonzero(wrong)
+        kept: dict[str, Any] = {name: array for name, array in arrays.items() if name != "flags"}
+        return Signals(len(flags), **kept, ok=flags == MEASURED, problems=problems, seconds=seconds)
+
+    def _request(self, columns: Mapping[str, Column], blocks: int) -> dict[str, Any]:
+        """What decides the values; kept in the manifest, by which a store is recognised."""
+        request: dict[str, Any] = {
+            "size": len(self.dataset),
+            "columns": columns,
+            "model": type(self.model).__name__,
+            "weights": weights_digest(self.model),
+            "data": self.inspection.fingerprint,
+            "batch_tokens": self.batch_tokens,
+            "blocks": blocks,
+        }
+        if "embedding" in self.wanted:
+            request |= {"pooling": self.wanted.pooling, "layer": self.wanted.layer}
+        if self.asked is not None and self.scope is not None:
+            names = hashlib.sha256("\n".join(self.scope.parameters).encode()).hexdigest()[:16]
+            projector, preconditioner = self.asked.projector, self.asked.preconditioner
+            request |= {
+                "scope": f"{len(self.scope.parameters)} parameters, {names}",
+                "projection": None if projector is None else projector.description(),
+                "precondition": None if preconditioner is None else preconditioner.digest(),
+            }
+        return request
+
+
+def _asked(scope: Scope, wanted: Wanted, precondition: Any) -> Asked:
+    projector = None
+    if "grad" in wanted and wanted.grad_dim is not None:
+        projector = Projector(wanted.grad_dim, wanted.seed)
+    return Asked(
+        scope,
+        projector,
+        norms="grad_norm" in wanted,
+        whole="grad" in wanted and wanted.grad_dim is None,
+        preconditioner=None if precondition is None else Preconditioner.of(precondition, scope),
+    )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A hash of every parameter and buffer, by name; several are hashed at a time."""
+
+    def one(item: tuple[str, Tensor]) -> bytes:
+        name, tensor = item
+        plain = tensor.detach().cpu().contiguous()
+        state = hashlib.blake2b(f"{name} {plain.dtype} {tuple(plain.shape)}".encode(), digest_size=16)
+        state.update(plain.flatten().view(torch.uint8).numpy().data)
+        return state.digest()
+
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(one, model.state_dict().items()))
+    return hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
+
+
+def rank() -> int:
+    """Of this process among those that collect together."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    """How many processes collect together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _pad_token(model: Any) -> int:
+    token = getattr(model.config, "pad_token_id", None)
+    return token if isinstance(token, int) and token >= 0 else 0

@@ -1,0 +1,172 @@
+"""Which parameters a gradient is taken over, and how tensors met during a forward pass are traced to them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradwise.errors import RecipeError, SignalError
+from gradwise.structure import block_list
+
+
+class Matrix(NamedTuple):
+    """One R x C matrix among the parameters in scope: a weight, or one expert's slice of a stack of them."""
+
+    name: str
+    slice: int | None
+    rows: int
+    columns: int
+
+
+class Found(NamedTuple):
+    """A tensor traced back to a matrix; `transposed` where it is C x R."""
+
+    matrix: Matrix
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The parameters that gradients are taken over, by name; a tied parameter stands once."""
+
+    parameters: dict[str, nn.Parameter]
+
+    @property
+    def size(self) -> int:
+        """Numbers in an unprojected gradient."""
+        return sum(p.numel() for p in self.parameters.values())
+
+    def offsets(self) -> Iterator[tuple[str, int]]:
+        """Each parameter's name and where it begins in an unprojected gradient."""
+        start = 0
+        for name, parameter in self.parameters.items():
+            yield name, start
+            start += parameter.numel()
+
+
+def resolve(model: nn.Module, parameters: str | Sequence[str]) -> Scope:
+    """The scope that `parameters` names.
+
+    Args:
+        model: a causal language model.
+        parameters: "blocks": every linear weight inside the transformer blocks, or, where the model has PEFT
+            adapters, their weights; "all": every parameter; or patterns such as "*.mlp.*.weight" that names
+            of parameters must match, one or several.
+
+    Raises:
+        SignalError: when nothing matches, with the nearest thing to do.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    adapted = hasattr(model, "peft_config")
+    if parameters == "all":
+        chosen = {name: p for name, p in named.items() if p.requires_grad or not adapted}
+    elif parameters == "blocks":
+        chosen = _in_blocks(model, named, adapted)
+    else:
+        patterns = [parameters] if isinstance(parameters, str) else list(parameters)
+        chosen = _matching(named, patterns)
+    if not chosen:
+        raise SignalError(
+            f"parameters={parameters!r} names no floating-point parameter of {type(model).__name__}; "
+            "quantised weights have no gradient: train an adapter, or give patterns that match names such as "
+            f"{next(iter(named), 'none')!r}."
+        )
+    return Scope(chosen)
+
+
+def _in_blocks(model: nn.Module, named: dict[str, nn.Parameter], adapted: bool) -> dict[str, nn.Parameter]:
+    try:
+        prefix, _ = block_list(model)
+    except RecipeError as error:
+        raise SignalError(f"{error.args[0].split(',')[0]}; give parameters='all' or patterns.") from None
+    # Stacks of three dimensions are experts; those of a convolution are no linear weights.
+    convolutions = {
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.conv._ConvNd)
+        for own, _ in module.named_parameters(recurse=False)
+    }
+    inside = {
+        name: p for name, p in named.items() if name.startswith(f"{prefix}.") and name not in convolutions
+    }
+    if adapted:
+        return {name: p for name, p in inside.items() if p.requires_grad and p.ndim >= 2}
+    return {name: p for name, p in inside.items() if p.ndim in (2, 3)}
+
+
+def _matching(named: dict[str, nn.Parameter], patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in named):
+            raise SignalError(
+                f"parameters: {pattern!r} matches no parameter; names look like "
+                f"{next(iter(named), 'none')!r}."
+            )
+    return {name: p for name, p in named.items() if any(fnmatchcase(name, one) for one in patterns)}
+
+
+class Tracer:
+    """Tells which parameter in scope a tensor is: the parameter, a view of it, or a copy in another type.
+
+    Args:
+        scope: the parameters.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self._names = {id(p): name for name, p in scope.parameters.items()}
+        self._parameters = scope.parameters
+        # Copies that stand for a parameter, held so that their ids stay theirs.
+        self._copies: dict[int, tuple[Tensor, str]] = {}
+
+    def forget(self) -> None:
+        """Let go of the copies of one forward pass."""
+        self._copies.clear()
+
+    def stands_for(self, copy: Tensor, original: Tensor) -> None:
+        """Note that a gradient with respect to `copy` is one with respect to `original`."""
+        name = self.name(original)
+        if name is not None and copy is not original:
+            self._copies[id(copy)] = (copy, name)
+
+    def name(self, tensor: object) -> str | None:
+        """The parameter that a tensor is as a whole."""
+        if not isinstance(tensor, Tensor):
+            return None
+        if id(tensor) in self._names:
+            return self._names[id(tensor)]
+        return self._copies[id(tensor)][1] if id(tensor) in self._copies else None
+
+    def matrix(self, tensor: object) -> Found | None:
+        """The matrix that a two-dimensional tensor is: a weight, its transpose, or a slice of a stack."""
+        if not isinstance(tensor, Tensor) or tensor.ndim != 2:
+            return None
+        name = self.name(tensor)
+        if name is not None:
+            return Found(Matrix(name, None, *tensor.shape), False)
+        base = tensor._base
+        if base is None or (name := self.name(base)) is None:
+            return None
+        return _view_of(name, base, tensor)
+
+
+def _view_of(name: str, base: Tensor, view: Tensor) -> Found | None:
+    if not base.is_contiguous():
+        return None
+    rows, columns = base.shape[-2:]
+    slice_size = rows * columns
+    number, within = divmod(int(view.storage_offset() - base.storage_offset()), slice_size)
+    if within:
+        return None
+    matrix = Matrix(name, number if base.ndim == 3 else None, rows, columns)
+    if view.shape == (rows, columns) and view.stride() == (columns, 1):
+        return Found(matrix, False)
+    if view.shape == (columns, rows) and view.stride() == (1, columns):
+        return Found(matrix, True)
+    return None
+
+
+def precise(dtype: torch.dtype) -> bool:
+    """Whether a model of this type repeats itself to more than the three digits of half precision."""
+    return dtype in (torch.float32, torch.float64)

@@ -1,0 +1,103 @@
+"""Where the rows of a pass are put: in memory, or in a store on disk (`gradwise.signals.store`).
+
+A pass is cut into blocks, the unit of work. Whoever does a block writes the block's rows and nothing else, so
+any number of processes can fill one sheet.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from gradwise.signals.wanted import QUANTITIES
+
+MEASURED, NOT_HELD = 1, 2
+"""Flags of a row beside those of its quantities: it was measured; half precision does not hold it."""
+
+NOT_FINITE = {name: 4 << place for place, name in enumerate(QUANTITIES)}
+"""Flag of each quantity that is not finite."""
+
+
+class Column(NamedTuple):
+    """One quantity: its type and the shape of one row."""
+
+    dtype: str
+    tail: tuple[int, ...]
+
+
+class Sheet(ABC):
+    """N rows of several quantities, filled block by block."""
+
+    columns: Mapping[str, Column]
+
+    @abstractmethod
+    def done(self) -> NDArray[np.bool_]:
+        """(blocks,) which are filled already."""
+
+    @abstractmethod
+    def fill(self, name: str, values: NDArray) -> None:
+        """Put a whole column that is known beforehand."""
+
+    @abstractmethod
+    def write(self, block: int, rows: NDArray[np.int64], values: Mapping[str, NDArray]) -> None:
+        """Fill a block: `values` by quantity, with as many rows as `rows` has numbers."""
+
+    @abstractmethod
+    def close(self, blocks: Sequence[NDArray[np.int64]]) -> dict[str, NDArray]:
+        """All quantities once every rank has done its share of `blocks`; a collective call."""
+
+
+class InMemory(Sheet):
+    """A sheet of ordinary arrays, brought together over ranks at the end."""
+
+    def __init__(self, size: int, columns: Mapping[str, Column], blocks: int) -> None:
+        self.columns = columns
+        self._done = np.zeros(blocks, dtype=bool)
+        self._arrays = {name: _blank(size, column) for name, column in columns.items()}
+
+    def done(self) -> NDArray[np.bool_]:
+        return self._done.copy()
+
+    def fill(self, name: str, values: NDArray) -> None:
+        self._arrays[name][:] = values
+
+    def write(self, block: int, rows: NDArray[np.int64], values: Mapping[str, NDArray]) -> None:
+        for name, rows_of in values.items():
+            self._arrays[name][rows] = rows_of
+        self._done[block] = True
+
+    def close(self, blocks: Sequence[NDArray[np.int64]]) -> dict[str, NDArray]:
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            finished = np.flatnonzero(self._done).tolist()
+            mine = {b: {name: array[blocks[b]] for name, array in self._arrays.items()} for b in finished}
+            shares: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(shares, mine)
+            for share in shares:
+                for block, values in share.items():
+                    self.write(block, blocks[block], values)
+        return self._arrays
+
+
+def _blank(size: int, column: Column) -> NDArray:
+    fill = np.nan if np.issubdtype(column.dtype, np.floating) else 0
+    return np.full((size, *column.tail), fill, dtype=column.dtype)
+
+
+def stored(values: NDArray, column: Column) -> tuple[NDArray, NDArray[np.bool_]]:
+    """Values in the type they are kept in, and (rows,) which of them that type can hold.
+
+    Half precision holds neither what is beyond 65,504 nor, to three digits, what is below 6e-5: a row whose
+    length changes by more than a hundredth is told.
+    """
+    with np.errstate(over="ignore"):
+        kept = values.astype(column.dtype)
+    if column.dtype != "float16":
+        return kept, np.ones(len(values), dtype=bool)
+    before = np.linalg.norm(values.astype(np.float64), axis=-1)
+    with np.errstate(invalid="ignore"):
+        after = np.linalg.norm(kept.astype(np.float64), axis=-1)
+        held = np.isfinite(after) & (np.abs(after - before) <= 1e-2 * before)
+    return kept, held | ~np.isfinite(before)

@@ -1,0 +1,301 @@
+"""Adds up what every parameter contributes to each sample's gradient: its projection, its norm, itself.
+
+Shapes: B samples, R x C a matrix among the parameters, k the length of the projection, P the size of the
+scope.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradwise.numerics.outer_products import gathered_rows, squared_norm_with_lookup, squared_norms
+from gradwise.numerics.projection import SIDE, Deal, Fold, MatrixProjection, accumulator, seeded
+from gradwise.signals.precondition import Preconditioner
+from gradwise.signals.rows import Rows
+from gradwise.signals.scope import Matrix, Scope
+
+
+class Projector:
+    """The projections of all parameters of a scope into the same k numbers.
+
+    Args:
+        size: k.
+        seed: decides signs and places, together with the parameters' names.
+        side: sums that each side of a matrix is folded to.
+    """
+
+    def __init__(self, size: int, seed: int, side: int = SIDE) -> None:
+        self.size, self.seed, self.side = size, seed, side
+        self.matrix = cache(self._matrix)
+        self.vector = cache(self._vector)
+        self._rows = cache(self._row_fold)
+        self._columns = cache(self._column_fold)
+        self._deal = cache(self._new_deal)
+
+    def _matrix(self, matrix: Matrix) -> MatrixProjection:
+        row = self._rows(matrix.name, matrix.rows)
+        column = self._columns(self.input_group(matrix), matrix.slice, matrix.columns)
+        return MatrixProjection(row, column, self._deal(matrix.name, row.size * column.size))
+
+    def description(self) -> dict[str, int]:
+        """What the projection depends on beside the parameters' names."""
+        return {"size": self.size, "seed": self.seed, "side": self.side}
+
+    @staticmethod
+    def input_group(matrix: Matrix) -> str:
+        """What weights that multiply the same input have in common, and the fold of their columns with it:
+        the parent module."""
+        return matrix.name.rsplit(".", 2)[0]
+
+    def _row_fold(self, name: str, dimension: int) -> Fold:
+        return Fold(dimension, self.side, seeded(self.seed, name, "rows"))
+
+    def _column_fold(self, group: str, part: int | None, dimension: int) -> Fold:
+        return Fold(dimension, self.side, seeded(self.seed, group, part, dimension, "columns"))
+
+    def _new_deal(self, name: str, count: int) -> Deal:
+        return Deal(count, self.size, seeded(self.seed, name, "deal"))
+
+    def _vector(self, name: str, dimension: int) -> Deal:
+        return Deal(dimension, self.size, seeded(self.seed, name, dimension, "vector"))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted of each sample's gradient."""
+
+    scope: Scope
+    projector: Projector | None = None
+    norms: bool = False
+    whole: bool = False
+    """The unprojected gradient."""
+    preconditioner: Preconditioner | None = None
+
+
+class _Product(NamedTuple):
+    row_BTR: Tensor
+    column_BTC: Tensor
+
+
+class _Lookup(NamedTuple):
+    ids_BT: Tensor
+    column_BTC: Tensor
+
+
+class GradientSums:
+    """The gradients of one batch, added up use by use.
+
+    Args:
+        asked: what is wanted.
+        samples: B.
+        device, dtype: of the model.
+    """
+
+    def __init__(self, asked: Asked, samples: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.asked = asked
+        self.samples = samples
+        like = {"device": device, "dtype": accumulator(dtype)}
+        projector = asked.projector
+        self.projected = None if projector is None else torch.zeros(samples, projector.size, **like)
+        self.squares = torch.zeros(samples, **like) if asked.norms else None
+        self.whole = torch.zeros(samples, asked.scope.size, **like) if asked.whole else None
+        self.by_name: dict[str, Tensor] | None = None
+        self._offsets = dict(asked.scope.offsets())
+        self._uses: Counter[Matrix] = Counter()
+        self._waiting: dict[Matrix, list[_Product | _Lookup]] = {}
+        self._last_input: tuple[Any, Tensor, Tensor] | None = None
+
+    def watch_parameters(self) -> None:
+        """Also keep the squared norms of each parameter apart, in `by_name`."""
+        self.by_name = {}
+
+    def product(
+        self, matrix: Matrix, x: Tensor, rows: Rows, *, input_is_row: bool
+    ) -> Callable[[Tensor], None]:
+        """A matrix multiplies `x`; returns what takes the gradient of the product when it arrives."""
+        self._uses[matrix] += 1
+        folded = self._folded_input(matrix, x, input_is_row)
+        kept = x if self.squares is not None or self.whole is not None else None
+
+        def arrived(gradient: Tensor) -> None:
+            nonlocal kept, folded
+            if self.projected is not None and folded is not None:
+                self._project(matrix, folded, gradient, rows, input_is_row)
+            if kept is not None:
+                first, second = (kept, gradient) if input_is_row else (gradient, kept)
+                product = _Product(rows.grouped(_wide(first)), rows.grouped(_wide(second)))
+                self._add(matrix, self._preconditioned(matrix, product))
+            kept = folded = None
+
+        return arrived
+
+    def _folded_input(self, matrix: Matrix, x: Tensor, input_is_row: bool) -> Tensor | None:
+        projector = self.asked.projector
+        if projector is None:
+            return None
+        projection = projector.matrix(matrix)
+        fold = projection.row if input_is_row else projection.column
+        # Queries, keys and values multiply the same input; so do gate and up. It is folded once. With a
+        # preconditioner each has scales of its own.
+        scale = self._scale(matrix, 0 if input_is_row else 1)
+        if scale is not None:
+            return fold(x * scale)
+        key = (x.data_ptr(), x.shape, x.stride(), x._version, fold)
+        if self._last_input is None or self._last_input[0] != key:
+            # x is held so that its address stays its own.
+            self._last_input = (key, x, fold(x))
+        return self._last_input[2]
+
+    def _project(
+        self, matrix: Matrix, folded: Tensor, gradient: Tensor, rows: Rows, input_is_row: bool
+    ) -> None:
+        assert self.asked.projector is not None and self.projected is not None
+        projection = self.asked.projector.matrix(matrix)
+        scale = self._scale(matrix, 1 if input_is_row else 0)
+        scaled = gradient if scale is None else gradient * scale
+        other = (projection.column if input_is_row else projection.row)(scaled)
+        row, column = (folded, other) if input_is_row else (other, folded)
+        self.projected += projection.close(rows.grouped(row), rows.grouped(column))
+
+    def lookup(self, matrix: Matrix, ids: Tensor, padding: int | None) -> Callable[[Tensor], None]:
+        """Rows of a matrix are looked up, `ids` (B, T); returns what takes the gradient of the result."""
+        self._uses[matrix] += 1
+
+        def arrived(gradient: Tensor) -> None:
+            column = _wide(gradient)
+            if padding is not None:
+                column = column.masked_fill((ids == padding)[..., None], 0.0)
+            self._project_lookup(matrix, ids, column)
+            if self.squares is not None or self.whole is not None:
+                self._add(matrix, _Lookup(ids, column), scaled=False)
+
+        return arrived
+
+    def _project_lookup(self, matrix: Matrix, ids: Tensor, column: Tensor) -> None:
+        projector = self.asked.projector
+        if projector is None or self.projected is None:
+            return
+        projection = projector.matrix(matrix)
+        row_scale, column_scale = self._scale(matrix, 0), self._scale(matrix, 1)
+        folded = projection.column(column if column_scale is None else column * column_scale)
+        bucket, entry = projection.row.one_hot(ids, like=folded)
+        if row_scale is not None:
+            entry = entry * row_scale[ids]
+        size = projection.row.size
+        places = bucket + torch.arange(len(ids), device=ids.device)[:, None] * size
+        table = folded.new_zeros(len(ids) * size, folded.shape[-1])
+        table.index_add_(0, places.flatten(), (folded * entry[..., None]).flatten(0, 1))
+        self.projected += projection.deal(table.view(len(ids), -1))
+
+    def vector(self, name: str, gradient_Bd: Tensor) -> None:
+        """The gradient of a vector, (B, d), once for each of its uses."""
+        scale = self.asked.preconditioner and self.asked.preconditioner.vector(name, gradient_Bd)
+        gradient_Bd = gradient_Bd if scale is None else gradient_Bd * scale
+        if self.projected is not None and self.asked.projector is not None:
+            self.projected += self.asked.projector.vector(name, gradient_Bd.shape[1])(gradient_Bd)
+        if self.squares is not None:
+            # Offsets and gains are used once in a pass.
+            self._square(name, gradient_Bd.square().sum(dim=1))
+        if self.whole is not None:
+            start = self._offsets[name]
+            self.whole[:, start : start + gradient_Bd.shape[1]] += gradient_Bd
+
+    def parameter(self, name: str, gradient: Tensor) -> None:
+        """A parameter's whole gradient for a batch of one sample."""
+        wide = _wide(gradient)
+        if wide.ndim < 2:
+            self.vector(name, wide.reshape(1, -1))
+            return
+        parts = wide if wide.ndim == 3 else wide.flatten(1)[None]
+        for number, part in enumerate(parts):
+            matrix = Matrix(name, number if wide.ndim == 3 else None, *part.shape)
+            row_scale, column_scale = self._scale(matrix, 0), self._scale(matrix, 1)
+            if row_scale is not None and column_scale is not None:
+                part = part * row_scale[:, None] * column_scale
+            if self.projected is not None and self.asked.projector is not None:
+                self.projected += self.asked.projector.matrix(matrix)(part[None])
+            if self.squares is not None:
+                self._square(name, part.square().sum().reshape(1))
+            self._add_whole(matrix, part[None])
+
+    # ---- norms and whole gradients -----------------------------------------------------------------------
+
+    def _preconditioned(self, matrix: Matrix, product: _Product) -> _Product:
+        row_scale, column_scale = self._scale(matrix, 0), self._scale(matrix, 1)
+        if row_scale is None or column_scale is None:
+            return product
+        return _Product(product.row_BTR * row_scale, product.column_BTC * column_scale)
+
+    def _add(self, matrix: Matrix, use: _Product | _Lookup, *, scaled: bool = True) -> None:
+        if not scaled and (column_scale := self._scale(matrix, 1)) is not None:
+            use = use._replace(column_BTC=use.column_BTC * column_scale)
+        self._add_whole_use(matrix, use)
+        if self.squares is None:
+            return
+        uses = self._waiting.setdefault(matrix, [])
+        uses.append(use)
+        if len(uses) == self._uses[matrix]:
+            del self._waiting[matrix]
+            self._square(matrix.name, self._norms_of_sum(matrix, uses))
+
+    def _norms_of_sum(self, matrix: Matrix, uses: list[_Product | _Lookup]) -> Tensor:
+        """||G_i||^2, (B,), of the sum of several uses of one matrix, cross terms included."""
+        products = [use for use in uses if isinstance(use, _Product)]
+        lookups = [use for use in uses if isinstance(use, _Lookup)]
+        rows = torch.cat([use.row_BTR for use in products], dim=1) if products else None
+        columns = torch.cat([use.column_BTC for use in products], dim=1) if products else None
+        if not lookups:
+            assert rows is not None and columns is not None
+            return squared_norms(rows, columns)
+        ids = torch.cat([use.ids_BT for use in lookups], dim=1)
+        looked_up = torch.cat([use.column_BTC for use in lookups], dim=1)
+        scale = self._scale(matrix, 0)
+        norms = []
+        for i in range(self.samples):
+            found = looked_up[i] if scale is None else looked_up[i] * scale[ids[i], None]
+            if rows is None or columns is None:
+                norms.append(gathered_rows(ids[i], found)[1].square().sum())
+            else:
+                norms.append(squared_norm_with_lookup(rows[i], columns[i], ids[i], found))
+        return torch.stack(norms)
+
+    def _square(self, name: str, squares_B: Tensor) -> None:
+        assert self.squares is not None
+        self.squares += squares_B
+        if self.by_name is not None:
+            self.by_name[name] = self.by_name.get(name, 0) + squares_B
+
+    def _add_whole_use(self, matrix: Matrix, use: _Product | _Lookup) -> None:
+        if self.whole is None:
+            return
+        if isinstance(use, _Product):
+            self._add_whole(matrix, torch.bmm(use.row_BTR.mT, use.column_BTC))
+            return
+        dense = use.column_BTC.new_zeros(self.samples, matrix.rows, matrix.columns)
+        scale = self._scale(matrix, 0)
+        for i in range(self.samples):
+            ids = use.ids_BT[i]
+            dense[i].index_add_(
+                0, ids, use.column_BTC[i] if scale is None else use.column_BTC[i] * scale[ids, None]
+            )
+        self._add_whole(matrix, dense)
+
+    def _add_whole(self, matrix: Matrix, gradient_BRC: Tensor) -> None:
+        if self.whole is None:
+            return
+        size = matrix.rows * matrix.columns
+        start = self._offsets[matrix.name] + (matrix.slice or 0) * size
+        self.whole[:, start : start + size] += gradient_BRC.flatten(1)
+
+    def _scale(self, matrix: Matrix, side: int) -> Tensor | None:
+        preconditioner = self.asked.preconditioner
+        return None if preconditioner is None else preconditioner.matrix(matrix)[side]
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()

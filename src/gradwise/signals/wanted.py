@@ -1,0 +1,67 @@
+"""What may be asked of a pass, and of which shape and type it comes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gradwise.errors import SignalError
+from gradwise.settings import nearest
+
+Quantity = Literal["loss", "embedding", "grad_norm", "grad", "head_norm"]
+QUANTITIES: tuple[Quantity, ...] = ("loss", "embedding", "grad_norm", "grad", "head_norm")
+
+Pooling = Literal["labels", "last", "all"]
+POOLINGS: tuple[Pooling, ...] = ("labels", "last", "all")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a pass is to measure of each sample.
+
+    Attributes:
+        quantities: which, in the order of `QUANTITIES`.
+        grad_dim: k, numbers in a projected gradient; None for the unprojected one.
+        seed: decides the projection.
+        pooling: hidden states that an embedding is the mean of: those of the label tokens, the last token's,
+            or all.
+        layer: the block after which hidden states are taken; None for the last hidden state.
+        grad_dtype: type that gradients are stored in.
+    """
+
+    quantities: tuple[Quantity, ...]
+    grad_dim: int | None = 1024
+    seed: int = 0
+    pooling: Pooling = "labels"
+    layer: int | None = None
+    grad_dtype: Literal["float32", "float16"] = "float32"
+
+    @classmethod
+    def of(cls, want: str | Sequence[str], **options: Any) -> "Wanted":
+        """Check what a user asked for; raises SignalError."""
+        asked = [want] if isinstance(want, str) else list(want)
+        for name in asked:
+            if name not in QUANTITIES:
+                raise SignalError(f"want: unknown quantity {name!r}{nearest(name, list(QUANTITIES))}")
+        if not asked:
+            raise SignalError(f"want names nothing to measure; give some of {', '.join(QUANTITIES)}.")
+        wanted = cls(tuple(name for name in QUANTITIES if name in asked), **options)
+        wanted._check()
+        return wanted
+
+    def _check(self) -> None:
+        if self.grad_dim is not None and self.grad_dim < 1:
+            raise SignalError(
+                f"grad_dim must be at least 1, or None for whole gradients; found {self.grad_dim}."
+            )
+        if self.pooling not in POOLINGS:
+            raise SignalError(f"pooling: unknown {self.pooling!r}{nearest(self.pooling, list(POOLINGS))}")
+        if self.grad_dtype not in ("float32", "float16"):
+            raise SignalError(f"grad_dtype must be float32 or float16; found {self.grad_dtype!r}.")
+
+    @property
+    def gradients(self) -> bool:
+        """Whether a backward pass through the blocks is needed."""
+        return "grad" in self.quantities or "grad_norm" in self.quantities
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.quantities
