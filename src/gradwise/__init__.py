@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gradwise.errors import CheckpointError, DataError, GradwiseError, PlanError, RecipeError, SignalError
     from gradwise.methods import Grass, Order, Selection, baselines
     from gradwise.recipe import Adapter, Model, Recipe, Train
-    from gradwise.signals import Signals
+    from gradwise.signals import Signals, collect
     from gradwise.training import LayerSwitch, Plan, PlanSampler, Segment, Trainer, with_gradwise
 
 __version__ = "0.1.0"
@@ -26,7 +26,7 @@ _HOMES = {
     ),
     **dict.fromkeys(["Grass", "Order", "Selection"], "gradwise.methods"),
     **dict.fromkeys(["Adapter", "Model", "Recipe", "Train"], "gradwise.recipe"),
-    "Signals": "gradwise.signals",
+    **dict.fromkeys(["Signals", "collect"], "gradwise.signals"),
     **dict.fromkeys(
         ["LayerSwitch", "Plan", "PlanSampler", "Segment", "Trainer", "with_gradwise"], "gradwise.training"
     ),
@@ -56,6 +56,7 @@ __all__ = [
     "Train",
     "Trainer",
     "baselines",
+    "collect",
     "numerics",
     "with_gradwise",
 ]

@@ -5,6 +5,7 @@ from typing import Any, get_args
 from hypothesis import strategies as st
 
 from gradwise import Adapter, Data, Grass, Model, Recipe, Source, Train, baselines
+from gradwise.evaluation import Choice, Function, Generate, LmEval, Metrics
 from gradwise.methods import Layers, OrderBy, Select
 from gradwise.recipe import SignalSettings
 
@@ -79,6 +80,39 @@ trains = st.builds(
         },
     ),
 )
+limits = st.none() | st.integers(1, 10**6)
+on_files = {"path": words | tricky, "prompt": words | tricky, "answer": words | tricky, "limit": limits}
+tasks = st.tuples(
+    st.builds(
+        Generate,
+        name=st.just("told"),
+        extract=st.none() | st.sampled_from(["[0-9]+", "no: (.*)"]),
+        take=st.sampled_from(["first", "last"]),
+        stop=st.lists(tricky, max_size=2),
+        chat=st.booleans(),
+        **on_files,
+    ),
+    st.builds(
+        Choice,
+        name=st.just("no"),
+        choices=tricky | st.lists(tricky, min_size=2, max_size=4),
+        delimiter=st.none() | tricky,
+        normalise=st.booleans(),
+        **on_files,
+    ),
+    st.builds(LmEval, name=st.just("1e5"), shots=st.none() | st.integers(0, 9), limit=limits),
+)
+metrics = st.builds(
+    Metrics,
+    tasks=tasks.map(list) | st.just([]),
+    functions=st.lists(
+        st.builds(
+            Function, path=st.sampled_from(["a.b:c", "./m.py:c"]), better=st.sampled_from(["lower", "higher"])
+        ),
+        max_size=1,
+    ),
+    batch_size=st.integers(1, 99),
+)
 models = st.builds(
     Model,
     name=words | tricky,
@@ -99,5 +133,6 @@ recipes = st.builds(
     select=selects,
     order=st.sampled_from([cls() for cls in METHODS["order"]]),
     layers=layers,
+    metrics=metrics,
     seed=st.integers(0, 2**31),
 )

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 
 from gradwise import Adapter, Data, Grass, Model, Recipe, RecipeError, Source, Train, baselines
+from gradwise.evaluation import Choice, Function, Generate, LmEval, Metrics
 from gradwise.run.model import load_model
 from tests.recipe.strategies import EVERY_METHOD, named, recipes
 
@@ -22,6 +23,7 @@ class TestRoundTrip:
     @settings(max_examples=40)
     @given(recipe=recipes.filter(lambda recipe: recipe.data is None and recipe.model is None))
     def test_through_a_file(self, tmp_path_factory: pytest.TempPathFactory, recipe: Recipe):
+        recipe = replace(recipe, metrics=Metrics(batch_size=recipe.metrics.batch_size))
         path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
         recipe.save(path)
         assert Recipe.load(path) == recipe
@@ -36,7 +38,7 @@ class TestRoundTrip:
         loaded = Recipe.load(path)
         loaded.save(path)
         assert Recipe.load(path) == loaded
-        assert replace(loaded, model=recipe.model, data=recipe.data) == recipe
+        assert replace(loaded, model=recipe.model, data=recipe.data, metrics=recipe.metrics) == recipe
 
     @pytest.mark.parametrize(
         ("section", "cls"), EVERY_METHOD, ids=lambda value: getattr(value, "__name__", value)
@@ -60,6 +62,7 @@ class TestRoundTrip:
             "select",
             "order",
             "layers",
+            "metrics",
             "seed",
         ]
         assert list(found["layers"])[:2] == ["method", "active"]
@@ -158,6 +161,28 @@ class TestPaths:
         ]
         assert recipe.data.validation == Source(path=str(folder / "c"))
         assert recipe.data.chat_template == str(folder / "chat.jinja")
+
+    def test_of_metrics(self, write: Any, tmp_path: Path):
+        path = write(
+            "metrics:\n"
+            "  tasks:\n"
+            "    - {name: a, kind: generate, path: a.jsonl, prompt: p, answer: a}\n"
+            "    - {name: b, kind: choice, path: org/hub, prompt: p, answer: a, choices: c}\n"
+            "    - {kind: lm_eval, name: c, folder: tasks}\n"
+            "    - hellaswag\n"
+            "  functions: [mine.py:f, {path: ../mine.py:g, better: lower}, package.module:h]\n",
+            "recipes/recipe.yaml",
+        )
+        folder, metrics = tmp_path / "recipes", Recipe.load(path).metrics
+        a, b, c, d = metrics.tasks
+        assert isinstance(a, Generate) and isinstance(b, Choice) and isinstance(c, LmEval)
+        assert (a.path, b.path, c.folder) == (f"{folder}/a.jsonl", "org/hub", f"{folder}/tasks")
+        assert d == LmEval(name="hellaswag")
+        assert metrics.functions == [
+            Function(path=f"{folder}/mine.py:f"),
+            Function(path=f"{folder}/../mine.py:g", better="lower"),
+            Function(path="package.module:h"),
+        ]
 
     def test_absolute_and_home_paths(self, write: Any, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("HOME", "/somewhere")

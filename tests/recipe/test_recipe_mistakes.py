@@ -16,7 +16,8 @@ MISTAKES = [
     ("trian: {epochs: 1}", "unknown key trian; did you mean 'train'?"),
     (
         "zebra: 1",
-        "unknown key zebra; known: adapter, data, layers, model, order, seed, select, signals, train.",
+        "unknown key zebra; known: adapter, data, layers, metrics, model, order, seed, select, signals, "
+        "train.",
     ),
     ("train: {epoch: 1}", "unknown key train.epoch; did you mean 'epochs'?"),
     ("train: {weight_decy: 1}", "unknown key train.weight_decy; did you mean 'weight_decay'?"),
@@ -46,6 +47,60 @@ MISTAKES = [
     ("select: {method: lossy}", "select.method: unknown method 'lossy'; did you mean 'loss_top'?"),
     ("layers: {active: 3}", "layers needs a method; found {'active': 3}."),
     ("adapter: {method: lra}", "adapter.method: unknown method 'lra'; did you mean 'lora'?"),
+    # metrics
+    ("metrics: {task: []}", "unknown key metrics.task; did you mean 'tasks'?"),
+    (
+        "metrics: {tasks: [hellaswag, {kind: generat, name: a}]}",
+        "metrics.tasks.1.kind: unknown kind 'generat'; did you mean 'generate'?",
+    ),
+    ("metrics: {tasks: [{name: a}]}", "metrics.tasks.0 needs a kind; found {'name': 'a'}."),
+    (
+        "metrics: {tasks: [{kind: generate, name: a, path: b, promt: c, prompt: c, answer: d}]}",
+        "unknown key metrics.tasks.0.promt; did you mean 'prompt'?",
+    ),
+    (
+        "metrics: {tasks: [{kind: choice, name: a, path: b, prompt: c, answer: d}]}",
+        "metrics.tasks.0.choices is missing",
+    ),
+    (
+        "metrics: {tasks: [{kind: lm_eval, name: a, limit: 0}]}",
+        "metrics.tasks.0.limit: input should be greater than",
+    ),
+    ("metrics: {tasks: [a b]}", "metrics.tasks.0.name: string should match pattern"),
+    ("metrics: {tasks: [3]}", "metrics.tasks.0"),
+    ("metrics: {tasks: hellaswag}", "metrics.tasks: input should be a list; found 'hellaswag'."),
+    ("metrics: {tasks: [a, a]}", "metrics: two scores would be called 'a'; give one of them another `name`."),
+    ("metrics: {tasks: [f], functions: ['m.py:f']}", "two scores would be called 'f'"),
+    ("metrics: {functions: ['m.py:held_out_loss']}", "two scores would be called 'held_out_loss'"),
+    (
+        "metrics: {functions: [m.py]}",
+        "metrics.functions: 'm.py' names no function; write path/to/file.py:function",
+    ),
+    (
+        "metrics: {functions: [{path: 'm.py:f', better: up}]}",
+        "input should be 'higher' or 'lower'; found 'up'.",
+    ),
+    (
+        "metrics: {tasks: [{kind: generate, name: a, path: b, prompt: c, answer: d, extract: '('}]}",
+        "metrics.tasks: a.extract: not a regular expression (",
+    ),
+    (
+        "metrics: {tasks: [{kind: generate, name: a, path: b, prompt: c, answer: d, extract: (a)(b)}]}",
+        "metrics.tasks: a.extract: one group at most, write (?:...) for the others; found '(a)(b)'.",
+    ),
+    (
+        "metrics: {tasks: [{kind: choice, name: a, path: b, prompt: c, answer: d, choices: [e]}]}",
+        "metrics.tasks: a.choices: a choice is between two at least; found ['e'].",
+    ),
+    (
+        "metrics: {tasks: [{kind: choice, name: a, path: b, prompt: c, answer: d, choices: [true, false]}]}",
+        "metrics.tasks.0.choices",
+    ),
+    (
+        "metrics: {tasks: [{kind: choice, name: a, path: b, prompt: c, answer: d, choices: e, chat: true, "
+        "delimiter: f}]}",
+        "metrics.tasks: a.delimiter means nothing with `chat: true`; leave it out.",
+    ),
     # types
     ("train: {epochs: three}", "train.epochs: input should be a valid number; found 'three'."),
     ('train: {learning_rate: "3"}', "train.learning_rate: input should be a valid number; found '3'."),

@@ -42,6 +42,13 @@ class TestSchema:
             {"data": {"train": "a.jsonl", "validation": ["a", {"path": "b", "weight": 2}]}},
             {"adapter": {"method": "lora", "r": 16, "target_modules": ["q_proj"]}},
             {"model": {"name": "m"}, "seed": 3},
+            {"metrics": {"tasks": ["hellaswag", {"kind": "lm_eval", "name": "mmlu", "shots": 5}]}},
+            {
+                "metrics": {
+                    "tasks": [{"kind": "generate", "name": "a", "path": "b", "prompt": "c", "answer": "d"}]
+                }
+            },
+            {"metrics": {"functions": ["m.py:f", {"path": "a.b:c", "better": "lower"}]}},
         ],
         ids=str,
     )
@@ -64,6 +71,9 @@ class TestSchema:
             {"data": {"train": {"pth": "x"}}},
             {"model": {"dtype": "float32"}},
             {"seed": -1},
+            {"metrics": {"tasks": [{"kind": "choose", "name": "a"}]}},
+            {"metrics": {"tasks": [{"kind": "lm_eval", "name": "a", "shot": 1}]}},
+            {"metrics": {"functions": [{"path": "a.b:c", "better": "more"}]}},
         ],
         ids=str,
     )
@@ -80,6 +90,11 @@ class TestSchema:
             "Data",
             "Source",
             "Allowed",
+            "Metrics",
+            "Generate",
+            "Choice",
+            "LmEval",
+            "Function",
         ]
         for name in ours:
             assert all(described["description"] for described in schema["$defs"][name]["properties"].values())

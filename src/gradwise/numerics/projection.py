@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 SIDE = 128
-"""Sums that each side of a matrix is folded to: more bring the error nearer to a dense Gaussian's, and multiply
-out in more time (`benchmarks/signals.py`)."""
+"""Sums that each side of a matrix is folded to: more bring the error nearer to a dense Gaussian's, and
+multiply out in more time (`benchmarks/signals.py`)."""
 
 
 def seeded(*names: object) -> np.random.Generator:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 from pydantic import TypeAdapter, ValidationError
 
 from gradwise.errors import RecipeError
+from gradwise.evaluation.settings import Metrics
 from gradwise.recipe.tree import METHOD_SECTIONS
 from gradwise.settings import Settings, nearest
 
@@ -58,12 +59,18 @@ def _sentence(error: Any, root: type) -> str:
     if kind in ("missing", "missing_argument"):
         return f"{key} is missing; give it a value."
     if kind == "union_tag_not_found":
-        return f"{key} needs a method; found {found!r}."
+        return f"{key} needs a {_chooser(error)}; found {found!r}."
     if kind == "union_tag_invalid":
         known = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
-        return f"{key}.method: unknown method {context['tag']!r}{nearest(context['tag'], known)}"
+        chooser = _chooser(error)
+        return f"{key}.{chooser}: unknown {chooser} {context['tag']!r}{nearest(context['tag'], known)}"
     message = error["msg"].replace("an object", "a mapping of keys").replace("a valid array", "a list")
     return f"{key}: {message[0].lower()}{message[1:]}; found {found!r}."
+
+
+def _chooser(error: Any) -> str:
+    """The key by which one of several settings classes is chosen: `method` or `kind`."""
+    return error["ctx"]["discriminator"].strip("'")
 
 
 def _known_keys(location: list[str], root: type) -> list[str]:
@@ -90,8 +97,11 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _tag(cls: Any) -> str | None:
-    tags: list[Any] = [field.default for field in fields(cls) if field.name == "method"]
+    tags: list[Any] = [field.default for field in fields(cls) if field.name in ("method", "kind")]
     return tags[0] if tags else None
+
+
+_OTHER_BRANCHES = {"Source", "list[Source]", "str", "[key]"}
 
 
 @cache
@@ -99,4 +109,5 @@ def _branches(root: type) -> frozenset[str]:
     """Parts of a pydantic location that stand for the branch of a union rather than for a key."""
     hints = get_type_hints(root, include_extras=True)
     methods = [member for section in METHOD_SECTIONS for member in _members(hints[section])]
-    return frozenset({*(str(_tag(cls)) for cls in methods), "Source", "list[Source]", "str", "[key]"})
+    kinds = _members(get_type_hints(Metrics, include_extras=True)["tasks"])
+    return frozenset({*(str(_tag(cls)) for cls in (*methods, *kinds)), *_OTHER_BRANCHES})

@@ -4,7 +4,7 @@ Unknown keys, wrong types, values out of range and impossible combinations are r
 found, and what is allowed. What `Recipe.save` writes is itself a runnable recipe.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from gradwise.data.settings import Data
+from gradwise.evaluation.settings import Metrics
 from gradwise.methods import Layers, OrderBy, Select
 from gradwise.methods.baselines import AllLayers, FullData, Shuffle
 from gradwise.recipe import tree
@@ -52,6 +53,9 @@ class Recipe(Settings):
 
     layers: Layers = AllLayers()
     """Which layers are updated."""
+
+    metrics: Metrics = field(default_factory=Metrics)
+    """What the final model is measured by. With `gradwise.Trainer` call `gradwise.evaluation.score`."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides everything that is left to chance."""

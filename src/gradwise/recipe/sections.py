@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from gradwise.errors import RecipeError
 from gradwise.settings import Settings, nearest
@@ -91,9 +91,30 @@ class Adapter(Settings):
         check_adapter(self.method, self.options)
 
 
+def _name_is_model(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 @dataclass(frozen=True)
 class SignalSettings(Settings):
     """How per-sample quantities are measured."""
 
     batch_tokens: Annotated[int, Field(ge=1)] = 4096
     """Padded tokens in one batch of a measuring pass."""
+
+    grad_dim: Annotated[int, Field(ge=1)] | None = 1024
+    """Length of a projected gradient; None for whole gradients, which only tiny models can afford."""
+
+    parameters: str | list[str] = "blocks"
+    """What gradients are taken over: `blocks` (linear weights of the transformer blocks, or the adapters in
+    them), `all`, or patterns that names of parameters match."""
+
+    grad_dtype: Literal["float32", "float16"] = "float32"
+    """Type that gradients are stored in; `float16` takes half the room."""
+
+    model: Annotated[
+        Model | None,
+        BeforeValidator(_name_is_model, json_schema_input_type=str | Model | None),
+    ] = None
+    """A smaller model that measures in place of the one that is trained: a name, or a section like `model`.
+    It reads the same data with its own tokenizer."""

@@ -118,13 +118,20 @@ def merged(base: Tree, changes: Tree) -> Tree:
 
 
 def anchor_paths(values: Tree, folder: Path) -> None:
-    """Make the paths of data, templates and a local model absolute, in place; hub names stay as they are."""
-    model = values.get("model")
-    if isinstance(model, dict) and isinstance(model.get("name"), str):
-        model["name"] = _anchored(model["name"], folder)
-    data = values.get("data")
-    if not isinstance(data, dict):
-        return
+    """Make the paths of data, metrics, templates and a local model absolute, in place; hub names stay."""
+    signals = values.get("signals")
+    proxy = signals.get("model") if isinstance(signals, dict) else None
+    if isinstance(signals, dict) and isinstance(proxy, str):
+        signals["model"] = _anchored(proxy, folder)
+    for model in (values.get("model"), proxy):
+        if isinstance(model, dict) and isinstance(model.get("name"), str):
+            model["name"] = _anchored(model["name"], folder)
+    for section, anchor in (("data", _anchor_data), ("metrics", _anchor_metrics)):
+        if isinstance(values.get(section), dict):
+            anchor(values[section], folder)
+
+
+def _anchor_data(data: Tree, folder: Path) -> None:
     template = data.get("chat_template")
     if isinstance(template, str) and not ("{{" in template or "{%" in template):
         data["chat_template"] = str((folder / Path(template).expanduser()).absolute())
@@ -137,6 +144,29 @@ def anchor_paths(values: Tree, folder: Path) -> None:
                 sources[position] = _anchored(source, folder)
             elif isinstance(source, dict) and isinstance(source.get("path"), str):
                 source["path"] = _anchored(source["path"], folder)
+
+
+def _anchor_metrics(metrics: Tree, folder: Path) -> None:
+    tasks, functions = (metrics.get(name) for name in ("tasks", "functions"))
+    for task in tasks if isinstance(tasks, list) else []:
+        if isinstance(task, dict) and isinstance(task.get("path"), str):
+            task["path"] = _anchored(task["path"], folder)
+        if isinstance(task, dict) and isinstance(task.get("folder"), str):
+            task["folder"] = str((folder / Path(task["folder"]).expanduser()).absolute())
+    functions = functions if isinstance(functions, list) else []
+    for position, function in enumerate(functions):
+        if isinstance(function, str):
+            functions[position] = _anchored_function(function, folder)
+        elif isinstance(function, dict) and isinstance(function.get("path"), str):
+            function["path"] = _anchored_function(function["path"], folder)
+
+
+def _anchored_function(path: str, folder: Path) -> str:
+    """`file.py:function` made absolute; `package.module:function` stays as it is."""
+    place, colon, name = path.rpartition(":")
+    if not place.endswith(".py"):
+        return path
+    return str((folder / Path(place).expanduser()).absolute()) + colon + name
 
 
 def _anchored(name: str, folder: Path) -> str:

@@ -7,6 +7,7 @@ events.jsonl       a line per decision, with its cost
 plan/              the index stream
 checkpoints/       to go on from
 model/             the result; its presence means that the run is finished
+scores.json        what the result is measured by, and how long that took
 """
 
 import contextlib
@@ -45,11 +46,17 @@ class RunDirectory:
         self.events_file = self.path / "events.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.scores_file = self.path / "scores.json"
 
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return self.model.is_dir()
+
+    @property
+    def scored(self) -> bool:
+        """Whether the result has been measured."""
+        return self.scores_file.exists()
 
     @property
     def started(self) -> bool:
@@ -77,6 +84,7 @@ class RunDirectory:
         try:
             if self.started:
                 self._check_same(recipe)
+                self._take_metrics(recipe)
             else:
                 # An earlier attempt that failed before its first step must not hold a mended recipe up.
                 self.environment_file.unlink(missing_ok=True)
@@ -118,23 +126,38 @@ class RunDirectory:
         return lock
 
     def _check_same(self, recipe: Recipe) -> None:
-        there = Recipe.from_dict(read_yaml(self.recipe_file), source=str(self.recipe_file)).to_dict()
-        differences = sorted(_differences(there, recipe.to_dict()))
+        there, here = self._recipe().to_dict(), recipe.to_dict()
+        if not self.scored:
+            # They have no part in training: those that failed may be mended, and others may be added.
+            here["metrics"] = there["metrics"]
+        differences = sorted(_differences(there, here))
         if differences:
+            if there | {"metrics": None} == here | {"metrics": None}:
+                raise RecipeError(
+                    f"{self.path} was scored by other metrics; remove {self.scores_file} to score it anew."
+                )
             raise RecipeError(
                 f"{self.path} holds a run of another recipe; different: {'; '.join(differences[:4])}"
                 f"{'; ...' if len(differences) > 4 else ''}. Give --out a new folder, or run "
                 f"{self.recipe_file} to go on with that one."
             )
 
-    def check_data(self, fingerprint: str) -> None:
+    def _recipe(self) -> Recipe:
+        return Recipe.from_dict(read_yaml(self.recipe_file), source=str(self.recipe_file))
+
+    def _take_metrics(self, recipe: Recipe) -> None:
+        if self._recipe().metrics != recipe.metrics:
+            recipe.save(self.recipe_file)
+
+    def check_data(self, fingerprint: str, key: str = "fingerprint") -> None:
         """Refuse to go on with data other than the run was started with; raises CheckpointError."""
         if self.environment_file.exists():
-            before = json.loads(self.environment_file.read_text())["data"]["fingerprint"]
+            before = json.loads(self.environment_file.read_text())["data"].get(key, fingerprint)
             if before != fingerprint:
                 raise CheckpointError(
-                    f"The data have changed since the run in {self.path} was started (fingerprint "
-                    f"{before[:12]}, now {fingerprint[:12]}); restore them, or give --out a new folder."
+                    f"The {'held-out ' if key != 'fingerprint' else ''}data have changed since the run in "
+                    f"{self.path} was started (fingerprint {before[:12]}, now {fingerprint[:12]}); restore "
+                    "them, or give --out a new folder."
                 )
 
     def note_environment(self, environment: dict[str, Any]) -> None:
@@ -169,6 +192,10 @@ class RunDirectory:
     def events(self) -> list[dict[str, Any]]:
         """All lines of `events.jsonl`."""
         return _lines(self.events_file)
+
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """`value`, `better` and `samples` of every score, by name; empty for a run without."""
+        return json.loads(self.scores_file.read_text())["scores"] if self.scored else {}
 
 
 @contextlib.contextmanager

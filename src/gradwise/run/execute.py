@@ -1,4 +1,4 @@
-"""One run from recipe to trained model: load, decide, train, save; stop and go on at any point."""
+"""One run from recipe to trained model: load, decide, train, save, score; stop and go on at any point."""
 
 import os
 import signal
@@ -15,11 +15,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gradwise.data import Collator, load, overlap
 from gradwise.errors import RecipeError
-from gradwise.recipe import Data, Model, Recipe, Train
+from gradwise.recipe import Data, Metrics, Model, Recipe, Train
 from gradwise.run.directory import RunDirectory, naming_a_full_disk
 from gradwise.run.environment import environment, peak_memory
 from gradwise.run.model import check_length, load_model, load_tokenizer, resolved_revision
 from gradwise.run.ranks import is_first, rank_count
+from gradwise.run.scoring import Scoring, due, score_saved
 from gradwise.training.arguments import training_arguments
 from gradwise.training.checkpoint import last_whole
 from gradwise.training.trainer import Trainer
@@ -33,12 +34,20 @@ class Outcome:
 
     run: RunDirectory
     finished: bool
-    """False where the run was stopped and can go on."""
+    """False where the run was stopped, in training or in scoring, and can go on."""
     steps: int
     """Optimizer steps done."""
 
 
-def train(recipe: Recipe, out: str | Path, *, tell: Tell = print, progress: bool | None = None) -> Outcome:
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    tell: Tell = print,
+    progress: bool | None = None,
+    shared: Path | None = None,
+    score: bool = True,
+) -> Outcome:
     """Run a recipe in a folder, or go on where a run of the same recipe was stopped there.
 
     Args:
@@ -46,12 +55,16 @@ def train(recipe: Recipe, out: str | Path, *, tell: Tell = print, progress: bool
         out: the run directory.
         tell: gets a sentence on each stage, on the first rank only.
         progress: show bars; by default when standard error is a terminal.
+        shared: folder of signals that runs share.
+        score: measure the final model and write `scores.json`, where the recipe gives validation data or
+            metrics.
 
     Returns:
         What came of it; `finished` is False after Ctrl-C or SIGTERM, with a checkpoint saved.
 
     Raises:
-        GradwiseError: in one clear sentence, with everything that was saved before left as it was.
+        GradwiseError: in one clear sentence, with everything that was saved before left as it was. A model
+            that could not be scored is saved by then, and the next run in the folder only scores it.
     """
     recipe = _complete(recipe)
     run = RunDirectory(out)
@@ -61,9 +74,17 @@ def train(recipe: Recipe, out: str | Path, *, tell: Tell = print, progress: bool
     with run.opened(recipe, writes=first), naming_a_full_disk(run.path), _quiet_libraries(bars):
         if run.finished:
             tell(f"The run in {run.path} is finished already.")
-            return Outcome(run, True, _steps_done(run))
-        trainer = _build(recipe, run, tell=tell, bars=bars)
-        return _execute(trainer, run, tell)
+            return Outcome(run, not score or _scored(recipe, run, tell=tell, bars=bars), _steps_done(run))
+        trainer, scoring = _build(recipe, run, tell=tell, bars=bars, shared=shared, score=score)
+        return _execute(trainer, run, tell, scoring)
+
+
+def _scored(recipe: Recipe, run: RunDirectory, *, tell: Tell, bars: bool) -> bool:
+    """Whether a finished run is scored, after a look at what is left of that to do."""
+    if run.scored or not due(recipe) or not is_first():
+        return True
+    tell("Its model is not scored yet; scoring it.")
+    return score_saved(recipe, run, bars=bars, tell=tell)
 
 
 def _complete(recipe: Recipe) -> Recipe:
@@ -78,17 +99,21 @@ def _complete(recipe: Recipe) -> Recipe:
     return recipe.anchored()
 
 
-def _build(recipe: Recipe, run: RunDirectory, *, tell: Tell, bars: bool) -> Trainer:
+def _build(
+    recipe: Recipe, run: RunDirectory, *, tell: Tell, bars: bool, shared: Path | None, score: bool
+) -> tuple[Trainer, Scoring | None]:
     model_settings, data = _present(recipe.model, Model), _present(recipe.data, Data)
     tokenizer = load_tokenizer(model_settings)
     pool = load(data, "train", tokenizer, progress=bars)
     tell(str(pool.report))
     held_out = load(data, "validation", tokenizer, progress=bars) if data.validation is not None else None
-    if held_out is not None and (shared := overlap(pool, held_out)):
+    if held_out is not None and (common := overlap(pool, held_out)):
         tell(
-            f"Warning: {shared} of {len(held_out.dataset)} held-out samples also stand in the training data."
+            f"Warning: {common} of {len(held_out.dataset)} held-out samples also stand in the training data."
         )
     run.check_data(pool.fingerprint)
+    wanted = score and due(recipe)
+    scoring = Scoring.of(recipe, tokenizer, held_out, bars=bars, tell=tell) if wanted else None
     arguments = training_arguments(
         recipe.train,
         output_dir=run.checkpoints,
@@ -105,9 +130,12 @@ def _build(recipe: Recipe, run: RunDirectory, *, tell: Tell, bars: bool) -> Trai
     start = time.perf_counter()
     model = load_model(model_settings, recipe.adapter)
     check_length(model, data.max_length)
+    if scoring is not None:
+        scoring.check_model(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     took = time.perf_counter() - start
     tell(f"{model_settings.name}: {parameters / 1e6:,.1f} M parameters, loaded in {took:.0f} s")
+    sharing: dict[str, Any] = {} if shared is None else {"shared_signals": shared}
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -115,19 +143,24 @@ def _build(recipe: Recipe, run: RunDirectory, *, tell: Tell, bars: bool) -> Trai
         eval_dataset=held_out.dataset if held_out is not None else None,
         processing_class=tokenizer,
         data_collator=Collator.for_tokenizer(tokenizer),
-        recipe=replace(recipe, model=None, data=None, train=Train(), adapter=None),
+        recipe=replace(recipe, model=None, data=None, train=Train(), adapter=None, metrics=Metrics()),
         run_dir=run.path,
         packed_length=data.max_length if data.packing else None,
+        **sharing,
     )
+    if scoring is not None:
+        scoring.check_whole(_sharded(trainer))
     if trainer.is_world_process_zero():
         told = {"fingerprint": pool.fingerprint, "report": pool.report.as_dict()}
+        if held_out is not None:
+            told["held_out_fingerprint"] = held_out.fingerprint
         size = {"name": model_settings.name, "revision": model_settings.revision, "parameters": parameters}
         run.note_environment(environment(data=told, model=size))
     _show_progress(trainer, bars)
-    return trainer
+    return trainer, scoring
 
 
-def _execute(trainer: Trainer, run: RunDirectory, tell: Tell) -> Outcome:
+def _execute(trainer: Trainer, run: RunDirectory, tell: Tell, scoring: Scoring | None) -> Outcome:
     resume, passed_over = last_whole(run.checkpoints) if run.checkpoints.is_dir() else (None, [])
     for sentence in passed_over:
         tell(f"Warning: {sentence}")
@@ -143,7 +176,18 @@ def _execute(trainer: Trainer, run: RunDirectory, tell: Tell) -> Outcome:
         )
         return Outcome(run, False, steps)
     _close(trainer, run)
-    return Outcome(run, True, steps)
+    return Outcome(run, scoring is None or _score(trainer, run, scoring), steps)
+
+
+def _score(trainer: Any, run: RunDirectory, scoring: Scoring) -> bool:
+    if _sharded(trainer):
+        scoring.tell("The model is sharded and not scored here; the same command in one process scores it.")
+        return True
+    return scoring.write(trainer.model, run, first=trainer.is_world_process_zero())
+
+
+def _sharded(trainer: Any) -> bool:
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
 
 def _close(trainer: Any, run: RunDirectory) -> None:

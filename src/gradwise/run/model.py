@@ -1,5 +1,6 @@
 """Loads the model and the tokenizer a recipe names."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def load_model(settings: Model, adapter: Adapter | None = None) -> Any:
 
         model = with_adapter(model, adapter.method, adapter.options)
     return model
+
+
+def load_saved_model(settings: Model, adapter: Adapter | None, folder: Path) -> Any:
+    """The model that a run of these settings saved; an adapter is put on the model it was trained over."""
+    if adapter is None:
+        return load_model(replace(settings, name=str(folder), revision=None, gguf_file=None))
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_model(settings), str(folder))
 
 
 def resolved_revision(settings: Model) -> str | None:

@@ -11,6 +11,7 @@ def summary(run: RunDirectory) -> str:
     finished = next(event for event in reversed(events) if event["event"] == "finished")
     rows = [
         *_losses(metrics),
+        *(_score(name, found) for name, found in run.scores().items()),
         ("steps", f"{finished['step']:,}"),
         (
             "parameters updated at a time",
@@ -37,6 +38,11 @@ def _losses(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
         ("training loss at first", f"{sum(training[:tenth]) / tenth:.4f} nats per token"),
         ("training loss at last", f"{sum(training[-tenth:]) / tenth:.4f} nats per token"),
     ]
+
+
+def _score(name: str, found: dict[str, Any]) -> tuple[str, str]:
+    taken = f" over {found['samples']:,} samples" if found["samples"] else ""
+    return name, f"{found['value']:.4f}{taken}; {found['better']} is better"
 
 
 def _share(part: int, whole: int) -> str:

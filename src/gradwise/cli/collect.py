@@ -1,0 +1,57 @@
+"""`gradwise collect`: per-sample signals of a recipe's data, for people with their own trainer."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def collect(
+    recipe: Annotated[
+        Path, typer.Argument(help="The recipe, a YAML file; its model, data and signals count.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The store; signals/<name of the recipe> unless given.")
+    ] = None,
+    want: Annotated[
+        str,
+        typer.Option(help="What to measure, by comma: loss, embedding, grad_norm, grad, head_norm."),
+    ] = "loss,embedding,grad_norm,grad",
+    part: Annotated[str, typer.Option(help="Which part of the data: train or validation.")] = "train",
+    plot: Annotated[
+        bool, typer.Option(help="Draw the distribution of each signal beside the store.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Replace a setting: --set signals.grad_dim=512. Repeatable."),
+    ] = None,
+) -> None:
+    """Measure every sample in one pass: loss, embedding, gradient norm, projected gradient.
+
+    The same command goes on with a pass that was stopped.
+    """
+    from gradwise.errors import RecipeError
+    from gradwise.recipe import Recipe
+    from gradwise.run.ranks import is_first
+    from gradwise.run.signals import collect_signals
+
+    if part not in ("train", "validation"):
+        raise RecipeError(f"--part is train or validation; found {part!r}.")
+    chosen: Literal["train", "validation"] = "validation" if part == "validation" else "train"
+    folder = out or Path("signals") / recipe.stem
+    wanted = [name.strip() for name in want.split(",") if name.strip()]
+    loaded = Recipe.load(recipe, set_)
+    tell = print if is_first() else _silent
+    signals = collect_signals(loaded, folder, want=wanted, part=chosen, tell=tell)
+    if not is_first():
+        return
+    kept = int(signals.ok.sum()) if signals.ok is not None else len(signals)
+    print(f"{kept:,} of {len(signals):,} samples measured in {signals.seconds:,.1f} s: {folder}")
+    if plot:
+        from gradwise.report.signals import draw_signals
+
+        print(f"Drawn: {draw_signals(folder)}")
+
+
+def _silent(_: str) -> None:
+    pass

@@ -1,0 +1,82 @@
+"""Held-out loss of a model: overall and per domain, exact whatever the batches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.data import Collator
+from gradwise.evaluation.scores import Score, finite
+from gradwise.evaluation.settings import HELD_OUT_LOSS
+from gradwise.signals import Signals, collect_losses
+
+
+def held_out_loss(
+    model: Any,
+    tokenizer: Any,
+    validation: Any,
+    *,
+    batch_tokens: int = 4096,
+    progress: bool = True,
+    tell: Callable[[str], None] = print,
+) -> dict[str, Score]:
+    """Cross entropy in nats per label token: sum over all label tokens / number of them.
+
+    Under torch.distributed every rank must call it; each measures its share.
+
+    Args:
+        model: a causal language model.
+        tokenizer: the model's, for padding.
+        validation: data set of `input_ids` and `labels`, with or without `domain`.
+        batch_tokens: padded tokens in one batch.
+        progress: show a bar, on a terminal.
+        tell: gets a warning when samples had to be left out.
+
+    Returns:
+        `held_out_loss`, and `held_out_loss/<domain>` for each where there are several.
+
+    Raises:
+        SignalError: no sample has a finite loss.
+    """
+    signals = _losses(model, tokenizer, validation, batch_tokens, progress)
+    assert signals.loss is not None and signals.num_tokens is not None and signals.ok is not None
+    bad = np.flatnonzero(~signals.ok & (signals.num_tokens > 0))
+    if len(bad):
+        first = validation[int(bad[0])].get("origin", f"number {bad[0]}")
+        tell(
+            f"Warning: {len(bad)} of {len(validation)} held-out samples have no finite loss and are left "
+            f"out of the score (first: {first})."
+        )
+    domains = np.asarray([row.get("domain", "") for row in _without_tokens(validation)])
+    scores = {HELD_OUT_LOSS: _mean(HELD_OUT_LOSS, signals, signals.ok)}
+    names = list(dict.fromkeys(domains.tolist()))
+    for domain in names if len(names) > 1 else []:
+        rows = signals.ok & (domains == domain)
+        if rows.any():
+            name = f"{HELD_OUT_LOSS}/{domain}"
+            scores[name] = _mean(name, signals, rows)
+    return scores
+
+
+def _losses(model: Any, tokenizer: Any, validation: Any, batch_tokens: int, progress: bool) -> Signals:
+    collator = Collator.for_tokenizer(tokenizer)
+    return collect_losses(model, validation, collator, batch_tokens=batch_tokens, progress=progress)
+
+
+def _without_tokens(validation: Any) -> Any:
+    """The same rows, without reading the long columns where the data set can leave them out."""
+    names = getattr(validation, "column_names", None)
+    if names is None:
+        return (validation[number] for number in range(len(validation)))
+    if "domain" not in names:
+        return ({} for _ in range(len(validation)))
+    return validation.select_columns(["domain"])
+
+
+def _mean(name: str, signals: Signals, rows: NDArray[np.bool_]) -> Score:
+    """Own means times their tokens are sums again; in float64, so that adding them up loses nothing."""
+    assert signals.loss is not None and signals.num_tokens is not None
+    tokens = signals.num_tokens[rows].astype(np.float64)
+    mean = float(signals.loss[rows].astype(np.float64) @ tokens / tokens.sum())
+    return Score(finite(name, mean), "lower", int(rows.sum()))

@@ -1,0 +1,129 @@
+"""From a file of records to the questions a model is asked: rendered, checked, and ready before training."""
+
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from gradwise.data.chat import ChatTemplate
+from gradwise.data.formats import Chat
+from gradwise.data.read import read
+from gradwise.data.records import Record
+from gradwise.data.settings import Source
+from gradwise.errors import DataError
+from gradwise.evaluation.settings import Choice, FileTask, Generate
+from gradwise.evaluation.templates import Template
+
+
+@dataclass(frozen=True)
+class Question:
+    """One record of a task."""
+
+    prompt: str
+    """What the model is given, the chat template applied where it is asked for."""
+
+    choices: tuple[str, ...] = ()
+    """What to choose from."""
+
+    right: int = 0
+    """Position of the right choice."""
+
+    answers: tuple[str, ...] = ()
+    """The right answers to a question without choices."""
+
+
+def questions(task: Generate | Choice, tokenizer: Any) -> list[Question]:
+    """Read and render all questions of a task.
+
+    Raises:
+        RecipeError: a template is not valid Jinja.
+        DataError: there are no records, or one of them does not make a question; says which and why.
+    """
+    key = f"metrics.tasks: {task.name}"
+    ask = _Asker(task, tokenizer, key)
+    found = []
+    try:
+        for record in islice(_records(task), task.limit):
+            try:
+                found.append(ask(record))
+            except DataError as error:
+                raise DataError(f"{record.origin.words}: {error}") from None
+    except DataError as error:
+        raise DataError(f"{key}: {str(error).rstrip('.')}.") from None
+    if not found:
+        raise DataError(f"{key}: {task.path} holds no records.")
+    return found
+
+
+def _records(task: FileTask) -> Iterator[Record]:
+    for part in read(Source(path=task.path, split=task.split, config=task.config)):
+        yield from part.records()
+
+
+class _Asker:
+    """Makes a question out of a record."""
+
+    def __init__(self, task: Generate | Choice, tokenizer: Any, key: str) -> None:
+        self._task, self._tokenizer = task, tokenizer
+        self._prompt = Template(task.prompt, f"{key}.prompt")
+        self._answer = Template(task.answer, f"{key}.answer")
+        given = task.choices if isinstance(task, Choice) else ()
+        texts = [given] if isinstance(given, str) else given
+        self._choices = [Template(text, f"{key}.choices") for text in texts]
+
+    def __call__(self, record: Record) -> Question:
+        if record.problem:
+            raise DataError(record.problem)
+        self._prompt.check_varies(record.values)
+        prompt = self._asked(self._prompt.text(record.values))
+        if isinstance(self._task, Generate):
+            self._answer.check_varies(record.values)
+            return Question(prompt, answers=_answers(self._answer.value(record.values)))
+        choices = self._choices_of(record.values)
+        return Question(prompt, choices, _position(self._answer.value(record.values), choices))
+
+    def _asked(self, prompt: str) -> str:
+        if not prompt.strip():
+            raise DataError("the prompt is empty")
+        if not self._task.chat:
+            return prompt
+        turns = [{"role": "user", "content": prompt}]
+        template = ChatTemplate(self._tokenizer)
+        template.spell(Chat(turns), locate=False)  # says what is wrong with the template in our words
+        return self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    def _choices_of(self, record: dict[str, Any]) -> tuple[str, ...]:
+        if isinstance(self._task, Choice) and isinstance(self._task.choices, str):
+            found = self._choices[0].value(record)
+            if not isinstance(found, list | tuple):
+                raise DataError(f"`choices` must give a list; found {type(found).__name__}")
+        else:
+            found = [template.text(record) for template in self._choices]
+        choices = tuple(str(choice).strip() for choice in found)
+        if len(choices) < 2 or not all(choices):
+            raise DataError(f"a choice is between two texts at least; found {len(choices)}, or an empty one")
+        return choices
+
+
+def _answers(value: Any) -> tuple[str, ...]:
+    answers = tuple(str(answer).strip() for answer in (value if isinstance(value, list | tuple) else [value]))
+    if not answers or not all(answers):
+        raise DataError("the answer is empty")
+    return answers
+
+
+def _position(value: Any, choices: tuple[str, ...]) -> int:
+    """Of the choice meant by its text, else its number from 0, else its letter from A."""
+    text = str(value).strip()
+    if not isinstance(value, int) and text in choices:
+        return choices.index(text)
+    if text.isdecimal() and int(text) < len(choices):
+        return int(text)
+    letters = string.ascii_uppercase[: len(choices)]
+    if len(text) == 1 and text.upper() in letters:
+        return letters.index(text.upper())
+    raise DataError(
+        f"the answer {text[:40]!r} is none of the {len(choices)} choices, nor a number from 0 to "
+        f"{len(choices) - 1}, nor a letter from A to {letters[-1:]}"
+    )

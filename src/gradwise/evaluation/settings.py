@@ -1,0 +1,226 @@
+"""What a recipe says about metrics: tasks on files, tasks that lm-eval knows, functions of the user's own."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from gradwise.errors import RecipeError
+from gradwise.settings import Settings
+
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
+Count = Annotated[int, Field(ge=1)]
+Texts = list[Annotated[str, Field(min_length=1)]]
+Better = Literal["higher", "lower"]
+
+HELD_OUT_LOSS = "held_out_loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileTask(Settings):
+    """What tasks on a file have in common.
+
+    Templates are Jinja over the fields of a record: `Question: {{question}}`. A text that is the name of a
+    column stands for what that column holds.
+    """
+
+    name: Name
+    """What the score is called."""
+
+    path: str
+    """The records: a .jsonl, .json, .parquet or .csv file, a folder of them, a folder written by
+    `save_to_disk`, or the name of a dataset on the hub. Relative paths are taken from where the recipe
+    stands."""
+
+    split: str | None = None
+    """The split to read of a hub dataset or a saved `DatasetDict`; `train` when not given."""
+
+    config: str | None = None
+    """The configuration of a hub dataset."""
+
+    prompt: str
+    """What the model is given: a template."""
+
+    limit: Count | None = None
+    """Take only the first so many records."""
+
+    chat: bool = False
+    """Put the prompt as a user's turn into the chat template, as instruction-tuned models expect."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(FileTask):
+    """The share of records whose generated answer is exactly right. Decoding is greedy."""
+
+    kind: Literal["generate"] = "generate"
+    """Exact match of generated answers."""
+
+    answer: str
+    """The right answer: a template; where it gives a list, any of its members is right."""
+
+    extract: str | None = None
+    """A regular expression for the answer within the generated text: its group, if it has one, else all that
+    it matches. Without it the whole text is the answer. A text without a match is wrong."""
+
+    take: Literal["first", "last"] = "last"
+    """Which match of `extract` counts where there are several."""
+
+    ignore: str | None = None
+    """A regular expression for what is left out of both answers before they are compared: `[,$]`. White space
+    around them never counts."""
+
+    stop: Texts = field(default_factory=list)
+    """Texts at which generation ends, beside the model's own end of text."""
+
+    max_new_tokens: Count = 256
+    """Tokens to generate at most."""
+
+    def check(self) -> None:
+        for key in ("extract", "ignore"):
+            _check_pattern(f"metrics.tasks: {self.name}.{key}", getattr(self, key))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(FileTask):
+    """The share of records where the right choice is the likeliest continuation of the prompt."""
+
+    kind: Literal["choice"] = "choice"
+    """Multiple choice by log-likelihood."""
+
+    choices: Texts | str
+    """The choices: a list of templates, or one expression that gives a list (`{{choices.text}}`) or column
+    that holds one."""
+
+    answer: str
+    """The right choice: a template that gives its text, its number from 0, or its letter from A."""
+
+    delimiter: str | None = None
+    """What stands between prompt and choice: a space unless given, and nothing under `chat`, where the
+    template ends the prompt."""
+
+    normalise: bool = False
+    """Divide each log-likelihood by the number of the choice's characters, so that long choices stand a
+    chance; lm-eval calls the result acc_norm."""
+
+    def check(self) -> None:
+        if self.chat and self.delimiter is not None:
+            raise RecipeError(
+                f"metrics.tasks: {self.name}.delimiter means nothing with `chat: true`; leave it out."
+            )
+        if len(self.choices) < 2 and not isinstance(self.choices, str):
+            raise RecipeError(
+                f"metrics.tasks: {self.name}.choices: a choice is between two at least; "
+                f"found {self.choices!r}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmEval(Settings):
+    """A task or a group of tasks that lm-eval knows by name. Its data come from the hub unless cached."""
+
+    kind: Literal["lm_eval"] = "lm_eval"
+    """A task that lm-eval knows by name."""
+
+    name: Name
+    """lm-eval's name for it, which is also what the score is called."""
+
+    folder: str | None = None
+    """A folder with lm-eval task files (YAML) of one's own, to look in instead of lm-eval's own."""
+
+    metric: str | None = None
+    """Which of the task's metrics is the score: `acc_norm`, or `exact_match,flexible-extract` with the name
+    of a filter; the first that the task reports unless given."""
+
+    shots: Annotated[int, Field(ge=0)] | None = None
+    """Worked examples in the prompt; the task's own number unless given."""
+
+    limit: Count | None = None
+    """Take only the first so many records of each task."""
+
+    chat: bool = False
+    """Put prompts into the chat template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function(Settings):
+    """A metric of one's own: `function(model, tokenizer, validation)` gives a number, or a mapping of names
+    to numbers. `validation` is the data set of tokenised held-out samples, or None."""
+
+    path: str
+    """`path/to/file.py:function`, or `package.module:function` of something that is installed. Relative paths
+    are taken from where the recipe stands."""
+
+    name: Name | None = None
+    """What the score is called; the function's own name unless given."""
+
+    better: Better = "higher"
+    """Which direction is better."""
+
+    def check(self) -> None:
+        place, _, function = self.path.rpartition(":")
+        if not place or not function.isidentifier():
+            raise RecipeError(
+                f"metrics.functions: {self.path!r} names no function; write path/to/file.py:function or "
+                "package.module:function."
+            )
+
+    @property
+    def called(self) -> str:
+        """The name of its score, or what stands before the slash in the names of its scores."""
+        return self.name or self.path.rpartition(":")[2]
+
+
+def _bare_name(value: Any) -> Any:
+    return {"kind": "lm_eval", "name": value} if isinstance(value, str) else value
+
+
+def _bare_path(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+_Kind = Annotated[Generate | Choice | LmEval, Field(discriminator="kind")]
+Task = Annotated[_Kind, BeforeValidator(_bare_name, json_schema_input_type=str | _Kind)]
+_Functions = Annotated[Function, BeforeValidator(_bare_path, json_schema_input_type=str | Function)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics(Settings):
+    """What the final model is measured by, beside the held-out loss that comes with `data.validation`."""
+
+    tasks: list[Task] = field(default_factory=list)
+    """Tasks on local files (`kind: generate` or `kind: choice`), or known to lm-eval (a bare name, or `kind:
+    lm_eval`)."""
+
+    functions: list[_Functions] = field(default_factory=list)
+    """Functions of one's own; a bare string is a path."""
+
+    batch_size: Count = 8
+    """Prompts in one batch of a task."""
+
+    def check(self) -> None:
+        seen = {HELD_OUT_LOSS}
+        for name in self.names:
+            if name in seen:
+                raise RecipeError(
+                    f"metrics: two scores would be called {name!r}; give one of them another `name`."
+                )
+            seen.add(name)
+
+    @property
+    def names(self) -> list[str]:
+        """What the scores will be called; functions may put more behind a slash."""
+        return [task.name for task in self.tasks] + [function.called for function in self.functions]
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self.tasks or self.functions)
+
+
+def _check_pattern(key: str, pattern: str | None) -> None:
+    try:
+        groups = re.compile(pattern or "").groups
+    except re.error as error:
+        raise RecipeError(f"{key}: not a regular expression ({error}); found {pattern!r}.") from None
+    if groups > 1:
+        raise RecipeError(f"{key}: one group at most, write (?:...) for the others; found {pattern!r}.")

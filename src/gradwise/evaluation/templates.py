@@ -1,0 +1,102 @@
+"""Jinja over the fields of a record, as lm-eval has it, without its guesses.
+
+lm-eval takes every rendered text that looks like a Python literal for one, so that the answer "12" becomes a
+number and "[1]" a list. Here only a lone expression, `{{choices.text}}`, gives what it evaluates to; every
+other template gives text.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from gradwise.data.records import few
+from gradwise.errors import DataError, RecipeError
+
+_LONE = re.compile(r"\{\{-?(.*?)-?\}\}", re.DOTALL)
+
+
+def _environment() -> jinja2.Environment:
+    # Sandboxed: recipes are passed around, and reading one should not run what it likes.
+    made = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    made.filters["regex_replace"] = lambda text, pattern, by, count=0: re.sub(pattern, by, text, count=count)
+    return made
+
+
+_JINJA = _environment()
+
+
+class Template:
+    """A template of a recipe.
+
+    Args:
+        source: Jinja, or the name of a column.
+        key: where it stands in the recipe, for messages; its last part where the record is at fault.
+
+    Raises:
+        RecipeError: it is not valid Jinja.
+    """
+
+    def __init__(self, source: str, key: str) -> None:
+        self.source, self.key = source, key
+        try:
+            self._render = _JINJA.from_string(source)
+            self._evaluate = self._lone_expression()
+        except jinja2.TemplateSyntaxError as error:
+            raise RecipeError(f"{key}: not valid Jinja, line {error.lineno}: {_one_line(error)}.") from None
+
+    def _lone_expression(self) -> Any:
+        text = self.source.strip()
+        nodes = [node for output in _JINJA.parse(text).body for node in getattr(output, "nodes", [output])]
+        found = _LONE.fullmatch(text)
+        if found is None or len(nodes) != 1:
+            return None
+        return _JINJA.compile_expression(found[1], undefined_to_none=False)
+
+    def text(self, record: Mapping[str, Any]) -> str:
+        """The text it gives for a record; raises DataError."""
+        if self.source in record:
+            return str(record[self.source])
+        return self._tried(lambda: self._render.render(record), record)
+
+    def value(self, record: Mapping[str, Any]) -> Any:
+        """What it gives for a record: a column's or a lone expression's value as it is, else text."""
+        if self.source in record:
+            return record[self.source]
+        if self._evaluate is None:
+            return self.text(record)
+        return self._tried(lambda: _defined(self._evaluate(record)), record)
+
+    def check_varies(self, record: Mapping[str, Any]) -> None:
+        """Refuse what would be the same text for every record: most likely a column's name misspelt."""
+        if not (self.source in record or "{{" in self.source or "{%" in self.source):
+            raise DataError(
+                f"{_last(self.key)}: {self.source[:40]!r} is not a column, nor a template with "
+                f"{{{{...}}}} in it; {_columns(record)}"
+            )
+
+    def _tried(self, render: Any, record: Mapping[str, Any]) -> Any:
+        try:
+            return render()
+        except Exception as error:  # whatever an expression over arbitrary values may raise
+            raise DataError(f"{_last(self.key)}: {_one_line(error)}; {_columns(record)}") from None
+
+
+def _defined(value: Any) -> Any:
+    if isinstance(value, jinja2.Undefined):
+        str(value)  # a strict one says what is missing
+    return value
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _columns(record: Mapping[str, Any]) -> str:
+    return f"the record's columns: {few(sorted(map(str, record)))}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

@@ -1,0 +1,136 @@
+"""Measures a run's final model and writes `scores.json`, at the run's end or when its folder is next opened.
+
+Its seconds are not the run's: they come after the event `finished`, and stand in `scores.json`.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradwise.atomic import write_json
+from gradwise.data import load
+from gradwise.data.chat import template_text
+from gradwise.data.pool import Pool
+from gradwise.errors import GradwiseError, RecipeError
+from gradwise.evaluation import EvaluationError, Prepared, prepare, score
+from gradwise.recipe import Recipe
+from gradwise.run.directory import RunDirectory
+from gradwise.run.model import load_saved_model, load_tokenizer
+
+Tell = Callable[[str], None]
+
+
+def due(recipe: Recipe) -> bool:
+    """Whether a run of the recipe is measured by anything."""
+    return bool(recipe.metrics) or (recipe.data is not None and recipe.data.validation is not None)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a run will be measured by, checked before its first step."""
+
+    recipe: Recipe
+    tokenizer: Any
+    """The model's, with the chat template that the recipe gives."""
+    prepared: Prepared
+    held_out: Pool | None
+    bars: bool
+    tell: Tell
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, tokenizer: Any, held_out: Pool | None, *, bars: bool, tell: Tell
+    ) -> "Scoring":
+        """Prepare a recipe's metrics; raises RecipeError or DataError for what could not be measured."""
+        assert recipe.data is not None
+        if recipe.data.chat_template is not None:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.chat_template = template_text(recipe.data.chat_template)
+        prepared = prepare(recipe.metrics, tokenizer, seed=recipe.seed)
+        return cls(recipe, tokenizer, prepared, held_out, bars, tell)
+
+    def check_model(self, model: Any) -> None:
+        """Raise RecipeError where the model has no room for a task."""
+        self.prepared.check_length(model, self.tokenizer, self.tell)
+
+    def check_whole(self, sharded: bool) -> None:
+        """Raise RecipeError for tasks and functions where the model will be in pieces."""
+        if sharded and self.recipe.metrics:
+            raise RecipeError(
+                "metrics cannot be taken on a model that FSDP or DeepSpeed shards over processes; leave them "
+                "out, and give them when the run is finished: the same command in one process then scores it."
+            )
+
+    def write(self, model: Any, run: RunDirectory, *, first: bool) -> bool:
+        """Measure the model and write `scores.json`; all ranks must call it.
+
+        Returns:
+            False where it was interrupted.
+
+        Raises:
+            GradwiseError: something could not be measured; says that the model is saved.
+        """
+        start = time.perf_counter()
+        try:
+            with _precision(self.recipe, model):
+                scores = score(
+                    model,
+                    self.tokenizer,
+                    self.prepared,
+                    self.held_out.dataset if self.held_out is not None else None,
+                    batch_tokens=self.recipe.signals.batch_tokens,
+                    seed=self.recipe.seed,
+                    progress=self.bars,
+                    tell=self.tell,
+                )
+        except KeyboardInterrupt:
+            self.tell(
+                f"Stopped while scoring; the model is saved in {run.model}. The same command scores it."
+            )
+            return False
+        except (GradwiseError, RuntimeError, OSError, MemoryError) as error:  # no memory left, among others
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise EvaluationError(
+                f"{reason}. The model is saved in {run.model}; once this is mended, the same command only "
+                "scores it."
+            ) from error
+        if first:
+            told = {name: found.as_dict() for name, found in scores.items()}
+            write_json(run.scores_file, {"scores": told, "seconds": time.perf_counter() - start})
+        return True
+
+
+def score_saved(recipe: Recipe, run: RunDirectory, *, bars: bool, tell: Tell) -> bool:
+    """Measure the model that a finished run saved; False where it was interrupted.
+
+    For one process: where there are several, the others have nothing to do.
+    """
+    assert recipe.model is not None and recipe.data is not None
+    tokenizer = load_tokenizer(recipe.model)
+    given = recipe.data.validation is not None
+    held_out = load(recipe.data, "validation", tokenizer, progress=bars) if given else None
+    if held_out is not None:
+        run.check_data(held_out.fingerprint, key="held_out_fingerprint")
+    scoring = Scoring.of(recipe, tokenizer, held_out, bars=bars, tell=tell)
+    model = load_saved_model(recipe.model, recipe.adapter, run.model).to(_device(recipe))
+    scoring.check_model(model)
+    return scoring.write(model, run, first=True)
+
+
+def _device(recipe: Recipe) -> torch.device:
+    """As the Trainer chooses, whose own way to it would wait for the other ranks."""
+    if recipe.train.arguments.get("use_cpu") or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def _precision(recipe: Recipe, model: Any) -> torch.autocast:
+    """The mixed precision that the run was trained in, whether the model comes from it or from the disk."""
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    asked = [kind for name, kind in types.items() if recipe.train.arguments.get(name)]
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, dtype=asked[0] if asked else None, enabled=bool(asked))

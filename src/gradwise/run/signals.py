@@ -1,0 +1,159 @@
+"""Signals by recipe: load the model and the data it names, and measure every sample."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import torch
+from accelerate import PartialState
+
+from gradwise.atomic import write_bytes
+from gradwise.data import Collator, Data, Pool, load
+from gradwise.errors import DataError, RecipeError
+from gradwise.recipe import Model, Recipe
+from gradwise.run.model import load_model, load_tokenizer
+from gradwise.run.ranks import is_first
+from gradwise.signals import Signals, collect
+
+ROWS = "rows.parquet"
+
+Part = Literal["train", "validation"]
+
+
+class Proxy(NamedTuple):
+    """A model that measures in place of the one that is trained, with the same records in its own tokens."""
+
+    model: Any
+    samples: Any
+    collate: Any
+
+
+def collect_signals(
+    recipe: Recipe,
+    out: Path,
+    *,
+    want: Sequence[str],
+    part: Part = "train",
+    tell: Any = print,
+    progress: bool = True,
+) -> Signals:
+    """Measure a recipe's data with its model, or with the one under `signals`, into a store.
+
+    Beside the store stands `rows.parquet`: which record of which source each row belongs to.
+
+    Args:
+        recipe: with `model` and `data`.
+        out: the store's folder; an interrupted pass goes on there.
+        want: quantities, as in `gradwise.collect`.
+        part: which part of the data.
+        tell: gets a sentence on each stage.
+        progress: show a bar.
+
+    Raises:
+        GradwiseError: in one clear sentence.
+    """
+    settings, data = _sections(recipe)
+    proxied = recipe.signals.model is not None
+    tokenizer = load_tokenizer(settings)
+    pool = load(data, part, tokenizer, progress=progress and is_first())
+    tell(str(pool.report))
+    model = _placed(load_model(settings, None if proxied else recipe.adapter))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        signals = collect(
+            model,
+            pool.dataset,
+            Collator.for_tokenizer(tokenizer),
+            want=want,  # type: ignore[arg-type]
+            parameters=recipe.signals.parameters,
+            grad_dim=recipe.signals.grad_dim,
+            grad_dtype=recipe.signals.grad_dtype,
+            batch_tokens=recipe.signals.batch_tokens,
+            store=out,
+            seed=recipe.seed,
+            progress=progress,
+        )
+    for warning in told:
+        if issubclass(warning.category, UserWarning):
+            tell(f"Warning: {warning.message}")
+    if is_first():
+        _write_rows(out / ROWS, pool)
+    return signals
+
+
+def load_proxy(recipe: Recipe, pool: Pool, *, progress: bool) -> Proxy | None:
+    """The model under `signals` with the pool's records in its tokens, row by row; None where there is none.
+
+    Raises:
+        DataError: when a record cannot be told apart from another, or means nothing to the proxy.
+    """
+    if recipe.signals.model is None:
+        return None
+    settings, data = _sections(recipe)
+    tokenizer = load_tokenizer(settings)
+    # Duplicates by one tokenizer's tokens need not be duplicates by another's.
+    theirs = load(_keeping_all(data), "train", tokenizer, progress=progress)
+    rows = _aligned(pool, theirs)
+    model = _placed(load_model(settings))
+    return Proxy(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer))
+
+
+def _aligned(pool: Pool, theirs: Pool) -> list[int]:
+    place = {origin: row for row, origin in enumerate(_origins(theirs))}
+    if len(place) < len(theirs):
+        raise DataError(
+            "signals.model: two records of the data have the same origin (files of one name in several "
+            "folders); give the files different names."
+        )
+    missing = [origin for origin in _origins(pool) if origin not in place]
+    if missing:
+        raise DataError(
+            f"signals.model: {len(missing)} records are empty to that model's tokenizer "
+            f"(first: {missing[0].partition(chr(0))[2]}); leave them out, or take another model."
+        )
+    return [place[origin] for origin in _origins(pool)]
+
+
+def _origins(pool: Pool) -> list[str]:
+    domains, origins = pool.dataset["domain"], pool.dataset["origin"]
+    return [f"{domain}\0{origin}" for domain, origin in zip(domains, origins, strict=True)]
+
+
+def _keeping_all(data: Data) -> Data:
+    return replace(data, duplicates="keep")
+
+
+def _sections(recipe: Recipe) -> tuple[Model, Data]:
+    model = recipe.signals.model or recipe.model
+    if model is None:
+        raise RecipeError("The recipe names no model; give model.name, a hub name or a local folder.")
+    if recipe.data is None:
+        raise RecipeError("The recipe names no data; give data.train.")
+    return model, recipe.data
+
+
+def _placed(model: Any) -> Any:
+    """On this rank's device; sets up the process group under torchrun."""
+    state = PartialState()
+    return model if state.device.type == "cpu" else model.to(torch.device(state.device))
+
+
+def _write_rows(path: Path, pool: Pool) -> None:
+    dataset = pool.dataset
+    table = pyarrow.table(
+        {
+            "row": np.arange(len(dataset)),
+            "origin": list(dataset["origin"]),
+            "domain": list(dataset["domain"]),
+            "tokens": pool.lengths,
+            "label_tokens": pool.label_tokens,
+        }
+    )
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink)
+    write_bytes(path, sink.getvalue().to_pybytes())
