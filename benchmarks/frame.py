@@ -2,29 +2,42 @@
 
 A claim is a script, its committed result file, and a row in `docs/results.md` (see `results.py`). This module
 makes the file: machine, versions, revision, seeds, date and command next to the numbers, replaced atomically
-after every finished run, so that a stopped benchmark goes on where it was. And it makes the verdicts:
-differences paired by seed, 95 % t intervals, p-values corrected over the arms of a table (Holm).
+after every finished run, so that a stopped benchmark goes on where it was. Verdicts are those of `gradwise
+compare`: differences paired by seed, 95 % t intervals, p-values corrected over the arms of a table (Holm).
 """
 
 import hashlib
 import json
-import math
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
 import gradwise
 from gradwise.atomic import write_json
+from gradwise.report.statistics import BETTER, UNSEEN, UNTOLD, WORSE, Comparison, compare, holm, mean_sd
+
+__all__ = [
+    "BETTER",
+    "DATA",
+    "RESULTS",
+    "ROOT",
+    "UNSEEN",
+    "UNTOLD",
+    "WORSE",
+    "Comparison",
+    "ResultFile",
+    "compare",
+    "holm",
+    "load_average",
+    "mean_sd",
+    "provenance",
+    "source_digest",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -32,7 +45,6 @@ DATA = ROOT.parent / "shared" / "data"
 """Real data, beside the repository."""
 
 PACKAGES = ("gradwise", "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "scipy")
-LEVEL = 0.05
 
 
 # ---- where a number comes from -----------------------------------------------------------------------------
@@ -158,103 +170,3 @@ class ResultFile:
     def save(self) -> None:
         """Replace the file, atomically."""
         write_json(self.path, self.content)
-
-
-# ---- statistics --------------------------------------------------------------------------------------------
-
-BETTER, WORSE, UNSEEN = "better", "worse", "no difference seen"
-UNTOLD = "too few seeds"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One arm against the reference, over the seeds that both have; lower values are better."""
-
-    arm: str
-    seeds: int
-    mean: float
-    sd: float
-    difference: float
-    """Mean of arm minus reference, paired by seed."""
-    interval: tuple[float, float] | None
-    """95 % t interval of the difference, not corrected; None with fewer than two pairs."""
-    p: float | None
-    """Two-sided, Holm-corrected over the arms of the table."""
-    verdict: str
-
-
-def compare(values: Mapping[str, Mapping[int, float]], reference: str) -> list[Comparison]:
-    """Every other arm against `reference`.
-
-    Args:
-        values: by arm and seed; lower is better.
-        reference: an arm of `values`.
-
-    Returns:
-        In the order of `values`, the reference left out.
-
-    >>> found = compare({"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {0: 0.5, 1: 1.49, 2: 2.51}}, "a")
-    >>> found[0].verdict, round(found[0].difference, 2)
-    ('better', -0.5)
-    """
-    base = values[reference]
-    arms = [arm for arm in values if arm != reference and set(values[arm]) & set(base)]
-    gaps = {
-        arm: np.array([values[arm][s] - base[s] for s in sorted(set(values[arm]) & set(base))])
-        for arm in arms
-    }
-    raw = {arm: _p_value(gap) for arm, gap in gaps.items()}
-    corrected = holm({arm: p for arm, p in raw.items() if p is not None})
-    return [_comparison(arm, values[arm], gaps[arm], corrected.get(arm)) for arm in arms]
-
-
-def mean_sd(values: Mapping[int, float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1; NaN for one value)."""
-    found = np.array(list(values.values()))
-    return float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else math.nan
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction.
-
-    >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
-    {'a': 0.03, 'c': 0.06, 'b': 0.06}
-    """
-    corrected, highest = {}, 0.0
-    for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        highest = max(highest, min(1.0, p * (len(p_values) - place)))
-        corrected[name] = highest
-    return corrected
-
-
-def t_interval(differences: np.ndarray) -> tuple[float, float] | None:
-    """95 % t interval of the mean, or None for fewer than two values."""
-    count = len(differences)
-    if count < 2:
-        return None
-    half = float(stats.t.ppf(1 - LEVEL / 2, count - 1) * differences.std(ddof=1) / math.sqrt(count))
-    return float(differences.mean()) - half, float(differences.mean()) + half
-
-
-def _p_value(differences: np.ndarray) -> float | None:
-    if len(differences) < 2:
-        return None
-    error = differences.std(ddof=1) / math.sqrt(len(differences))
-    if error == 0:
-        return 1.0 if differences.mean() == 0 else 0.0
-    return float(2 * stats.t.sf(abs(differences.mean()) / error, len(differences) - 1))
-
-
-def _comparison(arm: str, values: Mapping[int, float], gap: np.ndarray, p: float | None) -> Comparison:
-    mean, sd = mean_sd(values)
-    return Comparison(
-        arm, len(gap), mean, sd, float(gap.mean()), t_interval(gap), p, _verdict(float(gap.mean()), p)
-    )
-
-
-def _verdict(difference: float, p: float | None) -> str:
-    if p is None:
-        return UNTOLD
-    if p >= LEVEL:
-        return UNSEEN
-    return BETTER if difference < 0 else WORSE

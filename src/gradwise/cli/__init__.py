@@ -24,9 +24,9 @@ def main() -> None:
     if not sys.stderr.isatty():
         # Bars of libraries that ask nobody; read when tqdm is first imported, which is after this.
         os.environ.setdefault("TQDM_DISABLE", "1")
-    from gradwise.cli import demo, schema, train
+    from gradwise.cli import collect, compare, demo, schema, train
 
-    for command in (train.train, demo.demo, schema.schema):
+    for command in (train.train, collect.collect, compare.compare, demo.demo, schema.schema):
         app.command()(command)
     try:
         app(standalone_mode=True)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,14 @@ from gradwise.training.plan import Plan
 from gradwise.training.record import Record
 
 
-def decide(trainer: Any, recipe: Recipe, epochs: Callable[[Plan], int], record: Record) -> Plan:
+def decide(
+    trainer: Any,
+    recipe: Recipe,
+    epochs: Callable[[Plan], int],
+    record: Record,
+    *,
+    shared: Path | None = None,
+) -> Plan:
     """The plan that a recipe's `select` and `order` make of a trainer's data.
 
     Args:
@@ -24,14 +32,14 @@ def decide(trainer: Any, recipe: Recipe, epochs: Callable[[Plan], int], record: 
         recipe: its `select`, `order`, `signals` and `seed`.
         epochs: how many passes to plan, given the plan of a single one.
         record: gets what was decided and what it cost.
+        shared: folder in which several runs keep the signals that they have in common.
     """
-    start = time.perf_counter()
     needs = recipe.select.needs | recipe.order.needs
-    signals = pool_signals(trainer, needs, recipe.signals.batch_tokens)
+    signals, seconds, found = pool_signals(trainer, needs, recipe.signals.batch_tokens, record, shared)
     bad = [] if signals.ok is None else np.flatnonzero(~signals.ok).tolist()
     if needs:
         told = {"quantities": sorted(needs), "samples": len(signals), "set_aside": len(bad), "first": bad[:8]}
-        record.event("signals", 0, time.perf_counter() - start, **told)
+        record.event("signals", 0, seconds, **told, **({"shared": True} if found else {}))
     start = time.perf_counter()
     selection = _without(bad, recipe.select.select(signals, seed=recipe.seed))
     planned = partial(make_plan, selection, recipe.order, signals, seed=recipe.seed)

@@ -4,6 +4,12 @@ decision.
 The Trainer's running loss is not checkpointed and its log is as coarse as `logging_steps`; these files hold
 every step, and a resumed run cuts them back to its checkpoint, so that they end as those of a run that was
 never stopped.
+
+`seconds` is what the run is charged: the wall-clock from the moment training is called, with every decision
+(signals, selection, order, probes, draws) and every step in it. Not charged are evaluations and checkpoints,
+which are as many as somebody wants to see and cost all methods the same, and what comes before and after: the
+loading of model and data, the setting up of a resumed run, scoring, saving the model. What another run has
+measured already is charged as if this one had measured it.
 """
 
 import json
@@ -11,6 +17,8 @@ import math
 import os
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +56,51 @@ class Record:
         self._losses: list[Tensor] = []
         self.run = ""
         self._open = False
-        self._before = 0.0
-        self._started = time.perf_counter()
+        self._charged = 0.0
+        self._since: float | None = None
 
     @property
     def seconds(self) -> float:
-        """Wall-clock of the run so far, everything charged, over all resumes."""
-        return self._before + time.perf_counter() - self._started
+        """Seconds charged so far, over all resumes; stands still while the clock does."""
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return self._charged + running
+
+    def charge(self, seconds: float) -> None:
+        """Add what somebody else has spent for this run."""
+        self._charged += seconds
+
+    def start_clock(self) -> None:
+        """Charge from now on."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def stop_clock(self) -> None:
+        """Charge no more; what was queued on an accelerator is waited for, and charged."""
+        if self._since is not None:
+            _wait_for_accelerator()
+            self._charged, self._since = self.seconds, None
+
+    @contextmanager
+    def uncharged(self) -> Iterator[None]:
+        """What happens inside costs the run nothing."""
+        running = self._since is not None
+        self.stop_clock()
+        try:
+            yield
+        finally:
+            if running:
+                _wait_for_accelerator()
+                self.start_clock()
 
     def start(self, state: dict[str, Any] | None = None) -> None:
-        """Begin anew, or with the state of a checkpoint: cut both files back to where they were then."""
+        """Begin anew, with the clock running; or with the state of a checkpoint: both files are cut back to
+        where they were then, and the clock stands until all else is as it was, too (`start_clock`)."""
         self._steps.clear()
         self._losses.clear()
         self.run = state["run"] if state else uuid.uuid4().hex
         self._open = True
-        self._before = state["seconds"] if state else 0.0
-        self._started = time.perf_counter()
+        self._charged = state["seconds"] if state else 0.0
+        self._since = None if state else time.perf_counter()
         if not self.writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -135,6 +172,13 @@ class Record:
             )
             with (self.folder / FILES[name]).open("ab") as file:
                 file.write(text.encode())
+
+
+def _wait_for_accelerator() -> None:
+    # A device that has failed says so to whoever uses it, better than from here.
+    if torch.cuda.is_initialized():
+        with suppress(RuntimeError):
+            torch.cuda.synchronize()
 
 
 def _plain(line: dict[str, Any], loss: float) -> dict[str, Any]:

@@ -29,14 +29,19 @@ def save_checkpoint(session: Session, write: Callable[[], None], limit: int | No
     """
     if session.saved_step == session.step:
         return
-    args, meet = session.args, session.trainer.accelerator.wait_for_everyone
     session.flush()
-    assert session.plan is not None
+    with session.record.uncharged():
+        _save(session, write, limit)
+
+
+def _save(session: Session, write: Callable[[], None], limit: int | None) -> None:
+    args, meet, plan = session.args, session.trainer.accelerator.wait_for_everyone, session.plan
+    assert plan is not None
     state = {
         "run": session.record.run,
         "step": session.step,
         "decisions": session.decisions(),
-        "plan": session.plan.digest,
+        "plan": plan.digest,
         "position": session.schedule.used(session.step),
         "layers": session.switch.state_dict() if session.switch else None,
         "record": session.record.state(),
@@ -49,7 +54,7 @@ def save_checkpoint(session: Session, write: Callable[[], None], limit: int | No
         write()
         meet()
         if args.should_save:
-            session.plan.save(target / checkpoints.PLAN)
+            plan.save(target / checkpoints.PLAN)
             checkpoints.finish(target, state)
             checkpoints.rotate(target, limit, session.trainer.state.best_model_checkpoint)
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -13,11 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from gradwise.data import token_lengths
 from gradwise.errors import CheckpointError, GradwiseError
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.recipe import Recipe
@@ -63,6 +66,7 @@ class Session:
         self._feeder: Feeder | None = None
         self._loss: Tensor | None = None
         self._tokens: Any = None
+        self._lengths: NDArray[np.int64] | None = None
         self._learning_rate: Any = None
 
     @property
@@ -115,6 +119,8 @@ class Session:
         batches = cut(self.trainer, self.plan, self.packed_length)
         samples, collate = self.trainer._training_samples()
         self._feeder = Feeder(batches, samples, collate, **loader_settings(self.args))
+        columns = getattr(self.trainer.train_dataset, "column_names", None) or ()
+        self._lengths = token_lengths(self.trainer.train_dataset) if "input_ids" in columns else None
         return ledger(batches)
 
     def _new_plan(self) -> Plan:
@@ -168,6 +174,10 @@ class Session:
 
     def begin(self, model: nn.Module, optimizer: Any) -> None:
         """The optimizer exists and a checkpoint, if any, is loaded: put the layer switch around them."""
+        self._begin_switch(model, optimizer)
+        self.record.start_clock()
+
+    def _begin_switch(self, model: nn.Module, optimizer: Any) -> None:
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         policy = self.recipe.layers
         if not isinstance(policy, LayerPolicy):
@@ -253,10 +263,22 @@ class Session:
         """Label tokens of the step over all ranks, where the Trainer counts them."""
         self._tokens = tokens.long() if isinstance(tokens, Tensor) else tokens
 
+    def input_tokens(self, step: int) -> int | None:
+        """Tokens that pass through the model in `step`, padding left out, over all ranks; None where the
+        data do not tell lengths without being read."""
+        if self._lengths is None:
+            return None
+        return int(self._lengths[self.schedule.samples(step)].sum())
+
     def after_step(self, epoch: float, grad_norm: Any) -> None:
         """Note the step that was just done; `step` already counts it."""
         assert self._loss is not None
-        known = {"learning_rate": self._learning_rate, "grad_norm": grad_norm, "label_tokens": self._tokens}
+        known = {
+            "learning_rate": self._learning_rate,
+            "grad_norm": grad_norm,
+            "input_tokens": self.input_tokens(self.step - 1),
+            "label_tokens": self._tokens,
+        }
         self.record.step(
             self._loss,
             step=self.step,
@@ -304,7 +326,8 @@ class Session:
         return bool(asked.item())
 
     def close(self) -> None:
-        """Give the model back as it was found and let go of the workers."""
+        """Give the model back as it was found and let go of the workers; the run is charged no more."""
+        self.record.stop_clock()
         if self.switch is not None:
             self.switch.restore()
             self.switch = None

@@ -51,6 +51,7 @@ class TrainerMixin(_AnyTrainer):
         plan: Plan | None = None,
         run_dir: str | Path | None = None,
         packed_length: int | None = None,
+        shared_signals: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
         """As the underlying Trainer, and:
@@ -61,6 +62,8 @@ class TrainerMixin(_AnyTrainer):
             plan: follow this plan instead of making one from the recipe.
             run_dir: where metrics, events and the plan are written; the trainer's output_dir unless given.
             packed_length: pack consecutive samples of the plan into rows of at most so many tokens.
+            shared_signals: folder for signals that several runs need: the first one measures and keeps them,
+                later ones read them and are charged what they cost.
         """
         recipe = Recipe() if recipe is None else recipe
         _check_sections(recipe)
@@ -68,7 +71,8 @@ class TrainerMixin(_AnyTrainer):
         check_supported(self, recipe)
         if _is_plain_collator(self.data_collator) and "data_collator" not in kwargs and len(args) < 3:
             self.data_collator = self._padding_collator()
-        decides = partial(decide, self, recipe) if plan is None else lambda *_: plan
+        shared = None if shared_signals is None else Path(shared_signals)
+        decides = partial(decide, self, recipe, shared=shared) if plan is None else lambda *_: plan
         folder = Path(run_dir or self.args.output_dir)
         self.session = Session(self, recipe, decides, folder=folder, packed_length=packed_length)
         if isinstance(recipe.layers, LayerPolicy) and self.args.world_size > 1:
@@ -180,6 +184,11 @@ class TrainerMixin(_AnyTrainer):
         self._last_grad_norm = super()._get_grad_norm(*args, **kwargs)
         return self._last_grad_norm
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the underlying Trainer's; the run is not charged for it."""
+        with self.session.record.uncharged():
+            return super().evaluate(*args, **kwargs)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         save = super()._save_checkpoint
         save_checkpoint(self.session, lambda: save(*args, **kwargs), self._save_limit)
@@ -206,7 +215,8 @@ def with_gradwise(cls: type) -> Any:
         cls: a subclass of `transformers.Trainer`.
 
     Returns:
-        A subclass of it that takes `recipe`, `plan`, `run_dir` and `packed_length` besides its own arguments.
+        A subclass of it that takes `recipe`, `plan`, `run_dir`, `packed_length` and `shared_signals` besides
+        its own arguments.
     """
     if not (isinstance(cls, type) and issubclass(cls, transformers.Trainer)):
         raise RecipeError(f"with_gradwise takes a subclass of transformers.Trainer; found {cls!r}.")

@@ -1,0 +1,96 @@
+"""`gradwise compare`: does it pay, at equal cost?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="What to compare, with commas between: names of methods (full,random,loss_top,lisa,grass,"
+            "lora,...), a+b for both at once, a YAML file of overrides, name=... for a name of your own, "
+            "recipe for the recipe as it stands."
+        ),
+    ],
+    seeds: Annotated[
+        str, typer.Option(help="How many seeds, from the recipe's own on; or which, as in 0,3,7.")
+    ] = "5",
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="What every run may spend: steps, tokens or time as the reference spends them under the "
+            "recipe, or an amount: steps=200, tokens=1e6, time=600, time=10m."
+        ),
+    ] = "steps",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; comparisons/<name of the recipe> unless given.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Arm that all others are compared with; random, or the first.")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What the first table is about.")] = "held_out_loss",
+    fraction: Annotated[
+        float | None, typer.Option(help="Share of the data that selections keep, instead of the recipe's.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
+    keep_checkpoints: Annotated[
+        bool, typer.Option("--keep-checkpoints", help="Keep the checkpoints of finished runs.")
+    ] = False,
+    discard_models: Annotated[
+        bool, typer.Option("--discard-models", help="Delete final weights once they are scored.")
+    ] = False,
+    allow_overlap: Annotated[
+        bool,
+        typer.Option(
+            "--allow-overlap", help="Go ahead although held-out samples stand in the training data."
+        ),
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Replace a setting: --set train.batch_size=8. Repeatable."),
+    ] = None,
+) -> None:
+    """Train several arms of a recipe at equal cost, over seeds, and say whether they differ.
+
+    The same command goes on with a comparison that was stopped, tries what failed again, and prints the table
+    of one that is finished; arms and seeds can be added.
+    """
+    from gradwise.comparison import compare as run_comparison
+    from gradwise.recipe import Recipe
+
+    outcome = run_comparison(
+        Recipe.load(recipe, set_),
+        [arm for arm in arms.split(",") if arm.strip()],
+        seeds=_seeds(seeds),
+        budget=budget,
+        out=out or Path("comparisons") / recipe.stem,
+        reference=reference,
+        metric=metric,
+        fraction=fraction,
+        jobs=jobs,
+        keep_checkpoints=keep_checkpoints,
+        discard_models=discard_models,
+        allow_overlap=allow_overlap,
+    )
+    print(outcome.table)
+    print(f"\n{outcome.folder}: results.csv, runs.csv (and .parquet), table.txt, loss_by_*.png")
+    if outcome.stopped:
+        print("Stopped; the same command goes on.")
+    if outcome.stopped or outcome.failed:
+        raise typer.Exit(1)
+
+
+def _seeds(text: str) -> int | list[int]:
+    from gradwise.errors import RecipeError
+
+    try:
+        found = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = []
+    if not found:
+        raise RecipeError(f"--seeds takes a number such as 5, or a list such as 0,3,7; found {text!r}.")
+    return found if "," in text else found[0]

@@ -1,0 +1,235 @@
+"""Arms: small named changes of one recipe, from words on a command line.
+
+    full            a preset: the name of any method or baseline, which sets its own section of the recipe
+    loss_top+lisa   several at once
+    order.given     a preset with its section, where two sections had the same name
+    other.yaml      a file of overrides
+    grass+rate.yaml both
+    slow=lora+rate.yaml   with a name of one's own
+    recipe          the recipe as it stands; recipe+all changes one decision and keeps the others
+
+An arm that names presets starts from the recipe with its decisions set aside, so that `full` is all data,
+shuffled, through all layers. A preset takes over the settings that the recipe has for that section as far as
+it knows them: `grass` under a recipe with `layers: {method: grass, active: 4}` has four active layers, and so
+has `lisa`; a random subset is as large as the recipe's own selection. An arm of files only, or with `recipe`,
+starts from the recipe as it stands.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from gradwise.errors import RecipeError
+from gradwise.recipe import Recipe, tree
+from gradwise.settings import Settings, nearest
+
+AS_IT_STANDS = "recipe"
+ADAPTER = "adapter"
+
+NOT_AN_ARMS = {
+    "seed": "seeds are the comparison's (--seeds)",
+    "data.validation": "all arms are measured on the same held-out data",
+    "metrics": "all arms are measured by the same metrics",
+    "train.epochs": "how long an arm trains follows from --budget",
+    "train.max_steps": "how long an arm trains follows from --budget",
+}
+"""Keys that a file of overrides may not set, each with why."""
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One column of a comparison."""
+
+    name: str
+    spec: str
+    """What it was made from."""
+    recipe: Recipe
+
+
+def parse_arms(words: list[str], recipe: Recipe, *, fraction: float | None = None) -> list[Arm]:
+    """The arms that words such as `full` or `slow=lora+rate.yaml` name.
+
+    Args:
+        words: one per arm.
+        recipe: the recipe they are changes of.
+        fraction: size of selections where the recipe's own has none.
+
+    Raises:
+        RecipeError: for what is unknown, said twice, or contradicts itself.
+    """
+    arms = [_parse_arm(word.strip(), recipe, fraction) for word in words]
+    for position, arm in enumerate(arms):
+        same = [other for other in arms[:position] if other.name == arm.name]
+        if same:
+            raise RecipeError(
+                f"--arms: two arms are called {arm.name!r}; give one a name of its own, such as "
+                f"again={arm.spec}."
+            )
+    return arms
+
+
+def presets() -> dict[str, list[str]]:
+    """Names of methods and the sections they set, as the recipe's own types have them."""
+    found: dict[str, list[str]] = {"lora": [ADAPTER]}
+    for section in tree.METHOD_SECTIONS:
+        for method in _methods(section):
+            found.setdefault(method, []).append(section)
+    return found
+
+
+@cache
+def _methods(section: str) -> dict[str, type[Settings]]:
+    """The settings classes that may stand in a section, by the name of their method."""
+    hint = get_type_hints(Recipe, include_extras=True)[section]
+    known = {}
+    for cls in _classes(hint):
+        names: list[Any] = [field.default for field in fields(cls) if field.name == "method"]  # type: ignore[arg-type]
+        known.update(dict.fromkeys(names, cls))
+    return known
+
+
+def _classes(hint: Any) -> Iterator[type[Settings]]:
+    if isinstance(hint, type) and issubclass(hint, Settings):
+        yield hint
+    for argument in get_args(hint):
+        yield from _classes(argument)
+
+
+def _parse_arm(word: str, recipe: Recipe, fraction: float | None) -> Arm:
+    name, equals, spec = word.partition("=") if "=" in word else ("", "", word)
+    parts = [part.strip() for part in spec.split("+")]
+    if not all(parts) or (equals and not name.strip()):
+        raise RecipeError(f"--arms: {word!r} names no arm; {_known()}")
+    name = name.strip() or "+".join(Path(part).stem if _is_file(part) else part for part in parts)
+    if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
+        raise RecipeError(
+            f"--arms: {name!r} cannot be an arm's name, which is also that of a folder; use letters, digits "
+            "and . _ + -."
+        )
+    # Files last, so that they can refine what a preset sets, whatever the order they are named in.
+    apart = sorted((part for part in parts if part != AS_IT_STANDS), key=_is_file)
+    changes = [_change(part, recipe, fraction) for part in apart]
+    _check_apart(word, apart, changes)
+    base = recipe.to_dict()
+    if AS_IT_STANDS not in parts and not all(_is_file(part) for part in parts):
+        base = _without_decisions(base)
+    for change in changes:
+        for section, values in change.items():
+            if isinstance(values, dict) and "method" in values:
+                base[section] = {}  # another method's settings must not stay behind
+        base = tree.merged(base, change)
+    return Arm(name, spec, Recipe.from_dict(base, source=f"--arms {word}"))
+
+
+def _is_file(part: str) -> bool:
+    return Path(part).suffix in (".yaml", ".yml")
+
+
+def _without_decisions(base: Tree) -> Tree:
+    default = Recipe().to_dict()
+    return base | {section: default[section] for section in (*tree.METHOD_SECTIONS, ADAPTER)}
+
+
+def _change(part: str, recipe: Recipe, fraction: float | None) -> Tree:
+    if _is_file(part):
+        return _overrides(Path(part))
+    section, method = _preset(part)
+    own = recipe.to_dict()[section]
+    if section == ADAPTER:
+        return {ADAPTER: own if own and own["method"] == method else {"method": method}}
+    cls = _methods(section)[method]
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    kept = {key: value for key, value in (own or {}).items() if key in known}
+    return {section: {**_sized(part, section, kept, known, fraction), "method": method}}
+
+
+def _sized(part: str, section: str, kept: Tree, known: set[str], fraction: float | None) -> Tree:
+    """Settings of a selection that needs a size, with one."""
+    if section != "select" or not {"fraction", "count"} <= known:
+        return kept
+    if fraction is not None:
+        return {**kept, "fraction": fraction, "count": None}
+    if kept.get("fraction") is None and kept.get("count") is None:
+        raise RecipeError(
+            f"--arms: {part} selects a part of the data, and nothing says how much; give --fraction 0.2, or "
+            "a `select` with fraction or count in the recipe."
+        )
+    return kept
+
+
+def _preset(part: str) -> tuple[str, str]:
+    """Section and method of a preset."""
+    section, dot, method = part.partition(".")
+    known = presets()
+    if dot and section == ADAPTER:
+        return section, method
+    if dot and section in tree.METHOD_SECTIONS:
+        if method not in _methods(section):
+            raise RecipeError(
+                f"--arms: {section} knows no method {method!r}{nearest(method, list(_methods(section)))}"
+            )
+        return section, method
+    if part not in known:
+        near = nearest(part, [*known, AS_IT_STANDS])
+        raise RecipeError(f"--arms: unknown arm {part!r}{near if 'did you mean' in near else ';'} {_known()}")
+    if len(known[part]) > 1:
+        spelt = " or ".join(f"{section}.{part}" for section in known[part])
+        raise RecipeError(f"--arms: {part} could be several things; write {spelt}.")
+    return known[part][0], part
+
+
+def _known() -> str:
+    named = ", ".join(sorted(presets()))
+    return (
+        f"Known: {named}, {AS_IT_STANDS} (as it stands), a .yaml file of overrides, and any of these with +."
+    )
+
+
+def _overrides(path: Path) -> Tree:
+    values = tree.read_yaml(path)
+    tree.anchor_paths(values, path.resolve().parent)
+    for key, why in NOT_AN_ARMS.items():
+        if any(found == key or found.startswith(f"{key}.") for found in _keys(values)):
+            raise RecipeError(f"{path}: an arm cannot set {key}: {why}.")
+    spelt: Tree = {
+        section: {"method": value} if section in tree.METHOD_SECTIONS and isinstance(value, str) else value
+        for section, value in values.items()
+    }
+    return spelt
+
+
+def _keys(values: Tree, above: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        name = f"{above}.{key}" if above else str(key)
+        yield name
+        if isinstance(value, dict):
+            yield from _keys(value, name)
+
+
+def _check_apart(word: str, parts: list[str], changes: list[Tree]) -> None:
+    """Refuse two parts that set the same thing: which of them should count?"""
+    said: dict[str, str] = {}
+    for part, change in zip(parts, changes, strict=True):
+        # A preset says which method; a file may refine its settings, as in grass+active4.yaml.
+        keys = [key for key in _keys(change) if not _is_section(change, key)]
+        if not _is_file(part):
+            keys = [key for key in keys if key.endswith(".method")]
+        for key in keys:
+            if key in said:
+                raise RecipeError(
+                    f"--arms: in {word}, both {said[key]} and {part} set {key.removesuffix('.method')}; "
+                    "leave one out."
+                )
+            said[key] = part
+
+
+def _is_section(values: Tree, key: str) -> bool:
+    inner: Any = values
+    for name in key.split("."):
+        inner = inner[name]
+    return isinstance(inner, dict)

@@ -1,0 +1,247 @@
+"""A comparison from beginning to end: check, measure speeds, run, report; gone on with at any point."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradwise.atomic import write_text
+from gradwise.comparison.arms import Arm, parse_arms
+from gradwise.comparison.budget import Budget, parse_budget
+from gradwise.comparison.equal import equalise
+from gradwise.comparison.folder import ComparisonFolder
+from gradwise.comparison.progress import Progress
+from gradwise.comparison.runs import FAILURE, is_done, prepare_folder, run_recipe
+from gradwise.comparison.workers import Crew, Task, start_server
+from gradwise.errors import DataError, RecipeError
+from gradwise.recipe import Recipe
+from gradwise.report.comparison import write_report
+from gradwise.report.reading import HELD_OUT_LOSS, Results, read_results
+
+RUN = "gradwise.comparison.execute:run"
+CHECK_DATA = "gradwise.comparison.workbench:check_data"
+
+DEFAULT_REFERENCE = "random"
+
+LARGEST_OVERLAP = 0.01
+"""Share of held-out samples in the training data up to which a comparison goes ahead, with a note."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison came to."""
+
+    folder: Path
+    results: Results
+    table: str
+    """The verdicts, as text."""
+    failed: dict[str, str]
+    """Why, by `arm` or `arm/seed-n`."""
+    stopped: bool = False
+    """Whether it was asked to stop and can go on."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to go about it; nothing here changes what a run computes."""
+
+    jobs: int = 1
+    keep_checkpoints: bool = False
+    discard_models: bool = False
+    allow_overlap: bool = False
+    progress: bool | None = None
+
+
+def compare(
+    recipe: Recipe,
+    arms: Sequence[str],
+    *,
+    seeds: int | Sequence[int] = 5,
+    budget: str | Budget = "steps",
+    out: str | Path,
+    reference: str | None = None,
+    metric: str = HELD_OUT_LOSS,
+    fraction: float | None = None,
+    jobs: int = 1,
+    keep_checkpoints: bool = False,
+    discard_models: bool = False,
+    allow_overlap: bool = False,
+    progress: bool | None = None,
+) -> Outcome:
+    """Train every arm with every seed at equal cost, and judge them against the reference.
+
+    Processes are started as multiprocessing does: a script that calls this wants `if __name__ == "__main__"`.
+
+    Args:
+        recipe: what the arms are changes of; with model, data.train and data.validation.
+        arms: such as `full`, `loss_top+lisa` or `other.yaml`; see `gradwise.comparison.arms`.
+        seeds: how many, from the recipe's own on, or which.
+        budget: `steps`, `tokens` or `time`, with an amount or without; see `parse_budget`.
+        out: folder; a comparison that is there is gone on with, and may get more arms and seeds.
+        reference: the arm that all others are compared with; `random` if it is there, else the first.
+        metric: what the first table is about.
+        fraction: size of selections where the recipe's own has none.
+        jobs: runs at once.
+        keep_checkpoints: leave those of finished runs.
+        discard_models: delete final weights once they are scored.
+        allow_overlap: go ahead although held-out samples stand in the training data.
+        progress: show a bar; by default when standard error is a terminal.
+
+    Returns:
+        What came of it. Runs that fail are named there and take nothing else down.
+
+    Raises:
+        RecipeError: for what cannot be compared, before anything is run.
+    """
+    _check_alone()
+    recipe = recipe.anchored()
+    _check_recipe(recipe, metric)
+    parsed = parse_arms(list(arms), recipe, fraction=fraction)
+    if not parsed:
+        raise RecipeError("--arms names no arm; give some, such as full,random.")
+    wanted = parse_budget(budget) if isinstance(budget, str) else budget
+    if jobs < 1:
+        raise RecipeError(f"--jobs must be at least 1; found {jobs}.")
+    chosen = _seeds(seeds, recipe)
+    options = Options(jobs, keep_checkpoints, discard_models, allow_overlap, progress)
+    folder, crew = ComparisonFolder(out), Crew(jobs)
+    with folder.opened():
+        folder.ask(recipe, parsed, chosen, _reference(folder, parsed, reference), wanted)
+        todo = _todo(folder, parsed, chosen)
+        stopped = bool(todo) and _run_all(folder, parsed, todo, crew, options)
+        return _report(folder, metric, stopped=stopped, changed=bool(todo))
+
+
+def _check_alone() -> None:
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        raise RecipeError(
+            "gradwise compare starts its own processes and was itself started by torchrun; start it once, "
+            "with --jobs for several runs at once."
+        )
+
+
+def _check_recipe(recipe: Recipe, metric: str) -> None:
+    if recipe.model is None or recipe.data is None or recipe.data.train is None:
+        missing = "model" if recipe.model is None else "data.train"
+        raise RecipeError(f"The recipe names no {missing}; give it.")
+    known = [HELD_OUT_LOSS] if recipe.data.validation is not None else []
+    known += recipe.metrics.names
+    if not known:
+        raise RecipeError(
+            "There is nothing to compare by: the recipe has neither data.validation nor metrics; give one."
+        )
+    if metric == HELD_OUT_LOSS and metric not in known:
+        return  # asked for by default: the first of the recipe's own then comes first
+    if metric.split("/")[0] not in known:
+        raise RecipeError(f"--metric: unknown metric {metric!r}; known: {', '.join(known)}.")
+
+
+def _reference(folder: ComparisonFolder, arms: list[Arm], asked: str | None) -> str:
+    """What was asked for, or what the folder has, or the default."""
+    names = list(dict.fromkeys([*folder.told.get("arms", {}), *(arm.name for arm in arms)]))
+    if asked is None:
+        default = DEFAULT_REFERENCE if DEFAULT_REFERENCE in names else names[0]
+        return folder.told.get("reference", default)
+    if asked not in names:
+        raise RecipeError(f"--reference: {asked!r} is none of the arms; found {', '.join(names)}.")
+    return asked
+
+
+def _seeds(asked: int | Sequence[int], recipe: Recipe) -> list[int]:
+    seeds = list(range(recipe.seed, recipe.seed + asked)) if isinstance(asked, int) else list(asked)
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise RecipeError(
+            f"--seeds takes a number such as 5, or a list of different seeds such as 0,3,7; found {asked!r}."
+        )
+    return seeds
+
+
+def _todo(folder: ComparisonFolder, arms: list[Arm], seeds: list[int]) -> list[tuple[Arm, int]]:
+    """Runs to make, seed by seed over all arms: a comparison that is stopped early is still paired."""
+    return [(arm, seed) for seed in seeds for arm in arms if not is_done(folder.run(arm.name, seed))]
+
+
+def _run_all(
+    folder: ComparisonFolder, arms: list[Arm], todo: list[tuple[Arm, int]], crew: Crew, options: Options
+) -> bool:
+    """Make what is to be made; whether any of it was stopped."""
+    start_server()
+    shown = Progress(sys.stderr.isatty() if options.progress is None else options.progress)
+    _check_overlap(folder, arms, crew, options, shown)
+    if not crew.stops:
+        equalise(folder, arms, crew, shown)
+    folder.save()
+    # Without steps, the measuring of an arm has failed, which the report tells.
+    ready = [(arm, seed) for arm, seed in todo if folder.steps(arm.name, seed) is not None]
+    stopped = False
+    with shown.runs(len(ready)):
+        for result in crew.run(_tasks(folder, ready, options), shown.look):
+            if result.failure is not None:
+                write_text(result.task.log.with_name(FAILURE), result.failure + "\n")
+            stopped = stopped or result.stopped
+            shown.ended(result)
+    return stopped or bool(crew.stops)
+
+
+def _tasks(folder: ComparisonFolder, todo: list[tuple[Arm, int]], options: Options) -> Iterator[Task]:
+    for arm, seed in todo:
+        steps = folder.steps(arm.name, seed)
+        assert steps is not None
+        where, recipe = folder.run(arm.name, seed), run_recipe(arm.recipe, seed, steps)
+        prepare_folder(where, recipe)
+        arguments: dict[str, Any] = {
+            "recipe": recipe,
+            "folder": where,
+            "shared": folder.signals,
+            "keep_checkpoints": options.keep_checkpoints,
+            "discard_model": options.discard_models,
+        }
+        yield Task(f"{arm.name}, seed {seed}", RUN, arguments, where / "log.txt")
+
+
+def _check_overlap(
+    folder: ComparisonFolder, arms: list[Arm], crew: Crew, options: Options, shown: Progress
+) -> None:
+    """Refuse to judge by held-out data that are trained on."""
+    known = folder.told["data"]
+    for arm in arms:
+        name = arm.name if "data" in folder.told["arms"][arm.name]["changes"] else "recipe"
+        if name in known or crew.stops:
+            continue
+        shown.say("Checking the data.")
+        log = folder.path / ".data.log"
+        (result,) = crew.run([Task(f"data of {name}", CHECK_DATA, {"recipe": arm.recipe}, log)])
+        if result.failure is not None:
+            raise DataError(result.failure)
+        if not result.stopped:
+            shared, held_out = result.value
+            _check_share(shared, held_out, name, options)
+            known[name] = {"shared": shared, "held_out": held_out}
+
+
+def _check_share(shared: int, held_out: int, name: str, options: Options) -> None:
+    if shared <= LARGEST_OVERLAP * held_out or options.allow_overlap:
+        return
+    raise DataError(
+        f"{shared} of {held_out} held-out samples also stand in the training data of the {name}, so "
+        "that the lowest loss would be the best memory; take them out of one of the two, or go ahead with "
+        "--allow-overlap."
+    )
+
+
+def _report(folder: ComparisonFolder, metric: str, *, stopped: bool, changed: bool) -> Outcome:
+    folder.told["notes"] = [
+        f"{found['shared']} of {found['held_out']} held-out samples also stand in the training data"
+        + ("." if name == "recipe" else f" of the arm {name}.")
+        for name, found in folder.told["data"].items()
+        if found["shared"]
+    ]
+    folder.save()
+    results = read_results(folder.path)
+    failed = dict(results.failed_arms) | {
+        f"{run.arm}/seed-{run.seed}": run.failure for run in results.runs if run.failure is not None
+    }
+    table = write_report(results, folder.path, metric, draw=changed)
+    return Outcome(folder.path, results, table, failed, stopped)

@@ -1,0 +1,167 @@
+"""Gives every arm the number of steps that its budget allows; once found, numbers are fixed.
+
+Calibrations run under the load that runs will meet: with --jobs 2, two copies of the same arm at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from statistics import mean
+from typing import Any
+
+from gradwise.comparison.arms import Arm
+from gradwise.comparison.budget import Calibrated, Speed, seconds_for, steps_within_seconds
+from gradwise.comparison.folder import ComparisonFolder
+from gradwise.comparison.progress import Progress
+from gradwise.comparison.workers import Crew, Task
+from gradwise.errors import GradwiseError, RecipeError
+
+WORKBENCH = "gradwise.comparison.workbench"
+
+LONGEST_CALIBRATION = 20.0
+"""Seconds of steps that a calibration takes at most, but for slow models; a tenth of the budget otherwise."""
+
+UNKNOWN_BUDGET = 5.0
+"""The same, while the budget itself is still to be measured."""
+
+
+def equalise(folder: ComparisonFolder, arms: list[Arm], crew: Crew, shown: Progress) -> None:
+    """Find the steps of all runs that do not have theirs yet, and write them into `folder.told`.
+
+    An arm for which there is no such number (its budget is spent before the first step, or measuring it
+    failed) is noted as failed and tried again by the next call.
+    """
+    seeds = folder.told["seeds"]
+    missing = [arm for arm in arms if any(folder.steps(arm.name, seed) is None for seed in seeds)]
+    if not missing:
+        return
+    for arm in missing:
+        folder.told["failed"].pop(arm.name, None)
+    reference = next((arm for arm in arms if arm.name == folder.told["reference"]), None)
+    if reference is None and folder.budget.amount is None:
+        raise RecipeError(
+            f"The budget is what {folder.told['reference']} spends, which is not known yet; name it among "
+            "--arms."
+        )
+    way = {"steps": _by_steps, "tokens": _by_tokens, "time": _by_time}[folder.budget.kind]
+    way(_Equaliser(folder, crew, shown), missing, reference or missing[0])
+
+
+class _Equaliser:
+    """What the three ways have in common: work in other processes, and where results go."""
+
+    def __init__(self, folder: ComparisonFolder, crew: Crew, shown: Progress) -> None:
+        self.folder, self.crew, self.shown = folder, crew, shown
+
+    def amount(self) -> float | None:
+        return self.folder.budget.amount
+
+    def settle(self, amount: float) -> None:
+        """The budget is known now."""
+        self.folder.told["budget"]["amount"] = amount
+        self.folder.save()
+
+    def ask(self, arm: Arm, call: str, *, copies: int = 1, **arguments: Any) -> list[Any]:
+        """What a function of the workbench finds out about an arm, done by so many processes at once.
+
+        Raises:
+            GradwiseError: why it failed.
+        """
+        tasks = [self._task(arm, call, arguments, copy) for copy in range(copies)]
+        results = list(self.crew.run(tasks))
+        failures = [result.failure for result in results if result.failure is not None]
+        if failures:
+            raise GradwiseError(failures[0])
+        return [result.value for result in results if not result.stopped]
+
+    def _task(self, arm: Arm, call: str, arguments: dict[str, Any], copy: int) -> Task:
+        where = self.folder.calibration(arm.name, copy)
+        given = {"recipe": arm.recipe, "folder": where, "shared": self.folder.signals}
+        return Task(arm.name, f"{WORKBENCH}:{call}", given | arguments, where.with_name(f"{where.name}.log"))
+
+    def each(self, arms: list[Arm], find: Callable[[Arm], Any]) -> None:
+        """Find the steps of each arm; an arm that fails takes no other down."""
+        for arm in arms:
+            if self.crew.stops:
+                return
+            try:
+                steps = find(arm)
+            except GradwiseError as error:
+                self.folder.told["failed"][arm.name] = str(error)
+                self.shown.say(f"{arm.name}: {error}")
+            else:
+                if steps is not None:
+                    self.folder.told["steps"][arm.name] = steps
+            self.folder.save()
+
+
+def _by_steps(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
+    if found.amount() is None:
+        found.shown.say(f"Counting the steps of {reference.name}.")
+        values = found.ask(reference, "steps_of_recipe")
+        if not values:
+            return
+        found.settle(values[0])
+    found.each(arms, lambda _: int(found.amount() or 0))
+
+
+def _by_tokens(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
+    if found.amount() is None:
+        found.shown.say(f"Counting the tokens of {reference.name}.")
+        values = found.ask(reference, "tokens_of_recipe")
+        if not values:
+            return
+        found.settle(values[0])
+
+    def steps(arm: Arm) -> dict[int, int] | None:
+        known: dict[int, int] = found.folder.told["steps"].get(arm.name, {})
+        seeds = [seed for seed in found.folder.told["seeds"] if seed not in known]
+        found.shown.say(f"Counting the tokens of {arm.name}.")
+        values = found.ask(arm, "steps_for_tokens", seeds=seeds, amount=found.amount())
+        return {**known, **values[0]} if values else None
+
+    found.each(arms, steps)
+
+
+def _by_time(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
+    if found.amount() is None:
+        measured = _calibrated(found, reference)
+        if measured is None:
+            return
+        found.settle(round(seconds_for(measured.speed, measured.steps), 3))
+
+    def steps(arm: Arm) -> int | None:
+        measured = _calibrated(found, arm)
+        if measured is None:
+            return None
+        return steps_within_seconds(measured.speed, found.amount() or 0.0)
+
+    found.each(arms, steps)
+
+
+def _calibrated(found: _Equaliser, arm: Arm) -> Calibrated | None:
+    """An arm's speed, measured unless it has been; None when it was stopped on the way."""
+    told = found.folder.told["calibration"]
+    if arm.name not in told:
+        found.shown.say(f"Measuring the speed of {arm.name}.")
+        amount = found.amount()
+        seconds = UNKNOWN_BUDGET if amount is None else min(LONGEST_CALIBRATION, amount / 10)
+        values: list[Calibrated] = found.ask(arm, "calibrate", copies=found.crew.jobs, seconds=seconds)
+        if len(values) < found.crew.jobs:
+            return None
+        speed = Speed(
+            *(mean(getattr(value.speed, part) for value in values) for part in ("deciding", "start", "step")),
+            steps=values[0].speed.steps,
+        )
+        told[arm.name] = {
+            **{name: round(value, 6) for name, value in asdict(speed).items()},
+            "steps_of_recipe": values[0].steps,
+            "jobs": found.crew.jobs,
+        }
+        found.folder.save()
+    kept = told[arm.name]
+    if kept["jobs"] != found.crew.jobs:
+        raise RecipeError(
+            f"The speed of {arm.name} was measured with --jobs {kept['jobs']}; go on with the same."
+        )
+    speed = Speed(**{name: kept[name] for name in ("deciding", "start", "step", "steps")})
+    return Calibrated(speed, kept["steps_of_recipe"])

@@ -1,0 +1,190 @@
+"""The folder of a comparison: what was asked for, what was found out once and is fixed, and who writes there.
+
+comparison.yaml      the recipe, the arms' changes of it, seeds, budget, steps, calibrated speeds
+runs/<arm>/seed-<s>/ a run directory each, its output in log.txt, failure.txt where it failed
+calibration/<arm>/   the runs that a speed was measured with
+signals/             per-sample signals that runs share
+results, runs        .csv and .parquet; table.txt; loss_by_*.png
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gradwise.atomic import write_text
+from gradwise.comparison.arms import Arm
+from gradwise.comparison.budget import MARGIN, Budget
+from gradwise.errors import RecipeError
+from gradwise.recipe import Recipe
+from gradwise.recipe.tree import read_yaml, to_yaml
+
+Tree = dict[str, Any]
+
+OWN = (".lock", ".data.log", ".comparison.yaml.")
+"""What an attempt leaves that was refused before anything was written down."""
+
+
+class ComparisonFolder:
+    """A comparison's folder, and what its `comparison.yaml` says.
+
+    Args:
+        path: made when a comparison starts in it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.file = self.path / "comparison.yaml"
+        self.signals = self.path / "signals"
+        self.told: Tree = {}
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Claim the folder for as long as the context lasts, and read what is there.
+
+        Raises:
+            RecipeError: when it cannot be written, holds something else, or another process compares in it.
+        """
+        self._check_ours()
+        lock = self._locked()
+        try:
+            self.told = read_yaml(self.file) if self.file.exists() else {}
+            yield
+        finally:
+            if not self.file.exists():
+                self._leave_nothing()
+            os.close(lock)
+
+    def run(self, arm: str, seed: int) -> Path:
+        """The run directory of an arm and a seed."""
+        return self.path / "runs" / arm / f"seed-{seed}"
+
+    def calibration(self, arm: str, copy: int = 0) -> Path:
+        """Where an arm's speed is measured; several copies at once under --jobs."""
+        return self.path / "calibration" / (arm if not copy else f"{arm}.{copy}")
+
+    # ---- what was asked for ------------------------------------------------------------------------------
+
+    def ask(self, recipe: Recipe, arms: list[Arm], seeds: list[int], reference: str, budget: Budget) -> None:
+        """Add arms and seeds to what is there; what was asked before must still hold.
+
+        Raises:
+            RecipeError: naming the difference, when the recipe, an arm or the budget is another.
+        """
+        base = recipe.to_dict()
+        new = {arm.name: {"spec": arm.spec, "changes": _changes(base, arm)} for arm in arms}
+        if self.told and not self._check_same(base, new, budget):
+            # An earlier attempt that failed before its first run must not hold a mended recipe up.
+            self.told = {}
+        self.told.setdefault("versions", _versions())
+        self.told.setdefault("recipe", base)
+        self.told.setdefault("budget", {"kind": budget.kind, "amount": budget.amount, "margin": MARGIN})
+        self.told["arms"] = {**self.told.get("arms", {}), **new}
+        self.told["seeds"] = sorted({*self.told.get("seeds", []), *seeds})
+        self.told["reference"] = reference
+        for part in ("steps", "calibration", "failed", "data"):
+            self.told.setdefault(part, {})
+
+    def save(self) -> None:
+        """Write `comparison.yaml`, atomically."""
+        write_text(self.file, to_yaml(self.told))
+
+    @property
+    def started(self) -> bool:
+        """Whether any run has come to its first step."""
+        return any(path.stat().st_size for path in self.path.glob("runs/*/*/metrics.jsonl"))
+
+    def _check_same(self, base: Tree, arms: Tree, budget: Budget) -> bool:
+        """Whether this is the comparison that is there; raises RecipeError when that one has runs to lose."""
+        there = self.told["recipe"]
+        differences = [f"{key} was {old!r}, now {new!r}" for key, old, new in _different(there, base)]
+        for name in arms.keys() & self.told["arms"].keys():
+            before, now = self.told["arms"][name]["changes"], arms[name]["changes"]
+            differences += [
+                f"in the arm {name}, {key} was {old!r}, now {new!r}"
+                for key, old, new in _different(there | before, there | now)
+            ]
+        kind, amount = self.told["budget"]["kind"], self.told["budget"]["amount"]
+        before = Budget(kind, amount)
+        if kind != budget.kind or budget.amount not in (None, amount):
+            differences.append(f"the budget was {before}, now {budget}")
+        if differences and self.started:
+            told = "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "")
+            raise RecipeError(
+                f"{self.path} holds another comparison; different: {told}. Give --out a new folder, or a "
+                "changed arm another name."
+            )
+        return not differences
+
+    # ---- what was found out ------------------------------------------------------------------------------
+
+    def steps(self, arm: str, seed: int) -> int | None:
+        """Optimizer steps of a run, once they are known."""
+        found = self.told["steps"].get(arm)
+        return found.get(seed) if isinstance(found, dict) else found
+
+    @property
+    def budget(self) -> Budget:
+        """With its amount, once that is known."""
+        return Budget(self.told["budget"]["kind"], self.told["budget"]["amount"])
+
+    # ---- the folder itself -------------------------------------------------------------------------------
+
+    def _check_ours(self) -> None:
+        try:
+            found = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(OWN))
+        except OSError:
+            return  # not there yet, or not to be written: locking it tells
+        if found and not self.file.exists():
+            raise RecipeError(
+                f"{self.path} is not empty and holds no comparison (found {', '.join(found[:3])}); "
+                "give --out a new folder."
+            )
+
+    def _leave_nothing(self) -> None:
+        """Of an attempt that was refused before anything was written down."""
+        for path in self.path.iterdir():
+            if path.name.startswith(OWN):
+                path.unlink()
+        with contextlib.suppress(OSError):  # somebody else's files are in it
+            self.path.rmdir()
+
+    def _locked(self) -> int:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RecipeError(f"Cannot write to {self.path}: {error.strerror}; give another --out.") from None
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise RecipeError(
+                f"Another process is comparing in {self.path}; wait for it, or give another --out."
+            ) from None
+        return lock
+
+
+def _changes(base: Tree, arm: Arm) -> Tree:
+    """The sections of an arm's recipe that differ from the base's, each as a whole."""
+    own = arm.recipe.to_dict()
+    return {section: own[section] for section in own if own[section] != base[section]}
+
+
+def _different(there: Any, here: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in dict.fromkeys([*there, *here]):
+            yield from _different(there.get(name), here.get(name), f"{key}.{name}" if key else str(name))
+    elif there != here:
+        yield key, there, here
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    return {"python": platform.python_version()} | {
+        package: version(package) for package in ("gradwise", "torch", "transformers")
+    }

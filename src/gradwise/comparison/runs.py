@@ -1,0 +1,55 @@
+"""The runs of a comparison: an arm, a seed, and the number of steps that the budget allows it."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gradwise.recipe import Recipe
+
+EVALUATIONS = 10
+"""Over a run, besides the one at its start, unless the recipe says otherwise."""
+
+CHECKPOINTS = 4
+"""Over a run, unless the recipe says otherwise; at most every `FEWEST_BETWEEN` steps."""
+
+FEWEST_BETWEEN = 10
+
+FAILURE = "failure.txt"
+"""In a run directory: why the run failed, until it is tried again."""
+
+
+def run_recipe(recipe: Recipe, seed: int, steps: int) -> Recipe:
+    """An arm's recipe as one of its runs has it: seed, length, and evaluations on the way for the curves.
+
+    >>> run_recipe(Recipe(), seed=3, steps=200).train.arguments
+    {'save_strategy': 'steps', 'save_steps': 50, 'save_total_limit': 1, 'max_steps': 200}
+    """
+    given = recipe.train.arguments
+    added: dict[str, Any] = {}
+    if recipe.data is not None and recipe.data.validation is not None and "eval_strategy" not in given:
+        added |= {
+            "eval_strategy": "steps",
+            "eval_steps": math.ceil(steps / EVALUATIONS),
+            "eval_on_start": True,
+        }
+    if "save_strategy" not in given and "save_steps" not in given:
+        between = max(FEWEST_BETWEEN, math.ceil(steps / CHECKPOINTS))
+        added |= {"save_strategy": "steps", "save_steps": between}
+    added["save_total_limit"] = 1
+    arguments = {**added, **given, "max_steps": steps}
+    return replace(recipe, seed=seed, train=replace(recipe.train, arguments=arguments))
+
+
+def is_done(folder: Path) -> bool:
+    """Whether nothing of a run is left to do: its model is saved, and scored."""
+    return (folder / "model").is_dir() and (folder / "scores.json").exists()
+
+
+def prepare_folder(folder: Path, recipe: Recipe) -> None:
+    """Make a run directory ready for a run and its log, and forget how it failed before."""
+    if not (folder / "recipe.yaml").exists():
+        # A run directory is known by its recipe; without it, the log would be somebody else's file.
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe.save(folder / "recipe.yaml")
+    (folder / FAILURE).unlink(missing_ok=True)

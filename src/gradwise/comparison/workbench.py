@@ -1,0 +1,214 @@
+"""What is to be known of an arm before it runs: its data, the steps of its plan, its speed.
+
+These run in processes of their own, as runs do, and build the same trainer as `gradwise.run.train`.
+"""
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from numpy.typing import NDArray
+
+from gradwise.comparison.budget import Calibrated, Speed, steps_within_tokens
+from gradwise.data import Collator, Pool, load, overlap
+from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.recipe import Metrics, Recipe, Train
+from gradwise.report.reading import read_lines
+from gradwise.run.model import load_model, load_tokenizer
+from gradwise.training.arguments import training_arguments
+from gradwise.training.plan import Plan, Segment
+from gradwise.training.trainer import Trainer
+
+WARMING_UP = 2
+"""First steps of a calibration, which allocate and are not counted."""
+
+FIRST_LOOK, FEWEST, MOST = 6, 12, 200
+"""Steps timed at first, and at least and at most once that has shown how long they take."""
+
+
+def check_data(recipe: Recipe) -> tuple[int, int]:
+    """Read both parts of the data; how many held-out samples are trained on, and how many there are."""
+    assert recipe.model is not None and recipe.data is not None
+    tokenizer = load_tokenizer(recipe.model)
+    pool = load(recipe.data, "train", tokenizer, progress=False)
+    if recipe.data.validation is None:
+        return 0, 0
+    held_out = load(recipe.data, "validation", tokenizer, progress=False)
+    return overlap(pool, held_out), len(held_out)
+
+
+def steps_of_recipe(recipe: Recipe, folder: Path, shared: Path) -> int:
+    """Optimizer steps that the recipe asks for."""
+    if (given := recipe.train.arguments.get("max_steps", 0)) > 0:
+        return given
+    return _steps_asked(Workbench(recipe, shared).planned(folder))
+
+
+def tokens_of_recipe(recipe: Recipe, folder: Path, shared: Path) -> int:
+    """Input tokens that the recipe trains on."""
+    trainer = Workbench(recipe, shared).planned(folder)
+    return int(_tokens(trainer)[: _steps_asked(trainer)].sum())
+
+
+def steps_for_tokens(
+    recipe: Recipe, seeds: list[int], amount: float, folder: Path, shared: Path
+) -> dict[int, int]:
+    """For each seed the steps that stay inside a budget of input tokens."""
+    bench, steps = Workbench(recipe, shared), {}
+    for seed in seeds:
+        seeded, asked = replace(recipe, seed=seed), 1
+        while True:
+            tokens = _tokens(bench.planned(folder, seeded, steps=asked))
+            if tokens.sum() > amount:
+                break
+            asked = math.ceil(1.1 * len(tokens) * amount / tokens.sum()) + 1
+        steps[seed] = steps_within_tokens(tokens, amount)
+    return steps
+
+
+def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Calibrated:
+    """Measure an arm's speed: one whole decision, then steps from all over its plan.
+
+    Steps are spread evenly over the plan because an order may put long samples first, and a layer policy
+    draws anew at every step because a step's time depends on the lowest layer drawn. Nothing is learned: the
+    learning rate is next to zero.
+
+    Args:
+        recipe: the arm's.
+        seconds: how long the steps should take all in all; between `FEWEST` and `MOST` steps are timed.
+        folder: gets the record.
+        shared: folder of signals that runs share.
+    """
+    bench = Workbench(recipe, shared)
+    decided = bench.planned(folder)
+    deciding, steps = decided.session.record.seconds, _steps_asked(decided)
+    look = bench.timed(decided, FIRST_LOOK, folder)
+    count = int(np.clip(seconds / look.step, FEWEST, MOST))
+    return Calibrated(replace(bench.timed(decided, count, folder), deciding=deciding), steps)
+
+
+class Workbench:
+    """A recipe's model and data, loaded once, and trainers over them.
+
+    Args:
+        recipe: of the arm.
+        shared: folder of signals that runs share.
+    """
+
+    def __init__(self, recipe: Recipe, shared: Path) -> None:
+        assert recipe.model is not None and recipe.data is not None
+        transformers.utils.logging.set_verbosity_error()
+        self.recipe, self.shared = recipe, shared
+        self.packed = recipe.data.max_length if recipe.data.packing else None
+        self.tokenizer = load_tokenizer(recipe.model)
+        self.pool: Pool = load(recipe.data, "train", self.tokenizer, progress=False)
+        transformers.set_seed(recipe.seed)
+        self.model = load_model(recipe.model, recipe.adapter)
+
+    def planned(self, folder: Path, recipe: Recipe | None = None, *, steps: int | None = None) -> Trainer:
+        """A trainer that has decided what to train on, and done nothing else.
+
+        Args:
+            folder: for its record; emptied.
+            recipe: another seed's.
+            steps: plan at least so many, instead of those the recipe asks for.
+        """
+        changes = {} if steps is None else {"max_steps": steps}
+        recipe = _with_arguments(recipe or self.recipe, **changes)
+        shutil.rmtree(folder, ignore_errors=True)
+        trainer = self._trainer(recipe, folder)
+        trainer.session.open(None)
+        trainer.session.prepare()
+        trainer.session.record.stop_clock()
+        return trainer
+
+    def timed(self, decided: Any, count: int, folder: Path) -> Speed:
+        """Seconds before and per step, over `count` steps of a plan besides those that warm up."""
+        recipe = _for_timing(self.recipe)
+        plan = _spread(decided, WARMING_UP + count)
+        shutil.rmtree(folder, ignore_errors=True)
+        self._trainer(recipe, folder, plan=plan).train()
+        ends = [line["seconds"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
+        draws = [line for line in read_lines(folder / "events.jsonl") if line["event"] == "layers"]
+        timed = len(ends) - WARMING_UP
+        step = (ends[-1] - ends[WARMING_UP - 1]) / timed
+        start = max(0.0, ends[WARMING_UP - 1] - WARMING_UP * step)
+        if draws:
+            # Here every step draws; in the run one in `period` does.
+            draw = sum(line["seconds"] for line in draws) / len(draws)
+            step -= draw * (1 - 1 / self.recipe.layers.period)  # type: ignore[union-attr]
+        return Speed(0.0, start, max(step, 1e-4), timed)
+
+    def _trainer(self, recipe: Recipe, folder: Path, plan: Plan | None = None) -> Any:
+        arguments = training_arguments(
+            recipe.train,
+            output_dir=folder / "checkpoints",
+            seed=recipe.seed,
+            ranks=1,
+            validation=False,
+            bars=False,
+        )
+        return Trainer(
+            model=self.model,
+            args=arguments,
+            train_dataset=self.pool.dataset,
+            processing_class=self.tokenizer,
+            data_collator=Collator.for_tokenizer(self.tokenizer),
+            recipe=replace(recipe, model=None, data=None, train=Train(), adapter=None, metrics=Metrics()),
+            plan=plan,
+            run_dir=folder,
+            packed_length=self.packed,
+            shared_signals=self.shared,
+        )
+
+
+def _with_arguments(recipe: Recipe, **changes: Any) -> Recipe:
+    """With TrainingArguments changed, and nothing that evaluates."""
+    kept = {
+        name: value
+        for name, value in recipe.train.arguments.items()
+        if not name.startswith("eval_") and name != "load_best_model_at_end"
+    }
+    return replace(recipe, train=replace(recipe.train, arguments=kept | changes))
+
+
+def _for_timing(recipe: Recipe) -> Recipe:
+    recipe = _with_arguments(recipe, max_steps=-1, save_strategy="no", logging_steps=1, report_to="none")
+    unscheduled = {
+        name: value
+        for name, value in recipe.train.arguments.items()
+        if not name.startswith(("warmup", "lr_scheduler"))
+    }
+    train = replace(
+        recipe.train, epochs=1.0, schedule="constant", decay=None, learning_rate=1e-9, arguments=unscheduled
+    )
+    layers = recipe.layers
+    if isinstance(layers, LayerPolicy):
+        layers = replace(layers, period=1)
+    return replace(recipe, train=train, layers=layers)
+
+
+def _spread(decided: Any, count: int) -> Plan:
+    """`count` whole steps from all over a plan, in its order."""
+    batches = decided.session.schedule
+    chosen = np.linspace(0, batches.steps - 1, count).round().astype(int)
+    indices = np.concatenate([batches.samples(int(step)) for step in chosen])
+    return Plan((Segment(indices, 0, ("a calibration",)),), pool=decided.session.plan.pool)
+
+
+def _steps_asked(trainer: Any) -> int:
+    """Steps of a planned trainer's run, as the Trainer will count them."""
+    args, batches = trainer.args, trainer.session.schedule
+    return (
+        args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * batches.steps_per_epoch)
+    )
+
+
+def _tokens(trainer: Any) -> NDArray[np.int64]:
+    """(steps,) input tokens of each step of a planned trainer."""
+    session = trainer.session
+    return np.array([session.input_tokens(step) for step in range(session.schedule.steps)], dtype=np.int64)

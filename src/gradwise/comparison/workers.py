@@ -1,0 +1,260 @@
+"""Work in processes of its own, several at once, so that one that fails takes nothing else down.
+
+Processes are forked off a server that has done the imports (seconds) and nothing else: no accelerator is
+touched in it. Each has its output in a file, and dies with the process that asked for it, however that ends.
+
+On Ctrl-C, SIGTERM or SIGHUP everything under way is asked to stop, once for each time the signal comes: runs
+then save a checkpoint, and at once the second time.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from gradwise.errors import GradwiseError
+
+PRELOADED = "gradwise.comparison.preloaded"
+
+OUT_OF_MEMORY = -signal.SIGKILL
+"""How a process ends that the system kills for its memory."""
+
+LOOK = 0.5
+"""Seconds between two looks at what is under way."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to do in a process of its own."""
+
+    name: str
+    call: str
+    """`package.module:function`, imported there and not here, where it would only take time."""
+    arguments: dict[str, Any]
+    log: Path
+    """Gets what it prints, behind what is there."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a task ended: with a value, or with the reason why there is none."""
+
+    task: Task
+    value: Any = None
+    failure: str | None = None
+    stopped: bool = False
+    """Because it was asked to stop, which is no failure."""
+
+
+@dataclass(eq=False)
+class Underway:
+    """A task whose process runs."""
+
+    task: Task
+    process: Any
+    answers: Any
+    slot: int
+    answer: tuple[str, Any] | None = None
+
+
+@dataclass
+class Crew:
+    """Runs tasks, at most `jobs` at once, sharing cores and GPUs evenly.
+
+    Args:
+        jobs: processes at once; each has its share of the cores and, where there are GPUs, one of them.
+    """
+
+    jobs: int = 1
+    stops: int = 0
+    """How often everything was asked to stop."""
+    underway: list[Underway] = field(default_factory=list)
+
+    def run(
+        self, tasks: Iterable[Task], look: Callable[[list[Task]], None] | None = None
+    ) -> Iterator[Result]:
+        """Do all tasks, in order as room comes free, and give their results as they end.
+
+        Args:
+            tasks: asked for one by one; none is begun after a stop.
+            look: called now and then with what is under way.
+        """
+        waiting = iter(tasks)
+        start_server()
+        with self._stoppable():
+            try:
+                while True:
+                    self._fill(waiting)
+                    if not self.underway:
+                        return
+                    yield from self._ended()
+                    if look is not None:
+                        look([one.task for one in self.underway])
+            finally:
+                for one in self.underway:
+                    one.process.kill()
+                    one.process.join()
+                self.underway.clear()
+
+    def _fill(self, waiting: Iterator[Task]) -> None:
+        while len(self.underway) < self.jobs and not self.stops:
+            task = next(waiting, None)
+            if task is None:
+                return
+            free = min(set(range(self.jobs)) - {one.slot for one in self.underway})
+            self.underway.append(_started(task, free, self.jobs))
+
+    def _ended(self) -> Iterator[Result]:
+        handles = [one.process.sentinel for one in self.underway] + [
+            one.answers for one in self.underway if one.answer is None
+        ]
+        multiprocessing.connection.wait(handles, timeout=LOOK)
+        for one in list(self.underway):
+            with contextlib.suppress(EOFError, OSError):
+                if one.answer is None and one.answers.poll():
+                    one.answer = one.answers.recv()
+            if not one.process.is_alive():
+                one.process.join()
+                self.underway.remove(one)
+                yield self._result(one)
+
+    def _result(self, one: Underway) -> Result:
+        kind, value = one.answer or ("died", None)
+        code = one.process.exitcode
+        if kind == "done":
+            return Result(one.task, value=value)
+        if kind == "stopped" or (kind == "died" and self.stops and code in (-signal.SIGTERM, -signal.SIGINT)):
+            return Result(one.task, stopped=True)
+        return Result(one.task, failure=value if kind == "failed" else _death(code, one.task.log))
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        def stop(*_: Any) -> None:
+            self.stops += 1
+            for one in self.underway:
+                one.process.terminate()
+
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, stop) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def start_server() -> None:
+    """Let the server begin its imports; does nothing when it has."""
+    multiprocessing.set_forkserver_preload([PRELOADED])
+    multiprocessing.forkserver.ensure_running()
+
+
+def _started(task: Task, slot: int, jobs: int) -> Underway:
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(task, theirs, _share(slot, jobs)), name=task.name)
+    process.start()
+    theirs.close()
+    return Underway(task, process, ours, slot)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of the machine one process gets."""
+
+    threads: int
+    gpu: str | None
+
+
+def _share(slot: int, jobs: int) -> Share:
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    threads = max(1, cores() // jobs)
+    if asked.isdecimal():
+        threads = min(threads, max(1, int(asked)))
+    gpus = _gpus()
+    return Share(threads, gpus[slot % len(gpus)] if len(gpus) > 1 else None)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if seen is not None:
+        return [name for name in seen.split(",") if name.strip()]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _death(code: int | None, log: Path) -> str:
+    if code == OUT_OF_MEMORY:
+        return "killed by the system, most likely for want of memory"
+    told = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    last = f": {told[-1].strip()[:200]}" if told else ""
+    how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+    return f"ended {how}{last}"
+
+
+# ---- in the process ----------------------------------------------------------------------------------------
+
+
+def _work(task: Task, answers: Any, share: Share) -> None:
+    # A session of its own: Ctrl-C on the terminal is for the parent, which then asks once.
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _redirect(task.log)
+    if share.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
+    import torch
+
+    torch.set_num_threads(share.threads)
+    try:
+        module, _, function = task.call.partition(":")
+        answers.send(("done", getattr(import_module(module), function)(**task.arguments)))
+    except (StoppedError, KeyboardInterrupt):
+        answers.send(("stopped", None))
+    except GradwiseError as error:
+        print(f"gradwise: {error}", flush=True)
+        answers.send(("failed", str(error)))
+    except BaseException as error:
+        traceback.print_exc()
+        answers.send(("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+
+
+class StoppedError(Exception):
+    """Raised by a task that was asked to stop and has seen to it that it can go on."""
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # A run can be killed at any moment and goes on from its last checkpoint.
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _redirect(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.close(handle)
+    with contextlib.suppress(AttributeError):
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

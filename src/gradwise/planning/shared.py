@@ -1,0 +1,155 @@
+"""Signals that several runs need, measured once: the first run keeps them, later ones read them.
+
+Every run is charged what measuring cost, whoever did it, so that an arm of a comparison is not cheaper for
+coming second. Values are found again by everything they depend on: the weights themselves rather than the
+model's name, the tokens of the data rather than their path.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradwise.atomic import write_bytes
+from gradwise.training.record import Record
+
+Arrays = dict[str, NDArray[Any]]
+SECONDS = "seconds"
+
+NO_PART_IN_VALUES = ("_name_or_path", "use_cache", "_token_id")
+"""Ends of keys of a configuration that no loss depends on; some the Trainer changes as it begins."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Arrays of one measuring pass, and what it cost."""
+
+    arrays: Arrays
+    seconds: float
+    shared: bool = False
+    """Whether another run has done it."""
+
+
+def measured_once(
+    folder: Path, key: dict[str, Any], measure: Callable[[], Arrays], record: Record
+) -> Measured:
+    """The arrays for `key` out of `folder`, measured and put there if nobody has yet.
+
+    One process measures while others that want the same wait; what a run waits, hashes and reads is not
+    charged to it, what the measuring cost is.
+
+    Args:
+        folder: made if need be.
+        key: everything the values depend on, as plain values.
+        measure: does the work.
+        record: of the run that is charged.
+    """
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    path = folder / f"{name}.npz"
+    with record.uncharged(), _locked(folder / f".{name}.lock"):
+        found = _read(path)
+        if found is None:
+            start = time.perf_counter()
+            arrays = measure()
+            found = Measured(arrays, time.perf_counter() - start)
+            _write(path, key, found)
+    record.charge(found.seconds)
+    return found
+
+
+def key_of(model: torch.nn.Module, samples: Any, **settings: Any) -> dict[str, Any]:
+    """What per-sample values depend on: weights, architecture, tokens, software, and `settings`.
+
+    Args:
+        model: as it stands now.
+        samples: anything indexable of {"input_ids": [...], "labels": [...]}.
+        settings: plain values: the quantities, the size of a batch, ...
+    """
+    return {
+        "weights": _weights_digest(model),
+        "config": _config_digest(model),
+        "data": _data_digest(samples),
+        "device": next(model.parameters()).device.type,
+        "torch": torch.__version__,
+        "gradwise": version("gradwise"),
+        **settings,
+    }
+
+
+def _weights_digest(model: torch.nn.Module) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        # Bit patterns: numpy knows no bfloat16.
+        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return state.hexdigest()
+
+
+def _config_digest(model: torch.nn.Module) -> str:
+    config: Any = getattr(model, "config", None)
+    values = config.to_dict() if hasattr(config, "to_dict") else {}
+    own = {name: value for name, value in values.items() if not name.endswith(NO_PART_IN_VALUES)}
+    attention = getattr(config, "_attn_implementation", None)
+    told = json.dumps([type(model).__name__, attention, own], sort_keys=True, default=str)
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
+def _data_digest(samples: Any) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    for lengths, values in _columns(samples):
+        state.update(np.ascontiguousarray(lengths, dtype="<i8").tobytes())
+        state.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
+    return state.hexdigest()
+
+
+def _columns(samples: Any) -> Iterator[tuple[Any, Any]]:
+    """Lengths and flat values of `input_ids` and `labels`, a stretch of the data at a time."""
+    if not hasattr(samples, "with_format"):
+        for number in range(len(samples)):
+            for values in (samples[number][name] for name in ("input_ids", "labels")):
+                yield [len(values)], values
+        return
+    names = [name for name in ("input_ids", "labels") if name in samples.column_names]
+    for table in samples.select_columns(names).with_format("arrow").iter(batch_size=10_000):
+        for name in names:
+            for chunk in table.column(name).chunks:
+                yield chunk.value_lengths(), chunk.flatten()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        # A record lock: released with the process, however it ends, and not inherited by its children.
+        fcntl.lockf(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _read(path: Path) -> Measured | None:
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files if name not in (SECONDS, "key")}
+        return Measured(arrays, float(stored[SECONDS]), shared=True)
+
+
+def _write(path: Path, key: dict[str, Any], measured: Measured) -> None:
+    content = io.BytesIO()
+    told: dict[str, Any] = {SECONDS: np.array(measured.seconds), "key": np.array(json.dumps(key))}
+    np.savez(content, **measured.arrays, **told)
+    write_bytes(path, content.getvalue())

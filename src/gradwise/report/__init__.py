@@ -1,0 +1,1 @@
+"""What runs come to: tables, curves and verdicts, from run directories alone."""

@@ -1,0 +1,102 @@
+"""Held-out loss against steps, tokens and charged seconds: a line per arm, a band over its seeds.
+
+Through matplotlib's objects rather than pyplot, whose state is shared with whoever else draws in the process;
+imported only when something is drawn.
+"""
+
+import io
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.report.reading import Point, Results
+
+Axis = Literal["steps", "tokens", "seconds"]
+AXES: tuple[Axis, ...] = get_args(Axis)
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#8C6D1F")
+"""Okabe and Ito's, told apart with any kind of colour vision; yellow, too pale for a line, replaced."""
+
+STYLES = ("-", "--", ":", "-.")
+
+LABELS = {
+    "steps": "optimizer steps",
+    "tokens": "input tokens",
+    "seconds": "seconds charged, deciding included",
+}
+
+
+def mean_curve(
+    curves: list[tuple[Point, ...]], axis: Axis
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation over an arm's runs, evaluation by evaluation.
+
+    Runs of an arm are averaged where they are equally far, in places and losses both, so that neither a run
+    that was slow for once nor a step more or less cuts an end off the curve.
+
+    Args:
+        curves: evaluations of each run, two at least.
+        axis: what they are laid out by.
+
+    Returns:
+        (n,) mean places, mean losses, standard deviations of the losses (0 for a single run).
+    """
+    progress = [np.array([point.step / curve[-1].step for point in curve]) for curve in curves]
+    common = max(progress, key=len)
+    along = [[_place(point, axis) for point in curve] for curve in curves]
+    losses = [[point.loss for point in curve] for curve in curves]
+    x, y = (
+        np.stack([np.interp(common, done, row) for done, row in zip(progress, rows, strict=True)])
+        for rows in (along, losses)
+    )
+    spread = y.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros(len(common))
+    return x.mean(axis=0), y.mean(axis=0), spread
+
+
+def loss_curves(results: Results, axis: Axis) -> bytes:
+    """The figure as PNG: mean held-out loss per arm, a band of one standard deviation over its seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, arm in enumerate(results.arms):
+        curves = [run.curve for run in results.of_arm(arm) if run.finished and len(run.curve) > 1]
+        if not curves:
+            continue
+        x, mean, spread = mean_curve(curves, axis)
+        colour = COLOURS[number % len(COLOURS)]
+        style = STYLES[number // len(COLOURS) % len(STYLES)]
+        axes.plot(x, mean, style, color=colour, linewidth=1.8, label=f"{arm} ({mean[-1]:.4f})")
+        axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlabel(LABELS[axis])
+    axes.set_ylabel("held-out loss, nats per token")
+    axes.set_title(f"{results.name}: mean over seeds, band of one standard deviation", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.01)
+    _sort_legend(axes)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _sort_legend(axes: object) -> None:
+    """Beside the plot, in the order in which the lines end, so that each name stands by its line."""
+    handles, labels = axes.get_legend_handles_labels()  # type: ignore[attr-defined]
+    order = sorted(range(len(handles)), key=lambda i: -handles[i].get_ydata()[-1])
+    axes.legend(  # type: ignore[attr-defined]
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        title="arm (last value)",
+        fontsize=9,
+    )
+
+
+def _place(point: Point, axis: Axis) -> float:
+    return {"steps": point.step, "tokens": point.tokens, "seconds": point.seconds}[axis]

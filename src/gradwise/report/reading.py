@@ -1,0 +1,162 @@
+"""Reads what a comparison left behind: its `comparison.yaml` and its run directories. Writes nothing."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gradwise.errors import RecipeError
+from gradwise.report.statistics import Direction
+
+HELD_OUT_LOSS = "held_out_loss"
+
+NOT_DECIDING = ("finished", "resume")
+"""Events that are no decisions."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a finished run was measured to be."""
+
+    value: float
+    better: Direction
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation on the way."""
+
+    step: int
+    tokens: int
+    seconds: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run of a comparison, as far as it has come."""
+
+    arm: str
+    seed: int
+    finished: bool = False
+    failure: str | None = None
+    """Why it failed, if it did."""
+    scores: dict[str, Score] = field(default_factory=dict)
+    curve: tuple[Point, ...] = ()
+    steps: int = 0
+    tokens: int = 0
+    """Input tokens trained on."""
+    seconds: float = 0.0
+    """Charged: deciding and steps, not evaluation."""
+    deciding: float = 0.0
+    memory: int | None = None
+    """Bytes at the peak."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a report needs."""
+
+    name: str
+    reference: str
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    budget: dict[str, Any]
+    """`kind`, `amount`, `margin` as comparison.yaml has them."""
+    runs: tuple[RunResult, ...]
+    notes: tuple[str, ...] = ()
+    failed_arms: dict[str, str] = field(default_factory=dict)
+    """Arms that could not even start, and why."""
+
+    def of_arm(self, arm: str) -> list[RunResult]:
+        """An arm's runs, by seed."""
+        return [run for run in self.runs if run.arm == arm]
+
+    def metrics(self) -> dict[str, Direction]:
+        """Every metric that some run has, the held-out loss first, and which values of it are better."""
+        found: dict[str, Direction] = {}
+        for run in self.runs:
+            for name, score in run.scores.items():
+                found.setdefault(name, score.better)
+        return dict(sorted(found.items(), key=lambda item: (not item[0].startswith(HELD_OUT_LOSS), item[0])))
+
+    def values(self, metric: str) -> dict[str, dict[int, float]]:
+        """By arm and seed, as far as there are finite values."""
+        return {
+            arm: {
+                run.seed: run.scores[metric].value
+                for run in self.of_arm(arm)
+                if run.finished and metric in run.scores and math.isfinite(run.scores[metric].value)
+            }
+            for arm in self.arms
+        }
+
+
+def read_results(folder: Path) -> Results:
+    """Read a comparison's folder; raises RecipeError where there is none."""
+    path = folder / "comparison.yaml"
+    if not path.exists():
+        raise RecipeError(f"{folder} holds no comparison (no {path.name}).")
+    told = yaml.safe_load(path.read_text(encoding="utf-8"))
+    arms, seeds = tuple(told["arms"]), tuple(told["seeds"])
+    return Results(
+        name=folder.resolve().name,
+        reference=told["reference"],
+        arms=arms,
+        seeds=seeds,
+        budget=told["budget"],
+        runs=tuple(
+            read_run(folder / "runs" / arm / f"seed-{seed}", arm, seed) for seed in seeds for arm in arms
+        ),
+        notes=tuple(told.get("notes") or ()),
+        failed_arms=told.get("failed") or {},
+    )
+
+
+def read_run(folder: Path, arm: str, seed: int) -> RunResult:
+    """What one run directory tells; a folder that is not there is a run that has not begun."""
+    failure = folder / "failure.txt"
+    metrics, events = read_lines(folder / "metrics.jsonl"), read_lines(folder / "events.jsonl")
+    ends = [event for event in events if event["event"] == "finished"]
+    steps = [line for line in metrics if "loss" in line]
+    scores = _scores(folder / "scores.json")
+    return RunResult(
+        arm,
+        seed,
+        finished=(folder / "model").is_dir() and bool(ends) and bool(scores),
+        failure=failure.read_text(encoding="utf-8").strip() if failure.exists() else None,
+        scores=scores,
+        curve=_curve(metrics),
+        steps=steps[-1]["step"] if steps else 0,
+        tokens=sum(line.get("input_tokens", 0) for line in steps),
+        seconds=ends[-1]["seconds"] if ends else (steps[-1]["seconds"] if steps else 0.0),
+        deciding=sum(event["seconds"] for event in events if event["event"] not in NOT_DECIDING),
+        memory=ends[-1].get("peak_memory") if ends else None,
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a .jsonl file; none where there is no file."""
+    if not path.exists():
+        return []
+    # A kill can leave the last line half written.
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _curve(metrics: list[dict[str, Any]]) -> tuple[Point, ...]:
+    points, tokens = [], 0
+    for line in metrics:
+        tokens += line.get("input_tokens", 0)
+        if "eval_loss" in line and line["eval_loss"] is not None:
+            points.append(Point(line["step"], tokens, line["seconds"], line["eval_loss"]))
+    return tuple(points)
+
+
+def _scores(path: Path) -> dict[str, Score]:
+    if not path.exists():
+        return {}
+    told = json.loads(path.read_text(encoding="utf-8"))["scores"]
+    return {name: Score(found["value"], found["better"]) for name, found in told.items()}

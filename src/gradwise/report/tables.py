@@ -1,0 +1,291 @@
+"""A comparison's numbers as rows, and rows as text, CSV and Parquet."""
+
+import csv
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from gradwise.report import statistics
+from gradwise.report.reading import HELD_OUT_LOSS, Results, RunResult
+from gradwise.report.statistics import ENOUGH, FEWEST, UNTOLD, Comparison
+
+Row = dict[str, Any]
+
+REFERENCE = "reference"
+
+WIDTH = 100
+"""Columns of text."""
+
+UNITS = {"steps": "optimizer steps", "tokens": "input tokens", "time": "s charged, deciding included"}
+"""What each kind of budget is counted in."""
+
+
+def results_rows(results: Results, metric: str = HELD_OUT_LOSS) -> list[Row]:
+    """One row per metric and arm: the verdict and what it cost.
+
+    Args:
+        results: of the comparison.
+        metric: comes first.
+    """
+    return [row for name in ordered_metrics(results, metric) for row in _metric_rows(results, name)]
+
+
+def ordered_metrics(results: Results, first: str) -> list[str]:
+    """All metrics, `first` first."""
+    return sorted(results.metrics(), key=lambda name: name != first)
+
+
+def _metric_rows(results: Results, metric: str) -> list[Row]:
+    values, better = results.values(metric), results.metrics()[metric]
+    judged: dict[str, Comparison] = {}
+    if values.get(results.reference):
+        judged = {one.arm: one for one in statistics.compare(values, results.reference, better)}
+    return [
+        {
+            "metric": metric,
+            "better": better,
+            "arm": arm,
+            "seeds": len(values[arm]),
+            **_judged(arm, values[arm], judged.get(arm), results.reference),
+            **arm_cost(results, arm),
+        }
+        for arm in results.arms
+    ]
+
+
+def _judged(arm: str, values: dict[int, float], one: Comparison | None, reference: str) -> Row:
+    mean_value, sd = statistics.mean_sd(values) if values else (None, None)
+    low, high = one.interval if one is not None and one.interval is not None else (None, None)
+    verdict = REFERENCE if arm == reference else one.verdict if one is not None else UNTOLD
+    return {
+        "mean": mean_value,
+        "sd": None if sd is None or math.isnan(sd) else sd,
+        "pairs": 0 if one is None else one.seeds,
+        "difference": None if one is None else one.difference,
+        "interval_low": low,
+        "interval_high": high,
+        "p": None if one is None else one.p,
+        "verdict": verdict,
+    }
+
+
+def arm_cost(results: Results, arm: str) -> Row:
+    """What an arm's finished runs cost on average, and how many failed."""
+    finished = [run for run in results.of_arm(arm) if run.finished]
+    failed = [run for run in results.of_arm(arm) if run.failure is not None]
+    memory = [run.memory for run in finished if run.memory is not None]
+    return {
+        "steps": _mean([run.steps for run in finished]),
+        "tokens": _mean([run.tokens for run in finished]),
+        "seconds": _mean([run.seconds for run in finished]),
+        "deciding_seconds": _mean([run.deciding for run in finished]),
+        "peak_memory_bytes": max(memory) if memory else None,
+        "failed": len(results.seeds) if arm in results.failed_arms and not finished else len(failed),
+        "over_budget": sum(is_over_budget(results, run) for run in finished),
+    }
+
+
+def is_over_budget(results: Results, run: RunResult) -> bool:
+    """Whether a finished run took more than the budget."""
+    kind, amount = results.budget["kind"], results.budget["amount"]
+    if amount is None:
+        return False
+    return {"steps": run.steps, "tokens": run.tokens, "time": run.seconds}[kind] > amount
+
+
+def runs_rows(results: Results) -> list[Row]:
+    """One row per run and metric; a run without scores has one row without a metric."""
+    rows = []
+    for run in results.runs:
+        failure = run.failure or results.failed_arms.get(run.arm)
+        cost = {
+            "finished": run.finished,
+            "failure": failure,
+            "steps": run.steps,
+            "tokens": run.tokens,
+            "seconds": run.seconds,
+            "deciding_seconds": run.deciding,
+            "peak_memory_bytes": run.memory,
+        }
+        for metric, score in run.scores.items() or [(None, None)]:
+            value = (
+                {"value": score.value, "better": score.better} if score else {"value": None, "better": None}
+            )
+            rows.append({"arm": run.arm, "seed": run.seed, "metric": metric, **value, **cost})
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return mean(values) if values else None
+
+
+# ---- as files ----------------------------------------------------------------------------------------------
+
+
+def as_csv(rows: list[Row]) -> str:
+    """Comma-separated, full precision; empty where there is no value."""
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_parquet(rows: list[Row]) -> bytes:
+    """The same as a Parquet file, with types."""
+    import pyarrow
+    import pyarrow.parquet
+
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+# ---- as text -----------------------------------------------------------------------------------------------
+
+
+def as_text(results: Results, metric: str = HELD_OUT_LOSS) -> str:
+    """Everything a reader needs, at most 100 columns wide: a table of verdicts per metric, one of costs, and
+    notes."""
+    parts = [_heading(results)]
+    parts += [_verdicts(results, name) for name in ordered_metrics(results, metric)]
+    parts += [_costs(results), "\n".join(_wrapped(note) for note in _notes(results, metric))]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _heading(results: Results) -> str:
+    amount: float | None = results.budget["amount"]
+    spent = "its budget"
+    if amount is not None:
+        spent = f"{amount:,.0f}" if amount >= 100 else f"{amount:g}"
+        spent += f" {UNITS[results.budget['kind']]}"
+    done = sum(run.finished for run in results.runs)
+    told = f"{results.name}: every run within {spent}; {done} of {len(results.runs)} runs finished."
+    return (
+        f"{_wrapped(told)}\n"
+        f"Differences are against {results.reference}, paired by seed; 95 % t intervals; p after Holm."
+    )
+
+
+def _wrapped(sentence: str) -> str:
+    return textwrap.fill(sentence, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _verdicts(results: Results, metric: str) -> str:
+    rows = _metric_rows(results, metric)
+    digits = _digits([row["mean"] for row in rows])
+    head = ["arm", "seeds", "mean", "sd", "difference", "95 % interval", "p", "verdict"]
+    lines = [
+        [
+            row["arm"],
+            str(row["seeds"]),
+            _number(row["mean"], digits),
+            _number(row["sd"], digits),
+            _number(row["difference"], digits, sign=True),
+            _interval(row, digits),
+            _p(row["p"]),
+            row["verdict"],
+        ]
+        for row in rows
+    ]
+    title = f"{metric} ({rows[0]['better']} is better)"
+    return f"{title}\n{aligned(head, lines, left=(0, 7))}"
+
+
+def _costs(results: Results) -> str:
+    head = ["arm", "steps", "tokens", "seconds", "deciding", "peak memory", "failed"]
+    lines = []
+    for arm in results.arms:
+        cost = arm_cost(results, arm)
+        over = " !" if cost["over_budget"] else ""
+        memory = cost["peak_memory_bytes"]
+        lines.append(
+            [
+                arm,
+                _count(cost["steps"]),
+                _count(cost["tokens"]),
+                (_seconds(cost["seconds"]) + over),
+                _seconds(cost["deciding_seconds"]),
+                "" if memory is None else f"{memory / 2**30:.2f} GiB",
+                str(cost["failed"]) if cost["failed"] else "",
+            ]
+        )
+    return f"cost per run (means; memory: the highest)\n{aligned(head, lines, left=(0,))}"
+
+
+def _notes(results: Results, metric: str) -> list[str]:
+    notes = list(results.notes)
+    for arm in results.arms:
+        over = [run for run in results.of_arm(arm) if run.finished and is_over_budget(results, run)]
+        if over:
+            longest = max(run.seconds for run in over)
+            notes.append(
+                f"! {arm}: {len(over)} runs ended outside the budget; the longest took {longest:,.1f} s"
+            )
+    notes += _on_seeds(results, metric)
+    notes += [f"failed: {arm}: {why}" for arm, why in results.failed_arms.items()]
+    notes += [f"failed: {run.arm}, seed {run.seed}: {run.failure}" for run in results.runs if run.failure]
+    return notes
+
+
+def _on_seeds(results: Results, metric: str) -> list[str]:
+    """What the number of seeds lets nobody say."""
+    if not results.metrics():
+        return []
+    rows = _metric_rows(results, ordered_metrics(results, metric)[0])
+    pairs = [row["pairs"] for row in rows if row["verdict"] != REFERENCE]
+    notes = []
+    if any(count < FEWEST for count in pairs):
+        notes.append(
+            f"A verdict wants at least {FEWEST} seeds that the arm and the reference have both finished."
+        )
+    if any(FEWEST <= count < ENOUGH for count in pairs):
+        notes.append(f"A claim of a gain wants {ENOUGH} seeds.")
+    return notes
+
+
+def aligned(head: list[str], rows: list[list[str]], left: tuple[int, ...]) -> str:
+    """Columns two spaces apart, numbers to the right, those in `left` to the left."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [head, *rows]
+    )
+
+
+def _digits(values: list[float | None]) -> int:
+    """Decimals that give the largest value five figures."""
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
+    return 4 if largest < 10 else max(0, 4 - int(math.log10(largest)))
+
+
+def _number(value: float | None, digits: int, *, sign: bool = False) -> str:
+    return "" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def _interval(row: Row, digits: int) -> str:
+    if row["interval_low"] is None:
+        return ""
+    return f"[{row['interval_low']:+.{digits}f}, {row['interval_high']:+.{digits}f}]"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}"

@@ -1,0 +1,408 @@
+"""`gradwise compare` as a user gives it: whole comparisons, stopped, killed, failing, gone on with."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import yaml
+
+from gradwise.run import RunDirectory
+from tests.cli.small_project import Command, Project, Server, Start
+
+ARMS = ("--arms", "full,random", "--fraction", "0.5", "--out", "c")
+
+
+def contents(folder: Path) -> dict[str, tuple[str, int]]:
+    """Digest and time of change of every file."""
+    return {
+        str(path.relative_to(folder)): (
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            path.stat().st_mtime_ns,
+        )
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in RunDirectory(folder).metrics() if "loss" in line]
+
+
+def rows(folder: Path, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
+
+
+def wait_until(reached: Callable[[], Any], command: Command, patience: float = 180) -> None:
+    end = time.monotonic() + patience
+    while not reached():
+        assert time.monotonic() < end, f"not reached in time: {command.stdout}{command.stderr}"
+        time.sleep(0.01)
+
+
+def refused(command: Command, *words: str, code: int = 2) -> None:
+    assert command.code == code, command.stdout + command.stderr
+    assert command.stderr.startswith("gradwise: ")
+    assert len(command.stderr.strip().splitlines()) == 1
+    for word in words:
+        assert word in command.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(server: Server, stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished comparison of two arms and three seeds, two runs at a time."""
+    project = Project.make(tmp_path_factory.mktemp("compare"), stories)
+    command = server.start(
+        project.folder, "compare", project.path, *ARMS, "--seeds", "3", "--budget", "steps=4", "--jobs", "2"
+    ).wait()
+    assert command.code == 0, command.stdout + command.stderr
+    assert not command.stderr
+    (project.folder / "told").write_text(command.stdout)
+    return project.folder
+
+
+@pytest.mark.slow
+class TestFinished:
+    def test_every_run_is_a_run_directory_of_the_same_length(self, folder: Path) -> None:
+        for arm in ("full", "random"):
+            for seed in range(3):
+                run = folder / "c" / "runs" / arm / f"seed-{seed}"
+                assert [line["step"] for line in steps_of(run)] == [1, 2, 3, 4]
+                recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+                assert (recipe["seed"], recipe["select"]["method"]) == (seed, arm)
+                assert recipe["layers"] == {"method": "all"}
+                assert "kept" in (run / "log.txt").read_text()
+                assert (run / "model" / "model.safetensors").exists()
+                assert not (run / "checkpoints").exists()
+                evaluated = [line["step"] for line in RunDirectory(run).metrics() if "eval_loss" in line]
+                assert evaluated == [0, 1, 2, 3, 4]
+
+    def test_says_what_was_asked(self, folder: Path) -> None:
+        told = yaml.safe_load((folder / "c" / "comparison.yaml").read_text())
+        assert told["seeds"] == [0, 1, 2]
+        assert told["reference"] == "random"
+        assert told["budget"] == {"kind": "steps", "amount": 4.0, "margin": 0.05}
+        assert told["steps"] == {"full": 4, "random": 4}
+        assert told["arms"]["random"]["changes"]["select"] == {
+            "method": "random",
+            "fraction": 0.5,
+            "count": None,
+        }
+        assert told["data"] == {"recipe": {"shared": 0, "held_out": 4}}
+
+    def test_the_table_is_of_the_scores(self, folder: Path) -> None:
+        told = (folder / "told").read_text()
+        table = (folder / "c" / "table.txt").read_text()
+        assert table.strip() in told
+        assert max(len(line) for line in table.splitlines()) <= 100
+        assert "A claim of a gain wants 5 seeds." in table
+        found = {row["arm"]: row for row in rows(folder / "c", "results")}
+        assert found["random"]["verdict"] == "reference"
+        assert found["full"]["verdict"] in ("better", "worse", "no difference seen")
+        scores = {
+            arm: [
+                RunDirectory(folder / "c" / "runs" / arm / f"seed-{seed}").scores()["held_out_loss"]["value"]
+                for seed in range(3)
+            ]
+            for arm in found
+        }
+        gap = sum(a - b for a, b in zip(scores["full"], scores["random"], strict=True)) / 3
+        assert float(found["full"]["difference"]) == pytest.approx(gap)
+        assert float(found["full"]["mean"]) == pytest.approx(sum(scores["full"]) / 3)
+
+    def test_the_same_as_parquet(self, folder: Path) -> None:
+        for name in ("results", "runs"):
+            table = pyarrow.parquet.read_table(folder / "c" / f"{name}.parquet").to_pylist()
+            assert [row["arm"] for row in table] == [row["arm"] for row in rows(folder / "c", name)]
+        assert len(rows(folder / "c", "runs")) == 6
+
+    def test_curves_are_drawn(self, folder: Path) -> None:
+        for axis in ("steps", "tokens", "seconds"):
+            assert (folder / "c" / f"loss_by_{axis}.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_the_same_command_just_prints_the_table(self, folder: Path, server: Server) -> None:
+        before = contents(folder / "c" / "runs")
+        command = server.start(
+            folder, "compare", folder / "recipe.yaml", *ARMS, "--seeds", "3", "--budget", "steps=4"
+        ).wait()
+        assert command.code == 0, command.stderr
+        assert command.stdout.startswith("c: every run within 4 optimizer steps; 6 of 6 runs finished.")
+        assert contents(folder / "c" / "runs") == before
+
+    def test_a_subset_of_the_seeds_is_no_other_comparison(self, folder: Path, server: Server) -> None:
+        command = server.start(
+            folder, "compare", folder / "recipe.yaml", *ARMS, "--seeds", "0,2", "--budget", "steps"
+        ).wait()
+        assert command.code == 0, command.stderr
+
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            (["--budget", "steps=5"], "the budget was 4 steps, now 5 steps"),
+            (["--budget", "tokens=5"], "the budget was 4 steps, now 5 input tokens"),
+            (["--set", "train.batch_size=4"], "train.batch_size was 8, now 4"),
+            (["--fraction", "0.25"], "in the arm random, select.fraction was 0.5, now 0.25"),
+        ],
+    )
+    def test_another_comparison_is_refused(
+        self, folder: Path, server: Server, changed: list[str], said: str
+    ) -> None:
+        before = contents(folder / "c")
+        command = ["compare", folder / "recipe.yaml", *ARMS, "--seeds", "3", "--budget", "steps=4", *changed]
+        refused(server.start(folder, *command).wait(), "c holds another comparison; different: ", said)
+        assert contents(folder / "c") == before
+
+    def test_arms_and_seeds_can_be_added(self, folder: Path, server: Server) -> None:
+        before = contents(folder / "c" / "runs" / "full")
+        command = server.start(
+            folder, "compare", folder / "recipe.yaml", "--arms", "again=full",
+            "--out", "c", "--seeds", "0,1,2,5", "--budget", "steps=4", "--discard-models",
+        ).wait()  # fmt: skip
+        assert command.code == 0, command.stdout + command.stderr
+        assert "[4/4]" in command.stdout
+        assert contents(folder / "c" / "runs" / "full") == before
+        found = {row["arm"]: row for row in rows(folder / "c", "results")}
+        assert [found[arm]["seeds"] for arm in ("full", "random", "again")] == ["3", "3", "4"]
+        assert found["random"]["verdict"] == "reference"
+        # The same recipe under another name: the same numbers, bit for bit.
+        scores = [
+            (folder / "c" / "runs" / arm / "seed-1" / "scores.json").read_text() for arm in ("full", "again")
+        ]
+        assert json.loads(scores[0])["scores"] == json.loads(scores[1])["scores"]
+        assert not list((folder / "c" / "runs" / "again").glob("*/model/*.safetensors"))
+        again = server.start(
+            folder, "compare", folder / "recipe.yaml", "--arms", "again=full", "--out", "c",
+            "--seeds", "0,1,2,5", "--budget", "steps=4",
+        ).wait()  # fmt: skip
+        assert again.code == 0
+        assert again.stdout.startswith("c: every run")
+
+
+@pytest.mark.slow
+class TestStopping:
+    STEPS = 60
+
+    @pytest.fixture
+    def command(self, project: Project) -> list[Any]:
+        project.recipe["train"] |= {"save_strategy": "steps", "save_steps": 5}
+        return ["compare", project.path, *ARMS, "--seeds", "2", "--budget", f"steps={self.STEPS}"]
+
+    def test_killed_in_the_middle_it_goes_on_without_repeating_a_finished_run(
+        self, start: Start, gradwise: Start, project: Project, command: list[Any]
+    ) -> None:
+        first, second = (project.folder / "c" / "runs" / arm / "seed-0" for arm in ("full", "random"))
+        under_way = start(*command)
+        wait_until(lambda: (second / "checkpoints" / "checkpoint-5" / "complete.json").exists(), under_way)
+        os.kill(under_way.pid, signal.SIGKILL)
+        under_way.wait()
+        before = contents(first)
+        reached = len(steps_of(second))
+        time.sleep(1.5)
+        # The run that was under way died with its parent, and is no longer in anybody's way.
+        assert len(steps_of(second)) <= reached + 2 < self.STEPS
+        assert (first / "scores.json").exists()
+
+        again = gradwise(*command)
+        assert again.code == 0, again.stdout + again.stderr
+        assert "[3/3]" in again.stdout
+        assert contents(first) == before
+        assert any(event["event"] == "resume" for event in RunDirectory(second).events())
+        assert [line["step"] for line in steps_of(second)] == list(range(1, self.STEPS + 1))
+
+    def test_asked_to_stop_it_saves_a_checkpoint_and_goes_on(
+        self, start: Start, gradwise: Start, project: Project, command: list[Any]
+    ) -> None:
+        run = project.folder / "c" / "runs" / "full" / "seed-0"
+        under_way = start(*command)
+        wait_until(lambda: len(steps_of(run)) > 2, under_way)
+        os.kill(under_way.pid, signal.SIGINT)
+        under_way.wait()
+        assert under_way.code == 1
+        assert not under_way.stderr
+        assert "full, seed 0: stopped; the same command goes on." in under_way.stdout
+        assert "Stopped after step" in (run / "log.txt").read_text()
+        stopped_at = len(steps_of(run))
+        again = gradwise(*command)
+        assert again.code == 0, again.stdout + again.stderr
+        assert [event["step"] for event in RunDirectory(run).events() if event["event"] == "resume"] == [
+            stopped_at
+        ]
+
+    def test_a_folder_in_use_is_refused(
+        self, start: Start, gradwise: Start, project: Project, command: list[Any]
+    ) -> None:
+        import fcntl
+
+        (project.folder / "c").mkdir()
+        with (project.folder / "c" / ".lock").open("w") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+            refused(gradwise(*command), "Another process is comparing in c")
+
+
+@pytest.mark.slow
+def test_an_arm_that_fails_is_shown_and_takes_no_other_down(gradwise: Start, project: Project) -> None:
+    (project.folder / "wild.yaml").write_text("train: {learning_rate: 1.0e+30, max_grad_norm: 0.0}\n")
+    command = ["compare", project.path, "--arms", "full,wild=full+wild.yaml,deep=grass+deep.yaml"]
+    (project.folder / "deep.yaml").write_text("layers: {active: 9}\n")
+    command += ["--out", "c", "--seeds", "2", "--budget", "steps=4"]
+    first = gradwise(*command)
+    assert first.code == 1
+    assert not first.stderr
+    assert re.search(
+        r"wild, seed 0: failed: The training (loss|gradient norm) is \w+ at step \d", first.stdout
+    )
+    assert "deep, seed 1: failed: layers.active is 9, but the model has 5 layers" in first.stdout
+    found = {row["arm"]: row for row in rows(project.folder / "c", "results")}
+    assert [found[arm]["failed"] for arm in ("full", "wild", "deep")] == ["0", "2", "2"]
+    assert [found[arm]["seeds"] for arm in ("full", "wild", "deep")] == ["2", "0", "0"]
+    failures = [row["failure"] for row in rows(project.folder / "c", "runs") if row["arm"] == "wild"]
+    assert all("The training" in failure for failure in failures)
+
+    before = contents(project.folder / "c" / "runs" / "full")
+    again = gradwise(*command)
+    assert again.code == 1
+    assert "[1/4]" not in again.stdout  # tried again, failed again
+    assert again.stdout.count("failed: The training") >= 2
+    assert contents(project.folder / "c" / "runs" / "full") == before
+
+
+@pytest.mark.slow
+def test_equal_tokens_are_as_many_whole_steps_as_fit(gradwise: Start, project: Project) -> None:
+    project.records(
+        "train.jsonl",
+        [{"text": f"{number} times. " + "Once upon a time. " * (number % 6)} for number in range(24)],
+    )
+    project.recipe["train"]["batch_size"] = 4
+    project.recipe["select"] = {"method": "length_top", "count": 8}
+    budget = 1500
+    command = ["compare", project.path, "--arms", "full,length_top", "--out", "c", "--seeds", "2"]
+    done = gradwise(*command, "--budget", f"tokens={budget}")
+    assert done.code == 0, done.stdout + done.stderr
+    told = yaml.safe_load((project.folder / "c" / "comparison.yaml").read_text())
+    for arm in ("full", "length_top"):
+        for seed in range(2):
+            steps = steps_of(project.folder / "c" / "runs" / arm / f"seed-{seed}")
+            tokens = [line["input_tokens"] for line in steps]
+            assert len(steps) == told["steps"][arm][seed]
+            assert budget - 4 * 64 < sum(tokens) <= budget
+    mean = {row["arm"]: float(row["steps"]) for row in rows(project.folder / "c", "results")}
+    assert mean["length_top"] < mean["full"]  # its samples are longer
+
+
+@pytest.mark.slow
+def test_equal_time_ends_every_whole_schedule_within_calibrated_steps(
+    gradwise: Start, project: Project
+) -> None:
+    project.recipe["train"] |= {"schedule": "cosine", "batch_size": 4}
+    command = ["compare", project.path, "--arms", "full,lisa,loss_top", "--out", "c", "--seeds", "1"]
+    done = gradwise(*command, "--budget", "time=3", "--fraction", "0.5", "--jobs", "2")
+    assert done.code == 0, done.stdout + done.stderr
+    told = yaml.safe_load((project.folder / "c" / "comparison.yaml").read_text())
+    for arm in ("full", "lisa", "loss_top"):
+        speed = told["calibration"][arm]
+        planned = speed["deciding"] + speed["start"] + told["steps"][arm] * speed["step"]
+        assert 2.85 - 1.001 * speed["step"] < planned <= 2.851
+        steps = steps_of(project.folder / "c" / "runs" / arm / "seed-0")
+        assert len(steps) == told["steps"][arm]
+        assert steps[-1]["learning_rate"] < 0.1 * steps[0]["learning_rate"]  # the schedule came to its end
+    assert told["calibration"]["loss_top"]["deciding"] > told["calibration"]["full"]["deciding"]
+    # Measured once, by the calibration; the run was charged for it all the same.
+    events = RunDirectory(project.folder / "c" / "runs" / "loss_top" / "seed-0").events()
+    (signals,) = [event for event in events if event["event"] == "signals"]
+    assert signals["shared"] is True
+    assert len(list((project.folder / "c" / "signals").glob("*.npz"))) == 1
+
+
+@pytest.mark.slow
+def test_what_the_reference_does_is_the_budget_unless_one_is_given(gradwise: Start, project: Project) -> None:
+    for kind, amount in (("steps", 4), ("tokens", None)):
+        done = gradwise(
+            "compare", project.path, "--arms", "full,random", "--fraction", "0.5", "--seeds", "1",
+            "--budget", kind, "--out", kind,
+        )  # fmt: skip
+        assert done.code == 0, done.stdout + done.stderr
+        told = yaml.safe_load((project.folder / kind / "comparison.yaml").read_text())
+        assert (
+            len(steps_of(project.folder / kind / "runs" / "random" / "seed-0")) == 4
+        )  # 2 epochs, 12 samples
+        assert amount is None or told["budget"]["amount"] == amount
+
+
+class TestMistakes:
+    """Told before anything is run."""
+
+    def check(self, command: Command, *words: str) -> None:
+        refused(command, *words)
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--arms", "full,randon"], "unknown arm 'randon'; did you mean 'random'?"),
+            (["--arms", ","], "--arms names no arm"),
+            (
+                ["--arms", "full", "--seeds", "many"],
+                "--seeds takes a number such as 5, or a list such as 0,3,7",
+            ),
+            (["--arms", "full", "--seeds", "0"], "--seeds takes a number such as 5"),
+            (["--arms", "full", "--seeds", "1,1"], "a list of different seeds"),
+            (["--arms", "full", "--budget", "miles"], "--budget: 'miles' is no budget"),
+            (["--arms", "full,random"], "random selects a part of the data, and nothing says how much"),
+            (
+                ["--arms", "full", "--reference", "lora"],
+                "--reference: 'lora' is none of the arms; found full.",
+            ),
+            (["--arms", "full", "--metric", "accuracy"], "unknown metric 'accuracy'; known: held_out_loss."),
+        ],
+        ids=str,
+    )
+    def test_in_what_was_asked(
+        self, gradwise: Start, project: Project, arguments: list[str], said: str
+    ) -> None:
+        self.check(gradwise("compare", project.path, "--out", "c", *arguments), said)
+        assert not (project.folder / "c").exists()
+
+    def test_nothing_to_compare_by(self, gradwise: Start, project: Project) -> None:
+        del project.recipe["data"]["validation"]
+        self.check(gradwise("compare", project.path, "--arms", "full"), "There is nothing to compare by")
+
+    def test_a_folder_of_something_else(self, gradwise: Start, project: Project) -> None:
+        (project.folder / "c").mkdir()
+        (project.folder / "c" / "thesis.tex").write_text("Once")
+        command = gradwise("compare", project.path, "--arms", "full", "--out", "c")
+        self.check(command, "c is not empty and holds no comparison (found thesis.tex)")
+
+    def test_under_torchrun(self, gradwise: Start, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+        from gradwise import Recipe, RecipeError
+        from gradwise.comparison import compare
+
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(RecipeError, match="was itself started by torchrun"):
+            compare(Recipe.load(project.path), ["full"], out=project.folder / "c")
+
+    @pytest.mark.slow
+    def test_held_out_data_that_are_trained_on(self, gradwise: Start, project: Project) -> None:
+        lines = (project.folder / "train.jsonl").read_text().splitlines()
+        project.records("held_out.jsonl", [*lines[:2], "{}", *lines[2:3]][:2])
+        command = ["compare", project.path, "--arms", "full", "--seeds", "1", "--out", "c"]
+        refusal = "2 of 2 held-out samples also stand in the training data of the recipe"
+        self.check(gradwise(*command, "--budget", "steps=1"), refusal, "--allow-overlap")
+        assert not (project.folder / "c").exists()
+        done = gradwise(*command, "--budget", "steps=1", "--allow-overlap")
+        assert done.code == 0, done.stderr
+        assert "2 of 2 held-out samples also stand in the training data." in done.stdout
+
+    @pytest.mark.slow
+    def test_a_budget_that_deciding_alone_spends(self, gradwise: Start, project: Project) -> None:
+        command = ["compare", project.path, "--arms", "full,loss_top", "--fraction", "0.5", "--seeds", "1"]
+        done = gradwise(*command, "--out", "c", "--budget", "time=0.001")
+        assert done.code == 1
+        assert "deciding takes" in done.stdout
+        assert "failed: loss_top: Of 0.0 s, 5% are kept as a margin" in done.stdout

@@ -1,0 +1,66 @@
+"""A comparison's folder without a single run: the files that a report reads, written by hand."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def jsonl(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@dataclass
+class Folder:
+    """Writes runs as `gradwise train` does, and comparison.yaml on top."""
+
+    path: Path
+
+    def comparison(self, arms: Sequence[str], seeds: int = 3, **changes: Any) -> Path:
+        """Write comparison.yaml; returns the folder."""
+        told = {
+            "arms": {arm: {"spec": arm, "changes": {}} for arm in arms},
+            "seeds": list(range(seeds)),
+            "reference": arms[0],
+            "budget": {"kind": "time", "amount": 20.0, "margin": 0.05},
+            "steps": dict.fromkeys(arms, 4),
+            "failed": {},
+            "notes": [],
+        }
+        (self.path / "comparison.yaml").write_text(yaml.safe_dump(told | changes, sort_keys=False))
+        return self.path
+
+    def run(
+        self,
+        arm: str,
+        seed: int,
+        loss: float,
+        *,
+        deciding: float = 0.0,
+        step: float = 1.0,
+        steps: int = 4,
+        finished: bool = True,
+        scores: dict[str, Any] | None = None,
+    ) -> Path:
+        """A run whose held-out loss falls to `loss` in `steps` steps of `step` seconds and 10 tokens."""
+        folder = self.path / "runs" / arm / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        metrics: list[dict[str, Any]] = [{"step": 0, "eval_loss": loss + 1, "seconds": deciding}]
+        for number in range(1, steps + 1):
+            seconds = round(deciding + number * step, 3)
+            metrics.append({"step": number, "loss": loss, "input_tokens": 10, "seconds": seconds})
+            metrics.append({"step": number, "eval_loss": loss + 1 - number / steps, "seconds": seconds})
+        jsonl(folder / "metrics.jsonl", metrics)
+        events = [{"event": "plan", "step": 0, "seconds": deciding}]
+        events += [{"event": "resume", "step": 2, "seconds": 77.0}]
+        if finished:
+            total = deciding + steps * step
+            events += [{"event": "finished", "step": steps, "seconds": total, "peak_memory": 3 * 2**29}]
+            (folder / "model").mkdir()
+            known = {"held_out_loss": {"value": loss, "better": "lower", "samples": 5}} | (scores or {})
+            (folder / "scores.json").write_text(json.dumps({"scores": known, "seconds": 0.5}))
+        jsonl(folder / "events.jsonl", events)
+        return folder
