@@ -38,7 +38,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_errors_have_one_root():
     errors = [getattr(gradwise, name) for name in gradwise.__all__ if name.endswith("Error")]
-    assert len(errors) == 6
+    assert len(errors) == 7
     assert all(issubclass(error, gradwise.GradwiseError) for error in errors)
 
 

@@ -21,8 +21,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_lines_run(story_model, arguments, speeches, stories: Path) -> None:
-    (code,) = blocks("python")
+def test_the_python_lines_run(
+    story_model, arguments, speeches, stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, collecting = blocks("python")
     model = story_model()
     names: dict[str, Any] = {
         "model": model,
@@ -30,26 +32,46 @@ def test_the_python_lines_run(story_model, arguments, speeches, stories: Path) -
         "dataset": speeches,
         "tokenizer": AutoTokenizer.from_pretrained(stories),
     }
-    exec(code, names)
+    exec(training, names)
     assert names["trainer"].state.global_step == 10
     assert len(names["trainer"].session.plan) == 40
+    monkeypatch.chdir(tmp_path)
+    exec(collecting, names)
+    assert names["signals"].grad.shape == (len(speeches), 1024)
 
 
-def test_the_command_runs(tmp_path: Path) -> None:
-    command = next(
-        line for block in blocks("bash") for line in block.splitlines() if line.startswith("gradwise train")
+def run(command: str, out: Path, *more: str) -> str:
+    """What a command of the README prints, with its results in another folder."""
+    words = next(
+        line.split() for block in blocks("bash") for line in block.splitlines() if line.startswith(command)
     )
-    words = command.split()
-    words[words.index("--out") + 1] = str(tmp_path / "out")
+    words[words.index("--out") + 1] = str(out)
     done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", *words, *more], cwd=ROOT, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr
-    assert "held-out loss after" in done.stdout
+    return done.stdout
+
+
+def test_training_runs(tmp_path: Path) -> None:
+    assert "held-out loss after" in run("gradwise train", tmp_path / "out")
     shown = re.search(r"runs/plays/\n(.*?)```", README, re.DOTALL)
     assert shown is not None
     for line in shown[1].splitlines():
         assert (tmp_path / "out" / line.split()[0]).exists(), line
+
+
+def test_collecting_runs(tmp_path: Path) -> None:
+    assert "400 of 400 samples measured" in run("gradwise collect", tmp_path / "signals")
+    assert (tmp_path / "signals" / "signals.png").stat().st_size > 10_000
+    assert len(gw.Signals.open(tmp_path / "signals")) == 400
+
+
+@pytest.mark.slow
+def test_comparing_runs(tmp_path: Path) -> None:
+    told = run("gradwise compare", tmp_path / "out", "--seeds", "3", "--set", "train.max_steps=6")
+    for arm in ("full", "random", "loss_top", "lisa", "grass"):
+        assert arm in told
 
 
 def test_the_yaml_shown_is_a_recipe() -> None:

@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradwise import numerics
     from gradwise.data import Collator, Data, Source
-    from gradwise.errors import CheckpointError, DataError, GradwiseError, PlanError, RecipeError, SignalError
+    from gradwise.errors import (
+        CheckpointError,
+        DataError,
+        EvaluationError,
+        GradwiseError,
+        PlanError,
+        RecipeError,
+        SignalError,
+    )
     from gradwise.methods import Grass, Order, Selection, baselines
-    from gradwise.recipe import Adapter, Model, Recipe, Train
+    from gradwise.recipe import Adapter, Metrics, Model, Recipe, Train
     from gradwise.signals import Signals, collect
     from gradwise.training import LayerSwitch, Plan, PlanSampler, Segment, Trainer, with_gradwise
 
@@ -21,11 +29,19 @@ _HOMES = {
     "baselines": "gradwise.methods.baselines",
     **dict.fromkeys(["Collator", "Data", "Source"], "gradwise.data"),
     **dict.fromkeys(
-        ["CheckpointError", "DataError", "GradwiseError", "PlanError", "RecipeError", "SignalError"],
+        [
+            "CheckpointError",
+            "DataError",
+            "EvaluationError",
+            "GradwiseError",
+            "PlanError",
+            "RecipeError",
+            "SignalError",
+        ],
         "gradwise.errors",
     ),
     **dict.fromkeys(["Grass", "Order", "Selection"], "gradwise.methods"),
-    **dict.fromkeys(["Adapter", "Model", "Recipe", "Train"], "gradwise.recipe"),
+    **dict.fromkeys(["Adapter", "Metrics", "Model", "Recipe", "Train"], "gradwise.recipe"),
     **dict.fromkeys(["Signals", "collect"], "gradwise.signals"),
     **dict.fromkeys(
         ["LayerSwitch", "Plan", "PlanSampler", "Segment", "Trainer", "with_gradwise"], "gradwise.training"
@@ -38,9 +54,11 @@ __all__ = [
     "Collator",
     "Data",
     "DataError",
+    "EvaluationError",
     "GradwiseError",
     "Grass",
     "LayerSwitch",
+    "Metrics",
     "Model",
     "Order",
     "Plan",

@@ -23,3 +23,7 @@ class PlanError(GradwiseError):
 
 class CheckpointError(GradwiseError):
     """A checkpoint that is incomplete, damaged, or from another run."""
+
+
+class EvaluationError(GradwiseError):
+    """A finished model that could not be measured; the model itself is saved by then."""

@@ -68,6 +68,7 @@ class TestTrain:
             "model",
             "plan",
             "recipe.yaml",
+            "scores.json",
         }
         assert {path.name for path in run.iterdir()} == names | {".lock"}
         assert not list((run / "model").glob("*.bin"))

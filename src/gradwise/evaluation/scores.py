@@ -4,11 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from gradwise.errors import GradwiseError
-
-
-class EvaluationError(GradwiseError):
-    """A finished model that could not be measured; the model itself is saved by then."""
+from gradwise.errors import EvaluationError
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def _rows(values: NDArray, rows: NDArray[np.int64], most: int = 4096) -> NDArray
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def _bins(values: NDArray[np.float64]) -> NDArray[np.float64] | int:
+def _bins(values: NDArray[np.float64]) -> list[float] | int:
     if len(values) and values.min() > 0 and values.max() > 30 * np.median(values):
-        return np.geomspace(values.min(), values.max(), 40)
+        return np.geomspace(values.min(), values.max(), 40).tolist()
     return 40

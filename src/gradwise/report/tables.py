@@ -219,7 +219,9 @@ def _costs(results: Results) -> str:
 
 
 def _notes(results: Results, metric: str) -> list[str]:
-    notes = list(results.notes)
+    notes, known = list(results.notes), results.metrics()
+    if known and metric not in known:
+        notes.append(f"No run has the metric {metric!r}; there are: {', '.join(known)}.")
     for arm in results.arms:
         over = [run for run in results.of_arm(arm) if run.finished and is_over_budget(results, run)]
         if over:

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import torch
 from accelerate import PartialState
 
 from gradwise.atomic import write_bytes
@@ -139,8 +138,7 @@ def _sections(recipe: Recipe) -> tuple[Model, Data]:
 
 def _placed(model: Any) -> Any:
     """On this rank's device; sets up the process group under torchrun."""
-    state = PartialState()
-    return model if state.device.type == "cpu" else model.to(torch.device(state.device))
+    return model.to(PartialState().device)
 
 
 def _write_rows(path: Path, pool: Pool) -> None:

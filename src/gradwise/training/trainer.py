@@ -289,7 +289,7 @@ def _prepared_unwrapped(
 
 def _check_sections(recipe: Recipe) -> None:
     default = Recipe()
-    for section in ("model", "data", "train", "adapter"):
+    for section in ("model", "data", "train", "adapter", "metrics"):
         if getattr(recipe, section) != getattr(default, section):
             raise RecipeError(
                 f"The recipe's section {section!r} is for `gradwise train`; with a Trainer, pass it through "
