@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gradwise.data import Collator
 from gradwise.evaluation.scores import Score, finite
 from gradwise.evaluation.settings import HELD_OUT_LOSS
-from gradwise.signals import Signals, collect_losses
+from gradwise.signals import Signals, collect
 
 
 def held_out_loss(
@@ -61,7 +61,16 @@ def held_out_loss(
 
 def _losses(model: Any, tokenizer: Any, validation: Any, batch_tokens: int, progress: bool) -> Signals:
     collator = Collator.for_tokenizer(tokenizer)
-    return collect_losses(model, validation, collator, batch_tokens=batch_tokens, progress=progress)
+    # What has no finite loss is told by domain and origin, above.
+    return collect(
+        model,
+        validation,
+        collator,
+        want="loss",
+        batch_tokens=batch_tokens,
+        progress=progress,
+        tell=lambda _: None,
+    )
 
 
 def _without_tokens(validation: Any) -> Any:

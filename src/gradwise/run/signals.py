@@ -1,6 +1,5 @@
 """Signals by recipe: load the model and the data it names, and measure every sample."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,24 +61,20 @@ def collect_signals(
     pool = load(data, part, tokenizer, progress=progress and is_first())
     tell(str(pool.report))
     model = _placed(load_model(settings, None if proxied else recipe.adapter))
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        signals = collect(
-            model,
-            pool.dataset,
-            Collator.for_tokenizer(tokenizer),
-            want=want,  # type: ignore[arg-type]
-            parameters=recipe.signals.parameters,
-            grad_dim=recipe.signals.grad_dim,
-            grad_dtype=recipe.signals.grad_dtype,
-            batch_tokens=recipe.signals.batch_tokens,
-            store=out,
-            seed=recipe.seed,
-            progress=progress,
-        )
-    for warning in told:
-        if issubclass(warning.category, UserWarning):
-            tell(f"Warning: {warning.message}")
+    signals = collect(
+        model,
+        pool.dataset,
+        Collator.for_tokenizer(tokenizer),
+        want=want,  # type: ignore[arg-type]
+        parameters=recipe.signals.parameters,
+        grad_dim=recipe.signals.grad_dim,
+        grad_dtype=recipe.signals.grad_dtype,
+        batch_tokens=recipe.signals.batch_tokens,
+        store=out,
+        seed=recipe.seed,
+        progress=progress,
+        tell=lambda sentence: tell(f"Warning: {sentence}"),
+    )
     if is_first():
         _write_rows(out / ROWS, pool)
     return signals

@@ -2,8 +2,8 @@
 
 Functions are watched rather than modules: whatever calls `linear`, `addmm` or `embedding` with a weight in
 scope (a Linear, GPT-2's Conv1D, an adapter, a router, one expert of a stack, a head tied to the embeddings)
-is seen with the very tensors it multiplies. Weights themselves need no gradient; the first output that
-depends on one becomes the root of the backward graph, so that nothing below it is ever back-propagated.
+is seen with the very tensors it multiplies. Weights themselves need no gradient; the first outputs that
+depend on one are tied to an anchor, where the backward pass ends: nothing below is ever back-propagated.
 
 What is not seen (a parameter inside a compiled or custom kernel, a convolution) is found out by the rehearsal
 (`gradwise.signals.rehearsal`), which compares every parameter with autograd.
@@ -24,7 +24,9 @@ from gradwise.signals.sums import GradientSums
 
 
 class Capture(TorchFunctionMode):
-    """Active around one forward pass; `roots` are then what to differentiate with respect to.
+    """Active around one forward pass; `anchor` is then what to differentiate with respect to.
+
+    Handlers take their arguments under torch's own names, by which a model may give them.
 
     Args:
         scope: the parameters.
@@ -36,7 +38,7 @@ class Capture(TorchFunctionMode):
     def __init__(self, scope: Scope, sums: GradientSums, samples: int, *, head_only: bool = False) -> None:
         super().__init__()
         self._head_only = head_only
-        self.roots: list[Tensor] = []
+        self.anchor = torch.zeros((), requires_grad=True)
         self._sums = sums
         self._tracer = Tracer(scope)
         self._samples = samples
@@ -62,24 +64,32 @@ class Capture(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         handler = HANDLERS.get(func)
-        if handler is None or (self._head_only and self._owner is None):
+        passed_over = self._head_only and self._owner is None
+        # What runs without gradients gets none from autograd either.
+        if handler is None or passed_over or not torch.is_grad_enabled():
             return func(*args, **(kwargs or {}))
         return handler(self, func, *args, **(kwargs or {}))
 
     # ---- uses, by function -------------------------------------------------------------------------------
 
-    def _linear(self, func: Any, x: Tensor, weight: Any, bias: Any = None) -> Tensor:
+    def _linear(self, func: Any, input: Tensor, weight: Any, bias: Any = None) -> Tensor:
         """x W^T + b."""
-        return self._product(func(x, weight, bias), x, self._tracer.matrix(weight), bias, flipped=False)
+        found = self._tracer.matrix(weight)
+        return self._product(func(input, weight, bias), input, found, bias, flipped=False)
 
-    def _addmm(self, func: Any, bias: Any, x: Tensor, weight: Any, **scales: Any) -> Tensor:
+    def _addmm(self, func: Any, input: Any, mat1: Tensor, mat2: Any, **scales: Any) -> Tensor:
         """b + x W."""
-        out = func(bias, x, weight, **scales)
-        return out if scales else self._product(out, x, self._tracer.matrix(weight), bias, flipped=True)
+        out = func(input, mat1, mat2, **scales)
+        return out if scales else self._product(out, mat1, self._tracer.matrix(mat2), input, flipped=True)
 
-    def _matmul(self, func: Any, x: Any, weight: Any, **options: Any) -> Tensor:
+    def _matmul(self, func: Any, input: Any, other: Any, **options: Any) -> Tensor:
         """x W."""
-        return self._product(func(x, weight, **options), x, self._tracer.matrix(weight), None, flipped=True)
+        out = func(input, other, **options)
+        return self._product(out, input, self._tracer.matrix(other), None, flipped=True)
+
+    def _mm(self, func: Any, input: Any, mat2: Any, **options: Any) -> Tensor:
+        """x W."""
+        return self._matmul(func, input, mat2, **options)
 
     def _product(self, out: Tensor, x: Tensor, found: Found | None, bias: Any, *, flipped: bool) -> Tensor:
         bias_name = self._tracer.name(bias)
@@ -87,7 +97,7 @@ class Capture(TorchFunctionMode):
             return out
         rows = self._rows(x, found)
         if rows is None:
-            return out
+            return self._lost(out, bias_name if found is None else found.matrix.name)
         use = None
         if found is not None:
             # The parameter's rows are the outputs of x W^T and the inputs of x W.
@@ -101,31 +111,31 @@ class Capture(TorchFunctionMode):
 
         return self._watched(out, arrived)
 
-    def _embedding(self, func: Any, ids: Any, weight: Any = None, *rest: Any, **options: Any) -> Tensor:
+    def _embedding(self, func: Any, input: Any, weight: Any, *rest: Any, **options: Any) -> Tensor:
         """Rows of a table."""
-        if weight is None:
-            weight = options.pop("weight")
-        out = func(ids, weight, *rest, **options)
+        ids, out = input, func(input, weight, *rest, **options)
         found = self._tracer.matrix(weight)
-        if found is None or self._owner is not None or ids.ndim != 2:
+        if found is None:
             return out
+        if self._owner is not None or ids.ndim != 2:
+            return self._lost(out, found.matrix.name)
         padding = rest[0] if rest else options.get("padding_idx")
         if len(ids) != self._samples:
             if len(ids) != 1:
-                return out
+                return self._lost(out, found.matrix.name)
             # Positions looked up once for all samples: each gets its own copy, or their gradients would mix.
             ids, out = ids.expand(self._samples, -1), out.expand(self._samples, -1, -1)
         return self._watched(out, self._sums.lookup(found.matrix, ids, padding))
 
-    def _scaled(self, func: Any, left: Any, right: Any, **options: Any) -> Tensor:
+    def _scaled(self, func: Any, input: Any, other: Any, **options: Any) -> Tensor:
         """w * x, the gain of a norm, on either side."""
-        out = func(left, right, **options)
-        for gain, x in ((left, right), (right, left)):
+        out = func(input, other, **options)
+        for gain, x in ((input, other), (other, input)):
             name = self._tracer.name(gain)
             if name is None or not isinstance(x, Tensor) or gain.ndim != 1 or x.shape[-1:] != gain.shape:
                 continue
             if out.shape != x.shape or (rows := self._rows(x, None)) is None:
-                continue
+                return self._lost(out, name)
             return self._gained(out, name, x.detach(), rows)
         return out
 
@@ -133,23 +143,25 @@ class Capture(TorchFunctionMode):
         return self._watched(out, lambda g: self._sums.vector(name, rows.summed(_wide(g) * _wide(x))))
 
     def _normed(
-        self, func: Any, x: Tensor, shape: Any, weight: Any = None, *rest: Any, **options: Any
+        self, func: Any, input: Tensor, normalized_shape: Any, weight: Any = None, *rest: Any, **options: Any
     ) -> Any:
         """Layer norm and RMS norm with their gain, and the layer norm's offset."""
-        out = func(x, shape, weight, *rest, **options)
+        out = func(input, normalized_shape, weight, *rest, **options)
         layer_norm = func is functional.layer_norm
         bias = (rest[0] if rest else options.get("bias")) if layer_norm else None
         gain_name, bias_name = self._tracer.name(weight), self._tracer.name(bias)
-        rows = self._rows(x, None)
-        if rows is None or (gain_name is None and bias_name is None):
+        if gain_name is None and bias_name is None:
             return out
+        rows = self._rows(input, None)
+        if rows is None or len(normalized_shape) != 1:
+            return self._lost(out, gain_name or bias_name)
         after = rest[1:] if layer_norm else rest
         eps = after[0] if after else options.get("eps", 1e-5 if layer_norm else None)
-        kept = x.detach()
+        kept = input.detach()
 
         def arrived(gradient: Tensor) -> None:
             if gain_name is not None:
-                bare = func(kept, shape, None, eps=eps)
+                bare = func(kept, normalized_shape, None, eps=eps)
                 self._sums.vector(gain_name, rows.summed(_wide(gradient) * _wide(bare)))
             if bias_name is not None:
                 self._sums.vector(bias_name, rows.summed(_wide(gradient)))
@@ -162,15 +174,20 @@ class Capture(TorchFunctionMode):
         self._tracer.stands_for(out, tensor)
         return out
 
-    def _shifted(self, func: Any, left: Any, right: Any, **options: Any) -> Any:
+    def _shifted(self, func: Any, input: Any, other: Any, **options: Any) -> Any:
         """1 + w, as Gemma's norms have it: what comes back is w's own gradient."""
-        out = func(left, right, **options)
-        for tensor, other in ((left, right), (right, left)):
-            if isinstance(other, int | float) and not options:
+        out = func(input, other, **options)
+        for tensor, number in ((input, other), (other, input)):
+            if isinstance(number, int | float) and not options:
                 self._tracer.stands_for(out, tensor)
         return out
 
-    # ---- rows and roots ----------------------------------------------------------------------------------
+    def _kept_from_learning(self, _: Any, tensor: Tensor, *_requires_grad: Any, **_kwargs: Any) -> Tensor:
+        """A hook that makes the embeddings require a gradient (`enable_input_require_grads`) would hide which
+        outputs are the first that depend on the scope."""
+        return tensor
+
+    # ---- rows and the anchor ------------------------------------------------------------------------------
 
     def _rows(self, x: Tensor, found: Found | None) -> Rows | None:
         """Whose rows those of x are, or None where that cannot be told."""
@@ -190,10 +207,25 @@ class Capture(TorchFunctionMode):
 
     def _watched(self, out: Tensor, arrived: Callable[[Tensor], None]) -> Tensor:
         if not out.requires_grad:
-            out = out.detach().requires_grad_()
-            self.roots.append(out)
+            out = _Anchored.apply(self.anchor, out)
         out.register_hook(arrived)
         return out
+
+    def _lost(self, out: Tensor, name: str | None) -> Tensor:
+        """A use whose rows cannot be told apart by sample; noted if a gradient comes back to it."""
+        return self._watched(out, lambda _: self._sums.lost.add(name or ""))
+
+
+class _Anchored(torch.autograd.Function):
+    """Joins a tensor to the backward graph. No leaf of it: an operation in place may follow."""
+
+    @staticmethod
+    def forward(_: Any, __: Tensor, out: Tensor) -> Tensor:  # type: ignore[override]
+        return out.detach()
+
+    @staticmethod
+    def backward(_: Any, __: Tensor) -> tuple[None, None]:  # type: ignore[override]
+        return None, None
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -207,8 +239,10 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     functional.layer_norm: Capture._normed,
     functional.rms_norm: Capture._normed,
     **dict.fromkeys((torch.addmm, _T.addmm), Capture._addmm),
-    **dict.fromkeys((torch.matmul, torch.mm, _T.matmul, _T.mm, _T.__matmul__), Capture._matmul),
+    **dict.fromkeys((torch.matmul, _T.matmul, _T.__matmul__), Capture._matmul),
+    **dict.fromkeys((torch.mm, _T.mm), Capture._mm),
     **dict.fromkeys((torch.mul, torch.multiply, _T.mul, _T.__mul__, _T.__rmul__), Capture._scaled),
     **dict.fromkeys((torch.add, _T.add, _T.__add__, _T.__radd__), Capture._shifted),
     **dict.fromkeys((_T.float, _T.double, _T.half, _T.bfloat16, _T.to, _T.type, _T.type_as), Capture._cast),
+    _T.requires_grad_: Capture._kept_from_learning,
 }

@@ -2,16 +2,17 @@
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from gradwise.errors import SignalError
-from gradwise.signals.given_back import lent
+from gradwise.signals.given_back import lent, uncompiled
 from gradwise.signals.passes import Collate, Pass, rank
 from gradwise.signals.quantities import Signals
+from gradwise.signals.scope import resolve
 from gradwise.signals.wanted import Quantity, Wanted
 
 
@@ -31,6 +32,7 @@ def collect(
     pooling: str = "labels",
     layer: int | None = None,
     grad_dtype: str = "float32",
+    tell: Callable[[str], None] | None = None,
 ) -> Signals:
     """Measure every sample at the model's present weights, in one pass.
 
@@ -57,6 +59,8 @@ def collect(
         pooling: what an embedding is the mean of: "labels", "all" tokens, or the "last" one.
         layer: the block whose output embeddings are taken from; the last hidden state unless given.
         grad_dtype: "float32", or "float16" for half the room.
+        tell: gets a sentence, on the first rank, on samples set aside and on a model that is measured sample
+            by sample; a warning unless given.
 
     Returns:
         Signals with what was wanted, `num_tokens`, and `ok`, False for samples that were set aside: empty,
@@ -74,13 +78,28 @@ def collect(
     )
     if batch_tokens < 1:
         raise SignalError(f"batch_tokens must be at least 1; found {batch_tokens}.")
+    say = _teller(tell)
     start = time.perf_counter()
+    # Before the model is lent, which hides the parameters that learn: of an adapted model, the scope.
+    scope = resolve(uncompiled(model), parameters) if wanted.gradients else None
     with lent(model) as bare:
-        one = Pass(bare, dataset, collator, wanted, parameters, precondition, batch_tokens)
+        one = Pass(bare, dataset, collator, wanted, scope, precondition, batch_tokens, say)
         signals = one.run(None if store is None else Path(store), start, progress)
-    if (report := signals.report()) and rank() == 0:
-        warnings.warn(report, stacklevel=2)
+    if report := signals.report():
+        say(report)
     assert signals.ok is not None
     if not signals.ok.any():
-        raise SignalError(f"None of the {len(signals)} samples could be measured: {report}.")
+        unusable = any(kind.endswith("not finite") for kind in signals.problems)
+        cause = "the model's weights are unusable" if unusable else "there is nothing to measure"
+        raise SignalError(f"None of the {len(signals)} samples could be measured; {cause} ({report}).")
     return signals
+
+
+def _teller(tell: Callable[[str], None] | None) -> Callable[[str], None]:
+    """Only the first rank speaks; a warning points at whoever called `collect`."""
+
+    def say(sentence: str) -> None:
+        if rank() == 0:
+            warnings.warn(sentence, stacklevel=3) if tell is None else tell(sentence)
+
+    return say

@@ -17,12 +17,13 @@ def lent(model: nn.Module) -> Iterator[nn.Module]:
     A compiled model runs uncompiled, which gives the same numbers up to rounding; stacks of experts run one
     expert after another, where every product can be seen.
     """
-    bare: Any = getattr(model, "_orig_mod", model)
+    bare = uncompiled(model)
     _check_whole(bare)
     training = [module for module in bare.modules() if module.training]
     learning = [parameter for parameter in bare.parameters() if parameter.requires_grad]
     cuda = sorted({p.device.index for p in bare.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.random.fork_rng(cuda))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_one_expert_at_a_time(bare))
@@ -38,6 +39,11 @@ def lent(model: nn.Module) -> Iterator[nn.Module]:
                 parameter.requires_grad_(True)
 
 
+def uncompiled(model: nn.Module) -> Any:
+    """The model itself where `torch.compile` wrapped it."""
+    return getattr(model, "_orig_mod", model)
+
+
 def _check_whole(model: nn.Module) -> None:
     name = type(model).__name__
     if name in ("FullyShardedDataParallel", "DeepSpeedEngine") or any(
@@ -47,6 +53,13 @@ def _check_whole(model: nn.Module) -> None:
             f"Signals need the whole model in each process; {name} is sharded. Collect them with a copy that "
             "is not, or with a smaller model (signals.model)."
         )
+    adapters: Any = getattr(model, "peft_config", {})
+    for adapter in adapters.values():
+        if getattr(adapter, "is_prompt_learning", False) and "PREFIX" not in str(adapter.peft_type):
+            raise SignalError(
+                f"{name} puts tokens of its own before each sample ({adapter.peft_type}), which signals do "
+                "not know of; use an adapter such as LoRA, or prefix tuning."
+            )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise SignalError("Some of the model's weights are not loaded (meta device); load it whole.")
 

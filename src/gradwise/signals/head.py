@@ -62,6 +62,11 @@ class LabelPositions:
 
     def gather(self, hidden_BTh: Tensor) -> Tensor:
         """(1, n, h) the hidden states that predict label tokens, sample by sample."""
+        if hidden_BTh.shape[:2] != self.labels_BT.shape:
+            raise SignalError(
+                f"The head was given hidden states of shape {tuple(hidden_BTh.shape)} where labels have "
+                f"{tuple(self.labels_BT.shape)}; a model that adds or drops tokens cannot be measured."
+            )
         predicting_BTh = hidden_BTh[:, :-1]
         if self.all_count:  # a reshape, whose backward pass need not scatter
             return predicting_BTh.flatten(0, 1)[None]

@@ -31,6 +31,13 @@ class Measured:
     by_parameter: dict[str, Tensor] = field(default_factory=dict)
     """(B,) squared norm of each parameter's gradient, where that was asked for."""
 
+    def replaced(self, wrong_B: Tensor, other: "Measured") -> "Measured":
+        """These quantities with the rows marked as wrong taken from another measurement."""
+        return Measured(
+            _rows_replaced(self.values, other.values, wrong_B),
+            _rows_replaced(self.by_parameter, other.by_parameter, wrong_B),
+        )
+
 
 class Measurer:
     """Measures batches with one model.
@@ -64,12 +71,15 @@ class Measurer:
         return self._measure(batch, positions, 1.0, apart)
 
     def _without_overflow(self, batch: Batch, positions: LabelPositions, apart: bool) -> Measured:
-        """Float16 gradients underflow unless scaled up; where that overflows, scale less."""
-        for scale in (2.0**12, 2.0**4):
-            found = self._measure(dict(batch), positions, scale, apart)
-            if all(value.isfinite().all() for value in found.values.values()):
+        """Float16 gradients underflow unless scaled up; samples where that overflows are scaled less."""
+        found = self._measure(dict(batch), positions, 2.0**12, apart)
+        for scale in (2.0**4, 1.0):
+            wrong_B = ~torch.stack([_finite(value) for value in found.values.values()]).all(dim=0)
+            # Where the loss is not finite, no scale helps.
+            if not (wrong_B & _finite(found.values["loss"])).any():
                 return found
-        return self._measure(batch, positions, 1.0, apart)
+            found = found.replaced(wrong_B, self._measure(dict(batch), positions, scale, apart))
+        return found
 
     def _measure(self, batch: Batch, positions: LabelPositions, scale: float, apart: bool) -> Measured:
         gradients = self._new_sums(positions.samples, apart)
@@ -89,8 +99,7 @@ class Measurer:
                     watching.enter_context(experts_watched(self.model, capture, positions))
                 logits_nV = self.head.logits(batch, positions, captures, hidden)
             losses_B = positions.mean_losses(logits_nV)
-            roots = [root for capture in captures for root in capture.roots]
-            self._backward(losses_B.sum() * scale, roots, unseen, gradients)
+            self._backward(losses_B.sum() * scale, [c.anchor for c in captures], unseen, gradients)
         found.values["loss"] = losses_B.detach()
         if hidden.wanted:
             found.values["embedding"] = positions.pooled(hidden.state, self.wanted.pooling, batch)
@@ -137,21 +146,30 @@ class Measurer:
 
     @staticmethod
     def _backward(
-        total: Tensor, roots: list[Tensor], unseen: dict[str, nn.Parameter], sums: GradientSums | None
+        total: Tensor, anchors: list[Tensor], unseen: dict[str, nn.Parameter], sums: GradientSums | None
     ) -> None:
-        targets = [*roots, *unseen.values()]
-        if not total.requires_grad or not targets:
+        targets = [*anchors, *unseen.values()]
+        if not total.requires_grad:
             return
         # With inputs named, nothing is accumulated into anybody's .grad.
         given = torch.autograd.grad(total, targets, allow_unused=True)
-        for name, gradient in zip(unseen, given[len(roots) :], strict=True):
+        for name, gradient in zip(unseen, given[len(anchors) :], strict=True):
             if gradient is not None and sums is not None:
                 sums.parameter(name, gradient)
 
     def _read(
         self, found: Measured, sums: GradientSums | None, head: GradientSums | None, scale: float
     ) -> None:
+        for each in (sums, head):
+            if each is not None:
+                each.finish()
         if sums is not None:
+            if sums.lost and sums.by_name is None:
+                raise SignalError(
+                    f"{type(self.model).__name__}: at this length the rows of {min(sums.lost)} cannot be "
+                    "told apart by sample; measure one sample at a time (batch_tokens=1), or leave it out "
+                    "with `parameters`."
+                )
             if sums.squares is not None and "grad_norm" in self.wanted:
                 found.values["grad_norm"] = sums.squares.sqrt() / scale
             if sums.projected is not None:
@@ -234,6 +252,20 @@ def _experts_hook(capture: Capture, positions: LabelPositions) -> Callable[..., 
         capture.experts_begin(rows_of)
 
     return begin
+
+
+def _finite(value: Tensor) -> Tensor:
+    """(B, ...) -> (B,) whether all of a row is."""
+    return value.isfinite().reshape(len(value), -1).all(dim=1)
+
+
+def _rows_replaced(
+    first: dict[str, Tensor], second: dict[str, Tensor], chosen_B: Tensor
+) -> dict[str, Tensor]:
+    return {
+        name: torch.where(chosen_B.reshape(-1, *[1] * (value.ndim - 1)), second[name], value)
+        for name, value in first.items()
+    }
 
 
 def _moved(value: Any, device: torch.device) -> Any:

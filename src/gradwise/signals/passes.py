@@ -1,8 +1,10 @@
 """One pass over a data set: what to measure in which blocks, and where the rows go."""
 
 import hashlib
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.quantities import Signals
 from gradwise.signals.rehearsal import Verdict, rehearse
 from gradwise.signals.samples import Inspection, batches, inspect
-from gradwise.signals.scope import Scope, resolve
+from gradwise.signals.scope import Scope
 from gradwise.signals.sheet import MEASURED, NOT_FINITE, NOT_HELD, Column, InMemory, Sheet, stored
 from gradwise.signals.store import Store
 from gradwise.signals.sums import Asked, Projector
@@ -30,11 +32,15 @@ from gradwise.signals.wanted import Wanted
 NOTE_EVERY = 5.0
 """Seconds between notes of the time spent; a killed pass loses as much of it at most."""
 
+PAIRS = 8
+"""Pairs of samples that are tried until one has finite losses."""
+
 Collate = Callable[[list[Any]], Batch]
 
 
 class Pass:
-    """One pass over a data set with a lent model; arguments as in `collect`."""
+    """One pass over a data set with a lent model; arguments as in `collect`, `scope` where gradients are
+    wanted."""
 
     def __init__(
         self,
@@ -42,21 +48,22 @@ class Pass:
         dataset: Any,
         collator: Collate | None,
         wanted: Wanted,
-        parameters: str | Sequence[str],
+        scope: Scope | None,
         precondition: Any,
         batch_tokens: int,
+        tell: Callable[[str], None] = warnings.warn,
     ) -> None:
+        self.tell = tell
         self.model: Any = model
         self.dataset = dataset
         self.collate = collator or Collator(_pad_token(model))
         self.wanted = wanted
         self.batch_tokens = batch_tokens
-        self.inspection: Inspection = inspect(dataset, model)
-        self.scope: Scope | None = None
+        self.inspection: Inspection = inspect(dataset, model, self.collate)
+        self.scope = scope
         self.asked: Asked | None = None
-        if wanted.gradients:
-            self.scope = resolve(model, parameters)
-            self.asked = _asked(self.scope, wanted, precondition)
+        if scope is not None:
+            self.asked = _asked(scope, wanted, precondition)
         elif precondition is not None:
             raise SignalError("precondition changes gradients, but neither grad nor grad_norm is wanted.")
 
@@ -67,8 +74,10 @@ class Pass:
         together = not verdict.one_at_a_time
         blocks = batches(order, self.inspection.lengths, self.batch_tokens if together else 1)
         columns = self._columns()
+        request = self._request(columns, len(blocks)) if path is not None or ranks() > 1 else {}
+        _check_ranks_agree(request)
         if path is not None:
-            return self._stored(path, columns, blocks, verdict, start, progress)
+            return self._stored(path, request, columns, blocks, verdict, start, progress)
         sheet = InMemory(len(self.dataset), columns, len(blocks))
         self._fill(sheet, blocks, verdict, progress)
         arrays = sheet.close(blocks)
@@ -77,13 +86,14 @@ class Pass:
     def _stored(
         self,
         path: Path,
+        request: Mapping[str, Any],
         columns: Mapping[str, Column],
         blocks: list[NDArray[np.int64]],
         verdict: Verdict,
         start: float,
         progress: bool,
     ) -> Signals:
-        store = Store(path, self._request(columns, len(blocks)), len(self.dataset), columns, len(blocks))
+        store = Store(path, request, len(self.dataset), columns, len(blocks))
         try:
             manifest = store.manifest
             if not manifest["complete"]:
@@ -105,18 +115,30 @@ class Pass:
     # ---- measuring ---------------------------------------------------------------------------------------
 
     def _rehearse(self, order: NDArray[np.int64]) -> Verdict:
-        if self.asked is None:
-            return Verdict()
-        # The two shortest samples with something to tell apart, of different lengths where there are.
+        verdict = Verdict()
+        for first, second in self._pairs(order):
+            samples = [self.dataset[first], self.dataset[second]]
+            pair = self.collate(samples)
+            if len(pair["labels"]) != 2:  # a collator that strings samples together in one row
+                return Verdict(one_at_a_time=True)
+            if self.asked is None:
+                return verdict
+            alone = [self.collate([sample]) for sample in samples]
+            verdict = rehearse(self.model, self.asked, pair, alone, self.tell)
+            if verdict.tried:
+                break
+        return verdict
+
+    def _pairs(self, order: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        """Short samples with something to tell apart, two by two, of different lengths where there are; a few
+        pairs, for a pool may begin with samples that have no finite loss."""
         short = order[::-1]
         telling = short[self.inspection.num_tokens[short] > 1]
-        first = int((telling if len(telling) else short)[0])
-        longer = short[self.inspection.lengths[short] > self.inspection.lengths[first]]
-        samples = [self.dataset[first], self.dataset[int(longer[0]) if len(longer) else first]]
-        pair = self.collate(samples)
-        if len(pair["labels"]) != 2:  # a collator that strings samples together in one row
-            return Verdict(one_at_a_time=True)
-        return rehearse(self.model, self.asked, pair, [self.collate([sample]) for sample in samples])
+        firsts = telling if len(telling) else short
+        for first in firsts[:PAIRS].tolist():
+            longer = short[self.inspection.lengths[short] > self.inspection.lengths[first]]
+            others = longer if len(longer) else short[short != first]
+            yield first, int(others[0]) if len(others) else first
 
     def _fill(
         self,
@@ -127,6 +149,8 @@ class Pass:
         note: Callable[[], None] = lambda: None,
     ) -> None:
         sheet.fill("num_tokens", self.inspection.num_tokens)
+        for rows in self.inspection.problems.values():
+            sheet.leave_out(rows)
         share = np.flatnonzero(~sheet.done())[rank() :: ranks()].tolist()
         measure = Measurer(self.model, self.wanted, self.asked, verdict.unseen)
         noted = time.perf_counter()
@@ -199,6 +223,7 @@ class Pass:
             "columns": columns,
             "model": type(self.model).__name__,
             "weights": weights_digest(self.model),
+            "configuration": configuration_digest(self.model),
             "data": self.inspection.fingerprint,
             "batch_tokens": self.batch_tokens,
             "blocks": blocks,
@@ -229,6 +254,17 @@ def _asked(scope: Scope, wanted: Wanted, precondition: Any) -> Asked:
     )
 
 
+def configuration_digest(model: Any) -> str:
+    """A hash of what else the values depend on: the model's configuration (positions, norms, caps) and the
+    attention it runs with."""
+    config: Any = getattr(model, "config", None)
+    values = config.to_dict() if hasattr(config, "to_dict") else {}
+    passing = ("_name_or_path", "use_cache", "transformers_version")
+    own = {name: value for name, value in values.items() if name not in passing}
+    told = json.dumps([own, getattr(config, "_attn_implementation", None)], sort_keys=True, default=str)
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
 def weights_digest(model: nn.Module) -> str:
     """A hash of every parameter and buffer, by name; several are hashed at a time."""
 
@@ -252,6 +288,21 @@ def rank() -> int:
 def ranks() -> int:
     """How many processes collect together."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _check_ranks_agree(request: Mapping[str, Any]) -> None:
+    """Rows of other weights, data or settings than the first rank's must not stand beside its own."""
+    if ranks() == 1:
+        return
+    told: list[Any] = [None] * ranks()
+    dist.all_gather_object(told, dict(request))
+    for other, theirs in enumerate(told):
+        differ = [name for name in told[0] if told[0][name] != theirs.get(name)]
+        if differ:
+            raise SignalError(
+                f"Rank {other} would measure something else than rank 0 ({', '.join(differ)} differ); give all "
+                "ranks the same model, data and settings."
+            )
 
 
 def _pad_token(model: Any) -> int:

@@ -66,8 +66,8 @@ class Preconditioner:
         return self._scales[matrix]
 
     def digest(self) -> str:
-        """A hash of all moments, by which a store recognises them."""
-        state = hashlib.blake2b(digest_size=16)
+        """A hash of eps and all moments, by which a store recognises them."""
+        state = hashlib.blake2b(repr(self._eps).encode(), digest_size=16)
         for name in sorted(self._moments):
             state.update(name.encode())
             state.update(self._moments[name].detach().cpu().double().numpy().tobytes())

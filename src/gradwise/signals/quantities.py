@@ -79,5 +79,5 @@ class Signals:
             f"{len(indices):,} {kind} (first: {', '.join(map(str, indices[:5].tolist()))})"
             for kind, indices in self.problems.items()
         ]
-        count = sum(len(indices) for indices in self.problems.values())
+        count = len(set().union(*(indices.tolist() for indices in self.problems.values())))
         return f"{count:,} of {self.size:,} samples set aside: {'; '.join(parts)}" if parts else ""

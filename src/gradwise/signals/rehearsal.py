@@ -6,8 +6,7 @@ at a time, and autograd gives the gradients of those parameters.
 """
 
 import re
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,9 +27,13 @@ class Verdict:
     one_at_a_time: bool = False
     unseen: tuple[str, ...] = ()
     """Parameters whose gradients autograd must give."""
+    tried: bool = True
+    """Whether there was a finite loss to compare."""
 
 
-def rehearse(model: nn.Module, asked: Asked, pair: Batch, alone: Sequence[Batch]) -> Verdict:
+def rehearse(
+    model: nn.Module, asked: Asked, pair: Batch, alone: Sequence[Batch], tell: Callable[[str], None]
+) -> Verdict:
     """Compare losses and the norm of every kind of parameter with autograd's.
 
     Args:
@@ -38,12 +41,15 @@ def rehearse(model: nn.Module, asked: Asked, pair: Batch, alone: Sequence[Batch]
         asked: its scope is what is compared.
         pair: two samples of different lengths in one batch.
         alone: the same two, each in a batch of its own.
+        tell: gets a sentence when samples have to go one at a time.
     """
     plain = replace(asked, projector=None, whole=False, norms=True, preconditioner=None)
     wanted = Wanted(("loss", "grad_norm"))
     compared = _representatives(list(asked.scope.parameters))
-    truth = [_autograd(model, batch, {n: asked.scope.parameters[n] for n in compared}) for batch in alone]
     together = Measurer(model, wanted, plain)(pair, apart=True)
+    truth = [_autograd(model, batch, {n: asked.scope.parameters[n] for n in compared}) for batch in alone]
+    if not all(loss.isfinite() for loss, _ in truth):
+        return Verdict(tried=False)
     tolerance = 1e-2 if precise(next(iter(asked.scope.parameters.values())).dtype) else 0.1
     if not _wrong(truth, [(together, i) for i in range(len(alone))], compared, tolerance):
         return Verdict()
@@ -51,20 +57,19 @@ def rehearse(model: nn.Module, asked: Asked, pair: Batch, alone: Sequence[Batch]
     wrong = _wrong(truth, [(single(batch, apart=True), 0) for batch in alone], compared, tolerance)
     kinds = {_kind(name) for name in wrong}
     unseen = tuple(name for name in asked.scope.parameters if _kind(name) in kinds)
-    _warn(model, unseen)
+    tell(_slow(model, unseen))
     return Verdict(True, unseen)
 
 
-def _warn(model: nn.Module, unseen: tuple[str, ...]) -> None:
+def _slow(model: nn.Module, unseen: tuple[str, ...]) -> str:
     why = (
         f"the gradients of {len(unseen)} parameters cannot be watched (first: {unseen[0]})"
         if unseen
         else "samples influence each other within a batch"
     )
-    warnings.warn(
+    return (
         f"{type(model).__name__}: {why}; signals are collected one sample at a time, which is exact and "
-        "takes several times as long. Leave such parameters out with `parameters` where they do not matter.",
-        stacklevel=3,
+        "takes several times as long. Leave such parameters out with `parameters` where they do not matter."
     )
 
 
@@ -90,6 +95,8 @@ def _autograd(
     device = next(model.parameters()).device
     inputs = {n: value.to(device) if isinstance(value, Tensor) else value for n, value in batch.items()}
     labels = inputs.pop("labels")[0, 1:]
+    # Float16 gradients would underflow.
+    scale = 2.0**12 if any(p.dtype == torch.float16 for p in parameters.values()) else 1.0
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     try:
@@ -97,11 +104,11 @@ def _autograd(
             logits: Any = model(**inputs, use_cache=False).logits[0, :-1]
             wide = logits if logits.dtype == torch.float64 else logits.float()
             loss = functional.cross_entropy(wide, labels)
-        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            found = torch.autograd.grad(loss * scale, list(parameters.values()), allow_unused=True)
     finally:
         for parameter in parameters.values():
             parameter.requires_grad_(False)
-    squares = [loss.new_zeros(()) if g is None else g.to(wide.dtype).square().sum() for g in found]
+    squares = [loss.new_zeros(()) if g is None else (g.to(wide.dtype) / scale).square().sum() for g in found]
     return loss.detach(), dict(zip(parameters, squares, strict=True))
 
 
@@ -114,8 +121,6 @@ def _wrong(
     """Parameters whose norms differ by more than rounding explains; all of them where a loss does."""
     wrong: list[str] = []
     for (loss, squares), (measured, row) in zip(truth, found, strict=True):
-        if not loss.isfinite():
-            continue
         if not torch.isclose(measured.values["loss"][row], loss, rtol=tolerance, atol=1e-6):
             return compared
         total = sum(squares.values(), loss.new_zeros(())).sqrt()

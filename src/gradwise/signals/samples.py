@@ -2,7 +2,7 @@
 batches that follow from that."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gradwise.data import ragged
+from gradwise.errors import SignalError
 from gradwise.signals.head import NO_LOSS
 
-CHUNK = 1000
+CHUNK = 10_000
+"""Samples read at a time, as many as `ragged` does: the fingerprint goes chunk by chunk."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,20 @@ class Inspection:
         return good[np.argsort(-self.lengths[good], kind="stable")]
 
 
-def inspect(dataset: Any, model: nn.Module) -> Inspection:
+def inspect(dataset: Any, model: nn.Module, collate: Callable[[list[Any]], Any]) -> Inspection:
     """Read every sample once; memory grows by 8 bytes a sample, and by what a chunk of them takes.
 
     Args:
         dataset: anything indexable of {"input_ids": [...], "labels": [...]}.
         model: its vocabulary and its positions bound what can be measured.
+        collate: makes the labels where samples have none of their own.
     """
     count = len(dataset)
     lengths, tokens = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.int32)
     foreign = np.zeros(count, dtype=bool)
     vocabulary = _vocabulary(model)
-    digest, start = hashlib.sha256(), 0
-    for offsets, ids, labels in _chunks(dataset):
+    digests, start = [hashlib.sha256() for _ in range(3)], 0
+    for offsets, ids, labels in _chunks(dataset, collate):
         rows = slice(start, start := start + len(offsets) - 1)
         lengths[rows] = np.diff(offsets)
         learned = labels != NO_LOSS
@@ -64,7 +67,8 @@ def inspect(dataset: Any, model: nn.Module) -> Inspection:
         tokens[rows] = _sums(learned, offsets)
         wrong = (ids < 0) | (ids >= vocabulary) | (learned & ((labels < 0) | (labels >= vocabulary)))
         foreign[rows] = _sums(wrong, offsets) > 0
-        for part in (np.diff(offsets), ids, labels):
+        # Each stream has its own digest, so that chunks may be of any size.
+        for digest, part in zip(digests, (np.diff(offsets), ids, labels), strict=True):
             digest.update(np.ascontiguousarray(part, dtype="<i4").tobytes())
     positions = _positions(model)
     kinds = {
@@ -74,7 +78,8 @@ def inspect(dataset: Any, model: nn.Module) -> Inspection:
         f"longer than the model's {positions} positions": (tokens > 0) & ~foreign & (lengths > positions),
     }
     problems = {kind: np.flatnonzero(found) for kind, found in kinds.items() if found.any()}
-    return Inspection(lengths, tokens, problems, digest.hexdigest())
+    fingerprint = hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
+    return Inspection(lengths, tokens, problems, fingerprint)
 
 
 def batches(
@@ -90,19 +95,41 @@ def batches(
     return cut
 
 
-def _chunks(dataset: Any) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
+def _chunks(dataset: Any, collate: Callable[[list[Any]], Any]) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
     """(rows + 1,) offsets, and the flat token ids and labels of those rows."""
-    if hasattr(dataset, "with_format"):
+    if "labels" in (getattr(dataset, "column_names", None) or ()) and hasattr(dataset, "with_format"):
         both = zip(ragged(dataset, "input_ids"), ragged(dataset, "labels"), strict=True)
-        for (offsets, ids), (_, labels) in both:
+        start = 0
+        for (offsets, ids), (label_offsets, labels) in both:
+            _check_same_length(np.diff(offsets), np.diff(label_offsets), start)
+            start += len(offsets) - 1
             yield offsets, ids, labels
         return
     for start in range(0, len(dataset), CHUNK):
         samples = [dataset[i] for i in range(start, min(start + CHUNK, len(dataset)))]
-        ids = [np.asarray(sample["input_ids"], dtype=np.int64).reshape(-1) for sample in samples]
-        labels = [np.asarray(sample["labels"], dtype=np.int64).reshape(-1) for sample in samples]
-        offsets = np.concatenate([[0], np.cumsum([len(one) for one in ids])]).astype(np.int64)
+        samples = [sample if "labels" in sample else _labelled(sample, collate) for sample in samples]
+        ids, labels = (
+            [np.asarray(sample[name], dtype=np.int64).reshape(-1) for sample in samples]
+            for name in ("input_ids", "labels")
+        )
+        lengths = np.array([len(one) for one in ids])
+        _check_same_length(lengths, np.array([len(one) for one in labels]), start)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         yield offsets, np.concatenate(ids), np.concatenate(labels)
+
+
+def _labelled(sample: Any, collate: Callable[[list[Any]], Any]) -> Any:
+    """A sample as its collator completes it, as TRL's do."""
+    return {**sample, **collate([sample])} if len(sample["input_ids"]) else {**sample, "labels": []}
+
+
+def _check_same_length(ids: NDArray, labels: NDArray, start: int) -> None:
+    if len(wrong := np.flatnonzero(ids != labels)):
+        first = wrong[0]
+        raise SignalError(
+            f"Sample {start + first} has {ids[first]} input_ids and {labels[first]} labels; give one label "
+            f"for each token, {NO_LOSS} where it does not count."
+        )
 
 
 def _sums(flags: NDArray[np.bool_], offsets: NDArray) -> NDArray[np.int64]:

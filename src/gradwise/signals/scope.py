@@ -61,20 +61,31 @@ def resolve(model: nn.Module, parameters: str | Sequence[str]) -> Scope:
     """
     named = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     adapted = hasattr(model, "peft_config")
+    if parameters in ("all", "blocks") and not adapted:
+        _check_not_quantised(model)
     if parameters == "all":
         chosen = {name: p for name, p in named.items() if p.requires_grad or not adapted}
     elif parameters == "blocks":
         chosen = _in_blocks(model, named, adapted)
     else:
         patterns = [parameters] if isinstance(parameters, str) else list(parameters)
-        chosen = _matching(named, patterns)
+        chosen = _matching(model, named, patterns)
     if not chosen:
         raise SignalError(
-            f"parameters={parameters!r} names no floating-point parameter of {type(model).__name__}; "
-            "quantised weights have no gradient: train an adapter, or give patterns that match names such as "
-            f"{next(iter(named), 'none')!r}."
+            f"parameters={parameters!r} names no floating-point parameter of {type(model).__name__}; give "
+            f"patterns that match names such as {next(iter(named), 'none')!r}."
         )
     return Scope(chosen)
+
+
+def _check_not_quantised(model: nn.Module) -> None:
+    """Integer matrices are quantised weights: parameters (bitsandbytes), or buffers (GPTQ, AWQ)."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.ndim == 2 and tensor.dtype in (torch.int8, torch.uint8, torch.int32):
+            raise SignalError(
+                f"{type(model).__name__} has quantised weights (first: {name}, {tensor.dtype}), which have "
+                "no gradient: put an adapter on the model, or say which parameters count with patterns."
+            )
 
 
 def _in_blocks(model: nn.Module, named: dict[str, nn.Parameter], adapted: bool) -> dict[str, nn.Parameter]:
@@ -97,14 +108,24 @@ def _in_blocks(model: nn.Module, named: dict[str, nn.Parameter], adapted: bool) 
     return {name: p for name, p in inside.items() if p.ndim in (2, 3)}
 
 
-def _matching(named: dict[str, nn.Parameter], patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+def _matching(
+    model: nn.Module, named: dict[str, nn.Parameter], patterns: Sequence[str]
+) -> dict[str, nn.Parameter]:
+    """Parameters that a pattern matches by any of their names; a tied one has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in named):
+        if not any(fnmatchcase(name, pattern) for p in named.values() for name in names[id(p)]):
             raise SignalError(
                 f"parameters: {pattern!r} matches no parameter; names look like "
                 f"{next(iter(named), 'none')!r}."
             )
-    return {name: p for name, p in named.items() if any(fnmatchcase(name, one) for one in patterns)}
+    return {
+        first: p
+        for first, p in named.items()
+        if any(fnmatchcase(name, pattern) for name in names[id(p)] for pattern in patterns)
+    }
 
 
 class Tracer:
@@ -152,7 +173,7 @@ class Tracer:
 
 
 def _view_of(name: str, base: Tensor, view: Tensor) -> Found | None:
-    if not base.is_contiguous():
+    if base.ndim not in (2, 3) or not base.is_contiguous():
         return None
     rows, columns = base.shape[-2:]
     slice_size = rows * columns

@@ -35,11 +35,15 @@ class Sheet(ABC):
 
     @abstractmethod
     def done(self) -> NDArray[np.bool_]:
-        """(blocks,) which are filled already."""
+        """(blocks,) which were filled when the sheet was taken up; the same on all ranks."""
 
     @abstractmethod
     def fill(self, name: str, values: NDArray) -> None:
         """Put a whole column that is known beforehand."""
+
+    @abstractmethod
+    def leave_out(self, rows: NDArray[np.int64]) -> None:
+        """Put NaN in rows that are in no block."""
 
     @abstractmethod
     def write(self, block: int, rows: NDArray[np.int64], values: Mapping[str, NDArray]) -> None:
@@ -56,13 +60,16 @@ class InMemory(Sheet):
     def __init__(self, size: int, columns: Mapping[str, Column], blocks: int) -> None:
         self.columns = columns
         self._done = np.zeros(blocks, dtype=bool)
-        self._arrays = {name: _blank(size, column) for name, column in columns.items()}
+        self._arrays = {name: blank(size, column) for name, column in columns.items()}
 
     def done(self) -> NDArray[np.bool_]:
         return self._done.copy()
 
     def fill(self, name: str, values: NDArray) -> None:
         self._arrays[name][:] = values
+
+    def leave_out(self, rows: NDArray[np.int64]) -> None:
+        pass  # the arrays begin with NaN everywhere
 
     def write(self, block: int, rows: NDArray[np.int64], values: Mapping[str, NDArray]) -> None:
         for name, rows_of in values.items():
@@ -81,7 +88,8 @@ class InMemory(Sheet):
         return self._arrays
 
 
-def _blank(size: int, column: Column) -> NDArray:
+def blank(size: int, column: Column) -> NDArray:
+    """Rows of what was not measured: NaN, or 0 where the type has none."""
     fill = np.nan if np.issubdtype(column.dtype, np.floating) else 0
     return np.full((size, *column.tail), fill, dtype=column.dtype)
 

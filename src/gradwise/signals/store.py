@@ -11,9 +11,11 @@ done            a byte per block: 1 once its rows are on disk
 
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 from gradwise.atomic import write_json
 from gradwise.errors import SignalError
 from gradwise.signals.quantities import Signals
-from gradwise.signals.sheet import MEASURED, Column, Sheet
+from gradwise.signals.sheet import MEASURED, Column, Sheet, blank
 
 MANIFEST, DONE, LOCK = "manifest.json", "done", ".lock"
 FORMAT = 1
@@ -55,13 +57,25 @@ class Store(Sheet):
         self._request = json.loads(json.dumps(request))
         self._first = not dist.is_initialized() or dist.get_rank() == 0
         self._lock: int | None = None
-        problem = None
+        problem, done = None, b""
         if self._first:
             try:
                 self._claim(blocks)
+                done = (self.path / DONE).read_bytes()
             except SignalError as error:
-                problem = error
-        _agree(problem)
+                problem = str(error)
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+            ) as error:  # a file where the folder should be; a manifest cut short
+                problem = f"Cannot keep signals in {path}: {error}; give another folder."
+        try:
+            # From the first rank: another might look when blocks of this pass are already there.
+            self._was_done = _agreed(problem, done)
+        except SignalError:
+            self._unlock()
+            raise
         self._done_file = os.open(self.path / DONE, os.O_RDWR)
         self._files = {name: os.open(self._file(name), os.O_RDWR) for name in columns}
         self._starts = {name: _header_size(self._file(name)) for name in columns}
@@ -69,23 +83,27 @@ class Store(Sheet):
     def _claim(self, blocks: int) -> None:
         """Lock the folder, and make the files or check that they are this request's."""
         self.path.mkdir(parents=True, exist_ok=True)
+        _check_own(self.path)
         self._lock = _locked(self.path)
         manifest = self.path / MANIFEST
         if manifest.exists():
             _check_same(self.path, json.loads(manifest.read_text())["request"], self._request)
             return
-        strangers = [entry.name for entry in self.path.iterdir() if entry.name not in (LOCK, DONE)]
-        if [name for name in strangers if not name.endswith(".npy") and not name.startswith(f".{MANIFEST}")]:
-            raise SignalError(
-                f"{self.path} is not empty and holds no signals (found {strangers[0]}); give another folder."
-            )
         self._check_room()
+        # First of all: it says that the arrays beside it are nobody else's.
+        (self.path / DONE).write_bytes(bytes(blocks))
         for name, column in self.columns.items():
             _make_array(self._file(name), (self._size, *column.tail), column.dtype)
-        (self.path / DONE).write_bytes(bytes(blocks))
         write_json(
             manifest,
-            {"format": FORMAT, "request": self._request, "complete": False, "seconds": 0.0, "problems": {}},
+            {
+                "format": FORMAT,
+                "versions": {name: version(name) for name in ("gradwise", "torch", "transformers")},
+                "request": self._request,
+                "complete": False,
+                "seconds": 0.0,
+                "problems": {},
+            },
         )
 
     def _check_room(self) -> None:
@@ -114,33 +132,53 @@ class Store(Sheet):
             write_json(self.path / MANIFEST, {**self.manifest, **what})
 
     def done(self) -> NDArray[np.bool_]:
-        return np.frombuffer((self.path / DONE).read_bytes(), dtype=np.uint8).astype(bool)
+        return np.frombuffer(self._was_done, dtype=np.uint8).astype(bool)
 
     def fill(self, name: str, values: NDArray) -> None:
         if self._first:
-            contiguous = np.ascontiguousarray(values, dtype=self.columns[name].dtype)
-            os.pwrite(self._files[name], contiguous.tobytes(), self._starts[name])
+            self._put(name, 0, values)
+
+    def leave_out(self, rows: NDArray[np.int64]) -> None:
+        if self._first:
+            for name, column in self.columns.items():
+                if np.issubdtype(column.dtype, np.floating):
+                    nothing = blank(1, column)
+                    for row in rows.tolist():
+                        self._put(name, row, nothing)
 
     def write(self, block: int, rows: NDArray[np.int64], values: Mapping[str, NDArray]) -> None:
         for name, rows_of in values.items():
-            contiguous = np.ascontiguousarray(rows_of, dtype=self.columns[name].dtype)
-            width = contiguous[0].nbytes
-            for row, value in zip(rows.tolist(), contiguous, strict=True):
-                os.pwrite(self._files[name], value.tobytes(), self._starts[name] + row * width)
-        os.pwrite(self._done_file, b"\1", block)
+            for row, value in zip(rows.tolist(), rows_of, strict=True):
+                self._put(name, row, value[None])
+        _write(self._done_file, b"\1", block)
+
+    def _put(self, name: str, row: int, values: NDArray) -> None:
+        """Write rows from `row` on."""
+        column = self.columns[name]
+        content = np.ascontiguousarray(values, dtype=column.dtype).tobytes()
+        width = np.dtype(column.dtype).itemsize * math.prod(column.tail)
+        _write(self._files[name], content, self._starts[name] + row * width)
 
     def close(self, blocks: Sequence[NDArray[np.int64]]) -> dict[str, NDArray]:
+        for file in (*self._files.values(), self._done_file):
+            os.fsync(file)
         if dist.is_initialized():
             dist.barrier()
-        assert self.done().all() and len(self.done()) == len(blocks)
+        if self._first:
+            done = np.frombuffer((self.path / DONE).read_bytes(), dtype=np.uint8)
+            assert done.all() and len(done) == len(blocks)
         return _arrays(self.path, self.columns)
 
     def release(self) -> None:
         """Let go of files and lock."""
         for file in (self._done_file, *self._files.values()):
             os.close(file)
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
+            self._lock = None
 
 
 def read(path: Path) -> Signals:
@@ -182,6 +220,28 @@ def _header_size(path: Path) -> int:
         return file.tell()
 
 
+def _write(file: int, content: bytes, start: int) -> None:
+    """All of it: a disk that is nearly full takes a part and says so only by a number."""
+    left = memoryview(content)
+    while left:
+        written = os.pwrite(file, left, start)
+        left, start = left[written:], start + written
+
+
+def _check_own(path: Path) -> None:
+    """Refuse a folder that holds something else than signals, or the beginnings of them."""
+    if (path / MANIFEST).exists():
+        return
+    begun = (path / DONE).exists()
+    for entry in path.iterdir():
+        name = entry.name
+        ours = name in (LOCK, DONE) or name.startswith(f".{MANIFEST}") or (begun and name.endswith(".npy"))
+        if not ours:
+            raise SignalError(
+                f"{path} is not empty and holds no signals (found {name}); give another folder."
+            )
+
+
 def _locked(path: Path) -> int:
     try:
         lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -211,12 +271,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _agree(problem: SignalError | None) -> None:
-    """Let every rank raise what the first one found."""
+def _agreed(problem: str | None, done: bytes) -> bytes:
+    """Every rank raises what the first one found, or goes on from the same blocks."""
+    told: list[Any] = [problem, done]
     if dist.is_initialized() and dist.get_world_size() > 1:
-        told: list[Any] = [None if problem is None else str(problem)]
         dist.broadcast_object_list(told, src=0)
-        if told[0] is not None and problem is None:
-            problem = SignalError(told[0])
-    if problem is not None:
-        raise problem
+    if told[0] is not None:
+        raise SignalError(told[0])
+    return told[1]

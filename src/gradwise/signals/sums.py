@@ -105,14 +105,26 @@ class GradientSums:
         self.squares = torch.zeros(samples, **like) if asked.norms else None
         self.whole = torch.zeros(samples, asked.scope.size, **like) if asked.whole else None
         self.by_name: dict[str, Tensor] | None = None
+        self.lost: set[str] = set()
+        """Parameters with a use that could not be told apart by sample."""
         self._offsets = dict(asked.scope.offsets())
         self._uses: Counter[Matrix] = Counter()
         self._waiting: dict[Matrix, list[_Product | _Lookup]] = {}
+        self._vectors: dict[str, Tensor] = {}
         self._last_input: tuple[Any, Tensor, Tensor] | None = None
 
     def watch_parameters(self) -> None:
         """Also keep the squared norms of each parameter apart, in `by_name`."""
         self.by_name = {}
+
+    def finish(self) -> None:
+        """Add the norms that waited for further uses; none comes after the backward pass."""
+        self._last_input = None
+        for matrix, uses in self._waiting.items():
+            self._square(matrix.name, self._norms_of_sum(matrix, uses))
+        for name, gradient_Bd in self._vectors.items():
+            self._square(name, gradient_Bd.square().sum(dim=1))
+        self._waiting, self._vectors = {}, {}
 
     def product(
         self, matrix: Matrix, x: Tensor, rows: Rows, *, input_is_row: bool
@@ -199,8 +211,7 @@ class GradientSums:
         if self.projected is not None and self.asked.projector is not None:
             self.projected += self.asked.projector.vector(name, gradient_Bd.shape[1])(gradient_Bd)
         if self.squares is not None:
-            # Offsets and gains are used once in a pass.
-            self._square(name, gradient_Bd.square().sum(dim=1))
+            self._vectors[name] = self._vectors.get(name, 0) + gradient_Bd
         if self.whole is not None:
             start = self._offsets[name]
             self.whole[:, start : start + gradient_Bd.shape[1]] += gradient_Bd
