@@ -49,7 +49,8 @@ def leaves() -> None:
 
 def sleeps(begun: Path) -> None:
     begun.write_text(str(os.getpid()))
-    time.sleep(120)
+    time.sleep(60)
+    begun.with_name("woke").touch()
 
 
 def stops_when_asked(begun: Path) -> None:
@@ -72,16 +73,20 @@ def side_by_side(folder: Path, name: str, others: int) -> float:
     return time.monotonic()
 
 
-if __name__ == "__main__":  # a process whose crew outlives it, if it can
+def counts_signals(begun: Path) -> None:
+    seen = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda found, _: seen.append(found))
+    begun.write_text(str(os.getpid()))
+    while not seen:
+        time.sleep(0.01)
+    time.sleep(1)
+    begun.with_name("seen").write_text(",".join(signal.Signals(number).name for number in seen))
+    raise StoppedError
+
+
+if __name__ == "__main__":  # a crew in a process of its own: FUNCTION FILE LOG
+    function, begun, log = sys.argv[1:]
     list(
-        Crew().run(
-            [
-                Task(
-                    "sleeper",
-                    "tests.comparison.tasks:sleeps",
-                    {"begun": Path(sys.argv[1])},
-                    Path(sys.argv[2]),
-                )
-            ]
-        )
+        Crew().run([Task(function, f"tests.comparison.tasks:{function}", {"begun": Path(begun)}, Path(log))])
     )

@@ -138,12 +138,26 @@ class TestStopping:
         with pytest.raises(KeyboardInterrupt):
             list(Crew().run([task("sleeps", begun=begun)], look=interrupt))
         assert gone(wait_for(begun))
+        assert not (tmp_path / "woke").exists()
+
+    @staticmethod
+    def crew_of_its_own(function: str, folder: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", TASKS, function, str(folder / "begun"), str(folder / "log")]
+        return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+
+    @pytest.mark.slow
+    def test_ctrl_c_on_a_terminal_asks_once_though_it_reaches_everybody(self, tmp_path: Path) -> None:
+        parent = self.crew_of_its_own("counts_signals", tmp_path)
+        wait_for(tmp_path / "begun")
+        os.killpg(parent.pid, signal.SIGINT)
+        assert parent.wait() == 0
+        assert (tmp_path / "seen").read_text() == "SIGTERM"
 
     @pytest.mark.slow
     def test_a_killed_parent_leaves_nobody_behind(self, tmp_path: Path) -> None:
-        command = [sys.executable, "-m", TASKS, str(tmp_path / "begun"), str(tmp_path / "log")]
-        parent = subprocess.Popen(command, cwd=ROOT)
+        parent = self.crew_of_its_own("sleeps", tmp_path)
         pid = wait_for(tmp_path / "begun")
         parent.kill()
         parent.wait()
         assert gone(pid)
+        assert not (tmp_path / "woke").exists()

@@ -147,6 +147,11 @@ class TestText:
         assert note is None or note in found[0]
         assert ("too few seeds" in text) == (seeds < 3)
 
+    def test_a_metric_that_no_run_has(self, three: Path) -> None:
+        text = as_text(read_results(three), "digits/first")
+        assert "No run has the metric 'digits/first'; there are: held_out_loss, accuracy." in text
+        assert "No run has" not in as_text(read_results(three), "accuracy")
+
     def test_nothing_finished_yet(self, folder: Folder) -> None:
         text = as_text(read_results(folder.comparison(["a", "b"])))
         assert "0 of 6 runs finished" in text
@@ -173,6 +178,7 @@ class TestCurves:
         x, mean, _ = mean_curve(curves, "steps")
         assert (len(x), x[0], x[-1]) == (4, 0, 25)
         assert (mean[0], mean[-1]) == (3.0, 1.5)
+        assert mean[1] == pytest.approx((3 - 2 / 3 + 2.5) / 2)  # a third of the way for both
 
     def test_a_single_run_has_no_spread(self) -> None:
         assert mean_curve([self.line([0, 1], [2, 1])], "steps")[2].tolist() == [0, 0]

@@ -58,7 +58,7 @@ class TestAgainstOthers:
 
 
 class TestChance:
-    """Fixed random streams: these say how often luck is called a difference, and real differences are seen."""
+    """Fixed random streams: how often luck is called a difference, and how often a difference is seen."""
 
     def test_of_100_comparisons_of_twins_about_5_see_a_difference(self) -> None:
         rng = np.random.default_rng(20)

@@ -1,5 +1,5 @@
-"""Uses of weights, seen function by function: what is traced to a parameter, whose rows they are, and that the
-fold of an input is only ever used for that input."""
+"""Uses of weights, seen function by function: what is traced to a parameter, whose rows they are, and that
+the fold of an input is only ever used for that input."""
 
 from collections.abc import Callable
 from typing import Any
@@ -270,9 +270,9 @@ class TestTracer:
         bias = nn.Parameter(torch.zeros(6))
         tracer = Tracer(Scope({"w": weight, "s": stack, "b": bias}))
         others = [
-            weight.detach().clone(), weight[:2], weight[:, :3], weight[1:], weight.view(6, 4), weight.view(2, 12),
-            stack[:, 0], stack[:, :, 0], stack.view(12, 4), stack[0][:2], bias, bias[None], bias.view(2, 3), 1.0, None,
-            torch.zeros(4, 6),
+            weight.detach().clone(), weight[:2], weight[:, :3], weight[1:], weight.view(6, 4),
+            weight.view(2, 12), stack[:, 0], stack[:, :, 0], stack.view(12, 4), stack[0][:2],
+            bias, bias[None], bias.view(2, 3), 1.0, None, torch.zeros(4, 6),
         ]  # fmt: skip
         assert [tracer.matrix(other) for other in others] == [None] * len(others)
 

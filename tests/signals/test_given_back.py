@@ -1,5 +1,5 @@
-"""The model, its gradients and the random state are as they were, also when the pass raised; nothing is left in
-memory."""
+"""The model, its gradients and the random state are as they were, also when the pass raised; nothing is left
+in memory."""
 
 import gc
 from typing import Any
@@ -41,7 +41,7 @@ def model(request: pytest.FixtureRequest) -> Any:
     blocks[0].register_forward_hook(lambda *_: None)
     last = [p for p in made.parameters() if p.requires_grad][-1]
     last.grad = torch.ones_like(last)
-    [p for p in made.parameters() if p.requires_grad][0].requires_grad_(False)
+    next(p for p in made.parameters() if p.requires_grad).requires_grad_(False)
     return made
 
 
@@ -101,7 +101,7 @@ def test_also_when_the_model_raised(model: Any, passes: int, backward: bool):
         elif out.requires_grad:
             out.register_hook(fail)
 
-    target = [m for name, m in model.named_modules() if name.endswith("layers.1.self_attn.o_proj")][0]
+    target = next(m for name, m in model.named_modules() if name.endswith("layers.1.self_attn.o_proj"))
     target.register_forward_hook(hook)
     before = state(model)
     with pytest.raises(RuntimeError, match="a layer that fails"):
@@ -153,7 +153,7 @@ def test_it_still_learns_afterwards(model: Any):
 @pytest.mark.parametrize("name", ["Llama", "Mixtral", "GPT2"])
 @pytest.mark.parametrize("parameters", ["blocks", "all"])
 def test_no_tensor_outlives_its_batch(name: str, parameters: str):
-    """Without the garbage collector: a cycle through a hook would keep a batch's activations for many batches."""
+    """Without the garbage collector: a cycle through a hook would keep activations for many batches."""
     model = make(name)
     wanted = Wanted.of(QUANTITIES, grad_dim=8)
     scope = resolve(model, parameters)
@@ -173,4 +173,4 @@ def test_no_tensor_outlives_its_batch(name: str, parameters: str):
 
 
 def _tensors() -> int:
-    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+    return sum(type(thing) is torch.Tensor for thing in gc.get_objects())

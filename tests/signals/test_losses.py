@@ -1,5 +1,6 @@
 """The measuring pass against one sample at a time in double precision, and that it gives everything back."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gradwise import Collator, SignalError, Signals
-from gradwise.signals import collect_losses
-from gradwise.signals.losses import batches_by_length
+from gradwise import Collator, SignalError
+from gradwise.signals import Signals, collect
+from gradwise.signals.samples import batches
 
 Samples = list[dict[str, Any]]
+collect_losses = partial(collect, want="loss")
 
 
 @pytest.fixture(scope="module")
@@ -191,22 +193,27 @@ class TestBadSamples:
     @pytest.mark.parametrize("count", [0, 1, 3])
     def test_no_usable_sample_is_an_error(self, model: Any, collator: Collator, count: int):
         silent = [{"input_ids": [5, 6, 7], "labels": [-100] * 3}] * count
-        with pytest.raises(SignalError, match=f"None of the {count} samples has a finite loss"):
+        with pytest.raises(SignalError, match=f"None of the {count} samples could be measured"):
             collect_losses(model, silent, collator, progress=False)
 
 
 class TestBatchesByLength:
     @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 300))
     def test_every_sample_once_longest_first_within_the_budget(self, lengths: list[int], budget: int):
-        sizes = np.array(lengths, dtype=np.int64)
-        batches = list(batches_by_length(sizes, budget))
-        rows = [int(row) for batch in batches for row in batch]
+        sizes = np.array(lengths, dtype=np.int32)
+        order = np.argsort(-sizes, kind="stable")
+        cut = batches(order, sizes, budget)
+        rows = [int(row) for batch in cut for row in batch]
         assert sorted(rows) == list(range(len(lengths)))
-        assert np.all(np.diff(sizes[rows]) <= 0) if rows else not batches
-        assert all(len(batch) == 1 or len(batch) * sizes[batch].max() <= budget for batch in batches)
+        assert np.all(np.diff(sizes[rows]) <= 0) if rows else not cut
+        assert all(len(batch) == 1 or len(batch) * sizes[batch].max() <= budget for batch in cut)
 
     def test_no_more_batches_than_needed(self):
-        assert [len(batch) for batch in batches_by_length(np.full(10, 8), 32)] == [4, 4, 2]
+        assert [len(batch) for batch in batches(np.arange(10), np.full(10, 8, dtype=np.int32), 32)] == [
+            4,
+            4,
+            2,
+        ]
 
 
 def test_require_says_who_misses_what():

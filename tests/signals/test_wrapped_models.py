@@ -60,7 +60,7 @@ class TestHalfPrecision:
         one, other = measured(half, **pattern), measured(full, **pattern)
         assert other.grad_norm is not None
         assert other.grad_norm.max() < 1e-4
-        np.testing.assert_allclose(one.grad_norm, other.grad_norm, rtol=0.02)
+        np.testing.assert_allclose(one.grad_norm, other.grad_norm, rtol=0.02)  # type: ignore[arg-type]
 
     def test_float16_gradients_too_large_for_that(self):
         """Losses scaled up by 4,096 overflow where gradients are large; they are then scaled less."""

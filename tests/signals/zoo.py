@@ -11,16 +11,22 @@ from peft import LoraConfig, get_peft_model
 VOCABULARY = 97
 POSITIONS = 64
 
-_HF = {
+_HF: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": POSITIONS,
 }
-_GROUPED = _HF | {"num_key_value_heads": 2, "intermediate_size": 24}
-_MIXTURE = _GROUPED | {"num_experts_per_tok": 2}
-_GPT2 = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": POSITIONS}
+_GROUPED: dict[str, Any] = _HF | {"num_key_value_heads": 2, "intermediate_size": 24}
+_MIXTURE: dict[str, Any] = _GROUPED | {"num_experts_per_tok": 2}
+_GPT2: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": POSITIONS,
+}
 
 SIZES: dict[str, dict[str, Any]] = {
     "Llama": _GROUPED | {"attention_bias": True, "mlp_bias": True},
@@ -45,7 +51,8 @@ def _of(name: str, **changes: Any) -> Any:
 
 
 def _gemma3() -> Any:
-    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**_GROUPED, head_dim=4))
+    sizes: dict[str, Any] = _GROUPED | {"head_dim": 4}
+    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**sizes))
 
 
 def _lora(base: Any, *targets: str) -> Any:

@@ -406,3 +406,29 @@ def test_packing_mistakes_are_named(story_model, arguments, speeches) -> None:
     with pytest.raises(gw.RecipeError, match="needs gradwise's own Collator"):
         collate = transformers.default_data_collator
         gw.Trainer(story_model(), arguments(), lambda rows: collate(rows), speeches, packed_length=64).train()
+
+
+def test_held_out_loss_weighs_label_tokens_alike(story_model, arguments, speeches, tmp_path: Path) -> None:
+    """In batches of one and of four: the Trainer's mean of means moves, this does not."""
+    rows = [speeches[i] for i in range(12)]
+    uneven = [
+        {name: row[name][: 8 + 9 * (i % 4)] for name in ("input_ids", "labels")} for i, row in enumerate(rows)
+    ]
+    found = {}
+    for size in (1, 4):
+        model = story_model()
+        settings = arguments(
+            f"by{size}", per_device_eval_batch_size=size, max_steps=1, eval_strategy="steps", eval_steps=1
+        )
+        trainer = gw.Trainer(model, settings, Collator(0), speeches, uneven)
+        trainer.train()
+        lines = [
+            json.loads(line) for line in (tmp_path / f"by{size}" / "metrics.jsonl").read_text().splitlines()
+        ]
+        found[size] = next(line for line in lines if "eval_loss" in line)
+        per_sample = gw.collect(model, uneven, want="loss", progress=False)
+        assert per_sample.loss is not None and per_sample.num_tokens is not None
+        exact = float(per_sample.loss @ per_sample.num_tokens / per_sample.num_tokens.sum())
+        assert found[size]["held_out_loss"] == pytest.approx(exact, rel=1e-5)
+    assert found[1]["held_out_loss"] == pytest.approx(found[4]["held_out_loss"], rel=1e-5)
+    assert found[1]["eval_loss"] != pytest.approx(found[4]["eval_loss"], rel=1e-4)

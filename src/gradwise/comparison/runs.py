@@ -26,19 +26,25 @@ def run_recipe(recipe: Recipe, seed: int, steps: int) -> Recipe:
     {'save_strategy': 'steps', 'save_steps': 50, 'save_total_limit': 1, 'max_steps': 200}
     """
     given = recipe.train.arguments
-    added: dict[str, Any] = {}
-    if recipe.data is not None and recipe.data.validation is not None and "eval_strategy" not in given:
-        added |= {
-            "eval_strategy": "steps",
-            "eval_steps": math.ceil(steps / EVALUATIONS),
-            "eval_on_start": True,
-        }
-    if "save_strategy" not in given and "save_steps" not in given:
-        between = max(FEWEST_BETWEEN, math.ceil(steps / CHECKPOINTS))
-        added |= {"save_strategy": "steps", "save_steps": between}
-    added["save_total_limit"] = 1
-    arguments = {**added, **given, "max_steps": steps}
+    validated = recipe.data is not None and recipe.data.validation is not None
+    arguments = {**_looks(given, steps, validated), "save_total_limit": 1, **given, "max_steps": steps}
     return replace(recipe, seed=seed, train=replace(recipe.train, arguments=arguments))
+
+
+def _looks(given: dict[str, Any], steps: int, validated: bool) -> dict[str, Any]:
+    """When to evaluate and when to save, as far as the recipe does not say."""
+    evaluates = validated and "eval_strategy" not in given
+    every = math.ceil(steps / EVALUATIONS)
+    looks: dict[str, Any] = {}
+    if evaluates:
+        looks |= {"eval_strategy": "steps", "eval_steps": every, "eval_on_start": True}
+    best = given.get("load_best_model_at_end", False)
+    if not {"save_strategy", "save_steps"} & given.keys() and (evaluates or not best):
+        between = max(FEWEST_BETWEEN, math.ceil(steps / CHECKPOINTS))
+        if best:  # of which the Trainer can only keep what it has evaluated
+            between = every * math.ceil(between / given.get("eval_steps", every))
+        looks |= {"save_strategy": "steps", "save_steps": between}
+    return looks
 
 
 def is_done(folder: Path) -> bool:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from gradwise.comparison.budget import Calibrated, Speed, steps_within_tokens
 from gradwise.data import Collator, Pool, load, overlap
 from gradwise.methods.layer_policy import LayerPolicy
-from gradwise.recipe import Metrics, Recipe, Train
+from gradwise.recipe import Recipe
 from gradwise.report.reading import read_lines
 from gradwise.run.model import load_model, load_tokenizer
+from gradwise.run.signals import load_proxy
 from gradwise.training.arguments import training_arguments
 from gradwise.training.plan import Plan, Segment
 from gradwise.training.trainer import Trainer
@@ -108,6 +109,7 @@ class Workbench:
         self.pool: Pool = load(recipe.data, "train", self.tokenizer, progress=False)
         transformers.set_seed(recipe.seed)
         self.model = load_model(recipe.model, recipe.adapter)
+        self.proxy = load_proxy(recipe, self.pool, progress=False)
 
     def planned(self, folder: Path, recipe: Recipe | None = None, *, steps: int | None = None) -> Trainer:
         """A trainer that has decided what to train on, and done nothing else.
@@ -158,11 +160,12 @@ class Workbench:
             train_dataset=self.pool.dataset,
             processing_class=self.tokenizer,
             data_collator=Collator.for_tokenizer(self.tokenizer),
-            recipe=replace(recipe, model=None, data=None, train=Train(), adapter=None, metrics=Metrics()),
+            recipe=recipe.for_trainer(),
             plan=plan,
             run_dir=folder,
             packed_length=self.packed,
             shared_signals=self.shared,
+            proxy=self.proxy,
         )
 
 

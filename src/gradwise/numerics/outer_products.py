@@ -6,8 +6,8 @@ Shapes: B samples, T rows (tokens), R x C the matrix G_i = sum_t r_it c_it^T.
 import torch
 from torch import Tensor
 
-MOST = 2**23
-"""Numbers a temporary may have: 32 MiB in float32."""
+MOST = 2**22
+"""Numbers a temporary may have: 16 MiB in float32, and there are two at a time."""
 
 
 def squared_norms(r_BTR: Tensor, c_BTC: Tensor, most: int = MOST) -> Tensor:
@@ -29,13 +29,15 @@ def squared_norms(r_BTR: Tensor, c_BTC: Tensor, most: int = MOST) -> Tensor:
     width = length * length if by_inner_products else rows * columns
     norms = _through_inner_products if by_inner_products else _through_matrices
     step = max(1, most // width)
+    if step >= batch:
+        return norms(r_BTR, c_BTC, most)
     return torch.cat([norms(r, c, most) for r, c in zip(r_BTR.split(step), c_BTC.split(step), strict=True)])
 
 
 def _through_inner_products(r_BTR: Tensor, c_BTC: Tensor, most: int) -> Tensor:
     band = max(1, most // (len(r_BTR) * r_BTR.shape[1]))
     parts = [
-        (torch.bmm(r, r_BTR.mT) * torch.bmm(c, c_BTC.mT)).sum(dim=(1, 2))
+        torch.bmm(r, r_BTR.mT).mul_(torch.bmm(c, c_BTC.mT)).sum(dim=(1, 2))
         for r, c in zip(r_BTR.split(band, dim=1), c_BTC.split(band, dim=1), strict=True)
     ]
     # The sum is a square: below zero only by rounding.
@@ -44,7 +46,7 @@ def _through_inner_products(r_BTR: Tensor, c_BTC: Tensor, most: int) -> Tensor:
 
 def _through_matrices(r_BTR: Tensor, c_BTC: Tensor, most: int) -> Tensor:
     band = max(1, most // (len(r_BTR) * c_BTC.shape[2]))
-    parts = [torch.bmm(r.mT, c_BTC).square().sum(dim=(1, 2)) for r in r_BTR.split(band, dim=2)]
+    parts = [torch.bmm(r.mT, c_BTC).square_().sum(dim=(1, 2)) for r in r_BTR.split(band, dim=2)]
     return torch.stack(parts).sum(dim=0)
 
 

@@ -124,7 +124,7 @@ class Deal:
             dealt = values.new_zeros(len(values), self.size)
             dealt[:, self._order] = values * signs
             return dealt
-        dealt = values[:, self._order] * signs
+        dealt = values.index_select(1, self._order) * signs
         missing = -self.count % self.size
         return functional.pad(dealt, (0, missing)).view(len(values), -1, self.size).sum(dim=1)
 

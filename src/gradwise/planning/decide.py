@@ -35,7 +35,9 @@ def decide(
         shared: folder in which several runs keep the signals that they have in common.
     """
     needs = recipe.select.needs | recipe.order.needs
-    signals, seconds, found = pool_signals(trainer, needs, recipe.signals.batch_tokens, record, shared)
+    signals, seconds, found = pool_signals(
+        trainer, needs, recipe.signals, record, seed=recipe.seed, shared=shared
+    )
     bad = [] if signals.ok is None else np.flatnonzero(~signals.ok).tolist()
     if needs:
         told = {"quantities": sorted(needs), "samples": len(signals), "set_aside": len(bad), "first": bad[:8]}

@@ -1,6 +1,7 @@
 """The signals of a trainer's data set that its recipe's decisions need, and no others."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,9 @@ from numpy.typing import NDArray
 
 from gradwise.errors import DataError, RecipeError
 from gradwise.planning.shared import Arrays, Measured, key_of, measured_once
-from gradwise.signals import Signals, collect_losses
+from gradwise.recipe import SignalSettings
+from gradwise.signals import Signals, collect
+from gradwise.signals.wanted import QUANTITIES
 from gradwise.training.record import Record
 
 
@@ -23,71 +26,100 @@ class PoolSignals(NamedTuple):
 
 
 def pool_signals(
-    trainer: Any, needs: frozenset[str], batch_tokens: int, record: Record, shared: Path | None = None
+    trainer: Any,
+    needs: frozenset[str],
+    settings: SignalSettings,
+    record: Record,
+    *,
+    seed: int = 0,
+    shared: Path | None = None,
 ) -> PoolSignals:
     """Collect what is needed of a trainer's data; columns `domain` and `weight` count where they exist.
 
     Args:
-        trainer: its model measures, its data are measured.
+        trainer: its model measures, its data are measured; or the model and data it was given as proxy.
         needs: names of quantities.
-        batch_tokens: padded tokens in one batch of a measuring pass.
+        settings: the recipe's `signals`.
         record: of the run, charged for what is measured.
+        seed: of the projection of gradients.
         shared: where several runs keep what they measure; see `gradwise.planning.shared`.
 
     Raises:
-        RecipeError: when a decision needs domains and the data have no such column, or losses of a model that
-            is not whole in this process.
+        RecipeError: when a decision needs domains and the data have no such column, or quantities of a model
+            that is not whole in this process.
         DataError: when a weight is negative or not a number.
     """
     dataset: Any = trainer.train_dataset
     domain = _column(dataset, "domain")
     if "domain" in needs and domain is None:
         raise RecipeError("order: interleave needs a `domain` column in the training data.")
-    measured = _measured(trainer, needs, batch_tokens, record, shared)
-    signals = Signals(
-        len(dataset),
-        domain=None if domain is None else domain.astype(str),
-        weight=_weights(dataset),
-        num_tokens=measured.arrays.get("num_tokens"),
-        loss=measured.arrays.get("loss"),
-        ok=measured.arrays.get("ok"),
-    )
+    measured = _measured(trainer, needs, settings, seed, record, shared)
+    known: dict[str, Any] = {"domain": None if domain is None else domain.astype(str), **measured.arrays}
+    signals = Signals(len(dataset), weight=_weights(dataset), **known)
     return PoolSignals(signals, measured.seconds, measured.shared)
 
 
 def _measured(
-    trainer: Any, needs: frozenset[str], batch_tokens: int, record: Record, shared: Path | None
+    trainer: Any,
+    needs: frozenset[str],
+    settings: SignalSettings,
+    seed: int,
+    record: Record,
+    shared: Path | None,
 ) -> Measured:
     """What has to be computed, by name of the signal."""
-    quantity = "loss" if "loss" in needs else "num_tokens"
-    if not needs & {"loss", "num_tokens"}:
+    quantities = sorted(needs & set(QUANTITIES))
+    if not quantities and "num_tokens" not in needs:
         return Measured({}, 0.0)
 
     def measure() -> Arrays:
-        return _losses(trainer, batch_tokens) if quantity == "loss" else _counted(trainer)
+        return _collected(trainer, quantities, settings, seed) if quantities else _counted(trainer)
 
     if shared is None:
         start = time.perf_counter()
         return Measured(measure(), time.perf_counter() - start)
     if trainer.args.world_size > 1:
         raise RecipeError("shared_signals is for runs of one process each; leave it out under torchrun.")
-    samples, collate = trainer._training_samples()
+    model, samples, collate = _source(trainer)
+    options = {**asdict(settings), "seed": seed} if {"grad", "grad_norm"} & set(quantities) else {}
     with record.uncharged():
         key = key_of(
-            trainer.model, samples, quantity=quantity, batch_tokens=batch_tokens, collator=repr(collate)
+            model,
+            samples,
+            quantities=quantities or ["num_tokens"],
+            batch_tokens=settings.batch_tokens,
+            collator=repr(collate),
+            **options,
         )
     return measured_once(shared, key, measure, record)
 
 
-def _losses(trainer: Any, batch_tokens: int) -> Arrays:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise RecipeError("select and order cannot measure losses of a sharded model yet; use others.")
-    samples, collate = trainer._training_samples()
-    found = collect_losses(
-        trainer.model, samples, collate, batch_tokens=batch_tokens, progress=not trainer.args.disable_tqdm
+def _source(trainer: Any) -> tuple[Any, Any, Any]:
+    """What measures, what is measured, and what makes batches of it."""
+    return trainer.proxy or (trainer.model, *trainer._training_samples())
+
+
+def _collected(trainer: Any, quantities: list[str], settings: SignalSettings, seed: int) -> Arrays:
+    if trainer.proxy is None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise RecipeError(
+            f"select and order cannot measure the {quantities[0]} of a sharded model yet; name a smaller one "
+            "under signals.model, or use others."
+        )
+    model, samples, collate = _source(trainer)
+    found = collect(
+        model,
+        samples,
+        collate,
+        want=quantities,  # type: ignore[arg-type]
+        parameters=settings.parameters,
+        grad_dim=settings.grad_dim,
+        batch_tokens=settings.batch_tokens,
+        seed=seed,
+        progress=not trainer.args.disable_tqdm,
     )
-    assert found.loss is not None and found.num_tokens is not None and found.ok is not None
-    return {"loss": found.loss, "num_tokens": found.num_tokens, "ok": found.ok}
+    arrays: Arrays = {name: found.require(name, "the plan") for name in [*quantities, "num_tokens", "ok"]}
+    # A proxy's tokens are not those that will be trained on.
+    return arrays if trainer.proxy is None else arrays | _counted(trainer)
 
 
 def _counted(trainer: Any) -> Arrays:

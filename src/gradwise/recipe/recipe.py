@@ -4,7 +4,7 @@ Unknown keys, wrong types, values out of range and impossible combinations are r
 found, and what is allowed. What `Recipe.save` writes is itself a runnable recipe.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,6 +100,18 @@ class Recipe(Settings):
         values = self.to_dict()
         tree.anchor_paths(values, Path.cwd())
         return self.from_dict(values)
+
+    def for_trainer(self) -> "Recipe":
+        """What of it goes to a `gradwise.Trainer`; the rest is that trainer's own arguments."""
+        return replace(
+            self,
+            model=None,
+            data=None,
+            train=Train(),
+            adapter=None,
+            metrics=Metrics(),
+            signals=replace(self.signals, model=None),
+        )
 
     @staticmethod
     def schema() -> dict[str, Any]:

@@ -150,8 +150,10 @@ def _curve(metrics: list[dict[str, Any]]) -> tuple[Point, ...]:
     points, tokens = [], 0
     for line in metrics:
         tokens += line.get("input_tokens", 0)
-        if "eval_loss" in line and line["eval_loss"] is not None:
-            points.append(Point(line["step"], tokens, line["seconds"], line["eval_loss"]))
+        # Where label tokens could be counted, each weighs alike, as in the table.
+        loss = line.get("held_out_loss", line.get("eval_loss"))
+        if loss is not None:
+            points.append(Point(line["step"], tokens, line["seconds"], loss))
     return tuple(points)
 
 

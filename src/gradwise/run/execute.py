@@ -15,12 +15,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gradwise.data import Collator, load, overlap
 from gradwise.errors import RecipeError
-from gradwise.recipe import Data, Metrics, Model, Recipe, Train
+from gradwise.recipe import Data, Model, Recipe
 from gradwise.run.directory import RunDirectory, naming_a_full_disk
 from gradwise.run.environment import environment, peak_memory
 from gradwise.run.model import check_length, load_model, load_tokenizer, resolved_revision
 from gradwise.run.ranks import is_first, rank_count
 from gradwise.run.scoring import Scoring, due, score_saved
+from gradwise.run.signals import load_proxy
 from gradwise.training.arguments import training_arguments
 from gradwise.training.checkpoint import last_whole
 from gradwise.training.trainer import Trainer
@@ -135,7 +136,7 @@ def _build(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     took = time.perf_counter() - start
     tell(f"{model_settings.name}: {parameters / 1e6:,.1f} M parameters, loaded in {took:.0f} s")
-    sharing: dict[str, Any] = {} if shared is None else {"shared_signals": shared}
+    proxy = load_proxy(recipe, pool, progress=bars)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -143,10 +144,11 @@ def _build(
         eval_dataset=held_out.dataset if held_out is not None else None,
         processing_class=tokenizer,
         data_collator=Collator.for_tokenizer(tokenizer),
-        recipe=replace(recipe, model=None, data=None, train=Train(), adapter=None, metrics=Metrics()),
+        recipe=recipe.for_trainer(),
         run_dir=run.path,
         packed_length=data.max_length if data.packing else None,
-        **sharing,
+        shared_signals=shared,
+        proxy=proxy,
     )
     if scoring is not None:
         scoring.check_whole(_sharded(trainer))

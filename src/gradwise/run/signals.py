@@ -17,6 +17,7 @@ from gradwise.recipe import Model, Recipe
 from gradwise.run.model import load_model, load_tokenizer
 from gradwise.run.ranks import is_first
 from gradwise.signals import Signals, collect
+from gradwise.signals.wanted import QUANTITIES
 
 ROWS = "rows.parquet"
 
@@ -81,12 +82,14 @@ def collect_signals(
 
 
 def load_proxy(recipe: Recipe, pool: Pool, *, progress: bool) -> Proxy | None:
-    """The model under `signals` with the pool's records in its tokens, row by row; None where there is none.
+    """The model under `signals` with the pool's records in its tokens, row by row; None where there is none,
+    or nothing to measure.
 
     Raises:
         DataError: when a record cannot be told apart from another, or means nothing to the proxy.
     """
-    if recipe.signals.model is None:
+    needs = recipe.select.needs | recipe.order.needs
+    if recipe.signals.model is None or not needs & set(QUANTITIES):
         return None
     settings, data = _sections(recipe)
     tokenizer = load_tokenizer(settings)

@@ -31,7 +31,10 @@ def _losses(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
     if held_out:
         # Without `eval_on_start` nothing is known of the time before.
         named = [("before", held_out[0])] * (held_out[0]["step"] == 0) + [("after", held_out[-1])]
-        return [(f"held-out loss {when}", f"{line['eval_loss']:.4f} nats per token") for when, line in named]
+        return [
+            (f"held-out loss {when}", f"{line.get('held_out_loss', line['eval_loss']):.4f} nats per token")
+            for when, line in named
+        ]
     training = [line["loss"] for line in metrics if "loss" in line]
     tenth = max(1, len(training) // 10)
     return [

@@ -90,7 +90,7 @@ def collect(
     assert signals.ok is not None
     if not signals.ok.any():
         unusable = any(kind.endswith("not finite") for kind in signals.problems)
-        cause = "the model's weights are unusable" if unusable else "there is nothing to measure"
+        cause = "the model's weights are unusable" if unusable else "none has a token to learn"
         raise SignalError(f"None of the {len(signals)} samples could be measured; {cause} ({report}).")
     return signals
 

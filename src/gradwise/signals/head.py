@@ -142,7 +142,7 @@ class Head:
                 f"shape {tuple(logits.shape)}, expected one call and (1, {len(positions.targets)}, V); this "
                 "model's forward pass does more than predict the next token."
             )
-        return logits[0]
+        return logits.flatten(0, 1)  # a view both ways; an index would fill a block of zeros on the way back
 
     @contextmanager
     def _at_label_positions(

@@ -258,13 +258,13 @@ class GradientSums:
         """||G_i||^2, (B,), of the sum of several uses of one matrix, cross terms included."""
         products = [use for use in uses if isinstance(use, _Product)]
         lookups = [use for use in uses if isinstance(use, _Lookup)]
-        rows = torch.cat([use.row_BTR for use in products], dim=1) if products else None
-        columns = torch.cat([use.column_BTC for use in products], dim=1) if products else None
+        rows = _joined([use.row_BTR for use in products]) if products else None
+        columns = _joined([use.column_BTC for use in products]) if products else None
         if not lookups:
             assert rows is not None and columns is not None
             return squared_norms(rows, columns)
-        ids = torch.cat([use.ids_BT for use in lookups], dim=1)
-        looked_up = torch.cat([use.column_BTC for use in lookups], dim=1)
+        ids = _joined([use.ids_BT for use in lookups])
+        looked_up = _joined([use.column_BTC for use in lookups])
         scale = self._scale(matrix, 0)
         norms = []
         for i in range(self.samples):
@@ -306,6 +306,11 @@ class GradientSums:
     def _scale(self, matrix: Matrix, side: int) -> Tensor | None:
         preconditioner = self.asked.preconditioner
         return None if preconditioner is None else preconditioner.matrix(matrix)[side]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One behind the other along the rows; without a copy where there is one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _wide(values: Tensor) -> Tensor:

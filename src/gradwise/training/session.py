@@ -27,6 +27,7 @@ from gradwise.recipe import Recipe
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.batches import Batches
 from gradwise.training.feeder import Feeder
+from gradwise.training.held_out import HeldOutLoss
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.layout import cut, epochs_needed, ledger, loader_settings
 from gradwise.training.plan import Plan
@@ -56,6 +57,7 @@ class Session:
         self.packed_length = packed_length
         self.plan: Plan | None = None
         self.record = Record(folder, writes=trainer.is_world_process_zero())
+        self.held_out = HeldOutLoss(trainer.args.device)
         self.resumed_from: Path | None = None
         self.stop_requested = False
         self.stopped = False
@@ -309,6 +311,11 @@ class Session:
         self.flush()
         timings = ("_runtime", "_per_second")
         kept = {name: value for name, value in metrics.items() if not name.endswith(timings)}
+        held_out = self.held_out.taken()
+        if held_out is not None:
+            # Of several evaluation sets, each has its own: eval_<set>_loss.
+            name = next((key[5:-5] for key in kept if key.startswith("eval_") and key.endswith("_loss")), "")
+            kept[f"held_out_loss/{name}" if name else "held_out_loss"] = held_out
         self.record.evaluation(self.step, kept)
 
     def ends_epoch(self) -> bool:

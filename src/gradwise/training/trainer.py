@@ -52,6 +52,7 @@ class TrainerMixin(_AnyTrainer):
         run_dir: str | Path | None = None,
         packed_length: int | None = None,
         shared_signals: str | Path | None = None,
+        proxy: Any = None,
         **kwargs: Any,
     ) -> None:
         """As the underlying Trainer, and:
@@ -64,8 +65,13 @@ class TrainerMixin(_AnyTrainer):
             packed_length: pack consecutive samples of the plan into rows of at most so many tokens.
             shared_signals: folder for signals that several runs need: the first one measures and keeps them,
                 later ones read them and are charged what they cost.
+            proxy: (model, samples, collator) that measure in place of this trainer's own, sample i being
+                sample i of the training data; what `signals.model` of a recipe stands for.
         """
         recipe = Recipe() if recipe is None else recipe
+        if recipe.signals.model is not None and proxy is None:
+            raise RecipeError("signals.model is for `gradwise train`; with a Trainer, give it a `proxy`.")
+        self.proxy = proxy
         _check_sections(recipe)
         super().__init__(*args, **kwargs)
         check_supported(self, recipe)
@@ -188,6 +194,14 @@ class TrainerMixin(_AnyTrainer):
         """As the underlying Trainer's; the run is not charged for it."""
         with self.session.record.uncharged():
             return super().evaluate(*args, **kwargs)
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the underlying Trainer's; label tokens are counted on the way."""
+        labels = inputs.get("labels") if hasattr(inputs, "get") else None
+        result = super().prediction_step(model, inputs, *args, **kwargs)
+        if self.compute_loss_func is None and self.label_smoother is None:
+            self.session.held_out.add(result[0], labels)
+        return result
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         save = super()._save_checkpoint
