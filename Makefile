@@ -28,6 +28,11 @@ types: .venv/.dev
 
 bench: .venv/.dev .venv/.demo
 	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/compare.py --task small_llama --jobs 2
+	$(BIN)/python benchmarks/compare.py --task smollm2 --jobs 2
+	$(BIN)/python benchmarks/signals.py
+	$(BIN)/python benchmarks/signals_store.py
+	$(BIN)/python benchmarks/signals_store.py --problems 200 --want loss,embedding,grad_norm,grad
 	$(BIN)/python benchmarks/results.py
 
 clean:

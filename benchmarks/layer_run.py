@@ -36,8 +36,8 @@ from gradwise.atomic import write_json
 from gradwise.data import load
 from gradwise.errors import GradwiseError
 from gradwise.run.model import load_model, load_tokenizer
-from gradwise.training.arguments import training_arguments
 from gradwise.structure import group_layers
+from gradwise.training.arguments import training_arguments
 
 STATUS = Path("/proc/self/status")
 EVALUATION_ROWS = 4

@@ -3,7 +3,8 @@
 import statistics
 from typing import Any
 
-from frame import Comparison, compare, mean_sd
+from frame import compare, mean_sd
+from tables import COMPARISON_HEAD, comparison_row, number, of_kind, table
 
 REFERENCES = ("full", "lora", "lisa")
 """Every other arm is compared with each of these; the first is the reference of ratios."""
@@ -25,12 +26,6 @@ def sections(content: dict[str, Any]) -> list[str]:
     return [part for part in parts if part]
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    rule = ["---", *("---:" for _ in head[1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
-
-
 def _setting(told: dict[str, Any]) -> str:
     largest = f" of at most {told['largest']} characters" if told["largest"] else ""
     lora = ", ".join(f"{name} {value}" for name, value in told["lora"].items())
@@ -50,8 +45,8 @@ def _setting(told: dict[str, Any]) -> str:
 
 def _tuning(content: dict[str, Any]) -> str:
     told, rows = content["settings"], []
-    for key, entry in _of_kind(content, "tuning").items():
-        tries = ", ".join(f"{t['learning_rate']:g}: {_number(t['loss'], 4)}" for t in entry["tries"])
+    for key, entry in of_kind(content, "tuning").items():
+        tries = ", ".join(f"{t['learning_rate']:g}: {number(t['loss'], 4)}" for t in entry["tries"])
         chosen = f"{entry['chosen']:g}" + (" (edge of the grid)" if entry["at_edge"] else "")
         rows.append([f"`{key.split('/')[1]}`", tries, chosen])
     if not rows:
@@ -68,7 +63,7 @@ def _tuning(content: dict[str, Any]) -> str:
 
 def _runs(content: dict[str, Any], kind: str = "quality") -> dict[str, dict[int, dict[str, Any]]]:
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for entry in _of_kind(content, kind).values():
+    for entry in of_kind(content, kind).values():
         if entry["loss"] is not None:
             found.setdefault(entry["arm"], {})[entry["seed"]] = entry
     return found
@@ -103,7 +98,7 @@ def _quality_row(arm: str, by_seed: dict[int, dict[str, Any]]) -> list[str]:
     mean, sd = mean_sd({seed: run["loss"] for seed, run in by_seed.items()})
     rates = "/".join(dict.fromkeys(_rate(run) for run in by_seed.values()))
     return [
-        f"`{arm}`", rates, str(len(by_seed)), f"{mean:.4f}", _number(sd, 4),
+        f"`{arm}`", rates, str(len(by_seed)), f"{mean:.4f}", number(sd, 4),
         f"{_mean(by_seed, 'seconds'):.1f}", f"{_mean(by_seed, 'probe_seconds'):.1f}",
         f"{_mean(by_seed, 'processor_seconds'):.1f}",
     ]  # fmt: skip
@@ -124,25 +119,12 @@ def _comparisons(runs: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
         # Full against LoRA is told once, by the table in which full is the reference.
         left = {arm: losses[arm] for arm in losses if arm not in REFERENCES[:place]}
         if reference in left and (found := compare(left, reference)):
-            head = ["arm", "pairs", "difference", "95 % interval", "p (Holm)", "verdict"]
-            rows = [_comparison_row(one) for one in found]
+            rows = [comparison_row(one) for one in found]
             parts.append(
                 f"Against `{reference}`, paired by seed (negative: the arm is better):\n\n"
-                + table(head, rows)
+                + table(COMPARISON_HEAD, rows)
             )
     return parts
-
-
-def _comparison_row(one: Comparison) -> list[str]:
-    interval = f"{one.interval[0]:+.4f} to {one.interval[1]:+.4f}" if one.interval else "-"
-    return [
-        f"`{one.arm}`",
-        str(one.seeds),
-        f"{one.difference:+.4f}",
-        interval,
-        _p_value(one.p),
-        one.verdict,
-    ]
 
 
 # ---- memory ------------------------------------------------------------------------------------------------
@@ -294,18 +276,3 @@ def _draws(entry: dict[str, Any]) -> str:
         f"Lowest active block in those rounds{middle}: {'; '.join(told)}. The lower it lies, the further "
         "down the backward pass must go, so ratios of few rounds depend on the luck of the draw."
     )
-
-
-def _p_value(p: float | None) -> str:
-    return "< 0.001" if p is not None and p < 0.001 else _number(p, 3)
-
-
-# ---- small things ------------------------------------------------------------------------------------------
-
-
-def _of_kind(content: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
-    return {key: entry for key, entry in content["entries"].items() if key.startswith(f"{kind}/")}
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None or value != value else f"{value:.{digits}f}"

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compare_tables
 import layer_tables
+import signals_tables
 from frame import RESULTS, ROOT
 
 from gradwise.atomic import write_text
@@ -21,7 +23,9 @@ from gradwise.atomic import write_text
 PAGE = ROOT / "docs" / "results.md"
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "compare": ("Compare: selections, orders and layer policies at equal cost", compare_tables.sections),
     "layers": ("Layers: LISA and GRASS against full training and LoRA", layer_tables.sections),
+    "signals": ("Signals: cost, accuracy, peers", signals_tables.sections),
 }
 """By the name of a benchmark: its heading, and what makes paragraphs of a result file."""
 

@@ -40,9 +40,11 @@ def inputs() -> Tensor:
 
 
 def captured(use: Use, projected: bool = False) -> GradientSums:
-    """Every sample's loss is the sum of sines of what `use` gives for it."""
+    """Every sample's loss is the sum of sines of what `use` gives for it. Where projections alone are wanted,
+    inputs of products are not kept."""
     scope = Scope(parameters())
-    asked = Asked(scope, Projector(64, 0, side=4) if projected else None, norms=True, whole=not projected)
+    whole = not projected
+    asked = Asked(scope, Projector(64, 0, side=4) if projected else None, norms=whole, whole=whole)
     sums = GradientSums(asked, B, torch.device("cpu"), torch.float64)
     with Capture(scope, sums, B) as capture:
         out = use(inputs(), scope.parameters)

@@ -51,12 +51,14 @@ class Watched:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.forwards, self.graphs, self.backwards = 0, 0, 0
+        self.recording: set[bool] = set()
         model.register_forward_hook(self._after)
         for layer in model.model.layers:
             layer.mlp.down_proj.register_forward_hook(self._inside)
 
     def _after(self, *_: Any) -> None:
         self.forwards += 1
+        self.recording.add(torch.is_grad_enabled())
 
     def _inside(self, module: Any, args: Any, out: torch.Tensor) -> None:
         if out.requires_grad:
@@ -81,6 +83,7 @@ class TestCost:
     def test_loss_and_embedding_are_one_forward_pass_without_a_graph(self, want: Any):
         watched = self.passes(*want)
         assert (watched.forwards, watched.graphs, watched.backwards) == (self.BATCHES, 0, 0)
+        assert watched.recording == {False}
 
     def test_no_graph_at_all(self, monkeypatch: pytest.MonkeyPatch):
         def refuse(*_: Any, **__: Any) -> None:

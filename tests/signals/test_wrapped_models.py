@@ -12,6 +12,10 @@ from torch.nn import functional
 from gradwise import SignalError
 from gradwise.data import Collator
 from gradwise.signals import Signals, collect
+from gradwise.signals.measure import Measured, Measurer
+from gradwise.signals.scope import resolve
+from gradwise.signals.sums import Asked
+from gradwise.signals.wanted import Wanted
 from tests.signals.zoo import make, samples
 
 POOL = samples(12)
@@ -88,6 +92,23 @@ class TestHalfPrecision:
         other = measured(model, clean)
         for name in QUANTITIES:
             np.testing.assert_allclose(getattr(one, name)[:-1], getattr(other, name), rtol=1e-3, atol=1e-6)
+
+    def test_scales_are_chosen_by_sample(self, monkeypatch: pytest.MonkeyPatch):
+        """One that overflows at 4,096 is scaled less; the others keep the largest scale."""
+
+        def measure(self: Any, batch: Any, positions: Any, scale: float, apart: bool) -> Measured:
+            limits = torch.tensor([1e9, 100.0, 5.0, -1.0])
+            values = torch.where(scale < limits, scale, torch.inf)
+            loss = torch.tensor([1.0, 1.0, 1.0, torch.nan])
+            return Measured({"loss": loss, "grad": values[:, None].expand(-1, 3)}, {"w": values})
+
+        monkeypatch.setattr(Measurer, "_measure", measure)
+        model = make("Llama", torch.float16)
+        measurer = Measurer(model, Wanted(("loss", "grad")), Asked(resolve(model, "blocks")))
+        found = measurer({"labels": torch.tensor([[5, 6]] * 4)}, apart=True)
+        assert found.values["grad"][:3].tolist() == [[4096.0] * 3, [16.0] * 3, [1.0] * 3]
+        assert found.by_parameter["w"][:3].tolist() == [4096.0, 16.0, 1.0]
+        assert found.values["loss"].isfinite().tolist() == [True, True, True, False]
 
 
 class TestSameAsThePlainModel:
