@@ -1,7 +1,7 @@
 """Each arm's learning rate for `compare.py`: by short runs on a seed and held-out records of their own.
 
-Two or three neighbouring rates to begin with; while the best lies at an end, the next one beyond it. The choice goes
-into the arm's YAML file, which is what `gradwise compare` reads.
+Two or three neighbouring rates to begin with; while the best lies at an end, the next one beyond it. The
+choice goes into the arm's YAML file, which is what `gradwise compare` reads.
 """
 
 import math

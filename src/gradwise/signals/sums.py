@@ -38,7 +38,7 @@ class Projector:
         self._deal = cache(self._new_deal)
 
     def _matrix(self, matrix: Matrix) -> MatrixProjection:
-        row = self._rows(matrix.name, matrix.rows)
+        row = self._rows(matrix.name, matrix.slice, matrix.rows)
         column = self._columns(self.input_group(matrix), matrix.slice, matrix.columns)
         return MatrixProjection(row, column, self._deal(matrix.name, row.size * column.size))
 
@@ -52,8 +52,11 @@ class Projector:
         the parent module."""
         return matrix.name.rsplit(".", 2)[0]
 
-    def _row_fold(self, name: str, dimension: int) -> Fold:
-        return Fold(dimension, self.side, seeded(self.seed, name, "rows"))
+    def _row_fold(self, name: str, part: int | None, dimension: int) -> Fold:
+        # Experts share the places they are dealt to, which take much room: only both sides' signs keep the
+        # gradients of experts that learn the same apart.
+        own = () if part is None else (part,)
+        return Fold(dimension, self.side, seeded(self.seed, name, *own, "rows"))
 
     def _column_fold(self, group: str, part: int | None, dimension: int) -> Fold:
         return Fold(dimension, self.side, seeded(self.seed, group, part, dimension, "columns"))
