@@ -204,6 +204,12 @@ def lost(use: Use) -> set[str]:
     return captured(use).lost
 
 
+def test_a_table_looked_up_by_columns_is_lost():
+    """As adapters of embeddings have it."""
+    ids = torch.tensor([[0, 1, 2, 3], [4, 4, 0, 1], [2, 2, 2, 0]])
+    assert lost(lambda x, p: functional.embedding(ids, p["m.c.weight"].T)) == {"m.c.weight"}
+
+
 class TestLost:
     """Uses whose rows cannot be told apart are noted, if a gradient comes back to them."""
 

@@ -256,11 +256,12 @@ class TestNothingAboutBatchesMatters:
         """No prompts and no padding: the head's rows are then a mere reshape."""
         rows = [{"input_ids": s["input_ids"], "labels": s["input_ids"]} for s in samples(4, 9, shortest=9)]
         model = make(name, torch.float64)
+        model.config._experts_implementation = "eager"
         found = measured(model, "all", rows, grad_dim=64).values
         for row, sample in enumerate(rows):
             alone = measured(model, "all", [sample], grad_dim=64).values
             self._same(alone, {n: values[row : row + 1] for n, values in found.items()})
-            assert abs(found["loss"][row] / truth(model, sample, ["lm_head.weight"]).loss - 1) < 1e-9
+            assert abs(found["loss"][row] / truth(model, sample, all_names(model)[:1]).loss - 1) < 1e-9
 
     def test_two_tokens_each(self, name: str, together: dict[str, Tensor]):
         rows = [{"input_ids": [i, i + 9], "labels": [i, i + 9]} for i in range(3, 8)]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -203,6 +204,12 @@ def test_statistics_over_the_batch_where_the_shortest_samples_are_not_finite():
 def test_mamba(parameters: str):
     warning = "one sample at a time" if parameters == "all" else None
     check(mamba(), parameters, warning, tolerance=1e-4)  # its scan is in float32
+
+
+def test_an_adapter_of_embeddings():
+    """It looks up columns of its A; that of the head has the rows of labels only."""
+    config = LoraConfig(r=4, target_modules=["q_proj", "lm_head", "embed_tokens"], init_lora_weights=False)
+    check(get_peft_model(make("Llama"), config), "all", "the gradients of 1 parameters cannot be watched")
 
 
 def test_projections_of_what_autograd_gave():

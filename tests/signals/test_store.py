@@ -285,11 +285,13 @@ class TestKilled:
             time.sleep(rng.uniform(0.02, 0.35))
             process.kill()
             kills += ended(process) == -9
-            if kills > 1 and (store / "manifest.json").exists():
+            manifest = store / "manifest.json"
+            if manifest.exists() and not json.loads(manifest.read_text())["complete"]:
                 with pytest.raises(SignalError, match="stopped after"):
                     Signals.open(store)
-            if kills >= 6:
+            elif manifest.exists():  # a quick machine gets through between two kills
                 break
+        assert kills
         collected(store)
         assert contents(store) == contents(whole)
 
