@@ -117,7 +117,8 @@ class Capture(TorchFunctionMode):
         found = self._tracer.matrix(weight)
         if found is None:
             return out
-        if self._owner is not None or ids.ndim != 2:
+        # An adapter of embeddings looks columns up, in a transposed weight.
+        if self._owner is not None or ids.ndim != 2 or found.transposed:
             return self._lost(out, found.matrix.name)
         padding = rest[0] if rest else options.get("padding_idx")
         if len(ids) != self._samples:
