@@ -69,8 +69,8 @@ def test_collecting_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_comparing_runs(tmp_path: Path) -> None:
-    # By steps: of six steps' time an arm that measures first would have none left.
-    shorter = ["--seeds", "3", "--budget", "steps", "--set", "train.max_steps=6"]
+    # By steps: of two steps' time an arm that measures first would have none left.
+    shorter = ["--seeds", "1", "--budget", "steps", "--set", "train.max_steps=2"]
     told = run("gradwise compare", tmp_path / "out", *shorter)
     for arm in ("full", "random", "loss_top", "lisa", "grass"):
         assert arm in told
