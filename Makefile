@@ -52,5 +52,5 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.base
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[lora,trl,eval,demo,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[lora,trl,eval,faiss,demo,dev]'
 	@touch $@

@@ -1,17 +1,26 @@
 """Pure functions on arrays: no model, no file, no trainer in sight. Each has a slow, obvious oracle in the
 tests."""
 
+from gradwise.numerics.facility import facility_location
+from gradwise.numerics.knn import KnnGraph, knn_graph, repair
 from gradwise.numerics.outer_products import squared_norms
 from gradwise.numerics.projection import Fold, MatrixProjection
+from gradwise.numerics.propagation import propagate, propagate_change
 from gradwise.numerics.sampling import interleaved, multiplicities, successive_draw
 from gradwise.numerics.sketch import fold_with_signs
 
 __all__ = [
     "Fold",
+    "KnnGraph",
     "MatrixProjection",
+    "facility_location",
     "fold_with_signs",
     "interleaved",
+    "knn_graph",
     "multiplicities",
+    "propagate",
+    "propagate_change",
+    "repair",
     "squared_norms",
     "successive_draw",
 ]

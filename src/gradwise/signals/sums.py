@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradwise.numerics.outer_products import gathered_rows, squared_norm_with_lookup, squared_norms
-from gradwise.numerics.projection import SIDE, Deal, Fold, MatrixProjection, accumulator, seeded
+from gradwise.numerics.projection import Deal, Fold, MatrixProjection, accumulator, seeded, side_for
 from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.rows import Rows
 from gradwise.signals.scope import Matrix, Scope
@@ -26,11 +26,11 @@ class Projector:
     Args:
         size: k.
         seed: decides signs and places, together with the parameters' names.
-        side: sums that each side of a matrix is folded to.
+        side: sums that each side of a matrix is folded to; by k unless given.
     """
 
-    def __init__(self, size: int, seed: int, side: int = SIDE) -> None:
-        self.size, self.seed, self.side = size, seed, side
+    def __init__(self, size: int, seed: int, side: int | None = None) -> None:
+        self.size, self.seed, self.side = size, seed, side or side_for(size)
         self.matrix = cache(self._matrix)
         self.vector = cache(self._vector)
         self._rows = cache(self._row_fold)

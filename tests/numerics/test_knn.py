@@ -1,0 +1,223 @@
+"""The k-NN graph against an all-pairs search in plain loops, and repairs against graphs built anew."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradwise.numerics import KnnGraph, knn_graph, repair
+from gradwise.numerics import nearest as search
+from gradwise.numerics.candidates import Heaps
+from gradwise.numerics.knn import repaired
+
+
+def slow_lists(x: np.ndarray, k: int) -> list[list[int]]:
+    """Every pair's cosine in exact arithmetic's order, sorted."""
+    unit = search.unit(x).astype(np.float64)
+    lists = []
+    for i in range(len(unit)):
+        found = [(-np.float32(exact_cosine(unit[i], unit[j])), j) for j in range(len(unit)) if j != i]
+        lists.append([j for _, j in sorted(found)[:k]])
+    return lists
+
+
+def exact_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Products of float32 are exact in float64; eight partial sums as they are defined to be added."""
+    products, whole = a * b, len(a) // 8 * 8
+    sums = [0.0] * 8
+    for place in range(whole):
+        sums[place % 8] += products[place]
+    for place in range(whole, len(a)):
+        sums[0] += products[place]
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
+
+
+def rows(seed: int, n: int, h: int, kind: str) -> np.ndarray:
+    """Rows without structure, on a coarse grid (many equal cosines), as copies of each other, or zero."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, h))
+    if kind == "grid":
+        x = np.round(x)
+    if kind == "copies":
+        x = x[rng.integers(0, max(1, n // 4), n)]
+    if kind == "zeros":
+        x[rng.random(n) < 0.3] = 0
+    return x
+
+
+kinds = st.sampled_from(["plain", "grid", "copies", "zeros"])
+
+
+class TestKnnGraph:
+    @given(
+        st.integers(0, 99),
+        st.integers(2, 60),
+        st.integers(1, 20),
+        st.integers(1, 8),
+        st.integers(0, 4),
+        kinds,
+    )
+    def test_is_that_of_all_pairs(self, seed: int, n: int, h: int, k: int, spare: int, kind: str):
+        x = rows(seed, n, h, kind)
+        graph = knn_graph(x, k, spare)
+        assert graph.ids.shape == (n, min(k + spare, n - 1))
+        assert graph.ids.tolist() == slow_lists(x, min(k + spare, n - 1))
+        assert graph.k == min(k, n - 1)
+
+    @pytest.mark.parametrize("tile", [1, 7, 64])
+    @pytest.mark.parametrize("threads", [1, 3])
+    def test_does_not_depend_on_how_the_work_is_cut(self, tile: int, threads: int, monkeypatch):
+        x = rows(3, 150, 24, "grid")
+        whole = knn_graph(x, 6, 3)
+        monkeypatch.setattr(search, "TILE", tile)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            cut = knn_graph(x, 6, 3)
+        finally:
+            torch.set_num_threads(before)
+        assert np.array_equal(cut.ids, whole.ids)
+        assert np.array_equal(cut.sims.view(np.int32), whole.sims.view(np.int32))
+
+    def test_many_equal_rows_go_by_id(self):
+        """More copies than candidates are kept: all have cosine 1, and the lowest ids count."""
+        x = np.tile(np.array([[1.0, 2.0, 3.0]]), (120, 1))
+        graph = knn_graph(x, 3)
+        assert graph.ids[0].tolist() == [1, 2, 3]
+        assert graph.ids[2].tolist() == [0, 1, 3]
+        assert graph.ids[119].tolist() == [0, 1, 2]
+
+    def test_cosines_are_symmetric_and_scale_free(self):
+        x = rows(1, 80, 33, "plain")
+        graph = knn_graph(x, 79)
+        scaled = knn_graph(x * np.linspace(0.5, 9, 80)[:, None], 79)
+        dense = np.eye(80)
+        for i, (ids, sims) in enumerate(zip(graph.ids, graph.sims, strict=True)):
+            dense[i, ids] = sims
+        assert np.array_equal(dense, dense.T)
+        np.testing.assert_allclose(scaled.sims, graph.sims, atol=3e-7)
+
+    def test_bound_is_what_is_missing_at_most(self):
+        x = rows(5, 90, 8, "plain")
+        graph, all_of_them = knn_graph(x, 4, 3), knn_graph(x, 89)
+        assert np.all(all_of_them.sims[:, 7] <= graph.bound)
+        assert np.all(all_of_them.bound == -np.inf)
+
+    def test_is_told_of_every_row(self):
+        done: list[int] = []
+        knn_graph(rows(1, 50, 4, "plain"), 2, tell=done.append)
+        assert sum(done) == 50
+
+    @pytest.mark.parametrize("n", [1, 2])
+    def test_next_to_no_rows(self, n: int):
+        graph = knn_graph(np.ones((n, 3)), 4)
+        assert graph.ids.shape == (n, n - 1)
+
+    def test_names_what_is_not_finite(self):
+        x = rows(0, 9, 3, "plain")
+        x[6, 1] = np.inf
+        with pytest.raises(ValueError, match="Row 6 holds a value that is not finite"):
+            knn_graph(x, 2)
+        with pytest.raises(ValueError, match="k >= 1"):
+            knn_graph(x[:5], 0)
+
+
+class TestHeaps:
+    @given(st.integers(0, 99), st.integers(1, 12), st.integers(1, 40), st.integers(1, 9))
+    def test_keep_the_highest(self, seed: int, m: int, n: int, count: int):
+        tile = np.random.default_rng(seed).integers(0, 6, (m, n)).astype(np.float32)
+        nobody = np.full(m, -1)
+        heaps, turned = Heaps(m, count), Heaps(m, count)
+        for first in range(0, n, 5):
+            heaps.offer(tile[:, first : first + 5], 0, nobody, first)
+            turned.offer_transposed(np.ascontiguousarray(tile[:, first : first + 5].T), 0, nobody, first)
+        best = -np.sort(-tile, axis=1)[:, :count]
+        for one in (heaps, turned):
+            kept = -np.sort(-one.products, axis=1)
+            assert np.array_equal(kept[:, : best.shape[1]], best)
+            assert np.all(one.lowest == (best[:, -1] if n >= count else -np.inf))
+
+
+class TestRepair:
+    @given(
+        st.integers(0, 999),
+        st.integers(3, 60),
+        st.integers(1, 6),
+        st.integers(0, 5),
+        kinds,
+        st.sampled_from([0.0, 0.05, 1.0]),
+    )
+    def test_equals_a_graph_built_anew_time_after_time(
+        self, seed: int, n: int, k: int, spare: int, kind: str, far: float
+    ):
+        rng = np.random.default_rng(seed)
+        x = rows(seed, n, 5, kind)
+        graph = knn_graph(x, k, spare)
+        for _ in range(5):
+            moved = rng.choice(n, rng.integers(0, n // 2 + 1), replace=False)
+            x[moved] = x[rng.choice(n, len(moved))] + far * rng.standard_normal((len(moved), 5))
+            graph = repair(graph, x, moved)
+            anew = knn_graph(x, k, spare)
+            assert np.array_equal(graph.used[0], anew.used[0])
+            assert np.array_equal(graph.used[1], anew.used[1])
+            missing_at_most(graph, x)
+
+    def test_searches_again_only_where_it_must(self):
+        """Clusters far apart: what moves in one leaves the others' lists alone."""
+        rng = np.random.default_rng(0)
+        centres = np.eye(10)[np.repeat(np.arange(10), 30)]
+        x = centres + 0.05 * rng.standard_normal((300, 10))
+        moved = np.array([0, 1])
+        graph = knn_graph(x, 5, 10)
+        x[moved] += 0.05 * rng.standard_normal((2, 10))
+        found = repaired(graph, x, moved)
+        assert set(found.recomputed) >= {0, 1}
+        assert len(found.recomputed) < 10
+
+    def test_nothing_moved_changes_nothing(self):
+        x = rows(2, 40, 6, "plain")
+        graph = knn_graph(x, 3, 2)
+        assert repair(graph, x, np.array([], dtype=int)) is graph
+
+    def test_refuses_what_does_not_fit(self):
+        x = rows(2, 40, 6, "plain")
+        graph = knn_graph(x, 3)
+        with pytest.raises(ValueError, match="40 rows, x has 39"):
+            repair(graph, x[1:], np.array([0]))
+        with pytest.raises(ValueError, match="row 40, of 40"):
+            repair(graph, x, np.array([40]))
+
+
+def missing_at_most(graph: KnnGraph, x: np.ndarray) -> None:
+    """No row that is missing from a list may exceed the list's bound."""
+    full = knn_graph(x, len(x) - 1)
+    for ids, sims, listed, bound in zip(full.ids, full.sims, graph.ids, graph.bound, strict=True):
+        assert np.all(sims[~np.isin(ids, listed)] <= bound)
+
+
+class TestApproximate:
+    def test_is_as_near_as_it_says(self):
+        """Clusters in few dimensions, as embeddings are; the share of true neighbours is measured here too."""
+        pytest.importorskip("faiss")
+        rng = np.random.default_rng(0)
+        centres, spread = rng.standard_normal((60, 6)), rng.standard_normal((6, 32))
+        x = ((centres[rng.integers(0, 60, 6000)] + 0.4 * rng.standard_normal((6000, 6))) @ spread).astype(
+            "f4"
+        )
+        found, true = knn_graph(x, 8, 4, approximate=True), knn_graph(x, 8)
+        shares = [np.isin(ours, theirs).mean() for ours, theirs in zip(true.ids, found.used[0], strict=True)]
+        assert 0.95 <= found.recall <= 1
+        assert np.mean(shares) == pytest.approx(found.recall, abs=0.02)
+        assert np.all(np.diff(found.sims, axis=1) <= 0)
+        exact = search.ranked(search.unit(x), np.arange(6000), found.ids)
+        assert np.array_equal(exact.ids, found.ids)
+        assert not np.any(found.ids == np.arange(6000)[:, None])
+
+    def test_copies_without_end_get_their_neighbours_too(self):
+        pytest.importorskip("faiss")
+        x = np.repeat(np.random.default_rng(0).standard_normal((20, 8)), 30, axis=0)
+        found = knn_graph(x, 5, approximate=True)
+        assert found.ids.min() >= 0
+        assert np.allclose(found.sims, 1)
+        assert not np.any(found.ids == np.arange(600)[:, None])
