@@ -102,7 +102,8 @@ def what_counts(out: Path) -> dict[str, Any]:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+    timed = ("seconds", "parts")
+    return [{key: value for key, value in line.items() if key not in timed} for line in found]
 
 
 TRIES = [
@@ -116,6 +117,22 @@ TRIES = [
     {"workers": 2, "passes": 2, "adapter": {"method": "lora", "r": 2, "lora_dropout": 0.1}, "layers": "all"},
     {"workers": 0, "passes": 1, "select": {"method": "random", "fraction": 0.5}, "order": "interleave"},
     {"workers": 2, "passes": 2, "select": {"method": "loss_top", "count": 30}, "order": "easy_first"},
+    {"workers": 0, "passes": 1, "select": {"method": "grace", "fraction": 0.5, "refresh_every": 2}},
+    {
+        "workers": 2,
+        "passes": 2,
+        "layers": "all",
+        "adapter": {"method": "lora", "r": 2, "lora_dropout": 0.1},
+        "select": {
+            "method": "grace",
+            "count": 30,
+            "refresh_every": 5,
+            "importance": "alignment",
+            "propagate": "value",
+            "weighted": True,
+        },
+        "signals": {"grad_dim": 32},
+    },
 ]
 
 

@@ -25,13 +25,14 @@ from gradwise.methods.baselines import (
     UniformLayers,
 )
 from gradwise.methods.decision import Order, Selection
+from gradwise.methods.grace import Grace
 from gradwise.methods.grass import Grass
 
-Select = Annotated[FullData | RandomSubset | LossTop | LengthTop, Field(discriminator="method")]
+Select = Annotated[FullData | RandomSubset | LossTop | LengthTop | Grace, Field(discriminator="method")]
 OrderBy = Annotated[Shuffle | GivenOrder | EasyFirst | Interleave, Field(discriminator="method")]
 Layers = Annotated[
     AllLayers | UniformLayers | StaticLayers | RoundRobinLayers | TopLayers | Grass,
     Field(discriminator="method"),
 ]
 
-__all__ = ["Grass", "Layers", "Order", "OrderBy", "Select", "Selection"]
+__all__ = ["Grace", "Grass", "Layers", "Order", "OrderBy", "Select", "Selection"]

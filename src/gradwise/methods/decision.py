@@ -1,6 +1,7 @@
 """What the data methods hand on: a selection of samples, and an order over them."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,15 @@ class Selection:
 
     objective: float | None = None
     """Value of the method's own objective for this selection."""
+
+    summary: str | None = None
+    """What to say of every sample in a plan, where `why` says too much for that."""
+
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """(n,) each: what more there is to know of every pick, by name."""
+
+    told: dict[str, Any] = field(default_factory=dict)
+    """Plain values about the selection as a whole, for the record."""
 
 
 @dataclass(frozen=True)

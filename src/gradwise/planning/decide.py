@@ -1,64 +1,251 @@
-"""Makes the plan of a run: collects what decisions need, selects, orders, and charges every part."""
+"""Decides what a run trains on: at its start, and again while it trains where the selection is kept fresh.
+
+A planner has two moments: `first`, before anything is trained, and `again`, at the steps that `due` names,
+with the weights as they then are. What it remembers in between goes into checkpoints as plain arrays.
+"""
 
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from gradwise.errors import RecipeError
 from gradwise.methods.decision import Selection
-from gradwise.planning.make import make_plan
-from gradwise.planning.pool import pool_signals
+from gradwise.methods.grace import Grace
+from gradwise.methods.grace.state import State
+from gradwise.planning.make import Cuts, make_plan, passes_over
+from gradwise.planning.picks import write_picks
+from gradwise.planning.pool import pool_signals, signals_of
 from gradwise.recipe import Recipe
+from gradwise.signals import Signals
 from gradwise.training.plan import Plan
 from gradwise.training.record import Record
 
+Passes = Callable[[Plan], int]
+"""How many passes to plan, given the plan of a single one."""
 
-def decide(
-    trainer: Any,
-    recipe: Recipe,
-    epochs: Callable[[Plan], int],
-    record: Record,
-    *,
-    shared: Path | None = None,
-) -> Plan:
-    """The plan that a recipe's `select` and `order` make of a trainer's data.
+
+class Planner:
+    """Makes the plan of a trainer's data that a recipe's `select` and `order` ask for.
 
     Args:
         trainer: a `gradwise.Trainer`, whose model measures what is needed.
         recipe: its `select`, `order`, `signals` and `seed`.
-        epochs: how many passes to plan, given the plan of a single one.
-        record: gets what was decided and what it cost.
+        folder: of the run; what was picked is written there.
         shared: folder in which several runs keep the signals that they have in common.
     """
-    needs = recipe.select.needs | recipe.order.needs
-    signals, seconds, found = pool_signals(
-        trainer, needs, recipe.signals, record, seed=recipe.seed, shared=shared
-    )
-    bad = [] if signals.ok is None else np.flatnonzero(~signals.ok).tolist()
-    if needs:
-        told = {"quantities": sorted(needs), "samples": len(signals), "set_aside": len(bad), "first": bad[:8]}
-        record.event("signals", 0, seconds, **told, **({"shared": True} if found else {}))
-    start = time.perf_counter()
-    selection = _without(bad, recipe.select.select(signals, seed=recipe.seed))
-    planned = partial(make_plan, selection, recipe.order, signals, seed=recipe.seed)
-    plan = planned(epochs=epochs(planned(epochs=1)))
-    record.event(
-        "plan",
-        0,
-        time.perf_counter() - start,
-        select=recipe.select.method,
-        order=recipe.order.method,
-        pool=plan.pool,
-        selected=len(np.unique(selection.indices)),
-        weighted=selection.weights is not None,
-        length=len(plan),
-        digest=plan.digest,
-    )
-    return plan
+
+    def __init__(self, trainer: Any, recipe: Recipe, folder: Path, *, shared: Path | None = None) -> None:
+        self.trainer, self.recipe, self.folder, self.shared = trainer, recipe, folder, shared
+        self._signals: Signals | None = None
+        self._state: State | None = None
+        self._picked: Selection | None = None
+
+    @property
+    def every(self) -> int:
+        """Optimizer steps from one decision to the next; 0 where there is only one."""
+        return self.recipe.select.refresh_every if isinstance(self.recipe.select, Grace) else 0
+
+    def due(self, step: int) -> bool:
+        """Whether to decide again before `step`."""
+        return bool(self.every) and step > 0 and step % self.every == 0
+
+    def first(self, passes: Passes, record: Record) -> Plan:
+        """The plan of a run that begins."""
+        recipe = self.recipe
+        needs = recipe.select.needs | recipe.order.needs
+        signals, seconds, found = pool_signals(
+            self.trainer, needs, recipe.signals, record, seed=recipe.seed, shared=self.shared
+        )
+        bad = [] if signals.ok is None else np.flatnonzero(~signals.ok).tolist()
+        if needs:
+            told = {"quantities": sorted(needs), "samples": len(signals), "set_aside": len(bad)}
+            record.event("signals", 0, seconds, **told, first=bad[:8], **({"shared": True} if found else {}))
+        start = time.perf_counter()
+        selection = _without(bad, self._select(signals))
+        chose = time.perf_counter() - start
+        one_pass = make_plan(selection, recipe.order, signals, epochs=1, seed=recipe.seed)
+        plan = make_plan(selection, recipe.order, signals, epochs=passes(one_pass), seed=recipe.seed)
+        if self.every:
+            plan = self._cut(plan)
+        self._keep(signals, selection, step=0)
+        record.event(
+            "plan",
+            0,
+            time.perf_counter() - start,
+            select=recipe.select.method,
+            order=recipe.order.method,
+            pool=plan.pool,
+            selected=len(np.unique(selection.indices)),
+            weighted=selection.weights is not None,
+            length=len(plan),
+            digest=plan.digest,
+            parts={"selection": round(chose, 4)},
+            **selection.told,
+        )
+        return plan
+
+    def again(self, plan: Plan, served: int, step: int, record: Record) -> Plan:
+        """The plan from a later decision on; what was served stays.
+
+        Args:
+            plan: followed so far.
+            served: how many of its segments were.
+            step: optimizer steps done.
+            record: gets what was decided and what it cost.
+        """
+        grace, state, signals = self.recipe.select, self._state, self._known()
+        assert isinstance(grace, Grace) and state is not None
+        start = time.perf_counter()
+        anchors = grace.anchors_at(state, step)
+        measured = signals_of(
+            self.trainer, state.sample[anchors], grace.needs, self.recipe.signals, seed=self.recipe.seed
+        )
+        took = {"signals": time.perf_counter() - start}
+        done = grace.refresh(state, anchors, measured, step)
+        took["propagation"] = time.perf_counter() - start - sum(took.values())
+        before = self._picks(signals)
+        selection = grace.pick(done.state, signals)
+        after = plan.followed_by(self._following(plan, selection, signals, step, done.state), after=served)
+        took["selection"] = time.perf_counter() - start - sum(took.values())
+        self._state = done.state
+        self._keep(signals, selection, step=step)
+        record.event(
+            "refresh",
+            step,
+            time.perf_counter() - start,
+            parts={name: round(seconds, 4) for name, seconds in took.items()},
+            anchors=len(anchors),
+            set_aside=0 if measured.ok is None else int((~measured.ok).sum()),
+            agreement=_rounded(done.agreement),
+            embedding_agreement=_rounded(done.embedding_agreement),
+            next_share=round(done.state.share, 4),
+            moved=done.moved,
+            searched=done.searched,
+            stayed=len(np.intersect1d(before, selection.indices)),
+            selected=len(np.unique(selection.indices)),
+            digest=after.digest,
+            **selection.told,
+        )
+        return after
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What has to be remembered besides the plan; empty where there is nothing more to decide."""
+        return {} if self._state is None else self._state.arrays()
+
+    def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Remember what `arrays` gave."""
+        self._state = State.of_arrays(arrays) if arrays else None
+
+    # ---- how -----------------------------------------------------------------------------------------------
+
+    def _select(self, signals: Signals) -> Selection:
+        select, seed = self.recipe.select, self.recipe.seed
+        if not isinstance(select, Grace):
+            return select.select(signals, seed=seed)
+        if select.refresh_every and self.trainer.proxy is not None:
+            raise RecipeError(
+                "select.refresh_every measures the model as it learns, and signals.model measures with one "
+                "that does not; leave one of them out."
+            )
+        state = select.begin(signals, seed=seed)
+        self._state = state if select.refresh_every else None
+        return select.pick(state, signals)
+
+    def _cut(self, plan: Plan) -> Plan:
+        """The plan in segments that end where a decision is due."""
+        batches = self.trainer.session.batches_of(plan)
+        if batches.pack is not None:
+            raise RecipeError(
+                "select.refresh_every cannot go with packing yet; set packing: false, or refresh_every: 0."
+            )
+        segments = [
+            piece
+            for segment in plan.segments
+            for piece in Cuts.of(batches, segment.epoch, self.every).apply(segment)
+        ]
+        return replace(plan, segments=tuple(segments))
+
+    def _following(
+        self, plan: Plan, selection: Selection, signals: Signals, step: int, state: State
+    ) -> list[Any]:
+        """Segments from `step` to the plan's end: passes over the new selection, each in a new order."""
+        batches = self.trainer.session.batches_of(plan)
+        steps, rows = batches.steps_per_epoch, batches.batch_size
+        length = sum(len(segment) for segment in plan.of_epoch(0))
+        begun = state.refreshes * (plan.epochs + 1)
+        segments: list[Any] = []
+        for epoch in range(step // steps, plan.epochs):
+            done = (step % steps) * rows if epoch == step // steps else 0
+            ahead = passes_over(
+                selection,
+                self.recipe.order,
+                signals,
+                first=begun + epoch,
+                length=length - done,
+                epoch=epoch,
+                seed=self.recipe.seed,
+            )
+            segments += Cuts.of(batches, epoch, self.every, done=done).apply(ahead)
+        return segments
+
+    def _known(self) -> Signals:
+        """What does not change about the pool; after a resume it is read again from the data."""
+        if self._signals is None:
+            fixed = frozenset({"num_tokens", "domain"}) & (self.recipe.select.needs | {"num_tokens"})
+            quiet = Record(self.folder, writes=False)
+            self._signals = pool_signals(self.trainer, fixed, self.recipe.signals, quiet).signals
+        return self._signals
+
+    def _picks(self, signals: Signals) -> NDArray[np.int64]:
+        grace = self.recipe.select
+        assert isinstance(grace, Grace) and self._state is not None
+        return grace.pick(self._state, signals).indices if self._picked is None else self._picked.indices
+
+    def _keep(self, signals: Signals, selection: Selection, *, step: int) -> None:
+        self._picked = selection
+        if self._state is not None:
+            unchanging = {
+                "num_tokens": signals.num_tokens,
+                "domain": signals.domain,
+                "weight": signals.weight,
+            }
+            self._signals = Signals(len(signals), **unchanging)
+        if selection.columns and self.trainer.is_world_process_zero():
+            path = self.folder / "plan" / f"picks-{step}.parquet"
+            write_picks(path, selection, self.trainer.train_dataset, self.trainer.processing_class)
+
+
+class FixedPlan:
+    """A planner whose plan was made by somebody else."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def due(self, step: int) -> bool:  # noqa: ARG002
+        return False
+
+    def first(self, passes: Passes, record: Record) -> Plan:  # noqa: ARG002
+        return self.plan
+
+    def again(self, plan: Plan, served: int, step: int, record: Record) -> Plan:  # noqa: ARG002
+        raise AssertionError("nothing is ever due")
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {}
+
+    def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
+        pass
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def _without(bad: list[int], selection: Selection) -> Selection:
@@ -72,4 +259,5 @@ def _without(bad: list[int], selection: Selection) -> Selection:
         parts[name] = None if values is None else values[keep]
     if len(selection.why) > 1:
         parts["why"] = tuple(why for why, kept in zip(selection.why, keep, strict=True) if kept)
+    parts["columns"] = {name: values[keep] for name, values in selection.columns.items()}
     return replace(selection, **parts)

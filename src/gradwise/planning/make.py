@@ -1,5 +1,7 @@
 """From decisions to a plan: a selection, seen as often as its weights say, in the order of each epoch."""
 
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +11,7 @@ from gradwise.errors import PlanError
 from gradwise.methods.decision import Order, Selection
 from gradwise.numerics import multiplicities
 from gradwise.signals import Signals
+from gradwise.training.batches import Batches
 from gradwise.training.plan import Plan, Segment
 
 COPIES_STREAM = 0xC091E5
@@ -40,6 +43,87 @@ def make_plan(selection: Selection, order: Orders, signals: Signals, *, epochs: 
     return Plan(tuple(segments), pool=len(signals))
 
 
+def passes_over(
+    selection: Selection, order: Orders, signals: Signals, *, first: int, length: int, epoch: int, seed: int
+) -> Segment:
+    """So many entries of an epoch: as many passes over a selection as that takes, the last one cut off.
+
+    Args:
+        selection: what to train on from now on.
+        order: how to order each pass.
+        signals: of the whole pool.
+        first: number of the first pass, which decides its order and its roundings.
+        length: entries wanted.
+        epoch: that they belong to.
+        seed: decides roundings and permutations.
+    """
+    if not len(selection.indices):
+        raise PlanError("The selection is empty; there is nothing to train on.")
+    parts = []
+    while sum(len(part) for part in parts) < length:
+        parts.append(_segment(selection, order, signals, first + FAR_APART * len(parts), seed))
+    return _joined(parts, length, epoch)
+
+
+FAR_APART = 1_000_000
+"""Between the numbers of passes of one epoch, so that no other epoch has them."""
+
+
+def _joined(parts: list[Segment], length: int, epoch: int) -> Segment:
+    why = tuple(dict.fromkeys(sentence for part in parts for sentence in part.why))
+    reasons = [
+        np.array([why.index(sentence) for sentence in part.why])[
+            np.zeros(len(part), dtype=int) if part.reasons is None else part.reasons
+        ]
+        for part in parts
+    ]
+    weights = [part.weights for part in parts if part.weights is not None]
+    return Segment(
+        np.concatenate([part.indices for part in parts])[:length],
+        epoch,
+        why,
+        np.concatenate(reasons)[:length],
+        np.concatenate(weights)[:length] if weights else None,
+    )
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Where the entries of an epoch, or the rest of one, are cut into segments."""
+
+    places: tuple[int, ...]
+    """Ascending, counted from the first entry."""
+
+    @staticmethod
+    def of(batches: Batches, epoch: int, every: int, done: int = 0) -> "Cuts":
+        """Before every step whose number is a multiple of `every`.
+
+        Args:
+            batches: how the plan is cut into steps; a row holds one entry.
+            epoch: which one.
+            every: steps.
+            done: entries of the epoch that are not counted any more.
+        """
+        first = epoch * batches.steps_per_epoch
+        steps = range(first + 1, first + batches.steps_per_epoch)
+        places = [(step - first) * batches.batch_size - done for step in steps if step % every == 0]
+        return Cuts(tuple(place for place in places if place > 0))
+
+    def apply(self, segment: Segment) -> list[Segment]:
+        """The segment in pieces."""
+        edges = [0, *(place for place in self.places if place < len(segment)), len(segment)]
+        return [_slice(segment, slice(*edge)) for edge in pairwise(edges)]
+
+
+def _slice(segment: Segment, part: slice) -> Segment:
+    kept = {
+        name: None if values is None else values[part]
+        for name in ("reasons", "weights")
+        for values in [getattr(segment, name)]
+    }
+    return replace(segment, indices=segment.indices[part], **kept)
+
+
 def _segment(selection: Selection, order: Orders, signals: Signals, epoch: int, seed: int) -> Segment:
     entries = _entries(selection, epoch, seed)
     ordered = order.order(entries, signals, epoch=epoch, seed=seed)
@@ -48,9 +132,10 @@ def _segment(selection: Selection, order: Orders, signals: Signals, epoch: int, 
     place = np.zeros(len(signals), dtype=np.int32)
     place[selection.indices] = np.arange(len(selection.indices))
     weights = None if selection.weights is None else selection.weights[place[ordered.indices]]
-    if len(selection.why) == len(ordered.why) == 1:
-        return Segment(ordered.indices, epoch, (f"{selection.why[0]}; {ordered.why[0]}",), weights=weights)
-    return Segment(ordered.indices, epoch, *_reasons(selection, ordered, place), weights=weights)
+    chosen = selection.why if selection.summary is None else (selection.summary,)
+    if len(chosen) == len(ordered.why) == 1:
+        return Segment(ordered.indices, epoch, (f"{chosen[0]}; {ordered.why[0]}",), weights=weights)
+    return Segment(ordered.indices, epoch, *_reasons(chosen, ordered, place), weights=weights)
 
 
 def _entries(selection: Selection, epoch: int, seed: int) -> NDArray[np.int64]:
@@ -62,9 +147,10 @@ def _entries(selection: Selection, epoch: int, seed: int) -> NDArray[np.int64]:
 
 
 def _reasons(
-    selection: Selection, ordered: Order, place: NDArray[np.int32]
+    chosen: tuple[str, ...], ordered: Order, place: NDArray[np.int32]
 ) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    chosen = selection.why * len(selection.indices) if len(selection.why) == 1 else selection.why
+    if len(chosen) == 1:
+        chosen = chosen * len(place)
     placed = ordered.why * len(ordered.indices) if len(ordered.why) == 1 else ordered.why
     sentences = [f"{chosen[place[i]]}; {why}" for i, why in zip(ordered.indices, placed, strict=True)]
     known = {sentence: code for code, sentence in enumerate(dict.fromkeys(sentences))}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import Subset
 
 from gradwise.errors import DataError, RecipeError
 from gradwise.planning.shared import Arrays, Measured, key_of, measured_once
@@ -59,6 +60,15 @@ def pool_signals(
     return PoolSignals(signals, measured.seconds, measured.shared)
 
 
+def signals_of(
+    trainer: Any, rows: NDArray[np.int64], needs: frozenset[str], settings: SignalSettings, *, seed: int
+) -> Signals:
+    """Signals of some samples of a trainer's data at the model's present weights, in the order of `rows`."""
+    model, samples, collate = _source(trainer)
+    chosen: Any = samples.select(rows) if hasattr(samples, "select") else Subset(samples, rows.tolist())
+    return _collect(trainer, model, chosen, collate, sorted(needs & set(QUANTITIES)), settings, seed)
+
+
 def _measured(
     trainer: Any,
     needs: frozenset[str],
@@ -106,7 +116,22 @@ def _collected(trainer: Any, quantities: list[str], settings: SignalSettings, se
             "under signals.model, or use others."
         )
     model, samples, collate = _source(trainer)
-    found = collect(
+    found = _collect(trainer, model, samples, collate, quantities, settings, seed)
+    arrays: Arrays = {name: found.require(name, "the plan") for name in [*quantities, "num_tokens", "ok"]}
+    # A proxy's tokens are not those that will be trained on.
+    return arrays if trainer.proxy is None else arrays | _counted(trainer)
+
+
+def _collect(
+    trainer: Any,
+    model: Any,
+    samples: Any,
+    collate: Any,
+    quantities: list[str],
+    settings: SignalSettings,
+    seed: int,
+) -> Signals:
+    return collect(
         model,
         samples,
         collate,
@@ -117,9 +142,6 @@ def _collected(trainer: Any, quantities: list[str], settings: SignalSettings, se
         seed=seed,
         progress=not trainer.args.disable_tqdm,
     )
-    arrays: Arrays = {name: found.require(name, "the plan") for name in [*quantities, "num_tokens", "ok"]}
-    # A proxy's tokens are not those that will be trained on.
-    return arrays if trainer.proxy is None else arrays | _counted(trainer)
 
 
 def _counted(trainer: Any) -> Arrays:

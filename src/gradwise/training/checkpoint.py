@@ -11,13 +11,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gradwise.atomic import sync_files, sync_folder, write_json
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from gradwise.atomic import sync_files, sync_folder, write_bytes, write_json
 from gradwise.errors import CheckpointError
 
 MARKER = "complete.json"
 BEGUN = ".begun-by-gradwise"
 STATE = "gradwise.json"
 PLAN = "plan.safetensors"
+DECIDING = "deciding.safetensors"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -109,6 +115,25 @@ def finish(checkpoint: Path, state: dict[str, Any]) -> None:
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """gradwise's own state of a whole checkpoint."""
     return json.loads((checkpoint / STATE).read_text())
+
+
+def write_arrays(checkpoint: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """What the planner remembers; nothing is written where it remembers nothing."""
+    if arrays:
+        # Contiguous and of at least one dimension, as the format wants them.
+        stored = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+        scalars = json.dumps(sorted(name for name, values in arrays.items() if not values.ndim))
+        write_bytes(checkpoint / DECIDING, safetensors.numpy.save(stored, {"scalars": scalars}))
+
+
+def read_arrays(checkpoint: Path) -> dict[str, NDArray[Any]]:
+    """What `write_arrays` wrote."""
+    if not (checkpoint / DECIDING).exists():
+        return {}
+    with safetensors.safe_open(str(checkpoint / DECIDING), framework="numpy") as file:
+        scalars = json.loads(file.metadata()["scalars"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return {name: values.reshape(()) if name in scalars else values for name, values in arrays.items()}
 
 
 def rotate(newest: Path, limit: int | None, best: str | None) -> None:

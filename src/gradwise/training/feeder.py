@@ -71,6 +71,11 @@ class Feeder:
             self.close()
         return served
 
+    def follow(self, batches: Batches) -> None:
+        """Serve another plan from now on."""
+        self.close()
+        self.batches = batches
+
     def close(self) -> None:
         """Let go of the loader and its workers."""
         self._stream = None

@@ -55,6 +55,7 @@ def _save(session: Session, write: Callable[[], None], limit: int | None) -> Non
         meet()
         if args.should_save:
             plan.save(target / checkpoints.PLAN)
+            checkpoints.write_arrays(target, session.planner.arrays())
             checkpoints.finish(target, state)
             checkpoints.rotate(target, limit, session.trainer.state.best_model_checkpoint)
     except (OSError, RuntimeError, SafetensorError) as error:

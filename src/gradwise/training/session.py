@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,8 +33,29 @@ from gradwise.training.layout import cut, epochs_needed, ledger, loader_settings
 from gradwise.training.plan import Plan
 from gradwise.training.record import NonFiniteError, Record
 
-Decide = Callable[[Callable[[Plan], int], Record], Plan]
-"""Makes the plan, given how many passes to plan for the plan of a single one, and the record to charge."""
+
+class Planner(Protocol):
+    """Who decides what is trained on; `gradwise.planning.Planner` is the one that follows a recipe."""
+
+    def first(self, passes: Callable[[Plan], int], record: Record) -> Plan:
+        """The plan of a new run, given how many passes to plan for the plan of a single one."""
+        ...
+
+    def due(self, step: int) -> bool:
+        """Whether to decide again before a step."""
+        ...
+
+    def again(self, plan: Plan, served: int, step: int, record: Record) -> Plan:
+        """The plan from then on; its first `served` segments stay."""
+        ...
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What has to be remembered until then."""
+        ...
+
+    def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Remember it again."""
+        ...
 
 
 class Session:
@@ -43,13 +64,19 @@ class Session:
     Args:
         trainer: the `TrainerMixin` it belongs to.
         recipe: which layers to update, the seed, and what a resumed run must have been started with.
-        decide: makes the plan of a new run.
+        planner: makes the plan, and makes it anew where it is due.
         folder: where `metrics.jsonl`, `events.jsonl` and `plan/` go.
         packed_length: pack consecutive samples of the plan into rows of at most so many tokens.
     """
 
     def __init__(
-        self, trainer: Any, recipe: Recipe, decide: Decide, *, folder: Path, packed_length: int | None = None
+        self,
+        trainer: Any,
+        recipe: Recipe,
+        planner: Planner,
+        *,
+        folder: Path,
+        packed_length: int | None = None,
     ) -> None:
         self.trainer = trainer
         self.recipe = recipe
@@ -64,7 +91,8 @@ class Session:
         self.switch: LayerSwitch | None = None
         self.trainable = 0
         self.saved_step = -1
-        self._decide = decide
+        self.planner = planner
+        self._decided_at = -1
         self._feeder: Feeder | None = None
         self._loss: Tensor | None = None
         self._tokens: Any = None
@@ -94,7 +122,7 @@ class Session:
         self.resumed_from = resume
         self.plan = None
         self.stop_requested = self.stopped = False
-        self.saved_step = -1
+        self.saved_step = self._decided_at = -1
         if self.args.should_save:
             checkpoints.discard_torn(Path(self.args.output_dir))
         state = checkpoints.read_state(resume) if resume else None
@@ -118,7 +146,7 @@ class Session:
             self.plan = self._resumed_plan() if self.resumed_from else self._new_plan()
             if self.trainer.is_world_process_zero():
                 self.plan.save(self.folder / "plan" / checkpoints.PLAN)
-        batches = cut(self.trainer, self.plan, self.packed_length)
+        batches = self.batches_of(self.plan)
         samples, collate = self.trainer._training_samples()
         self._feeder = Feeder(batches, samples, collate, **loader_settings(self.args))
         columns = getattr(self.trainer.train_dataset, "column_names", None) or ()
@@ -129,7 +157,23 @@ class Session:
         def epochs(one_pass: Plan) -> int:
             return epochs_needed(self.trainer, one_pass, self.packed_length)
 
-        return self._decide(epochs, self.record)
+        return self.planner.first(epochs, self.record)
+
+    def batches_of(self, plan: Plan) -> Batches:
+        """A plan in the steps that the trainer's arguments ask for."""
+        return cut(self.trainer, plan, self.packed_length)
+
+    def _decide_again(self) -> None:
+        """Let the planner replace what is ahead; what was served stays, and nothing was fetched beyond."""
+        assert self._feeder is not None and self.plan is not None
+        self._decided_at = self.step
+        self.flush()
+        served = self.schedule.segment(self.step)
+        self.plan = self.planner.again(self.plan, served, self.step, self.record)
+        self._feeder.follow(self.batches_of(self.plan))
+        if self.trainer.is_world_process_zero():
+            with self.record.uncharged():
+                self.plan.save(self.folder / "plan" / checkpoints.PLAN)
 
     def _resumed_plan(self) -> Plan:
         assert self.resumed_from is not None
@@ -147,7 +191,7 @@ class Session:
                 f"The checkpoint {self.resumed_from} was trained on {plan.pool} samples, "
                 f"the data now have {pool}; give the same data, or start a new run."
             )
-        batches = cut(self.trainer, plan, self.packed_length)
+        batches = self.batches_of(plan)
         if state["step"] > batches.steps or batches.used(state["step"]) != state["position"]:
             raise CheckpointError(
                 f"The checkpoint {self.resumed_from} was taken with another batch size; give the same one."
@@ -157,6 +201,7 @@ class Session:
                 f"The run in {self.resumed_from} was planned for {plan.epochs} epochs; "
                 "a longer one is a new run."
             )
+        self.planner.restore(checkpoints.read_arrays(self.resumed_from))
         return plan
 
     def decisions(self) -> dict[str, Any]:
@@ -206,6 +251,8 @@ class Session:
             return []
         if self.switch is not None and self.switch.probing:
             self._run_probe(self.switch)
+        if self.step != self._decided_at and self.planner.due(self.step):
+            self._decide_again()
         return self._feeder.step(self.step)
 
     def _run_probe(self, switch: LayerSwitch) -> None:

@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 from gradwise.data import Collator
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.methods.layer_policy import LayerPolicy
-from gradwise.planning import decide
+from gradwise.planning import FixedPlan, Planner
 from gradwise.recipe import Recipe
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.arguments import DECAY_SHARE
@@ -78,9 +78,9 @@ class TrainerMixin(_AnyTrainer):
         if _is_plain_collator(self.data_collator) and "data_collator" not in kwargs and len(args) < 3:
             self.data_collator = self._padding_collator()
         shared = None if shared_signals is None else Path(shared_signals)
-        decides = partial(decide, self, recipe, shared=shared) if plan is None else lambda *_: plan
         folder = Path(run_dir or self.args.output_dir)
-        self.session = Session(self, recipe, decides, folder=folder, packed_length=packed_length)
+        planner = Planner(self, recipe, folder, shared=shared) if plan is None else FixedPlan(plan)
+        self.session = Session(self, recipe, planner, folder=folder, packed_length=packed_length)
         if isinstance(recipe.layers, LayerPolicy) and self.args.world_size > 1:
             self.accelerator.prepare_model = partial(_prepared_unwrapped, self.accelerator.prepare_model)
         self._last_grad_norm: Any = None

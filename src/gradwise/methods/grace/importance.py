@@ -1,0 +1,89 @@
+"""What a sample is worth by itself: loss, gradient norm, or how well its gradient agrees with a target's."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.errors import SignalError
+from gradwise.signals import Signals
+
+Kind = Literal["alignment", "loss", "norm", "head_norm"]
+
+NEEDS: dict[str, str] = {
+    "alignment": "grad", "loss": "loss", "norm": "grad_norm", "head_norm": "head_norm",
+}  # fmt: skip
+"""The signal each kind is made of."""
+
+CLIPPED_AT = 99.0
+"""Percentile above which importance counts as the highest, so that no outlier rules."""
+
+OUTLIER = 10.0
+"""How many times that percentile a sample has to exceed to be listed."""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Importance brought to 0..1."""
+
+    scores: NDArray[np.float64]
+    """(n,) s^: importance over its 99th percentile, clipped to 0..1."""
+    outliers: NDArray[np.int64]
+    """Places of samples far above that percentile, highest first."""
+
+
+def importance(
+    kind: Kind,
+    signals: Signals,
+    rows: NDArray[np.int64],
+    *,
+    mean_tokens: float | None = None,
+    target: NDArray | None = None,
+) -> NDArray[np.float64]:
+    """(n,) of some samples of a pool.
+
+    Args:
+        kind: what it is made of.
+        signals: with what `NEEDS` names for that kind.
+        rows: (n,) the samples.
+        mean_tokens: scale by the sample's label tokens over this: what a token of it is worth becomes what
+            all of it is.
+        target: (k,) mean gradient that `alignment` is taken against; each sample's is against the mean of
+            the others unless given, since a mean that holds the sample itself agrees with large gradients.
+    """
+    values = np.asarray(signals.require(NEEDS[kind], f"grace with importance {kind}"))
+    if kind == "alignment":
+        found = alignment(values[rows].astype(np.float64), target)
+    else:
+        found = values[rows].astype(np.float64)
+    if mean_tokens is None:
+        return found
+    return found * signals.require("num_tokens", "grace")[rows] / mean_tokens
+
+
+def alignment(grads: NDArray[np.float64], target: NDArray | None = None) -> NDArray[np.float64]:
+    """(n,) inner products of gradients, (n, k), with a target, or each with the mean of the others."""
+    if target is not None:
+        return grads @ np.asarray(target, dtype=np.float64)
+    if len(grads) < 2:
+        return np.zeros(len(grads))
+    return (grads @ grads.sum(axis=0) - np.square(grads).sum(axis=1)) / (len(grads) - 1)
+
+
+def worth(values: NDArray[np.float64]) -> Worth:
+    """Importance in 0..1; what is negative is worth nothing.
+
+    >>> worth(np.array([-1.0, 1.0, 2.0])).scores.round(2).tolist()
+    [0.0, 0.51, 1.0]
+    """
+    if not np.isfinite(values).all():
+        raise SignalError("grace was given an importance that is not finite.")
+    highest = np.percentile(values, CLIPPED_AT)
+    if highest <= 0:
+        # Nearly all are worth nothing; the few that are not count as they stand.
+        highest = max(float(values.max()), 0.0)
+    if highest <= 0:
+        return Worth(np.zeros(len(values)), np.zeros(0, dtype=np.int64))
+    over = np.flatnonzero(values > OUTLIER * highest)
+    return Worth(np.clip(values / highest, 0, 1), over[np.argsort(-values[over], kind="stable")])

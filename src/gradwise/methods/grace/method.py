@@ -1,0 +1,251 @@
+"""GRACE's settings, and its three verbs: begin from signals, pick, refresh."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from gradwise.errors import RecipeError, SignalError
+from gradwise.methods.baselines.select import Subset
+from gradwise.methods.decision import Selection
+from gradwise.methods.grace.importance import NEEDS, Kind, importance
+from gradwise.methods.grace.nodes import nodes_of
+from gradwise.methods.grace.pick import Budget, choose, selection
+from gradwise.methods.grace.refresh import Measured, Propagation, Refreshed, anchors_of, next_share, refresh
+from gradwise.methods.grace.state import State
+from gradwise.numerics.candidates import parts
+from gradwise.numerics.facility import Minimum
+from gradwise.signals import Signals
+
+EXACT_UP_TO = 100_000
+"""Nodes beyond which `search: auto` takes the approximate search, where faiss is installed."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Grace(Subset):
+    """A coreset by coverage and importance, kept fresh while training (GRACE, arXiv 2604.11810).
+
+    Maximises F(S) = trade_off * mean_i max_{j in S} sim(i, j) + (1 - trade_off) * mean_{j in S} s_j on the
+    k-NN graph of the samples' embeddings, copies merged, by lazy greedy.
+
+    >>> rng = np.random.default_rng(0)
+    >>> signals = Signals(20, embedding=rng.standard_normal((20, 4)), loss=rng.random(20).astype("f4"))
+    >>> picked = Grace(fraction=0.2, importance="loss").select(signals)
+    >>> len(picked.indices), picked.why[0].startswith("pick 1: stands for")
+    (4, True)
+    """
+
+    method: Literal["grace"] = "grace"
+    """Coverage and importance on a k-NN graph."""
+
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    """Budget in label tokens, instead of a share or a number of samples."""
+
+    importance: Kind = "loss"
+    """What a sample is worth in itself: `loss`, `alignment` (of its gradient with the others' mean), `norm`
+    (of its gradient) or `head_norm` (of the output head's)."""
+
+    by_length: bool = False
+    """Scale importance by the sample's label tokens over their mean."""
+
+    trade_off: Share = 0.5
+    """Weight of coverage; the rest is that of importance."""
+
+    neighbours: Annotated[int, Field(ge=1)] = 16
+    """k of the k-NN graph."""
+
+    search: Literal["auto", "exact", "approximate"] = "auto"
+    """How neighbours are found; `approximate` needs the extra `faiss`, `auto` takes it for large pools."""
+
+    weighted: bool = False
+    """Show each pick as often as the number of samples it stands for says, within a factor of four."""
+
+    domain_minimum: Share = 0.0
+    """Least share of its proportional part that every domain keeps; 1 selects from each in proportion."""
+
+    refresh_every: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps from one selection to the next; 0 selects once."""
+
+    anchors: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the samples that the first refresh measures; later ones adapt it unless it is 1."""
+
+    staleness: Share = 0.5
+    """Weight of age against being unlike one's neighbours in what is measured first."""
+
+    propagate: Literal["value", "change"] = "change"
+    """What spreads from anchors over the graph: their values (as the authors do), or what changed in them."""
+
+    beta: Share = 0.5
+    """How far the others follow their neighbours."""
+
+    min_agreement: Annotated[float, Field(ge=-1, le=1)] = 0.8
+    """Rank correlation of guessed and measured importance below which the next refresh measures more."""
+
+    drift: Annotated[float, Field(ge=0, le=2)] = 0.05
+    """1 - cosine beyond which an embedding's place in the graph is repaired."""
+
+    def check(self) -> None:
+        given = [name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise RecipeError(
+                "select: grace needs one of fraction, count and tokens; found "
+                f"{' and '.join(given) or 'none of them'}."
+            )
+        if self.tokens is not None and self.domain_minimum:
+            raise RecipeError("select: domain_minimum needs fraction or count; it cannot go with tokens.")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The signals it decides by."""
+        needed = {"embedding", "num_tokens", NEEDS[self.importance]}
+        return frozenset(needed | ({"domain"} if self.domain_minimum else set()))
+
+    def select(self, signals: Signals, *, seed: int = 0) -> Selection:
+        """A coreset of the pool, once.
+
+        Raises:
+            SignalError: when a signal it needs is missing, or no sample can be used.
+        """
+        return self.pick(self.begin(signals, seed=seed), signals)
+
+    def begin(self, signals: Signals, *, step: int = 0, seed: int = 0, tell: Any = None) -> State:
+        """What to remember of the first measurement of a pool."""
+        embedding = np.asarray(signals.require("embedding", "grace"))
+        rows = np.flatnonzero(self._usable(signals))
+        if not rows.size:
+            raise SignalError("grace found no sample whose embedding and importance are finite.")
+        nodes = nodes_of(
+            np.asarray(embedding[rows], dtype=np.float32),
+            self.neighbours,
+            approximate=self._approximate(len(rows)),
+            seed=seed,
+            tell=tell,
+        )
+        sample = rows[nodes.first]
+        mean_tokens = None
+        if self.by_length:
+            mean_tokens = float(signals.require("num_tokens", "grace with by_length")[sample].mean())
+        return State(
+            pool=len(signals),
+            rows=rows,
+            node=nodes.node,
+            sample=sample,
+            centre=nodes.centre,
+            placed=nodes.placed,
+            embedding=np.array(embedding[sample], dtype=np.float32),
+            importance=importance(self.importance, signals, sample, mean_tokens=mean_tokens),
+            measured_at=np.full(len(sample), step),
+            graph=nodes.graph,
+            share=self.anchors,
+            mean_tokens=mean_tokens,
+        )
+
+    def pick(self, state: State, signals: Signals) -> Selection:
+        """A coreset by what is known now; of `signals` only what does not change counts: tokens, domains."""
+        tokens = signals.num_tokens
+        if self.tokens is not None:
+            costs = np.asarray(signals.require("num_tokens", "grace with tokens"), dtype=np.float64)
+            budget = Budget(tokens=float(self.tokens), costs=costs)
+        else:
+            budget = Budget(count=self.size(len(state.rows)))
+        chosen = choose(state, budget, self.trade_off, self._minimum(state, budget, signals))
+        when = f"after refresh {state.refreshes}" if state.refreshes else "at the start"
+        picked = selection(
+            state, chosen, budget, weighted=self.weighted, told=f"in the coreset chosen {when}"
+        )
+        told = picked.told | _domains(picked.indices, signals)
+        if tokens is not None:
+            told["label_tokens"] = int(np.asarray(tokens)[picked.indices].sum())
+        picked.told.update(told)
+        return picked
+
+    def anchors_at(self, state: State, step: int) -> NDArray[np.int64]:
+        """The nodes to measure at a step; `state.sample` says which samples of the pool they are."""
+        return anchors_of(state, step, self.staleness, state.share)
+
+    def refresh(self, state: State, anchors: NDArray[np.int64], signals: Signals, step: int) -> Refreshed:
+        """The state after some nodes were measured.
+
+        Args:
+            state: before.
+            anchors: (a,) nodes, ascending.
+            signals: of those a nodes, in the same order; those that are not ok keep what was believed.
+            step: optimizer steps done.
+        """
+        usable = self._usable(signals)
+        rows = np.flatnonzero(usable)
+        if not rows.size:
+            raise SignalError(
+                "grace measured its anchors anew, and not one has a finite embedding and importance; the "
+                "model may have diverged."
+            )
+        found = Measured(
+            anchors[rows],
+            np.asarray(signals.require("embedding", "grace"), dtype=np.float32)[rows],
+            importance(self.importance, signals, rows, mean_tokens=state.mean_tokens),
+        )
+        how = Propagation(self.propagate == "change", self.beta, self.drift)
+        done = refresh(state, found, how, step)
+        share = 1.0 if self.anchors == 1 else next_share(state.share, done.agreement, self.min_agreement)
+        return Refreshed(
+            done.state.changed(share=share),
+            done.agreement,
+            done.embedding_agreement,
+            done.moved,
+            done.searched,
+        )
+
+    def _usable(self, signals: Signals) -> NDArray[np.bool_]:
+        needed = np.asarray(
+            signals.require(NEEDS[self.importance], f"grace with importance {self.importance}")
+        )
+        embedding = np.asarray(signals.require("embedding", "grace"))
+        finite = _finite_rows(embedding) & _finite_rows(needed.reshape(len(signals), -1))
+        return finite if signals.ok is None else finite & signals.ok
+
+    def _approximate(self, rows: int) -> bool:
+        return self.search == "approximate" or (self.search == "auto" and rows > EXACT_UP_TO and _has_faiss())
+
+    def _minimum(self, state: State, budget: Budget, signals: Signals) -> Minimum | None:
+        """Of every domain `domain_minimum` of its proportional part, as far as it has nodes."""
+        if not self.domain_minimum:
+            return None
+        domain = signals.require("domain", "grace with domain_minimum")
+        names, codes = np.unique(domain[state.rows], return_inverse=True)
+        assert budget.count is not None
+        share = np.bincount(codes, minlength=len(names)) / len(codes)
+        group = np.searchsorted(names, domain[state.sample])
+        least = np.floor(self.domain_minimum * share * min(budget.count, len(state))).astype(np.int64)
+        return Minimum(group, np.minimum(least, np.bincount(group, minlength=len(names))))
+
+
+def _finite_rows(values: NDArray[Any]) -> NDArray[Any]:
+    """(N,) whether all numbers of a row are finite; gradients of a large pool are read a part at a time."""
+    found = np.empty(len(values), dtype=bool)
+    for part in parts(len(values), 2**14):
+        found[part] = np.isfinite(values[part]).all(axis=1)
+    return found
+
+
+def _domains(indices: NDArray[np.int64], signals: Signals) -> dict[str, Any]:
+    """How many of each domain were picked, and of how many."""
+    if signals.domain is None:
+        return {}
+    names, all_of_them = np.unique(signals.domain, return_counts=True)
+    found = dict(zip(*np.unique(signals.domain[indices], return_counts=True), strict=True))
+    return {
+        "domains": {
+            str(name): [int(found.get(name, 0)), int(count)]
+            for name, count in zip(names, all_of_them, strict=True)
+        }
+    }
+
+
+def _has_faiss() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("faiss") is not None

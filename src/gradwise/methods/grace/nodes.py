@@ -1,0 +1,89 @@
+"""What the graph is made of: samples that differ, copies merged into one node, embeddings centred.
+
+The hidden states of a language model share a large common part, so that any two have a cosine near 1; around
+their mean they tell samples apart.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
+
+from gradwise.numerics import KnnGraph, knn_graph
+from gradwise.numerics.nearest import unit
+
+COPY = 1 - 1e-6
+"""Cosine above which two samples are copies."""
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes:
+    """Samples merged into nodes, and the graph of the nodes. Shapes: n samples, m nodes."""
+
+    node: NDArray[np.int32]
+    """(n,) the node that each sample belongs to; nodes are numbered by their first sample."""
+    first: NDArray[np.int64]
+    """(m,) place of each node's first sample, ascending; it stands for the node."""
+    centre: NDArray[np.float32]
+    """(h,) mean of the embeddings."""
+    placed: NDArray[np.float32]
+    """(m, h) where the nodes lie: around the centre, of unit length."""
+    graph: KnnGraph
+    """Of the nodes."""
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(m,) samples in each node."""
+        return np.bincount(self.node, minlength=len(self.first))
+
+
+def nodes_of(embedding: NDArray[np.floating], k: int, **search: Any) -> Nodes:
+    """Nodes and graph of (n, h) embeddings.
+
+    Rows that are equal to the last bit are merged before the graph is built, those that only nearly are
+    (padding changes last bits) where the graph shows them; it is then built once more.
+
+    Args:
+        embedding: finite.
+        k: neighbours of each node; as many again are kept for repairs.
+        search: `approximate`, `device`, `seed`, `tell`, as `knn_graph` takes them.
+    """
+    centre = embedding.mean(axis=0, dtype=np.float64).astype(np.float32)
+    x = unit(embedding - centre)
+    node, first = _equal_rows(x)
+    graph = knn_graph(x[first], k, spare=k, **search)
+    joined = _joined(graph)
+    if joined.max(initial=-1) + 1 < len(first):
+        node, first = joined[node], first[_first_of(joined)]
+        graph = knn_graph(x[first], k, spare=k, **search)
+    return Nodes(node, first, centre, x[first], graph)
+
+
+def _equal_rows(x: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Group of each row, numbered by first appearance, and the first row of each group."""
+    seen: dict[bytes, int] = {}
+    # -0.0 + 0.0 is 0.0: a zero has two bit patterns.
+    node = np.array([seen.setdefault((row + 0.0).tobytes(), len(seen)) for row in x], dtype=np.int32)
+    return node, _first_of(node)
+
+
+def _joined(graph: KnnGraph) -> NDArray[np.int32]:
+    """(m,) group of each row: those that a chain of copies connects, numbered by their first row."""
+    near = graph.sims > COPY
+    if not near.any():
+        return np.arange(len(graph), dtype=np.int32)
+    rows = np.broadcast_to(np.arange(len(graph))[:, None], graph.ids.shape)[near]
+    links = scipy.sparse.coo_matrix((np.ones(len(rows)), (rows, graph.ids[near])), (len(graph), len(graph)))
+    label = connected_components(links, directed=False)[1]
+    order = np.argsort(_first_of(label), kind="stable")
+    renumbered = np.empty(len(order), dtype=np.int32)
+    renumbered[order] = np.arange(len(order))
+    return renumbered[label]
+
+
+def _first_of(label: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Place of the first member of each label."""
+    return np.unique(label, return_index=True)[1]

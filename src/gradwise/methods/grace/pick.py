@@ -1,0 +1,152 @@
+"""From what GRACE knows of its nodes to a selection: facility location, copies last, a reason for each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.methods.decision import Selection
+from gradwise.methods.grace.importance import Worth, worth
+from gradwise.methods.grace.state import State
+from gradwise.numerics.facility import Covered, Facility, Minimum
+
+WEIGHT_RANGE = (0.25, 4.0)
+"""Between what a pick's weight is kept, the mean being 1."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to pick; either `count`, or `tokens` with what each sample costs."""
+
+    count: int | None = None
+    tokens: float | None = None
+    costs: NDArray[np.float64] | None = None
+    """(pool,) label tokens of each sample."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Nodes in the order picked, and what is known of them."""
+
+    picks: NDArray[np.int64]
+    objective: float
+    coverage: float
+    """Share of the samples looked at that the picks cover, by similarity."""
+    covered: Covered
+    worth: Worth
+
+
+def choose(state: State, budget: Budget, trade_off: float, minimum: Minimum | None = None) -> Chosen:
+    """The nodes that facility location picks.
+
+    Args:
+        state: graph, importance and counts of the nodes.
+        budget: how much to pick.
+        trade_off: weight of coverage.
+        minimum: how many of each group of nodes.
+    """
+    valued = worth(state.importance)
+    if budget.tokens is None:
+        assert budget.count is not None
+        size = min(budget.count, len(state))
+        problem = Facility.of(state.graph, valued.scores, size, trade_off, state.counts)
+        picks = problem.greedy(size, minimum=minimum)
+    else:
+        assert budget.costs is not None
+        costs = np.maximum(budget.costs[state.sample], 1)
+        problem = Facility.of(
+            state.graph, valued.scores, budget.tokens / costs.mean(), trade_off, state.counts
+        )
+        both = [problem.greedy(budget.tokens, costs, by_cost=by_cost) for by_cost in (False, True)]
+        picks = max(both, key=problem.value)
+    coverage = problem.coverage(picks) / trade_off if trade_off else _coverage(state, picks)
+    return Chosen(picks, problem.value(picks), coverage, problem.covered(picks), valued)
+
+
+def _coverage(state: State, picks: NDArray[np.int64]) -> float:
+    return Facility.of(state.graph, np.zeros(len(state)), 1, 1.0, state.counts).coverage(picks)
+
+
+def selection(state: State, chosen: Chosen, budget: Budget, *, weighted: bool, told: str) -> Selection:
+    """Samples instead of nodes; where the budget asks for more than there are nodes, copies follow.
+
+    Args:
+        state: the nodes.
+        chosen: the nodes picked.
+        budget: what was asked for.
+        weighted: give each pick the number of samples it stands for as its weight.
+        told: how to say of a sample in a plan why it is there.
+    """
+    samples = state.sample[chosen.picks]
+    covers = _covers(state, chosen)
+    percentile = 100 * (np.argsort(np.argsort(state.importance)) + 0.5) / len(state)
+    columns: dict[str, NDArray[Any]] = {
+        "rank": np.arange(len(samples)),
+        "importance": state.importance[chosen.picks],
+        "importance_percentile": percentile[chosen.picks],
+        "covers": covers,
+        "copies": state.counts[chosen.picks] - 1,
+        "measured_at": state.measured_at[chosen.picks],
+    }
+    why = [_reason(row) for row in zip(*(columns[name] for name in _SAID), strict=True)]
+    weights = np.clip(covers / covers.mean(), *WEIGHT_RANGE) if weighted and len(covers) else None
+    missing = 0 if budget.count is None else budget.count - len(samples)
+    if missing > 0:
+        copies = _copies(state, chosen.picks)[:missing]
+        columns = {name: _padded(values, len(copies)) for name, values in columns.items()}
+        columns["rank"] = np.arange(len(samples) + len(copies))
+        samples = np.concatenate([samples, copies])
+        why += ["a copy: no other sample was left"] * len(copies)
+        weights = None if weights is None else np.concatenate([weights, np.full(len(copies), weights.min())])
+    if weights is not None:
+        weights = weights / weights.mean()
+    return Selection(
+        samples,
+        why=tuple(why),
+        weights=weights,
+        scores=columns["importance"],
+        objective=chosen.objective,
+        summary=told,
+        columns=columns,
+        told={
+            "coverage": round(chosen.coverage, 6),
+            "objective": round(chosen.objective, 6),
+            "distinct": len(state),
+            "looked_at": len(state.rows),
+            "outliers": state.sample[chosen.worth.outliers][:8].tolist(),
+            "outlier_count": len(chosen.worth.outliers),
+        },
+    )
+
+
+_SAID = ("rank", "covers", "copies", "importance_percentile")
+
+
+def _reason(values: tuple[Any, ...]) -> str:
+    rank, covers, copies, percentile = values
+    copied = f", {copies} of them copies" if copies else ""
+    return f"pick {rank + 1}: stands for {covers} samples{copied}; importance above {percentile:.0f} % of all"
+
+
+def _covers(state: State, chosen: Chosen) -> NDArray[np.int64]:
+    """(picks,) samples that each pick is the nearest one of, itself and its copies among them."""
+    nodes = chosen.covered.by >= 0
+    found = np.bincount(chosen.covered.by[nodes], weights=state.counts[nodes], minlength=len(chosen.picks))
+    return found.astype(np.int64)
+
+
+def _copies(state: State, picks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Samples that no node stands for: second copies in the order of the picks, then third ones, ..."""
+    place = np.full(len(state), len(picks))
+    place[picks] = np.arange(len(picks))
+    order = np.argsort(state.node, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(state.counts)[:-1]])
+    turn = np.empty(len(state.rows), dtype=np.int64)
+    turn[order] = np.arange(len(order)) - np.repeat(starts, state.counts)
+    ranked = np.lexsort((place[state.node], turn))
+    return state.rows[ranked[turn[ranked] > 0]]
+
+
+def _padded(values: NDArray[Any], more: int) -> NDArray[Any]:
+    return np.concatenate([values, np.zeros(more, dtype=values.dtype)])

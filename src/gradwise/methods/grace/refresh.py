@@ -1,0 +1,126 @@
+"""A refresh: a few anchors measured anew, the rest propagated, the graph repaired, all of it checked.
+
+An anchor's value is also guessed from the other anchors alone, as if it had not been measured. How well
+guesses agree with what was measured says whether the values of all that was not measured can be trusted, and
+costs nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from numpy.typing import NDArray
+
+from gradwise.methods.grace.state import State
+from gradwise.numerics.knn import repaired
+from gradwise.numerics.nearest import unit
+from gradwise.numerics.propagation import priority, spread, sweep, sweep_change
+
+SHARE_RANGE = (0.02, 0.5)
+"""Between what the share of anchors adapts."""
+
+GROWS, SHRINKS = 1.5, 1.25
+"""By what the share is multiplied where guesses do not agree, and divided where they do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was found at the anchors. Shapes: a anchors."""
+
+    anchors: NDArray[np.int64]
+    """(a,) nodes, ascending."""
+    embedding: NDArray[np.float32]
+    """(a, h)"""
+    importance: NDArray[np.float64]
+    """(a,)"""
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """How values spread from anchors."""
+
+    change: bool
+    """Spread what changed, rather than the values themselves."""
+    beta: float
+    drift: float
+    """1 - cosine beyond which an anchor's place in the graph is repaired."""
+
+    def guesses(
+        self, old: NDArray[Any], found: Measured, measured: NDArray[Any], state: State
+    ) -> NDArray[Any]:
+        """What the sweep makes of every node, the anchors themselves among them."""
+        if self.change:
+            return sweep_change(old, state.graph, found.anchors, measured, self.beta)
+        known = old.copy()
+        known[found.anchors] = measured
+        return sweep(old, known, state.graph, self.beta)
+
+
+@dataclass(frozen=True, eq=False)
+class Refreshed:
+    """The state after a refresh, and how it went."""
+
+    state: State
+    agreement: float | None
+    """Spearman's correlation of guessed and measured importance over the anchors; None where it has none."""
+    embedding_agreement: float | None
+    """Mean cosine of guessed and measured embeddings around the centre."""
+    moved: int
+    """Anchors whose place in the graph was repaired."""
+    searched: int
+    """Rows of the graph that were searched for anew."""
+
+
+def anchors_of(state: State, step: int, staleness: float, share: float) -> NDArray[np.int64]:
+    """The nodes to measure at a step, ascending: those of highest priority, spread over the graph."""
+    count = int(np.clip(round(share * len(state)), 1, len(state)))
+    ranked = priority(step - state.measured_at, state.importance, state.graph, staleness)
+    return spread(state.graph, ranked, count)
+
+
+def refresh(state: State, found: Measured, how: Propagation, step: int, *, search: Any = None) -> Refreshed:
+    """The state after what was found at the anchors."""
+    importance = how.guesses(state.importance, found, found.importance, state)
+    embedding = how.guesses(state.embedding, found, found.embedding, state)
+    centre = state.centre + (found.embedding - state.embedding[found.anchors]).mean(axis=0)
+    agreement = _correlation(importance[found.anchors], found.importance)
+    placed = unit(found.embedding - centre)
+    guessed = unit(embedding[found.anchors] - centre)
+    embedding_agreement = float(np.einsum("ah,ah->a", placed, guessed).mean()) if len(placed) else None
+    importance[found.anchors] = found.importance
+    embedding[found.anchors] = found.embedding
+    cosines = np.einsum("ah,ah->a", placed, state.placed[found.anchors])
+    far = 1 - cosines > how.drift
+    moved = found.anchors[far]
+    where = state.placed.copy()
+    where[moved] = placed[far]
+    fixed = repaired(state.graph, where, moved, **(search or {}))
+    measured_at = state.measured_at.copy()
+    measured_at[found.anchors] = step
+    after = state.changed(
+        centre=centre.astype(np.float32),
+        placed=where,
+        embedding=embedding,
+        importance=importance,
+        measured_at=measured_at,
+        graph=fixed.graph,
+        refreshes=state.refreshes + 1,
+    )
+    return Refreshed(after, agreement, embedding_agreement, len(moved), len(fixed.recomputed))
+
+
+def next_share(share: float, agreement: float | None, wanted: float) -> float:
+    """Share of anchors of the next refresh: more where propagation cannot be trusted, fewer where it can.
+
+    >>> round(next_share(0.1, agreement=0.4, wanted=0.8), 3), round(next_share(0.1, 0.9, 0.8), 3)
+    (0.15, 0.08)
+    """
+    trusted = agreement is None or agreement >= wanted
+    return float(np.clip(share / SHRINKS if trusted else share * GROWS, *SHARE_RANGE))
+
+
+def _correlation(guessed: NDArray[np.float64], measured: NDArray[np.float64]) -> float | None:
+    if len(measured) < 3 or np.ptp(guessed) == 0 or np.ptp(measured) == 0:
+        return None
+    return float(scipy.stats.spearmanr(guessed, measured)[0])  # type: ignore[arg-type]

@@ -1,0 +1,71 @@
+"""What GRACE remembers between two decisions: plain arrays and numbers, which a checkpoint can hold."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.numerics import KnnGraph
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Shapes: n samples looked at, m nodes (samples that differ), h numbers in an embedding."""
+
+    pool: int
+    """Samples of the whole pool."""
+    rows: NDArray[np.int64]
+    """(n,) the samples of the pool that are looked at, ascending."""
+    node: NDArray[np.int32]
+    """(n,) the node each of them belongs to."""
+    sample: NDArray[np.int64]
+    """(m,) the sample of the pool that stands for a node."""
+    centre: NDArray[np.float32]
+    """(h,) that embeddings are taken around."""
+    placed: NDArray[np.float32]
+    """(m, h) unit rows that the graph is built of."""
+    embedding: NDArray[np.float32]
+    """(m, h) as they are believed to be."""
+    importance: NDArray[np.float64]
+    """(m,) as it is believed to be."""
+    measured_at: NDArray[np.int64]
+    """(m,) the step at which a node was last measured."""
+    graph: KnnGraph
+    """Of the nodes, as placed."""
+    share: float
+    """Share of the nodes that the next refresh measures."""
+    mean_tokens: float | None = None
+    """Label tokens of a node on average, where importance is scaled by length."""
+    refreshes: int = 0
+    """Refreshes so far."""
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(m,) samples that a node stands for."""
+        return np.bincount(self.node, minlength=len(self.sample))
+
+    def changed(self, **values: Any) -> "State":
+        """The same with some values replaced."""
+        return replace(self, **values)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All of it, by name."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "graph"}
+        graph = {f"graph.{field.name}": getattr(self.graph, field.name) for field in fields(KnnGraph)}
+        known = {name: value for name, value in {**own, **graph}.items() if value is not None}
+        return {name: np.asarray(value) for name, value in known.items()}
+
+    @staticmethod
+    def of_arrays(arrays: dict[str, NDArray[Any]]) -> "State":
+        """What `arrays` was made of."""
+        values: dict[str, Any] = {
+            name: array if array.ndim else array.item() for name, array in arrays.items()
+        }
+        prefix = "graph."
+        graph = {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
+        own = {name: value for name, value in values.items() if not name.startswith(prefix)}
+        return State(**own, graph=KnnGraph(**graph))

@@ -1,0 +1,44 @@
+"""`picks.parquet`: every pick with its reason, for people to read and for other programs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from gradwise.atomic import write_bytes
+from gradwise.methods.decision import Selection
+
+PREVIEWED = 64
+"""Tokens of a sample that are shown."""
+
+
+def write_picks(path: Path, selection: Selection, dataset: Any, tokenizer: Any = None) -> None:
+    """A row for each pick, in the order picked: its index, domain, origin, reason and numbers, and how its
+    text begins.
+
+    Args:
+        path: the file.
+        selection: with `columns`.
+        dataset: the pool; columns `domain` and `origin` are taken where there are such.
+        tokenizer: decodes the previews; without one there are none.
+    """
+    indices = selection.indices
+    columns: dict[str, Any] = {"index": indices}
+    own = dataset.select(indices) if hasattr(dataset, "select") else None
+    for name in ("domain", "origin"):
+        if own is not None and name in own.column_names:
+            columns[name] = list(own[name])
+    count = len(indices)
+    columns["why"] = list(selection.why) if len(selection.why) == count else list(selection.why) * count
+    columns |= selection.columns
+    if selection.weights is not None:
+        columns["weight"] = np.asarray(selection.weights)
+    if tokenizer is not None and hasattr(tokenizer, "batch_decode"):
+        begun = [list(dataset[int(index)]["input_ids"][:PREVIEWED]) for index in indices]
+        columns["text"] = tokenizer.batch_decode(begun, skip_special_tokens=True)
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table(columns), sink)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, sink.getvalue().to_pybytes())
