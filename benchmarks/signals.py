@@ -76,7 +76,7 @@ class Benchmark:
         """Errors of inner products by length and by side, several seeds."""
         for name in self._chosen(signals_accuracy.COUNTS):
             seeds = range(self.options.seeds)
-            keys = [f"{kind}/{name}/{seed}" for kind in ("size", "side") for seed in seeds]
+            keys = [f"{kind}/{name}/{seed}" for kind in signals_accuracy.kinds(name) for seed in seeds]
             if all(key in self.result for key in keys):
                 continue
             with tempfile.TemporaryDirectory(prefix="gradwise-bench-") as folder:
@@ -88,7 +88,7 @@ class Benchmark:
         gradients = Gradients(*subject(name, signals_accuracy.COUNTS[name]), folder)
         gram = gradients.gram()
         self._once(f"true/{name}", lambda: signals_accuracy.described(gradients, gram))
-        for kind, measured in (("size", signals_accuracy.by_size), ("side", signals_accuracy.by_side)):
+        for kind, measured in signals_accuracy.kinds(name).items():
             for seed in seeds:
                 self._once(f"{kind}/{name}/{seed}", partial(measured, gradients, gram, seed))
 

@@ -94,6 +94,11 @@ def by_side(gradients: Gradients, gram: NDArray, seed: int) -> dict[str, Any]:
     return {"errors": told}
 
 
+def kinds(name: str) -> dict[str, Any]:
+    """What is measured of a subject; sides on the small models only, SmolLM2's take more than 20 GiB."""
+    return {"size": by_size} if name == "smollm2" else {"size": by_size, "side": by_side}
+
+
 def described(gradients: Gradients, gram: NDArray) -> dict[str, Any]:
     """How many samples and parameters, and quantiles (0, 25, 50, 75, 100 %) of the true cosines between two
     samples."""

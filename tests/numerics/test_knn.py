@@ -198,7 +198,7 @@ def missing_at_most(graph: KnnGraph, x: np.ndarray) -> None:
 
 class TestApproximate:
     def test_is_as_near_as_it_says(self):
-        """Clusters in few dimensions, as embeddings are; the share of true neighbours is measured here too."""
+        """Clusters in few dimensions, as embeddings are; the recall is measured here as well."""
         pytest.importorskip("faiss")
         rng = np.random.default_rng(0)
         centres, spread = rng.standard_normal((60, 6)), rng.standard_normal((6, 32))

@@ -2,9 +2,10 @@
 
 Shapes: B samples, T rows (tokens) per sample, R x C the matrix, k the length of the projection. A sample's
 matrix G_i = sum_t r_it c_it^T is never formed. Each side goes through a count sketch (random signs, then
-folded to `side_for(k)` sums), which reads every number once; the small matrices that are left are multiplied out and
-dealt into k signed sums. Two gradients' inner product is kept in expectation, and its error stays within a
-few percent of a dense Gaussian projection's (`benchmarks/signals.py`), which would need R C k random numbers.
+folded to `side_for(k)` sums), which reads every number once; the small matrices that are left are multiplied
+out and dealt into k signed sums. Two gradients' inner product is kept in expectation, and its error stays
+within a few percent of a dense Gaussian projection's (`benchmarks/signals.py`), which would need R C k random
+numbers.
 Squared lengths, and samples that are nearly the same, fare worse on shallow wide models: at k = 1024 up to
 1.5 times a dense projection's error was seen.
 
