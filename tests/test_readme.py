@@ -1,5 +1,6 @@
 """What the README shows runs, and so does every recipe that ships."""
 
+import json
 import re
 import subprocess
 import sys
@@ -65,6 +66,22 @@ def test_collecting_runs(tmp_path: Path) -> None:
     assert "400 of 400 samples measured" in run("gradwise collect", tmp_path / "signals")
     assert (tmp_path / "signals" / "signals.png").stat().st_size > 10_000
     assert len(gw.Signals.open(tmp_path / "signals")) == 400
+
+
+def test_a_coreset_follows_the_training(tmp_path: Path) -> None:
+    assert "held-out loss after" in run("gradwise train recipes/plays_grace", tmp_path / "out")
+    events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
+    refreshed = [event["step"] for event in events if event["event"] == "refresh"]
+    assert refreshed == [10, 20]
+    assert {path.name for path in (tmp_path / "out" / "plan").glob("picks-*")} == {
+        f"picks-{step}.parquet" for step in (0, 10, 20)
+    }
+
+
+def test_selecting_runs(tmp_path: Path) -> None:
+    assert "80 samples picked by grace" in run("gradwise select", tmp_path / "picks")
+    assert len((tmp_path / "picks" / "records.jsonl").read_text().splitlines()) == 80
+    assert (tmp_path / "picks" / "pool.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow

@@ -8,13 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwise import RecipeError, SignalError, Signals
-from gradwise.methods.baselines import FullData, LengthTop, LossTop, RandomSubset
+from gradwise.methods.baselines import (
+    FullData,
+    GradNormTop,
+    KCenter,
+    LengthTop,
+    LossTop,
+    RandomSubset,
+)
 
-SUBSETS = [RandomSubset, LossTop, LengthTop]
+SUBSETS = [RandomSubset, LossTop, LengthTop, GradNormTop, KCenter]
 LOSS = np.array([2.0, np.nan, 5.0, 1.0, np.inf, 5.0, 3.0], dtype=np.float32)
 TOKENS = np.array([10, 90, 50, 10, 70, 20, 90], dtype=np.int32)
 WEIGHT = np.arange(1.0, 8.0)
-POOL = Signals(7, num_tokens=TOKENS, loss=LOSS, weight=WEIGHT)
+NORM = LOSS[::-1].copy()
+EMBEDDING = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
+POOL = Signals(7, num_tokens=TOKENS, loss=LOSS, grad_norm=NORM, embedding=EMBEDDING, weight=WEIGHT)
 
 every_subset = pytest.mark.parametrize("method", SUBSETS)
 
@@ -39,7 +48,8 @@ class TestEverySubset:
         assert method(fraction=fraction).size(pool) == max(1, round(fraction * pool))
 
     def test_all_of_it_is_a_part(self, method: Any):
-        pool = Signals(4, num_tokens=TOKENS[:4], loss=np.ones(4, dtype=np.float32))
+        flat = np.ones(4, dtype=np.float32)
+        pool = Signals(4, num_tokens=TOKENS[:4], loss=flat, grad_norm=flat, embedding=EMBEDDING[:4])
         for whole in (method(count=4), method(fraction=1.0)):
             assert sorted(whole.select(pool).indices.tolist()) == [0, 1, 2, 3]
 
@@ -131,11 +141,27 @@ class TestLengthTop:
             LengthTop(count=1).select(Signals(3))
 
 
+class TestGradNormTop:
+    def test_largest_first_and_never_what_is_not_finite(self):
+        pick = GradNormTop(count=3).select(POOL)
+        assert pick.indices.tolist() == [1, 4, 0]
+
+
+class TestKCenter:
+    def test_copies_come_last_and_what_is_not_finite_never(self):
+        rows = np.array([0, 1, 2, 0, 1, 2, 3])
+        x = EMBEDDING[rows].copy()
+        x[6, 0] = np.nan
+        pick = KCenter(count=6).select(Signals(7, embedding=x))
+        assert sorted(rows[pick.indices[:3]]) == [0, 1, 2]
+        assert 6 not in pick.indices
+
+
 @pytest.mark.parametrize(
     "method", [FullData(), *(subset(count=1) for subset in SUBSETS)], ids=lambda m: m.method
 )
 def test_needs_name_every_signal_that_is_used(method: Any):
     """With just what it says it needs, a method runs; that is how the trainer decides what to measure."""
-    available = {"loss": LOSS, "num_tokens": TOKENS}
+    available = {"loss": LOSS, "num_tokens": TOKENS, "grad_norm": NORM, "embedding": EMBEDDING}
     pool = Signals(7, **{name: available[name] for name in method.needs})
     assert len(method.select(pool).indices)

@@ -24,9 +24,10 @@ def main() -> None:
     if not sys.stderr.isatty():
         # Bars of libraries that ask nobody; read when tqdm is first imported, which is after this.
         os.environ.setdefault("TQDM_DISABLE", "1")
-    from gradwise.cli import collect, compare, demo, schema, train
+    from gradwise.cli import collect, compare, demo, schema, select, train
 
-    for command in (train.train, collect.collect, compare.compare, demo.demo, schema.schema):
+    commands = (train.train, collect.collect, select.select, compare.compare, demo.demo, schema.schema)
+    for command in commands:
         app.command()(command)
     try:
         app(standalone_mode=True)

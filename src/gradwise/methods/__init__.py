@@ -14,7 +14,9 @@ from gradwise.methods.baselines import (
     EasyFirst,
     FullData,
     GivenOrder,
+    GradNormTop,
     Interleave,
+    KCenter,
     LengthTop,
     LossTop,
     RandomSubset,
@@ -28,7 +30,10 @@ from gradwise.methods.decision import Order, Selection
 from gradwise.methods.grace import Grace
 from gradwise.methods.grass import Grass
 
-Select = Annotated[FullData | RandomSubset | LossTop | LengthTop | Grace, Field(discriminator="method")]
+Select = Annotated[
+    FullData | RandomSubset | LossTop | LengthTop | GradNormTop | KCenter | Grace,
+    Field(discriminator="method"),
+]
 OrderBy = Annotated[Shuffle | GivenOrder | EasyFirst | Interleave, Field(discriminator="method")]
 Layers = Annotated[
     AllLayers | UniformLayers | StaticLayers | RoundRobinLayers | TopLayers | Grass,

@@ -1,6 +1,7 @@
 """Pure functions on arrays: no model, no file, no trainer in sight. Each has a slow, obvious oracle in the
 tests."""
 
+from gradwise.numerics.centres import k_center
 from gradwise.numerics.facility import facility_location
 from gradwise.numerics.knn import KnnGraph, knn_graph, repair
 from gradwise.numerics.outer_products import squared_norms
@@ -16,6 +17,7 @@ __all__ = [
     "facility_location",
     "fold_with_signs",
     "interleaved",
+    "k_center",
     "knn_graph",
     "multiplicities",
     "propagate",

@@ -56,12 +56,12 @@ def collect_signals(
     Raises:
         GradwiseError: in one clear sentence.
     """
-    settings, data = _sections(recipe)
+    settings, data = sections(recipe)
     proxied = recipe.signals.model is not None
     tokenizer = load_tokenizer(settings)
     pool = load(data, part, tokenizer, progress=progress and is_first())
     tell(str(pool.report))
-    model = _placed(load_model(settings, None if proxied else recipe.adapter))
+    model = placed(load_model(settings, None if proxied else recipe.adapter))
     signals = collect(
         model,
         pool.dataset,
@@ -91,12 +91,12 @@ def load_proxy(recipe: Recipe, pool: Pool, *, progress: bool) -> Proxy | None:
     needs = recipe.select.needs | recipe.order.needs
     if recipe.signals.model is None or not needs & set(QUANTITIES):
         return None
-    settings, data = _sections(recipe)
+    settings, data = sections(recipe)
     tokenizer = load_tokenizer(settings)
     # Duplicates by one tokenizer's tokens need not be duplicates by another's.
     theirs = load(_keeping_all(data), "train", tokenizer, progress=progress)
     rows = _aligned(pool, theirs)
-    model = _placed(load_model(settings))
+    model = placed(load_model(settings))
     return Proxy(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer))
 
 
@@ -125,7 +125,8 @@ def _keeping_all(data: Data) -> Data:
     return replace(data, duplicates="keep")
 
 
-def _sections(recipe: Recipe) -> tuple[Model, Data]:
+def sections(recipe: Recipe) -> tuple[Model, Data]:
+    """The model that measures and the data that are measured; raises RecipeError where one is missing."""
     model = recipe.signals.model or recipe.model
     if model is None:
         raise RecipeError("The recipe names no model; give model.name, a hub name or a local folder.")
@@ -134,7 +135,7 @@ def _sections(recipe: Recipe) -> tuple[Model, Data]:
     return model, recipe.data
 
 
-def _placed(model: Any) -> Any:
+def placed(model: Any) -> Any:
     """On this rank's device; sets up the process group under torchrun."""
     return model.to(PartialState().device)
 

@@ -8,14 +8,23 @@ from gradwise.methods.baselines.layers import (
     UniformLayers,
 )
 from gradwise.methods.baselines.order import EasyFirst, GivenOrder, Interleave, Shuffle
-from gradwise.methods.baselines.select import FullData, LengthTop, LossTop, RandomSubset
+from gradwise.methods.baselines.select import (
+    FullData,
+    GradNormTop,
+    KCenter,
+    LengthTop,
+    LossTop,
+    RandomSubset,
+)
 
 __all__ = [
     "AllLayers",
     "EasyFirst",
     "FullData",
     "GivenOrder",
+    "GradNormTop",
     "Interleave",
+    "KCenter",
     "LengthTop",
     "LossTop",
     "RandomSubset",

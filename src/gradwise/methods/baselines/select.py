@@ -1,4 +1,4 @@
-"""Selections that cost little: everything, at random, by loss, by length."""
+"""Simple selections: everything, at random, by loss, by length, by gradient norm, spread out."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -9,6 +9,7 @@ from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import Selection
+from gradwise.numerics import k_center
 from gradwise.settings import Settings
 from gradwise.signals import Signals
 
@@ -104,6 +105,43 @@ class LengthTop(Subset):
         """The `size` longest by label tokens."""
         tokens = signals.require("num_tokens", "length_top")
         return _top(self, tokens.astype(np.float64), "label tokens", signals)
+
+
+@dataclass(frozen=True)
+class GradNormTop(Subset):
+    """The samples with the largest gradients: highest exact norm of the own-mean loss's gradient."""
+
+    method: Literal["grad_norm_top"] = "grad_norm_top"
+    """Largest gradient norm first."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"grad_norm"})
+
+    def select(self, signals: Signals, *, seed: int = 0) -> Selection:  # noqa: ARG002
+        """The `size` highest norms; samples whose norm is not finite are never picked."""
+        norm = signals.require("grad_norm", "grad_norm_top")
+        return _top(self, norm.astype(np.float64), "gradient norm", signals)
+
+
+@dataclass(frozen=True)
+class KCenter(Subset):
+    """Samples spread over the pool: always the one whose embedding lies farthest from all picked so far."""
+
+    method: Literal["k_center"] = "k_center"
+    """Farthest from what was picked."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
+
+    def select(self, signals: Signals, *, seed: int = 0) -> Selection:  # noqa: ARG002
+        """`size` samples by farthest-first traversal of the embeddings around their mean."""
+        embedding = signals.require("embedding", "k_center")
+        usable = np.isfinite(embedding).all(axis=1)
+        rows = np.flatnonzero(usable if signals.ok is None else usable & signals.ok)
+        if not rows.size:
+            raise SignalError("No sample has a finite embedding.")
+        x = embedding[rows] - embedding[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
+        indices = rows[k_center(x, self.size(rows.size))]
+        weights = None if signals.weight is None else signals.weight[indices]
+        return Selection(indices, why=("farthest from what was picked before",), weights=weights)
 
 
 _RANDOM_SUBSET = 0x5E1EC7

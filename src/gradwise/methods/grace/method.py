@@ -1,6 +1,6 @@
 """GRACE's settings, and its three verbs: begin from signals, pick, refresh."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -161,7 +161,10 @@ class Grace(Subset):
         if tokens is not None:
             told["label_tokens"] = int(np.asarray(tokens)[picked.indices].sum())
         picked.told.update(told)
-        return picked
+        if signals.weight is None:
+            return picked
+        own = signals.weight[picked.indices]
+        return replace(picked, weights=own if picked.weights is None else own * picked.weights)
 
     def anchors_at(self, state: State, step: int) -> NDArray[np.int64]:
         """The nodes to measure at a step; `state.sample` says which samples of the pool they are."""

@@ -1,0 +1,72 @@
+"""The pool in two dimensions with the picks marked, from the store and `picks.parquet` alone."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from gradwise.atomic import write_bytes
+from gradwise.errors import SignalError
+from gradwise.signals import Signals
+
+MOST = 20_000
+"""Samples that are drawn; of more, evenly spaced ones."""
+
+POOL_COLOUR, PICK_COLOUR = "#BBBBBB", "#D55E00"
+
+
+def draw_pool(store: Path, picks: Path) -> Path:
+    """Draw `pool.png` beside `picks`; returns its path.
+
+    The plane is that of the two largest principal components of the embeddings around their mean.
+
+    Raises:
+        SignalError: when the store holds no embeddings.
+    """
+    signals = Signals.open(store) if (store / "manifest.json").exists() else None
+    if signals is None or signals.embedding is None:
+        raise SignalError(f"{store} holds no embeddings to draw; this selection does not need them.")
+    table = pyarrow.parquet.read_table(picks, columns=["index"])
+    path = picks.parent / "pool.png"
+    write_bytes(path, pool_picture(signals, table.column("index").to_numpy()))
+    return path
+
+
+def pool_picture(signals: Signals, picks: NDArray[np.int64]) -> bytes:
+    """The figure as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    assert signals.embedding is not None
+    usable = np.arange(len(signals)) if signals.ok is None else np.flatnonzero(signals.ok)
+    shown = usable[:: max(1, len(usable) // MOST)]
+    plane, share = principal_plane(np.asarray(signals.embedding[shown], dtype=np.float64))
+    marked = np.isin(shown, picks)
+    figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    size = max(2.0, min(14.0, 12_000 / len(shown)))
+    axes.scatter(*plane[~marked].T, s=size, c=POOL_COLOUR, linewidths=0, label=f"pool ({len(usable):,})")
+    axes.scatter(
+        *plane[marked].T, s=1.6 * size, c=PICK_COLOUR, linewidths=0, label=f"picked ({len(picks):,})"
+    )
+    axes.set_xlabel("first principal component of the embeddings")
+    axes.set_ylabel("second")
+    axes.set_title(f"{share:.0%} of the embeddings' variance lies in this plane", fontsize=10)
+    axes.legend(loc="best", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def principal_plane(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """(N, 2) coordinates, and the share of the variance in them."""
+    centred = x - x.mean(axis=0)
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    if len(values) < 2:
+        return np.column_stack([centred[:, 0], np.zeros(len(x))]), 1.0
+    total = float(values.sum())
+    return centred @ vectors[:, [-1, -2]], float(values[-2:].sum()) / total if total > 0 else 1.0
