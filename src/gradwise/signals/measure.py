@@ -97,8 +97,8 @@ class Measurer:
                 for capture in captures:
                     watching.enter_context(capture)
                     watching.enter_context(experts_watched(self.model, capture, positions))
-                logits_nV = self.head.logits(batch, positions, captures, hidden)
-            losses_B = positions.mean_losses(logits_nV)
+                # No name is kept for the logits: large as they are, they go before the backward pass.
+                losses_B = positions.mean_losses(self.head.logits(batch, positions, captures, hidden))
             self._backward(losses_B.sum() * scale, [c.anchor for c in captures], unseen, gradients)
         found.values["loss"] = losses_B.detach()
         if hidden.wanted:
