@@ -32,7 +32,7 @@ bench: .venv/.dev .venv/.demo
 	$(BIN)/python benchmarks/compare.py --task smollm2 --jobs 2
 	$(BIN)/python benchmarks/signals.py
 	$(BIN)/python benchmarks/signals_store.py
-	$(BIN)/python benchmarks/signals_store.py --problems 200 --want loss,embedding,grad_norm,grad
+	$(BIN)/python benchmarks/signals_store.py --problems 200 --want loss,embedding,grad_norm,grad --max-length 512
 	$(BIN)/python benchmarks/results.py
 
 clean:

@@ -1,7 +1,7 @@
 """Does a pass that is killed give the same store? `gradwise collect`, SmolLM2-135M over GSM8K, byte by byte.
 
-    python benchmarks/signals_store.py                          # loss and head_norm of 2,000 problems
-    python benchmarks/signals_store.py --problems 200 --want loss,embedding,grad_norm,grad
+    python benchmarks/signals_store.py                          # losses of 2,000 problems' first 64 tokens
+    python benchmarks/signals_store.py --problems 200 --want loss,embedding,grad_norm,grad --max-length 512
 
 Twice the same command: once left alone, once killed (SIGKILL) each time another third of the blocks is done,
 and started again. Then every file of the two stores is compared. Both stores lie under build/signals_store
@@ -34,7 +34,7 @@ KILLS = (1 / 3, 2 / 3)
 POLL = 0.2
 
 
-def recipe(folder: Path, problems: int, batch_tokens: int) -> Path:
+def recipe(folder: Path, problems: int, batch_tokens: int, max_length: int) -> Path:
     """A recipe over the first problems of GSM8K's training part."""
     folder.mkdir(parents=True, exist_ok=True)
     records = instructions("gsm8k")[:problems]
@@ -42,7 +42,13 @@ def recipe(folder: Path, problems: int, batch_tokens: int) -> Path:
     made: Any = smollm2_recipe().model
     content = {
         "model": {"name": made.name, "gguf_file": made.gguf_file},
-        "data": {"train": "problems.jsonl", "max_length": 512, "template": "chat"},
+        "data": {
+            "train": "problems.jsonl",
+            "max_length": max_length,
+            "template": "chat",
+            "loss_on": "all",
+            "allow": {"cut": 1},
+        },
         "signals": {"batch_tokens": batch_tokens},
     }
     path = folder / "recipe.yaml"
@@ -147,9 +153,9 @@ def _without_seconds(manifest: bytes | None) -> Any:
     return None if manifest is None else {**json.loads(manifest), "seconds": None}
 
 
-def measured(folder: Path, problems: int, want: str, batch_tokens: int) -> dict[str, Any]:
+def measured(folder: Path, problems: int, want: str, batch_tokens: int, max_length: int) -> dict[str, Any]:
     """Both passes, and what of them differs."""
-    made = recipe(folder, problems, batch_tokens)
+    made = recipe(folder, problems, batch_tokens, max_length)
     undisturbed = Pass(made, folder / "undisturbed", want)
     undisturbed.until(2.0)
     shares, bar = killed(made, folder / "killed", want)
@@ -158,6 +164,7 @@ def measured(folder: Path, problems: int, want: str, batch_tokens: int) -> dict[
     return {
         "problems": problems,
         "want": want,
+        "max_length": max_length,
         "label_tokens": int(tokens.sum()),
         "blocks": manifest["request"]["blocks"],
         "seconds": manifest["seconds"],
@@ -174,16 +181,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--problems", type=int, default=2000)
-    parser.add_argument("--want", default="loss,head_norm", help="quantities, comma-separated")
+    parser.add_argument("--want", default="loss", help="quantities, comma-separated")
     parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--max-length", type=int, default=64, help="tokens of a problem that are kept")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for the stores")
     parser.add_argument("--out", type=Path, default=RESULTS / "signals-store.json", help="the result file")
     options = parser.parse_args()
     result = ResultFile(options.out, "signals", {"part": "store"}, threads=1)
     key = f"store/{options.want}/{options.problems}"
     if key not in result:
-        folder = options.folder / f"{options.want.replace(',', '-')}-{options.problems}"
-        found = measured(folder, options.problems, options.want, options.batch_tokens)
+        folder = options.folder / "-".join(
+            [*options.want.split(","), str(options.problems), str(options.max_length)]
+        )
+        found = measured(folder, options.problems, options.want, options.batch_tokens, options.max_length)
         result.add(key, found)
     entry = result[key]
     print(f"{key}: differ {entry['differ']}, killed at {entry['killed_at']}, load {load_average()}")

@@ -258,6 +258,7 @@ def _store(content: dict[str, Any]) -> list[str]:
         [
             f"`{entry['want']}`",
             f"{entry['problems']:,}",
+            f"{entry['max_length']:,}",
             f"{entry['blocks']:,}",
             ", ".join(f"{share:.0%}" for share in entry["killed_at"]),
             f"{entry['seconds']:,.0f}",
@@ -275,6 +276,7 @@ def _store(content: dict[str, Any]) -> list[str]:
     head = [
         "quantities",
         "problems",
+        "tokens of each at most",
         "blocks",
         "killed at",
         "seconds alone",
