@@ -17,8 +17,10 @@ from gradwise.run.select import select_samples
 from gradwise.training import Plan
 
 SELECTIONS = [
-    gw.Grace(fraction=0.3),
-    gw.Grace(count=6, importance="head_norm", by_length=True),
+    gw.Grace(fraction=0.3, candidates="all", refresh_every=0),
+    gw.Grace(count=6, candidates="all", refresh_every=0, importance="head_norm", by_length=True),
+    gw.Grace(count=4, candidates=9, refresh_every=0),
+    gw.Grace(count=8, candidates=9, refresh_every=0),
     baselines.LossTop(count=5),
     baselines.GradNormTop(count=5),
     baselines.KCenter(count=5),
@@ -46,7 +48,9 @@ def selected(recipe: Recipe, out: Path, **options: Any) -> list[int]:
     return picked.indices.tolist()
 
 
-@pytest.mark.parametrize("select", SELECTIONS, ids=lambda one: one.method)
+@pytest.mark.parametrize(
+    "select", SELECTIONS, ids=lambda one: f"{one.method}-{getattr(one, 'candidates', None)}"
+)
 def test_is_what_a_run_begins_with(recipe: Recipe, select: Any, tmp_path: Path) -> None:
     chosen = replace(recipe, select=select)
     picks = selected(chosen, tmp_path / "picks")

@@ -89,7 +89,10 @@ def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Cal
     deciding, steps = decided.session.record.seconds, _steps_asked(decided)
     look = bench.timed(decided, FIRST_LOOK, folder)
     count = int(np.clip(seconds / look.step, FEWEST, MOST))
-    return Calibrated(replace(bench.timed(decided, count, folder), deciding=deciding), steps)
+    speed = bench.timed(decided, count, folder)
+    # Decisions that come while training are spread over the steps they come at.
+    step = speed.step + decided.session.planner.later
+    return Calibrated(replace(speed, deciding=deciding, step=step), steps)
 
 
 class Workbench:

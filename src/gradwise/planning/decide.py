@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from gradwise.errors import RecipeError
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
+from gradwise.methods.grace.costs import Forecast, looked_at
 from gradwise.methods.grace.state import State
+from gradwise.planning.dial import settled
 from gradwise.planning.make import Cuts, make_plan, passes_over
 from gradwise.planning.picks import write_picks
-from gradwise.planning.pool import pool_signals, signals_of
+from gradwise.planning.pool import domains, pool_signals, signals_of
 from gradwise.recipe import Recipe
 from gradwise.signals import Signals
+from gradwise.signals.wanted import QUANTITIES
 from gradwise.training.plan import Plan
 from gradwise.training.record import Record
 
@@ -44,34 +47,46 @@ class Planner:
         self._signals: Signals | None = None
         self._state: State | None = None
         self._picked: Selection | None = None
-
-    @property
-    def every(self) -> int:
-        """Optimizer steps from one decision to the next; 0 where there is only one."""
-        return self.recipe.select.refresh_every if isinstance(self.recipe.select, Grace) else 0
+        self.later = 0.0
+        """Seconds per step that decisions while training are expected to take."""
+        self.tell: Callable[[str], Any] = _silent if trainer.args.disable_tqdm else print
+        """Gets a sentence on what is expected to be spent, on the first rank."""
 
     def due(self, step: int) -> bool:
         """Whether to decide again before `step`."""
-        return bool(self.every) and step > 0 and step % self.every == 0
+        every = 0 if self._state is None else self._state.every
+        return bool(every) and step > 0 and step % every == 0
 
     def first(self, passes: Passes, record: Record) -> Plan:
         """The plan of a run that begins."""
         recipe = self.recipe
         needs = recipe.select.needs | recipe.order.needs
+        forecast = self._settled(record)
+        rows = None if forecast is None else self._looked_at(forecast.candidates)
         signals, seconds, found = pool_signals(
-            self.trainer, needs, recipe.signals, record, seed=recipe.seed, shared=self.shared
+            self.trainer, needs, recipe.signals, record, seed=recipe.seed, shared=self.shared, rows=rows
         )
         bad = [] if signals.ok is None else np.flatnonzero(~signals.ok).tolist()
         if needs:
             told = {"quantities": sorted(needs), "samples": len(signals), "set_aside": len(bad)}
-            record.event("signals", 0, seconds, **told, first=bad[:8], **({"shared": True} if found else {}))
+            record.event(
+                "signals",
+                0,
+                seconds,
+                **told,
+                first=self._places(bad, rows)[:8],
+                **({"shared": True} if found else {}),
+            )
         start = time.perf_counter()
-        selection = _without(bad, self._select(signals))
+        if isinstance(recipe.select, Grace):
+            selection, signals = self._begun(recipe.select, signals, rows, forecast)
+        else:
+            selection = _without(bad, recipe.select.select(signals, seed=recipe.seed))
         chose = time.perf_counter() - start
         one_pass = make_plan(selection, recipe.order, signals, epochs=1, seed=recipe.seed)
         plan = make_plan(selection, recipe.order, signals, epochs=passes(one_pass), seed=recipe.seed)
-        if self.every:
-            plan = self._cut(plan)
+        if self._state is not None:
+            plan = self._cut(plan, self._state.every)
         self._keep(signals, selection, step=0)
         record.event(
             "plan",
@@ -102,6 +117,9 @@ class Planner:
         assert isinstance(grace, Grace) and state is not None
         start = time.perf_counter()
         anchors = grace.anchors_at(state, step)
+        if not anchors.size:
+            record.event("refresh", step, time.perf_counter() - start, anchors=0, digest=plan.digest)
+            return plan
         measured = signals_of(
             self.trainer, state.sample[anchors], grace.needs, self.recipe.signals, seed=self.recipe.seed
         )
@@ -109,7 +127,7 @@ class Planner:
         done = grace.refresh(state, anchors, measured, step)
         took["propagation"] = time.perf_counter() - start - sum(took.values())
         before = self._picks(signals)
-        selection = grace.pick(done.state, signals)
+        selection = grace.pick(done.state, signals, seed=self.recipe.seed)
         after = plan.followed_by(self._following(plan, selection, signals, step, done.state), after=served)
         took["selection"] = time.perf_counter() - start - sum(took.values())
         self._state = done.state
@@ -145,20 +163,55 @@ class Planner:
 
     # ---- how -----------------------------------------------------------------------------------------------
 
-    def _select(self, signals: Signals) -> Selection:
-        select, seed = self.recipe.select, self.recipe.seed
-        if not isinstance(select, Grace):
-            return select.select(signals, seed=seed)
-        if select.refresh_every and self.trainer.proxy is not None:
-            raise RecipeError(
-                "select.refresh_every measures the model as it learns, and signals.model measures with one "
-                "that does not; leave one of them out."
-            )
-        state = select.begin(signals, seed=seed)
-        self._state = state if select.refresh_every else None
-        return select.pick(state, signals)
+    def _settled(self, record: Record) -> Forecast | None:
+        """What GRACE may spend, measured and told before anything is."""
+        grace = self.recipe.select
+        if not isinstance(grace, Grace):
+            return None
+        if self.trainer.proxy is not None:
+            if grace.refresh_every:
+                raise RecipeError(
+                    "select.refresh_every measures the model as it learns, and signals.model measures with "
+                    "one that does not; leave one of them out."
+                )
+            grace = replace(grace, refresh_every=0)
+        if self.recipe.order.needs & set(QUANTITIES) and grace.candidates is None:
+            # The order has to know all that may be selected.
+            grace = replace(grace, candidates="all")
+        start = time.perf_counter()
+        found = settled(self.trainer, grace, self.recipe.signals, self.folder, seed=self.recipe.seed)
+        self.later = found.refreshes / found.steps
+        record.event("forecast", 0, time.perf_counter() - start, **found.as_dict())
+        if self.trainer.is_world_process_zero():
+            self.tell(f"{found}.")
+        return found
 
-    def _cut(self, plan: Plan) -> Plan:
+    def _looked_at(self, candidates: int) -> NDArray[np.int64] | None:
+        pool = self.trainer.train_dataset
+        if candidates >= len(pool):
+            return None
+        if self.recipe.order.needs & set(QUANTITIES):
+            raise RecipeError(
+                f"order: {self.recipe.order.method} has to know all samples, and select.candidates looks at "
+                f"{candidates:,} of {len(pool):,}; give candidates: all."
+            )
+        return looked_at(len(pool), candidates, domains(pool), self.recipe.seed)
+
+    def _begun(
+        self, grace: Grace, signals: Signals, rows: NDArray[np.int64] | None, forecast: Forecast | None
+    ) -> tuple[Selection, Signals]:
+        """GRACE's first selection, and what is known of the whole pool."""
+        assert forecast is not None
+        pool = len(self.trainer.train_dataset)
+        state = grace.begin(signals, looked=rows, pool=pool, seed=self.recipe.seed)
+        whole = signals if rows is None else self._known()
+        if forecast.every:
+            self._state = state.changed(
+                every=forecast.every, share=forecast.anchors, allowance=forecast.allowance
+            )
+        return grace.pick(state, whole, seed=self.recipe.seed), whole
+
+    def _cut(self, plan: Plan, every: int) -> Plan:
         """The plan in segments that end where a decision is due."""
         batches = self.trainer.session.batches_of(plan)
         if batches.pack is not None:
@@ -168,7 +221,7 @@ class Planner:
         segments = [
             piece
             for segment in plan.segments
-            for piece in Cuts.of(batches, segment.epoch, self.every).apply(segment)
+            for piece in Cuts.of(batches, segment.epoch, every).apply(segment)
         ]
         return replace(plan, segments=tuple(segments))
 
@@ -192,8 +245,12 @@ class Planner:
                 epoch=epoch,
                 seed=self.recipe.seed,
             )
-            segments += Cuts.of(batches, epoch, self.every, done=done).apply(ahead)
+            segments += Cuts.of(batches, epoch, state.every, done=done).apply(ahead)
         return segments
+
+    @staticmethod
+    def _places(bad: list[int], rows: NDArray[np.int64] | None) -> list[int]:
+        return bad if rows is None else rows[bad].tolist()
 
     def _known(self) -> Signals:
         """What does not change about the pool; after a resume it is read again from the data."""
@@ -206,7 +263,11 @@ class Planner:
     def _picks(self, signals: Signals) -> NDArray[np.int64]:
         grace = self.recipe.select
         assert isinstance(grace, Grace) and self._state is not None
-        return grace.pick(self._state, signals).indices if self._picked is None else self._picked.indices
+        return (
+            grace.pick(self._state, signals, seed=self.recipe.seed).indices
+            if self._picked is None
+            else self._picked.indices
+        )
 
     def _keep(self, signals: Signals, selection: Selection, *, step: int) -> None:
         self._picked = selection
@@ -227,6 +288,8 @@ class FixedPlan:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.later = 0.0
+        self.tell: Callable[[str], Any] = _silent
 
     def due(self, step: int) -> bool:  # noqa: ARG002
         return False
@@ -242,6 +305,10 @@ class FixedPlan:
 
     def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
         pass
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 def _rounded(value: float | None) -> float | None:

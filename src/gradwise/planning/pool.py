@@ -34,6 +34,7 @@ def pool_signals(
     *,
     seed: int = 0,
     shared: Path | None = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> PoolSignals:
     """Collect what is needed of a trainer's data; columns `domain` and `weight` count where they exist.
 
@@ -44,6 +45,7 @@ def pool_signals(
         record: of the run, charged for what is measured.
         seed: of the projection of gradients.
         shared: where several runs keep what they measure; see `gradwise.planning.shared`.
+        rows: samples to measure, ascending; the signals are then theirs alone. All of them unless given.
 
     Raises:
         RecipeError: when a decision needs domains and the data have no such column, or quantities of a model
@@ -51,10 +53,12 @@ def pool_signals(
         DataError: when a weight is negative or not a number.
     """
     dataset: Any = trainer.train_dataset
+    if rows is not None:
+        dataset = dataset.select(rows)
     domain = _column(dataset, "domain")
     if "domain" in needs and domain is None:
         raise RecipeError("order: interleave needs a `domain` column in the training data.")
-    measured = _measured(trainer, needs, settings, seed, record, shared)
+    measured = _measured(trainer, needs, settings, seed, record, shared, rows)
     known: dict[str, Any] = {"domain": None if domain is None else domain.astype(str), **measured.arrays}
     signals = Signals(len(dataset), weight=_weights(dataset), **known)
     return PoolSignals(signals, measured.seconds, measured.shared)
@@ -64,9 +68,8 @@ def signals_of(
     trainer: Any, rows: NDArray[np.int64], needs: frozenset[str], settings: SignalSettings, *, seed: int
 ) -> Signals:
     """Signals of some samples of a trainer's data at the model's present weights, in the order of `rows`."""
-    model, samples, collate = _source(trainer)
-    chosen: Any = samples.select(rows) if hasattr(samples, "select") else Subset(samples, rows.tolist())
-    return _collect(trainer, model, chosen, collate, sorted(needs & set(QUANTITIES)), settings, seed)
+    model, samples, collate = _source(trainer, rows)
+    return _collect(trainer, model, samples, collate, sorted(needs & set(QUANTITIES)), settings, seed)
 
 
 def _measured(
@@ -76,6 +79,7 @@ def _measured(
     seed: int,
     record: Record,
     shared: Path | None,
+    rows: NDArray[np.int64] | None,
 ) -> Measured:
     """What has to be computed, by name of the signal."""
     quantities = sorted(needs & set(QUANTITIES))
@@ -83,14 +87,16 @@ def _measured(
         return Measured({}, 0.0)
 
     def measure() -> Arrays:
-        return _collected(trainer, quantities, settings, seed) if quantities else _counted(trainer)
+        if not quantities:
+            return _counted(trainer, rows)
+        return _collected(trainer, quantities, settings, seed, rows)
 
     if shared is None:
         start = time.perf_counter()
         return Measured(measure(), time.perf_counter() - start)
     if trainer.args.world_size > 1:
         raise RecipeError("shared_signals is for runs of one process each; leave it out under torchrun.")
-    model, samples, collate = _source(trainer)
+    model, samples, collate = _source(trainer, rows)
     options = {**asdict(settings), "seed": seed} if {"grad", "grad_norm"} & set(quantities) else {}
     with record.uncharged():
         key = key_of(
@@ -104,22 +110,35 @@ def _measured(
     return measured_once(shared, key, measure, record)
 
 
-def _source(trainer: Any) -> tuple[Any, Any, Any]:
+def _source(trainer: Any, rows: NDArray[np.int64] | None = None) -> tuple[Any, Any, Any]:
     """What measures, what is measured, and what makes batches of it."""
-    return trainer.proxy or (trainer.model, *trainer._training_samples())
+    model, samples, collate = trainer.proxy or (trainer.model, *trainer._training_samples())
+    return model, _chosen(samples, rows), collate
 
 
-def _collected(trainer: Any, quantities: list[str], settings: SignalSettings, seed: int) -> Arrays:
+def _chosen(samples: Any, rows: NDArray[np.int64] | None) -> Any:
+    if rows is None:
+        return samples
+    return samples.select(rows) if hasattr(samples, "select") else Subset(samples, rows.tolist())
+
+
+def _collected(
+    trainer: Any,
+    quantities: list[str],
+    settings: SignalSettings,
+    seed: int,
+    rows: NDArray[np.int64] | None,
+) -> Arrays:
     if trainer.proxy is None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise RecipeError(
             f"select and order cannot measure the {quantities[0]} of a sharded model yet; name a smaller one "
             "under signals.model, or use others."
         )
-    model, samples, collate = _source(trainer)
+    model, samples, collate = _source(trainer, rows)
     found = _collect(trainer, model, samples, collate, quantities, settings, seed)
     arrays: Arrays = {name: found.require(name, "the plan") for name in [*quantities, "num_tokens", "ok"]}
     # A proxy's tokens are not those that will be trained on.
-    return arrays if trainer.proxy is None else arrays | _counted(trainer)
+    return arrays if trainer.proxy is None else arrays | _counted(trainer, rows)
 
 
 def _collect(
@@ -144,8 +163,15 @@ def _collect(
     )
 
 
-def _counted(trainer: Any) -> Arrays:
-    return {"num_tokens": _label_tokens(*trainer._training_samples())}
+def _counted(trainer: Any, rows: NDArray[np.int64] | None) -> Arrays:
+    samples, collate = trainer._training_samples()
+    return {"num_tokens": _label_tokens(_chosen(samples, rows), collate)}
+
+
+def domains(dataset: Any) -> NDArray[np.str_] | None:
+    """(N,) the domain of each sample, where the data say so."""
+    found = _column(dataset, "domain")
+    return None if found is None else found.astype(str)
 
 
 def _column(dataset: Any, name: str) -> NDArray[Any] | None:

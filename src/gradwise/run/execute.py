@@ -150,6 +150,7 @@ def _build(
         shared_signals=shared,
         proxy=proxy,
     )
+    trainer.session.planner.tell = tell
     if scoring is not None:
         scoring.check_whole(_sharded(trainer))
     if trainer.is_world_process_zero():

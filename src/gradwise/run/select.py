@@ -13,6 +13,7 @@ from gradwise.data import Collator, Data, Pool, load
 from gradwise.data.read import read
 from gradwise.errors import RecipeError
 from gradwise.methods.decision import Selection
+from gradwise.methods.grace import Grace
 from gradwise.planning.picks import write_picks
 from gradwise.recipe import Recipe
 from gradwise.run.model import load_model, load_tokenizer
@@ -47,7 +48,7 @@ def select_samples(
     _, tokenizer, pool = _loaded(recipe, data, progress)
     tell(str(pool.report))
     signals = _measured(recipe, pool, tokenizer, out, tell=tell, progress=progress)
-    selection = recipe.select.select(signals, seed=recipe.seed)
+    selection = _selected(recipe, pool, signals)
     if not is_first():
         return selection
     out.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,8 @@ def _measured(recipe: Recipe, pool: Pool, tokenizer: Any, out: Path, *, tell: An
     else:
         model = placed(load_model(sections(recipe)[0], recipe.adapter))
         samples, collate = dataset, Collator.for_tokenizer(tokenizer)
+    if (looked := _looked(recipe, known["domain"])) is not None:
+        samples, known = samples.select(looked), {name: values[looked] for name, values in known.items()}
     measured = collect(
         model,
         samples,
@@ -106,6 +109,24 @@ def _measured(recipe: Recipe, pool: Pool, tokenizer: Any, out: Path, *, tell: An
         tell=lambda sentence: tell(f"Warning: {sentence}"),
     )
     return replace(measured, **known)
+
+
+def _looked(recipe: Recipe, domain: Any) -> Any:
+    select = recipe.select
+    return select.looked(len(domain), domain, recipe.seed) if isinstance(select, Grace) else None
+
+
+def _selected(recipe: Recipe, pool: Pool, signals: Signals) -> Selection:
+    dataset: Any = pool.dataset
+    domain = np.array(dataset["domain"]).astype(str)
+    looked = _looked(recipe, domain)
+    if looked is None:
+        return recipe.select.select(signals, seed=recipe.seed)
+    assert isinstance(recipe.select, Grace)
+    weight = np.array(dataset["weight"], dtype=np.float64)
+    whole = Signals(len(pool), num_tokens=pool.label_tokens, domain=domain, weight=weight)
+    state = recipe.select.begin(signals, looked=looked, pool=len(pool), seed=recipe.seed)
+    return recipe.select.pick(state, whole, seed=recipe.seed)
 
 
 def _origins(pool: Pool, selection: Selection) -> list[tuple[str, str]]:
@@ -131,8 +152,9 @@ def _records(data: Data, origins: list[tuple[str, str]]) -> Iterator[dict[str, A
 
 
 def _summary(recipe: Recipe, pool: Pool, signals: Signals, selection: Selection) -> dict[str, Any]:
-    names, counts = np.unique(signals.require("domain", "select"), return_counts=True)
-    picked = signals.require("domain", "select")[selection.indices]
+    domain = np.array(pool.dataset["domain"]).astype(str)  # type: ignore[call-overload]
+    names, counts = np.unique(domain, return_counts=True)
+    picked = domain[selection.indices]
     return {
         "select": recipe.to_dict()["select"],
         "seed": recipe.seed,

@@ -1,6 +1,6 @@
 """The per-sample quantities that decisions are made of."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,21 @@ class Signals:
         from gradwise.signals.store import read
 
         return read(Path(path))
+
+    def take(self, rows: NDArray[np.integer]) -> "Signals":
+        """The same of some samples, in the order given; what measuring all of them cost stays."""
+        values = {
+            each.name: getattr(self, each.name)[rows]
+            for each in fields(self)
+            if isinstance(getattr(self, each.name), np.ndarray)
+        }
+        place = {int(row): number for number, row in enumerate(rows)}
+        problems = {
+            kind: np.array([place[int(row)] for row in found if int(row) in place], dtype=np.int64)
+            for kind, found in self.problems.items()
+        }
+        kept = {kind: found for kind, found in problems.items() if found.size}
+        return Signals(len(rows), **values, problems=kept, seconds=self.seconds)
 
     def require(self, name: str, by: str) -> NDArray:
         """The quantity `name`, or a SignalError saying that the decision `by` cannot do without it."""

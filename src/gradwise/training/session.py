@@ -37,6 +37,11 @@ from gradwise.training.record import NonFiniteError, Record
 class Planner(Protocol):
     """Who decides what is trained on; `gradwise.planning.Planner` is the one that follows a recipe."""
 
+    tell: Callable[[str], Any]
+    """Gets a sentence on what deciding is expected to cost."""
+    later: float
+    """Seconds per step that decisions while training are expected to take."""
+
     def first(self, passes: Callable[[Plan], int], record: Record) -> Plan:
         """The plan of a new run, given how many passes to plan for the plan of a single one."""
         ...

@@ -10,9 +10,10 @@ from pydantic import Field
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.baselines.select import Subset
 from gradwise.methods.decision import Selection
+from gradwise.methods.grace.costs import USUAL_ANCHORS, looked_at
 from gradwise.methods.grace.importance import NEEDS, Kind, importance
 from gradwise.methods.grace.nodes import nodes_of
-from gradwise.methods.grace.pick import Budget, choose, selection
+from gradwise.methods.grace.pick import Budget, choose, filled, selection
 from gradwise.methods.grace.refresh import Measured, Propagation, Refreshed, anchors_of, next_share, refresh
 from gradwise.methods.grace.state import State
 from gradwise.numerics.candidates import parts
@@ -21,6 +22,9 @@ from gradwise.signals import Signals
 
 EXACT_UP_TO = 100_000
 """Nodes beyond which `search: auto` takes the approximate search, where faiss is installed."""
+
+USUAL_OVERHEAD = 0.15
+"""Share of the training time that deciding may take unless told otherwise."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -67,11 +71,19 @@ class Grace(Subset):
     domain_minimum: Share = 0.0
     """Least share of its proportional part that every domain keeps; 1 selects from each in proportion."""
 
-    refresh_every: Annotated[int, Field(ge=0)] = 0
+    overhead: Annotated[float, Field(gt=0)] | None = None
+    """Share of the training time that deciding may take in a run. What of `candidates`, `refresh_every` and
+    `anchors` is not given follows from it and from speeds measured before the run; 0.15 unless given."""
+
+    candidates: Annotated[int, Field(ge=2)] | Literal["all"] | None = None
+    """Samples of the pool that are looked at, or `all`. Where they are too few to choose from, part of the
+    budget is filled at random from the others."""
+
+    refresh_every: Annotated[int, Field(ge=0)] | None = None
     """Optimizer steps from one selection to the next; 0 selects once."""
 
-    anchors: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share of the samples that the first refresh measures; later ones adapt it unless it is 1."""
+    anchors: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the samples looked at that the first refresh measures; later ones adapt it unless it is 1."""
 
     staleness: Share = 0.5
     """Weight of age against being unlike one's neighbours in what is measured first."""
@@ -99,6 +111,11 @@ class Grace(Subset):
             raise RecipeError("select: domain_minimum needs fraction or count; it cannot go with tokens.")
 
     @property
+    def dial(self) -> float:
+        """Share of the training time that deciding may take."""
+        return USUAL_OVERHEAD if self.overhead is None else self.overhead
+
+    @property
     def needs(self) -> frozenset[str]:
         """The signals it decides by."""
         needed = {"embedding", "num_tokens", NEEDS[self.importance]}
@@ -110,53 +127,88 @@ class Grace(Subset):
         Raises:
             SignalError: when a signal it needs is missing, or no sample can be used.
         """
-        return self.pick(self.begin(signals, seed=seed), signals)
+        looked = self.looked(len(signals), signals.domain, seed)
+        if looked is None:
+            return self.pick(self.begin(signals, seed=seed), signals, seed=seed)
+        state = self.begin(signals.take(looked), looked=looked, pool=len(signals), seed=seed)
+        return self.pick(state, signals, seed=seed)
 
-    def begin(self, signals: Signals, *, step: int = 0, seed: int = 0, tell: Any = None) -> State:
-        """What to remember of the first measurement of a pool."""
+    def looked(self, pool: int, domain: NDArray[np.str_] | None, seed: int) -> NDArray[np.int64] | None:
+        """The samples that `candidates` looks at; None where that is all of them, or not said."""
+        if not isinstance(self.candidates, int) or self.candidates >= pool:
+            return None
+        return looked_at(pool, self.candidates, domain, seed)
+
+    def begin(
+        self,
+        signals: Signals,
+        *,
+        looked: NDArray[np.int64] | None = None,
+        pool: int | None = None,
+        step: int = 0,
+        seed: int = 0,
+        tell: Any = None,
+    ) -> State:
+        """What to remember of the first measurement of a pool.
+
+        Args:
+            signals: of the samples looked at.
+            looked: their places in the pool, ascending; all of it unless given.
+            pool: samples of the pool.
+            step: optimizer steps done.
+            seed: of an approximate search.
+            tell: gets the number of rows whose neighbours are found.
+        """  # fmt: skip
+        looked = np.arange(len(signals)) if looked is None else looked
         embedding = np.asarray(signals.require("embedding", "grace"))
-        rows = np.flatnonzero(self._usable(signals))
-        if not rows.size:
+        usable = np.flatnonzero(self._usable(signals))
+        if not usable.size:
             raise SignalError("grace found no sample whose embedding and importance are finite.")
         nodes = nodes_of(
-            np.asarray(embedding[rows], dtype=np.float32),
+            np.asarray(embedding[usable], dtype=np.float32),
             self.neighbours,
-            approximate=self._approximate(len(rows)),
+            approximate=self._approximate(len(usable)),
             seed=seed,
             tell=tell,
         )
-        sample = rows[nodes.first]
+        first = usable[nodes.first]
         mean_tokens = None
         if self.by_length:
-            mean_tokens = float(signals.require("num_tokens", "grace with by_length")[sample].mean())
+            mean_tokens = float(signals.require("num_tokens", "grace with by_length")[first].mean())
         return State(
-            pool=len(signals),
-            rows=rows,
+            pool=pool or len(signals),
+            looked=looked,
+            rows=looked[usable],
             node=nodes.node,
-            sample=sample,
+            sample=looked[first],
             centre=nodes.centre,
             placed=nodes.placed,
-            embedding=np.array(embedding[sample], dtype=np.float32),
-            importance=importance(self.importance, signals, sample, mean_tokens=mean_tokens),
-            measured_at=np.full(len(sample), step),
+            embedding=np.array(embedding[first], dtype=np.float32),
+            importance=importance(self.importance, signals, first, mean_tokens=mean_tokens),
+            measured_at=np.full(len(first), step),
             graph=nodes.graph,
-            share=self.anchors,
+            share=self.anchors or USUAL_ANCHORS,
             mean_tokens=mean_tokens,
         )
 
-    def pick(self, state: State, signals: Signals) -> Selection:
-        """A coreset by what is known now; of `signals` only what does not change counts: tokens, domains."""
+    def pick(self, state: State, signals: Signals, *, seed: int = 0) -> Selection:
+        """A coreset by what is known now.
+
+        Args:
+            state: of the samples looked at.
+            signals: of the whole pool; only what does not change counts: tokens, domains, weights.
+            seed: of what is filled at random, where few samples were looked at.
+        """
         tokens = signals.num_tokens
-        if self.tokens is not None:
-            costs = np.asarray(signals.require("num_tokens", "grace with tokens"), dtype=np.float64)
-            budget = Budget(tokens=float(self.tokens), costs=costs)
-        else:
-            budget = Budget(count=self.size(len(state.rows)))
+        whole = self._budget(state, signals)
+        budget = whole.part(state)
         chosen = choose(state, budget, self.trade_off, self._minimum(state, budget, signals))
         when = f"after refresh {state.refreshes}" if state.refreshes else "at the start"
         picked = selection(
             state, chosen, budget, weighted=self.weighted, told=f"in the coreset chosen {when}"
         )
+        if budget is not whole:
+            picked = filled(picked, state, whole, seed)
         told = picked.told | _domains(picked.indices, signals)
         if tokens is not None:
             told["label_tokens"] = int(np.asarray(tokens)[picked.indices].sum())
@@ -166,9 +218,16 @@ class Grace(Subset):
         own = signals.weight[picked.indices]
         return replace(picked, weights=own if picked.weights is None else own * picked.weights)
 
+    def _budget(self, state: State, signals: Signals) -> Budget:
+        if self.tokens is None:
+            # Samples that cannot be used are not there; of those not looked at nothing is known.
+            return Budget(count=self.size(state.pool - len(state.looked) + len(state.rows)))
+        costs = np.asarray(signals.require("num_tokens", "grace with tokens"), dtype=np.float64)
+        return Budget(tokens=float(self.tokens), costs=costs)
+
     def anchors_at(self, state: State, step: int) -> NDArray[np.int64]:
         """The nodes to measure at a step; `state.sample` says which samples of the pool they are."""
-        return anchors_of(state, step, self.staleness, state.share)
+        return anchors_of(state, step, self.staleness)
 
     def refresh(self, state: State, anchors: NDArray[np.int64], signals: Signals, step: int) -> Refreshed:
         """The state after some nodes were measured.
@@ -194,8 +253,9 @@ class Grace(Subset):
         how = Propagation(self.propagate == "change", self.beta, self.drift)
         done = refresh(state, found, how, step)
         share = 1.0 if self.anchors == 1 else next_share(state.share, done.agreement, self.min_agreement)
+        left = None if state.allowance is None else max(0, state.allowance - len(anchors))
         return Refreshed(
-            done.state.changed(share=share),
+            done.state.changed(share=share, allowance=left),
             done.agreement,
             done.embedding_agreement,
             done.moved,

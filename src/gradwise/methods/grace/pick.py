@@ -1,6 +1,6 @@
 """From what GRACE knows of its nodes to a selection: facility location, copies last, a reason for each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,10 @@ WEIGHT_RANGE = (0.25, 4.0)
 """Between what a pick's weight is kept, the mean being 1."""
 
 
+LEAST_CHOICE = 1.5
+"""Samples looked at for every one picked among them, at least."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """How much to pick; either `count`, or `tokens` with what each sample costs."""
@@ -23,6 +27,18 @@ class Budget:
     tokens: float | None = None
     costs: NDArray[np.float64] | None = None
     """(pool,) label tokens of each sample."""
+
+    def part(self, state: State) -> "Budget":
+        """What of it is picked among the samples looked at: all, unless they are so few that there would be
+        hardly a choice."""
+        if len(state.looked) == state.pool:
+            return self
+        if self.count is not None:
+            most = max(1, int(len(state.rows) / LEAST_CHOICE))
+            return self if self.count <= most else Budget(count=most)
+        assert self.tokens is not None and self.costs is not None
+        most_tokens = float(self.costs[state.rows].sum()) / LEAST_CHOICE
+        return self if self.tokens <= most_tokens else Budget(tokens=most_tokens, costs=self.costs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +162,34 @@ def _copies(state: State, picks: NDArray[np.int64]) -> NDArray[np.int64]:
     turn[order] = np.arange(len(order)) - np.repeat(starts, state.counts)
     ranked = np.lexsort((place[state.node], turn))
     return state.rows[ranked[turn[ranked] > 0]]
+
+
+def filled(picked: Selection, state: State, budget: Budget, seed: int) -> Selection:
+    """A selection with random samples that were not looked at, up to the whole budget."""
+    rng = np.random.default_rng([seed, _FILLING])
+    others = rng.permutation(np.setdiff1d(np.arange(state.pool), state.looked))
+    if budget.count is not None:
+        more = others[: budget.count - len(picked.indices)]
+    else:
+        assert budget.tokens is not None and budget.costs is not None
+        left = budget.tokens - budget.costs[picked.indices].sum()
+        more = others[np.cumsum(budget.costs[others]) <= left]
+    count = len(more)
+    weights = picked.weights
+    return replace(
+        picked,
+        indices=np.concatenate([picked.indices, more]),
+        why=picked.why + ("not looked at; drawn at random to fill the budget",) * count,
+        weights=None if weights is None else np.concatenate([weights, np.ones(count)]),
+        scores=None,
+        columns={name: _padded(values, count) for name, values in picked.columns.items()}
+        | {"rank": np.arange(len(picked.indices) + count)},
+        told=picked.told | {"at_random": count},
+    )
+
+
+_FILLING = 0xF111ED
+"""Keeps this draw apart from the other random streams of a seed."""
 
 
 def _padded(values: NDArray[Any], more: int) -> NDArray[Any]:

@@ -72,9 +72,11 @@ class Refreshed:
     """Rows of the graph that were searched for anew."""
 
 
-def anchors_of(state: State, step: int, staleness: float, share: float) -> NDArray[np.int64]:
-    """The nodes to measure at a step, ascending: those of highest priority, spread over the graph."""
-    count = int(np.clip(round(share * len(state)), 1, len(state)))
+def anchors_of(state: State, step: int, staleness: float) -> NDArray[np.int64]:
+    """The nodes to measure at a step, ascending: those of highest priority, spread over the graph; none once
+    the allowance is used up."""
+    count = int(np.clip(round(state.share * len(state)), 1, len(state)))
+    count = count if state.allowance is None else min(count, state.allowance)
     ranked = priority(step - state.measured_at, state.importance, state.graph, staleness)
     return spread(state.graph, ranked, count)
 

@@ -15,8 +15,10 @@ class State:
 
     pool: int
     """Samples of the whole pool."""
+    looked: NDArray[np.int64]
+    """(c,) the samples of the pool that are looked at, ascending."""
     rows: NDArray[np.int64]
-    """(n,) the samples of the pool that are looked at, ascending."""
+    """(n,) those of them that can be used, ascending."""
     node: NDArray[np.int32]
     """(n,) the node each of them belongs to."""
     sample: NDArray[np.int64]
@@ -37,6 +39,10 @@ class State:
     """Share of the nodes that the next refresh measures."""
     mean_tokens: float | None = None
     """Label tokens of a node on average, where importance is scaled by length."""
+    every: int = 0
+    """Steps from one selection to the next; 0 where there is only one."""
+    allowance: int | None = None
+    """Samples that may still be measured; None for no limit."""
     refreshes: int = 0
     """Refreshes so far."""
 

@@ -1,0 +1,163 @@
+"""What deciding may cost, and what follows from it: how many samples are looked at, how often the selection
+is made again, how many samples are measured for that.
+
+A pass over a pool costs as much as several epochs over a tenth of it, so a selection that looks at
+everything, or looks again too often, costs more than the training it serves. One dial, the share of the
+training time that deciding may take, and speeds measured once before the run give the rest.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+FIRST_PART = 2 / 3
+"""Of what may be spent, how much at most goes into the first pass where refreshes are to follow."""
+
+MOST_REFRESHES, FEWEST_STEPS = 20, 5
+"""Refreshes that are planned at most, and steps between two of them at least."""
+
+USUAL_ANCHORS = 0.1
+"""Share of the samples looked at that a refresh measures, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Seconds, measured before the first step."""
+
+    train: float
+    """Per sample: forward and backward pass."""
+    measure: float
+    """Per sample: what the selection needs."""
+    begin: float = 0.0
+    """Per measuring pass, whatever its size."""
+    compare: float = 0.0
+    """Per pair of samples whose embeddings are compared for the graph."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the run is."""
+
+    pool: int
+    steps: int
+    batch: int
+    """Samples of a step."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is decided about deciding, and what it is expected to cost."""
+
+    candidates: int
+    """Samples of the pool that are looked at."""
+    every: int
+    """Steps from one selection to the next; 0 where there is one only."""
+    anchors: float
+    """Share of the candidates that the first refresh measures."""
+    allowance: int | None
+    """Samples that all refreshes together may measure; None for no limit."""
+    steps: int
+    """Of the run."""
+    training: float
+    """Seconds of all of them."""
+    first: float
+    """Seconds of the first pass and its graph."""
+    refreshes: float
+    """Seconds of all refreshes together."""
+
+    @property
+    def share(self) -> float:
+        """Of the training time that deciding takes."""
+        return (self.first + self.refreshes) / self.training
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        seconds = {name: round(getattr(self, name), 3) for name in ("training", "first", "refreshes")}
+        return asdict(self) | seconds | {"share": round(self.share, 4)}
+
+    def __str__(self) -> str:
+        again = f"again every {self.every} steps" if self.every else "once"
+        return (
+            f"grace looks at {self.candidates:,} samples and selects {again}; deciding is expected to take "
+            f"{self.first + self.refreshes:,.1f} s, {self.share:.0%} of {self.training:,.1f} s of training"
+        )
+
+
+def forecast(
+    size: Size,
+    speeds: Speeds,
+    overhead: float,
+    *,
+    candidates: int | None = None,
+    every: int | None = None,
+    anchors: float | None = None,
+    limited: bool = True,
+) -> Forecast:
+    """What a share `overhead` of the training time affords.
+
+    Args:
+        size: of the run.
+        speeds: of this machine.
+        overhead: share of the training time that deciding may take.
+        candidates: samples to look at, where that is settled.
+        every: steps between selections, where that is settled.
+        anchors: share of the candidates that a refresh measures, where that is settled.
+        limited: whether refreshes that grow, because propagation cannot be trusted, stay within the share.
+
+    >>> affordable = forecast(Size(pool=1000, steps=100, batch=10), Speeds(0.3, 0.1), overhead=0.5)
+    >>> affordable.candidates, affordable.every, round(affordable.share, 2)
+    (1000, 17, 0.5)
+    """
+    training = size.steps * size.batch * speeds.train
+    allowed = overhead * training
+    if candidates is None:
+        candidates = _affordable(size.pool, speeds, allowed * (1 if every == 0 else FIRST_PART))
+    first = _first_pass(candidates, speeds)
+    share = USUAL_ANCHORS if anchors is None else anchors
+    measured = max(1, round(share * candidates))
+    each = speeds.begin + measured * speeds.measure
+    left = allowed - first
+    if every is None:
+        count = int(min(left / each, MOST_REFRESHES, size.steps / FEWEST_STEPS - 1)) if left > 0 else 0
+        every = -(-size.steps // (count + 1)) if count > 0 else 0
+    count = -(-size.steps // every) - 1 if every else 0
+    refreshes = count * each
+    # What is settled by hand is done all the same; that it costs more shows in the share.
+    spare = int((left - count * speeds.begin) / speeds.measure) if count else 0
+    allowance = max(spare, count * measured) if limited else None
+    return Forecast(candidates, every, share, allowance, size.steps, training, first, refreshes)
+
+
+def _first_pass(count: int, speeds: Speeds) -> float:
+    return speeds.begin + count * speeds.measure + count**2 * speeds.compare
+
+
+def _affordable(pool: int, speeds: Speeds, seconds: float) -> int:
+    """The most samples whose first pass takes so many seconds; at least two, at most the pool."""
+    if _first_pass(pool, speeds) <= seconds:
+        return pool
+    low, high = min(2, pool), pool
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _first_pass(middle, speeds) <= seconds else (low, middle)
+    return low
+
+
+def looked_at(pool: int, count: int, domain: np.ndarray | None, seed: int) -> np.ndarray:
+    """(count,) samples of a pool, ascending, drawn at random with every domain in proportion.
+
+    >>> looked_at(4, 2, np.array(["a", "a", "b", "b"]), seed=0).tolist()
+    [1, 2]
+    """
+    rng = np.random.default_rng([seed, _LOOK])
+    mixed = rng.permutation(pool)
+    if domain is not None:
+        from gradwise.numerics import interleaved
+
+        mixed = mixed[interleaved(domain[mixed])]
+    return np.sort(mixed[:count])
+
+
+_LOOK = 0x100CA7
+"""Keeps this draw apart from the other random streams of a seed."""

@@ -1,0 +1,157 @@
+"""GRACE's dial in a run: speeds measured once, what they afford written down, and read again by whoever
+starts the same run anew."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from gradwise.atomic import write_json
+from gradwise.errors import RecipeError
+from gradwise.methods.grace import Grace
+from gradwise.methods.grace.costs import Forecast, Size, Speeds, forecast
+from gradwise.planning.pool import signals_of
+from gradwise.recipe import SignalSettings
+
+FEW, MORE = 4, 20
+"""Samples of the two measuring passes whose difference is what a sample takes."""
+
+TIMED_STEPS = 3
+"""Training passes that are timed, after one that is not."""
+
+WIDTH = 2048
+"""Rows of the product that is timed."""
+
+
+def settled(trainer: Any, grace: Grace, settings: SignalSettings, folder: Path, *, seed: int) -> Forecast:
+    """What the run looks at, how often it selects again, and what that is expected to cost.
+
+    Raises:
+        RecipeError: when an overhead was asked for that cannot be kept to.
+    """
+    size = run_size(trainer, grace)
+    key = {"select": asdict(grace), "size": asdict(size), "seed": seed}
+    path = folder / "plan" / "forecast.json"
+    speeds = _agreed(trainer, lambda: _known(path, key))
+    if speeds is None:
+        speeds = _agreed(trainer, lambda: measured(trainer, grace, settings, seed=seed))
+    assert speeds is not None
+    found = forecast(
+        size,
+        speeds,
+        grace.dial,
+        candidates=size.pool if grace.candidates == "all" else _most(grace.candidates, size.pool),
+        every=grace.refresh_every,
+        anchors=grace.anchors,
+        limited=grace.overhead is not None or grace.refresh_every is None,
+    )
+    if grace.overhead is not None and found.share > grace.overhead:
+        raise RecipeError(
+            f"select.overhead is {grace.overhead:g}, but looking at {found.candidates:,} samples"
+            + (f" and again every {found.every} steps" if found.every else "")
+            + f" is expected to take {found.share:.2g} of the training time; give a larger overhead, fewer "
+            "candidates, rarer refreshes, or a smaller model under signals.model."
+        )
+    if trainer.is_world_process_zero():
+        write_json(path, {"key": key, "speeds": asdict(speeds), "forecast": found.as_dict()})
+    return found
+
+
+def run_size(trainer: Any, grace: Grace) -> Size:
+    """Samples, steps and batch of a run before anything is selected."""
+    args, pool = trainer.args, len(trainer.train_dataset)
+    batch = trainer._train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if args.max_steps > 0:
+        return Size(pool, args.max_steps, batch)
+    # Of a budget in tokens nothing is known yet but that it is a part of the pool.
+    picks = pool if grace.tokens is not None else grace.size(pool)
+    return Size(pool, math.ceil(args.num_train_epochs * math.ceil(picks / batch)), batch)
+
+
+def measured(trainer: Any, grace: Grace, settings: SignalSettings, *, seed: int) -> Speeds:
+    """Speeds of this machine, on samples from all over the pool."""
+    pool = len(trainer.train_dataset)
+    rows = np.unique(np.linspace(0, pool - 1, min(MORE, pool)).astype(np.int64))
+
+    def seconds_of(count: int) -> float:
+        start = time.perf_counter()
+        chosen = rows[:: max(1, len(rows) // count)][:count]
+        found = signals_of(trainer, chosen, grace.needs, settings, seed=seed)
+        del found
+        return time.perf_counter() - start
+
+    few = min(FEW, len(rows))
+    seconds_of(few)  # allocates, compiles
+    small, large = seconds_of(few), seconds_of(len(rows))
+    measure = max((large - small) / max(1, len(rows) - few), 1e-3 * large / len(rows))
+    width = getattr(trainer.model.config, "hidden_size", 512)
+    return Speeds(
+        train=_training(trainer, rows),
+        measure=measure,
+        begin=max(0.0, small - few * measure),
+        compare=_comparing(width),
+    )
+
+
+def _training(trainer: Any, rows: np.ndarray) -> float:
+    """Seconds per sample of a forward and a backward pass; gradients and random state are given back."""
+    samples, collate = trainer._training_samples()
+    batch = trainer._train_batch_size
+    model, device = trainer.model, trainer.args.device
+    training, taken = model.training, []
+    kept = {name: parameter.grad for name, parameter in model.named_parameters()}
+    cuda = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+    model.train()
+    try:
+        with torch.random.fork_rng(cuda):
+            for turn in range(TIMED_STEPS + 1):
+                places = [int(rows[(turn * batch + i) % len(rows)]) for i in range(batch)]
+                inputs = collate([samples[place] for place in places])
+                start = time.perf_counter()
+                with trainer.compute_loss_context_manager():
+                    trainer.compute_loss(model, trainer._prepare_inputs(inputs)).backward()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                taken.append((time.perf_counter() - start) / batch)
+    finally:
+        model.train(training)
+        for name, parameter in model.named_parameters():
+            parameter.grad = kept[name]
+    return float(np.median(taken[1:]))
+
+
+def _comparing(width: int) -> float:
+    """Seconds per pair; of two rows that are compared only one product is made."""
+    x = torch.ones(WIDTH, width)
+    _ = x @ x.T
+    start = time.perf_counter()
+    _ = x @ x.T
+    return (time.perf_counter() - start) / WIDTH**2 / 2
+
+
+def _most(candidates: Any, pool: int) -> int | None:
+    return None if candidates is None else min(int(candidates), pool)
+
+
+def _known(path: Path, key: dict[str, Any]) -> Speeds | None:
+    """What an attempt at the same run that came to no checkpoint has measured."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return Speeds(**found["speeds"]) if found.get("key") == json.loads(json.dumps(key)) else None
+
+
+def _agreed(trainer: Any, find: Callable[[], Speeds | None]) -> Speeds | None:
+    """What the first rank finds, on all of them."""
+    found: list[Any] = [find()]
+    if trainer.args.world_size > 1:
+        dist.broadcast_object_list(found, src=0)
+    return found[0]

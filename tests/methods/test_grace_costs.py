@@ -1,0 +1,116 @@
+"""What a share of the training time affords."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gradwise as gw
+from gradwise.methods.grace.costs import FEWEST_STEPS, MOST_REFRESHES, Size, Speeds, forecast, looked_at
+from gradwise.signals import Signals
+
+sizes = st.builds(Size, pool=st.integers(2, 50_000), steps=st.integers(1, 3000), batch=st.integers(1, 64))
+speeds = st.builds(
+    Speeds,
+    train=st.floats(1e-3, 1),
+    measure=st.floats(1e-4, 1),
+    begin=st.floats(0, 2),
+    compare=st.floats(0, 1e-6),
+)
+overheads = st.sampled_from([0.05, 0.15, 0.5, 2.0])
+
+
+class TestForecast:
+    @given(sizes, speeds, overheads)
+    def test_what_follows_from_the_dial_keeps_to_it(self, size: Size, speed: Speeds, overhead: float):
+        found = forecast(size, speed, overhead)
+        least = speed.begin + 2 * speed.measure + 4 * speed.compare
+        assert found.share <= overhead + 1e-9 or found.first == pytest.approx(least)
+        assert 2 <= found.candidates <= size.pool
+        if found.every:
+            refreshes = -(-size.steps // found.every) - 1
+            assert 1 <= refreshes <= MOST_REFRESHES
+            assert found.every >= FEWEST_STEPS
+            spent = refreshes * speed.begin + found.allowance * speed.measure  # type: ignore[operator]
+            assert found.first + spent <= overhead * found.training * (1 + 1e-9) + speed.measure
+
+    @given(sizes, speeds, overheads)
+    def test_more_affords_no_less(self, size: Size, speed: Speeds, overhead: float):
+        less, more = forecast(size, speed, overhead), forecast(size, speed, 2 * overhead)
+        assert more.candidates >= less.candidates
+
+    @given(sizes, speeds, overheads)
+    def test_one_more_candidate_would_be_too_many(self, size: Size, speed: Speeds, overhead: float):
+        found = forecast(size, speed, overhead, every=0)
+        if 2 < found.candidates < size.pool:
+            more = forecast(size, speed, overhead, every=0, candidates=found.candidates + 1)
+            assert more.share > overhead
+
+    @given(sizes, speeds, overheads, st.integers(0, 100), st.floats(0.01, 1))
+    def test_what_is_settled_is_done(
+        self, size: Size, speed: Speeds, overhead: float, every: int, anchors: float
+    ):
+        found = forecast(
+            size, speed, overhead, candidates=size.pool, every=every, anchors=anchors, limited=False
+        )
+        assert (found.candidates, found.every, found.anchors) == (size.pool, every, anchors)
+        assert found.allowance is None
+        count = -(-size.steps // every) - 1 if every else 0
+        measured = max(1, round(anchors * size.pool))
+        assert found.refreshes == pytest.approx(count * (speed.begin + measured * speed.measure))
+
+    def test_says_what_it_comes_to(self):
+        found = forecast(Size(pool=1000, steps=100, batch=10), Speeds(0.3, 0.1), 0.5)
+        assert str(found) == (
+            "grace looks at 1,000 samples and selects again every 17 steps; deciding is expected to take "
+            "150.0 s, 50% of 300.0 s of training"
+        )
+
+
+class TestLookedAt:
+    @given(st.integers(2, 400), st.integers(1, 400), st.integers(0, 99))
+    def test_every_domain_has_its_part(self, pool: int, count: int, seed: int):
+        count = min(count, pool)
+        domain = np.array(["a", "b", "b", "c"])[np.random.default_rng(seed).integers(0, 4, pool)]
+        rows = looked_at(pool, count, domain, seed)
+        assert len(set(rows.tolist())) == count
+        assert rows.tolist() == sorted(rows)
+        for name in "abc":
+            part = (domain == name).mean() * count
+            assert abs((domain[rows] == name).sum() - part) < 1 + 1e-9
+
+    def test_another_seed_looks_elsewhere(self):
+        assert looked_at(100, 20, None, 0).tolist() != looked_at(100, 20, None, 1).tolist()
+
+
+class TestFewCandidates:
+    def pool(self) -> Signals:
+        rng = np.random.default_rng(0)
+        return Signals(
+            200,
+            embedding=rng.standard_normal((200, 6)).astype(np.float32),
+            loss=rng.random(200).astype(np.float32),
+            num_tokens=rng.integers(5, 30, 200).astype(np.int32),
+        )
+
+    @pytest.mark.parametrize("candidates", [10, 40, 60, 150, 200])
+    def test_the_rest_of_the_budget_is_filled_at_random(self, candidates: int):
+        picked = gw.Grace(count=40, candidates=candidates).select(self.pool(), seed=1)
+        assert len(set(picked.indices.tolist())) == 40
+        looked = set(looked_at(200, candidates, None, 1).tolist())
+        at_random = [why.startswith("not looked at") for why in picked.why]
+        assert [index not in looked for index in picked.indices] == at_random
+        assert sum(at_random) == max(0, 40 - max(1, int(candidates / 1.5)))
+        assert len(picked.columns["rank"]) == 40
+
+    def test_so_is_a_budget_of_tokens(self):
+        pool = self.pool()
+        assert pool.num_tokens is not None
+        picked = gw.Grace(tokens=1000, candidates=20).select(pool, seed=1)
+        assert 900 < pool.num_tokens[picked.indices].sum() <= 1000
+        assert picked.told["at_random"] > 0
+
+    def test_another_seed_fills_with_others(self):
+        grace, pool = gw.Grace(count=40, candidates=10), self.pool()
+        assert grace.select(pool, seed=1).indices.tolist() == grace.select(pool, seed=1).indices.tolist()
+        assert grace.select(pool, seed=1).indices.tolist() != grace.select(pool, seed=2).indices.tolist()

@@ -1,0 +1,113 @@
+"""GRACE's dial in a run: measured once, obeyed or refused, the same for whoever starts the run anew."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gradwise as gw
+from gradwise.methods.grace.costs import Speeds
+from gradwise.planning import dial
+
+
+@pytest.fixture
+def run(
+    story_model, arguments, speeches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Trains with a selection on a machine of a given speed; returns the trainer and its events."""
+
+    def run(select: gw.Grace, *, name: str = "run", order: Any = None, **speed: float) -> Any:
+        found = {"train": 0.1, "measure": 0.02, **speed}
+        monkeypatch.setattr(dial, "measured", lambda *_, **__: Speeds(**found))
+        recipe = gw.Recipe(select=select, order=order or gw.baselines.Shuffle())
+        trainer = gw.Trainer(
+            story_model(), arguments(name, num_train_epochs=5), train_dataset=speeches, recipe=recipe
+        )
+        trainer.train()
+        lines = (tmp_path / name / "events.jsonl").read_text().splitlines()
+        return trainer, [json.loads(line) for line in lines]
+
+    return run
+
+
+def of_kind(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [event for event in events if event["event"] == kind]
+
+
+def test_everything_follows_from_the_share_that_is_allowed(run: Any) -> None:
+    """25 steps of 4 samples take 10 s; half of that is a first pass over all 80 and anchors."""
+    _, events = run(gw.Grace(fraction=0.25, overhead=0.5))
+    (told,) = of_kind(events, "forecast")
+    assert (told["candidates"], told["training"]) == (80, 10.0)
+    assert told["share"] <= 0.5
+    refreshed = of_kind(events, "refresh")
+    assert [event["step"] for event in refreshed] == list(range(told["every"], 25, told["every"]))
+    assert sum(event["anchors"] for event in refreshed) <= told["allowance"]
+
+
+def test_a_narrow_dial_looks_at_few_and_fills_at_random(run: Any) -> None:
+    trainer, events = run(gw.Grace(fraction=0.25, overhead=0.05))
+    (told,), (plan,) = of_kind(events, "forecast"), of_kind(events, "plan")
+    assert told["candidates"] == 16
+    assert plan["looked_at"] == 16
+    assert plan["at_random"] == 20 - int(16 / 1.5)
+    assert len(set(trainer.session.plan.indices[:20].tolist())) == 20
+
+
+def test_an_overhead_that_cannot_be_kept_is_refused(run: Any) -> None:
+    with pytest.raises(
+        gw.RecipeError, match=r"select.overhead is 0.05, but looking at 80 samples .* take 0.16"
+    ):
+        run(gw.Grace(fraction=0.25, overhead=0.05, candidates="all", refresh_every=0))
+
+
+def test_without_a_word_on_overhead_what_is_settled_is_done(run: Any) -> None:
+    _, events = run(gw.Grace(fraction=0.25, candidates="all", refresh_every=2, anchors=1.0))
+    assert [event["step"] for event in of_kind(events, "refresh")] == list(range(2, 25, 2))
+    assert {event["anchors"] for event in of_kind(events, "refresh")} == {80}
+
+
+def test_a_run_begun_anew_finds_what_was_measured(run: Any, tmp_path: Path) -> None:
+    """Speeds differ from one attempt to the next; the plan must not."""
+    grace = gw.Grace(fraction=0.25, overhead=0.3)
+    first, _ = run(grace)
+    again, _ = run(grace, measure=0.2)
+    assert again.session.plan.digest == first.session.plan.digest
+    other, _ = run(grace, name="other", measure=0.2)
+    assert other.session.plan.digest != first.session.plan.digest
+
+
+def test_an_order_that_needs_to_know_all_has_all_looked_at(run: Any) -> None:
+    easy = gw.baselines.EasyFirst()
+    _, events = run(gw.Grace(fraction=0.25, refresh_every=0), order=easy)
+    assert of_kind(events, "forecast")[0]["candidates"] == 80
+    with pytest.raises(gw.RecipeError, match="easy_first has to know all samples"):
+        run(gw.Grace(fraction=0.25, candidates=30, refresh_every=0), name="few", order=easy)
+
+
+def test_measuring_speeds_leaves_the_model_as_it_was(story_model, arguments, speeches) -> None:
+    model = story_model()
+    recipe = gw.Recipe(select=gw.Grace(fraction=0.25))
+    trainer = gw.Trainer(model, arguments(), train_dataset=speeches, recipe=recipe)
+    model.eval()
+    state, weights = torch.get_rng_state(), {name: p.clone() for name, p in model.named_parameters()}
+    assert isinstance(recipe.select, gw.Grace)
+    found = dial.measured(trainer, recipe.select, recipe.signals, seed=0)
+    assert min(found.train, found.measure, found.compare) > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training
+    assert all(p.grad is None and torch.equal(p, weights[name]) for name, p in model.named_parameters())
+
+
+def test_packing_and_proxies_are_refused_with_refreshes(story_model, arguments, speeches) -> None:
+    recipe = gw.Recipe(select=gw.Grace(fraction=0.25, candidates="all", refresh_every=2))
+    packed = gw.Trainer(story_model(), arguments(), train_dataset=speeches, recipe=recipe, packed_length=64)
+    with pytest.raises(gw.RecipeError, match="refresh_every cannot go with packing"):
+        packed.train()
+    proxy = (story_model(), speeches, packed.data_collator)
+    proxied = gw.Trainer(story_model(), arguments("p"), train_dataset=speeches, recipe=recipe, proxy=proxy)
+    with pytest.raises(gw.RecipeError, match="measures with one that does not"):
+        proxied.train()
