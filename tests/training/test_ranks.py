@@ -22,6 +22,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "select": {"method": "loss_top", "count": 21},
         "order": "easy_first",
     },
+    "grace, refreshed, through GRASS's layers": {
+        "select": {"method": "grace", "count": 18, "candidates": "all", "refresh_every": 2},
+        "layers": {"method": "grass", "active": 2, "period": 2, "probe": 2},
+    },
 }
 
 
@@ -96,8 +100,9 @@ def test_one_rank_is_two_ranks(name: str, stories: Path, speeches: Dataset, tmp_
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_two_ranks_resume_as_two_ranks(stories: Path, speeches: Dataset, tmp_path: Path) -> None:
-    data, recipe = speeches.select(range(22)), RECIPES["grass"]
+@pytest.mark.parametrize("name", ["grass", "grace, refreshed, through GRASS's layers"])
+def test_two_ranks_resume_as_two_ranks(name: str, stories: Path, speeches: Dataset, tmp_path: Path) -> None:
+    data, recipe = speeches.select(range(22)), RECIPES[name]
     saving = {"save_strategy": "steps", "save_steps": 2}
     whole = run(2, tmp_path, data, stories, recipe, **saving)
     expected, drawn = torch.load(whole / "weights-0.pt"), draws(whole)
