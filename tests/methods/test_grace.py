@@ -134,6 +134,9 @@ class TestCopies:
             picked = gw.Grace(count=count).select(pool)
             assert len(set(index[picked.indices].tolist())) == min(count, 40)
             assert len(set(picked.indices.tolist())) == count
+            # Then every sample's second copy before anybody's third.
+            times = np.bincount(index[picked.indices], minlength=40)
+            assert times.max() - times.min() <= 1
 
     def test_nearly_equal_embeddings_are_copies_too(self):
         """What padding does to last bits."""

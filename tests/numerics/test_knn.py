@@ -88,6 +88,20 @@ class TestKnnGraph:
         assert graph.ids[2].tolist() == [0, 1, 3]
         assert graph.ids[119].tolist() == [0, 1, 2]
 
+    @pytest.mark.parametrize("rows_of_x", [40, 400])
+    def test_products_may_be_as_wrong_as_is_allowed(self, rows_of_x: int, monkeypatch):
+        """Cosines that differ by less than products err, and products that err all they may."""
+        rng = np.random.default_rng(0)
+        x = np.ones(16) + 2e-4 * rng.standard_normal((rows_of_x, 16))
+        honest, allowed = search.products, search.slack(16)
+
+        def wrong(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            found = honest(a, b)
+            return found + (allowed / 2 * rng.choice([-1, 1], found.shape)).astype(np.float32)
+
+        monkeypatch.setattr(search, "products", wrong)
+        assert knn_graph(x, 3, 1).ids.tolist() == slow_lists(x, 4)
+
     def test_cosines_are_symmetric_and_scale_free(self):
         x = rows(1, 80, 33, "plain")
         graph = knn_graph(x, 79)
