@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import gradwise as gw
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.grace.importance import alignment, importance, worth
+from gradwise.methods.grace.importance import Target, importance, worth
 from gradwise.methods.grace.nodes import nodes_of
 from gradwise.methods.grace.refresh import SHARE_RANGE, next_share
 from gradwise.methods.grace.state import State
@@ -51,7 +51,7 @@ class TestSelect:
             "loss": found.loss,
             "norm": found.grad_norm,
             "head_norm": found.head_norm,
-            "alignment": alignment(found.grad.astype(np.float64)),
+            "alignment": Target.of(found.grad.astype(np.float64)).alignment(found.grad.astype(np.float64)),
         }[kind]
         expected = facility_location(graph, worth(values.astype(np.float64)).scores, 12, 0.3)
         assert picked.indices.tolist() == expected.tolist()
@@ -170,11 +170,15 @@ class TestCopies:
 class TestImportance:
     def test_alignment_leaves_the_sample_itself_out(self):
         grads = np.random.default_rng(0).standard_normal((9, 5))
-        for i, found in enumerate(alignment(grads)):
+        target = Target.of(grads)
+        for i, found in enumerate(target.alignment(grads)):
             others = np.delete(grads, i, axis=0).mean(axis=0)
             assert found == pytest.approx(grads[i] @ others)
-        target = np.ones(5)
-        assert alignment(grads, target) == pytest.approx(grads.sum(axis=1))
+        # Whoever is measured later is compared with the same mean.
+        assert target.alignment(grads[[4, 7]]) == pytest.approx(target.alignment(grads)[[4, 7]])
+        assert target.moved(2 * grads).mean == pytest.approx(2 * target.mean)
+        assert target.moved(grads[:1]).mean == pytest.approx((8 * target.mean + grads[0]) / 9)
+        assert Target.of(grads[:1]).alignment(grads[:1]).tolist() == [0]
 
     def test_length_counts_where_it_is_asked_for(self):
         found, rows = signals(), np.arange(60)
@@ -239,6 +243,35 @@ class TestRefresh:
         assert not np.array_equal(after.importance[anchors], state.importance[anchors])
         assert np.all(after.measured_at[anchors] == 10)
         assert np.all(after.measured_at[others] == 0)
+
+    @pytest.mark.parametrize("count", [1, 6])
+    def test_alignment_keeps_its_target_whoever_is_measured(self, count: int):
+        """Anchors move the target by their share; where all gradients are the same, nothing moves at all."""
+        found = signals()
+        grace = gw.Grace(count=15, importance="alignment", anchors=count / 60)
+        state: Any = grace.begin(found)
+        anchors = grace.anchors_at(state, 10)
+        assert len(anchors) == count
+        after = grace.refresh(state, anchors, repeated(found, anchors), 10).state
+        share = count / 60
+        moved = (1 - share) * state.target + share * found.grad[anchors].mean(axis=0)
+        assert after.target == pytest.approx(moved)
+        flat = replace(found, grad=np.broadcast_to(found.grad[0], found.grad.shape))
+        level = grace.begin(flat)
+        again = grace.refresh(level, anchors, repeated(flat, anchors), 10).state
+        assert again.importance == pytest.approx(level.importance, rel=1e-5)
+
+    def test_copies_weigh_in_the_centre(self):
+        """Measuring all of a pool with copies is beginning anew, too."""
+        once = signals(n=30)
+        index = np.concatenate([np.arange(30), np.repeat(np.arange(5), 9)])
+        pool, later = repeated(once, index), repeated(self.moved(once), index)
+        grace = gw.Grace(count=10, anchors=1.0, drift=0.0)
+        state = grace.begin(pool)
+        after = grace.refresh(state, np.arange(30), later.take(np.arange(30)), 10).state
+        anew = grace.begin(later, step=10)
+        np.testing.assert_allclose(after.centre, anew.centre, rtol=1e-5, atol=1e-6)
+        assert np.array_equal(after.graph.used[0], anew.graph.used[0])
 
     def test_the_graph_is_that_of_what_moved(self):
         found = signals()
@@ -306,9 +339,10 @@ class TestRefresh:
         low, high = SHARE_RANGE
         assert low <= found <= high
         if agreement is not None and agreement < 0.8:
-            assert found >= min(share, high)
+            assert found == pytest.approx(np.clip(1.5 * share, low, high))
         else:
-            assert found <= max(share, low)
+            assert found == pytest.approx(np.clip(share / 1.25, low, high))
+        assert next_share(share, 1.0, 0.8, least=0.3) >= 0.3
 
     def test_state_survives_being_stored(self):
         found = signals()

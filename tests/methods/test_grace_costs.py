@@ -1,5 +1,7 @@
 """What a share of the training time affords."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -31,8 +33,8 @@ class TestForecast:
             refreshes = -(-size.steps // found.every) - 1
             assert 1 <= refreshes <= MOST_REFRESHES
             assert found.every >= FEWEST_STEPS
-            spent = refreshes * speed.begin + found.allowance * speed.measure  # type: ignore[operator]
-            assert found.first + spent <= overhead * found.training * (1 + 1e-9) + speed.measure
+            assert found.allowance == refreshes * max(1, int(found.anchors * found.candidates))
+            assert found.least_anchors == pytest.approx(0.8 * found.anchors)
 
     @given(sizes, speeds, overheads)
     def test_more_affords_no_less(self, size: Size, speed: Speeds, overhead: float):
@@ -56,7 +58,7 @@ class TestForecast:
         assert (found.candidates, found.every, found.anchors) == (size.pool, every, anchors)
         assert found.allowance is None
         count = -(-size.steps // every) - 1 if every else 0
-        measured = max(1, round(anchors * size.pool))
+        measured = max(1, int(anchors * size.pool))
         assert found.refreshes == pytest.approx(count * (speed.begin + measured * speed.measure))
 
     def test_says_what_it_comes_to(self):
@@ -102,6 +104,16 @@ class TestFewCandidates:
         assert [index not in looked for index in picked.indices] == at_random
         assert sum(at_random) == max(0, 40 - max(1, int(candidates / 1.5)))
         assert len(picked.columns["rank"]) == 40
+
+    @pytest.mark.parametrize("size", [{"count": 180}, {"fraction": 0.8}, {"tokens": 3000}])
+    def test_what_the_others_cannot_fill_is_picked(self, size: dict[str, Any]):
+        pool = self.pool()
+        picked = gw.Grace(candidates=150, **size).select(pool, seed=1)
+        if "tokens" in size:
+            assert pool.num_tokens is not None
+            assert 2900 < pool.num_tokens[picked.indices].sum() <= 3000
+        else:
+            assert len(set(picked.indices.tolist())) == size.get("count", 160)
 
     def test_so_is_a_budget_of_tokens(self):
         pool = self.pool()

@@ -147,9 +147,9 @@ def _merged(graph: KnnGraph, x: NDArray[np.float32], moved: NDArray[np.int64]) -
     ids, sims, bound = graph.ids.copy(), graph.sims.copy(), graph.bound.copy()
     is_moved = np.zeros(len(x), dtype=bool)
     is_moved[moved] = True
-    lists = (x, moved, is_moved, slack(x.shape[1]), ids, sims, bound)
+    lists, there = (x, moved, is_moved, slack(x.shape[1]), ids, sims, bound), x[moved]
     for part in parts(len(x), max(1, 2**23 // len(moved))):
-        tile = products(x[part], x[moved])
+        tile = products(x[part], there)
         in_threads(lambda a, b, t=tile, p=part: _merge(t, p.start, a, b, *lists), len(tile))
     return ids, sims, bound
 

@@ -8,6 +8,7 @@ which minimises 1/2 (z - z_i)^2 + 1/2 sum_j w_j (z - z_j)^2 for weights w with s
 authors' form is beta = 1/2. Refreshed rows (anchors) are clamped.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numba
@@ -16,6 +17,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from gradwise.numerics.candidates import parts
 from gradwise.numerics.knn import KnnGraph
 
 Values = NDArray[np.floating]
@@ -77,8 +79,8 @@ def sweep(old: Values, values: Values, graph: KnnGraph, beta: float) -> Values:
     _check(values, graph, beta)
     moved = old.copy()
     if beta:
-        near, weights = _averaging(graph)
-        moved[near] = (1 - beta) * old[near] + beta * (weights @ values)[near]
+        for rows, mean in _means(values, graph):
+            moved[rows] = (1 - beta) * old[rows] + beta * mean
     return moved
 
 
@@ -96,18 +98,18 @@ def sweep_change(
     change[anchors] = measured - values[anchors]
     common = change[anchors].mean(axis=0)
     change[anchors] -= common
-    near, weights = _averaging(graph, among=anchors)
     moved += common
-    moved[near] += beta * (weights @ change)[near]
+    for rows, mean in _means(change, graph, among=anchors):
+        moved[rows] += beta * mean
     return moved
 
 
 def neighbour_mean(values: Values, graph: KnnGraph) -> Values:
     """sum_j alpha_ij z_j for every row; the row's own value where it has no neighbour of positive
     similarity."""
-    near, weights = _averaging(graph)
     mean = values.copy()
-    mean[near] = (weights @ values)[near]
+    for rows, found in _means(values, graph):
+        mean[rows] = found
     return mean
 
 
@@ -129,8 +131,7 @@ def priority(
 
 
 def spread(graph: KnnGraph, priorities: NDArray[np.floating], count: int) -> NDArray[np.int64]:
-    """`count` rows of high priority that are no neighbours of each other as long as there are others,
-    ascending.
+    """`count` rows of high priority, ascending; neighbours of a chosen row wait until there are no others.
 
     >>> graph = KnnGraph(np.array([[1], [0], [1]], np.int32), np.float32([[1.0]] * 3), np.zeros(3), 1)
     >>> spread(graph, np.array([0.9, 0.8, 0.1]), count=2).tolist()
@@ -157,19 +158,28 @@ def _spread(order: Any, ids: Any, count: int) -> Any:
     return chosen
 
 
-def _averaging(graph: KnnGraph, among: NDArray[np.int64] | None = None) -> tuple[NDArray[np.bool_], Any]:
-    """(N,) which rows have a neighbour, and the sparse (N, N) matrix that averages over neighbours."""
-    ids, sims = graph.used
-    weights = np.maximum(sims, 0).astype(np.float64)
+def _means(
+    values: Values, graph: KnnGraph, among: NDArray[np.int64] | None = None
+) -> Iterator[tuple[NDArray[np.int64], Values]]:
+    """sum_j alpha_ij z_j over the neighbours that count, for the rows that have such, a stretch of rows at a
+    time: of a million embeddings the means alone would take gigabytes."""
+    counted = None
     if among is not None:
         counted = np.zeros(len(graph), dtype=bool)
         counted[among] = True
-        weights *= counted[ids]
-    total = weights.sum(axis=1)
-    near = total > 0
-    weights[near] /= total[near, None]
-    starts = np.arange(len(graph) + 1) * ids.shape[1]
-    return near, scipy.sparse.csr_matrix((weights.ravel(), ids.ravel(), starts), (len(graph), len(graph)))
+    for part in parts(len(graph), 2**15):
+        ids, sims = graph.used[0][part], graph.used[1][part]
+        weights = np.maximum(sims, 0).astype(np.float64)
+        if counted is not None:
+            weights *= counted[ids]
+        total = weights.sum(axis=1)
+        near = np.flatnonzero(total > 0)
+        weights = weights[near] / total[near, None]
+        starts = np.arange(len(near) + 1) * ids.shape[1]
+        shape = (len(near), len(graph))
+        columns = np.asarray(ids)[near].ravel()
+        averaging = scipy.sparse.csr_matrix((weights.ravel(), columns, starts), shape)
+        yield part.start + near, averaging @ values
 
 
 def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:

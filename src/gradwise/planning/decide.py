@@ -124,7 +124,7 @@ class Planner:
             self.trainer, state.sample[anchors], grace.needs, self.recipe.signals, seed=self.recipe.seed
         )
         took = {"signals": time.perf_counter() - start}
-        done = grace.refresh(state, anchors, measured, step)
+        done = grace.refresh(state, anchors, measured, step, device=self._device)
         took["propagation"] = time.perf_counter() - start - sum(took.values())
         before = self._picks(signals)
         selection = grace.pick(done.state, signals, seed=self.recipe.seed)
@@ -175,9 +175,14 @@ class Planner:
                     "one that does not; leave one of them out."
                 )
             grace = replace(grace, refresh_every=0)
-        if self.recipe.order.needs & set(QUANTITIES) and grace.candidates is None:
-            # The order has to know all that may be selected.
-            grace = replace(grace, candidates="all")
+        if self.recipe.order.needs & set(QUANTITIES):
+            if grace.refresh_every:
+                raise RecipeError(
+                    f"order: {self.recipe.order.method} goes by what was measured before the run, and "
+                    "select.refresh_every selects anew while it changes; leave one of them out."
+                )
+            # The order has to know all that may be selected, as it is when it is selected.
+            grace = replace(grace, candidates=grace.candidates or "all", refresh_every=0)
         start = time.perf_counter()
         found = settled(self.trainer, grace, self.recipe.signals, self.folder, seed=self.recipe.seed)
         self.later = found.refreshes / found.steps
@@ -203,11 +208,14 @@ class Planner:
         """GRACE's first selection, and what is known of the whole pool."""
         assert forecast is not None
         pool = len(self.trainer.train_dataset)
-        state = grace.begin(signals, looked=rows, pool=pool, seed=self.recipe.seed)
+        state = grace.begin(signals, looked=rows, pool=pool, seed=self.recipe.seed, device=self._device)
         whole = signals if rows is None else self._known()
         if forecast.every:
             self._state = state.changed(
-                every=forecast.every, share=forecast.anchors, allowance=forecast.allowance
+                every=forecast.every,
+                share=forecast.anchors,
+                allowance=forecast.allowance,
+                least_share=forecast.least_anchors,
             )
         return grace.pick(state, whole, seed=self.recipe.seed), whole
 
@@ -247,6 +255,10 @@ class Planner:
             )
             segments += Cuts.of(batches, epoch, state.every, done=done).apply(ahead)
         return segments
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if self.trainer.args.device.type == "cuda" else "cpu"
 
     @staticmethod
     def _places(bad: list[int], rows: NDArray[np.int64] | None) -> list[int]:

@@ -17,11 +17,14 @@ from gradwise.atomic import write_json
 from gradwise.errors import RecipeError
 from gradwise.methods.grace import Grace
 from gradwise.methods.grace.costs import Forecast, Size, Speeds, forecast
-from gradwise.planning.pool import signals_of
+from gradwise.planning.pool import label_tokens_of, signals_of
 from gradwise.recipe import SignalSettings
 
 FEW, MORE = 4, 20
 """Samples of the two measuring passes whose difference is what a sample takes."""
+
+COUNTED = 200
+"""Samples whose label tokens are counted, to know how long they are."""
 
 TIMED_STEPS = 3
 """Training passes that are timed, after one that is not."""
@@ -70,15 +73,19 @@ def run_size(trainer: Any, grace: Grace) -> Size:
     batch = trainer._train_batch_size * args.gradient_accumulation_steps * args.world_size
     if args.max_steps > 0:
         return Size(pool, args.max_steps, batch)
-    # Of a budget in tokens nothing is known yet but that it is a part of the pool.
-    picks = pool if grace.tokens is not None else grace.size(pool)
+    if grace.tokens is None:
+        picks = grace.size(pool)
+    else:
+        tokens = label_tokens_of(trainer, _evenly(pool, COUNTED))
+        picks = min(pool, max(1, round(grace.tokens / max(1.0, float(tokens.mean())))))
     return Size(pool, math.ceil(args.num_train_epochs * math.ceil(picks / batch)), batch)
 
 
 def measured(trainer: Any, grace: Grace, settings: SignalSettings, *, seed: int) -> Speeds:
     """Speeds of this machine, on samples from all over the pool."""
-    pool = len(trainer.train_dataset)
-    rows = np.unique(np.linspace(0, pool - 1, min(MORE, pool)).astype(np.int64))
+    places = _evenly(len(trainer.train_dataset), COUNTED)
+    learnt = places[label_tokens_of(trainer, places) > 0]
+    rows = learnt[_evenly(len(learnt), MORE)] if learnt.size else places[:MORE]
 
     def seconds_of(count: int) -> float:
         start = time.perf_counter()
@@ -107,10 +114,11 @@ def _training(trainer: Any, rows: np.ndarray) -> float:
     model, device = trainer.model, trainer.args.device
     training, taken = model.training, []
     kept = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
     cuda = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
     model.train()
     try:
-        with torch.random.fork_rng(cuda):
+        with torch.random.fork_rng(cuda), trainer.session.metrics_kept():
             for turn in range(TIMED_STEPS + 1):
                 places = [int(rows[(turn * batch + i) % len(rows)]) for i in range(batch)]
                 inputs = collate([samples[place] for place in places])
@@ -125,6 +133,10 @@ def _training(trainer: Any, rows: np.ndarray) -> float:
         for name, parameter in model.named_parameters():
             parameter.grad = kept[name]
     return float(np.median(taken[1:]))
+
+
+def _evenly(pool: int, count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, pool - 1, min(count, pool)).astype(np.int64))
 
 
 def _comparing(width: int) -> float:

@@ -35,7 +35,8 @@ def write_picks(path: Path, selection: Selection, dataset: Any, tokenizer: Any =
     columns |= selection.columns
     if selection.weights is not None:
         columns["weight"] = np.asarray(selection.weights)
-    if tokenizer is not None and hasattr(tokenizer, "batch_decode"):
+    readable = hasattr(tokenizer, "batch_decode") and "input_ids" in getattr(dataset, "column_names", ())
+    if readable:
         begun = [list(dataset[int(index)]["input_ids"][:PREVIEWED]) for index in indices]
         columns["text"] = tokenizer.batch_decode(begun, skip_special_tokens=True)
     sink = pyarrow.BufferOutputStream()

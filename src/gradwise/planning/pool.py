@@ -53,14 +53,18 @@ def pool_signals(
         DataError: when a weight is negative or not a number.
     """
     dataset: Any = trainer.train_dataset
-    if rows is not None:
-        dataset = dataset.select(rows)
-    domain = _column(dataset, "domain")
+    domain, weight = domains(dataset), _weights(dataset)
     if "domain" in needs and domain is None:
-        raise RecipeError("order: interleave needs a `domain` column in the training data.")
+        raise RecipeError(
+            "order: interleave and select.domain_minimum need a `domain` column in the training data."
+        )
+    size = len(dataset)
+    if rows is not None:
+        size = len(rows)
+        domain, weight = (None if each is None else each[rows] for each in (domain, weight))
     measured = _measured(trainer, needs, settings, seed, record, shared, rows)
-    known: dict[str, Any] = {"domain": None if domain is None else domain.astype(str), **measured.arrays}
-    signals = Signals(len(dataset), weight=_weights(dataset), **known)
+    known: dict[str, Any] = {"domain": domain, "weight": weight, **measured.arrays}
+    signals = Signals(size, **known)
     return PoolSignals(signals, measured.seconds, measured.shared)
 
 
@@ -70,6 +74,12 @@ def signals_of(
     """Signals of some samples of a trainer's data at the model's present weights, in the order of `rows`."""
     model, samples, collate = _source(trainer, rows)
     return _collect(trainer, model, samples, collate, sorted(needs & set(QUANTITIES)), settings, seed)
+
+
+def label_tokens_of(trainer: Any, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+    """(n,) label tokens of some samples of a trainer's data."""
+    samples, collate = trainer._training_samples()
+    return _label_tokens(_chosen(samples, rows), collate)
 
 
 def _measured(
@@ -157,6 +167,7 @@ def _collect(
         want=quantities,  # type: ignore[arg-type]
         parameters=settings.parameters,
         grad_dim=settings.grad_dim,
+        grad_dtype=settings.grad_dtype,
         batch_tokens=settings.batch_tokens,
         seed=seed,
         progress=not trainer.args.disable_tqdm,

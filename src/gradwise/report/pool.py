@@ -28,9 +28,12 @@ def draw_pool(store: Path, picks: Path) -> Path:
     signals = Signals.open(store) if (store / "manifest.json").exists() else None
     if signals is None or signals.embedding is None:
         raise SignalError(f"{store} holds no embeddings to draw; this selection does not need them.")
-    table = pyarrow.parquet.read_table(picks, columns=["index"])
+    picked = pyarrow.parquet.read_table(picks, columns=["index"]).column("index").to_numpy()
+    if (store / "looked.npy").exists():
+        # Only some samples of the pool were measured; of the picks those are drawn that were.
+        picked = np.flatnonzero(np.isin(np.load(store / "looked.npy"), picked))
     path = picks.parent / "pool.png"
-    write_bytes(path, pool_picture(signals, table.column("index").to_numpy()))
+    write_bytes(path, pool_picture(signals, picked))
     return path
 
 

@@ -1,5 +1,6 @@
 """Selection by recipe: measure the pool, select, and write picks and records for other trainers."""
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 from gradwise.atomic import write_bytes, write_json
 from gradwise.data import Collator, Data, Pool, load
 from gradwise.data.read import read
-from gradwise.errors import RecipeError
+from gradwise.errors import DataError, RecipeError
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
 from gradwise.planning.picks import write_picks
@@ -23,12 +24,17 @@ from gradwise.signals import Signals, collect
 from gradwise.signals.wanted import QUANTITIES
 
 PICKS, RECORDS, SUMMARY, SIGNALS = "picks.parquet", "records.jsonl", "selection.json", "signals"
+LOOKED = "looked.npy"
+"""Beside the signals: which samples of the pool they are of, where not of all."""
 
 
 def select_samples(
     recipe: Recipe, out: Path, *, text: bool = True, tell: Any = print, progress: bool = True
 ) -> Selection:
     """The selection that `gradwise train` would begin with, in files.
+
+    But `select: grace` looks at all samples where `candidates` is not given, since there is no run whose
+    `overhead` could bound it.
 
     `picks.parquet` says of each pick what it is and why it is there, `records.jsonl` holds the records
     themselves in the order picked, `selection.json` tells of the whole; what was measured stays in `signals`,
@@ -47,6 +53,11 @@ def select_samples(
     data = _data(recipe)
     _, tokenizer, pool = _loaded(recipe, data, progress)
     tell(str(pool.report))
+    if isinstance(recipe.select, Grace) and recipe.select.candidates is None:
+        tell(
+            "grace looks at all samples here; a run looks at as many as its overhead affords. Give "
+            "select.candidates to have both alike."
+        )
     signals = _measured(recipe, pool, tokenizer, out, tell=tell, progress=progress)
     selection = _selected(recipe, pool, signals)
     if not is_first():
@@ -108,6 +119,10 @@ def _measured(recipe: Recipe, pool: Pool, tokenizer: Any, out: Path, *, tell: An
         progress=progress,
         tell=lambda sentence: tell(f"Warning: {sentence}"),
     )
+    if looked is not None and is_first():
+        content = io.BytesIO()
+        np.save(content, looked)
+        write_bytes(out / SIGNALS / LOOKED, content.getvalue())
     return replace(measured, **known)
 
 
@@ -145,10 +160,14 @@ def _records(data: Data, origins: list[tuple[str, str]]) -> Iterator[dict[str, A
                     domain = getattr(source, "domain", None) or part.name
                     found.setdefault(str(record.origin), []).append((domain, record.values))
     for domain, origin in origins:
-        same = found[origin]
-        # Files of one name in several folders: their domains tell them apart, as far as they differ.
-        values = next((values for named, values in same if named == domain), same[0][1])
-        yield values
+        # Files of one name in several folders: their domains tell them apart, where they differ.
+        same = [values for named, values in found[origin] if named == domain] or [found[origin][0][1]]
+        if len(same) > 1:
+            raise DataError(
+                f"Two records of the data are {origin} of the domain {domain!r}; give the files different "
+                "names, or the sources domains."
+            )
+        yield same[0]
 
 
 def _summary(recipe: Recipe, pool: Pool, signals: Signals, selection: Selection) -> dict[str, Any]:

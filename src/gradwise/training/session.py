@@ -265,7 +265,7 @@ class Session:
         assert self._feeder is not None
         start, done = time.perf_counter(), 0
         cuda = list(range(torch.cuda.device_count())) if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(cuda), self._metrics_kept():
+        with torch.random.fork_rng(cuda), self.metrics_kept():
             while switch.probing:
                 left = switch.probes_left
                 switch.before_step()
@@ -279,8 +279,8 @@ class Session:
         self._feeder.close()
         self.record.event("probe", self.step, time.perf_counter() - start, steps=done)
 
-    def _metrics_kept(self) -> Any:
-        """A trainer that keeps metrics of its own (TRL's) must not count the probe's passes."""
+    def metrics_kept(self) -> Any:
+        """A trainer that keeps metrics of its own (TRL's) must not count passes that train nothing."""
         if not hasattr(self.trainer, "_metrics"):
             return nullcontext()
         from gradwise.integrations.trl import metrics_kept

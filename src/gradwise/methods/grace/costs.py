@@ -17,6 +17,9 @@ FIRST_PART = 2 / 3
 MOST_REFRESHES, FEWEST_STEPS = 20, 5
 """Refreshes that are planned at most, and steps between two of them at least."""
 
+SPENT_AT_LEAST = 0.8
+"""Of the share of anchors that is planned; fewer would save little and break the forecast's word."""
+
 USUAL_ANCHORS = 0.1
 """Share of the samples looked at that a refresh measures, unless told otherwise."""
 
@@ -55,6 +58,8 @@ class Forecast:
     """Steps from one selection to the next; 0 where there is one only."""
     anchors: float
     """Share of the candidates that the first refresh measures."""
+    least_anchors: float
+    """Share below which later refreshes do not fall."""
     allowance: int | None
     """Samples that all refreshes together may measure; None for no limit."""
     steps: int
@@ -114,19 +119,29 @@ def forecast(
     if candidates is None:
         candidates = _affordable(size.pool, speeds, allowed * (1 if every == 0 else FIRST_PART))
     first = _first_pass(candidates, speeds)
-    share = USUAL_ANCHORS if anchors is None else anchors
-    measured = max(1, round(share * candidates))
-    each = speeds.begin + measured * speeds.measure
     left = allowed - first
+    share = USUAL_ANCHORS if anchors is None else anchors
     if every is None:
+        each = speeds.begin + max(1, int(share * candidates)) * speeds.measure
         count = int(min(left / each, MOST_REFRESHES, size.steps / FEWEST_STEPS - 1)) if left > 0 else 0
         every = -(-size.steps // (count + 1)) if count > 0 else 0
     count = -(-size.steps // every) - 1 if every else 0
-    refreshes = count * each
-    # What is settled by hand is done all the same; that it costs more shows in the share.
-    spare = int((left - count * speeds.begin) / speeds.measure) if count else 0
-    allowance = max(spare, count * measured) if limited else None
-    return Forecast(candidates, every, share, allowance, size.steps, training, first, refreshes)
+    if anchors is None and count and limited:
+        # What is left is for the refreshes: as many samples each as it pays for.
+        paid = (left / count - speeds.begin) / speeds.measure / candidates
+        share = float(np.clip(paid, min(USUAL_ANCHORS, 1 / candidates), 0.5))
+    measured = max(1, int(share * candidates))
+    return Forecast(
+        candidates=candidates,
+        every=every,
+        anchors=share,
+        least_anchors=SPENT_AT_LEAST * share if limited else 0.0,
+        allowance=count * measured if limited else None,
+        steps=size.steps,
+        training=training,
+        first=first,
+        refreshes=count * (speeds.begin + measured * speeds.measure),
+    )
 
 
 def _first_pass(count: int, speeds: Speeds) -> float:

@@ -39,7 +39,7 @@ def importance(
     rows: NDArray[np.int64],
     *,
     mean_tokens: float | None = None,
-    target: NDArray | None = None,
+    target: "Target | None" = None,
 ) -> NDArray[np.float64]:
     """(n,) of some samples of a pool.
 
@@ -49,12 +49,12 @@ def importance(
         rows: (n,) the samples.
         mean_tokens: scale by the sample's label tokens over this: what a token of it is worth becomes what
             all of it is.
-        target: (k,) mean gradient that `alignment` is taken against; each sample's is against the mean of
-            the others unless given, since a mean that holds the sample itself agrees with large gradients.
+        target: what `alignment` is taken against; the mean over `rows` unless given.
     """
     values = np.asarray(signals.require(NEEDS[kind], f"grace with importance {kind}"))
     if kind == "alignment":
-        found = alignment(values[rows].astype(np.float64), target)
+        grads = values[rows].astype(np.float64)
+        found = (target or Target.of(grads)).alignment(grads)
     else:
         found = values[rows].astype(np.float64)
     if mean_tokens is None:
@@ -62,13 +62,33 @@ def importance(
     return found * signals.require("num_tokens", "grace")[rows] / mean_tokens
 
 
-def alignment(grads: NDArray[np.float64], target: NDArray | None = None) -> NDArray[np.float64]:
-    """(n,) inner products of gradients, (n, k), with a target, or each with the mean of the others."""
-    if target is not None:
-        return grads @ np.asarray(target, dtype=np.float64)
-    if len(grads) < 2:
-        return np.zeros(len(grads))
-    return (grads @ grads.sum(axis=0) - np.square(grads).sum(axis=1)) / (len(grads) - 1)
+@dataclass(frozen=True)
+class Target:
+    """The mean gradient of a number of samples, that others are aligned with."""
+
+    mean: NDArray[np.float64]
+    """(k,)"""
+    count: int
+
+    @staticmethod
+    def of(grads: NDArray[np.float64]) -> "Target":
+        """The mean of (n, k) gradients."""
+        return Target(grads.mean(axis=0), len(grads))
+
+    def alignment(self, grads: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n,) inner products of gradients, (n, k), with the mean of the others.
+
+        Each of them counts as one of the samples that the mean is of, and is taken out: a mean that holds
+        the sample itself agrees with large gradients.
+        """
+        if self.count < 2:
+            return np.zeros(len(grads))
+        return (self.count * (grads @ self.mean) - np.square(grads).sum(axis=1)) / (self.count - 1)
+
+    def moved(self, grads: NDArray[np.float64]) -> "Target":
+        """The mean after some of its samples, (a, k), were measured anew."""
+        share = len(grads) / self.count
+        return Target((1 - share) * self.mean + share * grads.mean(axis=0), self.count)
 
 
 def worth(values: NDArray[np.float64]) -> Worth:

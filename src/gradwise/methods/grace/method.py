@@ -1,5 +1,6 @@
 """GRACE's settings, and its three verbs: begin from signals, pick, refresh."""
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.baselines.select import Subset
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace.costs import USUAL_ANCHORS, looked_at
-from gradwise.methods.grace.importance import NEEDS, Kind, importance
+from gradwise.methods.grace.importance import NEEDS, Kind, Target, importance
 from gradwise.methods.grace.nodes import nodes_of
 from gradwise.methods.grace.pick import Budget, choose, filled, selection
 from gradwise.methods.grace.refresh import Measured, Propagation, Refreshed, anchors_of, next_share, refresh
@@ -147,6 +148,7 @@ class Grace(Subset):
         pool: int | None = None,
         step: int = 0,
         seed: int = 0,
+        device: str = "cpu",
         tell: Any = None,
     ) -> State:
         """What to remember of the first measurement of a pool.
@@ -157,6 +159,7 @@ class Grace(Subset):
             pool: samples of the pool.
             step: optimizer steps done.
             seed: of an approximate search.
+            device: where exact neighbours are looked for, "cpu" or "cuda".
             tell: gets the number of rows whose neighbours are found.
         """  # fmt: skip
         looked = np.arange(len(signals)) if looked is None else looked
@@ -168,6 +171,7 @@ class Grace(Subset):
             np.asarray(embedding[usable], dtype=np.float32),
             self.neighbours,
             approximate=self._approximate(len(usable)),
+            device=device,
             seed=seed,
             tell=tell,
         )
@@ -175,6 +179,7 @@ class Grace(Subset):
         mean_tokens = None
         if self.by_length:
             mean_tokens = float(signals.require("num_tokens", "grace with by_length")[first].mean())
+        target = self._target(signals, first)
         return State(
             pool=pool or len(signals),
             looked=looked,
@@ -184,10 +189,11 @@ class Grace(Subset):
             centre=nodes.centre,
             placed=nodes.placed,
             embedding=np.array(embedding[first], dtype=np.float32),
-            importance=importance(self.importance, signals, first, mean_tokens=mean_tokens),
+            importance=importance(self.importance, signals, first, mean_tokens=mean_tokens, target=target),
             measured_at=np.full(len(first), step),
             graph=nodes.graph,
             share=self.anchors or USUAL_ANCHORS,
+            target=None if target is None else target.mean,
             mean_tokens=mean_tokens,
         )
 
@@ -208,7 +214,7 @@ class Grace(Subset):
             state, chosen, budget, weighted=self.weighted, told=f"in the coreset chosen {when}"
         )
         if budget is not whole:
-            picked = filled(picked, state, whole, seed)
+            picked = filled(picked, state, whole, signals.domain, seed)
         told = picked.told | _domains(picked.indices, signals)
         if tokens is not None:
             told["label_tokens"] = int(np.asarray(tokens)[picked.indices].sum())
@@ -229,7 +235,9 @@ class Grace(Subset):
         """The nodes to measure at a step; `state.sample` says which samples of the pool they are."""
         return anchors_of(state, step, self.staleness)
 
-    def refresh(self, state: State, anchors: NDArray[np.int64], signals: Signals, step: int) -> Refreshed:
+    def refresh(
+        self, state: State, anchors: NDArray[np.int64], signals: Signals, step: int, *, device: str = "cpu"
+    ) -> Refreshed:
         """The state after some nodes were measured.
 
         Args:
@@ -237,6 +245,7 @@ class Grace(Subset):
             anchors: (a,) nodes, ascending.
             signals: of those a nodes, in the same order; those that are not ok keep what was believed.
             step: optimizer steps done.
+            device: where exact neighbours are looked for.
         """
         usable = self._usable(signals)
         rows = np.flatnonzero(usable)
@@ -245,22 +254,36 @@ class Grace(Subset):
                 "grace measured its anchors anew, and not one has a finite embedding and importance; the "
                 "model may have diverged."
             )
+        target = None
+        if state.target is not None:
+            grads = np.asarray(signals.grad)[rows].astype(np.float64)
+            target = Target(state.target, len(state)).moved(grads)
         found = Measured(
             anchors[rows],
             np.asarray(signals.require("embedding", "grace"), dtype=np.float32)[rows],
-            importance(self.importance, signals, rows, mean_tokens=state.mean_tokens),
+            importance(self.importance, signals, rows, mean_tokens=state.mean_tokens, target=target),
         )
         how = Propagation(self.propagate == "change", self.beta, self.drift)
-        done = refresh(state, found, how, step)
-        share = 1.0 if self.anchors == 1 else next_share(state.share, done.agreement, self.min_agreement)
+        done = refresh(state, found, how, step, device=device)
+        share = next_share(state.share, done.agreement, self.min_agreement, state.least_share)
         left = None if state.allowance is None else max(0, state.allowance - len(anchors))
+        after = done.state.changed(
+            share=1.0 if self.anchors == 1 else share,
+            allowance=left,
+            target=None if target is None else target.mean,
+        )
         return Refreshed(
-            done.state.changed(share=share, allowance=left),
+            after,
             done.agreement,
             done.embedding_agreement,
             done.moved,
             done.searched,
         )
+
+    def _target(self, signals: Signals, rows: NDArray[np.int64]) -> Target | None:
+        if self.importance != "alignment":
+            return None
+        return Target.of(np.asarray(signals.require("grad", "grace"))[rows].astype(np.float64))
 
     def _usable(self, signals: Signals) -> NDArray[np.bool_]:
         needed = np.asarray(
@@ -271,7 +294,17 @@ class Grace(Subset):
         return finite if signals.ok is None else finite & signals.ok
 
     def _approximate(self, rows: int) -> bool:
-        return self.search == "approximate" or (self.search == "auto" and rows > EXACT_UP_TO and _has_faiss())
+        if self.search != "auto" or rows <= EXACT_UP_TO:
+            return self.search == "approximate"
+        if not _has_faiss():
+            warnings.warn(
+                f"The neighbours of {rows:,} samples are searched exactly, which takes long; install the "
+                "extra `faiss` for an approximate search with a measured recall, or look at fewer "
+                "candidates.",
+                stacklevel=4,
+            )
+            return False
+        return True
 
     def _minimum(self, state: State, budget: Budget, signals: Signals) -> Minimum | None:
         """Of every domain `domain_minimum` of its proportional part, as far as it has nodes."""
@@ -282,7 +315,8 @@ class Grace(Subset):
         assert budget.count is not None
         share = np.bincount(codes, minlength=len(names)) / len(codes)
         group = np.searchsorted(names, domain[state.sample])
-        least = np.floor(self.domain_minimum * share * min(budget.count, len(state))).astype(np.int64)
+        # A billionth, or a part that comes out whole could round to one less.
+        least = np.floor(self.domain_minimum * share * min(budget.count, len(state)) + 1e-9).astype(np.int64)
         return Minimum(group, np.minimum(least, np.bincount(group, minlength=len(names))))
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace.importance import Worth, worth
 from gradwise.methods.grace.state import State
+from gradwise.numerics import interleaved
 from gradwise.numerics.facility import Covered, Facility, Minimum
 
 WEIGHT_RANGE = (0.25, 4.0)
@@ -34,10 +35,13 @@ class Budget:
         if len(state.looked) == state.pool:
             return self
         if self.count is not None:
-            most = max(1, int(len(state.rows) / LEAST_CHOICE))
+            # As many as the others cannot fill, whatever the choice.
+            missing = self.count - (state.pool - len(state.looked))
+            most = max(1, int(len(state.rows) / LEAST_CHOICE), missing)
             return self if self.count <= most else Budget(count=most)
         assert self.tokens is not None and self.costs is not None
-        most_tokens = float(self.costs[state.rows].sum()) / LEAST_CHOICE
+        own, looked = float(self.costs[state.rows].sum()), float(self.costs[state.looked].sum())
+        most_tokens = max(own / LEAST_CHOICE, self.tokens - (float(self.costs.sum()) - looked))
         return self if self.tokens <= most_tokens else Budget(tokens=most_tokens, costs=self.costs)
 
 
@@ -164,16 +168,20 @@ def _copies(state: State, picks: NDArray[np.int64]) -> NDArray[np.int64]:
     return state.rows[ranked[turn[ranked] > 0]]
 
 
-def filled(picked: Selection, state: State, budget: Budget, seed: int) -> Selection:
-    """A selection with random samples that were not looked at, up to the whole budget."""
+def filled(
+    picked: Selection, state: State, budget: Budget, domain: NDArray[np.str_] | None, seed: int
+) -> Selection:
+    """A selection with random samples that were not looked at, every domain in proportion, up to the whole
+    budget."""
     rng = np.random.default_rng([seed, _FILLING])
     others = rng.permutation(np.setdiff1d(np.arange(state.pool), state.looked))
+    if domain is not None:
+        others = others[interleaved(domain[others])]
     if budget.count is not None:
         more = others[: budget.count - len(picked.indices)]
     else:
         assert budget.tokens is not None and budget.costs is not None
-        left = budget.tokens - budget.costs[picked.indices].sum()
-        more = others[np.cumsum(budget.costs[others]) <= left]
+        more = _fitting(others, budget.costs, budget.tokens - budget.costs[picked.indices].sum())
     count = len(more)
     weights = picked.weights
     return replace(
@@ -186,6 +194,16 @@ def filled(picked: Selection, state: State, budget: Budget, seed: int) -> Select
         | {"rank": np.arange(len(picked.indices) + count)},
         told=picked.told | {"at_random": count},
     )
+
+
+def _fitting(samples: NDArray[np.int64], costs: NDArray[np.float64], left: float) -> NDArray[np.int64]:
+    """Samples in the order given, each that still fits."""
+    kept = []
+    for sample in samples:
+        if costs[sample] <= left:
+            kept.append(sample)
+            left -= float(costs[sample])
+    return np.array(kept, dtype=np.int64)
 
 
 _FILLING = 0xF111ED

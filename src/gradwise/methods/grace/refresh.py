@@ -81,11 +81,12 @@ def anchors_of(state: State, step: int, staleness: float) -> NDArray[np.int64]:
     return spread(state.graph, ranked, count)
 
 
-def refresh(state: State, found: Measured, how: Propagation, step: int, *, search: Any = None) -> Refreshed:
+def refresh(state: State, found: Measured, how: Propagation, step: int, *, device: str = "cpu") -> Refreshed:
     """The state after what was found at the anchors."""
     importance = how.guesses(state.importance, found, found.importance, state)
     embedding = how.guesses(state.embedding, found, found.embedding, state)
-    centre = state.centre + (found.embedding - state.embedding[found.anchors]).mean(axis=0)
+    shift = found.embedding.astype(np.float64) - state.embedding[found.anchors]
+    centre = state.centre + np.average(shift, axis=0, weights=state.counts[found.anchors])
     agreement = _correlation(importance[found.anchors], found.importance)
     placed = unit(found.embedding - centre)
     guessed = unit(embedding[found.anchors] - centre)
@@ -97,7 +98,7 @@ def refresh(state: State, found: Measured, how: Propagation, step: int, *, searc
     moved = found.anchors[far]
     where = state.placed.copy()
     where[moved] = placed[far]
-    fixed = repaired(state.graph, where, moved, **(search or {}))
+    fixed = repaired(state.graph, where, moved, device=device)
     measured_at = state.measured_at.copy()
     measured_at[found.anchors] = step
     after = state.changed(
@@ -112,14 +113,14 @@ def refresh(state: State, found: Measured, how: Propagation, step: int, *, searc
     return Refreshed(after, agreement, embedding_agreement, len(moved), len(fixed.recomputed))
 
 
-def next_share(share: float, agreement: float | None, wanted: float) -> float:
+def next_share(share: float, agreement: float | None, wanted: float, least: float = SHARE_RANGE[0]) -> float:
     """Share of anchors of the next refresh: more where propagation cannot be trusted, fewer where it can.
 
     >>> round(next_share(0.1, agreement=0.4, wanted=0.8), 3), round(next_share(0.1, 0.9, 0.8), 3)
     (0.15, 0.08)
     """
     trusted = agreement is None or agreement >= wanted
-    return float(np.clip(share / SHRINKS if trusted else share * GROWS, *SHARE_RANGE))
+    return float(np.clip(share / SHRINKS if trusted else share * GROWS, least, SHARE_RANGE[1]))
 
 
 def _correlation(guessed: NDArray[np.float64], measured: NDArray[np.float64]) -> float | None:

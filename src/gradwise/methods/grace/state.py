@@ -37,12 +37,16 @@ class State:
     """Of the nodes, as placed."""
     share: float
     """Share of the nodes that the next refresh measures."""
+    target: NDArray[np.float64] | None = None
+    """(k,) mean gradient of the nodes, where importance is alignment with it."""
     mean_tokens: float | None = None
     """Label tokens of a node on average, where importance is scaled by length."""
     every: int = 0
     """Steps from one selection to the next; 0 where there is only one."""
     allowance: int | None = None
     """Samples that may still be measured; None for no limit."""
+    least_share: float = 0.02
+    """Below which the share of the nodes that a refresh measures does not fall."""
     refreshes: int = 0
     """Refreshes so far."""
 
