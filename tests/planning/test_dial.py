@@ -44,6 +44,9 @@ def test_everything_follows_from_the_share_that_is_allowed(run: Any) -> None:
     assert (told["candidates"], told["training"]) == (80, 10.0)
     assert told["share"] <= 0.5
     refreshed = of_kind(events, "refresh")
+    assert of_kind(events, "plan")[0]["parts"].keys() == {"graph", "selection"}
+    for event in refreshed:
+        assert event["parts"].keys() == {"signals", "graph", "propagation", "selection"}
     assert [event["step"] for event in refreshed] == list(range(told["every"], 25, told["every"]))
     assert sum(event["anchors"] for event in refreshed) <= told["allowance"]
 

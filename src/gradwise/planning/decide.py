@@ -77,12 +77,12 @@ class Planner:
                 first=self._places(bad, rows)[:8],
                 **({"shared": True} if found else {}),
             )
-        start = time.perf_counter()
+        start, took = time.perf_counter(), {}
         if isinstance(recipe.select, Grace):
-            selection, signals = self._begun(recipe.select, signals, rows, forecast)
+            selection, signals = self._begun(recipe.select, signals, rows, forecast, took)
         else:
             selection = _without(bad, recipe.select.select(signals, seed=recipe.seed))
-        chose = time.perf_counter() - start
+        took["selection"] = time.perf_counter() - start - sum(took.values())
         one_pass = make_plan(selection, recipe.order, signals, epochs=1, seed=recipe.seed)
         plan = make_plan(selection, recipe.order, signals, epochs=passes(one_pass), seed=recipe.seed)
         if self._state is not None:
@@ -99,7 +99,7 @@ class Planner:
             weighted=selection.weights is not None,
             length=len(plan),
             digest=plan.digest,
-            parts={"selection": round(chose, 4)},
+            parts={name: round(seconds, 4) for name, seconds in took.items()},
             **selection.told,
         )
         return plan
@@ -125,6 +125,7 @@ class Planner:
         )
         took = {"signals": time.perf_counter() - start}
         done = grace.refresh(state, anchors, measured, step, device=self._device)
+        took["graph"] = done.graph_seconds
         took["propagation"] = time.perf_counter() - start - sum(took.values())
         before = self._picks(signals)
         selection = grace.pick(done.state, signals, seed=self.recipe.seed)
@@ -203,12 +204,19 @@ class Planner:
         return looked_at(len(pool), candidates, domains(pool), self.recipe.seed)
 
     def _begun(
-        self, grace: Grace, signals: Signals, rows: NDArray[np.int64] | None, forecast: Forecast | None
+        self,
+        grace: Grace,
+        signals: Signals,
+        rows: NDArray[np.int64] | None,
+        forecast: Forecast | None,
+        took: dict[str, float],
     ) -> tuple[Selection, Signals]:
         """GRACE's first selection, and what is known of the whole pool."""
         assert forecast is not None
         pool = len(self.trainer.train_dataset)
-        state = grace.begin(signals, looked=rows, pool=pool, seed=self.recipe.seed, device=self._device)
+        state = grace.begin(
+            signals, looked=rows, pool=pool, seed=self.recipe.seed, device=self._device, took=took
+        )
         whole = signals if rows is None else self._known()
         if forecast.every:
             self._state = state.changed(

@@ -1,5 +1,6 @@
 """GRACE's settings, and its three verbs: begin from signals, pick, refresh."""
 
+import time
 import warnings
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -150,6 +151,7 @@ class Grace(Subset):
         seed: int = 0,
         device: str = "cpu",
         tell: Any = None,
+        took: dict[str, float] | None = None,
     ) -> State:
         """What to remember of the first measurement of a pool.
 
@@ -161,12 +163,14 @@ class Grace(Subset):
             seed: of an approximate search.
             device: where exact neighbours are looked for, "cpu" or "cuda".
             tell: gets the number of rows whose neighbours are found.
+            took: gets the seconds that the graph took, as "graph".
         """  # fmt: skip
         looked = np.arange(len(signals)) if looked is None else looked
         embedding = np.asarray(signals.require("embedding", "grace"))
         usable = np.flatnonzero(self._usable(signals))
         if not usable.size:
             raise SignalError("grace found no sample whose embedding and importance are finite.")
+        start = time.perf_counter()
         nodes = nodes_of(
             np.asarray(embedding[usable], dtype=np.float32),
             self.neighbours,
@@ -175,6 +179,8 @@ class Grace(Subset):
             seed=seed,
             tell=tell,
         )
+        if took is not None:
+            took["graph"] = time.perf_counter() - start
         first = usable[nodes.first]
         mean_tokens = None
         if self.by_length:
@@ -272,13 +278,7 @@ class Grace(Subset):
             allowance=left,
             target=None if target is None else target.mean,
         )
-        return Refreshed(
-            after,
-            done.agreement,
-            done.embedding_agreement,
-            done.moved,
-            done.searched,
-        )
+        return replace(done, state=after)
 
     def _target(self, signals: Signals, rows: NDArray[np.int64]) -> Target | None:
         if self.importance != "alignment":

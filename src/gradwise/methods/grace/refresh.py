@@ -5,6 +5,7 @@ guesses agree with what was measured says whether the values of all that was not
 costs nothing.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,8 @@ class Refreshed:
     """Anchors whose place in the graph was repaired."""
     searched: int
     """Rows of the graph that were searched for anew."""
+    graph_seconds: float
+    """What repairing the graph took."""
 
 
 def anchors_of(state: State, step: int, staleness: float) -> NDArray[np.int64]:
@@ -98,7 +101,9 @@ def refresh(state: State, found: Measured, how: Propagation, step: int, *, devic
     moved = found.anchors[far]
     where = state.placed.copy()
     where[moved] = placed[far]
+    start = time.perf_counter()
     fixed = repaired(state.graph, where, moved, device=device)
+    graph_seconds = time.perf_counter() - start
     measured_at = state.measured_at.copy()
     measured_at[found.anchors] = step
     after = state.changed(
@@ -110,7 +115,8 @@ def refresh(state: State, found: Measured, how: Propagation, step: int, *, devic
         graph=fixed.graph,
         refreshes=state.refreshes + 1,
     )
-    return Refreshed(after, agreement, embedding_agreement, len(moved), len(fixed.recomputed))
+    searched = len(fixed.recomputed)
+    return Refreshed(after, agreement, embedding_agreement, len(moved), searched, graph_seconds)
 
 
 def next_share(share: float, agreement: float | None, wanted: float, least: float = SHARE_RANGE[0]) -> float:
