@@ -11,13 +11,16 @@ shows.
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,8 @@ class Pass:
         self.shown = ""
         self._terminal, theirs = pty.openpty()
         os.set_blocking(self._terminal, False)
+        # A terminal without a width has no room for a bar.
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
         command = [
             sys.executable,
             "-m",
