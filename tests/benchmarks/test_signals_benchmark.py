@@ -263,11 +263,11 @@ def test_peers_that_did_not_run_are_told() -> None:
 
 def test_store_table_says_what_differs() -> None:
     entry = {
-        "want": "loss", "problems": 2000, "blocks": 90, "killed_at": [0.34, 0.67], "seconds": 100.0,
-        "seconds_killed": 110.0, "differ": [], "bar": "signals: 50%",
+        "want": "loss", "problems": 2000, "max_length": 64, "blocks": 90, "killed_at": [0.34, 0.67],
+        "seconds": 100.0, "seconds_killed": 110.0, "differ": [], "bar": "signals: 50%",
     }  # fmt: skip
     text = made("store", {"store/loss/2000": entry})
-    assert "| `loss` | 2,000 | 90 | 34%, 67% | 100 | 110 | none |" in text
+    assert "| `loss` | 2,000 | 64 | 90 | 34%, 67% | 100 | 110 | none |" in text
     assert "`signals: 50%`" in text
 
 
