@@ -52,6 +52,8 @@ def test_an_arm_whose_decision_takes_longer_is_later_by_as_much(
     # The whole curve, from before the first step on, and the steps come on top.
     axis = mean_curve([late.curve], "seconds")[0]
     assert axis[0] >= COST
-    assert late.seconds >= axis[-1] > axis[0]
+    # Lines of the record are rounded to milliseconds.
+    assert late.seconds >= axis[-1] - 1e-3
+    assert axis[-1] > axis[0]
     assert not list(tmp_path.glob("*/model/*.safetensors"))
     assert late.finished
