@@ -32,6 +32,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def write_parquet(path: Path, table: Any) -> None:
+    """Replace the file at `path` by a `pyarrow.Table`."""
+    import pyarrow
+    import pyarrow.parquet
+
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink)
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in `folder` survive a loss of power; a no-op where folders cannot be opened (Windows)."""
     if not hasattr(os, "O_DIRECTORY"):

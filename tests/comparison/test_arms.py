@@ -80,6 +80,13 @@ class TestPresets:
         select: Any = arm("random", recipe).select
         assert (select.fraction, select.count) == (0.3, None)
 
+    def test_a_budget_of_tokens_is_a_size_too(self):
+        given = Recipe.from_dict({"select": {"method": "grace", "tokens": 900, "beta": 0.25}})
+        (kept,) = parse_arms(["grace"], given)
+        assert (kept.recipe.select.tokens, kept.recipe.select.beta) == (900, 0.25)  # type: ignore[union-attr]
+        (sized,) = parse_arms(["grace"], given, fraction=0.1)
+        assert (sized.recipe.select.tokens, sized.recipe.select.fraction) == (None, 0.1)  # type: ignore[union-attr]
+
     def test_a_size_can_be_given(self, recipe: Recipe) -> None:
         for known in (recipe, Recipe(), Recipe.from_dict({"select": {"method": "random", "count": 7}})):
             select: Any = arm("random", known, fraction=0.1).select

@@ -38,6 +38,9 @@ NOT_AN_ARMS = {
 }
 """Keys that a file of overrides may not set, each with why."""
 
+SIZES = ("fraction", "count", "tokens")
+"""How a selection may be told its size."""
+
 Tree = dict[str, Any]
 
 
@@ -153,8 +156,8 @@ def _sized(part: str, section: str, kept: Tree, known: set[str], fraction: float
     if section != "select" or not {"fraction", "count"} <= known:
         return kept
     if fraction is not None:
-        return {**kept, "fraction": fraction, "count": None}
-    if kept.get("fraction") is None and kept.get("count") is None:
+        return {key: value for key, value in kept.items() if key not in SIZES} | {"fraction": fraction}
+    if all(kept.get(size) is None for size in SIZES):
         raise RecipeError(
             f"--arms: {part} selects a part of the data, and nothing says how much; give --fraction 0.2, or "
             "a `select` with fraction or count in the recipe."

@@ -37,14 +37,7 @@ class Heaps:
             first_column: number of the tile's first column.
         """
         heaps = (self.ids, self.products, self.lowest)
-        in_threads(lambda a, b: _offer_rows(tile, a, b, first_row, own, first_column, *heaps), len(tile))
-
-    def offer_transposed(self, tile: Tile, first_row: int, own: NDArray[np.int64], first_column: int) -> None:
-        """The same of (n, m): rows of the tile are columns here."""
-        heaps = (self.ids, self.products, self.lowest)
-        in_threads(
-            lambda a, b: _offer_columns(tile, a, b, first_row, own, first_column, *heaps), tile.shape[1]
-        )
+        in_threads(lambda a, b: _offer(tile, a, b, first_row, own, first_column, *heaps), len(tile))
 
 
 def in_threads(work: Callable[[int, int], Any], count: int) -> None:
@@ -68,7 +61,7 @@ def parts(count: int, size: int) -> Iterator[slice]:
 
 
 @numba.njit(nogil=True, cache=True)
-def _offer_rows(
+def _offer(
     tile: Any,
     start: int,
     stop: int,
@@ -85,26 +78,6 @@ def _offer_rows(
         for j in range(tile.shape[1]):
             if tile[i, j] > lowest[row] and j != itself:
                 lowest[row] = _replace_lowest(ids[row], products[row], first_column + j, tile[i, j])
-
-
-@numba.njit(nogil=True, cache=True)
-def _offer_columns(
-    tile: Any,
-    start: int,
-    stop: int,
-    first_row: int,
-    own: Any,
-    first_column: int,
-    ids: Any,
-    products: Any,
-    lowest: Any,
-) -> None:
-    # Row by row of the tile all the same: that is how it lies in memory.
-    for i in range(tile.shape[0]):
-        for j in range(start, stop):
-            row = first_row + j
-            if tile[i, j] > lowest[row] and own[j] != first_column + i:
-                lowest[row] = _replace_lowest(ids[row], products[row], first_column + i, tile[i, j])
 
 
 @numba.njit(nogil=True, cache=True)

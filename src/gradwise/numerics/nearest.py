@@ -117,7 +117,8 @@ def _among_all(x: Rows, rows: NDArray[np.int64], count: int, _: str, tell: Tell 
             tile = products(x[mine], x[theirs])
             heaps.offer(tile, mine.start, rows[mine], theirs.start)
             if theirs != mine:
-                heaps.offer_transposed(tile, theirs.start, rows[theirs], mine.start)
+                turned = torch.from_numpy(tile).T.contiguous().numpy()
+                heaps.offer(turned, theirs.start, rows[theirs], mine.start)
         if tell is not None:
             tell(mine.stop - mine.start)
     return heaps.ids, heaps.lowest

@@ -275,8 +275,7 @@ class Planner:
     def _known(self) -> Signals:
         """What does not change about the pool; after a resume it is read again from the data."""
         if self._signals is None:
-            fixed = frozenset({"num_tokens", "domain"}) & (self.recipe.select.needs | {"num_tokens"})
-            quiet = Record(self.folder, writes=False)
+            fixed, quiet = frozenset({"num_tokens"}), Record(self.folder, writes=False)
             self._signals = pool_signals(self.trainer, fixed, self.recipe.signals, quiet).signals
         return self._signals
 

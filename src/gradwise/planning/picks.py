@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow
-import pyarrow.parquet
 
-from gradwise.atomic import write_bytes
+from gradwise.atomic import write_parquet
 from gradwise.methods.decision import Selection
 
 PREVIEWED = 64
@@ -39,7 +38,4 @@ def write_picks(path: Path, selection: Selection, dataset: Any, tokenizer: Any =
     if readable:
         begun = [list(dataset[int(index)]["input_ids"][:PREVIEWED]) for index in indices]
         columns["text"] = tokenizer.batch_decode(begun, skip_special_tokens=True)
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.table(columns), sink)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, sink.getvalue().to_pybytes())
+    write_parquet(path, pyarrow.table(columns))

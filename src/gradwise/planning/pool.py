@@ -139,11 +139,6 @@ def _collected(
     seed: int,
     rows: NDArray[np.int64] | None,
 ) -> Arrays:
-    if trainer.proxy is None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise RecipeError(
-            f"select and order cannot measure the {quantities[0]} of a sharded model yet; name a smaller one "
-            "under signals.model, or use others."
-        )
     model, samples, collate = _source(trainer, rows)
     found = _collect(trainer, model, samples, collate, quantities, settings, seed)
     arrays: Arrays = {name: found.require(name, "the plan") for name in [*quantities, "num_tokens", "ok"]}
@@ -160,6 +155,11 @@ def _collect(
     settings: SignalSettings,
     seed: int,
 ) -> Signals:
+    if trainer.proxy is None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise RecipeError(
+            f"select and order cannot measure the {quantities[0]} of a sharded model yet; name a smaller one "
+            "under signals.model, or use others."
+        )
     return collect(
         model,
         samples,

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwise.atomic import write_bytes, write_json
-from gradwise.data import Collator, Data, Pool, load
+from gradwise.data import Data, Pool, load
 from gradwise.data.read import read
-from gradwise.errors import DataError, RecipeError
+from gradwise.errors import DataError
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
 from gradwise.planning.picks import write_picks
 from gradwise.recipe import Recipe
-from gradwise.run.model import load_model, load_tokenizer
+from gradwise.run.model import load_tokenizer
 from gradwise.run.ranks import is_first
-from gradwise.run.signals import load_proxy, placed, sections
-from gradwise.signals import Signals, collect
+from gradwise.run.signals import into_store, sections, what_measures
+from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
 
 PICKS, RECORDS, SUMMARY, SIGNALS = "picks.parquet", "records.jsonl", "selection.json", "signals"
@@ -50,16 +51,26 @@ def select_samples(
     Raises:
         GradwiseError: in one clear sentence.
     """
-    data = _data(recipe)
-    _, tokenizer, pool = _loaded(recipe, data, progress)
+    _, data = sections(recipe)
+    tokenizer = load_tokenizer(recipe.model or sections(recipe)[0])
+    pool = load(data, "train", tokenizer, progress=progress and is_first())
     tell(str(pool.report))
     if isinstance(recipe.select, Grace) and recipe.select.candidates is None:
         tell(
             "grace looks at all samples here; a run looks at as many as its overhead affords. Give "
             "select.candidates to have both alike."
         )
-    signals = _measured(recipe, pool, tokenizer, out, tell=tell, progress=progress)
-    selection = _selected(recipe, pool, signals)
+    known = _known(pool)
+    looked = _looked(recipe, known)
+    signals = known if looked is None else known.take(looked)
+    wanted = sorted(recipe.select.needs & set(QUANTITIES))
+    if wanted:
+        measures = what_measures(recipe, pool, tokenizer, progress=progress)
+        if looked is not None:
+            measures = measures._replace(samples=measures.samples.select(looked))
+        found = into_store(recipe, measures, out / SIGNALS, want=wanted, tell=tell, progress=progress)
+        signals = replace(found, num_tokens=signals.num_tokens, domain=signals.domain, weight=signals.weight)
+    selection = _selected(recipe, known, signals, looked)
     if not is_first():
         return selection
     out.mkdir(parents=True, exist_ok=True)
@@ -70,78 +81,38 @@ def select_samples(
         write_bytes(out / RECORDS, "".join(f"{line}\n" for line in lines).encode())
     else:
         (out / RECORDS).unlink(missing_ok=True)
-    write_json(out / SUMMARY, _summary(recipe, pool, signals, selection))
-    return selection
-
-
-def _data(recipe: Recipe) -> Data:
-    if recipe.data is None:
-        raise RecipeError("The recipe names no data; give data.train.")
-    return recipe.data
-
-
-def _loaded(recipe: Recipe, data: Data, progress: bool) -> tuple[Any, Any, Pool]:
-    model = recipe.model or sections(recipe)[0]
-    tokenizer = load_tokenizer(model)
-    return model, tokenizer, load(data, "train", tokenizer, progress=progress and is_first())
-
-
-def _measured(recipe: Recipe, pool: Pool, tokenizer: Any, out: Path, *, tell: Any, progress: bool) -> Signals:
-    """What the selection needs, with what is known of the data without measuring."""
-    dataset: Any = pool.dataset
-    known: dict[str, Any] = {
-        "num_tokens": pool.label_tokens,
-        "domain": np.array(dataset["domain"]).astype(str),
-        "weight": np.array(dataset["weight"], dtype=np.float64),
-    }
-    wanted = sorted(recipe.select.needs & set(QUANTITIES))
-    if not wanted:
-        return Signals(len(dataset), **known)
-    proxy = load_proxy(recipe, pool, progress=progress)
-    if proxy is not None:
-        model, samples, collate = proxy
-    else:
-        model = placed(load_model(sections(recipe)[0], recipe.adapter))
-        samples, collate = dataset, Collator.for_tokenizer(tokenizer)
-    if (looked := _looked(recipe, known["domain"])) is not None:
-        samples, known = samples.select(looked), {name: values[looked] for name, values in known.items()}
-    measured = collect(
-        model,
-        samples,
-        collate,
-        want=wanted,  # type: ignore[arg-type]
-        parameters=recipe.signals.parameters,
-        grad_dim=recipe.signals.grad_dim,
-        grad_dtype=recipe.signals.grad_dtype,
-        batch_tokens=recipe.signals.batch_tokens,
-        store=out / SIGNALS,
-        seed=recipe.seed,
-        progress=progress,
-        tell=lambda sentence: tell(f"Warning: {sentence}"),
-    )
-    if looked is not None and is_first():
+    if looked is not None:
         content = io.BytesIO()
         np.save(content, looked)
         write_bytes(out / SIGNALS / LOOKED, content.getvalue())
-    return replace(measured, **known)
+    write_json(out / SUMMARY, _summary(recipe, pool, known, signals.seconds, selection))
+    return selection
 
 
-def _looked(recipe: Recipe, domain: Any) -> Any:
-    select = recipe.select
-    return select.looked(len(domain), domain, recipe.seed) if isinstance(select, Grace) else None
-
-
-def _selected(recipe: Recipe, pool: Pool, signals: Signals) -> Selection:
+def _known(pool: Pool) -> Signals:
+    """What is known of the samples without measuring."""
     dataset: Any = pool.dataset
-    domain = np.array(dataset["domain"]).astype(str)
-    looked = _looked(recipe, domain)
+    return Signals(
+        len(dataset),
+        num_tokens=pool.label_tokens,
+        domain=np.array(dataset["domain"]).astype(str),
+        weight=np.array(dataset["weight"], dtype=np.float64),
+    )
+
+
+def _looked(recipe: Recipe, known: Signals) -> NDArray[np.int64] | None:
+    select = recipe.select
+    return select.looked(len(known), known.domain, recipe.seed) if isinstance(select, Grace) else None
+
+
+def _selected(
+    recipe: Recipe, known: Signals, signals: Signals, looked: NDArray[np.int64] | None
+) -> Selection:
     if looked is None:
         return recipe.select.select(signals, seed=recipe.seed)
     assert isinstance(recipe.select, Grace)
-    weight = np.array(dataset["weight"], dtype=np.float64)
-    whole = Signals(len(pool), num_tokens=pool.label_tokens, domain=domain, weight=weight)
-    state = recipe.select.begin(signals, looked=looked, pool=len(pool), seed=recipe.seed)
-    return recipe.select.pick(state, whole, seed=recipe.seed)
+    state = recipe.select.begin(signals, looked=looked, pool=len(known), seed=recipe.seed)
+    return recipe.select.pick(state, known, seed=recipe.seed)
 
 
 def _origins(pool: Pool, selection: Selection) -> list[tuple[str, str]]:
@@ -170,8 +141,10 @@ def _records(data: Data, origins: list[tuple[str, str]]) -> Iterator[dict[str, A
         yield same[0]
 
 
-def _summary(recipe: Recipe, pool: Pool, signals: Signals, selection: Selection) -> dict[str, Any]:
-    domain = np.array(pool.dataset["domain"]).astype(str)  # type: ignore[call-overload]
+def _summary(
+    recipe: Recipe, pool: Pool, known: Signals, seconds: float, selection: Selection
+) -> dict[str, Any]:
+    domain = known.require("domain", "select")
     names, counts = np.unique(domain, return_counts=True)
     picked = domain[selection.indices]
     return {
@@ -186,6 +159,6 @@ def _summary(recipe: Recipe, pool: Pool, signals: Signals, selection: Selection)
             for name, count in zip(names, counts, strict=True)
         },
         "objective": selection.objective,
-        "seconds_measuring": round(signals.seconds, 3),
+        "seconds_measuring": round(seconds, 3),
         **{key: value for key, value in selection.told.items() if key not in ("domains", "objective")},
     }

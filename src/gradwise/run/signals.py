@@ -7,10 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow
-import pyarrow.parquet
 from accelerate import PartialState
 
-from gradwise.atomic import write_bytes
+from gradwise.atomic import write_parquet
 from gradwise.data import Collator, Data, Pool, load
 from gradwise.errors import DataError, RecipeError
 from gradwise.recipe import Model, Recipe
@@ -24,8 +23,8 @@ ROWS = "rows.parquet"
 Part = Literal["train", "validation"]
 
 
-class Proxy(NamedTuple):
-    """A model that measures in place of the one that is trained, with the same records in its own tokens."""
+class Measures(NamedTuple):
+    """A model, samples in its tokens, and what makes batches of them."""
 
     model: Any
     samples: Any
@@ -61,11 +60,20 @@ def collect_signals(
     tokenizer = load_tokenizer(settings)
     pool = load(data, part, tokenizer, progress=progress and is_first())
     tell(str(pool.report))
-    model = placed(load_model(settings, None if proxied else recipe.adapter))
-    signals = collect(
-        model,
-        pool.dataset,
-        Collator.for_tokenizer(tokenizer),
+    model = _placed(load_model(settings, None if proxied else recipe.adapter))
+    measures = Measures(model, pool.dataset, Collator.for_tokenizer(tokenizer))
+    signals = into_store(recipe, measures, out, want=want, tell=tell, progress=progress)
+    if is_first():
+        _write_rows(out / ROWS, pool)
+    return signals
+
+
+def into_store(
+    recipe: Recipe, measures: Measures, out: Path, *, want: Sequence[str], tell: Any, progress: bool
+) -> Signals:
+    """One measuring pass as a recipe's `signals` asks for it, kept in the folder `out`."""
+    return collect(
+        *measures,
         want=want,  # type: ignore[arg-type]
         parameters=recipe.signals.parameters,
         grad_dim=recipe.signals.grad_dim,
@@ -76,12 +84,18 @@ def collect_signals(
         progress=progress,
         tell=lambda sentence: tell(f"Warning: {sentence}"),
     )
-    if is_first():
-        _write_rows(out / ROWS, pool)
-    return signals
 
 
-def load_proxy(recipe: Recipe, pool: Pool, *, progress: bool) -> Proxy | None:
+def what_measures(recipe: Recipe, pool: Pool, tokenizer: Any, *, progress: bool) -> Measures:
+    """The model that decides for a recipe, with the pool's records in its tokens, row by row."""
+    proxy = load_proxy(recipe, pool, progress=progress)
+    if proxy is not None:
+        return proxy
+    model = _placed(load_model(sections(recipe)[0], recipe.adapter))
+    return Measures(model, pool.dataset, Collator.for_tokenizer(tokenizer))
+
+
+def load_proxy(recipe: Recipe, pool: Pool, *, progress: bool) -> Measures | None:
     """The model under `signals` with the pool's records in its tokens, row by row; None where there is none,
     or nothing to measure.
 
@@ -96,8 +110,8 @@ def load_proxy(recipe: Recipe, pool: Pool, *, progress: bool) -> Proxy | None:
     # Duplicates by one tokenizer's tokens need not be duplicates by another's.
     theirs = load(_keeping_all(data), "train", tokenizer, progress=progress)
     rows = _aligned(pool, theirs)
-    model = placed(load_model(settings))
-    return Proxy(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer))
+    model = _placed(load_model(settings))
+    return Measures(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer))
 
 
 def _aligned(pool: Pool, theirs: Pool) -> list[int]:
@@ -135,7 +149,7 @@ def sections(recipe: Recipe) -> tuple[Model, Data]:
     return model, recipe.data
 
 
-def placed(model: Any) -> Any:
+def _placed(model: Any) -> Any:
     """On this rank's device; sets up the process group under torchrun."""
     return model.to(PartialState().device)
 
@@ -151,6 +165,4 @@ def _write_rows(path: Path, pool: Pool) -> None:
             "label_tokens": pool.label_tokens,
         }
     )
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(table, sink)
-    write_bytes(path, sink.getvalue().to_pybytes())
+    write_parquet(path, table)

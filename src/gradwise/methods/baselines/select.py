@@ -1,14 +1,13 @@
 """Simple selections: everything, at random, by loss, by length, by gradient norm, spread out."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field
 
-from gradwise.errors import RecipeError, SignalError
+from gradwise.errors import SignalError
 from gradwise.methods.decision import Selection
+from gradwise.methods.subset import Subset
 from gradwise.numerics import k_center
 from gradwise.settings import Settings
 from gradwise.signals import Signals
@@ -33,34 +32,6 @@ class FullData(Settings):
 
 
 @dataclass(frozen=True)
-class Subset(Settings):
-    """A part of the pool, its size given as a share or as a number."""
-
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the pool to keep, above 0 and at most 1."""
-
-    count: Annotated[int, Field(ge=1)] | None = None
-    """Number of samples to keep."""
-
-    def check(self) -> None:
-        if (self.fraction is None) == (self.count is None):
-            raise RecipeError(
-                f"select: give either fraction or count; found fraction={self.fraction}, count={self.count}."
-            )
-
-    def size(self, pool: int) -> int:
-        """How many of `pool` samples to keep, at least one; raises RecipeError when there are fewer."""
-        if self.count is not None:
-            if self.count > pool:
-                raise RecipeError(
-                    f"select.count is {self.count}, but only {pool} samples can be chosen from; lower it."
-                )
-            return self.count
-        assert self.fraction is not None
-        return max(1, round(self.fraction * pool))
-
-
-@dataclass(frozen=True)
 class RandomSubset(Subset):
     """A random part of the pool, another one for each seed."""
 
@@ -78,48 +49,62 @@ class RandomSubset(Subset):
 
 
 @dataclass(frozen=True)
-class LossTop(Subset):
+class Highest(Subset):
+    """The samples with the highest values of one signal, the earlier one first where they tie."""
+
+    signal: ClassVar[str]
+    told: ClassVar[str]
+    """How the signal is called in a sentence."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The signal alone."""
+        return frozenset({self.signal})
+
+    def select(self, signals: Signals, *, seed: int = 0) -> Selection:  # noqa: ARG002
+        """The `size` highest values; samples whose value is not finite are never picked."""
+        name: str = self.method  # type: ignore[attr-defined]
+        scores = signals.require(self.signal, name).astype(np.float64)
+        finite = np.flatnonzero(np.isfinite(scores))
+        if not finite.size:
+            raise SignalError(f"No sample has a finite {self.told}.")
+        best_first = finite[np.argsort(-scores[finite], kind="stable")][: self.size(finite.size)]
+        why = (f"{self.told} among the {len(best_first)} highest, at least {scores[best_first[-1]]:.4g}",)
+        weights = None if signals.weight is None else signals.weight[best_first]
+        return Selection(best_first, why=why, weights=weights, scores=scores[best_first])
+
+
+@dataclass(frozen=True)
+class LossTop(Highest):
     """The samples on which the model does worst: highest own-mean loss at its present weights."""
 
     method: Literal["loss_top"] = "loss_top"
     """Highest loss first."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
-
-    def select(self, signals: Signals, *, seed: int = 0) -> Selection:  # noqa: ARG002
-        """The `size` highest losses; samples whose loss is not finite are never picked."""
-        loss = signals.require("loss", "loss_top")
-        return _top(self, loss.astype(np.float64), "loss", signals)
+    signal: ClassVar[str] = "loss"
+    told: ClassVar[str] = "loss"
 
 
 @dataclass(frozen=True)
-class LengthTop(Subset):
+class LengthTop(Highest):
     """The samples with the most label tokens."""
 
     method: Literal["length_top"] = "length_top"
     """Most label tokens first."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"num_tokens"})
-
-    def select(self, signals: Signals, *, seed: int = 0) -> Selection:  # noqa: ARG002
-        """The `size` longest by label tokens."""
-        tokens = signals.require("num_tokens", "length_top")
-        return _top(self, tokens.astype(np.float64), "label tokens", signals)
+    signal: ClassVar[str] = "num_tokens"
+    told: ClassVar[str] = "label tokens"
 
 
 @dataclass(frozen=True)
-class GradNormTop(Subset):
+class GradNormTop(Highest):
     """The samples with the largest gradients: highest exact norm of the own-mean loss's gradient."""
 
     method: Literal["grad_norm_top"] = "grad_norm_top"
     """Largest gradient norm first."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"grad_norm"})
-
-    def select(self, signals: Signals, *, seed: int = 0) -> Selection:  # noqa: ARG002
-        """The `size` highest norms; samples whose norm is not finite are never picked."""
-        norm = signals.require("grad_norm", "grad_norm_top")
-        return _top(self, norm.astype(np.float64), "gradient norm", signals)
+    signal: ClassVar[str] = "grad_norm"
+    told: ClassVar[str] = "gradient norm"
 
 
 @dataclass(frozen=True)
@@ -146,13 +131,3 @@ class KCenter(Subset):
 
 _RANDOM_SUBSET = 0x5E1EC7
 """Keeps this draw's random stream apart from those of the order and of the layers."""
-
-
-def _top(settings: Subset, scores: NDArray[np.float64], name: str, signals: Signals) -> Selection:
-    finite = np.flatnonzero(np.isfinite(scores))
-    if not finite.size:
-        raise SignalError(f"No sample has a finite {name}.")
-    best_first = finite[np.argsort(-scores[finite], kind="stable")][: settings.size(finite.size)]
-    why = (f"{name} among the {len(best_first)} highest, at least {scores[best_first[-1]]:.4g}",)
-    weights = None if signals.weight is None else signals.weight[best_first]
-    return Selection(best_first, why=why, weights=weights, scores=scores[best_first])

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.baselines.select import Subset
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace.costs import USUAL_ANCHORS, looked_at
 from gradwise.methods.grace.importance import NEEDS, Kind, Target, importance
@@ -18,6 +17,7 @@ from gradwise.methods.grace.nodes import nodes_of
 from gradwise.methods.grace.pick import Budget, choose, filled, selection
 from gradwise.methods.grace.refresh import Measured, Propagation, Refreshed, anchors_of, next_share, refresh
 from gradwise.methods.grace.state import State
+from gradwise.methods.subset import Subset
 from gradwise.numerics.candidates import parts
 from gradwise.numerics.facility import Minimum
 from gradwise.signals import Signals
@@ -294,6 +294,11 @@ class Grace(Subset):
         return finite if signals.ok is None else finite & signals.ok
 
     def _approximate(self, rows: int) -> bool:
+        if self.search == "approximate" and not _has_faiss():
+            raise RecipeError(
+                "select.search is approximate, and faiss is not installed; install the extra `faiss`, or "
+                "give search: exact."
+            )
         if self.search != "auto" or rows <= EXACT_UP_TO:
             return self.search == "approximate"
         if not _has_faiss():

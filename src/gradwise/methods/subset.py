@@ -1,0 +1,37 @@
+"""What every selection that keeps a part of the pool has in common: how large that part is."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from gradwise.errors import RecipeError
+from gradwise.settings import Settings
+
+
+@dataclass(frozen=True)
+class Subset(Settings):
+    """A part of the pool, its size given as a share or as a number."""
+
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the pool to keep, above 0 and at most 1."""
+
+    count: Annotated[int, Field(ge=1)] | None = None
+    """Number of samples to keep."""
+
+    def check(self) -> None:
+        if (self.fraction is None) == (self.count is None):
+            raise RecipeError(
+                f"select: give either fraction or count; found fraction={self.fraction}, count={self.count}."
+            )
+
+    def size(self, pool: int) -> int:
+        """How many of `pool` samples to keep, at least one; raises RecipeError when there are fewer."""
+        if self.count is not None:
+            if self.count > pool:
+                raise RecipeError(
+                    f"select.count is {self.count}, but only {pool} samples can be chosen from; lower it."
+                )
+            return self.count
+        assert self.fraction is not None
+        return max(1, round(self.fraction * pool))
