@@ -89,18 +89,24 @@ class Benchmark:
 
     def _command(self, comparison: Comparison, last: int, folder: Path) -> list[str]:
         rounds = comparison.rounds[:last]
-        arms = [str(self.task.arm_path(arm).relative_to(ROOT)) for together in rounds for arm in together]
+        arms = [self.task.word(arm) for together in rounds for arm in together]
+        size = [] if self.task.fraction is None else ["--fraction", str(self.task.fraction)]
         return [
             "gradwise", "compare", str(self.task.recipe_path.relative_to(ROOT)),
             "--arms", ",".join(arms), "--seeds", str(self.options.seeds or self.task.seeds),
             "--budget", comparison.budget, "--reference", comparison.references[0],
-            "--jobs", str(self.options.jobs), "--discard-models", "--out", str(folder.relative_to(ROOT)),
+            "--jobs", str(self.options.jobs), "--discard-models", *size,
+            "--out", str(folder.relative_to(ROOT)),
         ]  # fmt: skip
 
 
 def settings(made: Task) -> dict[str, Any]:
     """What all entries of a result file share, in plain values."""
     recipe = read_yaml(made.recipe_path)
+    if made.words:
+        # It may still be chosen; every run says which it had.
+        del recipe["train"]["learning_rate"]
+    shared = {"fraction": made.fraction, "words": made.words} if made.words else {}
     return {
         "name": made.name,
         "told": made.told,
@@ -110,6 +116,7 @@ def settings(made: Task) -> dict[str, Any]:
         "comparisons": [
             {"budget": one.budget, "references": list(one.references)} for one in made.comparisons
         ],
+        **shared,
     }
 
 

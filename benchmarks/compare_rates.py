@@ -49,7 +49,7 @@ def tune(task: Task, arm: str, shared: Path) -> dict[str, Any]:
         "seed": SEED,
         "seconds": round(time.perf_counter() - begun, 1),
     }
-    write_rate(task.arm_path(arm), best.learning_rate)
+    write_rate(task.rate_path(arm), best.learning_rate)
     return entry
 
 

@@ -30,12 +30,26 @@ def _setting(told: dict[str, Any]) -> str:
     return (
         f"{told['told']} Batches of {train['batch_size']}, AdamW, float32, {train['schedule']} schedule with "
         f"{train['warmup_steps']:.0%} warm-up, at most {recipe['data']['max_length']} tokens. "
+        f"{_selections(told['fraction']) if 'fraction' in told else _selections_and_layers()}"
+        "The recipe and the arms are in `benchmarks/compare`; loss in nats per label token, every token with "
+        "the same weight."
+    )
+
+
+def _selections(fraction: float) -> str:
+    return (
+        f"Selections keep {fraction:.0%} of the records and go over them as often as the steps need; "
+        "`random` draws anew for every seed, `full` takes records from all of them. "
+    )
+
+
+def _selections_and_layers() -> str:
+    return (
         "Selections keep a quarter of the records and go over it as often as the steps need; `random` draws "
         "anew for every seed, `easy_first` has the records of `random`; `full` and the layer policies take "
         "records from all of them. "
         "Layer policies: 2 active blocks, embeddings, head and final norm frozen. LoRA on all linear layers, "
-        f"r 16, alpha 32. The recipe and the arms are in `benchmarks/compare/{told['name']}`; loss in nats "
-        "per label token, every token with the same weight."
+        "r 16, alpha 32. "
     )
 
 
@@ -49,8 +63,11 @@ def _tuning(content: dict[str, Any]) -> str:
         return ""
     told = (
         f"**Learning rates**, chosen for every arm by its loss after {content['settings']['tuning_steps']} "
-        "steps on a seed and held-out records that no table uses:"
+        "steps on a seed and held-out records that no table uses"
     )
+    if "words" in content["settings"]:
+        told += "; here one for all, the best for `random`"
+    told += ":"
     return told + "\n\n" + table(["arm", "loss by learning rate", "chosen"], rows)
 
 

@@ -3,16 +3,18 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grace_pools
 import numpy as np
 import small_llama
 from frame import DATA, ROOT
 from small_data import COMMONSENSE, DEAL_SEED, INSTRUCTIONS, LARGEST
 
 from gradwise.atomic import sync_files, write_text
+from gradwise.comparison.arms import parse_arms
 from gradwise.demo import smollm2_recipe
 from gradwise.recipe import Model, Recipe
 from gradwise.recipe.tree import anchor_paths, merged, read_yaml
@@ -60,10 +62,17 @@ class Task:
     seeds: int
     told: str
     """Model and data in a sentence, for the page."""
+    folder: str = ""
+    """Of the recipe, in `compare`; the task's name unless given."""
+    words: dict[str, str] = field(default_factory=dict)
+    """Arms as `gradwise compare` is told them, by name, where all have the recipe's learning rate; otherwise
+    every arm has a file with its own."""
+    fraction: float | None = None
+    """Share of the pool that selections keep, where the arms' files do not say."""
 
     @property
     def recipe_path(self) -> Path:
-        return HERE / "compare" / self.name / "recipe.yaml"
+        return HERE / "compare" / (self.folder or self.name) / "recipe.yaml"
 
     @property
     def tuning_steps(self) -> int:
@@ -73,10 +82,21 @@ class Task:
     def arm_path(self, arm: str) -> Path:
         return HERE / "compare" / self.name / "arms" / f"{arm}.yaml"
 
+    def rate_path(self, arm: str) -> Path:
+        """The file that has the learning rate of an arm."""
+        return self.recipe_path if self.words else self.arm_path(arm)
+
+    def word(self, arm: str) -> str:
+        """An arm as `gradwise compare` is told it."""
+        return self.words[arm] if self.words else str(self.arm_path(arm).relative_to(ROOT))
+
     def recipe(self, arm: str, changes: dict[str, Any]) -> Recipe:
         """The recipe of one run: the task's, an arm's, and further changes over it."""
         values = read_yaml(self.recipe_path)
         anchor_paths(values, self.recipe_path.parent)
+        if self.words:
+            changed = Recipe.from_dict(merged(values, changes), source=str(self.recipe_path))
+            return parse_arms([self.words[arm]], changed, fraction=self.fraction)[0].recipe
         for over in (read_yaml(self.arm_path(arm)), changes):
             values = merged(values, over)
         return Recipe.from_dict(values, source=str(self.arm_path(arm)))
@@ -171,4 +191,89 @@ def _short_problems(split: str) -> list[str]:
     return [line for line in mixed if sum(map(len, json.loads(line).values())) <= SMOLLM2_LARGEST]
 
 
-TASKS: dict[str, Callable[[], Task]] = {"small_llama": _small_llama, "smollm2": _smollm2}
+# ---- GRACE -------------------------------------------------------------------------------------------------
+
+GRACE = "benchmarks/compare/grace"
+GRACE_WORDS = {
+    "random": "random",
+    "full": "full",
+    "grace": "grace",
+    "grace_static": f"grace_static=grace+{GRACE}/static.yaml",
+    "grace_whole": f"grace_whole=grace+{GRACE}/whole.yaml",
+    "grace_full_refresh": f"grace_full_refresh=grace+{GRACE}/full_refresh.yaml",
+    "loss_top": "loss_top",
+    "grad_norm_top": "grad_norm_top",
+    "k_center": "k_center",
+}
+FEW = ("random", "full", "grace", "grace_static", "grace_whole")
+IMPORTANCE = ("loss", "alignment", "norm", "head_norm", "coverage")
+GRACE_TOLD = {
+    "clean": "1,200 records of GSM8K, Dolly and commonsense, none twice",
+    "dirty": (
+        "1,200 records, of which 600 of GSM8K, Dolly and commonsense are distinct, 480 are copies of 24 of "
+        "them, 60 are random characters and 60 are snippets of two words"
+    ),
+}
+
+
+def _grace(pool: str, fraction: float, arms: tuple[str, ...], *, tuned: bool = False) -> Task:
+    """stories260K on a pool of `grace_pools.py`; all arms have the rate that is best for `random`."""
+    return Task(
+        name=f"grace_{pool}_{fraction * 100:02.0f}",
+        folder=f"grace_{pool}",
+        prepare=grace_pools.made,
+        first_rates={"random": (1e-3, 3e-3, 1e-2)} if tuned else {},
+        check_rates={"mixed": str(grace_pools.FOLDER / "rates.jsonl")},
+        comparisons=_both_budgets(arms),
+        seeds=5,
+        told=f"stories260K, fine-tuned on {GRACE_TOLD[pool]}; held out: 180 other records, clean.",
+        words={arm: GRACE_WORDS[arm] for arm in arms},
+        fraction=fraction,
+    )
+
+
+def _grace_llama() -> Task:
+    return Task(
+        name="grace_llama",
+        prepare=lambda: (grace_pools.made(), small_llama.made()),
+        first_rates={},
+        check_rates={},
+        comparisons=(Comparison("time", (("random", "full", "grace", "grace_whole"),), ("random", "full")),),
+        seeds=5,
+        told=(
+            f"The small Llama (8.9 M parameters), fine-tuned on {GRACE_TOLD['dirty']}; held out: 180 other "
+            "records, clean."
+        ),
+        words={arm: GRACE_WORDS[arm] for arm in ("random", "full", "grace", "grace_whole")},
+        fraction=0.3,
+    )
+
+
+def _grace_importance() -> Task:
+    """What is worth most: all of the pool looked at, once, so that importance alone makes the difference."""
+    words = {kind: f"{kind}=grace+{GRACE}/{kind}.yaml" for kind in IMPORTANCE}
+    return Task(
+        name="grace_importance",
+        folder="grace_dirty",
+        prepare=grace_pools.made,
+        first_rates={},
+        check_rates={},
+        comparisons=(Comparison("steps", (("random", *IMPORTANCE),), ("random",)),),
+        seeds=5,
+        told=f"stories260K, fine-tuned on {GRACE_TOLD['dirty']}; held out: 180 other records, clean.",
+        words={"random": "random", **words},
+        fraction=0.1,
+    )
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "small_llama": _small_llama,
+    "smollm2": _smollm2,
+    "grace_importance": _grace_importance,
+    "grace_clean_10": lambda: _grace("clean", 0.1, tuple(GRACE_WORDS), tuned=True),
+    "grace_clean_30": lambda: _grace("clean", 0.3, FEW),
+    "grace_dirty_05": lambda: _grace("dirty", 0.05, FEW),
+    "grace_dirty_10": lambda: _grace("dirty", 0.1, tuple(GRACE_WORDS), tuned=True),
+    "grace_dirty_30": lambda: _grace("dirty", 0.3, FEW),
+    "grace_llama": _grace_llama,
+}

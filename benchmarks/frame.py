@@ -12,6 +12,8 @@ import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -166,6 +168,15 @@ class ResultFile:
         """Keep one finished piece of work, with the session it was done in and how busy the machine was."""
         self.content["entries"][key] = {**entry, "session": self.session, "load_average": load_average()}
         self.save()
+
+    def once(self, key: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Keep what `work` gives, unless it is there already."""
+        if key in self:
+            return
+        start = time.perf_counter()
+        self.add(key, json.loads(json.dumps(work())))
+        told = f"{time.perf_counter() - start:.0f} s, load {load_average()}"
+        print(f"{time.strftime('%H:%M:%S')} {key} ({told})", flush=True)
 
     def save(self) -> None:
         """Replace the file, atomically."""

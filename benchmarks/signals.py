@@ -23,7 +23,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ import signals_figure
 import signals_peers
 import signals_precondition
 import torch
-from frame import RESULTS, ResultFile, load_average
+from frame import RESULTS, ResultFile
 from signals_accuracy import Gradients
 from signals_subjects import SETTLED, subject
 
@@ -66,11 +65,12 @@ class Benchmark:
         """Time and memory against ordinary training."""
         rounds = self.options.rounds
         for name in self._chosen(signals_cost.LOADS):
-            self._once(f"time/{name}", lambda name=name: signals_cost.timing(name, rounds))
+            self.result.once(f"time/{name}", lambda name=name: signals_cost.timing(name, rounds))
             if name == "llama10m":
-                self._once(f"pass/{name}", lambda name=name: signals_cost.whole_pass(name, 3))
+                self.result.once(f"pass/{name}", lambda name=name: signals_cost.whole_pass(name, 3))
             for arm in signals_cost.ARMS:
-                self._once(f"memory/{name}/{arm}", lambda n=name, a=arm: self._child("signals_cost.py", n, a))
+                measure = partial(self._child, "signals_cost.py", name, arm)
+                self.result.once(f"memory/{name}/{arm}", measure)
 
     def accuracy(self) -> None:
         """Errors of inner products by length and by side, several seeds."""
@@ -87,15 +87,15 @@ class Benchmark:
     def _errors(self, name: str, folder: Path, seeds: range) -> None:
         gradients = Gradients(*subject(name, signals_accuracy.COUNTS[name]), folder)
         gram = gradients.gram()
-        self._once(f"true/{name}", lambda: signals_accuracy.described(gradients, gram))
+        self.result.once(f"true/{name}", lambda: signals_accuracy.described(gradients, gram))
         for kind, measured in signals_accuracy.kinds(name).items():
             for seed in seeds:
-                self._once(f"{kind}/{name}/{seed}", partial(measured, gradients, gram, seed))
+                self.result.once(f"{kind}/{name}/{seed}", partial(measured, gradients, gram, seed))
 
     def precondition(self) -> None:
         """Rank-one scales against full ones."""
         for name in self._chosen(STEPS):
-            self._once(f"precondition/{name}", lambda name=name: self._preconditioned(name))
+            self.result.once(f"precondition/{name}", lambda name=name: self._preconditioned(name))
 
     def _preconditioned(self, name: str) -> dict[str, Any]:
         model, samples = subject(name, signals_accuracy.COUNTS[name])
@@ -114,8 +114,8 @@ class Benchmark:
             gram = Path(folder) / "gram.npy"
             np.save(gram, signals_peers.true_gram())
             for name in missing:
-                self._once(f"peer/{name}", lambda name=name: self._peer(name, gram))
-        self._once(
+                self.result.once(f"peer/{name}", lambda name=name: self._peer(name, gram))
+        self.result.once(
             "ordinary/memory", lambda: self._child("signals_cost.py", signals_peers.SUBJECT, "ordinary")
         )
 
@@ -132,14 +132,6 @@ class Benchmark:
 
     def _chosen(self, names: Any) -> list[str]:
         return [name for name in names if name in self.options.subjects]
-
-    def _once(self, key: str, work: Any) -> None:
-        if key in self.result:
-            return
-        start = time.perf_counter()
-        self.result.add(key, json.loads(json.dumps(work())))
-        told = f"{time.perf_counter() - start:.0f} s, load {load_average()}"
-        print(f"{time.strftime('%H:%M:%S')} {key} ({told})", flush=True)
 
     @staticmethod
     def _child(script: str, *what: str, python: str = sys.executable, settled: bool = True) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def deal(records: list[dict[str, str]], parts: Parts) -> dict[str, list[dict[str
 
     Short ones go to the fine-tuning parts first, since only those must be short.
     """
-    unique = list({_asked(record): record for record in records}.values())
+    unique = list({asked(record): record for record in records}.values())
     order = np.random.default_rng(DEAL_SEED).permutation(len(unique))
     mixed = [unique[place] for place in order]
     short = [record for record in mixed if sum(map(len, record.values())) <= LARGEST]
@@ -102,14 +102,14 @@ def deal(records: list[dict[str, str]], parts: Parts) -> dict[str, list[dict[str
     for part in ("check", "rates", "tune"):
         dealt[part] = short[start : start + getattr(parts, part)]
         start += getattr(parts, part)
-    taken = {_asked(record) for records in dealt.values() for record in records}
-    rest = [record for record in mixed if _asked(record) not in taken]
+    taken = {asked(record) for records in dealt.values() for record in records}
+    rest = [record for record in mixed if asked(record) not in taken]
     dealt["pretrain_check"] = rest[: parts.pretrain_check]
     dealt["pretrain"] = rest[parts.pretrain_check : parts.pretrain_check + parts.pretrain]
     return dealt
 
 
-def _asked(record: dict[str, str]) -> str:
+def asked(record: dict[str, str]) -> str:
     """The question alone, so that the same question with another answer is not dealt twice."""
     texts = [record.get(name, "") for name in ("question", "instruction", "input")]
     return " ".join(" ".join(texts).lower().split())

@@ -90,8 +90,8 @@ class TestSelect:
         domain = np.where(np.arange(120) < 100, "common", "rare")
         # Nothing speaks for the rare domain: no importance, and all of it lies where others cover it.
         found = replace(found, domain=domain, loss=np.where(domain == "rare", 0, found.loss).astype("f4"))
-        free = gw.Grace(count=24, trade_off=0.1).select(found)
-        held = gw.Grace(count=24, trade_off=0.1, domain_minimum=1.0).select(found)
+        free = gw.Grace(count=24, importance="loss", trade_off=0.1).select(found)
+        held = gw.Grace(count=24, importance="loss", trade_off=0.1, domain_minimum=1.0).select(found)
         assert (domain[free.indices] == "rare").sum() < 4
         assert (domain[held.indices] == "rare").sum() == 4
         assert len(held.indices) == 24
@@ -102,10 +102,10 @@ class TestSelect:
         ok[[3, 7]] = False
         loss = found.loss.copy()
         loss[[3, 7, 11]] = np.nan
-        picked = gw.Grace(fraction=1.0).select(replace(found, ok=ok, loss=loss))
+        picked = gw.Grace(importance="loss", fraction=1.0).select(replace(found, ok=ok, loss=loss))
         assert sorted(picked.indices) == sorted(set(range(60)) - {3, 7, 11})
         with pytest.raises(SignalError, match="no sample whose"):
-            gw.Grace(fraction=0.5).select(replace(found, ok=np.zeros(60, dtype=bool)))
+            gw.Grace(importance="loss", fraction=0.5).select(replace(found, ok=np.zeros(60, dtype=bool)))
 
     def test_a_missing_signal_is_named(self):
         with pytest.raises(SignalError, match="grace with importance norm needs the signal 'grad_norm'"):
@@ -157,7 +157,7 @@ class TestCopies:
         )
         x = np.concatenate([np.repeat(a, 10, axis=0), b]).astype(np.float32)
         pool = Signals(46, embedding=x, loss=np.ones(46, np.float32), num_tokens=np.ones(46, np.int32))
-        assert gw.Grace(count=1, trade_off=1.0, neighbours=3).select(pool).indices[0] < 40
+        assert gw.Grace(importance="loss", count=1, trade_off=1.0, neighbours=3).select(pool).indices[0] < 40
 
     def test_nodes_are_numbered_by_their_first_sample(self):
         x = np.array([[1.0, 0], [0, 1], [1, 0], [-1, 0.5], [0, 1]])
@@ -170,15 +170,26 @@ class TestCopies:
 class TestImportance:
     def test_alignment_leaves_the_sample_itself_out(self):
         grads = np.random.default_rng(0).standard_normal((9, 5))
+        units = grads / np.linalg.norm(grads, axis=1, keepdims=True)
         target = Target.of(grads)
         for i, found in enumerate(target.alignment(grads)):
-            others = np.delete(grads, i, axis=0).mean(axis=0)
-            assert found == pytest.approx(grads[i] @ others)
+            others = np.delete(units, i, axis=0)
+            assert found == pytest.approx((others @ units[i]).mean())
         # Whoever is measured later is compared with the same mean.
         assert target.alignment(grads[[4, 7]]) == pytest.approx(target.alignment(grads)[[4, 7]])
-        assert target.moved(2 * grads).mean == pytest.approx(2 * target.mean)
-        assert target.moved(grads[:1]).mean == pytest.approx((8 * target.mean + grads[0]) / 9)
+        assert target.moved(-grads).mean == pytest.approx(-target.mean)
+        assert target.moved(grads[:1]).mean == pytest.approx((8 * target.mean + units[0]) / 9)
         assert Target.of(grads[:1]).alignment(grads[:1]).tolist() == [0]
+
+    def test_alignment_does_not_go_by_size(self):
+        """Garbage has large gradients; without a gradient there is nothing to agree."""
+        grads = np.random.default_rng(0).standard_normal((9, 5))
+        scale = np.geomspace(1e-3, 1e6, 9)[:, None]
+        assert Target.of(scale * grads).alignment(scale * grads) == pytest.approx(
+            Target.of(grads).alignment(grads)
+        )
+        grads[3] = 0
+        assert Target.of(grads).alignment(grads)[3] == 0
 
     def test_length_counts_where_it_is_asked_for(self):
         found, rows = signals(), np.arange(60)
@@ -219,7 +230,7 @@ class TestRefresh:
     @pytest.mark.parametrize("how", ["value", "change"])
     def test_measuring_all_is_beginning_anew(self, how: Any):
         found = signals()
-        grace = gw.Grace(count=15, anchors=1.0, propagate=how, drift=0.0)
+        grace = gw.Grace(importance="loss", count=15, anchors=1.0, propagate=how, drift=0.0)
         state = grace.begin(found)
         later = self.moved(found)
         anchors = grace.anchors_at(state, 10)
@@ -234,7 +245,7 @@ class TestRefresh:
 
     def test_beta_of_zero_changes_anchors_only(self):
         found = signals()
-        grace = gw.Grace(count=15, anchors=0.2, beta=0.0)
+        grace = gw.Grace(importance="loss", count=15, anchors=0.2, beta=0.0)
         state = grace.begin(found)
         anchors = grace.anchors_at(state, 10)
         after = grace.refresh(state, anchors, repeated(self.moved(found), anchors), 10).state
@@ -254,7 +265,9 @@ class TestRefresh:
         assert len(anchors) == count
         after = grace.refresh(state, anchors, repeated(found, anchors), 10).state
         share = count / 60
-        moved = (1 - share) * state.target + share * found.grad[anchors].mean(axis=0)
+        grads = found.grad.astype(np.float64)
+        units = grads / np.linalg.norm(grads, axis=1, keepdims=True)
+        moved = (1 - share) * state.target + share * units[anchors].mean(axis=0)
         assert after.target == pytest.approx(moved)
         flat = replace(found, grad=np.broadcast_to(found.grad[0], found.grad.shape))
         level = grace.begin(flat)
@@ -266,7 +279,7 @@ class TestRefresh:
         once = signals(n=30)
         index = np.concatenate([np.arange(30), np.repeat(np.arange(5), 9)])
         pool, later = repeated(once, index), repeated(self.moved(once), index)
-        grace = gw.Grace(count=10, anchors=1.0, drift=0.0)
+        grace = gw.Grace(importance="loss", count=10, anchors=1.0, drift=0.0)
         state = grace.begin(pool)
         after = grace.refresh(state, np.arange(30), later.take(np.arange(30)), 10).state
         anew = grace.begin(later, step=10)
@@ -275,7 +288,7 @@ class TestRefresh:
 
     def test_the_graph_is_that_of_what_moved(self):
         found = signals()
-        grace = gw.Grace(count=15, anchors=0.3, drift=0.02)
+        grace = gw.Grace(importance="loss", count=15, anchors=0.3, drift=0.02)
         state = grace.begin(found)
         for step in (10, 20, 30):
             anchors = grace.anchors_at(state, step)
@@ -287,7 +300,7 @@ class TestRefresh:
 
     def test_small_drift_leaves_the_graph(self):
         found = signals()
-        grace = gw.Grace(count=15, anchors=0.3, drift=2.0)
+        grace = gw.Grace(importance="loss", count=15, anchors=0.3, drift=2.0)
         state = grace.begin(found)
         anchors = grace.anchors_at(state, 10)
         done = grace.refresh(state, anchors, repeated(self.moved(found), anchors), 10)
@@ -296,7 +309,7 @@ class TestRefresh:
 
     def test_a_shift_that_all_share_moves_nothing(self):
         found = signals()
-        grace = gw.Grace(count=15, anchors=0.3, drift=1e-4)
+        grace = gw.Grace(importance="loss", count=15, anchors=0.3, drift=1e-4)
         state = grace.begin(found)
         anchors = grace.anchors_at(state, 10)
         shifted = replace(found, embedding=found.embedding + np.float32(4))
@@ -308,7 +321,7 @@ class TestRefresh:
         """Changes that neighbours share are guessed well; changes at random are not, though every anchor
         was measured."""
         found = signals(n=300)
-        grace = gw.Grace(count=15, anchors=1.0, beta=1.0, neighbours=8)
+        grace = gw.Grace(importance="loss", count=15, anchors=1.0, beta=1.0, neighbours=8)
         state = grace.begin(found)
         rng = np.random.default_rng(0)
         smooth = (found.loss * 0.01 + 3 * (found.embedding @ rng.standard_normal(8))).astype("f4")
@@ -322,7 +335,7 @@ class TestRefresh:
 
     def test_anchors_that_cannot_be_measured_keep_what_was_believed(self):
         found = signals()
-        grace = gw.Grace(count=15, anchors=0.2)
+        grace = gw.Grace(importance="loss", count=15, anchors=0.2)
         state = grace.begin(found)
         anchors = grace.anchors_at(state, 10)
         later = repeated(self.moved(found), anchors)
@@ -346,7 +359,10 @@ class TestRefresh:
 
     def test_state_survives_being_stored(self):
         found = signals()
-        for grace in (gw.Grace(count=15), gw.Grace(count=15, by_length=True)):
+        for grace in (
+            gw.Grace(importance="loss", count=15),
+            gw.Grace(importance="loss", count=15, by_length=True),
+        ):
             state = grace.begin(found, step=3)
             again = State.of_arrays(state.arrays())
             assert again.arrays().keys() == state.arrays().keys()

@@ -97,7 +97,7 @@ class TestFewCandidates:
 
     @pytest.mark.parametrize("candidates", [10, 40, 60, 150, 200])
     def test_the_rest_of_the_budget_is_filled_at_random(self, candidates: int):
-        picked = gw.Grace(count=40, candidates=candidates).select(self.pool(), seed=1)
+        picked = gw.Grace(importance="loss", count=40, candidates=candidates).select(self.pool(), seed=1)
         assert len(set(picked.indices.tolist())) == 40
         looked = set(looked_at(200, candidates, None, 1).tolist())
         at_random = [why.startswith("not looked at") for why in picked.why]
@@ -108,7 +108,7 @@ class TestFewCandidates:
     @pytest.mark.parametrize("size", [{"count": 180}, {"fraction": 0.8}, {"tokens": 3000}])
     def test_what_the_others_cannot_fill_is_picked(self, size: dict[str, Any]):
         pool = self.pool()
-        picked = gw.Grace(candidates=150, **size).select(pool, seed=1)
+        picked = gw.Grace(importance="loss", candidates=150, **size).select(pool, seed=1)
         if "tokens" in size:
             assert pool.num_tokens is not None
             assert 2900 < pool.num_tokens[picked.indices].sum() <= 3000
@@ -118,11 +118,11 @@ class TestFewCandidates:
     def test_so_is_a_budget_of_tokens(self):
         pool = self.pool()
         assert pool.num_tokens is not None
-        picked = gw.Grace(tokens=1000, candidates=20).select(pool, seed=1)
+        picked = gw.Grace(importance="loss", tokens=1000, candidates=20).select(pool, seed=1)
         assert 900 < pool.num_tokens[picked.indices].sum() <= 1000
         assert picked.told["at_random"] > 0
 
     def test_another_seed_fills_with_others(self):
-        grace, pool = gw.Grace(count=40, candidates=10), self.pool()
+        grace, pool = gw.Grace(importance="loss", count=40, candidates=10), self.pool()
         assert grace.select(pool, seed=1).indices.tolist() == grace.select(pool, seed=1).indices.tolist()
         assert grace.select(pool, seed=1).indices.tolist() != grace.select(pool, seed=2).indices.tolist()

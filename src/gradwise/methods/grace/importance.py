@@ -1,4 +1,8 @@
-"""What a sample is worth by itself: loss, gradient norm, or how well its gradient agrees with a target's."""
+"""What a sample is worth by itself: loss, gradient norm, or how well its gradient agrees with the others'.
+
+Garbage has high losses and large gradients; what it lacks is a direction that it shares with other samples.
+Alignment is therefore a mean cosine: as an inner product it bought random characters (docs/log.md).
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -64,31 +68,37 @@ def importance(
 
 @dataclass(frozen=True)
 class Target:
-    """The mean gradient of a number of samples, that others are aligned with."""
+    """The mean direction of a number of samples' gradients, that others are aligned with."""
 
     mean: NDArray[np.float64]
-    """(k,)"""
+    """(k,) mean of gradients brought to unit length."""
     count: int
 
     @staticmethod
     def of(grads: NDArray[np.float64]) -> "Target":
-        """The mean of (n, k) gradients."""
-        return Target(grads.mean(axis=0), len(grads))
+        """That of (n, k) gradients."""
+        return Target(_unit(grads).mean(axis=0), len(grads))
 
     def alignment(self, grads: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n,) inner products of gradients, (n, k), with the mean of the others.
+        """(n,) mean cosines, -1..1, of gradients, (n, k), with those of the others.
 
-        Each of them counts as one of the samples that the mean is of, and is taken out: a mean that holds
-        the sample itself agrees with large gradients.
+        Each of them counts as one of the samples that the mean is of, and is taken out.
         """
         if self.count < 2:
             return np.zeros(len(grads))
-        return (self.count * (grads @ self.mean) - np.square(grads).sum(axis=1)) / (self.count - 1)
+        units = _unit(grads)
+        return (self.count * (units @ self.mean) - np.square(units).sum(axis=1)) / (self.count - 1)
 
     def moved(self, grads: NDArray[np.float64]) -> "Target":
         """The mean after some of its samples, (a, k), were measured anew."""
         share = len(grads) / self.count
-        return Target((1 - share) * self.mean + share * grads.mean(axis=0), self.count)
+        return Target((1 - share) * self.mean + share * _unit(grads).mean(axis=0), self.count)
+
+
+def _unit(grads: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of length 1; rows of zeros stay what they are."""
+    length = np.linalg.norm(grads, axis=1, keepdims=True)
+    return np.divide(grads, length, out=np.zeros_like(grads), where=length > 0)
 
 
 def worth(values: NDArray[np.float64]) -> Worth:

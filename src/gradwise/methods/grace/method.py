@@ -51,9 +51,9 @@ class Grace(Subset):
     tokens: Annotated[int, Field(ge=1)] | None = None
     """Budget in label tokens, instead of a share or a number of samples."""
 
-    importance: Kind = "loss"
-    """What a sample is worth in itself: `loss`, `alignment` (of its gradient with the others' mean), `norm`
-    (of its gradient) or `head_norm` (of the output head's)."""
+    importance: Kind = "alignment"
+    """What a sample is worth in itself: `loss`, `alignment` (mean cosine of its gradient with the others'),
+    `norm` (of its gradient) or `head_norm` (of the output head's)."""
 
     by_length: bool = False
     """Scale importance by the sample's label tokens over their mean."""

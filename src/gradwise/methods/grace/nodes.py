@@ -4,6 +4,7 @@ The hidden states of a language model share a large common part, so that any two
 their mean they tell samples apart.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +66,14 @@ def nodes_of(embedding: NDArray[np.floating], k: int, **search: Any) -> Nodes:
 def _equal_rows(x: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Group of each row, numbered by first appearance, and the first row of each group."""
     seen: dict[bytes, int] = {}
-    # -0.0 + 0.0 is 0.0: a zero has two bit patterns.
-    node = np.array([seen.setdefault((row + 0.0).tobytes(), len(seen)) for row in x], dtype=np.int32)
+    node = np.array([seen.setdefault(_fingerprint(row), len(seen)) for row in x], dtype=np.int32)
     return node, _first_of(node)
+
+
+def _fingerprint(row: NDArray[np.float32]) -> bytes:
+    """128 bits that tell rows apart; a million whole rows as keys would take gigabytes."""
+    # -0.0 + 0.0 is 0.0: a zero has two bit patterns.
+    return hashlib.blake2b((row + 0.0).data, digest_size=16).digest()
 
 
 def _joined(graph: KnnGraph) -> NDArray[np.int32]:

@@ -38,7 +38,7 @@ class State:
     share: float
     """Share of the nodes that the next refresh measures."""
     target: NDArray[np.float64] | None = None
-    """(k,) mean gradient of the nodes, where importance is alignment with it."""
+    """(k,) mean direction of the nodes' gradients, where importance is alignment with it."""
     mean_tokens: float | None = None
     """Label tokens of a node on average, where importance is scaled by length."""
     every: int = 0

@@ -1,0 +1,117 @@
+"""The pools that GRACE's benchmarks choose from: 1,200 real records, once clean, once as found in the wild.
+
+The clean pool is GSM8K, Dolly and commonsense, no record twice. The dirty one has half of those records; 24
+of them stand there 20 times more (40 % of the pool), and 10 % is garbage: random characters in place of a
+question and its answer, and snippets of a few words. Every record is a prompt, a completion, a domain, and a
+place in a file that says what it is, so that no domain gives the garbage away. What is held out comes from
+the same three sets, shares no question with either pool, and is clean.
+"""
+
+import json
+import shutil
+import string
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from frame import ROOT
+from small_data import DEAL_SEED, INSTRUCTIONS, LARGEST, Parts, asked, deal, instructions
+
+from gradwise.atomic import write_text
+
+FOLDER = ROOT / "build" / "grace"
+CLEAN = {"gsm8k": 500, "dolly": 180, "commonsense": 520}
+COPIED, COPIES = 24, 20
+GARBAGE = 60
+"""Records of each of the two kinds."""
+
+KINDS = ("distinct", "copy", "random characters", "snippet")
+"""What a record of the dirty pool is, as `kinds.json` numbers it."""
+
+Record = dict[str, str]
+
+
+def made(folder: Path = FOLDER) -> Path:
+    """The folder with `clean.jsonl`, `dirty.jsonl`, `kinds.json`, `check.jsonl`, `rates.jsonl`."""
+    if not folder.is_dir():
+        partial = folder.with_name(f".{folder.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_all(partial)
+        partial.rename(folder)
+    return folder
+
+
+def kinds(folder: Path = FOLDER) -> Any:
+    """(1200,) the kind of each line of the dirty pool, as a place in `KINDS`."""
+    return np.array(json.loads((folder / "kinds.json").read_text()))
+
+
+def _write_all(folder: Path) -> None:
+    dealt = {name: deal(instructions(name), parts) for name, parts in INSTRUCTIONS.items()}
+    for part in ("check", "rates"):
+        _write(folder / f"{part}.jsonl", [_told(r, name) for name, d in dealt.items() for r in d[part]])
+    clean = [
+        _told(r, name) for name, count in CLEAN.items() for r in _records(name, INSTRUCTIONS[name], count)
+    ]
+    _write(folder / "clean.jsonl", _mixed(clean))
+    dirty, kind = _dirty(clean)
+    _write(folder / "dirty.jsonl", dirty)
+    write_text(folder / "kinds.json", json.dumps(kind))
+
+
+def _records(name: str, parts: Parts, count: int) -> list[Record]:
+    """Short records of an instruction set that no other part has: those for fine-tuning, then others."""
+    records = instructions(name)
+    dealt = deal(records, parts)
+    taken = {asked(record) for part, rows in dealt.items() if part != "tune" for record in rows}
+    free = {asked(r): r for r in [*dealt["tune"], *records] if sum(map(len, r.values())) <= LARGEST}
+    kept = [record for question, record in free.items() if question not in taken]
+    if len(kept) < count:
+        raise SystemExit(f"{name} has {len(kept)} free short records; {count} are wanted.")
+    return kept[:count]
+
+
+def _dirty(clean: list[Record]) -> tuple[list[Record], list[int]]:
+    rng = np.random.default_rng(DEAL_SEED)
+    half = [clean[i] for i in rng.permutation(len(clean))[: len(clean) // 2]]
+    copies = [half[i] for i in range(COPIED) for _ in range(COPIES)]
+    domains = list(CLEAN)
+    noise = [
+        {"prompt": _noise(rng, 80), "completion": _noise(rng, 80), "domain": domains[i % 3]}
+        for i in range(GARBAGE)
+    ]
+    snippets = [_snippet(clean[int(rng.integers(len(clean)))], rng) for _ in range(GARBAGE)]
+    records = [*half, *copies, *noise, *snippets]
+    kind = np.repeat(np.arange(4), [len(half), len(copies), len(noise), len(snippets)])
+    order = rng.permutation(len(records))
+    return [records[i] for i in order], kind[order].tolist()
+
+
+def _noise(rng: np.random.Generator, length: int) -> str:
+    letters = np.array(list(string.ascii_letters + string.digits + string.punctuation + " "))
+    return "".join(rng.choice(letters, length))
+
+
+def _snippet(record: Record, rng: np.random.Generator) -> Record:
+    words = record["completion"].split()
+    start = int(rng.integers(max(1, len(words) - 2)))
+    return {"prompt": "", "completion": " ".join(words[start : start + 2]), "domain": record["domain"]}
+
+
+def _told(record: Record, domain: str) -> Record:
+    """A record as prompt and completion."""
+    if "question" in record:
+        prompt, completion = record["question"], record["answer"]
+    else:
+        prompt = "\n".join(text for text in (record["instruction"], record["input"]) if text)
+        completion = record["output"]
+    return {"prompt": f"{prompt}\n", "completion": completion, "domain": domain}
+
+
+def _mixed(records: list[Record]) -> list[Record]:
+    return [records[i] for i in np.random.default_rng(DEAL_SEED).permutation(len(records))]
+
+
+def _write(path: Path, records: list[Record]) -> None:
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

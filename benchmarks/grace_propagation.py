@@ -1,0 +1,198 @@
+"""What propagation is worth on a real training run: guesses against exact values at every refresh.
+
+The small Llama is fine-tuned once on a random third of the clean pool (GSM8K, Dolly, commonsense). At every
+checkpoint the whole pool is measured. GRACE then goes through these checkpoints as it would have in a run,
+once for each way of propagating: it measures its anchors (here: looks their values up), guesses the rest, and
+the guesses are compared with what was measured.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import grace_pools
+import numpy as np
+import small_llama
+from frame import ROOT
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from gradwise.data import Collator, Data, load
+from gradwise.methods.grace import Grace
+from gradwise.methods.grace.importance import Target, importance
+from gradwise.methods.grace.state import State
+from gradwise.numerics.nearest import unit
+from gradwise.recipe import Model, Recipe
+from gradwise.run import train
+from gradwise.run.model import load_model, load_tokenizer
+from gradwise.signals import Signals, collect
+
+FOLDER = ROOT / "build" / "grace-propagation"
+STEPS, EVERY = 120, 24
+KINDS = ("loss", "alignment", "head_norm")
+SHARES = (0.02, 0.05, 0.1, 0.2)
+BETAS = (0.25, 0.5, 0.75)
+TIMED_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of propagating; `none` keeps what was last measured."""
+
+    propagate: str
+    beta: float
+
+    def settings(self, kind: Any, share: float) -> Grace:
+        how: Any = "value" if self.propagate == "none" else self.propagate
+        return Grace(
+            fraction=0.1, importance=kind, anchors=share, refresh_every=EVERY, propagate=how, beta=self.beta
+        )
+
+
+WAYS = (
+    Way("none", 0.0),
+    *(Way(propagate, beta) for propagate in ("value", "change") for beta in BETAS),
+)
+
+
+def recipe() -> Recipe:
+    """The run that is looked at."""
+    pool = grace_pools.made()
+    return Recipe.from_dict(
+        {
+            "model": {"name": str(small_llama.made() / "annealed")},
+            "data": {"train": str(pool / "clean.jsonl"), "validation": str(pool / "check.jsonl"),
+                     "max_length": 192},
+            "train": {
+                "max_steps": STEPS, "batch_size": 6, "per_device_train_batch_size": 6, "learning_rate": 3e-3,
+                "schedule": "cosine", "warmup_steps": 0.1, "save_strategy": "steps", "save_steps": EVERY,
+                "save_total_limit": STEPS // EVERY, "save_only_model": False, "eval_strategy": "no",
+                "eval_on_start": False, "use_cpu": True, "report_to": "none",
+            },
+            "select": {"method": "random", "fraction": 0.3},
+            "seed": 0,
+        }
+    )  # fmt: skip
+
+
+def measured(share: float = TIMED_SHARE) -> list[dict[str, Any]]:
+    """Trains, measures the pool at every checkpoint, and says what each measurement took: whole, and of a
+    share of the pool as a refresh would measure it."""
+    run = FOLDER / "run"
+    if not train(recipe(), run, tell=lambda _: None, progress=False).finished:
+        raise SystemExit("Stopped; run the same command to go on.")
+    taken = []
+    for step in range(0, STEPS + 1, EVERY):
+        path = FOLDER / f"signals-{step}.npz"
+        if not path.exists():
+            _measure(_weights(run, step), path, share)
+        with np.load(path) as kept:
+            taken.append({"step": step, "whole": float(kept["whole"]), "part": float(kept["part"])})
+    return taken
+
+
+def _weights(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"checkpoint-{step}" if step else small_llama.made() / "annealed"
+
+
+def _measure(weights: Path, path: Path, share: float) -> None:
+    made = recipe()
+    assert isinstance(made.model, Model) and isinstance(made.data, Data)
+    tokenizer = load_tokenizer(made.model)
+    pool: Any = load(made.data, "train", tokenizer, progress=False).dataset
+    model, collate = load_model(Model(name=str(weights))), Collator.for_tokenizer(tokenizer)
+    rows = np.sort(np.random.default_rng(0).choice(len(pool), round(share * len(pool)), replace=False))
+    seconds = []
+    for samples in (pool.select(rows[:8]), pool.select(rows), pool):
+        start = time.perf_counter()
+        found = collect(model, samples, collate, want=["loss", "embedding", "grad"], progress=False)
+        seconds.append(time.perf_counter() - start)
+    heads = collect(model, pool, collate, want=["head_norm"], progress=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: found.require(name, "this") for name in ("loss", "embedding", "grad", "num_tokens")}
+    arrays["head_norm"] = heads.require("head_norm", "this")
+    np.savez(path.with_suffix(".partial.npz"), **arrays, part=seconds[1], whole=seconds[2])
+    path.with_suffix(".partial.npz").rename(path)
+
+
+def _signals() -> list[Signals]:
+    found = []
+    for step in range(0, STEPS + 1, EVERY):
+        with np.load(FOLDER / f"signals-{step}.npz") as kept:
+            arrays = {name: kept[name] for name in kept.files if name not in ("part", "whole")}
+        found.append(Signals(len(arrays["loss"]), **arrays))
+    return found
+
+
+def followed(kind: Any, share: float, way: Way) -> dict[str, Any]:
+    """How GRACE's guesses agree with what is there, refresh by refresh.
+
+    Spearman's correlation of importance over all nodes that were not measured at that refresh, and over the
+    anchors before theirs were replaced (what a run sees); mean cosine of the embeddings, around their mean.
+    """
+    signals, grace = _signals(), way.settings(kind, share)
+    state = grace.begin(signals[0])
+    steps = []
+    for number, now in enumerate(signals[1:], start=1):
+        state = state.changed(share=share)
+        anchors = grace.anchors_at(state, number * EVERY)
+        start = time.perf_counter()
+        done = grace.refresh(state, anchors, now.take(state.sample[anchors]), number * EVERY)
+        seconds = time.perf_counter() - start
+        rest = np.setdiff1d(np.arange(len(state)), anchors)
+        state = done.state
+        steps.append(
+            {
+                "step": number * EVERY,
+                "spearman": _spearman(state.importance[rest], _true(kind, now, state)[rest]),
+                "cosine": _cosine(state, now, rest),
+                "seen": done.agreement,
+                "moved": done.moved / len(anchors),
+                "anchors": len(anchors),
+                "seconds": round(seconds, 4),
+            }
+        )
+    return {"kind": kind, "share": share, "propagate": way.propagate, "beta": way.beta, "refreshes": steps}
+
+
+def _true(kind: Any, now: Signals, state: State) -> NDArray[np.float64]:
+    target = None
+    if kind == "alignment":
+        target = Target.of(now.require("grad", "this")[state.sample].astype(np.float64))
+    return importance(kind, now, state.sample, target=target)
+
+
+def _cosine(state: State, now: Signals, rest: NDArray[np.int64]) -> float:
+    true = now.require("embedding", "this")[state.sample].astype(np.float64)
+    centre = true.mean(axis=0)
+    a, b = unit(true[rest] - centre), unit(state.embedding[rest] - centre)
+    return round(float(np.einsum("ah,ah->a", a, b).mean()), 4)
+
+
+def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    return round(float(spearmanr(a, b).statistic), 4)
+
+
+def adaptive(kind: Any, way: Way, start: float, wanted: float) -> dict[str, Any]:
+    """How the share of anchors develops where it is left to adapt."""
+    signals = _signals()
+    grace = replace(way.settings(kind, start), min_agreement=wanted)
+    state = grace.begin(signals[0])
+    shares, seen = [round(state.share, 4)], []
+    for number, now in enumerate(signals[1:], start=1):
+        anchors = grace.anchors_at(state, number * EVERY)
+        done = grace.refresh(state, anchors, now.take(state.sample[anchors]), number * EVERY)
+        state = done.state
+        shares.append(round(state.share, 4))
+        seen.append(None if done.agreement is None else round(done.agreement, 4))
+    return {"kind": kind, "shares": shares, "seen": seen}
+
+
+def combinations() -> Iterator[tuple[Any, float, Way]]:
+    """All that is tried."""
+    for kind in KINDS:
+        for share in SHARES:
+            for way in WAYS:
+                yield kind, share, way
