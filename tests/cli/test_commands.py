@@ -181,6 +181,26 @@ class TestTrain:
         assert saved
         assert all("lora_" in name for name in saved)
 
+    def test_the_coreset_is_drawn_as_it_developed(self, gradwise: Start, project: Project):
+        project.recipe["select"] = {
+            "method": "grace", "count": 16, "candidates": "all", "refresh_every": 2, "anchors": 0.3,
+        }  # fmt: skip
+        command = gradwise("train", project.path, "--out", "run", "--plot")
+        assert command.code == 0, command.stderr
+        drawn = project.folder / command.stdout.splitlines()[-1].removeprefix("Drawn: ")
+        assert drawn.read_bytes().startswith(b"\x89PNG")
+        developed = [event for event in RunDirectory(project.folder / "run").events() if "coverage" in event]
+        assert [event["event"] for event in developed] == ["plan", "refresh"]
+        for event in developed:
+            assert 0 < event["coverage"] <= 1
+            assert event["importance"] > event["pool_importance"]
+
+    def test_drawing_a_coreset_needs_one(self, gradwise: Start, project: Project):
+        command = gradwise("train", project.path, "--out", "run", "--plot")
+        assert command.code == 2
+        assert "--plot draws how grace's coreset develops, and select is full" in command.stderr
+        assert not (project.folder / "run").exists()
+
     def test_packing(self, gradwise: Start, project: Project):
         project.recipe["data"] |= {"packing": True, "max_length": 256}
         project.recipe["train"]["batch_size"] = 2

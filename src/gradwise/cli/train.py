@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from gradwise.errors import RecipeError
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
@@ -14,6 +16,9 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Replace a setting: --set layers.active=4. Repeatable.")
     ] = None,
+    plot: Annotated[
+        bool, typer.Option(help="Draw how grace's coreset developed: coverage, importance, agreement.")
+    ] = False,
 ) -> None:
     """Train a model as a recipe says; the same command goes on with a run that was stopped."""
     from gradwise.recipe import Recipe
@@ -22,8 +27,16 @@ def train(
     from gradwise.run.summary import summary
 
     loaded = Recipe.load(recipe, set_)
+    if plot and loaded.select.method != "grace":
+        raise RecipeError(
+            f"--plot draws how grace's coreset develops, and select is {loaded.select.method}; leave it out."
+        )
     outcome = run_recipe(loaded, out or Path("runs") / recipe.stem)
     if not outcome.finished:
         raise typer.Exit(1)
     if is_first():
         print(summary(outcome.run))
+        if plot:
+            from gradwise.report.coreset import draw_coreset
+
+            print(f"Drawn: {draw_coreset(outcome.run.path)}")

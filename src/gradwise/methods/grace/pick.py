@@ -132,12 +132,18 @@ def selection(state: State, chosen: Chosen, budget: Budget, *, weighted: bool, t
         told={
             "coverage": round(chosen.coverage, 6),
             "objective": round(chosen.objective, 6),
+            "importance": _mean(state.importance[chosen.picks]),
+            "pool_importance": _mean(state.importance),
             "distinct": len(state),
             "looked_at": len(state.rows),
             "outliers": state.sample[chosen.worth.outliers][:8].tolist(),
             "outlier_count": len(chosen.worth.outliers),
         },
     )
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return round(float(values.mean()), 6) if len(values) else 0.0
 
 
 _SAID = ("rank", "covers", "copies", "importance_percentile")

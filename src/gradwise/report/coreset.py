@@ -1,0 +1,68 @@
+"""GRACE over a run: how much its coreset covers, what it is worth, how good propagation was. From the events
+of the run directory alone."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from gradwise.atomic import write_bytes
+from gradwise.errors import RecipeError
+from gradwise.report.reading import read_lines
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
+
+
+def draw_coreset(run: Path) -> Path:
+    """Draw `coreset.png` in a run directory; returns its path.
+
+    Raises:
+        RecipeError: when no coreset was chosen in that run.
+    """
+    events = read_lines(run / "events.jsonl")
+    chosen = [event for event in events if "coverage" in event]
+    if not chosen:
+        raise RecipeError(f"{run} chose no coreset; there is nothing to draw of a run without select: grace.")
+    path = run / "coreset.png"
+    write_bytes(path, coreset_picture(chosen))
+    return path
+
+
+def coreset_picture(chosen: list[dict[str, Any]]) -> bytes:
+    """The figure as PNG.
+
+    Args:
+        chosen: events of the first selection and of the refreshes, in the order of their steps.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # A run that was resumed may have repeated a refresh; the later one counts.
+    last = {event["step"]: event for event in chosen}
+    steps = sorted(last)
+    figure = Figure(figsize=(7, 7.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    above, middle, below = figure.subplots(3, 1, sharex=True)
+    _line(above, steps, last, "coverage", "coreset", BLUE)
+    above.set_ylabel("coverage, share of\nthe samples looked at")
+    _line(middle, steps, last, "importance", "coreset", BLUE)
+    _line(middle, steps, last, "pool_importance", "all samples looked at", GREY)
+    middle.set_ylabel("mean importance,\nas believed")
+    _line(below, steps, last, "agreement", "importance, rank correlation", BLUE)
+    _line(below, steps, last, "embedding_agreement", "embeddings, cosine", ORANGE)
+    _line(below, steps, last, "next_share", "share to be measured next", GREY)
+    below.set_ylabel("agreement of propagated\nand exact values")
+    below.axhline(0, color="black", linewidth=0.5)
+    below.set_xlabel("optimizer steps")
+    for axes in (above, middle, below):
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, frameon=False)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def _line(axes: Any, steps: list[int], events: dict[int, Any], name: str, label: str, colour: str) -> None:
+    known = [(step, events[step][name]) for step in steps if events[step].get(name) is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=3, label=label)
