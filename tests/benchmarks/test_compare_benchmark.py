@@ -104,7 +104,8 @@ def test_rate_goes_into_the_arm(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", list(compare_tasks.TASKS))
 def test_every_arm_is_a_recipe_and_learns_from_no_held_out_file(name: str) -> None:
     made = compare_tasks.task(name)
-    for arm in made.first_rates:
+    arms = made.words or made.first_rates
+    for arm in arms:
         recipe = made.recipe(arm, {})
         assert recipe.data is not None
         files = [
@@ -115,4 +116,4 @@ def test_every_arm_is_a_recipe_and_learns_from_no_held_out_file(name: str) -> No
         judged_by = {Path(path).resolve() for path in made.check_rates.values()}
         assert len(files) == 2 and files[0].isdisjoint(files[1])
         assert judged_by.isdisjoint(files[0] | files[1])
-    assert set(made.first_rates) >= {arm for one in made.comparisons for arm in one.arms}
+    assert set(arms) >= {arm for one in made.comparisons for arm in one.arms}
