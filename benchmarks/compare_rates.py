@@ -100,7 +100,7 @@ def loss_of_try(task: Task, arm: str, rate: float, shared: Path) -> float | None
 
 def untrained_loss(task: Task) -> float:
     """The loss of the model as it is, on the held-out records of the tables."""
-    recipe = task.recipe("full", {})
+    recipe = task.recipe(next(iter(task.words), "full"), {})
     assert isinstance(recipe.model, Model) and isinstance(recipe.data, Data)
     tokenizer, model = load_tokenizer(recipe.model), load_model(recipe.model)
     held_out = load(recipe.data, "validation", tokenizer, progress=False).dataset
