@@ -85,6 +85,7 @@ def million(rows: int = MILLION) -> dict[str, Any]:
     took["anchors"] = clock.lap()
     measured = _moved(x[state.sample[anchors]], state.importance[anchors], rng)
     clock.lap()
+    del x
     done = grace.refresh(state, anchors, measured, 1)
     took["propagation"] = clock.lap() - done.graph_seconds
     took["repair"] = done.graph_seconds

@@ -14,7 +14,7 @@ from datasets import Dataset
 
 import gradwise as gw
 from gradwise.data import Collator
-from gradwise.methods.baselines import EasyFirst, LengthTop, LossTop
+from gradwise.methods.baselines import EasyFirst, GradNormTop, LengthTop, LossTop
 from gradwise.planning import pool
 from gradwise.planning.shared import key_of, measured_once
 from gradwise.training.record import Record
@@ -68,6 +68,19 @@ def test_the_second_run_reads_what_the_first_has_measured(train: Any, measurings
     first, second = train("a", LOSS_TOP), train("b", LOSS_TOP)
     assert len(measurings) == 1
     assert first.session.plan.digest == second.session.plan.digest
+
+
+def test_gradients_are_shared_by_runs_of_one_seed_and_one_projection(
+    train: Any, measurings: list[float]
+) -> None:
+    top = gw.Recipe(select=GradNormTop(fraction=0.5))
+    train("a", top)
+    before = len(measurings)
+    train("b", top)
+    assert len(measurings) == before
+    train("c", replace(top, seed=1))
+    train("d", replace(top, signals=replace(top.signals, grad_dim=64)))
+    assert len(measurings) == before + 2
 
 
 def test_both_are_charged_the_same(train: Any, measurings: list[float]) -> None:

@@ -94,10 +94,9 @@ def sweep_change(
     moved = values.copy()
     if not beta or not anchors.size:
         return moved
-    change = np.zeros_like(values)
-    change[anchors] = measured - values[anchors]
-    common = change[anchors].mean(axis=0)
-    change[anchors] -= common
+    change = measured - values[anchors]
+    common = change.mean(axis=0)
+    change = change - common
     moved += common
     for rows, mean in _means(change, graph, among=anchors):
         moved[rows] += beta * mean
@@ -162,21 +161,26 @@ def _means(
     values: Values, graph: KnnGraph, among: NDArray[np.int64] | None = None
 ) -> Iterator[tuple[NDArray[np.int64], Values]]:
     """sum_j alpha_ij z_j over the neighbours that count, for the rows that have such, a stretch of rows at a
-    time: of a million embeddings the means alone would take gigabytes."""
-    counted = None
+    time: of a million embeddings the means alone would take gigabytes.
+
+    With `among`, (m,) rows, only those count, and `values` has a row for each of them.
+    """
+    place = None
     if among is not None:
-        counted = np.zeros(len(graph), dtype=bool)
-        counted[among] = True
+        place = np.full(len(graph), -1)
+        place[among] = np.arange(len(among))
     for part in parts(len(graph), 2**15):
         ids, sims = graph.used[0][part], graph.used[1][part]
         weights = np.maximum(sims, 0).astype(np.float64)
-        if counted is not None:
-            weights *= counted[ids]
+        if place is not None:
+            ids = place[ids]
+            weights *= ids >= 0
+            ids = np.maximum(ids, 0)
         total = weights.sum(axis=1)
         near = np.flatnonzero(total > 0)
         weights = weights[near] / total[near, None]
         starts = np.arange(len(near) + 1) * ids.shape[1]
-        shape = (len(near), len(graph))
+        shape = (len(near), len(values))
         columns = np.asarray(ids)[near].ravel()
         averaging = scipy.sparse.csr_matrix((weights.ravel(), columns, starts), shape)
         yield part.start + near, averaging @ values

@@ -1,7 +1,6 @@
 """The signals of a trainer's data set that its recipe's decisions need, and no others."""
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,9 @@ from gradwise.recipe import SignalSettings
 from gradwise.signals import Signals, collect
 from gradwise.signals.wanted import QUANTITIES
 from gradwise.training.record import Record
+
+GRADIENTS_BY = ("parameters", "grad_dim", "grad_dtype")
+"""Settings that gradients depend on, besides the seed."""
 
 
 class PoolSignals(NamedTuple):
@@ -107,7 +109,9 @@ def _measured(
     if trainer.args.world_size > 1:
         raise RecipeError("shared_signals is for runs of one process each; leave it out under torchrun.")
     model, samples, collate = _source(trainer, rows)
-    options = {**asdict(settings), "seed": seed} if {"grad", "grad_norm"} & set(quantities) else {}
+    options: dict[str, Any] = {}
+    if {"grad", "grad_norm"} & set(quantities):
+        options = {name: getattr(settings, name) for name in GRADIENTS_BY} | {"seed": seed}
     with record.uncharged():
         key = key_of(
             model,

@@ -13,7 +13,7 @@ from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace.costs import USUAL_ANCHORS, looked_at
 from gradwise.methods.grace.importance import NEEDS, Kind, Target, importance
-from gradwise.methods.grace.nodes import nodes_of
+from gradwise.methods.grace.nodes import nodes_of, rows_of
 from gradwise.methods.grace.pick import Budget, choose, filled, selection
 from gradwise.methods.grace.refresh import Measured, Propagation, Refreshed, anchors_of, next_share, refresh
 from gradwise.methods.grace.state import State
@@ -172,7 +172,7 @@ class Grace(Subset):
             raise SignalError("grace found no sample whose embedding and importance are finite.")
         start = time.perf_counter()
         nodes = nodes_of(
-            np.asarray(embedding[usable], dtype=np.float32),
+            np.asarray(rows_of(embedding, usable), dtype=np.float32),
             self.neighbours,
             approximate=self._approximate(len(usable)),
             device=device,

@@ -55,12 +55,19 @@ def nodes_of(embedding: NDArray[np.floating], k: int, **search: Any) -> Nodes:
     centre = embedding.mean(axis=0, dtype=np.float64).astype(np.float32)
     x = unit(embedding - centre)
     node, first = _equal_rows(x)
-    graph = knn_graph(x[first], k, spare=k, **search)
+    placed = rows_of(x, first)
+    graph = knn_graph(placed, k, spare=k, **search)
     joined = _joined(graph)
     if joined.max(initial=-1) + 1 < len(first):
         node, first = joined[node], first[_first_of(joined)]
-        graph = knn_graph(x[first], k, spare=k, **search)
-    return Nodes(node, first, centre, x[first], graph)
+        placed = rows_of(x, first)
+        graph = knn_graph(placed, k, spare=k, **search)
+    return Nodes(node, first, centre, placed, graph)
+
+
+def rows_of(x: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Some rows, ascending; `x` itself where that is all of them: a million embeddings are gigabytes."""
+    return x if len(rows) == len(x) else x[rows]
 
 
 def _equal_rows(x: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
