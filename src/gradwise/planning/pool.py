@@ -214,8 +214,19 @@ def _weights(dataset: Any) -> NDArray[np.float64] | None:
 
 def _label_tokens(samples: Any, collate: Any) -> NDArray[np.int32]:
     """Counted from the labels, or through the collator where that is what makes them (TRL's)."""
-    if "labels" in (getattr(samples, "column_names", None) or ()):
-        counts = [sum(label != -100 for label in labels[1:]) for labels in samples["labels"]]
-    else:
+    if "labels" not in (getattr(samples, "column_names", None) or ()):
         counts = [int((collate([samples[i]])["labels"][..., 1:] != -100).sum()) for i in range(len(samples))]
+    elif hasattr(samples, "with_format"):
+        tables = samples.select_columns("labels").with_format("arrow").iter(batch_size=10_000)
+        counts = [count for table in tables for chunk in table["labels"].chunks for count in _counts(chunk)]
+    else:
+        counts = [sum(label != -100 for label in labels[1:]) for labels in samples["labels"]]
     return np.array(counts, dtype=np.int32)
+
+
+def _counts(labels: Any) -> NDArray[np.int64]:
+    """Of an Arrow array of lists: those that count in each, the first of which is never predicted."""
+    ends = np.cumsum(labels.value_lengths().to_numpy())
+    before = np.concatenate([[0], np.cumsum(labels.flatten().to_numpy() != -100)])
+    firsts = np.concatenate([[0], ends])[:-1] + 1
+    return before[ends] - before[np.minimum(firsts, ends)]

@@ -20,6 +20,9 @@ MOST_REFRESHES, FEWEST_STEPS = 20, 5
 SPENT_AT_LEAST = 0.8
 """Of the share of anchors that is planned; fewer would save little and break the forecast's word."""
 
+EXACT_UP_TO = 100_000
+"""Nodes beyond which `search: auto` takes the approximate search, where faiss is installed."""
+
 USUAL_ANCHORS = 0.1
 """Share of the samples looked at that a refresh measures, unless told otherwise."""
 
@@ -145,7 +148,9 @@ def forecast(
 
 
 def _first_pass(count: int, speeds: Speeds) -> float:
-    return speeds.begin + count * speeds.measure + count**2 * speeds.compare
+    # An approximate search compares each with some of the others only: at most with so many.
+    pairs = count * min(count, EXACT_UP_TO)
+    return speeds.begin + count * speeds.measure + pairs * speeds.compare
 
 
 def _affordable(pool: int, speeds: Speeds, seconds: float) -> int:

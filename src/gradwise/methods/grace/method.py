@@ -11,7 +11,7 @@ from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import Selection
-from gradwise.methods.grace.costs import USUAL_ANCHORS, looked_at
+from gradwise.methods.grace.costs import EXACT_UP_TO, USUAL_ANCHORS, looked_at
 from gradwise.methods.grace.importance import NEEDS, Kind, Target, importance
 from gradwise.methods.grace.nodes import nodes_of, rows_of
 from gradwise.methods.grace.pick import Budget, choose, filled, selection
@@ -21,9 +21,6 @@ from gradwise.methods.subset import Subset
 from gradwise.numerics.candidates import parts
 from gradwise.numerics.facility import Minimum
 from gradwise.signals import Signals
-
-EXACT_UP_TO = 100_000
-"""Nodes beyond which `search: auto` takes the approximate search, where faiss is installed."""
 
 USUAL_OVERHEAD = 0.15
 """Share of the training time that deciding may take unless told otherwise."""
