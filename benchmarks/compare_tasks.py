@@ -151,8 +151,8 @@ def _smollm2() -> Task:
         seeds=3,
         told=(
             f"SmolLM2-135M-Instruct, fine-tuned on {SMOLLM2_PARTS['tune']} problems of GSM8K's training set "
-            f"of at most {SMOLLM2_LARGEST} characters; held out: {SMOLLM2_CHECK} such problems of its "
-            "test set."
+            f"of at most {SMOLLM2_LARGEST} characters; held out: {SMOLLM2_CHECK} such problems of its test "
+            "set."
         ),
     )
 
@@ -182,6 +182,27 @@ def _smollm2_data(folder: Path) -> None:
         start += count
     write_text(partial / "check.jsonl", "".join(_short_problems("test")[:SMOLLM2_CHECK]))
     partial.rename(folder / "data")
+
+
+GRACE_SMOLLM2 = ROOT / "build" / "grace-smollm2"
+GRACE_SMOLLM2_DIRT = grace_pools.Dirt(distinct=60, copied=6, copies=8, garbage=6)
+
+
+def prepare_grace_smollm2(folder: Path = GRACE_SMOLLM2) -> None:
+    """The model, and a dirty pool of short problems."""
+    prepare_smollm2()
+    if folder.is_dir():
+        return
+    partial = folder.with_name(f".{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    train, check = (
+        [grace_pools.told(json.loads(line), "gsm8k") for line in _short_problems(split)]
+        for split in ("train", "test")
+    )
+    grace_pools.write(partial / "dirty.jsonl", grace_pools.dirty(train, GRACE_SMOLLM2_DIRT)[0])
+    grace_pools.write(partial / "check.jsonl", check[:SMOLLM2_CHECK])
+    partial.rename(folder)
 
 
 def _short_problems(split: str) -> list[str]:
@@ -258,6 +279,27 @@ def _grace_llama() -> Task:
     )
 
 
+def _grace_smollm2() -> Task:
+    arms = ("random", "full", "grace_proxy")
+    dirt = GRACE_SMOLLM2_DIRT
+    return Task(
+        name="grace_smollm2",
+        prepare=prepare_grace_smollm2,
+        first_rates={},
+        check_rates={},
+        comparisons=(Comparison("time", (arms,), ("random", "full")),),
+        seeds=3,
+        told=(
+            f"SmolLM2-135M-Instruct, fine-tuned on {dirt.distinct} short problems of GSM8K's training set, "
+            f"{dirt.copied * dirt.copies} copies of {dirt.copied} of them, {dirt.garbage} records of random "
+            f"characters and {dirt.garbage} snippets of two words; held out: {SMOLLM2_CHECK} short problems "
+            "of its test set. `grace_proxy` measures with stories260K in the model's place."
+        ),
+        words={arm: {**GRACE_WORDS, **GRACE_LLAMA_WORDS}[arm] for arm in arms},
+        fraction=0.25,
+    )
+
+
 def _grace_importance() -> Task:
     """What is worth most: all of the pool looked at, once, so that importance alone makes the difference."""
     words = {kind: f"{kind}=grace+{GRACE}/{kind}.yaml" for kind in IMPORTANCE}
@@ -284,4 +326,5 @@ TASKS: dict[str, Callable[[], Task]] = {
     "grace_dirty_10": lambda: _grace("dirty", 0.1, tuple(GRACE_WORDS), tuned=True),
     "grace_dirty_30": lambda: _grace("dirty", 0.3, FEW, budgets=("time",)),
     "grace_llama": _grace_llama,
+    "grace_smollm2": _grace_smollm2,
 }

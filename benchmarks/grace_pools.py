@@ -10,6 +10,7 @@ the same three sets, shares no question with either pool, and is clean.
 import json
 import shutil
 import string
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,21 @@ from gradwise.atomic import write_text
 
 FOLDER = ROOT / "build" / "grace"
 CLEAN = {"gsm8k": 500, "dolly": 180, "commonsense": 520}
-COPIED, COPIES = 24, 20
-GARBAGE = 60
-"""Records of each of the two kinds."""
+
+
+@dataclass(frozen=True)
+class Dirt:
+    """How many records of a dirty pool are what."""
+
+    distinct: int
+    copied: int
+    copies: int
+    """How often each of the copied stands there besides once."""
+    garbage: int
+    """Of each of two kinds."""
+
+
+DIRT = Dirt(distinct=600, copied=24, copies=20, garbage=60)
 
 KINDS = ("distinct", "copy", "random characters", "snippet")
 """What a record of the dirty pool is, as `kinds.json` numbers it."""
@@ -50,13 +63,13 @@ def kinds(folder: Path = FOLDER) -> Any:
 def _write_all(folder: Path) -> None:
     dealt = {name: deal(instructions(name), parts) for name, parts in INSTRUCTIONS.items()}
     for part in ("check", "rates"):
-        _write(folder / f"{part}.jsonl", [_told(r, name) for name, d in dealt.items() for r in d[part]])
+        write(folder / f"{part}.jsonl", [told(r, name) for name, d in dealt.items() for r in d[part]])
     clean = [
-        _told(r, name) for name, count in CLEAN.items() for r in _records(name, INSTRUCTIONS[name], count)
+        told(r, name) for name, count in CLEAN.items() for r in _records(name, INSTRUCTIONS[name], count)
     ]
-    _write(folder / "clean.jsonl", _mixed(clean))
-    dirty, kind = _dirty(clean)
-    _write(folder / "dirty.jsonl", dirty)
+    write(folder / "clean.jsonl", shuffled(clean))
+    mixed, kind = dirty(clean, DIRT)
+    write(folder / "dirty.jsonl", mixed)
     write_text(folder / "kinds.json", json.dumps(kind))
 
 
@@ -72,18 +85,19 @@ def _records(name: str, parts: Parts, count: int) -> list[Record]:
     return kept[:count]
 
 
-def _dirty(clean: list[Record]) -> tuple[list[Record], list[int]]:
+def dirty(clean: list[Record], dirt: Dirt) -> tuple[list[Record], list[int]]:
+    """Some of the records, copies of a few of them and garbage, in random order; and each one's kind."""
     rng = np.random.default_rng(DEAL_SEED)
-    half = [clean[i] for i in rng.permutation(len(clean))[: len(clean) // 2]]
-    copies = [half[i] for i in range(COPIED) for _ in range(COPIES)]
-    domains = list(CLEAN)
+    some = [clean[i] for i in rng.permutation(len(clean))[: dirt.distinct]]
+    copies = [some[i] for i in range(dirt.copied) for _ in range(dirt.copies)]
+    domains = list(dict.fromkeys(record["domain"] for record in clean))
     noise = [
-        {"prompt": _noise(rng, 80), "completion": _noise(rng, 80), "domain": domains[i % 3]}
-        for i in range(GARBAGE)
+        {"prompt": _noise(rng, 80), "completion": _noise(rng, 80), "domain": domains[i % len(domains)]}
+        for i in range(dirt.garbage)
     ]
-    snippets = [_snippet(clean[int(rng.integers(len(clean)))], rng) for _ in range(GARBAGE)]
-    records = [*half, *copies, *noise, *snippets]
-    kind = np.repeat(np.arange(4), [len(half), len(copies), len(noise), len(snippets)])
+    snippets = [_snippet(clean[int(rng.integers(len(clean)))], rng) for _ in range(dirt.garbage)]
+    records = [*some, *copies, *noise, *snippets]
+    kind = np.repeat(np.arange(4), [len(some), len(copies), len(noise), len(snippets)])
     order = rng.permutation(len(records))
     return [records[i] for i in order], kind[order].tolist()
 
@@ -99,7 +113,7 @@ def _snippet(record: Record, rng: np.random.Generator) -> Record:
     return {"prompt": "", "completion": " ".join(words[start : start + 2]), "domain": record["domain"]}
 
 
-def _told(record: Record, domain: str) -> Record:
+def told(record: Record, domain: str) -> Record:
     """A record as prompt and completion."""
     if "question" in record:
         prompt, completion = record["question"], record["answer"]
@@ -109,9 +123,11 @@ def _told(record: Record, domain: str) -> Record:
     return {"prompt": f"{prompt}\n", "completion": completion, "domain": domain}
 
 
-def _mixed(records: list[Record]) -> list[Record]:
+def shuffled(records: list[Record]) -> list[Record]:
+    """The records in one fixed random order."""
     return [records[i] for i in np.random.default_rng(DEAL_SEED).permutation(len(records))]
 
 
-def _write(path: Path, records: list[Record]) -> None:
+def write(path: Path, records: list[Record]) -> None:
+    """As JSON lines."""
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
