@@ -219,13 +219,14 @@ GRACE_WORDS = {
     "random": "random",
     "full": "full",
     "grace": "grace",
+    "grace_half": f"grace_half=grace+{GRACE}/half.yaml",
     "grace_static": f"grace_static=grace+{GRACE}/static.yaml",
     "grace_full_refresh": f"grace_full_refresh=grace+{GRACE}/full_refresh.yaml",
     "loss_top": "loss_top",
     "grad_norm_top": "grad_norm_top",
     "k_center": "k_center",
 }
-FEW = ("random", "full", "grace", "grace_static")
+FEW = ("random", "full", "grace", "grace_half", "grace_static")
 GRACE_LLAMA_WORDS = {arm: GRACE_WORDS[arm] for arm in FEW} | {
     "grace_proxy": f"grace_proxy=grace+{GRACE}/proxy.yaml",
 }
