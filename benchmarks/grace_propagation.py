@@ -68,7 +68,7 @@ def recipe() -> Recipe:
             "train": {
                 "max_steps": STEPS, "batch_size": 6, "per_device_train_batch_size": 6, "learning_rate": 3e-3,
                 "schedule": "cosine", "warmup_steps": 0.1, "save_strategy": "steps", "save_steps": EVERY,
-                "save_total_limit": STEPS // EVERY, "save_only_model": False, "eval_strategy": "no",
+                "save_total_limit": STEPS // EVERY, "eval_strategy": "no",
                 "eval_on_start": False, "use_cpu": True, "report_to": "none",
             },
             "select": {"method": "random", "fraction": 0.3},

@@ -125,6 +125,11 @@ TRIES = [
     {
         "workers": 2,
         "passes": 2,
+        "select": {"method": "grace", "tokens": 900, "candidates": 30, "refresh_every": 3, "anchors": 0.2},
+    },
+    {
+        "workers": 2,
+        "passes": 2,
         "layers": "all",
         "adapter": {"method": "lora", "r": 2, "lora_dropout": 0.1},
         "select": {

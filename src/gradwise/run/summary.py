@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from gradwise.report.reading import NOT_DECIDING
 from gradwise.run.directory import RunDirectory
 
 
@@ -19,6 +20,7 @@ def summary(run: RunDirectory) -> str:
         ),
         ("peak memory", f"{finished['peak_memory'] / 2**30:.2f} GiB"),
         ("time", f"{finished['seconds']:,.0f} s, of which deciding {_deciding(events):,.1f} s"),
+        *_kept_to(events, finished["seconds"]),
         ("model", str(run.model)),
         ("record", str(run.path)),
     ]
@@ -53,6 +55,14 @@ def _share(part: int, whole: int) -> str:
 
 
 def _deciding(events: list[dict[str, Any]]) -> float:
-    return sum(
-        event["seconds"] for event in events if event["event"] in ("signals", "plan", "probe", "layers")
-    )
+    return sum(event["seconds"] for event in events if event["event"] not in NOT_DECIDING)
+
+
+def _kept_to(events: list[dict[str, Any]], seconds: float) -> list[tuple[str, str]]:
+    """What GRACE said that it would spend, and what it did, as shares of the training time."""
+    told = [event for event in events if event["event"] == "forecast"]
+    training = seconds - _deciding(events)
+    if not told or training <= 0:
+        return []
+    spent = sum(event["seconds"] for event in events if event["event"] in ("signals", "plan", "refresh"))
+    return [("grace", f"{spent / training:.1%} of the training time, forecast {told[-1]['share']:.1%}")]
