@@ -231,6 +231,8 @@ GRACE_LLAMA_WORDS = {arm: GRACE_WORDS[arm] for arm in FEW} | {
     "grace_proxy": f"grace_proxy=grace+{GRACE}/proxy.yaml",
 }
 IMPORTANCE = ("loss", "alignment", "norm", "head_norm", "coverage")
+TRADE_OFFS = ("alignment_80", "alignment_90", "head_length_90")
+"""Of the kinds that do not buy garbage, how much coverage to weigh them against."""
 GRACE_TOLD = {
     "clean": "1,200 records of GSM8K, Dolly and commonsense, none twice",
     "dirty": (
@@ -303,14 +305,14 @@ def _grace_smollm2() -> Task:
 
 def _grace_importance() -> Task:
     """What is worth most: all of the pool looked at, once, so that importance alone makes the difference."""
-    words = {kind: f"{kind}=grace+{GRACE}/{kind}.yaml" for kind in IMPORTANCE}
+    words = {kind: f"{kind}=grace+{GRACE}/{kind}.yaml" for kind in (*IMPORTANCE, *TRADE_OFFS)}
     return Task(
         name="grace_importance",
         folder="grace_dirty",
         prepare=grace_pools.made,
         first_rates={},
         check_rates={},
-        comparisons=(Comparison("steps", (("random", *IMPORTANCE),), ("random",)),),
+        comparisons=(Comparison("steps", (("random", *IMPORTANCE), TRADE_OFFS), ("random", "coverage")),),
         seeds=5,
         told=f"stories260K, fine-tuned on {GRACE_TOLD['dirty']}; held out: 180 other records, clean.",
         words={"random": "random", **words},
