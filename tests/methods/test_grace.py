@@ -107,6 +107,14 @@ class TestSelect:
         with pytest.raises(SignalError, match="no sample whose"):
             gw.Grace(importance="loss", fraction=0.5).select(replace(found, ok=np.zeros(60, dtype=bool)))
 
+    def test_coverage_alone_needs_no_gradients(self):
+        found = signals(grad=None, grad_norm=None)
+        alone = gw.Grace(count=12, importance="norm", trade_off=1.0)
+        assert alone.needs == {"embedding", "num_tokens", "loss"}
+        shuffled = replace(found, loss=found.loss[::-1].copy())
+        assert alone.select(found).indices.tolist() == alone.select(shuffled).indices.tolist()
+        assert "grad_norm" in replace(alone, trade_off=0.99).needs
+
     def test_a_missing_signal_is_named(self):
         with pytest.raises(SignalError, match="grace with importance norm needs the signal 'grad_norm'"):
             gw.Grace(count=2, importance="norm").select(signals(grad_norm=None))

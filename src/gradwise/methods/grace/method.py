@@ -115,9 +115,14 @@ class Grace(Subset):
         return USUAL_OVERHEAD if self.overhead is None else self.overhead
 
     @property
+    def kind(self) -> Kind:
+        """What importance is made of: where coverage alone counts, the loss, which comes with embeddings."""
+        return "loss" if self.trade_off == 1 else self.importance
+
+    @property
     def needs(self) -> frozenset[str]:
         """The signals it decides by."""
-        needed = {"embedding", "num_tokens", NEEDS[self.importance]}
+        needed = {"embedding", "num_tokens", NEEDS[self.kind]}
         return frozenset(needed | ({"domain"} if self.domain_minimum else set()))
 
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:
@@ -192,7 +197,7 @@ class Grace(Subset):
             centre=nodes.centre,
             placed=nodes.placed,
             embedding=np.array(embedding[first], dtype=np.float32),
-            importance=importance(self.importance, signals, first, mean_tokens=mean_tokens, target=target),
+            importance=importance(self.kind, signals, first, mean_tokens=mean_tokens, target=target),
             measured_at=np.full(len(first), step),
             graph=nodes.graph,
             share=self.anchors or USUAL_ANCHORS,
@@ -264,7 +269,7 @@ class Grace(Subset):
         found = Measured(
             anchors[rows],
             np.asarray(signals.require("embedding", "grace"), dtype=np.float32)[rows],
-            importance(self.importance, signals, rows, mean_tokens=state.mean_tokens, target=target),
+            importance(self.kind, signals, rows, mean_tokens=state.mean_tokens, target=target),
         )
         how = Propagation(self.propagate == "change", self.beta, self.drift)
         done = refresh(state, found, how, step, device=device)
@@ -278,13 +283,13 @@ class Grace(Subset):
         return replace(done, state=after)
 
     def _target(self, signals: Signals, rows: NDArray[np.int64]) -> Target | None:
-        if self.importance != "alignment":
+        if self.kind != "alignment":
             return None
         return Target.of(np.asarray(signals.require("grad", "grace"))[rows].astype(np.float64))
 
     def _usable(self, signals: Signals) -> NDArray[np.bool_]:
         needed = np.asarray(
-            signals.require(NEEDS[self.importance], f"grace with importance {self.importance}")
+            signals.require(NEEDS[self.kind], f"grace with importance {self.kind}")
         )
         embedding = np.asarray(signals.require("embedding", "grace"))
         finite = _finite_rows(embedding) & _finite_rows(needed.reshape(len(signals), -1))
