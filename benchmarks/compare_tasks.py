@@ -223,11 +223,12 @@ GRACE_WORDS = {
     "grace_static": f"grace_static=grace+{GRACE}/static.yaml",
     "grace_full_refresh": f"grace_full_refresh=grace+{GRACE}/full_refresh.yaml",
     "loss_top": "loss_top",
+    "length_top": "length_top",
     "grad_norm_top": "grad_norm_top",
     "k_center": "k_center",
 }
 FEW = ("random", "full", "grace", "grace_half", "grace_static")
-GRACE_LLAMA_WORDS = {arm: GRACE_WORDS[arm] for arm in FEW} | {
+GRACE_LLAMA_WORDS = {arm: GRACE_WORDS[arm] for arm in ("random", "full", "grace", "grace_static")} | {
     "grace_proxy": f"grace_proxy=grace+{GRACE}/proxy.yaml",
 }
 IMPORTANCE = ("loss", "alignment", "norm", "head_norm", "coverage")

@@ -12,7 +12,7 @@ from gradwise.report.reading import NOT_DECIDING, read_lines, read_run
 from gradwise.run import train
 
 OVERHEADS = (0.05, 0.15, 0.5)
-KINDS = ("loss", "alignment")
+KINDS = ("head_norm", "alignment")
 STEPS = 100
 
 

@@ -18,14 +18,14 @@ FRACTIONS = (0.05, 0.1, 0.3)
 QUANTITIES = ("loss", "embedding", "grad", "grad_norm", "head_norm")
 SUBJECTS = ("stories", "small_llama")
 WAYS: dict[str, dict[str, Any]] = {
-    "loss": {"importance": "loss", "trade_off": 0.5},
-    "norm": {"importance": "norm", "trade_off": 0.5},
-    "head_norm": {"importance": "head_norm", "trade_off": 0.5},
+    "loss": {"importance": "loss", "by_length": False, "trade_off": 0.5},
+    "norm": {"importance": "norm", "by_length": False, "trade_off": 0.5},
+    "head_norm": {"importance": "head_norm", "by_length": False, "trade_off": 0.5},
     "head_norm by length": {"importance": "head_norm", "by_length": True, "trade_off": 0.5},
-    "alignment": {"importance": "alignment", "trade_off": 0.5},
+    "alignment": {"importance": "alignment", "by_length": False, "trade_off": 0.5},
     "head_norm by length, trade_off 0.9": {"importance": "head_norm", "by_length": True, "trade_off": 0.9},
-    "alignment, trade_off 0.8": {"importance": "alignment", "trade_off": 0.8},
-    "alignment, trade_off 0.9": {"importance": "alignment", "trade_off": 0.9},
+    "alignment, trade_off 0.8": {"importance": "alignment", "by_length": False, "trade_off": 0.8},
+    "alignment, trade_off 0.9": {"importance": "alignment", "by_length": False, "trade_off": 0.9},
     "coverage alone": {"importance": "loss", "trade_off": 1.0},
 }
 KEPT = ROOT / "build" / "grace-importance"

@@ -47,7 +47,13 @@ class Way:
     def settings(self, kind: Any, share: float) -> Grace:
         how: Any = "value" if self.propagate == "none" else self.propagate
         return Grace(
-            fraction=0.1, importance=kind, anchors=share, refresh_every=EVERY, propagate=how, beta=self.beta
+            fraction=0.1,
+            importance=kind,
+            by_length=False,
+            anchors=share,
+            refresh_every=EVERY,
+            propagate=how,
+            beta=self.beta,
         )
 
 

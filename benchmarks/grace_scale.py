@@ -73,7 +73,14 @@ def million(rows: int = MILLION) -> dict[str, Any]:
     x = clustered(rows, WIDTH, seed=0)
     rng = np.random.default_rng(1)
     signals = Signals(rows, embedding=x, loss=rng.random(rows, dtype=np.float32), num_tokens=np.full(rows, 9))
-    grace = Grace(fraction=0.1, importance="loss", search="approximate", anchors=ANCHORS, refresh_every=1)
+    grace = Grace(
+        fraction=0.1,
+        importance="loss",
+        by_length=False,
+        search="approximate",
+        anchors=ANCHORS,
+        refresh_every=1,
+    )
     took, clock = {}, Clock()
     state = grace.begin(signals)
     took["graph"] = clock.lap()

@@ -44,7 +44,8 @@ class TestSelect:
     @pytest.mark.parametrize("kind", ["loss", "alignment", "norm", "head_norm"])
     def test_is_facility_location_on_the_graph(self, kind: Any):
         found = signals()
-        picked = gw.Grace(count=12, importance=kind, neighbours=5, trade_off=0.3).select(found)
+        grace = gw.Grace(count=12, importance=kind, by_length=False, neighbours=5, trade_off=0.3)
+        picked = grace.select(found)
         centred = found.embedding - found.embedding.mean(axis=0, dtype=np.float64).astype(np.float32)
         graph = knn_graph(centred, 5)
         values = {
@@ -218,8 +219,11 @@ class TestImportance:
 
     def test_worth_lies_within_bounds_whatever_comes(self):
         assert worth(np.zeros(4)).scores.tolist() == [0, 0, 0, 0]
-        assert worth(np.array([-1.0, -2.0])).scores.tolist() == [0, 0]
-        assert worth(np.array([0.0] * 200 + [3.0])).scores.max() == 1
+        assert worth(np.array([7.0])).scores.tolist() == [0]
+        assert worth(np.array([-1.0, -2.0, -1.0])).scores.tolist() == [0.75, 0, 0.75]
+        few = worth(np.array([0.0] * 200 + [3.0]))
+        assert few.scores.max() == 1
+        assert not few.outliers.size
         with pytest.raises(SignalError, match="not finite"):
             worth(np.array([1.0, np.nan]))
 
@@ -238,7 +242,7 @@ class TestRefresh:
     @pytest.mark.parametrize("how", ["value", "change"])
     def test_measuring_all_is_beginning_anew(self, how: Any):
         found = signals()
-        grace = gw.Grace(importance="loss", count=15, anchors=1.0, propagate=how, drift=0.0)
+        grace = gw.Grace(importance="loss", by_length=False, count=15, anchors=1.0, propagate=how, drift=0.0)
         state = grace.begin(found)
         later = self.moved(found)
         anchors = grace.anchors_at(state, 10)
@@ -253,7 +257,7 @@ class TestRefresh:
 
     def test_beta_of_zero_changes_anchors_only(self):
         found = signals()
-        grace = gw.Grace(importance="loss", count=15, anchors=0.2, beta=0.0)
+        grace = gw.Grace(importance="loss", by_length=False, count=15, anchors=0.2, beta=0.0)
         state = grace.begin(found)
         anchors = grace.anchors_at(state, 10)
         after = grace.refresh(state, anchors, repeated(self.moved(found), anchors), 10).state
@@ -287,7 +291,7 @@ class TestRefresh:
         once = signals(n=30)
         index = np.concatenate([np.arange(30), np.repeat(np.arange(5), 9)])
         pool, later = repeated(once, index), repeated(self.moved(once), index)
-        grace = gw.Grace(importance="loss", count=10, anchors=1.0, drift=0.0)
+        grace = gw.Grace(importance="loss", by_length=False, count=10, anchors=1.0, drift=0.0)
         state = grace.begin(pool)
         after = grace.refresh(state, np.arange(30), later.take(np.arange(30)), 10).state
         anew = grace.begin(later, step=10)
@@ -296,7 +300,7 @@ class TestRefresh:
 
     def test_the_graph_is_that_of_what_moved(self):
         found = signals()
-        grace = gw.Grace(importance="loss", count=15, anchors=0.3, drift=0.02)
+        grace = gw.Grace(importance="loss", by_length=False, count=15, anchors=0.3, drift=0.02)
         state = grace.begin(found)
         for step in (10, 20, 30):
             anchors = grace.anchors_at(state, step)
@@ -308,7 +312,7 @@ class TestRefresh:
 
     def test_small_drift_leaves_the_graph(self):
         found = signals()
-        grace = gw.Grace(importance="loss", count=15, anchors=0.3, drift=2.0)
+        grace = gw.Grace(importance="loss", by_length=False, count=15, anchors=0.3, drift=2.0)
         state = grace.begin(found)
         anchors = grace.anchors_at(state, 10)
         done = grace.refresh(state, anchors, repeated(self.moved(found), anchors), 10)
@@ -317,7 +321,7 @@ class TestRefresh:
 
     def test_a_shift_that_all_share_moves_nothing(self):
         found = signals()
-        grace = gw.Grace(importance="loss", count=15, anchors=0.3, drift=1e-4)
+        grace = gw.Grace(importance="loss", by_length=False, count=15, anchors=0.3, drift=1e-4)
         state = grace.begin(found)
         anchors = grace.anchors_at(state, 10)
         shifted = replace(found, embedding=found.embedding + np.float32(4))
@@ -329,7 +333,7 @@ class TestRefresh:
         """Changes that neighbours share are guessed well; changes at random are not, though every anchor
         was measured."""
         found = signals(n=300)
-        grace = gw.Grace(importance="loss", count=15, anchors=1.0, beta=1.0, neighbours=8)
+        grace = gw.Grace(importance="loss", by_length=False, count=15, anchors=1.0, beta=1.0, neighbours=8)
         state = grace.begin(found)
         rng = np.random.default_rng(0)
         smooth = (found.loss * 0.01 + 3 * (found.embedding @ rng.standard_normal(8))).astype("f4")
@@ -343,7 +347,7 @@ class TestRefresh:
 
     def test_anchors_that_cannot_be_measured_keep_what_was_believed(self):
         found = signals()
-        grace = gw.Grace(importance="loss", count=15, anchors=0.2)
+        grace = gw.Grace(importance="loss", by_length=False, count=15, anchors=0.2)
         state = grace.begin(found)
         anchors = grace.anchors_at(state, 10)
         later = repeated(self.moved(found), anchors)
@@ -368,7 +372,7 @@ class TestRefresh:
     def test_state_survives_being_stored(self):
         found = signals()
         for grace in (
-            gw.Grace(importance="loss", count=15),
+            gw.Grace(importance="loss", by_length=False, count=15),
             gw.Grace(importance="loss", count=15, by_length=True),
         ):
             state = grace.begin(found, step=3)

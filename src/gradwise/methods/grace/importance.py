@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from gradwise.errors import SignalError
 from gradwise.signals import Signals
@@ -20,8 +21,8 @@ NEEDS: dict[str, str] = {
 }  # fmt: skip
 """The signal each kind is made of."""
 
-CLIPPED_AT = 99.0
-"""Percentile above which importance counts as the highest, so that no outlier rules."""
+USUALLY_HIGHEST = 99.0
+"""Percentile that importance is compared with to tell outliers."""
 
 OUTLIER = 10.0
 """How many times that percentile a sample has to exceed to be listed."""
@@ -32,7 +33,7 @@ class Worth:
     """Importance brought to 0..1."""
 
     scores: NDArray[np.float64]
-    """(n,) s^: importance over its 99th percentile, clipped to 0..1."""
+    """(n,) s^: the share of the others whose importance is lower, so that no outlier rules."""
     outliers: NDArray[np.int64]
     """Places of samples far above that percentile, highest first."""
 
@@ -102,18 +103,16 @@ def _unit(grads: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def worth(values: NDArray[np.float64]) -> Worth:
-    """Importance in 0..1; what is negative is worth nothing.
+    """Importance as ranks in 0..1, mean ranks where it ties; 0 where it does not tell samples apart.
 
-    >>> worth(np.array([-1.0, 1.0, 2.0])).scores.round(2).tolist()
-    [0.0, 0.51, 1.0]
+    >>> worth(np.array([-1.0, 1.0, 1.0, 200.0])).scores.tolist()
+    [0.0, 0.5, 0.5, 1.0]
     """
     if not np.isfinite(values).all():
         raise SignalError("grace was given an importance that is not finite.")
-    highest = np.percentile(values, CLIPPED_AT)
-    if highest <= 0:
-        # Nearly all are worth nothing; the few that are not count as they stand.
-        highest = max(float(values.max()), 0.0)
-    if highest <= 0:
+    if np.ptp(values) == 0:
         return Worth(np.zeros(len(values)), np.zeros(0, dtype=np.int64))
-    over = np.flatnonzero(values > OUTLIER * highest)
-    return Worth(np.clip(values / highest, 0, 1), over[np.argsort(-values[over], kind="stable")])
+    highest = np.percentile(np.abs(values), USUALLY_HIGHEST)
+    over = np.flatnonzero((values > OUTLIER * highest) & (highest > 0))
+    scores = (rankdata(values) - 1) / (len(values) - 1)
+    return Worth(scores, over[np.argsort(-values[over], kind="stable")])

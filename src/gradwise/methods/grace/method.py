@@ -37,7 +37,7 @@ class Grace(Subset):
 
     >>> rng = np.random.default_rng(0)
     >>> signals = Signals(20, embedding=rng.standard_normal((20, 4)), loss=rng.random(20).astype("f4"))
-    >>> picked = Grace(fraction=0.2, importance="loss").select(signals)
+    >>> picked = Grace(fraction=0.2, importance="loss", by_length=False).select(signals)
     >>> len(picked.indices), picked.why[0].startswith("pick 1: stands for")
     (4, True)
     """
@@ -48,14 +48,15 @@ class Grace(Subset):
     tokens: Annotated[int, Field(ge=1)] | None = None
     """Budget in label tokens, instead of a share or a number of samples."""
 
-    importance: Kind = "alignment"
-    """What a sample is worth in itself: `loss`, `alignment` (mean cosine of its gradient with the others'),
-    `norm` (of its gradient) or `head_norm` (of the output head's)."""
+    importance: Kind = "head_norm"
+    """What a sample is worth in itself: `head_norm` (of the output head's gradient; no backward pass through
+    the model), `alignment` (mean cosine of its gradient with the others'), `loss`, or `norm` (of its
+    gradient). By `loss` and `norm` garbage is worth most."""
 
-    by_length: bool = False
-    """Scale importance by the sample's label tokens over their mean."""
+    by_length: bool = True
+    """Scale importance by the sample's label tokens over their mean: from a token's to the sample's."""
 
-    trade_off: Share = 0.5
+    trade_off: Share = 0.9
     """Weight of coverage; the rest is that of importance."""
 
     neighbours: Annotated[int, Field(ge=1)] = 16
@@ -288,9 +289,7 @@ class Grace(Subset):
         return Target.of(np.asarray(signals.require("grad", "grace"))[rows].astype(np.float64))
 
     def _usable(self, signals: Signals) -> NDArray[np.bool_]:
-        needed = np.asarray(
-            signals.require(NEEDS[self.kind], f"grace with importance {self.kind}")
-        )
+        needed = np.asarray(signals.require(NEEDS[self.kind], f"grace with importance {self.kind}"))
         embedding = np.asarray(signals.require("embedding", "grace"))
         finite = _finite_rows(embedding) & _finite_rows(needed.reshape(len(signals), -1))
         return finite if signals.ok is None else finite & signals.ok
