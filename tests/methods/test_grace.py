@@ -12,9 +12,10 @@ import gradwise as gw
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.grace.importance import Target, importance, worth
 from gradwise.methods.grace.nodes import nodes_of
-from gradwise.methods.grace.refresh import SHARE_RANGE, next_share
+from gradwise.methods.grace.refresh import SHARE_RANGE, drawn_of, next_share
 from gradwise.methods.grace.state import State
 from gradwise.numerics import facility_location, knn_graph
+from gradwise.numerics.propagation import neighbour_mean
 from gradwise.signals import Signals
 
 
@@ -228,6 +229,11 @@ class TestImportance:
             worth(np.array([1.0, np.nan]))
 
 
+def apart(state: State) -> Any:
+    """The state's graph with similarities of zero: nothing spreads but the mean change."""
+    return replace(state.graph, sims=np.zeros_like(state.graph.sims))
+
+
 class TestRefresh:
     def moved(self, found: Any, seed: int = 5) -> Any:
         """The same samples after some training."""
@@ -266,6 +272,35 @@ class TestRefresh:
         assert not np.array_equal(after.importance[anchors], state.importance[anchors])
         assert np.all(after.measured_at[anchors] == 10)
         assert np.all(after.measured_at[others] == 0)
+
+    def test_anchors_are_mostly_drawn_and_partly_by_priority(self):
+        found = signals(n=400)
+        grace = gw.Grace(importance="loss", by_length=False, count=15, anchors=0.1, neighbours=5)
+        state = grace.begin(found)
+        anchors = grace.anchors_at(state, 10)
+        drawn = drawn_of(state, 10, 40)
+        assert len(anchors) == 40
+        assert len(drawn) == 30
+        assert set(drawn) < set(anchors)
+        assert not np.array_equal(drawn, drawn_of(state, 20, 40))
+        # Those of high priority are unlike their neighbours; the drawn ones are like everybody.
+        unlike = np.abs(state.importance - neighbour_mean(state.importance, state.graph))
+        assert unlike[np.setdiff1d(anchors, drawn)].mean() > 1.5 * unlike[drawn].mean()
+
+    def test_only_drawn_anchors_tell_how_good_propagation_is(self):
+        found = signals(n=400)
+        grace = gw.Grace(importance="loss", by_length=False, count=15, anchors=0.1)
+        state = grace.begin(found)
+        anchors = grace.anchors_at(state, 10)
+        later = repeated(self.moved(found), anchors)
+        drawn = np.isin(anchors, drawn_of(state, 10, len(anchors)))
+        odd = later.loss.copy()
+        odd[~drawn] = odd[~drawn][::-1]
+        # Another order of the same values: the same mean change, other values at these anchors.
+        one = grace.refresh(replace(state, graph=apart(state)), anchors, later, 10).agreement
+        other = grace.refresh(replace(state, graph=apart(state)), anchors, replace(later, loss=odd), 10)
+        assert one is not None
+        assert one == pytest.approx(other.agreement)
 
     @pytest.mark.parametrize("count", [1, 6])
     def test_alignment_keeps_its_target_whoever_is_measured(self, count: int):

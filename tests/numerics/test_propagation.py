@@ -132,6 +132,23 @@ class TestWhatToMeasure:
                     blocked |= {row, *graph.used[0][row].tolist()}
         assert spread(graph, priorities, count).tolist() == sorted(chosen)
 
+    @given(cases(), st.floats(0, 1))
+    def test_spread_keeps_away_from_what_is_chosen_already(self, case, share: float):
+        graph, _, _, _, rng = case
+        n = len(graph)
+        drawn = np.sort(rng.choice(n, int(rng.integers(0, n + 1)), replace=False))
+        count = len(drawn) + round(share * (n - len(drawn)))
+        found = spread(graph, rng.random(n), count, drawn)
+        assert len(found) == count
+        assert set(drawn) <= set(found)
+        near = {*drawn.tolist(), *graph.used[0][drawn].ravel().tolist()}
+        free = set(range(n)) - near
+        taken = set(found.tolist()) - set(drawn.tolist())
+        # Neighbours of what is chosen come only after all others.
+        assert not taken & near or all(
+            row in taken or set(graph.used[0][list(taken)].ravel().tolist()) & {row} for row in free
+        )
+
     def test_refuses_what_does_not_fit(self):
         graph = knn_graph(np.eye(4), 2)
         with pytest.raises(ValueError, match="Of 4 rows, 5"):

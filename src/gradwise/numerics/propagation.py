@@ -129,8 +129,14 @@ def priority(
     return share * _ranks(staleness) + (1 - share) * _ranks(apart)
 
 
-def spread(graph: KnnGraph, priorities: NDArray[np.floating], count: int) -> NDArray[np.int64]:
-    """`count` rows of high priority, ascending; neighbours of a chosen row wait until there are no others.
+def spread(
+    graph: KnnGraph,
+    priorities: NDArray[np.floating],
+    count: int,
+    chosen: NDArray[np.integer] | None = None,
+) -> NDArray[np.int64]:
+    """`count` rows, ascending: those `chosen` already, and others of high priority. Neighbours of a row that
+    is chosen wait until there are no others.
 
     >>> graph = KnnGraph(np.array([[1], [0], [1]], np.int32), np.float32([[1.0]] * 3), np.zeros(3), 1)
     >>> spread(graph, np.array([0.9, 0.8, 0.1]), count=2).tolist()
@@ -139,21 +145,25 @@ def spread(graph: KnnGraph, priorities: NDArray[np.floating], count: int) -> NDA
     if not 0 <= count <= len(graph):
         raise ValueError(f"Of {len(graph)} rows, {count} cannot be chosen.")
     order = np.argsort(-priorities, kind="stable")
-    return np.flatnonzero(_spread(order, np.ascontiguousarray(graph.used[0]), count))
+    taken = np.zeros(len(graph), dtype=np.bool_)
+    taken[[] if chosen is None else chosen] = True
+    return np.flatnonzero(_spread(order, np.ascontiguousarray(graph.used[0]), count, taken))
 
 
 @numba.njit(nogil=True, cache=True)
-def _spread(order: Any, ids: Any, count: int) -> Any:
-    chosen = np.zeros(len(order), dtype=np.bool_)
-    taken = 0
+def _spread(order: Any, ids: Any, count: int, chosen: Any) -> Any:
+    taken = chosen.sum()
+    blocked = chosen.copy()
+    for row in np.flatnonzero(chosen):
+        blocked[ids[row]] = True
     while taken < count:
         # A round takes a row and passes over its neighbours; those wait for the next round.
-        blocked = chosen.copy()
         for row in order:
             if taken < count and not blocked[row]:
                 chosen[row] = blocked[row] = True
                 blocked[ids[row]] = True
                 taken += 1
+        blocked = chosen.copy()
     return chosen
 
 

@@ -17,6 +17,7 @@ from gradwise.errors import RecipeError
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
 from gradwise.methods.grace.costs import Forecast, looked_at
+from gradwise.methods.grace.refresh import SHARE_RANGE
 from gradwise.methods.grace.state import State
 from gradwise.planning.dial import settled
 from gradwise.planning.make import Cuts, make_plan, passes_over
@@ -219,11 +220,13 @@ class Planner:
         )
         whole = signals if rows is None else self._known()
         if forecast.every:
+            # The forecast is of samples; where some are copies, it is for more of the nodes.
+            more = forecast.candidates / len(state) if grace.anchors is None else 1.0
             self._state = state.changed(
                 every=forecast.every,
-                share=forecast.anchors,
+                share=min(more * forecast.anchors, max(SHARE_RANGE[1], forecast.anchors)),
                 allowance=forecast.allowance,
-                least_share=forecast.least_anchors,
+                least_share=min(more * forecast.least_anchors, SHARE_RANGE[1]),
             )
         return grace.pick(state, whole, seed=self.recipe.seed), whole
 

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from gradwise.methods.grace import Grace
 from gradwise.methods.grace.costs import Forecast, Size, Speeds, forecast
 from gradwise.planning.pool import label_tokens_of, signals_of
 from gradwise.recipe import SignalSettings
+from gradwise.signals import Signals
 
 FEW, MORE = 4, 20
 """Samples of the two measuring passes whose difference is what a sample takes."""
@@ -83,6 +84,7 @@ def run_size(trainer: Any, grace: Grace) -> Size:
 
 def measured(trainer: Any, grace: Grace, settings: SignalSettings, *, seed: int) -> Speeds:
     """Speeds of this machine, on samples from all over the pool."""
+    rehearse(grace)
     places = _evenly(len(trainer.train_dataset), COUNTED)
     learnt = places[label_tokens_of(trainer, places) > 0]
     rows = learnt[_evenly(len(learnt), MORE)] if learnt.size else places[:MORE]
@@ -105,6 +107,26 @@ def measured(trainer: Any, grace: Grace, settings: SignalSettings, *, seed: int)
         begin=max(0.0, small - few * measure),
         compare=_comparing(width),
     )
+
+
+def rehearse(grace: Grace) -> None:
+    """Decide once and again over a few random samples: what numba compiles the first time on a machine takes
+    seconds, and belongs to no selection."""
+    rng, count = np.random.default_rng(0), 64
+    signals = Signals(
+        count,
+        embedding=rng.standard_normal((count, 8), dtype=np.float32),
+        grad=rng.standard_normal((count, 8), dtype=np.float32),
+        **{name: rng.random(count, dtype=np.float32) for name in ("loss", "grad_norm", "head_norm")},
+        num_tokens=np.full(count, 5, dtype=np.int32),
+        domain=np.full(count, "any"),
+    )
+    some = replace(grace, fraction=0.5, count=None, tokens=None, candidates="all", search="exact")
+    state = some.begin(signals)
+    some.pick(state, signals)
+    anchors = some.anchors_at(state, 1)
+    elsewhere = replace(signals, embedding=-np.asarray(signals.embedding)).take(anchors)
+    some.pick(some.refresh(state, anchors, elsewhere, 1).state, signals)
 
 
 def _training(trainer: Any, rows: np.ndarray) -> float:

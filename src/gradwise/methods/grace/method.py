@@ -273,7 +273,7 @@ class Grace(Subset):
             importance(self.kind, signals, rows, mean_tokens=state.mean_tokens, target=target),
         )
         how = Propagation(self.propagate == "change", self.beta, self.drift)
-        done = refresh(state, found, how, step, device=device)
+        done = refresh(state, found, how, step, asked=len(anchors), device=device)
         share = next_share(state.share, done.agreement, self.min_agreement, state.least_share)
         left = None if state.allowance is None else max(0, state.allowance - len(anchors))
         after = done.state.changed(
