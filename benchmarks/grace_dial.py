@@ -13,7 +13,7 @@ from gradwise.run import train
 
 OVERHEADS = (0.05, 0.15, 0.5)
 KINDS = ("head_norm", "alignment")
-STEPS = 100
+STEPS = 60
 
 
 def recipe(overhead: float, kind: str, seed: int) -> Recipe:

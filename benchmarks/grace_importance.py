@@ -48,7 +48,8 @@ def signals_of(name: str) -> Signals:
         collate = Collator.for_tokenizer(tokenizer)
         found = collect(load_model(model_of(name)), pool, collate, want=list(QUANTITIES), progress=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **{q: found.require(q, "this") for q in (*QUANTITIES, "num_tokens")})
+        arrays: Any = {q: found.require(q, "this") for q in (*QUANTITIES, "num_tokens")}
+        np.savez(path, **arrays)
     with np.load(path) as kept:
         return Signals(len(kept["loss"]), **{q: kept[q] for q in kept.files})
 

@@ -17,7 +17,7 @@ import numpy as np
 import small_llama
 from frame import ROOT
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from gradwise.data import Collator, Data, load
 from gradwise.methods.grace import Grace
@@ -117,7 +117,7 @@ def _measure(weights: Path, path: Path, share: float) -> None:
         seconds.append(time.perf_counter() - start)
     heads = collect(model, pool, collate, want=["head_norm"], progress=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: found.require(name, "this") for name in ("loss", "embedding", "grad", "num_tokens")}
+    arrays: Any = {name: found.require(name, "this") for name in ("loss", "embedding", "grad", "num_tokens")}
     arrays["head_norm"] = heads.require("head_norm", "this")
     np.savez(path.with_suffix(".partial.npz"), **arrays, part=seconds[1], whole=seconds[2])
     path.with_suffix(".partial.npz").rename(path)
@@ -178,7 +178,7 @@ def _cosine(state: State, now: Signals, rest: NDArray[np.int64]) -> float:
 
 
 def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    return round(float(spearmanr(a, b).statistic), 4)
+    return round(float(np.corrcoef(rankdata(a), rankdata(b))[0, 1]), 4)
 
 
 def adaptive(kind: Any, way: Way, start: float, wanted: float) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def million(rows: int = MILLION) -> dict[str, Any]:
 
 def _moved(x: NDArray[np.float32], loss: NDArray[np.float64], rng: np.random.Generator) -> Signals:
     """What training might have made of some samples: losses fall, some embeddings go elsewhere."""
-    after = x + 0.02 * rng.standard_normal(x.shape, dtype=np.float32)
+    after: Any = x + 0.02 * rng.standard_normal(x.shape, dtype=np.float32)
     far = rng.random(len(x)) < DRIFTED
     after[far] += 0.6 * rng.standard_normal((int(far.sum()), x.shape[1]), dtype=np.float32)
     fallen = (loss * rng.uniform(0.7, 1.0, len(loss))).astype(np.float32)

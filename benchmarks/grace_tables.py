@@ -140,7 +140,7 @@ def _mean(values: Iterable[float]) -> float:
 
 def _dial(content: dict[str, Any]) -> list[str]:
     told = (
-        "**The dial.** The small Llama on 30 % of the clean pool, 100 steps of 6. Forecast before the first "
+        "**The dial.** The small Llama on 30 % of the clean pool, 60 steps of 6. Forecast before the first "
         "step, and spent; `share` is deciding over training, with the measuring of speeds in brackets."
     )
     head = [

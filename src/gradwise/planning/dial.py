@@ -117,7 +117,9 @@ def rehearse(grace: Grace) -> None:
         count,
         embedding=rng.standard_normal((count, 8), dtype=np.float32),
         grad=rng.standard_normal((count, 8), dtype=np.float32),
-        **{name: rng.random(count, dtype=np.float32) for name in ("loss", "grad_norm", "head_norm")},
+        loss=rng.random(count, dtype=np.float32),
+        grad_norm=rng.random(count, dtype=np.float32),
+        head_norm=rng.random(count, dtype=np.float32),
         num_tokens=np.full(count, 5, dtype=np.int32),
         domain=np.full(count, "any"),
     )
