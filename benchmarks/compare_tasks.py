@@ -229,7 +229,7 @@ GRACE_WORDS = {
     "grad_norm_top": "grad_norm_top",
     "k_center": "k_center",
 }
-FEW = ("random", "full", "grace", "grace_half", "grace_static")
+FEW = ("random", "full", "grace", "grace_half")
 GRACE_LLAMA_WORDS = {arm: GRACE_WORDS[arm] for arm in ("random", "full", "grace", "grace_static")} | {
     "grace_proxy": f"grace_proxy=grace+{GRACE}/proxy.yaml",
 }
