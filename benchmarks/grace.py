@@ -75,7 +75,7 @@ class Benchmark:
         """Guesses against exact values."""
         self.result.once("passes/whole", lambda: {"seconds": grace_propagation.measured()})
         for kind, share, way in grace_propagation.combinations():
-            key = f"followed/{kind}/{share:g}/{way.propagate}/{way.beta:g}"
+            key = f"followed/{kind}/{share:g}/{way.key}"
             self.result.once(key, partial(grace_propagation.followed, kind, share, way))
 
     def dial(self) -> None:

@@ -8,7 +8,7 @@ the guesses are compared with what was measured.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from gradwise.methods.grace import Grace
 from gradwise.methods.grace.importance import Target, importance
 from gradwise.methods.grace.state import State
 from gradwise.numerics.nearest import unit
+from gradwise.numerics.propagation import priority, spread
 from gradwise.recipe import Model, Recipe
 from gradwise.run import train
 from gradwise.run.model import load_model, load_tokenizer
@@ -43,6 +44,23 @@ class Way:
 
     propagate: str
     beta: float
+    drawn: float | None = None
+    """Share of the anchors that is drawn at random; as GRACE does it unless given."""
+
+    @property
+    def key(self) -> str:
+        drawn = "" if self.drawn is None else f"/drawn-{self.drawn:g}"
+        return f"{self.propagate}/{self.beta:g}{drawn}"
+
+    def anchors(self, grace: Grace, state: State, step: int) -> NDArray[np.int64]:
+        """The nodes that are measured."""
+        if self.drawn is None:
+            return grace.anchors_at(state, step)
+        count = round(state.share * len(state))
+        rng = np.random.default_rng(step)
+        drawn = rng.choice(len(state), round(self.drawn * count), replace=False)
+        ranked = priority(step - state.measured_at, state.importance, state.graph, grace.staleness)
+        return spread(state.graph, ranked, count, drawn)
 
     def settings(self, kind: Any, share: float) -> Grace:
         how: Any = "value" if self.propagate == "none" else self.propagate
@@ -60,6 +78,8 @@ class Way:
 WAYS = (
     Way("none", 0.0),
     *(Way(propagate, beta) for propagate in ("value", "change") for beta in BETAS),
+    Way("change", 0.5, drawn=0.0),
+    Way("change", 0.5, drawn=1.0),
 )
 
 
@@ -143,7 +163,7 @@ def followed(kind: Any, share: float, way: Way) -> dict[str, Any]:
     steps = []
     for number, now in enumerate(signals[1:], start=1):
         state = state.changed(share=share)
-        anchors = grace.anchors_at(state, number * EVERY)
+        anchors = way.anchors(grace, state, number * EVERY)
         start = time.perf_counter()
         done = grace.refresh(state, anchors, now.take(state.sample[anchors]), number * EVERY)
         seconds = time.perf_counter() - start
@@ -160,7 +180,7 @@ def followed(kind: Any, share: float, way: Way) -> dict[str, Any]:
                 "seconds": round(seconds, 4),
             }
         )
-    return {"kind": kind, "share": share, "propagate": way.propagate, "beta": way.beta, "refreshes": steps}
+    return {"kind": kind, "share": share, **asdict(way), "refreshes": steps}
 
 
 def _true(kind: Any, now: Signals, state: State) -> NDArray[np.float64]:
@@ -179,21 +199,6 @@ def _cosine(state: State, now: Signals, rest: NDArray[np.int64]) -> float:
 
 def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return round(float(np.corrcoef(rankdata(a), rankdata(b))[0, 1]), 4)
-
-
-def adaptive(kind: Any, way: Way, start: float, wanted: float) -> dict[str, Any]:
-    """How the share of anchors develops where it is left to adapt."""
-    signals = _signals()
-    grace = replace(way.settings(kind, start), min_agreement=wanted)
-    state = grace.begin(signals[0])
-    shares, seen = [round(state.share, 4)], []
-    for number, now in enumerate(signals[1:], start=1):
-        anchors = grace.anchors_at(state, number * EVERY)
-        done = grace.refresh(state, anchors, now.take(state.sample[anchors]), number * EVERY)
-        state = done.state
-        shares.append(round(state.share, 4))
-        seen.append(None if done.agreement is None else round(done.agreement, 4))
-    return {"kind": kind, "shares": shares, "seen": seen}
 
 
 def combinations() -> Iterator[tuple[Any, float, Way]]:

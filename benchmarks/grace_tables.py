@@ -99,7 +99,7 @@ def _propagation(content: dict[str, Any]) -> list[str]:
     seen = [
         (refresh["seen"], refresh["spearman"])
         for entry in followed
-        if entry["propagate"] == "change" and entry["beta"] == 0.5
+        if entry["propagate"] == "change" and entry["beta"] == 0.5 and entry["drawn"] is None
         for refresh in entry["refreshes"]
         if refresh["seen"] is not None
     ]
@@ -122,13 +122,16 @@ def _passes(passes: list[dict[str, Any]], followed: list[dict[str, Any]]) -> str
 
 def _ways(entries: list[dict[str, Any]], what: str) -> str:
     shares = list(dict.fromkeys(entry["share"] for entry in entries))
-    found = {(e["propagate"], e["beta"], e["share"]): _mean(r[what] for r in e["refreshes"]) for e in entries}
-    ways = list(dict.fromkeys((e["propagate"], e["beta"]) for e in entries))
-    rows = [
-        [f"{name}, beta {beta:g}" if beta else name, *(f"{found[name, beta, share]:.3f}" for share in shares)]
-        for name, beta in ways
-    ]
+    found = {(_way(entry), entry["share"]): _mean(r[what] for r in entry["refreshes"]) for entry in entries}
+    ways = list(dict.fromkeys(map(_way, entries)))
+    rows = [[way, *(f"{found[way, share]:.3f}" for share in shares)] for way in ways]
     return table(["propagated", *(f"{share:.0%} measured" for share in shares)], rows)
+
+
+def _way(entry: dict[str, Any]) -> str:
+    name = f"{entry['propagate']}, beta {entry['beta']:g}" if entry["beta"] else entry["propagate"]
+    told = {None: "", 0.0: ", all anchors by priority", 1.0: ", all anchors drawn"}
+    return name + told[entry["drawn"]]
 
 
 def _mean(values: Iterable[float]) -> float:
