@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradwise as gw
-from gradwise.methods.grace.costs import FEWEST_STEPS, MOST_REFRESHES, Size, Speeds, forecast, looked_at
+from gradwise.methods.grace.costs import (
+    FEWEST_MEASURED,
+    FEWEST_STEPS,
+    MOST_REFRESHES,
+    Size,
+    Speeds,
+    forecast,
+    looked_at,
+)
 from gradwise.signals import Signals
 
 sizes = st.builds(Size, pool=st.integers(2, 50_000), steps=st.integers(1, 3000), batch=st.integers(1, 64))
@@ -35,6 +43,8 @@ class TestForecast:
             assert found.every >= FEWEST_STEPS
             assert found.allowance == refreshes * max(1, int(found.anchors * found.candidates))
             assert found.least_anchors == pytest.approx(0.8 * found.anchors)
+            # A refresh that measures hardly anything costs a pass and tells nothing.
+            assert found.anchors * found.candidates >= min(FEWEST_MEASURED, found.candidates) - 1e-6
 
     @given(sizes, speeds, overheads)
     def test_more_affords_no_less(self, size: Size, speed: Speeds, overhead: float):

@@ -17,6 +17,10 @@ FIRST_PART = 2 / 3
 MOST_REFRESHES, FEWEST_STEPS = 20, 5
 """Refreshes that are planned at most, and steps between two of them at least."""
 
+FEWEST_MEASURED = 8
+"""Samples that a refresh measures at least, unless told otherwise; fewer tell nothing of the others, and cost
+a pass all the same."""
+
 SPENT_AT_LEAST = 0.8
 """Of the share of anchors that is planned; fewer would save little and break the forecast's word."""
 
@@ -117,6 +121,7 @@ def forecast(
     >>> affordable.candidates, affordable.every, round(affordable.share, 2)
     (1000, 17, 0.5)
     """
+    settled = candidates
     training = size.steps * size.batch * speeds.train
     allowed = overhead * training
     if candidates is None:
@@ -125,9 +130,13 @@ def forecast(
     left = allowed - first
     share = USUAL_ANCHORS if anchors is None else anchors
     if every is None:
-        each = speeds.begin + max(1, int(share * candidates)) * speeds.measure
+        fewest = min(candidates, FEWEST_MEASURED if anchors is None else 1)
+        each = speeds.begin + max(fewest, int(share * candidates)) * speeds.measure
         count = int(min(left / each, MOST_REFRESHES, size.steps / FEWEST_STEPS - 1)) if left > 0 else 0
-        every = -(-size.steps // (count + 1)) if count > 0 else 0
+        if count == 0:
+            found = {"candidates": settled, "anchors": anchors, "limited": limited}
+            return forecast(size, speeds, overhead, every=0, **found)
+        every = -(-size.steps // (count + 1))
     count = -(-size.steps // every) - 1 if every else 0
     if anchors is None and count and limited:
         # What is left is for the refreshes: as many samples each as it pays for.

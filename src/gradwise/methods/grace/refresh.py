@@ -25,7 +25,7 @@ AT_RANDOM, FEWEST_AT_RANDOM = 0.75, 8
 """Share of the anchors that is drawn at random rather than by priority, and their number at least. Samples of
 high priority are unlike their neighbours: they say little about others, and too much good of propagation. On
 a real run with 5 % anchors the rank correlation of losses was 0.05 by priority alone, 0.72 with three
-quarters drawn, and no better with all of them drawn (docs/log.md)."""
+quarters drawn, and much the same with all of them drawn (docs/log.md)."""
 
 GROWS, SHRINKS = 1.5, 1.25
 """By what the share is multiplied where guesses do not agree, and divided where they do."""
