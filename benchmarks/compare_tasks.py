@@ -230,7 +230,7 @@ GRACE_WORDS = {
     "k_center": "k_center",
 }
 FEW = ("random", "full", "grace", "grace_half")
-GRACE_LLAMA_WORDS = {arm: GRACE_WORDS[arm] for arm in ("random", "full", "grace", "grace_static")} | {
+GRACE_LLAMA_WORDS = {arm: GRACE_WORDS[arm] for arm in ("random", "full", "grace")} | {
     "grace_proxy": f"grace_proxy=grace+{GRACE}/proxy.yaml",
 }
 IMPORTANCE = ("loss", "alignment", "norm", "head_norm", "coverage")
