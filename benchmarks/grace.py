@@ -31,6 +31,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import grace_dial
+import grace_figure
 import grace_importance
 import grace_propagation
 import grace_scale
@@ -77,6 +78,8 @@ class Benchmark:
         for kind, share, way in grace_propagation.combinations():
             key = f"followed/{kind}/{share:g}/{way.key}"
             self.result.once(key, partial(grace_propagation.followed, kind, share, way))
+        figure = self.options.out and self.options.out / grace_figure.FIGURE.name
+        grace_figure.draw(self.result.content, figure or grace_figure.FIGURE)
 
     def dial(self) -> None:
         """Overheads kept to."""

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from grace_figure import FIGURE
 from grace_pools import KINDS
 from tables import number, of_kind, table
 
@@ -103,6 +104,7 @@ def _propagation(content: dict[str, Any]) -> list[str]:
         for refresh in entry["refreshes"]
         if refresh["seen"] is not None
     ]
+    parts.append(f"![agreement over the run](figures/{FIGURE.name})")
     apart = statistics.fmean(s - r for s, r in seen)
     parts.append(
         "What a run sees of this, the agreement at the anchors before their values are replaced, lay "
