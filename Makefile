@@ -33,6 +33,10 @@ bench: .venv/.dev .venv/.demo
 	$(BIN)/python benchmarks/signals.py
 	$(BIN)/python benchmarks/signals_store.py
 	$(BIN)/python benchmarks/signals_store.py --problems 200 --want loss,embedding,grad_norm,grad --max-length 512
+	$(BIN)/python benchmarks/grace.py
+	for task in importance dirty_10 clean_10 dirty_05 dirty_30 llama smollm2; do \
+		$(BIN)/python benchmarks/compare.py --task grace_$$task || exit 1; \
+	done
 	$(BIN)/python benchmarks/results.py
 
 clean:
