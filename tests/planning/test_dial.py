@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import concatenate_datasets
 
 import gradwise as gw
 from gradwise.methods.grace.costs import Speeds
+from gradwise.numerics import knn
 from gradwise.planning import dial
 
 
@@ -19,12 +21,14 @@ def run(
 ) -> Callable[..., Any]:
     """Trains with a selection on a machine of a given speed; returns the trainer and its events."""
 
-    def run(select: gw.Grace, *, name: str = "run", order: Any = None, **speed: float) -> Any:
+    def run(
+        select: gw.Grace, *, name: str = "run", order: Any = None, data: Any = speeches, **speed: float
+    ) -> Any:
         found = {"train": 0.1, "measure": 0.02, **speed}
         monkeypatch.setattr(dial, "measured", lambda *_, **__: Speeds(**found))
         recipe = gw.Recipe(select=select, order=order or gw.baselines.Shuffle())
         trainer = gw.Trainer(
-            story_model(), arguments(name, num_train_epochs=5), train_dataset=speeches, recipe=recipe
+            story_model(), arguments(name, num_train_epochs=5), train_dataset=data, recipe=recipe
         )
         trainer.train()
         lines = (tmp_path / name / "events.jsonl").read_text().splitlines()
@@ -49,6 +53,39 @@ def test_everything_follows_from_the_share_that_is_allowed(run: Any) -> None:
         assert event["parts"].keys() == {"signals", "graph", "propagation", "selection"}
     assert [event["step"] for event in refreshed] == list(range(told["every"], 25, told["every"]))
     assert sum(event["anchors"] for event in refreshed) <= told["allowance"]
+
+
+def test_refreshes_measure_what_was_forecast_where_samples_are_copies(run: Any, speeches: Any) -> None:
+    """The forecast counts samples; of 80 samples that are each there twice only 40 can be measured."""
+    twice = concatenate_datasets([speeches.select(range(40))] * 2)
+    _, events = run(gw.Grace(fraction=0.25, overhead=0.3), data=twice)
+    (told,), refreshed = of_kind(events, "forecast"), of_kind(events, "refresh")
+    assert of_kind(events, "plan")[0]["distinct"] == 40
+    assert refreshed[0]["anchors"] == pytest.approx(told["anchors"] * told["candidates"], abs=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fraction": 0.2},
+        {"count": 900, "importance": "alignment", "weighted": True},
+        {"tokens": 40, "importance": "loss", "propagate": "value"},
+        {"count": 5, "importance": "norm", "domain_minimum": 0.5, "search": "approximate", "neighbours": 200},
+    ],
+)
+def test_every_grace_can_be_rehearsed(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    refreshed = []
+    monkeypatch.setattr(knn, "_merge", _counting(knn._merge, refreshed))
+    dial.rehearse(gw.Grace(**settings))
+    assert refreshed, "a repair was compiled, too"
+
+
+def _counting(function: Any, calls: list[int]) -> Any:
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return function(*args)
+
+    return counted
 
 
 def test_a_narrow_dial_looks_at_few_and_fills_at_random(run: Any) -> None:
