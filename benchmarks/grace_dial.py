@@ -4,8 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import grace_pools
-import small_llama
+from grace_pools import clean_recipe
 
 from gradwise.recipe import Recipe
 from gradwise.report.reading import NOT_DECIDING, read_lines, read_run
@@ -18,21 +17,8 @@ STEPS = 60
 
 def recipe(overhead: float, kind: str, seed: int) -> Recipe:
     """A third of the clean pool, on the small Llama."""
-    pool = grace_pools.made()
-    return Recipe.from_dict(
-        {
-            "model": {"name": str(small_llama.made() / "annealed")},
-            "data": {"train": str(pool / "clean.jsonl"), "validation": str(pool / "check.jsonl"),
-                     "max_length": 192},
-            "train": {
-                "max_steps": STEPS, "batch_size": 6, "per_device_train_batch_size": 6, "learning_rate": 3e-3,
-                "schedule": "cosine", "warmup_steps": 0.1, "save_strategy": "no", "eval_strategy": "no",
-                "eval_on_start": False, "logging_steps": 1, "use_cpu": True, "report_to": "none",
-            },
-            "select": {"method": "grace", "fraction": 0.3, "importance": kind, "overhead": overhead},
-            "seed": seed,
-        }
-    )  # fmt: skip
+    select = {"method": "grace", "fraction": 0.3, "importance": kind, "overhead": overhead}
+    return clean_recipe(STEPS, select, seed, save_strategy="no", logging_steps=1)
 
 
 def run(overhead: float, kind: str, seed: int) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import small_llama
 from frame import ROOT
 from small_data import DEAL_SEED, INSTRUCTIONS, LARGEST, Parts, asked, deal, instructions
 
 from gradwise.atomic import write_text
+from gradwise.recipe import Recipe
 
 FOLDER = ROOT / "build" / "grace"
 CLEAN = {"gsm8k": 500, "dolly": 180, "commonsense": 520}
@@ -58,6 +60,25 @@ def made(folder: Path = FOLDER) -> Path:
 def kinds(folder: Path = FOLDER) -> Any:
     """(1200,) the kind of each line of the dirty pool, as a place in `KINDS`."""
     return np.array(json.loads((folder / "kinds.json").read_text()))
+
+
+def clean_recipe(steps: int, select: dict[str, Any], seed: int, **train: Any) -> Recipe:
+    """The small Llama on the clean pool; `select` and further keys of `train` as in a recipe."""
+    pool = made()
+    return Recipe.from_dict(
+        {
+            "model": {"name": str(small_llama.made() / "annealed")},
+            "data": {"train": str(pool / "clean.jsonl"), "validation": str(pool / "check.jsonl"),
+                     "max_length": 192},
+            "train": {
+                "max_steps": steps, "batch_size": 6, "per_device_train_batch_size": 6, "learning_rate": 3e-3,
+                "schedule": "cosine", "warmup_steps": 0.1, "eval_strategy": "no", "eval_on_start": False,
+                "use_cpu": True, "report_to": "none", **train,
+            },
+            "select": select,
+            "seed": seed,
+        }
+    )  # fmt: skip
 
 
 def _write_all(folder: Path) -> None:

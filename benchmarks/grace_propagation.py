@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import grace_pools
 import numpy as np
 import small_llama
 from frame import ROOT
+from grace_pools import clean_recipe
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
@@ -85,22 +85,8 @@ WAYS = (
 
 def recipe() -> Recipe:
     """The run that is looked at."""
-    pool = grace_pools.made()
-    return Recipe.from_dict(
-        {
-            "model": {"name": str(small_llama.made() / "annealed")},
-            "data": {"train": str(pool / "clean.jsonl"), "validation": str(pool / "check.jsonl"),
-                     "max_length": 192},
-            "train": {
-                "max_steps": STEPS, "batch_size": 6, "per_device_train_batch_size": 6, "learning_rate": 3e-3,
-                "schedule": "cosine", "warmup_steps": 0.1, "save_strategy": "steps", "save_steps": EVERY,
-                "save_total_limit": STEPS // EVERY, "eval_strategy": "no",
-                "eval_on_start": False, "use_cpu": True, "report_to": "none",
-            },
-            "select": {"method": "random", "fraction": 0.3},
-            "seed": 0,
-        }
-    )  # fmt: skip
+    kept = {"save_strategy": "steps", "save_steps": EVERY, "save_total_limit": STEPS // EVERY}
+    return clean_recipe(STEPS, {"method": "random", "fraction": 0.3}, seed=0, **kept)
 
 
 def measured(share: float = TIMED_SHARE) -> list[dict[str, Any]]:
