@@ -104,6 +104,19 @@ def test_an_overhead_that_cannot_be_kept_is_refused(run: Any) -> None:
         run(gw.Grace(fraction=0.25, overhead=0.05, candidates="all", refresh_every=0))
 
 
+def test_no_speed_is_measured_where_none_would_change_anything(
+    story_model, arguments, speeches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "measured", lambda *_, **__: pytest.fail("speeds were measured"))
+    for candidates, looked_at in ("all", 80), (1000, 80), (30, 30):
+        recipe = gw.Recipe(select=gw.Grace(fraction=0.25, candidates=candidates, refresh_every=0))
+        name = f"of-{candidates}"
+        gw.Trainer(story_model(), arguments(name), train_dataset=speeches, recipe=recipe).train()
+        lines = (tmp_path / name / "events.jsonl").read_text().splitlines()
+        (told,) = of_kind([json.loads(line) for line in lines], "forecast")
+        assert (told["candidates"], told["every"], told["share"]) == (looked_at, 0, None)
+
+
 def test_without_a_word_on_overhead_what_is_settled_is_done(run: Any) -> None:
     _, events = run(gw.Grace(fraction=0.25, candidates="all", refresh_every=2, anchors=1.0))
     assert [event["step"] for event in of_kind(events, "refresh")] == list(range(2, 25, 2))

@@ -220,10 +220,13 @@ class TestSummary:
             "record": str(made.path),
         }
 
-    def test_what_grace_forecast_beside_what_it_spent(self, run: Callable[..., RunDirectory]):
+    @pytest.mark.parametrize(("share", "told"), [(0.125, ", forecast 12.5%"), (None, "")])
+    def test_what_grace_forecast_beside_what_it_spent(
+        self, run: Callable[..., RunDirectory], share: float | None, told: str
+    ):
         made = run({"step": 1, "loss": 3.0})
         refreshes = [
-            {"event": "forecast", "seconds": 1.0, "share": 0.125},
+            {"event": "forecast", "seconds": 1.0, "share": share},
             {"event": "refresh", "seconds": 4.2},
         ]
         first = "".join(json.dumps(line) + "\n" for line in refreshes)
@@ -231,7 +234,7 @@ class TestSummary:
         found = {name: value.strip() for name, value in self.rows(made).items()}
         assert found["time"] == "100 s, of which deciding 8.9 s"
         # Signals and plan took 3 s, the refresh 4.2 s, of 91 s of training.
-        assert found["grace"] == "7.9% of the training time, forecast 12.5%"
+        assert found["grace"] == "7.9% of the training time" + told
 
     def test_no_before_that_was_not_measured_before(self, run: Callable[..., RunDirectory]):
         found = self.rows(run({"step": 1, "loss": 3.0}, {"step": 1, "eval_loss": 2.25}))

@@ -65,4 +65,6 @@ def _kept_to(events: list[dict[str, Any]], seconds: float) -> list[tuple[str, st
     if not told or training <= 0:
         return []
     spent = sum(event["seconds"] for event in events if event["event"] in ("signals", "plan", "refresh"))
-    return [("grace", f"{spent / training:.1%} of the training time, forecast {told[-1]['share']:.1%}")]
+    share = told[-1]["share"]
+    forecast = "" if share is None else f", forecast {share:.1%}"
+    return [("grace", f"{spent / training:.1%} of the training time{forecast}")]

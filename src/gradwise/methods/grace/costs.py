@@ -71,27 +71,37 @@ class Forecast:
     """Samples that all refreshes together may measure; None for no limit."""
     steps: int
     """Of the run."""
-    training: float
-    """Seconds of all of them."""
-    first: float
+    training: float | None
+    """Seconds of all of them; None where no speed was measured."""
+    first: float = 0.0
     """Seconds of the first pass and its graph."""
-    refreshes: float
+    refreshes: float = 0.0
     """Seconds of all refreshes together."""
 
+    @staticmethod
+    def once(candidates: int, steps: int) -> "Forecast":
+        """A single selection that was asked for as it is: no speed would change it, so none is measured."""
+        return Forecast(candidates, 0, USUAL_ANCHORS, 0.0, None, steps, training=None)
+
     @property
-    def share(self) -> float:
+    def share(self) -> float | None:
         """Of the training time that deciding takes."""
-        return (self.first + self.refreshes) / self.training
+        return None if self.training is None else (self.first + self.refreshes) / self.training
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
+        if self.training is None or self.share is None:
+            return asdict(self) | {"first": None, "share": None}
         seconds = {name: round(getattr(self, name), 3) for name in ("training", "first", "refreshes")}
         return asdict(self) | seconds | {"share": round(self.share, 4)}
 
     def __str__(self) -> str:
         again = f"again every {self.every} steps" if self.every else "once"
+        looks = f"grace looks at {self.candidates:,} samples and selects {again}"
+        if self.share is None:
+            return looks
         return (
-            f"grace looks at {self.candidates:,} samples and selects {again}; deciding is expected to take "
+            f"{looks}; deciding is expected to take "
             f"{self.first + self.refreshes:,.1f} s, {self.share:.0%} of {self.training:,.1f} s of training"
         )
 
