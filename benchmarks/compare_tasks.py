@@ -251,7 +251,7 @@ def _grace(
     arms: tuple[str, ...],
     *,
     tuned: bool = False,
-    budgets: Any = ("steps", "time"),
+    seeds: int = 5,
 ) -> Task:
     """stories260K on a pool of `grace_pools.py`; all arms have the rate that is best for `random`."""
     return Task(
@@ -260,8 +260,8 @@ def _grace(
         prepare=grace_pools.made,
         first_rates={"random": (3e-4, 1e-3)} if tuned else {},
         check_rates={"mixed": str(grace_pools.FOLDER / "rates.jsonl")},
-        comparisons=tuple(Comparison(budget, (arms,), ("random", "full")) for budget in budgets),
-        seeds=5,
+        comparisons=_both_budgets(arms),
+        seeds=seeds,
         told=f"stories260K, fine-tuned on {GRACE_TOLD[pool]}; held out: 180 other records, clean.",
         words={arm: GRACE_WORDS[arm] for arm in arms},
         fraction=fraction,
@@ -327,10 +327,10 @@ TASKS: dict[str, Callable[[], Task]] = {
     "small_llama": _small_llama,
     "smollm2": _smollm2,
     "grace_importance": _grace_importance,
-    "grace_clean_10": lambda: _grace("clean", 0.1, (*FEW, "grace_full_refresh"), tuned=True),
-    "grace_dirty_05": lambda: _grace("dirty", 0.05, FEW, budgets=("time",)),
+    "grace_clean_10": lambda: _grace("clean", 0.1, tuple(GRACE_WORDS), tuned=True, seeds=3),
+    "grace_dirty_05": lambda: _grace("dirty", 0.05, FEW),
     "grace_dirty_10": lambda: _grace("dirty", 0.1, tuple(GRACE_WORDS), tuned=True),
-    "grace_dirty_30": lambda: _grace("dirty", 0.3, FEW, budgets=("time",)),
+    "grace_dirty_30": lambda: _grace("dirty", 0.3, FEW),
     "grace_llama": _grace_llama,
     "grace_smollm2": _grace_smollm2,
 }
