@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         RecipeError,
         SignalError,
     )
-    from gradwise.methods import Grace, Grass, Order, Selection, baselines
+    from gradwise.methods import Direct, Grace, Grass, Order, Selection, baselines
     from gradwise.recipe import Adapter, Metrics, Model, Recipe, Train
     from gradwise.signals import Signals, collect
     from gradwise.training import LayerSwitch, Plan, PlanSampler, Segment, Trainer, with_gradwise
@@ -40,7 +40,7 @@ _HOMES = {
         ],
         "gradwise.errors",
     ),
-    **dict.fromkeys(["Grace", "Grass", "Order", "Selection"], "gradwise.methods"),
+    **dict.fromkeys(["Direct", "Grace", "Grass", "Order", "Selection"], "gradwise.methods"),
     **dict.fromkeys(["Adapter", "Metrics", "Model", "Recipe", "Train"], "gradwise.recipe"),
     **dict.fromkeys(["Signals", "collect"], "gradwise.signals"),
     **dict.fromkeys(
@@ -54,6 +54,7 @@ __all__ = [
     "Collator",
     "Data",
     "DataError",
+    "Direct",
     "EvaluationError",
     "Grace",
     "GradwiseError",

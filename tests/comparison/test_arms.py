@@ -7,7 +7,7 @@ import pytest
 
 from gradwise import Recipe, RecipeError
 from gradwise.comparison.arms import ADAPTER, parse_arms, presets
-from gradwise.methods import Layers, OrderBy, Select
+from gradwise.methods import Anneal, Layers, OrderBy, Select
 from gradwise.recipe.tree import METHOD_SECTIONS
 
 DECISIONS = (*METHOD_SECTIONS, ADAPTER)
@@ -17,7 +17,7 @@ DECISIONS = (*METHOD_SECTIONS, ADAPTER)
 def recipe() -> Recipe:
     return Recipe.from_dict(
         {
-            "train": {"batch_size": 4, "learning_rate": 1e-3},
+            "train": {"batch_size": 4, "learning_rate": 1e-3, "schedule": "wsd"},
             "select": {"method": "loss_top", "fraction": 0.3},
             "order": "easy_first",
             "layers": {"method": "grass", "active": 4, "period": 3, "temperature": 0.5},
@@ -48,7 +48,7 @@ def decisions(recipe: Recipe) -> dict[str, Any]:
 
 class TestPresets:
     def test_every_method_of_every_union_is_one(self) -> None:
-        unions = {"select": Select, "order": OrderBy, "layers": Layers}
+        unions = {"select": Select, "order": OrderBy, "layers": Layers, "anneal": Anneal}
         for section, union in unions.items():
             for cls in get_args(get_args(union)[0]):
                 assert section in presets()[cls.__dataclass_fields__["method"].default]

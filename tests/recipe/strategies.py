@@ -1,17 +1,18 @@
 """Recipes of every kind for hypothesis, with the words that YAML likes to take for something else."""
 
+from dataclasses import replace
 from typing import Any, get_args
 
 from hypothesis import strategies as st
 
-from gradwise import Adapter, Data, Grass, Model, Recipe, Source, Train, baselines
+from gradwise import Adapter, Data, Direct, Grass, Model, Recipe, Source, Train, baselines
 from gradwise.evaluation import Choice, Function, Generate, LmEval, Metrics
-from gradwise.methods import Layers, OrderBy, Select
+from gradwise.methods import Anneal, Layers, OrderBy, Select
 from gradwise.recipe import SignalSettings
 
 METHODS = {
     section: list(get_args(get_args(union)[0]))
-    for section, union in {"select": Select, "order": OrderBy, "layers": Layers}.items()
+    for section, union in {"select": Select, "order": OrderBy, "layers": Layers, "anneal": Anneal}.items()
 }
 EVERY_METHOD = [(section, cls) for section, classes in METHODS.items() for cls in classes]
 
@@ -123,7 +124,20 @@ adapters = st.builds(
     Adapter,
     options=st.fixed_dictionaries({}, optional={"r": st.integers(1, 64), "lora_alpha": st.integers(1, 9)}),
 )
-recipes = st.builds(
+phase = {
+    "last": st.floats(0.01, 0.99),
+    "times": st.integers(1, 9),
+    "pool": st.sampled_from(["all", "selection"]),
+    "candidates": st.none() | st.integers(2, 10**6),
+    "validation_samples": st.none() | st.integers(1, 10**6),
+}
+anneals = st.one_of(
+    st.builds(Direct, tau=st.none() | shares, fraction=st.none() | shares, **phase),
+    st.builds(Direct, objective=st.just("paper"), count=st.integers(1, 10**9), **phase),
+    st.builds(baselines.Herding, tokens=st.integers(1, 10**9), **phase),
+    st.just(baselines.FullFinish()),
+)
+unfinished = st.builds(
     Recipe,
     model=st.none() | models,
     data=st.none() | data,
@@ -136,3 +150,9 @@ recipes = st.builds(
     metrics=metrics,
     seed=st.integers(0, 2**31),
 )
+finished = st.builds(
+    lambda recipe, anneal: replace(recipe, train=replace(recipe.train, schedule="wsd"), anneal=anneal),
+    unfinished,
+    anneals,
+)
+recipes = unfinished | finished

@@ -62,6 +62,7 @@ class TestRoundTrip:
             "select",
             "order",
             "layers",
+            "anneal",
             "metrics",
             "seed",
         ]

@@ -16,8 +16,8 @@ MISTAKES = [
     ("trian: {epochs: 1}", "unknown key trian; did you mean 'train'?"),
     (
         "zebra: 1",
-        "unknown key zebra; known: adapter, data, layers, metrics, model, order, seed, select, signals, "
-        "train.",
+        "unknown key zebra; known: adapter, anneal, data, layers, metrics, model, order, seed, select, "
+        "signals, train.",
     ),
     ("train: {epoch: 1}", "unknown key train.epoch; did you mean 'epochs'?"),
     ("train: {weight_decy: 1}", "unknown key train.weight_decy; did you mean 'weight_decay'?"),
@@ -163,6 +163,45 @@ MISTAKES = [
     ("select: random", "select: give either fraction or count; found fraction=None, count=None."),
     ("select: {method: random, fraction: 0.2, count: 2}", "found fraction=0.2, count=2."),
     ("train: {decay: 0.2}", "train.decay belongs to schedule: wsd; found schedule: linear."),
+    (
+        "train: {decay_shape: linear}",
+        "train.decay_shape belongs to schedule: wsd; found schedule: linear.",
+    ),
+    (
+        "train: {schedule: wsd, decay_shape: linear, lr_scheduler_kwargs: {decay_type: cosine}}",
+        "train.decay_shape and lr_scheduler_kwargs.decay_type say the same; give one.",
+    ),
+    ("train: {schedule: wsd, decay_shape: steep}", "train.decay_shape: input should be 'linear', 'cosine'"),
+    (
+        "{train: {epochs: 2}, anneal: direct}",
+        "anneal chooses what is trained on while the learning rate decays, and needs train.schedule: wsd; "
+        "found linear.",
+    ),
+    (
+        "{train: {schedule: wsd, decay: 0.3}, anneal: direct}",
+        "anneal.last is 0.2 and train.decay 0.3; the last phase is the decay, so give one of them.",
+    ),
+    (
+        "{train: {schedule: wsd}, anneal: {method: direct, count: 3, tokens: 9}}",
+        "anneal: give one of fraction, count and tokens; found count and tokens.",
+    ),
+    (
+        "{train: {schedule: wsd}, anneal: {method: full, count: 3}}",
+        "anneal: full takes all of the data; leave fraction, count and tokens out.",
+    ),
+    (
+        "{train: {schedule: wsd}, anneal: {method: direct, last: 1.5}}",
+        "anneal.last: input should be less than 1",
+    ),
+    (
+        "{train: {schedule: wsd}, anneal: {method: direct, tau: 0}}",
+        "anneal.tau: input should be greater than 0",
+    ),
+    ("{train: {schedule: wsd}, anneal: {method: direct, count: 0}}", "anneal.count: input should be greater"),
+    (
+        "{train: {schedule: wsd}, anneal: {method: dirct}}",
+        "anneal.method: unknown method 'dirct'; did you mean",
+    ),
 ]
 
 

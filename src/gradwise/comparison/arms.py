@@ -2,7 +2,7 @@
 
     full            a preset: the name of any method or baseline, which sets its own section of the recipe
     loss_top+lisa   several at once
-    order.given     a preset with its section, where two sections had the same name
+    anneal.random   a preset with its section; `random` alone is the selection of that name
     other.yaml      a file of overrides
     grass+rate.yaml both
     slow=lora+rate.yaml   with a name of one's own
@@ -118,7 +118,7 @@ def _parse_arm(word: str, recipe: Recipe, fraction: float | None) -> Arm:
     apart = sorted((part for part in parts if part != AS_IT_STANDS), key=_is_file)
     changes = [_change(part, recipe, fraction) for part in apart]
     _check_apart(word, apart, changes)
-    base = recipe.to_dict()
+    base = _with_one_decay(recipe.to_dict())
     if AS_IT_STANDS not in parts and not all(_is_file(part) for part in parts):
         base = _without_decisions(base)
     for change in changes:
@@ -136,6 +136,13 @@ def _is_file(part: str) -> bool:
 def _without_decisions(base: Tree) -> Tree:
     default = Recipe().to_dict()
     return base | {section: default[section] for section in (*tree.METHOD_SECTIONS, ADAPTER)}
+
+
+def _with_one_decay(base: Tree) -> Tree:
+    """With the decay said under `train`, so that arms without `anneal` decay as long as those with it."""
+    if base["anneal"] is not None and base["train"]["decay"] is None:
+        return tree.merged(base, {"train": {"decay": base["anneal"]["last"]}})
+    return base
 
 
 def _change(part: str, recipe: Recipe, fraction: float | None) -> Tree:
@@ -180,10 +187,12 @@ def _preset(part: str) -> tuple[str, str]:
     if part not in known:
         near = nearest(part, [*known, AS_IT_STANDS])
         raise RecipeError(f"--arms: unknown arm {part!r}{near if 'did you mean' in near else ';'} {_known()}")
-    if len(known[part]) > 1:
-        spelt = " or ".join(f"{section}.{part}" for section in known[part])
+    # What to train on from the start comes first: `random` is a selection, `anneal.random` a way to finish.
+    sections = [section for section in known[part] if section != "anneal"] or known[part]
+    if len(sections) > 1:
+        spelt = " or ".join(f"{section}.{part}" for section in sections)
         raise RecipeError(f"--arms: {part} could be several things; write {spelt}.")
-    return known[part][0], part
+    return sections[0], part
 
 
 def _known() -> str:

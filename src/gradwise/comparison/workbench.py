@@ -21,6 +21,7 @@ from gradwise.report.reading import read_lines
 from gradwise.run.model import load_model, load_tokenizer
 from gradwise.run.signals import load_proxy
 from gradwise.training.arguments import training_arguments
+from gradwise.training.layout import total_steps
 from gradwise.training.plan import Plan, Segment
 from gradwise.training.trainer import Trainer
 
@@ -92,6 +93,7 @@ def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Cal
     speed = bench.timed(decided, count, folder)
     # Decisions that come while training are spread over the steps they come at.
     step = speed.step + decided.session.planner.later
+    deciding += decided.session.planner.ahead()
     return Calibrated(replace(speed, deciding=deciding, step=step), steps)
 
 
@@ -110,6 +112,9 @@ class Workbench:
         self.packed = recipe.data.max_length if recipe.data.packing else None
         self.tokenizer = load_tokenizer(recipe.model)
         self.pool: Pool = load(recipe.data, "train", self.tokenizer, progress=False)
+        self.held_out = None
+        if recipe.anneal is not None and recipe.data.validation is not None:
+            self.held_out = load(recipe.data, "validation", self.tokenizer, progress=False).dataset
         transformers.set_seed(recipe.seed)
         self.model = load_model(recipe.model, recipe.adapter)
         self.proxy = load_proxy(recipe, self.pool, progress=False)
@@ -156,11 +161,13 @@ class Workbench:
             ranks=1,
             validation=False,
             bars=False,
+            last=None if recipe.anneal is None else recipe.anneal.last,
         )
         return Trainer(
             model=self.model,
             args=arguments,
             train_dataset=self.pool.dataset,
+            eval_dataset=self.held_out,
             processing_class=self.tokenizer,
             data_collator=Collator.for_tokenizer(self.tokenizer),
             recipe=recipe.for_trainer(),
@@ -195,7 +202,7 @@ def _for_timing(recipe: Recipe) -> Recipe:
     layers = recipe.layers
     if isinstance(layers, LayerPolicy):
         layers = replace(layers, period=1)
-    return replace(recipe, train=train, layers=layers)
+    return replace(recipe, train=train, layers=layers, anneal=None)
 
 
 def _spread(decided: Any, count: int) -> Plan:
@@ -207,11 +214,8 @@ def _spread(decided: Any, count: int) -> Plan:
 
 
 def _steps_asked(trainer: Any) -> int:
-    """Steps of a planned trainer's run, as the Trainer will count them."""
-    args, batches = trainer.args, trainer.session.schedule
-    return (
-        args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * batches.steps_per_epoch)
-    )
+    """Steps of a planned trainer's run."""
+    return total_steps(trainer, trainer.session.schedule)
 
 
 def _tokens(trainer: Any) -> NDArray[np.int64]:

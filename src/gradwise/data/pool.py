@@ -98,12 +98,17 @@ class Pool:
 
 
 def overlap(train: Pool, validation: Pool) -> int:
-    """How many validation samples have exactly the tokens of some training sample.
+    """How many validation samples have exactly the tokens of some training sample."""
+    return common_samples(train.dataset, validation.dataset)
+
+
+def common_samples(train: datasets.Dataset, validation: datasets.Dataset) -> int:
+    """The same of data sets with a column `input_ids`.
 
     Memory grows with the validation part only: its digests are kept, and the training part streams past them.
     """
-    wanted = Counter(digest(ids) for ids in _rows(validation.dataset))
-    found = {key for ids in _rows(train.dataset) if (key := digest(ids)) in wanted}
+    wanted = Counter(digest(ids) for ids in _rows(validation))
+    found = {key for ids in _rows(train) if (key := digest(ids)) in wanted}
     return sum(wanted[key] for key in found)
 
 

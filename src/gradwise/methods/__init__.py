@@ -1,5 +1,5 @@
-"""The decisions: which samples, in which order, through which layers. One union per question lists who
-answers it.
+"""The decisions: which samples, in which order, through which layers, and what finishes the run. One union
+per question lists who answers it.
 
 A new method is a frozen settings dataclass with a `method` literal of its own, added to one union below;
 recipe, schema, command line and trainer follow from that.
@@ -11,14 +11,19 @@ from pydantic import Field
 
 from gradwise.methods.baselines import (
     AllLayers,
+    CosineTop,
     EasyFirst,
     FullData,
+    FullFinish,
     GivenOrder,
     GradNormTop,
+    Herding,
     Interleave,
     KCenter,
     LengthTop,
+    LossFinish,
     LossTop,
+    RandomFinish,
     RandomSubset,
     RoundRobinLayers,
     Shuffle,
@@ -27,6 +32,7 @@ from gradwise.methods.baselines import (
     UniformLayers,
 )
 from gradwise.methods.decision import Order, Selection
+from gradwise.methods.direct import Direct
 from gradwise.methods.grace import Grace
 from gradwise.methods.grass import Grass
 
@@ -39,5 +45,9 @@ Layers = Annotated[
     AllLayers | UniformLayers | StaticLayers | RoundRobinLayers | TopLayers | Grass,
     Field(discriminator="method"),
 ]
+Anneal = Annotated[
+    Direct | FullFinish | RandomFinish | LossFinish | CosineTop | Herding,
+    Field(discriminator="method"),
+]
 
-__all__ = ["Grace", "Grass", "Layers", "Order", "OrderBy", "Select", "Selection"]
+__all__ = ["Anneal", "Direct", "Grace", "Grass", "Layers", "Order", "OrderBy", "Select", "Selection"]

@@ -52,3 +52,17 @@ class Order:
 
     objective: float | None = None
     """Value of the method's own objective for this order."""
+
+
+def domain_mix(domain: NDArray[np.str_] | None, indices: NDArray[np.int64]) -> dict[str, Any]:
+    """How many of each domain were picked, and of how many; nothing where domains are not known.
+
+    >>> domain_mix(np.array(["a", "b", "b"]), np.array([2]))
+    {'domains': {'a': [0, 1], 'b': [1, 2]}}
+    """
+    if domain is None:
+        return {}
+    names, counts = np.unique(domain, return_counts=True)
+    picked = dict(zip(*np.unique(domain[indices], return_counts=True), strict=True))
+    found = zip(names, counts, strict=True)
+    return {"domains": {str(name): [int(picked.get(name, 0)), int(count)] for name, count in found}}

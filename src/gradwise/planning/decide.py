@@ -19,7 +19,8 @@ from gradwise.methods.grace import Grace
 from gradwise.methods.grace.costs import Forecast, looked_at
 from gradwise.methods.grace.refresh import SHARE_RANGE
 from gradwise.methods.grace.state import State
-from gradwise.planning.dial import settled
+from gradwise.planning.dial import run_size, settled
+from gradwise.planning.finish import Finish
 from gradwise.planning.make import Cuts, make_plan, passes_over
 from gradwise.planning.picks import write_picks
 from gradwise.planning.pool import domains, pool_signals, signals_of
@@ -48,6 +49,7 @@ class Planner:
         self._signals: Signals | None = None
         self._state: State | None = None
         self._picked: Selection | None = None
+        self._finish = None if recipe.anneal is None else Finish(trainer, recipe, folder)
         self.later = 0.0
         """Seconds per step that decisions while training are expected to take."""
         self.tell: Callable[[str], Any] = _silent if trainer.args.disable_tqdm else print
@@ -55,12 +57,27 @@ class Planner:
 
     def due(self, step: int) -> bool:
         """Whether to decide again before `step`."""
+        return self._finishing(step) or self._refreshing(step)
+
+    def _finishing(self, step: int) -> bool:
+        return self._finish is not None and step in self._finish.steps(self.trainer.session.schedule)
+
+    def _refreshing(self, step: int) -> bool:
+        """Whether the selection is made again; in the last phase it no longer counts."""
         every = 0 if self._state is None else self._state.every
-        return bool(every) and step > 0 and step % every == 0
+        if not every or step <= 0 or step % every:
+            return False
+        return self._finish is None or step < self._finish.steps(self.trainer.session.schedule)[0]
+
+    def ahead(self) -> float:
+        """Seconds that decisions at certain steps are expected to take, told from a few samples."""
+        return 0.0 if self._finish is None else self._finish.expected_seconds()
 
     def first(self, passes: Passes, record: Record) -> Plan:
         """The plan of a run that begins."""
         recipe = self.recipe
+        if self._finish is not None:
+            self._finish.check(self.tell)
         needs = recipe.select.needs | recipe.order.needs
         forecast = self._settled(record)
         rows = None if forecast is None else self._looked_at(forecast.candidates)
@@ -86,8 +103,8 @@ class Planner:
         took["selection"] = time.perf_counter() - start - sum(took.values())
         one_pass = make_plan(selection, recipe.order, signals, epochs=1, seed=recipe.seed)
         plan = make_plan(selection, recipe.order, signals, epochs=passes(one_pass), seed=recipe.seed)
-        if self._state is not None:
-            plan = self._cut(plan, self._state.every)
+        if self._state is not None or self._finish is not None:
+            plan = self._cut(plan)
         self._keep(signals, selection, step=0)
         record.event(
             "plan",
@@ -114,6 +131,10 @@ class Planner:
             step: optimizer steps done.
             record: gets what was decided and what it cost.
         """
+        if self._finish is not None and self._finishing(step):
+            chosen = self._finish.decide(plan, served, step, record, lambda: self._selected(plan))
+            self._write(chosen.selection, step)
+            return chosen.plan
         grace, state, signals = self.recipe.select, self._state, self._known()
         assert isinstance(grace, Grace) and state is not None
         start = time.perf_counter()
@@ -186,8 +207,11 @@ class Planner:
             # The order has to know all that may be selected, as it is when it is selected.
             grace = replace(grace, candidates=grace.candidates or "all", refresh_every=0)
         start = time.perf_counter()
-        found = settled(self.trainer, grace, self.recipe.signals, self.folder, seed=self.recipe.seed)
-        self.later = found.refreshes / found.steps
+        last = None if self.recipe.anneal is None else self.recipe.anneal.last
+        found = settled(
+            self.trainer, grace, self.recipe.signals, self.folder, seed=self.recipe.seed, last=last
+        )
+        self.later = found.refreshes / run_size(self.trainer, grace).steps
         record.event("forecast", 0, time.perf_counter() - start, **found.as_dict())
         if self.trainer.is_world_process_zero():
             self.tell(f"{found}.")
@@ -230,9 +254,17 @@ class Planner:
             )
         return grace.pick(state, whole, seed=self.recipe.seed), whole
 
-    def _cut(self, plan: Plan, every: int) -> Plan:
+    def _cut(self, plan: Plan) -> Plan:
         """The plan in segments that end where a decision is due."""
         batches = self.trainer.session.batches_of(plan)
+        finishing = () if self._finish is None else self._finish.steps(batches)
+        every = 0 if self._state is None else self._state.every
+
+        def due(step: int) -> bool:
+            if step in finishing:
+                return True
+            return bool(every) and step % every == 0 and not (finishing and step > finishing[0])
+
         if batches.pack is not None:
             raise RecipeError(
                 "select.refresh_every cannot go with packing yet; set packing: false, or refresh_every: 0."
@@ -240,7 +272,7 @@ class Planner:
         segments = [
             piece
             for segment in plan.segments
-            for piece in Cuts.of(batches, segment.epoch, every).apply(segment)
+            for piece in Cuts.of(batches, segment.epoch, due).apply(segment)
         ]
         return replace(plan, segments=tuple(segments))
 
@@ -264,7 +296,7 @@ class Planner:
                 epoch=epoch,
                 seed=self.recipe.seed,
             )
-            segments += Cuts.of(batches, epoch, state.every, done=done).apply(ahead)
+            segments += Cuts.of(batches, epoch, self.due, done=done).apply(ahead)
         return segments
 
     @property
@@ -281,6 +313,12 @@ class Planner:
             fixed, quiet = frozenset({"num_tokens"}), Record(self.folder, writes=False)
             self._signals = pool_signals(self.trainer, fixed, self.recipe.signals, quiet).signals
         return self._signals
+
+    def _selected(self, plan: Plan) -> NDArray[np.int64]:
+        """What `select` has picked by now."""
+        if self._state is not None:
+            return self._picks(self._known())
+        return np.unique(plan.segments[0].indices if plan.epochs == 1 else plan.indices)
 
     def _picks(self, signals: Signals) -> NDArray[np.int64]:
         grace = self.recipe.select
@@ -300,6 +338,9 @@ class Planner:
                 "weight": signals.weight,
             }
             self._signals = Signals(len(signals), **unchanging)
+        self._write(selection, step)
+
+    def _write(self, selection: Selection, step: int) -> None:
         if selection.columns and self.trainer.is_world_process_zero():
             path = self.folder / "plan" / f"picks-{step}.parquet"
             write_picks(path, selection, self.trainer.train_dataset, self.trainer.processing_class)
@@ -312,6 +353,9 @@ class FixedPlan:
         self.plan = plan
         self.later = 0.0
         self.tell: Callable[[str], Any] = _silent
+
+    def ahead(self) -> float:
+        return 0.0
 
     def due(self, step: int) -> bool:  # noqa: ARG002
         return False

@@ -20,6 +20,7 @@ from gradwise.methods.grace.costs import Forecast, Size, Speeds, forecast
 from gradwise.planning.pool import label_tokens_of, signals_of
 from gradwise.recipe import SignalSettings
 from gradwise.signals import Signals
+from gradwise.training.arguments import decay_steps
 
 FEW, MORE = 4, 20
 """Samples of the two measuring passes whose difference is what a sample takes."""
@@ -34,16 +35,27 @@ WIDTH = 2048
 """Rows of the product that is timed."""
 
 
-def settled(trainer: Any, grace: Grace, settings: SignalSettings, folder: Path, *, seed: int) -> Forecast:
+def settled(
+    trainer: Any,
+    grace: Grace,
+    settings: SignalSettings,
+    folder: Path,
+    *,
+    seed: int,
+    last: float | None = None,
+) -> Forecast:
     """What the run looks at, how often it selects again, and what that is expected to cost.
 
     Speeds are measured only where something follows from them; the passes that measure training took a third
-    of what deciding took on a model of 135 M parameters.
+    of what deciding took on a model of 135 M parameters. A last phase, a share of the steps, is decided by
+    somebody else.
 
     Raises:
         RecipeError: when an overhead was asked for that cannot be kept to.
     """
     size = run_size(trainer, grace)
+    if last is not None:
+        size = replace(size, steps=size.steps - decay_steps(last, size.steps))
     if grace.overhead is None and grace.candidates is not None and grace.refresh_every == 0:
         return Forecast.once(_most(grace.candidates, size.pool), size.steps)
     key = {"select": asdict(grace), "size": asdict(size), "seed": seed}

@@ -1,5 +1,6 @@
 """From decisions to a plan: a selection, seen as often as its weights say, in the order of each epoch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
@@ -95,27 +96,29 @@ class Cuts:
     """Ascending, counted from the first entry."""
 
     @staticmethod
-    def of(batches: Batches, epoch: int, every: int, done: int = 0) -> "Cuts":
-        """Before every step whose number is a multiple of `every`.
+    def of(batches: Batches, epoch: int, due: Callable[[int], bool], done: int = 0) -> "Cuts":
+        """Before every step at which a decision is due.
 
         Args:
             batches: how the plan is cut into steps; a row holds one entry.
             epoch: which one.
-            every: steps.
+            due: tells of a step whether one is.
             done: entries of the epoch that are not counted any more.
         """
         first = epoch * batches.steps_per_epoch
         steps = range(first + 1, first + batches.steps_per_epoch)
-        places = [(step - first) * batches.batch_size - done for step in steps if step % every == 0]
+        places = [(step - first) * batches.batch_size - done for step in steps if due(step)]
         return Cuts(tuple(place for place in places if place > 0))
 
     def apply(self, segment: Segment) -> list[Segment]:
         """The segment in pieces."""
         edges = [0, *(place for place in self.places if place < len(segment)), len(segment)]
-        return [_slice(segment, slice(*edge)) for edge in pairwise(edges)]
+        return [part_of(segment, *edge) for edge in pairwise(edges)]
 
 
-def _slice(segment: Segment, part: slice) -> Segment:
+def part_of(segment: Segment, start: int, stop: int) -> Segment:
+    """A stretch of a segment, for the same reasons."""
+    part = slice(start, stop)
     kept = {
         name: None if values is None else values[part]
         for name in ("reasons", "weights")

@@ -1,6 +1,7 @@
 """The signals of a trainer's data set that its recipe's decisions need, and no others."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +72,65 @@ def pool_signals(
 
 
 def signals_of(
-    trainer: Any, rows: NDArray[np.int64], needs: frozenset[str], settings: SignalSettings, *, seed: int
+    trainer: Any,
+    rows: NDArray[np.int64],
+    needs: frozenset[str],
+    settings: SignalSettings,
+    *,
+    seed: int,
+    optimizer: Any = None,
 ) -> Signals:
-    """Signals of some samples of a trainer's data at the model's present weights, in the order of `rows`."""
-    model, samples, collate = _source(trainer, rows)
-    return _collect(trainer, model, samples, collate, sorted(needs & set(QUANTITIES)), settings, seed)
+    """Signals of some samples of a trainer's data at the model's present weights, in the order of `rows`;
+    gradients are divided by the root of an optimizer's second moments where one is given."""
+    source = _source(trainer, rows)
+    return _collect(trainer, *source, sorted(needs & set(QUANTITIES)), settings, seed, optimizer)
+
+
+def described_signals_of(
+    trainer: Any, rows: NDArray[np.int64], needs: frozenset[str], settings: SignalSettings, **how: Any
+) -> Signals:
+    """The same with label tokens, domains and weights; nothing is measured where no quantity is needed."""
+    measured = Signals(len(rows))
+    if needs & set(QUANTITIES):
+        measured = signals_of(trainer, rows, needs, settings, **how)
+    own = (domains(trainer.train_dataset), _weights(trainer.train_dataset))
+    domain, weight = (None if each is None else each[rows] for each in own)
+    tokens = label_tokens_of(trainer, rows) if measured.num_tokens is None else measured.num_tokens
+    return replace(measured, num_tokens=tokens, domain=domain, weight=weight)
+
+
+def spread_out(trainer: Any, signals: Signals, rows: NDArray[np.int64], needs: frozenset[str]) -> Signals:
+    """Signals of some samples in rows as long as the pool, where nothing is known of the others."""
+    dataset = trainer.train_dataset
+    values: dict[str, Any] = {"domain": domains(dataset), "weight": _weights(dataset)}
+    for name in needs & set(QUANTITIES):
+        found = signals.require(name, "the order")
+        values[name] = np.full((len(dataset), *found.shape[1:]), np.nan, dtype=found.dtype)
+        values[name][rows] = found
+    return Signals(len(dataset), **values)
+
+
+def validation_signals(
+    trainer: Any,
+    needs: frozenset[str],
+    settings: SignalSettings,
+    *,
+    seed: int,
+    most: int | None,
+    optimizer: Any,
+) -> Signals:
+    """Signals of a trainer's validation data, of `most` samples evenly spread over them."""
+    dataset = trainer.eval_dataset
+    if hasattr(dataset, "column_names"):
+        samples, collate = trainer._remove_unused_columns(dataset, "evaluation"), trainer.data_collator
+    else:
+        samples = dataset
+        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "evaluation")
+    if most is not None and most < len(samples):
+        samples = _chosen(samples, np.unique(np.linspace(0, len(samples) - 1, most).astype(np.int64)))
+    return _collect(
+        trainer, trainer.model, samples, collate, sorted(needs & set(QUANTITIES)), settings, seed, optimizer
+    )
 
 
 def label_tokens_of(trainer: Any, rows: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -158,11 +213,12 @@ def _collect(
     quantities: list[str],
     settings: SignalSettings,
     seed: int,
+    optimizer: Any = None,
 ) -> Signals:
     if trainer.proxy is None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise RecipeError(
-            f"select and order cannot measure the {quantities[0]} of a sharded model yet; name a smaller one "
-            "under signals.model, or use others."
+            f"select, order and anneal cannot measure the {quantities[0]} of a sharded model yet; use "
+            "others, or for the first two name a smaller model under signals.model."
         )
     return collect(
         model,
@@ -172,6 +228,7 @@ def _collect(
         parameters=settings.parameters,
         grad_dim=settings.grad_dim,
         grad_dtype=settings.grad_dtype,
+        precondition=optimizer,
         batch_tokens=settings.batch_tokens,
         seed=seed,
         progress=not trainer.args.disable_tqdm,

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from gradwise.data.settings import Data
+from gradwise.errors import RecipeError
 from gradwise.evaluation.settings import Metrics
-from gradwise.methods import Layers, OrderBy, Select
+from gradwise.methods import Anneal, Layers, OrderBy, Select
 from gradwise.methods.baselines import AllLayers, FullData, Shuffle
 from gradwise.recipe import tree
 from gradwise.recipe.mistakes import validate
@@ -54,11 +55,28 @@ class Recipe(Settings):
     layers: Layers = AllLayers()
     """Which layers are updated."""
 
+    anneal: Anneal | None = None
+    """Which samples finish the run, while the learning rate decays. Needs `train.schedule: wsd`."""
+
     metrics: Metrics = field(default_factory=Metrics)
     """What the final model is measured by. With `gradwise.Trainer` call `gradwise.evaluation.score`."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides everything that is left to chance."""
+
+    def check(self) -> None:
+        if self.anneal is None or self.train == Train():
+            return
+        if self.train.schedule != "wsd":
+            raise RecipeError(
+                "anneal chooses what is trained on while the learning rate decays, and needs train.schedule: "
+                f"wsd; found {self.train.schedule}."
+            )
+        if self.train.decay not in (None, self.anneal.last):
+            raise RecipeError(
+                f"anneal.last is {self.anneal.last:g} and train.decay {self.train.decay:g}; the last phase "
+                "is the decay, so give one of them."
+            )
 
     @classmethod
     def load(cls, path: str | Path, overrides: list[str] | None = None) -> "Recipe":

@@ -50,7 +50,11 @@ class Train(Settings):
     transformers'."""
 
     decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """With `schedule: wsd`, the share of the steps over which the learning rate decays; 0.2 unless given."""
+    """With `schedule: wsd`, the share of the steps over which the learning rate decays; 0.2 unless given, or
+    `anneal.last`."""
+
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] | None = None
+    """With `schedule: wsd`, how the learning rate decays; half a cosine unless given."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
     """Further TrainingArguments. In YAML they stand directly under `train`."""
@@ -58,6 +62,10 @@ class Train(Settings):
     def check(self) -> None:
         if self.decay is not None and self.schedule != "wsd":
             raise RecipeError(f"train.decay belongs to schedule: wsd; found schedule: {self.schedule}.")
+        if self.decay_shape is not None and self.schedule != "wsd":
+            raise RecipeError(f"train.decay_shape belongs to schedule: wsd; found schedule: {self.schedule}.")
+        if self.decay_shape is not None and "decay_type" in (self.arguments.get("lr_scheduler_kwargs") or {}):
+            raise RecipeError("train.decay_shape and lr_scheduler_kwargs.decay_type say the same; give one.")
         if self.schedule not in ("linear", "cosine", "constant", "wsd"):
             _check_schedule(self.schedule)
         if self.arguments:

@@ -17,7 +17,7 @@ Tree = dict[str, Any]
 FREE_SECTIONS = {"train": "arguments", "adapter": "options"}
 """Sections that take further keys of somebody else's, and the field that holds them."""
 
-METHOD_SECTIONS = ("select", "order", "layers")
+METHOD_SECTIONS = ("select", "order", "layers", "anneal")
 """Sections of which the bare method's name will do: `layers: grass` means `layers: {method: grass}`."""
 
 
@@ -232,6 +232,8 @@ def flattened_schema(schema: Tree) -> Tree:
     definitions["Adapter"]["additionalProperties"] = True
     for section in METHOD_SECTIONS:
         described = schema["properties"][section]
+        # One that may be left out is an alternative beside null.
+        described = described["anyOf"][0] if "anyOf" in described else described
         names = list(described.get("discriminator", {}).get("mapping", {}))
         described.pop("discriminator", None)
         described["oneOf"] = [*described["oneOf"], {"enum": names}]

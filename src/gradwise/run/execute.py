@@ -122,6 +122,7 @@ def _build(
         ranks=rank_count(),
         validation=held_out is not None,
         bars=bars,
+        last=None if recipe.anneal is None else recipe.anneal.last,
     )
     if arguments.n_gpu > 1:
         raise RecipeError(

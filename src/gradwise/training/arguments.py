@@ -11,8 +11,20 @@ from gradwise.recipe import Train
 DECAY_SHARE = "decay_share"
 """Key in lr_scheduler_kwargs for the share of the steps over which `schedule: wsd` decays."""
 
+USUAL_DECAY = 0.2
+"""That share unless told otherwise."""
+
 LARGEST_MICRO_BATCH = 8
 """Samples per device and pass unless told otherwise; the Trainer's own default."""
+
+
+def decay_steps(share: float, steps: int) -> int:
+    """Of so many steps, those in which the learning rate decays.
+
+    >>> decay_steps(0.2, 12), decay_steps(0.01, 12)
+    (2, 1)
+    """
+    return max(1, round(share * steps))
 
 
 def micro_batch(batch_size: int, ranks: int, asked: int | None) -> int:
@@ -37,7 +49,14 @@ def micro_batch(batch_size: int, ranks: int, asked: int | None) -> int:
 
 
 def training_arguments(
-    train: Train, *, output_dir: Path, seed: int, ranks: int, validation: bool, bars: bool
+    train: Train,
+    *,
+    output_dir: Path,
+    seed: int,
+    ranks: int,
+    validation: bool,
+    bars: bool,
+    last: float | None = None,
 ) -> TrainingArguments:
     """The Trainer's arguments for a run.
 
@@ -49,6 +68,7 @@ def training_arguments(
         validation: whether there are held-out data; they are then evaluated at the start and after each epoch
             unless the recipe says otherwise.
         bars: show progress bars.
+        last: share of the steps that `anneal` takes, over which the learning rate then decays.
 
     Raises:
         RecipeError: for combinations that the Trainer refuses.
@@ -66,8 +86,10 @@ def training_arguments(
         raise RecipeError("train asks for evaluation, but data.validation is not given.")
     if train.schedule == "wsd":
         # A share of the steps; `Trainer.create_scheduler` makes steps of it once their number is known.
-        share = 0.2 if train.decay is None else train.decay
-        given["lr_scheduler_kwargs"] = {DECAY_SHARE: share, **(given.get("lr_scheduler_kwargs") or {})}
+        share = train.decay or last or USUAL_DECAY
+        shape = {} if train.decay_shape is None else {"decay_type": train.decay_shape}
+        own = given.get("lr_scheduler_kwargs") or {}
+        given["lr_scheduler_kwargs"] = {DECAY_SHARE: share, **shape, **own}
     _check_fsdp(given)
     try:
         return TrainingArguments(

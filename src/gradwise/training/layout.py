@@ -49,6 +49,14 @@ def epochs_needed(trainer: Any, one_pass: Plan, packed_length: int | None) -> in
     return math.ceil(args.max_steps / cut(trainer, one_pass, packed_length).steps_per_epoch)
 
 
+def total_steps(trainer: Any, batches: Batches) -> int:
+    """Steps of a run, as the Trainer will count them."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    return math.ceil(args.num_train_epochs * batches.steps_per_epoch)
+
+
 def ledger(batches: Batches) -> DataLoader[Any]:
     """What the Trainer counts an epoch's passes and samples by; it is never drawn from."""
     samples: Any = range(sum(len(segment) for segment in batches.plan.of_epoch(0)))

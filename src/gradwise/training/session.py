@@ -42,6 +42,10 @@ class Planner(Protocol):
     later: float
     """Seconds per step that decisions while training are expected to take."""
 
+    def ahead(self) -> float:
+        """Seconds that decisions at certain steps are expected to take besides."""
+        ...
+
     def first(self, passes: Callable[[Plan], int], record: Record) -> Plan:
         """The plan of a new run, given how many passes to plan for the plan of a single one."""
         ...
@@ -212,12 +216,13 @@ class Session:
     def decisions(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run it goes on with."""
         recipe = self.recipe
-        parts = {"select": recipe.select, "order": recipe.order, "layers": recipe.layers}
-        return {name: asdict(part) for name, part in parts.items()} | {"seed": recipe.seed}
+        parts: dict[str, Any] = {"select": recipe.select, "order": recipe.order, "layers": recipe.layers}
+        last = None if recipe.anneal is None else asdict(recipe.anneal)
+        return {name: asdict(part) for name, part in parts.items()} | {"seed": recipe.seed, "anneal": last}
 
     def _check_decisions(self, state: dict[str, Any]) -> None:
         for name, now in self.decisions().items():
-            before = state["decisions"][name]
+            before = state["decisions"].get(name)
             if before != now:
                 raise CheckpointError(
                     f"The checkpoint {self.resumed_from} was taken with {name} = {before}, now it is {now}; "

@@ -5,6 +5,7 @@ from typing import Any
 from gradwise.errors import RecipeError
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.recipe import Recipe
+from gradwise.training.arguments import decay_steps
 
 FUSED_INTO_BACKWARD = ("lomo", "adalomo", "layerwise")
 """Optimizers that update during the backward pass, so that there is no gradient to measure."""
@@ -16,8 +17,36 @@ def check_supported(trainer: Any, recipe: Recipe) -> None:
     for setting, refused in _refused_arguments(args).items():
         if refused:
             raise RecipeError(f"TrainingArguments.{setting} is set, but {refused}.")
+    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    if recipe.anneal is not None and schedule != "warmup_stable_decay":
+        raise RecipeError(
+            "anneal chooses what is trained on while the learning rate decays, and needs schedule: wsd "
+            f"(lr_scheduler_type warmup_stable_decay); found {schedule}."
+        )
     if isinstance(recipe.layers, LayerPolicy):
         _check_layer_policy(trainer, args)
+
+
+def check_phase(args: Any, given: dict[str, Any], last: float, steps: int) -> None:
+    """Raise RecipeError where the learning rate would not decay in the last phase, and only there.
+
+    Args:
+        args: the trainer's.
+        given: what its scheduler is given.
+        last: share of the steps that the phase takes.
+        steps: of the run.
+    """
+    length = decay_steps(last, steps)
+    if given.get("num_decay_steps", length) != length or "num_stable_steps" in given:
+        raise RecipeError(
+            f"anneal.last is {last:g}, which makes {length} of {steps} steps, and lr_scheduler_kwargs say "
+            f"{given}; leave num_decay_steps and num_stable_steps out."
+        )
+    if (warming := args.get_warmup_steps(steps)) + length > steps:
+        raise RecipeError(
+            f"The learning rate takes {warming} of {steps} steps to rise and would begin to decay {length} "
+            "steps before the end; shorten the warm-up, or anneal.last."
+        )
 
 
 def check_indexable(dataset: Any) -> None:

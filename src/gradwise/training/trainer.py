@@ -28,11 +28,11 @@ from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.planning import FixedPlan, Planner
 from gradwise.recipe import Recipe
 from gradwise.training import checkpoint as checkpoints
-from gradwise.training.arguments import DECAY_SHARE
+from gradwise.training.arguments import DECAY_SHARE, decay_steps
 from gradwise.training.plan import Plan
 from gradwise.training.saving import save_checkpoint
 from gradwise.training.session import Session
-from gradwise.training.support import check_indexable, check_supported
+from gradwise.training.support import check_indexable, check_phase, check_supported
 
 if TYPE_CHECKING:
     # Any of the Trainer's subclasses, TRL's among them, may stand in its place.
@@ -58,8 +58,8 @@ class TrainerMixin(_AnyTrainer):
         """As the underlying Trainer, and:
 
         Args:
-            recipe: its `select`, `order`, `layers`, `signals` and `seed`; the other sections are the
-                trainer's own arguments and must be left out.
+            recipe: its `select`, `order`, `layers`, `anneal`, `signals` and `seed`; the other sections are
+                the trainer's own arguments and must be left out.
             plan: follow this plan instead of making one from the recipe.
             run_dir: where metrics, events and the plan are written; the trainer's output_dir unless given.
             packed_length: pack consecutive samples of the plan into rows of at most so many tokens.
@@ -71,6 +71,8 @@ class TrainerMixin(_AnyTrainer):
         recipe = Recipe() if recipe is None else recipe
         if recipe.signals.model is not None and proxy is None:
             raise RecipeError("signals.model is for `gradwise train`; with a Trainer, give it a `proxy`.")
+        if plan is not None and recipe.anneal is not None:
+            raise RecipeError("A plan says what is trained on to the end; leave `anneal` out, or the plan.")
         self.proxy = proxy
         _check_sections(recipe)
         super().__init__(*args, **kwargs)
@@ -161,11 +163,12 @@ class TrainerMixin(_AnyTrainer):
         """As the Trainer's, with a decay given as a share of the steps turned into a number of them."""
         own = dict(self.args.lr_scheduler_kwargs or {})
         share = own.pop(DECAY_SHARE, None)
+        if self.session.recipe.anneal is not None:
+            share = self.session.recipe.anneal.last
+            check_phase(self.args, own, share, num_training_steps)
         if share is not None:
-            self.args.lr_scheduler_kwargs = {
-                "num_decay_steps": max(1, round(share * num_training_steps)),
-                **own,
-            }
+            own = {"num_decay_steps": decay_steps(share, num_training_steps), **own}
+            self.args.lr_scheduler_kwargs = own
         return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def _tokens_of(self, parts: list[Any], device: Any) -> Any:

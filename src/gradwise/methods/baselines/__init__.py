@@ -1,5 +1,6 @@
 """The simple things that every method here has to beat."""
 
+from gradwise.methods.baselines.finish import CosineTop, FullFinish, Herding, LossFinish, RandomFinish
 from gradwise.methods.baselines.layers import (
     AllLayers,
     RoundRobinLayers,
@@ -19,14 +20,19 @@ from gradwise.methods.baselines.select import (
 
 __all__ = [
     "AllLayers",
+    "CosineTop",
     "EasyFirst",
     "FullData",
+    "FullFinish",
     "GivenOrder",
     "GradNormTop",
+    "Herding",
     "Interleave",
     "KCenter",
     "LengthTop",
+    "LossFinish",
     "LossTop",
+    "RandomFinish",
     "RandomSubset",
     "RoundRobinLayers",
     "Shuffle",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.decision import Selection
+from gradwise.methods.decision import Selection, domain_mix
 from gradwise.methods.grace.costs import EXACT_UP_TO, USUAL_ANCHORS, looked_at
 from gradwise.methods.grace.importance import NEEDS, Kind, Target, importance
 from gradwise.methods.grace.nodes import nodes_of, rows_of
@@ -224,7 +224,7 @@ class Grace(Subset):
         )
         if budget is not whole:
             picked = filled(picked, state, whole, signals.domain, seed)
-        told = picked.told | _domains(picked.indices, signals)
+        told = picked.told | domain_mix(signals.domain, picked.indices)
         if tokens is not None:
             told["label_tokens"] = int(np.asarray(tokens)[picked.indices].sum())
         picked.told.update(told)
@@ -332,20 +332,6 @@ def _finite_rows(values: NDArray[Any]) -> NDArray[Any]:
     for part in parts(len(values), 2**14):
         found[part] = np.isfinite(values[part]).all(axis=1)
     return found
-
-
-def _domains(indices: NDArray[np.int64], signals: Signals) -> dict[str, Any]:
-    """How many of each domain were picked, and of how many."""
-    if signals.domain is None:
-        return {}
-    names, all_of_them = np.unique(signals.domain, return_counts=True)
-    found = dict(zip(*np.unique(signals.domain[indices], return_counts=True), strict=True))
-    return {
-        "domains": {
-            str(name): [int(found.get(name, 0)), int(count)]
-            for name, count in zip(names, all_of_them, strict=True)
-        }
-    }
 
 
 def _has_faiss() -> bool:

@@ -1,0 +1,182 @@
+"""Simple ways to choose what finishes a run: everything, at random, by loss, by cosine, by herding."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.errors import RecipeError, SignalError
+from gradwise.methods.decision import Selection, domain_mix
+from gradwise.methods.phase import Phase
+from gradwise.numerics.herding import herd_towards
+from gradwise.signals import Signals
+
+
+@dataclass(frozen=True)
+class _Ranked(Phase):
+    """A phase on the first so many samples of some ranking."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    validation_needs: ClassVar[frozenset[str]] = frozenset()
+
+    def select(
+        self,
+        signals: Signals,
+        *,
+        validation: Signals | None = None,
+        room: int | None = None,
+        seed: int = 0,
+    ) -> Selection:
+        """The first samples of the ranking, as many as `fraction`, `count` or `tokens` say, or as the phase
+        has room for.
+
+        Args:
+            signals: of the pool.
+            validation: of the validation samples, where the ranking goes by them.
+            room: samples that the phase trains on.
+            seed: of what is left to chance.
+
+        Raises:
+            RecipeError: when there are not as many.
+            SignalError: when a signal is missing or of no use.
+        """
+        count = None if self.tokens is not None else self.budget(len(signals), room)
+        ranked, scores, what = self._ranked(signals, validation, count or len(signals), seed)
+        if count is None:
+            assert self.tokens is not None
+            tokens = signals.require("num_tokens", "a budget in tokens")[ranked]
+            count = int(np.searchsorted(np.cumsum(tokens), self.tokens, side="right"))
+        if not count or count > len(ranked):
+            raise RecipeError(
+                f"anneal: {len(ranked):,} samples can be chosen from, which does not make {count or 'one'}; "
+                "give another size."
+            )
+        picks = ranked[:count]
+        told: dict[str, Any] = domain_mix(signals.domain, picks)
+        if signals.num_tokens is not None:
+            told["label_tokens"] = int(np.asarray(signals.num_tokens)[picks].sum())
+        return Selection(
+            picks,
+            why=(what,),
+            weights=None if signals.weight is None else signals.weight[picks],
+            scores=None if scores is None else scores[:count],
+            told=told,
+        )
+
+    def _ranked(
+        self, signals: Signals, validation: Signals | None, count: int, seed: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None, str]:
+        """Places best first, at least `count` where there are as many; their scores; and a sentence."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FullFinish(_Ranked):
+    """All of the data once more: what decaying without a selection does."""
+
+    method: Literal["full"] = "full"
+    """Every sample, in shuffled passes."""
+
+    def check(self) -> None:
+        super().check()
+        if self.fraction is not None or self.count is not None or self.tokens is not None:
+            raise RecipeError("anneal: full takes all of the data; leave fraction, count and tokens out.")
+
+    def budget(self, pool: int, room: int | None = None) -> int:  # noqa: ARG002
+        """All of them."""
+        return pool
+
+    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+        return np.arange(len(signals)), None, "all of the data"
+
+
+@dataclass(frozen=True)
+class RandomFinish(_Ranked):
+    """A random part for the last phase, another one for each seed."""
+
+    method: Literal["random"] = "random"
+    """A random part."""
+
+    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+        mixed = np.random.default_rng([seed, _RANDOM_FINISH]).permutation(len(signals))
+        return mixed, None, f"drawn at random with seed {seed}"
+
+
+@dataclass(frozen=True)
+class LossFinish(_Ranked):
+    """The samples on which the model does worst as the last phase begins."""
+
+    method: Literal["loss_top"] = "loss_top"
+    """Highest loss first."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
+
+    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+        scores = signals.require("loss", "loss_top").astype(np.float64)
+        return *_best_first(scores, "loss"), "highest loss as the phase began"
+
+
+@dataclass(frozen=True)
+class CosineTop(_Ranked):
+    """The samples whose gradient has the highest cosine with the mean validation gradient."""
+
+    method: Literal["cosine_top"] = "cosine_top"
+    """Most like the validation gradient."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"grad"})
+    validation_needs: ClassVar[frozenset[str]] = frozenset({"grad"})
+
+    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+        target = _mean_gradient(validation, "cosine_top")
+        scores = _units(signals, "cosine_top") @ (target / np.linalg.norm(target))
+        return *_best_first(scores, "gradient"), "highest cosine with the validation gradient"
+
+
+@dataclass(frozen=True)
+class Herding(_Ranked):
+    """Samples picked one by one so that the mean of their unit gradients nears that of the validation
+    samples."""
+
+    method: Literal["herding"] = "herding"
+    """Mean gradient near the validation samples'."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"grad"})
+    validation_needs: ClassVar[frozenset[str]] = frozenset({"grad"})
+
+    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+        _mean_gradient(validation, "herding")
+        units, theirs = _units(signals, "herding"), _units(validation, "herding, of the validation samples,")
+        rows = np.flatnonzero(np.isfinite(units).all(axis=1))
+        target = theirs[np.isfinite(theirs).all(axis=1)].mean(axis=0)
+        picks = rows[herd_towards(units[rows], target, min(count, len(rows)))]
+        return picks, None, "herded towards the mean of the validation gradients"
+
+
+def _best_first(scores: NDArray[np.float64], told: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    finite = np.flatnonzero(np.isfinite(scores))
+    if not finite.size:
+        raise SignalError(f"No sample has a finite {told}.")
+    best = finite[np.argsort(-scores[finite], kind="stable")]
+    return best, scores[best]
+
+
+def _mean_gradient(validation: Signals | None, by: str) -> NDArray[np.float64]:
+    if validation is None:
+        raise SignalError(f"{by} needs the gradients of validation samples; give data.validation.")
+    grad = validation.require("grad", f"{by}, of the validation samples,").astype(np.float64)
+    mean = grad[np.isfinite(grad).all(axis=1)].mean(axis=0) if len(grad) else np.zeros(1)
+    if not np.isfinite(mean).all() or not mean.any():
+        raise SignalError(f"{by}: the validation samples have no gradient that is finite and not zero.")
+    return mean
+
+
+def _units(signals: Signals, by: str) -> NDArray[np.float32]:
+    """(N, k) gradients of unit length; NaN for those that have none."""
+    grad = np.asarray(signals.require("grad", by), dtype=np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return grad / np.linalg.norm(grad, axis=1, keepdims=True)
+
+
+_RANDOM_FINISH = 0xF1215
+"""Keeps this draw's random stream apart from those of the order and of the layers."""

@@ -1,0 +1,253 @@
+"""DiReCT: select the samples that finish a run, while the learning rate decays (arXiv 2605.31175).
+
+In the eigenbasis of the validation samples' gradients, few directions are stiff: they hold most of the
+curvature. Both objectives bound what the picks move in those, sum_i w_i a_i <= tau * mean(a) * K with
+a_i = sum over stiff j of lam_j (g_i . v_j)^2, and differ in what they ask of the rest:
+
+- `paper` (section 4 of the paper): the longest movement in the flat directions, ||sum_i w_i g_i,flat||^2,
+  whichever way it points.
+- `curvature`: movement along (H + ridge I)^-1 b, the validation loss's way down, as in
+  `gradwise.methods.direct.descent`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from gradwise.errors import RecipeError, SignalError
+from gradwise.methods.decision import Selection, domain_mix
+from gradwise.methods.direct.descent import descent
+from gradwise.methods.direct.problem import (
+    Normalise,
+    Problem,
+    kept_to,
+    lengths_of,
+    stiff_costs,
+    target_gradients,
+    usable,
+    without_copies,
+)
+from gradwise.methods.direct.told import spectrum_told, warn_of_the_unknown
+from gradwise.methods.phase import Phase
+from gradwise.numerics.budgeted import budgeted_top, upper_bound, whole
+from gradwise.numerics.movement import longest_sum
+from gradwise.numerics.rows import Rows
+from gradwise.numerics.spectrum import Spectrum
+from gradwise.signals import Signals
+
+USUAL_TAU = 0.1
+"""The authors' share."""
+
+
+@dataclass(frozen=True)
+class Direct(Phase):
+    """The samples whose gradients move furthest where the validation data's curvature allows it.
+
+    >>> rng = np.random.default_rng(0)
+    >>> pool, held_out = (
+    ...     Signals(n, grad=rng.standard_normal((n, 8)), num_tokens=np.full(n, 5)) for n in (50, 20)
+    ... )
+    >>> picked = Direct(count=5, tau=0.5).select(pool, validation=held_out)
+    >>> len(picked.indices), picked.told["budget_used"] <= 1
+    (5, True)
+    """
+
+    method: Literal["direct"] = "direct"
+    """Against the curvature's spectrum."""
+
+    objective: Literal["curvature", "paper"] = "curvature"
+    """`curvature` moves along the validation loss's way down; `paper` moves as far as possible in flat
+    directions, whichever way."""
+
+    tau: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Share of the average cost in stiff directions that the picks may have. One that cannot be kept to is
+    refused; unless given it is 0.1, raised as far as it must be."""
+
+    stiff: Annotated[float, Field(gt=0, le=1)] = 0.945
+    """Share of the spectrum's trace that the stiff directions hold."""
+
+    normalise: Normalise = "length"
+    """How gradients are made comparable: `length` (times the root of the label tokens), `unit`, or `none`."""
+
+    precondition: bool = False
+    """In a run: divide gradients by the root of Adam's second moments, as its updates are."""
+
+    copies: Annotated[int, Field(ge=1)] = 1
+    """Most picks among samples that are alike."""
+
+    alike: Annotated[float, Field(gt=0, le=1)] = 0.999
+    """Cosine of gradients above which samples count as copies of each other."""
+
+    starts: Annotated[int, Field(ge=1)] = 8
+    """Beginnings that `objective: paper` tries."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"grad", "num_tokens"})
+    validation_needs: ClassVar[frozenset[str]] = frozenset({"grad", "num_tokens"})
+
+    def select(
+        self,
+        signals: Signals,
+        *,
+        validation: Signals | None = None,
+        curvature: Spectrum | None = None,
+        room: int | None = None,
+        seed: int = 0,
+    ) -> Selection:
+        """The best samples of a pool.
+
+        Args:
+            signals: of the pool: `grad`, `num_tokens`, and `domain` where it is to be told.
+            validation: of the validation samples, measured with the same projection.
+            curvature: another estimate of it than the second moments of the validation samples' gradients.
+            room: samples that the phase trains on, where nothing else says how many to pick.
+            seed: of halves and beginnings.
+
+        Raises:
+            RecipeError: when tau cannot be kept to, with the smallest that can, or too many are asked for.
+            SignalError: when no sample can be used, or nothing is known of the validation data.
+        """
+        problem, z = self._problem(signals, validation, curvature, room)
+        tau = kept_to(problem, self.tau, USUAL_TAU)
+        # At the least share the budget is what the cheapest cost, to the last bit.
+        budget = tau * problem.usual_cost
+        if tau == problem.least_tau:
+            budget = max(budget, _cheapest(problem))
+        if self.objective == "paper":
+            found = self._by_movement(problem, budget, seed)
+        else:
+            found = self._by_descent(problem, z, budget, seed)
+        return self._selection(signals, problem, z, found, tau, budget)
+
+    def _problem(
+        self, signals: Signals, validation: Signals | None, curvature: Spectrum | None, room: int | None
+    ) -> tuple[Problem, NDArray[np.float64]]:
+        z = target_gradients(validation, self.normalise)
+        rows = usable(signals)
+        grad: Any = signals.grad
+        if grad.shape[1] != z.shape[1]:
+            raise SignalError(
+                f"direct: the pool's gradients have {grad.shape[1]} numbers, the validation samples' "
+                f"{z.shape[1]}; collect both with the same grad_dim."
+            )
+        set_aside = len(signals) - len(rows)
+        rows, copies = without_copies(grad, rows, self.alike, self.copies)
+        gradients = Rows(grad, rows, lengths_of(signals, rows, self.normalise))
+        spectrum = Spectrum.of_rows(z) if curvature is None else curvature
+        stiff = spectrum.stiff(self.stiff)
+        sizes, count = None, 0.0
+        if self.tokens is None:
+            count = float(self.budget(len(rows) if self.fraction is None else len(signals), room))
+            if count > len(rows):
+                raise RecipeError(
+                    f"anneal: {count:,.0f} samples are to be picked, but only {len(rows):,} of "
+                    f"{len(signals):,} can be ({copies:,} are copies, {set_aside:,} have no usable "
+                    "gradient); choose fewer, or allow more copies."
+                )
+        else:
+            sizes = signals.require("num_tokens", "direct with tokens")[rows].astype(np.float64)
+            count = float(min(self.tokens, sizes.sum()))
+            if sizes.min() > count:
+                raise RecipeError(
+                    f"anneal.tokens is {self.tokens}, and the shortest sample has {sizes.min():.0f} label "
+                    "tokens; give more."
+                )
+        costs = stiff_costs(gradients, spectrum, stiff)
+        return Problem(rows, gradients, spectrum, stiff, costs, sizes, count, set_aside, copies), z
+
+    def _by_movement(self, problem: Problem, budget: float, seed: int) -> dict[str, Any]:
+        flat = problem.flat
+        found = longest_sum(
+            flat, problem.costs, problem.count, budget, starts=self.starts, seed=seed, sizes=problem.sizes
+        )
+        scores = flat.times(flat.sum_of(found.rows))
+        return {
+            "places": found.rows,
+            "scores": scores,
+            "objective": found.objective,
+            "bound": found.bound,
+            "told": {"steps": found.steps},
+        }
+
+    def _by_descent(
+        self, problem: Problem, z: NDArray[np.float64], budget: float, seed: int
+    ) -> dict[str, Any]:
+        way = descent(z, problem.spectrum, seed=seed)
+        scores = problem.gradients.times(way.direction)
+        best = budgeted_top(scores, problem.costs, problem.count, budget, sizes=problem.sizes)
+        places = whole(best, scores, problem.costs, problem.count, budget, sizes=problem.sizes)
+        ridge = None if math.isinf(way.ridge) else way.ridge
+        return {
+            "places": places,
+            "scores": scores,
+            "objective": float(scores[places].sum()),
+            "bound": upper_bound(scores, problem.costs, problem.count, budget, sizes=problem.sizes),
+            "told": {"ridge": ridge, "multiplier": best.multiplier},
+        }
+
+    def _selection(
+        self,
+        signals: Signals,
+        problem: Problem,
+        z: NDArray[np.float64],
+        found: dict[str, Any],
+        tau: float,
+        budget: float,
+    ) -> Selection:
+        """Best first, with what each pick is there for."""
+        places, scores = found["places"], found["scores"]
+        if not places.size:
+            raise RecipeError("anneal: no sample fits the budget; give a larger tau, or more tokens.")
+        places = places[np.argsort(-scores[places], kind="stable")]
+        indices = problem.rows[places]
+        spent, usual = math.fsum(problem.costs[places]), float(problem.costs.mean())
+        relative = problem.costs[places] / usual if usual > 0 else np.zeros(len(places))
+        cosine = _cosines(problem.gradients, places, z.mean(axis=0))
+        told = {
+            "objective": found["objective"],
+            "bound": found["bound"],
+            "tau": tau,
+            "least_tau": problem.least_tau,
+            "budget_used": spent / budget if budget > 0 else 0.0,
+            "copies_left_out": problem.copies,
+            "set_aside": problem.set_aside,
+            "validation_samples": len(z),
+            **found["told"],
+            **spectrum_told(problem, places),
+            **domain_mix(signals.domain, indices),
+        }
+        if self.objective == "paper":
+            warn_of_the_unknown(told)
+        if signals.num_tokens is not None:
+            told["label_tokens"] = int(np.asarray(signals.num_tokens)[indices].sum())
+        what = "flat movement" if self.objective == "paper" else "descent"
+        why = tuple(
+            f"pick {rank} by {what}: {score:.4g}, stiff cost {cost:.2g} of the average"
+            for rank, (score, cost) in enumerate(zip(scores[places], relative, strict=True), start=1)
+        )
+        return Selection(
+            indices,
+            why=why,
+            weights=None if signals.weight is None else signals.weight[indices],
+            scores=scores[places],
+            objective=found["objective"],
+            summary=f"picked by direct, {what}",
+            columns={"stiff_cost": relative, "cosine": cosine},
+            told=told,
+        )
+
+
+def _cheapest(problem: Problem) -> float:
+    if problem.sizes is not None:
+        return problem.least_tau * problem.usual_cost
+    return math.fsum(np.sort(problem.costs)[: round(problem.count)])
+
+
+def _cosines(gradients: Rows, places: NDArray[np.int64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) of the picks' gradients with the mean validation gradient."""
+    picks = Rows(gradients.x, gradients.chosen[np.sort(places)])
+    values = picks.times(b) / np.sqrt(picks.squares() * float(b @ b)) if b.any() else np.zeros(len(places))
+    return values[np.argsort(np.argsort(places, kind="stable"), kind="stable")]

@@ -1,0 +1,168 @@
+"""What DiReCT chooses from and by: usable rows, their stiff costs, the budget, and how far it is kept."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.errors import RecipeError, SignalError
+from gradwise.numerics.alike import alike
+from gradwise.numerics.budgeted import least_cost
+from gradwise.numerics.rows import Rows
+from gradwise.numerics.spectrum import Spectrum
+from gradwise.signals import Signals
+
+Normalise = Literal["length", "unit", "none"]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Shapes: n samples that may be chosen, gradients of k numbers."""
+
+    rows: NDArray[np.int64]
+    """(n,) places in the pool, ascending: finite, not zero, not a copy too many."""
+    gradients: Rows
+    """Of those, normalised."""
+    spectrum: Spectrum
+    """Of the validation samples."""
+    stiff: int
+    """k*, how many of its directions are stiff."""
+    costs: NDArray[np.float64]
+    """(n,) a_i = sum over stiff j of lam_j (g_i . v_j)^2."""
+    sizes: NDArray[np.float64] | None
+    """(n,) label tokens, where these are what is counted."""
+    count: float
+    """Samples, or label tokens, to choose."""
+    set_aside: int
+    """Samples of the pool that cannot be used."""
+    copies: int
+    """Samples left out because enough of their copies are there."""
+
+    @property
+    def flat(self) -> Rows:
+        """The gradients without their stiff part."""
+        own = self.gradients
+        return Rows(own.x, own.chosen, own.scale, without=self.spectrum.vectors[:, : self.stiff])
+
+    @property
+    def usual_cost(self) -> float:
+        """What as many samples drawn at random would cost on average: what tau is a share of."""
+        whole = float(len(self.costs)) if self.sizes is None else float(self.sizes.sum())
+        return float(self.costs.sum()) * self.count / whole
+
+    @property
+    def least_tau(self) -> float:
+        """The smallest share of the usual cost that can be kept to."""
+        least = least_cost(self.costs, self.count, sizes=self.sizes)
+        return least / self.usual_cost if self.usual_cost > 0 else 0.0
+
+
+def usable(signals: Signals) -> NDArray[np.int64]:
+    """Places of the samples whose gradients are finite and not zero."""
+    grad = signals.require("grad", "direct")
+    squares = Rows(grad).squares()
+    fine = np.isfinite(squares) & (squares > 0)
+    rows = np.flatnonzero(fine if signals.ok is None else fine & signals.ok)
+    if not rows.size:
+        raise SignalError(
+            f"direct found no sample with a gradient that is finite and not zero among {len(signals)}."
+        )
+    return rows
+
+
+def lengths_of(signals: Signals, rows: NDArray[np.int64], how: Normalise) -> NDArray[np.float64]:
+    """(n,) factors that make gradients comparable.
+
+    `length`: the square root of the label tokens over their mean. The gradient of a mean over L tokens is
+    noise of length 1 / sqrt(L) beside what the tokens have in common, so that short samples seem to move
+    most.
+    `unit`: all of the same length.
+    """
+    if how == "length":
+        tokens = signals.require("num_tokens", "direct with normalise: length")[rows].astype(np.float64)
+        return np.sqrt(tokens / max(1.0, float(tokens.mean())))
+    if how == "unit":
+        return 1 / np.sqrt(Rows(signals.grad, rows).squares())
+    return np.ones(len(rows))
+
+
+def target_gradients(validation: Signals | None, how: Normalise) -> NDArray[np.float64]:
+    """(M, k) normalised gradients of the validation samples that have one.
+
+    Raises:
+        SignalError: when there are none.
+    """
+    if validation is None:
+        raise SignalError(
+            "direct needs the gradients of validation samples: give data.validation, or `validation=` "
+            "signals collected with the same grad_dim, parameters and seed."
+        )
+    grad = validation.require("grad", "direct, of the validation samples,")
+    squares = Rows(grad).squares()
+    fine = np.isfinite(squares) if validation.ok is None else np.isfinite(squares) & validation.ok
+    rows = np.flatnonzero(fine)
+    if not rows.size or not squares[rows].any():
+        raise SignalError(
+            f"direct: none of the {len(validation)} validation samples has a gradient that is finite and not "
+            "zero, so that no direction is known to be better than another."
+        )
+    rows = rows[squares[rows] > 0] if how == "unit" else rows
+    scale = lengths_of(validation, rows, how)
+    return np.asarray(grad[rows], dtype=np.float64) * scale[:, None]
+
+
+def without_copies(
+    grad: Any, rows: NDArray[np.int64], cosine: float, most: int
+) -> tuple[NDArray[np.int64], int]:
+    """Rows of which no more than `most` are alike, the first of them, and how many were left out."""
+    leader = alike(grad, cosine, rows=rows)
+    if np.array_equal(leader, np.arange(len(rows))):
+        return rows, 0
+    order = np.argsort(leader, kind="stable")
+    starts = np.flatnonzero(np.diff(leader[order], prepend=-1))
+    rank = np.empty(len(rows), dtype=np.int64)
+    rank[order] = np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
+    kept = rows[rank < most]
+    return kept, len(rows) - len(kept)
+
+
+def stiff_costs(gradients: Rows, spectrum: Spectrum, stiff: int) -> NDArray[np.float64]:
+    """(n,) a_i, read a part at a time."""
+    values = spectrum.values[:stiff]
+    directions = (spectrum.vectors[:, :stiff] * np.sqrt(values)).astype(np.float32)
+    costs = np.empty(len(gradients))
+    for part, rows in gradients.parts():
+        costs[part] = ((rows @ directions).astype(np.float64) ** 2).sum(axis=1)
+    return costs * gradients.scale**2
+
+
+def kept_to(problem: Problem, tau: float | None, usual: float) -> float:
+    """The share of the usual cost to keep to.
+
+    Args:
+        problem: whose least share counts.
+        tau: what was asked for; it is kept to or refused.
+        usual: what to take where nothing was; raised as far as it must be.
+
+    Raises:
+        RecipeError: when the share asked for cannot be kept to.
+    """
+    least = problem.least_tau
+    if tau is None:
+        return max(usual, least)
+    if tau < least:
+        raise RecipeError(
+            f"anneal.tau is {tau:g}, but the {problem.count:,.0f} "
+            f"{'samples' if problem.sizes is None else 'label tokens'} with the least cost in stiff "
+            f"directions already cost {least:.4g} of what as many cost on average; give tau: "
+            f"{_rounded_up(least)} or more, choose fewer, or leave tau out to have it raised as far as it "
+            "must be."
+        )
+    return tau
+
+
+def _rounded_up(value: float) -> str:
+    """Three digits that are not below the value."""
+    text = f"{value:.3g}"
+    return text if float(text) >= value else f"{value * 1.01:.3g}"

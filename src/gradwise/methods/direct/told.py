@@ -1,0 +1,68 @@
+"""What a person needs to judge a selection: the spectrum, where the energy lies, the mix of domains."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.methods.direct.problem import Problem
+from gradwise.numerics.rows import Rows
+
+SHOWN = 64
+"""Eigenvalues that are told."""
+
+LOOKED_AT = 8192
+"""Rows whose energy is measured, evenly spread, where there are more."""
+
+WELL_KNOWN = 0.5
+"""Share of the flat energy that the validation samples should span for `flat` to mean little curvature,
+rather than nothing known."""
+
+
+def spectrum_told(problem: Problem, places: NDArray[np.int64]) -> dict[str, Any]:
+    """Plain values on the spectrum, and on what share of the energy lies where."""
+    spectrum, own = problem.spectrum, problem.gradients
+    everyone = _energy(problem, np.arange(len(own)))
+    picks = _energy(problem, np.sort(places))
+    flat = 1 - everyone[: problem.stiff].sum()
+    known = float(everyone[problem.stiff :].sum() / flat) if flat > 0 else 1.0
+    return {
+        "stiff_directions": problem.stiff,
+        "effective_rank": round(spectrum.effective_rank, 3),
+        "rank": len(spectrum),
+        "flat_known": round(known, 4),
+        "spectrum": {
+            "values": [float(f"{value:.6g}") for value in spectrum.values[:SHOWN]],
+            "trace": float(f"{spectrum.trace:.6g}"),
+            "pool_energy": np.round(everyone[:SHOWN], 6).tolist(),
+            "picks_energy": np.round(picks[:SHOWN], 6).tolist(),
+        },
+    }
+
+
+def warn_of_the_unknown(told: dict[str, Any]) -> None:
+    """Say so where flat directions are mostly those of which the validation samples say nothing."""
+    if told["flat_known"] < WELL_KNOWN:
+        warnings.warn(
+            f"{1 - told['flat_known']:.0%} of the pool's movement outside of the stiff directions lies where "
+            f"the {told['validation_samples']} validation samples (effective rank "
+            f"{told['effective_rank']:.1f}) say nothing of the curvature; objective: paper takes that for "
+            "flat. Measure more validation samples, or use objective: curvature.",
+            stacklevel=4,
+        )
+
+
+def _energy(problem: Problem, places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(r,) share of the rows' squared length that lies along each eigenvector."""
+    if len(places) > LOOKED_AT:
+        places = places[np.linspace(0, len(places) - 1, LOOKED_AT).astype(np.int64)]
+    own = problem.gradients
+    some = Rows(own.x, own.chosen[places], own.scale[places])
+    along = np.zeros(len(problem.spectrum))
+    directions = problem.spectrum.vectors.astype(np.float32)
+    for part, rows in some.parts():
+        scaled = rows * some.scale[part, None].astype(np.float32)
+        along += ((scaled @ directions).astype(np.float64) ** 2).sum(axis=0)
+    total = some.squares().sum()
+    return along / total if total > 0 else along

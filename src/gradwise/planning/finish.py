@@ -1,0 +1,270 @@
+"""Decides what the last phase of a run trains on, as the learning rate begins to decay."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.atomic import write_json
+from gradwise.errors import RecipeError
+from gradwise.methods.decision import Selection
+from gradwise.methods.grace.costs import looked_at
+from gradwise.methods.phase import Phase
+from gradwise.planning.make import Cuts, part_of, passes_over
+from gradwise.planning.pool import (
+    described_signals_of,
+    domains,
+    signals_of,
+    spread_out,
+    validation_signals,
+)
+from gradwise.recipe import Recipe
+from gradwise.signals import Signals
+from gradwise.signals.wanted import QUANTITIES
+from gradwise.training.arguments import decay_steps
+from gradwise.training.batches import Batches
+from gradwise.training.layout import total_steps
+from gradwise.training.plan import Plan, Segment
+from gradwise.training.record import Record
+
+FIRST_PASS = 10_000_000
+"""Number of the first pass of a round, far from those before it, so that no two have the same order."""
+
+TIMED = 4, 20
+"""Samples of the two measuring passes from which the time of a whole one is told."""
+
+
+class Chosen(NamedTuple):
+    """What one round decided."""
+
+    plan: Plan
+    selection: Selection
+
+
+class Finish:
+    """The last phase of a trainer's run: when it begins, and what is then chosen.
+
+    Args:
+        trainer: a `gradwise.Trainer`, whose model measures what is needed.
+        recipe: its `anneal`, `order`, `signals` and `seed`.
+        folder: of the run.
+    """
+
+    def __init__(self, trainer: Any, recipe: Recipe, folder: Path) -> None:
+        assert isinstance(recipe.anneal, Phase)
+        self.trainer, self.recipe, self.folder = trainer, recipe, folder
+        self.phase: Any = recipe.anneal
+        self._steps: tuple[int, ...] = ()
+        self._end = 0
+
+    def check(self, tell: Callable[[str], Any]) -> None:
+        """Refuse, before anything is trained, what could not be decided later; say where it would mislead.
+
+        Raises:
+            RecipeError: when there are no validation data, or the model that trains cannot measure.
+        """
+        trainer, method = self.trainer, self.phase.method
+        measures = (self.phase.needs | self.phase.validation_needs) & set(QUANTITIES)
+        if trainer.proxy is not None and measures:
+            raise RecipeError(
+                f"anneal: {method} measures the model as it is when the learning rate begins to decay, and "
+                "signals.model measures with one that does not learn; leave one of them out."
+            )
+        if trainer.session.packed_length is not None:
+            raise RecipeError("anneal cannot go with packing yet; set packing: false.")
+        if not self.phase.validation_needs:
+            return
+        held_out = trainer.eval_dataset
+        if held_out is None:
+            raise RecipeError(
+                f"anneal: {method} selects by the gradients of validation data, and there are none; give "
+                "data.validation (or an eval_dataset)."
+            )
+        if isinstance(held_out, dict):
+            raise RecipeError(
+                f"anneal: {method} needs one eval_dataset to select by; found {len(held_out)} of them."
+            )
+        if shared := _in_common(trainer.train_dataset, held_out):
+            sentence = (
+                f"{shared} of {len(held_out)} validation samples also stand in the training data: {method} "
+                "will find them best, and the validation loss will flatter the run. Take them out of one."
+            )
+            tell(f"Warning: {sentence}")
+            warnings.warn(sentence, stacklevel=2)
+
+    def steps(self, batches: Batches) -> tuple[int, ...]:
+        """The steps before which is decided, the first being that at which the decay begins."""
+        if not self._steps:
+            self._end = total_steps(self.trainer, batches)
+            length = decay_steps(self.phase.last, self._end)
+            onset = self._end - length
+            rounds = [onset + math.ceil(length * each / self.phase.times) for each in range(self.phase.times)]
+            self._steps = tuple(dict.fromkeys(rounds))
+        return self._steps
+
+    def expected_seconds(self) -> float:
+        """What deciding will take, told from a few samples at the present weights."""
+        needs = (self.phase.needs | self.recipe.order.needs) & set(QUANTITIES)
+        if not needs:
+            return 0.0
+        pool = len(self.trainer.train_dataset)
+        places = np.unique(np.linspace(0, pool - 1, min(TIMED[1], pool)).astype(np.int64))
+
+        def seconds_of(rows: NDArray[np.int64]) -> float:
+            start = time.perf_counter()
+            signals_of(self.trainer, rows, needs, self.recipe.signals, seed=self.recipe.seed)
+            return time.perf_counter() - start
+
+        few = places[: TIMED[0]]
+        seconds_of(few)  # allocates
+        small, large = seconds_of(few), seconds_of(places)
+        each = max(0.0, large - small) / max(1, len(places) - len(few))
+        looked = min(pool, self.phase.candidates or pool)
+        if self.phase.validation_needs:
+            held_out = len(self.trainer.eval_dataset)
+            looked += min(held_out, self.phase.validation_samples or held_out)
+        return self.phase.times * (small + looked * each)
+
+    def decide(
+        self, plan: Plan, served: int, step: int, record: Record, selected: Callable[[], NDArray[np.int64]]
+    ) -> Chosen:
+        """The plan from `step` on, which trains on what is selected now.
+
+        Args:
+            plan: followed so far.
+            served: how many of its segments were.
+            step: optimizer steps done.
+            record: gets what was decided and what it cost.
+            selected: what `select` has picked by now.
+        """
+        start, phase = time.perf_counter(), self.phase
+        batches = self.trainer.session.batches_of(plan)
+        times = self.steps(batches)
+        number = times.index(step)
+        until = (*times, self._end)[number + 1]
+        room = batches.used(until) - batches.used(step)
+        rows = self._looked_at(selected, number)
+        signals = self._signals(rows)
+        validation = None
+        if phase.validation_needs:
+            validation = validation_signals(
+                self.trainer, phase.validation_needs, self.recipe.signals, seed=self.recipe.seed,
+                most=phase.validation_samples, optimizer=self._optimizer,
+            )  # fmt: skip
+        took = {"signals": time.perf_counter() - start}
+        seed = self.recipe.seed + _ROUNDS_APART * number
+        picked = phase.select(_sound(signals), validation=validation, room=room, seed=seed)
+        selection = _in_pool(picked, signals, rows)
+        known = spread_out(self.trainer, signals, rows, self.recipe.order.needs)
+        following = self._following(batches, plan, selection, known, step, number)
+        after = plan.followed_by(following, after=served)
+        took["selection"] = time.perf_counter() - start - sum(took.values())
+        self._write(selection, step)
+        record.event(
+            "anneal",
+            step,
+            time.perf_counter() - start,
+            method=phase.method,
+            round=number + 1,
+            looked_at=len(rows),
+            room=room,
+            selected=len(np.unique(selection.indices)),
+            parts={name: round(seconds, 4) for name, seconds in took.items()},
+            digest=after.digest,
+            **{name: value for name, value in selection.told.items() if name != "spectrum"},
+        )
+        return Chosen(after, selection)
+
+    # ---- how -----------------------------------------------------------------------------------------------
+
+    @property
+    def _optimizer(self) -> Any:
+        """Whose second moments the gradients are divided by, if they are."""
+        if not getattr(self.phase, "precondition", False):
+            return None
+        optimizer = self.trainer.optimizer
+        return getattr(optimizer, "optimizer", optimizer)
+
+    def _looked_at(self, selected: Callable[[], NDArray[np.int64]], number: int) -> NDArray[np.int64]:
+        """The samples that are chosen from, ascending."""
+        dataset = self.trainer.train_dataset
+        rows = np.arange(len(dataset)) if self.phase.pool == "all" else np.unique(selected())
+        if self.phase.candidates is None or self.phase.candidates >= len(rows):
+            return rows
+        domain = domains(dataset)
+        own = None if domain is None else domain[rows]
+        return rows[looked_at(len(rows), self.phase.candidates, own, self.recipe.seed + number)]
+
+    def _signals(self, rows: NDArray[np.int64]) -> Signals:
+        needs = self.phase.needs | self.recipe.order.needs
+        how = {"seed": self.recipe.seed, "optimizer": self._optimizer}
+        return described_signals_of(self.trainer, rows, needs, self.recipe.signals, **how)
+
+    def _following(
+        self, batches: Batches, plan: Plan, selection: Selection, signals: Signals, step: int, number: int
+    ) -> list[Segment]:
+        """Segments from `step` to the plan's end: one row of passes over the selection, across epochs, so
+        that every pick has its turn before any has another."""
+        first, lengths = step // batches.steps_per_epoch, {}
+        for epoch in range(first, plan.epochs):
+            lengths[epoch] = sum(len(segment) for segment in plan.of_epoch(epoch))
+        done = (step % batches.steps_per_epoch) * batches.batch_size
+        lengths[first] -= done
+        passes = passes_over(
+            selection,
+            self.recipe.order,
+            signals,
+            first=FIRST_PASS * (number + 1),
+            length=sum(lengths.values()),
+            epoch=0,
+            seed=self.recipe.seed,
+        )
+        segments, at, due = [], 0, self.steps(batches)
+        for epoch, length in lengths.items():
+            piece = replace(part_of(passes, at, at + length), epoch=epoch)
+            cuts = Cuts.of(batches, epoch, due.__contains__, done=done if epoch == first else 0)
+            segments += cuts.apply(piece)
+            at += length
+        return segments
+
+    def _write(self, selection: Selection, step: int) -> None:
+        spectrum = selection.told.get("spectrum")
+        if spectrum is not None and self.trainer.is_world_process_zero():
+            write_json(self.folder / "plan" / f"spectrum-{step}.json", selection.told)
+
+
+def _sound(signals: Signals) -> Signals:
+    """With the values of samples that were set aside made plainly unusable."""
+    if signals.ok is None or signals.ok.all():
+        return signals
+    changes: dict[str, Any] = {}
+    for name in QUANTITIES:
+        values = getattr(signals, name)
+        if values is not None:
+            changes[name] = np.where(signals.ok.reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
+    return replace(signals, **changes)
+
+
+def _in_pool(picked: Selection, signals: Signals, rows: NDArray[np.int64]) -> Selection:
+    """The same picks by their places in the pool."""
+    if signals.ok is not None and not signals.ok[picked.indices].all():
+        raise AssertionError("a sample that was set aside was picked")
+    said = picked.why[0] if picked.summary is None else picked.summary
+    return replace(picked, indices=rows[picked.indices], summary=f"in the last phase: {said}")
+
+
+def _in_common(pool: Any, held_out: Any) -> int:
+    from gradwise.data.pool import common_samples
+
+    columns = [getattr(dataset, "column_names", None) or () for dataset in (pool, held_out)]
+    return common_samples(pool, held_out) if all("input_ids" in names for names in columns) else 0
+
+
+_ROUNDS_APART = 7919
+"""Between the seeds of two rounds."""

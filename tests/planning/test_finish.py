@@ -1,0 +1,228 @@
+"""The last phase: decided just as the learning rate begins to decay, from the weights as they then are."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import concatenate_datasets
+
+import gradwise as gw
+from gradwise.methods.baselines import CosineTop, FullFinish, Herding, LossFinish, RandomFinish
+from gradwise.methods.direct import Direct
+from gradwise.methods.phase import Phase
+from tests.conftest import same_weights
+
+EVERY_METHOD = [
+    Direct(objective="curvature"),
+    Direct(objective="paper"),
+    CosineTop(),
+    Herding(),
+    LossFinish(),
+    RandomFinish(),
+]
+
+
+@pytest.fixture
+def parts(speeches: Any) -> tuple[Any, Any]:
+    """60 samples to train on and 20 others to validate on."""
+    return speeches.select(range(60)), speeches.select(range(60, 80))
+
+
+@pytest.fixture
+def run(story_model, arguments, parts, tmp_path: Path) -> Callable[..., Any]:
+    """Trains with a last phase on a warmup-stable-decay schedule; returns the trainer, events and metrics."""
+
+    def run(anneal: Any, *, name: str = "run", select: Any = None, given: Any = None, **changes: Any) -> Any:
+        sections = {"select": select or gw.baselines.FullData(), "anneal": anneal}
+        if anneal is None:
+            changes = {"lr_scheduler_kwargs": {"num_decay_steps": 6}, **changes}
+        settings = {"lr_scheduler_type": "warmup_stable_decay", "num_train_epochs": 2, **changes}
+        pool, held_out = given or parts
+        trainer = gw.Trainer(
+            story_model(), arguments(name, **settings), train_dataset=pool, eval_dataset=held_out,
+            recipe=gw.Recipe(**sections),
+        )  # fmt: skip
+        trainer.train()
+        events, metrics = (
+            [json.loads(line) for line in (tmp_path / name / f"{kind}.jsonl").read_text().splitlines()]
+            for kind in ("events", "metrics")
+        )
+        return trainer, events, metrics
+
+    return run
+
+
+def decided(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in events if event["event"] == "anneal"]
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD, ids=lambda m: f"{m.method}-{getattr(m, 'objective', '')}")
+def test_the_phase_and_the_decay_begin_together(run: Any, method: Phase) -> None:
+    """30 steps of 4 samples; the last six decay. Steps are numbered from 1 in the metrics."""
+    trainer, events, metrics = run(method)
+    (told,) = decided(events)
+    assert told["step"] == 24
+    rates = [line["learning_rate"] for line in metrics if "loss" in line]
+    # The first step of the phase still has the peak: the schedule counts its own steps from 0.
+    assert rates[:25] == [1e-3] * 25
+    assert np.all(np.diff(rates[24:]) < 0)
+    plan = trainer.session.plan
+    last = plan.indices[24 * 4 :]
+    assert told["selected"] == told["room"] == len(last) == 24
+    assert len(set(last.tolist())) == 24, "each pick is seen once"
+    assert plan.segments[-1].reason(0).startswith("in the last phase: ")
+
+
+def test_nothing_before_the_phase_is_changed(run: Any) -> None:
+    plain, _, before = run(None, name="plain")
+    finished, _, after = run(Direct(count=8), name="finished")
+    assert [line["loss"] for line in before[:24]] == [line["loss"] for line in after[:24]]
+    assert [line["learning_rate"] for line in before] == [line["learning_rate"] for line in after]
+    assert plain.session.plan.agrees_with(finished.session.plan, 24 * 4)
+    assert not same_weights(plain.model, finished.model)
+
+
+def test_measuring_leaves_model_and_random_state_as_they_were(run: Any, monkeypatch: Any) -> None:
+    """The same picks by a method that measures and by one that does not train the same model."""
+    picks = np.arange(10, 34)
+    fixed = gw.Selection(picks, why=("these",))
+    monkeypatch.setattr(RandomFinish, "select", lambda *_, **__: fixed)
+    monkeypatch.setattr(CosineTop, "select", lambda *_, **__: fixed)
+    unmeasured, _, _ = run(RandomFinish(), name="unmeasured")
+    measured, _, _ = run(CosineTop(), name="measured")
+    assert same_weights(unmeasured.model, measured.model)
+
+
+def test_a_phase_that_crosses_epochs_is_one_row_of_passes(run: Any) -> None:
+    """Two epochs of 15 steps, of which the last 24 are the phase: 24 picks are gone through four times."""
+    trainer, events, _ = run(RandomFinish(count=24, last=0.8))
+    (told,) = decided(events)
+    assert (told["step"], told["room"]) == (6, 96)
+    entries = trainer.session.plan.indices[6 * 4 :]
+    passes = entries.reshape(4, 24)
+    for one in passes:
+        assert set(one.tolist()) == set(passes[0].tolist())
+    assert len({tuple(one.tolist()) for one in passes}) == 4, "each in an order of its own"
+
+
+def test_several_rounds_divide_the_phase(run: Any) -> None:
+    trainer, events, _ = run(Direct(times=3, last=0.5))
+    assert [told["step"] for told in decided(events)] == [15, 20, 25]
+    assert [told["room"] for told in decided(events)] == [20, 20, 20]
+    assert [told["round"] for told in decided(events)] == [1, 2, 3]
+    for first in (15, 20, 25):
+        assert len(set(trainer.session.plan.indices[4 * first : 4 * first + 20].tolist())) == 20
+
+
+def test_what_was_selected_before_can_be_the_pool(run: Any) -> None:
+    grace = gw.Grace(count=20, candidates="all", refresh_every=3, anchors=0.5)
+    trainer, events, _ = run(Direct(count=6, pool="selection"), select=grace, num_train_epochs=5)
+    refreshed = [event["step"] for event in events if event["event"] == "refresh"]
+    (told,) = decided(events)
+    assert told["step"] == 20
+    assert refreshed == [3, 6, 9, 12, 15, 18], "and none within the phase"
+    indices = trainer.session.plan.indices
+    assert told["looked_at"] == 20
+    last_selection = set(indices[18 * 4 : 20 * 4].tolist())
+    assert len(set(indices[20 * 4 :].tolist())) == 6
+    assert len(set(indices[20 * 4 :].tolist()) | last_selection) <= 20
+
+
+def test_few_candidates_come_from_every_domain(run: Any, parts: Any) -> None:
+    trainer, events, _ = run(RandomFinish(candidates=30))
+    assert decided(events)[0]["looked_at"] == 30
+    domains = np.array(parts[0]["domain"])[trainer.session.plan.indices[24 * 4 :]]
+    assert set(domains.tolist()) == {"d0", "d1", "d2"}
+
+
+def test_what_is_written_of_the_choice(run: Any, tmp_path: Path) -> None:
+    _, events, _ = run(Direct(count=9, tau=2.0))
+    (told,) = decided(events)
+    assert told["tau"] == 2.0
+    assert told["parts"].keys() == {"signals", "selection"}
+    assert "spectrum" not in told
+    found = json.loads((tmp_path / "run" / "plan" / "spectrum-24.json").read_text())
+    assert found["spectrum"]["values"] == sorted(found["spectrum"]["values"], reverse=True)
+    assert len(found["spectrum"]["pool_energy"]) == len(found["spectrum"]["values"]) <= 20
+    import pyarrow.parquet
+
+    picks = pyarrow.parquet.read_table(tmp_path / "run" / "plan" / "picks-24.parquet")
+    assert picks.num_rows == 9
+    assert {"index", "domain", "why", "stiff_cost", "cosine"} <= set(picks.column_names)
+
+
+def test_gradients_divided_by_adams_second_moments_select_otherwise(run: Any) -> None:
+    plain, _, _ = run(Direct(count=8), name="plain")
+    divided, _, _ = run(Direct(count=8, precondition=True), name="divided")
+    first, second = (set(made.session.plan.indices[24 * 4 :].tolist()) for made in (plain, divided))
+    assert first != second
+
+
+def test_an_order_that_needs_losses_gets_them_of_the_picks(story_model, arguments, parts) -> None:
+    settings = {"lr_scheduler_type": "warmup_stable_decay", "num_train_epochs": 2}
+    recipe = gw.Recipe(anneal=Direct(count=12), order=gw.baselines.EasyFirst())
+    trainer = gw.Trainer(
+        story_model(), arguments(**settings), train_dataset=parts[0], eval_dataset=parts[1], recipe=recipe
+    )
+    trainer.train()
+    once, again = trainer.session.plan.indices[24 * 4 :].reshape(2, 12)
+    assert once.tolist() == again.tolist()
+
+
+def test_full_data_in_the_phase_is_all_of_it(run: Any) -> None:
+    trainer, events, _ = run(
+        FullFinish(last=0.5), select=gw.baselines.RandomSubset(count=20), num_train_epochs=6
+    )
+    assert decided(events)[0]["selected"] == 60
+    assert len(set(trainer.session.plan.indices[15 * 4 :].tolist())) == 60
+
+
+class TestRefused:
+    def test_without_validation_data(self, run: Any, parts: Any) -> None:
+        with pytest.raises(gw.RecipeError, match="direct selects by the gradients of validation data"):
+            run(Direct(count=5), given=(parts[0], None))
+
+    def test_another_schedule(self, run: Any) -> None:
+        with pytest.raises(gw.RecipeError, match=r"needs schedule: wsd .* found linear"):
+            run(Direct(count=5), lr_scheduler_type="linear")
+
+    def test_a_decay_of_another_length(self, run: Any) -> None:
+        with pytest.raises(gw.RecipeError, match="makes 6 of 30 steps, and lr_scheduler_kwargs say"):
+            run(Direct(count=5), lr_scheduler_kwargs={"num_decay_steps": 7})
+
+    def test_a_warm_up_that_reaches_into_it(self, run: Any) -> None:
+        with pytest.raises(gw.RecipeError, match="takes 28 of 30 steps to rise"):
+            run(Direct(count=5), warmup_steps=28)
+
+    def test_a_plan_beside_it(self, story_model, arguments, parts) -> None:
+        with pytest.raises(gw.RecipeError, match="A plan says what is trained on to the end"):
+            gw.Trainer(
+                story_model(), arguments(), train_dataset=parts[0], plan=gw.Plan.of([range(60)]),
+                recipe=gw.Recipe(anneal=RandomFinish()),
+            )  # fmt: skip
+
+    def test_packing(self, story_model, arguments, parts) -> None:
+        settings = arguments(lr_scheduler_type="warmup_stable_decay")
+        recipe = gw.Recipe(anneal=RandomFinish())
+        trainer = gw.Trainer(story_model(), settings, train_dataset=parts[0], recipe=recipe, packed_length=64)
+        with pytest.raises(gw.RecipeError, match="anneal cannot go with packing"):
+            trainer.train()
+
+    def test_a_proxy(self, story_model, arguments, parts) -> None:
+        settings = arguments(lr_scheduler_type="warmup_stable_decay")
+        recipe = gw.Recipe(anneal=Direct())
+        trainer = gw.Trainer(
+            story_model(), settings, train_dataset=parts[0], eval_dataset=parts[1], recipe=recipe,
+            proxy=(story_model(), parts[0], None),
+        )  # fmt: skip
+        with pytest.raises(gw.RecipeError, match="measures with one that does not learn"):
+            trainer.train()
+
+
+def test_validation_samples_among_the_training_data_are_called_out(run: Any, parts: Any) -> None:
+    both = concatenate_datasets([parts[0], parts[1].select(range(3))])
+    with pytest.warns(UserWarning, match="3 of 20 validation samples also stand in the training data"):
+        run(Direct(count=5), given=(both, parts[1]))
