@@ -168,6 +168,7 @@ def test_an_order_that_needs_losses_gets_them_of_the_picks(story_model, argument
         story_model(), arguments(**settings), train_dataset=parts[0], eval_dataset=parts[1], recipe=recipe
     )
     trainer.train()
+    assert trainer.session.plan is not None
     once, again = trainer.session.plan.indices[24 * 4 :].reshape(2, 12)
     assert once.tolist() == again.tolist()
 
@@ -178,6 +179,31 @@ def test_full_data_in_the_phase_is_all_of_it(run: Any) -> None:
     )
     assert decided(events)[0]["selected"] == 60
     assert len(set(trainer.session.plan.indices[15 * 4 :].tolist())) == 60
+
+
+@pytest.mark.parametrize("saved_at", [23, 24, 25])
+def test_resumed_around_the_beginning_it_is_the_same_run(
+    story_model, arguments, parts, tmp_path: Path, saved_at: int
+) -> None:
+    """At step 24 the checkpoint is taken before the phase is decided: the resumed run decides it."""
+
+    def make(name: str) -> gw.Trainer:
+        settings = {
+            "lr_scheduler_type": "warmup_stable_decay", "num_train_epochs": 2, "save_strategy": "steps",
+            "save_steps": saved_at,
+        }  # fmt: skip
+        return gw.Trainer(
+            story_model(), arguments(name, **settings), train_dataset=parts[0], eval_dataset=parts[1],
+            recipe=gw.Recipe(anneal=Direct(count=9)),
+        )  # fmt: skip
+
+    whole = make("whole")
+    whole.train()
+    resumed = make("whole")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{saved_at}"))
+    assert same_weights(whole.model, resumed.model)
+    assert whole.session.plan is not None and resumed.session.plan is not None
+    assert whole.session.plan.digest == resumed.session.plan.digest
 
 
 class TestRefused:

@@ -39,8 +39,11 @@ def sources(tmp_path_factory: pytest.TempPathFactory, stories: Path) -> dict[str
     }
 
 
-def recipe(sources: dict[str, Any], *, workers: int = 0, passes: int = 1, **sections: Any) -> gw.Recipe:
+def recipe(
+    sources: dict[str, Any], *, workers: int = 0, passes: int = 1, schedule: str = "linear", **sections: Any
+) -> gw.Recipe:
     training = {
+        "schedule": schedule,
         "epochs": 2,
         "batch_size": 4,
         "per_device_train_batch_size": 4 // passes,
@@ -141,6 +144,27 @@ TRIES = [
             "weighted": True,
         },
         "signals": {"grad_dim": 32},
+    },
+    {
+        "workers": 2,
+        "passes": 2,
+        "schedule": "wsd",
+        "anneal": {"method": "direct", "last": 0.5, "count": 6, "times": 2},
+        "signals": {"grad_dim": 32},
+    },
+    {
+        "workers": 0,
+        "passes": 1,
+        "layers": "all",
+        "schedule": "wsd",
+        "select": {**GRACE, "fraction": 0.5, "refresh_every": 2},
+        "anneal": {
+            "method": "direct",
+            "objective": "paper",
+            "pool": "selection",
+            "last": 0.5,
+            "precondition": True,
+        },
     },
 ]
 

@@ -1,24 +1,37 @@
 """Pure functions on arrays: no model, no file, no trainer in sight. Each has a slow, obvious oracle in the
 tests."""
 
+from gradwise.numerics.alike import alike
+from gradwise.numerics.budgeted import budgeted_top, least_cost
 from gradwise.numerics.centres import k_center
 from gradwise.numerics.facility import facility_location
+from gradwise.numerics.herding import herd_towards
 from gradwise.numerics.knn import KnnGraph, knn_graph, repair
+from gradwise.numerics.movement import longest_sum
 from gradwise.numerics.outer_products import squared_norms
 from gradwise.numerics.projection import Fold, MatrixProjection
 from gradwise.numerics.propagation import propagate, propagate_change
+from gradwise.numerics.rows import Rows
 from gradwise.numerics.sampling import interleaved, multiplicities, successive_draw
 from gradwise.numerics.sketch import fold_with_signs
+from gradwise.numerics.spectrum import Spectrum
 
 __all__ = [
     "Fold",
     "KnnGraph",
     "MatrixProjection",
+    "Rows",
+    "Spectrum",
+    "alike",
+    "budgeted_top",
     "facility_location",
     "fold_with_signs",
+    "herd_towards",
     "interleaved",
     "k_center",
     "knn_graph",
+    "least_cost",
+    "longest_sum",
     "multiplicities",
     "propagate",
     "propagate_change",

@@ -80,7 +80,7 @@ def least_cost(a: Any, count: float, *, sizes: Any = None) -> float:
     """
     a = np.asarray(a, dtype=np.float64)
     given = _Fillings.of(np.zeros(len(a)), a, count, sizes)
-    return _sum(given.cost, given.filled(-given.cost))
+    return math.fsum(given.cost * given.filled(-given.cost))
 
 
 def upper_bound(c: Any, a: Any, count: float, budget: float, *, sizes: Any = None) -> float:
@@ -213,8 +213,8 @@ def _optimum(given: _Fillings, budget: float) -> tuple[Row, float]:
     if low.spent <= budget:
         return low.amounts, 0.0
     high = _end(given, math.inf)
-    if high.spent > budget:
-        raise InfeasibleError(high.spent, budget)
+    if high.spent > budget and (least := math.fsum(given.cost * high.amounts)) > budget:
+        raise InfeasibleError(least, budget)
     amounts, ids = np.zeros(len(given.value)), np.arange(len(given.value))
     problem, width, crossing = given, math.inf, 0.0
     for turn in range(ROUNDS):
@@ -296,7 +296,8 @@ def _mixed(problem: _Fillings, low: Row, high: Row, budget: float) -> Row:
     last = max(0, int(np.searchsorted(costs, left, side="right")) - 1)
     start = bends[last]
     if last + 1 < len(bends):
-        start += (left - costs[last]) / (costs[last + 1] - costs[last]) * (bends[last + 1] - start)
+        part = (left - costs[last]) / (costs[last + 1] - costs[last])
+        start += max(0.0, part) * (bends[last + 1] - start)
     result[order] = np.clip(np.minimum(ends[1:], start + length) - np.maximum(ends[:-1], start), 0, None)
     return result
 

@@ -107,4 +107,4 @@ def _beginnings(rows: Rows, axes: NDArray[np.float64], count: int, seed: int) ->
     along = [mean] + [sense * axes[:, i] for i in range(2) for sense in (1.0, -1.0)]
     rng = np.random.default_rng(seed)
     drawn = [rng.standard_normal(rows.width) for _ in range(count - len(along))]
-    return np.array([*along, *drawn][:count]).reshape(count, -1).T
+    return np.array([*along, *drawn][:count]).reshape(count, rows.width).T
