@@ -86,7 +86,7 @@ def _write_all(folder: Path) -> None:
     for part in ("check", "rates"):
         write(folder / f"{part}.jsonl", [told(r, name) for name, d in dealt.items() for r in d[part]])
     clean = [
-        told(r, name) for name, count in CLEAN.items() for r in _records(name, INSTRUCTIONS[name], count)
+        told(r, name) for name, count in CLEAN.items() for r in free_records(name, INSTRUCTIONS[name], count)
     ]
     write(folder / "clean.jsonl", shuffled(clean))
     mixed, kind = dirty(clean, DIRT)
@@ -94,7 +94,7 @@ def _write_all(folder: Path) -> None:
     write_text(folder / "kinds.json", json.dumps(kind))
 
 
-def _records(name: str, parts: Parts, count: int) -> list[Record]:
+def free_records(name: str, parts: Parts, count: int) -> list[Record]:
     """Short records of an instruction set that no other part has: those for fine-tuning, then others."""
     records = instructions(name)
     dealt = deal(records, parts)

@@ -35,6 +35,7 @@ class TestForecast:
     def test_what_follows_from_the_dial_keeps_to_it(self, size: Size, speed: Speeds, overhead: float):
         found = forecast(size, speed, overhead)
         least = speed.begin + 2 * speed.measure + 4 * speed.compare
+        assert found.share is not None
         assert found.share <= overhead + 1e-9 or found.first == pytest.approx(least)
         assert 2 <= found.candidates <= size.pool
         if found.every:
@@ -56,7 +57,7 @@ class TestForecast:
         found = forecast(size, speed, overhead, every=0)
         if 2 < found.candidates < size.pool:
             more = forecast(size, speed, overhead, every=0, candidates=found.candidates + 1)
-            assert more.share > overhead
+            assert more.share is not None and more.share > overhead
 
     @given(sizes, speeds, overheads, st.integers(0, 100), st.floats(0.01, 1))
     def test_what_is_settled_is_done(

@@ -108,7 +108,8 @@ def test_no_speed_is_measured_where_none_would_change_anything(
     story_model, arguments, speeches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dial, "measured", lambda *_, **__: pytest.fail("speeds were measured"))
-    for candidates, looked_at in ("all", 80), (1000, 80), (30, 30):
+    asked: list[tuple[Any, int]] = [("all", 80), (1000, 80), (30, 30)]
+    for candidates, looked_at in asked:
         recipe = gw.Recipe(select=gw.Grace(fraction=0.25, candidates=candidates, refresh_every=0))
         name = f"of-{candidates}"
         gw.Trainer(story_model(), arguments(name), train_dataset=speeches, recipe=recipe).train()

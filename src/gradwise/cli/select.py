@@ -1,9 +1,11 @@
 """`gradwise select`: the selection that a run would begin with, for people with their own trainer."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from gradwise.errors import RecipeError
 
 
 def select(
@@ -14,7 +16,16 @@ def select(
         Path | None, typer.Option(help="The folder; selections/<name of the recipe> unless given.")
     ] = None,
     plot: Annotated[
-        bool, typer.Option(help="Draw the pool in two dimensions with the picks marked.")
+        bool,
+        typer.Option(
+            help="Draw the pool in two dimensions with the picks marked; with --anneal the spectrum."
+        ),
+    ] = False,
+    anneal: Annotated[
+        bool,
+        typer.Option(
+            "--anneal", help="Select what `anneal` trains on in the last phase, by the model as it stands."
+        ),
     ] = False,
     text: Annotated[
         bool, typer.Option("--text/--no-text", help="Write the picked records and how their texts begin.")
@@ -30,18 +41,25 @@ def select(
     """
     from gradwise.recipe import Recipe
     from gradwise.run.ranks import is_first
-    from gradwise.run.select import PICKS, SIGNALS, select_samples
+    from gradwise.run.select import PICKS, SIGNALS, SUMMARY, select_finish, select_samples
 
     folder = out or Path("selections") / recipe.stem
     loaded = Recipe.load(recipe, set_)
     tell = print if is_first() else _silent
-    picked = select_samples(loaded, folder, text=text, tell=tell)
+    if anneal and plot and (loaded.anneal is None or loaded.anneal.method != "direct"):
+        raise RecipeError("--plot draws the spectrum that direct selects by; leave it out.")
+    picked = (select_finish if anneal else select_samples)(loaded, folder, text=text, tell=tell)
     if not is_first():
         return
-    print(f"{len(picked.indices):,} samples picked by {loaded.select.method}: {folder}")
+    method: Any = loaded.anneal if anneal else loaded.select
+    print(f"{len(picked.indices):,} samples picked by {method.method}: {folder}")
     for rank, (index, why) in enumerate(zip(picked.indices[:3], picked.why[:3], strict=False)):
         print(f"  {rank + 1}. sample {index}: {why}")
-    if plot:
+    if plot and anneal:
+        from gradwise.report.spectrum import draw_spectrum
+
+        print(f"Drawn: {draw_spectrum(folder / SUMMARY, folder / 'spectrum.png')}")
+    elif plot:
         from gradwise.report.pool import draw_pool
 
         print(f"Drawn: {draw_pool(folder / SIGNALS, folder / PICKS)}")

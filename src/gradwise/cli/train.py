@@ -17,7 +17,7 @@ def train(
         list[str] | None, typer.Option("--set", help="Replace a setting: --set layers.active=4. Repeatable.")
     ] = None,
     plot: Annotated[
-        bool, typer.Option(help="Draw how grace's coreset developed: coverage, importance, agreement.")
+        bool, typer.Option(help="Draw how grace's coreset developed, and the spectrum that direct chose by.")
     ] = False,
 ) -> None:
     """Train a model as a recipe says; the same command goes on with a run that was stopped."""
@@ -27,16 +27,22 @@ def train(
     from gradwise.run.summary import summary
 
     loaded = Recipe.load(recipe, set_)
-    if plot and loaded.select.method != "grace":
+    last = None if loaded.anneal is None else loaded.anneal.method
+    if plot and loaded.select.method != "grace" and last != "direct":
         raise RecipeError(
-            f"--plot draws how grace's coreset develops, and select is {loaded.select.method}; leave it out."
+            "--plot draws how grace's coreset develops and what direct chooses by, and select is "
+            f"{loaded.select.method}, anneal {last}; leave it out."
         )
     outcome = run_recipe(loaded, out or Path("runs") / recipe.stem)
     if not outcome.finished:
         raise typer.Exit(1)
     if is_first():
         print(summary(outcome.run))
-        if plot:
+        if plot and loaded.select.method == "grace":
             from gradwise.report.coreset import draw_coreset
 
             print(f"Drawn: {draw_coreset(outcome.run.path)}")
+        if plot and last == "direct":
+            from gradwise.report.spectrum import draw_spectra
+
+            print(*(f"Drawn: {path}" for path in draw_spectra(outcome.run.path)), sep="\n")

@@ -1,8 +1,9 @@
 """Rows whose sum is as long as possible, within a budget: max ||sum_i w_i x_i||^2, by linear programs.
 
-The objective is convex, so that it lies above its tangents: the best rows by the tangent at one point are
+The objective is convex, so that it lies above its tangents: the best weights by the tangent at one point are
 never worse than that point, and the steps come to rest after a few. Where they rest depends on where they
-began, so that several beginnings are followed at once and the best is kept.
+began, so several beginnings are followed at once. Each is then rounded to whole rows and mended by exchanges
+of a row for another, until none gains; the best is kept.
 """
 
 from dataclasses import dataclass
@@ -12,11 +13,15 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from gradwise.numerics.budgeted import budgeted_top, upper_bound, whole
+from gradwise.numerics.budgeted import BudgetedTop, budgeted_top, upper_bound, whole
 from gradwise.numerics.rows import Rows
 
 STEPS = 50
 """Linearised steps at most; most beginnings rest within ten."""
+
+LOOKS, EXCHANGED = 20, 256
+"""How often exchanges are looked for at most, and among how many rows on either side: those that are worth
+least of the picks and most of the others."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,32 @@ class Movement:
     """Places picked, ascending."""
     objective: float
     """||sum of those rows||^2."""
-    steps: int
-    """Linearised steps of the beginning that took the most."""
     bound: float
     """No rows within the budget have a longer sum, squared."""
+    steps: int
+    """Linearised steps until the last beginning rested."""
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What rows must keep to."""
+
+    costs: NDArray[np.float64]
+    count: float
+    budget: float
+    sizes: NDArray[np.float64] | None
+
+    def best(self, c: NDArray[Any]) -> BudgetedTop:
+        return budgeted_top(c, self.costs, self.count, self.budget, sizes=self.sizes)
+
+    def whole(self, found: BudgetedTop, c: NDArray[Any]) -> NDArray[np.int64]:
+        return whole(found, c, self.costs, self.count, self.budget, sizes=self.sizes)
+
+    def room(self, picks: NDArray[np.int64]) -> tuple[float, float]:
+        """Budget and size that picks leave."""
+        size = 0.0 if self.sizes is None else self.count - float(self.sizes[picks].sum())
+        # Sums round; what is left is taken a little short so that the budget holds to the last bit.
+        return (self.budget - float(self.costs[picks].sum())) * (1 - 1e-9) - 1e-12 * self.budget, size
 
 
 def longest_sum(
@@ -58,36 +85,96 @@ def longest_sum(
     Raises:
         InfeasibleError: when even the cheapest rows exceed the budget.
     """
-    squares, gram = rows.squares(), rows.gram()
-    values, axes = scipy.linalg.eigh(gram)
+    limits = _Limits(np.asarray(a, dtype=np.float64), count, float(budget), sizes)
+    squares = rows.squares()
+    values, axes = scipy.linalg.eigh(rows.gram())
     bound = _bound(float(values[-1]), upper_bound(squares, a, count, budget, sizes=sizes), count, sizes)
     directions = _beginnings(rows, axes[:, ::-1], starts - 1, seed)
-
-    def take(c: NDArray[Any]) -> NDArray[np.int64]:
-        found = budgeted_top(c, a, count, budget, sizes=sizes)
-        return whole(found, c, a, count, budget, sizes=sizes)
-
-    picked = [take(squares), *(take(along) for along in rows.times(directions).T)]
-    sums = np.array([rows.sum_of(some) for some in picked]).T
-    return Movement(*_climbed(rows, picked, sums, take), bound=bound)
+    scores = np.column_stack([squares, rows.times(directions)])
+    picks, steps = _climbed(rows, scores, limits)
+    found, worth = _mended(rows, picks, limits)
+    return Movement(found, worth, bound, steps)
 
 
-def _climbed(rows: Rows, picked: list[Any], sums: NDArray[np.float64], take: Any) -> tuple[Any, float, int]:
-    """Linearised steps from every beginning until none gains; the best picks and what they are worth."""
-    worth, moving, steps = (sums**2).sum(axis=0), np.arange(len(picked)), 0
+def _climbed(rows: Rows, scores: NDArray[np.float64], limits: _Limits) -> tuple[list[NDArray[np.int64]], int]:
+    """Linearised steps from every column of scores until none gains, then whole rows."""
+    starts = scores.shape[1]
+    worth, moving, steps = np.full(starts, -1.0), np.arange(starts), 0
+    picks: list[Any] = [None] * starts
+    sums = np.zeros((rows.width, starts))
     while moving.size and steps < STEPS:
         steps += 1
-        scores, still = rows.times(sums[:, moving]), []
+        still = []
         for place, start in enumerate(moving):
-            found = take(scores[:, place])
-            total = rows.sum_of(found)
-            # Whole rows may be worth a little less than the step's own optimum; then this start rests.
-            if (gained := float(total @ total)) > worth[start] * (1 + 1e-9):
-                picked[start], sums[:, start], worth[start] = found, total, gained
+            c = scores[:, place]
+            found = limits.best(c)
+            taken = np.flatnonzero(found.weights)
+            total = rows.sum_of(taken, found.weights[taken])
+            if (gained := float(total @ total)) > worth[start] + 1e-9 * abs(worth[start]):
+                picks[start], sums[:, start], worth[start] = limits.whole(found, c), total, gained
                 still.append(start)
         moving = np.array(still, dtype=np.int64)
+        scores = rows.times(sums[:, moving]) if moving.size else scores
+    return picks, steps
+
+
+def _mended(rows: Rows, picks: list[NDArray[np.int64]], limits: _Limits) -> tuple[NDArray[np.int64], float]:
+    """Exchanges of one row for another in all picks until none gains; the best of them."""
+    distinct = list({some.tobytes(): some for some in picks}.values())
+    sums = np.array([rows.sum_of(some) for some in distinct]).T
+    open_ones = list(range(len(distinct)))
+    for _ in range(LOOKS):
+        if not open_ones:
+            break
+        scores = rows.times(sums[:, open_ones])
+        still = []
+        for place, number in enumerate(open_ones):
+            better = _exchanged(rows, distinct[number], sums[:, number], scores[:, place], limits)
+            if better is not None:
+                distinct[number], sums[:, number] = better, rows.sum_of(better)
+                still.append(number)
+        open_ones = still
+    worth = (sums**2).sum(axis=0)
     best = int(np.argmax(worth))
-    return picked[best], float(worth[best]), steps
+    return np.sort(distinct[best]), float(worth[best])
+
+
+def _exchanged(
+    rows: Rows,
+    picks: NDArray[np.int64],
+    total: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    limits: _Limits,
+) -> NDArray[np.int64] | None:
+    """Picks after the exchanges that gain among the rows looked at; None where there are none."""
+    outside = np.setdiff1d(np.arange(len(rows)), picks)
+    if not outside.size or not picks.size:
+        return None
+    gives = picks[np.argsort(scores[picks], kind="stable")[:EXCHANGED]]
+    takes = outside[np.argsort(-scores[outside], kind="stable")[:EXCHANGED]]
+    given, taken = rows.some(gives), rows.some(takes)
+    money, size = limits.room(picks)
+    dearer = limits.costs[takes][None, :] - limits.costs[gives][:, None]
+    larger = np.zeros_like(dearer)
+    if limits.sizes is not None:
+        larger = limits.sizes[takes][None, :] - limits.sizes[gives][:, None]
+    apart = (given**2).sum(axis=1)[:, None] + (taken**2).sum(axis=1)[None, :] - 2 * given @ taken.T
+    done: dict[int, int] = {}
+    while True:
+        gain = 2 * ((taken @ total)[None, :] - (given @ total)[:, None]) + apart
+        gain[(dearer > money) | (larger > size)] = -np.inf
+        gain[list(done), :] = -np.inf
+        gain[:, list(done.values())] = -np.inf
+        out, into = divmod(int(np.argmax(gain)), len(takes))
+        if not gain[out, into] > 1e-9 * float(total @ total):
+            break
+        done[out] = into
+        total = total - given[out] + taken[into]
+        money, size = money - dearer[out, into], size - larger[out, into]
+    if not done:
+        return None
+    kept = np.setdiff1d(picks, gives[list(done)])
+    return np.concatenate([kept, takes[list(done.values())]])
 
 
 def _bound(largest: float, lengths: float, count: float, sizes: Any) -> float:
@@ -104,7 +191,7 @@ def _most_rows(sizes: NDArray[Any], room: float) -> int:
 def _beginnings(rows: Rows, axes: NDArray[np.float64], count: int, seed: int) -> NDArray[np.float64]:
     """(k, count) directions: the mean, both senses of the first axes, and random ones."""
     mean = rows.sum_of(np.arange(len(rows)))
-    along = [mean] + [sense * axes[:, i] for i in range(2) for sense in (1.0, -1.0)]
+    along = [mean] + [sense * axes[:, i] for i in range(min(2, rows.width)) for sense in (1.0, -1.0)]
     rng = np.random.default_rng(seed)
     drawn = [rng.standard_normal(rows.width) for _ in range(count - len(along))]
     return np.array([*along, *drawn][:count]).reshape(count, rows.width).T

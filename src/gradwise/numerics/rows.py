@@ -62,14 +62,24 @@ class Rows:
             result[part] = rows @ p
         return result * self.scale.reshape(-1, *[1] * (p.ndim - 1))
 
-    def sum_of(self, places: Any) -> NDArray[np.float64]:
-        """(k,) sum of the rows at some places."""
-        places, total = np.sort(np.asarray(places)), np.zeros(self.width)
+    def some(self, places: Any) -> NDArray[np.float64]:
+        """The rows at some places, in that order."""
+        places = np.asarray(places)
+        order = np.argsort(places, kind="stable")
+        values = np.empty((len(places), self.width))
+        # Ascending: a file is read from front to back.
+        values[order] = self.x[self.chosen[places[order]]]
+        return self.projected((values * self.scale[places, None]).T).T
+
+    def sum_of(self, places: Any, weights: Any = None) -> NDArray[np.float64]:
+        """(k,) sum of the rows at some places, each times a weight where there are such."""
+        places = np.asarray(places, dtype=np.int64)
+        factors = self.scale[places] * (1.0 if weights is None else np.asarray(weights))
+        order, total = np.argsort(places, kind="stable"), np.zeros(self.width)
         for start in range(0, len(places), PART):
-            some = places[start : start + PART]
-            total += self.scale[some].astype(np.float32) @ np.asarray(
-                self.x[self.chosen[some]], dtype=np.float32
-            )
+            part = order[start : start + PART]
+            values = np.asarray(self.x[self.chosen[places[part]]], dtype=np.float32)
+            total += factors[part].astype(np.float32) @ values
         return self.projected(total)
 
     def squares(self) -> NDArray[np.float64]:

@@ -126,8 +126,7 @@ def validation_signals(
     else:
         samples = dataset
         collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "evaluation")
-    if most is not None and most < len(samples):
-        samples = _chosen(samples, np.unique(np.linspace(0, len(samples) - 1, most).astype(np.int64)))
+    samples = spread_over(samples, most)
     return _collect(
         trainer, trainer.model, samples, collate, sorted(needs & set(QUANTITIES)), settings, seed, optimizer
     )
@@ -137,6 +136,13 @@ def label_tokens_of(trainer: Any, rows: NDArray[np.int64]) -> NDArray[np.int32]:
     """(n,) label tokens of some samples of a trainer's data."""
     samples, collate = trainer._training_samples()
     return _label_tokens(_chosen(samples, rows), collate)
+
+
+def spread_over(samples: Any, most: int | None) -> Any:
+    """`most` samples, evenly spread over all of them; all where there are no more."""
+    if most is None or most >= len(samples):
+        return samples
+    return _chosen(samples, np.unique(np.linspace(0, len(samples) - 1, most).astype(np.int64)))
 
 
 def _measured(

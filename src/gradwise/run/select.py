@@ -11,20 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.atomic import write_bytes, write_json
-from gradwise.data import Data, Pool, load
+from gradwise.data import Collator, Data, Pool, load, overlap
 from gradwise.data.read import read
-from gradwise.errors import DataError
+from gradwise.errors import DataError, RecipeError
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
+from gradwise.methods.grace.costs import looked_at
 from gradwise.planning.picks import write_picks
+from gradwise.planning.pool import spread_over
 from gradwise.recipe import Recipe
 from gradwise.run.model import load_tokenizer
 from gradwise.run.ranks import is_first
-from gradwise.run.signals import into_store, sections, what_measures
+from gradwise.run.signals import Measures, into_store, placed_model, sections, what_measures
 from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
 
-PICKS, RECORDS, SUMMARY, SIGNALS = "picks.parquet", "records.jsonl", "selection.json", "signals"
+PICKS, RECORDS, SUMMARY = "picks.parquet", "records.jsonl", "selection.json"
+SIGNALS, VALIDATION = "signals", "validation"
 LOOKED = "looked.npy"
 """Beside the signals: which samples of the pool they are of, where not of all."""
 
@@ -73,20 +76,95 @@ def select_samples(
     selection = _selected(recipe, known, signals, looked)
     if not is_first():
         return selection
-    out.mkdir(parents=True, exist_ok=True)
-    write_picks(out / PICKS, selection, pool.dataset, tokenizer if text else None)
-    if text:
-        origins = _origins(pool, selection)
-        lines = [json.dumps(record, ensure_ascii=False, default=str) for record in _records(data, origins)]
-        write_bytes(out / RECORDS, "".join(f"{line}\n" for line in lines).encode())
-    else:
-        (out / RECORDS).unlink(missing_ok=True)
+    _write(recipe, out, pool, selection, tokenizer, text=text)
     if looked is not None:
         content = io.BytesIO()
         np.save(content, looked)
         write_bytes(out / SIGNALS / LOOKED, content.getvalue())
-    write_json(out / SUMMARY, _summary(recipe, pool, known, signals.seconds, selection))
+    by = recipe.to_dict()["select"]
+    write_json(out / SUMMARY, _summary({"select": by}, recipe, pool, known, signals.seconds, selection))
     return selection
+
+
+def select_finish(
+    recipe: Recipe, out: Path, *, text: bool = True, tell: Any = print, progress: bool = True
+) -> Selection:
+    """What `anneal` would train on in the last phase, were the recipe's model the one at its beginning: for
+    people with their own trainer, who give the checkpoint from which the learning rate decays.
+
+    Files and errors are those of `select_samples`; what the validation samples gave stays in `validation`.
+    """
+    phase: Any = recipe.anneal
+    if phase is None:
+        raise RecipeError("The recipe has no `anneal`, so there is no last phase to select for.")
+    if phase.pool == "selection":
+        raise RecipeError("anneal.pool: selection is what a run has selected by then; give pool: all.")
+    if getattr(phase, "precondition", False):
+        raise RecipeError("anneal.precondition needs the optimizer of a run; give precondition: false.")
+    settings, data = sections(recipe)
+    tokenizer = load_tokenizer(settings)
+    pool = load(data, "train", tokenizer, progress=progress and is_first())
+    tell(str(pool.report))
+    known = _known(pool)
+    rows = None
+    if phase.candidates is not None and phase.candidates < len(known):
+        rows = looked_at(len(known), phase.candidates, known.domain, recipe.seed)
+    signals = known if rows is None else known.take(rows)
+    validation = None
+    wanted = sorted((phase.needs | phase.validation_needs) & set(QUANTITIES))
+    if wanted:
+        measures = Measures(placed_model(recipe), pool.dataset, Collator.for_tokenizer(tokenizer))
+        if phase.validation_needs:
+            held_out = _validating(recipe, pool, tokenizer, tell=tell, progress=progress)
+            validation = into_store(
+                recipe, measures._replace(samples=held_out), out / VALIDATION, want=wanted, tell=tell,
+                progress=progress,
+            )  # fmt: skip
+        some: Any = pool.dataset if rows is None else pool.dataset.select(rows)
+        found = into_store(
+            recipe, measures._replace(samples=some), out / SIGNALS, want=wanted, tell=tell, progress=progress
+        )
+        signals = replace(found, num_tokens=signals.num_tokens, domain=signals.domain, weight=signals.weight)
+    selection = phase.select(signals, validation=validation, seed=recipe.seed)
+    if rows is not None:
+        selection = replace(selection, indices=rows[selection.indices])
+    if is_first():
+        _write(recipe, out, pool, selection, tokenizer, text=text)
+        by = recipe.to_dict()["anneal"]
+        write_json(out / SUMMARY, _summary({"anneal": by}, recipe, pool, known, signals.seconds, selection))
+    return selection
+
+
+def _validating(recipe: Recipe, pool: Pool, tokenizer: Any, *, tell: Any, progress: bool) -> Any:
+    """The validation samples to measure."""
+    data, phase = recipe.data, recipe.anneal
+    assert data is not None and phase is not None
+    if data.validation is None:
+        raise RecipeError(
+            f"anneal: {phase.method} selects by the gradients of validation data, and there are none; give "
+            "data.validation."
+        )
+    held_out = load(data, "validation", tokenizer, progress=progress and is_first())
+    if shared := overlap(pool, held_out):
+        tell(
+            f"Warning: {shared} of {len(held_out)} validation samples also stand in the training data, and "
+            f"{phase.method} will find them best. Take them out of one."
+        )
+    return spread_over(held_out.dataset, phase.validation_samples)
+
+
+def _write(
+    recipe: Recipe, out: Path, pool: Pool, selection: Selection, tokenizer: Any, *, text: bool
+) -> None:
+    """Picks and records."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_picks(out / PICKS, selection, pool.dataset, tokenizer if text else None)
+    if text:
+        origins, data = _origins(pool, selection), sections(recipe)[1]
+        lines = [json.dumps(record, ensure_ascii=False, default=str) for record in _records(data, origins)]
+        write_bytes(out / RECORDS, "".join(f"{line}\n" for line in lines).encode())
+    else:
+        (out / RECORDS).unlink(missing_ok=True)
 
 
 def _known(pool: Pool) -> Signals:
@@ -142,13 +220,13 @@ def _records(data: Data, origins: list[tuple[str, str]]) -> Iterator[dict[str, A
 
 
 def _summary(
-    recipe: Recipe, pool: Pool, known: Signals, seconds: float, selection: Selection
+    by: dict[str, Any], recipe: Recipe, pool: Pool, known: Signals, seconds: float, selection: Selection
 ) -> dict[str, Any]:
     domain = known.require("domain", "select")
     names, counts = np.unique(domain, return_counts=True)
     picked = domain[selection.indices]
     return {
-        "select": recipe.to_dict()["select"],
+        **by,
         "seed": recipe.seed,
         "fingerprint": pool.fingerprint,
         "pool": len(pool),

@@ -91,8 +91,12 @@ def what_measures(recipe: Recipe, pool: Pool, tokenizer: Any, *, progress: bool)
     proxy = load_proxy(recipe, pool, progress=progress)
     if proxy is not None:
         return proxy
-    model = _placed(load_model(sections(recipe)[0], recipe.adapter))
-    return Measures(model, pool.dataset, Collator.for_tokenizer(tokenizer))
+    return Measures(placed_model(recipe), pool.dataset, Collator.for_tokenizer(tokenizer))
+
+
+def placed_model(recipe: Recipe) -> Any:
+    """The recipe's model with its adapter, on this rank's device."""
+    return _placed(load_model(sections(recipe)[0], recipe.adapter))
 
 
 def load_proxy(recipe: Recipe, pool: Pool, *, progress: bool) -> Measures | None:

@@ -1,0 +1,70 @@
+"""What DiReCT chose by: the spectrum with its elbow, and where pool and picks have their energy. From the
+file beside the picks alone."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradwise.atomic import write_bytes
+from gradwise.errors import RecipeError
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
+
+
+def draw_spectra(run: Path) -> list[Path]:
+    """Draw `spectrum-<step>.png` in a run directory for every time that direct chose; returns their paths.
+
+    Raises:
+        RecipeError: when it chose nothing in that run.
+    """
+    found = sorted((run / "plan").glob("spectrum-*.json"))
+    if not found:
+        raise RecipeError(f"{run} has no spectrum to draw; only `anneal: direct` looks at one.")
+    return [draw_spectrum(path, run / f"{path.stem}.png") for path in found]
+
+
+def draw_spectrum(told: Path, path: Path) -> Path:
+    """Draw what a file of plain values tells of a selection; returns the picture's path."""
+    write_bytes(path, spectrum_picture(json.loads(told.read_text())))
+    return path
+
+
+def spectrum_picture(told: dict[str, Any]) -> bytes:
+    """The figure as PNG.
+
+    Args:
+        told: what `gradwise.Direct` says of a selection: its `spectrum`, and how many directions are stiff.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found, stiff = told["spectrum"], told["stiff_directions"]
+    values = np.array(found["values"])
+    number = np.arange(1, len(values) + 1)
+    figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    above.semilogy(number, values / found["trace"], color=BLUE, marker="o", markersize=3)
+    above.set_ylabel("share of the trace")
+    above.set_title(
+        f"{told['validation_samples']:,} validation samples, effective rank {told['effective_rank']:.1f}; "
+        f"{stiff} stiff directions",
+        fontsize=10,
+    )
+    for name, label, colour in ("pool_energy", "pool", GREY), ("picks_energy", "picks", ORANGE):
+        below.semilogy(
+            number, np.maximum(found[name], 1e-7), color=colour, marker="o", markersize=3, label=label
+        )
+    below.set_ylabel("share of the gradients'\nsquared length")
+    below.set_xlabel("eigenvector, stiffest first")
+    below.legend(fontsize=8, frameon=False)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+        if stiff <= len(values):
+            axes.axvline(stiff + 0.5, color="black", linewidth=0.5)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()

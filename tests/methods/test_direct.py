@@ -1,0 +1,331 @@
+"""DiReCT: what it promises is kept exactly, on gradients made up and on those of a real model."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+import gradwise as gw
+from gradwise.methods.direct.descent import descent
+from gradwise.methods.direct.problem import lengths_of, stiff_costs, without_copies
+from gradwise.numerics import Rows, Spectrum
+from tests.methods.direct_oracle import gaussian_sketch, published
+
+OBJECTIVES = ("curvature", "paper")
+
+
+def signals(n: int, k: int = 24, seed: int = 0, tokens: bool = True) -> gw.Signals:
+    """Gradients with a decaying spectrum, a common part, and noise that falls with length."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, 60, n)
+    noise = rng.standard_normal((n, k)) * np.exp(-np.arange(k) / 6) / np.sqrt(lengths)[:, None]
+    common = np.random.default_rng(7).standard_normal(k) * np.exp(-np.arange(k) / 12) / 4
+    domain = np.array(["a", "b", "c"])[rng.integers(0, 3, n)]
+    return gw.Signals(
+        n,
+        grad=(noise + common).astype(np.float32),
+        num_tokens=lengths.astype(np.int32) if tokens else None,
+        domain=domain,
+        loss=rng.random(n, dtype=np.float32),
+    )
+
+
+POOL, HELD_OUT = signals(400, seed=1), signals(80, seed=2)
+
+
+def costs_of(pool: gw.Signals, validation: gw.Signals, stiff: float = 0.945) -> np.ndarray:
+    """a_i by its definition, gradients normalised for length."""
+    every = [np.asarray(each.grad, float) * lengths_of(each, np.arange(len(each)), "length")[:, None]
+             for each in (pool, validation)]  # fmt: skip
+    z = every[1]
+    values, vectors = np.linalg.eigh(z.T @ z / len(z))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    count = int(np.searchsorted(np.cumsum(values) / values.sum(), stiff)) + 1
+    return ((every[0] @ vectors[:, :count]) ** 2 * values[:count]).sum(axis=1)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@given(count=st.integers(1, 200), slack=st.floats(0, 1), seed=st.integers(0, 20))
+def test_count_and_budget_are_kept_exactly(objective: Any, count: int, slack: float, seed: int) -> None:
+    pool = signals(200, seed=seed)
+    costs = costs_of(pool, HELD_OUT)
+    least = math.fsum(np.sort(costs)[:count]) / (costs.mean() * count)
+    tau = least * (1 + 1e-6) + slack
+    found = gw.Direct(count=count, tau=tau, objective=objective, starts=3).select(pool, validation=HELD_OUT)
+    assert len(set(found.indices.tolist())) == count
+    assert costs[found.indices].sum() <= tau * costs.mean() * count * (1 + 1e-5)
+    assert found.told["budget_used"] <= 1
+    assert found.told["least_tau"] == pytest.approx(least, rel=1e-4)
+    assert found.objective is not None and found.objective <= found.told["bound"] * (1 + 1e-6) + 1e-9
+
+
+def test_curvature_is_the_linear_program_of_a_general_solver() -> None:
+    found = gw.Direct(count=40, tau=0.6).select(POOL, validation=HELD_OUT)
+    scale = [lengths_of(each, np.arange(len(each)), "length") for each in (POOL, HELD_OUT)]
+    g, z = (np.asarray(e.grad, float) * s[:, None] for e, s in zip((POOL, HELD_OUT), scale, strict=True))
+    ridge = found.told["ridge"]
+    h = z.T @ z / len(z)
+    d = np.linalg.solve(h + ridge * np.linalg.eigvalsh(h)[-1] * np.eye(len(h)), z.mean(axis=0))
+    c, a = g @ (d / np.linalg.norm(d)), costs_of(POOL, HELD_OUT)
+    best = linprog(
+        -c, A_ub=a[None], b_ub=[0.6 * a.mean() * 40], A_eq=np.ones((1, 400)), b_eq=[40], bounds=(0, 1)
+    )
+    assert found.told["bound"] == pytest.approx(-best.fun, rel=1e-5)
+    assert found.objective == pytest.approx(c[found.indices].sum(), rel=1e-5)
+    assert -best.fun - c[found.indices].sum() <= np.ptp(c) + 1e-9, "rounding costs one row's worth at most"
+
+
+@pytest.mark.parametrize("tau", [0.4, 0.8, 1.5])
+def test_paper_is_at_least_as_good_as_the_published_steps(tau: float) -> None:
+    """Among picks that keep to the budget; the published ones need not."""
+    for seed in range(3):
+        pool = signals(200, seed=10 + seed)
+        sketched = replace(pool, grad=gaussian_sketch(np.asarray(pool.grad, float), 20, seed))
+        held_out = replace(HELD_OUT, grad=gaussian_sketch(np.asarray(HELD_OUT.grad, float), 20, seed))
+        found = gw.Direct(count=20, tau=tau, objective="paper").select(sketched, validation=held_out)
+        a = costs_of(sketched, held_out)
+        g = np.asarray(sketched.grad) * lengths_of(pool, np.arange(200), "length")[:, None]
+        z = np.asarray(held_out.grad) * lengths_of(HELD_OUT, np.arange(80), "length")[:, None]
+        spectrum = Spectrum.of_rows(z)
+        stiff = spectrum.vectors[:, : spectrum.stiff(0.945)]
+        theirs = published(g - g @ stiff @ stiff.T, a, 20, tau * a.mean() * 20)
+        assert found.objective is not None
+        if theirs.picks_violation == 0:
+            assert found.objective >= theirs.objective * (1 - 1e-6)
+        assert found.told["budget_used"] <= 1
+
+
+class TestTau:
+    def test_one_that_cannot_be_kept_to_is_refused_with_the_smallest_that_can(self) -> None:
+        costs = costs_of(POOL, HELD_OUT)
+        least = np.sort(costs)[:100].sum() / (costs.mean() * 100)
+        with pytest.raises(
+            gw.RecipeError, match=r"anneal.tau is 0.01, .* give tau: ([0-9.]+) or more"
+        ) as caught:
+            gw.Direct(count=100, tau=0.01).select(POOL, validation=HELD_OUT)
+        named = float(str(caught.value).split("give tau: ")[1].split()[0])
+        assert named == pytest.approx(least, rel=0.02)
+        found = gw.Direct(count=100, tau=named).select(POOL, validation=HELD_OUT)
+        assert found.told["budget_used"] <= 1
+
+    def test_unless_given_it_is_raised_as_far_as_it_must_be(self) -> None:
+        found = gw.Direct(count=300).select(POOL, validation=HELD_OUT)
+        assert found.told["tau"] >= found.told["least_tau"] > 0.1
+        assert found.told["budget_used"] <= 1
+
+    def test_the_least_leaves_no_choice(self) -> None:
+        costs = costs_of(POOL, HELD_OUT)
+        least = gw.Direct(count=50).select(POOL, validation=HELD_OUT).told["least_tau"]
+        found = gw.Direct(count=50, tau=least).select(POOL, validation=HELD_OUT)
+        cheapest = set(np.argsort(costs)[:50].tolist())
+        assert len(cheapest & set(found.indices.tolist())) >= 49
+
+
+class TestCopies:
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    @pytest.mark.parametrize("most", [1, 3])
+    def test_no_more_than_allowed(self, objective: Any, most: int) -> None:
+        rng = np.random.default_rng(0)
+        grad = np.asarray(POOL.grad).copy()
+        best = np.asarray(HELD_OUT.grad).mean(axis=0)
+        grad[100:175] = best + 1e-5 * rng.standard_normal((75, 24))
+        planted = replace(POOL, grad=grad.astype(np.float32))
+        found = gw.Direct(count=120, tau=1.0, copies=most, objective=objective).select(
+            planted, validation=HELD_OUT
+        )
+        assert ((found.indices >= 100) & (found.indices < 175)).sum() <= most
+        assert found.told["copies_left_out"] == 75 - most
+
+    def test_the_first_ones_stay(self) -> None:
+        x = np.eye(3)[[0, 1, 0, 0, 2, 1]]
+        kept, left_out = without_copies(x, np.arange(6), 0.99, 2)
+        assert (kept.tolist(), left_out) == ([0, 1, 2, 4, 5], 1)
+
+
+class TestMistakes:
+    def test_more_than_there_are(self) -> None:
+        with pytest.raises(gw.RecipeError, match=r"anneal\.count is 401, but only 400 samples"):
+            gw.Direct(count=401).select(POOL, validation=HELD_OUT)
+
+    def test_more_than_can_be_used(self) -> None:
+        bad = np.asarray(POOL.grad).copy()
+        bad[:10], bad[10:20] = np.nan, 0
+        with pytest.raises(gw.RecipeError, match="only 380 samples can be chosen from"):
+            gw.Direct(count=390).select(replace(POOL, grad=bad), validation=HELD_OUT)
+        with pytest.raises(gw.RecipeError, match=r"only 380 of 400 can be \(0 are copies, 20 have no usable"):
+            gw.Direct(fraction=1.0).select(replace(POOL, grad=bad), validation=HELD_OUT)
+
+    def test_none(self) -> None:
+        with pytest.raises(gw.RecipeError, match=r"Direct.count: input should be greater than or equal to 1"):
+            gw.Direct(count=0)
+
+    def test_nothing_says_how_many(self) -> None:
+        with pytest.raises(gw.RecipeError, match="give fraction, count or tokens"):
+            gw.Direct().select(POOL, validation=HELD_OUT)
+
+    def test_no_validation_data(self) -> None:
+        with pytest.raises(gw.SignalError, match="direct needs the gradients of validation samples"):
+            gw.Direct(count=3).select(POOL)
+
+    @pytest.mark.parametrize("value", [0.0, np.nan])
+    def test_validation_gradients_that_say_nothing(self, value: float) -> None:
+        nothing = replace(HELD_OUT, grad=np.full((80, 24), value, dtype=np.float32))
+        with pytest.raises(gw.SignalError, match="none of the 80 validation samples has a gradient"):
+            gw.Direct(count=3).select(POOL, validation=nothing)
+
+    @pytest.mark.parametrize("value", [0.0, np.nan])
+    def test_a_pool_without_gradients(self, value: float) -> None:
+        nothing = replace(POOL, grad=np.full((400, 24), value, dtype=np.float32))
+        with pytest.raises(gw.SignalError, match="no sample with a gradient that is finite and not zero"):
+            gw.Direct(count=3).select(nothing, validation=HELD_OUT)
+
+    def test_projections_of_different_lengths(self) -> None:
+        with pytest.raises(gw.SignalError, match="24 numbers, the validation samples' 12"):
+            gw.Direct(count=3).select(POOL, validation=signals(9, k=12))
+
+    def test_tokens_for_less_than_one_sample(self) -> None:
+        long = replace(POOL, num_tokens=np.full(400, 50, dtype=np.int32))
+        with pytest.raises(gw.RecipeError, match=r"anneal\.tokens is 20, and the shortest sample has 50"):
+            gw.Direct(tokens=20).select(long, validation=HELD_OUT)
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_a_single_validation_sample_means_plain_alignment(self, objective: Any) -> None:
+        one = HELD_OUT.take(np.array([3]))
+        found = gw.Direct(count=5, tau=5.0, objective=objective).select(POOL, validation=one)
+        assert (found.told["effective_rank"], found.told["stiff_directions"]) == (1.0, 1)
+        if objective == "curvature":
+            assert found.told["ridge"] is None
+            g = np.asarray(POOL.grad) * np.sqrt(POOL.num_tokens / POOL.num_tokens.mean())[:, None]  # type: ignore
+            assert found.indices.tolist() == np.argsort(-(g @ np.asarray(one.grad)[0]))[:5].tolist()
+
+
+@given(seed=st.integers(0, 50), tokens=st.integers(60, 4000))
+def test_a_budget_in_tokens_is_kept_and_used(seed: int, tokens: int) -> None:
+    pool = signals(150, seed=seed)
+    found = gw.Direct(tokens=tokens, tau=1.0).select(pool, validation=HELD_OUT)
+    assert pool.num_tokens is not None
+    used = int(pool.num_tokens[found.indices].sum())
+    assert used <= tokens and found.told["budget_used"] <= 1
+    assert found.told["label_tokens"] == used
+    assert used >= min(tokens, int(pool.num_tokens.sum())) - 60 or found.told["budget_used"] > 0.9
+
+
+def test_samples_that_are_not_finite_are_set_aside() -> None:
+    bad = np.asarray(POOL.grad).copy()
+    best = gw.Direct(count=20, tau=2.0).select(POOL, validation=HELD_OUT).indices
+    bad[best[:5]] = np.inf
+    found = gw.Direct(count=20, tau=2.0).select(replace(POOL, grad=bad), validation=HELD_OUT)
+    assert not set(best[:5].tolist()) & set(found.indices.tolist())
+    assert found.told["set_aside"] == 5
+
+
+def test_picks_say_why_and_come_best_first() -> None:
+    found = gw.Direct(count=12, tau=1.0).select(POOL, validation=HELD_OUT)
+    assert found.scores is not None and np.all(np.diff(found.scores) <= 0)
+    assert len(found.why) == 12 and found.why[0].startswith("pick 1 by descent: ")
+    costs = costs_of(POOL, HELD_OUT)
+    np.testing.assert_allclose(found.columns["stiff_cost"], costs[found.indices] / costs.mean(), rtol=1e-4)
+    g, b = np.asarray(POOL.grad)[found.indices], np.asarray(HELD_OUT.grad)
+    b = (b * lengths_of(HELD_OUT, np.arange(80), "length")[:, None]).mean(axis=0)
+    cosines = g @ b / np.linalg.norm(g, axis=1) / np.linalg.norm(b)
+    np.testing.assert_allclose(found.columns["cosine"], cosines, rtol=1e-4)
+    assert sum(picked for picked, _ in found.told["domains"].values()) == 12
+
+
+def test_the_paper_warns_where_flat_means_unknown() -> None:
+    few = HELD_OUT.take(np.arange(4))
+    with pytest.warns(
+        UserWarning, match="say nothing of the curvature; objective: paper takes that for flat"
+    ):
+        gw.Direct(count=5, tau=5.0, objective="paper").select(POOL, validation=few)
+
+
+def test_normalising() -> None:
+    rows = np.arange(400)
+    assert POOL.num_tokens is not None
+    by_length = lengths_of(POOL, rows, "length")
+    np.testing.assert_allclose(by_length**2, POOL.num_tokens / POOL.num_tokens.mean())
+    scaled = np.asarray(POOL.grad) * lengths_of(POOL, rows, "unit")[:, None]
+    np.testing.assert_allclose(np.linalg.norm(scaled, axis=1), 1, rtol=1e-5)
+    assert np.all(lengths_of(POOL, rows, "none") == 1)
+
+
+def test_stiff_costs_are_their_definition() -> None:
+    spectrum = Spectrum.of_rows(np.asarray(HELD_OUT.grad))
+    g = np.asarray(POOL.grad, dtype=np.float64)
+    expected = ((g @ spectrum.vectors[:, :3]) ** 2 * spectrum.values[:3]).sum(axis=1)
+    np.testing.assert_allclose(stiff_costs(Rows(POOL.grad), spectrum, 3), expected, rtol=1e-4)
+
+
+class TestDescent:
+    def test_where_curvature_is_known_well_the_ridge_is_small(self) -> None:
+        """Strong curvature along one axis, a gradient along all: better to go where it is flat."""
+        rng = np.random.default_rng(0)
+        scale = np.array([30.0, *np.ones(5)])
+        z = rng.standard_normal((2000, 6)) * scale + 1.0
+        found = descent(z, Spectrum.of_rows(z))
+        assert found.ridge < 1e-2
+        assert abs(found.direction[0]) < 0.1 * found.direction[1:].mean()
+
+    def test_where_it_is_not_the_direction_is_the_mean_gradient(self) -> None:
+        rng = np.random.default_rng(1)
+        z = rng.standard_normal((12, 500)) * 0.1 + rng.standard_normal(500)
+        found = descent(z, Spectrum.of_rows(z))
+        mean = z.mean(axis=0)
+        assert found.direction @ mean / np.linalg.norm(mean) > 0.95
+
+    def test_a_scale_changes_nothing(self) -> None:
+        z = np.asarray(HELD_OUT.grad, dtype=np.float64)
+        one, other = (descent(f * z, Spectrum.of_rows(f * z)) for f in (1.0, 1e3))
+        assert one.ridge == other.ridge
+        np.testing.assert_allclose(one.direction, other.direction, atol=1e-9)
+
+
+class TestOnARealModel:
+    """stories260K on plays, with what a pool in the wild has in it."""
+
+    @pytest.fixture(scope="class")
+    def records(self, stories: Any, tokenizer: Any) -> dict[str, list[dict[str, list[int]]]]:
+        lines = (stories.parent / "plays_train.jsonl").read_text().splitlines()
+        import json
+
+        ids = [tokenizer(json.loads(line)["text"])["input_ids"][:64] for line in lines[:180]]
+        rng = np.random.default_rng(0)
+        noise = rng.integers(3, len(tokenizer), (30, 40)).tolist()
+        short = [row[:3] for row in ids[:30]]
+        made = {"pool": [*ids[40:], *([ids[40]] * 75), *noise, *short], "validation": ids[:40]}
+        return {name: [{"input_ids": row, "labels": row} for row in rows] for name, rows in made.items()}
+
+    def collected(self, story_model: Any, records: Any, **how: Any) -> list[gw.Signals]:
+        return [
+            gw.collect(story_model(), records[part], want=("grad",), progress=False, **how)
+            for part in ("pool", "validation")
+        ]
+
+    def test_of_a_planted_pool_one_copy_and_little_junk(self, story_model: Any, records: Any) -> None:
+        """140 different speeches, 75 copies of the first, 30 of noise, 30 of two tokens; 70 are picked."""
+        pool, validation = self.collected(story_model, records, grad_dim=512)
+        found = gw.Direct(count=70).select(pool, validation=validation).indices
+        copies = (found == 0) | ((found >= 140) & (found < 215))
+        assert copies.sum() <= 1
+        assert (found >= 215).mean() < 60 / 275, "less than its share of the pool"
+
+    def test_sketches_of_two_seeds_find_what_whole_gradients_do(self, story_model: Any, records: Any) -> None:
+        whole = self.collected(story_model, records, grad_dim=None)
+        best = gw.Direct(count=40, tau=1.0).select(whole[0], validation=whole[1])
+        z = np.asarray(whole[1].grad, dtype=np.float64)
+        z *= lengths_of(whole[1], np.arange(len(z)), "length")[:, None]
+        way = descent(z, Spectrum.of_rows(z)).direction
+        scores = (np.asarray(whole[0].grad) @ way) * lengths_of(whole[0], np.arange(len(whole[0])), "length")
+        picks = []
+        for seed in (0, 1):
+            pool, validation = self.collected(story_model, records, grad_dim=1024, seed=seed)
+            picks.append(gw.Direct(count=40, tau=1.0).select(pool, validation=validation).indices)
+            assert scores[picks[-1]].sum() >= 0.97 * scores[best.indices].sum()
+        same = len(set(picks[0].tolist()) & set(picks[1].tolist()))
+        assert same / (80 - same) > 0.5, "Jaccard"

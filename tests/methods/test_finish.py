@@ -1,0 +1,99 @@
+"""The simple ways to finish a run, each against its definition."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradwise as gw
+from gradwise.methods.baselines import CosineTop, FullFinish, Herding, LossFinish, RandomFinish
+from gradwise.numerics import herd_towards
+
+RNG = np.random.default_rng(0)
+POOL = gw.Signals(
+    60,
+    grad=RNG.standard_normal((60, 8)).astype(np.float32),
+    loss=RNG.random(60, dtype=np.float32),
+    num_tokens=RNG.integers(1, 20, 60).astype(np.int32),
+    domain=np.array(["a", "b"])[RNG.integers(0, 2, 60)],
+    weight=RNG.random(60),
+)
+HELD_OUT = gw.Signals(20, grad=RNG.standard_normal((20, 8)).astype(np.float32) + 0.5)
+METHODS = (CosineTop, Herding, LossFinish, RandomFinish)
+
+
+def units(signals: gw.Signals) -> np.ndarray:
+    grad = np.asarray(signals.grad)
+    return grad / np.linalg.norm(grad, axis=1, keepdims=True)
+
+
+def test_cosine_is_with_the_mean_gradient() -> None:
+    mean = np.asarray(HELD_OUT.grad).mean(axis=0)
+    cosines = units(POOL) @ (mean / np.linalg.norm(mean))
+    found = CosineTop(count=7).select(POOL, validation=HELD_OUT)
+    assert found.indices.tolist() == np.argsort(-cosines)[:7].tolist()
+    np.testing.assert_allclose(found.scores, np.sort(cosines)[::-1][:7], rtol=1e-5)  # type: ignore[arg-type]
+
+
+def test_herding_is_towards_the_mean_of_unit_gradients() -> None:
+    found = Herding(count=9).select(POOL, validation=HELD_OUT)
+    expected = herd_towards(units(POOL), units(HELD_OUT).mean(axis=0), 9)
+    assert found.indices.tolist() == expected.tolist()
+
+
+def test_loss_is_highest_first() -> None:
+    assert POOL.loss is not None
+    assert LossFinish(count=5).select(POOL).indices.tolist() == np.argsort(-POOL.loss)[:5].tolist()
+
+
+def test_random_depends_on_the_seed_alone() -> None:
+    one, same, other = (RandomFinish(count=20).select(POOL, seed=seed).indices for seed in (1, 1, 2))
+    assert one.tolist() == same.tolist() != other.tolist()
+    assert len(set(one.tolist())) == 20
+
+
+def test_full_is_everything() -> None:
+    found = FullFinish().select(POOL, room=3)
+    assert found.indices.tolist() == list(range(60))
+    assert found.weights is not None and found.weights.tolist() == POOL.weight.tolist()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestAll:
+    def test_tell_the_mix_of_domains_and_keep_weights(self, method: Any) -> None:
+        found = method(count=10).select(POOL, validation=HELD_OUT)
+        assert sum(picked for picked, _ in found.told["domains"].values()) == 10
+        assert found.weights.tolist() == POOL.weight[found.indices].tolist()  # type: ignore[index]
+        assert found.told["label_tokens"] == POOL.num_tokens[found.indices].sum()  # type: ignore[index]
+
+    def test_size_by_share_by_room_and_by_tokens(self, method: Any) -> None:
+        assert len(method(fraction=0.25).select(POOL, validation=HELD_OUT).indices) == 15
+        assert len(method().select(POOL, validation=HELD_OUT, room=12).indices) == 12
+        assert len(method().select(POOL, validation=HELD_OUT, room=1000).indices) == 60
+        ranked = method(fraction=1.0).select(POOL, validation=HELD_OUT).indices
+        within = method(tokens=100).select(POOL, validation=HELD_OUT).indices
+        assert within.tolist() == ranked[: len(within)].tolist()
+        tokens = np.cumsum(POOL.num_tokens[ranked])  # type: ignore[index]
+        assert tokens[len(within) - 1] <= 100 < tokens[len(within)]
+
+    def test_never_pick_what_is_not_finite(self, method: Any) -> None:
+        if method is RandomFinish:
+            pytest.skip("looks at nothing; the planner leaves such samples out")
+        grad, loss = np.asarray(POOL.grad).copy(), np.asarray(POOL.loss).copy()
+        grad[:30], loss[:30] = np.nan, np.nan
+        found = method(count=30).select(replace(POOL, grad=grad, loss=loss), validation=HELD_OUT)
+        assert sorted(found.indices.tolist()) == list(range(30, 60))
+        with pytest.raises(gw.RecipeError, match="30 samples can be chosen from, which does not make 31"):
+            method(count=31).select(replace(POOL, grad=grad, loss=loss), validation=HELD_OUT)
+
+    def test_need_a_size(self, method: Any) -> None:
+        with pytest.raises(gw.RecipeError, match="give fraction, count or tokens"):
+            method().select(POOL, validation=HELD_OUT)
+
+    def test_need_validation_gradients_where_they_go_by_them(self, method: Any) -> None:
+        if not method.validation_needs:
+            pytest.skip("does not look at them")
+        for nothing in (None, replace(HELD_OUT, grad=np.zeros((20, 8), np.float32))):
+            with pytest.raises(gw.SignalError, match="gradient"):
+                method(count=3).select(POOL, validation=nothing)

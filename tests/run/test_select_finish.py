@@ -1,0 +1,106 @@
+"""`select_finish`: what a run's last phase would train on, were its model the recipe's."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+import gradwise as gw
+from gradwise import Data, Model, Recipe, Train, baselines
+from gradwise.methods.direct import Direct
+from gradwise.run import train
+from gradwise.run.select import select_finish
+from gradwise.training import Plan
+
+PHASES = [
+    Direct(count=6, last=0.5),
+    Direct(fraction=0.4, objective="paper", last=0.5, candidates=15),
+    baselines.CosineTop(count=6, last=0.5),
+    baselines.Herding(count=6, last=0.5),
+    baselines.LossFinish(count=6, last=0.5),
+    baselines.RandomFinish(count=6, last=0.5),
+]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, stories: Path) -> Recipe:
+    """Twenty records, eight to validate on; at this learning rate the first half of a run changes nothing."""
+    lines = (stories.parent / "plays_train.jsonl").read_text().splitlines()[:28]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines[:20]) + "\n")
+    (tmp_path / "valid.jsonl").write_text("\n".join(lines[20:]) + "\n")
+    return Recipe(
+        model=Model(name=str(stories)),
+        data=Data(
+            train=str(tmp_path / "train.jsonl"), validation=str(tmp_path / "valid.jsonl"), max_length=400
+        ),  # type: ignore[arg-type]
+        train=Train(
+            batch_size=2,
+            learning_rate=1e-30,
+            schedule="wsd",
+            arguments={"eval_strategy": "no", "eval_on_start": False},
+        ),
+        order=baselines.GivenOrder(),
+    )
+
+
+def selected(recipe: Recipe, out: Path, **options: Any) -> Any:
+    return select_finish(recipe, out, tell=lambda _: None, progress=False, **options)
+
+
+@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: f"{phase.method}-{phase.candidates}")
+def test_is_what_a_run_finishes_on(recipe: Recipe, phase: Any, tmp_path: Path) -> None:
+    chosen = replace(recipe, anneal=phase)
+    picked = selected(chosen, tmp_path / "picks")
+    train(chosen, tmp_path / "run", tell=lambda _: None, progress=False)
+    plan = Plan.load(tmp_path / "run" / "plan" / "plan.safetensors")
+    assert plan.indices[10:16].tolist() == picked.indices.tolist()
+    table = pyarrow.parquet.read_table(tmp_path / "picks" / "picks.parquet").to_pylist()
+    assert [row["index"] for row in table] == picked.indices.tolist()
+    summary = json.loads((tmp_path / "picks" / "selection.json").read_text())
+    assert summary["anneal"]["method"] == phase.method and summary["picked"] == 6
+    records = (tmp_path / "picks" / "records.jsonl").read_text().splitlines()
+    assert len(records) == 6
+
+
+def test_validation_samples_are_spread_over_the_file(recipe: Recipe, tmp_path: Path) -> None:
+    picked = selected(replace(recipe, anneal=Direct(count=3, validation_samples=4)), tmp_path / "out")
+    assert picked.told["validation_samples"] == 4
+    kept, every = (
+        np.asarray(gw.Signals.open(tmp_path / name / "validation").grad)
+        for name in ("out", "all")
+        if name == "out" or selected(replace(recipe, anneal=Direct(count=3)), tmp_path / "all")
+    )
+    np.testing.assert_allclose(kept, every[[0, 2, 4, 7]], rtol=1e-4, atol=1e-5)
+
+
+def test_overlap_is_told(recipe: Recipe, tmp_path: Path) -> None:
+    assert recipe.data is not None
+    same = replace(recipe, data=replace(recipe.data, validation=recipe.data.train), anneal=Direct(count=3))
+    told: list[str] = []
+    select_finish(same, tmp_path / "out", tell=told.append, progress=False)
+    assert any("20 of 20 validation samples also stand in the training data" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("phase", "sentence"),
+    [
+        (None, "no `anneal`"),
+        (Direct(count=3, pool="selection"), "give pool: all"),
+        (Direct(count=3, precondition=True), "needs the optimizer of a run"),
+        (Direct(), "give fraction, count or tokens"),
+    ],
+)
+def test_what_only_a_run_can_do_is_refused(recipe: Recipe, tmp_path: Path, phase: Any, sentence: str) -> None:
+    with pytest.raises(gw.RecipeError, match=sentence):
+        selected(replace(recipe, anneal=phase), tmp_path / "out")
+
+
+def test_without_validation_data(recipe: Recipe, tmp_path: Path) -> None:
+    assert recipe.data is not None
+    bare = replace(recipe, data=replace(recipe.data, validation=None), anneal=Direct(count=3))
+    with pytest.raises(gw.RecipeError, match=r"there are none; give data\.validation"):
+        selected(bare, tmp_path / "out")
