@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 
 import gradwise as gw
 from gradwise.methods.direct.descent import descent
-from gradwise.methods.direct.problem import lengths_of, stiff_costs, without_copies
+from gradwise.methods.direct.problem import clipped, lengths_of, stiff_costs, without_copies
 from gradwise.numerics import Rows, Spectrum
 from tests.methods.direct_oracle import gaussian_sketch, published
 
@@ -38,15 +38,23 @@ def signals(n: int, k: int = 24, seed: int = 0, tokens: bool = True) -> gw.Signa
 POOL, HELD_OUT = signals(400, seed=1), signals(80, seed=2)
 
 
+def prepared(pool: gw.Signals, validation: gw.Signals) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of both, normalised for length, those of the pool clipped."""
+    g, z = (
+        np.asarray(each.grad, float) * lengths_of(each, np.arange(len(each)), "length")[:, None]
+        for each in (pool, validation)
+    )
+    longest = np.quantile(np.linalg.norm(z, axis=1), 0.95)
+    return g * np.minimum(1, longest / np.linalg.norm(g, axis=1))[:, None], z
+
+
 def costs_of(pool: gw.Signals, validation: gw.Signals, stiff: float = 0.945) -> np.ndarray:
-    """a_i by its definition, gradients normalised for length."""
-    every = [np.asarray(each.grad, float) * lengths_of(each, np.arange(len(each)), "length")[:, None]
-             for each in (pool, validation)]  # fmt: skip
-    z = every[1]
+    """a_i by its definition."""
+    g, z = prepared(pool, validation)
     values, vectors = np.linalg.eigh(z.T @ z / len(z))
     values, vectors = values[::-1], vectors[:, ::-1]
     count = int(np.searchsorted(np.cumsum(values) / values.sum(), stiff)) + 1
-    return ((every[0] @ vectors[:, :count]) ** 2 * values[:count]).sum(axis=1)
+    return ((g @ vectors[:, :count]) ** 2 * values[:count]).sum(axis=1)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -66,8 +74,7 @@ def test_count_and_budget_are_kept_exactly(objective: Any, count: int, slack: fl
 
 def test_curvature_is_the_linear_program_of_a_general_solver() -> None:
     found = gw.Direct(count=40, tau=0.6).select(POOL, validation=HELD_OUT)
-    scale = [lengths_of(each, np.arange(len(each)), "length") for each in (POOL, HELD_OUT)]
-    g, z = (np.asarray(e.grad, float) * s[:, None] for e, s in zip((POOL, HELD_OUT), scale, strict=True))
+    g, z = prepared(POOL, HELD_OUT)
     ridge = found.told["ridge"]
     h = z.T @ z / len(z)
     d = np.linalg.solve(h + ridge * np.linalg.eigvalsh(h)[-1] * np.eye(len(h)), z.mean(axis=0))
@@ -89,8 +96,7 @@ def test_paper_is_at_least_as_good_as_the_published_steps(tau: float) -> None:
         held_out = replace(HELD_OUT, grad=gaussian_sketch(np.asarray(HELD_OUT.grad, float), 20, seed))
         found = gw.Direct(count=20, tau=tau, objective="paper").select(sketched, validation=held_out)
         a = costs_of(sketched, held_out)
-        g = np.asarray(sketched.grad) * lengths_of(pool, np.arange(200), "length")[:, None]
-        z = np.asarray(held_out.grad) * lengths_of(HELD_OUT, np.arange(80), "length")[:, None]
+        g, z = prepared(sketched, held_out)
         spectrum = Spectrum.of_rows(z)
         stiff = spectrum.vectors[:, : spectrum.stiff(0.945)]
         theirs = published(g - g @ stiff @ stiff.T, a, 20, tau * a.mean() * 20)
@@ -200,7 +206,7 @@ class TestMistakes:
         assert (found.told["effective_rank"], found.told["stiff_directions"]) == (1.0, 1)
         if objective == "curvature":
             assert found.told["ridge"] is None
-            g = np.asarray(POOL.grad) * np.sqrt(POOL.num_tokens / POOL.num_tokens.mean())[:, None]  # type: ignore
+            g = prepared(POOL, one)[0]
             assert found.indices.tolist() == np.argsort(-(g @ np.asarray(one.grad)[0]))[:5].tolist()
 
 
@@ -255,6 +261,16 @@ def test_normalising() -> None:
     assert np.all(lengths_of(POOL, rows, "none") == 1)
 
 
+def test_clipping_leaves_directions_and_most_lengths() -> None:
+    rows = np.arange(400)
+    z = np.asarray(HELD_OUT.grad, dtype=np.float64)
+    before, after = np.ones(400), clipped(POOL, rows, np.ones(400), z)
+    lengths = np.linalg.norm(np.asarray(POOL.grad), axis=1)
+    longest = np.quantile(np.linalg.norm(z, axis=1), 0.95)
+    np.testing.assert_allclose(after * lengths, np.minimum(before * lengths, longest), rtol=1e-5)
+    assert 0.85 < (after == 1).mean() < 1
+
+
 def test_stiff_costs_are_their_definition() -> None:
     spectrum = Spectrum.of_rows(np.asarray(HELD_OUT.grad))
     g = np.asarray(POOL.grad, dtype=np.float64)
@@ -297,7 +313,7 @@ class TestOnARealModel:
         ids = [tokenizer(json.loads(line)["text"])["input_ids"][:64] for line in lines[:180]]
         rng = np.random.default_rng(0)
         noise = rng.integers(3, len(tokenizer), (30, 40)).tolist()
-        short = [row[:3] for row in ids[:30]]
+        short = [row[at : at + 3] for row, at in zip(ids[60:90], rng.integers(4, 40, 30), strict=True)]
         made = {"pool": [*ids[40:], *([ids[40]] * 75), *noise, *short], "validation": ids[:40]}
         return {name: [{"input_ids": row, "labels": row} for row in rows] for name, rows in made.items()}
 
@@ -308,9 +324,9 @@ class TestOnARealModel:
         ]
 
     def test_of_a_planted_pool_one_copy_and_little_junk(self, story_model: Any, records: Any) -> None:
-        """140 different speeches, 75 copies of the first, 30 of noise, 30 of two tokens; 70 are picked."""
+        """140 different speeches, 75 copies of the first, 30 of noise, 30 of two tokens; 40 are picked."""
         pool, validation = self.collected(story_model, records, grad_dim=512)
-        found = gw.Direct(count=70).select(pool, validation=validation).indices
+        found = gw.Direct(count=40).select(pool, validation=validation).indices
         copies = (found == 0) | ((found >= 140) & (found < 215))
         assert copies.sum() <= 1
         assert (found >= 215).mean() < 60 / 275, "less than its share of the pool"

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 import gradwise as gw
-from gradwise import Data, Model, Recipe, Train, baselines
+from gradwise import Data, Model, Recipe, Source, Train, baselines
 from gradwise.methods.direct import Direct
 from gradwise.run import train
 from gradwise.run.select import select_finish
@@ -35,8 +35,10 @@ def recipe(tmp_path: Path, stories: Path) -> Recipe:
     return Recipe(
         model=Model(name=str(stories)),
         data=Data(
-            train=str(tmp_path / "train.jsonl"), validation=str(tmp_path / "valid.jsonl"), max_length=400
-        ),  # type: ignore[arg-type]
+            train=Source(path=str(tmp_path / "train.jsonl")),
+            validation=Source(path=str(tmp_path / "valid.jsonl")),
+            max_length=400,
+        ),
         train=Train(
             batch_size=2,
             learning_rate=1e-30,

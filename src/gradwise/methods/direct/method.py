@@ -24,6 +24,7 @@ from gradwise.methods.direct.descent import descent
 from gradwise.methods.direct.problem import (
     Normalise,
     Problem,
+    clipped,
     kept_to,
     lengths_of,
     stiff_costs,
@@ -73,6 +74,9 @@ class Direct(Phase):
 
     normalise: Normalise = "length"
     """How gradients are made comparable: `length` (times the root of the label tokens), `unit`, or `none`."""
+
+    clip: bool = True
+    """Cut gradients that are longer than those of 95 % of the validation samples to that length."""
 
     precondition: bool = False
     """In a run: divide gradients by the root of Adam's second moments, as its updates are."""
@@ -136,7 +140,8 @@ class Direct(Phase):
             )
         set_aside = len(signals) - len(rows)
         rows, copies = without_copies(grad, rows, self.alike, self.copies)
-        gradients = Rows(grad, rows, lengths_of(signals, rows, self.normalise))
+        scale = lengths_of(signals, rows, self.normalise)
+        gradients = Rows(grad, rows, clipped(signals, rows, scale, z) if self.clip else scale)
         spectrum = Spectrum.of_rows(z) if curvature is None else curvature
         stiff = spectrum.stiff(self.stiff)
         sizes, count = None, 0.0

@@ -15,6 +15,9 @@ from gradwise.signals import Signals
 
 Normalise = Literal["length", "unit", "none"]
 
+USUAL_LENGTH = 0.95
+"""Quantile of the validation gradients' lengths beyond which the pool's are cut to it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -85,6 +88,17 @@ def lengths_of(signals: Signals, rows: NDArray[np.int64], how: Normalise) -> NDA
     if how == "unit":
         return 1 / np.sqrt(Rows(signals.grad, rows).squares())
     return np.ones(len(rows))
+
+
+def clipped(signals: Signals, rows: NDArray[np.int64], scale: NDArray[np.float64], z: NDArray[Any]) -> Any:
+    """(n,) the factors that leave no gradient longer than nearly all of the validation samples' are.
+
+    Random tokens have long gradients, which point a little everywhere: of plays to a model of stories, twice
+    as long as the plays' own, and then as well aligned with what is to be learned.
+    """
+    longest = float(np.quantile(np.linalg.norm(z, axis=1), USUAL_LENGTH))
+    lengths = np.sqrt(Rows(signals.grad, rows).squares()) * scale
+    return scale * np.minimum(1.0, longest / lengths)
 
 
 def target_gradients(validation: Signals | None, how: Normalise) -> NDArray[np.float64]:
