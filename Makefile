@@ -37,6 +37,7 @@ bench: .venv/.dev .venv/.demo
 	for task in importance dirty_10 clean_10 dirty_05 dirty_30 llama smollm2; do \
 		$(BIN)/python benchmarks/compare.py --task grace_$$task || exit 1; \
 	done
+	$(BIN)/python benchmarks/direct.py
 	$(BIN)/python benchmarks/results.py
 
 clean:

@@ -107,16 +107,21 @@ def _complete(path: Path) -> bool:
     return True
 
 
-def _write(folder: Path) -> None:
+def clean_records() -> tuple[list[grace_pools.Record], list[grace_pools.Record]]:
+    """What the clean pool is drawn from, and what is held out."""
     dealt = {name: deal(instructions(name), parts) for name, parts in INSTRUCTIONS.items()}
     check = [grace_pools.told(r, name) for name, d in dealt.items() for r in d["check"]]
-    grace_pools.write(folder / "check.jsonl", check)
     stock = [
         grace_pools.told(r, name)
         for name, count in STOCK.items()
         for r in grace_pools.free_records(name, INSTRUCTIONS[name], count)
     ]
-    stock = grace_pools.shuffled(stock)
+    return grace_pools.shuffled(stock), check
+
+
+def _write(folder: Path) -> None:
+    stock, check = clean_records()
+    grace_pools.write(folder / "check.jsonl", check)
     grace_pools.write(folder / "stock.jsonl", [*stock, *_junk(stock)])
 
 
