@@ -24,8 +24,8 @@ def _solver(content: dict[str, Any]) -> list[str]:
 
 def _linear(content: dict[str, Any]) -> list[str]:
     told = (
-        "**The linear program** (`budgeted_top`): a tenth of N rows, the budget three tenths of their average "
-        "cost, against HiGHS where that is done in time. One core, the median of three."
+        "**The linear program** (`budgeted_top`): a tenth of N rows, the budget three tenths of their "
+        "average cost, against HiGHS where that is done in time. One core, the median of three."
     )
     rows = []
     for key, entry in of_kind(content, "linear").items():
@@ -40,8 +40,8 @@ def _movement(content: dict[str, Any]) -> list[str]:
     told = (
         "**The paper's problem** (`longest_sum`, eight beginnings) beside the published steps (projected "
         "gradients with Dykstra's projections, from one beginning, then the K largest weights), on the same "
-        "256 flat directions, K = N / 10, tau 0.6. Measured elsewhere for the authors' own code at N = 2,000, "
-        "10,000 and 50,000: 3.0, 7.0 and 50 s, picks 8, 6 and 2 % over budget."
+        "256 flat directions, K = N / 10, tau 0.6. Measured elsewhere for the authors' own code at N = "
+        "2,000, 10,000 and 50,000: 3.0, 7.0 and 50 s, picks 8, 6 and 2 % over budget."
     )
     rows = []
     for key, entry in of_kind(content, "movement").items():
@@ -68,9 +68,9 @@ def _movement(content: dict[str, Any]) -> list[str]:
 def _gpt2(content: dict[str, Any]) -> list[str]:
     entry = content["entries"]["gpt2/whole"]
     told = (
-        f"**A whole selection** on a GPT-2 of {entry['parameters'] / 1e6:.2f} M parameters, 200 samples and 32 "
-        "to validate on, projections of 512 numbers, gradients measured and samples chosen. The authors' code "
-        "took 85 s there, 77 of them in the sketch (measured elsewhere)."
+        f"**A whole selection** on a GPT-2 of {entry['parameters'] / 1e6:.2f} M parameters, 200 samples and "
+        "32 to validate on, projections of 512 numbers, gradients measured and samples chosen. The authors' "
+        "code took 85 s there, 77 of them in the sketch (measured elsewhere)."
     )
     rows = [
         [objective, number(entry[objective]["measuring"], 2), number(entry[objective]["choosing"], 3)]
@@ -81,9 +81,9 @@ def _gpt2(content: dict[str, Any]) -> list[str]:
 
 def _million(content: dict[str, Any]) -> list[str]:
     told = (
-        "**A million** stored gradients of 1,024 numbers in half precision, 2 % of them copies, 100,000 to be "
-        "picked, tau 0.5, 256 validation samples, one core; seconds from the store to the picks with their "
-        "reasons, peak memory of the process, the file's pages among it."
+        "**A million** stored gradients of 1,024 numbers in half precision, 2 % of them copies, 100,000 to "
+        "be picked, tau 0.5, 256 validation samples, one core; seconds from the store to the picks with "
+        "their reasons, peak memory of the process, the file's pages among it."
     )
     rows = [
         [
@@ -124,8 +124,8 @@ def _decay(content: dict[str, Any]) -> list[str]:
     if planted:
         pool += ", of which 75 are copies of one, 120 random tokens and 120 of one or two words"
     told = (
-        f"**The decay phase** of the small Llama from the end of its stable phase: {settings['steps']} steps of "
-        f"two packed rows of 512 tokens on {settings['fraction']:.0%} of {pool}; every token learned. 120 "
+        f"**The decay phase** of the small Llama from the end of its stable phase: {settings['steps']} steps "
+        f"of two packed rows of 512 tokens on {settings['fraction']:.0%} of {pool}; every token learned. 120 "
         "records to validate on, held-out loss on 180 others, nats per token. `full` and `longer` take all "
         "records, `longer` for as many steps more as measuring the pool's gradients cost."
     )

@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gradwise import Plan, Recipe, __version__
+from gradwise import Direct, Plan, Recipe, __version__
 from gradwise.run import RunDirectory
 from tests.cli.small_project import Project, Server, Start
 
@@ -201,6 +201,31 @@ class TestTrain:
         assert "--plot draws how grace's coreset develops and what direct chooses by" in command.stderr
         assert "select is full, anneal None" in command.stderr
         assert not (project.folder / "run").exists()
+
+    def test_a_last_phase_and_what_it_was_chosen_by(self, gradwise: Start, project: Project):
+        project.recipe["train"]["schedule"] = "wsd"
+        project.recipe["anneal"] = {"method": "direct", "last": 0.34, "count": 5}
+        command = gradwise("train", project.path, "--out", "run", "--plot")
+        assert command.code == 0, command.stderr
+        drawn = project.folder / command.stdout.splitlines()[-1].removeprefix("Drawn: ")
+        assert drawn.name == "spectrum-4.png" and drawn.read_bytes().startswith(b"\x89PNG")
+        (told,) = [e for e in RunDirectory(project.folder / "run").events() if e["event"] == "anneal"]
+        assert (told["step"], told["selected"], told["room"]) == (4, 5, 16)
+        written = Recipe.load(project.folder / "run" / "recipe.yaml")
+        assert isinstance(written.anneal, Direct) and written.anneal.last == 0.34
+
+    def test_the_last_phase_alone(self, gradwise: Start, project: Project):
+        project.recipe["train"]["schedule"] = "wsd"
+        project.recipe["anneal"] = {"method": "direct", "count": 5}
+        command = gradwise("select", project.path, "--anneal", "--out", "finish", "--plot")
+        assert command.code == 0, command.stderr
+        assert "5 samples picked by direct: finish" in command.stdout
+        assert (project.folder / "finish" / "spectrum.png").read_bytes().startswith(b"\x89PNG")
+        assert len((project.folder / "finish" / "records.jsonl").read_text().splitlines()) == 5
+        project.recipe["anneal"] = {"method": "random", "count": 5}
+        command = gradwise("select", project.path, "--anneal", "--out", "random", "--plot")
+        assert command.code == 2
+        assert "--plot draws the spectrum that direct selects by" in command.stderr
 
     def test_packing(self, gradwise: Start, project: Project):
         project.recipe["data"] |= {"packing": True, "max_length": 256}

@@ -334,6 +334,7 @@ class TestOnARealModel:
     def test_sketches_of_two_seeds_find_what_whole_gradients_do(self, story_model: Any, records: Any) -> None:
         whole = self.collected(story_model, records, grad_dim=None)
         best = gw.Direct(count=40, tau=1.0).select(whole[0], validation=whole[1])
+        assert whole[0].ok is not None
         usable = np.flatnonzero(whole[0].ok)
         g, z = prepared(whole[0].take(usable), whole[1])
         scores = np.full(len(whole[0]), np.nan)

@@ -129,7 +129,8 @@ class Finish:
         if self.phase.validation_needs:
             held_out = len(self.trainer.eval_dataset)
             looked += min(held_out, self.phase.validation_samples or held_out)
-        return self.phase.times * (small + looked * each)
+        begin = max(0.0, small - len(few) * each)
+        return self.phase.times * (begin + looked * each)
 
     def decide(
         self, plan: Plan, served: int, step: int, record: Record, selected: Callable[[], NDArray[np.int64]]

@@ -1,0 +1,59 @@
+"""What is known of an arm before it runs: a last phase is decided later, and charged for all the same."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gradwise import Data, Model, Recipe, Source, Train
+from gradwise.comparison.workbench import Workbench, calibrate
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, stories: Path) -> Recipe:
+    lines = (stories.parent / "plays_train.jsonl").read_text().splitlines()[:28]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines[:20]) + "\n")
+    (tmp_path / "valid.jsonl").write_text("\n".join(lines[20:]) + "\n")
+    return Recipe(
+        model=Model(name=str(stories)),
+        data=Data(
+            train=Source(path=str(tmp_path / "train.jsonl")),
+            validation=Source(path=str(tmp_path / "valid.jsonl")),
+            max_length=100,
+            allow={"cut": 1.0},  # type: ignore[arg-type]
+        ),
+        train=Train(batch_size=2, learning_rate=1e-3, schedule="wsd"),
+    )
+
+
+def test_what_the_last_phase_will_take_is_charged(recipe: Recipe, tmp_path: Path) -> None:
+    own = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "direct"}})
+    planned = Workbench(own, tmp_path / "shared").planned(tmp_path / "folder")
+    assert planned.session.planner.ahead() > 0
+    unmeasured = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "random"}})
+    planned = Workbench(unmeasured, tmp_path / "shared").planned(tmp_path / "folder")
+    assert planned.session.planner.ahead() == 0
+    found = calibrate(own, 0.1, tmp_path / "folder", tmp_path / "shared")
+    assert found.speed.deciding > 0 and found.steps == 10
+
+
+def test_rounds_multiply_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradwise.planning import finish
+
+    seconds = iter([0.0, 1.0, 10.0, 15.0, 20.0, 41.0] * 2)
+    expected = []
+    for times in (1, 3):
+        own = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "direct", "times": times}})
+        planned = Workbench(own, tmp_path / "shared").planned(tmp_path / "folder")
+        with monkeypatch.context() as patched:
+            patched.setattr(finish, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+            expected.append(planned.session.planner.ahead())
+    # Four samples took 5 s and twenty 21 s: a second each, and one before the first; 28 are measured.
+    assert expected == [pytest.approx(29.0), pytest.approx(3 * 29.0)]
+
+
+def test_steps_are_timed_without_it(recipe: Recipe, tmp_path: Path) -> None:
+    own = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "direct"}})
+    bench = Workbench(own, tmp_path / "shared")
+    decided = bench.planned(tmp_path / "folder")
+    assert bench.timed(decided, 3, tmp_path / "folder").step > 0
