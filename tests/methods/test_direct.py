@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 
 import gradwise as gw
 from gradwise.methods.direct.descent import descent
-from gradwise.methods.direct.problem import clipped, lengths_of, stiff_costs, without_copies
+from gradwise.methods.direct.problem import clipped, lengths_of, mean_tokens, stiff_costs, without_copies
 from gradwise.numerics import Rows, Spectrum
 from tests.methods.direct_oracle import gaussian_sketch, published
 
@@ -40,8 +40,9 @@ POOL, HELD_OUT = signals(400, seed=1), signals(80, seed=2)
 
 def prepared(pool: gw.Signals, validation: gw.Signals) -> tuple[np.ndarray, np.ndarray]:
     """Gradients of both, normalised for length, those of the pool clipped."""
+    usual = mean_tokens(validation, "length")
     g, z = (
-        np.asarray(each.grad, float) * lengths_of(each, np.arange(len(each)), "length")[:, None]
+        np.asarray(each.grad, float) * lengths_of(each, np.arange(len(each)), "length", usual)[:, None]
         for each in (pool, validation)
     )
     longest = np.quantile(np.linalg.norm(z, axis=1), 0.95)
@@ -194,6 +195,14 @@ class TestMistakes:
         with pytest.raises(gw.SignalError, match="24 numbers, the validation samples' 12"):
             gw.Direct(count=3).select(POOL, validation=signals(9, k=12))
 
+    def test_a_curvature_of_other_dimensions(self) -> None:
+        with pytest.raises(gw.SignalError, match="has 5 dimensions, the gradients 24"):
+            gw.Direct(count=3).select(POOL, validation=HELD_OUT, curvature=Spectrum.of_rows(np.eye(5)))
+
+    def test_nothing_left_to_be_flat(self) -> None:
+        with pytest.raises(gw.SignalError, match="none is left to be flat"):
+            gw.Direct(count=3, tau=9.0, stiff=1.0, objective="paper").select(POOL, validation=HELD_OUT)
+
     def test_tokens_for_less_than_one_sample(self) -> None:
         long = replace(POOL, num_tokens=np.full(400, 50, dtype=np.int32))
         with pytest.raises(gw.RecipeError, match=r"anneal\.tokens is 20, and the shortest sample has 50"):
@@ -208,6 +217,22 @@ class TestMistakes:
             assert found.told["ridge"] is None
             g = prepared(POOL, one)[0]
             assert found.indices.tolist() == np.argsort(-(g @ np.asarray(one.grad)[0]))[:5].tolist()
+
+
+def test_another_curvature_is_named() -> None:
+    z = prepared(POOL, HELD_OUT)[1]
+    own = gw.Direct(count=9).select(POOL, validation=HELD_OUT)
+    same = gw.Direct(count=9).select(POOL, validation=HELD_OUT, curvature=Spectrum.of_rows(z))
+    assert own.indices.tolist() == same.indices.tolist()
+    assert (own.told["curvature"], same.told["curvature"]) == ("gradients of samples", "given")
+
+
+@given(seed=st.integers(0, 200), part=st.floats(0.05, 0.95))
+def test_a_raised_tau_never_fails_with_tokens(seed: int, part: float) -> None:
+    pool = signals(60, seed=seed)
+    assert pool.num_tokens is not None
+    found = gw.Direct(tokens=max(60, int(part * pool.num_tokens.sum()))).select(pool, validation=HELD_OUT)
+    assert found.told["budget_used"] <= 1 + 1e-9
 
 
 @given(seed=st.integers(0, 50), tokens=st.integers(60, 4000))
@@ -236,8 +261,8 @@ def test_picks_say_why_and_come_best_first() -> None:
     assert len(found.why) == 12 and found.why[0].startswith("pick 1 by descent: ")
     costs = costs_of(POOL, HELD_OUT)
     np.testing.assert_allclose(found.columns["stiff_cost"], costs[found.indices] / costs.mean(), rtol=1e-4)
-    g, b = np.asarray(POOL.grad)[found.indices], np.asarray(HELD_OUT.grad)
-    b = (b * lengths_of(HELD_OUT, np.arange(80), "length")[:, None]).mean(axis=0)
+    g = np.asarray(POOL.grad)[found.indices]
+    b = prepared(POOL, HELD_OUT)[1].mean(axis=0)
     cosines = g @ b / np.linalg.norm(g, axis=1) / np.linalg.norm(b)
     np.testing.assert_allclose(found.columns["cosine"], cosines, rtol=1e-4)
     assert sum(picked for picked, _ in found.told["domains"].values()) == 12
@@ -253,12 +278,21 @@ def test_the_paper_warns_where_flat_means_unknown() -> None:
 
 def test_normalising() -> None:
     rows = np.arange(400)
-    assert POOL.num_tokens is not None
-    by_length = lengths_of(POOL, rows, "length")
-    np.testing.assert_allclose(by_length**2, POOL.num_tokens / POOL.num_tokens.mean())
-    scaled = np.asarray(POOL.grad) * lengths_of(POOL, rows, "unit")[:, None]
+    assert POOL.num_tokens is not None and HELD_OUT.num_tokens is not None
+    usual = mean_tokens(HELD_OUT, "length")
+    assert usual == HELD_OUT.num_tokens.mean()
+    np.testing.assert_allclose(lengths_of(POOL, rows, "length", usual) ** 2, POOL.num_tokens / usual)
+    scaled = np.asarray(POOL.grad) * lengths_of(POOL, rows, "unit", 1.0)[:, None]
     np.testing.assert_allclose(np.linalg.norm(scaled, axis=1), 1, rtol=1e-5)
-    assert np.all(lengths_of(POOL, rows, "none") == 1)
+    assert np.all(lengths_of(POOL, rows, "none", 1.0) == 1)
+
+
+def test_how_long_the_pools_samples_are_on_average_changes_no_choice() -> None:
+    """Ten times as many tokens in every sample of the pool, and gradients that are noisy accordingly."""
+    assert POOL.num_tokens is not None
+    longer = replace(POOL, num_tokens=10 * POOL.num_tokens, grad=np.asarray(POOL.grad) / np.sqrt(10))
+    picks = [gw.Direct(count=30).select(pool, validation=HELD_OUT) for pool in (POOL, longer)]
+    assert set(picks[0].indices.tolist()) == set(picks[1].indices.tolist())
 
 
 def test_clipping_leaves_directions_and_most_lengths() -> None:
@@ -294,6 +328,12 @@ class TestDescent:
         found = descent(z, Spectrum.of_rows(z))
         mean = z.mean(axis=0)
         assert found.direction @ mean / np.linalg.norm(mean) > 0.95
+
+    def test_where_nothing_is_expected_to_help_it_is_plain_alignment(self) -> None:
+        z = np.diag(np.arange(1.0, 9.0))
+        found = descent(z, Spectrum.of_rows(z))
+        assert np.isinf(found.ridge)
+        np.testing.assert_allclose(found.direction, z.mean(axis=0) / np.linalg.norm(z.mean(axis=0)))
 
     def test_a_scale_changes_nothing(self) -> None:
         z = np.asarray(HELD_OUT.grad, dtype=np.float64)

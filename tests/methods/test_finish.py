@@ -84,6 +84,9 @@ class TestAll:
         grad[:30], loss[:30] = np.nan, np.nan
         found = method(count=30).select(replace(POOL, grad=grad, loss=loss), validation=HELD_OUT)
         assert sorted(found.indices.tolist()) == list(range(30, 60))
+        marked = replace(POOL, grad=grad, loss=loss, ok=np.arange(60) >= 30)
+        assert min(method(count=30).select(marked, validation=HELD_OUT).indices) >= 30
+        assert len(method().select(marked, validation=HELD_OUT, room=50).indices) == 30
         with pytest.raises(gw.RecipeError, match="30 samples can be chosen from, which does not make 31"):
             method(count=31).select(replace(POOL, grad=grad, loss=loss), validation=HELD_OUT)
 

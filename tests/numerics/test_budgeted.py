@@ -12,7 +12,17 @@ from scipy.optimize import linprog
 from gradwise.numerics import budgeted_top, least_cost
 from gradwise.numerics.budgeted import InfeasibleError, upper_bound, whole
 
-KINDS = ("random", "zeros", "ties", "one huge", "worth what it costs", "far apart", "alike")
+KINDS = (
+    "random",
+    "zeros",
+    "ties",
+    "tenths",
+    "equal costs",
+    "one huge",
+    "worth what it costs",
+    "far apart",
+    "alike",
+)
 
 
 def problem(kind: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -23,6 +33,10 @@ def problem(kind: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         a[rng.random(n) < 0.5] = 0
     if kind == "ties":
         c, a = (rng.integers(0, 4, n).astype(float) for _ in range(2))
+    if kind == "tenths":  # sums of which round
+        a = rng.choice([0.1, 0.3, 0.7], n)
+    if kind == "equal costs":
+        a = np.full(n, 0.1)
     if kind == "one huge":
         c[0], a[0] = 10, 1e6
     if kind == "worth what it costs":
@@ -151,6 +165,7 @@ def test_a_budget_that_cannot_be_kept_to_is_refused() -> None:
         (([1.0], [np.inf], 1, 1), "must be finite"),
         (([1.0], [1.0], 2, 9), "Of 1 there is, 2 cannot be taken"),
         (([1.0], [1.0], 0.5, 9), "whole number"),
+        (([1.0], [1.0], 1, np.nan), "budget is not a number"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: tuple, sentence: str) -> None:
@@ -161,6 +176,14 @@ def test_what_makes_no_sense_is_refused(arguments: tuple, sentence: str) -> None
 def test_sizes_must_be_positive() -> None:
     with pytest.raises(ValueError, match="Sizes must be positive"):
         budgeted_top([1.0, 1.0], [1.0, 1.0], 1, 9, sizes=[1.0, 0.0])
+
+
+def test_a_budget_met_exactly_though_its_sum_rounds() -> None:
+    """0.1 + 0.1 + 0.1 + 0.3 is more than 0.6 in floating point, one after the other."""
+    c, a = [-0.9, -0.3, 0, -0.3, 0.8], [0.1, 0.1, 0.1, 0.3, 0.3]
+    found = budgeted_top(c, a, 4, 0.6)
+    assert found.objective == pytest.approx(-0.4)
+    assert whole(found, c, a, 4, 0.6).tolist() == [0, 1, 2, 4]
 
 
 def test_none_and_all() -> None:

@@ -181,6 +181,78 @@ def test_full_data_in_the_phase_is_all_of_it(run: Any) -> None:
     assert len(set(trainer.session.plan.indices[15 * 4 :].tolist())) == 60
 
 
+@pytest.mark.parametrize(("epochs", "times"), [(1, 1), (2, 3)])
+def test_the_pool_stays_what_was_selected_through_all_rounds(run: Any, epochs: int, times: int) -> None:
+    random = gw.baselines.RandomSubset(count=40)
+    phase = RandomFinish(count=5, pool="selection", last=0.6, times=times)
+    _, events, _ = run(phase, select=random, num_train_epochs=epochs)
+    assert [told["looked_at"] for told in decided(events)] == [40] * times
+
+
+def test_a_sample_that_cannot_be_measured_is_left_out(run: Any, parts: Any) -> None:
+    mute = parts[0].map(
+        lambda row, i: {"labels": [-100] * len(row["labels"])} if i == 7 else row, with_indices=True
+    )
+    for method in (FullFinish(), LossFinish(), Direct()):
+        trainer, events, _ = run(method, given=(mute, parts[1]), name=method.method, num_train_epochs=3)
+        first = decided(events)[0]["step"]
+        picked = trainer.session.plan.indices[4 * first :]
+        assert method.method == "full" or 7 not in picked.tolist()
+
+
+def test_room_counts_what_is_served(run: Any, parts: Any) -> None:
+    """62 samples in batches of 4, the last two of each epoch dropped: all picks are seen."""
+    more = concatenate_datasets([parts[0], parts[1].select(range(2))])
+    trainer, events, _ = run(
+        RandomFinish(), given=(more, parts[1].select(range(2, 20))), dataloader_drop_last=True
+    )
+    (told,) = decided(events)
+    served = [trainer.session.schedule.samples(step) for step in range(told["step"], 30)]
+    assert told["room"] == told["selected"] == len(set(np.concatenate(served).tolist()))
+
+
+def test_a_tau_that_cannot_be_kept_to_can_be_mended(story_model, arguments, parts, tmp_path: Path) -> None:
+    def make(tau: float, **changes: Any) -> gw.Trainer:
+        settings = arguments(
+            "mended",
+            lr_scheduler_type="warmup_stable_decay",
+            num_train_epochs=2,
+            save_strategy="steps",
+            save_steps=20,
+        )
+        recipe = gw.Recipe(anneal=Direct(count=50, tau=tau, **changes))
+        return gw.Trainer(
+            story_model(), settings, train_dataset=parts[0], eval_dataset=parts[1], recipe=recipe
+        )
+
+    with pytest.raises(gw.RecipeError, match="give tau"):
+        make(0.001).train()
+    with pytest.raises(gw.CheckpointError, match="taken with anneal"):
+        make(1.0, last=0.3).train(resume_from_checkpoint=True)
+    make(1.0).train(resume_from_checkpoint=True)
+    with pytest.raises(gw.CheckpointError, match="taken with anneal"):
+        make(1.2).train(resume_from_checkpoint=str(tmp_path / "mended" / "checkpoint-20"))
+
+
+def test_another_number_of_steps_is_another_run(story_model, arguments, parts, tmp_path: Path) -> None:
+    def make(steps: int) -> gw.Trainer:
+        settings = arguments(
+            "longer",
+            lr_scheduler_type="warmup_stable_decay",
+            max_steps=steps,
+            save_strategy="steps",
+            save_steps=10,
+        )
+        recipe = gw.Recipe(anneal=RandomFinish(count=5))
+        return gw.Trainer(
+            story_model(), settings, train_dataset=parts[0], eval_dataset=parts[1], recipe=recipe
+        )
+
+    make(30).train()
+    with pytest.raises(gw.CheckpointError, match="planned with another number of steps"):
+        make(28).train(resume_from_checkpoint=str(tmp_path / "longer" / "checkpoint-10"))
+
+
 @pytest.mark.parametrize("saved_at", [23, 24, 25])
 def test_resumed_around_the_beginning_it_is_the_same_run(
     story_model, arguments, parts, tmp_path: Path, saved_at: int
@@ -229,6 +301,24 @@ class TestRefused:
                 story_model(), arguments(), train_dataset=parts[0], plan=gw.Plan.of([range(60)]),
                 recipe=gw.Recipe(anneal=RandomFinish()),
             )  # fmt: skip
+
+    def test_more_than_there_are(self, run: Any) -> None:
+        with pytest.raises(gw.RecipeError, match=r"anneal\.count is 500, but only 60 samples") as caught:
+            run(Direct(count=500))
+        assert caught.value is not None
+
+    @pytest.mark.parametrize("changes", [{"optim": "sgd"}, {"layers": gw.Grass(active=2)}])
+    def test_an_optimizer_without_second_moments_of_everything(
+        self, story_model, arguments, parts, changes: dict[str, Any]
+    ) -> None:
+        sections = {"layers": changes.pop("layers")} if "layers" in changes else {}
+        settings = arguments(lr_scheduler_type="warmup_stable_decay", **changes)
+        recipe = gw.Recipe(anneal=Direct(count=5, precondition=True), **sections)
+        trainer = gw.Trainer(
+            story_model(), settings, train_dataset=parts[0], eval_dataset=parts[1], recipe=recipe
+        )
+        with pytest.raises(gw.RecipeError, match="needs an Adam-like optimizer and layers: all"):
+            trainer.train()
 
     def test_packing(self, story_model, arguments, parts) -> None:
         settings = arguments(lr_scheduler_type="warmup_stable_decay")

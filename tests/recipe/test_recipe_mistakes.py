@@ -171,6 +171,14 @@ MISTAKES = [
         "train: {schedule: wsd, decay_shape: linear, lr_scheduler_kwargs: {decay_type: cosine}}",
         "train.decay_shape and lr_scheduler_kwargs.decay_type say the same; give one.",
     ),
+    (
+        "train: {schedule: wsd, decay: 0.3, lr_scheduler_kwargs: {num_decay_steps: 5}}",
+        "train.decay and lr_scheduler_kwargs.num_decay_steps say the same; give one.",
+    ),
+    (
+        "{train: {schedule: wsd}, anneal: {method: direct, count: 30, candidates: 20}}",
+        "anneal.count is 30, and anneal.candidates looks at 20 samples only; look at more.",
+    ),
     ("train: {schedule: wsd, decay_shape: steep}", "train.decay_shape: input should be 'linear', 'cosine'"),
     (
         "{train: {epochs: 2}, anneal: direct}",

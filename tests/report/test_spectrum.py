@@ -23,7 +23,7 @@ def test_is_drawn_for_every_choice_of_a_run(tmp_path: Path) -> None:
     for step in (8, 12):
         (tmp_path / "plan" / f"spectrum-{step}.json").write_text(json.dumps(told()))
     drawn = draw_spectra(tmp_path)
-    assert [path.name for path in drawn] == ["spectrum-12.png", "spectrum-8.png"]
+    assert [path.name for path in drawn] == ["spectrum-8.png", "spectrum-12.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 

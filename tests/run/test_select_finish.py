@@ -94,6 +94,7 @@ def test_overlap_is_told(recipe: Recipe, tmp_path: Path) -> None:
         (Direct(count=3, pool="selection"), "give pool: all"),
         (Direct(count=3, precondition=True), "needs the optimizer of a run"),
         (Direct(), "give fraction, count or tokens"),
+        (Direct(count=21), "only 20 samples can be chosen from"),
     ],
 )
 def test_what_only_a_run_can_do_is_refused(recipe: Recipe, tmp_path: Path, phase: Any, sentence: str) -> None:

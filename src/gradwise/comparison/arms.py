@@ -118,7 +118,7 @@ def _parse_arm(word: str, recipe: Recipe, fraction: float | None) -> Arm:
     apart = sorted((part for part in parts if part != AS_IT_STANDS), key=_is_file)
     changes = [_change(part, recipe, fraction) for part in apart]
     _check_apart(word, apart, changes)
-    base = _with_one_decay(recipe.to_dict())
+    base = recipe.to_dict()
     if AS_IT_STANDS not in parts and not all(_is_file(part) for part in parts):
         base = _without_decisions(base)
     for change in changes:
@@ -126,7 +126,7 @@ def _parse_arm(word: str, recipe: Recipe, fraction: float | None) -> Arm:
             if isinstance(values, dict) and "method" in values:
                 base[section] = {}  # another method's settings must not stay behind
         base = tree.merged(base, change)
-    return Arm(name, spec, Recipe.from_dict(base, source=f"--arms {word}"))
+    return Arm(name, spec, Recipe.from_dict(_decaying_alike(base, recipe), source=f"--arms {word}"))
 
 
 def _is_file(part: str) -> bool:
@@ -138,10 +138,13 @@ def _without_decisions(base: Tree) -> Tree:
     return base | {section: default[section] for section in (*tree.METHOD_SECTIONS, ADAPTER)}
 
 
-def _with_one_decay(base: Tree) -> Tree:
-    """With the decay said under `train`, so that arms without `anneal` decay as long as those with it."""
-    if base["anneal"] is not None and base["train"]["decay"] is None:
-        return tree.merged(base, {"train": {"decay": base["anneal"]["last"]}})
+def _decaying_alike(base: Tree, recipe: Recipe) -> Tree:
+    """An arm without `anneal` decays as long as the recipe's own last phase."""
+    own = recipe.anneal
+    if own is None or base["anneal"] is not None or base["train"]["schedule"] != "wsd":
+        return base
+    if base["train"]["decay"] is None:
+        return tree.merged(base, {"train": {"decay": own.last}})
     return base
 
 
@@ -154,7 +157,8 @@ def _change(part: str, recipe: Recipe, fraction: float | None) -> Tree:
         return {ADAPTER: own if own and own["method"] == method else {"method": method}}
     cls = _methods(section)[method]
     known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-    kept = {key: value for key, value in (own or {}).items() if key in known}
+    sizes = SIZES if (section, method) == ("anneal", "full") else ()
+    kept = {key: value for key, value in (own or {}).items() if key in known and key not in sizes}
     return {section: {**_sized(part, section, kept, known, fraction), "method": method}}
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gradwise.comparison.budget import Calibrated, Speed, steps_within_tokens
 from gradwise.data import Collator, Pool, load, overlap
+from gradwise.errors import RecipeError
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.recipe import Recipe
 from gradwise.report.reading import read_lines
@@ -60,6 +61,11 @@ def steps_for_tokens(
     recipe: Recipe, seeds: list[int], amount: float, folder: Path, shared: Path
 ) -> dict[int, int]:
     """For each seed the steps that stay inside a budget of input tokens."""
+    if recipe.anneal is not None:
+        raise RecipeError(
+            "A budget of tokens cannot be kept to with `anneal`, whose picks are known only when the "
+            "learning rate begins to decay; use --budget steps or time."
+        )
     bench, steps = Workbench(recipe, shared), {}
     for seed in seeds:
         seeded, asked = replace(recipe, seed=seed), 1
@@ -197,7 +203,13 @@ def _for_timing(recipe: Recipe) -> Recipe:
         if not name.startswith(("warmup", "lr_scheduler"))
     }
     train = replace(
-        recipe.train, epochs=1.0, schedule="constant", decay=None, learning_rate=1e-9, arguments=unscheduled
+        recipe.train,
+        epochs=1.0,
+        schedule="constant",
+        decay=None,
+        decay_shape=None,
+        learning_rate=1e-9,
+        arguments=unscheduled,
     )
     layers = recipe.layers
     if isinstance(layers, LayerPolicy):

@@ -42,6 +42,11 @@ class Phase(Settings):
         given = [name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None]
         if len(given) > 1:
             raise RecipeError(f"anneal: give one of fraction, count and tokens; found {' and '.join(given)}.")
+        if self.count is not None and self.candidates is not None and self.count > self.candidates:
+            raise RecipeError(
+                f"anneal.count is {self.count}, and anneal.candidates looks at {self.candidates} samples "
+                "only; look at more."
+            )
 
     def budget(self, pool: int, room: int | None = None) -> int:
         """How many of `pool` samples to keep, where no number of tokens says so.

@@ -28,6 +28,9 @@ circles."""
 SAME = 1e-15
 """Relative difference of two fillings' worth that is rounding."""
 
+ROUNDING = 1e-13
+"""Relative difference of what is spent and the budget that is rounding; whole rows are checked exactly."""
+
 
 class BudgetedTop(NamedTuple):
     """The optimum. Shapes: N rows."""
@@ -112,12 +115,14 @@ def whole(
         return _topped_up(taken, np.asarray(c), a, found.multiplier, count, budget, np.asarray(sizes))
     cheapest = partly[np.argsort(a[partly], kind="stable")][: round(count) - len(taken)]
     rows = np.sort(np.concatenate([taken, cheapest]))
+    assert len(rows) == round(count)
     if math.fsum(a[rows]) <= budget:
         return rows
     # Sums of a million costs round; the next cheaper optimum is no further away than that.
     tighter = math.nextafter(budget, -math.inf) - abs(math.fsum(a[rows]) - budget)
-    if least_cost(a, count) > tighter:
-        return np.sort(np.argsort(a, kind="stable")[: round(count)])
+    # At the least cost only the cheapest rows will do.
+    if least_cost(a, count) * (1 + 2 * ROUNDING) > tighter:
+        return np.sort(np.lexsort((-np.asarray(c), a))[: round(count)])
     return whole(budgeted_top(c, a, count, tighter), c, a, count, budget)
 
 
@@ -163,6 +168,8 @@ class _Fillings:
         most = len(c) if room is None else float(room.sum())
         if not 0 <= count <= most:
             raise ValueError(f"Of {most:g} there is, {count:g} cannot be taken.")
+        if room is not None and count == most:
+            count = float(np.cumsum(room)[-1])  # summed as the fillings are
         return _Fillings(*((c, a) if room is None else (c / room, a / room)), room, float(count))
 
     def filled(self, key: Row) -> Row:
@@ -177,6 +184,19 @@ class _Fillings:
         before = np.cumsum(self.room[order]) - self.room[order]
         amounts[order] = np.clip(self.total - before, 0, self.room[order])
         return amounts
+
+    def cheapest(self) -> Row:
+        """(N,) the total at the least cost, of equal costs the most valuable first."""
+        if self.room is None and 0 < self.total < len(self.cost):
+            limit = -self.last_key(-self.cost)
+            below, ties = self.cost < limit, np.flatnonzero(self.cost == limit)
+            amounts = below.astype(np.float64)
+            order = np.argsort(-self.value[ties], kind="stable")
+            amounts[ties[order[: round(self.total) - int(below.sum())]]] = 1
+            return amounts
+        rank = np.empty(len(self.cost))
+        rank[np.lexsort((-self.value, self.cost))] = -np.arange(len(self.cost))
+        return self.filled(rank)
 
     def last_key(self, key: Row) -> float:
         """The key of the last row that is needed for the total, highest first."""
@@ -209,17 +229,20 @@ class _End:
 
 def _optimum(given: _Fillings, budget: float) -> tuple[Row, float]:
     """(N,) amounts and the multiplier."""
-    low = _end(given, 0.0)
-    if low.spent <= budget:
+    if math.isnan(budget):
+        raise ValueError("The budget is not a number.")
+    low, high = _end(given, 0.0), _end(given, math.inf)
+    rounding = ROUNDING * max(abs(budget), _sum(np.abs(given.cost), high.amounts))
+    if high.spent > budget + rounding:
+        raise InfeasibleError(math.fsum(given.cost * high.amounts), budget)
+    budget = max(budget, high.spent)
+    if low.spent <= budget + rounding:
         return low.amounts, 0.0
-    high = _end(given, math.inf)
-    if high.spent > budget and (least := math.fsum(given.cost * high.amounts)) > budget:
-        raise InfeasibleError(least, budget)
     amounts, ids = np.zeros(len(given.value)), np.arange(len(given.value))
     problem, width, crossing = given, math.inf, 0.0
     for turn in range(ROUNDS):
         if low.spent <= high.spent:
-            break  # they differ by rounding alone
+            break  # rounding, among the few rows that are left
         crossing = max(0.0, (low.worth - high.worth) / (low.spent - high.spent))
         # Tangents of a dual that bends sharply close in from one side only; halving does from both.
         halve = turn % 3 == 2 and high.multiplier - low.multiplier > width / 4
@@ -240,8 +263,10 @@ def _optimum(given: _Fillings, budget: float) -> tuple[Row, float]:
 
 
 def _end(problem: _Fillings, multiplier: float) -> _End:
-    key = -problem.cost if multiplier == math.inf else problem.value - multiplier * problem.cost
-    amounts = problem.filled(key)
+    if multiplier == math.inf:
+        amounts = problem.cheapest()
+    else:
+        amounts = problem.filled(problem.value - multiplier * problem.cost)
     return _End(amounts, multiplier, _sum(problem.value, amounts), _sum(problem.cost, amounts))
 
 
@@ -292,12 +317,12 @@ def _mixed(problem: _Fillings, low: Row, high: Row, budget: float) -> Row:
 
     # What a window costs bends only where one of its ends passes from one row to the next.
     bends = np.unique(np.clip(np.concatenate([ends, ends - length]), 0, ends[-1] - length))
-    costs = within(bends)
+    costs = np.maximum.accumulate(within(bends))  # ascending, but for rounding
     last = max(0, int(np.searchsorted(costs, left, side="right")) - 1)
     start = bends[last]
-    if last + 1 < len(bends):
+    if last + 1 < len(bends) and costs[last + 1] > costs[last]:
         part = (left - costs[last]) / (costs[last + 1] - costs[last])
-        start += max(0.0, part) * (bends[last + 1] - start)
+        start += min(max(0.0, part), 1.0) * (bends[last + 1] - start)
     result[order] = np.clip(np.minimum(ends[1:], start + length) - np.maximum(ends[:-1], start), 0, None)
     return result
 

@@ -87,13 +87,25 @@ def longest_sum(
     """
     limits = _Limits(np.asarray(a, dtype=np.float64), count, float(budget), sizes)
     squares = rows.squares()
-    values, axes = scipy.linalg.eigh(rows.gram())
-    bound = _bound(float(values[-1]), upper_bound(squares, a, count, budget, sizes=sizes), count, sizes)
-    directions = _beginnings(rows, axes[:, ::-1], starts - 1, seed)
+    largest, axes = _principal(rows)
+    bound = _bound(largest, upper_bound(squares, a, count, budget, sizes=sizes), count, sizes)
+    directions = _beginnings(rows, axes, starts - 1, seed)
     scores = np.column_stack([squares, rows.times(directions)])
     picks, steps = _climbed(rows, scores, limits)
     found, worth = _mended(rows, picks, limits)
     return Movement(found, worth, bound, steps)
+
+
+def _principal(rows: Rows) -> tuple[float, NDArray[np.float64]]:
+    """The largest eigenvalue of X^T X, and its first eigenvectors (k, two at most)."""
+    if len(rows) < rows.width:
+        x = rows.some(np.arange(len(rows)))
+        values, vectors = scipy.linalg.eigh(x @ x.T)
+        first = np.flatnonzero(values[::-1][:2] > 0)
+        left = vectors[:, ::-1][:, first] / np.sqrt(values[::-1][first])
+        return float(values[-1]), x.T @ left
+    values, axes = scipy.linalg.eigh(rows.gram())
+    return float(values[-1]), axes[:, ::-1][:, :2]
 
 
 def _climbed(rows: Rows, scores: NDArray[np.float64], limits: _Limits) -> tuple[list[NDArray[np.int64]], int]:
@@ -191,7 +203,7 @@ def _most_rows(sizes: NDArray[Any], room: float) -> int:
 def _beginnings(rows: Rows, axes: NDArray[np.float64], count: int, seed: int) -> NDArray[np.float64]:
     """(k, count) directions: the mean, both senses of the first axes, and random ones."""
     mean = rows.sum_of(np.arange(len(rows)))
-    along = [mean] + [sense * axes[:, i] for i in range(min(2, rows.width)) for sense in (1.0, -1.0)]
+    along = [mean] + [sense * axis for axis in axes.T for sense in (1.0, -1.0)]
     rng = np.random.default_rng(seed)
     drawn = [rng.standard_normal(rows.width) for _ in range(count - len(along))]
     return np.array([*along, *drawn][:count]).reshape(count, rows.width).T

@@ -30,6 +30,9 @@ from gradwise.signals.wanted import QUANTITIES
 from gradwise.training.plan import Plan
 from gradwise.training.record import Record
 
+CHOSEN = "chosen"
+"""Name of an array in a checkpoint."""
+
 Passes = Callable[[Plan], int]
 """How many passes to plan, given the plan of a single one."""
 
@@ -50,6 +53,8 @@ class Planner:
         self._state: State | None = None
         self._picked: Selection | None = None
         self._finish = None if recipe.anneal is None else Finish(trainer, recipe, folder)
+        self._chosen: NDArray[np.int64] | None = None
+        """What `select` chose for good, where the last phase chooses from it."""
         self.later = 0.0
         """Seconds per step that decisions while training are expected to take."""
         self.tell: Callable[[str], Any] = _silent if trainer.args.disable_tqdm else print
@@ -105,6 +110,8 @@ class Planner:
         plan = make_plan(selection, recipe.order, signals, epochs=passes(one_pass), seed=recipe.seed)
         if self._state is not None or self._finish is not None:
             plan = self._cut(plan)
+        if self._state is None and recipe.anneal is not None and recipe.anneal.pool == "selection":
+            self._chosen = np.unique(selection.indices)
         self._keep(signals, selection, step=0)
         record.event(
             "plan",
@@ -132,7 +139,7 @@ class Planner:
             record: gets what was decided and what it cost.
         """
         if self._finish is not None and self._finishing(step):
-            chosen = self._finish.decide(plan, served, step, record, lambda: self._selected(plan))
+            chosen = self._finish.decide(plan, served, step, record, self._selected)
             self._write(chosen.selection, step)
             return chosen.plan
         grace, state, signals = self.recipe.select, self._state, self._known()
@@ -178,11 +185,18 @@ class Planner:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What has to be remembered besides the plan; empty where there is nothing more to decide."""
-        return {} if self._state is None else self._state.arrays()
+        kept = {} if self._state is None else self._state.arrays()
+        return kept if self._chosen is None else {CHOSEN: self._chosen}
 
     def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Remember what `arrays` gave."""
-        self._state = State.of_arrays(arrays) if arrays else None
+        self._chosen = arrays.get(CHOSEN)
+        self._state = State.of_arrays(arrays) if arrays and self._chosen is None else None
+
+    def check_resumed(self, plan: Plan, step: int) -> None:
+        """Raise CheckpointError where the plan is not cut at the decisions that are still to come."""
+        if self._finish is not None:
+            self._finish.check_resumed(self.trainer.session.batches_of(plan), step)
 
     # ---- how -----------------------------------------------------------------------------------------------
 
@@ -314,11 +328,11 @@ class Planner:
             self._signals = pool_signals(self.trainer, fixed, self.recipe.signals, quiet).signals
         return self._signals
 
-    def _selected(self, plan: Plan) -> NDArray[np.int64]:
+    def _selected(self) -> NDArray[np.int64]:
         """What `select` has picked by now."""
-        if self._state is not None:
-            return self._picks(self._known())
-        return np.unique(plan.segments[0].indices if plan.epochs == 1 else plan.indices)
+        if self._chosen is not None:
+            return self._chosen
+        return self._picks(self._known())
 
     def _picks(self, signals: Signals) -> NDArray[np.int64]:
         grace = self.recipe.select
@@ -365,6 +379,9 @@ class FixedPlan:
 
     def again(self, plan: Plan, served: int, step: int, record: Record) -> Plan:  # noqa: ARG002
         raise AssertionError("nothing is ever due")
+
+    def check_resumed(self, plan: Plan, step: int) -> None:
+        pass
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {}

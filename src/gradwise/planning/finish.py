@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.atomic import write_json
-from gradwise.errors import RecipeError
+from gradwise.errors import CheckpointError, RecipeError
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace.costs import looked_at
+from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.methods.phase import Phase
 from gradwise.planning.make import Cuts, part_of, passes_over
 from gradwise.planning.pool import (
@@ -76,6 +77,15 @@ class Finish:
                 f"anneal: {method} measures the model as it is when the learning rate begins to decay, and "
                 "signals.model measures with one that does not learn; leave one of them out."
             )
+        if measures and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            raise RecipeError(f"anneal: {method} cannot measure a sharded model yet; take random or full.")
+        pool = len(trainer.train_dataset) if self.phase.pool == "all" else None
+        if pool is not None and (self.phase.count or 0) > pool:
+            raise RecipeError(
+                f"anneal.count is {self.phase.count}, but only {pool} samples can be chosen from; lower it."
+            )
+        if getattr(self.phase, "precondition", False):
+            self._check_moments()
         if trainer.session.packed_length is not None:
             raise RecipeError("anneal cannot go with packing yet; set packing: false.")
         if not self.phase.validation_needs:
@@ -86,6 +96,8 @@ class Finish:
                 f"anneal: {method} selects by the gradients of validation data, and there are none; give "
                 "data.validation (or an eval_dataset)."
             )
+        if not hasattr(held_out, "__len__"):
+            raise RecipeError(f"anneal: {method} needs an eval_dataset that can be indexed.")
         if isinstance(held_out, dict):
             raise RecipeError(
                 f"anneal: {method} needs one eval_dataset to select by; found {len(held_out)} of them."
@@ -98,6 +110,16 @@ class Finish:
             tell(f"Warning: {sentence}")
             warnings.warn(sentence, stacklevel=2)
 
+    def _check_moments(self) -> None:
+        """Refuse an optimizer that will have no second moments of some parameter when they are asked for."""
+        optimizer, name = self.trainer.optimizer, str(self.trainer.args.optim)
+        adam = "adam" in name if optimizer is None else "betas" in optimizer.param_groups[0]
+        if not adam or isinstance(self.recipe.layers, LayerPolicy):
+            raise RecipeError(
+                "anneal.precondition divides by Adam's second moments of every parameter; it needs an "
+                "Adam-like optimizer and layers: all."
+            )
+
     def steps(self, batches: Batches) -> tuple[int, ...]:
         """The steps before which is decided, the first being that at which the decay begins."""
         if not self._steps:
@@ -107,6 +129,18 @@ class Finish:
             rounds = [onset + math.ceil(length * each / self.phase.times) for each in range(self.phase.times)]
             self._steps = tuple(dict.fromkeys(rounds))
         return self._steps
+
+    def check_resumed(self, batches: Batches, step: int) -> None:
+        """Raise CheckpointError where a run that goes on at `step` has another length than it was planned
+        for, so that its last phase would begin within what is already laid out."""
+        for due in self.steps(batches):
+            if due >= step and (
+                due >= batches.steps or batches.last_step(batches.segment(due) - 1) + 1 != due
+            ):
+                raise CheckpointError(
+                    f"The last phase of a run of {self._end} steps begins before step {due + 1}, and the run "
+                    "was planned with another number of steps; go on with the same, or start a new run."
+                )
 
     def expected_seconds(self) -> float:
         """What deciding will take, told from a few samples at the present weights."""
@@ -149,7 +183,7 @@ class Finish:
         times = self.steps(batches)
         number = times.index(step)
         until = (*times, self._end)[number + 1]
-        room = batches.used(until) - batches.used(step)
+        room = sum(len(batches.samples(each)) for each in range(step, min(until, batches.steps)))
         rows = self._looked_at(selected, number)
         signals = self._signals(rows)
         validation = None
@@ -160,8 +194,8 @@ class Finish:
             )  # fmt: skip
         took = {"signals": time.perf_counter() - start}
         seed = self.recipe.seed + _ROUNDS_APART * number
-        picked = phase.select(_sound(signals), validation=validation, room=room, seed=seed)
-        selection = _in_pool(picked, signals, rows)
+        picked = phase.select(signals, validation=validation, room=room, seed=seed)
+        selection = _in_pool(picked, rows)
         known = spread_out(self.trainer, signals, rows, self.recipe.order.needs)
         following = self._following(batches, plan, selection, known, step, number)
         after = plan.followed_by(following, after=served)
@@ -240,22 +274,8 @@ class Finish:
             write_json(self.folder / "plan" / f"spectrum-{step}.json", selection.told)
 
 
-def _sound(signals: Signals) -> Signals:
-    """With the values of samples that were set aside made plainly unusable."""
-    if signals.ok is None or signals.ok.all():
-        return signals
-    changes: dict[str, Any] = {}
-    for name in QUANTITIES:
-        values = getattr(signals, name)
-        if values is not None:
-            changes[name] = np.where(signals.ok.reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
-    return replace(signals, **changes)
-
-
-def _in_pool(picked: Selection, signals: Signals, rows: NDArray[np.int64]) -> Selection:
+def _in_pool(picked: Selection, rows: NDArray[np.int64]) -> Selection:
     """The same picks by their places in the pool."""
-    if signals.ok is not None and not signals.ok[picked.indices].all():
-        raise AssertionError("a sample that was set aside was picked")
     said = picked.why[0] if picked.summary is None else picked.summary
     return replace(picked, indices=rows[picked.indices], summary=f"in the last phase: {said}")
 

@@ -64,7 +64,10 @@ class Train(Settings):
             raise RecipeError(f"train.decay belongs to schedule: wsd; found schedule: {self.schedule}.")
         if self.decay_shape is not None and self.schedule != "wsd":
             raise RecipeError(f"train.decay_shape belongs to schedule: wsd; found schedule: {self.schedule}.")
-        if self.decay_shape is not None and "decay_type" in (self.arguments.get("lr_scheduler_kwargs") or {}):
+        own = self.arguments.get("lr_scheduler_kwargs") or {}
+        if self.decay is not None and "num_decay_steps" in own:
+            raise RecipeError("train.decay and lr_scheduler_kwargs.num_decay_steps say the same; give one.")
+        if self.decay_shape is not None and "decay_type" in own:
             raise RecipeError("train.decay_shape and lr_scheduler_kwargs.decay_type say the same; give one.")
         if self.schedule not in ("linear", "cosine", "constant", "wsd"):
             _check_schedule(self.schedule)

@@ -20,7 +20,7 @@ def draw_spectra(run: Path) -> list[Path]:
     Raises:
         RecipeError: when it chose nothing in that run.
     """
-    found = sorted((run / "plan").glob("spectrum-*.json"))
+    found = sorted((run / "plan").glob("spectrum-*.json"), key=lambda path: int(path.stem.partition("-")[2]))
     if not found:
         raise RecipeError(f"{run} has no spectrum to draw; only `anneal: direct` looks at one.")
     return [draw_spectrum(path, run / f"{path.stem}.png") for path in found]

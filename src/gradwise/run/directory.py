@@ -26,6 +26,7 @@ from gradwise.atomic import sync_files, sync_folder, write_json
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.recipe import Recipe
 from gradwise.recipe.tree import read_yaml
+from gradwise.training.finishing import not_yet_finishing, when
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """What the system calls a disk that takes no more."""
@@ -84,7 +85,7 @@ class RunDirectory:
         try:
             if self.started:
                 self._check_same(recipe)
-                self._take_metrics(recipe)
+                self._take_changes(recipe)
             else:
                 # An earlier attempt that failed before its first step must not hold a mended recipe up.
                 self.environment_file.unlink(missing_ok=True)
@@ -130,6 +131,10 @@ class RunDirectory:
         if not self.scored:
             # They have no part in training: those that failed may be mended, and others may be added.
             here["metrics"] = there["metrics"]
+        if there["anneal"] and here["anneal"] and not_yet_finishing(self.path):
+            # Decided later: a budget that could not be kept to may be mended.
+            kept = here["anneal"] | when(there["anneal"])
+            here["anneal"] = there["anneal"] if kept == here["anneal"] else here["anneal"]
         differences = sorted(_differences(there, here))
         if differences:
             if there | {"metrics": None} == here | {"metrics": None}:
@@ -145,8 +150,9 @@ class RunDirectory:
     def _recipe(self) -> Recipe:
         return Recipe.from_dict(read_yaml(self.recipe_file), source=str(self.recipe_file))
 
-    def _take_metrics(self, recipe: Recipe) -> None:
-        if self._recipe().metrics != recipe.metrics:
+    def _take_changes(self, recipe: Recipe) -> None:
+        there = self._recipe()
+        if there.metrics != recipe.metrics or there.anneal != recipe.anneal:
             recipe.save(self.recipe_file)
 
     def check_data(self, fingerprint: str, key: str = "fingerprint") -> None:

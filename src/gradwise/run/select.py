@@ -77,10 +77,7 @@ def select_samples(
     if not is_first():
         return selection
     _write(recipe, out, pool, selection, tokenizer, text=text)
-    if looked is not None:
-        content = io.BytesIO()
-        np.save(content, looked)
-        write_bytes(out / SIGNALS / LOOKED, content.getvalue())
+    _write_looked(out, looked)
     by = recipe.to_dict()["select"]
     write_json(out / SUMMARY, _summary({"select": by}, recipe, pool, known, signals.seconds, selection))
     return selection
@@ -101,11 +98,15 @@ def select_finish(
         raise RecipeError("anneal.pool: selection is what a run has selected by then; give pool: all.")
     if getattr(phase, "precondition", False):
         raise RecipeError("anneal.precondition needs the optimizer of a run; give precondition: false.")
+    if recipe.signals.model is not None:
+        raise RecipeError("anneal measures the model that trains; leave signals.model out.")
     settings, data = sections(recipe)
     tokenizer = load_tokenizer(settings)
     pool = load(data, "train", tokenizer, progress=progress and is_first())
     tell(str(pool.report))
     known = _known(pool)
+    if phase.tokens is None:
+        phase.budget(len(known))  # refused before anything is measured
     rows = None
     if phase.candidates is not None and phase.candidates < len(known):
         rows = looked_at(len(known), phase.candidates, known.domain, recipe.seed)
@@ -130,6 +131,7 @@ def select_finish(
         selection = replace(selection, indices=rows[selection.indices])
     if is_first():
         _write(recipe, out, pool, selection, tokenizer, text=text)
+        _write_looked(out, rows)
         by = recipe.to_dict()["anneal"]
         write_json(out / SUMMARY, _summary({"anneal": by}, recipe, pool, known, signals.seconds, selection))
     return selection
@@ -165,6 +167,13 @@ def _write(
         write_bytes(out / RECORDS, "".join(f"{line}\n" for line in lines).encode())
     else:
         (out / RECORDS).unlink(missing_ok=True)
+
+
+def _write_looked(out: Path, looked: NDArray[np.int64] | None) -> None:
+    if looked is not None and (out / SIGNALS).is_dir():
+        content = io.BytesIO()
+        np.save(content, looked)
+        write_bytes(out / SIGNALS / LOOKED, content.getvalue())
 
 
 def _known(pool: Pool) -> Signals:

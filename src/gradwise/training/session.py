@@ -27,6 +27,7 @@ from gradwise.recipe import Recipe
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.batches import Batches
 from gradwise.training.feeder import Feeder
+from gradwise.training.finishing import not_yet_finishing, when
 from gradwise.training.held_out import HeldOutLoss
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.layout import cut, epochs_needed, ledger, loader_settings
@@ -56,6 +57,10 @@ class Planner(Protocol):
 
     def again(self, plan: Plan, served: int, step: int, record: Record) -> Plan:
         """The plan from then on; its first `served` segments stay."""
+        ...
+
+    def check_resumed(self, plan: Plan, step: int) -> None:
+        """Raise CheckpointError where a plan that is gone on with does not fit what is to be decided."""
         ...
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -211,6 +216,7 @@ class Session:
                 "a longer one is a new run."
             )
         self.planner.restore(checkpoints.read_arrays(self.resumed_from))
+        self.planner.check_resumed(plan, state["step"])
         return plan
 
     def decisions(self) -> dict[str, Any]:
@@ -223,6 +229,8 @@ class Session:
     def _check_decisions(self, state: dict[str, Any]) -> None:
         for name, now in self.decisions().items():
             before = state["decisions"].get(name)
+            if name == "anneal" and not_yet_finishing(self.folder):
+                before, now = when(before), when(now)
             if before != now:
                 raise CheckpointError(
                     f"The checkpoint {self.resumed_from} was taken with {name} = {before}, now it is {now}; "

@@ -1,6 +1,6 @@
 """Simple ways to choose what finishes a run: everything, at random, by loss, by cosine, by herding."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -10,6 +10,7 @@ from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import Selection, domain_mix
 from gradwise.methods.phase import Phase
 from gradwise.numerics.herding import herd_towards
+from gradwise.numerics.rows import Rows
 from gradwise.signals import Signals
 
 
@@ -41,12 +42,18 @@ class _Ranked(Phase):
             RecipeError: when there are not as many.
             SignalError: when a signal is missing or of no use.
         """
+        if signals.ok is not None and not signals.ok.all():
+            sound = np.flatnonzero(signals.ok)
+            picked = self.select(signals.take(sound), validation=validation, room=room, seed=seed)
+            return replace(picked, indices=sound[picked.indices])
         count = None if self.tokens is not None else self.budget(len(signals), room)
         ranked, scores, what = self._ranked(signals, validation, count or len(signals), seed)
         if count is None:
             assert self.tokens is not None
             tokens = signals.require("num_tokens", "a budget in tokens")[ranked]
             count = int(np.searchsorted(np.cumsum(tokens), self.tokens, side="right"))
+        if self.fraction is None and self.count is None and self.tokens is None:
+            count = min(count, len(ranked))  # as many as there are, where nobody asked for more
         if not count or count > len(ranked):
             raise RecipeError(
                 f"anneal: {len(ranked):,} samples can be chosen from, which does not make {count or 'one'}; "
@@ -128,15 +135,16 @@ class CosineTop(_Ranked):
     validation_needs: ClassVar[frozenset[str]] = frozenset({"grad"})
 
     def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
-        target = _mean_gradient(validation, "cosine_top")
-        scores = _units(signals, "cosine_top") @ (target / np.linalg.norm(target))
+        target, rows = _mean_gradient(validation, "cosine_top"), Rows(signals.require("grad", "cosine_top"))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scores = rows.times(target / np.linalg.norm(target)) / np.sqrt(rows.squares())
         return *_best_first(scores, "gradient"), "highest cosine with the validation gradient"
 
 
 @dataclass(frozen=True)
 class Herding(_Ranked):
     """Samples picked one by one so that the mean of their unit gradients nears that of the validation
-    samples."""
+    samples. Holds the pool's gradients in memory and reads them once a pick: a baseline for small pools."""
 
     method: Literal["herding"] = "herding"
     """Mean gradient near the validation samples'."""

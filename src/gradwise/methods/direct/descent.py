@@ -45,7 +45,8 @@ def descent(z: Any, spectrum: Spectrum, *, seed: int = 0) -> Descent:
     """
     z = np.asarray(z, dtype=np.float64)
     expected = _expected(z, seed) if len(z) >= 4 else np.array([0.0] * (len(RIDGES) - 1) + [1.0])
-    best = float(RIDGES[int(np.argmax(expected))])
+    # Plain alignment unless another ridge is expected to do better, and to do any good.
+    best = float(RIDGES[int(np.argmax(expected))]) if expected.max() > max(0.0, expected[-1]) else np.inf
     found = _direction(z.mean(axis=0), spectrum, best)
     scale = np.abs(expected).max() or 1.0
     return Descent(found / (np.linalg.norm(found) or 1.0), best, tuple((expected / scale).tolist()))

@@ -27,6 +27,7 @@ from gradwise.methods.direct.problem import (
     clipped,
     kept_to,
     lengths_of,
+    mean_tokens,
     stiff_costs,
     target_gradients,
     usable,
@@ -34,7 +35,7 @@ from gradwise.methods.direct.problem import (
 )
 from gradwise.methods.direct.told import spectrum_told, warn_of_the_unknown
 from gradwise.methods.phase import Phase
-from gradwise.numerics.budgeted import budgeted_top, upper_bound, whole
+from gradwise.numerics.budgeted import budgeted_top, least_cost, upper_bound, whole
 from gradwise.numerics.movement import longest_sum
 from gradwise.numerics.rows import Rows
 from gradwise.numerics.spectrum import Spectrum
@@ -84,7 +85,7 @@ class Direct(Phase):
     copies: Annotated[int, Field(ge=1)] = 1
     """Most picks among samples that are alike."""
 
-    alike: Annotated[float, Field(gt=0, le=1)] = 0.999
+    alike: Annotated[float, Field(ge=0.95, le=1)] = 0.999
     """Cosine of gradients above which samples count as copies of each other."""
 
     starts: Annotated[int, Field(ge=1)] = 8
@@ -120,11 +121,12 @@ class Direct(Phase):
         # At the least share the budget is what the cheapest cost, to the last bit.
         budget = tau * problem.usual_cost
         if tau == problem.least_tau:
-            budget = max(budget, _cheapest(problem))
+            budget = max(budget, least_cost(problem.costs, problem.count, sizes=problem.sizes))
         if self.objective == "paper":
             found = self._by_movement(problem, budget, seed)
         else:
             found = self._by_descent(problem, z, budget, seed)
+        found["told"]["curvature"] = "given" if curvature is not None else "gradients of samples"
         return self._selection(signals, problem, z, found, tau, budget)
 
     def _problem(
@@ -140,9 +142,14 @@ class Direct(Phase):
             )
         set_aside = len(signals) - len(rows)
         rows, copies = without_copies(grad, rows, self.alike, self.copies)
-        scale = lengths_of(signals, rows, self.normalise)
+        scale = lengths_of(signals, rows, self.normalise, mean_tokens(validation, self.normalise))
         gradients = Rows(grad, rows, clipped(signals, rows, scale, z) if self.clip else scale)
         spectrum = Spectrum.of_rows(z) if curvature is None else curvature
+        if len(spectrum.vectors) != z.shape[1]:
+            raise SignalError(
+                f"direct: the curvature given has {len(spectrum.vectors)} dimensions, the gradients "
+                f"{z.shape[1]}."
+            )
         stiff = spectrum.stiff(self.stiff)
         sizes, count = None, 0.0
         if self.tokens is None:
@@ -166,6 +173,11 @@ class Direct(Phase):
 
     def _by_movement(self, problem: Problem, budget: float, seed: int) -> dict[str, Any]:
         flat = problem.flat
+        if flat.squares().sum() <= 1e-6 * problem.gradients.squares().sum():
+            raise SignalError(
+                f"direct with objective paper: the {problem.stiff} stiff directions hold all of the pool's "
+                "movement, so that none is left to be flat; lower `stiff`, or give a larger grad_dim."
+            )
         found = longest_sum(
             flat, problem.costs, problem.count, budget, starts=self.starts, seed=seed, sizes=problem.sizes
         )
@@ -244,12 +256,6 @@ class Direct(Phase):
             columns={"stiff_cost": relative, "cosine": cosine},
             told=told,
         )
-
-
-def _cheapest(problem: Problem) -> float:
-    if problem.sizes is not None:
-        return problem.least_tau * problem.usual_cost
-    return math.fsum(np.sort(problem.costs)[: round(problem.count)])
 
 
 def _cosines(gradients: Rows, places: NDArray[np.int64], b: NDArray[np.float64]) -> NDArray[np.float64]:

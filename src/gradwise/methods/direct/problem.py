@@ -74,17 +74,26 @@ def usable(signals: Signals) -> NDArray[np.int64]:
     return rows
 
 
-def lengths_of(signals: Signals, rows: NDArray[np.int64], how: Normalise) -> NDArray[np.float64]:
+def mean_tokens(validation: Signals | None, how: Normalise) -> float:
+    """Label tokens of a validation sample on average, by which all lengths are measured."""
+    if how != "length" or validation is None:
+        return 1.0
+    return max(1.0, float(validation.require("num_tokens", "direct with normalise: length").mean()))
+
+
+def lengths_of(
+    signals: Signals, rows: NDArray[np.int64], how: Normalise, usual: float
+) -> NDArray[np.float64]:
     """(n,) factors that make gradients comparable.
 
-    `length`: the square root of the label tokens over their mean. The gradient of a mean over L tokens is
-    noise of length 1 / sqrt(L) beside what the tokens have in common, so that short samples seem to move
-    most.
+    `length`: the square root of the label tokens over the `usual` number. The gradient of a mean over L
+    tokens is noise of length 1 / sqrt(L) beside what the tokens have in common, so that short samples seem to
+    move most.
     `unit`: all of the same length.
     """
     if how == "length":
         tokens = signals.require("num_tokens", "direct with normalise: length")[rows].astype(np.float64)
-        return np.sqrt(tokens / max(1.0, float(tokens.mean())))
+        return np.sqrt(tokens / usual)
     if how == "unit":
         return 1 / np.sqrt(Rows(signals.grad, rows).squares())
     return np.ones(len(rows))
@@ -122,7 +131,7 @@ def target_gradients(validation: Signals | None, how: Normalise) -> NDArray[np.f
             "zero, so that no direction is known to be better than another."
         )
     rows = rows[squares[rows] > 0] if how == "unit" else rows
-    scale = lengths_of(validation, rows, how)
+    scale = lengths_of(validation, rows, how, mean_tokens(validation, how))
     return np.asarray(grad[rows], dtype=np.float64) * scale[:, None]
 
 

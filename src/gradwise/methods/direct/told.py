@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from gradwise.methods.direct.problem import Problem
 from gradwise.numerics.rows import Rows
 
-SHOWN = 64
-"""Eigenvalues that are told."""
+SHOWN = 256
+"""Eigenvalues that are told; of so many validation samples all there are."""
 
 LOOKED_AT = 8192
 """Rows whose energy is measured, evenly spread, where there are more."""

@@ -1,0 +1,25 @@
+"""What of `anneal` a run is bound to before it is acted upon: when the last phase is decided, not how.
+
+A budget that cannot be kept to shows only when the phase begins. Nothing of the run should be lost by that:
+with another budget it goes on.
+"""
+
+from pathlib import Path
+from typing import Any
+
+WHEN = ("last", "times")
+"""Settings that decide where a plan is cut."""
+
+
+def not_yet_finishing(folder: Path) -> bool:
+    """Whether nothing of the last phase was decided in a run directory so far."""
+    path = folder / "events.jsonl"
+    if not path.exists():
+        return True
+    # A kill may have cut the last line short.
+    return not any('"event": "anneal"' in line for line in path.read_text().splitlines())
+
+
+def when(anneal: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The settings that count until then."""
+    return None if anneal is None else {name: anneal[name] for name in WHEN}
