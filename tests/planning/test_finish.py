@@ -117,6 +117,14 @@ def test_several_rounds_divide_the_phase(run: Any) -> None:
         assert len(set(trainer.session.plan.indices[4 * first : 4 * first + 20].tolist())) == 20
 
 
+def test_every_round_has_orders_of_its_own(run: Any) -> None:
+    trainer, events, _ = run(FullFinish(last=0.5, times=2), num_train_epochs=4)
+    assert [told["step"] for told in decided(events)] == [30, 45]
+    once, again = trainer.session.plan.indices[30 * 4 :].reshape(2, 60)
+    assert sorted(once.tolist()) == sorted(again.tolist())
+    assert once.tolist() != again.tolist()
+
+
 def test_what_was_selected_before_can_be_the_pool(run: Any) -> None:
     grace = gw.Grace(count=20, candidates="all", refresh_every=3, anchors=0.5)
     trainer, events, _ = run(Direct(count=6, pool="selection"), select=grace, num_train_epochs=5)
@@ -187,6 +195,28 @@ def test_the_pool_stays_what_was_selected_through_all_rounds(run: Any, epochs: i
     phase = RandomFinish(count=5, pool="selection", last=0.6, times=times)
     _, events, _ = run(phase, select=random, num_train_epochs=epochs)
     assert [told["looked_at"] for told in decided(events)] == [40] * times
+
+
+def test_a_resumed_run_knows_what_was_selected(story_model, arguments, parts, tmp_path: Path) -> None:
+    """By the time of the second round the plan no longer tells."""
+
+    def make() -> gw.Trainer:
+        settings = {
+            "lr_scheduler_type": "warmup_stable_decay", "num_train_epochs": 2, "save_strategy": "steps",
+            "save_steps": 12,
+        }  # fmt: skip
+        recipe = gw.Recipe(
+            select=gw.baselines.RandomSubset(count=40),
+            anneal=RandomFinish(count=5, pool="selection", last=0.5, times=2),
+        )
+        return gw.Trainer(story_model(), arguments(**settings), train_dataset=parts[0], recipe=recipe)
+
+    whole, resumed = make(), make()
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-12"))
+    assert same_weights(whole.model, resumed.model)
+    assert whole.session.plan is not None and resumed.session.plan is not None
+    assert whole.session.plan.digest == resumed.session.plan.digest
 
 
 def test_a_sample_that_cannot_be_measured_is_left_out(run: Any, parts: Any) -> None:
