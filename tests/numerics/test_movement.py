@@ -33,12 +33,14 @@ def test_near_the_best_of_all_subsets_and_within_the_bound(n: int, seed: int, ta
     assert found.objective >= 0.66 * best
 
 
-def test_more_beginnings_never_do_worse() -> None:
-    rng = np.random.default_rng(1)
+def test_more_beginnings_do_better() -> None:
+    """Not always, since only the best after three steps are followed to their end."""
+    rng, gains = np.random.default_rng(1), []
     for _ in range(20):
         x, a = rng.standard_normal((60, 6)), rng.random(60)
         few, many = (longest_sum(Rows(x), a, 10, 3.0, starts=starts).objective for starts in (1, 12))
-        assert many >= few * (1 - 1e-9)
+        gains.append(many / few)
+    assert min(gains) > 0.95 and np.mean(gains) > 1.005
 
 
 def test_the_iterates_of_the_relaxed_problem_never_lower_it() -> None:

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from gradwise.numerics.budgeted import BudgetedTop, budgeted_top, upper_bound, whole
 from gradwise.numerics.rows import Rows
 
-STEPS = 50
-"""Linearised steps at most; most beginnings rest within ten."""
+STEPS, RESTED = 50, 1e-6
+"""Linearised steps at most, and the relative gain below which a beginning rests; exchanges do the rest."""
+
+SCREENED, FOLLOWED = 3, 2
+"""Steps that all beginnings make, and how many of them, the best by then, go on and are mended."""
 
 LOOKS, EXCHANGED = 20, 256
 """How often exchanges are looked for at most, and among how many rows on either side: those that are worth
@@ -109,10 +112,10 @@ def _principal(rows: Rows) -> tuple[float, NDArray[np.float64]]:
 
 
 def _climbed(rows: Rows, scores: NDArray[np.float64], limits: _Limits) -> tuple[list[NDArray[np.int64]], int]:
-    """Linearised steps from every column of scores until none gains, then whole rows."""
+    """Linearised steps from every column of scores, from the best ones until none gains; then whole rows."""
     starts = scores.shape[1]
     worth, moving, steps = np.full(starts, -1.0), np.arange(starts), 0
-    picks: list[Any] = [None] * starts
+    last: list[Any] = [None] * starts
     sums = np.zeros((rows.width, starts))
     while moving.size and steps < STEPS:
         steps += 1
@@ -122,12 +125,18 @@ def _climbed(rows: Rows, scores: NDArray[np.float64], limits: _Limits) -> tuple[
             found = limits.best(c)
             taken = np.flatnonzero(found.weights)
             total = rows.sum_of(taken, found.weights[taken])
-            if (gained := float(total @ total)) > worth[start] + 1e-9 * abs(worth[start]):
-                picks[start], sums[:, start], worth[start] = limits.whole(found, c), total, gained
-                still.append(start)
+            gained = float(total @ total)
+            if gained > worth[start]:
+                if gained > worth[start] * (1 + RESTED):
+                    still.append(start)
+                last[start], sums[:, start], worth[start] = (found, c.copy()), total, gained
         moving = np.array(still, dtype=np.int64)
+        if steps == SCREENED:
+            best = np.argsort(-worth, kind="stable")[:FOLLOWED]
+            moving = np.intersect1d(moving, best)
         scores = rows.times(sums[:, moving]) if moving.size else scores
-    return picks, steps
+    best = np.argsort(-worth, kind="stable")[:FOLLOWED]
+    return [limits.whole(*last[start]) for start in best], steps
 
 
 def _mended(rows: Rows, picks: list[NDArray[np.int64]], limits: _Limits) -> tuple[NDArray[np.int64], float]:
