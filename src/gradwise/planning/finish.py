@@ -112,7 +112,8 @@ class Finish:
 
     def _check_moments(self) -> None:
         """Refuse an optimizer that will have no second moments of some parameter when they are asked for."""
-        optimizer, name = self.trainer.optimizer, str(self.trainer.args.optim)
+        optimizer, asked = self.trainer.optimizer, self.trainer.args.optim
+        name = str(getattr(asked, "value", asked)).lower()
         adam = "adam" in name if optimizer is None else "betas" in optimizer.param_groups[0]
         if not adam or isinstance(self.recipe.layers, LayerPolicy):
             raise RecipeError(
