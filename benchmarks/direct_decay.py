@@ -30,10 +30,10 @@ STEPS = 30
 ROWS = 2
 """Packed rows of a step."""
 FRACTION = 0.2
-MEASURING = 1.05
-"""What measuring a token costs, in tokens trained on (benchmarks/signals.py)."""
-FILLED = 0.92
-"""Share of a packed row that holds tokens, about."""
+MEASURING = 0.78
+"""What measuring a token's gradient costs, in tokens trained on (results of benchmarks/signals.py)."""
+FILLED = 0.9
+"""Share of a packed row that holds tokens, as in the runs of the other arms."""
 
 ARMS: dict[str, Any] = {
     "full": FullFinish(),

@@ -102,8 +102,8 @@ def lengths_of(
 def clipped(signals: Signals, rows: NDArray[np.int64], scale: NDArray[np.float64], z: NDArray[Any]) -> Any:
     """(n,) the factors that leave no gradient longer than nearly all of the validation samples' are.
 
-    Random tokens have long gradients, which point a little everywhere: of plays to a model of stories, twice
-    as long as the plays' own, and then as well aligned with what is to be learned.
+    Random tokens have long gradients, which point a little everywhere, and so also along what is to be
+    learned (benchmarks/direct_sketch.py).
     """
     longest = float(np.quantile(np.linalg.norm(z, axis=1), USUAL_LENGTH))
     lengths = np.sqrt(Rows(signals.grad, rows).squares()) * scale
