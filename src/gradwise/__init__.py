@@ -16,7 +16,8 @@ if TYPE_CHECKING:
         RecipeError,
         SignalError,
     )
-    from gradwise.methods import Direct, Grace, Grass, Order, Selection, baselines
+    from gradwise.methods import D3, Direct, Grace, Grass, Order, Selection, baselines
+    from gradwise.probing import Probe
     from gradwise.recipe import Adapter, Metrics, Model, Recipe, Train
     from gradwise.signals import Signals, collect
     from gradwise.training import LayerSwitch, Plan, PlanSampler, Segment, Trainer, with_gradwise
@@ -40,7 +41,8 @@ _HOMES = {
         ],
         "gradwise.errors",
     ),
-    **dict.fromkeys(["Direct", "Grace", "Grass", "Order", "Selection"], "gradwise.methods"),
+    **dict.fromkeys(["D3", "Direct", "Grace", "Grass", "Order", "Selection"], "gradwise.methods"),
+    "Probe": "gradwise.probing",
     **dict.fromkeys(["Adapter", "Metrics", "Model", "Recipe", "Train"], "gradwise.recipe"),
     **dict.fromkeys(["Signals", "collect"], "gradwise.signals"),
     **dict.fromkeys(
@@ -49,6 +51,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "D3",
     "Adapter",
     "CheckpointError",
     "Collator",
@@ -66,6 +69,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "PlanSampler",
+    "Probe",
     "Recipe",
     "RecipeError",
     "Segment",

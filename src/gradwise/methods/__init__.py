@@ -17,12 +17,14 @@ from gradwise.methods.baselines import (
     FullFinish,
     GivenOrder,
     GradNormTop,
+    HerdedOrder,
     Herding,
     Interleave,
     KCenter,
     LengthTop,
     LossFinish,
     LossTop,
+    MostUsefulFirst,
     RandomFinish,
     RandomSubset,
     RoundRobinLayers,
@@ -31,6 +33,7 @@ from gradwise.methods.baselines import (
     TopLayers,
     UniformLayers,
 )
+from gradwise.methods.d3 import D3
 from gradwise.methods.decision import Order, Selection
 from gradwise.methods.direct import Direct
 from gradwise.methods.grace import Grace
@@ -40,7 +43,10 @@ Select = Annotated[
     FullData | RandomSubset | LossTop | LengthTop | GradNormTop | KCenter | Grace,
     Field(discriminator="method"),
 ]
-OrderBy = Annotated[Shuffle | GivenOrder | EasyFirst | Interleave, Field(discriminator="method")]
+OrderBy = Annotated[
+    Shuffle | GivenOrder | EasyFirst | Interleave | HerdedOrder | MostUsefulFirst | D3,
+    Field(discriminator="method"),
+]
 Layers = Annotated[
     AllLayers | UniformLayers | StaticLayers | RoundRobinLayers | TopLayers | Grass,
     Field(discriminator="method"),
@@ -50,4 +56,4 @@ Anneal = Annotated[
     Field(discriminator="method"),
 ]
 
-__all__ = ["Anneal", "Direct", "Grace", "Grass", "Layers", "Order", "OrderBy", "Select", "Selection"]
+__all__ = ["D3", "Anneal", "Direct", "Grace", "Grass", "Layers", "Order", "OrderBy", "Select", "Selection"]

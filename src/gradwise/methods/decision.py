@@ -53,6 +53,15 @@ class Order:
     objective: float | None = None
     """Value of the method's own objective for this order."""
 
+    units: NDArray[np.int64] | None = None
+    """(n,) the unit that each position belongs to, where units were put in order."""
+
+    graph: Any = None
+    """The graph that the order goes by, where there is one."""
+
+    told: dict[str, Any] = field(default_factory=dict)
+    """Plain values about the order as a whole, for the record."""
+
 
 def domain_mix(domain: NDArray[np.str_] | None, indices: NDArray[np.int64]) -> dict[str, Any]:
     """How many of each domain were picked, and of how many; nothing where domains are not known.

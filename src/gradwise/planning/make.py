@@ -22,7 +22,7 @@ COPIES_STREAM = 0xC091E5
 class Orders(Protocol):
     """A method that puts the entries of one epoch in order."""
 
-    def order(self, entries: NDArray[np.int64], signals: Signals, *, epoch: int, seed: int) -> Order: ...
+    def order(self, signals: Signals, entries: NDArray[np.int64], *, epoch: int, seed: int) -> Order: ...
 
 
 def make_plan(selection: Selection, order: Orders, signals: Signals, *, epochs: int, seed: int) -> Plan:
@@ -63,14 +63,15 @@ def passes_over(
     parts = []
     while sum(len(part) for part in parts) < length:
         parts.append(_segment(selection, order, signals, first + FAR_APART * len(parts), seed))
-    return _joined(parts, length, epoch)
+    return joined(parts, length, epoch)
 
 
 FAR_APART = 1_000_000
 """Between the numbers of passes of one epoch, so that no other epoch has them."""
 
 
-def _joined(parts: list[Segment], length: int, epoch: int) -> Segment:
+def joined(parts: list[Segment], length: int, epoch: int) -> Segment:
+    """The first `length` entries of several segments as one."""
     why = tuple(dict.fromkeys(sentence for part in parts for sentence in part.why))
     reasons = [
         np.array([why.index(sentence) for sentence in part.why])[
@@ -129,7 +130,7 @@ def part_of(segment: Segment, start: int, stop: int) -> Segment:
 
 def _segment(selection: Selection, order: Orders, signals: Signals, epoch: int, seed: int) -> Segment:
     entries = _entries(selection, epoch, seed)
-    ordered = order.order(entries, signals, epoch=epoch, seed=seed)
+    ordered = order.order(signals, entries, epoch=epoch, seed=seed)
     if not np.array_equal(np.sort(ordered.indices), np.sort(entries)):
         raise PlanError(f"The order of epoch {epoch} does not hold exactly the selected samples.")
     place = np.zeros(len(signals), dtype=np.int32)

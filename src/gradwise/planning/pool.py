@@ -120,12 +120,7 @@ def validation_signals(
     optimizer: Any,
 ) -> Signals:
     """Signals of a trainer's validation data, of `most` samples evenly spread over them."""
-    dataset = trainer.eval_dataset
-    if hasattr(dataset, "column_names"):
-        samples, collate = trainer._remove_unused_columns(dataset, "evaluation"), trainer.data_collator
-    else:
-        samples = dataset
-        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "evaluation")
+    samples, collate = trainer._validation_samples()
     samples = spread_over(samples, most)
     return _collect(
         trainer, trainer.model, samples, collate, sorted(needs & set(QUANTITIES)), settings, seed, optimizer

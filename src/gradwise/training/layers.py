@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from gradwise.errors import CheckpointError, RecipeError, SignalError
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.structure import group_layers
-from gradwise.training.probe import Probe
+from gradwise.training.layer_probe import LayerProbe
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class LayerSwitch:
         self._step_in_period = 0
         self.probes_left = getattr(policy, "probe", 0) if policy.probes else 0
         self._clear_window()
-        self._probe = Probe(self.layers, self.ranks) if self.probes_left else None
+        self._probe = LayerProbe(self.layers, self.ranks) if self.probes_left else None
         self._release_inputs = _without_input_gradients(model)
 
     @property

@@ -216,6 +216,13 @@ class TrainerMixin(_AnyTrainer):
             return self._remove_unused_columns(self.train_dataset, "training"), self.data_collator
         return self.train_dataset, self._get_collator_with_removed_columns(self.data_collator, "training")
 
+    def _validation_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
+        """The same of the validation data."""
+        if hasattr(self.eval_dataset, "column_names"):
+            return self._remove_unused_columns(self.eval_dataset, "evaluation"), self.data_collator
+        collate = self._get_collator_with_removed_columns(self.data_collator, "evaluation")
+        return self.eval_dataset, collate
+
 
 class Trainer(TrainerMixin, transformers.Trainer):
     """The Hugging Face Trainer with gradwise's selection, order and layer policies:

@@ -8,7 +8,14 @@ from gradwise.methods.baselines.layers import (
     TopLayers,
     UniformLayers,
 )
-from gradwise.methods.baselines.order import EasyFirst, GivenOrder, Interleave, Shuffle
+from gradwise.methods.baselines.order import (
+    EasyFirst,
+    GivenOrder,
+    HerdedOrder,
+    Interleave,
+    MostUsefulFirst,
+    Shuffle,
+)
 from gradwise.methods.baselines.select import (
     FullData,
     GradNormTop,
@@ -26,12 +33,14 @@ __all__ = [
     "FullFinish",
     "GivenOrder",
     "GradNormTop",
+    "HerdedOrder",
     "Herding",
     "Interleave",
     "KCenter",
     "LengthTop",
     "LossFinish",
     "LossTop",
+    "MostUsefulFirst",
     "RandomFinish",
     "RandomSubset",
     "RoundRobinLayers",

@@ -1,13 +1,15 @@
-"""Orders that cost little: shuffled, as given, easiest first, interleaved by domain."""
+"""Orders that cost little: shuffled, as given, easiest first, interleaved by domain, herded, most useful
+first."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.methods.decision import Order
-from gradwise.numerics import interleaved
+from gradwise.numerics import herd, interleaved
 from gradwise.settings import Settings
 from gradwise.signals import Signals
 
@@ -16,51 +18,88 @@ Entries = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Shuffle(Settings):
+class PassOrder(Settings):
+    """An order over the entries of one pass."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def order(
+        self,
+        signals: Signals,
+        entries: Entries | None = None,
+        *,
+        target: Signals | None = None,
+        probe: Any = None,  # noqa: ARG002
+        epoch: int = 0,
+        seed: int = 0,
+    ) -> Order:
+        """A permutation of the entries.
+
+        Args:
+            signals: of the pool.
+            entries: places in the pool, one for each time a sample is to be seen; each once unless given.
+            target: signals of the samples whose loss is to fall, for orders that go by one; the pool's own
+                unless given.
+            probe: not asked here.
+            epoch, seed: decide what is left to chance.
+
+        Raises:
+            SignalError: when a needed signal is missing.
+        """
+        entries = np.arange(len(signals)) if entries is None else entries
+        mixed = np.random.default_rng([seed, _ORDER, epoch]).permutation(entries)
+        return self._ordered(entries, mixed, signals, target, epoch)
+
+    @abstractmethod
+    def _ordered(
+        self, given: Entries, mixed: Entries, signals: Signals, target: Signals | None, epoch: int
+    ) -> Order:
+        """The entries as given and shuffled, in order."""
+
+
+_ORDER = 0x02DE2
+"""Keeps these permutations' random stream apart from those of the selection and of the layers."""
+
+
+@dataclass(frozen=True)
+class Shuffle(PassOrder):
     """A new random order for every epoch."""
 
     method: Literal["shuffle"] = "shuffle"
     """A new random order each epoch."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def order(self, entries: Entries, signals: Signals, *, epoch: int = 0, seed: int = 0) -> Order:  # noqa: ARG002
-        """A permutation of `entries` that depends on seed and epoch alone."""
-        return Order(_shuffled(entries, epoch, seed), why=(f"shuffled in epoch {epoch}",))
+    def _ordered(self, given: Entries, mixed: Entries, signals: Any, target: Any, epoch: int) -> Order:  # noqa: ARG002
+        return Order(mixed, why=(f"shuffled in epoch {epoch}",))
 
 
 @dataclass(frozen=True)
-class GivenOrder(Settings):
+class GivenOrder(PassOrder):
     """The order of the data, or of the selection where one was made."""
 
     method: Literal["given"] = "given"
     """As the data, or the selection, have it."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def order(self, entries: Entries, signals: Signals, *, epoch: int = 0, seed: int = 0) -> Order:  # noqa: ARG002
-        """`entries` as they are."""
-        return Order(entries, why=("in the order given",))
+    def _ordered(self, given: Entries, mixed: Entries, signals: Any, target: Any, epoch: int) -> Order:  # noqa: ARG002
+        return Order(given, why=("in the order given",))
 
 
 @dataclass(frozen=True)
-class EasyFirst(Settings):
-    """From the lowest loss to the highest, at the weights the run starts from."""
+class EasyFirst(PassOrder):
+    """From the lowest loss to the highest, at the weights the run starts from; ties shuffled, and a sample
+    whose loss is not finite comes last."""
 
     method: Literal["easy_first"] = "easy_first"
     """Lowest loss first."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
 
-    def order(self, entries: Entries, signals: Signals, *, epoch: int = 0, seed: int = 0) -> Order:
-        """Ascending loss, ties shuffled; a sample whose loss is not finite comes last."""
+    def _ordered(self, given: Entries, mixed: Entries, signals: Signals, target: Any, epoch: int) -> Order:  # noqa: ARG002
         loss = signals.require("loss", "easy_first")
-        mixed = _shuffled(entries, epoch, seed)
         return Order(mixed[np.argsort(loss[mixed], kind="stable")], why=("easiest first, by loss",))
 
 
 @dataclass(frozen=True)
-class Interleave(Settings):
+class Interleave(PassOrder):
     """Every stretch of the run holds each domain in proportion; within a domain, shuffled anew each epoch."""
 
     method: Literal["interleave"] = "interleave"
@@ -68,16 +107,50 @@ class Interleave(Settings):
 
     needs: ClassVar[frozenset[str]] = frozenset({"domain"})
 
-    def order(self, entries: Entries, signals: Signals, *, epoch: int = 0, seed: int = 0) -> Order:
-        """Proportional interleaving of the domains' shuffled samples."""
+    def _ordered(self, given: Entries, mixed: Entries, signals: Signals, target: Any, epoch: int) -> Order:  # noqa: ARG002
         domain = signals.require("domain", "interleave")
-        mixed = _shuffled(entries, epoch, seed)
         return Order(mixed[interleaved(domain[mixed])], why=("domains interleaved",))
 
 
-_ORDER = 0x02DE2
-"""Keeps these permutations' random stream apart from those of the selection and of the layers."""
+@dataclass(frozen=True)
+class HerdedOrder(PassOrder):
+    """Sums of the gradients seen so far stay as near as possible to their share of the whole (herding,
+    Welling 2009), by gradients at the weights the run starts from; those that are not finite come last. Takes
+    time in the square of the pool."""
+
+    method: Literal["herding"] = "herding"
+    """Prefix sums of gradients near the mean."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"grad"})
+
+    def _ordered(self, given: Entries, mixed: Entries, signals: Signals, target: Any, epoch: int) -> Order:  # noqa: ARG002
+        rows = np.asarray(signals.require("grad", "herding")[mixed])
+        known = np.isfinite(rows).all(axis=1)
+        usable = mixed[known]
+        ordered = usable[herd(rows[known])] if len(usable) else usable
+        return Order(np.concatenate([ordered, mixed[~known]]), why=("herded by gradients",))
 
 
-def _shuffled(entries: Entries, epoch: int, seed: int) -> Entries:
-    return np.random.default_rng([seed, _ORDER, epoch]).permutation(entries)
+@dataclass(frozen=True)
+class MostUsefulFirst(PassOrder):
+    """From the sample whose gradient does most for the target's loss to the one that does least, at the
+    weights the run starts from; those that are not finite come last."""
+
+    method: Literal["influence"] = "influence"
+    """Largest first-order influence on the target first."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"grad"})
+
+    def _ordered(
+        self,
+        given: Entries,  # noqa: ARG002
+        mixed: Entries,
+        signals: Signals,
+        target: Signals | None,
+        epoch: int,  # noqa: ARG002
+    ) -> Order:
+        grad = signals.require("grad", "influence")
+        aims = grad[np.unique(mixed)] if target is None else target.require("grad", "influence's target")
+        influence = grad[mixed].astype(np.float64) @ np.nanmean(aims.astype(np.float64), axis=0)
+        influence = np.where(np.isfinite(influence), influence, -np.inf)
+        return Order(mixed[np.argsort(-influence, kind="stable")], why=("most useful first, by gradients",))

@@ -13,7 +13,7 @@ SKETCH = 4096
 """Numbers per layer in the sketch of its gradients: norms come out within 1.1 % (one sigma)."""
 
 
-class Probe:
+class LayerProbe:
     """Hooks that turn backward passes into one linear sketch per layer.
 
     Scores are defined on the gradient accumulated over all passes and ranks, which nobody holds here. A

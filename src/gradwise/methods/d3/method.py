@@ -1,0 +1,327 @@
+"""D3: an order that the influence of units on one another dictates."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.cluster.vq import kmeans2
+
+from gradwise.errors import RecipeError
+from gradwise.methods.d3.graph import InfluenceGraph
+from gradwise.methods.d3.schedule import Windows
+from gradwise.methods.d3.units import Units
+from gradwise.methods.decision import Order
+from gradwise.numerics import knn_graph
+from gradwise.numerics.balance import imbalance
+from gradwise.probing.answers import Bends
+from gradwise.settings import Settings
+from gradwise.signals import Signals
+
+SIZE = 16
+"""Samples of a unit where no run says how large its batches are."""
+
+CLUSTERS = 8
+"""Groups of alike gradients, where nothing says how many."""
+
+PARTS = 4
+"""Sets that a node's probe samples are split into, to tell noise by."""
+
+STREAM = 0xD3
+"""Keeps what is drawn here apart from the other random streams of a seed."""
+
+
+class Arranged(NamedTuple):
+    """Units in order."""
+
+    order: NDArray[np.int64]
+    """(whole units,)"""
+
+    told: dict[str, Any]
+    """Plain values about it."""
+
+    value: float | None
+    """Of the objective."""
+
+
+@dataclass(frozen=True)
+class D3(Settings):
+    """Units of samples in an order that a directed graph of their influence constrains.
+
+    Every stretch of the run stays balanced; within a window the units go in the order that is worth most, and
+    those before others whose influence on them stands out of the noise (arXiv 2605.31164; edges, windows and
+    balance are ours, see docs/log.md).
+    """
+
+    method: Literal["d3"] = "d3"
+    """By the influence of units on one another."""
+
+    units: Literal["domains", "clusters", "batches", "samples"] | Annotated[int, Field(ge=2)] = "domains"
+    """What is put in order: pieces of a domain, pieces of a cluster of alike gradients (a number says how
+    many clusters), batches as they come, or single samples."""
+
+    size: Annotated[int, Field(ge=1)] | None = None
+    """Samples of a unit; the run's batch size unless given, 1 for `samples`."""
+
+    edges: Literal["lookahead", "curvature", "first_order", "none"] | None = None
+    """How influence is measured: by trial steps, by Hessian-vector products, by gradients alone, or not at
+    all, which leaves the balanced order. Unless given, by curvature where a model can be asked, as in a run,
+    and to first order from the signals otherwise."""
+
+    target: Literal["pool", "validation"] = "pool"
+    """Whose loss is to fall: of the samples that are put in order, or of the validation data."""
+
+    window: Annotated[int, Field(ge=2)] | None = 8
+    """Units looked at together; None for all of a pass."""
+
+    commit: Annotated[int, Field(ge=1)] = 4
+    """How many of them are settled before the next are looked at."""
+
+    balance: Annotated[float, Field(ge=0)] | None = 1.0
+    """How far prefixes may stray from the whole, 1 being what a random order has at its middle; None for as
+    far as they like."""
+
+    threshold: Annotated[float, Field(ge=0)] = 2.0
+    """Standard errors by which an influence must exceed the one in return to bind the order."""
+
+    early: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Weight of influence on the target, which is better had early, against the order's own."""
+
+    probes: Annotated[int, Field(ge=1)] = 4
+    """Samples measured of each node."""
+
+    target_samples: Annotated[int, Field(ge=1)] = 16
+    """Samples of the target that are measured."""
+
+    neighbours: Annotated[int, Field(ge=1)] = 8
+    """Nodes whose losses are looked at after a trial step: the nearest by their gradients."""
+
+    overhead: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    """Share of the training's passes that measuring may cost, which decides how often it is done."""
+
+    keep: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Weight of old influences when new ones are measured."""
+
+    def check(self) -> None:
+        if self.window is not None and self.commit > self.window:
+            raise RecipeError(f"order.commit is {self.commit}, more than the window of {self.window}.")
+        if self.units == "samples" and self.size not in (None, 1):
+            raise RecipeError(f"order.units: samples are units of one; found size {self.size}.")
+
+    @property
+    def grouped(self) -> bool:
+        """Whether units are pieces of groups that last."""
+        return self.units not in ("batches", "samples")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a pass has to know of every sample."""
+        if self.units == "domains":
+            return frozenset({"domain"})
+        return frozenset({"grad"} if self.grouped else ())
+
+    def order(
+        self,
+        signals: Signals,
+        entries: NDArray[np.int64] | None = None,
+        *,
+        target: Signals | None = None,
+        probe: Any = None,
+        epoch: int = 0,
+        seed: int = 0,
+    ) -> Order:
+        """An order over a pass, by influences measured now.
+
+        Args:
+            signals: of the pool; gradients, where no probe is given.
+            entries: places in the pool, one for each time a sample is to be seen; each once unless given.
+            target: signals of the samples whose loss is to fall; the entries' own unless given. With a probe,
+                give it the target.
+            probe: a `gradwise.Probe` of the model; see `edges`.
+            epoch, seed: decide what is left to chance.
+
+        Raises:
+            SignalError: when a needed signal is missing.
+            RecipeError: when there is a single group, or edges need a probe and none is given.
+
+        Example:
+            order = D3(units=8).order(signals)
+            order.indices, order.graph.weight, order.told["imbalance"]
+        """
+        rng = np.random.default_rng([seed, STREAM, epoch])
+        entries = np.arange(len(signals)) if entries is None else entries
+        group = self.groups(signals, seed=seed) if self.grouped else None
+        units = self.units_of(rng.permutation(entries), group)
+        edges = self.edges or ("first_order" if probe is None else "curvature")
+        if edges in ("lookahead", "curvature") and probe is None:
+            raise RecipeError(f"order.edges: {edges} asks a model; give a gradwise.Probe.")
+        graph = None
+        if edges != "none" and units.whole:
+            graph = (
+                self.from_signals(signals, units, target)
+                if probe is None
+                else self.measured(probe, units, edges=edges, rng=rng)
+            )
+        features = None
+        if units.own and signals.grad is not None:
+            whole = units.parts[: units.whole]
+            features = np.array([np.nanmean(signals.grad[rows], axis=0, dtype=np.float64) for rows in whole])
+        found = self.arranged(units, graph, rng, seed=seed, features=features)
+        place = np.concatenate([np.full(len(units.parts[u]), u) for u in found.order])
+        rest = len(units.entries) - len(place)
+        return Order(
+            units.arranged(found.order),
+            why=(self.why(graph),),
+            objective=found.value,
+            units=np.concatenate([place, np.full(rest, units.whole)]),
+            graph=graph,
+            told=found.told,
+        )
+
+    # ---- the steps of it, as a run takes them --------------------------------------------------------------
+
+    def groups(self, signals: Signals, *, seed: int) -> NDArray[Any]:
+        """(N,) the group of every sample."""
+        if self.units == "domains":
+            return signals.require("domain", "d3")
+        rows = np.nan_to_num(np.asarray(signals.require("grad", "d3"), dtype=np.float64))
+        count = self.units if isinstance(self.units, int) else CLUSTERS
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+        rng = np.random.default_rng([seed, STREAM])
+        return kmeans2(rows, min(count, len(rows)), minit="++", seed=rng, missing="warn")[1]
+
+    def units_of(
+        self, entries: NDArray[np.int64], group: NDArray[Any] | None, batch_size: int = SIZE
+    ) -> Units:
+        """Entries cut into units; those of a group keep their order."""
+        size = 1 if self.units == "samples" else self.size or batch_size
+        if group is None:
+            return Units.of_batches(entries, size)
+        return Units.by_group(entries, group, size)
+
+    def measured(
+        self, probe: Any, units: Units, *, edges: str, rng: np.random.Generator, probes: int | None = None
+    ) -> InfluenceGraph:
+        """Influences at a model's present weights, of a few samples of every node.
+
+        Args:
+            probe: `gradwise.Probe`.
+            units: whose nodes are measured.
+            edges: as in the settings, not `none`.
+            rng: draws the samples.
+            probes: samples of each node, at most so many; `probes` unless given.
+        """
+        nodes = np.unique(units.node[: units.whole])
+        names = tuple(units.names[node] for node in nodes)
+        drawn = [self._drawn(units, node, probes or self.probes, rng) for node in nodes]
+        target = probe.target if len(probe.target) else units.entries
+        target = rng.permutation(target)[: self.target_samples]
+        if edges == "lookahead":
+            return self._looked_ahead(probe, names, drawn, target)
+        parts = min(PARTS, min(len(own) for own in drawn))
+        split = [own[part::parts] for own in drawn for part in range(parts)]
+        bends = probe.bends(split, target, hessian=edges == "curvature")
+        return InfluenceGraph.of_bends(names, np.repeat(np.arange(len(names)), parts), bends, edges)
+
+    def from_signals(self, signals: Signals, units: Units, target: Signals | None) -> InfluenceGraph:
+        """Influences to first order, from gradients that were measured; a step is of length one."""
+        grad, loss = (signals.require(name, "d3 without a probe") for name in ("grad", "loss"))
+        nodes = np.unique(units.node[: units.whole])
+        rows = [self._rows(units, node) for node in nodes]
+        parts = min(PARTS, min(len(own) for own in rows))
+        split = [own[part::parts] for own in rows for part in range(parts)]
+        gradients = np.array([np.nanmean(grad[own].astype(np.float64), axis=0) for own in split])
+        aim = signals if target is None else target
+        own = units.entries if target is None else np.arange(len(target))
+        way = np.nanmean(aim.require("grad", "d3's target")[own].astype(np.float64), axis=0)
+        bends = Bends(
+            along=None,
+            gains=gradients @ gradients.T,
+            towards=gradients @ way,
+            losses=np.array([np.nanmean(loss[own]) for own in split]),
+            target_loss=float(np.nanmean(aim.require("loss", "d3's target")[own])),
+        )
+        names = tuple(units.names[node] for node in nodes)
+        return InfluenceGraph.of_bends(names, np.repeat(np.arange(len(names)), parts), bends, "first_order")
+
+    def arranged(
+        self,
+        units: Units,
+        graph: InfluenceGraph | None,
+        rng: np.random.Generator,
+        *,
+        seed: int,
+        features: NDArray[np.float64] | None = None,
+    ) -> Arranged:
+        """Units in order, by a graph of their nodes or in balance alone.
+
+        Args:
+            units: to be put in order.
+            graph: None for the balanced order.
+            rng: for the order in which units come into the window.
+            seed: of the search for the best order in it.
+            features: (whole, d) what is kept in balance; the groups where units are pieces of such.
+        """
+        base = units.balanced(rng)
+        if features is None and not units.own:
+            features = units.one_hot()
+        strays = {} if features is None else {"imbalance": _rounded(imbalance(features, base))}
+        if graph is None or len(base) < 2:
+            return Arranged(base, strays, None)
+        node, worth, before = self._by_unit(units, graph)
+        windows = Windows(node, worth, before, self.window, self.commit, seed)
+        order = windows.order(base, features, self.balance)
+        value = windows.value(order)
+        told = {
+            **({} if features is None else {"imbalance": _rounded(imbalance(features, order))}),
+            "objective": _rounded(value),
+            "objective_of_base": _rounded(windows.value(base)),
+            "nodes": len(graph),
+            "precedences": int(before.sum()),
+        }
+        return Arranged(order, told, value)
+
+    def why(self, graph: InfluenceGraph | None) -> str:
+        """What to say of every entry."""
+        return "balanced" if graph is None else f"by the influence of {self.units} ({graph.edges})"
+
+    def _by_unit(self, units: Units, graph: InfluenceGraph) -> tuple[Any, Any, Any]:
+        """Nodes, worth and precedences in the units' numbering; nothing is known of nodes not measured."""
+        n = len(units.names)
+        where = {name: place for place, name in enumerate(units.names)}
+        rows = [(where[name], place) for place, name in enumerate(graph.names) if name in where]
+        worth, before = np.zeros((n, n)), np.zeros((n, n), dtype=bool)
+        if rows:
+            to, of = (np.array(each) for each in zip(*rows, strict=True))
+            worth[np.ix_(to, to)] = graph.worth(self.early)[np.ix_(of, of)]
+            before[np.ix_(to, to)] = graph.precedences(self.threshold)[np.ix_(of, of)]
+        return units.node[: units.whole], worth, before
+
+    def _drawn(self, units: Units, node: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        return rng.permutation(self._rows(units, node))[:count]
+
+    @staticmethod
+    def _rows(units: Units, node: int) -> NDArray[np.int64]:
+        """All entries of a node."""
+        parts = units.parts
+        return np.concatenate([parts[unit] for unit in np.flatnonzero(units.node[: units.whole] == node)])
+
+    def _looked_ahead(
+        self, probe: Any, names: tuple[str, ...], drawn: list[NDArray[np.int64]], target: NDArray[np.int64]
+    ) -> InfluenceGraph:
+        owner = np.repeat(np.arange(len(names)), [len(own) for own in drawn])
+        on = np.concatenate([*drawn, target])
+        only = np.ones((len(names), len(on)), dtype=bool)
+        if len(names) > self.neighbours + 1:
+            near = knn_graph(probe.sketches(drawn), self.neighbours).ids
+            for node, ids in enumerate(near):
+                only[node, : len(owner)] = np.isin(owner, [node, *ids])
+        ahead = probe.lookahead(drawn, on, only)
+        owner = np.concatenate([owner, np.full(len(target), -1)])
+        return InfluenceGraph.of_ahead(names, owner, ahead, np.arange(len(on) - len(target), len(on)))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,86 @@
+"""Orders over units: a window at a time, each as good as the graph allows, none out of balance."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.numerics import linear_order
+from gradwise.numerics.balance import Balance
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Looks at some units at a time and commits the first of them.
+
+    Args: as the fields; `worth` and `before` are over the nodes that units stand for.
+    """
+
+    node: NDArray[np.int64]
+    """(units,) node of each unit."""
+
+    worth: NDArray[np.float64]
+    """(nodes, nodes) what it is worth to have i before j."""
+
+    before: NDArray[np.bool_]
+    """(nodes, nodes) True where i must come before j; acyclic."""
+
+    window: int | None
+    """Units looked at together; None for all."""
+
+    commit: int
+    """How many of them are settled before the next are looked at."""
+
+    seed: int = 0
+
+    _known: dict[tuple[int, ...], NDArray[np.int64]] = field(default_factory=dict)
+
+    def order(
+        self, base: NDArray[np.int64], features: NDArray[np.float64] | None, limit: float | None
+    ) -> NDArray[np.int64]:
+        """(n,) the units of `base` in the order to be trained on.
+
+        Args:
+            base: (n,) units in the order in which they come into the window.
+            features: (units, d) of all units, whose prefix sums are kept in balance; None for no balance.
+            limit: on their imbalance, see `gradwise.numerics.balance`.
+        """
+        balance = Balance(np.zeros((len(base), 1)), None) if features is None else Balance(features, limit)
+        placed: list[int] = []
+        waiting, at = [], 0
+        size = len(base) if self.window is None else self.window
+        while at < len(base) or waiting:
+            more = size - len(waiting)
+            waiting += base[at : at + more].tolist()
+            at += more
+            wish = [waiting[place] for place in self._best(waiting)]
+            count = min(self.commit, len(wish)) if at < len(base) else len(wish)
+            nodes = self.node[wish]
+            taken = balance.place(wish, count, self.before[np.ix_(nodes, nodes)])
+            placed += taken
+            waiting = [unit for unit in waiting if unit not in set(taken)]
+        return np.array(placed, dtype=np.int64)
+
+    def value(self, order: NDArray[np.int64]) -> float:
+        """Sum of `worth` over pairs of units that are at most a window apart."""
+        nodes, reach = self.node[order], len(order) if self.window is None else self.window
+        return float(
+            sum(self.worth[nodes[:-gap], nodes[gap:]].sum() for gap in range(1, min(reach, len(nodes))))
+        )
+
+    def _best(self, units: list[int]) -> NDArray[np.int64]:
+        """Places of the units in the best order; units of one node keep theirs."""
+        nodes = self.node[units]
+        by_node = np.argsort(nodes, kind="stable")
+        key = tuple(nodes[by_node].tolist())
+        if key not in self._known:
+            square = np.ix_(key, key)
+            self._known[key] = linear_order(
+                self.worth[square], seed=self.seed, precedences=self.before[square]
+            )
+        found = by_node[self._known[key]]
+        # Which of a node's units takes which of its places does not matter to the graph.
+        for node in set(key):
+            places = np.flatnonzero(nodes[found] == node)
+            found[places] = np.sort(found[places])
+        return found

@@ -1,0 +1,94 @@
+"""What is put in order: units of samples that are trained on together. Each stands for a node of a graph."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.numerics import interleaved
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Entries of a pass cut into units of one size, the last of which may be short.
+
+    >>> units = Units.by_group(np.arange(6), np.array(["a", "b", "a", "b", "a", "a"]), size=2)
+    >>> [unit.tolist() for unit in units.parts], units.node.tolist(), units.names
+    ([[0, 2], [4, 5], [1, 3]], [0, 0, 1], ('a', 'b'))
+    """
+
+    entries: NDArray[np.int64]
+    """(n,) places in the pool, unit after unit."""
+
+    size: int
+    """Entries of a unit."""
+
+    node: NDArray[np.int64]
+    """(units,) the node of the graph that each unit stands for."""
+
+    names: tuple[str, ...]
+    """Of the nodes."""
+
+    own: bool = False
+    """Whether every unit is a node of its own."""
+
+    def __len__(self) -> int:
+        return len(self.node)
+
+    @property
+    def parts(self) -> list[NDArray[np.int64]]:
+        """The entries of each unit."""
+        return [self.entries[at : at + self.size] for at in range(0, len(self.entries), self.size)]
+
+    @classmethod
+    def of_batches(cls, entries: NDArray[np.int64], size: int, names: tuple[str, ...] = ()) -> "Units":
+        """As the entries come, each unit a node of its own."""
+        count = -(-len(entries) // size)
+        return cls(entries, size, np.arange(count), names or tuple(str(n) for n in range(count)), own=True)
+
+    @classmethod
+    def by_group(cls, entries: NDArray[np.int64], group: NDArray[np.generic], size: int) -> "Units":
+        """Units of one group each, in which entries keep their order; what is left of the groups at the end
+        is put together in units of the group that has most of them.
+
+        Args:
+            entries: (n,) places in the pool.
+            group: (N,) of every sample of the pool.
+            size: entries of a unit.
+        """
+        names, codes = np.unique(group[entries], return_inverse=True)
+        whole, rest = [], []
+        for code in range(len(names)):
+            own = np.flatnonzero(codes == code)
+            kept = len(own) // size * size
+            whole.append(own[:kept])
+            rest.append(own[kept:])
+        places = np.concatenate([*whole, *rest])
+        node = [
+            int(np.argmax(np.bincount(codes[places[at : at + size]], minlength=len(names))))
+            for at in range(0, len(places), size)
+        ]
+        return cls(entries[places], size, np.array(node, dtype=np.int64), tuple(str(name) for name in names))
+
+    @property
+    def whole(self) -> int:
+        """Units of full size: those that are put in order."""
+        return len(self.entries) // self.size
+
+    def arranged(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) all entries, given an order (whole,) of the whole units; a short one stays the last, so that
+        no other is cut apart by the batches it is trained in."""
+        parts = self.parts
+        return np.concatenate([*(parts[unit] for unit in order), *parts[self.whole :]])
+
+    def balanced(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(whole,) a random order in which every prefix holds each node in proportion; as they come where
+        each unit is a node of its own."""
+        if self.own:
+            return np.arange(self.whole)
+        mixed = rng.permutation(self.whole)
+        return mixed[interleaved(self.node[mixed])]
+
+    def one_hot(self) -> NDArray[np.float64]:
+        """(whole, nodes) which node each unit stands for."""
+        return np.eye(len(self.names))[self.node[: self.whole]]

@@ -1,0 +1,333 @@
+"""Puts what is ahead of a run in order by the influence of its parts, measured as the model learns."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from gradwise.atomic import write_parquet
+from gradwise.errors import RecipeError
+from gradwise.methods.d3 import D3, InfluenceGraph, Units
+from gradwise.methods.d3.method import STREAM
+from gradwise.methods.decision import Order
+from gradwise.planning.make import joined, part_of
+from gradwise.probing import Probe
+from gradwise.recipe import Recipe
+from gradwise.signals import Signals
+from gradwise.training.batches import Batches
+from gradwise.training.layout import total_steps
+from gradwise.training.plan import Plan, Segment
+from gradwise.training.record import Record
+
+FORWARD, HESSIAN = 1 / 3, 4.0
+"""What a sample costs without a backward pass, and with a Hessian-vector product, in passes of a training
+step (benchmarks/d3.py)."""
+
+STEP = 1.0
+"""What a trial step's update and its taking back cost besides, about, in the same."""
+
+FEWEST = 2
+"""Probe samples of a node below which noise cannot be told."""
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """How often influence is measured, and on how many samples of each node."""
+
+    every: int
+    """Steps between two measurements, the first being before the first step; 0 for never."""
+    probes: int
+
+
+class Reordering:
+    """The order of a trainer's run where it goes by D3.
+
+    Args:
+        trainer: a `gradwise.Trainer`.
+        recipe: its `order`, `anneal`, `signals` and `seed`.
+        folder: of the run.
+    """
+
+    def __init__(self, trainer: Any, recipe: Recipe, folder: Path) -> None:
+        assert isinstance(recipe.order, D3)
+        self.trainer, self.recipe, self.folder, self.d3 = trainer, recipe, folder, recipe.order
+        self.graph: InfluenceGraph | None = None
+        self.timetable = Timetable(0, 0)
+        self._group: NDArray[Any] | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Of every sample, before the run."""
+        return self.d3.needs
+
+    @property
+    def method(self) -> str:
+        """Name in the record."""
+        return self.d3.method
+
+    def check(self) -> None:
+        """Refuse, before anything is trained, what could not be measured later."""
+        trainer, d3 = self.trainer, self.d3
+        if self._edges == "none":
+            return
+        if trainer.session.packed_length is not None:
+            raise RecipeError(
+                "order: d3 measures influence while it trains, and cannot go with packing yet; set packing: "
+                "false, or order.edges: none."
+            )
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise RecipeError("order: d3 cannot measure a sharded model yet; give order.edges: none.")
+        if getattr(trainer.accelerator, "scaler", None) is not None:
+            raise RecipeError(
+                "order: d3 cannot try steps under the loss scaling of float16; use bfloat16, or order.edges: "
+                "none."
+            )
+        if d3.target == "validation" and not hasattr(trainer.eval_dataset, "__getitem__"):
+            raise RecipeError(
+                "order.target: validation needs one set of validation data that can be indexed; give "
+                "data.validation (or an eval_dataset), or target: pool."
+            )
+
+    @property
+    def _edges(self) -> str:
+        return self.d3.edges or "curvature"
+
+    # ---- the order that a pass begins with -----------------------------------------------------------------
+
+    def order(self, signals: Signals, entries: NDArray[np.int64], *, epoch: int, seed: int) -> Order:
+        """The balanced order, before anything is measured."""
+        rng = np.random.default_rng([seed, STREAM, epoch])
+        units = self.d3.units_of(rng.permutation(entries), self._groups(signals), self._batch)
+        return Order(units.arranged(units.balanced(rng)), why=(f"by d3 over {self.d3.units}",))
+
+    def _groups(self, signals: Signals) -> NDArray[Any] | None:
+        """(N,) the group of every sample; clusters are made once, at the weights the run starts from."""
+        if not self.d3.grouped:
+            return None
+        if self._group is None:
+            self._group = self.d3.groups(signals, seed=self.recipe.seed)
+            if len(np.unique(self._group)) < 2:
+                raise RecipeError(
+                    f"order: d3 found a single one of {self.d3.units}, and there is nothing to put in order; "
+                    "give the data a `domain` column, or order.units: clusters, batches or samples."
+                )
+        return self._group
+
+    @property
+    def _batch(self) -> int:
+        args = self.trainer.args
+        return self.trainer._train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    # ---- when to measure -----------------------------------------------------------------------------------
+
+    def settle(self, batches: Batches) -> None:
+        """Decide how often influence is measured, so that it costs no more than `overhead` of the passes that
+        the run makes. Reads no clock."""
+        if self._edges == "none":
+            return
+        nodes = self.d3.window or batches.steps_per_epoch
+        if self.d3.grouped:
+            assert self._group is not None
+            nodes = len(np.unique(self._group))
+        steps = total_steps(self.trainer, batches)
+        for probes in range(self.d3.probes, min(FEWEST, self.d3.probes) - 1, -1):
+            cost = self._cost(nodes, probes)
+            if cost <= self.d3.overhead * steps * batches.batch_size:
+                every = math.ceil(cost / (self.d3.overhead * batches.batch_size))
+                self.timetable = Timetable(max(every, self._least), probes)
+                return
+
+    @property
+    def _least(self) -> int:
+        """Steps that what is committed at a time lasts, where units are nodes of their own."""
+        if self.d3.grouped:
+            return 1
+        size = 1 if self.d3.units == "samples" else self.d3.size or self._batch
+        return max(1, self.d3.commit * size // self._batch)
+
+    def _cost(self, nodes: int, probes: int) -> float:
+        """Of one measurement, in passes of a training step over one sample."""
+        d3, target = self.d3, self.d3.target_samples
+        if self._edges != "lookahead":
+            return nodes * probes * (HESSIAN if self._edges == "curvature" else 1.0) + target
+        near = min(nodes, d3.neighbours + 1)
+        sketches = nodes * probes if nodes > near else 0
+        evaluated = (nodes * probes + target) + nodes * (near * probes + target)
+        return sketches + nodes * (probes + STEP) + evaluated * FORWARD
+
+    def due(self, step: int, onsets: tuple[int, ...]) -> bool:
+        """Whether to measure before `step`; also where the last phase begins, which trains on other data."""
+        every = self.timetable.every
+        return bool(every) and (step % every == 0 or step in onsets)
+
+    # ---- measuring -----------------------------------------------------------------------------------------
+
+    def decide(self, plan: Plan, served: int, step: int, record: Record, onsets: tuple[int, ...]) -> Plan:
+        """The plan with what is ahead put in order by what is measured now; its segments keep their lengths.
+
+        Args:
+            plan: followed so far.
+            served: how many of its segments were.
+            step: optimizer steps done.
+            record: gets what was decided and what it cost.
+            onsets: steps at which the last phase selects its data, which nothing is moved across.
+        """
+        start = time.perf_counter()
+        stretches = _stretches(self.trainer.session.batches_of(plan), served, onsets)
+        whole = [joined(stretch, sum(map(len, stretch)), stretch[0].epoch) for stretch in stretches]
+        units = [self._units(piece, step) for piece in (whole if self.d3.grouped else whole[:1])]
+        self._measure(whole[0], units[0], step)
+        took = {"measuring": time.perf_counter() - start}
+        told: dict[str, Any] = {}
+        for number, own in enumerate(units):
+            rng = np.random.default_rng([self.recipe.seed, STREAM, step, number])
+            found = self.d3.arranged(own, self.graph, rng, seed=self.recipe.seed)
+            whole[number] = _moved(whole[number], own.arranged(found.order))
+            told = told or found.told
+        again = zip(whole, stretches, strict=True)
+        after = plan.followed_by([part for pair in again for part in _split(*pair)], after=served)
+        took["ordering"] = time.perf_counter() - start - took["measuring"]
+        self._write()
+        record.event(
+            "order",
+            step,
+            time.perf_counter() - start,
+            edges=self._edges,
+            units=str(self.d3.units),
+            probes=self.timetable.probes,
+            parts={name: round(seconds, 4) for name, seconds in took.items()},
+            **told,
+            digest=after.digest,
+        )
+        return after
+
+    def _units(self, piece: Segment, step: int) -> Units:
+        """Units of the places in a piece; where they are nodes of their own, of its first window."""
+        places = np.arange(len(piece))
+        if self.d3.grouped:
+            assert self._group is not None
+            return self.d3.units_of(places, self._group[piece.indices], self._batch)
+        units = self.d3.units_of(places, None, self._batch)
+        reach = len(units) if self.d3.window is None else self.d3.window
+        first = places[: reach * units.size]
+        return Units.of_batches(first, units.size, self._named(piece, units.size, len(first), step))
+
+    def _named(self, piece: Segment, size: int, count: int, step: int) -> tuple[str, ...]:
+        if size == 1:
+            return tuple(f"sample {index}" for index in piece.indices[:count])
+        return tuple(f"batch {number + 1} from step {step + 1}" for number in range(-(-count // size)))
+
+    def _measure(self, piece: Segment, units: Units, step: int) -> None:
+        """Measure influence, and remember it with what was known before."""
+        probe = self._probe()
+        if self._edges == "lookahead" and probe.rates == {0.0}:
+            return  # The first step of a warm-up moves nothing.
+        if not units.whole:
+            return
+        rng = np.random.default_rng([self.recipe.seed, STREAM, step, _PROBES])
+        rows = replace(units, entries=piece.indices[units.entries])
+        found = self.d3.measured(probe, rows, edges=self._edges, rng=rng, probes=self.timetable.probes)
+        found = replace(self._agreed(found), step=step)
+        lasting = self.graph is not None and self.d3.grouped
+        self.graph = self.graph.followed_by(found, self.d3.keep) if lasting else found  # type: ignore[union-attr]
+
+    def _probe(self) -> Probe:
+        trainer = self.trainer
+        samples, collate = trainer._training_samples()
+        target = trainer._validation_samples()[0] if self.d3.target == "validation" else None
+        return Probe(
+            trainer.model,
+            trainer.optimizer,
+            samples,
+            collate,
+            target=target,
+            clip=trainer.args.max_grad_norm,
+            batch_tokens=self.recipe.signals.batch_tokens,
+        )
+
+    def _agreed(self, found: InfluenceGraph) -> InfluenceGraph:
+        """The first rank's, on all of them: orders must be equal exactly."""
+        if self.trainer.args.world_size == 1:
+            return found
+        shared: list[Any] = [found]
+        dist.broadcast_object_list(shared, src=0)
+        return shared[0]
+
+    def _write(self) -> None:
+        if self.graph is not None and self.trainer.is_world_process_zero():
+            columns = self.graph.columns(self.d3.threshold)
+            write_parquet(self.folder / "plan" / f"graph-{self.graph.step}.parquet", pyarrow.table(columns))
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What has to be remembered besides the plan."""
+        own = self.timetable
+        kept: dict[str, NDArray[Any]] = {"timetable": np.array([own.every, own.probes])}
+        if self.graph is not None:
+            kept |= {f"graph.{name}": values for name, values in self.graph.arrays().items()}
+        if self._group is not None and self.d3.units != "domains":
+            kept["group"] = self._group
+        return {f"{_PREFIX}{name}": values for name, values in kept.items()}
+
+    def restore(self, arrays: dict[str, NDArray[Any]], signals: Callable[[], Signals]) -> None:
+        """Remember what `arrays` gave; domains are read again from the data."""
+        kept = {name.removeprefix(_PREFIX): values for name, values in arrays.items() if _is_ours(name)}
+        self.timetable = Timetable(*(int(value) for value in kept["timetable"]))
+        graph = {name[6:]: values for name, values in kept.items() if name.startswith("graph.")}
+        self.graph = InfluenceGraph.of_arrays(graph) if graph else None
+        self._group = kept.get("group")
+        if self._group is None:
+            self._groups(signals())
+
+    @staticmethod
+    def others(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """What of a checkpoint's arrays is not of the order."""
+        return {name: values for name, values in arrays.items() if not _is_ours(name)}
+
+
+_PREFIX = "order."
+_PROBES = 7
+"""Keeps the drawing of probes apart from that of orders."""
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(_PREFIX)
+
+
+def _stretches(batches: Batches, served: int, onsets: tuple[int, ...]) -> list[list[Segment]]:
+    """Segments that are ahead, those together within which samples may change places."""
+    stretches: list[list[Segment]] = []
+    for number in range(served, len(batches.plan.segments)):
+        segment = batches.plan.segments[number]
+        first = batches.last_step(number - 1) + 1 if number else 0
+        if not stretches or stretches[-1][0].epoch != segment.epoch or first in onsets:
+            stretches.append([])
+        stretches[-1].append(segment)
+    return stretches
+
+
+def _moved(piece: Segment, places: NDArray[np.int64]) -> Segment:
+    """A piece whose first entries are put in another order."""
+    order = np.arange(len(piece))
+    order[: len(places)] = places
+    changed = {
+        name: None if values is None else values[order]
+        for name in ("indices", "reasons", "weights")
+        for values in [getattr(piece, name)]
+    }
+    return replace(piece, **changed)
+
+
+def _split(piece: Segment, like: list[Segment]) -> list[Segment]:
+    """A piece in segments of the lengths of others."""
+    ends = np.cumsum([0, *(len(segment) for segment in like)])
+    return [part_of(piece, int(start), int(stop)) for start, stop in pairwise(ends)]

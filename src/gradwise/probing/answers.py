@@ -1,0 +1,36 @@
+"""What a probe answers: plain numbers, without the model they were asked of."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Losses before and after trial steps."""
+
+    before: NDArray[np.float64]
+    """(m,) own-mean losses at the present weights, nats per label token."""
+
+    after: NDArray[np.float64]
+    """(units, m) the same after one step of the optimizer on each unit; NaN where not asked for."""
+
+
+@dataclass(frozen=True)
+class Bends:
+    """How steps on n sets of samples interfere, along the way towards a target's loss."""
+
+    along: NDArray[np.float64] | None
+    """(n, n) <H_i P g_E, P g_j>: what a step on i gains, of the target's loss, by coming before one on j."""
+
+    gains: NDArray[np.float64]
+    """(n, n) <g_i, P g_j>: what a step on j takes off i's loss, to first order."""
+
+    towards: NDArray[np.float64]
+    """(n,) <g_E, P g_j>: what a step on j takes off the target's loss, to first order."""
+
+    losses: NDArray[np.float64]
+    """(n,) token-mean losses."""
+
+    target_loss: float

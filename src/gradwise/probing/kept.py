@@ -1,0 +1,88 @@
+"""Keeps a model and its optimizer as they are while something is tried, and gives them back bit for bit."""
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradwise.signals.given_back import uncompiled
+
+
+@contextmanager
+def kept(model: nn.Module, optimizer: Any) -> Iterator[Callable[[], None]]:
+    """Yields a function that puts weights, buffers and the optimizer back, to be called as often as needed;
+    at the end, also after an exception, that is done once more, and gradients, modes and random states are
+    given back too.
+
+    Needs room for a copy of the trainable weights, of the buffers and of the optimizer's state.
+    """
+    bare, inner = uncompiled(model), getattr(optimizer, "optimizer", optimizer)
+    states = _Optimizer(inner)
+    weights = [p for p in bare.parameters() if p.requires_grad]
+    tensors: list[Tensor] = [*weights, *bare.buffers()]
+    copies = [tensor.detach().clone() for tensor in tensors]
+    gradients = [(p, p.grad) for p in bare.parameters()]
+    training = [(module, module.training) for module in bare.modules()]
+    chance = random.getstate(), np.random.get_state()
+    devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
+
+    def give_back() -> None:
+        with torch.no_grad():
+            for tensor, copied in zip(tensors, copies, strict=True):
+                tensor.copy_(copied)
+        states.give_back()
+
+    with torch.random.fork_rng(devices):
+        try:
+            yield give_back
+        finally:
+            give_back()
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            for module, mode in training:
+                module.training = mode
+            random.setstate(chance[0])
+            np.random.set_state(chance[1])
+
+
+class _Optimizer:
+    """An optimizer's state and settings: tensors are copied back in place, what was not there is removed."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.state = {
+            parameter: {name: (value, _copied(value)) for name, value in own.items()}
+            for parameter, own in optimizer.state.items()
+        }
+        self.settings = [
+            {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
+
+    def give_back(self) -> None:
+        state = self.optimizer.state
+        for parameter in [p for p in state if p not in self.state]:
+            del state[parameter]
+        with torch.no_grad():
+            for parameter, own in self.state.items():
+                state[parameter] = {name: _returned(*pair) for name, pair in own.items()}
+        for group, settings in zip(self.optimizer.param_groups, self.settings, strict=True):
+            for name in [name for name in group if name != "params" and name not in settings]:
+                del group[name]
+            group.update(copy.deepcopy(settings))
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _returned(value: Any, copied: Any) -> Any:
+    """The object that was there before, with what it held."""
+    if isinstance(value, Tensor):
+        return value.copy_(copied)
+    return copy.deepcopy(copied)

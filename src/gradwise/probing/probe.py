@@ -1,0 +1,292 @@
+"""Asks a model that is being trained what a step would change: by trying one, or by its second derivative.
+
+Notation: theta the weights, g_u the gradient of the token-mean loss of samples u, P what the optimizer makes
+of a gradient in the long run (learning rate included), H_u the Hessian of their loss.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gradwise.data import Collator
+from gradwise.errors import SignalError
+from gradwise.probing.answers import Ahead, Bends
+from gradwise.probing.kept import kept
+from gradwise.probing.preconditioned import Preconditioned, Vectors, sketch
+from gradwise.signals.given_back import uncompiled
+from gradwise.signals.head import LabelPositions
+
+Samples = Sequence[int] | NDArray[np.int64]
+
+
+class Probe:
+    """What needs a live model asks this; model, optimizer and random states are given back bit for bit.
+
+    Args:
+        model: a causal language model, whole in this process; parameters that require a gradient move.
+        optimizer: holds them, with the moments and learning rates that the next step would use.
+        dataset: anything indexable of {"input_ids": [...], "labels": [...]}.
+        collator: makes a padded batch with "labels" out of samples; padding on the right by default.
+        target: a data set whose loss is to fall; `target` then names its samples.
+        clip: longest gradient of a step, as the training clips it; None or 0 for no clipping.
+        batch_tokens: padded tokens of one pass.
+
+    Example:
+        probe = Probe(model, optimizer, dataset)
+        ahead = probe.lookahead([[0, 1], [2, 3]], on=[0, 1, 2, 3])
+        helps = ahead.before - ahead.after      # (2, 4) nats
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        dataset: Any,
+        collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        *,
+        target: Any = None,
+        clip: float | None = None,
+        batch_tokens: int = 4096,
+    ) -> None:
+        self.model: Any = uncompiled(model)
+        self.optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.dataset, self._aims = dataset, [] if target is None else target
+        self.collator = collator or Collator(getattr(self.model.config, "pad_token_id", None) or 0)
+        self.clip, self.batch_tokens = clip, batch_tokens
+        self.device = next(self.model.parameters()).device
+
+    @property
+    def target(self) -> NDArray[np.int64]:
+        """The target's samples, which follow those of the data set; none where no target was given."""
+        return len(self.dataset) + np.arange(len(self._aims))
+
+    @property
+    def rates(self) -> set[float]:
+        """The learning rates of the next step."""
+        return {float(group["lr"]) for group in self.optimizer.param_groups}
+
+    def losses(self, samples: Samples) -> NDArray[np.float64]:
+        """(m,) own-mean losses at the present weights, without dropout."""
+        with self._lent(), torch.no_grad():
+            return self._losses(samples)
+
+    def lookahead(
+        self, units: Sequence[Samples], on: Samples, only: NDArray[np.bool_] | None = None
+    ) -> Ahead:
+        """The losses of samples after one step of the optimizer on each unit, each from the present weights.
+
+        A step is the run's own: token-mean loss, clipping, moments, weight decay, learning rate.
+
+        Args:
+            units: samples of each trial step.
+            on: (m,) samples whose losses are compared.
+            only: (units, m) which of them after which step; all unless given.
+
+        Raises:
+            SignalError: when a unit has no label token.
+        """
+        places = np.asarray(on)
+        with kept(self.model, self.optimizer) as give_back, torch.inference_mode(False):
+            before = self._evaluated(places)
+            after = np.full((len(units), len(places)), np.nan)
+            for number, unit in enumerate(units):
+                wanted = np.ones(len(places), dtype=bool) if only is None else only[number]
+                self._step(unit)
+                after[number, wanted] = self._evaluated(places[wanted])
+                give_back()
+        return Ahead(before, after)
+
+    def sketches(self, units: Sequence[Samples]) -> NDArray[np.float32]:
+        """(n, SKETCH) of the units' gradients: their cosines tell which units are alike."""
+        with self._lent(), torch.inference_mode(False), torch.enable_grad():
+            weights = self._weights()
+            return np.stack([sketch(self._gradient(unit, weights)[1]).cpu().numpy() for unit in units])
+
+    def bends(self, units: Sequence[Samples], towards: Samples, *, hessian: bool = True) -> Bends:
+        """Products of gradients and of Hessians for every pair of units, with one Hessian-vector product for
+        each (spec of D3, the commutator of two steps).
+
+        To second order, training on u and then on v ends at a target's loss that is lower by `along[u, v] -
+        along[v, u]` than training on v and then on u.
+
+        Exact where the vectors of all units fit in `preconditioned.EXACT_BYTES`, else of their sketches.
+
+        Args:
+            units: samples of each.
+            towards: samples whose loss is to fall in the end.
+            hessian: False leaves `along` out, which costs most.
+
+        Raises:
+            SignalError: as in `lookahead`, or when nothing requires a gradient.
+        """
+        with self._lent(), torch.inference_mode(False), torch.enable_grad():
+            weights = self._weights()
+            target, aim = self._gradient(towards, weights)
+            if not self._knows_scale(weights):
+                aims = [self._gradient(unit, weights)[1] for unit in units]
+                way = Preconditioned.of_gradients(self.optimizer, weights, aims)
+                del aims
+            else:
+                way = Preconditioned.of(self.optimizer, weights)
+            direction = way(aim)
+            vectors = Vectors(weights, 3 * len(units) + 1)
+            target_vector = vectors.of(aim)
+            slopes, moves, turns, losses = [], [], [], []
+            for unit in units:
+                if hessian:
+                    loss, gradient, turned = self._turned(unit, weights, direction)
+                    turns.append(vectors.of(turned))
+                else:
+                    loss, gradient = self._gradient(unit, weights)
+                losses.append(loss)
+                slopes.append(vectors.of(gradient))
+                moves.append(vectors.of(way(gradient)))
+            return Bends(
+                along=_products(turns, moves) if hessian else None,
+                gains=_products(slopes, moves),
+                towards=_products([target_vector], moves)[0],
+                losses=np.array(losses),
+                target_loss=target,
+            )
+
+    # ---- how -----------------------------------------------------------------------------------------------
+
+    def _weights(self) -> list[nn.Parameter]:
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        weights = [p for p in self.model.parameters() if p.requires_grad and id(p) in held]
+        if not weights:
+            raise SignalError("No parameter of the model requires a gradient; there is no step to look at.")
+        return weights
+
+    def _knows_scale(self, weights: list[nn.Parameter]) -> bool:
+        """Whether P is known: of Adam's kind, second moments are needed."""
+        if "betas" not in self.optimizer.param_groups[0]:
+            return True
+        return all("exp_avg_sq" in self.optimizer.state.get(p, {}) for p in weights)
+
+    def _step(self, unit: Samples) -> None:
+        """One step of the optimizer, in the mode the model is found in."""
+        weights = self._weights()
+        with torch.enable_grad():
+            _, gradients = self._gradient(unit, weights)
+        for parameter, gradient in zip(weights, gradients, strict=True):
+            parameter.grad = gradient
+        if self.clip:
+            nn.utils.clip_grad_norm_(weights, self.clip)
+        self.optimizer.step()
+        for parameter in weights:
+            parameter.grad = None
+
+    def _gradient(self, samples: Samples, weights: list[nn.Parameter]) -> tuple[float, list[Tensor]]:
+        """The token-mean loss and its gradient, which nobody accumulates."""
+        total, gradients = 0.0, [torch.zeros_like(p) for p in weights]
+        batches = list(self._batches(samples))
+        tokens = sum(int(positions.counts.sum()) for _, positions in batches)
+        self._check_tokens(samples, tokens)
+        for inputs, positions in batches:
+            loss = self._token_sum(inputs, positions) / tokens
+            found = torch.autograd.grad(loss, weights, allow_unused=True)
+            for gradient, new in zip(gradients, found, strict=True):
+                if new is not None:
+                    gradient += new
+            total += float(loss.detach())
+        return total, gradients
+
+    def _turned(
+        self, samples: Samples, weights: list[nn.Parameter], direction: list[Tensor]
+    ) -> tuple[float, list[Tensor], list[Tensor]]:
+        """Loss, gradient, and the Hessian times a direction."""
+        total = 0.0
+        gradients, turned = ([torch.zeros_like(p) for p in weights] for _ in range(2))
+        batches = list(self._batches(samples))
+        tokens = sum(int(positions.counts.sum()) for _, positions in batches)
+        self._check_tokens(samples, tokens)
+        for inputs, positions in batches:
+            # The fused kernels of attention cannot be differentiated twice.
+            with sdpa_kernel(SDPBackend.MATH):
+                loss = self._token_sum(inputs, positions) / tokens
+                found = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+                pairs = zip(found, direction, strict=True)
+                along = sum(
+                    ((g * d).sum() for g, d in pairs if g is not None), torch.zeros((), device=self.device)
+                )
+                bent = torch.autograd.grad(along, weights, allow_unused=True)
+            for sums, new in ((gradients, found), (turned, bent)):
+                for into, each in zip(sums, new, strict=True):
+                    if each is not None:
+                        into += each.detach()
+            total += float(loss.detach())
+        return total, gradients, turned
+
+    def _evaluated(self, samples: Samples) -> NDArray[np.float64]:
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                return self._losses(samples)
+        finally:
+            for module in training:
+                module.training = True
+
+    def _losses(self, samples: Samples) -> NDArray[np.float64]:
+        if not len(samples):
+            return np.zeros(0)
+        found = [
+            positions.mean_losses(self._logits(inputs, positions))
+            for inputs, positions in self._batches(samples)
+        ]
+        return torch.cat(found).double().cpu().numpy()
+
+    def _token_sum(self, inputs: dict[str, Any], positions: LabelPositions) -> Tensor:
+        logits = self._logits(inputs, positions)
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return nn.functional.cross_entropy(wide, positions.targets, reduction="sum")
+
+    def _logits(self, inputs: dict[str, Any], positions: LabelPositions) -> Tensor:
+        """(n, V) at the label positions."""
+        return self.model(**inputs, use_cache=False).logits[:, :-1][positions.mask]
+
+    def _batches(self, samples: Samples) -> Iterator[tuple[dict[str, Any], LabelPositions]]:
+        """As many samples at once as `batch_tokens` allows, in the order given."""
+        own = len(self.dataset)
+        rows = [self.dataset[int(p)] if p < own else self._aims[int(p) - own] for p in samples]
+        start = 0
+        while start < len(rows):
+            stop, longest = start, 0
+            while stop < len(rows):
+                longest = max(longest, len(rows[stop]["input_ids"]))
+                if stop > start and longest * (stop + 1 - start) > self.batch_tokens:
+                    break
+                stop += 1
+            batch = {k: v.to(self.device) for k, v in self.collator(rows[start:stop]).items()}
+            yield batch, LabelPositions.of(batch.pop("labels"))
+            start = stop
+
+    def _check_tokens(self, samples: Samples, tokens: int) -> None:
+        if not tokens:
+            raise SignalError(f"The samples {list(samples)[:8]} have no label token; no step can be tried.")
+
+    @contextmanager
+    def _lent(self) -> Iterator[None]:
+        """The model without dropout; nothing of it moves."""
+        training = [module for module in self.model.modules() if module.training]
+        cuda = [self.device.index] if self.device.type == "cuda" else []
+        self.model.eval()
+        try:
+            with torch.random.fork_rng(cuda):
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def _products(a: list[Tensor], b: list[Tensor]) -> NDArray[np.float64]:
+    """(n, m) in double precision, a row at a time: whole copies could be too large."""
+    rows = [torch.stack([torch.dot(x.double(), y.double()) for y in b]) for x in a]
+    return torch.stack(rows).cpu().numpy()
