@@ -8,6 +8,7 @@ from gradwise.numerics.facility import facility_location
 from gradwise.numerics.herding import herd_towards
 from gradwise.numerics.knn import KnnGraph, knn_graph, repair
 from gradwise.numerics.movement import longest_sum
+from gradwise.numerics.ordering import linear_order, order_bound, order_value
 from gradwise.numerics.outer_products import squared_norms
 from gradwise.numerics.projection import Fold, MatrixProjection
 from gradwise.numerics.propagation import propagate, propagate_change
@@ -31,8 +32,11 @@ __all__ = [
     "k_center",
     "knn_graph",
     "least_cost",
+    "linear_order",
     "longest_sum",
     "multiplicities",
+    "order_bound",
+    "order_value",
     "propagate",
     "propagate_change",
     "repair",
