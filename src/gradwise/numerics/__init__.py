@@ -4,6 +4,7 @@ tests."""
 from gradwise.numerics.alike import alike
 from gradwise.numerics.budgeted import budgeted_top, least_cost
 from gradwise.numerics.centres import k_center
+from gradwise.numerics.cycles import Acyclic, break_cycles
 from gradwise.numerics.facility import facility_location
 from gradwise.numerics.herding import herd_towards
 from gradwise.numerics.knn import KnnGraph, knn_graph, repair
@@ -18,12 +19,14 @@ from gradwise.numerics.sketch import fold_with_signs
 from gradwise.numerics.spectrum import Spectrum
 
 __all__ = [
+    "Acyclic",
     "Fold",
     "KnnGraph",
     "MatrixProjection",
     "Rows",
     "Spectrum",
     "alike",
+    "break_cycles",
     "budgeted_top",
     "facility_location",
     "fold_with_signs",
