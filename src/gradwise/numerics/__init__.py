@@ -6,7 +6,7 @@ from gradwise.numerics.budgeted import budgeted_top, least_cost
 from gradwise.numerics.centres import k_center
 from gradwise.numerics.cycles import Acyclic, break_cycles
 from gradwise.numerics.facility import facility_location
-from gradwise.numerics.herding import herd_towards
+from gradwise.numerics.herding import herd, herd_towards
 from gradwise.numerics.knn import KnnGraph, knn_graph, repair
 from gradwise.numerics.movement import longest_sum
 from gradwise.numerics.ordering import linear_order, order_bound, order_value
@@ -30,6 +30,7 @@ __all__ = [
     "budgeted_top",
     "facility_location",
     "fold_with_signs",
+    "herd",
     "herd_towards",
     "interleaved",
     "k_center",
