@@ -4,10 +4,12 @@ tests."""
 from gradwise.numerics.alike import alike
 from gradwise.numerics.budgeted import budgeted_top, least_cost
 from gradwise.numerics.centres import k_center
+from gradwise.numerics.cycles import Acyclic, break_cycles
 from gradwise.numerics.facility import facility_location
-from gradwise.numerics.herding import herd_towards
+from gradwise.numerics.herding import herd, herd_towards
 from gradwise.numerics.knn import KnnGraph, knn_graph, repair
 from gradwise.numerics.movement import longest_sum
+from gradwise.numerics.ordering import linear_order, order_bound, order_value
 from gradwise.numerics.outer_products import squared_norms
 from gradwise.numerics.projection import Fold, MatrixProjection
 from gradwise.numerics.propagation import propagate, propagate_change
@@ -17,22 +19,28 @@ from gradwise.numerics.sketch import fold_with_signs
 from gradwise.numerics.spectrum import Spectrum
 
 __all__ = [
+    "Acyclic",
     "Fold",
     "KnnGraph",
     "MatrixProjection",
     "Rows",
     "Spectrum",
     "alike",
+    "break_cycles",
     "budgeted_top",
     "facility_location",
     "fold_with_signs",
+    "herd",
     "herd_towards",
     "interleaved",
     "k_center",
     "knn_graph",
     "least_cost",
+    "linear_order",
     "longest_sum",
     "multiplicities",
+    "order_bound",
+    "order_value",
     "propagate",
     "propagate_change",
     "repair",

@@ -1,9 +1,50 @@
-"""Herding: rows picked one by one so that their mean stays near a target (Welling 2009)."""
+"""Herding: rows picked one by one so that their mean stays near a target (Welling 2009), or an order of all
+rows in which every beginning has nearly the mean of all."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+GRAM = 4096
+"""Rows up to which all inner products are taken at once (128 MiB), at twice the speed or more of one row
+after another; beyond, they are not kept."""
+
+
+def herd(x: Any) -> NDArray[np.int64]:
+    """A permutation whose prefix sums stay near the mean: the next row is always the one that leaves the sum
+    of the first t nearest to t times the mean of all; the lower one where several do.
+
+    Takes O(n^2 d), and memory for one copy of x in float64.
+
+    Args:
+        x: (n, d) rows, such as gradients, in any unit; scale each to length 1 where only directions count.
+
+    Returns:
+        (n,) rows in their order.
+
+    Raises:
+        ValueError: when a value is not finite, or x is not a matrix.
+
+    >>> herd(np.array([[1.0], [1.0], [-1.0], [-1.0]])).tolist()
+    [0, 2, 1, 3]
+    """
+    x = np.array(x, dtype=np.float64)
+    if x.ndim != 2:
+        raise ValueError(f"Expected a row of numbers for each sample, (n, d); found shape {x.shape}.")
+    if not np.isfinite(x).all():
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))[0]
+        raise ValueError(f"Row {bad} holds a value that is not finite.")
+    x -= x.mean(axis=0) if len(x) else 0.0
+    gram = x @ x.T if len(x) <= GRAM else None
+    order = np.empty(len(x), dtype=np.int64)
+    # ||sum + x_j||^2 less ||sum||^2; every pick changes it by twice its inner product with j.
+    grown = np.einsum("nd,nd->n", x, x)
+    for place in range(len(x)):
+        pick = order[place] = np.argmin(grown)
+        grown += 2 * (x @ x[pick] if gram is None else gram[pick])
+        grown[pick] = np.inf
+    return order
 
 
 def herd_towards(x: Any, target: NDArray[Any], count: int) -> NDArray[np.int64]:
