@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from gradwise.errors import RecipeError
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
-from gradwise.methods.grace.costs import Forecast, looked_at
+from gradwise.methods.grace.costs import Forecast
 from gradwise.methods.grace.refresh import SHARE_RANGE
 from gradwise.methods.grace.state import State
+from gradwise.numerics.sampling import looked_at
 from gradwise.planning.dial import run_size, settled
 from gradwise.planning.finish import Finish
 from gradwise.planning.make import Cuts, make_plan, passes_over

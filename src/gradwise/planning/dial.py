@@ -17,6 +17,7 @@ from gradwise.atomic import write_json
 from gradwise.errors import RecipeError
 from gradwise.methods.grace import Grace
 from gradwise.methods.grace.costs import Forecast, Size, Speeds, forecast
+from gradwise.numerics.sampling import evenly
 from gradwise.planning.pool import label_tokens_of, signals_of
 from gradwise.recipe import SignalSettings
 from gradwise.signals import Signals
@@ -94,7 +95,7 @@ def run_size(trainer: Any, grace: Grace) -> Size:
     if grace.tokens is None:
         picks = grace.size(pool)
     else:
-        tokens = label_tokens_of(trainer, _evenly(pool, COUNTED))
+        tokens = label_tokens_of(trainer, evenly(pool, COUNTED))
         picks = min(pool, max(1, round(grace.tokens / max(1.0, float(tokens.mean())))))
     return Size(pool, math.ceil(args.num_train_epochs * math.ceil(picks / batch)), batch)
 
@@ -102,9 +103,9 @@ def run_size(trainer: Any, grace: Grace) -> Size:
 def measured(trainer: Any, grace: Grace, settings: SignalSettings, *, seed: int) -> Speeds:
     """Speeds of this machine, on samples from all over the pool."""
     rehearse(grace)
-    places = _evenly(len(trainer.train_dataset), COUNTED)
+    places = evenly(len(trainer.train_dataset), COUNTED)
     learnt = places[label_tokens_of(trainer, places) > 0]
-    rows = learnt[_evenly(len(learnt), MORE)] if learnt.size else places[:MORE]
+    rows = learnt[evenly(len(learnt), MORE)] if learnt.size else places[:MORE]
 
     def seconds_of(count: int) -> float:
         start = time.perf_counter()
@@ -174,10 +175,6 @@ def _training(trainer: Any, rows: np.ndarray) -> float:
         for name, parameter in model.named_parameters():
             parameter.grad = kept[name]
     return float(np.median(taken[1:]))
-
-
-def _evenly(pool: int, count: int) -> np.ndarray:
-    return np.unique(np.linspace(0, pool - 1, min(count, pool)).astype(np.int64))
 
 
 def _comparing(width: int) -> float:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from gradwise.atomic import write_json
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.methods.decision import Selection
-from gradwise.methods.grace.costs import looked_at
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.methods.phase import Phase
+from gradwise.numerics.sampling import evenly, looked_at
 from gradwise.planning.make import Cuts, part_of, passes_over
 from gradwise.planning.pool import (
     described_signals_of,
@@ -149,7 +149,7 @@ class Finish:
         if not needs:
             return 0.0
         pool = len(self.trainer.train_dataset)
-        places = np.unique(np.linspace(0, pool - 1, min(TIMED[1], pool)).astype(np.int64))
+        places = evenly(pool, TIMED[1])
 
         def seconds_of(rows: NDArray[np.int64]) -> float:
             start = time.perf_counter()
