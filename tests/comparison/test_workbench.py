@@ -38,7 +38,7 @@ def test_what_the_last_phase_will_take_is_charged(recipe: Recipe, tmp_path: Path
 
 
 def test_rounds_multiply_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradwise.planning import finish
+    from gradwise.planning import speed
 
     seconds = iter([0.0, 1.0, 10.0, 15.0, 20.0, 41.0] * 2)
     expected = []
@@ -46,7 +46,7 @@ def test_rounds_multiply_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.
         own = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "direct", "times": times}})
         planned = Workbench(own, tmp_path / "shared").planned(tmp_path / "folder")
         with monkeypatch.context() as patched:
-            patched.setattr(finish, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+            patched.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
             expected.append(planned.session.planner.ahead())
     # Four samples took 5 s and twenty 21 s: a second each, and one before the first; 28 are measured.
     assert expected == [pytest.approx(29.0), pytest.approx(3 * 29.0)]

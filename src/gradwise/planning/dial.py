@@ -18,13 +18,11 @@ from gradwise.errors import RecipeError
 from gradwise.methods.grace import Grace
 from gradwise.methods.grace.costs import Forecast, Size, Speeds, forecast
 from gradwise.numerics.sampling import evenly
-from gradwise.planning.pool import label_tokens_of, signals_of
+from gradwise.planning.pool import label_tokens_of
+from gradwise.planning.speed import MORE, measuring_speed
 from gradwise.recipe import SignalSettings
 from gradwise.signals import Signals
 from gradwise.training.arguments import decay_steps
-
-FEW, MORE = 4, 20
-"""Samples of the two measuring passes whose difference is what a sample takes."""
 
 COUNTED = 200
 """Samples whose label tokens are counted, to know how long they are."""
@@ -106,23 +104,12 @@ def measured(trainer: Any, grace: Grace, settings: SignalSettings, *, seed: int)
     places = evenly(len(trainer.train_dataset), COUNTED)
     learnt = places[label_tokens_of(trainer, places) > 0]
     rows = learnt[evenly(len(learnt), MORE)] if learnt.size else places[:MORE]
-
-    def seconds_of(count: int) -> float:
-        start = time.perf_counter()
-        chosen = rows[:: max(1, len(rows) // count)][:count]
-        found = signals_of(trainer, chosen, grace.needs, settings, seed=seed)
-        del found
-        return time.perf_counter() - start
-
-    few = min(FEW, len(rows))
-    seconds_of(few)  # allocates, compiles
-    small, large = seconds_of(few), seconds_of(len(rows))
-    measure = max((large - small) / max(1, len(rows) - few), 1e-3 * large / len(rows))
+    measuring = measuring_speed(trainer, rows, grace.needs, settings, seed=seed)
     width = getattr(trainer.model.config, "hidden_size", 512)
     return Speeds(
         train=_training(trainer, rows),
-        measure=measure,
-        begin=max(0.0, small - few * measure),
+        measure=measuring.each,
+        begin=measuring.begin,
         compare=_comparing(width),
     )
 
