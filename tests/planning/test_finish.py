@@ -283,6 +283,22 @@ def test_another_number_of_steps_is_another_run(story_model, arguments, parts, t
         make(28).train(resume_from_checkpoint=str(tmp_path / "longer" / "checkpoint-10"))
 
 
+def test_more_rounds_than_steps_are_as_many_as_steps(story_model, arguments, parts, tmp_path: Path) -> None:
+    """And none after the last, which a resumed run would find missing in its plan."""
+
+    def make() -> gw.Trainer:
+        settings = {"lr_scheduler_type": "warmup_stable_decay", "save_strategy": "steps", "save_steps": 13}
+        recipe = gw.Recipe(anneal=RandomFinish(count=5, last=0.2, times=5))
+        return gw.Trainer(story_model(), arguments(**settings), train_dataset=parts[0], recipe=recipe)
+
+    whole, resumed = make(), make()
+    whole.train()
+    events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
+    assert [told["step"] for told in decided(events)] == [12, 13, 14]
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-13"))
+    assert same_weights(whole.model, resumed.model)
+
+
 @pytest.mark.parametrize("saved_at", [23, 24, 25])
 def test_resumed_around_the_beginning_it_is_the_same_run(
     story_model, arguments, parts, tmp_path: Path, saved_at: int

@@ -46,14 +46,14 @@ class Chosen(NamedTuple):
 
 
 def rounds(last: float, times: int, steps: int) -> tuple[int, ...]:
-    """The steps before which is decided, in a run of so many.
+    """The steps before which is decided, in a run of so many; fewer where the decay has fewer steps.
 
-    >>> rounds(0.5, 3, 30)
-    (15, 20, 25)
+    >>> rounds(0.5, 3, 30), rounds(0.1, 3, 20)
+    ((15, 20, 25), (18, 19))
     """
     length = decay_steps(last, steps)
-    begins = [steps - length + math.ceil(length * number / times) for number in range(times)]
-    return tuple(dict.fromkeys(begins))
+    within = [math.ceil(length * number / times) for number in range(times)]
+    return tuple(dict.fromkeys(steps - length + each for each in within if each < length))
 
 
 class Finish:
