@@ -361,36 +361,6 @@ class Planner:
             write_picks(path, selection, self.trainer.train_dataset, self.trainer.processing_class)
 
 
-class FixedPlan:
-    """A planner whose plan was made by somebody else."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.later = 0.0
-        self.tell: Callable[[str], Any] = _silent
-
-    def ahead(self) -> float:
-        return 0.0
-
-    def due(self, step: int) -> bool:  # noqa: ARG002
-        return False
-
-    def first(self, passes: Passes, record: Record) -> Plan:  # noqa: ARG002
-        return self.plan
-
-    def again(self, plan: Plan, served: int, step: int, record: Record) -> Plan:  # noqa: ARG002
-        raise AssertionError("nothing is ever due")
-
-    def check_resumed(self, plan: Plan, step: int) -> None:
-        pass
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        return {}
-
-    def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
-        pass
-
-
 def _silent(_: str) -> None:
     pass
 
