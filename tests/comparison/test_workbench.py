@@ -1,27 +1,20 @@
 """What is known of an arm before it runs: a last phase is decided later, and charged for all the same."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from gradwise import Data, Model, Recipe, Source, Train
+from gradwise import Data, Model, Recipe, Train
 from gradwise.comparison.workbench import Workbench, calibrate
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, stories: Path) -> Recipe:
-    lines = (stories.parent / "plays_train.jsonl").read_text().splitlines()[:28]
-    (tmp_path / "train.jsonl").write_text("\n".join(lines[:20]) + "\n")
-    (tmp_path / "valid.jsonl").write_text("\n".join(lines[20:]) + "\n")
+def recipe(stories: Path, few_speeches: Callable[..., Data]) -> Recipe:
     return Recipe(
         model=Model(name=str(stories)),
-        data=Data(
-            train=Source(path=str(tmp_path / "train.jsonl")),
-            validation=Source(path=str(tmp_path / "valid.jsonl")),
-            max_length=100,
-            allow={"cut": 1.0},  # type: ignore[arg-type]
-        ),
+        data=few_speeches(max_length=100, allow={"cut": 1.0}),
         train=Train(batch_size=2, learning_rate=1e-3, schedule="wsd"),
     )
 
