@@ -17,6 +17,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainingArguments
 
+from gradwise import Data, Source
+
 torch.set_num_threads(1)
 # No deadlines: the machine is shared. The same examples each time: a failure must be one that others see too.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
@@ -65,6 +67,17 @@ def speeches(tokenizer: Any) -> Dataset:
     return Dataset.from_list(
         [{"input_ids": ids, "labels": ids, "domain": f"d{number % 3}"} for number, ids in enumerate(rows)]
     )
+
+
+@pytest.fixture
+def few_speeches(tmp_path: Path, stories: Path) -> Callable[..., Data]:
+    """Makes the `data` of a recipe, with changes: twenty real speeches to train on, eight to validate on."""
+    lines = (stories.parent / "plays_train.jsonl").read_text().splitlines()[:28]
+    train, valid = (tmp_path / f"{name}.jsonl" for name in ("train", "valid"))
+    train.write_text("\n".join(lines[:20]) + "\n")
+    valid.write_text("\n".join(lines[20:]) + "\n")
+    sources: dict[str, Any] = {"train": Source(path=str(train)), "validation": Source(path=str(valid))}
+    return lambda **changes: Data(**(sources | changes))
 
 
 @pytest.fixture

@@ -1,27 +1,20 @@
 """What is known of an arm before it runs: a last phase is decided later, and charged for all the same."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from gradwise import Data, Model, Recipe, Source, Train
+from gradwise import Data, Model, Recipe, Train
 from gradwise.comparison.workbench import Workbench, calibrate
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, stories: Path) -> Recipe:
-    lines = (stories.parent / "plays_train.jsonl").read_text().splitlines()[:28]
-    (tmp_path / "train.jsonl").write_text("\n".join(lines[:20]) + "\n")
-    (tmp_path / "valid.jsonl").write_text("\n".join(lines[20:]) + "\n")
+def recipe(stories: Path, few_speeches: Callable[..., Data]) -> Recipe:
     return Recipe(
         model=Model(name=str(stories)),
-        data=Data(
-            train=Source(path=str(tmp_path / "train.jsonl")),
-            validation=Source(path=str(tmp_path / "valid.jsonl")),
-            max_length=100,
-            allow={"cut": 1.0},  # type: ignore[arg-type]
-        ),
+        data=few_speeches(max_length=100, allow={"cut": 1.0}),
         train=Train(batch_size=2, learning_rate=1e-3, schedule="wsd"),
     )
 
@@ -38,7 +31,7 @@ def test_what_the_last_phase_will_take_is_charged(recipe: Recipe, tmp_path: Path
 
 
 def test_rounds_multiply_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradwise.planning import finish
+    from gradwise.planning import speed
 
     seconds = iter([0.0, 1.0, 10.0, 15.0, 20.0, 41.0] * 2)
     expected = []
@@ -46,7 +39,7 @@ def test_rounds_multiply_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.
         own = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "direct", "times": times}})
         planned = Workbench(own, tmp_path / "shared").planned(tmp_path / "folder")
         with monkeypatch.context() as patched:
-            patched.setattr(finish, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+            patched.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
             expected.append(planned.session.planner.ahead())
     # Four samples took 5 s and twenty 21 s: a second each, and one before the first; 28 are measured.
     assert expected == [pytest.approx(29.0), pytest.approx(3 * 29.0)]

@@ -15,8 +15,8 @@ from gradwise.methods.grace.costs import (
     Size,
     Speeds,
     forecast,
-    looked_at,
 )
+from gradwise.numerics.sampling import looked_at
 from gradwise.signals import Signals
 
 sizes = st.builds(Size, pool=st.integers(2, 50_000), steps=st.integers(1, 3000), batch=st.integers(1, 64))
@@ -78,22 +78,6 @@ class TestForecast:
             "grace looks at 1,000 samples and selects again every 17 steps; deciding is expected to take "
             "150.0 s, 50% of 300.0 s of training"
         )
-
-
-class TestLookedAt:
-    @given(st.integers(2, 400), st.integers(1, 400), st.integers(0, 99))
-    def test_every_domain_has_its_part(self, pool: int, count: int, seed: int):
-        count = min(count, pool)
-        domain = np.array(["a", "b", "b", "c"])[np.random.default_rng(seed).integers(0, 4, pool)]
-        rows = looked_at(pool, count, domain, seed)
-        assert len(set(rows.tolist())) == count
-        assert rows.tolist() == sorted(rows)
-        for name in "abc":
-            part = (domain == name).mean() * count
-            assert abs((domain[rows] == name).sum() - part) < 1 + 1e-9
-
-    def test_another_seed_looks_elsewhere(self):
-        assert looked_at(100, 20, None, 0).tolist() != looked_at(100, 20, None, 1).tolist()
 
 
 class TestFewCandidates:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwise.numerics.alike import alike
+from gradwise.numerics.alike import alike, first_equal
 
 
 def by_all_pairs(x: np.ndarray, cosine: float) -> list[int]:
@@ -45,3 +45,13 @@ def test_some_rows_of_a_larger_matrix() -> None:
 
 def test_rows_of_zeros_are_alike_to_nothing() -> None:
     assert alike(np.zeros((3, 4)), 0.9).tolist() == [0, 1, 2]
+
+
+@given(seed=st.integers(0, 200), cut=st.integers(0, 30))
+def test_first_equal_rows_are_the_same_in_parts(seed: int, cut: int) -> None:
+    x = np.random.default_rng(seed).integers(-1, 2, (30, 2)) * 0.5
+    expected = [next(j for j in range(30) if np.array_equal(x[j], x[i])) for i in range(30)]
+    assert first_equal(x).tolist() == expected
+    seen: dict[bytes, int] = {}
+    parts = [first_equal(x[:cut], seen), first_equal(x[cut:], seen, cut)]
+    assert np.concatenate(parts).tolist() == expected

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from gradwise.numerics import interleaved, multiplicities, successive_draw
+from gradwise.numerics.sampling import evenly, looked_at
 
 DRAWS = 10_000
 UNEQUAL = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
@@ -187,3 +188,33 @@ def test_drawing_everything_is_a_permutation(w: list[float]):
     assume(all(w))
     drawn = successive_draw(w, len(w), np.random.default_rng(0))
     assert sorted(drawn.tolist()) == list(range(len(w)))
+
+
+class TestEvenly:
+    @given(st.integers(0, 3000), st.integers(1, 3000))
+    def test_gaps_differ_by_one_at_most(self, count: int, most: int):
+        found = evenly(count, most)
+        assert len(found) == min(count, most)
+        assert len(found) < 2 or (found[0], found[-1]) == (0, count - 1)
+        gaps = np.diff(found)
+        assert gaps.min(initial=1) >= 1
+        assert not gaps.size or np.ptp(gaps) <= 1
+
+    def test_a_single_one_is_the_first(self):
+        assert evenly(7, 1).tolist() == [0]
+
+
+class TestLookedAt:
+    @given(st.integers(2, 400), st.integers(1, 400), st.integers(0, 99))
+    def test_every_domain_has_its_part(self, pool: int, count: int, seed: int):
+        count = min(count, pool)
+        domain = np.array(["a", "b", "b", "c"])[np.random.default_rng(seed).integers(0, 4, pool)]
+        rows = looked_at(pool, count, domain, seed)
+        assert len(set(rows.tolist())) == count
+        assert rows.tolist() == sorted(rows)
+        for name in "abc":
+            part = (domain == name).mean() * count
+            assert abs((domain[rows] == name).sum() - part) < 1 + 1e-9
+
+    def test_another_seed_looks_elsewhere(self):
+        assert looked_at(100, 20, None, 0).tolist() != looked_at(100, 20, None, 1).tolist()

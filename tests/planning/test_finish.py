@@ -264,6 +264,30 @@ def test_a_tau_that_cannot_be_kept_to_can_be_mended(story_model, arguments, part
         make(1.2).train(resume_from_checkpoint=str(tmp_path / "mended" / "checkpoint-20"))
 
 
+@pytest.mark.parametrize("changed", [FullFinish(), RandomFinish(count=5, pool="selection")])
+def test_another_method_or_pool_is_another_run(
+    story_model, arguments, parts, tmp_path: Path, changed: Phase
+) -> None:
+    """Even before the phase begins: what they need is checked, and remembered, from the run's first step."""
+
+    def make(anneal: Phase) -> gw.Trainer:
+        settings = arguments(lr_scheduler_type="warmup_stable_decay", save_strategy="steps", save_steps=5)
+        select = gw.baselines.RandomSubset(count=40)
+        recipe = gw.Recipe(select=select, anneal=anneal)  # type: ignore[arg-type]
+        return gw.Trainer(story_model(), settings, train_dataset=parts[0], recipe=recipe)
+
+    def stops(self: Any, *_: Any, **__: Any) -> Any:
+        raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RandomFinish, "select", stops)
+        with pytest.raises(InterruptedError):
+            make(RandomFinish(count=5)).train()
+    with pytest.raises(gw.CheckpointError, match="taken with anneal"):
+        make(changed).train(resume_from_checkpoint=True)
+    make(RandomFinish(count=6)).train(resume_from_checkpoint=True)
+
+
 def test_another_number_of_steps_is_another_run(story_model, arguments, parts, tmp_path: Path) -> None:
     def make(steps: int) -> gw.Trainer:
         settings = arguments(
@@ -281,6 +305,22 @@ def test_another_number_of_steps_is_another_run(story_model, arguments, parts, t
     make(30).train()
     with pytest.raises(gw.CheckpointError, match="planned with another number of steps"):
         make(28).train(resume_from_checkpoint=str(tmp_path / "longer" / "checkpoint-10"))
+
+
+def test_more_rounds_than_steps_are_as_many_as_steps(story_model, arguments, parts, tmp_path: Path) -> None:
+    """And none after the last, which a resumed run would find missing in its plan."""
+
+    def make() -> gw.Trainer:
+        settings = {"lr_scheduler_type": "warmup_stable_decay", "save_strategy": "steps", "save_steps": 13}
+        recipe = gw.Recipe(anneal=RandomFinish(count=5, last=0.2, times=5))
+        return gw.Trainer(story_model(), arguments(**settings), train_dataset=parts[0], recipe=recipe)
+
+    whole, resumed = make(), make()
+    whole.train()
+    events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
+    assert [told["step"] for told in decided(events)] == [12, 13, 14]
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-13"))
+    assert same_weights(whole.model, resumed.model)
 
 
 @pytest.mark.parametrize("saved_at", [23, 24, 25])

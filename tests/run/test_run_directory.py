@@ -2,11 +2,14 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gradwise import CheckpointError, Data, Grass, Recipe, RecipeError, Source, Train
+from gradwise.methods.baselines import CosineTop
+from gradwise.methods.direct import Direct
 from gradwise.run import RunDirectory
 
 RECIPE = Recipe(data=Data(train=Source(path="/data/a.jsonl")), layers=Grass(active=2))
@@ -38,6 +41,23 @@ class TestOpened:
             caught.value
         )
         assert Recipe.load(run.recipe_file) == RECIPE
+
+    def test_before_the_last_phase_its_budget_may_be_mended(self, run: RunDirectory):
+        first, mended = (replace(RECIPE, anneal=Direct(count=5, tau=tau)) for tau in (0.1, 0.9))
+        others = (Direct(count=5, last=0.3), Direct(count=5, pool="selection"), CosineTop(count=5))
+        with run.opened(first):
+            step(run)
+        with run.opened(mended):
+            assert Recipe.load(run.recipe_file) == mended
+        for other in others:
+            with (
+                pytest.raises(RecipeError, match=r"different: .*anneal\."),
+                run.opened(replace(RECIPE, anneal=other)),
+            ):
+                pass
+        (run.path / "events.jsonl").write_text('{"event": "anneal"}\n')
+        with pytest.raises(RecipeError, match=r"anneal\.tau was 0\.9, now 0\.1"), run.opened(first):
+            pass
 
     def test_many_differences_are_cut_short(self, run: RunDirectory):
         with run.opened(RECIPE):

@@ -1,6 +1,7 @@
 """`select_finish`: what a run's last phase would train on, were its model the recipe's."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 import gradwise as gw
-from gradwise import Data, Model, Recipe, Source, Train, baselines
+from gradwise import Data, Model, Recipe, Train, baselines
 from gradwise.methods.direct import Direct
 from gradwise.run import train
 from gradwise.run.select import select_finish
@@ -27,18 +28,11 @@ PHASES = [
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, stories: Path) -> Recipe:
-    """Twenty records, eight to validate on; at this learning rate the first half of a run changes nothing."""
-    lines = (stories.parent / "plays_train.jsonl").read_text().splitlines()[:28]
-    (tmp_path / "train.jsonl").write_text("\n".join(lines[:20]) + "\n")
-    (tmp_path / "valid.jsonl").write_text("\n".join(lines[20:]) + "\n")
+def recipe(stories: Path, few_speeches: Callable[..., Data]) -> Recipe:
+    """At this learning rate the first half of a run changes nothing."""
     return Recipe(
         model=Model(name=str(stories)),
-        data=Data(
-            train=Source(path=str(tmp_path / "train.jsonl")),
-            validation=Source(path=str(tmp_path / "valid.jsonl")),
-            max_length=400,
-        ),
+        data=few_speeches(max_length=400),
         train=Train(
             batch_size=2,
             learning_rate=1e-30,

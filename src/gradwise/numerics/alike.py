@@ -42,10 +42,34 @@ def alike(x: Any, cosine: float, *, rows: Any = None, seed: int = 0) -> NDArray[
     return leader[leader]
 
 
+def first_equal(
+    x: NDArray[np.floating[Any]], seen: dict[bytes, int] | None = None, start: int = 0
+) -> NDArray[np.int64]:
+    """(n,) for each row the place of the first one with the same numbers, its own where there is none.
+
+    Args:
+        x: (n, k).
+        seen: remembers the rows of one part for the next, where a matrix is read a part at a time.
+        start: place of the first row.
+
+    >>> first_equal(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -0.0]])).tolist()
+    [0, 1, 0]
+    """
+    seen = {} if seen is None else seen
+    places = (seen.setdefault(_fingerprint(row), place) for place, row in enumerate(x, start))
+    return np.fromiter(places, dtype=np.int64, count=len(x))
+
+
+def _fingerprint(row: NDArray[np.floating[Any]]) -> bytes:
+    """128 bits that tell rows apart; a million whole rows as keys would take gigabytes."""
+    # -0.0 + 0.0 is 0.0: a zero has two bit patterns.
+    return hashlib.blake2b((row + 0.0).data, digest_size=16).digest()
+
+
 def _looked_at(given: Rows, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The first row with the same bytes, and all unit rows projected to a few numbers."""
     seen: dict[bytes, int] = {}
-    equal = np.empty(len(given), dtype=np.int64)
+    equal = np.arange(len(given))
     width = min(WIDTH, given.width)
     onto = np.eye(width)
     if width < given.width:
@@ -54,10 +78,7 @@ def _looked_at(given: Rows, seed: int) -> tuple[NDArray[np.int64], NDArray[np.fl
     for part, values in given.parts():
         unit = _unit(values)
         projected[part] = unit @ onto.astype(np.float32)
-        for place, row in zip(range(part.start, part.start + len(values)), unit, strict=True):
-            # -0.0 + 0.0 is 0.0: a zero has two bit patterns.
-            key = hashlib.blake2b((row + 0.0).data, digest_size=16).digest()
-            equal[place] = seen.setdefault(key, place) if row.any() else place
+        equal[part] = np.where(unit.any(axis=1), first_equal(unit, seen, part.start), equal[part])
     return equal, projected
 
 

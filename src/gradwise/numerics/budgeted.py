@@ -112,7 +112,9 @@ def whole(
     w = found.weights
     taken, partly = np.flatnonzero(w == 1), np.flatnonzero((w > 0) & (w < 1))
     if sizes is not None:
-        return _topped_up(taken, np.asarray(c), a, found.multiplier, count, budget, np.asarray(sizes))
+        sizes = np.asarray(sizes, dtype=np.float64)
+        worth = (np.asarray(c, dtype=np.float64) - found.multiplier * a) / sizes
+        return _topped_up(_within(taken, worth, a, budget), worth, a, count, budget, sizes)
     cheapest = partly[np.argsort(a[partly], kind="stable")][: round(count) - len(taken)]
     rows = np.sort(np.concatenate([taken, cheapest]))
     assert len(rows) == round(count)
@@ -126,17 +128,36 @@ def whole(
     return whole(budgeted_top(c, a, count, tighter), c, a, count, budget)
 
 
+def _within(taken: NDArray[np.int64], worth: Row, a: Row, budget: float) -> NDArray[np.int64]:
+    """Those of the rows that the budget pays for: the optimum keeps to it but for rounding, and where that
+    matters the least worthy goes."""
+    paid = taken[a[taken] > 0]
+    for row in paid[np.argsort(worth[paid], kind="stable")]:
+        if math.fsum(a[taken]) <= budget:
+            break
+        taken = taken[taken != row]
+    return taken
+
+
 def _topped_up(
-    taken: NDArray[np.int64], c: Any, a: Row, multiplier: float, count: float, budget: float, sizes: Any
+    taken: NDArray[np.int64], worth: Row, a: Row, count: float, budget: float, sizes: Row
 ) -> NDArray[np.int64]:
-    room, left = count - math.fsum(sizes[taken]), budget - math.fsum(a[taken])
-    free = np.setdiff1d(np.flatnonzero((sizes <= room) & (a <= left)), taken)
-    more = []
-    for row in free[np.argsort(-(c[free] - multiplier * a[free]) / sizes[free], kind="stable")]:
-        if sizes[row] <= room and a[row] <= left:
-            more.append(row)
-            room, left = room - sizes[row], left - a[row]
-    return np.sort(np.concatenate([taken, np.array(more, dtype=np.int64)]))
+    """Those taken and the worthiest that still fit."""
+    aim = budget
+    while True:
+        room, left = count - math.fsum(sizes[taken]), aim - math.fsum(a[taken])
+        free = np.setdiff1d(np.flatnonzero((sizes <= room) & (a <= left)), taken)
+        more: list[int] = []
+        for row in free[np.argsort(-worth[free], kind="stable")].tolist():
+            if sizes[row] <= room and a[row] <= left:
+                more.append(row)
+                room, left = room - sizes[row], left - a[row]
+        rows = np.sort(np.concatenate([taken, np.array(more, dtype=np.int64)]))
+        over = math.fsum(a[rows]) - budget
+        if over <= 0 or not more:
+            return rows
+        # What is left was rounded with every row that was added: aim lower by as much.
+        aim = math.nextafter(aim, -math.inf) - over
 
 
 # ---- the search --------------------------------------------------------------------------------------------

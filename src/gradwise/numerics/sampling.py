@@ -1,10 +1,44 @@
-"""Random choices that a seed repeats exactly, on plain arrays."""
+"""Choices that come out the same every time: even ones, and random ones that a seed repeats exactly; on plain
+arrays."""
 
 import heapq
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+_LOOK = 0x100CA7
+"""Keeps the draw of `looked_at` apart from the other random streams of a seed."""
+
+
+def evenly(count: int, most: int) -> NDArray[np.int64]:
+    """(min(count, most),) of the numbers below `count`, ascending and evenly spread.
+
+    The first is among them, and of two or more the last.
+
+    >>> evenly(10, 4).tolist(), evenly(3, 4).tolist()
+    ([0, 3, 6, 9], [0, 1, 2])
+    """
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+
+
+def looked_at(pool: int, count: int, domain: NDArray[Any] | None, seed: int) -> NDArray[np.int64]:
+    """(count,) samples of a pool, ascending, drawn at random with every domain in proportion.
+
+    Args:
+        pool: samples that there are.
+        count: how many to draw; all where there are no more.
+        domain: (pool,) any labels, or None for one draw from all.
+        seed: the same draw again.
+
+    >>> looked_at(4, 2, np.array(["a", "a", "b", "b"]), seed=0).tolist()
+    [1, 2]
+    """
+    mixed = np.random.default_rng([seed, _LOOK]).permutation(pool)
+    if domain is not None:
+        mixed = mixed[interleaved(domain[mixed])]
+    return np.sort(mixed[:count])
 
 
 def successive_draw(

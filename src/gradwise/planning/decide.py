@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from gradwise.errors import RecipeError
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
-from gradwise.methods.grace.costs import Forecast, looked_at
+from gradwise.methods.grace.costs import Forecast
 from gradwise.methods.grace.refresh import SHARE_RANGE
 from gradwise.methods.grace.state import State
+from gradwise.numerics.sampling import looked_at
 from gradwise.planning.dial import run_size, settled
 from gradwise.planning.finish import Finish
 from gradwise.planning.make import Cuts, make_plan, passes_over
@@ -358,36 +359,6 @@ class Planner:
         if selection.columns and self.trainer.is_world_process_zero():
             path = self.folder / "plan" / f"picks-{step}.parquet"
             write_picks(path, selection, self.trainer.train_dataset, self.trainer.processing_class)
-
-
-class FixedPlan:
-    """A planner whose plan was made by somebody else."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.later = 0.0
-        self.tell: Callable[[str], Any] = _silent
-
-    def ahead(self) -> float:
-        return 0.0
-
-    def due(self, step: int) -> bool:  # noqa: ARG002
-        return False
-
-    def first(self, passes: Passes, record: Record) -> Plan:  # noqa: ARG002
-        return self.plan
-
-    def again(self, plan: Plan, served: int, step: int, record: Record) -> Plan:  # noqa: ARG002
-        raise AssertionError("nothing is ever due")
-
-    def check_resumed(self, plan: Plan, step: int) -> None:
-        pass
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        return {}
-
-    def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
-        pass
 
 
 def _silent(_: str) -> None:

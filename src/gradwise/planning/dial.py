@@ -17,13 +17,12 @@ from gradwise.atomic import write_json
 from gradwise.errors import RecipeError
 from gradwise.methods.grace import Grace
 from gradwise.methods.grace.costs import Forecast, Size, Speeds, forecast
-from gradwise.planning.pool import label_tokens_of, signals_of
+from gradwise.numerics.sampling import evenly
+from gradwise.planning.pool import label_tokens_of
+from gradwise.planning.speed import MORE, measuring_speed
 from gradwise.recipe import SignalSettings
 from gradwise.signals import Signals
 from gradwise.training.arguments import decay_steps
-
-FEW, MORE = 4, 20
-"""Samples of the two measuring passes whose difference is what a sample takes."""
 
 COUNTED = 200
 """Samples whose label tokens are counted, to know how long they are."""
@@ -94,7 +93,7 @@ def run_size(trainer: Any, grace: Grace) -> Size:
     if grace.tokens is None:
         picks = grace.size(pool)
     else:
-        tokens = label_tokens_of(trainer, _evenly(pool, COUNTED))
+        tokens = label_tokens_of(trainer, evenly(pool, COUNTED))
         picks = min(pool, max(1, round(grace.tokens / max(1.0, float(tokens.mean())))))
     return Size(pool, math.ceil(args.num_train_epochs * math.ceil(picks / batch)), batch)
 
@@ -102,26 +101,15 @@ def run_size(trainer: Any, grace: Grace) -> Size:
 def measured(trainer: Any, grace: Grace, settings: SignalSettings, *, seed: int) -> Speeds:
     """Speeds of this machine, on samples from all over the pool."""
     rehearse(grace)
-    places = _evenly(len(trainer.train_dataset), COUNTED)
+    places = evenly(len(trainer.train_dataset), COUNTED)
     learnt = places[label_tokens_of(trainer, places) > 0]
-    rows = learnt[_evenly(len(learnt), MORE)] if learnt.size else places[:MORE]
-
-    def seconds_of(count: int) -> float:
-        start = time.perf_counter()
-        chosen = rows[:: max(1, len(rows) // count)][:count]
-        found = signals_of(trainer, chosen, grace.needs, settings, seed=seed)
-        del found
-        return time.perf_counter() - start
-
-    few = min(FEW, len(rows))
-    seconds_of(few)  # allocates, compiles
-    small, large = seconds_of(few), seconds_of(len(rows))
-    measure = max((large - small) / max(1, len(rows) - few), 1e-3 * large / len(rows))
+    rows = learnt[evenly(len(learnt), MORE)] if learnt.size else places[:MORE]
+    measuring = measuring_speed(trainer, rows, grace.needs, settings, seed=seed)
     width = getattr(trainer.model.config, "hidden_size", 512)
     return Speeds(
         train=_training(trainer, rows),
-        measure=measure,
-        begin=max(0.0, small - few * measure),
+        measure=measuring.each,
+        begin=measuring.begin,
         compare=_comparing(width),
     )
 
@@ -174,10 +162,6 @@ def _training(trainer: Any, rows: np.ndarray) -> float:
         for name, parameter in model.named_parameters():
             parameter.grad = kept[name]
     return float(np.median(taken[1:]))
-
-
-def _evenly(pool: int, count: int) -> np.ndarray:
-    return np.unique(np.linspace(0, pool - 1, min(count, pool)).astype(np.int64))
 
 
 def _comparing(width: int) -> float:

@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from gradwise.atomic import write_json
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.methods.decision import Selection
-from gradwise.methods.grace.costs import looked_at
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.methods.phase import Phase
+from gradwise.numerics.sampling import evenly, looked_at
 from gradwise.planning.make import Cuts, part_of, passes_over
 from gradwise.planning.pool import (
     described_signals_of,
     domains,
-    signals_of,
     spread_out,
     validation_signals,
 )
+from gradwise.planning.speed import MORE, measuring_speed
 from gradwise.recipe import Recipe
 from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
@@ -37,15 +37,23 @@ from gradwise.training.record import Record
 FIRST_PASS = 10_000_000
 """Number of the first pass of a round, far from those before it, so that no two have the same order."""
 
-TIMED = 4, 20
-"""Samples of the two measuring passes from which the time of a whole one is told."""
-
 
 class Chosen(NamedTuple):
     """What one round decided."""
 
     plan: Plan
     selection: Selection
+
+
+def rounds(last: float, times: int, steps: int) -> tuple[int, ...]:
+    """The steps before which is decided, in a run of so many; fewer where the decay has fewer steps.
+
+    >>> rounds(0.5, 3, 30), rounds(0.1, 3, 20)
+    ((15, 20, 25), (18, 19))
+    """
+    length = decay_steps(last, steps)
+    within = [math.ceil(length * number / times) for number in range(times)]
+    return tuple(dict.fromkeys(steps - length + each for each in within if each < length))
 
 
 class Finish:
@@ -61,8 +69,6 @@ class Finish:
         assert isinstance(recipe.anneal, Phase)
         self.trainer, self.recipe, self.folder = trainer, recipe, folder
         self.phase: Any = recipe.anneal
-        self._steps: tuple[int, ...] = ()
-        self._end = 0
 
     def check(self, tell: Callable[[str], Any]) -> None:
         """Refuse, before anything is trained, what could not be decided later; say where it would mislead.
@@ -123,23 +129,18 @@ class Finish:
 
     def steps(self, batches: Batches) -> tuple[int, ...]:
         """The steps before which is decided, the first being that at which the decay begins."""
-        if not self._steps:
-            self._end = total_steps(self.trainer, batches)
-            length = decay_steps(self.phase.last, self._end)
-            onset = self._end - length
-            rounds = [onset + math.ceil(length * each / self.phase.times) for each in range(self.phase.times)]
-            self._steps = tuple(dict.fromkeys(rounds))
-        return self._steps
+        return rounds(self.phase.last, self.phase.times, total_steps(self.trainer, batches))
 
     def check_resumed(self, batches: Batches, step: int) -> None:
         """Raise CheckpointError where a run that goes on at `step` has another length than it was planned
         for, so that its last phase would begin within what is already laid out."""
-        for due in self.steps(batches):
+        end = total_steps(self.trainer, batches)
+        for due in rounds(self.phase.last, self.phase.times, end):
             if due >= step and (
                 due >= batches.steps or batches.last_step(batches.segment(due) - 1) + 1 != due
             ):
                 raise CheckpointError(
-                    f"The last phase of a run of {self._end} steps begins before step {due + 1}, and the run "
+                    f"The last phase of a run of {end} steps begins before step {due + 1}, and the run "
                     "was planned with another number of steps; go on with the same, or start a new run."
                 )
 
@@ -149,23 +150,14 @@ class Finish:
         if not needs:
             return 0.0
         pool = len(self.trainer.train_dataset)
-        places = np.unique(np.linspace(0, pool - 1, min(TIMED[1], pool)).astype(np.int64))
-
-        def seconds_of(rows: NDArray[np.int64]) -> float:
-            start = time.perf_counter()
-            signals_of(self.trainer, rows, needs, self.recipe.signals, seed=self.recipe.seed)
-            return time.perf_counter() - start
-
-        few = places[: TIMED[0]]
-        seconds_of(few)  # allocates
-        small, large = seconds_of(few), seconds_of(places)
-        each = max(0.0, large - small) / max(1, len(places) - len(few))
+        speed = measuring_speed(
+            self.trainer, evenly(pool, MORE), needs, self.recipe.signals, seed=self.recipe.seed
+        )
         looked = min(pool, self.phase.candidates or pool)
         if self.phase.validation_needs:
             held_out = len(self.trainer.eval_dataset)
             looked += min(held_out, self.phase.validation_samples or held_out)
-        begin = max(0.0, small - len(few) * each)
-        return self.phase.times * (begin + looked * each)
+        return self.phase.times * (speed.begin + looked * speed.each)
 
     def decide(
         self, plan: Plan, served: int, step: int, record: Record, selected: Callable[[], NDArray[np.int64]]
@@ -183,7 +175,7 @@ class Finish:
         batches = self.trainer.session.batches_of(plan)
         times = self.steps(batches)
         number = times.index(step)
-        until = (*times, self._end)[number + 1]
+        until = (*times, total_steps(self.trainer, batches))[number + 1]
         room = sum(len(batches.samples(each)) for each in range(step, min(until, batches.steps)))
         rows = self._looked_at(selected, number)
         signals = self._signals(rows)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Subset
 
 from gradwise.errors import DataError, RecipeError
+from gradwise.numerics.sampling import evenly
 from gradwise.planning.shared import Arrays, Measured, key_of, measured_once
 from gradwise.recipe import SignalSettings
 from gradwise.signals import Signals, collect
@@ -137,7 +138,7 @@ def spread_over(samples: Any, most: int | None) -> Any:
     """`most` samples, evenly spread over all of them; all where there are no more."""
     if most is None or most >= len(samples):
         return samples
-    return _chosen(samples, np.unique(np.linspace(0, len(samples) - 1, most).astype(np.int64)))
+    return _chosen(samples, evenly(len(samples), most))
 
 
 def _measured(

@@ -26,7 +26,7 @@ from gradwise.atomic import sync_files, sync_folder, write_json
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.recipe import Recipe
 from gradwise.recipe.tree import read_yaml
-from gradwise.training.finishing import not_yet_finishing, when
+from gradwise.training.finishing import binding, not_yet_finishing
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """What the system calls a disk that takes no more."""
@@ -133,7 +133,7 @@ class RunDirectory:
             here["metrics"] = there["metrics"]
         if there["anneal"] and here["anneal"] and not_yet_finishing(self.path):
             # Decided later: a budget that could not be kept to may be mended.
-            kept = here["anneal"] | when(there["anneal"])
+            kept = here["anneal"] | binding(there["anneal"])
             here["anneal"] = there["anneal"] if kept == here["anneal"] else here["anneal"]
         differences = sorted(_differences(there, here))
         if differences:

@@ -16,7 +16,7 @@ from gradwise.data.read import read
 from gradwise.errors import DataError, RecipeError
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
-from gradwise.methods.grace.costs import looked_at
+from gradwise.numerics.sampling import looked_at
 from gradwise.planning.picks import write_picks
 from gradwise.planning.pool import spread_over
 from gradwise.recipe import Recipe

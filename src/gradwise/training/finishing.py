@@ -1,4 +1,5 @@
-"""What of `anneal` a run is bound to before it is acted upon: when the last phase is decided, not how.
+"""What of `anneal` a run is bound to before it is acted upon: when the last phase is decided, by what method,
+and from what pool.
 
 A budget that cannot be kept to shows only when the phase begins. Nothing of the run should be lost by that:
 with another budget it goes on.
@@ -7,8 +8,9 @@ with another budget it goes on.
 from pathlib import Path
 from typing import Any
 
-WHEN = ("last", "times")
-"""Settings that decide where a plan is cut."""
+BINDING = ("last", "times", "method", "pool")
+"""Settings that decide where a plan is cut, which data and optimizer the run was checked for before it began,
+and whether its checkpoints hold what was selected."""
 
 
 def not_yet_finishing(folder: Path) -> bool:
@@ -20,6 +22,6 @@ def not_yet_finishing(folder: Path) -> bool:
     return not any('"event": "anneal"' in line for line in path.read_text().splitlines())
 
 
-def when(anneal: dict[str, Any] | None) -> dict[str, Any] | None:
+def binding(anneal: dict[str, Any] | None) -> dict[str, Any] | None:
     """The settings that count until then."""
-    return None if anneal is None else {name: anneal[name] for name in WHEN}
+    return None if anneal is None else {name: anneal[name] for name in BINDING}

@@ -27,7 +27,7 @@ from gradwise.recipe import Recipe
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.batches import Batches
 from gradwise.training.feeder import Feeder
-from gradwise.training.finishing import not_yet_finishing, when
+from gradwise.training.finishing import binding, not_yet_finishing
 from gradwise.training.held_out import HeldOutLoss
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.layout import cut, epochs_needed, ledger, loader_settings
@@ -230,7 +230,7 @@ class Session:
         for name, now in self.decisions().items():
             before = state["decisions"].get(name)
             if name == "anneal" and not_yet_finishing(self.folder):
-                before, now = when(before), when(now)
+                before, now = binding(before), binding(now)
             if before != now:
                 raise CheckpointError(
                     f"The checkpoint {self.resumed_from} was taken with {name} = {before}, now it is {now}; "

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from gradwise.methods.direct.problem import Problem
 from gradwise.numerics.rows import Rows
+from gradwise.numerics.sampling import evenly
 
 SHOWN = 256
 """Eigenvalues that are told; of so many validation samples all there are."""
@@ -55,8 +56,7 @@ def warn_of_the_unknown(told: dict[str, Any]) -> None:
 
 def _energy(problem: Problem, places: NDArray[np.int64]) -> NDArray[np.float64]:
     """(r,) share of the rows' squared length that lies along each eigenvector."""
-    if len(places) > LOOKED_AT:
-        places = places[np.linspace(0, len(places) - 1, LOOKED_AT).astype(np.int64)]
+    places = places[evenly(len(places), LOOKED_AT)]
     own = problem.gradients
     some = Rows(own.x, own.chosen[places], own.scale[places])
     along = np.zeros(len(problem.spectrum))

@@ -181,22 +181,3 @@ def _affordable(pool: int, speeds: Speeds, seconds: float) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if _first_pass(middle, speeds) <= seconds else (low, middle)
     return low
-
-
-def looked_at(pool: int, count: int, domain: np.ndarray | None, seed: int) -> np.ndarray:
-    """(count,) samples of a pool, ascending, drawn at random with every domain in proportion.
-
-    >>> looked_at(4, 2, np.array(["a", "a", "b", "b"]), seed=0).tolist()
-    [1, 2]
-    """
-    rng = np.random.default_rng([seed, _LOOK])
-    mixed = rng.permutation(pool)
-    if domain is not None:
-        from gradwise.numerics import interleaved
-
-        mixed = mixed[interleaved(domain[mixed])]
-    return np.sort(mixed[:count])
-
-
-_LOOK = 0x100CA7
-"""Keeps this draw apart from the other random streams of a seed."""

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import Selection, domain_mix
-from gradwise.methods.grace.costs import EXACT_UP_TO, USUAL_ANCHORS, looked_at
+from gradwise.methods.grace.costs import EXACT_UP_TO, USUAL_ANCHORS
 from gradwise.methods.grace.importance import NEEDS, Kind, Target, importance
 from gradwise.methods.grace.nodes import nodes_of, rows_of
 from gradwise.methods.grace.pick import Budget, choose, filled, selection
@@ -20,6 +20,7 @@ from gradwise.methods.grace.state import State
 from gradwise.methods.subset import Subset
 from gradwise.numerics.candidates import parts
 from gradwise.numerics.facility import Minimum
+from gradwise.numerics.sampling import looked_at
 from gradwise.signals import Signals
 
 USUAL_OVERHEAD = 0.15

@@ -4,7 +4,6 @@ The hidden states of a language model share a large common part, so that any two
 their mean they tell samples apart.
 """
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
 from gradwise.numerics import KnnGraph, knn_graph
+from gradwise.numerics.alike import first_equal
 from gradwise.numerics.nearest import unit
 
 COPY = 1 - 1e-6
@@ -54,7 +54,7 @@ def nodes_of(embedding: NDArray[np.floating], k: int, **search: Any) -> Nodes:
     """
     centre = embedding.mean(axis=0, dtype=np.float64).astype(np.float32)
     x = unit(embedding - centre)
-    node, first = _equal_rows(x)
+    first, node = np.unique(first_equal(x), return_inverse=True)
     placed = rows_of(x, first)
     graph = knn_graph(placed, k, spare=k, **search)
     joined = _joined(graph)
@@ -62,25 +62,12 @@ def nodes_of(embedding: NDArray[np.floating], k: int, **search: Any) -> Nodes:
         node, first = joined[node], first[_first_of(joined)]
         placed = rows_of(x, first)
         graph = knn_graph(placed, k, spare=k, **search)
-    return Nodes(node, first, centre, placed, graph)
+    return Nodes(node.astype(np.int32), first, centre, placed, graph)
 
 
 def rows_of(x: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
     """Some rows, ascending; `x` itself where that is all of them: a million embeddings are gigabytes."""
     return x if len(rows) == len(x) else x[rows]
-
-
-def _equal_rows(x: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Group of each row, numbered by first appearance, and the first row of each group."""
-    seen: dict[bytes, int] = {}
-    node = np.array([seen.setdefault(_fingerprint(row), len(seen)) for row in x], dtype=np.int32)
-    return node, _first_of(node)
-
-
-def _fingerprint(row: NDArray[np.float32]) -> bytes:
-    """128 bits that tell rows apart; a million whole rows as keys would take gigabytes."""
-    # -0.0 + 0.0 is 0.0: a zero has two bit patterns.
-    return hashlib.blake2b((row + 0.0).data, digest_size=16).digest()
 
 
 def _joined(graph: KnnGraph) -> NDArray[np.int32]:
