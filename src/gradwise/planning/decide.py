@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError
+from gradwise.methods.d3 import D3
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
 from gradwise.methods.grace.costs import Forecast
@@ -23,11 +24,13 @@ from gradwise.numerics.sampling import looked_at
 from gradwise.planning.dial import run_size, settled
 from gradwise.planning.finish import Finish
 from gradwise.planning.make import Cuts, make_plan, passes_over
+from gradwise.planning.ordering import Reordering
 from gradwise.planning.picks import write_picks
 from gradwise.planning.pool import domains, pool_signals, signals_of
 from gradwise.recipe import Recipe
 from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
+from gradwise.training.batches import Batches
 from gradwise.training.plan import Plan
 from gradwise.training.record import Record
 
@@ -53,7 +56,9 @@ class Planner:
         self._signals: Signals | None = None
         self._state: State | None = None
         self._picked: Selection | None = None
-        self._finish = None if recipe.anneal is None else Finish(trainer, recipe, folder)
+        self._reordering = Reordering(trainer, recipe, folder) if isinstance(recipe.order, D3) else None
+        self._order: Any = self._reordering or recipe.order
+        self._finish = None if recipe.anneal is None else Finish(trainer, recipe, folder, self._order)
         self._chosen: NDArray[np.int64] | None = None
         """What `select` chose for good, where the last phase chooses from it."""
         self.later = 0.0
@@ -63,17 +68,23 @@ class Planner:
 
     def due(self, step: int) -> bool:
         """Whether to decide again before `step`."""
-        return self._finishing(step) or self._refreshing(step)
+        return self._due(step, self.trainer.session.schedule)
 
-    def _finishing(self, step: int) -> bool:
-        return self._finish is not None and step in self._finish.steps(self.trainer.session.schedule)
+    def _due(self, step: int, batches: Batches) -> bool:
+        onsets = self._onsets(batches)
+        return step in onsets or self._refreshing(step, onsets) or self._reorders(step, onsets)
 
-    def _refreshing(self, step: int) -> bool:
+    def _onsets(self, batches: Batches) -> tuple[int, ...]:
+        """The steps before which the last phase selects."""
+        return () if self._finish is None else self._finish.steps(batches)
+
+    def _refreshing(self, step: int, onsets: tuple[int, ...]) -> bool:
         """Whether the selection is made again; in the last phase it no longer counts."""
         every = 0 if self._state is None else self._state.every
-        if not every or step <= 0 or step % every:
-            return False
-        return self._finish is None or step < self._finish.steps(self.trainer.session.schedule)[0]
+        return bool(every) and step > 0 and step % every == 0 and not (onsets and step >= onsets[0])
+
+    def _reorders(self, step: int, onsets: tuple[int, ...]) -> bool:
+        return self._reordering is not None and self._reordering.due(step, onsets)
 
     def ahead(self) -> float:
         """Seconds that decisions at certain steps are expected to take, told from a few samples."""
@@ -84,6 +95,8 @@ class Planner:
         recipe = self.recipe
         if self._finish is not None:
             self._finish.check(self.tell)
+        if self._reordering is not None:
+            self._reordering.check()
         needs = recipe.select.needs | recipe.order.needs
         forecast = self._settled(record)
         rows = None if forecast is None else self._looked_at(forecast.candidates)
@@ -107,10 +120,9 @@ class Planner:
         else:
             selection = _without(bad, recipe.select.select(signals, seed=recipe.seed))
         took["selection"] = time.perf_counter() - start - sum(took.values())
-        one_pass = make_plan(selection, recipe.order, signals, epochs=1, seed=recipe.seed)
-        plan = make_plan(selection, recipe.order, signals, epochs=passes(one_pass), seed=recipe.seed)
-        if self._state is not None or self._finish is not None:
-            plan = self._cut(plan)
+        one_pass = make_plan(selection, self._order, signals, epochs=1, seed=recipe.seed)
+        plan = make_plan(selection, self._order, signals, epochs=passes(one_pass), seed=recipe.seed)
+        plan = self._cut(plan)
         if self._state is None and recipe.anneal is not None and recipe.anneal.pool == "selection":
             self._chosen = np.unique(selection.indices)
         self._keep(signals, selection, step=0)
@@ -139,10 +151,20 @@ class Planner:
             step: optimizer steps done.
             record: gets what was decided and what it cost.
         """
-        if self._finish is not None and self._finishing(step):
-            chosen = self._finish.decide(plan, served, step, record, self._selected)
+        batches = self.trainer.session.batches_of(plan)
+        onsets = self._onsets(batches)
+        if self._finish is not None and step in onsets:
+            chosen = self._finish.decide(plan, served, step, record, self._selected, self.due)
             self._write(chosen.selection, step)
-            return chosen.plan
+            plan = chosen.plan
+        elif self._refreshing(step, onsets):
+            plan = self._refreshed(plan, served, step, record)
+        if self._reordering is not None and self._reorders(step, onsets):
+            plan = self._reordering.decide(plan, served, step, record, onsets)
+        return plan
+
+    def _refreshed(self, plan: Plan, served: int, step: int, record: Record) -> Plan:
+        """The plan after a look at how scores have changed, and a new selection."""
         grace, state, signals = self.recipe.select, self._state, self._known()
         assert isinstance(grace, Grace) and state is not None
         start = time.perf_counter()
@@ -187,10 +209,14 @@ class Planner:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What has to be remembered besides the plan; empty where there is nothing more to decide."""
         kept = {} if self._state is None else self._state.arrays()
-        return kept if self._chosen is None else {CHOSEN: self._chosen}
+        kept = kept if self._chosen is None else {CHOSEN: self._chosen}
+        return kept if self._reordering is None else kept | self._reordering.arrays()
 
     def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Remember what `arrays` gave."""
+        if self._reordering is not None:
+            self._reordering.restore(arrays, self._known)
+            arrays = self._reordering.others(arrays)
         self._chosen = arrays.get(CHOSEN)
         self._state = State.of_arrays(arrays) if arrays and self._chosen is None else None
 
@@ -272,22 +298,20 @@ class Planner:
     def _cut(self, plan: Plan) -> Plan:
         """The plan in segments that end where a decision is due."""
         batches = self.trainer.session.batches_of(plan)
-        finishing = () if self._finish is None else self._finish.steps(batches)
-        every = 0 if self._state is None else self._state.every
-
-        def due(step: int) -> bool:
-            if step in finishing:
-                return True
-            return bool(every) and step % every == 0 and not (finishing and step > finishing[0])
-
-        if batches.pack is not None:
-            raise RecipeError(
-                "select.refresh_every cannot go with packing yet; set packing: false, or refresh_every: 0."
-            )
+        if self._reordering is not None:
+            self._reordering.settle(batches, self.tell)
+        decides = self._state is not None or self._finish is not None or self._reordering is not None
+        if not decides or batches.pack is not None:
+            if self._state is not None:
+                raise RecipeError(
+                    "select.refresh_every cannot go with packing yet; set packing: false, or refresh_every: "
+                    "0."
+                )
+            return plan
         segments = [
             piece
             for segment in plan.segments
-            for piece in Cuts.of(batches, segment.epoch, due).apply(segment)
+            for piece in Cuts.of(batches, segment.epoch, lambda step: self._due(step, batches)).apply(segment)
         ]
         return replace(plan, segments=tuple(segments))
 
@@ -304,7 +328,7 @@ class Planner:
             done = (step % steps) * rows if epoch == step // steps else 0
             ahead = passes_over(
                 selection,
-                self.recipe.order,
+                self._order,
                 signals,
                 first=begun + epoch,
                 length=length - done,

@@ -61,13 +61,14 @@ class Finish:
 
     Args:
         trainer: a `gradwise.Trainer`, whose model measures what is needed.
-        recipe: its `anneal`, `order`, `signals` and `seed`.
+        recipe: its `anneal`, `signals` and `seed`.
         folder: of the run.
+        order: what orders a pass.
     """
 
-    def __init__(self, trainer: Any, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, trainer: Any, recipe: Recipe, folder: Path, order: Any) -> None:
         assert isinstance(recipe.anneal, Phase)
-        self.trainer, self.recipe, self.folder = trainer, recipe, folder
+        self.trainer, self.recipe, self.folder, self.order = trainer, recipe, folder, order
         self.phase: Any = recipe.anneal
 
     def check(self, tell: Callable[[str], Any]) -> None:
@@ -146,7 +147,7 @@ class Finish:
 
     def expected_seconds(self) -> float:
         """What deciding will take, told from a few samples at the present weights."""
-        needs = (self.phase.needs | self.recipe.order.needs) & set(QUANTITIES)
+        needs = (self.phase.needs | self.order.needs) & set(QUANTITIES)
         if not needs:
             return 0.0
         pool = len(self.trainer.train_dataset)
@@ -160,7 +161,13 @@ class Finish:
         return self.phase.times * (speed.begin + looked * speed.each)
 
     def decide(
-        self, plan: Plan, served: int, step: int, record: Record, selected: Callable[[], NDArray[np.int64]]
+        self,
+        plan: Plan,
+        served: int,
+        step: int,
+        record: Record,
+        selected: Callable[[], NDArray[np.int64]],
+        due: Callable[[int], bool],
     ) -> Chosen:
         """The plan from `step` on, which trains on what is selected now.
 
@@ -170,6 +177,7 @@ class Finish:
             step: optimizer steps done.
             record: gets what was decided and what it cost.
             selected: what `select` has picked by now.
+            due: tells of a step whether anything is decided before it.
         """
         start, phase = time.perf_counter(), self.phase
         batches = self.trainer.session.batches_of(plan)
@@ -189,9 +197,13 @@ class Finish:
         seed = self.recipe.seed + _ROUNDS_APART * number
         picked = phase.select(signals, validation=validation, room=room, seed=seed)
         selection = _in_pool(picked, rows)
-        known = spread_out(self.trainer, signals, rows, self.recipe.order.needs)
-        following = self._following(batches, plan, selection, known, step, number)
-        after = plan.followed_by(following, after=served)
+        known = spread_out(self.trainer, signals, rows, self.order.needs)
+        first = FIRST_PASS * (number + 1)
+        following = self._following(batches, plan, selection, known, step, first)
+        cut = [
+            piece for part, done in following for piece in Cuts.of(batches, part.epoch, due, done).apply(part)
+        ]
+        after = plan.followed_by(cut, after=served)
         took["selection"] = time.perf_counter() - start - sum(took.values())
         self._write(selection, step)
         record.event(
@@ -230,15 +242,15 @@ class Finish:
         return rows[looked_at(len(rows), self.phase.candidates, own, self.recipe.seed + number)]
 
     def _signals(self, rows: NDArray[np.int64]) -> Signals:
-        needs = self.phase.needs | self.recipe.order.needs
+        needs = self.phase.needs | self.order.needs
         how = {"seed": self.recipe.seed, "optimizer": self._optimizer}
         return described_signals_of(self.trainer, rows, needs, self.recipe.signals, **how)
 
     def _following(
-        self, batches: Batches, plan: Plan, selection: Selection, signals: Signals, step: int, number: int
-    ) -> list[Segment]:
-        """Segments from `step` to the plan's end: one row of passes over the selection, across epochs, so
-        that every pick has its turn before any has another."""
+        self, batches: Batches, plan: Plan, selection: Selection, signals: Signals, step: int, first_pass: int
+    ) -> list[tuple[Segment, int]]:
+        """What is ahead of `step` in each epoch, and how much of that epoch is done: one row of passes over
+        the selection, across epochs, so that every pick has its turn before any has another."""
         first, lengths = step // batches.steps_per_epoch, {}
         for epoch in range(first, plan.epochs):
             lengths[epoch] = sum(len(segment) for segment in plan.of_epoch(epoch))
@@ -246,20 +258,19 @@ class Finish:
         lengths[first] -= done
         passes = passes_over(
             selection,
-            self.recipe.order,
+            self.order,
             signals,
-            first=FIRST_PASS * (number + 1),
+            first=first_pass,
             length=sum(lengths.values()),
             epoch=0,
             seed=self.recipe.seed,
         )
-        segments, at, due = [], 0, self.steps(batches)
+        parts, at = [], 0
         for epoch, length in lengths.items():
             piece = replace(part_of(passes, at, at + length), epoch=epoch)
-            cuts = Cuts.of(batches, epoch, due.__contains__, done=done if epoch == first else 0)
-            segments += cuts.apply(piece)
+            parts.append((piece, done if epoch == first else 0))
             at += length
-        return segments
+        return parts
 
     def _write(self, selection: Selection, step: int) -> None:
         spectrum = selection.told.get("spectrum")

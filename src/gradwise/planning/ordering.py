@@ -128,9 +128,9 @@ class Reordering:
 
     # ---- when to measure -----------------------------------------------------------------------------------
 
-    def settle(self, batches: Batches) -> None:
+    def settle(self, batches: Batches, tell: Callable[[str], Any]) -> None:
         """Decide how often influence is measured, so that it costs no more than `overhead` of the passes that
-        the run makes. Reads no clock."""
+        the run makes, evenly spread over it. Reads no clock."""
         if self._edges == "none":
             return
         nodes = self.d3.window or batches.steps_per_epoch
@@ -138,12 +138,18 @@ class Reordering:
             assert self._group is not None
             nodes = len(np.unique(self._group))
         steps = total_steps(self.trainer, batches)
-        for probes in range(self.d3.probes, min(FEWEST, self.d3.probes) - 1, -1):
-            cost = self._cost(nodes, probes)
-            if cost <= self.d3.overhead * steps * batches.batch_size:
-                every = math.ceil(cost / (self.d3.overhead * batches.batch_size))
-                self.timetable = Timetable(max(every, self._least), probes)
+        allowed = self.d3.overhead * steps * batches.batch_size
+        fewest = min(FEWEST, self.d3.probes)
+        for probes in range(self.d3.probes, fewest - 1, -1):
+            if (cost := self._cost(nodes, probes)) <= allowed:
+                every = max(self._least, math.ceil(steps / int(allowed / cost)))
+                self.timetable = Timetable(every, probes)
                 return
+        tell(
+            f"order: d3 would need {self._cost(nodes, fewest):,.0f} passes over a sample to measure the "
+            f"influence of {nodes} nodes once, and order.overhead allows {allowed:,.0f} in this run; the order "
+            "is only balanced. Give more overhead, or fewer nodes."
+        )
 
     @property
     def _least(self) -> int:

@@ -269,6 +269,8 @@ class Session:
             return []
         if self.switch is not None and self.switch.probing:
             self._run_probe(self.switch)
+        # Before anything else is decided: what looks a step ahead must move the layers that the step will.
+        self._draw_layers()
         if self.step != self._decided_at and self.planner.due(self.step):
             self._decide_again()
         return self._feeder.step(self.step)
@@ -301,8 +303,11 @@ class Session:
         return metrics_kept(self.trainer)
 
     def before_step(self) -> None:
-        """Draw the layers, if it is time."""
+        """The step's batches are there; its passes come next."""
         self._loss = None
+
+    def _draw_layers(self) -> None:
+        """Draw the layers, if it is time."""
         if self.switch is None:
             return
         draw = self.switch.before_step()

@@ -190,7 +190,7 @@ class D3(Settings):
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
         rng = np.random.default_rng([seed, STREAM])
-        return kmeans2(rows, min(count, len(rows)), minit="++", seed=rng, missing="warn")[1]
+        return kmeans2(rows, min(count, len(rows)), minit="++", rng=rng, missing="warn")[1]
 
     def units_of(
         self, entries: NDArray[np.int64], group: NDArray[Any] | None, batch_size: int = SIZE
@@ -240,7 +240,7 @@ class D3(Settings):
             along=None,
             gains=gradients @ gradients.T,
             towards=gradients @ way,
-            losses=np.array([np.nanmean(loss[own]) for own in split]),
+            losses=np.array([float(np.nanmean(loss[own])) for own in split]),
             target_loss=float(np.nanmean(aim.require("loss", "d3's target")[own])),
         )
         names = tuple(units.names[node] for node in nodes)
