@@ -145,11 +145,12 @@ class Reordering:
                 every = max(self._least, math.ceil(steps / int(allowed / cost)))
                 self.timetable = Timetable(every, probes)
                 return
-        tell(
-            f"order: d3 would need {self._cost(nodes, fewest):,.0f} passes over a sample to measure the "
-            f"influence of {nodes} nodes once, and order.overhead allows {allowed:,.0f} in this run; the order "
-            "is only balanced. Give more overhead, or fewer nodes."
-        )
+        if self.trainer.is_world_process_zero():
+            tell(
+                f"order: d3 would need {self._cost(nodes, fewest):,.0f} passes over a sample to measure the "
+                f"influence of {nodes} nodes once, and order.overhead allows {allowed:,.0f} in this run; the "
+                "order is only balanced. Give more overhead, or fewer nodes."
+            )
 
     @property
     def _least(self) -> int:
