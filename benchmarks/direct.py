@@ -10,6 +10,7 @@ goes on where it was:
   whole selection on a small GPT-2, on one core;
 - million: both objectives over a million stored gradients, on one core;
 - curvature: which estimate finds the Hessian's stiff directions;
+- sketch: what projecting gradients costs the choice, and what clipping them keeps out;
 - decay_clean, decay_planted: the decay phase of the small Llama on what each way of finishing picks.
 
 `python benchmarks/results.py` makes docs/results.md of the files.
@@ -32,10 +33,11 @@ import direct_curvature
 import direct_decay
 import direct_gpt2
 import direct_scale
+import direct_sketch
 import transformers
 from frame import RESULTS, ResultFile
 
-PARTS = ("solver", "million", "curvature", "decay_clean", "decay_planted")
+PARTS = ("solver", "million", "curvature", "sketch", "decay_clean", "decay_planted")
 
 
 class Benchmark:
@@ -70,6 +72,10 @@ class Benchmark:
     def curvature(self) -> None:
         """Overlaps and costs."""
         self.result.once("curvature/stories", direct_curvature.compared)
+
+    def sketch(self) -> None:
+        """Projected gradients against whole ones."""
+        self.result.once("sketch/stories", direct_sketch.compared)
 
     def decay_clean(self) -> None:
         """Runs of all arms."""
