@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gradwise
-from gradwise.atomic import write_json
+from gradwise.atomic import sync_files, write_json
 from gradwise.report.statistics import BETTER, UNSEEN, UNTOLD, WORSE, Comparison, compare, holm, mean_sd
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "compare",
     "holm",
     "load_average",
+    "made_whole",
     "mean_sd",
     "provenance",
     "source_digest",
@@ -115,6 +117,21 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return told.stdout.rstrip()
+
+
+# ---- what benchmarks make for themselves -------------------------------------------------------------------
+
+
+def made_whole(folder: Path, make: Callable[[Path], object]) -> Path:
+    """The folder; where it is not there, `make` fills one of another name first: none is ever half made."""
+    if not folder.is_dir():
+        partial = folder.with_name(f".{folder.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        make(partial)
+        sync_files(partial)
+        partial.rename(folder)
+    return folder
 
 
 # ---- the result file ---------------------------------------------------------------------------------------
