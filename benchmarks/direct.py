@@ -37,7 +37,7 @@ import direct_scale
 import direct_sketch
 import torch
 import transformers
-from frame import RESULTS, ResultFile
+from frame import RESULTS, ResultFile, parts_parser
 
 PARTS = ("solver", "million", "curvature", "sketch", "decay_clean", "decay_planted", "decay_smollm2")
 
@@ -116,21 +116,9 @@ def _apart(objective: str) -> dict[str, Any]:
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--parts",
-        type=lambda text: text.split(","),
-        default=list(PARTS),
-        help="comma-separated, of " + ", ".join(PARTS),
-    )
+    parser = parts_parser(__doc__, PARTS)
     parser.add_argument("--seeds", type=int, help="of the decay phase; 5 unless given, 3 of SmolLM2")
-    parser.add_argument("--out", type=Path, help="folder of the result files")
-    options = parser.parse_args(arguments)
-    if unknown := [part for part in options.parts if part not in PARTS]:
-        parser.error(f"--parts: unknown {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    return options
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

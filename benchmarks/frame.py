@@ -6,6 +6,7 @@ after every finished run, so that a stopped benchmark goes on where it was. Verd
 compare`: differences paired by seed, 95 % t intervals, p-values corrected over the arms of a table (Holm).
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,6 +40,8 @@ __all__ = [
     "load_average",
     "made_whole",
     "mean_sd",
+    "names_of",
+    "parts_parser",
     "provenance",
     "source_digest",
 ]
@@ -117,6 +120,31 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return told.stdout.rstrip()
+
+
+# ---- the command line --------------------------------------------------------------------------------------
+
+
+def parts_parser(about: str | None, parts: Collection[str]) -> argparse.ArgumentParser:
+    """For a benchmark of several parts, each with a result file of its own: `--parts` and `--out`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--parts", type=names_of(parts), default=list(parts), help="comma-separated, of " + ", ".join(parts)
+    )
+    parser.add_argument("--out", type=Path, help="folder of the result files")
+    return parser
+
+
+def names_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    """Reads comma-separated names from a command line and refuses unknown ones."""
+
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; there are {', '.join(known)}")
+        return names
+
+    return parse
 
 
 # ---- what benchmarks make for themselves -------------------------------------------------------------------

@@ -56,3 +56,12 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     for make in (whole, halfway):
         assert frame.made_whole(target, make) == target
     assert [path.name for path in target.iterdir()] == ["second"]
+
+
+def test_parts_are_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = frame.parts_parser("What for.", ("speed", "size"))
+    assert parser.parse_args([]).parts == ["speed", "size"]
+    assert parser.parse_args(["--parts", "size"]).parts == ["size"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--parts", "size,sped"])
+    assert "unknown sped; there are speed, size" in capsys.readouterr().err
