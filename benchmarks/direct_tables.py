@@ -191,7 +191,8 @@ def _decay_told(content: dict[str, Any]) -> list[str]:
     return [
         f"**The decay phase** of the small Llama from the end of its stable phase: {settings['steps']} steps "
         f"of two packed rows of 512 tokens on {settings['fraction']:.0%} of {pool}; every token learned. 120 "
-        f"records to validate on, held-out loss on 180 others, nats per token. {_ALL_RECORDS}"
+        "records to validate on, held-out loss on 180 others, nats per token. `full` and `longer` take all "
+        "records, `longer` for as many steps more as measuring the pool's gradients cost."
     ]
 
 
@@ -202,31 +203,31 @@ def _smollm2_told(one: dict[str, Any]) -> str:
         f"on {one['fraction']:.0%} of {one['pool']} records of GSM8K, Dolly and commonsense, of which "
         f"{one['copies']} are copies of one, {one['each_junk']} random tokens and {one['each_junk']} of one "
         f"or two words; every token learned. {one['validating']} records to validate on, held-out loss on "
-        f"{3 * one['held_out']} others, nats per token. {_ALL_RECORDS}"
+        f"{3 * one['held_out']} others, nats per token. `full` takes all records."
     )
 
 
 def _smollm2_charge(content: dict[str, Any]) -> str:
     """What deciding costs, for those who have not measured the pool anyway."""
-    start, arms = content["entries"]["start/smollm2"], _by_arm(content)
-    measured, steps = start["measured"], content["settings"]["steps"]
+    settings, arms, start = content["settings"], _by_arm(content), content["entries"]["start/smollm2"]
+    measured, one_pool = start["measured"], settings["pool"] + settings["validating"]
     runs = [entry for name, entries in arms.items() if name != "longer" for entry in entries.values()]
+    decay = _mean(entry["seconds"] for entry in runs)
+    charge = measured["seconds"] * one_pool / measured["samples"]
     text = (
         f"Before the decay the held-out loss is {start['loss']:.4f}. Measuring the gradients of the stock "
         f"that all pools are drawn from ({measured['samples']} records, {measured['tokens']:,} tokens) took "
         f"{measured['seconds']:.0f} s, a decay of {_mean(entry['tokens'] for entry in runs):,.0f} tokens "
-        f"{_mean(entry['seconds'] for entry in runs):.0f} s on the same busy machine."
+        f"{decay:.0f} s, both beside other work. So deciding on one pool, its {settings['validating']} "
+        f"validation samples included, costs {charge / decay:.1f} times the decay, which the arms that train "
+        "for equal tokens are not charged with."
     )
     if "longer" not in arms:
         return text
-    more = _mean(entry["steps"] for entry in arms["longer"].values()) - steps
-    return f"{text} Measuring one pool and its validation samples is charged with {more:.0f} steps."
+    more = _mean(entry["steps"] for entry in arms["longer"].values()) - settings["steps"]
+    return f"{text} `longer` has {more:.0f} more steps for it."
 
 
-_ALL_RECORDS = (
-    "`full` and `longer` take all records, `longer` for as many steps more as measuring the pool's gradients "
-    "cost."
-)
 _KINDS = ("copy", "random tokens", "very short")
 
 

@@ -108,7 +108,8 @@ def test_what_a_smollm2_decay_is_charged_is_told() -> None:
     content = {"settings": direct_decay.settings("decay_smollm2"), "entries": entries}
     text = "\n".join(direct_tables.sections(content))
     assert "held-out loss is 1.9000" in text and "took 300 s" in text
-    assert "charged with 35 steps" in text and "of which 18 are copies of one" in text
+    assert "costs 3.2 times the decay" in text and "`longer` has 35 more steps" in text
+    assert "of which 18 are copies of one" in text
 
 
 def test_the_sketchs_pool_is_what_its_table_says() -> None:
