@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import d3_pools
 import grace_pools
 import numpy as np
 import small_llama
@@ -319,6 +320,57 @@ def _grace_importance() -> Task:
     )
 
 
+# ---- D3 ----------------------------------------------------------------------------------------------------
+
+D3 = "benchmarks/compare/d3"
+D3_WORDS = {
+    "random": "random=shuffle",
+    "given": "given",
+    "easy_first": "easy_first",
+    "interleave": "interleave",
+    "herding": "herding=order.herding",
+    "influence": "influence",
+    "d3": "d3",
+    **{
+        f"d3_{name}": f"d3_{name}=d3+{D3}/{name}.yaml"
+        for name in (
+            "balanced", "mixed", "first_order", "lookahead", "no_early", "batches", "clusters", "dear",
+            "dear_lookahead", "validation",
+        )
+    },
+}  # fmt: skip
+D3_FEW = ("random", "d3_balanced", "d3")
+
+
+def _d3(name: str, prepare: Callable[[], Any], told: str, arms: tuple[str, ...], seeds: int = 5) -> Task:
+    """One pass over the same data in every arm; all have the recipe's learning rate."""
+    return Task(
+        name=f"d3_{name}",
+        prepare=prepare,
+        first_rates={},
+        check_rates={},
+        comparisons=(Comparison("steps", (arms,), ("random", "d3_balanced")),),
+        seeds=seeds,
+        told=f"{told} Every arm sees each record once.",
+        words={arm: D3_WORDS[arm] for arm in arms},
+    )
+
+
+def _d3_pretrain() -> Task:
+    told = "The small Llama (8.9 M parameters), from random weights on 800 texts of four domains."
+    return _d3("pretrain", d3_pools.pretrain, told, tuple(D3_WORDS))
+
+
+def _d3_tune() -> Task:
+    told = "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense; held out: 180 others."
+    return _d3("tune", d3_pools.tune, told, tuple(D3_WORDS))
+
+
+def _d3_smollm2() -> Task:
+    told = "SmolLM2-135M-Instruct, fine-tuned on 96 short records of GSM8K, Dolly and commonsense."
+    return _d3("smollm2", lambda: (prepare_smollm2(), d3_pools.smollm2()), told, D3_FEW, seeds=3)
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "small_llama": _small_llama,
     "smollm2": _smollm2,
@@ -329,4 +381,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "grace_dirty_30": lambda: _grace("dirty", 0.3, FEW),
     "grace_llama": _grace_llama,
     "grace_smollm2": _grace_smollm2,
+    "d3_pretrain": _d3_pretrain,
+    "d3_tune": _d3_tune,
+    "d3_smollm2": _d3_smollm2,
 }
