@@ -17,7 +17,7 @@ KINDS = ("random", "planted", "economic")
 SIZES = (10, 12, 50, 100, 150, 200, 250, 500)
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1, 4)
 """Of the default number of moves."""
-LONG, LONG_SEEDS = 10, (101, 102)
+LONG, LONG_SEEDS = 8, (101, 102)
 """What is taken for the best known besides: so many times the default, from each of these seeds."""
 
 
