@@ -114,11 +114,6 @@ class Reordering:
             return None
         if self._group is None:
             self._group = self.d3.groups(signals, seed=self.recipe.seed)
-            if len(np.unique(self._group)) < 2:
-                raise RecipeError(
-                    f"order: d3 found a single one of {self.d3.units}, and there is nothing to put in order; "
-                    "give the data a `domain` column, or order.units: clusters, batches or samples."
-                )
         return self._group
 
     @property
@@ -237,8 +232,8 @@ class Reordering:
         probe = self._probe()
         if self._edges == "lookahead" and probe.rates == {0.0}:
             return  # The first step of a warm-up moves nothing.
-        if not units.whole:
-            return
+        if len(np.unique(units.node[: units.whole])) < 2:
+            return  # What is left is all alike.
         rng = np.random.default_rng([self.recipe.seed, STREAM, step, _PROBES])
         rows = replace(units, entries=piece.indices[units.entries])
         found = self.d3.measured(probe, rows, edges=self._edges, rng=rng, probes=self.timetable.probes)

@@ -168,7 +168,7 @@ class D3(Settings):
             whole = units.parts[: units.whole]
             features = np.array([np.nanmean(signals.grad[rows], axis=0, dtype=np.float64) for rows in whole])
         found = self.arranged(units, graph, rng, seed=seed, features=features)
-        place = np.concatenate([np.full(len(units.parts[u]), u) for u in found.order])
+        place = np.repeat(found.order, units.size)
         rest = len(units.entries) - len(place)
         return Order(
             units.arranged(found.order),
@@ -182,9 +182,17 @@ class D3(Settings):
     # ---- the steps of it, as a run takes them --------------------------------------------------------------
 
     def groups(self, signals: Signals, *, seed: int) -> NDArray[Any]:
-        """(N,) the group of every sample."""
-        if self.units == "domains":
-            return signals.require("domain", "d3")
+        """(N,) the group of every sample; raises RecipeError where all are of one."""
+        found = signals.require("domain", "d3") if self.units == "domains" else self._clusters(signals, seed)
+        if len(np.unique(found)) < 2:
+            raise RecipeError(
+                f"order: d3 found a single one of {self.units}, and there is nothing to put in order; give the "
+                "data a `domain` column, or order.units: clusters, batches or samples."
+            )
+        return found
+
+    def _clusters(self, signals: Signals, seed: int) -> NDArray[Any]:
+        """(N,) by gradients without their lengths."""
         rows = np.nan_to_num(np.asarray(signals.require("grad", "d3"), dtype=np.float64))
         count = self.units if isinstance(self.units, int) else CLUSTERS
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
