@@ -114,11 +114,7 @@ class Reordering:
             return None
         if self._group is None:
             self._group = self.d3.groups(signals, seed=self.recipe.seed)
-            if len(np.unique(self._group)) < 2:
-                raise RecipeError(
-                    f"order: d3 found a single one of {self.d3.units}, and there is nothing to put in order; "
-                    "give the data a `domain` column, or order.units: clusters, batches or samples."
-                )
+            self.d3.check_groups(np.unique(self._group))
         return self._group
 
     @property

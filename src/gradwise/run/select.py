@@ -104,8 +104,13 @@ def choose(
         )
     known = _known(pool)
     rows, selection = _looked(recipe, known), None
+    if rows is not None and more & set(QUANTITIES):
+        raise RecipeError(
+            f"order: {recipe.order.method} has to know all samples, and select.candidates looks at "
+            f"{len(rows):,} of {len(pool):,}; give candidates: all."
+        )
     own = recipe.select.needs & set(QUANTITIES)
-    wanted = sorted(own | more & set(QUANTITIES))
+    wanted = sorted(own | (more & set(QUANTITIES)))
     if not own:
         selection = _selected(recipe, known, known, rows)
         picked = np.unique(selection.indices)

@@ -96,7 +96,7 @@ def what_measures(recipe: Recipe, pool: Pool, tokenizer: Any, *, progress: bool)
 
 
 def placed_model(recipe: Recipe) -> Any:
-    """The recipe's model with its adapter, on this rank's device; the adapter is the one a run begins with."""
+    """The recipe's model with its adapter, on this rank's device; a fresh adapter is the one of a run."""
     transformers.set_seed(recipe.seed)
     return _placed(load_model(sections(recipe)[0], recipe.adapter))
 

@@ -1,5 +1,6 @@
 """D3: an order that the influence of units on one another dictates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -153,6 +154,8 @@ class D3(Settings):
         entries = np.arange(len(signals)) if entries is None else entries
         group = self.groups(signals, seed=seed) if self.grouped else None
         units = self.units_of(rng.permutation(entries), group)
+        if group is not None:
+            self.check_groups(units.names)
         edges = self.edges or ("first_order" if probe is None else "curvature")
         if edges in ("lookahead", "curvature") and probe is None:
             raise RecipeError(f"order.edges: {edges} asks a model; give a gradwise.Probe.")
@@ -191,6 +194,14 @@ class D3(Settings):
         rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
         rng = np.random.default_rng([seed, STREAM])
         return kmeans2(rows, min(count, len(rows)), minit="++", rng=rng, missing="warn")[1]
+
+    def check_groups(self, names: Sequence[Any]) -> None:
+        """Raise RecipeError where there is a single group, among whose pieces no order can be told."""
+        if len(names) < 2:
+            raise RecipeError(
+                f"order: d3 found a single one of {self.units}, and there is nothing to put in order; "
+                "give the data a `domain` column, or order.units: clusters, batches or samples."
+            )
 
     def units_of(
         self, entries: NDArray[np.int64], group: NDArray[Any] | None, batch_size: int = SIZE
