@@ -143,7 +143,7 @@ def _bars(axes: Any, graph: Graph) -> None:
     axes.bar(range(len(known)), known, color=[BLUE if value >= 0 else ORANGE for value in known])
     axes.axhline(0, color="black", linewidth=0.5)
     axes.set_xticks(range(len(known)), [_short(name) for name in graph.names], fontsize=7, rotation=90)
-    axes.set_xlabel("target, trained on after; and node")
+    axes.set_xlabel("target, trained on after; of the bars the node itself")
     axes.spines[["top", "right"]].set_visible(False)
 
 
