@@ -1,19 +1,19 @@
 """What `compare.py` compares: models, data, recipes, arms, budgets; and making what the recipes name."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import d3_pools
 import grace_pools
 import numpy as np
 import small_llama
-from frame import DATA, ROOT
+from frame import DATA, ROOT, made_whole
 from small_data import COMMONSENSE, DEAL_SEED, INSTRUCTIONS, LARGEST
 
-from gradwise.atomic import sync_files, write_text
+from gradwise.atomic import write_text
 from gradwise.comparison.arms import parse_arms
 from gradwise.demo import smollm2_recipe
 from gradwise.recipe import Model, Recipe
@@ -160,30 +160,29 @@ def _smollm2() -> Task:
 
 
 def prepare_smollm2(folder: Path = SMOLLM2) -> None:
-    """The model as safetensors, which load in a second where GGUF takes ten, and its data."""
-    if not (folder / "data").is_dir():
-        _smollm2_data(folder)
-    if not (folder / "model").is_dir():
-        source = smollm2_recipe().model
-        assert isinstance(source, Model)
-        partial = folder / ".model"
-        shutil.rmtree(partial, ignore_errors=True)
-        load_model(source).save_pretrained(partial)
-        load_tokenizer(source).save_pretrained(partial)
-        sync_files(partial)
-        partial.rename(folder / "model")
+    """The model and its data."""
+    made_whole(folder / "data", _smollm2_data)
+    smollm2_model(folder)
+
+
+def smollm2_model(folder: Path = SMOLLM2) -> Path:
+    """The model as safetensors, which load in a second where GGUF takes ten."""
+    return made_whole(folder / "model", _unpack_smollm2)
+
+
+def _unpack_smollm2(folder: Path) -> None:
+    source = smollm2_recipe().model
+    assert isinstance(source, Model)
+    load_model(source).save_pretrained(folder)
+    load_tokenizer(source).save_pretrained(folder)
 
 
 def _smollm2_data(folder: Path) -> None:
-    partial, start = folder / ".data", 0
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    train = _short_problems("train")
+    train, start = _short_problems("train"), 0
     for part, count in SMOLLM2_PARTS.items():
-        write_text(partial / f"{part}.jsonl", "".join(train[start : start + count]))
+        write_text(folder / f"{part}.jsonl", "".join(train[start : start + count]))
         start += count
-    write_text(partial / "check.jsonl", "".join(_short_problems("test")[:SMOLLM2_CHECK]))
-    partial.rename(folder / "data")
+    write_text(folder / "check.jsonl", "".join(_short_problems("test")[:SMOLLM2_CHECK]))
 
 
 GRACE_SMOLLM2 = ROOT / "build" / "grace-smollm2"
@@ -193,18 +192,16 @@ GRACE_SMOLLM2_DIRT = grace_pools.Dirt(distinct=60, copied=6, copies=8, garbage=6
 def prepare_grace_smollm2(folder: Path = GRACE_SMOLLM2) -> None:
     """The model, and a dirty pool of short problems."""
     prepare_smollm2()
-    if folder.is_dir():
-        return
-    partial = folder.with_name(f".{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    made_whole(folder, _write_grace_smollm2)
+
+
+def _write_grace_smollm2(folder: Path) -> None:
     train, check = (
         [grace_pools.told(json.loads(line), "gsm8k") for line in _short_problems(split)]
         for split in ("train", "test")
     )
-    grace_pools.write(partial / "dirty.jsonl", grace_pools.dirty(train, GRACE_SMOLLM2_DIRT)[0])
-    grace_pools.write(partial / "check.jsonl", check[:SMOLLM2_CHECK])
-    partial.rename(folder)
+    grace_pools.write(folder / "dirty.jsonl", grace_pools.dirty(train, GRACE_SMOLLM2_DIRT)[0])
+    grace_pools.write(folder / "check.jsonl", check[:SMOLLM2_CHECK])
 
 
 def _short_problems(split: str) -> list[str]:
@@ -323,6 +320,57 @@ def _grace_importance() -> Task:
     )
 
 
+# ---- D3 ----------------------------------------------------------------------------------------------------
+
+D3 = "benchmarks/compare/d3"
+D3_WORDS = {
+    "random": "random=shuffle",
+    "given": "given",
+    "easy_first": "easy_first",
+    "interleave": "interleave",
+    "herding": "herding=order.herding",
+    "influence": "influence",
+    "d3": "d3",
+    **{
+        f"d3_{name}": f"d3_{name}=d3+{D3}/{name}.yaml"
+        for name in (
+            "balanced", "mixed", "first_order", "lookahead", "no_early", "batches", "clusters", "dear",
+            "dear_lookahead", "validation",
+        )
+    },
+}  # fmt: skip
+D3_FEW = ("random", "d3_balanced", "d3")
+
+
+def _d3(name: str, prepare: Callable[[], Any], told: str, arms: tuple[str, ...], seeds: int = 5) -> Task:
+    """One pass over the same data in every arm; all have the recipe's learning rate."""
+    return Task(
+        name=f"d3_{name}",
+        prepare=prepare,
+        first_rates={},
+        check_rates={},
+        comparisons=(Comparison("steps", (arms,), ("random", "d3_balanced")),),
+        seeds=seeds,
+        told=f"{told} Every arm sees each record once.",
+        words={arm: D3_WORDS[arm] for arm in arms},
+    )
+
+
+def _d3_pretrain() -> Task:
+    told = "The small Llama (8.9 M parameters), from random weights on 800 texts of four domains."
+    return _d3("pretrain", d3_pools.pretrain, told, tuple(D3_WORDS))
+
+
+def _d3_tune() -> Task:
+    told = "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense; held out: 180 others."
+    return _d3("tune", d3_pools.tune, told, tuple(D3_WORDS))
+
+
+def _d3_smollm2() -> Task:
+    told = "SmolLM2-135M-Instruct, fine-tuned on 96 short records of GSM8K, Dolly and commonsense."
+    return _d3("smollm2", lambda: (prepare_smollm2(), d3_pools.smollm2()), told, D3_FEW, seeds=3)
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "small_llama": _small_llama,
     "smollm2": _smollm2,
@@ -333,4 +381,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "grace_dirty_30": lambda: _grace("dirty", 0.3, FEW),
     "grace_llama": _grace_llama,
     "grace_smollm2": _grace_smollm2,
+    "d3_pretrain": _d3_pretrain,
+    "d3_tune": _d3_tune,
+    "d3_smollm2": _d3_smollm2,
 }

@@ -10,7 +10,9 @@ goes on where it was:
   whole selection on a small GPT-2, on one core;
 - million: both objectives over a million stored gradients, on one core;
 - curvature: which estimate finds the Hessian's stiff directions;
-- decay_clean, decay_planted: the decay phase of the small Llama on what each way of finishing picks.
+- sketch: what projecting gradients costs the choice, and what clipping them keeps out;
+- decay_clean, decay_planted: the decay phase of the small Llama on what each way of finishing picks;
+- decay_smollm2: the same with SmolLM2 and fewer arms; some forty minutes on two cores.
 
 `python benchmarks/results.py` makes docs/results.md of the files.
 """
@@ -32,10 +34,12 @@ import direct_curvature
 import direct_decay
 import direct_gpt2
 import direct_scale
+import direct_sketch
+import torch
 import transformers
-from frame import RESULTS, ResultFile
+from frame import RESULTS, ResultFile, parts_parser
 
-PARTS = ("solver", "million", "curvature", "decay_clean", "decay_planted")
+PARTS = ("solver", "million", "curvature", "sketch", "decay_clean", "decay_planted", "decay_smollm2")
 
 
 class Benchmark:
@@ -47,9 +51,8 @@ class Benchmark:
     def run(self) -> None:
         """All parts asked for."""
         for part in self.options.parts:
-            self.result = ResultFile(
-                (self.options.out or RESULTS) / f"direct-{part}.json", "direct", _settings(part), threads=1
-            )
+            path = (self.options.out or RESULTS) / f"direct-{part}.json"
+            self.result = ResultFile(path, "direct", _settings(part), threads=torch.get_num_threads())
             getattr(self, part)()
             print(f"results in {self.result.path}", flush=True)
 
@@ -71,26 +74,34 @@ class Benchmark:
         """Overlaps and costs."""
         self.result.once("curvature/stories", direct_curvature.compared)
 
+    def sketch(self) -> None:
+        """Projected gradients against whole ones."""
+        self.result.once("sketch/stories", direct_sketch.compared)
+
     def decay_clean(self) -> None:
         """Runs of all arms."""
-        self._decay(planted=False)
+        self._decay(direct_decay.SUBJECTS["decay_clean"])
 
     def decay_planted(self) -> None:
         """The same on the planted pool."""
-        self._decay(planted=True)
+        self._decay(direct_decay.SUBJECTS["decay_planted"])
 
-    def _decay(self, planted: bool) -> None:
-        last = direct_decay.LAST_ARM
-        for arms in ([arm for arm in direct_decay.ARMS if arm != last], [last]):
-            for seed in range(self.options.seeds):
+    def decay_smollm2(self) -> None:
+        """Fewer arms, of a model that was not made here."""
+        subject = direct_decay.SUBJECTS["decay_smollm2"]
+        self.result.once("start/smollm2", partial(direct_decay.at_start, subject))
+        self._decay(subject)
+
+    def _decay(self, subject: direct_decay.Subject) -> None:
+        last, seeds = direct_decay.LAST_ARM, self.options.seeds or subject.seeds
+        for arms in ([arm for arm in subject.arms if arm != last], [last]):
+            for seed in range(seeds):
                 for arm in arms:
-                    self.result.once(f"decay/{arm}/{seed}", partial(direct_decay.run, arm, planted, seed))
+                    self.result.once(f"decay/{arm}/{seed}", partial(direct_decay.run, subject, arm, seed))
 
 
 def _settings(part: str) -> dict[str, Any]:
-    if not part.startswith("decay"):
-        return {"part": part}
-    return {"part": part, "steps": direct_decay.STEPS, "fraction": direct_decay.FRACTION}
+    return direct_decay.settings(part) if part in direct_decay.SUBJECTS else {"part": part}
 
 
 def _apart(objective: str) -> dict[str, Any]:
@@ -105,21 +116,9 @@ def _apart(objective: str) -> dict[str, Any]:
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--parts",
-        type=lambda text: text.split(","),
-        default=list(PARTS),
-        help="comma-separated, of " + ", ".join(PARTS),
-    )
-    parser.add_argument("--seeds", type=int, default=5, help="of the decay phase")
-    parser.add_argument("--out", type=Path, help="folder of the result files")
-    options = parser.parse_args(arguments)
-    if unknown := [part for part in options.parts if part not in PARTS]:
-        parser.error(f"--parts: unknown {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    return options
+    parser = parts_parser(__doc__, PARTS)
+    parser.add_argument("--seeds", type=int, help="of the decay phase; 5 unless given, 3 of SmolLM2")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What projecting gradients costs DiReCT's choice, and what clipping them keeps out.
 
 stories260K on plays, whose gradients fit in memory whole: 140 speeches, 75 copies of one, 30 records of
-random tokens, 30 snippets of three tokens; 40 other speeches validate, 40 records are picked.
+random tokens, 30 snippets of one to three; 40 other speeches validate, 40 records are picked.
 """
 
 import json

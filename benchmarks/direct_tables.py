@@ -13,8 +13,10 @@ def sections(content: dict[str, Any]) -> list[str]:
         "solver": _solver,
         "million": _million,
         "curvature": _curvature,
+        "sketch": _sketch,
         "decay_clean": _decay,
         "decay_planted": _decay,
+        "decay_smollm2": _decay,
     }[content["settings"]["part"]](content)
 
 
@@ -118,18 +120,45 @@ def _curvature(content: dict[str, Any]) -> list[str]:
     return [told, table(["gradients of", "overlap, 20", "overlap, 5", "effective rank", "seconds"], rows)]
 
 
-def _decay(content: dict[str, Any]) -> list[str]:
-    settings, planted = content["settings"], content["settings"]["part"] == "decay_planted"
-    pool = "1,200 records of GSM8K, Dolly and commonsense"
-    if planted:
-        pool += ", of which 75 are copies of one, 120 random tokens and 120 of one or two words"
-    told = (
-        f"**The decay phase** of the small Llama from the end of its stable phase: {settings['steps']} steps "
-        f"of two packed rows of 512 tokens on {settings['fraction']:.0%} of {pool}; every token learned. 120 "
-        "records to validate on, held-out loss on 180 others, nats per token. `full` and `longer` take all "
-        "records, `longer` for as many steps more as measuring the pool's gradients cost."
+def _sketch(content: dict[str, Any]) -> list[str]:
+    entry = content["entries"]["sketch/stories"]
+    kept = (
+        f"**What projecting costs.** stories260K on plays; {entry['picked']} records picked of 140 speeches, "
+        "75 copies of one, 30 records of random tokens and 30 of one to three; 40 other speeches validate. "
+        "The objective that whole gradients give the picks, as a share of what it is for picks made with "
+        "whole gradients (above 1 where a projection misjudges the stiff budget), and the overlap (Jaccard) "
+        "of the picks of two seeds."
     )
-    arms = _by_arm(content)
+    rows = [
+        [f"{int(width):,}", *_each(one["objective"], 4), *_each(one["jaccard"], 2)]
+        for width, one in entry["kept"].items()
+    ]
+    lengths = entry["lengths"]
+    clip = (
+        f"**What clipping keeps out.** Of random tokens the median gradient is {lengths['random tokens']} "
+        f"long, of speeches {lengths['speeches']}. Records of random tokens among {entry['picked']} picks, "
+        f"gradients projected to 1,024 numbers; of one to three tokens there are at most {_snippets(entry)}."
+    )
+    clips = [[setting, *map(str, one["random tokens"])] for setting, one in entry["clip"].items()]
+    seeds = ["seed 0", "seed 1", "seed 2"]
+    return [
+        kept,
+        table(["projected to", *seeds, "overlap 0, 1", "overlap 0, 2", "overlap 1, 2"], rows),
+        clip,
+        table(["gradients", *seeds], clips),
+    ]
+
+
+def _each(values: Iterable[float], digits: int) -> list[str]:
+    return [number(value, digits) for value in values]
+
+
+def _snippets(entry: dict[str, Any]) -> int:
+    return max(count for one in entry["clip"].values() for count in one["snippets"])
+
+
+def _decay(content: dict[str, Any]) -> list[str]:
+    planted, arms = content["settings"]["part"] != "decay_clean", _by_arm(content)
     losses = {arm: {seed: one["loss"] for seed, one in entries.items()} for arm, entries in arms.items()}
     rows = []
     for arm, entries in arms.items():
@@ -144,12 +173,59 @@ def _decay(content: dict[str, Any]) -> list[str]:
             ]
         )  # fmt: skip
     head = ["arm", "seeds", "held-out loss", "sd", "tokens", *(_KINDS if planted else ()), "choosing s"]
-    parts = [told, table(head, rows)]
+    parts = [*_decay_told(content), table(head, rows)]
     for reference in ("random", "full", "longer"):
         if reference in arms:
             parts.append(f"Against `{reference}`, paired by seed (negative: the arm is better):")
             parts.append(table(COMPARISON_HEAD, [comparison_row(one) for one in compare(losses, reference)]))
     return parts
+
+
+def _decay_told(content: dict[str, Any]) -> list[str]:
+    settings = content["settings"]
+    if settings["part"] == "decay_smollm2":
+        return [_smollm2_told(settings), _smollm2_charge(content)]
+    pool = "1,200 records of GSM8K, Dolly and commonsense"
+    if settings["part"] == "decay_planted":
+        pool += ", of which 75 are copies of one, 120 random tokens and 120 of one or two words"
+    return [
+        f"**The decay phase** of the small Llama from the end of its stable phase: {settings['steps']} steps "
+        f"of two packed rows of 512 tokens on {settings['fraction']:.0%} of {pool}; every token learned. 120 "
+        "records to validate on, held-out loss on 180 others, nats per token. `full` and `longer` take all "
+        "records, `longer` for as many steps more as measuring the pool's gradients cost."
+    ]
+
+
+def _smollm2_told(one: dict[str, Any]) -> str:
+    return (
+        f"**The decay phase** of SmolLM2-135M-Instruct as published, its Adam begun anew: {one['steps']} "
+        f"steps of one packed row of 512 tokens, from a learning rate of {one['learning_rate']:g} to zero, "
+        f"on {one['fraction']:.0%} of {one['pool']} records of GSM8K, Dolly and commonsense, of which "
+        f"{one['copies']} are copies of one, {one['each_junk']} random tokens and {one['each_junk']} of one "
+        f"or two words; every token learned. {one['validating']} records to validate on, held-out loss on "
+        f"{3 * one['held_out']} others, nats per token. `full` takes all records."
+    )
+
+
+def _smollm2_charge(content: dict[str, Any]) -> str:
+    """What deciding costs, for those who have not measured the pool anyway."""
+    settings, arms, start = content["settings"], _by_arm(content), content["entries"]["start/smollm2"]
+    measured, one_pool = start["measured"], settings["pool"] + settings["validating"]
+    runs = [entry for name, entries in arms.items() if name != "longer" for entry in entries.values()]
+    decay = _mean(entry["seconds"] for entry in runs)
+    charge = measured["seconds"] * one_pool / measured["samples"]
+    text = (
+        f"Before the decay the held-out loss is {start['loss']:.4f}. Measuring the gradients of the stock "
+        f"that all pools are drawn from ({measured['samples']} records, {measured['tokens']:,} tokens) took "
+        f"{measured['seconds']:.0f} s, a decay of {_mean(entry['tokens'] for entry in runs):,.0f} tokens "
+        f"{decay:.0f} s, both beside other work. So deciding on one pool, its {settings['validating']} "
+        f"validation samples included, costs {charge / decay:.1f} times the decay, which the arms that train "
+        "for equal tokens are not charged with."
+    )
+    if "longer" not in arms:
+        return text
+    more = _mean(entry["steps"] for entry in arms["longer"].values()) - settings["steps"]
+    return f"{text} `longer` has {more:.0f} more steps for it."
 
 
 _KINDS = ("copy", "random tokens", "very short")

@@ -6,21 +6,23 @@ after every finished run, so that a stopped benchmark goes on where it was. Verd
 compare`: differences paired by seed, 95 % t intervals, p-values corrected over the arms of a table (Holm).
 """
 
+import argparse
 import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import gradwise
-from gradwise.atomic import write_json
+from gradwise.atomic import sync_files, write_json
 from gradwise.report.statistics import BETTER, UNSEEN, UNTOLD, WORSE, Comparison, compare, holm, mean_sd
 
 __all__ = [
@@ -36,7 +38,10 @@ __all__ = [
     "compare",
     "holm",
     "load_average",
+    "made_whole",
     "mean_sd",
+    "names_of",
+    "parts_parser",
     "provenance",
     "source_digest",
 ]
@@ -115,6 +120,46 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return told.stdout.rstrip()
+
+
+# ---- the command line --------------------------------------------------------------------------------------
+
+
+def parts_parser(about: str | None, parts: Collection[str]) -> argparse.ArgumentParser:
+    """For a benchmark of several parts, each with a result file of its own: `--parts` and `--out`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--parts", type=names_of(parts), default=list(parts), help="comma-separated, of " + ", ".join(parts)
+    )
+    parser.add_argument("--out", type=Path, help="folder of the result files")
+    return parser
+
+
+def names_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    """Reads comma-separated names from a command line and refuses unknown ones."""
+
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; there are {', '.join(known)}")
+        return names
+
+    return parse
+
+
+# ---- what benchmarks make for themselves -------------------------------------------------------------------
+
+
+def made_whole(folder: Path, make: Callable[[Path], object]) -> Path:
+    """The folder; where it is not there, `make` fills one of another name first: none is ever half made."""
+    if not folder.is_dir():
+        partial = folder.with_name(f".{folder.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        make(partial)
+        sync_files(partial)
+        partial.rename(folder)
+    return folder
 
 
 # ---- the result file ---------------------------------------------------------------------------------------

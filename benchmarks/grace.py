@@ -22,7 +22,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ import grace_importance
 import grace_propagation
 import grace_scale
 import transformers
-from frame import RESULTS, ResultFile
+from frame import RESULTS, ResultFile, parts_parser
 
 PARTS = ("speed", "million", "importance", "propagation", "dial")
 THREADS = {"million": 2}
@@ -111,19 +110,9 @@ def _million_apart() -> dict[str, Any]:
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    several: Callable[[str], list[str]] = lambda text: text.split(",")  # noqa: E731
-    parser.add_argument(
-        "--parts", type=several, default=list(PARTS), help="comma-separated, of " + ", ".join(PARTS)
-    )
+    parser = parts_parser(__doc__, PARTS)
     parser.add_argument("--seeds", type=int, default=2, help="runs at each overhead")
-    parser.add_argument("--out", type=Path, help="folder of the result files")
-    options = parser.parse_args(arguments)
-    if unknown := [part for part in options.parts if part not in PARTS]:
-        parser.error(f"--parts: unknown {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    return options
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

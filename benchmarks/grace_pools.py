@@ -8,7 +8,6 @@ the same three sets, shares no question with either pool, and is clean.
 """
 
 import json
-import shutil
 import string
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import small_llama
-from frame import ROOT
+from frame import ROOT, made_whole
 from small_data import DEAL_SEED, INSTRUCTIONS, LARGEST, Parts, asked, deal, instructions
 
 from gradwise.atomic import write_text
@@ -48,13 +47,7 @@ Record = dict[str, str]
 
 def made(folder: Path = FOLDER) -> Path:
     """The folder with `clean.jsonl`, `dirty.jsonl`, `kinds.json`, `check.jsonl`, `rates.jsonl`."""
-    if not folder.is_dir():
-        partial = folder.with_name(f".{folder.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write_all(partial)
-        partial.rename(folder)
-    return folder
+    return made_whole(folder, _write_all)
 
 
 def kinds(folder: Path = FOLDER) -> Any:

@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from frame import RESULTS, ResultFile, load_average
+from frame import RESULTS, ResultFile, load_average, names_of
 from layer_arms import MAIN, Arm, Task, arms, settings, task, write_data
 
 HERE = Path(__file__).resolve().parent
@@ -171,14 +171,14 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", choices=("smollm2", "stories"), default="smollm2")
     parser.add_argument(
         "--arms",
-        type=_names(arms(1)),
+        type=names_of(arms(1)),
         help="comma-separated; all of them, extra ones on one seed, unless given",
     )
     parser.add_argument(
         "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2]
     )
     parser.add_argument(
-        "--parts", type=_names(PARTS), default=list(PARTS), help="comma-separated, of " + ", ".join(PARTS)
+        "--parts", type=names_of(PARTS), default=list(PARTS), help="comma-separated, of " + ", ".join(PARTS)
     )
     parser.add_argument("--steps", type=int, help="optimizer steps of a run")
     parser.add_argument(
@@ -192,17 +192,6 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, help="result file; gone on with if it exists")
     return parser.parse_args(arguments)
-
-
-def _names(known: Any) -> Any:
-    def split(text: str) -> list[str]:
-        names = text.split(",")
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
-        return names
-
-    return split
 
 
 if __name__ == "__main__":

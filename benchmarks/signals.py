@@ -37,7 +37,7 @@ import signals_figure
 import signals_peers
 import signals_precondition
 import torch
-from frame import RESULTS, ResultFile
+from frame import RESULTS, ResultFile, names_of, parts_parser
 from signals_accuracy import Gradients
 from signals_subjects import SETTLED, subject
 
@@ -146,23 +146,14 @@ class Benchmark:
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    several: dict[str, Any] = {"type": lambda text: text.split(",")}
+    parser = parts_parser(__doc__, PARTS)
     parser.add_argument(
-        "--parts", **several, default=list(PARTS), help="comma-separated, of " + ", ".join(PARTS)
+        "--subjects", type=names_of(SUBJECTS), default=list(SUBJECTS), help="of " + ", ".join(SUBJECTS)
     )
-    parser.add_argument("--subjects", **several, default=list(SUBJECTS), help="of " + ", ".join(SUBJECTS))
     parser.add_argument("--rounds", type=int, default=8, help="timed rounds")
     parser.add_argument("--seeds", type=int, default=5, help="projections to measure errors of")
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter with the peers' packages")
-    parser.add_argument("--out", type=Path, help="folder of the result files")
-    options = parser.parse_args(arguments)
-    for name, known in (("parts", PARTS), ("subjects", SUBJECTS)):
-        if unknown := [one for one in getattr(options, name) if one not in known]:
-            parser.error(f"--{name}: unknown {', '.join(unknown)}; there are {', '.join(known)}")
-    return options
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

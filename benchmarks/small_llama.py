@@ -19,18 +19,18 @@ below that of frequencies, differences between domains, and room to learn.
 import argparse
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 # Two thread pools on a busy machine wait for each other; torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from frame import ROOT
+from frame import ROOT, made_whole
 from small_data import write_parts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from gradwise.atomic import sync_files
 from gradwise.data import Data, Source
 from gradwise.recipe import Model, Recipe, Train
 from gradwise.report.reading import read_run
@@ -55,8 +55,7 @@ def made(folder: Path = FOLDER) -> Path:
 
 def make(folder: Path) -> None:
     """Data, random model, training, and the two models that come of it; goes on where it was stopped."""
-    if not (folder / "start").is_dir():
-        _begin(folder)
+    made_whole(folder / "start", partial(_begin, folder / "data"))
     outcome = train(recipe(folder), folder / "run")
     if not outcome.finished:
         raise SystemExit("Stopped; run the same command to go on.")
@@ -64,26 +63,22 @@ def make(folder: Path) -> None:
         _keep_model(folder / source, folder / name, folder / "start")
 
 
-def _begin(folder: Path) -> None:
-    write_parts(folder / "data")
-    tokenizer = new_tokenizer(sorted((folder / "data" / "pretrain").glob("*.jsonl")))
-    partial = folder / ".start"
-    shutil.rmtree(partial, ignore_errors=True)
-    new_model(tokenizer).save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    sync_files(partial)
-    partial.rename(folder / "start")
+def _begin(data: Path, start: Path) -> None:
+    write_parts(data)
+    tokenizer = new_tokenizer(sorted((data / "pretrain").glob("*.jsonl")))
+    new_model(tokenizer).save_pretrained(start)
+    tokenizer.save_pretrained(start)
 
 
 def _keep_model(source: Path, target: Path, start: Path) -> None:
     """A checkpoint's model with the tokenizer, put in place in one move."""
-    partial = target.with_name(f".{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(start, partial)
-    AutoModelForCausalLM.from_pretrained(source).save_pretrained(partial)
-    sync_files(partial)
+
+    def kept(folder: Path) -> None:
+        shutil.copytree(start, folder, dirs_exist_ok=True)
+        AutoModelForCausalLM.from_pretrained(source).save_pretrained(folder)
+
     shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    made_whole(target, kept)
 
 
 def new_tokenizer(files: list[Path]) -> PreTrainedTokenizerFast:

@@ -38,3 +38,30 @@ def test_result_file_of_other_settings_is_refused(tmp_path: Path) -> None:
     frame.ResultFile(path, "layers", {"steps": 4}, threads=1).save()
     with pytest.raises(SystemExit, match="steps was 4"):
         frame.ResultFile(path, "layers", {"steps": 5}, threads=1)
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    def halfway(folder: Path) -> None:
+        (folder / "first").write_text("half")
+        raise RuntimeError("stopped")
+
+    def whole(folder: Path) -> None:
+        assert not list(folder.iterdir())
+        (folder / "second").write_text("whole")
+
+    target = tmp_path / "made"
+    with pytest.raises(RuntimeError):
+        frame.made_whole(target, halfway)
+    assert not target.exists()
+    for make in (whole, halfway):
+        assert frame.made_whole(target, make) == target
+    assert [path.name for path in target.iterdir()] == ["second"]
+
+
+def test_parts_are_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = frame.parts_parser("What for.", ("speed", "size"))
+    assert parser.parse_args([]).parts == ["speed", "size"]
+    assert parser.parse_args(["--parts", "size"]).parts == ["size"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--parts", "size,sped"])
+    assert "unknown sped; there are speed, size" in capsys.readouterr().err

@@ -26,6 +26,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "select": {"method": "grace", "count": 18, "candidates": "all", "refresh_every": 2},
         "layers": {"method": "grass", "active": 2, "period": 2, "probe": 2},
     },
+    "d3, looking ahead": {
+        "order": {"method": "d3", "edges": "lookahead", "probes": 2, "target_samples": 4, "overhead": 2.0},
+    },
 }
 
 
@@ -100,7 +103,7 @@ def test_one_rank_is_two_ranks(name: str, stories: Path, speeches: Dataset, tmp_
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["grass", "grace, refreshed, through GRASS's layers"])
+@pytest.mark.parametrize("name", ["grass", "grace, refreshed, through GRASS's layers", "d3, looking ahead"])
 def test_two_ranks_resume_as_two_ranks(name: str, stories: Path, speeches: Dataset, tmp_path: Path) -> None:
     data, recipe = speeches.select(range(22)), RECIPES[name]
     saving = {"save_strategy": "steps", "save_steps": 2}

@@ -112,6 +112,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 GRACE = {"method": "grace", "candidates": "all"}
+D3 = {"method": "d3", "target_samples": 4, "overhead": 2.0}
 
 TRIES = [
     {"workers": 0, "passes": 1},
@@ -166,6 +167,23 @@ TRIES = [
             "precondition": True,
         },
     },
+    {"workers": 2, "passes": 2, "order": {**D3, "units": "batches", "probes": 2}},
+    {
+        "workers": 0,
+        "passes": 1,
+        "order": {**D3, "units": "batches", "edges": "lookahead", "probes": 2},
+        "schedule": "wsd",
+        "select": {**GRACE, "fraction": 0.5, "refresh_every": 3},
+        "anneal": {"method": "direct", "last": 0.5},
+        "signals": {"grad_dim": 32},
+    },
+    {
+        "workers": 2,
+        "passes": 1,
+        "order": {**D3, "units": "clusters", "probes": 2},
+        "signals": {"grad_dim": 32},
+    },
+    {"workers": 0, "passes": 1, "order": {**D3, "units": "samples", "probes": 1}, "layers": "all"},
 ]
 
 

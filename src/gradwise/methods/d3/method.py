@@ -155,7 +155,7 @@ class D3(Settings):
         group = self.groups(signals, seed=seed) if self.grouped else None
         units = self.units_of(rng.permutation(entries), group)
         if group is not None:
-            self.check_groups(units.names)
+            self._check_several(units.names)
         edges = self.edges or ("first_order" if probe is None else "curvature")
         if edges in ("lookahead", "curvature") and probe is None:
             raise RecipeError(f"order.edges: {edges} asks a model; give a gradwise.Probe.")
@@ -171,7 +171,7 @@ class D3(Settings):
             whole = units.parts[: units.whole]
             features = np.array([np.nanmean(signals.grad[rows], axis=0, dtype=np.float64) for rows in whole])
         found = self.arranged(units, graph, rng, seed=seed, features=features)
-        place = np.concatenate([np.full(len(units.parts[u]), u) for u in found.order])
+        place = np.repeat(found.order, units.size)
         rest = len(units.entries) - len(place)
         return Order(
             units.arranged(found.order),
@@ -185,9 +185,13 @@ class D3(Settings):
     # ---- the steps of it, as a run takes them --------------------------------------------------------------
 
     def groups(self, signals: Signals, *, seed: int) -> NDArray[Any]:
-        """(N,) the group of every sample."""
-        if self.units == "domains":
-            return signals.require("domain", "d3")
+        """(N,) the group of every sample; raises RecipeError where all are of one."""
+        found = signals.require("domain", "d3") if self.units == "domains" else self._clusters(signals, seed)
+        self._check_several(np.unique(found))
+        return found
+
+    def _clusters(self, signals: Signals, seed: int) -> NDArray[Any]:
+        """(N,) by gradients without their lengths."""
         rows = np.nan_to_num(np.asarray(signals.require("grad", "d3"), dtype=np.float64))
         count = self.units if isinstance(self.units, int) else CLUSTERS
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -195,8 +199,7 @@ class D3(Settings):
         rng = np.random.default_rng([seed, STREAM])
         return kmeans2(rows, min(count, len(rows)), minit="++", rng=rng, missing="warn")[1]
 
-    def check_groups(self, names: Sequence[Any]) -> None:
-        """Raise RecipeError where there is a single group, among whose pieces no order can be told."""
+    def _check_several(self, names: Sequence[Any]) -> None:
         if len(names) < 2:
             raise RecipeError(
                 f"order: d3 found a single one of {self.units}, and there is nothing to put in order; "

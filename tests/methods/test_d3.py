@@ -1,0 +1,243 @@
+"""D3's units, graph and windows, against what can be said by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gradwise as gw
+from gradwise.methods.d3 import D3, InfluenceGraph, Units
+from gradwise.methods.d3.schedule import Windows
+from gradwise.numerics.balance import imbalance
+from gradwise.probing import Ahead, Bends
+
+
+def pool(n: int = 120, domains: int = 3, seed: int = 0, noise: float = 1.0) -> gw.Signals:
+    rng = np.random.default_rng(seed)
+    domain = rng.integers(0, domains, n)
+    centres = 3 * rng.standard_normal((domains, 16))
+    return gw.Signals(
+        n,
+        grad=(centres[domain] + noise * rng.standard_normal((n, 16))).astype(np.float32),
+        loss=(1 + rng.random(n)).astype(np.float32),
+        domain=np.array([f"d{number}" for number in domain]),
+    )
+
+
+METHODS = [
+    D3(size=4),
+    D3(size=4, window=None),
+    D3(size=4, balance=None, threshold=0.0),
+    D3(units="clusters", size=5),
+    D3(units=4, size=3, commit=8),
+    D3(units="batches", size=7),
+    D3(units="samples"),
+    D3(edges="none", size=4),
+]
+
+
+@pytest.mark.parametrize("d3", METHODS, ids=lambda d3: f"{d3.units}-{d3.window}-{d3.edges}")
+class TestEveryKindOfUnit:
+    def test_holds_each_entry_as_often_as_given(self, d3: D3) -> None:
+        entries = np.random.default_rng(1).integers(0, 120, 75)
+        order = d3.order(pool(), entries, seed=3)
+        assert sorted(order.indices.tolist()) == sorted(entries.tolist())
+        assert order.units is not None and len(order.units) == 75
+
+    def test_depends_on_seed_and_epoch_alone(self, d3: D3) -> None:
+        orders = [
+            d3.order(pool(), seed=s, epoch=e).indices.tolist() for s, e in ((0, 0), (0, 0), (1, 0), (0, 1))
+        ]
+        assert orders[0] == orders[1]
+        assert orders[0] not in orders[2:]
+
+    def test_units_stay_together(self, d3: D3) -> None:
+        order = d3.order(pool(), seed=0)
+        assert order.units is not None
+        changes = np.count_nonzero(np.diff(order.units))
+        assert changes == len(np.unique(order.units)) - 1
+        sizes = np.unique(order.units, return_counts=True)[1]
+        assert len(set(sizes.tolist())) <= 2, "all of one size, but perhaps the last"
+
+
+def test_a_group_keeps_its_order_and_what_is_left_comes_last() -> None:
+    group = np.array(["a", "b"])[np.random.default_rng(0).integers(0, 2, 31)]
+    units = Units.by_group(np.arange(31), group, size=4)
+    for unit in units.parts[:-2]:
+        assert np.all(np.diff(unit) > 0)
+    whole = [unit for unit in units.parts[: units.whole] if len(set(group[unit].tolist())) == 1]
+    assert len(whole) >= units.whole - 1
+    mixed = units.arranged(np.arange(units.whole)[::-1])
+    assert mixed[-3:].tolist() == units.parts[-1].tolist()
+
+
+class TestTheGraph:
+    def test_first_order_weights_are_products_of_mean_gradients(self) -> None:
+        signals, d3 = pool(), D3(size=4)
+        order = d3.order(signals, seed=0)
+        graph = order.graph
+        units = d3.units_of(np.random.default_rng([0, 0xD3, 0]).permutation(120), signals.domain, 16)
+        assert graph.names == units.names
+        grad, loss = signals.require("grad", "t").astype(np.float64), signals.require("loss", "t")
+        kept = order.indices[: 4 * units.whole]  # the short unit, of what is left, is not measured
+        rows = {name: kept[signals.require("domain", "t")[kept] == name] for name in graph.names}
+        # Pieces that mix what is left of the groups count to the larger; within a twentieth that is nothing.
+        mean = np.array([grad[rows[name]].mean(axis=0) for name in graph.names])
+        losses = np.array([loss[rows[name]].mean() for name in graph.names])
+        assert graph.weight == pytest.approx(
+            mean @ mean.T / losses, rel=0.2, abs=0.2 * np.abs(mean @ mean.T).max()
+        )
+
+    def test_looking_ahead_counts_the_share_of_the_loss_that_is_taken_off(self) -> None:
+        before = np.array([2.0, 4.0, 1.0, 1.0, 5.0])
+        after = np.array([[1.0, 3.0, 1.0, 0.5, 4.0], [2.0, 4.0, 0.5, 0.5, 6.0]])
+        graph = InfluenceGraph.of_ahead(
+            ("a", "b"), np.array([0, 0, 1, 1, -1]), Ahead(before, after), np.array([4])
+        )
+        assert graph.weight == pytest.approx(np.array([[2 / 6, 0.5 / 2], [0.0, 1 / 2]]))
+        assert graph.influence == pytest.approx([0.2, -0.2])
+
+    def test_noise_is_the_spread_of_parts_drawn_anew(self) -> None:
+        """Weights of many graphs, each from parts of its own, scatter as the noise says."""
+        rng, found, told = np.random.default_rng(0), [], []
+        true = rng.standard_normal((3, 8))
+        for _ in range(400):
+            slopes = np.repeat(true, 4, axis=0) + rng.standard_normal((12, 8))
+            bends = Bends(slopes @ slopes.T, slopes @ slopes.T, slopes @ true[0], np.ones(12), 1.0)
+            graph = InfluenceGraph.of_bends(("a", "b", "c"), np.repeat(np.arange(3), 4), bends, "curvature")
+            found.append(graph.weight)
+            told.append(graph.noise)
+        apart = ~np.eye(3, dtype=bool)
+        ratio = np.mean(told, axis=0)[apart] / np.std(found, axis=0)[apart]
+        assert np.all((ratio > 0.7) & (ratio < 1.4)), ratio
+
+    @given(st.integers(0, 500), st.integers(2, 8), st.floats(0, 3))
+    def test_precedences_stand_out_and_close_no_cycle(self, seed: int, n: int, threshold: float) -> None:
+        rng = np.random.default_rng(seed)
+        weight, noise = rng.standard_normal((n, n)), 0.3 * rng.random((n, n))
+        names = tuple(str(number) for number in range(n))
+        before = InfluenceGraph(names, weight, noise, np.zeros(n), "curvature").precedences(threshold)
+        reach = np.linalg.matrix_power(np.eye(n) + before, n)
+        assert np.trace(reach) == n, "no way leads back"
+        for i, j in zip(*np.nonzero(before), strict=True):
+            assert weight[i, j] - weight[j, i] > threshold * np.hypot(noise[i, j], noise[j, i])
+
+    def test_nothing_follows_where_noise_cannot_be_told(self) -> None:
+        graph = InfluenceGraph(
+            ("a", "b"), np.array([[0, 9.0], [0, 0]]), np.full((2, 2), np.nan), np.zeros(2), ""
+        )
+        assert not graph.precedences(0.0).any()
+
+    def test_old_values_fade(self) -> None:
+        def graph(value: float, *names: str) -> InfluenceGraph:
+            n = len(names)
+            return InfluenceGraph(
+                names, np.full((n, n), value), np.full((n, n), 0.5), np.full(n, value), "curvature"
+            )
+
+        mixed = graph(1.0, "a", "b", "c").followed_by(graph(3.0, "c", "a"), keep=0.25)
+        assert mixed.names == ("c", "a")
+        assert mixed.weight == pytest.approx(np.full((2, 2), 2.5))
+        assert mixed.noise == pytest.approx(np.full((2, 2), np.hypot(0.125, 0.375)))
+        assert graph(1.0, "a").followed_by(graph(3.0, "a", "new"), keep=0.5).weight[1, 1] == 3.0
+
+    def test_comes_back_from_its_arrays(self) -> None:
+        graph = D3(size=4).order(pool()).graph
+        again = InfluenceGraph.of_arrays(graph.arrays())
+        assert (again.names, again.edges, again.step) == (graph.names, graph.edges, graph.step)
+        assert np.array_equal(again.weight, graph.weight) and np.array_equal(again.noise, graph.noise)
+
+
+class TestWindows:
+    @given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 9), st.floats(0, 1))
+    def test_precedences_hold_among_what_is_looked_at_together(
+        self, seed: int, units: int, window: int, share: float
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        nodes = 5
+        hidden = rng.permutation(nodes)
+        before = np.zeros((nodes, nodes), dtype=bool)
+        for first in range(nodes):
+            for later in range(first + 1, nodes):
+                before[hidden[first], hidden[later]] = rng.random() < share
+        node, commit = rng.integers(0, nodes, units), int(rng.integers(1, window + 1))
+        windows = Windows(node, rng.standard_normal((nodes, nodes)), before, window, commit, 0)
+        order = windows.order(np.arange(units), np.eye(nodes)[node], 1.0)
+        assert sorted(order.tolist()) == list(range(units))
+        left, at, place = [], 0, 0
+        while place < units:  # the windows again: what was looked at together when a unit was committed
+            more = window - len(left)
+            left += list(range(at, min(at + more, units)))
+            at = min(at + more, units)
+            count = min(commit, len(left)) if at < units else len(left)
+            for unit in order[place : place + count]:
+                left.remove(int(unit))
+                assert not any(before[node[other], node[unit]] for other in left)
+            place += count
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_a_whole_pass_in_one_window_holds_all_precedences_and_the_best_value(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        worth = rng.standard_normal((6, 6))
+        windows = Windows(np.arange(6), worth, np.zeros((6, 6), dtype=bool), None, 4, 0)
+        order = windows.order(rng.permutation(6), None, None)
+        value = {
+            p: sum(worth[p[i], p[j]] for i in range(6) for j in range(i + 1, 6)) for p in _permutations(6)
+        }
+        assert windows.value(order) == pytest.approx(max(value.values()))
+
+    def test_a_limit_on_balance_is_kept_where_nothing_must_precede(self) -> None:
+        signals = pool(600, noise=0.1)
+        free, kept = (
+            D3(size=4, window=None, balance=limit, threshold=1e9).order(signals) for limit in (None, 1.0)
+        )
+        assert free.told["imbalance"] > 2
+        assert kept.told["imbalance"] <= 1.0 + 1e-6
+        assert kept.objective is not None and free.objective is not None and kept.objective < free.objective
+        domain = signals.require("domain", "t")
+        units = np.array([np.eye(3)[[int(d[1]) for d in domain[kept.indices[kept.units == u]]]].mean(axis=0)
+                          for u in dict.fromkeys(kept.units.tolist())])  # fmt: skip
+        assert imbalance(units, np.arange(len(units))) < 1.2
+
+
+def _permutations(n: int) -> list[tuple[int, ...]]:
+    import itertools
+
+    return list(itertools.permutations(range(n)))
+
+
+class TestMistakes:
+    def test_edges_that_ask_a_model_need_one(self) -> None:
+        with pytest.raises(
+            gw.RecipeError, match=r"order.edges: lookahead asks a model; give a gradwise.Probe"
+        ):
+            D3(edges="lookahead").order(pool())
+
+    def test_what_was_not_collected_is_named(self) -> None:
+        with pytest.raises(gw.SignalError, match="needs the signal 'grad'"):
+            D3(size=2).order(gw.Signals(4, domain=np.array(["a", "b", "a", "b"])))
+        with pytest.raises(gw.SignalError, match="d3 needs the signal 'domain'"):
+            D3().order(gw.Signals(4))
+
+    def test_a_single_group_leaves_nothing_to_order(self) -> None:
+        with pytest.raises(gw.RecipeError, match="d3 found a single one of domains"):
+            D3(edges="none").order(gw.Signals(4, domain=np.full(4, "a")))
+
+    def test_fewer_entries_than_a_unit_has_are_kept(self) -> None:
+        order = D3(edges="none").order(gw.Signals(4, domain=np.array(["a", "b", "a", "b"])))
+        assert sorted(order.indices.tolist()) == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize(
+        ("settings", "sentence"),
+        [
+            ({"commit": 9}, "order.commit is 9, more than the window of 8"),
+            ({"units": "samples", "size": 3}, "samples are units of one; found size 3"),
+            ({"units": 1}, "units"),
+            ({"edges": "psychic"}, "edges"),
+        ],
+    )
+    def test_contradictions_are_refused(self, settings: dict[str, Any], sentence: str) -> None:
+        with pytest.raises(gw.RecipeError, match=sentence):
+            D3(**settings)

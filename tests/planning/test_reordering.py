@@ -1,0 +1,225 @@
+"""D3 in a run: measured at live weights, what is ahead put in order, nothing else of the run changed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+import gradwise as gw
+from gradwise.methods.d3 import D3
+from tests.conftest import same_weights
+
+
+@pytest.fixture
+def run(story_model, arguments, speeches, tmp_path: Path) -> Callable[..., Any]:
+    """Two passes over 72 samples of three domains in steps of four; returns the trainer and its events."""
+
+    def run(
+        order: Any, *, name: str = "run", held_out: Any = None, sections: Any = None, **changes: Any
+    ) -> Any:
+        settings = {"num_train_epochs": 2, **changes}
+        trainer = gw.Trainer(
+            story_model(), arguments(name, **settings), train_dataset=speeches.select(range(72)),
+            eval_dataset=held_out, recipe=gw.Recipe(order=order, **(sections or {})),
+        )  # fmt: skip
+        trainer.train()
+        return trainer, told(tmp_path / name)
+
+    return run
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    return [event for line in lines if (event := json.loads(line))["event"] == "order"]
+
+
+def epochs(trainer: Any) -> list[np.ndarray]:
+    plan = trainer.session.plan
+    return [np.concatenate([s.indices for s in plan.of_epoch(e)]) for e in range(plan.epochs)]
+
+
+MEASURING = [
+    D3(probes=2, target_samples=4, overhead=1.0),
+    D3(edges="lookahead", probes=2, target_samples=4, overhead=1.0),
+    D3(edges="first_order", probes=2, target_samples=4, overhead=1.0),
+    D3(units="batches", probes=2, target_samples=4, overhead=2.0, window=4, commit=2),
+    D3(units="samples", edges="lookahead", neighbours=3, probes=1, target_samples=4, overhead=2.0),
+    D3(units="clusters", probes=2, target_samples=4, overhead=2.0, size=2),
+]
+
+
+@pytest.mark.parametrize("order", MEASURING, ids=lambda d3: f"{d3.units}-{d3.edges}")
+def test_every_pass_holds_every_sample_once(run: Any, order: D3, tmp_path: Path) -> None:
+    trainer, events = run(order)
+    for entries in epochs(trainer):
+        assert sorted(entries.tolist()) == list(range(72))
+    assert len(events) >= 2
+    steps = [event["step"] for event in events]
+    assert np.all(np.diff(steps) > 0) and steps[0] == 0
+    assert "nodes" in events[0]
+    for event in events:
+        if "nodes" not in event:  # a single unit was left
+            continue
+        table = pyarrow.parquet.read_table(tmp_path / "run" / "plan" / f"graph-{event['step']}.parquet")
+        assert set(table["step"].to_pylist()) == {event["step"]}
+        assert np.isfinite(table["weight"].to_numpy()).all()
+    assert trainer.session.plan.digest == events[-1]["digest"]
+
+
+@pytest.mark.parametrize("order", MEASURING[:2], ids=lambda d3: f"{d3.units}-{d3.edges}")
+def test_measuring_leaves_the_run_as_it_was(run: Any, order: D3) -> None:
+    """The plan that comes of it, followed without any measuring, trains the same model."""
+    measured, events = run(order, name="measured")
+    assert any(event.get("nodes") for event in events)
+    served = [entries.tolist() for entries in epochs(measured)]
+    fixed = gw.Plan.of(served, pool=72)
+    again = gw.Trainer(
+        _fresh(measured), measured.args, train_dataset=measured.train_dataset, plan=fixed,
+        run_dir=Path(measured.args.output_dir).with_name("again"),
+    )  # fmt: skip
+    again.train()
+    assert same_weights(measured.model, again.model)
+
+
+def _fresh(trainer: Any) -> Any:
+    return type(trainer.model).from_pretrained(trainer.model.config._name_or_path)
+
+
+def test_what_was_served_stays(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Every decision keeps what is behind it, and only changes the order of what is ahead in an epoch."""
+    from gradwise.planning.ordering import Reordering
+
+    seen, decide = [], Reordering.decide
+
+    def watched(self: Any, plan: Any, served: int, step: int, *rest: Any) -> Any:
+        after = decide(self, plan, served, step, *rest)
+        seen.append((plan, after, 4 * step))
+        return after
+
+    monkeypatch.setattr(Reordering, "decide", watched)
+    run(MEASURING[0])
+    assert len(seen) > 2
+    changed = 0
+    for before, after, done in seen:
+        assert np.array_equal(before.indices[:done], after.indices[:done])
+        assert [len(s) for s in before.segments] == [len(s) for s in after.segments]
+        for start, stop in ((done, 72 * (done // 72 + 1)), (72, 144)):
+            assert sorted(before.indices[start:stop]) == sorted(after.indices[start:stop])
+        changed += not np.array_equal(before.indices, after.indices)
+    assert changed
+
+
+def test_units_are_batches_of_one_domain(run: Any) -> None:
+    trainer, _ = run(D3(edges="none"))
+    domain = np.array(trainer.train_dataset["domain"])
+    for entries in epochs(trainer):
+        batches = domain[entries].reshape(-1, 4)
+        assert np.mean([len(set(batch)) == 1 for batch in batches]) == 1.0
+        prefixes = np.cumsum(np.eye(3)[[int(batch[0][1]) for batch in batches]], axis=0)
+        share = np.arange(1, 19)[:, None] / 3
+        assert np.abs(prefixes - share).max() <= 1.0
+
+
+def test_overhead_bounds_how_often_is_measured(run: Any) -> None:
+    """36 steps of four: 144 passes. With two probes of three domains and four of a target a curvature costs
+    3 * 2 * 4 + 4 = 28."""
+    settings = {"probes": 2, "target_samples": 4}
+    assert [e["step"] for e in run(D3(**settings, overhead=0.2), name="a")[1]] == [0]
+    assert [e["step"] for e in run(D3(**settings, overhead=0.4), name="b")[1]] == [0, 18]
+    assert [e["step"] for e in run(D3(**settings, overhead=0.1), name="c")[1]] == []
+
+
+def test_an_overhead_that_allows_nothing_is_said(story_model, arguments, speeches) -> None:
+    trainer = gw.Trainer(
+        story_model(), arguments(), train_dataset=speeches, recipe=gw.Recipe(order=D3(overhead=0.01))
+    )
+    sentences: list[str] = []
+    trainer.session.planner.tell = sentences.append
+    trainer.train()
+    (sentence,) = sentences
+    assert "only balanced" in sentence and "order.overhead allows 1 " in sentence
+
+
+def test_a_step_that_moves_nothing_is_not_looked_at(run: Any) -> None:
+    order = D3(edges="lookahead", probes=2, target_samples=4, overhead=1.0)
+    _, events = run(order, lr_scheduler_type="linear", warmup_steps=4)
+    assert "nodes" not in events[0]
+    assert "nodes" in events[1]
+
+
+def test_with_grace_before_and_direct_at_the_end(run: Any, speeches: Any) -> None:
+    """What each of them selects is kept; D3 only says in which order."""
+    sections = {
+        "select": gw.Grace(count=36, candidates="all", refresh_every=6, anchors=0.5),
+        "anneal": gw.Direct(count=12, last=0.25),
+    }
+    wsd = {"lr_scheduler_type": "warmup_stable_decay", "num_train_epochs": 4}
+    d3 = D3(probes=2, target_samples=4, overhead=0.5)
+    trainer, events = run(d3, held_out=speeches.select(range(72, 80)), sections=sections, **wsd)
+    plan, steps = trainer.session.plan, [event["step"] for event in events]
+    assert 27 in steps, "the last phase is put in order as it begins"
+    assert len(set(plan.indices[27 * 4 :].tolist())) == 12
+    folder = Path(trainer.args.output_dir)
+    others = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in others if e["event"] == "refresh"] == [6, 12, 18, 24]
+    assert all(len(s) % 4 == 0 for s in plan.segments)
+    domain = np.array(trainer.train_dataset["domain"])
+    batches = domain[plan.indices].reshape(-1, 4)
+    assert np.mean([len(set(batch)) == 1 for batch in batches]) > 0.7
+
+
+def test_only_layers_that_will_be_updated_are_moved(run: Any, monkeypatch: Any) -> None:
+    learning = []
+    measure = gw.Probe.lookahead
+
+    def watched(self: Any, *rest: Any) -> Any:
+        learning.append({n for n, p in self.model.named_parameters() if p.requires_grad and ".layers." in n})
+        return measure(self, *rest)
+
+    monkeypatch.setattr(gw.Probe, "lookahead", watched)
+    grass = gw.Grass(active=2, period=3, probe=1)
+    trainer, events = run(MEASURING[1], sections={"layers": grass})
+    folder = Path(trainer.args.output_dir)
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    drawn = {line["step"]: set(line["active"]) for line in lines if line["event"] == "layers"}
+    assert len(learning) == len(events)
+    for event, names in zip(events, learning, strict=True):
+        latest = max(step for step in drawn if step <= event["step"])
+        assert {int(name.split(".layers.")[1].split(".")[0]) for name in names} == drawn[latest]
+
+
+class TestMistakes:
+    def test_a_single_domain_is_named(self, run: Any, story_model, arguments, speeches) -> None:
+        one = speeches.remove_columns("domain").add_column("domain", ["all"] * len(speeches))
+        trainer = gw.Trainer(story_model(), arguments(), train_dataset=one, recipe=gw.Recipe(order=D3()))
+        with pytest.raises(gw.RecipeError, match="d3 found a single one of domains"):
+            trainer.train()
+
+    def test_validation_that_is_not_there(self, run: Any) -> None:
+        with pytest.raises(
+            gw.RecipeError, match=r"order.target: validation needs one set of validation data"
+        ):
+            run(D3(target="validation"))
+
+    def test_packing_is_refused_where_influence_is_measured(self, story_model, arguments, speeches) -> None:
+        data = speeches.select(range(40))
+
+        def trainer(order: D3) -> Any:
+            return gw.Trainer(
+                story_model(),
+                arguments(),
+                gw.Collator(0),
+                data,
+                recipe=gw.Recipe(order=order),
+                packed_length=64,
+            )
+
+        with pytest.raises(gw.RecipeError, match="cannot go with packing yet"):
+            trainer(D3()).train()
+        packed = trainer(D3(edges="none"))
+        packed.train()
+        assert sorted(packed.session.plan.indices.tolist()) == list(range(40))
