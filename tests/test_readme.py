@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import yaml
 from transformers import AutoTokenizer
@@ -84,6 +85,22 @@ def test_selecting_runs(tmp_path: Path) -> None:
     assert (tmp_path / "picks" / "pool.png").stat().st_size > 10_000
 
 
+def test_an_order_follows_the_training(tmp_path: Path) -> None:
+    shorter = ["--set", "train.max_steps=8", "--set", "order.overhead=2"]
+    told = run("gradwise train recipes/plays_d3", tmp_path / "out", *shorter)
+    assert f"Drawn: {tmp_path / 'out' / 'graph.png'}" in told
+    events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "order"] == [0, 4]
+
+
+def test_ordering_runs(tmp_path: Path) -> None:
+    told = run("gradwise order", tmp_path / "ordered")
+    count = int(re.search(r"(\d+) samples ordered by d3", told)[1])  # type: ignore[index]
+    table = pyarrow.parquet.read_table(tmp_path / "ordered" / "ordered.parquet")
+    assert len(set(table.column("index").to_pylist())) == count == len(table)
+    assert (tmp_path / "ordered" / "graph.png").stat().st_size > 10_000
+
+
 @pytest.mark.slow
 def test_comparing_runs(tmp_path: Path) -> None:
     # By steps: of two steps' time an arm that measures first would have none left.
@@ -94,9 +111,11 @@ def test_comparing_runs(tmp_path: Path) -> None:
 
 
 def test_the_yaml_shown_is_a_recipe() -> None:
-    (shown,) = blocks("yaml")
-    recipe = gw.Recipe.from_dict(yaml.safe_load(shown.replace("2e-4", "2.0e-4")))
-    assert recipe.layers == gw.Grass(active=2)
+    whole, order = (
+        gw.Recipe.from_dict(yaml.safe_load(shown.replace("2e-4", "2.0e-4"))) for shown in blocks("yaml")
+    )
+    assert whole.layers == gw.Grass(active=2)
+    assert order.order == gw.D3(edges="curvature")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)

@@ -198,8 +198,11 @@ class TestTrain:
     def test_drawing_a_coreset_needs_one(self, gradwise: Start, project: Project):
         command = gradwise("train", project.path, "--out", "run", "--plot")
         assert command.code == 2
-        assert "--plot draws how grace's coreset develops and what direct chooses by" in command.stderr
-        assert "select is full, anneal None" in command.stderr
+        assert (
+            "--plot draws how grace's coreset develops, what d3 orders by and what direct chooses by"
+            in command.stderr
+        )
+        assert "select is full, order shuffle, anneal None" in command.stderr
         assert not (project.folder / "run").exists()
 
     def test_a_last_phase_and_what_it_was_chosen_by(self, gradwise: Start, project: Project):

@@ -24,10 +24,10 @@ def main() -> None:
     if not sys.stderr.isatty():
         # Bars of libraries that ask nobody; read when tqdm is first imported, which is after this.
         os.environ.setdefault("TQDM_DISABLE", "1")
-    from gradwise.cli import collect, compare, demo, schema, select, train
+    from gradwise.cli import collect, compare, demo, order, schema, select, train
 
-    commands = (train.train, collect.collect, select.select, compare.compare, demo.demo, schema.schema)
-    for command in commands:
+    commands = (train.train, collect.collect, select.select, order.order, compare.compare, demo.demo)
+    for command in (*commands, schema.schema):
         app.command()(command)
     try:
         app(standalone_mode=True)

@@ -17,7 +17,11 @@ def train(
         list[str] | None, typer.Option("--set", help="Replace a setting: --set layers.active=4. Repeatable.")
     ] = None,
     plot: Annotated[
-        bool, typer.Option(help="Draw how grace's coreset developed, and the spectrum that direct chose by.")
+        bool,
+        typer.Option(
+            help="Draw how grace's coreset developed, the influences d3 ordered by, and the spectrum direct "
+            "chose by."
+        ),
     ] = False,
 ) -> None:
     """Train a model as a recipe says; the same command goes on with a run that was stopped."""
@@ -28,10 +32,11 @@ def train(
 
     loaded = Recipe.load(recipe, set_)
     last = None if loaded.anneal is None else loaded.anneal.method
-    if plot and loaded.select.method != "grace" and last != "direct":
+    ordered = loaded.order.method == "d3" and loaded.order.edges != "none"
+    if plot and loaded.select.method != "grace" and not ordered and last != "direct":
         raise RecipeError(
-            "--plot draws how grace's coreset develops and what direct chooses by, and select is "
-            f"{loaded.select.method}, anneal {last}; leave it out."
+            "--plot draws how grace's coreset develops, what d3 orders by and what direct chooses by, and "
+            f"select is {loaded.select.method}, order {loaded.order.method}, anneal {last}; leave it out."
         )
     outcome = run_recipe(loaded, out or Path("runs") / recipe.stem)
     if not outcome.finished:
@@ -42,6 +47,12 @@ def train(
             from gradwise.report.coreset import draw_coreset
 
             print(f"Drawn: {draw_coreset(outcome.run.path)}")
+        if plot and ordered:
+            from gradwise.report.influence import draw_graph, graph_files
+
+            run = outcome.run.path
+            drawn = draw_graph(run, run / "graph.png") if graph_files(run) else "no influence was measured"
+            print(f"Drawn: {drawn}")
         if plot and last == "direct":
             from gradwise.report.spectrum import draw_spectra
 

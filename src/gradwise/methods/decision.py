@@ -1,10 +1,10 @@
 """What the data methods hand on: a selection of samples, and an order over them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,24 @@ class Selection:
 
     told: dict[str, Any] = field(default_factory=dict)
     """Plain values about the selection as a whole, for the record."""
+
+    def without(self, samples: ArrayLike) -> "Selection":
+        """The same without some samples of the pool, such as those whose values are not finite.
+
+        >>> Selection(np.array([3, 1]), why=("rank 1", "rank 2")).without([3]).why
+        ('rank 2',)
+        """
+        keep = ~np.isin(self.indices, samples)
+        if keep.all():
+            return self
+        parts: dict[str, Any] = {"indices": self.indices[keep]}
+        for name in ("weights", "scores"):
+            values = getattr(self, name)
+            parts[name] = None if values is None else values[keep]
+        if len(self.why) > 1:
+            parts["why"] = tuple(why for why, kept in zip(self.why, keep, strict=True) if kept)
+        parts["columns"] = {name: values[keep] for name, values in self.columns.items()}
+        return replace(self, **parts)
 
 
 @dataclass(frozen=True)

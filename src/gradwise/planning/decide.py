@@ -118,7 +118,7 @@ class Planner:
         if isinstance(recipe.select, Grace):
             selection, signals = self._begun(recipe.select, signals, rows, forecast, took)
         else:
-            selection = _without(bad, recipe.select.select(signals, seed=recipe.seed))
+            selection = recipe.select.select(signals, seed=recipe.seed).without(bad)
         took["selection"] = time.perf_counter() - start - sum(took.values())
         one_pass = make_plan(selection, self._order, signals, epochs=1, seed=recipe.seed)
         plan = make_plan(selection, self._order, signals, epochs=passes(one_pass), seed=recipe.seed)
@@ -391,18 +391,3 @@ def _silent(_: str) -> None:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-def _without(bad: list[int], selection: Selection) -> Selection:
-    """Set samples aside whose measured values are not finite, whatever selected them."""
-    keep = ~np.isin(selection.indices, bad)
-    if keep.all():
-        return selection
-    parts: dict[str, Any] = {"indices": selection.indices[keep]}
-    for name in ("weights", "scores"):
-        values = getattr(selection, name)
-        parts[name] = None if values is None else values[keep]
-    if len(selection.why) > 1:
-        parts["why"] = tuple(why for why, kept in zip(selection.why, keep, strict=True) if kept)
-    parts["columns"] = {name: values[keep] for name, values in selection.columns.items()}
-    return replace(selection, **parts)

@@ -129,7 +129,7 @@ def part_of(segment: Segment, start: int, stop: int) -> Segment:
 
 
 def _segment(selection: Selection, order: Orders, signals: Signals, epoch: int, seed: int) -> Segment:
-    entries = _entries(selection, epoch, seed)
+    entries = entries_of(selection, epoch, seed)
     ordered = order.order(signals, entries, epoch=epoch, seed=seed)
     if not np.array_equal(np.sort(ordered.indices), np.sort(entries)):
         raise PlanError(f"The order of epoch {epoch} does not hold exactly the selected samples.")
@@ -142,7 +142,8 @@ def _segment(selection: Selection, order: Orders, signals: Signals, epoch: int, 
     return Segment(ordered.indices, epoch, *_reasons(chosen, ordered, place), weights=weights)
 
 
-def _entries(selection: Selection, epoch: int, seed: int) -> NDArray[np.int64]:
+def entries_of(selection: Selection, epoch: int, seed: int) -> NDArray[np.int64]:
+    """What an epoch holds: every sample as often as its weight says, which is rounded anew each epoch."""
     weights = selection.weights
     if weights is None or np.all(weights == weights[0]):
         return selection.indices

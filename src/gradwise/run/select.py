@@ -2,18 +2,16 @@
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.atomic import write_bytes, write_json
-from gradwise.data import Collator, Data, Pool, load, overlap
-from gradwise.data.read import read
-from gradwise.errors import DataError, RecipeError
+from gradwise.data import Collator, Pool, load, overlap
+from gradwise.errors import RecipeError
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
 from gradwise.numerics.sampling import looked_at
@@ -22,6 +20,7 @@ from gradwise.planning.pool import spread_over
 from gradwise.recipe import Recipe
 from gradwise.run.model import load_tokenizer
 from gradwise.run.ranks import is_first
+from gradwise.run.records import records_of
 from gradwise.run.signals import Measures, into_store, placed_model, sections, what_measures
 from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
@@ -54,8 +53,48 @@ def select_samples(
     Raises:
         GradwiseError: in one clear sentence.
     """
-    _, data = sections(recipe)
-    tokenizer = load_tokenizer(recipe.model or sections(recipe)[0])
+    chosen = choose(recipe, out, tell=tell, progress=progress)
+    selection = chosen.selection
+    if not is_first():
+        return selection
+    _write(recipe, out, chosen.pool, selection, chosen.tokenizer, text=text)
+    _write_looked(out, chosen.rows)
+    by, seconds = recipe.to_dict()["select"], chosen.signals.seconds
+    write_json(out / SUMMARY, _summary({"select": by}, recipe, chosen.pool, chosen.known, seconds, selection))
+    return selection
+
+
+class Chosen(NamedTuple):
+    """A selection, and what it was made of."""
+
+    pool: Pool
+    tokenizer: Any
+    known: Signals
+    """Of the whole pool, what is known without measuring."""
+    signals: Signals
+    """Of `rows`, with what was measured."""
+    rows: NDArray[np.int64] | None
+    """The samples that `signals` are of, ascending; None for the whole pool."""
+    model: Any
+    """What measured, where anything was."""
+    selection: Selection
+
+
+def choose(
+    recipe: Recipe, out: Path, *, more: frozenset[str] = frozenset(), tell: Any, progress: bool
+) -> Chosen:
+    """Measure what `select` needs into a store below `out`, and select.
+
+    Args:
+        recipe, out, tell, progress: as in `select_samples`.
+        more: quantities to measure of the selection besides, in the same pass; where `select` itself needs
+            none, of the selected samples alone.
+
+    Raises:
+        GradwiseError: in one clear sentence.
+    """
+    settings, data = sections(recipe)
+    tokenizer = load_tokenizer(recipe.model or settings)
     pool = load(data, "train", tokenizer, progress=progress and is_first())
     tell(str(pool.report))
     if isinstance(recipe.select, Grace) and recipe.select.candidates is None:
@@ -64,23 +103,29 @@ def select_samples(
             "select.candidates to have both alike."
         )
     known = _known(pool)
-    looked = _looked(recipe, known)
-    signals = known if looked is None else known.take(looked)
-    wanted = sorted(recipe.select.needs & set(QUANTITIES))
+    rows, selection = _looked(recipe, known), None
+    if rows is not None and more & set(QUANTITIES):
+        raise RecipeError(
+            f"order: {recipe.order.method} has to know all samples, and select.candidates looks at "
+            f"{len(rows):,} of {len(pool):,}; give candidates: all."
+        )
+    own = recipe.select.needs & set(QUANTITIES)
+    wanted = sorted(own | (more & set(QUANTITIES)))
+    if not own:
+        selection = _selected(recipe, known, known, rows)
+        picked = np.unique(selection.indices)
+        rows = picked if wanted and len(picked) < len(known) else rows
+    signals, model = known if rows is None else known.take(rows), None
     if wanted:
         measures = what_measures(recipe, pool, tokenizer, progress=progress)
-        if looked is not None:
-            measures = measures._replace(samples=measures.samples.select(looked))
+        if rows is not None:
+            measures = measures._replace(samples=measures.samples.select(rows))
         found = into_store(recipe, measures, out / SIGNALS, want=wanted, tell=tell, progress=progress)
         signals = replace(found, num_tokens=signals.num_tokens, domain=signals.domain, weight=signals.weight)
-    selection = _selected(recipe, known, signals, looked)
-    if not is_first():
-        return selection
-    _write(recipe, out, pool, selection, tokenizer, text=text)
-    _write_looked(out, looked)
-    by = recipe.to_dict()["select"]
-    write_json(out / SUMMARY, _summary({"select": by}, recipe, pool, known, signals.seconds, selection))
-    return selection
+        model = measures.model
+    if selection is None:
+        selection = _selected(recipe, known, signals, rows)
+    return Chosen(pool, tokenizer, known, signals, rows, model, selection)
 
 
 def select_finish(
@@ -162,8 +207,8 @@ def _write(
     out.mkdir(parents=True, exist_ok=True)
     write_picks(out / PICKS, selection, pool.dataset, tokenizer if text else None)
     if text:
-        origins, data = _origins(pool, selection), sections(recipe)[1]
-        lines = [json.dumps(record, ensure_ascii=False, default=str) for record in _records(data, origins)]
+        records = records_of(sections(recipe)[1], pool, selection.indices)
+        lines = [json.dumps(record, ensure_ascii=False, default=str) for record in records]
         write_bytes(out / RECORDS, "".join(f"{line}\n" for line in lines).encode())
     else:
         (out / RECORDS).unlink(missing_ok=True)
@@ -200,32 +245,6 @@ def _selected(
     assert isinstance(recipe.select, Grace)
     state = recipe.select.begin(signals, looked=looked, pool=len(known), seed=recipe.seed)
     return recipe.select.pick(state, known, seed=recipe.seed)
-
-
-def _origins(pool: Pool, selection: Selection) -> list[tuple[str, str]]:
-    chosen: Any = pool.dataset.select(selection.indices)
-    return list(zip(chosen["domain"], chosen["origin"], strict=True))
-
-
-def _records(data: Data, origins: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """The records as their sources have them, in the order picked; of a large pool only those are kept."""
-    wanted = {origin for _, origin in origins}
-    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for source in data.train if isinstance(data.train, list) else [data.train]:
-        for part in read(source):  # type: ignore[arg-type]
-            for record in part.records():
-                if str(record.origin) in wanted:
-                    domain = getattr(source, "domain", None) or part.name
-                    found.setdefault(str(record.origin), []).append((domain, record.values))
-    for domain, origin in origins:
-        # Files of one name in several folders: their domains tell them apart, where they differ.
-        same = [values for named, values in found[origin] if named == domain] or [found[origin][0][1]]
-        if len(same) > 1:
-            raise DataError(
-                f"Two records of the data are {origin} of the domain {domain!r}; give the files different "
-                "names, or the sources domains."
-            )
-        yield same[0]
 
 
 def _summary(

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow
+import transformers
 from accelerate import PartialState
 
 from gradwise.atomic import write_parquet
@@ -95,7 +96,8 @@ def what_measures(recipe: Recipe, pool: Pool, tokenizer: Any, *, progress: bool)
 
 
 def placed_model(recipe: Recipe) -> Any:
-    """The recipe's model with its adapter, on this rank's device."""
+    """The recipe's model with its adapter, on this rank's device; a fresh adapter is the one of a run."""
+    transformers.set_seed(recipe.seed)
     return _placed(load_model(sections(recipe)[0], recipe.adapter))
 
 

@@ -1,5 +1,6 @@
 """D3: an order that the influence of units on one another dictates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -153,6 +154,8 @@ class D3(Settings):
         entries = np.arange(len(signals)) if entries is None else entries
         group = self.groups(signals, seed=seed) if self.grouped else None
         units = self.units_of(rng.permutation(entries), group)
+        if group is not None:
+            self._check_several(units.names)
         edges = self.edges or ("first_order" if probe is None else "curvature")
         if edges in ("lookahead", "curvature") and probe is None:
             raise RecipeError(f"order.edges: {edges} asks a model; give a gradwise.Probe.")
@@ -184,11 +187,7 @@ class D3(Settings):
     def groups(self, signals: Signals, *, seed: int) -> NDArray[Any]:
         """(N,) the group of every sample; raises RecipeError where all are of one."""
         found = signals.require("domain", "d3") if self.units == "domains" else self._clusters(signals, seed)
-        if len(np.unique(found)) < 2:
-            raise RecipeError(
-                f"order: d3 found a single one of {self.units}, and there is nothing to put in order; give the "
-                "data a `domain` column, or order.units: clusters, batches or samples."
-            )
+        self._check_several(np.unique(found))
         return found
 
     def _clusters(self, signals: Signals, seed: int) -> NDArray[Any]:
@@ -199,6 +198,13 @@ class D3(Settings):
         rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
         rng = np.random.default_rng([seed, STREAM])
         return kmeans2(rows, min(count, len(rows)), minit="++", rng=rng, missing="warn")[1]
+
+    def _check_several(self, names: Sequence[Any]) -> None:
+        if len(names) < 2:
+            raise RecipeError(
+                f"order: d3 found a single one of {self.units}, and there is nothing to put in order; "
+                "give the data a `domain` column, or order.units: clusters, batches or samples."
+            )
 
     def units_of(
         self, entries: NDArray[np.int64], group: NDArray[Any] | None, batch_size: int = SIZE

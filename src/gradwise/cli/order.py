@@ -1,0 +1,66 @@
+"""`gradwise order`: the data of a recipe in the order to be trained on, for people with their own trainer."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradwise.errors import RecipeError
+
+
+def order(
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="The recipe, a YAML file; its model, data, signals, select, order, seed and "
+            "train.batch_size count, and for d3 the optimizer that train names."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder; orders/<name of the recipe> unless given.")
+    ] = None,
+    plot: Annotated[
+        bool, typer.Option(help="Draw the influences that d3 orders by: who helps whom, and whom first.")
+    ] = False,
+    text: Annotated[
+        bool, typer.Option("--text/--no-text", help="Write the records' own columns beside their places.")
+    ] = True,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Replace a setting: --set order.window=12. Repeatable."),
+    ] = None,
+) -> None:
+    """Put one pass over the data in order, and write it as a Parquet file that any trainer can read.
+
+    The same command goes on with a measuring pass that was stopped.
+    """
+    from gradwise.recipe import Recipe
+    from gradwise.run.order import GRAPH, ORDERED, order_samples
+    from gradwise.run.ranks import is_first
+
+    folder = out or Path("orders") / recipe.stem
+    loaded = Recipe.load(recipe, set_)
+    by = loaded.order
+    if plot and (by.method != "d3" or by.edges == "none"):
+        raise RecipeError(
+            f"--plot draws the influences that d3 orders by, and order is {by.method}"
+            f"{' with edges: none' if by.method == 'd3' else ''}; leave it out."
+        )
+    found = order_samples(loaded, folder, text=text, tell=print if is_first() else _silent)
+    if not is_first():
+        return
+    print(f"{len(found.indices):,} samples ordered by {by.method}: {folder / ORDERED}")
+    for name, value in found.told.items():
+        print(f"  {name.replace('_', ' ')}: {value:g}")
+    if plot and found.graph is None:
+        print(
+            "There are fewer samples than a unit holds; no influence was measured, and there is none to draw."
+        )
+    elif plot:
+        from gradwise.report.influence import draw_graph
+
+        print(f"Drawn: {draw_graph(folder / GRAPH, folder / 'graph.png')}")
+
+
+def _silent(_: str) -> None:
+    pass

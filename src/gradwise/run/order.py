@@ -1,0 +1,256 @@
+"""Order by recipe: measure what the order goes by, and write the ordered data for other trainers."""
+
+import hashlib
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import transformers
+from numpy.typing import NDArray
+
+from gradwise.atomic import write_json, write_parquet
+from gradwise.data import Collator, Pool, load, overlap
+from gradwise.errors import RecipeError
+from gradwise.methods.d3 import D3
+from gradwise.methods.decision import Order
+from gradwise.planning.make import entries_of
+from gradwise.probing import Probe
+from gradwise.recipe import Recipe
+from gradwise.run.model import check_length, load_tokenizer
+from gradwise.run.ranks import is_first, rank_count
+from gradwise.run.records import records_of
+from gradwise.run.select import Chosen, choose
+from gradwise.run.signals import placed_model, sections
+from gradwise.signals.wanted import QUANTITIES
+from gradwise.training.arguments import training_arguments
+
+ORDERED, SUMMARY, GRAPH = "ordered.parquet", "order.json", "graph.parquet"
+
+
+def order_samples(
+    recipe: Recipe, out: Path, *, text: bool = True, tell: Any = print, progress: bool = True
+) -> Order:
+    """One pass over what `gradwise train` would begin with, put in order, in files.
+
+    Where an order is made anew for every pass, this is the first. A run measures d3's influences again and
+    again, as often as its `overhead` affords; here that is done once, with the weights as they are and an
+    optimizer before its first step. What recipes say of layers, of the last phase and of the schedule does
+    not count here.
+
+    `ordered.parquet` is a training set, a row for each entry in order; `order.json` tells of the whole;
+    `graph.parquet` are the influences that d3 went by. What was measured of every sample stays in `signals`,
+    and an interrupted pass goes on there.
+
+    Args:
+        recipe: with `model`, `data` and `order`.
+        out: the folder.
+        text: write the records' own columns.
+        tell: gets a sentence on each stage.
+        progress: show bars.
+
+    Raises:
+        GradwiseError: in one clear sentence.
+    """
+    order: Any = _sized(recipe)
+    probes = isinstance(order, D3) and order.edges != "none"
+    if probes and recipe.model is None:
+        raise RecipeError("The recipe names no model; give model.name, a hub name or a local folder.")
+    held_out = _held_out(recipe, progress=progress) if probes and order.target == "validation" else None
+    chosen = choose(recipe, out, more=order.needs, tell=tell, progress=progress)
+    # Of samples that were not picked, nothing may have been measured.
+    measured = bool(order.needs & set(QUANTITIES))
+    signals, rows = (chosen.signals, chosen.rows) if measured else (chosen.known, None)
+    rows = np.arange(len(chosen.pool)) if rows is None else rows
+    entries = _entries(recipe, chosen)
+    probe = _probe(recipe, chosen, rows, held_out, tell) if probes else None
+    start = time.perf_counter()
+    found = order.order(signals, np.searchsorted(rows, entries), probe=probe, epoch=0, seed=recipe.seed)
+    found = replace(found, indices=rows[found.indices])
+    took = {"signals": chosen.signals.seconds, "ordering": time.perf_counter() - start}
+    if is_first():
+        _write(recipe, order, out, chosen, found, took, text=text, tell=tell)
+    return found
+
+
+def _sized(recipe: Recipe) -> Any:
+    """The recipe's order, whose units are the batches they will be trained in."""
+    order = recipe.order
+    if not isinstance(order, D3) or order.size is not None or order.units == "samples":
+        return order
+    if recipe.data is not None and recipe.data.packing:
+        raise RecipeError(
+            "order: d3 puts batches in order, and with packing a batch holds no certain number of samples; "
+            "give order.size, or packing: false."
+        )
+    return replace(order, size=recipe.train.batch_size)
+
+
+def _held_out(recipe: Recipe, *, progress: bool) -> Pool:
+    _, data = sections(recipe)
+    if data.validation is None:
+        raise RecipeError(
+            "order.target: validation needs validation data, and there are none; give data.validation, or "
+            "target: pool."
+        )
+    assert recipe.model is not None
+    return load(data, "validation", load_tokenizer(recipe.model), progress=progress and is_first())
+
+
+def _entries(recipe: Recipe, chosen: Chosen) -> NDArray[np.int64]:
+    """What the pass holds, without samples that were measured in vain."""
+    ok = chosen.signals.ok
+    bad = np.zeros(0, dtype=np.int64) if ok is None else np.flatnonzero(~ok)
+    kept = chosen.selection.without(bad if chosen.rows is None else chosen.rows[bad])
+    return entries_of(kept, 0, recipe.seed)
+
+
+def _probe(
+    recipe: Recipe, chosen: Chosen, rows: NDArray[np.int64], held_out: Pool | None, tell: Any
+) -> Probe:
+    """Asks the recipe's model, with the optimizer that a run would begin with at its highest rate."""
+    assert recipe.data is not None
+    if held_out is not None and (shared := overlap(chosen.pool, held_out)):
+        tell(
+            f"Warning: {shared} of {len(held_out)} validation samples also stand in the training data, whose "
+            "order is to serve them. Take them out of one."
+        )
+    proxied = recipe.signals.model is not None
+    model = chosen.model
+    if model is None or proxied:
+        model = placed_model(replace(recipe, signals=replace(recipe.signals, model=None)))
+    check_length(model, recipe.data.max_length)
+    model.train()  # a trial step is a training step, dropout included
+    transformers.set_seed(recipe.seed)
+    optimizer, clip = _optimizer(recipe, model, chosen.pool)
+    return Probe(
+        model,
+        optimizer,
+        chosen.pool.dataset.select(rows),
+        Collator.for_tokenizer(chosen.tokenizer),
+        target=None if held_out is None else held_out.dataset,
+        clip=clip,
+        batch_tokens=recipe.signals.batch_tokens,
+    )
+
+
+def _optimizer(recipe: Recipe, model: Any, pool: Pool) -> tuple[Any, float]:
+    """The one that the Trainer makes of the recipe's `train`, before its first step; and where it clips."""
+    assert recipe.data is not None
+    # The Trainer makes the folder of its checkpoints, of which there will be none.
+    with tempfile.TemporaryDirectory(prefix="gradwise-order-") as nowhere:
+        arguments = training_arguments(
+            recipe.train,
+            output_dir=Path(nowhere),
+            seed=recipe.seed,
+            ranks=rank_count(),
+            validation=recipe.data.validation is not None,
+            bars=False,
+        )
+        if arguments.fsdp or arguments.deepspeed:
+            raise RecipeError("order: d3 cannot measure a sharded model yet; give order.edges: none.")
+        try:
+            # It insists on data where the recipe asks for evaluation, which nobody does here.
+            trainer = transformers.Trainer(model=model, args=arguments, eval_dataset=pool.dataset)
+            optimizer = trainer.create_optimizer()
+        except (ValueError, ImportError) as error:
+            raise RecipeError(f"train: {' '.join(str(error).split())}") from None
+    return optimizer, arguments.max_grad_norm
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def _write(
+    recipe: Recipe,
+    order: Any,
+    out: Path,
+    chosen: Chosen,
+    found: Order,
+    took: dict[str, float],
+    *,
+    text: bool,
+    tell: Any,
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    columns = _columns(chosen, found)
+    left_out: list[str] = []
+    if text:
+        records = list(records_of(sections(recipe)[1], chosen.pool, found.indices))
+        own, left_out = _own_columns(records, columns)
+        columns |= own
+    if left_out:
+        tell(
+            f"Warning: {', '.join(left_out)} cannot be a column, since the records have values of different "
+            f"types there, and stand{'s' if len(left_out) == 1 else ''} not in {ORDERED}."
+        )
+    write_parquet(out / ORDERED, pyarrow.table(columns))
+    if found.graph is not None:
+        write_parquet(out / GRAPH, pyarrow.table(found.graph.columns(order.threshold)))
+    else:
+        (out / GRAPH).unlink(missing_ok=True)
+    summary = _summary(recipe, order, chosen, found, took)
+    write_json(out / SUMMARY, summary | ({"left_out": left_out} if left_out else {}))
+
+
+def _columns(chosen: Chosen, found: Order) -> dict[str, Any]:
+    """What is known of every entry."""
+    own: Any = chosen.pool.dataset.select(found.indices)
+    count = len(found.indices)
+    units = pyarrow.nulls(count, pyarrow.int64()) if found.units is None else pyarrow.array(found.units)
+    return {
+        "position": pyarrow.array(np.arange(count)),
+        "index": pyarrow.array(found.indices),
+        "unit": units,
+        "domain": pyarrow.array(list(own["domain"])),
+        "origin": pyarrow.array(list(own["origin"])),
+        "why": pyarrow.array(list(found.why) * (count if len(found.why) == 1 else 1)),
+    }
+
+
+def _own_columns(records: list[dict[str, Any]], ours: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The records' columns, empty where a record has none such; those of names that are ours, where they say
+    something else, as `record_...`. And the names of those whose values are of different types."""
+    columns, left_out = {}, []
+    for name in dict.fromkeys(name for record in records for name in record):
+        try:
+            values = pyarrow.array([record.get(name) for record in records])
+        except (
+            pyarrow.ArrowInvalid,
+            pyarrow.ArrowTypeError,
+            pyarrow.ArrowNotImplementedError,
+            OverflowError,
+        ):
+            left_out.append(name)
+            continue
+        if name not in ours:
+            columns[name] = values
+        elif not values.equals(ours[name]):
+            columns[f"record_{name}"] = values
+    return columns, left_out
+
+
+def _summary(
+    recipe: Recipe, order: Any, chosen: Chosen, found: Order, took: dict[str, float]
+) -> dict[str, Any]:
+    asked = recipe.to_dict()
+    domain = chosen.known.require("domain", "order")
+    names, counts = np.unique(domain[found.indices], return_counts=True)
+    influences = took["ordering"] if found.graph is not None else 0.0
+    return {
+        "order": asked["order"] | ({"size": order.size} if isinstance(order, D3) else {}),
+        "select": asked["select"],
+        "seed": recipe.seed,
+        "fingerprint": chosen.pool.fingerprint,
+        "pool": len(chosen.pool),
+        "ordered": len(found.indices),
+        # Of the column `index` as int64, lowest byte first.
+        "sha256": hashlib.sha256(found.indices.astype("<i8").tobytes()).hexdigest(),
+        "domains": dict(zip(names.tolist(), counts.tolist(), strict=True)),
+        "seconds_measuring": round(took["signals"] + influences, 3),
+        **found.told,
+        "objective": found.objective,
+    }

@@ -1,0 +1,44 @@
+"""The records behind the samples of a pool, as their sources have them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.data import Data, Pool
+from gradwise.data.read import read
+from gradwise.errors import DataError
+
+
+def records_of(data: Data, pool: Pool, indices: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
+    """The record of each sample, in the order given; of large data only those asked for are kept.
+
+    Args:
+        data: the recipe's.
+        pool: what its training part gave.
+        indices: places in the pool; repeats are allowed.
+
+    Raises:
+        DataError: when two records cannot be told apart.
+    """
+    chosen: Any = pool.dataset.select(indices)
+    origins = list(zip(chosen["domain"], chosen["origin"], strict=True))
+    wanted = {origin for _, origin in origins}
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for source in data.train if isinstance(data.train, list) else [data.train]:
+        for part in read(source):  # type: ignore[arg-type]
+            for record in part.records():
+                if str(record.origin) in wanted:
+                    domain = getattr(source, "domain", None) or part.name
+                    found.setdefault(str(record.origin), []).append((domain, record.values))
+    for domain, origin in origins:
+        # Files of one name in several folders: their domains tell them apart, where they differ.
+        every = [values for _, values in found[origin]]
+        same = [values for named, values in found[origin] if named == domain] or every
+        if len(same) > 1:
+            raise DataError(
+                f"Two records of the data are {origin} of the domain {domain!r}; give the files different "
+                "names, or the sources domains."
+            )
+        yield same[0]
