@@ -242,6 +242,18 @@ def test_curvature_tells_which_order_ends_lower(kind: str, rate: float):
     assert np.mean(agreed) > 0.9
 
 
+def test_weights_that_had_no_gradient_yet_go_no_farther_than_adam_moves_them():
+    data, network = samples(), model()
+    optimizer = adam(network.parameters(), 1e-3)
+    rare = [{"input_ids": [62, 63, 62], "labels": [-100, 63, 62]}] * 2  # in no other sample
+    trained(network, optimizer, data, 40)
+    bends = gw.Probe(network, optimizer, [*data, *rare]).bends([*UNITS, [32]], [33])
+    # Divided by second moments of zero, a step on the rare tokens would take six million nats off.
+    assert bends.along is not None
+    assert 0 < bends.towards[-1] < 4
+    assert np.abs(bends.along).max() < 10
+
+
 def test_products_are_those_of_plain_autograd():
     data, network = samples(), model(double=True)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)

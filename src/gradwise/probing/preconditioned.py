@@ -1,6 +1,7 @@
 """What an optimizer makes of a gradient in the long run, and room for many such vectors."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,23 +19,29 @@ SKETCH = 1 << 16
 class Preconditioned:
     """Turns gradients into the way that the weights go once momentum has run out: for Adam lr g / (sqrt(v) +
     eps), for SGD with momentum mu lr g / (1 - mu). Weight decay and clipping, which are the same for all, are
-    left out."""
+    left out.
 
-    def __init__(self, scales: list[Tensor | float]) -> None:
+    As in a step of Adam, a gradient has come into v before it is divided. Without, weights that had none so
+    far, such as rows of rare tokens, would go lr / eps times as far as their gradient is large.
+    """
+
+    def __init__(self, scales: list["_Scale"]) -> None:
         self.scales = scales
 
     @classmethod
     def of(cls, optimizer: Any, weights: Sequence[nn.Parameter]) -> "Preconditioned":
         """By an optimizer's present moments; one that is not of Adam's kind counts as SGD."""
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        scales: list[Tensor | float] = []
+        scales = []
         for parameter in weights:
             group, state = groups[id(parameter)], optimizer.state.get(parameter, {})
             if "exp_avg_sq" not in state:
-                scales.append(_rate(group) / (1 - float(group.get("momentum", 0.0))))
+                scales.append(_Scale(_rate(group) / (1 - float(group.get("momentum", 0.0)))))
                 continue
-            second = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state.get("step", 1)))
-            scales.append(_rate(group) / (second.sqrt() + group.get("eps", 1e-8)))
+            beta, steps = float(group["betas"][1]), float(state.get("step", 1))
+            second = state["exp_avg_sq"] / (1 - beta**steps)
+            share = (1 - beta) / (1 - beta ** (steps + 1))
+            scales.append(_Scale(_rate(group), second, share, group.get("eps", 1e-8)))
         return cls(scales)
 
     @classmethod
@@ -44,16 +51,34 @@ class Preconditioned:
         """For an optimizer of Adam's kind before its first step: the second moments that these gradients
         would give it."""
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        scales: list[Tensor | float] = []
+        scales = []
         for place, parameter in enumerate(weights):
             group = groups[id(parameter)]
             second = torch.stack([each[place].square() for each in gradients]).mean(dim=0)
-            scales.append(_rate(group) / (second.sqrt() + group.get("eps", 1e-8)))
+            scales.append(_Scale(_rate(group), second, 0.0, group.get("eps", 1e-8)))
         return cls(scales)
 
     def __call__(self, gradient: Sequence[Tensor]) -> list[Tensor]:
         """The way, for each parameter."""
-        return [each * scale for each, scale in zip(gradient, self.scales, strict=True)]
+        return [scale.of(each) for each, scale in zip(gradient, self.scales, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Of one parameter."""
+
+    rate: float
+    second: Tensor | None = None
+    """Mean square of its gradients so far."""
+    share: float = 0.0
+    """Weight of the next square among them."""
+    eps: float = 0.0
+
+    def of(self, gradient: Tensor) -> Tensor:
+        if self.second is None:
+            return gradient * self.rate
+        second = (1 - self.share) * self.second + self.share * gradient.square()
+        return gradient * self.rate / (second.sqrt() + self.eps)
 
 
 class Vectors:

@@ -130,7 +130,7 @@ class Probe:
             target, aim = self._gradient(towards, weights)
             if not self._knows_scale(weights):
                 aims = [self._gradient(unit, weights)[1] for unit in units]
-                way = Preconditioned.of_gradients(self.optimizer, weights, aims)
+                way = Preconditioned.of_gradients(self.optimizer, weights, [*aims, aim])
                 del aims
             else:
                 way = Preconditioned.of(self.optimizer, weights)
