@@ -27,14 +27,14 @@ def pool(n: int = 120, domains: int = 3, seed: int = 0, noise: float = 1.0) -> g
 
 
 METHODS = [
-    D3(size=4),
-    D3(size=4, window=None),
-    D3(size=4, balance=None, threshold=0.0),
+    D3(units="domains", size=4),
+    D3(units="domains", size=4, window=None),
+    D3(units="domains", size=4, balance=None, threshold=0.0),
     D3(units="clusters", size=5),
     D3(units=4, size=3, commit=8),
     D3(units="batches", size=7),
     D3(units="samples"),
-    D3(edges="none", size=4),
+    D3(),
 ]
 
 
@@ -75,7 +75,7 @@ def test_a_group_keeps_its_order_and_what_is_left_comes_last() -> None:
 
 class TestTheGraph:
     def test_first_order_weights_are_products_of_mean_gradients(self) -> None:
-        signals, d3 = pool(), D3(size=4)
+        signals, d3 = pool(), D3(units="domains", size=4)
         order = d3.order(signals, seed=0)
         graph = order.graph
         units = d3.units_of(np.random.default_rng([0, 0xD3, 0]).permutation(120), signals.domain, 16)
@@ -144,7 +144,7 @@ class TestTheGraph:
         assert graph(1.0, "a").followed_by(graph(3.0, "a", "new"), keep=0.5).weight[1, 1] == 3.0
 
     def test_comes_back_from_its_arrays(self) -> None:
-        graph = D3(size=4).order(pool()).graph
+        graph = D3(units="domains", size=4).order(pool()).graph
         again = InfluenceGraph.of_arrays(graph.arrays())
         assert (again.names, again.edges, again.step) == (graph.names, graph.edges, graph.step)
         assert np.array_equal(again.weight, graph.weight) and np.array_equal(again.noise, graph.noise)
@@ -191,7 +191,8 @@ class TestWindows:
     def test_a_limit_on_balance_is_kept_where_nothing_must_precede(self) -> None:
         signals = pool(600, noise=0.1)
         free, kept = (
-            D3(size=4, window=None, balance=limit, threshold=1e9).order(signals) for limit in (None, 1.0)
+            D3(units="domains", size=4, window=None, balance=limit, threshold=1e9).order(signals)
+            for limit in (None, 1.0)
         )
         assert free.told["imbalance"] > 2
         assert kept.told["imbalance"] <= 1.0 + 1e-6
@@ -213,29 +214,32 @@ class TestMistakes:
         with pytest.raises(
             gw.RecipeError, match=r"order.edges: lookahead asks a model; give a gradwise.Probe"
         ):
-            D3(edges="lookahead").order(pool())
+            D3(units="batches", edges="lookahead").order(pool())
 
     def test_what_was_not_collected_is_named(self) -> None:
         with pytest.raises(gw.SignalError, match="needs the signal 'grad'"):
-            D3(size=2).order(gw.Signals(4, domain=np.array(["a", "b", "a", "b"])))
+            D3(units="domains", size=2).order(gw.Signals(4, domain=np.array(["a", "b", "a", "b"])))
         with pytest.raises(gw.SignalError, match="d3 needs the signal 'domain'"):
+            D3(units="domains").order(gw.Signals(4))
+        with pytest.raises(gw.SignalError, match="d3 balances label tokens, gradients or domains, and none"):
             D3().order(gw.Signals(4))
 
     def test_a_single_group_leaves_nothing_to_order(self) -> None:
         with pytest.raises(gw.RecipeError, match="d3 found a single one of domains"):
-            D3(edges="none").order(gw.Signals(4, domain=np.full(4, "a")))
+            D3(units="domains").order(gw.Signals(4, domain=np.full(4, "a")))
 
     def test_fewer_entries_than_a_unit_has_are_kept(self) -> None:
-        order = D3(edges="none").order(gw.Signals(4, domain=np.array(["a", "b", "a", "b"])))
+        order = D3(units="domains").order(gw.Signals(4, domain=np.array(["a", "b", "a", "b"])))
         assert sorted(order.indices.tolist()) == [0, 1, 2, 3]
 
     @pytest.mark.parametrize(
         ("settings", "sentence"),
         [
-            ({"commit": 9}, "order.commit is 9, more than the window of 8"),
+            ({"units": "domains", "commit": 9}, "order.commit is 9, more than the window of 8"),
             ({"units": "samples", "size": 3}, "samples are units of one; found size 3"),
             ({"units": 1}, "units"),
             ({"edges": "psychic"}, "edges"),
+            ({"probes": 2}, "order.probes is about the influence of units.*give order.units"),
         ],
     )
     def test_contradictions_are_refused(self, settings: dict[str, Any], sentence: str) -> None:

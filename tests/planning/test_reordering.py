@@ -43,9 +43,9 @@ def epochs(trainer: Any) -> list[np.ndarray]:
 
 
 MEASURING = [
-    D3(probes=2, target_samples=4, overhead=1.0),
-    D3(edges="lookahead", probes=2, target_samples=4, overhead=1.0),
-    D3(edges="first_order", probes=2, target_samples=4, overhead=1.0),
+    D3(units="domains", probes=2, target_samples=4, overhead=1.0),
+    D3(units="domains", edges="lookahead", probes=2, target_samples=4, overhead=1.0),
+    D3(units="domains", edges="first_order", probes=2, target_samples=4, overhead=1.0),
     D3(units="batches", probes=2, target_samples=4, overhead=2.0, window=4, commit=2),
     D3(units="samples", edges="lookahead", neighbours=3, probes=1, target_samples=4, overhead=2.0),
     D3(units="clusters", probes=2, target_samples=4, overhead=2.0, size=2),
@@ -114,7 +114,7 @@ def test_what_was_served_stays(run: Any, tmp_path: Path, monkeypatch: Any) -> No
 
 
 def test_units_are_batches_of_one_domain(run: Any) -> None:
-    trainer, _ = run(D3(edges="none"))
+    trainer, _ = run(D3(units="domains", overhead=1e-6))
     domain = np.array(trainer.train_dataset["domain"])
     for entries in epochs(trainer):
         batches = domain[entries].reshape(-1, 4)
@@ -128,14 +128,17 @@ def test_overhead_bounds_how_often_is_measured(run: Any) -> None:
     """36 steps of four: 144 passes. With two probes of three domains and four of a target a curvature costs
     3 * 2 * 4 + 4 = 28."""
     settings = {"probes": 2, "target_samples": 4}
-    assert [e["step"] for e in run(D3(**settings, overhead=0.2), name="a")[1]] == [0]
-    assert [e["step"] for e in run(D3(**settings, overhead=0.4), name="b")[1]] == [0, 18]
-    assert [e["step"] for e in run(D3(**settings, overhead=0.1), name="c")[1]] == []
+    assert [e["step"] for e in run(D3(units="domains", **settings, overhead=0.2), name="a")[1]] == [0]
+    assert [e["step"] for e in run(D3(units="domains", **settings, overhead=0.4), name="b")[1]] == [0, 18]
+    assert [e["step"] for e in run(D3(units="domains", **settings, overhead=0.1), name="c")[1]] == []
 
 
 def test_an_overhead_that_allows_nothing_is_said(story_model, arguments, speeches) -> None:
     trainer = gw.Trainer(
-        story_model(), arguments(), train_dataset=speeches, recipe=gw.Recipe(order=D3(overhead=0.01))
+        story_model(),
+        arguments(),
+        train_dataset=speeches,
+        recipe=gw.Recipe(order=D3(units="domains", overhead=0.01)),
     )
     sentences: list[str] = []
     trainer.session.planner.tell = sentences.append
@@ -145,7 +148,7 @@ def test_an_overhead_that_allows_nothing_is_said(story_model, arguments, speeche
 
 
 def test_a_step_that_moves_nothing_is_not_looked_at(run: Any) -> None:
-    order = D3(edges="lookahead", probes=2, target_samples=4, overhead=1.0)
+    order = D3(units="domains", edges="lookahead", probes=2, target_samples=4, overhead=1.0)
     _, events = run(order, lr_scheduler_type="linear", warmup_steps=4)
     assert "nodes" not in events[0]
     assert "nodes" in events[1]
@@ -158,7 +161,7 @@ def test_with_grace_before_and_direct_at_the_end(run: Any, speeches: Any) -> Non
         "anneal": gw.Direct(count=12, last=0.25),
     }
     wsd = {"lr_scheduler_type": "warmup_stable_decay", "num_train_epochs": 4}
-    d3 = D3(probes=2, target_samples=4, overhead=0.5)
+    d3 = D3(units="domains", probes=2, target_samples=4, overhead=0.5)
     trainer, events = run(d3, held_out=speeches.select(range(72, 80)), sections=sections, **wsd)
     plan, steps = trainer.session.plan, [event["step"] for event in events]
     assert 27 in steps, "the last phase is put in order as it begins"
@@ -195,7 +198,9 @@ def test_only_layers_that_will_be_updated_are_moved(run: Any, monkeypatch: Any) 
 class TestMistakes:
     def test_a_single_domain_is_named(self, run: Any, story_model, arguments, speeches) -> None:
         one = speeches.remove_columns("domain").add_column("domain", ["all"] * len(speeches))
-        trainer = gw.Trainer(story_model(), arguments(), train_dataset=one, recipe=gw.Recipe(order=D3()))
+        trainer = gw.Trainer(
+            story_model(), arguments(), train_dataset=one, recipe=gw.Recipe(order=D3(units="domains"))
+        )
         with pytest.raises(gw.RecipeError, match="d3 found a single one of domains"):
             trainer.train()
 
@@ -203,7 +208,7 @@ class TestMistakes:
         with pytest.raises(
             gw.RecipeError, match=r"order.target: validation needs one set of validation data"
         ):
-            run(D3(target="validation"))
+            run(D3(units="domains", target="validation"))
 
     def test_packing_is_refused_where_influence_is_measured(self, story_model, arguments, speeches) -> None:
         data = speeches.select(range(40))
@@ -219,7 +224,7 @@ class TestMistakes:
             )
 
         with pytest.raises(gw.RecipeError, match="cannot go with packing yet"):
-            trainer(D3()).train()
-        packed = trainer(D3(edges="none"))
+            trainer(D3(units="domains")).train()
+        packed = trainer(D3())
         packed.train()
         assert sorted(packed.session.plan.indices.tolist()) == list(range(40))

@@ -27,7 +27,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "layers": {"method": "grass", "active": 2, "period": 2, "probe": 2},
     },
     "d3, looking ahead": {
-        "order": {"method": "d3", "edges": "lookahead", "probes": 2, "target_samples": 4, "overhead": 2.0},
+        "order": {
+            "method": "d3",
+            "units": "domains",
+            "edges": "lookahead",
+            "probes": 2,
+            "target_samples": 4,
+            "overhead": 2.0,
+        },
     },
 }
 

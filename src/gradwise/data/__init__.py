@@ -10,6 +10,7 @@ from gradwise.data.load import load
 from gradwise.data.packing import even_rows, pack
 from gradwise.data.pool import Pool, Report, overlap, ragged
 from gradwise.data.settings import Allowed, Data, Source
+from gradwise.data.words import label_words
 
 __all__ = [
     "Allowed",
@@ -19,6 +20,7 @@ __all__ = [
     "Report",
     "Source",
     "even_rows",
+    "label_words",
     "load",
     "overlap",
     "pack",

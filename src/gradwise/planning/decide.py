@@ -300,7 +300,8 @@ class Planner:
         batches = self.trainer.session.batches_of(plan)
         if self._reordering is not None:
             self._reordering.settle(batches, self.tell)
-        decides = self._state is not None or self._finish is not None or self._reordering is not None
+        reorders = self._reordering is not None and bool(self._reordering.timetable.every)
+        decides = self._state is not None or self._finish is not None or reorders
         if not decides or batches.pack is not None:
             if self._state is not None:
                 raise RecipeError(

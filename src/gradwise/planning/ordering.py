@@ -14,6 +14,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from gradwise.atomic import write_parquet
+from gradwise.data import label_words
 from gradwise.errors import RecipeError
 from gradwise.methods.d3 import D3, InfluenceGraph, Units
 from gradwise.methods.d3.method import STREAM
@@ -62,6 +63,7 @@ class Reordering:
         self.graph: InfluenceGraph | None = None
         self.timetable = Timetable(0, 0)
         self._group: NDArray[Any] | None = None
+        self._words: NDArray[np.float32] | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -76,19 +78,19 @@ class Reordering:
     def check(self) -> None:
         """Refuse, before anything is trained, what could not be measured later."""
         trainer, d3 = self.trainer, self.d3
-        if self._edges == "none":
+        if not self._measures:
             return
         if trainer.session.packed_length is not None:
             raise RecipeError(
                 "order: d3 measures influence while it trains, and cannot go with packing yet; set packing: "
-                "false, or order.edges: none."
+                "false, or leave order.units out."
             )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise RecipeError("order: d3 cannot measure a sharded model yet; give order.edges: none.")
+            raise RecipeError("order: d3 cannot measure a sharded model yet; leave order.units out.")
         if getattr(trainer.accelerator, "scaler", None) is not None:
             raise RecipeError(
-                "order: d3 cannot try steps under the loss scaling of float16; use bfloat16, or order.edges: "
-                "none."
+                "order: d3 cannot try steps under the loss scaling of float16; use bfloat16, or leave "
+                "order.units out."
             )
         if d3.target == "validation" and not hasattr(trainer.eval_dataset, "__getitem__"):
             raise RecipeError(
@@ -97,16 +99,30 @@ class Reordering:
             )
 
     @property
+    def _measures(self) -> bool:
+        return self.d3.units is not None
+
+    @property
     def _edges(self) -> str:
         return self.d3.edges or "curvature"
+
+    @property
+    def features(self) -> NDArray[np.float32]:
+        """(N, d) what is kept in balance: which label tokens every sample of the pool has."""
+        if self._words is None:
+            self._words = label_words(self.trainer._training_samples()[0])
+        return self._words
 
     # ---- the order that a pass begins with -----------------------------------------------------------------
 
     def order(self, signals: Signals, entries: NDArray[np.int64], *, epoch: int, seed: int) -> Order:
         """The balanced order, before anything is measured."""
         rng = np.random.default_rng([seed, STREAM, epoch])
-        units = self.d3.units_of(rng.permutation(entries), self._groups(signals), self._batch)
-        return Order(units.arranged(units.balanced(rng)), why=(f"by d3 over {self.d3.units}",))
+        mixed = self.d3.balanced(entries, self.features[entries], rng)
+        units = self.d3.units_of(mixed, self._groups(signals), self._batch)
+        found = self.d3.arranged(units, None, self.features, rng, seed=seed)
+        over = "" if self.d3.units is None else f" over {self.d3.units}"
+        return Order(units.arranged(found.order), why=(f"by d3{over}",), told=found.told)
 
     def _groups(self, signals: Signals) -> NDArray[Any] | None:
         """(N,) the group of every sample; clusters are made once, at the weights the run starts from."""
@@ -126,7 +142,7 @@ class Reordering:
     def settle(self, batches: Batches, tell: Callable[[str], Any]) -> None:
         """Decide how often influence is measured, so that it costs no more than `overhead` of the passes that
         the run makes, evenly spread over it. Reads no clock."""
-        if self._edges == "none":
+        if not self._measures:
             return
         nodes = self.d3.window or batches.steps_per_epoch
         if self.d3.grouped:
@@ -191,7 +207,8 @@ class Reordering:
         told: dict[str, Any] = {}
         for number, own in enumerate(units):
             rng = np.random.default_rng([self.recipe.seed, STREAM, step, number])
-            found = self.d3.arranged(own, self.graph, rng, seed=self.recipe.seed)
+            features = self.features[whole[number].indices]
+            found = self.d3.arranged(own, self.graph, features, rng, seed=self.recipe.seed)
             whole[number] = _moved(whole[number], own.arranged(found.order))
             told = told or found.told
         again = zip(whole, stretches, strict=True)

@@ -13,7 +13,7 @@ import transformers
 from numpy.typing import NDArray
 
 from gradwise.atomic import write_json, write_parquet
-from gradwise.data import Collator, Pool, load, overlap
+from gradwise.data import Collator, Pool, label_words, load, overlap
 from gradwise.errors import RecipeError
 from gradwise.methods.d3 import D3
 from gradwise.methods.decision import Order
@@ -56,7 +56,7 @@ def order_samples(
         GradwiseError: in one clear sentence.
     """
     order: Any = _sized(recipe)
-    probes = isinstance(order, D3) and order.edges != "none"
+    probes = isinstance(order, D3) and order.units is not None
     if probes and recipe.model is None:
         raise RecipeError("The recipe names no model; give model.name, a hub name or a local folder.")
     held_out = _held_out(recipe, progress=progress) if probes and order.target == "validation" else None
@@ -65,6 +65,8 @@ def order_samples(
     measured = bool(order.needs & set(QUANTITIES))
     signals, rows = (chosen.signals, chosen.rows) if measured else (chosen.known, None)
     rows = np.arange(len(chosen.pool)) if rows is None else rows
+    if isinstance(order, D3):
+        signals = replace(signals, words=label_words(chosen.pool.dataset)[rows])
     entries = _entries(recipe, chosen)
     probe = _probe(recipe, chosen, rows, held_out, tell) if probes else None
     start = time.perf_counter()
@@ -79,7 +81,7 @@ def order_samples(
 def _sized(recipe: Recipe) -> Any:
     """The recipe's order, whose units are the batches they will be trained in."""
     order = recipe.order
-    if not isinstance(order, D3) or order.size is not None or order.units == "samples":
+    if not isinstance(order, D3) or order.size is not None or order.units in ("samples", None):
         return order
     if recipe.data is not None and recipe.data.packing:
         raise RecipeError(
@@ -151,7 +153,7 @@ def _optimizer(recipe: Recipe, model: Any, pool: Pool) -> tuple[Any, float]:
             bars=False,
         )
         if arguments.fsdp or arguments.deepspeed:
-            raise RecipeError("order: d3 cannot measure a sharded model yet; give order.edges: none.")
+            raise RecipeError("order: d3 cannot measure a sharded model yet; leave order.units out.")
         try:
             # It insists on data where the recipe asks for evaluation, which nobody does here.
             trainer = transformers.Trainer(model=model, args=arguments, eval_dataset=pool.dataset)

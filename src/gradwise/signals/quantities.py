@@ -28,6 +28,9 @@ class Signals:
     weight: NDArray[np.float64] | None = None
     """(N,) how often each sample should be seen relative to the others, where the data say so."""
 
+    words: NDArray[np.float32] | None = None
+    """(N, d) sketch of which label tokens there are (`gradwise.data.label_words`), known without a model."""
+
     loss: NDArray[np.float32] | None = None
     """(N,) own-mean cross entropy, nats per label token."""
 

@@ -1,7 +1,7 @@
 """D3: an order that the influence of units on one another dictates."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.cluster.vq import kmeans2
 
-from gradwise.errors import RecipeError
+from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.d3.graph import InfluenceGraph
 from gradwise.methods.d3.schedule import Windows
 from gradwise.methods.d3.units import Units
 from gradwise.methods.decision import Order
-from gradwise.numerics import knn_graph
+from gradwise.numerics import herd, interleaved, knn_graph
 from gradwise.numerics.balance import imbalance
 from gradwise.probing.answers import Bends
 from gradwise.settings import Settings
@@ -28,6 +28,9 @@ CLUSTERS = 8
 
 PARTS = 4
 """Sets that a node's probe samples are split into, to tell noise by."""
+
+BLOCK = 256
+"""Entries that are balanced at a time, so that a pass is like another only as far as it has to be."""
 
 STREAM = 0xD3
 """Keeps what is drawn here apart from the other random streams of a seed."""
@@ -58,17 +61,18 @@ class D3(Settings):
     method: Literal["d3"] = "d3"
     """By the influence of units on one another."""
 
-    units: Literal["domains", "clusters", "batches", "samples"] | Annotated[int, Field(ge=2)] = "domains"
-    """What is put in order: pieces of a domain, pieces of a cluster of alike gradients (a number says how
-    many clusters), batches as they come, or single samples."""
+    units: Literal["domains", "clusters", "batches", "samples"] | Annotated[int, Field(ge=2)] | None = None
+    """What is put in order by its influence: pieces of a domain, pieces of a cluster of alike gradients (a
+    number says how many clusters), batches as they come, or single samples. Unless given, no influence is
+    measured, and the order is balanced: every stretch of a pass has the label tokens of the whole."""
 
     size: Annotated[int, Field(ge=1)] | None = None
     """Samples of a unit; the run's batch size unless given, 1 for `samples`."""
 
-    edges: Literal["lookahead", "curvature", "first_order", "none"] | None = None
-    """How influence is measured: by trial steps, by Hessian-vector products, by gradients alone, or not at
-    all, which leaves the balanced order. Unless given, by curvature where a model can be asked, as in a run,
-    and to first order from the signals otherwise."""
+    edges: Literal["lookahead", "curvature", "first_order"] | None = None
+    """How influence is measured: by trial steps, by Hessian-vector products, or by gradients alone. Unless
+    given, by curvature where a model can be asked, as in a run, and to first order from the signals
+    otherwise."""
 
     target: Literal["pool", "validation"] = "pool"
     """Whose loss is to fall: of the samples that are put in order, or of the validation data."""
@@ -105,15 +109,24 @@ class D3(Settings):
     """Weight of old influences when new ones are measured."""
 
     def check(self) -> None:
+        if self.units is None and (given := self._given()):
+            raise RecipeError(
+                f"order.{given[0]} is about the influence of units on one another, and d3 only balances the "
+                "order where no units are named; give order.units, such as domains."
+            )
         if self.window is not None and self.commit > self.window:
             raise RecipeError(f"order.commit is {self.commit}, more than the window of {self.window}.")
         if self.units == "samples" and self.size not in (None, 1):
             raise RecipeError(f"order.units: samples are units of one; found size {self.size}.")
 
+    def _given(self) -> list[str]:
+        """Settings that are not as they would be by default."""
+        return [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+
     @property
     def grouped(self) -> bool:
         """Whether units are pieces of groups that last."""
-        return self.units not in ("batches", "samples")
+        return self.units not in ("batches", "samples", None)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -152,25 +165,22 @@ class D3(Settings):
         """
         rng = np.random.default_rng([seed, STREAM, epoch])
         entries = np.arange(len(signals)) if entries is None else entries
-        group = self.groups(signals, seed=seed) if self.grouped else None
-        units = self.units_of(rng.permutation(entries), group)
-        if group is not None:
-            self._check_several(units.names)
         edges = self.edges or ("first_order" if probe is None else "curvature")
         if edges in ("lookahead", "curvature") and probe is None:
             raise RecipeError(f"order.edges: {edges} asks a model; give a gradwise.Probe.")
+        group = self.groups(signals, seed=seed) if self.grouped else None
+        features = self.features(signals)
+        units = self.units_of(self.balanced(entries, features[entries], rng), group)
+        if group is not None:
+            self._check_several(units.names)
         graph = None
-        if edges != "none" and units.whole:
+        if self.units is not None and units.whole:
             graph = (
                 self.from_signals(signals, units, target)
                 if probe is None
                 else self.measured(probe, units, edges=edges, rng=rng)
             )
-        features = None
-        if units.own and signals.grad is not None:
-            whole = units.parts[: units.whole]
-            features = np.array([np.nanmean(signals.grad[rows], axis=0, dtype=np.float64) for rows in whole])
-        found = self.arranged(units, graph, rng, seed=seed, features=features)
+        found = self.arranged(units, graph, features, rng, seed=seed)
         place = np.repeat(found.order, units.size)
         rest = len(units.entries) - len(place)
         return Order(
@@ -183,6 +193,28 @@ class D3(Settings):
         )
 
     # ---- the steps of it, as a run takes them --------------------------------------------------------------
+
+    @staticmethod
+    def features(signals: Signals) -> NDArray[Any]:
+        """(N, d) whose sums over a stretch are to be in proportion: sketched label tokens, or else projected
+        gradients, or else domains."""
+        if signals.words is not None:
+            return signals.words
+        if signals.grad is not None:
+            rows = np.nan_to_num(np.asarray(signals.grad, dtype=np.float32))
+            lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+            return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+        if signals.domain is None:
+            raise SignalError("d3 balances label tokens, gradients or domains, and none of them is known.")
+        return np.eye(len(np.unique(signals.domain)))[np.unique(signals.domain, return_inverse=True)[1]]
+
+    @staticmethod
+    def balanced(
+        entries: NDArray[np.int64], features: NDArray[Any], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Entries in a random order in which every stretch has nearly the features (n, d) of the whole."""
+        mixed = rng.permutation(len(entries))
+        return entries[mixed[herd(features[mixed], BLOCK)]]
 
     def groups(self, signals: Signals, *, seed: int) -> NDArray[Any]:
         """(N,) the group of every sample; raises RecipeError where all are of one."""
@@ -210,7 +242,7 @@ class D3(Settings):
         self, entries: NDArray[np.int64], group: NDArray[Any] | None, batch_size: int = SIZE
     ) -> Units:
         """Entries cut into units; those of a group keep their order."""
-        size = 1 if self.units == "samples" else self.size or batch_size
+        size = 1 if self.units in ("samples", None) else self.size or batch_size
         if group is None:
             return Units.of_batches(entries, size)
         return Units.by_group(entries, group, size)
@@ -264,32 +296,34 @@ class D3(Settings):
         self,
         units: Units,
         graph: InfluenceGraph | None,
+        features: NDArray[Any],
         rng: np.random.Generator,
         *,
         seed: int,
-        features: NDArray[np.float64] | None = None,
     ) -> Arranged:
         """Units in order, by a graph of their nodes or in balance alone.
 
         Args:
             units: to be put in order.
             graph: None for the balanced order.
+            features: (N, d) of the entries' places, see `features`, which units that are no pieces of groups
+                are balanced by.
             rng: for the order in which units come into the window.
             seed: of the search for the best order in it.
-            features: (whole, d) what is kept in balance; the groups where units are pieces of such.
         """
-        base = units.balanced(rng)
-        if features is None and not units.own:
-            features = units.one_hot()
-        strays = {} if features is None else {"imbalance": _rounded(imbalance(features, base))}
+        base = np.arange(units.whole)
+        if not units.own:
+            mixed = rng.permutation(units.whole)
+            base = mixed[interleaved(units.node[mixed])]
+        strays = units.summed(features) if units.own else units.one_hot()
         if graph is None or len(base) < 2:
-            return Arranged(base, strays, None)
+            return Arranged(base, {"imbalance": _rounded(imbalance(strays, base))}, None)
         node, worth, before = self._by_unit(units, graph)
         windows = Windows(node, worth, before, self.window, self.commit, seed)
-        order = windows.order(base, features, self.balance)
+        order = windows.order(base, strays, self.balance)
         value = windows.value(order)
         told = {
-            **({} if features is None else {"imbalance": _rounded(imbalance(features, order))}),
+            "imbalance": _rounded(imbalance(strays, order)),
             "objective": _rounded(value),
             "objective_of_base": _rounded(windows.value(base)),
             "nodes": len(graph),
@@ -299,7 +333,7 @@ class D3(Settings):
 
     def why(self, graph: InfluenceGraph | None) -> str:
         """What to say of every entry."""
-        return "balanced" if graph is None else f"by the influence of {self.units} ({graph.edges})"
+        return "balanced by d3" if graph is None else f"by the influence of {self.units} ({graph.edges})"
 
     def _by_unit(self, units: Units, graph: InfluenceGraph) -> tuple[Any, Any, Any]:
         """Nodes, worth and precedences in the units' numbering; nothing is known of nodes not measured."""

@@ -36,16 +36,16 @@ class Windows:
     _known: dict[tuple[int, ...], NDArray[np.int64]] = field(default_factory=dict)
 
     def order(
-        self, base: NDArray[np.int64], features: NDArray[np.float64] | None, limit: float | None
+        self, base: NDArray[np.int64], features: NDArray[np.float64], limit: float | None
     ) -> NDArray[np.int64]:
         """(n,) the units of `base` in the order to be trained on.
 
         Args:
             base: (n,) units in the order in which they come into the window.
-            features: (units, d) of all units, whose prefix sums are kept in balance; None for no balance.
+            features: (units, d) of all units, whose prefix sums are kept in balance.
             limit: on their imbalance, see `gradwise.numerics.balance`.
         """
-        balance = Balance(np.zeros((len(base), 1)), None) if features is None else Balance(features, limit)
+        balance = Balance(features, limit)
         placed: list[int] = []
         waiting, at = [], 0
         size = len(base) if self.window is None else self.window

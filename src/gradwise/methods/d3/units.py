@@ -1,11 +1,10 @@
 """What is put in order: units of samples that are trained on together. Each stands for a node of a graph."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from gradwise.numerics import interleaved
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +80,10 @@ class Units:
         parts = self.parts
         return np.concatenate([*(parts[unit] for unit in order), *parts[self.whole :]])
 
-    def balanced(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """(whole,) a random order in which every prefix holds each node in proportion; as they come where
-        each unit is a node of its own."""
-        if self.own:
-            return np.arange(self.whole)
-        mixed = rng.permutation(self.whole)
-        return mixed[interleaved(self.node[mixed])]
+    def summed(self, features: NDArray[Any]) -> NDArray[np.float64]:
+        """(whole, d) sums of the entries' features (N, d) over each unit."""
+        rows = features[self.entries[: self.whole * self.size]].astype(np.float64)
+        return rows.reshape(self.whole, self.size, -1).sum(axis=1)
 
     def one_hot(self) -> NDArray[np.float64]:
         """(whole, nodes) which node each unit stands for."""
