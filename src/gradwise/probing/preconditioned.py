@@ -1,6 +1,6 @@
 """What an optimizer makes of a gradient in the long run, and room for many such vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -39,16 +39,20 @@ class Preconditioned:
 
     @classmethod
     def of_gradients(
-        cls, optimizer: Any, weights: Sequence[nn.Parameter], gradients: Sequence[list[Tensor]]
+        cls, optimizer: Any, weights: Sequence[nn.Parameter], gradients: Iterable[list[Tensor]]
     ) -> "Preconditioned":
         """For an optimizer of Adam's kind before its first step: the second moments that these gradients
         would give it."""
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        second, count = [torch.zeros_like(p) for p in weights], 0
+        for gradient in gradients:  # one at a time: many whole gradients could be too large
+            for total, each in zip(second, gradient, strict=True):
+                total.addcmul_(each, each)
+            count += 1
         scales: list[Tensor | float] = []
-        for place, parameter in enumerate(weights):
+        for parameter, total in zip(weights, second, strict=True):
             group = groups[id(parameter)]
-            second = torch.stack([each[place].square() for each in gradients]).mean(dim=0)
-            scales.append(_rate(group) / (second.sqrt() + group.get("eps", 1e-8)))
+            scales.append(_rate(group) / ((total / count).sqrt() + group.get("eps", 1e-8)))
         return cls(scales)
 
     def __call__(self, gradient: Sequence[Tensor]) -> list[Tensor]:

@@ -24,6 +24,9 @@ from gradwise.signals.head import LabelPositions
 
 Samples = Sequence[int] | NDArray[np.int64]
 
+STRETCH = 1 << 18
+"""Numbers of each vector that are multiplied at a time."""
+
 
 class Probe:
     """What needs a live model asks this; model, optimizer and random states are given back bit for bit.
@@ -129,9 +132,8 @@ class Probe:
             weights = self._weights()
             target, aim = self._gradient(towards, weights)
             if not self._knows_scale(weights):
-                aims = [self._gradient(unit, weights)[1] for unit in units]
+                aims = (self._gradient(unit, weights)[1] for unit in units)
                 way = Preconditioned.of_gradients(self.optimizer, weights, aims)
-                del aims
             else:
                 way = Preconditioned.of(self.optimizer, weights)
             direction = way(aim)
@@ -287,6 +289,9 @@ class Probe:
 
 
 def _products(a: list[Tensor], b: list[Tensor]) -> NDArray[np.float64]:
-    """(n, m) in double precision, a row at a time: whole copies could be too large."""
-    rows = [torch.stack([torch.dot(x.double(), y.double()) for y in b]) for x in a]
-    return torch.stack(rows).cpu().numpy()
+    """(n, m) in double precision, a stretch of the vectors at a time: whole copies could be too large."""
+    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a[0].device)
+    for start in range(0, len(a[0]), STRETCH):
+        x, y = (torch.stack([row[start : start + STRETCH] for row in rows]).double() for rows in (a, b))
+        total += x @ y.T
+    return total.cpu().numpy()
