@@ -1,6 +1,5 @@
 """D3: an order that the influence of units on one another dictates."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -155,7 +154,7 @@ class D3(Settings):
         group = self.groups(signals, seed=seed) if self.grouped else None
         units = self.units_of(rng.permutation(entries), group)
         if group is not None:
-            self._check_several(units.names)
+            self._check_several(len(units.names))
         edges = self.edges or ("first_order" if probe is None else "curvature")
         if edges in ("lookahead", "curvature") and probe is None:
             raise RecipeError(f"order.edges: {edges} asks a model; give a gradwise.Probe.")
@@ -187,7 +186,7 @@ class D3(Settings):
     def groups(self, signals: Signals, *, seed: int) -> NDArray[Any]:
         """(N,) the group of every sample; raises RecipeError where all are of one."""
         found = signals.require("domain", "d3") if self.units == "domains" else self._clusters(signals, seed)
-        self._check_several(np.unique(found))
+        self._check_several(len(np.unique(found)))
         return found
 
     def _clusters(self, signals: Signals, seed: int) -> NDArray[Any]:
@@ -199,8 +198,8 @@ class D3(Settings):
         rng = np.random.default_rng([seed, STREAM])
         return kmeans2(rows, min(count, len(rows)), minit="++", rng=rng, missing="warn")[1]
 
-    def _check_several(self, names: Sequence[Any]) -> None:
-        if len(names) < 2:
+    def _check_several(self, groups: int) -> None:
+        if groups < 2:
             raise RecipeError(
                 f"order: d3 found a single one of {self.units}, and there is nothing to put in order; "
                 "give the data a `domain` column, or order.units: clusters, batches or samples."
