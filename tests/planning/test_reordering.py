@@ -10,7 +10,9 @@ import pyarrow.parquet
 import pytest
 
 import gradwise as gw
+from gradwise.data import label_words
 from gradwise.methods.d3 import D3
+from gradwise.numerics.balance import imbalance
 from tests.conftest import same_weights
 
 
@@ -147,11 +149,24 @@ def test_an_overhead_that_allows_nothing_is_said(story_model, arguments, speeche
     assert "only balanced" in sentence and "order.overhead allows 1 " in sentence
 
 
-def test_a_step_that_moves_nothing_is_not_looked_at(run: Any) -> None:
-    order = D3(units="domains", edges="lookahead", probes=2, target_samples=4, overhead=1.0)
-    _, events = run(order, lr_scheduler_type="linear", warmup_steps=4)
-    assert "nodes" not in events[0]
-    assert "nodes" in events[1]
+def test_before_a_warm_up_the_peak_is_looked_at(run: Any) -> None:
+    """Its first step moves nothing."""
+    order = D3(units="domains", edges="lookahead", probes=2, target_samples=4, overhead=0.2)
+    _, (told,) = run(order, lr_scheduler_type="linear", warmup_steps=4)
+    assert told["nodes"] == 3 and told["step"] == 0
+
+
+def test_a_default_run_is_balanced_by_its_words_and_measures_nothing(run: Any) -> None:
+    trainer, events = run(D3(), num_train_epochs=4)
+    assert events == []
+    words = label_words(trainer.train_dataset)
+    passes = epochs(trainer)
+    for entries in passes:
+        assert sorted(entries.tolist()) == list(range(72))
+        rng = np.random.default_rng(0)
+        by_chance = min(imbalance(words, rng.permutation(72)) for _ in range(100))
+        assert imbalance(words, entries) < by_chance
+    assert len({tuple(entries.tolist()) for entries in passes}) >= 3
 
 
 def test_with_grace_before_and_direct_at_the_end(run: Any, speeches: Any) -> None:

@@ -182,9 +182,13 @@ class Reordering:
         return sketches + nodes * (probes + STEP) + evaluated * FORWARD
 
     def due(self, step: int, onsets: tuple[int, ...]) -> bool:
-        """Whether to measure before `step`; also where the last phase begins, which trains on other data."""
+        """Whether to put in order what is ahead of `step`; also where the last phase begins, which trains on
+        other data."""
+        return self._measuring(step) or (bool(self.timetable.every) and step in onsets)
+
+    def _measuring(self, step: int) -> bool:
         every = self.timetable.every
-        return bool(every) and (step % every == 0 or step in onsets)
+        return bool(every) and step % every == 0
 
     # ---- measuring -----------------------------------------------------------------------------------------
 
@@ -202,7 +206,8 @@ class Reordering:
         stretches = _stretches(self.trainer.session.batches_of(plan), served, onsets)
         whole = [joined(stretch, sum(map(len, stretch)), stretch[0].epoch) for stretch in stretches]
         units = [self._units(piece, step) for piece in (whole if self.d3.grouped else whole[:1])]
-        self._measure(whole[0], units[0], step)
+        if self._measuring(step):
+            self._measure(whole[0], units[0], step)
         took = {"measuring": time.perf_counter() - start}
         told: dict[str, Any] = {}
         for number, own in enumerate(units):
@@ -241,15 +246,13 @@ class Reordering:
 
     def _named(self, piece: Segment, size: int, count: int, step: int) -> tuple[str, ...]:
         if size == 1:
-            return tuple(f"sample {index}" for index in piece.indices[:count])
+            return tuple(f"sample {index} (place {n + 1})" for n, index in enumerate(piece.indices[:count]))
         return tuple(f"batch {number + 1} from step {step + 1}" for number in range(-(-count // size)))
 
     def _measure(self, piece: Segment, units: Units, step: int) -> None:
         """Measure influence, and remember it with what was known before."""
         probe = self._probe()
-        if self._edges == "lookahead" and probe.rates == {0.0}:
-            return  # The first step of a warm-up moves nothing.
-        if len(np.unique(units.node[: units.whole])) < 2:
+        if len(units.nodes) < 2:
             return  # What is left is all alike.
         rng = np.random.default_rng([self.recipe.seed, STREAM, step, _PROBES])
         rows = replace(units, entries=piece.indices[units.entries])

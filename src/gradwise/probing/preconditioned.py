@@ -1,6 +1,6 @@
 """What an optimizer makes of a gradient in the long run, and room for many such vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,34 +29,38 @@ class Preconditioned:
         self.scales = scales
 
     @classmethod
-    def of(cls, optimizer: Any, weights: Sequence[nn.Parameter]) -> "Preconditioned":
-        """By an optimizer's present moments; one that is not of Adam's kind counts as SGD."""
+    def of(
+        cls, optimizer: Any, weights: Sequence[nn.Parameter], gradients: Iterable[list[Tensor]] = ()
+    ) -> "Preconditioned":
+        """By an optimizer's present moments; one that is not of Adam's kind counts as SGD.
+
+        Args:
+            optimizer: of the training.
+            weights: the parameters that move.
+            gradients: give weights that have no moments yet those that these would give them.
+        """
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        missing = [p for p in weights if not _has_moments(optimizer, groups[id(p)], p)]
+        second = dict(zip(missing, _mean_squares(weights, missing, gradients), strict=True))
         scales = []
         for parameter in weights:
             group, state = groups[id(parameter)], optimizer.state.get(parameter, {})
-            if "exp_avg_sq" not in state:
+            if "betas" not in group:
                 scales.append(_Scale(_rate(group) / (1 - float(group.get("momentum", 0.0)))))
-                continue
-            beta, steps = float(group["betas"][1]), float(state.get("step", 1))
-            second = state["exp_avg_sq"] / (1 - beta**steps)
-            share = (1 - beta) / (1 - beta ** (steps + 1))
-            scales.append(_Scale(_rate(group), second, share, group.get("eps", 1e-8)))
+            elif parameter in second:
+                scales.append(_Scale(_rate(group), second[parameter], 0.0, group.get("eps", 1e-8)))
+            else:
+                beta, steps = float(group["betas"][1]), float(state.get("step", 1))
+                mean = state["exp_avg_sq"] / (1 - beta**steps)
+                share = (1 - beta) / (1 - beta ** (steps + 1))
+                scales.append(_Scale(_rate(group), mean, share, group.get("eps", 1e-8)))
         return cls(scales)
 
-    @classmethod
-    def of_gradients(
-        cls, optimizer: Any, weights: Sequence[nn.Parameter], gradients: Sequence[list[Tensor]]
-    ) -> "Preconditioned":
-        """For an optimizer of Adam's kind before its first step: the second moments that these gradients
-        would give it."""
+    @staticmethod
+    def known(optimizer: Any, weights: Sequence[nn.Parameter]) -> bool:
+        """Whether the present moments are enough."""
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        scales = []
-        for place, parameter in enumerate(weights):
-            group = groups[id(parameter)]
-            second = torch.stack([each[place].square() for each in gradients]).mean(dim=0)
-            scales.append(_Scale(_rate(group), second, 0.0, group.get("eps", 1e-8)))
-        return cls(scales)
+        return all(_has_moments(optimizer, groups[id(p)], p) for p in weights)
 
     def __call__(self, gradient: Sequence[Tensor]) -> list[Tensor]:
         """The way, for each parameter."""
@@ -106,6 +110,27 @@ def sketch(tensors: Sequence[Tensor]) -> Tensor:
         total += fold_with_signs(tensor.detach(), SKETCH, seed=place, offset=offset)
         offset = (offset + tensor.numel()) % SKETCH
     return total
+
+
+def _has_moments(optimizer: Any, group: dict[str, Any], parameter: nn.Parameter) -> bool:
+    """Whether nothing more is needed of a parameter."""
+    return "betas" not in group or "exp_avg_sq" in optimizer.state.get(parameter, {})
+
+
+def _mean_squares(
+    weights: Sequence[nn.Parameter], wanted: Sequence[nn.Parameter], gradients: Iterable[list[Tensor]]
+) -> list[Tensor]:
+    """Of some weights, over gradients of all; one gradient at a time, since many could be too large."""
+    if not wanted:
+        return []
+    places = {id(p): place for place, p in enumerate(weights)}
+    sums, count = [torch.zeros_like(p) for p in wanted], 0
+    for gradient in gradients:
+        for total, parameter in zip(sums, wanted, strict=True):
+            each = gradient[places[id(parameter)]]
+            total.addcmul_(each, each)
+        count += 1
+    return [total / max(1, count) for total in sums]
 
 
 def _rate(group: dict[str, Any]) -> float:

@@ -6,6 +6,7 @@ of a gradient in the long run (learning rate included), H_u the Hessian of their
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from gradwise.signals.given_back import uncompiled
 from gradwise.signals.head import LabelPositions
 
 Samples = Sequence[int] | NDArray[np.int64]
+
+STRETCH = 1 << 18
+"""Numbers of each vector that are multiplied at a time."""
 
 
 class Probe:
@@ -67,9 +71,10 @@ class Probe:
         return len(self.dataset) + np.arange(len(self._aims))
 
     @property
-    def rates(self) -> set[float]:
-        """The learning rates of the next step."""
-        return {float(group["lr"]) for group in self.optimizer.param_groups}
+    def rate(self) -> float:
+        """The largest learning rate of the next step; the peak's where a warm-up begins with zero."""
+        groups = self.optimizer.param_groups
+        return max(float(group["lr"] or group.get("initial_lr", 0.0)) for group in groups)
 
     def losses(self, samples: Samples) -> NDArray[np.float64]:
         """(m,) own-mean losses at the present weights, without dropout."""
@@ -81,7 +86,8 @@ class Probe:
     ) -> Ahead:
         """The losses of samples after one step of the optimizer on each unit, each from the present weights.
 
-        A step is the run's own: token-mean loss, clipping, moments, weight decay, learning rate.
+        A step is the run's own: token-mean loss, clipping, moments, weight decay, learning rate (that of the
+        peak where a warm-up is about to begin with zero).
 
         Args:
             units: samples of each trial step.
@@ -128,12 +134,10 @@ class Probe:
         with self._lent(), torch.inference_mode(False), torch.enable_grad():
             weights = self._weights()
             target, aim = self._gradient(towards, weights)
-            if not self._knows_scale(weights):
-                aims = [self._gradient(unit, weights)[1] for unit in units]
-                way = Preconditioned.of_gradients(self.optimizer, weights, [*aims, aim])
-                del aims
-            else:
-                way = Preconditioned.of(self.optimizer, weights)
+            gradients: Any = ()
+            if not Preconditioned.known(self.optimizer, weights):
+                gradients = chain((self._gradient(unit, weights)[1] for unit in units), [aim])
+            way = Preconditioned.of(self.optimizer, weights, gradients)
             direction = way(aim)
             vectors = Vectors(weights, 3 * len(units) + 1)
             target_vector = vectors.of(aim)
@@ -164,12 +168,6 @@ class Probe:
             raise SignalError("No parameter of the model requires a gradient; there is no step to look at.")
         return weights
 
-    def _knows_scale(self, weights: list[nn.Parameter]) -> bool:
-        """Whether P is known: of Adam's kind, second moments are needed."""
-        if "betas" not in self.optimizer.param_groups[0]:
-            return True
-        return all("exp_avg_sq" in self.optimizer.state.get(p, {}) for p in weights)
-
     def _step(self, unit: Samples) -> None:
         """One step of the optimizer, in the mode the model is found in."""
         weights = self._weights()
@@ -177,6 +175,9 @@ class Probe:
             _, gradients = self._gradient(unit, weights)
         for parameter, gradient in zip(weights, gradients, strict=True):
             parameter.grad = gradient
+        for group in self.optimizer.param_groups:
+            # The first step of a warm-up would move nothing; given back with the rest.
+            group["lr"] = group["lr"] or group.get("initial_lr", 0.0)
         if self.clip:
             nn.utils.clip_grad_norm_(weights, self.clip)
         self.optimizer.step()
@@ -287,6 +288,9 @@ class Probe:
 
 
 def _products(a: list[Tensor], b: list[Tensor]) -> NDArray[np.float64]:
-    """(n, m) in double precision, a row at a time: whole copies could be too large."""
-    rows = [torch.stack([torch.dot(x.double(), y.double()) for y in b]) for x in a]
-    return torch.stack(rows).cpu().numpy()
+    """(n, m) in double precision, a stretch of the vectors at a time: whole copies could be too large."""
+    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a[0].device)
+    for start in range(0, len(a[0]), STRETCH):
+        x, y = (torch.stack([row[start : start + STRETCH] for row in rows]).double() for rows in (a, b))
+        total += x @ y.T
+    return total.cpu().numpy()

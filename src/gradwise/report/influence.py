@@ -105,7 +105,7 @@ def graph_picture(graphs: list[Graph]) -> bytes:
     figure = Figure(figsize=(6.2 * len(shown) + 0.8, 7.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(shown), squeeze=False, height_ratios=[3, 1], sharex="col")
-    image = None
+    image: Any = None
     for graph, count, (above, below) in zip(shown, total, axes.T, strict=True):
         image = _heat(above, graph, reach)
         cut = f"; {len(graph.names)} of {count} nodes, the most influential" if count > MOST else ""

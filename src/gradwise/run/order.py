@@ -30,6 +30,9 @@ from gradwise.training.arguments import training_arguments
 
 ORDERED, SUMMARY, GRAPH = "ordered.parquet", "order.json", "graph.parquet"
 
+MANY = 200
+"""Nodes from which on the cost is told, which grows with their square."""
+
 
 def order_samples(
     recipe: Recipe, out: Path, *, text: bool = True, tell: Any = print, progress: bool = True
@@ -69,6 +72,11 @@ def order_samples(
         signals = replace(signals, words=label_words(chosen.pool.dataset)[rows])
     entries = _entries(recipe, chosen)
     probe = _probe(recipe, chosen, rows, held_out, tell) if probes else None
+    if probes and not order.grouped and (nodes := len(entries) // (order.size or 1)) > MANY:
+        tell(
+            f"order.units: {order.units} makes {nodes:,} nodes, whose influences on one another are all "
+            "measured here, at a cost that grows with their square; domains or clusters take far less."
+        )
     start = time.perf_counter()
     found = order.order(signals, np.searchsorted(rows, entries), probe=probe, epoch=0, seed=recipe.seed)
     found = replace(found, indices=rows[found.indices])

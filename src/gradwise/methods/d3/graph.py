@@ -22,7 +22,7 @@ class InfluenceGraph:
     """(n, n) what it is worth to have i before j; NaN where not looked at."""
 
     noise: NDArray[np.float64]
-    """(n, n) standard error of `weight`."""
+    """(n, n) standard error of weight[i, j] - weight[j, i], by which a direction is told; symmetric."""
 
     influence: NDArray[np.float64]
     """(n,) share of the target's loss that a step on i takes off."""
@@ -33,6 +33,9 @@ class InfluenceGraph:
 
     step: int = 0
     """Optimizer steps done when it was measured."""
+
+    rate: float = 1.0
+    """Learning rate that the weights are for."""
 
     @classmethod
     def of_bends(
@@ -56,9 +59,9 @@ class InfluenceGraph:
         blocks = of_parts[parts[:, None, :, None], parts[None, :, None, :]]
         return cls(
             names,
-            weight=blocks.mean(axis=(2, 3)),
-            noise=_two_way_error(blocks),
-            influence=(bends.towards / bends.target_loss)[parts].mean(axis=1),
+            weight=_mean(blocks, (2, 3)),
+            noise=_two_way_error(blocks - blocks.transpose(1, 0, 3, 2)),
+            influence=np.nan_to_num(_mean((bends.towards / bends.target_loss)[parts], (1,))),
             edges=edges,
         )
 
@@ -78,15 +81,15 @@ class InfluenceGraph:
         taken = ahead.before - ahead.after
         weight, spread = np.full((n, n), np.nan), np.full((n, n), np.nan)
         for j in range(n):
-            own = np.flatnonzero(owner == j)
+            own = np.flatnonzero((owner == j) & np.isfinite(ahead.before))
+            if not len(own):
+                continue
             weight[:, j] = taken[:, own].mean(axis=1) / ahead.before[own].mean()
             error = taken[:, own].std(axis=1, ddof=1) / np.sqrt(len(own)) if len(own) > 1 else np.nan
             spread[:, j] = error / ahead.before[own].mean()
-        # To first order the products are symmetric, so that other samples of i would move a weight as much
-        # as other samples of j move the one in return.
-        noise = np.sqrt(_smoothed(spread) ** 2 + _smoothed(spread).T ** 2)
-        influence = taken[:, target].mean(axis=1) / ahead.before[target].mean()
-        return cls(names, weight, noise, influence, edges="lookahead")
+        seen = _smoothed(spread**2 + spread.T**2)
+        influence = np.nan_to_num(_mean(taken[:, target], (1,)) / np.nanmean(ahead.before[target]))
+        return cls(names, weight, np.sqrt(seen), influence, edges="lookahead")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -99,36 +102,47 @@ class InfluenceGraph:
             threshold: how many standard errors stand out.
         """
         difference = self.weight - self.weight.T
-        error = np.sqrt(self.noise**2 + self.noise.T**2)
         with np.errstate(invalid="ignore"):
-            out = difference > np.maximum(threshold * error, 0.0)
+            out = difference > np.maximum(threshold * self.noise, 0.0)
         arcs = np.where(out, difference, 0.0)
         np.fill_diagonal(arcs, 0.0)
         return break_cycles(arcs).weights > 0
 
-    def worth(self, early: float) -> NDArray[np.float64]:
+    def worth(self, early: float, units: int) -> NDArray[np.float64]:
         """(n, n) what the order is chosen by: the weights, and `early` times a node's influence for every
-        place earlier, counted in shares of the whole."""
-        worth = np.nan_to_num(self.weight) + early * self.influence[:, None] / max(1, len(self))
+        unit that comes after it, counted in shares of all.
+
+        Args:
+            early: weight of that.
+            units: how many there are to put in order.
+        """
+        worth = np.nan_to_num(self.weight) + early * self.influence[:, None] / max(1, units)
         np.fill_diagonal(worth, 0.0)
         return worth
 
     def followed_by(self, newer: "InfluenceGraph", keep: float) -> "InfluenceGraph":
-        """The average of old values, weighted by `keep`, and new ones; nodes are matched by name."""
+        """The average of old values, weighted by `keep` and brought to the new learning rate, and new ones;
+        nodes are matched by name."""
         where = {name: place for place, name in enumerate(self.names)}
-        if self.edges != newer.edges or not all(name in where for name in newer.names):
+        if self.edges != newer.edges or not all(name in where for name in newer.names) or not self.rate:
             return newer
         rows = np.array([where[name] for name in newer.names], dtype=np.int64)
-        old = self.weight[np.ix_(rows, rows)], self.noise[np.ix_(rows, rows)], self.influence[rows]
-        new = newer.weight, newer.noise, newer.influence
+        ratio = newer.rate / self.rate
+        grown = ratio**2 if self.edges == "curvature" else ratio
 
-        def mixed(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-            both = keep * a + (1 - keep) * b
-            return np.where(np.isnan(a), b, np.where(np.isnan(b), a, both))
+        def mixed(old: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
+            both = keep * old + (1 - keep) * new
+            return np.where(np.isnan(old), new, np.where(np.isnan(new), old, both))
 
-        noise = np.sqrt((keep * old[1]) ** 2 + ((1 - keep) * new[1]) ** 2)
-        noise = np.where(np.isnan(old[1]), new[1], np.where(np.isnan(new[1]), old[1], noise))
-        return replace(newer, weight=mixed(old[0], new[0]), noise=noise, influence=mixed(old[2], new[2]))
+        square = np.ix_(rows, rows)
+        old, new = grown * self.noise[square], newer.noise
+        noise = np.hypot(keep * old, (1 - keep) * new)
+        return replace(
+            newer,
+            weight=mixed(grown * self.weight[square], newer.weight),
+            noise=np.where(np.isnan(old), new, np.where(np.isnan(new), old, noise)),
+            influence=mixed(ratio * self.influence[rows], newer.influence),
+        )
 
     def columns(self, threshold: float) -> dict[str, list[Any]]:
         """Its arcs as columns of a table."""
@@ -152,7 +166,7 @@ class InfluenceGraph:
             "weight": self.weight,
             "noise": self.noise,
             "influence": self.influence,
-            "step": np.array([self.step]),
+            "when": np.array([self.step, self.rate]),
         }
 
     @classmethod
@@ -164,7 +178,8 @@ class InfluenceGraph:
             arrays["noise"],
             arrays["influence"],
             arrays["edges"].tobytes().decode(),
-            int(arrays["step"][0]),
+            int(arrays["when"][0]),
+            float(arrays["when"][1]),
         )
 
 
@@ -174,12 +189,20 @@ def _two_way_error(blocks: NDArray[np.float64]) -> NDArray[np.float64]:
     p = blocks.shape[-1]
     if p < 2:
         return np.full(blocks.shape[:2], np.nan)
-    rows, columns = (blocks.mean(axis=axis).var(axis=-1, ddof=1) / p for axis in (3, 2))
-    return _smoothed(np.sqrt(rows + columns))
+    rows, columns = (np.nanvar(_mean(blocks, (axis,)), axis=-1, ddof=1) / p for axis in (3, 2))
+    return np.sqrt(_smoothed(rows + columns))
 
 
-def _smoothed(errors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Errors from a handful of values err themselves, so each is averaged with that of all."""
-    if not np.isfinite(errors).any():
-        return errors
-    return np.sqrt((errors**2 + np.nanmean(errors**2)) / 2)
+def _smoothed(squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Squared errors from a handful of values err themselves, so each is averaged with that of all pairs."""
+    apart = squares[~np.eye(len(squares), dtype=bool)]
+    apart = apart[np.isfinite(apart)]
+    return (squares + apart.mean()) / 2 if apart.size else squares
+
+
+def _mean(values: NDArray[np.float64], axis: tuple[int, ...]) -> NDArray[np.float64]:
+    """Over what is finite; NaN where nothing is."""
+    finite = np.isfinite(values)
+    counts = finite.sum(axis=axis)
+    sums = np.where(finite, values, 0.0).sum(axis=axis)
+    return np.divide(sums, counts, out=np.full(np.shape(sums), np.nan), where=counts > 0)

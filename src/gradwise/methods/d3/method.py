@@ -1,7 +1,6 @@
 """D3: an order that the influence of units on one another dictates."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,8 +28,8 @@ CLUSTERS = 8
 PARTS = 4
 """Sets that a node's probe samples are split into, to tell noise by."""
 
-BLOCK = 256
-"""Entries that are balanced at a time, so that a pass is like another only as far as it has to be."""
+BLOCK = 4096
+"""Entries that are balanced at a time: time goes with the pool's size times this."""
 
 STREAM = 0xD3
 """Keeps what is drawn here apart from the other random streams of a seed."""
@@ -172,7 +171,7 @@ class D3(Settings):
         features = self.features(signals)
         units = self.units_of(self.balanced(entries, features[entries], rng), group)
         if group is not None:
-            self._check_several(units.names)
+            self._check_several(len(units.names))
         graph = None
         if self.units is not None and units.whole:
             graph = (
@@ -214,12 +213,15 @@ class D3(Settings):
     ) -> NDArray[np.int64]:
         """Entries in a random order in which every stretch has nearly the features (n, d) of the whole."""
         mixed = rng.permutation(len(entries))
-        return entries[mixed[herd(features[mixed], BLOCK)]]
+        order = mixed[herd(features[mixed], BLOCK)]
+        # Turned and begun elsewhere an order is as balanced, and no pass is like another.
+        order = np.roll(order[:: rng.choice([-1, 1])], rng.integers(max(1, len(order))))
+        return entries[order]
 
     def groups(self, signals: Signals, *, seed: int) -> NDArray[Any]:
         """(N,) the group of every sample; raises RecipeError where all are of one."""
         found = signals.require("domain", "d3") if self.units == "domains" else self._clusters(signals, seed)
-        self._check_several(np.unique(found))
+        self._check_several(len(np.unique(found)))
         return found
 
     def _clusters(self, signals: Signals, seed: int) -> NDArray[Any]:
@@ -231,8 +233,8 @@ class D3(Settings):
         rng = np.random.default_rng([seed, STREAM])
         return kmeans2(rows, min(count, len(rows)), minit="++", rng=rng, missing="warn")[1]
 
-    def _check_several(self, names: Sequence[Any]) -> None:
-        if len(names) < 2:
+    def _check_several(self, groups: int) -> None:
+        if groups < 2:
             raise RecipeError(
                 f"order: d3 found a single one of {self.units}, and there is nothing to put in order; "
                 "give the data a `domain` column, or order.units: clusters, batches or samples."
@@ -259,22 +261,32 @@ class D3(Settings):
             rng: draws the samples.
             probes: samples of each node, at most so many; `probes` unless given.
         """
-        nodes = np.unique(units.node[: units.whole])
+        nodes = units.nodes
         names = tuple(units.names[node] for node in nodes)
         drawn = [self._drawn(units, node, probes or self.probes, rng) for node in nodes]
-        target = probe.target if len(probe.target) else units.entries
-        target = rng.permutation(target)[: self.target_samples]
+        target = self._aims(probe, units, drawn, rng)
         if edges == "lookahead":
-            return self._looked_ahead(probe, names, drawn, target)
+            return replace(self._looked_ahead(probe, names, drawn, target), rate=probe.rate)
         parts = min(PARTS, min(len(own) for own in drawn))
         split = [own[part::parts] for own in drawn for part in range(parts)]
         bends = probe.bends(split, target, hessian=edges == "curvature")
-        return InfluenceGraph.of_bends(names, np.repeat(np.arange(len(names)), parts), bends, edges)
+        found = InfluenceGraph.of_bends(names, np.repeat(np.arange(len(names)), parts), bends, edges)
+        return replace(found, rate=probe.rate)
+
+    def _aims(
+        self, probe: Any, units: Units, drawn: list[Any], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Samples of the target; of the entries those that no step is tried on, as long as there are some."""
+        found = probe.target
+        if not len(found):
+            others = np.setdiff1d(units.entries, np.concatenate(drawn))
+            found = others if len(others) >= self.target_samples else units.entries
+        return rng.permutation(found)[: self.target_samples]
 
     def from_signals(self, signals: Signals, units: Units, target: Signals | None) -> InfluenceGraph:
         """Influences to first order, from gradients that were measured; a step is of length one."""
         grad, loss = (signals.require(name, "d3 without a probe") for name in ("grad", "loss"))
-        nodes = np.unique(units.node[: units.whole])
+        nodes = units.nodes
         rows = [self._rows(units, node) for node in nodes]
         parts = min(PARTS, min(len(own) for own in rows))
         split = [own[part::parts] for own in rows for part in range(parts)]
@@ -343,7 +355,7 @@ class D3(Settings):
         worth, before = np.zeros((n, n)), np.zeros((n, n), dtype=bool)
         if rows:
             to, of = (np.array(each) for each in zip(*rows, strict=True))
-            worth[np.ix_(to, to)] = graph.worth(self.early)[np.ix_(of, of)]
+            worth[np.ix_(to, to)] = graph.worth(self.early, units.whole)[np.ix_(of, of)]
             before[np.ix_(to, to)] = graph.precedences(self.threshold)[np.ix_(of, of)]
         return units.node[: units.whole], worth, before
 

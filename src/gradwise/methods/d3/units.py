@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+MIXED = "(mixed)"
+"""The node of units that hold what is left of several groups."""
+
 
 @dataclass(frozen=True, eq=False)
 class Units:
@@ -48,7 +51,7 @@ class Units:
     @classmethod
     def by_group(cls, entries: NDArray[np.int64], group: NDArray[np.generic], size: int) -> "Units":
         """Units of one group each, in which entries keep their order; what is left of the groups at the end
-        is put together in units of the group that has most of them.
+        is put together in units that stand for none of them.
 
         Args:
             entries: (n,) places in the pool.
@@ -56,18 +59,26 @@ class Units:
             size: entries of a unit.
         """
         names, codes = np.unique(group[entries], return_inverse=True)
-        whole, rest = [], []
+        kept, rest = [], []
         for code in range(len(names)):
             own = np.flatnonzero(codes == code)
-            kept = len(own) // size * size
-            whole.append(own[:kept])
-            rest.append(own[kept:])
-        places = np.concatenate([*whole, *rest])
-        node = [
-            int(np.argmax(np.bincount(codes[places[at : at + size]], minlength=len(names))))
-            for at in range(0, len(places), size)
-        ]
-        return cls(entries[places], size, np.array(node, dtype=np.int64), tuple(str(name) for name in names))
+            whole = len(own) // size * size
+            kept.append(own[:whole])
+            rest.append(own[whole:])
+        node = np.repeat(np.arange(len(names)), [len(own) // size for own in kept])
+        mixed = -(-sum(map(len, rest)) // size)
+        return cls(
+            entries[np.concatenate([*kept, *rest])],
+            size,
+            np.concatenate([node, np.full(mixed, len(names))]).astype(np.int64),
+            (*(str(name) for name in names), *([MIXED] if mixed else [])),
+        )
+
+    @property
+    def nodes(self) -> NDArray[np.int64]:
+        """Nodes that have whole units of their own."""
+        found = np.unique(self.node[: self.whole])
+        return found if self.own else found[[self.names[node] != MIXED for node in found]]
 
     @property
     def whole(self) -> int:
