@@ -64,7 +64,9 @@ def texts() -> dict[str, list[str]]:
     for name, path in (("stories", "text/tinystories.txt"), ("encyclopedia", "text/wikitext2-test.raw.txt")):
         found[name] = [piece["text"] for piece in chunks((DATA / path).read_text(encoding="utf-8")[:400_000])]
     records = json.loads((DATA / "commonsense/train/openbookqa.json").read_text(encoding="utf-8"))[:1500]
-    found["openbookqa"] = [" ".join(str(record[key]) for key in ("instruction", "output")) for record in records]
+    found["openbookqa"] = [
+        " ".join(str(record[key]) for key in ("instruction", "output")) for record in records
+    ]
     found["dolly"] = [" ".join(record.values()) for record in instructions("dolly")[:1500]]
     return {name: found[name] for name in sorted(found)}
 
@@ -127,7 +129,9 @@ def optimizer_of(kind: str, model: Any) -> Any:
     """Before its first step, at the rate of the warming."""
     if kind == "sgd":
         return torch.optim.SGD(model.parameters(), lr=WARM_RATE["sgd"], momentum=0.9, fused=True)
-    return torch.optim.AdamW(model.parameters(), lr=WARM_RATE["adamw"], betas=(0.9, 0.999), weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(
+        model.parameters(), lr=WARM_RATE["adamw"], betas=(0.9, 0.999), weight_decay=0.0, fused=True
+    )
 
 
 def settled(kind: str, optimizer: Any) -> None:
@@ -365,5 +369,3 @@ def _estimate(entry: dict[str, Any], rate: str, edges: str, probes: str) -> tupl
         moments = np.array(entry["second_moments"][probes]) / entry["target_loss"]
         return difference + moments / float(rate), error
     return difference, error
-
-

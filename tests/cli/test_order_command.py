@@ -17,7 +17,13 @@ def domains(project: Project) -> Project:
     project.records("train.jsonl", records)
     project.recipe["layers"] = "all"
     project.recipe["train"] |= {"batch_size": 4, "max_steps": 2}
-    project.recipe["order"] = {"method": "d3", "probes": 2, "target_samples": 4, "overhead": 20.0}
+    project.recipe["order"] = {
+        "method": "d3",
+        "units": "domains",
+        "probes": 2,
+        "target_samples": 4,
+        "overhead": 20.0,
+    }
     return project
 
 
@@ -53,7 +59,7 @@ def test_goes_to_a_folder_of_the_recipes_name(gradwise: Start, project: Project)
 
 
 def test_only_influences_can_be_drawn(gradwise: Start, project: Project) -> None:
-    for order, found in (("shuffle", "shuffle"), ("{method: d3, edges: none}", "d3 with edges: none")):
+    for order, found in (("shuffle", "shuffle"), ("d3", "d3 without units")):
         command = gradwise("order", project.path, "--plot", "--set", f"order={order}")
         assert command.code == 2
         assert f"--plot draws the influences that d3 orders by, and order is {found}" in command.stderr

@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 
 import gradwise as gw
 from gradwise import Data, Model, Recipe, Source, Train, baselines
-from gradwise.data import load
+from gradwise.data import label_words, load
 from gradwise.data.settings import Allowed
 from gradwise.run import train
 from gradwise.run.order import order_samples
@@ -57,7 +57,7 @@ def recipe(tmp_path: Path, stories: Path) -> Recipe:
             allow=Allowed(cut=1.0, empty=1.0),
         ),
         train=Train(batch_size=4, learning_rate=1e-3),
-        order=gw.D3(probes=2, target_samples=4),
+        order=gw.D3(units="domains", probes=2, target_samples=4),
         seed=3,
     )
 
@@ -109,7 +109,7 @@ def test_d3_orders_as_it_does_in_python(
     recipe: Recipe, edges: Any, story_model: Callable[[], Any], tokenizer: Any, tmp_path: Path
 ) -> None:
     assert recipe.data is not None
-    d3 = gw.D3(edges=edges, probes=2, target_samples=4)
+    d3 = gw.D3(units="domains", edges=edges, probes=2, target_samples=4)
     # What is unset is curvature, as in a run.
     asked = replace(d3, edges=None) if edges == "curvature" else d3
     found = ordered(
@@ -120,7 +120,7 @@ def test_d3_orders_as_it_does_in_python(
     # The rate cannot matter to which of two steps is better first, but for look-ahead's own curvature.
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.0)
     probe = gw.Probe(model, optimizer, pool.dataset, gw.Collator.for_tokenizer(tokenizer), clip=1.0)
-    known = gw.Signals(len(pool), domain=np.array(pool.dataset["domain"]))
+    known = gw.Signals(len(pool), domain=np.array(pool.dataset["domain"]), words=label_words(pool.dataset))
     again = replace(d3, size=5).order(known, probe=probe, seed=3)
     assert found.indices.tolist() == again.indices.tolist()
     np.testing.assert_array_equal(found.graph.weight, again.graph.weight)
@@ -226,7 +226,7 @@ def test_weights_are_whole_copies(recipe: Recipe, tmp_path: Path) -> None:
     assert recipe.data is not None and isinstance(recipe.data.train, list)
     first, second = recipe.data.train
     weighted = [replace(first, weight=3.0), second]
-    chosen = replace(recipe, data=replace(recipe.data, train=weighted), order=gw.D3(edges="none"))
+    chosen = replace(recipe, data=replace(recipe.data, train=weighted), order=gw.D3())
     found = ordered(chosen, tmp_path / "out")
     assert len(found.indices) == 2 * EACH
     assert np.bincount(found.indices < EACH).tolist() == [8, 24]
@@ -235,7 +235,10 @@ def test_weights_are_whole_copies(recipe: Recipe, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"order": gw.D3(target="validation"), "validation": None}, r"there are none; give data\.validation"),
+        (
+            {"order": gw.D3(units="domains", target="validation"), "validation": None},
+            r"there are none; give data\.validation",
+        ),
         ({"single": True}, "a single one of domains"),
         ({"packing": True}, r"give order\.size, or packing: false"),
         ({"model": None}, "names no model"),
@@ -262,7 +265,10 @@ def test_what_cannot_be_ordered_is_refused(
 
 def test_the_target_can_be_the_validation_data(recipe: Recipe, tmp_path: Path) -> None:
     aims = [
-        ordered(replace(recipe, order=gw.D3(target=target, probes=2, target_samples=8)), tmp_path / target)
+        ordered(
+            replace(recipe, order=gw.D3(units="domains", target=target, probes=2, target_samples=8)),
+            tmp_path / target,
+        )
         for target in ("pool", "validation")
     ]
     assert not np.allclose(aims[0].graph.influence, aims[1].graph.influence)
@@ -271,6 +277,6 @@ def test_the_target_can_be_the_validation_data(recipe: Recipe, tmp_path: Path) -
 def test_edges_that_need_a_model_say_so() -> None:
     signals = gw.Signals(40, domain=np.repeat(["a", "b"], 20))
     with pytest.raises(gw.RecipeError, match=r"asks a model; give a gradwise\.Probe"):
-        gw.D3(edges="lookahead").order(signals)
+        gw.D3(units="domains", edges="lookahead").order(signals)
     with pytest.raises(gw.RecipeError, match="a single one of domains"):
-        gw.D3(edges="none").order(signals, np.arange(20))
+        gw.D3(units="domains").order(signals, np.arange(20))

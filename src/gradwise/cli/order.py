@@ -41,10 +41,10 @@ def order(
     folder = out or Path("orders") / recipe.stem
     loaded = Recipe.load(recipe, set_)
     by = loaded.order
-    if plot and (by.method != "d3" or by.edges == "none"):
+    if plot and (by.method != "d3" or by.units is None):
         raise RecipeError(
             f"--plot draws the influences that d3 orders by, and order is {by.method}"
-            f"{' with edges: none' if by.method == 'd3' else ''}; leave it out."
+            f"{' without units' if by.method == 'd3' else ''}; leave it out."
         )
     found = order_samples(loaded, folder, text=text, tell=print if is_first() else _silent)
     if not is_first():

@@ -32,7 +32,7 @@ def train(
 
     loaded = Recipe.load(recipe, set_)
     last = None if loaded.anneal is None else loaded.anneal.method
-    ordered = loaded.order.method == "d3" and loaded.order.edges != "none"
+    ordered = loaded.order.method == "d3" and loaded.order.units is not None
     if plot and loaded.select.method != "grace" and not ordered and last != "direct":
         raise RecipeError(
             "--plot draws how grace's coreset develops, what d3 orders by and what direct chooses by, and "
