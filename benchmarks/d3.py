@@ -57,7 +57,6 @@ class Benchmark:
                 self.result.once(f"estimated/{kind}/{seed}", partial(d3_commutator.estimated, kind, seed))
         d3_figure.draw(self.result.content)
 
-
     def planted(self) -> None:
         """Whole runs, all arms of a seed before the next seed; then single states."""
         for kind in d3_planted.RUNS:
@@ -70,7 +69,6 @@ class Benchmark:
             for kind, edges, trained, probes in d3_planted.STATES:
                 work = partial(d3_planted.direction, kind, edges, seed, trained=trained, probes=probes)
                 self.result.once(f"state/{kind}/{edges}/{trained}/{probes}/{seed}", work)
-
 
     def cost(self) -> None:
         """Both models."""
@@ -95,7 +93,9 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         default=list(PARTS),
         help="comma-separated, of " + ", ".join(PARTS),
     )
-    parser.add_argument("--seeds", type=int, help="of the parts that have seeds; 3 of commutators, 10 of planted orders")
+    parser.add_argument(
+        "--seeds", type=int, help="of the parts that have seeds; 3 of commutators, 10 of planted orders"
+    )
     parser.add_argument("--out", type=Path, help="folder of the result files")
     options = parser.parse_args(arguments)
     if unknown := [part for part in options.parts if part not in PARTS]:

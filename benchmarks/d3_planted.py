@@ -11,7 +11,7 @@ answers count. It has seen keys, questions and answers before, drawn at random. 
 - unrelated: as the prerequisite, but the classes that `first` tells have nothing to do with the answers:
   what is left of the order's worth where nothing is presupposed.
 
-Arms differ in the order alone. `oracle` is all of `first`, then all of `last`; `opposite` the other way round.
+Arms differ in the order alone. `oracle` is all of `first`, then all of `last`; `opposite` the reverse.
 """
 
 import copy
@@ -62,7 +62,7 @@ ARMS = ("random", "oracle", "opposite", "last alone", *D3_ARMS)
 """`last alone` trains on the second domain only, as often: what it learns without the first."""
 
 
-# ---- tables --------------------------------------------------------------------------------------------------
+# ---- tables ------------------------------------------------------------------------------------------------
 
 
 class Planted:
@@ -141,7 +141,7 @@ def loss(model: Any, rows: np.ndarray) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 2::3].flatten())
 
 
-# ---- whole runs ----------------------------------------------------------------------------------------------
+# ---- whole runs --------------------------------------------------------------------------------------------
 
 
 def run(kind: str, arm: str, seed: int) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     }
 
 
-# ---- single states -------------------------------------------------------------------------------------------
+# ---- single states -----------------------------------------------------------------------------------------
 
 
 def direction(kind: str, edges: str, seed: int, *, trained: int = 0, probes: int = 4) -> dict[str, Any]:
@@ -237,9 +237,7 @@ def tried(kind: str, seed: int) -> dict[str, Any]:
     gains = {}
     for steps in HORIZONS:
         parts = [rows[: steps * BATCH].reshape(steps, BATCH, -1) for rows in (planted.first, planted.last)]
-        ends = [
-            _after(start, np.concatenate(order), planted.target) for order in (parts, parts[::-1])
-        ]
+        ends = [_after(start, np.concatenate(order), planted.target) for order in (parts, parts[::-1])]
         gains[str(steps)] = ends[1] - ends[0]
     return {"gains": gains}
 
@@ -261,7 +259,9 @@ def measured(
 ) -> InfluenceGraph:
     """D3's graph of the two domains at the model's weights."""
     pool = planted.pool()
-    probe = gw.Probe(model, optimizer, pool.remove_columns("domain"), Collator(0), target=_rows(planted.target))
+    probe = gw.Probe(
+        model, optimizer, pool.remove_columns("domain"), Collator(0), target=_rows(planted.target)
+    )
     units = Units.by_group(np.arange(len(pool)), np.array(pool["domain"]), BATCH)
     return D3(probes=probes).measured(probe, units, edges=edges, rng=np.random.default_rng([seed, 4]))
 

@@ -30,7 +30,7 @@ def sections(content: dict[str, Any]) -> list[str]:
     ](content)
 
 
-# ---- commutator ----------------------------------------------------------------------------------------------
+# ---- commutator --------------------------------------------------------------------------------------------
 
 
 def _commutator(content: dict[str, Any]) -> list[str]:
@@ -38,15 +38,18 @@ def _commutator(content: dict[str, Any]) -> list[str]:
     seeds = max(map(len, together.values()))
     told = (
         f"**Which of two steps comes first.** stories260K in double precision, six domains, a unit of "
-        f"{d3_commutator.EACH} texts of at most {d3_commutator.LENGTH} tokens of each, {seeds} seeds. The truth "
-        "is the difference in the loss of 12 other texts between both orders, really trained from the same "
-        "state with momentum at zero, after momentum has run out; it is exact but for rounding in double "
+        f"{d3_commutator.EACH} texts of at most {d3_commutator.LENGTH} tokens of each, {seeds} seeds. The "
+        "truth is the difference in the loss of 12 other texts between both orders, really trained from the "
+        "same state with momentum at zero, after momentum has run out; it is exact but for rounding in double "
         "precision. Shares of pairs whose sign is right: `all` pairs, those whose estimate exceeds twice its "
         "standard error (`out`, with their number), and the `large` half, where the order matters most. "
         "`typical` is the median difference in nats."
     )
     parts = [told, "![accuracy by learning rate](figures/d3-commutator.png)"]
-    for probes, name in (("all", "Estimates from all samples of the units"), ("four", "From four samples of each unit")):
+    for probes, name in (
+        ("all", "Estimates from all samples of the units"),
+        ("four", "From four samples of each unit"),
+    ):
         rows = [
             [
                 f"{OPTIMIZERS[kind]}, {EDGES[edges]}", rate, str(one["pairs"]), _typical(entries, rate),
@@ -75,8 +78,8 @@ def _unflushed(together: dict[str, list[dict[str, Any]]]) -> list[str]:
     told = (
         "Momentum not flushed: the share of pairs for which the loss right after two steps has the sign that "
         "it has after momentum has run out, and how often curvature agrees with the former. Of the first "
-        "step's way 1.9 parts in 10 are made by then, of the second's only one, so that this mostly reads which unit "
-        "helps the target more."
+        "step's way 1.9 parts in 10 are made by then, of the second's only one, so that this mostly reads "
+        "which unit helps the target more."
     )
     return [told, table(["optimizer", "learning rate", "same sign", "curvature agrees"], rows)]
 
@@ -102,15 +105,15 @@ def _share(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.0%}"
 
 
-# ---- planted -------------------------------------------------------------------------------------------------
+# ---- planted -----------------------------------------------------------------------------------------------
 
 
 def _planted(content: dict[str, Any]) -> list[str]:
     parts = [
-        "**Planted orders** (`benchmarks/d3_planted.py` says how). A Llama of 0.1 M weights, 80 steps in all, of "
-        "which the order alone differs; the target's loss at the end. `oracle` is the planted order, `opposite` "
-        "its reverse, `last alone` leaves the first domain out. `d3` has its default settings but for the "
-        "target; `free` has neither window nor balance, and `early: 0` unless said otherwise."
+        "**Planted orders** (`benchmarks/d3_planted.py` says how). A Llama of 0.1 M weights, 80 steps in "
+        "all, of which the order alone differs; the target's loss at the end. `oracle` is the planted order, "
+        "`opposite` its reverse, `last alone` leaves the first domain out. `d3` has its default settings but "
+        "for the target; `free` has neither window nor balance, and `early: 0` unless said otherwise."
     ]
     kinds = list(dict.fromkeys(key.split("/")[1] for key in of_kind(content, "run")))
     for kind in kinds:
@@ -148,7 +151,13 @@ def _directions(content: dict[str, Any]) -> list[str]:
         bound = [sum(graph["precedes"] == which for graph in graphs) for which in ("first", "last")]
         low, high = binomial(right, len(graphs))
         rows.append(
-            [f"{kind}: {name}", str(len(graphs)), f"{right / len(graphs):.0%}", f"{low:.0%} to {high:.0%}", *map(str, bound)]
+            [
+                f"{kind}: {name}",
+                str(len(graphs)),
+                f"{right / len(graphs):.0%}",
+                f"{low:.0%} to {high:.0%}",
+                *map(str, bound),
+            ]
         )
     told = (
         "Direction found: how often the difference of the two weights has the planted sign, with its 95 % "
@@ -169,7 +178,14 @@ def _tried(content: dict[str, Any]) -> list[str]:
         right = sum(gain > 0 for gain in gains)
         low, high = binomial(right, len(gains))
         rows.append(
-            [kind, steps, str(len(gains)), f"{np.mean(gains):+.4f}", f"{right / len(gains):.0%}", f"{low:.0%} to {high:.0%}"]
+            [
+                kind,
+                steps,
+                str(len(gains)),
+                f"{np.mean(gains):+.4f}",
+                f"{right / len(gains):.0%}",
+                f"{low:.0%} to {high:.0%}",
+            ]
         )
     told = (
         "Both orders really tried from the start, so many steps on each domain: the gain of the planted order "
@@ -190,15 +206,15 @@ def binomial(hits: int, count: int) -> tuple[float, float]:
     return low, high
 
 
-# ---- cost and solver -----------------------------------------------------------------------------------------
+# ---- cost and solver ---------------------------------------------------------------------------------------
 
 
 def _cost(content: dict[str, Any]) -> list[str]:
     told = (
         "**What measuring costs**, in processor time, as a multiple of an ordinary forward and backward pass "
-        "over one sample of 128 tokens. `trial step` is what a step of AdamW and its taking back cost besides "
-        "the gradient and the losses that are compared; `keeping` the copies made once for all trial steps of a "
-        "measurement. Both are per step, whatever its samples, and grow with the weights alone."
+        "over one sample of 128 tokens. `trial step` is what a step of AdamW and its taking back cost "
+        "besides the gradient and the losses that are compared; `keeping` the copies made once for all trial "
+        "steps of a measurement. Both are per step, whatever its samples, and grow with the weights alone."
     )
     rows = [
         [
@@ -207,7 +223,10 @@ def _cost(content: dict[str, Any]) -> list[str]:
         ]
         for key, entry in of_kind(content, "cost").items()
     ]  # fmt: skip
-    return [told, table(["model", "M weights", "pass, s", *(name.replace("_", " ") for name in _COSTS)], rows)]
+    return [
+        told,
+        table(["model", "M weights", "pass, s", *(name.replace("_", " ") for name in _COSTS)], rows),
+    ]
 
 
 _COSTS = ("forward", "gradient", "first_order", "hessian", "trial_step", "keeping")
@@ -223,7 +242,19 @@ def _solver(content: dict[str, Any]) -> list[str]:
     for key, entry in of_kind(content, "curve").items():
         _, kind, n = key.split("/")
         if "runs" not in entry:
-            rows.append([kind, n, "optimum", "", "", "", "", number(entry["seconds"], 3), number(entry["sorted_gap_percent"], 2)])
+            rows.append(
+                [
+                    kind,
+                    n,
+                    "optimum",
+                    "",
+                    "",
+                    "",
+                    "",
+                    number(entry["seconds"], 3),
+                    number(entry["sorted_gap_percent"], 2),
+                ]
+            )
             continue
         runs = entry["runs"]
         gaps = [number(run["gap_percent"], 3) for run in runs.values()]
