@@ -1,6 +1,7 @@
 """What D3's questions cost, in forward and backward passes of an ordinary training step over as many samples.
 
-Sixteen GSM8K records of 128 tokens each, processor time of one core, the least of some repetitions.
+Sixteen samples of random tokens for a random Llama, two of GSM8K's for SmolLM2, of 128 tokens each; processor
+time of one core, the least of some repetitions.
 """
 
 import json
@@ -16,14 +17,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 import gradwise as gw
 
 SUBJECTS = ("llama_10m", "smollm2")
-SAMPLES, LENGTH = {"llama_10m": 16, "smollm2": 4}, 128
-REPEATS = {"llama_10m": 5, "smollm2": 2}
+SAMPLES, LENGTH = {"llama_10m": 16, "smollm2": 2}, 128
+REPEATS = {"llama_10m": 5, "smollm2": 1}
 
 
 def subject(name: str) -> tuple[Any, list[Any]]:
     """A model and samples of full length."""
     if name == "smollm2":
-        folder = ROOT / "build" / "smollm2"
+        folder = ROOT / "build" / "smollm2" / "model"
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         records = (json.loads(line) for line in (DATA / "gsm8k" / "train.jsonl").open(encoding="utf-8"))

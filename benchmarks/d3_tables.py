@@ -40,9 +40,10 @@ def _commutator(content: dict[str, Any]) -> list[str]:
         f"**Which of two steps comes first.** stories260K in double precision, six domains, a unit of "
         f"{d3_commutator.EACH} texts of at most {d3_commutator.LENGTH} tokens of each, {seeds} seeds. The "
         "truth is the difference in the loss of 12 other texts between both orders, really trained from the "
-        "same state with momentum at zero, after momentum has run out; it is exact but for rounding in double "
-        "precision. Shares of pairs whose sign is right: `all` pairs, those whose estimate exceeds twice its "
-        "standard error (`out`, with their number), and the `large` half, where the order matters most. "
+        "same state with momentum at zero, after momentum has run out; it is exact but for rounding in "
+        "double precision. Shares of pairs whose sign is right: `all` pairs, those whose estimate exceeds "
+        "twice its standard error (`out`, with their number), and the `large` half, where the order matters "
+        "most. "
         "`typical` is the median difference in nats."
     )
     parts = [told, "![accuracy by learning rate](figures/d3-commutator.png)"]
@@ -188,8 +189,8 @@ def _tried(content: dict[str, Any]) -> list[str]:
             ]
         )
     told = (
-        "Both orders really tried from the start, so many steps on each domain: the gain of the planted order "
-        "over its reverse in the target's loss, and how often it is positive."
+        "Both orders really tried from the start, so many steps on each domain: the gain of the planted "
+        "order over its reverse in the target's loss, and how often it is positive."
     )
     head = ["pool", "steps on each", "seeds", "mean gain", "positive", "95 % interval"]
     return [told, table(head, rows)] if rows else []
