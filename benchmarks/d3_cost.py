@@ -18,7 +18,7 @@ import gradwise as gw
 
 SUBJECTS = ("llama_10m", "smollm2")
 SAMPLES, LENGTH = {"llama_10m": 16, "smollm2": 2}, 128
-REPEATS = {"llama_10m": 5, "smollm2": 1}
+REPEATS = {"llama_10m": 5, "smollm2": 3}
 
 
 def subject(name: str) -> tuple[Any, list[Any]]:
