@@ -24,6 +24,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import d3_commutator
+import d3_cost
+import d3_figure
+import d3_planted
+import d3_solver
 import transformers
 from frame import RESULTS, ResultFile
 
@@ -47,9 +51,35 @@ class Benchmark:
 
     def commutator(self) -> None:
         """All optimizers of a seed before the next seed."""
-        for seed in range(self.options.seeds or 4):
+        for seed in range(self.options.seeds or 3):
             for kind in d3_commutator.RATES:
-                self.result.once(f"commutator/{kind}/{seed}", partial(d3_commutator.compared, kind, seed))
+                self.result.once(f"trained/{kind}/{seed}", partial(d3_commutator.trained, kind, seed))
+                self.result.once(f"estimated/{kind}/{seed}", partial(d3_commutator.estimated, kind, seed))
+        d3_figure.draw(self.result.content)
+
+    def planted(self) -> None:
+        """Whole runs, all arms of a seed before the next seed; then single states."""
+        for kind in d3_planted.RUNS:
+            for seed in range(self.options.seeds or 10):
+                for arm in d3_planted.ARMS:
+                    self.result.once(f"run/{kind}/{arm}/{seed}", partial(d3_planted.run, kind, arm, seed))
+        for seed in range(self.options.seeds or 10):
+            for kind in d3_planted.KINDS:
+                self.result.once(f"tried/{kind}/{seed}", partial(d3_planted.tried, kind, seed))
+            for kind, edges, trained, probes in d3_planted.STATES:
+                work = partial(d3_planted.direction, kind, edges, seed, trained=trained, probes=probes)
+                self.result.once(f"state/{kind}/{edges}/{trained}/{probes}/{seed}", work)
+
+    def cost(self) -> None:
+        """Both models."""
+        for name in d3_cost.SUBJECTS:
+            self.result.once(f"cost/{name}", partial(d3_cost.measured, name))
+
+    def solver(self) -> None:
+        """All instances, on one core."""
+        for kind in d3_solver.KINDS:
+            for n in d3_solver.SIZES:
+                self.result.once(f"curve/{kind}/{n}", partial(d3_solver.curve, kind, n, 0))
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -63,7 +93,9 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         default=list(PARTS),
         help="comma-separated, of " + ", ".join(PARTS),
     )
-    parser.add_argument("--seeds", type=int, help="of the parts that have seeds; 4 commutators, 12 planted")
+    parser.add_argument(
+        "--seeds", type=int, help="of the parts that have seeds; 3 of commutators, 10 of planted orders"
+    )
     parser.add_argument("--out", type=Path, help="folder of the result files")
     options = parser.parse_args(arguments)
     if unknown := [part for part in options.parts if part not in PARTS]:

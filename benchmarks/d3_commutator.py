@@ -1,4 +1,4 @@
-"""Whether D3's edges know which of two steps should come first: estimates against both orders, really trained.
+"""Whether D3's edges know which of two steps comes first: estimates against both orders, really trained.
 
 stories260K in double precision throughout, six units of 16 texts of at most 40 tokens, each of a domain of
 its own, and 12 other texts, two of each, whose loss is to fall. Thirty steps on mixed batches warm the
@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,7 @@ PROBES = {"all": (EACH, 12), "four": (4, 12)}
 """Samples of each unit, and of the target, that estimates see."""
 
 
-# ---- texts ---------------------------------------------------------------------------------------------------
+# ---- texts -------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -94,7 +93,7 @@ class Drawn:
                 self.warming[step] += samples[EACH + AIMS + 2 * step :][:2]
 
 
-# ---- a model without single precision ------------------------------------------------------------------------
+# ---- a model without single precision ----------------------------------------------------------------------
 
 
 def double_model() -> Any:
@@ -122,7 +121,7 @@ def loss_of(model: Any, samples: list[Any]) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"][:, 1:].flatten())
 
 
-# ---- optimizers ----------------------------------------------------------------------------------------------
+# ---- optimizers --------------------------------------------------------------------------------------------
 
 
 def optimizer_of(kind: str, model: Any) -> Any:
@@ -152,7 +151,7 @@ def step(model: Any, optimizer: Any, samples: list[Any]) -> None:
     optimizer.step()
 
 
-# ---- the truth -----------------------------------------------------------------------------------------------
+# ---- the truth ---------------------------------------------------------------------------------------------
 
 
 class State:
@@ -215,7 +214,8 @@ def flush(model: Any, optimizer: Any) -> None:
 
 
 def hold(optimizer: Any) -> None:
-    """Second moments that never move again."""
+    """Second moments that never move again; their bias correction by 1 - 1/e makes every step 0.8 times as
+    long."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state[parameter]
@@ -224,7 +224,7 @@ def hold(optimizer: Any) -> None:
         group["betas"] = (group["betas"][0], 1 - 1 / STILL)
 
 
-# ---- estimates -----------------------------------------------------------------------------------------------
+# ---- estimates ---------------------------------------------------------------------------------------------
 
 
 class Estimates:
@@ -249,10 +249,8 @@ class Estimates:
         """(n, n) what [u, v] gains over [v, u] by how Adam's second moments move, in nats.
 
         A share 1 - b of a step is made at once and the rest by momentum, after the other gradient has come
-        into the second moments. With s = (1 - c) / (1 - c^t), the weight of a new square in them, and P = lr
-        / sqrt(v), the order gains (1 - b) s / 2 times the sum of P g_E (g_u (g_v^2 - v) - g_v (g_u^2 - v)) /
-        v, to first order in the rate, where what `curvature` sees is of the second. Given without (1 - b), as
-        `along` is.
+        into the second moments, whose weights are s = (1 - c) / (1 - c^t). Of the first order in the rate,
+        where what `curvature` sees is of the second. Divided by 1 - b, as `along` is.
         """
         weights, optimizer = self.probe._weights(), self.probe.optimizer
         count, targets = PROBES[probes]
@@ -262,22 +260,64 @@ class Estimates:
         rows = [self.probe._gradient(range(start, start + count), weights)[1] for start in starts]
         found = np.zeros((n, n))
         for place, parameter in enumerate(weights):
-            state = optimizer.state[parameter]
-            unbiased = 1 - group["betas"][1] ** float(state["step"])
-            second = (state["exp_avg_sq"] / unbiased).flatten().clamp(min=1e-16)
-            share = (1 - group["betas"][1]) / unbiased
-            scale = aim[place].flatten() * group["lr"] * share / 2 / second**1.5
-            own = torch.stack([row[place].flatten() for row in rows])
-            crossed = (own * scale) @ (own.square() - second).T  # sum of g_u (g_v^2 - v)
-            found += (crossed - crossed.T).numpy()
-        return found
+            state, beta = optimizer.state[parameter], group["betas"][1]
+            steps = float(state["step"])
+            before = state["exp_avg_sq"] / (1 - beta**steps)
+            share = (1 - beta) / (1 - beta ** (steps + 1))
+            for u, v in _pairs(n):
+                way = _moved(before, rows[u][place], rows[v][place], share, group) - _moved(
+                    before, rows[v][place], rows[u][place], share, group
+                )
+                found[u, v] += float((aim[place] * way).sum())
+        return found - found.T
 
 
-# ---- one piece of work ---------------------------------------------------------------------------------------
+def _moved(before: Tensor, first: Tensor, second: Tensor, share: float, group: dict[str, Any]) -> Tensor:
+    """How far the weights go, over 1 - b, when the gradients come in this order and do not change."""
+
+    def scale(squares: Tensor) -> Tensor:
+        return group["lr"] / (squares.sqrt() + group["eps"])
+
+    momentum = group["betas"][0]
+    once = (1 - share) * before + share * first.square()
+    both = (1 - share) * once + share * second.square()
+    way = first * ((1 - momentum) * scale(once) + momentum * scale(both)) + second * scale(both)
+    return way / (1 - momentum)
 
 
-def compared(kind: str, seed: int) -> dict[str, Any]:
-    """Differences [u, v] - [v, u] for all pairs u < v: the truth by learning rate, and what edges say."""
+# ---- one piece of work -------------------------------------------------------------------------------------
+
+
+def trained(kind: str, seed: int) -> dict[str, Any]:
+    """The truth for all pairs u < v by learning rate, and what looking ahead says at each."""
+    drawn, model, optimizer = _warm(kind, seed)
+    estimates = Estimates(model, optimizer, drawn, seed)
+    found = {}
+    for rate in RATES[kind]:
+        _set_rate(optimizer, rate)
+        real = {way: _pairs_of(matrix) for way, matrix in truth(model, optimizer, drawn).items()}
+        looks = PROBES if kind in LOOKING else ()
+        ahead = {probes: _told(estimates.graph("lookahead", probes)) for probes in looks}
+        found[f"{rate:g}"] = {**real, "lookahead": ahead}
+    return {"rates": found}
+
+
+def estimated(kind: str, seed: int) -> dict[str, Any]:
+    """What edges say that are proportional to a power of the rate, at a rate of one."""
+    drawn, model, optimizer = _warm(kind, seed)
+    _set_rate(optimizer, 1.0)
+    estimates = Estimates(model, optimizer, drawn, seed)
+    found: dict[str, Any] = {"target_loss": float(loss_of(model, drawn.aims).detach())}
+    for edges in ("curvature", "first_order"):
+        found[edges] = {probes: _told(estimates.graph(edges, probes)) for probes in PROBES}
+    if kind != "sgd":
+        moments = {probes: estimates.second_moments(probes) for probes in PROBES}
+        found["second_moments"] = {probes: _pairs_of(matrix) for probes, matrix in moments.items()}
+    return found
+
+
+def _warm(kind: str, seed: int) -> tuple[Drawn, Any, Any]:
+    """Samples, model and optimizer of the state that everything is asked at."""
     torch.manual_seed(seed)
     drawn, model = Drawn(seed), double_model()
     optimizer = optimizer_of(kind, model)
@@ -285,22 +325,7 @@ def compared(kind: str, seed: int) -> dict[str, Any]:
         step(model, optimizer, batch)
     optimizer.zero_grad()
     settled(kind, optimizer)
-    estimates = Estimates(model, optimizer, drawn, seed)
-    found: dict[str, Any] = {"pairs": len(list(_pairs(len(drawn.units)))), "rates": {}}
-    _set_rate(optimizer, 1.0)
-    for edges in ("curvature", "first_order"):  # Both are proportional to a power of the rate.
-        found[edges] = {probes: _told(estimates.graph(edges, probes)) for probes in PROBES}
-    if kind != "sgd":
-        found["second_moments"] = {probes: _pairs_of(estimates.second_moments(probes)) for probes in PROBES}
-        found["target_loss"] = float(loss_of(model, drawn.aims).detach())
-    for rate in RATES[kind]:
-        _set_rate(optimizer, rate)
-        real = truth(model, optimizer, drawn)
-        looks = PROBES if kind in LOOKING else ()
-        ahead = {probes: _told(estimates.graph("lookahead", probes)) for probes in looks}
-        real_pairs = {way: _pairs_of(matrix) for way, matrix in real.items()}
-        found["rates"][f"{rate:g}"] = {**real_pairs, "lookahead": ahead}
-    return found
+    return drawn, model, optimizer
 
 
 def _set_rate(optimizer: Any, rate: float) -> None:
@@ -325,14 +350,24 @@ def _pairs(n: int) -> Iterator[tuple[int, int]]:
     return combinations(range(n), 2)
 
 
-# ---- what a result file says ---------------------------------------------------------------------------------
+# ---- what a result file says -------------------------------------------------------------------------------
+
+
+def together(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """By kind of optimizer: what was trained and what was estimated, seed by seed."""
+    entries, found = content["entries"], {}
+    for key, entry in entries.items():
+        part, kind, seed = key.split("/")
+        if part == "trained" and (other := entries.get(f"estimated/{kind}/{seed}")):
+            found.setdefault(kind, []).append({**entry, **other})
+    return found
 
 
 def accuracy(entries: list[dict[str, Any]], rate: str, way: str, edges: str, probes: str) -> dict[str, float]:
     """Share of pairs whose sign is right, over the entries of all seeds.
 
     Args:
-        entries: as `compared` gives them. rate: of the steps. way: `flushed` or `raw`. edges: `curvature`,
+        entries: as `together` gives them. rate: of the steps. way: `flushed` or `raw`. edges: `curvature`,
         `lookahead`, `first_order`, or `curvature_moments`, which adds what second moments do.
         probes: of `PROBES`.
 
@@ -356,6 +391,12 @@ def accuracy(entries: list[dict[str, Any]], rate: str, way: str, edges: str, pro
         "pairs_out": int(seen.sum()),
         "right_out": int(hit[seen].sum()),
     }
+
+
+def raw_agrees(entries: list[dict[str, Any]], rate: str) -> float:
+    """Share of pairs that have the same sign before and after momentum has run out."""
+    ways = [[np.sign(entry["rates"][rate][way]) for way in ("raw", "flushed")] for entry in entries]
+    return float(np.mean(np.concatenate([raw == flushed for raw, flushed in ways])))
 
 
 def _estimate(entry: dict[str, Any], rate: str, edges: str, probes: str) -> tuple[np.ndarray, np.ndarray]:

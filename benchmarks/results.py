@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import compare_tables
+import d3_tables
 import direct_tables
 import grace_tables
 import layer_tables
@@ -26,6 +27,7 @@ PAGE = ROOT / "docs" / "results.md"
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "compare": ("Compare: selections, orders and layer policies at equal cost", compare_tables.sections),
+    "d3": ("D3: edges that know the order, planted orders, cost, solver", d3_tables.sections),
     "direct": ("DiReCT: solvers, size, curvature, the decay phase", direct_tables.sections),
     "grace": ("GRACE: speed, size, garbage, propagation, the dial", grace_tables.sections),
     "layers": ("Layers: LISA and GRASS against full training and LoRA", layer_tables.sections),
