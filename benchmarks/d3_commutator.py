@@ -242,7 +242,7 @@ class Estimates:
         """Measured on all of the units' samples, or on four."""
         count, targets = PROBES[probes]
         rng = np.random.default_rng(self.seed)
-        method = D3(probes=count, target_samples=targets)
+        method = D3(units="domains", probes=count, target_samples=targets)
         return method.measured(self.probe, self.units, edges=edges, rng=rng)
 
     def second_moments(self, probes: str) -> np.ndarray:

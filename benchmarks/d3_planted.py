@@ -54,9 +54,9 @@ FREE: dict[str, Any] = {"window": None, "balance": None}
 """Lets domains stand in blocks."""
 D3_ARMS: dict[str, dict[str, Any]] = {
     "d3": {},
-    "d3, free": {**FREE, "early": 0.0},
-    "d3, free, early 1": FREE,
-    "d3, free, lookahead": {**FREE, "early": 0.0, "edges": "lookahead"},
+    "d3, free": FREE,
+    "d3, free, early 1": {**FREE, "early": 1.0},
+    "d3, free, lookahead": {**FREE, "edges": "lookahead"},
 }
 ARMS = ("random", "oracle", "opposite", "last alone", *D3_ARMS)
 """`last alone` trains on the second domain only, as often: what it learns without the first."""
@@ -175,7 +175,7 @@ def _trainer(planted: Planted, arm: str, seed: int, folder: Path) -> Any:
     if arm in ("oracle", "opposite", "last alone"):
         decided = {"plan": gw.Plan.of([_planned(arm, seed).tolist()], pool=len(pool))}
     else:
-        order = Shuffle() if arm == "random" else D3(target="validation", **D3_ARMS[arm])
+        order = Shuffle() if arm == "random" else D3(units="domains", target="validation", **D3_ARMS[arm])
         decided = {"recipe": gw.Recipe(order=order, seed=seed)}
     return gw.Trainer(started(seed), arguments, Collator(0), pool, eval_dataset=aim, **decided)
 
@@ -221,7 +221,7 @@ def direction(kind: str, edges: str, seed: int, *, trained: int = 0, probes: int
         optimizer.zero_grad()
     graph = measured(planted, model, optimizer, edges, seed, probes)
     first, last = graph.names.index("first"), graph.names.index("last")
-    before = graph.precedences(D3().threshold)
+    before = graph.precedences(D3(units="domains").threshold)
     return {
         "difference": float(graph.weight[first, last] - graph.weight[last, first]),
         "error": float(np.hypot(graph.noise[first, last], graph.noise[last, first])),
@@ -263,7 +263,9 @@ def measured(
         model, optimizer, pool.remove_columns("domain"), Collator(0), target=_rows(planted.target)
     )
     units = Units.by_group(np.arange(len(pool)), np.array(pool["domain"]), BATCH)
-    return D3(probes=probes).measured(probe, units, edges=edges, rng=np.random.default_rng([seed, 4]))
+    return D3(units="domains", probes=probes).measured(
+        probe, units, edges=edges, rng=np.random.default_rng([seed, 4])
+    )
 
 
 def _rows(tokens: np.ndarray) -> list[dict[str, Any]]:

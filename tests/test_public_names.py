@@ -26,8 +26,8 @@ def test_every_public_name_can_be_had_and_is_what_it_says(name: str):
     assert found.__doc__
 
 
-def test_all_is_sorted_and_what_dir_shows():
-    assert gradwise.__all__ == sorted(gradwise.__all__)
+def test_all_is_what_dir_shows():
+    assert len(set(gradwise.__all__)) == len(gradwise.__all__)
     assert dir(gradwise) == sorted([*gradwise.__all__, "__version__"])
 
 

@@ -221,10 +221,8 @@ class TestWindows:
 
     def test_a_limit_on_balance_is_kept_where_nothing_must_precede(self) -> None:
         signals = pool(600, noise=0.1)
-        free, kept = (
-            D3(units="domains", size=4, window=None, balance=limit, threshold=1e9).order(signals)
-            for limit in (None, 1.0)
-        )
+        settings: Any = {"units": "domains", "size": 4, "window": None, "threshold": 1e9, "early": 1.0}
+        free, kept = (D3(**settings, balance=limit).order(signals) for limit in (None, 1.0))
         assert free.told["imbalance"] > 2
         assert kept.told["imbalance"] <= 1.0 + 1e-6
         assert kept.objective is not None and free.objective is not None and kept.objective < free.objective
@@ -232,6 +230,19 @@ class TestWindows:
         units = np.array([np.eye(3)[[int(d[1]) for d in domain[kept.indices[kept.units == u]]]].mean(axis=0)
                           for u in dict.fromkeys(kept.units.tolist())])  # fmt: skip
         assert imbalance(units, np.arange(len(units))) < 1.2
+
+
+def test_what_the_graph_does_not_care_about_stays_as_it_came() -> None:
+    node = np.random.default_rng(0).integers(0, 3, 40)
+    windows = Windows(node, np.zeros((3, 3)), np.zeros((3, 3), dtype=bool), 8, 4, 0)
+    base = np.random.default_rng(1).permutation(40)
+    assert windows.order(base, np.eye(3)[node], None).tolist() == base.tolist()
+
+
+def test_differences_within_their_error_are_worth_nothing() -> None:
+    weight = np.array([[0.0, 3.0, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    graph = InfluenceGraph(("a", "b", "c"), weight, np.ones((3, 3)), np.zeros(3), "curvature")
+    assert graph.worth(0.0, 3).tolist() == [[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
 
 
 def _permutations(n: int) -> list[tuple[int, ...]]:

@@ -28,11 +28,11 @@ from gradwise.training.layout import total_steps
 from gradwise.training.plan import Plan, Segment
 from gradwise.training.record import Record
 
-FORWARD, HESSIAN = 1 / 3, 4.0
+FORWARD, HESSIAN = 1 / 3, 3.5
 """What a sample costs without a backward pass, and with a Hessian-vector product, in passes of a training
 step (benchmarks/d3.py)."""
 
-STEP = 1.0
+STEP = 0.3
 """What a trial step's update and its taking back cost besides, about, in the same."""
 
 FEWEST = 2

@@ -109,14 +109,17 @@ class InfluenceGraph:
         return break_cycles(arcs).weights > 0
 
     def worth(self, early: float, units: int) -> NDArray[np.float64]:
-        """(n, n) what the order is chosen by: the weights, and `early` times a node's influence for every
-        unit that comes after it, counted in shares of all.
+        """(n, n) what the order is chosen by: differences of weights that exceed their error, and `early`
+        times a node's influence for every unit that comes after it, counted in shares of all.
 
         Args:
             early: weight of that.
             units: how many there are to put in order.
         """
-        worth = np.nan_to_num(self.weight) + early * self.influence[:, None] / max(1, units)
+        # Half the difference is worth as much as the weights; within its error it tells nothing.
+        worth = np.nan_to_num(self.weight - self.weight.T) / 2
+        worth[np.abs(2 * worth) <= np.nan_to_num(self.noise)] = 0.0
+        worth += early * self.influence[:, None] / max(1, units)
         np.fill_diagonal(worth, 0.0)
         return worth
 

@@ -89,8 +89,9 @@ class D3(Settings):
     threshold: Annotated[float, Field(ge=0)] = 2.0
     """Standard errors by which an influence must exceed the one in return to bind the order."""
 
-    early: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    """Weight of influence on the target, which is better had early, against the order's own."""
+    early: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight of influence on the target had early, against what the order itself is worth. The authors put
+    the most influential first; by curvature what helps the target most is better had last."""
 
     probes: Annotated[int, Field(ge=1)] = 4
     """Samples measured of each node."""

@@ -9,6 +9,10 @@ from gradwise.numerics import linear_order
 from gradwise.numerics.balance import Balance
 
 
+TIE = 1e-6
+"""What it is worth, of the most that anything is, to keep two units in the order in which they came."""
+
+
 @dataclass(frozen=True, eq=False)
 class Windows:
     """Looks at some units at a time and commits the first of them.
@@ -69,18 +73,13 @@ class Windows:
         )
 
     def _best(self, units: list[int]) -> NDArray[np.int64]:
-        """Places of the units in the best order; units of one node keep theirs."""
-        nodes = self.node[units]
-        by_node = np.argsort(nodes, kind="stable")
-        key = tuple(nodes[by_node].tolist())
-        if key not in self._known:
-            square = np.ix_(key, key)
-            self._known[key] = linear_order(
-                self.worth[square], seed=self.seed, precedences=self.before[square]
+        """Places of the units in the best order; what the graph does not care about stays as it came."""
+        nodes = tuple(self.node[units].tolist())
+        if nodes not in self._known:
+            square = np.ix_(nodes, nodes)
+            worth = self.worth[square]
+            as_they_came = np.triu(np.full(worth.shape, TIE * (np.abs(worth).max() or 1.0)), 1)
+            self._known[nodes] = linear_order(
+                worth + as_they_came, seed=self.seed, precedences=self.before[square]
             )
-        found = by_node[self._known[key]]
-        # Which of a node's units takes which of its places does not matter to the graph.
-        for node in set(key):
-            places = np.flatnonzero(nodes[found] == node)
-            found[places] = np.sort(found[places])
-        return found
+        return self._known[nodes]
