@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from gradwise.numerics import linear_order
 from gradwise.numerics.balance import Balance
 
-
 TIE = 1e-6
 """What it is worth, of the most that anything is, to keep two units in the order in which they came."""
 
