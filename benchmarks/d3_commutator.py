@@ -334,8 +334,7 @@ def _set_rate(optimizer: Any, rate: float) -> None:
 
 
 def _told(graph: InfluenceGraph) -> dict[str, list[float]]:
-    error = np.sqrt(graph.noise**2 + graph.noise.T**2)
-    return {"difference": _upper(graph.weight), "error": _pairs_of(error)}
+    return {"difference": _upper(graph.weight), "error": _pairs_of(graph.noise)}
 
 
 def _upper(weight: np.ndarray) -> list[float]:

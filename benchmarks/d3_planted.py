@@ -200,7 +200,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return {
         "step": _step_of(path),
         "difference": first["weight"] - last["weight"],
-        "error": float(np.hypot(first["noise"], last["noise"])),
+        "error": float(first["noise"]),
         "precedes": "first" if first["precedes"] else "last" if last["precedes"] else None,
         "influence": [first["source_influence"], last["source_influence"]],
     }
@@ -224,7 +224,7 @@ def direction(kind: str, edges: str, seed: int, *, trained: int = 0, probes: int
     before = graph.precedences(D3(units="domains").threshold)
     return {
         "difference": float(graph.weight[first, last] - graph.weight[last, first]),
-        "error": float(np.hypot(graph.noise[first, last], graph.noise[last, first])),
+        "error": float(graph.noise[first, last]),
         "precedes": "first" if before[first, last] else "last" if before[last, first] else None,
         "influence": [float(graph.influence[first]), float(graph.influence[last])],
     }
