@@ -339,7 +339,7 @@ D3_WORDS = {
     "d3_dear": f"d3_dear=d3+{D3}/dear.yaml",
 }
 D3_FEW = ("random", "interleave", "d3")
-D3_FIRST = ("random", "interleave", "herding", "d3", "d3_domains", "d3_mixed")
+D3_FIRST = ("random", "interleave", "d3", "d3_domains")
 """Run before the others, so that a stopped benchmark has all seeds of these."""
 D3_REST = tuple(arm for arm in D3_WORDS if arm not in D3_FIRST)
 

@@ -32,6 +32,7 @@ METHODS = [
     D3(units="domains", size=4, balance=None, threshold=0.0),
     D3(units="clusters", size=5),
     D3(units=4, size=3, commit=8),
+    D3(units=40),
     D3(units="batches", size=7),
     D3(units="samples"),
     D3(),
@@ -227,6 +228,7 @@ class TestWindows:
         assert kept.told["imbalance"] <= 1.0 + 1e-6
         assert kept.objective is not None and free.objective is not None and kept.objective < free.objective
         domain = signals.require("domain", "t")
+        assert kept.units is not None
         units = np.array([np.eye(3)[[int(d[1]) for d in domain[kept.indices[kept.units == u]]]].mean(axis=0)
                           for u in dict.fromkeys(kept.units.tolist())])  # fmt: skip
         assert imbalance(units, np.arange(len(units))) < 1.2
@@ -271,7 +273,7 @@ class TestMistakes:
             D3(units="domains").order(gw.Signals(4, domain=np.full(4, "a")))
 
     def test_fewer_entries_than_a_unit_has_are_kept(self) -> None:
-        order = D3(units="domains").order(gw.Signals(4, domain=np.array(["a", "b", "a", "b"])))
+        order = D3(units="domains", size=9).order(gw.Signals(4, domain=np.array(["a", "b", "a", "b"])))
         assert sorted(order.indices.tolist()) == [0, 1, 2, 3]
 
     @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_units_are_batches_of_one_domain(run: Any) -> None:
 def test_overhead_bounds_how_often_is_measured(run: Any) -> None:
     """36 steps of four: 144 passes. With two probes of three domains and four of a target a curvature costs
     3 * 2 * 4 + 4 = 28."""
-    settings = {"probes": 2, "target_samples": 4}
+    settings: Any = {"probes": 2, "target_samples": 4}
     assert [e["step"] for e in run(D3(units="domains", **settings, overhead=0.2), name="a")[1]] == [0]
     assert [e["step"] for e in run(D3(units="domains", **settings, overhead=0.4), name="b")[1]] == [0, 18]
     assert [e["step"] for e in run(D3(units="domains", **settings, overhead=0.1), name="c")[1]] == []

@@ -88,7 +88,7 @@ def everything(network: Any, optimizer: Any) -> dict[str, Any]:
             "weights": network.state_dict(),
             "state": {i: dict(optimizer.state[p]) for i, p in enumerate(optimizer.state)},
             "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
-            "random": (torch.random.get_rng_state(), np.random.get_state()[1]),
+            "random": (torch.random.get_rng_state(), *np.random.get_state()),
             "training": [module.training for module in network.modules()],
             "learning": [p.requires_grad for p in network.parameters()],
         }

@@ -275,7 +275,9 @@ def test_the_target_can_be_the_validation_data(recipe: Recipe, tmp_path: Path) -
 
 
 def test_edges_that_need_a_model_say_so() -> None:
-    signals = gw.Signals(40, domain=np.repeat(["a", "b"], 20), grad=np.ones((40, 2)), loss=np.ones(40))
+    signals = gw.Signals(
+        40, domain=np.repeat(["a", "b"], 20), grad=np.ones((40, 2)), loss=np.ones(40, np.float32)
+    )
     with pytest.raises(gw.RecipeError, match=r"asks a model; give a gradwise\.Probe"):
         gw.D3(units="domains", edges="lookahead").order(signals)
     with pytest.raises(gw.RecipeError, match="a single one of domains"):

@@ -69,7 +69,7 @@ class Balance:
 
 
 def balanced(
-    x: ArrayLike, order: Sequence[int], limit: float, precedences: NDArray[np.bool_] | None = None
+    x: ArrayLike, order: ArrayLike, limit: float, precedences: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
     """The order nearest to one that is preferred whose prefixes keep within a limit, place by place.
 

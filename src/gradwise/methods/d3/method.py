@@ -20,7 +20,7 @@ from gradwise.settings import Settings
 from gradwise.signals import Signals
 
 SIZE = 16
-"""Samples of a unit where no run says how large its batches are."""
+"""Samples of a unit where no run says how large its batches are, at most."""
 
 CLUSTERS = 8
 """Groups of alike gradients, where nothing says how many."""
@@ -170,11 +170,13 @@ class D3(Settings):
             raise RecipeError(f"order.edges: {edges} asks a model; give a gradwise.Probe.")
         group = self.groups(signals, seed=seed) if self.grouped else None
         features = self.features(signals)
-        units = self.units_of(self.balanced(entries, features[entries], rng), group)
+        groups = 1 if group is None else len(np.unique(group[entries]))
+        size = max(1, min(SIZE, len(entries) // (2 * groups)))  # room for two units of each, on average
+        units = self.units_of(self.balanced(entries, features[entries], rng), group, size)
         if group is not None:
             self._check_several(len(units.names))
         graph = None
-        if self.units is not None and units.whole:
+        if self.units is not None and len(units.nodes) > 1:
             graph = (
                 self.from_signals(signals, units, target)
                 if probe is None
