@@ -10,7 +10,8 @@ goes on where it was:
   optimizers and learning rates (figure: docs/figures/d3-commutator.png);
 - planted: pools in which the order matters by construction, in whole runs and at single states;
 - cost: what losses, Hessian-vector products and trial steps cost, in passes of a training step;
-- solver: linear orders against the best known.
+- solver: linear orders against the best known;
+- published: the same on published instances, whose folder `--lolib` names (see d3_solver.py).
 
 `python benchmarks/results.py` makes docs/results.md of the files.
 """
@@ -29,9 +30,9 @@ import d3_figure
 import d3_planted
 import d3_solver
 import transformers
-from frame import RESULTS, ResultFile
+from frame import RESULTS, ResultFile, parts_parser
 
-PARTS = ("commutator", "planted", "cost", "solver")
+PARTS = ("commutator", "planted", "cost", "solver", "published")
 
 
 class Benchmark:
@@ -81,26 +82,23 @@ class Benchmark:
             for n in d3_solver.SIZES:
                 self.result.once(f"curve/{kind}/{n}", partial(d3_solver.curve, kind, n, 0))
 
+    def published(self) -> None:
+        """Instances of others, which have to be there."""
+        if self.options.lolib is None:
+            print("published: no --lolib, so nothing to do", flush=True)
+            return
+        for name, work in d3_solver.published(self.options.lolib):
+            self.result.once(f"published/{name}", work)
+
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--parts",
-        type=lambda text: text.split(","),
-        default=list(PARTS),
-        help="comma-separated, of " + ", ".join(PARTS),
-    )
+    parser = parts_parser(__doc__, PARTS)
     parser.add_argument(
         "--seeds", type=int, help="of the parts that have seeds; 3 of commutators, 10 of planted orders"
     )
-    parser.add_argument("--out", type=Path, help="folder of the result files")
-    options = parser.parse_args(arguments)
-    if unknown := [part for part in options.parts if part not in PARTS]:
-        parser.error(f"--parts: unknown {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    return options
+    parser.add_argument("--lolib", type=Path, help="folder of published instances")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

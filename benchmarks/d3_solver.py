@@ -6,6 +6,9 @@ size, two fifths of all entries zero, heavy tails, a triangular tendency).
 """
 
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +54,30 @@ def curve(kind: str, n: int, seed: int) -> dict[str, Any]:
     for run in [*runs.values(), *long]:
         run["gap_percent"] = float(f"{100 * (1 - run['value'] / best):.3g}")
     return {"n": n, "moves": moves, "runs": runs, "long": long, "best_known": best, **_beside(w, best)}
+
+
+def published(folder: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Matrices that others have published, with the best value known of each.
+
+    Args:
+        folder: with `instances/<name>` (the number of items, then the matrix) and `best_known/best_known.txt`
+            (a line of name and value for each), as the extended input-output tables of LOLIB (XLOLIB,
+            Schiavinotto and Stuetzle 2004) are handed round; they are not part of the repository.
+    """
+    known = (line.split() for line in (folder / "best_known" / "best_known.txt").read_text().splitlines())
+    for name, value in (words for words in known if len(words) == 2):
+        if (path := folder / "instances" / name).is_file():
+            yield name, partial(_beside_published, path, float(value))
+
+
+def _beside_published(path: Path, best: float) -> dict[str, Any]:
+    numbers = np.array(path.read_text().split(), dtype=np.float64)
+    n = int(numbers[0])
+    w = numbers[1:].reshape(n, n)
+    np.fill_diagonal(w, 0)
+    linear_order(w, max_moves=1)
+    found = timed(w, None, 0)
+    return {"n": n, **found, "best_known": best, "gap_percent": round(100 * (1 - found["value"] / best), 4)}
 
 
 def timed(w: np.ndarray, moves: int | None, seed: int) -> dict[str, Any]:
