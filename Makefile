@@ -38,6 +38,10 @@ bench: .venv/.dev .venv/.demo
 		$(BIN)/python benchmarks/compare.py --task grace_$$task || exit 1; \
 	done
 	$(BIN)/python benchmarks/direct.py
+	$(BIN)/python benchmarks/d3.py
+	for task in tune pretrain smollm2; do \
+		$(BIN)/python benchmarks/compare.py --task d3_$$task || exit 1; \
+	done
 	$(BIN)/python benchmarks/results.py
 
 clean:

@@ -1,52 +1,38 @@
 """What D3's questions cost, in forward and backward passes of an ordinary training step over as many samples.
 
-Sixteen samples of random tokens for a random Llama, two of GSM8K's for SmolLM2, of 128 tokens each; processor
-time of one core, the least of some repetitions.
+Sixteen samples of 128 random tokens for a random Llama; processor time of one core, the least of some
+repetitions.
 """
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from frame import DATA, ROOT
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import gradwise as gw
 
-SUBJECTS = ("llama_10m", "smollm2")
-SAMPLES, LENGTH = {"llama_10m": 16, "smollm2": 2}, 128
-REPEATS = {"llama_10m": 5, "smollm2": 3}
+SAMPLES, LENGTH, REPEATS = 16, 128, 3
 
 
-def subject(name: str) -> tuple[Any, list[Any]]:
+def subject() -> tuple[Any, list[Any]]:
     """A model and samples of full length."""
-    if name == "smollm2":
-        folder = ROOT / "build" / "smollm2" / "model"
-        model: Any = AutoModelForCausalLM.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        records = (json.loads(line) for line in (DATA / "gsm8k" / "train.jsonl").open(encoding="utf-8"))
-        rows = (tokenizer(" ".join(record.values()))["input_ids"] for record in records)
-        ids = [row[:LENGTH] for row in rows if len(row) >= LENGTH][:1]
-        while len(ids) < SAMPLES[name]:
-            ids.append(ids[-1][::-1])
-    else:
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=4096, hidden_size=320, intermediate_size=896, num_hidden_layers=6,
-            num_attention_heads=5, num_key_value_heads=5, pad_token_id=0,
-        )  # fmt: skip
-        model = LlamaForCausalLM(config)
-        ids = np.random.default_rng(0).integers(3, 4096, (SAMPLES[name], LENGTH)).tolist()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=320, intermediate_size=896, num_hidden_layers=6,
+        num_attention_heads=5, num_key_value_heads=5, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    ids = np.random.default_rng(0).integers(3, 4096, (SAMPLES, LENGTH)).tolist()
     return model.float(), [{"input_ids": row, "labels": row} for row in ids]
 
 
-def measured(name: str) -> dict[str, Any]:
+def measured() -> dict[str, Any]:
     """Seconds of each question, and their ratios to a pass of training over one sample."""
-    model, samples = subject(name)
-    count, repeats = SAMPLES[name], REPEATS[name]
+    model, samples = subject()
+    count, repeats = SAMPLES, REPEATS
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     places = list(range(count))
 
@@ -67,6 +53,7 @@ def measured(name: str) -> dict[str, Any]:
     # All samples are one unit and the target, whose gradient is taken besides.
     gradients = least(lambda: probe.bends([places], places[:1], hessian=False), repeats)
     bends = least(lambda: probe.bends([places], places[:1]), repeats)
+    singly = least(lambda: probe.bends([[place] for place in places], places[:1]), repeats)
     slope = least(lambda: probe._gradient(places, probe._weights()), repeats)
     target = least(lambda: probe._gradient(places[:1], probe._weights()), repeats)
     # One trial step on one sample whose loss alone is compared.
@@ -81,6 +68,7 @@ def measured(name: str) -> dict[str, Any]:
         "forward": forward / whole,
         "gradient": slope / whole,
         "hessian": (bends - target) / whole,
+        "hessian_singly": (singly - target) / whole,
         "first_order": (gradients - target) / whole,
         "update": stepping / sample,
         "trial_step": (two - one - target - single) / sample,

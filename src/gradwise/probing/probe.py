@@ -25,7 +25,7 @@ from gradwise.signals.head import LabelPositions
 
 Samples = Sequence[int] | NDArray[np.int64]
 
-STRETCH = 1 << 18
+STRETCH = 1 << 16
 """Numbers of each vector that are multiplied at a time."""
 
 
@@ -288,9 +288,10 @@ class Probe:
 
 
 def _products(a: list[Tensor], b: list[Tensor]) -> NDArray[np.float64]:
-    """(n, m) in double precision, a stretch of the vectors at a time: whole copies could be too large."""
+    """(n, m), a stretch of the vectors at a time, summed in double precision: whole copies could be too
+    large, and long sums in single precision would err."""
     total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a[0].device)
     for start in range(0, len(a[0]), STRETCH):
-        x, y = (torch.stack([row[start : start + STRETCH] for row in rows]).double() for rows in (a, b))
-        total += x @ y.T
+        x, y = (torch.stack([row[start : start + STRETCH] for row in rows]) for rows in (a, b))
+        total += (x @ y.T).double()
     return total.cpu().numpy()
