@@ -128,10 +128,10 @@ def test_units_are_batches_of_one_domain(run: Any) -> None:
 
 def test_overhead_bounds_how_often_is_measured(run: Any) -> None:
     """36 steps of four: 144 passes. With two probes of three domains and four of a target a curvature costs
-    3 * 2 * 4 + 4 = 28."""
+    3 * 2 * 5 + 4 = 34, the first one 3 * 2 more."""
     settings: Any = {"probes": 2, "target_samples": 4}
-    assert [e["step"] for e in run(D3(units="domains", **settings, overhead=0.2), name="a")[1]] == [0]
-    assert [e["step"] for e in run(D3(units="domains", **settings, overhead=0.4), name="b")[1]] == [0, 18]
+    assert [e["step"] for e in run(D3(units="domains", **settings, overhead=0.3), name="a")[1]] == [0]
+    assert [e["step"] for e in run(D3(units="domains", **settings, overhead=0.6), name="b")[1]] == [0, 18]
     assert [e["step"] for e in run(D3(units="domains", **settings, overhead=0.1), name="c")[1]] == []
 
 
@@ -151,7 +151,7 @@ def test_an_overhead_that_allows_nothing_is_said(story_model, arguments, speeche
 
 def test_before_a_warm_up_the_peak_is_looked_at(run: Any) -> None:
     """Its first step moves nothing."""
-    order = D3(units="domains", edges="lookahead", probes=2, target_samples=4, overhead=0.2)
+    order = D3(units="domains", edges="lookahead", probes=2, target_samples=4, overhead=0.25)
     _, (told,) = run(order, lr_scheduler_type="linear", warmup_steps=4)
     assert told["nodes"] == 3 and told["step"] == 0
 

@@ -28,11 +28,11 @@ from gradwise.training.layout import total_steps
 from gradwise.training.plan import Plan, Segment
 from gradwise.training.record import Record
 
-FORWARD, HESSIAN = 1 / 3, 3.5
+FORWARD, HESSIAN = 1 / 3, 5.0
 """What a sample costs without a backward pass, and with a Hessian-vector product, in passes of a training
 step (benchmarks/d3.py)."""
 
-STEP = 0.3
+STEP = 0.5
 """What a trial step's update and its taking back cost besides, about, in the same."""
 
 FEWEST = 2
@@ -152,8 +152,10 @@ class Reordering:
         allowed = self.d3.overhead * steps * batches.batch_size
         fewest = min(FEWEST, self.d3.probes)
         for probes in range(self.d3.probes, fewest - 1, -1):
-            if (cost := self._cost(nodes, probes)) <= allowed:
-                every = max(self._least, math.ceil(steps / int(allowed / cost)))
+            # Before its first step Adam knows no squares; they are had from the gradients of all probes.
+            left = allowed - (0 if self._edges == "lookahead" else nodes * probes)
+            if (cost := self._cost(nodes, probes)) <= left:
+                every = max(self._least, math.ceil(steps / int(left / cost)))
                 self.timetable = Timetable(every, probes)
                 return
         if self.trainer.is_world_process_zero():
