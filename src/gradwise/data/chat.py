@@ -14,6 +14,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from gradwise.data.files import at_home
 from gradwise.data.formats import Chat
 from gradwise.data.records import UnreadableError
 from gradwise.errors import DataError
@@ -124,7 +125,7 @@ def template_text(given: str | None, base: Path | None = None) -> str | None:
     """
     if given is None or "{{" in given or "{%" in given:
         return given
-    path = (base or Path()) / Path(given).expanduser()
+    path = (base or Path()) / at_home(given)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

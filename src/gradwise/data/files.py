@@ -154,3 +154,16 @@ def _parquet(path: Path, name: str) -> Iterator[Record]:
                 yield Record(Origin(name, number, "row"), values)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{name}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def at_home(path: str) -> Path:
+    """A path with a leading `~` or `~user` resolved; as it stands where there is no such user, since a file
+    may have such a name.
+
+    >>> at_home("~no one of this name/x")
+    PosixPath('~no one of this name/x')
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from gradwise.data.files import EXTENSIONS, count_rows, read_file
+from gradwise.data.files import EXTENSIONS, at_home, count_rows, read_file
 from gradwise.data.records import Origin, Record
 from gradwise.data.settings import Source
 from gradwise.errors import DataError
@@ -35,7 +35,7 @@ def read(source: Source, base: Path | None = None) -> list[Part]:
         DataError: nothing there, an unknown extension, a split that does not exist, a hub dataset that cannot
             be fetched, or `split` and `config` given where they mean nothing.
     """
-    path = (base or Path()) / Path(source.path).expanduser()
+    path = (base or Path()) / at_home(source.path)
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         _refuse(source, "config", "a saved dataset")
         return [_saved(source, path)]

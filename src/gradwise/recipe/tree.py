@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from gradwise.data.files import at_home
 from gradwise.errors import RecipeError
 from gradwise.recipe.sections import Adapter, Train
 from gradwise.settings import Settings, field_descriptions
@@ -134,7 +135,7 @@ def anchor_paths(values: Tree, folder: Path) -> None:
 def _anchor_data(data: Tree, folder: Path) -> None:
     template = data.get("chat_template")
     if isinstance(template, str) and not ("{{" in template or "{%" in template):
-        data["chat_template"] = str((folder / Path(template).expanduser()).absolute())
+        data["chat_template"] = str((folder / at_home(template)).absolute())
     for part in ("train", "validation"):
         sources = data.get(part)
         if isinstance(sources, str):
@@ -152,7 +153,7 @@ def _anchor_metrics(metrics: Tree, folder: Path) -> None:
         if isinstance(task, dict) and isinstance(task.get("path"), str):
             task["path"] = _anchored(task["path"], folder)
         if isinstance(task, dict) and isinstance(task.get("folder"), str):
-            task["folder"] = str((folder / Path(task["folder"]).expanduser()).absolute())
+            task["folder"] = str((folder / at_home(task["folder"])).absolute())
     functions = functions if isinstance(functions, list) else []
     for position, function in enumerate(functions):
         if isinstance(function, str):
@@ -166,11 +167,11 @@ def _anchored_function(path: str, folder: Path) -> str:
     place, colon, name = path.rpartition(":")
     if not place.endswith(".py"):
         return path
-    return str((folder / Path(place).expanduser()).absolute()) + colon + name
+    return str((folder / at_home(place)).absolute()) + colon + name
 
 
 def _anchored(name: str, folder: Path) -> str:
-    local = (folder / Path(name).expanduser()).absolute()
+    local = (folder / at_home(name)).absolute()
     looks_local = name.startswith((".", "/", "~")) or Path(name).suffix in (
         ".jsonl",
         ".json",
