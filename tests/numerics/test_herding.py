@@ -70,3 +70,21 @@ class TestWholeOrder:
             herd(np.zeros(3))
         with pytest.raises(ValueError, match="Row 1 holds a value that is not finite"):
             herd(np.array([[0.0], [np.nan]]))
+
+    @pytest.mark.parametrize("block", [1, 7, 20, 40, 100])
+    def test_blocks_have_their_places_one_after_another(self, block: int) -> None:
+        x = np.random.default_rng(5).standard_normal((40, 3))
+        mean, total, expected = x.mean(axis=0), np.zeros(3), []
+        for start in range(0, 40, block):
+            left = list(range(start, min(start + block, 40)))
+            while left:
+                t = len(expected) + 1
+                pick = min(left, key=lambda i: np.linalg.norm(total + x[i] - t * mean))
+                expected.append(pick)
+                left.remove(pick)
+                total += x[pick]
+        assert herd(x, block).tolist() == expected
+
+    def test_a_block_of_nothing_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="at least one row; found 0"):
+            herd(np.eye(3), 0)
