@@ -42,8 +42,8 @@ MISTAKES = [
     ),
     (
         "order: sorted",
-        "order.method: unknown method 'sorted'; known: d3, easy_first, given, herding, influence, interleave, "
-        "shuffle.",
+        "order.method: unknown method 'sorted'; known: d3, easy_first, given, herding, influence, "
+        "interleave, shuffle.",
     ),
     ("select: {method: lossy}", "select.method: unknown method 'lossy'; did you mean 'loss_top'?"),
     ("layers: {active: 3}", "layers needs a method; found {'active': 3}."),

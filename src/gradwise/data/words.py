@@ -40,7 +40,7 @@ def label_words(dataset: Any, width: int = WIDTH) -> NDArray[np.float32]:
         counts[offsets[:-1][np.diff(offsets) > 0]] = False  # the first token is never predicted
         place, sign = _hashed(labels[counts], width)
         sums = np.bincount(owner[counts] * width + place, weights=sign, minlength=samples * width)
-        rows = sums.reshape(samples, width)
+        rows = sums.astype(np.float64).reshape(samples, width)  # of nothing, bincount makes whole numbers
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         chunks.append(np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0).astype(np.float32))
     return np.concatenate(chunks)
