@@ -36,7 +36,9 @@ def _setting(told: dict[str, Any]) -> str:
     )
 
 
-def _selections(fraction: float) -> str:
+def _selections(fraction: float | None) -> str:
+    if fraction is None:
+        return "Every arm trains on all records. "
     return (
         f"Selections keep {fraction:.0%} of the records and go over them as often as the steps need; "
         "`random` draws anew for every seed, `full` takes records from all of them. "

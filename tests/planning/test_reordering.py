@@ -149,11 +149,13 @@ def test_an_overhead_that_allows_nothing_is_said(story_model, arguments, speeche
     assert "only balanced" in sentence and "order.overhead allows 1 " in sentence
 
 
-def test_before_a_warm_up_the_peak_is_looked_at(run: Any) -> None:
+def test_before_a_warm_up_the_peak_is_looked_at(run: Any, tmp_path: Path) -> None:
     """Its first step moves nothing."""
     order = D3(units="domains", edges="lookahead", probes=2, target_samples=4, overhead=0.25)
     _, (told,) = run(order, lr_scheduler_type="linear", warmup_steps=4)
     assert told["nodes"] == 3 and told["step"] == 0
+    table = pyarrow.parquet.read_table(tmp_path / "run" / "plan" / "graph-0.parquet")
+    assert np.all(table["weight"].to_numpy() != 0)
 
 
 def test_a_default_run_is_balanced_by_its_words_and_measures_nothing(run: Any) -> None:
@@ -169,8 +171,19 @@ def test_a_default_run_is_balanced_by_its_words_and_measures_nothing(run: Any) -
     assert len({tuple(entries.tolist()) for entries in passes}) >= 3
 
 
-def test_with_grace_before_and_direct_at_the_end(run: Any, speeches: Any) -> None:
+def test_with_grace_before_and_direct_at_the_end(run: Any, speeches: Any, monkeypatch: Any) -> None:
     """What each of them selects is kept; D3 only says in which order."""
+    from gradwise.planning.ordering import Reordering
+
+    decide = Reordering.decide
+
+    def watched(self: Any, plan: Any, served: int, step: int, *rest: Any) -> Any:
+        after = decide(self, plan, served, step, *rest)
+        for start, stop in ((4 * step, 27 * 4), (27 * 4, len(plan))):  # nothing is moved across the onset
+            assert sorted(plan.indices[start:stop]) == sorted(after.indices[start:stop])
+        return after
+
+    monkeypatch.setattr(Reordering, "decide", watched)
     sections = {
         "select": gw.Grace(count=36, candidates="all", refresh_every=6, anchors=0.5),
         "anneal": gw.Direct(count=12, last=0.25),
