@@ -115,7 +115,7 @@ def test_the_yaml_shown_is_a_recipe() -> None:
         gw.Recipe.from_dict(yaml.safe_load(shown.replace("2e-4", "2.0e-4"))) for shown in blocks("yaml")
     )
     assert whole.layers == gw.Grass(active=2)
-    assert order.order == gw.D3(edges="curvature")
+    assert order.order == gw.D3(units="domains", edges="curvature")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)

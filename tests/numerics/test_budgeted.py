@@ -103,7 +103,7 @@ def test_whole_rows_keep_to_count_and_budget_exactly(n: int, part: float, slack:
     c, a = problem(KINDS[seed % len(KINDS)], n, seed)
     count = round(part * n)
     cheapest = math.fsum(np.sort(a)[:count])
-    budget = cheapest + slack**3 * (float(a.sum()) - cheapest)
+    budget = cheapest + slack**3 * (math.fsum(a) - cheapest)
     found = budgeted_top(c, a, count, budget)
     rows = whole(found, c, a, count, budget)
     assert len(set(rows.tolist())) == count
