@@ -239,6 +239,11 @@ class TestMistakes:
         ):
             run(D3(units="domains", target="validation"))
 
+    def test_several_sets_of_validation_data(self, run: Any, speeches: Any) -> None:
+        several = {"one": speeches.select([72, 73]), "other": speeches.select([74, 75])}
+        with pytest.raises(gw.RecipeError, match="needs one set of validation data"):
+            run(D3(units="domains", target="validation"), held_out=several)
+
     def test_packing_is_refused_where_influence_is_measured(self, story_model, arguments, speeches) -> None:
         data = speeches.select(range(40))
 

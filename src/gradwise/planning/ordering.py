@@ -92,7 +92,8 @@ class Reordering:
                 "order: d3 cannot try steps under the loss scaling of float16; use bfloat16, or leave "
                 "order.units out."
             )
-        if d3.target == "validation" and not hasattr(trainer.eval_dataset, "__getitem__"):
+        held_out = trainer.eval_dataset
+        if d3.target == "validation" and (isinstance(held_out, dict) or not hasattr(held_out, "__getitem__")):
             raise RecipeError(
                 "order.target: validation needs one set of validation data that can be indexed; give "
                 "data.validation (or an eval_dataset), or target: pool."
@@ -210,6 +211,7 @@ class Reordering:
         units = [self._units(piece, step) for piece in (whole if self.d3.grouped else whole[:1])]
         if self._measuring(step):
             self._measure(whole[0], units[0], step)
+            self._write()
         took = {"measuring": time.perf_counter() - start}
         told: dict[str, Any] = {}
         for number, own in enumerate(units):
@@ -221,7 +223,6 @@ class Reordering:
         again = zip(whole, stretches, strict=True)
         after = plan.followed_by([part for pair in again for part in _split(*pair)], after=served)
         took["ordering"] = time.perf_counter() - start - took["measuring"]
-        self._write()
         record.event(
             "order",
             step,
@@ -253,9 +254,9 @@ class Reordering:
 
     def _measure(self, piece: Segment, units: Units, step: int) -> None:
         """Measure influence, and remember it with what was known before."""
-        probe = self._probe()
         if len(units.nodes) < 2:
             return  # What is left is all alike.
+        probe = self._probe()
         rng = np.random.default_rng([self.recipe.seed, STREAM, step, _PROBES])
         rows = replace(units, entries=piece.indices[units.entries])
         found = self.d3.measured(probe, rows, edges=self._edges, rng=rng, probes=self.timetable.probes)

@@ -203,9 +203,7 @@ class D3(Settings):
         if signals.words is not None:
             return signals.words
         if signals.grad is not None:
-            rows = np.nan_to_num(np.asarray(signals.grad, dtype=np.float32))
-            lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-            return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+            return _directions(signals.grad)
         if signals.domain is None:
             raise SignalError("d3 balances label tokens, gradients or domains, and none of them is known.")
         return np.eye(len(np.unique(signals.domain)))[np.unique(signals.domain, return_inverse=True)[1]]
@@ -217,7 +215,7 @@ class D3(Settings):
         """Entries in a random order in which every stretch has nearly the features (n, d) of the whole."""
         mixed = rng.permutation(len(entries))
         order = mixed[herd(features[mixed], BLOCK)]
-        # Turned and begun elsewhere an order is as balanced, and no pass is like another.
+        # Turned and begun elsewhere its prefixes stray at most twice as far, and no pass is like another.
         order = np.roll(order[:: rng.choice([-1, 1])], rng.integers(max(1, len(order))))
         return entries[order]
 
@@ -229,10 +227,8 @@ class D3(Settings):
 
     def _clusters(self, signals: Signals, seed: int) -> NDArray[Any]:
         """(N,) by gradients without their lengths."""
-        rows = np.nan_to_num(np.asarray(signals.require("grad", "d3"), dtype=np.float64))
+        rows = _directions(signals.require("grad", "d3")).astype(np.float64)
         count = self.units if isinstance(self.units, int) else CLUSTERS
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
         rng = np.random.default_rng([seed, STREAM])
         return kmeans2(rows, min(count, len(rows)), minit="++", rng=rng, missing="warn")[1]
 
@@ -260,7 +256,7 @@ class D3(Settings):
         Args:
             probe: `gradwise.Probe`.
             units: whose nodes are measured.
-            edges: as in the settings, not `none`.
+            edges: as in the settings.
             rng: draws the samples.
             probes: samples of each node, at most so many; `probes` unless given.
         """
@@ -290,7 +286,7 @@ class D3(Settings):
         """Influences to first order, from gradients that were measured; a step is of length one."""
         grad, loss = (signals.require(name, "d3 without a probe") for name in ("grad", "loss"))
         nodes = units.nodes
-        rows = [self._rows(units, node) for node in nodes]
+        rows = [units.of_node(node) for node in nodes]
         parts = min(PARTS, min(len(own) for own in rows))
         split = [own[part::parts] for own in rows for part in range(parts)]
         gradients = np.array([np.nanmean(grad[own].astype(np.float64), axis=0) for own in split])
@@ -363,13 +359,7 @@ class D3(Settings):
         return units.node[: units.whole], worth, before
 
     def _drawn(self, units: Units, node: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        return rng.permutation(self._rows(units, node))[:count]
-
-    @staticmethod
-    def _rows(units: Units, node: int) -> NDArray[np.int64]:
-        """All entries of a node."""
-        parts = units.parts
-        return np.concatenate([parts[unit] for unit in np.flatnonzero(units.node[: units.whole] == node)])
+        return rng.permutation(units.of_node(node))[:count]
 
     def _looked_ahead(
         self, probe: Any, names: tuple[str, ...], drawn: list[NDArray[np.int64]], target: NDArray[np.int64]
@@ -384,6 +374,13 @@ class D3(Settings):
         ahead = probe.lookahead(drawn, on, only)
         owner = np.concatenate([owner, np.full(len(target), -1)])
         return InfluenceGraph.of_ahead(names, owner, ahead, np.arange(len(on) - len(target), len(on)))
+
+
+def _directions(grad: NDArray[Any]) -> NDArray[np.float32]:
+    """Gradients without their lengths; zeros where one is zero or not finite."""
+    rows = np.nan_to_num(np.asarray(grad, dtype=np.float32))
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
 
 
 def _rounded(value: float) -> float:

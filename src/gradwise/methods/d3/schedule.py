@@ -61,7 +61,8 @@ class Windows:
             nodes = self.node[wish]
             taken = balance.place(wish, count, self.before[np.ix_(nodes, nodes)])
             placed += taken
-            waiting = [unit for unit in waiting if unit not in set(taken)]
+            gone = set(taken)
+            waiting = [unit for unit in waiting if unit not in gone]
         return np.array(placed, dtype=np.int64)
 
     def value(self, order: NDArray[np.int64]) -> float:

@@ -91,6 +91,11 @@ class Units:
         parts = self.parts
         return np.concatenate([*(parts[unit] for unit in order), *parts[self.whole :]])
 
+    def of_node(self, node: int) -> NDArray[np.int64]:
+        """The entries of all whole units of a node."""
+        rows = self.entries[: self.whole * self.size].reshape(self.whole, self.size)
+        return rows[self.node[: self.whole] == node].ravel()
+
     def summed(self, features: NDArray[Any]) -> NDArray[np.float64]:
         """(whole, d) sums of the entries' features (N, d) over each unit."""
         rows = features[self.entries[: self.whole * self.size]].astype(np.float64)
