@@ -2,6 +2,7 @@
 
 import math
 from itertools import combinations
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from gradwise.numerics import budgeted_top, least_cost
+from gradwise.numerics import budgeted, budgeted_top, least_cost
 from gradwise.numerics.budgeted import InfeasibleError, upper_bound, whole
 
 KINDS = (
@@ -80,6 +81,51 @@ def test_equals_a_general_solver(kind: str, n: int, part: float, slack: float, s
     count = round(part * n)
     least = least_cost(a, count)
     check(c, a, count, least + slack**3 * (float(a.sum()) - least))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    n=st.integers(40, 300),
+    part=st.floats(0.01, 1),
+    slack=st.floats(0.05, 1),
+    seed=st.integers(0, 999),
+    sized=st.booleans(),
+)
+def test_equals_a_general_solver_where_some_rows_are_solved_first(
+    kind: str, n: int, part: float, slack: float, seed: int, sized: bool
+) -> None:
+    """As with many rows: whatever the guess, it is the optimum of all rows that comes out."""
+    c, a = problem(kind, n, seed)
+    sizes = np.random.default_rng(seed).integers(1, 20, n).astype(float) if sized else None
+    count = part * sizes.sum() if sizes is not None else round(part * n)
+    least = least_cost(a, count, sizes=sizes)
+    with patch.multiple(budgeted, MANY=32, EVERY=3, WIDE=2.0):
+        check(c, a, count, least + slack**3 * (float(a.sum()) - least), sizes)
+
+
+@pytest.mark.parametrize("kind", ["random", "zeros", "tenths", "one huge"])
+@pytest.mark.parametrize("sized", [False, True])
+def test_many_rows_are_solved_by_a_guess(kind: str, sized: bool) -> None:
+    c, a = problem(kind, 40_000, 0)
+    sizes = np.random.default_rng(1).integers(1, 20, len(c)).astype(float) if sized else None
+    count = 4_000 if sizes is None else 40_000.0
+    least = least_cost(a, count, sizes=sizes)
+    budget = 0.7 * least + 0.3 * float(a @ budgeted_top(c, a, count, np.inf, sizes=sizes).weights)
+    rows = budgeted._Fillings.of(c, a, count, sizes)
+    found = budgeted._guessed(rows, budget)
+    assert found is not None
+    amounts, multiplier = budgeted._searched(rows, budget)
+    assert rows.value @ found[0] == pytest.approx(rows.value @ amounts, rel=1e-12)
+    assert found[1] == pytest.approx(multiplier, rel=1e-6) and multiplier > 0
+
+
+def test_rows_that_mislead_do_no_harm() -> None:
+    """Every row that is looked at first is dear and worthless."""
+    c, a = problem("random", 40_000, 0)
+    c[:: budgeted.EVERY], a[:: budgeted.EVERY] = -5, 10
+    rows = budgeted._Fillings.of(c, a, 4_000, None)
+    assert budgeted._guessed(rows, 500.0) is None
+    check(c, a, 4_000, 500.0)
 
 
 @given(n=st.integers(1, 40), part=st.floats(0.01, 1), slack=st.floats(0, 1), seed=st.integers(0, 999))

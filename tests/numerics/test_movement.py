@@ -1,12 +1,14 @@
 """Long sums against all subsets, and against a slow climb from many points."""
 
 from itertools import combinations
+from unittest.mock import patch
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwise.numerics import budgeted_top
+from gradwise.numerics import budgeted_top, least_cost, movement
 from gradwise.numerics.movement import longest_sum
 from gradwise.numerics.rows import Rows
 
@@ -41,6 +43,23 @@ def test_more_beginnings_do_better() -> None:
         few, many = (longest_sum(Rows(x), a, 10, 3.0, starts=starts).objective for starts in (1, 12))
         gains.append(many / few)
     assert min(gains) > 0.95 and np.mean(gains) > 1.005
+
+
+@pytest.mark.parametrize("sized", [False, True])
+def test_steps_among_the_nearest_rows_keep_to_the_limits_and_lose_nothing(sized: bool) -> None:
+    rng, worth = np.random.default_rng(3), []
+    for _ in range(8):
+        x, a = rng.standard_normal((600, 8)) + 0.1, rng.random(600)
+        sizes = rng.integers(1, 9, 600).astype(float) if sized else None
+        count = 60 if sizes is None else 300.0
+        budget = 1.5 * least_cost(a, count, sizes=sizes) + 3
+        found = longest_sum(Rows(x), a, count, budget, sizes=sizes)
+        with patch.object(movement, "NEAR", 40):
+            near = longest_sum(Rows(x), a, count, budget, sizes=sizes)
+        assert a[near.rows].sum() <= budget
+        assert len(near.rows) == 60 if sizes is None else sizes[near.rows].sum() <= count
+        worth.append(near.objective / found.objective)
+    assert min(worth) > 0.97 and np.mean(worth) > 0.995
 
 
 def test_the_iterates_of_the_relaxed_problem_never_lower_it() -> None:

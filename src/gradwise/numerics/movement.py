@@ -22,6 +22,12 @@ STEPS, RESTED = 50, 1e-6
 SCREENED, FOLLOWED = 3, 2
 """Steps that all beginnings make, and how many of them, the best by then, go on and are mended."""
 
+AHEAD = 2.0
+"""How much further than the last step went the next tangent touches."""
+
+NEAR = 2**11
+"""Rows among which steps are made between two that look at all of them."""
+
 LOOKS, EXCHANGED = 20, 256
 """How often exchanges are looked for at most, and among how many rows on either side: those that are worth
 least of the picks and most of the others."""
@@ -55,6 +61,16 @@ class _Limits:
 
     def whole(self, found: BudgetedTop, c: NDArray[Any]) -> NDArray[np.int64]:
         return whole(found, c, self.costs, self.count, self.budget, sizes=self.sizes)
+
+    def among(self, places: NDArray[np.int64], weights: NDArray[np.float64]) -> "_Limits":
+        """For the rows at some places, all others keeping their weights."""
+        others = weights.copy()
+        others[places] = 0
+        sizes = None if self.sizes is None else self.sizes[places]
+        count = round(float(weights[places].sum())) if sizes is None else float(sizes @ weights[places])
+        # What they cost now they may go on costing, whatever sums round to.
+        budget = max(self.budget - float(self.costs @ others), float(self.costs[places] @ weights[places]))
+        return _Limits(self.costs[places], count, budget, sizes)
 
     def room(self, picks: NDArray[np.int64]) -> tuple[float, float]:
         """Budget and size that picks leave."""
@@ -113,30 +129,80 @@ def _principal(rows: Rows) -> tuple[float, NDArray[np.float64]]:
 
 def _climbed(rows: Rows, scores: NDArray[np.float64], limits: _Limits) -> tuple[list[NDArray[np.int64]], int]:
     """Linearised steps from every column of scores, from the best ones until none gains; then whole rows."""
-    starts = scores.shape[1]
-    worth, moving, steps = np.full(starts, -1.0), np.arange(starts), 0
-    last: list[Any] = [None] * starts
-    sums = np.zeros((rows.width, starts))
-    while moving.size and steps < STEPS:
-        steps += 1
-        still = []
-        for place, start in enumerate(moving):
-            c = scores[:, place]
-            found = limits.best(c)
-            taken = np.flatnonzero(found.weights)
-            total = rows.sum_of(taken, found.weights[taken])
-            gained = float(total @ total)
-            if gained > worth[start]:
-                if gained > worth[start] * (1 + RESTED):
-                    still.append(start)
-                last[start], sums[:, start], worth[start] = (found, c.copy()), total, gained
-        moving = np.array(still, dtype=np.int64)
-        if steps == SCREENED:
-            best = np.argsort(-worth, kind="stable")[:FOLLOWED]
-            moving = np.intersect1d(moving, best)
-        scores = rows.times(sums[:, moving]) if moving.size else scores
-    best = np.argsort(-worth, kind="stable")[:FOLLOWED]
-    return [limits.whole(*last[start]) for start in best], steps
+    climbs = [_Climb(limits, np.zeros(rows.width)) for _ in scores.T]
+    for step in range(SCREENED):
+        scores = rows.times(np.array([climb.ahead for climb in climbs]).T) if step else scores
+        for climb, c in zip(climbs, scores.T, strict=True):
+            climb.step(rows, c.copy())
+    best = sorted(climbs, key=lambda climb: -climb.worth)[:FOLLOWED]
+    steps = SCREENED + max(climb.on(rows) for climb in best)
+    return [limits.whole(climb.found, climb.scores) for climb in best], steps
+
+
+class _Climb:
+    """One beginning's way up: weights, each the best by a tangent at the sum before, or further that way.
+
+    Where the tangent touches as far again beyond the sum as the last step went, and more, fewer steps are
+    needed, and some points at which they would rest are passed over. Where that gains nothing, the tangent
+    at the sum decides.
+    """
+
+    found: BudgetedTop
+    """The best weights so far."""
+    scores: NDArray[np.float64]
+    """(N,) what the rows were worth by the tangent that these came of."""
+
+    def __init__(self, limits: _Limits, fixed: NDArray[np.float64]) -> None:
+        self.limits = limits
+        self.fixed = fixed
+        """(k,) the sum of what is taken in any case."""
+        self.total, self.moved, self.worth = fixed, np.zeros_like(fixed), -1.0
+
+    @property
+    def ahead(self) -> NDArray[np.float64]:
+        """(k,) where the next tangent touches."""
+        return self.total + AHEAD * self.moved
+
+    def step(self, rows: Rows, c: NDArray[np.float64]) -> bool:
+        """The best weights by these scores; whether they gained anything to speak of."""
+        found = self.limits.best(c)
+        taken = np.flatnonzero(found.weights)
+        total = self.fixed + rows.sum_of(taken, found.weights[taken])
+        worth = float(total @ total)
+        gained = worth > self.worth * (1 + RESTED)
+        self.moved = total - self.total if gained and self.worth >= 0 else np.zeros_like(total)
+        if worth > self.worth:
+            self.total, self.worth, self.found, self.scores = total, worth, found, c
+        return gained
+
+    def on(self, rows: Rows) -> int:
+        """Steps until none gains; how many."""
+        step = 0
+        while step < STEPS:
+            step += 1
+            if len(rows) > 2 * NEAR:
+                self.settle(rows)
+            beyond = self.moved.any()
+            if not self.step(rows, rows.times(self.ahead)) and not beyond:
+                break
+        return step
+
+    def settle(self, rows: Rows) -> None:
+        """Steps among the rows that are nearest to being taken or left; what is taken of others stays."""
+        limits, weights = self.limits, self.found.weights.copy()
+        keys = self.scores - self.found.multiplier * limits.costs
+        keys = keys if limits.sizes is None else keys / limits.sizes
+        last = keys[weights > 0].min(initial=np.inf)
+        places = np.sort(np.argpartition(np.abs(keys - last), NEAR)[:NEAR])
+        among = weights[places]
+        inner = _Climb(limits.among(places, weights), self.total - rows.sum_of(places, among))
+        inner.total, inner.moved, inner.worth = self.total, self.moved, self.worth
+        inner.on(Rows(rows.some(places).astype(np.float32)))
+        if inner.worth > self.worth * (1 + RESTED):
+            weights[places] = inner.found.weights
+            self.moved = self.moved + inner.total - self.total
+            self.total, self.worth = inner.total, inner.worth
+            self.found = inner.found._replace(weights=weights)
 
 
 def _mended(rows: Rows, picks: list[NDArray[np.int64]], limits: _Limits) -> tuple[NDArray[np.int64], float]:
