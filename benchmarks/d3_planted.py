@@ -11,7 +11,8 @@ answers count. It has seen keys, questions and answers before, drawn at random. 
 - unrelated: as the prerequisite, but the classes that `first` tells have nothing to do with the answers:
   what is left of the order's worth where nothing is presupposed.
 
-Arms differ in the order alone. `oracle` is all of `first`, then all of `last`; `opposite` the reverse.
+Arms differ in the order alone; to try both orders at the start takes as many steps again as the run has, and
+is allowed to. `oracle` is all of `first`, then all of `last`; `opposite` the reverse.
 """
 
 import copy
@@ -34,7 +35,10 @@ from gradwise.methods.d3 import D3, InfluenceGraph, Units
 KINDS = ("conflict", "prerequisite", "unrelated")
 RUNS = ("conflict", "prerequisite")
 """Kinds that whole runs are made of."""
-STATES = tuple((kind, edges, 40, 16) for kind in RUNS for edges in ("curvature", "lookahead"))
+STATES = (
+    *((kind, edges, 40, 16) for kind in RUNS for edges in ("curvature", "lookahead")),
+    *((kind, "orders", 40, 4) for kind in RUNS),
+)
 """Kind, edges, steps on both domains mixed beforehand, probe samples; runs have measured at their start."""
 HORIZONS = (1, 5, 10, 20)
 """Steps on each domain, where both orders are tried."""
@@ -57,6 +61,7 @@ D3_ARMS: dict[str, dict[str, Any]] = {
     "d3, free": FREE,
     "d3, free, early 1": {**FREE, "early": 1.0},
     "d3, free, lookahead": {**FREE, "edges": "lookahead"},
+    "d3, free, orders": {**FREE, "edges": "orders", "overhead": 1.1},
 }
 ARMS = ("random", "oracle", "opposite", "last alone", *D3_ARMS)
 """`last alone` trains on the second domain only, as often: what it learns without the first."""

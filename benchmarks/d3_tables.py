@@ -118,7 +118,9 @@ def _planted(content: dict[str, Any]) -> list[str]:
         "**Planted orders** (`benchmarks/d3_planted.py` says how). A Llama of 0.1 M weights, 80 steps in "
         "all, of which the order alone differs; the target's loss at the end. `oracle` is the planted order, "
         "`opposite` its reverse, `last alone` leaves the first domain out. `d3` has its default settings but "
-        "for the target; `free` has neither window nor balance, and `early: 0` unless said otherwise."
+        "for the target; `free` has neither window nor balance, and `early: 0` unless said otherwise. To try "
+        "both orders, 20 steps on each of two domains, takes as many steps as the whole run; `d3, free, "
+        "orders` is allowed that."
     ]
     kinds = list(dict.fromkeys(key.split("/")[1] for key in of_kind(content, "run")))
     for kind in kinds:
@@ -139,17 +141,25 @@ def _planted(content: dict[str, Any]) -> list[str]:
     return [*parts, *_directions(content), *_tried(content)]
 
 
+_MEASURED = {
+    "d3": "curvature, 4 probes",
+    "d3, free, lookahead": "lookahead, 4 probes",
+    "d3, free, orders": "both orders tried, 20 steps on each",
+}
+"""Arms of which the first graph is looked at, and how it was made."""
+
+
 def _directions(content: dict[str, Any]) -> list[str]:
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for key, entry in of_kind(content, "run").items():
         _, kind, arm, _ = key.split("/")
-        if arm in ("d3", "d3, free, lookahead"):
-            edges = "lookahead" if "lookahead" in arm else "curvature"
+        if arm in _MEASURED:
             start = [graph for graph in entry["graphs"] if graph["step"] == 0]
-            found.setdefault((kind, f"{edges}, at the start, 4 probes"), []).extend(start)
+            found.setdefault((kind, f"{_MEASURED[arm]}, at the start"), []).extend(start)
     for key, entry in of_kind(content, "state").items():
         _, kind, edges, trained, probes, _ = key.split("/")
-        found.setdefault((kind, f"{edges}, after {trained} steps, {probes} probes"), []).append(entry)
+        drawn = "" if edges == "orders" else f", {probes} probes"
+        found.setdefault((kind, f"{edges}, after {trained} steps{drawn}"), []).append(entry)
     rows = []
     for (kind, name), graphs in found.items():
         right = sum(graph["difference"] > 0 for graph in graphs)

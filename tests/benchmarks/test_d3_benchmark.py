@@ -103,7 +103,7 @@ def test_planted_orders_make_tables() -> None:
     entries["tried/conflict/0"] = {"gains": {"1": 0.25}}
     text = "\n".join(d3_tables.sections({"settings": {"part": "planted"}, "entries": entries}))
     assert "| `d3` | 5 | -1.0000 | -1.0000 to -1.0000 | < 0.001 | better |" in text
-    assert "| conflict: curvature, at the start, 4 probes | 5 | 100% | 48% to 100% | 5 | 0 |" in text
+    assert "| conflict: curvature, 4 probes, at the start | 5 | 100% | 48% to 100% | 5 | 0 |" in text
     assert "| conflict | 1 | 1 | +0.2500 | 100% |" in text
 
 

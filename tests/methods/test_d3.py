@@ -11,7 +11,7 @@ import gradwise as gw
 from gradwise.methods.d3 import D3, InfluenceGraph, Units
 from gradwise.methods.d3.schedule import Windows
 from gradwise.numerics.balance import imbalance
-from gradwise.probing import Ahead, Bends
+from gradwise.probing import Ahead, Bends, Orders
 
 
 def pool(n: int = 120, domains: int = 3, seed: int = 0, noise: float = 1.0) -> gw.Signals:
@@ -99,6 +99,19 @@ class TestTheGraph:
         )
         assert graph.weight == pytest.approx(np.array([[2 / 6, 0.5 / 2], [0.0, 1 / 2]]))
         assert graph.influence == pytest.approx([0.2, -0.2])
+
+    def test_both_ways_round_are_worth_what_the_target_gains(self) -> None:
+        rng = np.random.default_rng(0)
+        before, both = 4 + rng.random(6), 2 + rng.random((3, 3, 6))
+        both[np.arange(3), np.arange(3)] = np.nan
+        both[0, 1] -= 1.0  # 0 first ends lower
+        alone = np.stack([before - gained for gained in (0.0, 0.6, 0.9)])
+        graph = InfluenceGraph.of_orders(("a", "b", "c"), Orders(before, alone, both), np.array([2, 2, 3]))
+        gains = (both[1, 0] - both[0, 1]) / before.mean()
+        assert graph.weight[0, 1] - graph.weight[1, 0] == pytest.approx(gains.mean())
+        assert graph.noise[0, 1] == pytest.approx(gains.std(ddof=1) / np.sqrt(6)) == graph.noise[1, 0]
+        assert graph.influence == pytest.approx(np.array([0, 0.3, 0.3]) / before.mean())
+        assert graph.precedences(2.0)[0, 1] and not graph.precedences(2.0)[1, 0]
 
     def test_noise_is_the_spread_of_parts_drawn_anew(self) -> None:
         """Directions of many graphs, each from parts of its own, scatter as the noise says."""
@@ -283,6 +296,8 @@ class TestMistakes:
             ({"units": "samples", "size": 3}, "samples are units of one; found size 3"),
             ({"units": 1}, "units"),
             ({"edges": "psychic"}, "edges"),
+            ({"units": 4, "trial_steps": 5}, "order.trial_steps is about edges: orders, and .* curvature"),
+            ({"units": 4, "edges": "orders", "probes": 2}, "order.probes is about edges: curvature or"),
             ({"probes": 2}, "order.probes is about the influence of units.*give order.units"),
         ],
     )

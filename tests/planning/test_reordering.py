@@ -48,6 +48,7 @@ MEASURING = [
     D3(units="domains", probes=2, target_samples=4, overhead=1.0),
     D3(units="domains", edges="lookahead", probes=2, target_samples=4, overhead=1.0),
     D3(units="domains", edges="first_order", probes=2, target_samples=4, overhead=1.0),
+    D3(units="domains", edges="orders", trial_steps=2, target_samples=4, overhead=2.0),
     D3(units="batches", probes=2, target_samples=4, overhead=2.0, window=4, commit=2),
     D3(units="samples", edges="lookahead", neighbours=3, probes=1, target_samples=4, overhead=2.0),
     D3(units="clusters", probes=2, target_samples=4, overhead=2.0, size=2),

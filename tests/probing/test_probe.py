@@ -126,6 +126,27 @@ def test_looking_ahead_sees_what_a_real_step_does(optimizer_of: Callable[..., An
         assert np.abs(after - ahead.before).max() > 1e-3, "the step did nothing that could be seen"
 
 
+@pytest.mark.parametrize("optimizer_of", [adam, sgd], ids=["adam", "sgd"])
+def test_both_ways_round_are_what_real_training_comes_to(optimizer_of: Callable[..., Any]):
+    data, network = samples(), model()
+    optimizer = optimizer_of(network.parameters())
+    trained(network, optimizer, data)
+    nodes, on = [UNITS[:2], UNITS[2:3], [UNITS[3], UNITS[0]]], [0, 5, 9, 18, 31]
+    found = gw.Probe(network, optimizer, data, clip=0.05).orders(nodes, on)
+    for first, then in itertools.product(range(3), repeat=2):
+        if first == then:
+            assert np.isnan(found.both[first, then]).all()
+            continue
+        twin = copy.deepcopy(network)
+        other = optimizer_of(twin.parameters())
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for losses, node in ((found.alone[first], first), (found.both[first, then], then)):
+            for unit in nodes[node]:
+                real_step(twin, other, [data[i] for i in unit], 0.05)
+            assert losses == pytest.approx(own_losses(twin, [data[i] for i in on]), rel=2e-6)
+    assert found.before == pytest.approx(own_losses(network, [data[i] for i in on]), rel=2e-6)
+
+
 def test_only_what_is_asked_for_is_evaluated():
     data, network = samples(), model()
     only = np.array([[True, False, True], [False, False, False]])
@@ -148,11 +169,13 @@ class TestNothingIsLeftBehind:
         probe = gw.Probe(network, optimizer, data)
         probe.losses([0, 1])
         probe.lookahead(UNITS, TARGET)
+        probe.orders([UNITS[:2], UNITS[2:]], TARGET)
         probe.bends(UNITS, TARGET)
         probe.sketches(UNITS)
         assert same(before, everything(network, optimizer))
 
-    def test_after_an_exception_in_the_middle(self, monkeypatch: pytest.MonkeyPatch):
+    @pytest.mark.parametrize("ask", ["lookahead", "orders"])
+    def test_after_an_exception_in_the_middle(self, ask: str, monkeypatch: pytest.MonkeyPatch):
         data, network = samples(), model(dropout=0.2)
         optimizer = adam(network.parameters())
         trained(network, optimizer, data)
@@ -170,7 +193,7 @@ class TestNothingIsLeftBehind:
 
         monkeypatch.setattr(gw.Probe, "_evaluated", fails_after_a_step)
         with pytest.raises(RuntimeError, match="in the middle"):
-            probe.lookahead(UNITS, TARGET)
+            getattr(probe, ask)(UNITS if ask == "lookahead" else [UNITS[:2], UNITS[2:]], TARGET)
         assert same(before, everything(network, optimizer))
         assert network.lm_head.weight.grad is gradient
 

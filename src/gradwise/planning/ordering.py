@@ -154,7 +154,7 @@ class Reordering:
         fewest = min(FEWEST, self.d3.probes)
         for probes in range(self.d3.probes, fewest - 1, -1):
             # Before its first step Adam knows no squares; they are had from the gradients of all probes.
-            left = allowed - (0 if self._edges == "lookahead" else nodes * probes)
+            left = allowed - (nodes * probes if self._edges in ("curvature", "first_order") else 0)
             if (cost := self._cost(nodes, probes)) <= left:
                 every = max(self._least, math.ceil(steps / int(left / cost)))
                 self.timetable = Timetable(every, probes)
@@ -177,6 +177,9 @@ class Reordering:
     def _cost(self, nodes: int, probes: int) -> float:
         """Of one measurement, in passes of a training step over one sample."""
         d3, target = self.d3, self.d3.target_samples
+        if self._edges == "orders":
+            steps = nodes**2 * d3.trial_steps * ((d3.size or self._batch) + STEP)
+            return steps + (nodes**2 + 1) * target * FORWARD
         if self._edges != "lookahead":
             return nodes * probes * (HESSIAN if self._edges == "curvature" else 1.0) + target
         near = min(nodes, d3.neighbours + 1)
@@ -223,13 +226,16 @@ class Reordering:
         again = zip(whole, stretches, strict=True)
         after = plan.followed_by([part for pair in again for part in _split(*pair)], after=served)
         took["ordering"] = time.perf_counter() - start - took["measuring"]
+        asked = {"probes": self.timetable.probes}
+        if self._edges == "orders":
+            asked = {"trial_steps": self.d3.trial_steps}
         record.event(
             "order",
             step,
             time.perf_counter() - start,
             edges=self._edges,
             units=str(self.d3.units),
-            probes=self.timetable.probes,
+            **asked,
             parts={name: round(seconds, 4) for name, seconds in took.items()},
             **told,
             digest=after.digest,

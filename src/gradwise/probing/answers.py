@@ -18,6 +18,20 @@ class Ahead:
 
 
 @dataclass(frozen=True)
+class Orders:
+    """Losses of m samples after n nodes' steps, alone and one node's after another's."""
+
+    before: NDArray[np.float64]
+    """(m,) own-mean losses at the present weights, nats per label token."""
+
+    alone: NDArray[np.float64]
+    """(n, m) after a node's own steps."""
+
+    both: NDArray[np.float64]
+    """(n, n, m) after the steps of i and then those of j; NaN for i = j."""
+
+
+@dataclass(frozen=True)
 class Bends:
     """How steps on n sets of samples interfere, along the way towards a target's loss."""
 

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradwise.data import Collator
 from gradwise.errors import SignalError
-from gradwise.probing.answers import Ahead, Bends
+from gradwise.probing.answers import Ahead, Bends, Orders
 from gradwise.probing.kept import kept
 from gradwise.probing.preconditioned import Preconditioned, Vectors, sketch
 from gradwise.signals.given_back import uncompiled
@@ -107,6 +107,34 @@ class Probe:
                 after[number, wanted] = self._evaluated(places[wanted])
                 give_back()
         return Ahead(before, after)
+
+    def orders(self, nodes: Sequence[Sequence[Samples]], on: Samples) -> Orders:
+        """The losses of samples after the steps of one node and then those of another, for every two nodes
+        and both ways round, each from the present weights: n * n times a node's steps are made.
+
+        Args:
+            nodes: of each its steps, and of each step its samples; a step is as in `lookahead`.
+            on: (m,) samples whose losses are compared.
+
+        Raises:
+            SignalError: when a step's samples have no label token.
+        """
+        count, places = len(nodes), np.asarray(on)
+        alone, both = np.empty((count, len(places))), np.full((count, count, len(places)), np.nan)
+        with kept(self.model, self.optimizer) as to_present, torch.inference_mode(False):
+            before = self._evaluated(places)
+            for first, steps in enumerate(nodes):
+                for samples in steps:
+                    self._step(samples)
+                alone[first] = self._evaluated(places)
+                with kept(self.model, self.optimizer) as to_first:
+                    for then in np.flatnonzero(np.arange(count) != first):
+                        for samples in nodes[then]:
+                            self._step(samples)
+                        both[first, then] = self._evaluated(places)
+                        to_first()
+                to_present()
+        return Orders(before, alone, both)
 
     def sketches(self, units: Sequence[Samples]) -> NDArray[np.float32]:
         """(n, SKETCH) of the units' gradients: their cosines tell which units are alike."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.numerics import break_cycles
-from gradwise.probing.answers import Ahead, Bends
+from gradwise.probing.answers import Ahead, Bends, Orders
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,8 @@ class InfluenceGraph:
 
     edges: str
     """How it was measured, which says what a weight is: `first_order` and `lookahead` the share of j's loss
-    that a step on i takes off, `curvature` the share of the target's loss that is gained by the order."""
+    that a step on i takes off; `curvature` and `orders` a share of the target's loss, of which the difference
+    of the two weights is gained by the order."""
 
     step: int = 0
     """Optimizer steps done when it was measured."""
@@ -91,6 +92,31 @@ class InfluenceGraph:
         influence = np.nan_to_num(_mean(taken[:, target], (1,)) / np.nanmean(ahead.before[target]))
         return cls(names, weight, np.sqrt(seen), influence, edges="lookahead")
 
+    @classmethod
+    def of_orders(cls, names: tuple[str, ...], orders: Orders, steps: NDArray[np.int64]) -> "InfluenceGraph":
+        """From the target's losses after both orders of every two nodes.
+
+        Args:
+            names: of the n nodes.
+            orders: m samples of the target; the noise is that of drawing these.
+            steps: (n,) of each node, whose influence is counted for one.
+        """
+        seen = np.isfinite(orders.before)
+        before = orders.before[seen].mean()
+        gained = (orders.both.transpose(1, 0, 2) - orders.both)[..., seen]
+        count = int(seen.sum())
+        error = (
+            gained.std(axis=2, ddof=1) / np.sqrt(count) if count > 1 else np.full(gained.shape[:2], np.nan)
+        )
+        taken = (orders.before - orders.alone)[:, seen].mean(axis=1) / np.maximum(steps, 1)
+        return cls(
+            names,
+            weight=gained.mean(axis=2) / 2 / before,
+            noise=error / before,
+            influence=taken / before,
+            edges="orders",
+        )
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -131,7 +157,7 @@ class InfluenceGraph:
             return newer
         rows = np.array([where[name] for name in newer.names], dtype=np.int64)
         ratio = newer.rate / self.rate
-        grown = ratio**2 if self.edges == "curvature" else ratio
+        grown = ratio**2 if self.edges in ("curvature", "orders") else ratio
 
         def mixed(old: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
             both = keep * old + (1 - keep) * new

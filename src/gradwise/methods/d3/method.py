@@ -68,10 +68,14 @@ class D3(Settings):
     size: Annotated[int, Field(ge=1)] | None = None
     """Samples of a unit; the run's batch size unless given, 1 for `samples`."""
 
-    edges: Literal["lookahead", "curvature", "first_order"] | None = None
-    """How influence is measured: by trial steps, by Hessian-vector products, or by gradients alone. Unless
-    given, by curvature where a model can be asked, as in a run, and to first order from the signals
-    otherwise."""
+    edges: Literal["lookahead", "curvature", "first_order", "orders"] | None = None
+    """How influence is measured: by trial steps, by Hessian-vector products, by gradients alone, or by going
+    both ways round, `trial_steps` on one node and then on the other, which alone shows what has to be learned
+    before what, and costs most. Unless given, by curvature where a model can be asked, as in a run, and to
+    first order from the signals otherwise."""
+
+    trial_steps: Annotated[int, Field(ge=1)] = 20
+    """Steps on a node where both orders are tried; there are nodes times nodes times so many of them."""
 
     target: Literal["pool", "validation"] = "pool"
     """Whose loss is to fall: of the samples that are put in order, or of the validation data."""
@@ -114,6 +118,12 @@ class D3(Settings):
                 f"order.{given[0]} is about the influence of units on one another, and d3 only balances the "
                 "order where no units are named; give order.units, such as domains."
             )
+        for name, used in _USED_BY.items():
+            edges = self.edges or "curvature"
+            if edges not in used and getattr(self, name) != _default(name):
+                raise RecipeError(
+                    f"order.{name} is about edges: {' or '.join(used)}, and these are {edges}; leave it out."
+                )
         if self.window is not None and self.commit > self.window:
             raise RecipeError(f"order.commit is {self.commit}, more than the window of {self.window}.")
         if self.units == "samples" and self.size not in (None, 1):
@@ -121,7 +131,7 @@ class D3(Settings):
 
     def _given(self) -> list[str]:
         """Settings that are not as they would be by default."""
-        return [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+        return [each.name for each in fields(self) if getattr(self, each.name) != _default(each.name)]
 
     @property
     def grouped(self) -> bool:
@@ -166,7 +176,7 @@ class D3(Settings):
         rng = np.random.default_rng([seed, STREAM, epoch])
         entries = np.arange(len(signals)) if entries is None else entries
         edges = self.edges or ("first_order" if probe is None else "curvature")
-        if edges in ("lookahead", "curvature") and probe is None:
+        if edges != "first_order" and probe is None:
             raise RecipeError(f"order.edges: {edges} asks a model; give a gradwise.Probe.")
         group = self.groups(signals, seed=seed) if self.grouped else None
         features = self.features(signals)
@@ -262,6 +272,8 @@ class D3(Settings):
         """
         nodes = units.nodes
         names = tuple(units.names[node] for node in nodes)
+        if edges == "orders":
+            return replace(self._both_ways(probe, names, units, rng), rate=probe.rate)
         drawn = [self._drawn(units, node, probes or self.probes, rng) for node in nodes]
         target = self._aims(probe, units, drawn, rng)
         if edges == "lookahead":
@@ -361,6 +373,14 @@ class D3(Settings):
     def _drawn(self, units: Units, node: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         return rng.permutation(units.of_node(node))[:count]
 
+    def _both_ways(
+        self, probe: Any, names: tuple[str, ...], units: Units, rng: np.random.Generator
+    ) -> InfluenceGraph:
+        drawn = [self._drawn(units, node, self.trial_steps * units.size, rng) for node in units.nodes]
+        steps = [[own[n : n + units.size] for n in range(0, len(own), units.size)] for own in drawn]
+        orders = probe.orders(steps, self._aims(probe, units, drawn, rng))
+        return InfluenceGraph.of_orders(names, orders, np.array([len(own) for own in steps]))
+
     def _looked_ahead(
         self, probe: Any, names: tuple[str, ...], drawn: list[NDArray[np.int64]], target: NDArray[np.int64]
     ) -> InfluenceGraph:
@@ -374,6 +394,17 @@ class D3(Settings):
         ahead = probe.lookahead(drawn, on, only)
         owner = np.concatenate([owner, np.full(len(target), -1)])
         return InfluenceGraph.of_ahead(names, owner, ahead, np.arange(len(on) - len(target), len(on)))
+
+
+_USED_BY = {
+    "trial_steps": ("orders",),
+    "neighbours": ("lookahead",),
+    "probes": ("curvature", "lookahead", "first_order"),
+}
+
+
+def _default(name: str) -> Any:
+    return next(each.default for each in fields(D3) if each.name == name)
 
 
 def _directions(grad: NDArray[Any]) -> NDArray[np.float32]:
