@@ -27,8 +27,8 @@ def test_what_would_be_overwritten_is_put_first() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", d3_planted.RUNS)
 def test_going_both_ways_round_tells_what_comes_first(kind: str) -> None:
-    """Also a prerequisite, of which two steps show nothing: a representation and what reads it both have to be
-    learned, which is of the third order."""
+    """Also a prerequisite, of which two steps show nothing: what represents it and what reads it both have to
+    be learned, which is of the third order."""
     graphs = found(kind, "orders")
     assert sum(graph["precedes"] == "first" for graph in graphs) > 0.9 * SEEDS
     assert all(graph["difference"] > 0 for graph in graphs)
