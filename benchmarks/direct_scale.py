@@ -94,6 +94,9 @@ def movement(n: int, theirs: bool = True) -> dict[str, Any]:
             "over_budget": float(f"{other.violation:.3g}"),
             "picks_over_budget": float(f"{other.picks_violation:.3g}"),
         }
+        # Their picks may cost too much; what is found for as much money is the fair comparison.
+        spent = max(budget, float(a[other.picks].sum()))
+        told["at_their_cost"] = float(f"{longest_sum(Rows(flat), a, count, spent).objective:.6g}")
     return told
 
 

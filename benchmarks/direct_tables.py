@@ -41,9 +41,9 @@ def _linear(content: dict[str, Any]) -> list[str]:
 def _movement(content: dict[str, Any]) -> list[str]:
     told = (
         "**The paper's problem** (`longest_sum`, eight beginnings) beside the published steps (projected "
-        "gradients with Dykstra's projections, from one beginning, then the K largest weights), on the same "
-        "256 flat directions, K = N / 10, tau 0.6. Measured elsewhere for the authors' own code at N = "
-        "2,000, 10,000 and 50,000: 3.0, 7.0 and 50 s, picks 8, 6 and 2 % over budget."
+        "gradients with Dykstra's projections, from one beginning, then the K largest weights, whatever they "
+        "cost), on the same 256 flat directions, K = N / 10, tau 0.6. Measured elsewhere for the authors' own "
+        "code at N = 2,000, 10,000 and 50,000: 3.0, 7.0 and 50 s, picks 8, 6 and 2 % over budget."
     )
     rows = []
     for key, entry in of_kind(content, "movement").items():
@@ -54,6 +54,7 @@ def _movement(content: dict[str, Any]) -> list[str]:
                 number(ours["seconds"], 3),
                 number(theirs["seconds"], 2),
                 number(ours["objective"] / theirs["objective"], 4),
+                number(entry["at_their_cost"] / theirs["objective"], 4),
                 f"{ours['over_budget']:.1%}",
                 f"{theirs['over_budget']:.2%}",
                 f"{theirs['picks_over_budget']:.2%}",
@@ -61,7 +62,7 @@ def _movement(content: dict[str, Any]) -> list[str]:
             ]
         )
     head = [
-        "N", "seconds", "published s", "objective, ours / theirs", "over budget",
+        "N", "seconds", "published s", "objective, ours / theirs", "for what theirs cost", "over budget",
         "theirs", "their picks", "ours / upper bound",
     ]  # fmt: skip
     return [told, table(head, rows)]

@@ -71,6 +71,7 @@ def test_the_solvers_pieces_make_tables() -> None:
     assert entries["linear/ties/1000"]["difference"] < 1e-9
     ours, theirs = entries["movement/200"]["ours"], entries["movement/200"]["published"]
     assert ours["over_budget"] == 0
+    assert entries["movement/200"]["at_their_cost"] >= theirs["objective"] * (1 - 1e-6)
     if theirs["picks_over_budget"] == 0:
         assert ours["objective"] >= theirs["objective"] * (1 - 1e-6)
     content = {"settings": {"part": "solver"}, "entries": json.loads(json.dumps(entries))}

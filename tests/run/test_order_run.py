@@ -274,6 +274,21 @@ def test_the_target_can_be_the_validation_data(recipe: Recipe, tmp_path: Path) -
     assert not np.allclose(aims[0].graph.influence, aims[1].graph.influence)
 
 
+def test_both_ways_round_are_tried_and_what_that_takes_is_told(recipe: Recipe, tmp_path: Path) -> None:
+    said: list[str] = []
+    order = gw.D3(units="domains", edges="orders", trial_steps=2, target="validation", target_samples=4)
+    found = order_samples(
+        replace(recipe, order=order, train=Train(batch_size=4, learning_rate=1e-2)),
+        tmp_path / "out",
+        tell=said.append,
+        progress=False,
+    )
+    assert any("between 2 nodes, 8 trial steps in all" in sentence for sentence in said)
+    assert sorted(found.indices.tolist()) == list(range(2 * EACH))
+    weight = found.graph.weight
+    assert np.isnan(np.diag(weight)).all() and weight[0, 1] == -weight[1, 0] != 0.0
+
+
 def test_edges_that_need_a_model_say_so() -> None:
     signals = gw.Signals(
         40, domain=np.repeat(["a", "b"], 20), grad=np.ones((40, 2)), loss=np.ones(40, np.float32)

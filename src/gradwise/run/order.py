@@ -25,6 +25,7 @@ from gradwise.run.ranks import is_first, rank_count
 from gradwise.run.records import records_of
 from gradwise.run.select import Chosen, choose
 from gradwise.run.signals import placed_model, sections
+from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
 from gradwise.training.arguments import training_arguments
 
@@ -72,11 +73,8 @@ def order_samples(
         signals = replace(signals, words=label_words(chosen.pool.dataset)[rows])
     entries = _entries(recipe, chosen)
     probe = _probe(recipe, chosen, rows, held_out, tell) if probes else None
-    if probes and not order.grouped and (nodes := len(entries) // (order.size or 1)) > MANY:
-        tell(
-            f"order.units: {order.units} makes {nodes:,} nodes, whose influences on one another are all "
-            "measured here, at a cost that grows with their square; domains or clusters take far less."
-        )
+    if probes:
+        _tell_cost(order, signals, len(entries), recipe.seed, tell)
     start = time.perf_counter()
     found = order.order(signals, np.searchsorted(rows, entries), probe=probe, epoch=0, seed=recipe.seed)
     found = replace(found, indices=rows[found.indices])
@@ -108,6 +106,22 @@ def _held_out(recipe: Recipe, *, progress: bool) -> Pool:
         )
     assert recipe.model is not None
     return load(data, "validation", load_tokenizer(recipe.model), progress=progress and is_first())
+
+
+def _tell_cost(order: D3, signals: Signals, entries: int, seed: int, tell: Any) -> None:
+    """What measuring here comes to, where it is much."""
+    nodes = entries // (order.size or 1)
+    if order.edges == "orders":
+        nodes = len(np.unique(order.groups(signals, seed=seed))) if order.grouped else nodes
+        tell(
+            f"order.edges: orders goes both ways round between {nodes:,} nodes, "
+            f"{nodes**2 * order.trial_steps:,} trial steps in all; fewer trial_steps or nodes take less."
+        )
+    elif not order.grouped and nodes > MANY:
+        tell(
+            f"order.units: {order.units} makes {nodes:,} nodes, whose influences on one another are all "
+            "measured here, at a cost that grows with their square; domains or clusters take far less."
+        )
 
 
 def _entries(recipe: Recipe, chosen: Chosen) -> NDArray[np.int64]:
