@@ -42,8 +42,8 @@ def _movement(content: dict[str, Any]) -> list[str]:
     told = (
         "**The paper's problem** (`longest_sum`, eight beginnings) beside the published steps (projected "
         "gradients with Dykstra's projections, from one beginning, then the K largest weights, whatever they "
-        "cost), on the same 256 flat directions, K = N / 10, tau 0.6. Measured elsewhere for the "
-        "authors' own code at N = 2,000, 10,000 and 50,000: 3.0, 7.0 and 50 s, picks 8, 6 and 2 % over budget."
+        "cost), on the same 256 flat directions, K = N / 10, tau 0.6. Measured elsewhere for the authors' "
+        "own code at N = 2,000, 10,000 and 50,000: 3.0, 7.0 and 50 s, picks 8, 6 and 2 % over budget."
     )
     rows = []
     for key, entry in of_kind(content, "movement").items():
