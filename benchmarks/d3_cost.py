@@ -54,6 +54,7 @@ def measured() -> dict[str, Any]:
     gradients = least(lambda: probe.bends([places], places[:1], hessian=False), repeats)
     bends = least(lambda: probe.bends([places], places[:1]), repeats)
     singly = least(lambda: probe.bends([[place] for place in places], places[:1]), repeats)
+    alone = least(lambda: probe.bends([[place] for place in places], places[:1], hessian=False), repeats)
     slope = least(lambda: probe._gradient(places, probe._weights()), repeats)
     target = least(lambda: probe._gradient(places[:1], probe._weights()), repeats)
     # One trial step on one sample whose loss alone is compared.
@@ -69,6 +70,7 @@ def measured() -> dict[str, Any]:
         "gradient": slope / whole,
         "hessian": (bends - target) / whole,
         "hessian_singly": (singly - target) / whole,
+        "first_order_singly": (alone - target) / whole,
         "first_order": (gradients - target) / whole,
         "update": stepping / sample,
         "trial_step": (two - one - target - single) / sample,

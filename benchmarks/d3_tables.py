@@ -230,7 +230,7 @@ def _cost(content: dict[str, Any]) -> list[str]:
         "over one sample of 128 tokens. `trial step` is what a step of AdamW and its taking back cost "
         "besides the gradient and the losses that are compared; `keeping` the copies made once for all trial "
         "steps of a measurement. Both are per step, whatever its samples, and grow with the weights alone. "
-        "`hessian singly` takes every sample as a part of its own, as edges do to tell their noise, the "
+        "`singly` takes every sample as a part of its own, as edges do to tell their noise, the "
         "products of all pairs included."
     )
     rows = [
@@ -246,7 +246,10 @@ def _cost(content: dict[str, Any]) -> list[str]:
     ]
 
 
-_COSTS = ("forward", "gradient", "first_order", "hessian", "hessian_singly", "trial_step", "keeping")
+_COSTS = (
+    "forward", "gradient", "first_order", "first_order_singly", "hessian", "hessian_singly", "trial_step",
+    "keeping",
+)  # fmt: skip
 
 
 def _published(content: dict[str, Any]) -> list[str]:

@@ -28,9 +28,9 @@ from gradwise.training.layout import total_steps
 from gradwise.training.plan import Plan, Segment
 from gradwise.training.record import Record
 
-FORWARD, HESSIAN = 1 / 3, 5.0
-"""What a sample costs without a backward pass, and with a Hessian-vector product, in passes of a training
-step (benchmarks/d3.py)."""
+FORWARD, FIRST_ORDER, HESSIAN = 1 / 3, 2.0, 6.0
+"""What a sample costs without a backward pass, with a gradient of its own, and with a Hessian-vector product
+of its own, in passes of a training step (benchmarks/d3.py; the two latter on a busy machine)."""
 
 STEP = 0.5
 """What a trial step's update and its taking back cost besides, about, in the same."""
@@ -181,7 +181,7 @@ class Reordering:
             steps = nodes**2 * d3.trial_steps * ((d3.size or self._batch) + STEP)
             return steps + (nodes**2 + 1) * target * FORWARD
         if self._edges != "lookahead":
-            return nodes * probes * (HESSIAN if self._edges == "curvature" else 1.0) + target
+            return nodes * probes * (HESSIAN if self._edges == "curvature" else FIRST_ORDER) + target
         near = min(nodes, d3.neighbours + 1)
         sketches = nodes * probes if nodes > near else 0
         evaluated = (nodes * probes + target) + nodes * (near * probes + target)
