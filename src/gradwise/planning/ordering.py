@@ -154,7 +154,8 @@ class Reordering:
         fewest = min(FEWEST, self.d3.probes)
         for probes in range(self.d3.probes, fewest - 1, -1):
             # Before its first step Adam knows no squares; they are had from the gradients of all probes.
-            left = allowed - (nodes * probes if self._edges in ("curvature", "first_order") else 0)
+            squares = 0 if self._edges in ("lookahead", "orders") else nodes * probes * FIRST_ORDER
+            left = allowed - squares
             if (cost := self._cost(nodes, probes)) <= left:
                 every = max(self._least, math.ceil(steps / int(left / cost)))
                 self.timetable = Timetable(every, probes)
