@@ -107,11 +107,21 @@ class TestTheGraph:
         both[0, 1] -= 1.0  # 0 first ends lower
         alone = np.stack([before - gained for gained in (0.0, 0.6, 0.9)])
         graph = InfluenceGraph.of_orders(("a", "b", "c"), Orders(before, alone, both), np.array([2, 2, 3]))
-        gains = (both[1, 0] - both[0, 1]) / before.mean()
+        gains = (both[1, 0] - both[0, 1]) / before.mean() / (2 * 2)
         assert graph.weight[0, 1] - graph.weight[1, 0] == pytest.approx(gains.mean())
         assert graph.noise[0, 1] == pytest.approx(gains.std(ddof=1) / np.sqrt(6)) == graph.noise[1, 0]
         assert graph.influence == pytest.approx(np.array([0, 0.3, 0.3]) / before.mean())
         assert graph.precedences(2.0)[0, 1] and not graph.precedences(2.0)[1, 0]
+
+    def test_a_trial_that_diverges_tells_nothing(self) -> None:
+        rng = np.random.default_rng(0)
+        before, alone, both = 4 + rng.random(6), 3 + rng.random((3, 6)), 2 + rng.random((3, 3, 6))
+        both[0, 1], alone[2], both[1, 2, 3], both[np.arange(3), np.arange(3)] = np.inf, np.nan, np.nan, np.nan
+        graph = InfluenceGraph.of_orders(("a", "b", "c"), Orders(before, alone, both), np.array([2, 2, 2]))
+        assert np.isnan(graph.weight[0, 1]) and np.isnan(graph.weight[1, 0])
+        assert np.isfinite(graph.weight[1, 2]) and graph.influence[2] == 0.0
+        assert np.isfinite(graph.worth(1.0, 3)).all()
+        assert not graph.precedences(0.0)[0, 1] and not graph.precedences(0.0)[1, 0]
 
     def test_noise_is_the_spread_of_parts_drawn_anew(self) -> None:
         """Directions of many graphs, each from parts of its own, scatter as the noise says."""

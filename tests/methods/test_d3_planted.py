@@ -30,5 +30,5 @@ def test_going_both_ways_round_tells_what_comes_first(kind: str) -> None:
     """Also a prerequisite, of which two steps show nothing: what represents it and what reads it both have to
     be learned, which is of the third order."""
     graphs = found(kind, "orders")
+    assert sum(graph["difference"] > 0 for graph in graphs) > 0.9 * SEEDS
     assert sum(graph["precedes"] == "first" for graph in graphs) > 0.9 * SEEDS
-    assert all(graph["difference"] > 0 for graph in graphs)

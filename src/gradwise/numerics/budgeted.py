@@ -35,6 +35,9 @@ circles."""
 SAME = 1e-15
 """Relative difference of two fillings' worth that is rounding."""
 
+WHOLE = 1e-12
+"""A row of which less than this is left out, or taken, is taken or left out."""
+
 ROUNDING = 1e-13
 """Relative difference of what is spent and the budget that is rounding; whole rows are checked exactly."""
 
@@ -78,7 +81,11 @@ def budgeted_top(c: Any, a: Any, count: float, budget: float, *, sizes: Any = No
     """
     given = _Fillings.of(c, a, count, sizes)
     amounts, multiplier = _optimum(given, float(budget))
-    weights = amounts if given.room is None else np.clip(amounts / given.room, 0, 1)
+    weights = amounts
+    if given.room is not None:
+        weights = np.clip(amounts / given.room, 0, 1)
+        rounded = np.round(weights)
+        weights = np.where(np.abs(weights - rounded) < WHOLE, rounded, weights)
     return BudgetedTop(weights, float(np.asarray(c, dtype=np.float64) @ weights), multiplier)
 
 
@@ -99,8 +106,8 @@ def upper_bound(c: Any, a: Any, count: float, budget: float, *, sizes: Any = Non
     Exactly `count` rows are always taken; `sizes` need not fill it, and rows that are worth less than nothing
     may be left out.
     """
-    if sizes is None:
-        return budgeted_top(c, a, count, budget).objective
+    if sizes is None or not count:
+        return budgeted_top(c, a, count, budget, sizes=sizes).objective
     c, a, sizes = (
         np.append(np.asarray(each, np.float64), last) for each, last in ((c, 0), (a, 0), (sizes, count))
     )
@@ -116,23 +123,32 @@ def whole(
     `sizes` neither fits; they are left out, and the best rows that still fit take their place.
     """
     a = np.asarray(a, dtype=np.float64)
-    w = found.weights
-    taken, partly = np.flatnonzero(w == 1), np.flatnonzero((w > 0) & (w < 1))
     if sizes is not None:
+        taken = np.flatnonzero(found.weights == 1)
         sizes = np.asarray(sizes, dtype=np.float64)
         worth = (np.asarray(c, dtype=np.float64) - found.multiplier * a) / sizes
         return _topped_up(_within(taken, worth, a, budget), worth, a, count, budget, sizes)
+    rows = _kept(found, a, count)
+    aim, less = budget, 0.0
+    while (over := math.fsum(a[rows]) - budget) > 0:
+        # Sums of a million costs round; the next cheaper optimum is no further away than that, or not much.
+        less = max(2 * less, over)
+        aim = math.nextafter(aim, -math.inf) - less
+        # At the least cost only the cheapest rows will do.
+        if least_cost(a, count) * (1 + 2 * ROUNDING) > aim:
+            return np.sort(np.lexsort((-np.asarray(c), a))[: round(count)])
+        rows = _kept(budgeted_top(c, a, count, aim), a, count)
+    return rows
+
+
+def _kept(found: BudgetedTop, a: Row, count: float) -> NDArray[np.int64]:
+    """(count,) the rows taken, ascending, and of those that are partly taken the cheapest."""
+    w = found.weights
+    taken, partly = np.flatnonzero(w == 1), np.flatnonzero((w > 0) & (w < 1))
     cheapest = partly[np.argsort(a[partly], kind="stable")][: round(count) - len(taken)]
     rows = np.sort(np.concatenate([taken, cheapest]))
     assert len(rows) == round(count)
-    if math.fsum(a[rows]) <= budget:
-        return rows
-    # Sums of a million costs round; the next cheaper optimum is no further away than that.
-    tighter = math.nextafter(budget, -math.inf) - abs(math.fsum(a[rows]) - budget)
-    # At the least cost only the cheapest rows will do.
-    if least_cost(a, count) * (1 + 2 * ROUNDING) > tighter:
-        return np.sort(np.lexsort((-np.asarray(c), a))[: round(count)])
-    return whole(budgeted_top(c, a, count, tighter), c, a, count, budget)
+    return rows
 
 
 def _within(taken: NDArray[np.int64], worth: Row, a: Row, budget: float) -> NDArray[np.int64]:
@@ -234,7 +250,8 @@ class _Fillings:
             count = math.ceil(self.total)
             return -float(np.partition(-key, count - 1)[count - 1])
         order = np.argsort(-key, kind="stable")
-        return float(key[order[np.searchsorted(np.cumsum(self.room[order]), self.total)]])
+        last = np.searchsorted(np.cumsum(self.room[order]), self.total)
+        return float(key[order[min(int(last), len(key) - 1)]])
 
     def most(self) -> float:
         """All that could be taken."""
@@ -243,7 +260,7 @@ class _Fillings:
     def share(self, rows: NDArray[Any]) -> tuple[float, float]:
         """How much of all is in some rows, and how far what is taken of them may be from that share."""
         room = np.ones(len(rows)) if self.room is None else self.room[rows]
-        taken = self.total / self.most()
+        taken = min(1.0, self.total / self.most())
         spread = ERRORS * math.sqrt(taken * (1 - taken) * float(room @ room))
         return float(room.sum()) / self.most(), spread
 
@@ -333,6 +350,8 @@ def _searched(given: _Fillings, budget: float) -> tuple[Row, float]:
         halve = turn % 3 == 2 and high.multiplier - low.multiplier > width / 4
         multiplier = (low.multiplier + high.multiplier) / 2 if halve else crossing
         width = high.multiplier - low.multiplier
+        if not halve and crossing in (low.multiplier, high.multiplier):
+            break  # known there: what is left is rounding
         found = _end(problem, multiplier)
         if not halve and _no_better(problem, found, low, multiplier):
             break

@@ -193,7 +193,8 @@ class _Climb:
         keys = self.scores - self.found.multiplier * limits.costs
         keys = keys if limits.sizes is None else keys / limits.sizes
         last = keys[weights > 0].min(initial=np.inf)
-        places = np.sort(np.argpartition(np.abs(keys - last), NEAR)[:NEAR])
+        away = np.where((weights > 0) & (weights < 1), -1.0, np.abs(keys - last))
+        places = np.sort(np.argpartition(away, NEAR)[:NEAR])
         among = weights[places]
         inner = _Climb(limits.among(places, weights), self.total - rows.sum_of(places, among))
         inner.total, inner.moved, inner.worth = self.total, self.moved, self.worth

@@ -161,10 +161,11 @@ class Reordering:
                 self.timetable = Timetable(every, probes)
                 return
         if self.trainer.is_world_process_zero():
+            fewer = "nodes or order.trial_steps" if self._edges == "orders" else "nodes"
             tell(
                 f"order: d3 would need {self._cost(nodes, fewest):,.0f} passes over a sample to measure the "
                 f"influence of {nodes} nodes once, and order.overhead allows {allowed:,.0f} in this run; the "
-                "order is only balanced. Give more overhead, or fewer nodes."
+                f"order is only balanced. Give more overhead, or fewer {fewer}."
             )
 
     @property
@@ -179,8 +180,8 @@ class Reordering:
         """Of one measurement, in passes of a training step over one sample."""
         d3, target = self.d3, self.d3.target_samples
         if self._edges == "orders":
-            steps = nodes**2 * d3.trial_steps * ((d3.size or self._batch) + STEP)
-            return steps + (nodes**2 + 1) * target * FORWARD
+            trials = nodes**2 * d3.steps * (d3.size_of(self._batch) + STEP)
+            return trials + (nodes**2 + 1) * target * FORWARD
         if self._edges != "lookahead":
             return nodes * probes * (HESSIAN if self._edges == "curvature" else FIRST_ORDER) + target
         near = min(nodes, d3.neighbours + 1)
@@ -229,7 +230,7 @@ class Reordering:
         took["ordering"] = time.perf_counter() - start - took["measuring"]
         asked = {"probes": self.timetable.probes}
         if self._edges == "orders":
-            asked = {"trial_steps": self.d3.trial_steps}
+            asked = {"trial_steps": self.d3.steps}
         record.event(
             "order",
             step,

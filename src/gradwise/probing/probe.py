@@ -110,8 +110,8 @@ class Probe:
 
     def orders(self, nodes: Sequence[Sequence[Samples]], on: Samples) -> Orders:
         """The losses of samples after the steps of one node and then those of another, for every two nodes
-        and both ways round, each from the present weights: n * n times a node's steps are made, with two copies
-        of weights and optimizer at hand.
+        and both ways round, each from the present weights: n * n times a node's steps are made. Takes two
+        copies of weights and optimizer.
 
         Args:
             nodes: of each its steps, and of each step its samples; a step is as in `lookahead`.

@@ -74,7 +74,7 @@ def order_samples(
     entries = _entries(recipe, chosen)
     probe = _probe(recipe, chosen, rows, held_out, tell) if probes else None
     if probes:
-        _tell_cost(order, signals, len(entries), recipe.seed, tell)
+        _tell_cost(order, signals, np.searchsorted(rows, entries), recipe.seed, tell)
     start = time.perf_counter()
     found = order.order(signals, np.searchsorted(rows, entries), probe=probe, epoch=0, seed=recipe.seed)
     found = replace(found, indices=rows[found.indices])
@@ -108,14 +108,14 @@ def _held_out(recipe: Recipe, *, progress: bool) -> Pool:
     return load(data, "validation", load_tokenizer(recipe.model), progress=progress and is_first())
 
 
-def _tell_cost(order: D3, signals: Signals, entries: int, seed: int, tell: Any) -> None:
-    """What measuring here comes to, where it is much."""
-    nodes = entries // (order.size or 1)
+def _tell_cost(order: D3, signals: Signals, entries: NDArray[np.int64], seed: int, tell: Any) -> None:
+    """What measuring here comes to, where it grows with the square of the nodes and is much."""
+    nodes = len(entries) // (order.size or 1)
     if order.edges == "orders":
-        nodes = len(np.unique(order.groups(signals, seed=seed))) if order.grouped else nodes
+        nodes = len(np.unique(order.groups(signals, seed=seed)[entries])) if order.grouped else nodes
         tell(
             f"order.edges: orders goes both ways round between {nodes:,} nodes, "
-            f"{nodes**2 * order.trial_steps:,} trial steps in all; fewer trial_steps or nodes take less."
+            f"{nodes**2 * order.steps:,} trial steps in all; fewer trial_steps or nodes take less."
         )
     elif not order.grouped and nodes > MANY:
         tell(

@@ -30,7 +30,7 @@ class InfluenceGraph:
     edges: str
     """How it was measured, which says what a weight is: `first_order` and `lookahead` the share of j's loss
     that a step on i takes off; `curvature` and `orders` a share of the target's loss, of which the difference
-    of the two weights is gained by the order."""
+    of the two weights is gained by the order of one step on each."""
 
     step: int = 0
     """Optimizer steps done when it was measured."""
@@ -99,23 +99,20 @@ class InfluenceGraph:
         Args:
             names: of the n nodes.
             orders: m samples of the target; the noise is that of drawing these.
-            steps: (n,) of each node, whose influence is counted for one.
+            steps: (n,) of each node; what they gain is told for one step on each.
         """
-        seen = np.isfinite(orders.before)
-        before = orders.before[seen].mean()
-        gained = (orders.both.transpose(1, 0, 2) - orders.both)[..., seen]
-        count = int(seen.sum())
-        error = (
-            gained.std(axis=2, ddof=1) / np.sqrt(count) if count > 1 else np.full(gained.shape[:2], np.nan)
+        # A trial that diverges tells nothing.
+        before, alone, both = (
+            np.where(np.isfinite(losses), losses, np.nan)
+            for losses in (orders.before, orders.alone, orders.both)
         )
-        taken = (orders.before - orders.alone)[:, seen].mean(axis=1) / np.maximum(steps, 1)
-        return cls(
-            names,
-            weight=gained.mean(axis=2) / 2 / before,
-            noise=error / before,
-            influence=taken / before,
-            edges="orders",
-        )
+        gained = both.transpose(1, 0, 2) - both
+        mean, count = _mean(gained, (2,)), np.isfinite(gained).sum(axis=2)
+        squares = _mean((gained - mean[:, :, None]) ** 2, (2,))
+        error = np.sqrt(np.divide(squares, count - 1, out=np.full_like(squares, np.nan), where=count > 1))
+        scale = _mean(before, (0,)) * steps[:, None] * steps
+        taken = _mean(before - alone, (1,)) / _mean(before, (0,)) / steps
+        return cls(names, mean / 2 / scale, error / scale, np.nan_to_num(taken), edges="orders")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -249,11 +249,20 @@ class D3(Settings):
                 "give the data a `domain` column, or order.units: clusters, batches or samples."
             )
 
+    def size_of(self, batch_size: int) -> int:
+        """Samples of a unit in a run with batches so large."""
+        return 1 if self.units in ("samples", None) else self.size or batch_size
+
+    @property
+    def steps(self) -> int:
+        """On a node, where both orders are tried; one that does not last has samples for a single one."""
+        return self.trial_steps if self.grouped else 1
+
     def units_of(
         self, entries: NDArray[np.int64], group: NDArray[Any] | None, batch_size: int = SIZE
     ) -> Units:
         """Entries cut into units; those of a group keep their order."""
-        size = 1 if self.units in ("samples", None) else self.size or batch_size
+        size = self.size_of(batch_size)
         if group is None:
             return Units.of_batches(entries, size)
         return Units.by_group(entries, group, size)
@@ -290,7 +299,7 @@ class D3(Settings):
         """Samples of the target; of the entries those that no step is tried on, as long as there are some."""
         found = probe.target
         if not len(found):
-            others = np.setdiff1d(units.entries, np.concatenate(drawn))
+            others = np.setdiff1d(units.entries, np.concatenate(drawn)) if drawn else units.entries
             found = others if len(others) >= self.target_samples else units.entries
         return rng.permutation(found)[: self.target_samples]
 
@@ -376,9 +385,14 @@ class D3(Settings):
     def _both_ways(
         self, probe: Any, names: tuple[str, ...], units: Units, rng: np.random.Generator
     ) -> InfluenceGraph:
-        drawn = [self._drawn(units, node, self.trial_steps * units.size, rng) for node in units.nodes]
-        steps = [[own[n : n + units.size] for n in range(0, len(own), units.size)] for own in drawn]
-        orders = probe.orders(steps, self._aims(probe, units, drawn, rng))
+        target = self._aims(probe, units, [], rng)
+        steps = []
+        for node in units.nodes:
+            own = units.of_node(node)
+            others = np.setdiff1d(own, target)
+            drawn = rng.permutation(others if len(others) else own)[: self.trial_steps * units.size]
+            steps.append([drawn[n : n + units.size] for n in range(0, len(drawn), units.size)])
+        orders = probe.orders(steps, target)
         return InfluenceGraph.of_orders(names, orders, np.array([len(own) for own in steps]))
 
     def _looked_ahead(
