@@ -119,6 +119,39 @@ def test_many_rows_are_solved_by_a_guess(kind: str, sized: bool) -> None:
     assert found[1] == pytest.approx(multiplier, rel=1e-6) and multiplier > 0
 
 
+def test_sizes_that_are_all_used_up() -> None:
+    """Of many rows of odd sizes: their sum depends on how it is added up."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        c, a, sizes = rng.standard_normal(17_000), rng.random(17_000), 0.1 * rng.integers(1, 30, 17_000)
+        found = budgeted_top(c, a, float(sizes.sum()), np.inf, sizes=sizes)
+        assert found.weights == pytest.approx(1.0, abs=1e-6) and found.objective == pytest.approx(c.sum())
+
+
+def test_rows_without_worth_or_cost_do_not_keep_it_busy() -> None:
+    """Rounding made the same multiplier look better than itself, hundreds of times."""
+    rng = np.random.default_rng(5)
+    nothing = rng.random(12_000) < 0.6
+    a, c = (np.where(nothing, 0, rng.random(len(nothing))) for _ in range(2))
+    sizes = rng.integers(10, 500, len(a)).astype(float)
+    count = float(round(sizes.sum() / 10))
+    free = float(a @ budgeted_top(c, a, count, np.inf, sizes=sizes).weights)
+    rows = budgeted._Fillings.of(c, a, count, sizes)
+    with patch.object(budgeted, "_end", side_effect=budgeted._end) as ends:
+        budgeted._searched(rows, 0.1 * free)
+    assert ends.call_count < 60
+
+
+def test_whole_rows_where_the_budget_is_what_the_best_would_cost() -> None:
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        n = int(rng.choice([20, 60]))
+        c, a = rng.random(n), np.where(rng.random(n) < 0.5, 0, rng.random(n))
+        budget = float(a @ budgeted_top(c, a, n - 1, np.inf).weights)
+        rows = whole(budgeted_top(c, a, n - 1, budget), c, a, n - 1, budget)
+        assert len(rows) == n - 1 and math.fsum(a[rows]) <= budget * (1 + 1e-13)
+
+
 def test_rows_that_mislead_do_no_harm() -> None:
     """Every row that is looked at first is dear and worthless."""
     c, a = problem("random", 40_000, 0)

@@ -62,6 +62,17 @@ def test_steps_among_the_nearest_rows_keep_to_the_limits_and_lose_nothing(sized:
     assert min(worth) > 0.97 and np.mean(worth) > 0.995
 
 
+def test_more_ties_than_rows_are_looked_at_together() -> None:
+    """The two rows that are partly taken are among those looked at, however many are worth as much."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        a = rng.integers(1, 9, 400).astype(float)
+        budget = least_cost(a, 200) * (1 + rng.choice([1e-6, 1e-3]))
+        with patch.object(movement, "NEAR", 30):
+            found = longest_sum(Rows(a[:, None].astype(np.float32)), a, 200, budget)
+        assert len(found.rows) == 200 and a[found.rows].sum() <= budget
+
+
 def test_the_iterates_of_the_relaxed_problem_never_lower_it() -> None:
     """What the climb rests on: the objective lies above its tangents."""
     rng = np.random.default_rng(2)
