@@ -131,7 +131,7 @@ def test_sizes_that_are_all_used_up() -> None:
 def test_rows_without_worth_or_cost_do_not_keep_it_busy() -> None:
     """Rounding made the same multiplier look better than itself, hundreds of times."""
     rng = np.random.default_rng(5)
-    nothing = rng.random(12_000) < 0.6
+    nothing = rng.random(20_000) < 0.6
     a, c = (np.where(nothing, 0, rng.random(len(nothing))) for _ in range(2))
     sizes = rng.integers(10, 500, len(a)).astype(float)
     count = float(round(sizes.sum() / 10))
