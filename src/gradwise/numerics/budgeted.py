@@ -305,7 +305,7 @@ def _guessed(given: _Fillings, budget: float) -> tuple[Row, float] | None:
         at_ends = [given.value - end * given.cost for end in ends]
         always, never = np.minimum(*at_ends) > most, np.maximum(*at_ends) < least
         rows = np.flatnonzero(~(always | never))
-        amounts = always * (1.0 if given.room is None else given.room)
+        amounts: Row = np.where(always, 1.0 if given.room is None else given.room, 0.0)
         others = given.of_rows(rows, float(amounts.sum()))
         if not 0 < others.total < others.most():
             return None

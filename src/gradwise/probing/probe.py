@@ -129,8 +129,10 @@ class Probe:
                     self._step(samples)
                 alone[first] = self._evaluated(places)
                 with kept(self.model, self.optimizer) as to_first:
-                    for then in np.flatnonzero(np.arange(count) != first):
-                        for samples in nodes[then]:
+                    for then, others in enumerate(nodes):
+                        if then == first:
+                            continue
+                        for samples in others:
                             self._step(samples)
                         both[first, then] = self._evaluated(places)
                         to_first()
