@@ -30,6 +30,17 @@ def test_what_the_last_phase_will_take_is_charged(recipe: Recipe, tmp_path: Path
     assert found.speed.deciding > 0 and found.steps == 10
 
 
+def test_what_an_order_will_measure_is_charged(recipe: Recipe, tmp_path: Path) -> None:
+    """Ten steps of two, for which twenty times as much may be measured; nodes are batches, two at a time."""
+    shares = []
+    for order in ({"method": "d3"}, {"units": "batches", "overhead": 20.0, "window": 2, "commit": 1}):
+        own = Recipe.from_dict(recipe.to_dict() | {"order": {"method": "d3"} | order})
+        planned = Workbench(own, tmp_path / "shared").planned(tmp_path / "folder")
+        shares.append(planned.session.planner.measuring)
+    # Before every other step two nodes of four samples by curvature, and sixteen samples of the target.
+    assert shares == [0.0, pytest.approx((2 * 4 * 6 + 16) / (2 * 2))]
+
+
 def test_rounds_multiply_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gradwise.planning import speed
 

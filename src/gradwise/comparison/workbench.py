@@ -98,7 +98,7 @@ def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Cal
     count = int(np.clip(seconds / look.step, FEWEST, MOST))
     speed = bench.timed(decided, count, folder)
     # Decisions that come while training are spread over the steps they come at.
-    step = speed.step + decided.session.planner.later
+    step = speed.step * (1 + decided.session.planner.measuring) + decided.session.planner.later
     deciding += decided.session.planner.ahead()
     return Calibrated(replace(speed, deciding=deciding, step=step), steps)
 

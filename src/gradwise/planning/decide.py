@@ -86,6 +86,11 @@ class Planner:
     def _reorders(self, step: int, onsets: tuple[int, ...]) -> bool:
         return self._reordering is not None and self._reordering.due(step, onsets)
 
+    @property
+    def measuring(self) -> float:
+        """Passes over a sample that measuring while training takes, for each that training takes."""
+        return 0.0 if self._reordering is None else self._reordering.share
+
     def ahead(self) -> float:
         """Seconds that decisions at certain steps are expected to take, told from a few samples."""
         return 0.0 if self._finish is None else self._finish.expected_seconds()

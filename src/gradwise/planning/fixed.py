@@ -14,7 +14,7 @@ class FixedPlan:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.later = 0.0
+        self.later, self.measuring = 0.0, 0.0
         self.tell: Callable[[str], Any] = lambda _: None
 
     def ahead(self) -> float:

@@ -62,6 +62,8 @@ class Reordering:
         self.trainer, self.recipe, self.folder, self.d3 = trainer, recipe, folder, recipe.order
         self.graph: InfluenceGraph | None = None
         self.timetable = Timetable(0, 0)
+        self.share = 0.0
+        """Passes over a sample that measuring takes, for each that training takes."""
         self._group: NDArray[Any] | None = None
         self._words: NDArray[np.float32] | None = None
 
@@ -159,6 +161,7 @@ class Reordering:
             if (cost := self._cost(nodes, probes)) <= left:
                 every = max(self._least, math.ceil(steps / int(left / cost)))
                 self.timetable = Timetable(every, probes)
+                self.share = cost / (every * batches.batch_size)
                 return
         if self.trainer.is_world_process_zero():
             fewer = "nodes or order.trial_steps" if self._edges == "orders" else "nodes"

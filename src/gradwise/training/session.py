@@ -43,6 +43,11 @@ class Planner(Protocol):
     later: float
     """Seconds per step that decisions while training are expected to take."""
 
+    @property
+    def measuring(self) -> float:
+        """Passes over a sample that measuring while training takes, for each that training takes."""
+        ...
+
     def ahead(self) -> float:
         """Seconds that decisions at certain steps are expected to take besides."""
         ...
