@@ -86,7 +86,7 @@ def test_selecting_runs(tmp_path: Path) -> None:
 
 
 def test_an_order_follows_the_training(tmp_path: Path) -> None:
-    shorter = ["--set", "train.max_steps=8", "--set", "order.overhead=2"]
+    shorter = ["--set", "train.max_steps=8", "--set", "order.overhead=2.5"]
     told = run("gradwise train recipes/plays_d3", tmp_path / "out", *shorter)
     assert f"Drawn: {tmp_path / 'out' / 'graph.png'}" in told
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
