@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from gradwise import Data, Model, Recipe, Train
+from gradwise.comparison.budget import Speed
 from gradwise.comparison.workbench import Workbench, calibrate
 
 
@@ -30,15 +31,19 @@ def test_what_the_last_phase_will_take_is_charged(recipe: Recipe, tmp_path: Path
     assert found.speed.deciding > 0 and found.steps == 10
 
 
-def test_what_an_order_will_measure_is_charged(recipe: Recipe, tmp_path: Path) -> None:
+def test_what_an_order_will_measure_is_charged(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ten steps of two, for which twenty times as much may be measured; nodes are batches, two at a time."""
-    shares = []
-    for order in ({"method": "d3"}, {"units": "batches", "overhead": 20.0, "window": 2, "commit": 1}):
+    monkeypatch.setattr(Workbench, "timed", lambda *_: Speed(deciding=0.0, start=0.0, step=1.0, steps=3))
+    batches, steps = {"units": "batches", "overhead": 20.0, "window": 2, "commit": 1}, []
+    for order in ({}, batches, batches | {"edges": "orders"}):
         own = Recipe.from_dict(recipe.to_dict() | {"order": {"method": "d3"} | order})
-        planned = Workbench(own, tmp_path / "shared").planned(tmp_path / "folder")
-        shares.append(planned.session.planner.measuring)
-    # Before every other step two nodes of four samples by curvature, and sixteen samples of the target.
-    assert shares == [0.0, pytest.approx((2 * 4 * 6 + 16) / (2 * 2))]
+        steps.append(calibrate(own, 1.0, tmp_path / "folder", tmp_path / "shared").speed.step)
+    # Before every other step two nodes of four samples by curvature, and sixteen samples of the target; or
+    # before every step one on each, alone and after the other, and the target five times without a backward pass.
+    curvature, orders = 2 * 4 * 6 + 16, 2 * 2 * (2 + 0.5) + 5 * 16 / 3
+    assert steps == [1.0, pytest.approx(1 + curvature / (2 * 2)), pytest.approx(1 + orders / 2)]
 
 
 def test_rounds_multiply_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

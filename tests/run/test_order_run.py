@@ -289,6 +289,24 @@ def test_both_ways_round_are_tried_and_what_that_takes_is_told(recipe: Recipe, t
     assert np.isnan(np.diag(weight)).all() and weight[0, 1] == -weight[1, 0] != 0.0
 
 
+def test_no_trial_is_made_on_the_samples_that_it_is_told_by(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the trial steps would take all samples there are."""
+    asked, real = [], gw.Probe.orders
+
+    def seen(self: Any, nodes: Any, on: Any) -> Any:
+        asked.append((np.concatenate([np.concatenate(steps) for steps in nodes]), np.asarray(on)))
+        return real(self, nodes, on)
+
+    monkeypatch.setattr(gw.Probe, "orders", seen)
+    order = gw.D3(units="domains", edges="orders", trial_steps=EACH // 4, target_samples=4)
+    ordered(replace(recipe, order=order), tmp_path / "out")
+    ((tried, target),) = asked
+    assert len(target) == 4 and len(tried) == 2 * EACH - 4
+    assert not np.intersect1d(tried, target).size
+
+
 def test_edges_that_need_a_model_say_so() -> None:
     signals = gw.Signals(
         40, domain=np.repeat(["a", "b"], 20), grad=np.ones((40, 2)), loss=np.ones(40, np.float32)
