@@ -41,7 +41,7 @@ def test_what_an_order_will_measure_is_charged(
         own = Recipe.from_dict(recipe.to_dict() | {"order": {"method": "d3"} | order})
         steps.append(calibrate(own, 1.0, tmp_path / "folder", tmp_path / "shared").speed.step)
     # Before every other step two nodes of four samples by curvature, and sixteen samples of the target; or
-    # before every step one on each, alone and after the other, and the target five times without a backward pass.
+    # before every step one on each, alone and after the other, and the target five times without going back.
     curvature, orders = 2 * 4 * 6 + 16, 2 * 2 * (2 + 0.5) + 5 * 16 / 3
     assert steps == [1.0, pytest.approx(1 + curvature / (2 * 2)), pytest.approx(1 + orders / 2)]
 

@@ -62,6 +62,24 @@ def test_steps_among_the_nearest_rows_keep_to_the_limits_and_lose_nothing(sized:
     assert min(worth) > 0.97 and np.mean(worth) > 0.995
 
 
+def test_the_sum_kept_is_that_of_the_weights() -> None:
+    rng, settled = np.random.default_rng(4), 0
+    for _ in range(8):
+        rows, a = Rows(rng.standard_normal((600, 8)) + 0.1), rng.random(600)
+        limits = movement._Limits(a, 60, 1.5 * least_cost(a, 60) + 3, None)
+        climb = movement._Climb(limits, np.zeros(8))
+        climb.step(rows, rows.times(rng.standard_normal(8)))
+        before = climb.worth
+        with patch.object(movement, "NEAR", 80):
+            climb.settle(rows)
+        settled += climb.worth > before
+        taken = np.flatnonzero(climb.found.weights)
+        total = rows.sum_of(taken, climb.found.weights[taken])
+        np.testing.assert_allclose(climb.total, total, atol=1e-4)
+        assert np.isclose(climb.worth, total @ total, rtol=1e-4)
+    assert settled > 4
+
+
 def test_more_ties_than_rows_are_looked_at_together() -> None:
     """The two rows that are partly taken are among those looked at, however many are worth as much."""
     for seed in range(60):
