@@ -1,9 +1,12 @@
-"""Files that are either the old version or the new one, never half of one: temporary file, fsync, rename."""
+"""Atomic file writes: a temporary file, fsync, rename. A reader sees the old version or the new one."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+TEMPORARY = ".gradwise-tmp-"
+"""How the names of temporary files begin; what a killed process left of them, the next one deletes."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -19,7 +22,7 @@ def write_json(path: Path, values: Any) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace the file at `path` by `content`; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         with temporary.open("wb") as file:
             file.write(content)

@@ -17,10 +17,10 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from gradwise import Adapter, Data, Model, Recipe, RecipeError, Source, Train, baselines
+from gradwise.ranks import is_first, world_size
 from gradwise.run import RunDirectory, train
 from gradwise.run.environment import environment, peak_memory
 from gradwise.run.model import check_length, load_model, load_tokenizer
-from gradwise.run.ranks import is_first, rank_count
 from gradwise.run.summary import summary
 from tests.conftest import same_weights
 
@@ -179,7 +179,7 @@ class TestEnvironment:
             monkeypatch.delenv(name, raising=False)
             if value:
                 monkeypatch.setenv(name, value)
-        assert (is_first(), rank_count()) == (first, 3 if rank else 1)
+        assert (is_first(), world_size()) == (first, 3 if rank else 1)
 
 
 class TestSummary:

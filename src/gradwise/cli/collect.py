@@ -31,8 +31,8 @@ def collect(
     The same command goes on with a pass that was stopped.
     """
     from gradwise.errors import RecipeError
+    from gradwise.ranks import is_first
     from gradwise.recipe import Recipe
-    from gradwise.run.ranks import is_first
     from gradwise.run.signals import collect_signals
 
     if part not in ("train", "validation"):

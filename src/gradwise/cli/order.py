@@ -34,9 +34,9 @@ def order(
 
     The same command goes on with a measuring pass that was stopped.
     """
+    from gradwise.ranks import is_first
     from gradwise.recipe import Recipe
     from gradwise.run.order import GRAPH, ORDERED, order_samples
-    from gradwise.run.ranks import is_first
 
     folder = out or Path("orders") / recipe.stem
     loaded = Recipe.load(recipe, set_)

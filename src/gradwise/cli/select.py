@@ -39,8 +39,8 @@ def select(
 
     The same command goes on with a measuring pass that was stopped.
     """
+    from gradwise.ranks import is_first
     from gradwise.recipe import Recipe
-    from gradwise.run.ranks import is_first
     from gradwise.run.select import PICKS, SIGNALS, SUMMARY, select_finish, select_samples
 
     folder = out or Path("selections") / recipe.stem

@@ -25,9 +25,9 @@ def train(
     ] = False,
 ) -> None:
     """Train a model as a recipe says; the same command goes on with a run that was stopped."""
+    from gradwise.ranks import is_first
     from gradwise.recipe import Recipe
     from gradwise.run import train as run_recipe
-    from gradwise.run.ranks import is_first
     from gradwise.run.summary import summary
 
     loaded = Recipe.load(recipe, set_)

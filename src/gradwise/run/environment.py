@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gradwise.run.ranks import rank_count
+from gradwise.ranks import world_size
 
 PACKAGES = (
     "gradwise",
@@ -39,7 +39,7 @@ def environment(*, data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any
             "processors": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-            "ranks": rank_count(),
+            "ranks": world_size(),
         },
         "command": sys.argv,
         "git_revision": _git_revision(),

@@ -15,11 +15,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gradwise.data import Collator, load, overlap
 from gradwise.errors import RecipeError
+from gradwise.ranks import is_first, world_size
 from gradwise.recipe import Data, Model, Recipe
 from gradwise.run.directory import RunDirectory, naming_a_full_disk
 from gradwise.run.environment import environment, peak_memory
 from gradwise.run.model import check_length, load_model, load_tokenizer, resolved_revision
-from gradwise.run.ranks import is_first, rank_count
 from gradwise.run.scoring import Scoring, due, score_saved
 from gradwise.run.signals import load_proxy
 from gradwise.training.arguments import training_arguments
@@ -119,7 +119,7 @@ def _build(
         recipe.train,
         output_dir=run.checkpoints,
         seed=recipe.seed,
-        ranks=rank_count(),
+        ranks=world_size(),
         validation=held_out is not None,
         bars=bars,
         last=None if recipe.anneal is None else recipe.anneal.last,

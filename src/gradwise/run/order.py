@@ -19,9 +19,9 @@ from gradwise.methods.d3 import D3
 from gradwise.methods.decision import Order
 from gradwise.planning.make import entries_of
 from gradwise.probing import Probe
+from gradwise.ranks import is_first, world_size
 from gradwise.recipe import Recipe
 from gradwise.run.model import check_length, load_tokenizer
-from gradwise.run.ranks import is_first, rank_count
 from gradwise.run.records import records_of
 from gradwise.run.select import Chosen, choose
 from gradwise.run.signals import placed_model, sections
@@ -170,7 +170,7 @@ def _optimizer(recipe: Recipe, model: Any, pool: Pool) -> tuple[Any, float]:
             recipe.train,
             output_dir=Path(nowhere),
             seed=recipe.seed,
-            ranks=rank_count(),
+            ranks=world_size(),
             validation=recipe.data.validation is not None,
             bars=False,
         )

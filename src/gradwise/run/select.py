@@ -17,9 +17,9 @@ from gradwise.methods.grace import Grace
 from gradwise.numerics.sampling import looked_at
 from gradwise.planning.picks import write_picks
 from gradwise.planning.pool import spread_over
+from gradwise.ranks import is_first
 from gradwise.recipe import Recipe
 from gradwise.run.model import load_tokenizer
-from gradwise.run.ranks import is_first
 from gradwise.run.records import records_of
 from gradwise.run.signals import Measures, into_store, placed_model, sections, what_measures
 from gradwise.signals import Signals

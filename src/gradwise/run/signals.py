@@ -13,9 +13,9 @@ from accelerate import PartialState
 from gradwise.atomic import write_parquet
 from gradwise.data import Collator, Data, Pool, load
 from gradwise.errors import DataError, RecipeError
+from gradwise.ranks import is_first
 from gradwise.recipe import Model, Recipe
 from gradwise.run.model import load_model, load_tokenizer
-from gradwise.run.ranks import is_first
 from gradwise.signals import Signals, collect
 from gradwise.signals.wanted import QUANTITIES
 
