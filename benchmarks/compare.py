@@ -32,7 +32,7 @@ from compare_tables import FIGURES, figure_name
 from compare_tasks import TASKS, Comparison, Task, task
 from frame import RESULTS, ROOT, ResultFile
 
-from gradwise.recipe.tree import read_yaml
+from gradwise.recipe.yaml_text import read_yaml
 
 BUILD = ROOT / "build" / "compare"
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from gradwise.recipe.tree import read_yaml
+from gradwise.recipe.yaml_text import read_yaml
 from gradwise.report.reading import HELD_OUT_LOSS, RunResult, read_results
 
 

@@ -17,7 +17,8 @@ from gradwise.atomic import write_text
 from gradwise.comparison.arms import parse_arms
 from gradwise.demo import smollm2_recipe
 from gradwise.recipe import Model, Recipe
-from gradwise.recipe.tree import anchor_paths, merged, read_yaml
+from gradwise.recipe.tree import anchor_paths, merged
+from gradwise.recipe.yaml_text import read_yaml
 from gradwise.run.model import load_model, load_tokenizer
 
 HERE = Path(__file__).resolve().parent

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gradwise.errors import RecipeError
+from gradwise.plain import plain, shown
 
 
 class Settings:
@@ -30,6 +31,9 @@ class Settings:
                 value = adapter.validate_python(getattr(self, name))
             except ValidationError as error:
                 raise RecipeError(_sentence(type(self).__name__, name, error)) from None
+            for part in value if isinstance(value, list) else [value]:
+                if not isinstance(part, Settings):
+                    plain(part, f"{type(self).__name__}.{name}")
             object.__setattr__(self, name, value)
         self.check()
 
@@ -46,7 +50,7 @@ def _field_adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
 def _sentence(owner: str, name: str, error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join([owner, name, *(str(part) for part in first["loc"])])
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}; found {first['input']!r}."
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}; found {shown(first['input'])}."
 
 
 def field_descriptions(cls: type[Settings]) -> dict[str, str]:
@@ -72,7 +76,7 @@ def field_descriptions(cls: type[Settings]) -> dict[str, str]:
 
 def nearest(name: str, known: list[str]) -> str:
     """The end of a sentence about an unknown name: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(sorted(known))}." if known else "."

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradwise.recipe.tree import read_yaml
+from gradwise.recipe.yaml_text import read_yaml
 
 compare: Any = importlib.import_module("compare")
 compare_rates: Any = importlib.import_module("compare_rates")

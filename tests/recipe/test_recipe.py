@@ -256,7 +256,7 @@ class TestOverrides:
             ("seed", "--set takes key=value, such as select.fraction=0.2; found 'seed'"),
             ("=3", "--set takes key=value"),
             ("layers..active=3", "--set takes key=value"),
-            ("seed=[1", "--set seed: '[1' is not valid YAML"),
+            ("seed=[1", "--set seed: not valid YAML: "),
             ("seed.deeper=3", "seed: input should be a valid integer; found {'deeper': 3}"),
             ("layer.active=3", "unknown key layer; did you mean 'layers'?"),
             ("seed=", "seed: input should be a valid integer; found None"),

@@ -32,7 +32,7 @@ MISTAKES = [
     ("adapter: {lora_alpa: 3}", "unknown key adapter.lora_alpa; did you mean 'lora_alpha'?"),
     ("adapter: {task_type: CAUSAL_LM}", "unknown key adapter.task_type"),
     ("signals: {batch_token: 3}", "unknown key signals.batch_token; did you mean 'batch_tokens'?"),
-    ("1: 2", "unknown key 1; known"),
+    ("1: 2", "1: keys are words; put quotes around it if it is one."),
     ("2024-01-01: 2", "unknown key 2024-01-01; known"),
     # methods
     ("layers: gras", "layers.method: unknown method 'gras'; did you mean 'grass'?"),
@@ -240,7 +240,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"a: [1\n", "line 2: not valid YAML: expected ',' or ']'"),
+            (b"a: [1\n", "line 2: not valid YAML: "),
             (b"seed: 1\nseed: 2\n", "line 2: not valid YAML: the key seed stands twice."),
             (b"train:\n  epochs: 1\n  epochs: 2\n", "line 3: not valid YAML: the key epochs stands twice."),
             (b"a: !!python/object:os.system {}\n", "not valid YAML: could not determine a constructor"),

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from gradwise.errors import RecipeError
+from gradwise.plain import plain, shown
 from gradwise.recipe import Recipe, tree
+from gradwise.recipe.yaml_text import read_yaml
 from gradwise.settings import Settings, nearest
 
 AS_IT_STANDS = "recipe"
@@ -70,7 +72,7 @@ def parse_arms(words: list[str], recipe: Recipe, *, fraction: float | None = Non
         same = [other for other in arms[:position] if other.name == arm.name]
         if same:
             raise RecipeError(
-                f"--arms: two arms are called {arm.name!r}; give one a name of its own, such as "
+                f"--arms: two arms are called {shown(arm.name)}; give one a name of its own, such as "
                 f"again={arm.spec}."
             )
     return arms
@@ -107,12 +109,12 @@ def _parse_arm(word: str, recipe: Recipe, fraction: float | None) -> Arm:
     name, equals, spec = word.partition("=") if "=" in word else ("", "", word)
     parts = [part.strip() for part in spec.split("+")]
     if not all(parts) or (equals and not name.strip()):
-        raise RecipeError(f"--arms: {word!r} names no arm; {_known()}")
+        raise RecipeError(f"--arms: {shown(word)} names no arm; {_known()}")
     name = name.strip() or "+".join(Path(part).stem if _is_file(part) else part for part in parts)
     if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
         raise RecipeError(
-            f"--arms: {name!r} cannot be an arm's name, which is also that of a folder; use letters, digits "
-            "and . _ + -."
+            f"--arms: {shown(name)} cannot be an arm's name, which is also that of a folder; use letters, "
+            "digits and . _ + -."
         )
     # Files last, so that they can refine what a preset sets, whatever the order they are named in.
     apart = sorted((part for part in parts if part != AS_IT_STANDS), key=_is_file)
@@ -185,12 +187,14 @@ def _preset(part: str) -> tuple[str, str]:
     if dot and section in tree.METHOD_SECTIONS:
         if method not in _methods(section):
             raise RecipeError(
-                f"--arms: {section} knows no method {method!r}{nearest(method, list(_methods(section)))}"
+                f"--arms: {section} knows no method {shown(method)}{nearest(method, list(_methods(section)))}"
             )
         return section, method
     if part not in known:
         near = nearest(part, [*known, AS_IT_STANDS])
-        raise RecipeError(f"--arms: unknown arm {part!r}{near if 'did you mean' in near else ';'} {_known()}")
+        raise RecipeError(
+            f"--arms: unknown arm {shown(part)}{near if 'did you mean' in near else ';'} {_known()}"
+        )
     # What to train on from the start comes first: `random` is a selection, `anneal.random` a way to finish.
     sections = [section for section in known[part] if section != "anneal"] or known[part]
     if len(sections) > 1:
@@ -207,7 +211,7 @@ def _known() -> str:
 
 
 def _overrides(path: Path) -> Tree:
-    values = tree.read_yaml(path)
+    values = plain(read_yaml(path))
     tree.anchor_paths(values, path.resolve().parent)
     for key, why in NOT_AN_ARMS.items():
         if any(found == key or found.startswith(f"{key}.") for found in _keys(values)):

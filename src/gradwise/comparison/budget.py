@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError
+from gradwise.plain import shown
 
 Kind = Literal["steps", "tokens", "time"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -73,7 +74,7 @@ def parse_budget(text: str) -> Budget:
     kind: Kind | None = next((known for known in KINDS if known == word), None)
     if kind is None:
         raise RecipeError(
-            f"--budget: {text!r} is no budget; give steps, tokens or time, or an amount: steps=200, "
+            f"--budget: {shown(text)} is no budget; give steps, tokens or time, or an amount: steps=200, "
             "tokens=1e6, time=10m."
         )
     if not equals:
@@ -86,7 +87,7 @@ def parse_budget(text: str) -> Budget:
         value = 0.0
     if not 0 < value < float("inf"):
         told = "seconds, or 10m, 2h" if kind == "time" else "a number such as 200 or 1e6"
-        raise RecipeError(f"--budget: {amount!r} is no amount of {kind}; give {told}.")
+        raise RecipeError(f"--budget: {shown(amount)} is no amount of {kind}; give {told}.")
     if kind == "steps" and value != round(value):
         raise RecipeError(f"--budget: steps come whole; found {amount}.")
     return Budget(kind, value)

@@ -16,6 +16,7 @@ from gradwise.comparison.progress import Progress
 from gradwise.comparison.runs import FAILURE, is_done, prepare_folder, run_recipe
 from gradwise.comparison.workers import Crew, Task, start_server
 from gradwise.errors import DataError, RecipeError
+from gradwise.plain import shown
 from gradwise.recipe import Recipe
 from gradwise.report.comparison import write_report
 from gradwise.report.reading import HELD_OUT_LOSS, Results, read_results
@@ -24,6 +25,8 @@ RUN = "gradwise.comparison.execute:run"
 CHECK_DATA = "gradwise.comparison.workbench:check_data"
 
 DEFAULT_REFERENCE = "random"
+
+MOST_SEEDS = 1000
 
 LARGEST_OVERLAP = 0.01
 """Share of held-out samples in the training data up to which a comparison goes ahead, with a note."""
@@ -135,7 +138,7 @@ def _check_recipe(recipe: Recipe, metric: str) -> None:
     if metric == HELD_OUT_LOSS and metric not in known:
         return  # asked for by default: the first of the recipe's own then comes first
     if metric.split("/")[0] not in known:
-        raise RecipeError(f"--metric: unknown metric {metric!r}; known: {', '.join(known)}.")
+        raise RecipeError(f"--metric: unknown metric {shown(metric)}; known: {', '.join(known)}.")
 
 
 def _reference(folder: ComparisonFolder, arms: list[Arm], asked: str | None) -> str:
@@ -145,16 +148,22 @@ def _reference(folder: ComparisonFolder, arms: list[Arm], asked: str | None) -> 
         default = DEFAULT_REFERENCE if DEFAULT_REFERENCE in names else names[0]
         return folder.told.get("reference", default)
     if asked not in names:
-        raise RecipeError(f"--reference: {asked!r} is none of the arms; found {', '.join(names)}.")
+        raise RecipeError(f"--reference: {shown(asked)} is none of the arms; found {', '.join(names)}.")
     return asked
 
 
 def _seeds(asked: int | Sequence[int], recipe: Recipe) -> list[int]:
-    seeds = list(range(recipe.seed, recipe.seed + asked)) if isinstance(asked, int) else list(asked)
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+    if isinstance(asked, int):
+        seeds = list(range(recipe.seed, recipe.seed + min(asked, MOST_SEEDS + 1)))
+    else:
+        seeds = list(asked)
+    if not 0 < len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
         raise RecipeError(
-            f"--seeds takes a number such as 5, or a list of different seeds such as 0,3,7; found {asked!r}."
+            f"--seeds takes a number such as 5, or a list of different seeds such as 0,3,7; found "
+            f"{shown(asked)}."
         )
+    if min(seeds) < 0 or max(seeds) >= 2**32:
+        raise RecipeError(f"--seeds: seeds lie between 0 and {2**32 - 1}; found {shown(asked)}.")
     return seeds
 
 

@@ -19,7 +19,7 @@ from gradwise.comparison.arms import Arm
 from gradwise.comparison.budget import MARGIN, Budget
 from gradwise.errors import RecipeError
 from gradwise.recipe import Recipe
-from gradwise.recipe.tree import read_yaml, to_yaml
+from gradwise.recipe.yaml_text import read_yaml, to_yaml
 
 Tree = dict[str, Any]
 

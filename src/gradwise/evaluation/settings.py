@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from gradwise.errors import RecipeError
+from gradwise.plain import shown
 from gradwise.settings import Settings
 
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -111,7 +112,7 @@ class Choice(FileTask):
         if len(self.choices) < 2 and not isinstance(self.choices, str):
             raise RecipeError(
                 f"metrics.tasks: {self.name}.choices: a choice is between two at least; "
-                f"found {self.choices!r}."
+                f"found {shown(self.choices)}."
             )
 
 
@@ -161,7 +162,7 @@ class Function(Settings):
         place, _, function = self.path.rpartition(":")
         if not place or not function.isidentifier():
             raise RecipeError(
-                f"metrics.functions: {self.path!r} names no function; write path/to/file.py:function or "
+                f"metrics.functions: {shown(self.path)} names no function; write path/to/file.py:function or "
                 "package.module:function."
             )
 
@@ -203,7 +204,7 @@ class Metrics(Settings):
         for name in self.names:
             if name in seen:
                 raise RecipeError(
-                    f"metrics: two scores would be called {name!r}; give one of them another `name`."
+                    f"metrics: two scores would be called {shown(name)}; give one of them another `name`."
                 )
             seen.add(name)
 
@@ -220,7 +221,7 @@ class Metrics(Settings):
 def _check_pattern(key: str, pattern: str | None) -> None:
     try:
         groups = re.compile(pattern or "").groups
-    except re.error as error:
-        raise RecipeError(f"{key}: not a regular expression ({error}); found {pattern!r}.") from None
+    except (re.error, RecursionError, OverflowError) as error:
+        raise RecipeError(f"{key}: not a regular expression ({error}); found {shown(pattern)}.") from None
     if groups > 1:
-        raise RecipeError(f"{key}: one group at most, write (?:...) for the others; found {pattern!r}.")
+        raise RecipeError(f"{key}: one group at most, write (?:...) for the others; found {shown(pattern)}.")

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
+from gradwise.plain import shown
 from gradwise.settings import nearest
 
 DECIDED_HERE = {
@@ -64,7 +65,9 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             TypeAdapter(_hints()[key]).validate_python(value, strict=True)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
-            raise RecipeError(f"train.{key}: {message[0].lower()}{message[1:]}; found {value!r}.") from None
+            raise RecipeError(
+                f"train.{key}: {message[0].lower()}{message[1:]}; found {shown(value)}."
+            ) from None
 
 
 def argument_schemas() -> dict[str, Any]:
@@ -99,7 +102,9 @@ def check_adapter(method: str, options: dict[str, Any]) -> None:
             TypeAdapter(known[key]).validate_python(value)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
-            raise RecipeError(f"adapter.{key}: {message[0].lower()}{message[1:]}; found {value!r}.") from None
+            raise RecipeError(
+                f"adapter.{key}: {message[0].lower()}{message[1:]}; found {shown(value)}."
+            ) from None
         except Exception:  # an annotation that pydantic cannot resolve; PEFT checks the value itself
             continue
 
@@ -116,5 +121,5 @@ def adapter_config(method: str) -> Any:
         raise RecipeError("adapter needs the package peft; run: pip install 'gradwise[lora]'.") from None
     known = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if method not in known:
-        raise RecipeError(f"adapter.method: unknown method {method!r}{nearest(method, list(known))}")
+        raise RecipeError(f"adapter.method: unknown method {shown(method)}{nearest(method, list(known))}")
     return known[method]

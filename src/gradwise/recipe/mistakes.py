@@ -1,6 +1,8 @@
 """Builds a recipe from plain values, and says in sentences what is wrong with them."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
 from types import UnionType
@@ -10,39 +12,44 @@ from pydantic import TypeAdapter, ValidationError
 
 from gradwise.errors import RecipeError
 from gradwise.evaluation.settings import Metrics
+from gradwise.plain import clipped, shown
 from gradwise.recipe.tree import METHOD_SECTIONS
 from gradwise.settings import Settings, nearest
 
 T = TypeVar("T")
 
+MOST = 20
+"""Mistakes that one message lists."""
 
-def validate(adapter: TypeAdapter[T], values: dict[str, Any], root: type, source: str) -> T:
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Put the name of the file in front of what is wrong with it."""
+    try:
+        yield
+    except RecipeError as error:
+        # Several mistakes stand below each other.
+        apart = "\n  " if "\n" in str(error) else " "
+        raise RecipeError(f"{clipped(source, 300)}:{apart}{error}") from None
+
+
+def validate(adapter: TypeAdapter[T], values: dict[str, Any], root: type) -> T:
     """Build a `root` from plain values, or raise one RecipeError that lists everything wrong, a line each."""
     try:
         # Through JSON, because strict JSON is what YAML means: "3" is no number, a list is a tuple.
-        return adapter.validate_json(json.dumps(_with_words_as_keys(values), default=str), strict=True)
-    except RecipeError as error:
-        raise RecipeError(f"{source}: {error}") from None
+        return adapter.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        lines = sorted({_sentence(entry, root) for entry in _most_specific(error.errors(), root)})
-        head = f"{source}: " if len(lines) == 1 else f"{source}:\n  "
-        raise RecipeError(head + "\n  ".join(lines)) from None
-
-
-def _with_words_as_keys(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {str(key): _with_words_as_keys(value) for key, value in values.items()}
-    return [_with_words_as_keys(value) for value in values] if isinstance(values, list) else values
+        first = error.errors(include_url=False)[: 10 * MOST]
+        lines = sorted({_sentence(entry, root) for entry in _most_specific(first, root)})
+        more = ["and more."] if len(lines) > MOST else []
+        raise RecipeError("\n  ".join(lines[:MOST] + more)) from None
 
 
 def _most_specific(errors: list[Any], root: type) -> list[Any]:
-    """Without the other branches of a union, which complain of what one branch has already looked into."""
+    """Without the other branches of a union, which complain of what one branch has already examined."""
     keys = [_key(error, root) for error in errors]
-    return [
-        error
-        for error, key in zip(errors, keys, strict=True)
-        if not any(other != key and other.startswith(f"{key}.") for other in keys)
-    ]
+    above = {key[:end] for key in keys for end, letter in enumerate(key) if letter == "."}
+    return [error for error, key in zip(errors, keys, strict=True) if key not in above]
 
 
 def _key(error: Any, root: type) -> str:
@@ -53,19 +60,19 @@ def _key(error: Any, root: type) -> str:
 def _sentence(error: Any, root: type) -> str:
     location = [str(part) for part in error["loc"]]
     kind, found, context = error["type"], error["input"], error.get("ctx", {})
-    key = _key(error, root)
+    key = clipped(_key(error, root))
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {key}{nearest(location[-1], _known_keys(location[:-1], root))}"
     if kind in ("missing", "missing_argument"):
         return f"{key} is missing; give it a value."
     if kind == "union_tag_not_found":
-        return f"{key} needs a {_chooser(error)}; found {found!r}."
+        return f"{key} needs a {_chooser(error)}; found {shown(found)}."
     if kind == "union_tag_invalid":
         known = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
         chooser = _chooser(error)
-        return f"{key}.{chooser}: unknown {chooser} {context['tag']!r}{nearest(context['tag'], known)}"
+        return f"{key}.{chooser}: unknown {chooser} {shown(context['tag'])}{nearest(context['tag'], known)}"
     message = error["msg"].replace("an object", "a mapping of keys").replace("a valid array", "a list")
-    return f"{key}: {message[0].lower()}{message[1:]}; found {found!r}."
+    return f"{key}: {message[0].lower()}{message[1:]}; found {shown(found)}."
 
 
 def _chooser(error: Any) -> str:

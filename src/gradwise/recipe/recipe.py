@@ -16,9 +16,11 @@ from gradwise.errors import RecipeError
 from gradwise.evaluation.settings import Metrics
 from gradwise.methods import Anneal, Layers, OrderBy, Select
 from gradwise.methods.baselines import AllLayers, FullData, Shuffle
+from gradwise.plain import plain, shown
 from gradwise.recipe import tree
-from gradwise.recipe.mistakes import validate
+from gradwise.recipe.mistakes import naming, validate
 from gradwise.recipe.sections import Adapter, Model, SignalSettings, Train
+from gradwise.recipe.yaml_text import read_yaml, to_yaml
 from gradwise.settings import Settings
 
 
@@ -61,7 +63,7 @@ class Recipe(Settings):
     metrics: Metrics = field(default_factory=Metrics)
     """What the final model is measured by. With `gradwise.Trainer` call `gradwise.evaluation.score`."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides everything that is left to chance."""
 
     def check(self) -> None:
@@ -90,8 +92,10 @@ class Recipe(Settings):
         Raises:
             RecipeError: with the key, what was found and what is allowed.
         """
-        found = tree.read_yaml(Path(path))
-        tree.anchor_paths(found, Path(path).resolve().parent)
+        read = read_yaml(Path(path))
+        with naming(str(path)):
+            found = plain(read)
+            tree.anchor_paths(found, Path(path).resolve().parent)
         replaced: dict[str, Any] = {}
         for override in overrides or []:
             tree.override(replaced, override)
@@ -101,7 +105,10 @@ class Recipe(Settings):
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, source: str = "recipe") -> "Recipe":
         """A recipe from plain values, as YAML or JSON has them; raises RecipeError."""
-        return validate(_adapter(), tree.nested(values), cls, source)
+        with naming(source):
+            if not isinstance(values, dict):
+                raise RecipeError(f"a recipe is a mapping of sections; found {shown(values)}.")
+            return validate(_adapter(), tree.nested(plain(values)), cls)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with every default written out; `from_dict` gives the same recipe back."""
@@ -111,7 +118,7 @@ class Recipe(Settings):
         """Write the recipe as YAML, atomically, with every default written out."""
         from gradwise.atomic import write_text
 
-        write_text(Path(path), tree.to_yaml(self.to_dict()))
+        write_text(Path(path), to_yaml(self.to_dict()))
 
     def anchored(self) -> "Recipe":
         """The same recipe with its relative paths made absolute, from the working directory."""

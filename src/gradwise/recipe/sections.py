@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from gradwise.errors import RecipeError
+from gradwise.plain import shown
 from gradwise.settings import Settings, nearest
 
 
@@ -82,7 +83,7 @@ def _check_schedule(schedule: str) -> None:
 
     known = ["wsd", *(kind.value for kind in SchedulerType)]
     if schedule not in known:
-        raise RecipeError(f"train.schedule: unknown schedule {schedule!r}{nearest(schedule, known)}")
+        raise RecipeError(f"train.schedule: unknown schedule {shown(schedule)}{nearest(schedule, known)}")
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,15 @@
-"""Recipes as plain nested values: YAML, overrides, paths, and the free keys of other libraries."""
+"""Recipes as plain nested values: overrides, paths, and the free keys of other libraries."""
 
-import re
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gradwise.data.files import at_home
 from gradwise.errors import RecipeError
+from gradwise.plain import DEEPEST, clipped, plain, shown
 from gradwise.recipe.sections import Adapter, Train
+from gradwise.recipe.yaml_text import parse
 from gradwise.settings import Settings, field_descriptions
 
 Tree = dict[str, Any]
@@ -22,84 +21,23 @@ METHOD_SECTIONS = ("select", "order", "layers", "anneal")
 """Sections of which the bare method's name will do: `layers: grass` means `layers: {method: grass}`."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as everyone expects it, where YAML 1.1 has surprises.
-
-    2e-5 is a number, though it lacks a dot; `no` in `eval_strategy: no` is a word; a key that stands twice is
-    refused.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value} stands twice", key.start_mark
-                )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts quotes around everything that either YAML would not read as a string."""
-
-
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in resolvers if tag != _BOOL]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(
-        _FLOAT, re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
-
-
-def read_yaml(path: Path) -> Tree:
-    """The mapping in a YAML file, or a RecipeError that names the line at which it breaks."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"Cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}."
-        ) from None
-    try:
-        found = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}.") from None
-    if not isinstance(found, dict):
-        raise RecipeError(
-            f"{path}: a recipe is a mapping of sections (model, data, train, ...); found {found!r}."
-        )
-    return found
-
-
-def to_yaml(values: Tree) -> str:
-    """YAML in the order of the fields, `method` first in each section."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-
-
 def override(values: Tree, setting: str) -> None:
     """Set one "a.b.c=value" in place; the value is read as YAML."""
     key, equals, text = setting.partition("=")
     keys = key.strip().split(".")
-    if not equals or not all(keys):
-        raise RecipeError(f"--set takes key=value, such as select.fraction=0.2; found {setting!r}.")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {key}: {text!r} is not valid YAML.") from None
+    if not equals or not all(keys) or len(keys) > DEEPEST:
+        raise RecipeError(f"--set takes key=value, such as select.fraction=0.2; found {shown(setting)}.")
+    value = plain(parse(text, f"--set {clipped(key)}"), key)
     for name in keys[:-1]:
         if name in METHOD_SECTIONS and isinstance(values.get(name), str):
             values[name] = {"method": values[name]}
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
-            raise RecipeError(f"--set {key}: {name} was already given the value {values!r}.")
+            raise RecipeError(f"--set {key}: {name} was already given the value {shown(values)}.")
     if isinstance(values.get(keys[-1]), dict):
-        raise RecipeError(f"--set {key}: keys below it were already given the values {values[keys[-1]]!r}.")
+        raise RecipeError(
+            f"--set {key}: keys below it were already given the values {shown(values[keys[-1]])}."
+        )
     values[keys[-1]] = value
 
 
@@ -135,7 +73,7 @@ def anchor_paths(values: Tree, folder: Path) -> None:
 def _anchor_data(data: Tree, folder: Path) -> None:
     template = data.get("chat_template")
     if isinstance(template, str) and not ("{{" in template or "{%" in template):
-        data["chat_template"] = str((folder / at_home(template)).absolute())
+        data["chat_template"] = str(_located(template, folder)[0])
     for part in ("train", "validation"):
         sources = data.get(part)
         if isinstance(sources, str):
@@ -153,7 +91,7 @@ def _anchor_metrics(metrics: Tree, folder: Path) -> None:
         if isinstance(task, dict) and isinstance(task.get("path"), str):
             task["path"] = _anchored(task["path"], folder)
         if isinstance(task, dict) and isinstance(task.get("folder"), str):
-            task["folder"] = str((folder / at_home(task["folder"])).absolute())
+            task["folder"] = str(_located(task["folder"], folder)[0])
     functions = functions if isinstance(functions, list) else []
     for position, function in enumerate(functions):
         if isinstance(function, str):
@@ -167,18 +105,27 @@ def _anchored_function(path: str, folder: Path) -> str:
     place, colon, name = path.rpartition(":")
     if not place.endswith(".py"):
         return path
-    return str((folder / at_home(place)).absolute()) + colon + name
+    return str(_located(place, folder)[0]) + colon + name
+
+
+def _located(path: str, folder: Path) -> tuple[Path, bool]:
+    """A path made absolute, and whether there is anything."""
+    local = (folder / at_home(path)).absolute()
+    try:
+        return local, local.exists()
+    except OSError as error:  # longer than any name can be, or behind a folder that may not be entered
+        raise RecipeError(f"{clipped(path)}: {error.strerror}; give another path.") from None
 
 
 def _anchored(name: str, folder: Path) -> str:
-    local = (folder / at_home(name)).absolute()
+    local, exists = _located(name, folder)
     looks_local = name.startswith((".", "/", "~")) or Path(name).suffix in (
         ".jsonl",
         ".json",
         ".csv",
         ".parquet",
     )
-    return str(local) if looks_local or local.exists() else name
+    return str(local) if looks_local or exists else name
 
 
 def nested(values: Tree) -> Tree:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from gradwise.atomic import sync_files, sync_folder, write_json
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.recipe import Recipe
-from gradwise.recipe.tree import read_yaml
+from gradwise.recipe.yaml_text import read_yaml
 from gradwise.training.finishing import binding, not_yet_finishing
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
