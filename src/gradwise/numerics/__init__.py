@@ -17,6 +17,7 @@ from gradwise.numerics.rows import Rows
 from gradwise.numerics.sampling import interleaved, multiplicities, successive_draw
 from gradwise.numerics.sketch import fold_with_signs
 from gradwise.numerics.spectrum import Spectrum
+from gradwise.numerics.streams import stream, stream_seed
 
 __all__ = [
     "Acyclic",
@@ -45,5 +46,7 @@ __all__ = [
     "propagate_change",
     "repair",
     "squared_norms",
+    "stream",
+    "stream_seed",
     "successive_draw",
 ]
