@@ -20,6 +20,7 @@ from gradwise.methods.grace.costs import Forecast, Size, Speeds, forecast
 from gradwise.numerics.sampling import evenly
 from gradwise.planning.pool import label_tokens_of
 from gradwise.planning.speed import MORE, measuring_speed
+from gradwise.precision import autocast_of, autocasting
 from gradwise.recipe import SignalSettings
 from gradwise.signals import Signals
 from gradwise.training.arguments import decay_steps
@@ -141,7 +142,7 @@ def _training(trainer: Any, rows: np.ndarray) -> float:
     samples, collate = trainer._training_samples()
     batch = trainer._train_batch_size
     model, device = trainer.model, trainer.args.device
-    training, taken = model.training, []
+    training, taken, autocast = model.training, [], autocast_of(trainer.args)
     kept = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     cuda = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
@@ -152,8 +153,9 @@ def _training(trainer: Any, rows: np.ndarray) -> float:
                 places = [int(rows[(turn * batch + i) % len(rows)]) for i in range(batch)]
                 inputs = collate([samples[place] for place in places])
                 start = time.perf_counter()
-                with trainer.compute_loss_context_manager():
-                    trainer.compute_loss(model, trainer._prepare_inputs(inputs)).backward()
+                with trainer.compute_loss_context_manager(), autocasting(device, autocast):
+                    loss = trainer.compute_loss(model, trainer._prepare_inputs(inputs))
+                loss.backward()
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 taken.append((time.perf_counter() - start) / batch)

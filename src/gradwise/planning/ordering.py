@@ -20,7 +20,8 @@ from gradwise.methods.d3 import D3, InfluenceGraph, Units
 from gradwise.methods.d3.method import STREAM
 from gradwise.methods.decision import Order
 from gradwise.planning.make import joined, part_of
-from gradwise.probing import Probe
+from gradwise.precision import autocast_of
+from gradwise.probing import Probe, check_precision
 from gradwise.recipe import Recipe
 from gradwise.signals import Signals
 from gradwise.training.batches import Batches
@@ -89,11 +90,7 @@ class Reordering:
             )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise RecipeError("order: d3 cannot measure a sharded model yet; leave order.units out.")
-        if getattr(trainer.accelerator, "scaler", None) is not None:
-            raise RecipeError(
-                "order: d3 cannot try steps under the loss scaling of float16; use bfloat16, or leave "
-                "order.units out."
-            )
+        check_precision(autocast_of(trainer.args))
         held_out = trainer.eval_dataset
         if d3.target == "validation" and (isinstance(held_out, dict) or not hasattr(held_out, "__getitem__")):
             raise RecipeError(
@@ -287,6 +284,7 @@ class Reordering:
             target=target,
             clip=trainer.args.max_grad_norm,
             batch_tokens=self.recipe.signals.batch_tokens,
+            autocast=autocast_of(trainer.args),
         )
 
     def _agreed(self, found: InfluenceGraph) -> InfluenceGraph:

@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 from gradwise.errors import DataError, RecipeError
 from gradwise.numerics.sampling import evenly
 from gradwise.planning.shared import Arrays, Measured, key_of, measured_once
+from gradwise.precision import autocast_of
 from gradwise.recipe import SignalSettings
 from gradwise.signals import Signals, collect
 from gradwise.signals.wanted import QUANTITIES
@@ -176,6 +177,7 @@ def _measured(
             quantities=quantities or ["num_tokens"],
             batch_tokens=settings.batch_tokens,
             collator=repr(collate),
+            autocast=str(autocast_of(trainer.args)),
             **options,
         )
     return measured_once(shared, key, measure, record)
@@ -234,6 +236,7 @@ def _collect(
         batch_tokens=settings.batch_tokens,
         seed=seed,
         progress=not trainer.args.disable_tqdm,
+        autocast=autocast_of(trainer.args),
     )
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradwise.data import Collator
-from gradwise.errors import SignalError
+from gradwise.errors import RecipeError, SignalError
+from gradwise.precision import autocast_here, autocasting
 from gradwise.probing.answers import Ahead, Bends, Orders
 from gradwise.probing.kept import kept
 from gradwise.probing.preconditioned import Preconditioned, Vectors, sketch
@@ -39,7 +40,8 @@ class Probe:
         collator: makes a padded batch with "labels" out of samples; padding on the right by default.
         target: a data set whose loss is to fall; `target` then names its samples.
         clip: longest gradient of a step, as the training clips it; None or 0 for no clipping.
-        batch_tokens: padded tokens of one pass.
+        batch_tokens: padded tokens in one forward pass.
+        autocast: what forward passes compute in, as in `gradwise.collect`.
 
     Example:
         probe = Probe(model, optimizer, dataset)
@@ -57,6 +59,7 @@ class Probe:
         target: Any = None,
         clip: float | None = None,
         batch_tokens: int = 4096,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.model: Any = uncompiled(model)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
@@ -64,6 +67,8 @@ class Probe:
         self.collator = collator or Collator(getattr(self.model.config, "pad_token_id", None) or 0)
         self.clip, self.batch_tokens = clip, batch_tokens
         self.device = next(self.model.parameters()).device
+        self.autocast = autocast or autocast_here(self.device)
+        check_precision(self.autocast)
 
     @property
     def target(self) -> NDArray[np.int64]:
@@ -282,7 +287,8 @@ class Probe:
 
     def _logits(self, inputs: dict[str, Any], positions: LabelPositions) -> Tensor:
         """(n, V) at the label positions."""
-        return self.model(**inputs, use_cache=False).logits[:, :-1][positions.mask]
+        with autocasting(self.device, self.autocast):
+            return self.model(**inputs, use_cache=False).logits[:, :-1][positions.mask]
 
     def _batches(self, samples: Samples) -> Iterator[tuple[dict[str, Any], LabelPositions]]:
         """As many samples at once as `batch_tokens` allows, in the order given."""
@@ -316,6 +322,15 @@ class Probe:
         finally:
             for module in training:
                 module.training = True
+
+
+def check_precision(autocast: torch.dtype | None) -> None:
+    """Raise RecipeError for a precision in which no step can be tried."""
+    if autocast == torch.float16:
+        raise RecipeError(
+            "order: d3 cannot try steps under the loss scaling of float16; use bf16, or leave order.units "
+            "out."
+        )
 
 
 def _products(a: list[Tensor], b: list[Tensor]) -> NDArray[np.float64]:

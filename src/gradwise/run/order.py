@@ -18,6 +18,7 @@ from gradwise.errors import RecipeError
 from gradwise.methods.d3 import D3
 from gradwise.methods.decision import Order
 from gradwise.planning.make import entries_of
+from gradwise.precision import autocast_of
 from gradwise.probing import Probe
 from gradwise.ranks import is_first, world_size
 from gradwise.recipe import Recipe
@@ -158,6 +159,7 @@ def _probe(
         target=None if held_out is None else held_out.dataset,
         clip=clip,
         batch_tokens=recipe.signals.batch_tokens,
+        autocast=autocast_of(recipe.train.arguments),
     )
 
 

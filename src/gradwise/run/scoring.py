@@ -17,6 +17,7 @@ from gradwise.data.chat import template_text
 from gradwise.data.pool import Pool
 from gradwise.errors import GradwiseError, RecipeError
 from gradwise.evaluation import EvaluationError, Prepared, prepare, score
+from gradwise.precision import autocast_of, autocasting
 from gradwise.recipe import Recipe
 from gradwise.run.directory import RunDirectory
 from gradwise.run.model import load_saved_model, load_tokenizer
@@ -76,7 +77,8 @@ class Scoring:
         """
         start = time.perf_counter()
         try:
-            with _precision(self.recipe, model):
+            device = next(model.parameters()).device
+            with autocasting(device, autocast_of(self.recipe.train.arguments)):
                 scores = score(
                     model,
                     self.tokenizer,
@@ -126,11 +128,3 @@ def _device(recipe: Recipe) -> torch.device:
     if recipe.train.arguments.get("use_cpu") or not torch.accelerator.is_available():
         return torch.device("cpu")
     return torch.accelerator.current_accelerator() or torch.device("cpu")
-
-
-def _precision(recipe: Recipe, model: Any) -> torch.autocast:
-    """The mixed precision that the run was trained in, whether the model comes from it or from the disk."""
-    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    asked = [kind for name, kind in types.items() if recipe.train.arguments.get(name)]
-    device = next(model.parameters()).device.type
-    return torch.autocast(device, dtype=asked[0] if asked else None, enabled=bool(asked))

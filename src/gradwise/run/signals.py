@@ -13,6 +13,7 @@ from accelerate import PartialState
 from gradwise.atomic import write_parquet
 from gradwise.data import Collator, Data, Pool, load
 from gradwise.errors import DataError, RecipeError
+from gradwise.precision import autocast_of
 from gradwise.ranks import is_first
 from gradwise.recipe import Model, Recipe
 from gradwise.run.model import load_model, load_tokenizer
@@ -61,7 +62,7 @@ def collect_signals(
     tokenizer = load_tokenizer(settings)
     pool = load(data, part, tokenizer, progress=progress and is_first())
     tell(str(pool.report))
-    model = _placed(load_model(settings, None if proxied else recipe.adapter))
+    model = _placed(recipe, load_model(settings, None if proxied else recipe.adapter))
     measures = Measures(model, pool.dataset, Collator.for_tokenizer(tokenizer))
     signals = into_store(recipe, measures, out, want=want, tell=tell, progress=progress)
     if is_first():
@@ -83,6 +84,7 @@ def into_store(
         store=out,
         seed=recipe.seed,
         progress=progress,
+        autocast=autocast_of(recipe.train.arguments),
         tell=lambda sentence: tell(f"Warning: {sentence}"),
     )
 
@@ -98,7 +100,7 @@ def what_measures(recipe: Recipe, pool: Pool, tokenizer: Any, *, progress: bool)
 def placed_model(recipe: Recipe) -> Any:
     """The recipe's model with its adapter, on this rank's device; a fresh adapter is the one of a run."""
     transformers.set_seed(recipe.seed)
-    return _placed(load_model(sections(recipe)[0], recipe.adapter))
+    return _placed(recipe, load_model(sections(recipe)[0], recipe.adapter))
 
 
 def load_proxy(recipe: Recipe, pool: Pool, *, progress: bool) -> Measures | None:
@@ -116,7 +118,7 @@ def load_proxy(recipe: Recipe, pool: Pool, *, progress: bool) -> Measures | None
     # Duplicates by one tokenizer's tokens need not be duplicates by another's.
     theirs = load(_keeping_all(data), "train", tokenizer, progress=progress)
     rows = _aligned(pool, theirs)
-    model = _placed(load_model(settings))
+    model = _placed(recipe, load_model(settings))
     return Measures(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer))
 
 
@@ -155,9 +157,9 @@ def sections(recipe: Recipe) -> tuple[Model, Data]:
     return model, recipe.data
 
 
-def _placed(model: Any) -> Any:
-    """On this rank's device; sets up the process group under torchrun."""
-    return model.to(PartialState().device)
+def _placed(recipe: Recipe, model: Any) -> Any:
+    """On the device that this rank would train on; sets up the process group under torchrun."""
+    return model.to(PartialState(cpu=bool(recipe.train.arguments.get("use_cpu"))).device)
 
 
 def _write_rows(path: Path, pool: Pool) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from gradwise.errors import SignalError
+from gradwise.precision import autocast_here
 from gradwise.signals.given_back import lent, uncompiled
 from gradwise.signals.passes import Collate, Pass, rank
 from gradwise.signals.quantities import Signals
@@ -32,6 +34,7 @@ def collect(
     pooling: str = "labels",
     layer: int | None = None,
     grad_dtype: str = "float32",
+    autocast: torch.dtype | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Signals:
     """Measure every sample at the model's present weights, in one pass.
@@ -59,6 +62,8 @@ def collect(
         pooling: what an embedding is the mean of: "labels", "all" tokens, or the "last" one.
         layer: the block whose output embeddings are taken from; the last hidden state unless given.
         grad_dtype: "float32", or "float16" for half the room.
+        autocast: what forward passes compute in, as mixed-precision training does: torch.bfloat16 or
+            torch.float16. If unset, as `torch.autocast` around this call says, or else in the weights' type.
         tell: gets a sentence, on the first rank, on samples set aside and on a model that is measured sample
             by sample; a warning unless given.
 
@@ -82,8 +87,9 @@ def collect(
     start = time.perf_counter()
     # Before the model is lent, which hides the parameters that learn: of an adapted model, the scope.
     scope = resolve(uncompiled(model), parameters) if wanted.gradients else None
+    autocast = autocast or autocast_here(next(model.parameters()).device)
     with lent(model) as bare:
-        one = Pass(bare, dataset, collator, wanted, scope, precondition, batch_tokens, say)
+        one = Pass(bare, dataset, collator, wanted, scope, precondition, batch_tokens, say, autocast)
         signals = one.run(None if store is None else Path(store), start, progress)
     if report := signals.report():
         say(report)

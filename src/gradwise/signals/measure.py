@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwise.errors import SignalError
+from gradwise.precision import autocasting
 from gradwise.signals.capture import Capture
 from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.scope import Scope
@@ -48,15 +49,22 @@ class Measurer:
         asked: of which parameters' gradients; None where none are wanted.
         unseen: parameters whose use cannot be watched; batches must then have one sample, and autograd gives
             these parameters' gradients.
+        autocast: what forward passes compute in; None for the weights' own type.
     """
 
     def __init__(
-        self, model: nn.Module, wanted: Wanted, asked: Asked | None, unseen: tuple[str, ...] = ()
+        self,
+        model: nn.Module,
+        wanted: Wanted,
+        asked: Asked | None,
+        unseen: tuple[str, ...] = (),
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.model = model
         self.wanted = wanted
         self.asked = asked
         self.unseen = unseen
+        self.autocast = autocast
         self.head = Head(model)
         self.device = next(model.parameters()).device
         self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
@@ -66,7 +74,7 @@ class Measurer:
         batch = {name: _moved(value, self.device) for name, value in batch.items()}
         labels_BT = batch.pop("labels")
         positions = LabelPositions.of(labels_BT)
-        if self.dtype == torch.float16 and self.asked is not None:
+        if torch.float16 in (self.dtype, self.autocast) and self.asked is not None:
             return self._without_overflow(batch, positions, apart)
         return self._measure(batch, positions, 1.0, apart)
 
@@ -98,7 +106,8 @@ class Measurer:
                     watching.enter_context(capture)
                     watching.enter_context(experts_watched(self.model, capture, positions))
                 # No name is kept for the logits: large as they are, they go before the backward pass.
-                losses_B = positions.mean_losses(self.head.logits(batch, positions, captures, hidden))
+                with autocasting(self.device, self.autocast):
+                    losses_B = positions.mean_losses(self.head.logits(batch, positions, captures, hidden))
             self._backward(losses_B.sum() * scale, [c.anchor for c in captures], unseen, gradients)
         found.values["loss"] = losses_B.detach()
         if hidden.wanted:

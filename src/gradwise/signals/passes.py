@@ -56,8 +56,10 @@ class Pass:
         precondition: Any,
         batch_tokens: int,
         tell: Callable[[str], None] = warnings.warn,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.tell = tell
+        self.autocast = autocast
         self.model: Any = model
         self.dataset = dataset
         self.collate = collator or Collator(_pad_token(model))
@@ -128,7 +130,7 @@ class Pass:
             if self.asked is None:
                 return verdict
             alone = [self.collate([sample]) for sample in samples]
-            verdict = rehearse(self.model, self.asked, pair, alone, self.tell)
+            verdict = rehearse(self.model, self.asked, pair, alone, self.tell, self.autocast)
             if verdict.tried:
                 break
         return verdict
@@ -156,7 +158,7 @@ class Pass:
         for rows in self.inspection.problems.values():
             sheet.leave_out(rows)
         share = np.flatnonzero(~sheet.done())[rank() :: ranks()].tolist()
-        measure = Measurer(self.model, self.wanted, self.asked, verdict.unseen)
+        measure = Measurer(self.model, self.wanted, self.asked, verdict.unseen, self.autocast)
         noted = time.perf_counter()
         bar = tqdm(
             desc="signals",
@@ -236,6 +238,7 @@ class Pass:
             "model": type(self.model).__name__,
             "weights": weights_digest(self.model),
             "configuration": configuration_digest(self.model),
+            "autocast": None if self.autocast is None else str(self.autocast),
             "data": self.inspection.fingerprint,
             "batch_tokens": self.batch_tokens,
             "blocks": blocks,

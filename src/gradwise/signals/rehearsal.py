@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gradwise.precision import autocasting
 from gradwise.signals.measure import Batch, Measured, Measurer
 from gradwise.signals.scope import precise
 from gradwise.signals.sums import Asked
@@ -32,7 +33,12 @@ class Verdict:
 
 
 def rehearse(
-    model: nn.Module, asked: Asked, pair: Batch, alone: Sequence[Batch], tell: Callable[[str], None]
+    model: nn.Module,
+    asked: Asked,
+    pair: Batch,
+    alone: Sequence[Batch],
+    tell: Callable[[str], None],
+    autocast: torch.dtype | None = None,
 ) -> Verdict:
     """Compare losses and the norm of every kind of parameter with autograd's.
 
@@ -42,19 +48,22 @@ def rehearse(
         pair: two samples of different lengths in one batch.
         alone: the same two, each in a batch of its own.
         tell: gets a sentence when samples have to go one at a time.
+        autocast: what forward passes compute in; None for the weights' own type.
     """
     plain = replace(asked, projector=None, whole=False, norms=True, preconditioner=None)
     wanted = Wanted(("loss", "grad_norm"))
     compared = _representatives(list(asked.scope.parameters))
-    together = Measurer(model, wanted, plain)(pair, apart=True)
-    truth = [_autograd(model, batch, {n: asked.scope.parameters[n] for n in compared}) for batch in alone]
+    measure = Measurer(model, wanted, plain, autocast=autocast)
+    together = measure(pair, apart=True)
+    parameters = {name: asked.scope.parameters[name] for name in compared}
+    truth = [_autograd(model, batch, parameters, autocast) for batch in alone]
     if not all(loss.isfinite() for loss, _ in truth):
         return Verdict(tried=False)
-    tolerance = 1e-2 if precise(next(iter(asked.scope.parameters.values())).dtype) else 0.1
+    computed = autocast or next(iter(asked.scope.parameters.values())).dtype
+    tolerance = 1e-2 if precise(computed) else 0.1
     if not _wrong(truth, [(together, i) for i in range(len(alone))], compared, tolerance):
         return Verdict()
-    single = Measurer(model, wanted, plain)
-    wrong = _wrong(truth, [(single(batch, apart=True), 0) for batch in alone], compared, tolerance)
+    wrong = _wrong(truth, [(measure(batch, apart=True), 0) for batch in alone], compared, tolerance)
     kinds = {_kind(name) for name in wrong}
     unseen = tuple(name for name in asked.scope.parameters if _kind(name) in kinds)
     tell(_slow(model, unseen))
@@ -89,19 +98,21 @@ def _representatives(names: list[str]) -> list[str]:
 
 
 def _autograd(
-    model: nn.Module, batch: Batch, parameters: dict[str, nn.Parameter]
+    model: nn.Module, batch: Batch, parameters: dict[str, nn.Parameter], autocast: torch.dtype | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch of one sample, and squared norms by parameter, without any of the engine."""
     device = next(model.parameters()).device
     inputs = {n: value.to(device) if isinstance(value, Tensor) else value for n, value in batch.items()}
     labels = inputs.pop("labels")[0, 1:]
     # Float16 gradients would underflow.
-    scale = 2.0**12 if any(p.dtype == torch.float16 for p in parameters.values()) else 1.0
+    half = torch.float16 in (autocast, *(p.dtype for p in parameters.values()))
+    scale = 2.0**12 if half else 1.0
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     try:
         with torch.enable_grad():
-            logits: Any = model(**inputs, use_cache=False).logits[0, :-1]
+            with autocasting(device, autocast):
+                logits: Any = model(**inputs, use_cache=False).logits[0, :-1]
             wide = logits if logits.dtype == torch.float64 else logits.float()
             loss = functional.cross_entropy(wide, labels)
             found = torch.autograd.grad(loss * scale, list(parameters.values()), allow_unused=True)

@@ -1,0 +1,43 @@
+"""Mixed precision: whatever scores or times samples computes as training does."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast_of(settings: Any) -> torch.dtype | None:
+    """The type that training computes in under autocast, or None if it computes in the weights' own type.
+
+    Args:
+        settings: TrainingArguments, or a recipe's `train.arguments`. Where they leave it open, `accelerate
+            launch --mixed_precision` decides, as it does for the Trainer.
+    """
+    given = settings if isinstance(settings, Mapping) else vars(settings)
+    asked = next((name for name in _TYPES if given.get(name)), os.environ.get("ACCELERATE_MIXED_PRECISION"))
+    return _TYPES.get(asked or "")
+
+
+def autocast_here(device: torch.device) -> torch.dtype | None:
+    """The type of the autocast context that surrounds the caller, or None outside of any."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+@contextmanager
+def autocasting(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """The context of a forward pass, as accelerate puts it around the model's.
+
+    Every forward pass that a backward pass or a trial step follows needs a context of its own: autocast keeps
+    its copies of weights until the outermost context ends, and they would be stale by then.
+
+    Args:
+        device: of the model.
+        dtype: what to compute in; None for the weights' own type.
+    """
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        yield
+    torch.clear_autocast_cache()
