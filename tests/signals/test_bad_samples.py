@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from gradwise import SignalError, Signals
 from gradwise.signals import collect
-from tests.signals.zoo import POSITIONS, VOCABULARY, make, samples
+from tests.signals.zoo import POSITIONS, VOCABULARY, leaking, make, samples
 
 POISON = 50
 QUANTITIES = ("loss", "embedding", "grad_norm", "grad", "head_norm")
@@ -76,18 +76,41 @@ def test_each_kind_is_named_and_the_rest_as_without_them():
         assert not np.isfinite(getattr(found, name)[~found.ok]).any(), name
 
 
+@pytest.mark.parametrize("leaks", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_in_one_batch_with_a_poisoned_one(dtype: torch.dtype):
-    """Everything together, poison first, in the middle and last: the rest changes by rounding only."""
+def test_in_one_batch_with_a_poisoned_one(dtype: torch.dtype, leaks: bool):
+    """Everything together, poison first, in the middle and last. All are then measured one at a time, and
+    are to the last bit what they are where that is asked for."""
     options: Any = {"want": QUANTITIES, "grad_dim": 64, "progress": False, "parameters": "all"}
+    pool = [POISONED, *GOOD[:4], POISONED, *GOOD[4:], POISONED]
+    spreading = leaking(model(dtype)) if leaks else model(dtype)
     with pytest.warns(UserWarning, match="3 of 11 samples set aside"):
-        found = collect(model(dtype), [POISONED, *GOOD[:4], POISONED, *GOOD[4:], POISONED], **options)
-    clean = collect(model(dtype), GOOD, **options)
+        found = collect(spreading, pool, **options)
+    clean = collect(model(dtype), GOOD, **options, batch_tokens=1)
     assert found.ok is not None
+    assert np.flatnonzero(~found.ok).tolist() == [0, 5, 10]
     for name in QUANTITIES:
-        mine, theirs = getattr(found, name)[found.ok], getattr(clean, name)
-        assert np.isfinite(mine).all()
-        assert np.abs(mine - theirs).max() <= 1e-5 * np.abs(theirs).max(), name
+        np.testing.assert_array_equal(getattr(found, name)[found.ok], getattr(clean, name), name)
+
+
+def test_the_leak_reaches_a_neighbour():
+    """Or the tests with it would show nothing: NaN spreads to the sample before, forward and backward."""
+    spreading = leaking(model())
+    x = torch.zeros(3, 2, 16, requires_grad=True)
+    out = spreading.model.layers[0].mlp.up_proj(x + torch.tensor([0.0, torch.nan, 0.0])[:, None, None])
+    assert out.isnan().any(dim=2).tolist() == [[False, True], [True, True], [False, False]]
+    (gradient,) = torch.autograd.grad(out, x, torch.where(out.isnan(), torch.nan, 1.0))
+    assert gradient.isnan().any(dim=2).tolist() == [[True, True], [True, True], [False, False]]
+
+
+def test_batches_without_a_bad_sample_stay_together():
+    """Only the samples of a batch with one are measured again, each by itself."""
+    sizes: list[int] = []
+    made = model()
+    made.register_forward_pre_hook(lambda *given: sizes.append(len(given[2]["input_ids"])), with_kwargs=True)
+    with pytest.warns(UserWarning, match="1 of 9 samples set aside"):
+        collect(made, [*GOOD, POISONED], want="loss", batch_tokens=3 * LENGTH, progress=False)
+    assert sizes == [3, 3, 3, 1, 1, 1]
 
 
 def test_mixture_of_experts_keeps_them_apart():

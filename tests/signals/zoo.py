@@ -81,6 +81,39 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> Any:
     return model.to(dtype)
 
 
+class _Leak(torch.autograd.Function):
+    """NaN in a row of the batch spreads to the row before it, forward and backward."""
+
+    @staticmethod
+    def forward(_: Any, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return _leaked(x)
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return _leaked(gradient)
+
+
+def _leaked(x: torch.Tensor) -> torch.Tensor:
+    rows = x.reshape(-1, x.shape[-1]).clone()
+    rows[:-1][rows[1:].isnan().any(dim=1)] = torch.nan
+    return rows.view(x.shape)
+
+
+class LeakyLinear(torch.nn.Linear):
+    """What bfloat16 `linear` does on processors with AMX where its inner size is no multiple of eight."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return _Leak.apply(super().forward(input))  # type: ignore[no-any-return]
+
+
+def leaking(model: Any) -> Any:
+    """The model with every linear layer of its blocks leaking NaN between the rows of a batch."""
+    for module in model.model.layers.modules():
+        if type(module) is torch.nn.Linear:
+            module.__class__ = LeakyLinear
+    return model
+
+
 def samples(count: int = 7, longest: int = 20, seed: int = 0, shortest: int = 4) -> list[dict[str, Any]]:
     """Random tokens, of which the first one to three are a prompt without labels."""
     rng, made = np.random.default_rng(seed), []

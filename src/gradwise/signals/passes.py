@@ -194,10 +194,22 @@ class Pass:
         longest = int(self.inspection.lengths[rows].max())
         together = max(1, CPU_TOKENS // longest) if measure.device.type == "cpu" else len(rows)
         parts = [
-            measure(self.collate([self.dataset[int(row)] for row in rows[start : start + together]])).values
-            for start in range(0, len(rows), together)
+            self._sound(measure, rows[start : start + together]) for start in range(0, len(rows), together)
         ]
         return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+
+    def _sound(self, measure: Measurer, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Quantities of one batch, measured one sample at a time if any of them is not finite.
+
+        Kernels can carry NaN from a sample to its neighbours: bfloat16 `linear` on processors with AMX does
+        so where its inner size is no multiple of eight.
+        """
+        samples = [self.dataset[int(row)] for row in rows]
+        together = measure(self.collate(samples)).values
+        if len(rows) == 1 or all(bool(value.isfinite().all()) for value in together.values()):
+            return together
+        alone = [measure(self.collate([sample])).values for sample in samples]
+        return {name: torch.cat([values[name] for values in alone]) for name in together}
 
     # ---- what comes of it --------------------------------------------------------------------------------
 
