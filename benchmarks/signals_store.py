@@ -31,6 +31,7 @@ from frame import RESULTS, ROOT, ResultFile, load_average
 from small_data import instructions
 
 from gradwise.demo import smollm2_recipe
+from gradwise.folders import LOCK, MARKER
 
 FOLDER = ROOT / "build" / "signals_store"
 KILLS = (1 / 3, 2 / 3)
@@ -141,7 +142,7 @@ def killed(made: Path, store: Path, want: str) -> tuple[list[float], str]:
 
 def differences(first: Path, second: Path) -> list[str]:
     """Files of two stores that are not the same byte by byte; of the manifest, entries but the seconds."""
-    names = sorted({path.name for store in (first, second) for path in store.iterdir()} - {".lock"})
+    names = sorted({path.name for store in (first, second) for path in store.iterdir()} - {LOCK, MARKER})
     differ = []
     for name in names:
         contents = [
@@ -155,7 +156,11 @@ def differences(first: Path, second: Path) -> list[str]:
 
 
 def _without_seconds(manifest: bytes | None) -> Any:
-    return None if manifest is None else {**json.loads(manifest), "seconds": None}
+    if manifest is None:
+        return None
+    found = json.loads(manifest)
+    digests = {name: digest for name, (_, digest) in found.get("digests", {}).items()}
+    return found | {"seconds": None, "digests": digests}
 
 
 def measured(folder: Path, problems: int, want: str, batch_tokens: int, max_length: int) -> dict[str, Any]:
@@ -176,7 +181,9 @@ def measured(folder: Path, problems: int, want: str, batch_tokens: int, max_leng
         "seconds_killed": json.loads((folder / "killed" / "manifest.json").read_text())["seconds"],
         "killed_at": shares,
         "bar": bar,
-        "files": sorted(path.name for path in (folder / "killed").iterdir() if path.name != ".lock"),
+        "files": sorted(
+            path.name for path in (folder / "killed").iterdir() if path.name not in (LOCK, MARKER)
+        ),
         "differ": differences(folder / "undisturbed", folder / "killed"),
     }
 

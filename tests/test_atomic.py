@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwise.atomic import sync_files, sync_folder, write_bytes, write_json, write_text
+from gradwise.atomic import difference, sync_files, sync_folder, write_bytes, write_json, write_text
+from gradwise.errors import StorageError
 
 
 def names(folder: Path) -> list[str]:
@@ -58,7 +60,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_temporary(tmp_path: 
 
 def test_a_target_that_cannot_be_replaced_leaves_no_temporary(tmp_path: Path):
     (tmp_path / "target" / "inside").mkdir(parents=True)
-    with pytest.raises(OSError, match="target"):
+    with pytest.raises(StorageError, match="target could not be written: Is a directory"):
         write_text(tmp_path / "target", "new")
     assert names(tmp_path) == ["target"]
     assert names(tmp_path / "target") == ["inside"]
@@ -69,15 +71,18 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path: Path):
     write_text(tmp_path / "file", "old")
     code = (
         "import resource, signal, sys; from pathlib import Path; from gradwise.atomic import write_bytes\n"
+        "from gradwise import GradwiseError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: write_bytes(Path(sys.argv[1]), bytes(5000))\n"
-        "except OSError as error: print(error.strerror)\n"
+        "except GradwiseError as error: print(error)\n"
     )
     told = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "file"], capture_output=True, text=True, check=True
     )
-    assert told.stdout.strip() == "File too large"
+    assert re.search(
+        r"file could not be written: File too large \(.*GiB free\). Make room and run the same", told.stdout
+    )
     assert (tmp_path / "file").read_text() == "old"
     assert names(tmp_path) == ["file"]
 
@@ -92,11 +97,20 @@ def test_readers_see_the_old_or_the_new_file_only(tmp_path: Path):
     assert path.read_bytes() == contents[1]
 
 
-def test_sync_files_lists_every_file_with_its_size(tmp_path: Path):
+def test_sync_files_lists_every_file_with_its_size_and_content(tmp_path: Path):
     (tmp_path / "sub" / "empty").mkdir(parents=True)
     (tmp_path / "a").write_bytes(b"123")
     (tmp_path / "sub" / "b").write_bytes(b"")
-    assert sync_files(tmp_path) == {"a": 3, "sub/b": 0}
+    digests = sync_files(tmp_path)
+    assert {name: size for name, (size, _) in digests.items()} == {"a": 3, "sub/b": 0}
+    assert difference(tmp_path, digests) is None
+    (tmp_path / "a").write_bytes(b"124")
+    assert difference(tmp_path, digests, contents=False) is None
+    assert difference(tmp_path, digests) == "the content of a has changed since it was written"
+    (tmp_path / "a").write_bytes(b"12")
+    assert difference(tmp_path, digests) == "a has 2 bytes instead of 3"
+    (tmp_path / "a").unlink()
+    assert difference(tmp_path, digests) == "a is missing"
 
 
 def test_sync_folder_leaves_no_open_file(tmp_path: Path):

@@ -25,5 +25,9 @@ class CheckpointError(GradwiseError):
     """A checkpoint that is incomplete, damaged, or from another run."""
 
 
+class StorageError(GradwiseError):
+    """A file that could not be written: the disk is full, read-only, or failing."""
+
+
 class EvaluationError(GradwiseError):
     """A finished model that could not be measured; the model itself is saved by then."""

@@ -6,86 +6,109 @@ overwrite and delete only what the marker names. Everything else belongs to the 
 """
 
 import fnmatch
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gradwise.atomic import TEMPORARY, write_json
+from gradwise.atomic import TEMPORARY, write_bytes, write_json
 from gradwise.errors import GradwiseError, RecipeError
 from gradwise.locks import FileLock, LockedError
+from gradwise.ranks import on_first
 
 MARKER = ".gradwise.json"
 LOCK = ".gradwise.lock"
 
 FORMAT = 2
-"""Version of all that gradwise writes: run directories, stores, plans, checkpoints, recipes. Format 1 had no
-marker files."""
+"""Version of all that gradwise writes: run directories, stores, plans, checkpoints, recipes. To be raised
+with every change that an older version would misread, added settings among them. Format 1 had no markers."""
 
-_DESCRIPTIONS = {
+OLDEST = 2
+"""The oldest format that this version reads. What a later one added has its default there."""
+
+DESCRIPTIONS = {
     "run": "a training run",
+    "trainer": "a run of gradwise.Trainer",
     "selection": "a selection",
     "order": "an ordered data set",
     "signals": "per-sample signals",
+    "shared": "signals that runs share",
     "comparison": "a comparison",
     "checkpoint": "a checkpoint",
 }
 
+_FORMAT_1 = (
+    {"events.jsonl", "metrics.jsonl", "plan"},
+    {"done", "manifest.json"},
+    {"comparison.yaml", "runs"},
+)
+"""What folders of format 1 are recognised by."""
 
+Error = type[GradwiseError]
+Marker = dict[str, Any]
+
+
+@dataclass
 class OwnedFolder:
-    """A folder that this process has claimed; made by `claimed`.
+    """A folder that this process has claimed, made by `claimed`.
 
-    Attributes:
-        path: the folder.
-        created: whether the folder was claimed for the first time.
+    On ranks other than the first, which write nothing, its methods do nothing.
     """
 
-    def __init__(self, path: Path, kind: str, files: set[str], created: bool) -> None:
-        self.path, self.kind, self.created = path, kind, created
-        self._files = files
+    path: Path
+    kind: str
+    files: set[str] = field(default_factory=set)
+    """Names and patterns of the entries that are gradwise's."""
+    digests: dict[str, Any] = field(default_factory=dict)
+    """Of the files that are checked before they are used, by path."""
+    created: bool = False
+    """Whether it was marked by this claim."""
+    before: frozenset[str] | None = None
+    """Names of its entries before this claim; None where the folder did not exist."""
+    writes: bool = True
+    error: Error = RecipeError
 
     def owns(self, name: str) -> bool:
         """Whether the marker names this entry of the folder, by itself or through a pattern."""
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._files)
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.files)
 
     def reserve(self, *names: str) -> None:
-        """Record in the marker that these entries are gradwise's, before they are written.
+        """Record in the marker, before they are written, that entries of these names or patterns are ours.
 
         Raises:
-            RecipeError: one exists and the marker does not name it, so somebody else put it there.
+            GradwiseError: one exists and the marker does not name it, so somebody else put it there.
         """
-        foreign = [name for name in names if not self.owns(name) and _exists(self.path / name)]
-        if foreign:
-            raise RecipeError(
-                f"{self.path / foreign[0]} was not written by gradwise and would be overwritten; move it, or "
-                "give another folder."
-            )
-        missing = [name for name in names if not self.owns(name)]
-        if missing:
-            self._files.update(missing)
-            self._write()
-
-    def remove(self, name: str) -> None:
-        """Delete an entry if it exists and the marker names it; anything else stays."""
-        path = self.path / name
-        if not self.owns(name):
+        new = set(names) - self.files
+        if not self.writes or not new:
             return
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        for entry in sorted(self.path.iterdir()):
+            if not self.owns(entry.name) and any(fnmatch.fnmatchcase(entry.name, name) for name in new):
+                raise self.error(
+                    f"{entry} was not written by gradwise and would be overwritten; move it, or give another "
+                    "folder."
+                )
+        self.files |= new
+        self.write_marker()
 
-    def _write(self) -> None:
-        contents = {
-            "format": FORMAT,
-            "kind": self.kind,
-            "gradwise": version("gradwise"),
-            "files": sorted(self._files),
-        }
-        write_json(self.path / MARKER, contents)
+    def remove(self, *names: str) -> None:
+        """Delete entries that exist and that the marker names; anything else stays."""
+        for name in names:
+            if self.writes and self.owns(name):
+                _delete(self.path / name)
+
+    def clear(self) -> None:
+        """Delete every entry that the marker names."""
+        self.remove(*({entry.name for entry in self.path.iterdir()} - {MARKER, LOCK}))
+
+    def write_marker(self) -> None:
+        """Write down what the folder holds."""
+        if self.writes:
+            mark(self.path, self.kind, files=sorted(self.files), digests=self.digests)
 
 
 @contextmanager
@@ -95,133 +118,233 @@ def claimed(
     files: Iterable[str] = (),
     *,
     shared: bool = False,
-    error: type[GradwiseError] = RecipeError,
+    wait: bool = False,
+    error: Error = RecipeError,
 ) -> Iterator[OwnedFolder]:
-    """Claim a folder for writing: check that it is ours or empty, lock it, mark it.
+    """Claim a folder for writing: check that it is ours or empty, lock it, mark it; a collective call.
 
     Nothing is created or changed in a folder that is refused. Temporary files that killed processes left are
-    deleted.
+    deleted. A folder that was claimed for the first time, and in which nothing was written in the end, is
+    left as it was found.
 
     Args:
         path: the folder; created if missing.
-        kind: what it holds: "run", "selection", "order", "signals", "comparison" or "checkpoint".
-        files: names or patterns of the entries that will be written there; more can be added with `reserve`.
-        shared: whether the user's own files may lie there as well. Then only entries that match `files` keep
-            an unmarked folder from being claimed.
+        kind: what it holds, a key of `DESCRIPTIONS`.
+        files: names or patterns of the entries that will be written there; `reserve` adds more.
+        shared: whether the user's own files may lie there as well, under other names than `files`.
+        wait: wait for another process that holds the folder, instead of refusing.
         error: the class of what is raised.
 
     Raises:
-        GradwiseError: the folder holds something else, is of another kind or a newer format, is being written
-            by another process, or cannot be written.
+        GradwiseError: the folder holds something else, is of another kind or format, is being written by
+            another process, or cannot be written.
     """
-    patterns = set(files)
-    _check_claimable(path, kind, patterns, shared, error)
-    lock = _locked(path, error)
+    lock: FileLock | None = None
+
+    def claim() -> OwnedFolder:
+        nonlocal lock
+        owned, lock = _claim(path, kind, set(files), shared, wait, error)
+        return owned
+
+    owned = on_first(claim)
+    # The others have the same object by value.
+    owned.writes = lock is not None
     try:
-        # Again, now that nobody else can change it.
-        _check_claimable(path, kind, patterns, shared, error)
-        before = read_marker(path, error)
-        known = set(before["files"]) if before else set()
-        folder = OwnedFolder(path, kind, known | patterns, created=before is None)
-        if before is None or not patterns <= known:
-            folder._write()
-        remove_temporary_files(path, folder)
-        yield folder
+        yield owned
     finally:
-        lock.release()
+        if lock is not None:
+            _leave(owned, lock)
 
 
-def read_marker(path: Path, error: type[GradwiseError] = RecipeError) -> dict[str, Any] | None:
+def check_claimable(path: Path, kind: str, error: Error = RecipeError) -> None:
+    """Raise what `claimed` would raise about the folder's contents; creates and locks nothing."""
+    with _refused(path, error):
+        _checked(path, kind, set(), False, error)
+
+
+def add_file(path: Path, content: bytes) -> None:
+    """Write a file into a folder of gradwise's that nobody else is writing to, or into any other folder.
+
+    Raises:
+        GradwiseError: there is a file of that name that gradwise did not write.
+    """
+    folder = path.parent
+    marker = read_marker(folder)
+    if marker is None:
+        if _exists(path):
+            raise RecipeError(f"{path} was not written by gradwise and would be overwritten; move it.")
+        write_bytes(path, content)
+        return
+    owned, lock = _claim(folder, marker["kind"], set(), False, False, RecipeError)
+    with lock:
+        owned.reserve(path.name)
+        write_bytes(path, content)
+
+
+def mark(path: Path, kind: str, **contents: Any) -> None:
+    """Write a folder's marker; `claimed` does, and who writes folders within a claimed one."""
+    marker = {"format": FORMAT, "kind": kind, "gradwise": version("gradwise"), **contents}
+    write_json(path / MARKER, {**marker, "sha256": _digest(marker)})
+
+
+def read_marker(path: Path, error: Error = RecipeError) -> Marker | None:
     """The contents of a folder's marker, or None if it has none.
 
     Raises:
-        GradwiseError: the marker is damaged, or of a newer format.
+        GradwiseError: the marker is damaged, or of a format that this version does not read.
     """
     try:
         contents = json.loads((path / MARKER).read_text(encoding="utf-8"))
-        found, _, _ = contents["format"], contents["kind"], list(contents["files"])
+        found, _ = contents["format"], contents["kind"]
+        if contents.pop("sha256") != _digest(contents):
+            raise ValueError("its content does not match its digest")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise error(
-            f"{path / MARKER}, which marks a folder as gradwise's, cannot be read ({problem}); give another "
+            f"{path / MARKER}, which marks a folder as gradwise's, is damaged ({problem}); give another "
             "folder."
         ) from None
     check_format(found, str(path), error)
     return contents
 
 
-def check_format(found: Any, what: str, error: type[GradwiseError]) -> None:
-    """Refuse what a newer or an unknown version of gradwise wrote.
+def check_format(found: Any, what: str, error: Error) -> None:
+    """Refuse what was written in a format that this version does not read.
 
     Args:
         found: the format number that was read.
         what: what has it, as the sentence's subject.
         error: the class of what is raised.
     """
-    if found == FORMAT:
+    number = isinstance(found, int) and not isinstance(found, bool)
+    if number and OLDEST <= found <= FORMAT:
         return
-    if isinstance(found, int) and found > FORMAT:
+    if number and found > FORMAT:
         raise error(
             f"{what} was written by a newer gradwise (format {found}; this version reads {FORMAT}); upgrade "
             "gradwise: pip install -U gradwise."
         )
     raise error(
-        f"{what} was written by an older gradwise (format {found!r}; this version reads {FORMAT}) and cannot "
-        "be continued; start again in a new folder, or finish it with the version that wrote it."
+        f"{what} was written by an older gradwise (format {found!r}; the oldest that this version reads is "
+        f"{OLDEST}) and cannot be continued; start again in a new folder, or finish it with the version that "
+        "wrote it."
     )
 
 
-def remove_temporary_files(path: Path, folder: OwnedFolder | None = None) -> None:
-    """Delete the temporary files that killed processes left in a locked folder and its owned subfolders."""
+def _claim(
+    path: Path, kind: str, patterns: set[str], shared: bool, wait: bool, error: Error
+) -> tuple[OwnedFolder, FileLock]:
+    with _refused(path, error):
+        _checked(path, kind, patterns, shared, error)
+        before = frozenset(entry.name for entry in path.iterdir()) if path.is_dir() else None
+        path.mkdir(parents=True, exist_ok=True)
+        owned = OwnedFolder(path, kind, set(patterns), before=before, error=error)
+        lock = FileLock(path / LOCK, wait=wait)
+        try:
+            # Again, now that nobody else can change it.
+            _take(owned, _checked(path, kind, patterns, shared, error), patterns)
+            remove_temporary_files(path, owned)
+        except BaseException:
+            _leave(owned, lock)
+            raise
+    return owned, lock
+
+
+def _take(owned: OwnedFolder, marker: Marker | None, patterns: set[str]) -> None:
+    """Mark a folder as claimed, or go by the marker that it has."""
+    if marker is None:
+        owned.created = True
+        owned.write_marker()
+        return
+    owned.files, owned.digests = set(marker["files"]), marker["digests"]
+    owned.reserve(*patterns)
+    if marker["format"] != FORMAT:
+        owned.write_marker()
+
+
+def _leave(owned: OwnedFolder, lock: FileLock) -> None:
+    """Give a claim back, and with it what it made where nothing came of it."""
+    with suppress(OSError):
+        if owned.created or owned.before is None:
+            remove_temporary_files(owned.path, owned)
+            if {entry.name for entry in owned.path.iterdir()} - {MARKER, LOCK} <= (owned.before or set()):
+                # While the lock is held: who has opened it meanwhile sees that it is gone, and begins again.
+                (owned.path / MARKER).unlink(missing_ok=True)
+                (owned.path / LOCK).unlink(missing_ok=True)
+                if owned.before is None:
+                    owned.path.rmdir()
+    lock.release()
+
+
+def remove_temporary_files(path: Path, owned: OwnedFolder | None = None) -> None:
+    """Delete what killed processes left of their writing in a locked folder and in its own subfolders.
+
+    Subfolders with a lock are left out: somebody else may be writing there.
+    """
     for entry in path.iterdir():
-        if entry.name.startswith(TEMPORARY) and entry.is_file():
-            entry.unlink(missing_ok=True)
-        elif entry.is_dir() and not entry.is_symlink() and (folder is None or folder.owns(entry.name)):
+        ours = entry.is_dir() and not entry.is_symlink() and (owned is None or owned.owns(entry.name))
+        if entry.name.startswith(TEMPORARY):
+            _delete(entry)
+        elif ours and not (entry / LOCK).exists():
             remove_temporary_files(entry)
 
 
-def _check_claimable(
-    path: Path, kind: str, patterns: set[str], shared: bool, error: type[GradwiseError]
-) -> None:
+def _checked(path: Path, kind: str, patterns: set[str], shared: bool, error: Error) -> Marker | None:
+    """The folder's marker, if it has one; raises what stands against claiming it."""
     if not path.is_dir():
         if _exists(path):
-            found = "a broken link" if path.is_symlink() and not path.exists() else "a file"
-            raise error(f"{path} is {found}, not a folder; give another one.")
-        return
+            raise error(f"{path} is {_described(path)}, not a folder; give another one.")
+        return None
     marker = read_marker(path, error)
-    if marker is not None and marker["kind"] != kind:
-        found = _DESCRIPTIONS.get(marker["kind"], marker["kind"])
-        raise error(f"{path} holds {found}, not {_DESCRIPTIONS[kind]}; give another folder.")
     if marker is not None:
-        return
-    try:
-        names = sorted(entry.name for entry in path.iterdir())
-    except OSError as problem:
-        raise error(f"Cannot read {path}: {problem.strerror}; give another folder.") from None
+        if marker["kind"] != kind:
+            found = DESCRIPTIONS.get(marker["kind"], marker["kind"])
+            raise error(f"{path} holds {found}, not {DESCRIPTIONS[kind]}; give another folder.")
+        return marker
+    names = sorted(entry.name for entry in path.iterdir())
     # A process killed between locking and marking leaves the lock and perhaps a temporary file.
     foreign = [name for name in names if name != LOCK and not name.startswith(TEMPORARY)]
     if shared:
         foreign = [name for name in foreign if any(fnmatch.fnmatchcase(name, each) for each in patterns)]
+    if any(each <= set(names) for each in _FORMAT_1):
+        check_format(1, str(path), error)
     if foreign:
         found = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise error(
             f"{path} holds files that gradwise did not write ({found}); give a new folder, or an empty one."
         )
+    return None
 
 
-def _locked(path: Path, error: type[GradwiseError]) -> FileLock:
+def _described(path: Path) -> str:
+    return "a broken link" if path.is_symlink() and not path.exists() else "a file"
+
+
+@contextmanager
+def _refused(path: Path, error: Error) -> Iterator[None]:
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        return FileLock(path / LOCK)
+        yield
     except LockedError:
         raise error(
             f"Another process is writing to {path}; wait for it to end, or give another folder."
         ) from None
-    except OSError as problem:
-        raise error(f"Cannot write to {path}: {problem.strerror}; give another folder.") from None
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise error(f"Cannot write to {path}: {reason}; give another folder.") from None
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _exists(path: Path) -> bool:
     """Whether there is an entry of that name, a dangling link among them."""
     return path.is_symlink() or path.exists()
+
+
+def _digest(marker: Marker) -> str:
+    return hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()

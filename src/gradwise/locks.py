@@ -1,6 +1,8 @@
 """A lock on a file that one process holds at a time, released by the system however the process ends."""
 
+import errno
 import os
+import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -8,6 +10,11 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+_Key = tuple[int, int]
+
+_TAKEN = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
+"""What the system reports for a file that somebody else has locked."""
 
 
 class LockedError(Exception):
@@ -22,13 +29,12 @@ class FileLock:
     process, so each process also remembers which files it has locked.
 
     Args:
-        path: the lock file; created if missing and never deleted, since deleting it would let two processes
-            lock different files of one name.
+        path: the lock file; created if missing.
         wait: wait for the holder instead of raising.
 
     Raises:
         LockedError: another process or another place in this process holds it and `wait` is False.
-        OSError: the file cannot be created.
+        OSError: the file cannot be created, or its file system has no locks.
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -38,29 +44,54 @@ class FileLock:
     gradwise.locks.LockedError: this process holds it already
     """
 
-    _held: dict[tuple[int, int], int] = {}  # noqa: RUF012
-    """Device and inode of every file locked by this process, with the process's id."""
+    _held: dict[_Key, int] = {}  # noqa: RUF012
+    """Device and inode of every file locked by this process, with the process's id: a fork holds none."""
+
+    _changed = threading.Condition()
+    """Guards `_held`, and wakes threads that wait for one of its files."""
 
     def __init__(self, path: Path, *, wait: bool = False) -> None:
         self.path = path
-        # Looked up before the file is opened: closing any handle of a file releases a record lock on it.
-        if path.exists() and FileLock._held.get(_key(path.stat())) == os.getpid():
-            raise LockedError("this process holds it already")
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        self._key = _key(os.fstat(self._handle))
+        self._handle = -1
+        while not self._take(wait):
+            pass
+
+    def _take(self, wait: bool) -> bool:
+        """Lock the file; False where it was replaced by another of the same name meanwhile."""
+        with FileLock._changed:
+            # Checked before the file is opened: closing any handle of a file releases a record lock on it.
+            while self._held_here():
+                if not wait:
+                    raise LockedError("this process holds it already")
+                FileLock._changed.wait()
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._key = _key(os.fstat(handle))
+            FileLock._held[self._key] = os.getpid()
+        self._handle = handle
         try:
-            _lock(self._handle, wait)
-        except OSError:
-            os.close(self._handle)
-            raise LockedError("another process holds it") from None
-        FileLock._held[self._key] = os.getpid()
+            _lock(handle, wait)
+        except BaseException as error:
+            self.release()
+            if isinstance(error, OSError) and error.errno in _TAKEN:
+                raise LockedError("another process holds it") from None
+            raise
+        if self.path.exists() and _key(self.path.stat()) == self._key:
+            return True
+        self.release()
+        return False
+
+    def _held_here(self) -> bool:
+        return self.path.exists() and FileLock._held.get(_key(self.path.stat())) == os.getpid()
 
     def release(self) -> None:
         """Let the next one in; a second call does nothing."""
-        if self._handle >= 0:
+        if self._handle < 0:
+            return
+        with FileLock._changed:
             FileLock._held.pop(self._key, None)
             os.close(self._handle)
             self._handle = -1
+            FileLock._changed.notify_all()
 
     def __enter__(self) -> "FileLock":
         return self
@@ -71,7 +102,7 @@ class FileLock:
         self.release()
 
 
-def _key(status: os.stat_result) -> tuple[int, int]:
+def _key(status: os.stat_result) -> _Key:
     return status.st_dev, status.st_ino
 
 

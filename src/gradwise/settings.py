@@ -41,6 +41,14 @@ class Settings:
         """Refuse values that contradict each other; raises RecipeError. Nothing by default."""
 
 
+def same_settings(stored: Any, settings: Settings) -> bool:
+    """Whether stored plain values stand for these settings; what an older version did not have is default."""
+    try:
+        return type(settings)(**stored) == settings
+    except (RecipeError, TypeError):
+        return False
+
+
 @cache
 def _field_adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
     hints = get_type_hints(cls, include_extras=True)

@@ -167,7 +167,7 @@ def stores(tmp_path: Path) -> tuple[Path, Path]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "loss.npy").write_bytes(b"numbers")
         (tmp_path / name / "done").write_bytes(bytes([1, 1, 0, 0]))
-        (tmp_path / name / ".lock").touch()
+        (tmp_path / name / ".gradwise.lock").touch()
         (tmp_path / name / "manifest.json").write_text(json.dumps({"seconds": seconds, "complete": True}))
     return tmp_path / "a", tmp_path / "b"
 

@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradwise import Direct, Plan, Recipe, __version__
+from gradwise.folders import LOCK, MARKER
 from gradwise.run import RunDirectory
+from gradwise.training.checkpoint import is_finished
 from tests.cli.small_project import Project, Server, Start
 
 
@@ -70,7 +72,7 @@ class TestTrain:
             "recipe.yaml",
             "scores.json",
         }
-        assert {path.name for path in run.iterdir()} == names | {".lock"}
+        assert {path.name for path in run.iterdir()} == names | {MARKER, LOCK}
         assert not list((run / "model").glob("*.bin"))
 
     def check_environment(self, run: Path):
@@ -279,13 +281,13 @@ class TestStopping:
             r"Stopped after step (\d+) of 120; a checkpoint is saved. Run the same command", command.stdout
         )
         assert told
-        assert (run.checkpoints / f"checkpoint-{told[1]}" / "complete.json").is_file()
+        assert is_finished(run.checkpoints / f"checkpoint-{told[1]}")
         assert not run.model.exists()
         steps_before = run.metrics_file.read_bytes()
 
         again = gradwise("train", long.path, "--out", "run")
         assert again.code == 0, again.stderr
-        assert f"Going on from {Path('run') / 'checkpoints' / f'checkpoint-{told[1]}'}" in again.stdout
+        assert f"Resuming from {Path('run') / 'checkpoints' / f'checkpoint-{told[1]}'}" in again.stdout
         assert [event["step"] for event in run.events() if event["event"] == "resume"] == [int(told[1])]
         assert run.metrics_file.read_bytes().startswith(steps_before)
         assert identical(run.path, never_stopped)
@@ -296,7 +298,7 @@ class TestStopping:
     ):
         command = start("train", long.path, "--out", "run")
         run = RunDirectory(long.folder / "run")
-        self.wait_until(lambda: (run.checkpoints / "checkpoint-50" / "complete.json").exists())
+        self.wait_until(lambda: is_finished(run.checkpoints / "checkpoint-50"))
         os.kill(command.pid, signal.SIGKILL)
         assert command.wait().code == -signal.SIGKILL
         assert gradwise("train", long.path, "--out", "run").code == 0

@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from gradwise.folders import claimed
 from gradwise.run import RunDirectory
 from tests.cli.small_project import Command, Project, Server, Start
 
@@ -200,7 +201,7 @@ class TestStopping:
     ) -> None:
         first, second = (project.folder / "c" / "runs" / arm / "seed-0" for arm in ("full", "random"))
         under_way = start(*command)
-        wait_until(lambda: (second / "checkpoints" / "checkpoint-5" / "complete.json").exists(), under_way)
+        wait_until(lambda: (second / "checkpoints" / "checkpoint-6").exists(), under_way)
         os.kill(under_way.pid, signal.SIGKILL)
         under_way.wait()
         before = contents(first)
@@ -227,7 +228,7 @@ class TestStopping:
         under_way.wait()
         assert under_way.code == 1
         assert not under_way.stderr
-        assert "full, seed 0: stopped; the same command goes on." in under_way.stdout
+        assert "full, seed 0: stopped; the same command resumes it." in under_way.stdout
         assert "Stopped after step" in (run / "log.txt").read_text()
         stopped_at = len(steps_of(run))
         again = gradwise(*command)
@@ -239,12 +240,8 @@ class TestStopping:
     def test_a_folder_in_use_is_refused(
         self, start: Start, gradwise: Start, project: Project, command: list[Any]
     ) -> None:
-        import fcntl
-
-        (project.folder / "c").mkdir()
-        with (project.folder / "c" / ".lock").open("w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)
-            refused(gradwise(*command), "Another process is comparing in c")
+        with claimed(project.folder / "c", "comparison"):
+            refused(gradwise(*command), "Another process is writing to c")
 
 
 @pytest.mark.slow
@@ -377,7 +374,7 @@ class TestMistakes:
         (project.folder / "c").mkdir()
         (project.folder / "c" / "thesis.tex").write_text("Once")
         command = gradwise("compare", project.path, "--arms", "full", "--out", "c")
-        self.check(command, "c is not empty and holds no comparison (found thesis.tex)")
+        self.check(command, "c holds files that gradwise did not write (thesis.tex)")
 
     def test_under_torchrun(self, gradwise: Start, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         from gradwise import Recipe, RecipeError

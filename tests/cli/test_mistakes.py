@@ -1,6 +1,5 @@
 """A user's mistakes end in one sentence on standard error and exit code 2 (1 where a run is at fault)."""
 
-import fcntl
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from gradwise.folders import claimed
 from tests.cli.small_project import Command, Project, Start
 
 
@@ -144,19 +144,20 @@ class TestData:
 class TestRunDirectory:
     def test_below_a_file(self, gradwise: Start, project: Project):
         refused(
-            gradwise("train", project.path, "--out", "/etc/hostname/x"), "/etc/hostname/x: Not a directory"
+            gradwise("train", project.path, "--out", "/etc/hostname/x"),
+            "Cannot write to /etc/hostname/x: Not a directory",
         )
 
     def test_a_file(self, gradwise: Start, project: Project):
         (project.folder / "taken").write_text("a file")
-        refused(gradwise("train", project.path, "--out", "taken"), "Cannot write to the run directory taken")
+        refused(gradwise("train", project.path, "--out", "taken"), "taken is a file, not a folder")
 
     def test_somebody_elses_folder_stays_as_it_is(self, gradwise: Start, project: Project):
         folder = project.folder / "thesis"
         folder.mkdir()
         (folder / "chapter1.tex").write_text("Once")
         command = gradwise("train", project.path, "--out", "thesis")
-        refused(command, "thesis is not empty and holds no run (found chapter1.tex); give --out a new folder")
+        refused(command, "thesis holds files that gradwise did not write (chapter1.tex); give a new folder")
         assert [path.name for path in folder.iterdir()] == ["chapter1.tex"]
 
     def test_a_mended_recipe_is_not_held_up_by_its_failed_attempts(self, gradwise: Start, project: Project):
@@ -197,11 +198,8 @@ class TestRunDirectory:
         refused(command, "The data have changed since the run in run was started", code=1)
 
     def test_in_use(self, gradwise: Start, project: Project):
-        folder = project.folder / "run"
-        folder.mkdir()
-        with (folder / ".lock").open("w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)
-            refused(gradwise("train", project.path, "--out", "run"), "Another process is training in run")
+        with claimed(project.folder / "run", "run"):
+            refused(gradwise("train", project.path, "--out", "run"), "Another process is writing to run")
 
 
 class TestUsage:

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from gradwise import Recipe, RecipeError
 from gradwise.comparison.arms import parse_arms
 from gradwise.comparison.budget import Budget
 from gradwise.comparison.folder import ComparisonFolder
-from gradwise.comparison.runs import FAILURE, is_done, prepare_folder, run_recipe
+from gradwise.comparison.runs import FAILURE, LOG, is_done, prepare_folder, run_recipe
+from gradwise.run import RunDirectory
 from gradwise.training.arguments import training_arguments
 
 NINE = Budget("steps", 9)
@@ -57,13 +57,20 @@ class TestRecipe:
 
 
 class TestRunDirectory:
-    def test_is_known_before_its_log_is_written_and_forgets_its_failure(self, tmp_path: Path) -> None:
-        prepare_folder(tmp_path / "run", Recipe())
-        assert (tmp_path / "run" / "recipe.yaml").exists()
-        (tmp_path / "run" / FAILURE).write_text("no")
-        prepare_folder(tmp_path / "run", Recipe(seed=1))
-        assert not (tmp_path / "run" / FAILURE).exists()
-        assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["seed"] == 0
+    def test_is_claimed_before_its_log_is_written_and_forgets_its_failure(self, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        prepare_folder(run)
+        (run / LOG).write_text("Once")
+        (run / FAILURE).write_text("no")
+        prepare_folder(run)
+        assert not (run / FAILURE).exists()
+        with RunDirectory(run).opened(Recipe()):
+            assert (run / LOG).read_text() == "Once"
+
+    def test_of_somebody_elses_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / LOG).write_text("mine")
+        with pytest.raises(RecipeError, match=r"did not write \(log.txt\)"):
+            prepare_folder(tmp_path)
 
     def test_is_done_once_it_is_scored(self, tmp_path: Path) -> None:
         assert not is_done(tmp_path)
@@ -142,7 +149,7 @@ class TestFolder:
 
     def test_somebody_elses_folder_stays_as_it_is(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("Once")
-        with pytest.raises(RecipeError, match=r"holds no comparison \(found thesis.tex\)"):
+        with pytest.raises(RecipeError, match=r"did not write \(thesis.tex\)"):
             self.ask(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -157,4 +164,4 @@ class TestFolder:
         )
         with folder.opened():
             other = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
-        assert "Another process is comparing in" in other.stderr
+        assert "Another process is writing to" in other.stderr

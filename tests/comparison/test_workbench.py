@@ -9,6 +9,8 @@ import pytest
 from gradwise import Data, Model, Recipe, Train
 from gradwise.comparison.budget import Speed
 from gradwise.comparison.workbench import Workbench, calibrate
+from gradwise.folders import claimed
+from gradwise.run.directory import FILES
 
 
 @pytest.fixture
@@ -20,12 +22,19 @@ def recipe(stories: Path, few_speeches: Callable[..., Data]) -> Recipe:
     )
 
 
+def bench(recipe: Recipe, tmp_path: Path) -> Workbench:
+    """With a folder that is claimed for a moment only, as nobody else wants it."""
+    with claimed(tmp_path / "bench", "run", FILES) as folder:
+        (folder.path / "plan").mkdir(exist_ok=True)
+    return Workbench(recipe, tmp_path / "shared", folder)
+
+
 def test_what_the_last_phase_will_take_is_charged(recipe: Recipe, tmp_path: Path) -> None:
     own = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "direct"}})
-    planned = Workbench(own, tmp_path / "shared").planned(tmp_path / "folder")
+    planned = bench(own, tmp_path).planned()
     assert planned.session.planner.ahead() > 0
     unmeasured = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "random"}})
-    planned = Workbench(unmeasured, tmp_path / "shared").planned(tmp_path / "folder")
+    planned = bench(unmeasured, tmp_path).planned()
     assert planned.session.planner.ahead() == 0
     found = calibrate(own, 0.1, tmp_path / "folder", tmp_path / "shared")
     assert found.speed.deciding > 0 and found.steps == 10
@@ -53,7 +62,7 @@ def test_rounds_multiply_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.
     expected = []
     for times in (1, 3):
         own = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "direct", "times": times}})
-        planned = Workbench(own, tmp_path / "shared").planned(tmp_path / "folder")
+        planned = bench(own, tmp_path).planned()
         with monkeypatch.context() as patched:
             patched.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
             expected.append(planned.session.planner.ahead())
@@ -63,6 +72,8 @@ def test_rounds_multiply_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.
 
 def test_steps_are_timed_without_it(recipe: Recipe, tmp_path: Path) -> None:
     own = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "direct"}})
-    bench = Workbench(own, tmp_path / "shared")
-    decided = bench.planned(tmp_path / "folder")
-    assert bench.timed(decided, 3, tmp_path / "folder").step > 0
+    made = bench(own, tmp_path)
+    decided = made.planned()
+    (tmp_path / "bench" / "notes.txt").write_text("mine")
+    assert made.timed(decided, 3).step > 0
+    assert (tmp_path / "bench" / "notes.txt").read_text() == "mine"

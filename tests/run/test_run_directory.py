@@ -1,16 +1,22 @@
 """The run directory: who may write there, and what is read back from it."""
 
+import errno
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from gradwise import CheckpointError, Data, Grass, Recipe, RecipeError, Source, Train
+from gradwise.atomic import TEMPORARY
+from gradwise.errors import StorageError
 from gradwise.methods.baselines import CosineTop
 from gradwise.methods.direct import Direct
 from gradwise.run import RunDirectory
+from gradwise.run.directory import FILES
 
 RECIPE = Recipe(data=Data(train=Source(path="/data/a.jsonl")), layers=Grass(active=2))
 
@@ -92,26 +98,68 @@ class TestOpened:
         with pytest.raises(RecipeError, match="holds a run of another recipe"), run.opened(Recipe(seed=3)):
             pass
 
-    def test_the_temporary_file_of_a_killed_first_write_is_no_stranger(self, run: RunDirectory):
+    def test_a_recipe_of_the_users_own_does_not_make_a_folder_ours(self, run: RunDirectory):
         run.path.mkdir(parents=True)
-        (run.path / ".recipe.yaml.4711").write_text("mod")
-        with run.opened(RECIPE):
-            assert Recipe.load(run.recipe_file) == RECIPE
+        RECIPE.save(run.recipe_file)
+        before = run.recipe_file.read_bytes()
+        with pytest.raises(RecipeError, match=r"did not write \(recipe.yaml\)"), run.opened(RECIPE):
+            pass
+        assert [path.name for path in run.path.iterdir()] == ["recipe.yaml"]
+        assert run.recipe_file.read_bytes() == before
 
-    def test_strangers_are_named_and_left_alone(self, run: RunDirectory):
-        run.path.mkdir(parents=True)
-        for name in "dcba":
-            (run.path / name).touch()
+    def test_files_that_the_user_adds_stay(self, run: RunDirectory):
+        with run.opened(RECIPE):
+            step(run)
+        mine = [
+            run.path / "notes.txt",
+            run.path / "plan" / "notes.txt",
+            run.path / "checkpoints" / "notes.txt",
+        ]
+        for path in mine:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("mine")
+        with run.opened(RECIPE):
+            pass
+        run.tidy()
+        assert all(path.read_text() == "mine" for path in mine)
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_a_folder_in_place_of_a_file_and_the_other_way_round(self, run: RunDirectory, name: str):
+        with run.opened(RECIPE):
+            pass
+        path = run.path / name
+        path.unlink(missing_ok=True)
+        if name in ("plan", "checkpoints", "model"):
+            path.touch()
+        else:
+            path.mkdir()
         with (
-            pytest.raises(RecipeError, match=r"not empty and holds no run \(found a, b, c\)"),
+            pytest.raises(CheckpointError, match=rf"{name} is a (file|folder) and should be"),
             run.opened(RECIPE),
         ):
             pass
-        assert sorted(path.name for path in run.path.iterdir()) == ["a", "b", "c", "d"]
 
-    def test_other_ranks_write_nothing(self, run: RunDirectory):
-        with run.opened(RECIPE, writes=False):
-            assert not run.path.exists()
+    @pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"{", b"seed: [", b"- 1", b"model: 3"], ids=repr)
+    def test_a_damaged_recipe(self, run: RunDirectory, content: bytes):
+        with run.opened(RECIPE):
+            step(run)
+        run.recipe_file.write_bytes(content)
+        with pytest.raises(RecipeError), run.opened(RECIPE):
+            pass
+
+    def test_settings_that_a_later_version_adds_have_their_defaults(self, run: RunDirectory):
+        with run.opened(RECIPE):
+            step(run)
+        stored = yaml.safe_load(run.recipe_file.read_text())
+        del stored["layers"]["smoothing"], stored["train"]["schedule"], stored["signals"]
+        run.recipe_file.write_text(yaml.safe_dump(stored))
+        with run.opened(RECIPE):
+            pass
+        with (
+            pytest.raises(RecipeError, match=r"layers.smoothing was 0.5, now 0.9"),
+            run.opened(replace(RECIPE, layers=Grass(active=2, smoothing=0.9))),
+        ):
+            pass
 
     def test_the_lock_is_given_back_also_after_a_failure(self, run: RunDirectory):
         before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
@@ -123,6 +171,15 @@ class TestOpened:
 
 
 class TestData:
+    @pytest.mark.parametrize(
+        "content", [b"", b"\xff", b"[]", b"{}", b'{"data": 3}', b'{"data": null}'], ids=repr
+    )
+    def test_a_damaged_environment(self, run: RunDirectory, content: bytes):
+        run.path.mkdir(parents=True)
+        run.environment_file.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"environment.json is damaged \(.*restore it"):
+            run.check_data("a" * 64)
+
     def test_the_same_data_pass(self, run: RunDirectory):
         run.note_environment({"data": {"fingerprint": "a" * 64}})
         run.check_data("a" * 64)
@@ -149,33 +206,79 @@ class TestReading:
         run.events_file.write_text('{"event": "plan"}\n{"event": "lay')
         assert run.events() == [{"event": "plan"}]
 
-
-class TestSaveModel:
-    def test_appears_in_one_move(self, run: RunDirectory):
+    @pytest.mark.parametrize("line", [b"\xff\xfe", b"{", b"3", b"null", b'["a"]', b"\0\0"], ids=repr)
+    def test_a_line_that_is_no_record_is_named(self, run: RunDirectory, line: bytes):
         run.path.mkdir(parents=True)
-        (run.path / ".model").mkdir()
-        (run.path / ".model" / "left_over").touch()
-        met = []
+        run.metrics_file.write_bytes(b'{"step": 1}\n' + line + b"\n")
+        with pytest.raises(CheckpointError, match=r"metrics.jsonl is damaged \(line 2: "):
+            run.metrics()
+
+    @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}", b'{"scores": {"a": 3}}'], ids=repr)
+    def test_damaged_scores(self, run: RunDirectory, content: bytes):
+        run.path.mkdir(parents=True)
+        run.scores_file.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"scores.json is damaged"):
+            run.scores()
+
+
+class TestModel:
+    def write(self, folder: str) -> None:
+        Path(folder).mkdir()
+        for name in ("weights", "config.json", "training_args.bin"):
+            (Path(folder) / name).write_text("w")
+
+    def test_appears_in_one_move(self, run: RunDirectory):
+        with run.opened(RECIPE):
+            (run.path / f"{TEMPORARY}model").mkdir()
+            (run.path / f"{TEMPORARY}model" / "left_over").touch()
 
         def write(folder: str) -> None:
             assert not run.finished
-            Path(folder).mkdir()
-            for name in ("weights", "training_args.bin"):
-                (Path(folder) / name).write_text("w")
+            self.write(folder)
 
-        run.save_model(write, lambda: met.append(1), first=True)
-        assert run.finished
-        assert [path.name for path in run.model.iterdir()] == ["weights"]
-        assert not (run.path / ".model").exists()
-        assert len(met) == 2
+        with run.opened(RECIPE):
+            run.save_model(write)
+            assert run.finished
+            run.check_model(contents=True)
+        assert sorted(path.name for path in run.model.iterdir()) == ["config.json", "weights"]
+        assert not list(run.path.glob(f"{TEMPORARY}*"))
 
     def test_a_failure_leaves_the_run_unfinished(self, run: RunDirectory):
-        run.path.mkdir(parents=True)
-
         def write(folder: str) -> None:
             Path(folder).mkdir()
-            raise OSError("no space left")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-        with pytest.raises(OSError, match="no space left"):
-            run.save_model(write, lambda: None, first=True)
+        with (
+            run.opened(RECIPE),
+            pytest.raises(StorageError, match=r"No space left.*resumes from the beginning"),
+        ):
+            run.save_model(write)
         assert not run.finished
+
+    @pytest.mark.parametrize(
+        ("damage", "found"),
+        [
+            (lambda model: (model / "weights").unlink(), "weights is missing"),
+            (lambda model: (model / "weights").write_text(""), "weights has 0 bytes instead of 1"),
+            (lambda model: [path.unlink() for path in model.iterdir()], "config.json is missing"),
+            (lambda model: (model / "weights").write_text("v"), "the content of weights has changed"),
+        ],
+    )
+    def test_one_that_was_damaged_is_told(self, run: RunDirectory, damage: Any, found: str):
+        with run.opened(RECIPE):
+            step(run)
+            run.save_model(self.write)
+        (run.model / "notes.txt").write_text("mine")
+        with run.opened(RECIPE):
+            run.check_model(contents=True)
+            damage(run.model)
+            with pytest.raises(CheckpointError, match=f"not as the run saved it: {found}.*delete"):
+                run.check_model(contents=True)
+
+    def test_without_its_weights_it_stays_finished(self, run: RunDirectory):
+        with run.opened(RECIPE):
+            run.save_model(self.write)
+        run.tidy(weights=("weight*",), keep_checkpoints=True)
+        with run.opened(RECIPE):
+            run.check_model(contents=True)
+        assert [path.name for path in run.model.iterdir()] == ["config.json"]

@@ -1,7 +1,6 @@
 """One rank or several: the same arrays in memory and the same bytes on disk; a rank that is lost costs its
 block, and nothing hangs."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from gradwise import SignalError, Signals
+from gradwise.folders import claimed
 from gradwise.signals import collect
 from tests.signals.processes import Slow, contents, ended, kill_self, same_arrays, start_ranks
 from tests.signals.zoo import make, samples
@@ -99,7 +99,7 @@ def _one_dies(rank: int, store: Path, victim: int) -> None:
 @pytest.mark.parametrize("then", [1, 2])
 def test_killing_one_rank(tmp_path: Path, whole: Path, victim: int, then: int):
     """The other ends with an error rather than waiting; what they had done stays done, also where fewer ranks
-    go on."""
+    resume."""
     store = tmp_path / "store"
     processes = start_ranks(2, tmp_path, _one_dies, store, victim)
     status = [ended(process) for process in processes]
@@ -134,19 +134,15 @@ class TestEveryRankIsTold:
 
     def test_another_pass(self, tmp_path: Path):
         collected(tmp_path / "store", want="loss")
-        self.check(tmp_path, tmp_path / "store", "another pass")
+        self.check(tmp_path, tmp_path / "store", "another request")
 
     def test_another_process(self, tmp_path: Path):
-        from gradwise.signals.store import _locked
-
-        (tmp_path / "store").mkdir()
-        lock = _locked(tmp_path / "store")
-        self.check(tmp_path, tmp_path / "store", "Another process is writing")
-        os.close(lock)
+        with claimed(tmp_path / "store", "signals"):
+            self.check(tmp_path, tmp_path / "store", "Another process is writing")
 
     def test_a_folder_that_cannot_be(self, tmp_path: Path):
         (tmp_path / "store").write_text("mine")
-        self.check(tmp_path, tmp_path / "store", "Cannot keep signals")
+        self.check(tmp_path, tmp_path / "store", "is a file, not a folder")
 
     def test_nothing_to_measure(self, tmp_path: Path):
         self.check(tmp_path, None, "None of the 1 samples", pool=[{"input_ids": [1], "labels": [1]}])

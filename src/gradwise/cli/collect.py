@@ -28,7 +28,7 @@ def collect(
 ) -> None:
     """Measure every sample in one pass: loss, embedding, gradient norm, projected gradient.
 
-    The same command goes on with a pass that was stopped.
+    The same command resumes scoring that was interrupted.
     """
     from gradwise.errors import RecipeError
     from gradwise.ranks import is_first

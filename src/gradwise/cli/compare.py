@@ -56,7 +56,7 @@ def compare(
 ) -> None:
     """Train several arms of a recipe at equal cost, over seeds, and say whether they differ.
 
-    The same command goes on with a comparison that was stopped, tries what failed again, and prints the table
+    The same command resumes a comparison that was stopped, tries what failed again, and prints the table
     of one that is finished; arms and seeds can be added.
     """
     from gradwise.comparison import compare as run_comparison
@@ -79,7 +79,7 @@ def compare(
     print(outcome.table)
     print(f"\n{outcome.folder}: results.csv, runs.csv (and .parquet), table.txt, loss_by_*.png")
     if outcome.stopped:
-        print("Stopped; the same command goes on.")
+        print("Stopped; the same command resumes it.")
     if outcome.stopped or outcome.failed:
         raise typer.Exit(1)
 

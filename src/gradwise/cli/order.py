@@ -32,7 +32,7 @@ def order(
 ) -> None:
     """Put one pass over the data in order, and write it as a Parquet file that any trainer can read.
 
-    The same command goes on with a measuring pass that was stopped.
+    The same command resumes scoring that was interrupted.
     """
     from gradwise.ranks import is_first
     from gradwise.recipe import Recipe

@@ -37,7 +37,7 @@ def select(
 ) -> None:
     """Measure the data, select, and write which samples were picked and why.
 
-    The same command goes on with a measuring pass that was stopped.
+    The same command resumes scoring that was interrupted.
     """
     from gradwise.ranks import is_first
     from gradwise.recipe import Recipe

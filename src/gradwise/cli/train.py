@@ -24,7 +24,7 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train a model as a recipe says; the same command goes on with a run that was stopped."""
+    """Train a model as a recipe says; the same command resumes a run that was stopped."""
     from gradwise.ranks import is_first
     from gradwise.recipe import Recipe
     from gradwise.run import train as run_recipe

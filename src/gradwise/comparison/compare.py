@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradwise.atomic import write_text
+from gradwise.atomic import TEMPORARY, write_text
 from gradwise.comparison.arms import Arm, parse_arms
 from gradwise.comparison.budget import Budget, parse_budget
 from gradwise.comparison.equal import equalise
 from gradwise.comparison.folder import ComparisonFolder
 from gradwise.comparison.progress import Progress
-from gradwise.comparison.runs import FAILURE, is_done, prepare_folder, run_recipe
+from gradwise.comparison.runs import FAILURE, LOG, is_done, prepare_folder, run_recipe
 from gradwise.comparison.workers import Crew, Task, start_server
 from gradwise.errors import DataError, RecipeError
 from gradwise.plain import shown
@@ -199,7 +199,7 @@ def _tasks(folder: ComparisonFolder, todo: list[tuple[Arm, int]], options: Optio
         steps = folder.steps(arm.name, seed)
         assert steps is not None
         where, recipe = folder.run(arm.name, seed), run_recipe(arm.recipe, seed, steps)
-        prepare_folder(where, recipe)
+        prepare_folder(where)
         arguments: dict[str, Any] = {
             "recipe": recipe,
             "folder": where,
@@ -207,7 +207,7 @@ def _tasks(folder: ComparisonFolder, todo: list[tuple[Arm, int]], options: Optio
             "keep_checkpoints": options.keep_checkpoints,
             "discard_model": options.discard_models,
         }
-        yield Task(f"{arm.name}, seed {seed}", RUN, arguments, where / "log.txt")
+        yield Task(f"{arm.name}, seed {seed}", RUN, arguments, where / LOG)
 
 
 def _check_overlap(
@@ -220,7 +220,7 @@ def _check_overlap(
         if name in known or crew.stops:
             continue
         shown.say("Checking the data.")
-        log = folder.path / ".data.log"
+        log = folder.path / f"{TEMPORARY}data.log"
         (result,) = crew.run([Task(f"data of {name}", CHECK_DATA, {"recipe": arm.recipe}, log)])
         if result.failure is not None:
             raise DataError(result.failure)

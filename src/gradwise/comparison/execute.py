@@ -1,11 +1,10 @@
 """Makes one run of a comparison, in a process of its own."""
 
-import shutil
 from pathlib import Path
 
 from gradwise.comparison.workers import StoppedError
 from gradwise.recipe import Recipe
-from gradwise.run import RunDirectory, train
+from gradwise.run import train
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
@@ -27,15 +26,7 @@ def run(recipe: Recipe, folder: Path, shared: Path, *, keep_checkpoints: bool, d
     outcome = train(recipe, folder, tell=_say, progress=False, shared=shared)
     if not outcome.finished:
         raise StoppedError
-    _tidy(outcome.run, keep_checkpoints=keep_checkpoints, discard_model=discard_model)
-
-
-def _tidy(finished: RunDirectory, *, keep_checkpoints: bool, discard_model: bool) -> None:
-    if not keep_checkpoints:
-        shutil.rmtree(finished.checkpoints, ignore_errors=True)
-    if discard_model:
-        for path in [path for pattern in WEIGHTS for path in finished.model.glob(pattern)]:
-            path.unlink()
+    outcome.run.tidy(weights=WEIGHTS if discard_model else (), keep_checkpoints=keep_checkpoints)
 
 
 def _say(sentence: str) -> None:

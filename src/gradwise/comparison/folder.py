@@ -8,8 +8,6 @@ results, runs        .csv and .parquet; table.txt; loss_by_*.png
 """
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,44 +16,44 @@ from gradwise.atomic import write_text
 from gradwise.comparison.arms import Arm
 from gradwise.comparison.budget import MARGIN, Budget
 from gradwise.errors import RecipeError
+from gradwise.folders import claimed
 from gradwise.recipe import Recipe
 from gradwise.recipe.yaml_text import read_yaml, to_yaml
+from gradwise.report.reading import check_comparison
 
 Tree = dict[str, Any]
 
-OWN = (".lock", ".data.log", ".comparison.yaml.")
-"""What an attempt leaves that was refused before anything was written down."""
+FILES = (
+    "comparison.yaml", "runs", "calibration", "signals", "results.csv", "results.parquet", "runs.csv",
+    "runs.parquet", "table.txt", "loss_by_*.png",
+)  # fmt: skip
 
 
 class ComparisonFolder:
     """A comparison's folder, and what its `comparison.yaml` says.
 
     Args:
-        path: made when a comparison starts in it.
+        path: created when a comparison starts in it.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.file = self.path / "comparison.yaml"
         self.signals = self.path / "signals"
         self.told: Tree = {}
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Claim the folder for as long as the context lasts, and read what is there.
+        """Claim the folder while the context lasts, and read what is there.
 
         Raises:
-            RecipeError: when it cannot be written, holds something else, or another process compares in it.
+            RecipeError: it cannot be written, holds something else, is damaged, or is in use.
         """
-        self._check_ours()
-        lock = self._locked()
-        try:
-            self.told = read_yaml(self.file) if self.file.exists() else {}
+        with claimed(self.path, "comparison", FILES):
+            if self.file.exists():
+                self.told = read_yaml(self.file)
+                check_comparison(self.told, self.file)
             yield
-        finally:
-            if not self.file.exists():
-                self._leave_nothing()
-            os.close(lock)
 
     def run(self, arm: str, seed: int) -> Path:
         """The run directory of an arm and a seed."""
@@ -98,13 +96,13 @@ class ComparisonFolder:
 
     def _check_same(self, base: Tree, arms: Tree, budget: Budget) -> bool:
         """Whether this is the comparison that is there; raises RecipeError when that one has runs to lose."""
-        there = self.told["recipe"]
+        there = _filled(self.told["recipe"])
         differences = [f"{key} was {old!r}, now {new!r}" for key, old, new in _different(there, base)]
         for name in arms.keys() & self.told["arms"].keys():
             before, now = self.told["arms"][name]["changes"], arms[name]["changes"]
             differences += [
                 f"in the arm {name}, {key} was {old!r}, now {new!r}"
-                for key, old, new in _different(there | before, there | now)
+                for key, old, new in _different(_filled(there | before), _filled(there | now))
             ]
         kind, amount = self.told["budget"]["kind"], self.told["budget"]["amount"]
         before = Budget(kind, amount)
@@ -130,41 +128,10 @@ class ComparisonFolder:
         """With its amount, once that is known."""
         return Budget(self.told["budget"]["kind"], self.told["budget"]["amount"])
 
-    # ---- the folder itself -------------------------------------------------------------------------------
 
-    def _check_ours(self) -> None:
-        try:
-            found = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(OWN))
-        except OSError:
-            return  # not there yet, or not to be written: locking it tells
-        if found and not self.file.exists():
-            raise RecipeError(
-                f"{self.path} is not empty and holds no comparison (found {', '.join(found[:3])}); "
-                "give --out a new folder."
-            )
-
-    def _leave_nothing(self) -> None:
-        """Of an attempt that was refused before anything was written down."""
-        for path in self.path.iterdir():
-            if path.name.startswith(OWN):
-                path.unlink()
-        with contextlib.suppress(OSError):  # somebody else's files are in it
-            self.path.rmdir()
-
-    def _locked(self) -> int:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise RecipeError(f"Cannot write to {self.path}: {error.strerror}; give another --out.") from None
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise RecipeError(
-                f"Another process is comparing in {self.path}; wait for it, or give another --out."
-            ) from None
-        return lock
+def _filled(recipe: Tree) -> Tree:
+    """A stored recipe in which settings that a later version added have their defaults."""
+    return Recipe.from_dict(recipe).to_dict()
 
 
 def _changes(base: Tree, arm: Arm) -> Tree:

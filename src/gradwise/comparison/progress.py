@@ -58,7 +58,7 @@ class Progress:
     def ended(self, result: Result) -> None:
         """One run has ended."""
         if result.stopped:
-            self.say(f"{result.task.name}: stopped; the same command goes on.")
+            self.say(f"{result.task.name}: stopped; the same command resumes it.")
             return
         self._done += 1
         if result.failure is not None:
@@ -85,4 +85,7 @@ def _last_step(path: Path) -> int:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         whole = [line for line in file.read().splitlines(keepends=True)[1:] if line.endswith(b"\n")]
-    return json.loads(whole[-1])["step"] if whole else 0
+    try:
+        return json.loads(whole[-1])["step"]
+    except (LookupError, ValueError, TypeError):  # nothing yet, or damaged: the run itself will say so
+        return 0

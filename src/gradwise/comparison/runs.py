@@ -5,7 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gradwise.atomic import writing
+from gradwise.folders import claimed
 from gradwise.recipe import Recipe
+from gradwise.run.directory import FILES
 
 EVALUATIONS = 10
 """Over a run, besides the one at its start, unless the recipe says otherwise."""
@@ -15,8 +18,8 @@ CHECKPOINTS = 4
 
 FEWEST_BETWEEN = 10
 
-FAILURE = "failure.txt"
-"""In a run directory: why the run failed, until it is tried again."""
+LOG, FAILURE = "log.txt", "failure.txt"
+"""In a run directory: what the run prints; and why it failed, until it is tried again."""
 
 
 def run_recipe(recipe: Recipe, seed: int, steps: int) -> Recipe:
@@ -52,10 +55,9 @@ def is_done(folder: Path) -> bool:
     return (folder / "model").is_dir() and (folder / "scores.json").exists()
 
 
-def prepare_folder(folder: Path, recipe: Recipe) -> None:
+def prepare_folder(folder: Path) -> None:
     """Make a run directory ready for a run and its log, and forget how it failed before."""
-    if not (folder / "recipe.yaml").exists():
-        # A run directory is known by its recipe; without it, the log would be somebody else's file.
-        folder.mkdir(parents=True, exist_ok=True)
-        recipe.save(folder / "recipe.yaml")
-    (folder / FAILURE).unlink(missing_ok=True)
+    with claimed(folder, "run", (*FILES, LOG, FAILURE)) as owned:
+        owned.remove(FAILURE)
+        with writing(folder / LOG):
+            (folder / LOG).touch()

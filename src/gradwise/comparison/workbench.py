@@ -4,7 +4,7 @@ These run in processes of their own, as runs do, and build the same trainer as `
 """
 
 import math
-import shutil
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from gradwise.comparison.budget import Calibrated, Speed, steps_within_tokens
 from gradwise.data import Collator, Pool, load, overlap
 from gradwise.errors import RecipeError
+from gradwise.folders import OwnedFolder, claimed
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.recipe import Recipe
-from gradwise.report.reading import read_lines
+from gradwise.run.directory import FILES
 from gradwise.run.model import load_model, load_tokenizer
 from gradwise.run.signals import load_proxy
+from gradwise.stored import read_lines
 from gradwise.training.arguments import training_arguments
 from gradwise.training.layout import total_steps
 from gradwise.training.plan import Plan, Segment
@@ -48,13 +50,15 @@ def steps_of_recipe(recipe: Recipe, folder: Path, shared: Path) -> int:
     """Optimizer steps that the recipe asks for."""
     if (given := recipe.train.arguments.get("max_steps", 0)) > 0:
         return given
-    return _steps_asked(Workbench(recipe, shared).planned(folder))
+    with _claimed(folder) as owned:
+        return _steps_asked(Workbench(recipe, shared, owned).planned())
 
 
 def tokens_of_recipe(recipe: Recipe, folder: Path, shared: Path) -> int:
     """Input tokens that the recipe trains on."""
-    trainer = Workbench(recipe, shared).planned(folder)
-    return int(_tokens(trainer)[: _steps_asked(trainer)].sum())
+    with _claimed(folder) as owned:
+        trainer = Workbench(recipe, shared, owned).planned()
+        return int(_tokens(trainer)[: _steps_asked(trainer)].sum())
 
 
 def steps_for_tokens(
@@ -66,15 +70,16 @@ def steps_for_tokens(
             "A budget of tokens cannot be kept to with `anneal`, whose picks are known only when the "
             "learning rate begins to decay; use --budget steps or time."
         )
-    bench, steps = Workbench(recipe, shared), {}
-    for seed in seeds:
-        seeded, asked = replace(recipe, seed=seed), 1
-        while True:
-            tokens = _tokens(bench.planned(folder, seeded, steps=asked))
-            if tokens.sum() > amount:
-                break
-            asked = math.ceil(1.1 * len(tokens) * amount / tokens.sum()) + 1
-        steps[seed] = steps_within_tokens(tokens, amount)
+    with _claimed(folder) as owned:
+        bench, steps = Workbench(recipe, shared, owned), {}
+        for seed in seeds:
+            seeded, asked = replace(recipe, seed=seed), 1
+            while True:
+                tokens = _tokens(bench.planned(seeded, steps=asked))
+                if tokens.sum() > amount:
+                    break
+                asked = math.ceil(1.1 * len(tokens) * amount / tokens.sum()) + 1
+            steps[seed] = steps_within_tokens(tokens, amount)
     return steps
 
 
@@ -82,25 +87,30 @@ def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Cal
     """Measure an arm's speed: one whole decision, then steps from all over its plan.
 
     Steps are spread evenly over the plan because an order may put long samples first, and a layer policy
-    draws anew at every step because a step's time depends on the lowest layer drawn. Nothing is learned: the
+    draws again at every step because a step's time depends on the lowest layer drawn. Nothing is learned: the
     learning rate is next to zero.
 
     Args:
         recipe: the arm's.
-        seconds: how long the steps should take all in all; between `FEWEST` and `MOST` steps are timed.
+        seconds: how long the steps should take in total; between `FEWEST` and `MOST` steps are timed.
         folder: gets the record.
         shared: folder of signals that runs share.
     """
-    bench = Workbench(recipe, shared)
-    decided = bench.planned(folder)
-    deciding, steps = decided.session.record.seconds, _steps_asked(decided)
-    look = bench.timed(decided, FIRST_LOOK, folder)
-    count = int(np.clip(seconds / look.step, FEWEST, MOST))
-    speed = bench.timed(decided, count, folder)
+    with _claimed(folder) as owned:
+        bench = Workbench(recipe, shared, owned)
+        decided = bench.planned()
+        deciding, steps = decided.session.record.seconds, _steps_asked(decided)
+        look = bench.timed(decided, FIRST_LOOK)
+        count = int(np.clip(seconds / look.step, FEWEST, MOST))
+        speed = bench.timed(decided, count)
     # Decisions that come while training are spread over the steps they come at.
     step = speed.step * (1 + decided.session.planner.measuring) + decided.session.planner.later
     deciding += decided.session.planner.ahead()
     return Calibrated(replace(speed, deciding=deciding, step=step), steps)
+
+
+def _claimed(folder: Path) -> AbstractContextManager[OwnedFolder]:
+    return claimed(folder, "run", FILES)
 
 
 class Workbench:
@@ -109,12 +119,13 @@ class Workbench:
     Args:
         recipe: of the arm.
         shared: folder of signals that runs share.
+        folder: for the trainers' records, claimed; each trainer empties it.
     """
 
-    def __init__(self, recipe: Recipe, shared: Path) -> None:
+    def __init__(self, recipe: Recipe, shared: Path, folder: OwnedFolder) -> None:
         assert recipe.model is not None and recipe.data is not None
         transformers.utils.logging.set_verbosity_error()
-        self.recipe, self.shared = recipe, shared
+        self.recipe, self.shared, self.folder = recipe, shared, folder
         self.packed = recipe.data.max_length if recipe.data.packing else None
         self.tokenizer = load_tokenizer(recipe.model)
         self.pool: Pool = load(recipe.data, "train", self.tokenizer, progress=False)
@@ -125,31 +136,29 @@ class Workbench:
         self.model = load_model(recipe.model, recipe.adapter)
         self.proxy = load_proxy(recipe, self.pool, progress=False)
 
-    def planned(self, folder: Path, recipe: Recipe | None = None, *, steps: int | None = None) -> Trainer:
+    def planned(self, recipe: Recipe | None = None, *, steps: int | None = None) -> Trainer:
         """A trainer that has decided what to train on, and done nothing else.
 
         Args:
-            folder: for its record; emptied.
             recipe: another seed's.
             steps: plan at least so many, instead of those the recipe asks for.
         """
         changes = {} if steps is None else {"max_steps": steps}
         recipe = _with_arguments(recipe or self.recipe, **changes)
-        shutil.rmtree(folder, ignore_errors=True)
-        trainer = self._trainer(recipe, folder)
+        trainer = self._trainer(recipe)
         trainer.session.open(None)
         trainer.session.prepare()
         trainer.session.record.stop_clock()
         return trainer
 
-    def timed(self, decided: Any, count: int, folder: Path) -> Speed:
+    def timed(self, decided: Any, count: int) -> Speed:
         """Seconds before and per step, over `count` steps of a plan besides those that warm up."""
         recipe = _for_timing(self.recipe)
         plan = _spread(decided, WARMING_UP + count)
-        shutil.rmtree(folder, ignore_errors=True)
-        self._trainer(recipe, folder, plan=plan).train()
-        ends = [line["seconds"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
-        draws = [line for line in read_lines(folder / "events.jsonl") if line["event"] == "layers"]
+        self._trainer(recipe, plan=plan).train()
+        metrics, events = (read_lines(self.folder.path / f"{name}.jsonl") for name in ("metrics", "events"))
+        ends = [line["seconds"] for line in metrics if "loss" in line]
+        draws = [line for line in events if line["event"] == "layers"]
         timed = len(ends) - WARMING_UP
         step = (ends[-1] - ends[WARMING_UP - 1]) / timed
         start = max(0.0, ends[WARMING_UP - 1] - WARMING_UP * step)
@@ -159,10 +168,11 @@ class Workbench:
             step -= draw * (1 - 1 / self.recipe.layers.period)  # type: ignore[union-attr]
         return Speed(0.0, start, max(step, 1e-4), timed)
 
-    def _trainer(self, recipe: Recipe, folder: Path, plan: Plan | None = None) -> Any:
+    def _trainer(self, recipe: Recipe, plan: Plan | None = None) -> Any:
+        self.folder.clear()
         arguments = training_arguments(
             recipe.train,
-            output_dir=folder / "checkpoints",
+            output_dir=self.folder.path / "checkpoints",
             seed=recipe.seed,
             ranks=1,
             validation=False,
@@ -178,7 +188,7 @@ class Workbench:
             data_collator=Collator.for_tokenizer(self.tokenizer),
             recipe=recipe.for_trainer(),
             plan=plan,
-            run_dir=folder,
+            run_dir=self.folder,
             packed_length=self.packed,
             shared_signals=self.shared,
             proxy=self.proxy,

@@ -22,6 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from gradwise.atomic import writing
+from gradwise.console import guard_streams, say
 from gradwise.errors import GradwiseError
 
 PRELOADED = "gradwise.comparison.preloaded"
@@ -219,19 +221,19 @@ def _work(task: Task, answers: Any, share: Share) -> None:
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _redirect(task.log)
     if share.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
     import torch
 
     torch.set_num_threads(share.threads)
     try:
+        _redirect(task.log)
         module, _, function = task.call.partition(":")
         answers.send(("done", getattr(import_module(module), function)(**task.arguments)))
     except (StoppedError, KeyboardInterrupt):
         answers.send(("stopped", None))
     except GradwiseError as error:
-        print(f"gradwise: {error}", flush=True)
+        say(f"gradwise: {error}")
         answers.send(("failed", str(error)))
     except BaseException as error:
         traceback.print_exc()
@@ -245,16 +247,18 @@ class StoppedError(Exception):
 def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        # A run can be killed at any moment and goes on from its last checkpoint.
+        # A run can be killed at any moment and resumes from its last checkpoint.
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
 
 def _redirect(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    with writing(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(handle, stream)
     os.close(handle)
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    guard_streams()  # a full disk behind the log ends no run

@@ -7,18 +7,21 @@ counts. The Arrow file lies in the system's temporary folder (TMPDIR moves it) u
 that is killed leaves nothing behind in a cache that nobody clears.
 """
 
+import io
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from gradwise.atomic import not_written, writing
 from gradwise.data.chat import template_text
 from gradwise.data.formats import Format, Sample, columns_of, detect
 from gradwise.data.pool import Pool
@@ -28,6 +31,7 @@ from gradwise.data.settings import Data, Source
 from gradwise.data.tally import Row, Tally
 from gradwise.data.tokenise import Tokeniser
 from gradwise.errors import DataError
+from gradwise.temporary import TemporaryFolder
 
 BATCH = 1000
 
@@ -66,7 +70,7 @@ def load(
     path = _new_file()
     with (
         tqdm(desc=f"{part} data", total=total, unit=" records", disable=not shown) as bar,
-        path.open("wb") as file,
+        _Written(path) as file,
     ):
         tally = Tally(settings, part, file)
         for source, item in found:
@@ -85,15 +89,35 @@ def _sources(settings: Data, part: Literal["train", "validation"]) -> list[Sourc
     return sources
 
 
+class _Written(io.FileIO):
+    """A file in the temporary folder; a disk that takes no more is named as that folder's."""
+
+    def __init__(self, path: Path) -> None:
+        with writing(path):
+            super().__init__(path, "wb")
+        self._path = path
+
+    def write(self, content: Any) -> int:
+        try:
+            left = memoryview(content).cast("B")
+            size = len(left)
+            while left:
+                left = left[super().write(left) or 0 :]
+            return size
+        except OSError as error:
+            raise not_written(self._path, error, "set TMPDIR to another folder if need be") from error
+
+
 @cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
+def _folder() -> TemporaryFolder:
     """Kept, and with it the files of every pool, until the process ends: loader workers may reopen them."""
-    return tempfile.TemporaryDirectory(prefix="gradwise-data-")
+    return TemporaryFolder("data")
 
 
 def _new_file() -> Path:
-    with tempfile.NamedTemporaryFile(dir=_folder().name, suffix=".arrow", delete=False) as file:
-        return Path(file.name)
+    number, path = tempfile.mkstemp(dir=_folder().path, suffix=".arrow")
+    os.close(number)
+    return Path(path)
 
 
 def _rows(source: Source, part: Part, tokenise: Tokeniser) -> Iterator[Row]:

@@ -27,6 +27,7 @@ from gradwise.planning.make import Cuts, make_plan, passes_over
 from gradwise.planning.ordering import Reordering
 from gradwise.planning.picks import write_picks
 from gradwise.planning.pool import domains, pool_signals, signals_of
+from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
 from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
@@ -386,9 +387,10 @@ class Planner:
         self._write(selection, step)
 
     def _write(self, selection: Selection, step: int) -> None:
-        if selection.columns and self.trainer.is_world_process_zero():
+        if selection.columns:
             path = self.folder / "plan" / f"picks-{step}.parquet"
-            write_picks(path, selection, self.trainer.train_dataset, self.trainer.processing_class)
+            dataset, tokenizer = self.trainer.train_dataset, self.trainer.processing_class
+            on_first(lambda: write_picks(path, selection, dataset, tokenizer))
 
 
 def _silent(_: str) -> None:

@@ -4,14 +4,12 @@ starts the same run anew."""
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from gradwise.atomic import write_json
 from gradwise.errors import RecipeError
@@ -21,8 +19,10 @@ from gradwise.numerics.sampling import evenly
 from gradwise.planning.pool import label_tokens_of
 from gradwise.planning.speed import MORE, measuring_speed
 from gradwise.precision import autocast_of, autocasting
+from gradwise.ranks import on_first
 from gradwise.recipe import SignalSettings
 from gradwise.signals import Signals
+from gradwise.stored import damaged, read_json
 from gradwise.training.arguments import decay_steps
 
 COUNTED = 200
@@ -60,10 +60,11 @@ def settled(
         return Forecast.once(_most(grace.candidates, size.pool), size.steps)
     key = {"select": asdict(grace), "size": asdict(size), "seed": seed}
     path = folder / "plan" / "forecast.json"
-    speeds = _agreed(trainer, lambda: _known(path, key))
+    speeds = on_first(lambda: _known(path, key))
     if speeds is None:
-        speeds = _agreed(trainer, lambda: measured(trainer, grace, settings, seed=seed))
-    assert speeds is not None
+        # Every rank measures, since training steps are taken together; the first one's speeds count.
+        mine = measured(trainer, grace, settings, seed=seed)
+        speeds = on_first(lambda: mine)
     found = forecast(
         size,
         speeds,
@@ -80,8 +81,7 @@ def settled(
             + f" is expected to take {found.share:.2g} of the training time; give a larger overhead, fewer "
             "candidates, rarer refreshes, or a smaller model under signals.model."
         )
-    if trainer.is_world_process_zero():
-        write_json(path, {"key": key, "speeds": asdict(speeds), "forecast": found.as_dict()})
+    on_first(lambda: write_json(path, {"key": key, "speeds": asdict(speeds), "forecast": found.as_dict()}))
     return found
 
 
@@ -181,16 +181,8 @@ def _most(candidates: Any, pool: int) -> int:
 
 def _known(path: Path, key: dict[str, Any]) -> Speeds | None:
     """What an attempt at the same run that came to no checkpoint has measured."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    if not path.exists():
         return None
-    return Speeds(**found["speeds"]) if found.get("key") == json.loads(json.dumps(key)) else None
-
-
-def _agreed(trainer: Any, find: Callable[[], Speeds | None]) -> Speeds | None:
-    """What the first rank finds, on all of them."""
-    found: list[Any] = [find()]
-    if trainer.args.world_size > 1:
-        dist.broadcast_object_list(found, src=0)
-    return found[0]
+    found = read_json(path)
+    with damaged(path):
+        return Speeds(**found["speeds"]) if found["key"] == json.loads(json.dumps(key)) else None

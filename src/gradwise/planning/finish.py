@@ -25,6 +25,7 @@ from gradwise.planning.pool import (
     validation_signals,
 )
 from gradwise.planning.speed import MORE, measuring_speed
+from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
 from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
@@ -274,8 +275,9 @@ class Finish:
 
     def _write(self, selection: Selection, step: int) -> None:
         spectrum = selection.told.get("spectrum")
-        if spectrum is not None and self.trainer.is_world_process_zero():
-            write_json(self.folder / "plan" / f"spectrum-{step}.json", selection.told)
+        if spectrum is not None:
+            path = self.folder / "plan" / f"spectrum-{step}.json"
+            on_first(lambda: write_json(path, selection.told))
 
 
 def _in_pool(picked: Selection, rows: NDArray[np.int64]) -> Selection:

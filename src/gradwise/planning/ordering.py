@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow
-import torch.distributed as dist
 from numpy.typing import NDArray
 
 from gradwise.atomic import write_parquet
@@ -22,6 +21,7 @@ from gradwise.methods.decision import Order
 from gradwise.planning.make import joined, part_of
 from gradwise.precision import autocast_of
 from gradwise.probing import Probe, check_precision
+from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
 from gradwise.signals import Signals
 from gradwise.training.batches import Batches
@@ -289,16 +289,13 @@ class Reordering:
 
     def _agreed(self, found: InfluenceGraph) -> InfluenceGraph:
         """The first rank's, on all of them: orders must be equal exactly."""
-        if self.trainer.args.world_size == 1:
-            return found
-        shared: list[Any] = [found]
-        dist.broadcast_object_list(shared, src=0)
-        return shared[0]
+        return on_first(lambda: found)
 
     def _write(self) -> None:
-        if self.graph is not None and self.trainer.is_world_process_zero():
-            columns = self.graph.columns(self.d3.threshold)
-            write_parquet(self.folder / "plan" / f"graph-{self.graph.step}.parquet", pyarrow.table(columns))
+        if self.graph is not None:
+            path = self.folder / "plan" / f"graph-{self.graph.step}.parquet"
+            table = pyarrow.table(self.graph.columns(self.d3.threshold))
+            on_first(lambda: write_parquet(path, table))
 
     # ---- checkpoints ---------------------------------------------------------------------------------------
 

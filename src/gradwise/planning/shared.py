@@ -5,14 +5,11 @@ coming second. Values are found again by everything they depend on: the weights 
 model's name, the tokens of the data rather than their path.
 """
 
-import fcntl
 import hashlib
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,10 +20,15 @@ import torch
 from numpy.typing import NDArray
 
 from gradwise.atomic import write_bytes
+from gradwise.errors import SignalError
+from gradwise.folders import claimed
+from gradwise.locks import FileLock
+from gradwise.stored import damaged
 from gradwise.training.record import Record
 
 Arrays = dict[str, NDArray[Any]]
 SECONDS = "seconds"
+FILES = ("*.npz", ".*.lock")
 
 NO_PART_IN_VALUES = ("_name_or_path", "use_cache", "_token_id")
 """Ends of keys of a configuration that no loss depends on; some the Trainer changes as it begins."""
@@ -51,20 +53,24 @@ def measured_once(
     charged to it, what the measuring cost is.
 
     Args:
-        folder: made if need be.
+        folder: created if missing; refused if it holds anything else.
         key: everything the values depend on, as plain values.
         measure: does the work.
         record: of the run that is charged.
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     path = folder / f"{name}.npz"
-    with record.uncharged(), _locked(folder / f".{name}.lock"):
-        found = _read(path)
-        if found is None:
-            start = time.perf_counter()
-            arrays = measure()
-            found = Measured(arrays, time.perf_counter() - start)
-            _write(path, key, found)
+    with record.uncharged():
+        with _claimed(folder):
+            pass  # refused before anything is measured
+        with FileLock(folder / f".{name}.lock", wait=True):
+            found = _read(path)
+            if found is None:
+                start = time.perf_counter()
+                arrays = measure()
+                found = Measured(arrays, time.perf_counter() - start)
+                with _claimed(folder):
+                    _write(path, key, found)
     record.charge(found.seconds)
     return found
 
@@ -128,28 +134,25 @@ def _columns(samples: Any) -> Iterator[tuple[Any, Any]]:
                 yield chunk.value_lengths(), chunk.flatten()
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        # A record lock: released with the process, however it ends, and not inherited by its children.
-        fcntl.lockf(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+def _claimed(folder: Path) -> Any:
+    """Claimed for a moment only: many runs read and write there, each value under a lock of its own."""
+    return claimed(folder, "shared", FILES, wait=True)
 
 
 def _read(path: Path) -> Measured | None:
+    """What was measured, or None where nothing was; a damaged file counts as nothing and is replaced."""
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files if name not in (SECONDS, "key")}
-        return Measured(arrays, float(stored[SECONDS]), shared=True)
+    try:
+        with damaged(path, SignalError), np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files if name not in (SECONDS, "key")}
+            return Measured(arrays, float(stored[SECONDS]), shared=True)
+    except SignalError:
+        return None
 
 
 def _write(path: Path, key: dict[str, Any], measured: Measured) -> None:
     content = io.BytesIO()
-    told: dict[str, Any] = {SECONDS: np.array(measured.seconds), "key": np.array(json.dumps(key))}
-    np.savez(content, **measured.arrays, **told)
+    about: dict[str, Any] = {SECONDS: np.array(measured.seconds), "key": np.array(json.dumps(key))}
+    np.savez(content, **measured.arrays, **about)
     write_bytes(path, content.getvalue())

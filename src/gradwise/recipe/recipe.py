@@ -11,9 +11,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
+from gradwise.atomic import write_text
 from gradwise.data.settings import Data
 from gradwise.errors import RecipeError
 from gradwise.evaluation.settings import Metrics
+from gradwise.folders import FORMAT, OLDEST, check_format
 from gradwise.methods import Anneal, Layers, OrderBy, Select
 from gradwise.methods.baselines import AllLayers, FullData, Shuffle
 from gradwise.plain import plain, shown
@@ -108,17 +110,17 @@ class Recipe(Settings):
         with naming(source):
             if not isinstance(values, dict):
                 raise RecipeError(f"a recipe is a mapping of sections; found {shown(values)}.")
-            return validate(_adapter(), tree.nested(plain(values)), cls)
+            found = plain(values)
+            check_format(found.pop("format", FORMAT), "the recipe", RecipeError)
+            return validate(_adapter(), tree.nested(found), cls)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with every default written out; `from_dict` gives the same recipe back."""
         return tree.flattened(_adapter().dump_python(self, mode="json"))
 
     def save(self, path: str | Path) -> None:
-        """Write the recipe as YAML, atomically, with every default written out."""
-        from gradwise.atomic import write_text
-
-        write_text(Path(path), to_yaml(self.to_dict()))
+        """Write the recipe as YAML, atomically, with every default and the format's number written out."""
+        write_text(Path(path), to_yaml({"format": FORMAT} | self.to_dict()))
 
     def anchored(self) -> "Recipe":
         """The same recipe with its relative paths made absolute, from the working directory."""
@@ -141,7 +143,14 @@ class Recipe(Settings):
     @staticmethod
     def schema() -> dict[str, Any]:
         """JSON schema of the YAML form, for editors."""
-        return tree.flattened_schema(_adapter().json_schema())
+        schema = tree.flattened_schema(_adapter().json_schema())
+        schema["properties"]["format"] = {
+            "type": "integer",
+            "minimum": OLDEST,
+            "maximum": FORMAT,
+            "description": "Written by gradwise into recipes that it saves; to be left out in others.",
+        }
+        return schema
 
 
 @cache

@@ -5,9 +5,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-from gradwise.atomic import write_bytes
 from gradwise.errors import RecipeError
-from gradwise.report.reading import read_lines
+from gradwise.folders import add_file
+from gradwise.stored import damaged, read_lines
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
 
@@ -23,7 +23,9 @@ def draw_coreset(run: Path) -> Path:
     if not chosen:
         raise RecipeError(f"{run} chose no coreset; there is nothing to draw of a run without select: grace.")
     path = run / "coreset.png"
-    write_bytes(path, coreset_picture(chosen))
+    with damaged(run / "events.jsonl"):
+        content = coreset_picture(chosen)
+    add_file(path, content)
     return path
 
 

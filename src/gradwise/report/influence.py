@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from gradwise.atomic import write_bytes
 from gradwise.errors import RecipeError
+from gradwise.folders import add_file
+from gradwise.stored import damaged
 
 MOST = 24
 """Nodes that are shown, those whose influence on the target is largest."""
@@ -39,7 +40,11 @@ class Graph:
     def read(cls, path: Path) -> "Graph":
         """A file of columns `step`, `source`, `target`, `weight`, `precedes`, `source_influence`; raises
         RecipeError where it holds no arc."""
-        table = pyarrow.parquet.read_table(path).to_pydict()
+        with damaged(path, RecipeError):
+            return cls._of(path, pyarrow.parquet.read_table(path).to_pydict())
+
+    @classmethod
+    def _of(cls, path: Path, table: dict[str, Any]) -> "Graph":
         if not table["source"]:
             raise RecipeError(f"{path} holds no arc; there is nothing to draw of a single node.")
         known = dict(zip(table["source"], table["source_influence"], strict=True))
@@ -79,7 +84,7 @@ def draw_graph(source: Path, path: Path) -> Path:
     files = graph_files(source)
     if not files:
         raise RecipeError(f"{source} has no graph to draw; only `order: d3` measures influence.")
-    write_bytes(path, graph_picture([Graph.read(file) for file in files]))
+    add_file(path, graph_picture([Graph.read(file) for file in files]))
     return path
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from gradwise.atomic import write_bytes
 from gradwise.errors import SignalError
+from gradwise.folders import add_file
 from gradwise.signals import Signals
+from gradwise.stored import damaged
 
 MOST = 20_000
 """Samples that are drawn; of more, evenly spaced ones."""
@@ -28,12 +29,15 @@ def draw_pool(store: Path, picks: Path) -> Path:
     signals = Signals.open(store) if (store / "manifest.json").exists() else None
     if signals is None or signals.embedding is None:
         raise SignalError(f"{store} holds no embeddings to draw; this selection does not need them.")
-    picked = pyarrow.parquet.read_table(picks, columns=["index"]).column("index").to_numpy()
-    if (store / "looked.npy").exists():
+    with damaged(picks, SignalError):
+        picked = pyarrow.parquet.read_table(picks, columns=["index"]).column("index").to_numpy()
+    looked = store / "looked.npy"
+    if looked.exists():
         # Only some samples of the pool were measured; of the picks those are drawn that were.
-        picked = np.flatnonzero(np.isin(np.load(store / "looked.npy"), picked))
+        with damaged(looked, SignalError):
+            picked = np.flatnonzero(np.isin(np.load(looked), picked))
     path = picks.parent / "pool.png"
-    write_bytes(path, pool_picture(signals, picked))
+    add_file(path, pool_picture(signals, picked))
     return path
 
 

@@ -1,6 +1,5 @@
 """Reads what a comparison left behind: its `comparison.yaml` and its run directories. Writes nothing."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from gradwise.errors import RecipeError
+from gradwise.errors import CheckpointError, RecipeError
 from gradwise.report.statistics import Direction
+from gradwise.stored import damaged, read_json, read_lines
 
 HELD_OUT_LOSS = "held_out_loss"
 
@@ -100,7 +100,9 @@ def read_results(folder: Path) -> Results:
     path = folder / "comparison.yaml"
     if not path.exists():
         raise RecipeError(f"{folder} holds no comparison (no {path.name}).")
-    told = yaml.safe_load(path.read_text(encoding="utf-8"))
+    with damaged(path, RecipeError):
+        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+    check_comparison(told, path)
     arms, seeds = tuple(told["arms"]), tuple(told["seeds"])
     return Results(
         name=folder.resolve().name,
@@ -116,8 +118,34 @@ def read_results(folder: Path) -> Results:
     )
 
 
+def check_comparison(told: Any, path: Path) -> None:
+    """Raise RecipeError unless what was read has the parts of a `comparison.yaml`."""
+    parts = {
+        "recipe": dict, "arms": dict, "seeds": list, "reference": str, "budget": dict, "steps": dict,
+        "calibration": dict, "failed": dict, "data": dict,
+    }  # fmt: skip
+    with damaged(path, RecipeError):
+        wrong = [name for name, kind in parts.items() if not isinstance(told[name], kind)]
+        for arm in told["arms"].values():
+            _ = arm["spec"], arm["changes"]
+        _ = told["budget"]["kind"], told["budget"]["amount"]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is not a {parts[wrong[0]].__name__}")
+
+
 def read_run(folder: Path, arm: str, seed: int) -> RunResult:
-    """What one run directory tells; a folder that is not there is a run that has not begun."""
+    """What one run directory tells; a folder that is not there is a run that has not begun.
+
+    A run whose files are damaged counts as failed.
+    """
+    try:
+        with damaged(folder):
+            return _result(folder, arm, seed)
+    except CheckpointError as error:
+        return RunResult(arm, seed, failure=str(error))
+
+
+def _result(folder: Path, arm: str, seed: int) -> RunResult:
     failure = folder / "failure.txt"
     metrics, events = read_lines(folder / "metrics.jsonl"), read_lines(folder / "events.jsonl")
     ends = [event for event in events if event["event"] == "finished"]
@@ -138,14 +166,6 @@ def read_run(folder: Path, arm: str, seed: int) -> RunResult:
     )
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a .jsonl file; none where there is no file."""
-    if not path.exists():
-        return []
-    # A kill can leave the last line half written.
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-
-
 def _curve(metrics: list[dict[str, Any]]) -> tuple[Point, ...]:
     points, tokens = [], 0
     for line in metrics:
@@ -160,5 +180,5 @@ def _curve(metrics: list[dict[str, Any]]) -> tuple[Point, ...]:
 def _scores(path: Path) -> dict[str, Score]:
     if not path.exists():
         return {}
-    told = json.loads(path.read_text(encoding="utf-8"))["scores"]
-    return {name: Score(found["value"], found["better"]) for name, found in told.items()}
+    found = read_json(path)["scores"]
+    return {name: Score(float(score["value"]), score["better"]) for name, score in found.items()}

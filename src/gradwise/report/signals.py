@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwise.atomic import write_bytes
+from gradwise.folders import add_file
 from gradwise.signals import Signals
 
 LABELS = {
@@ -28,7 +28,7 @@ def draw_signals(store: Path) -> Path:
     """
     signals = Signals.open(store)
     path = store / "signals.png"
-    write_bytes(path, histograms(signals))
+    add_file(path, histograms(signals))
     return path
 
 

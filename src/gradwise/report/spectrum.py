@@ -2,14 +2,14 @@
 file beside the picks alone."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gradwise.atomic import write_bytes
 from gradwise.errors import RecipeError
+from gradwise.folders import add_file
+from gradwise.stored import damaged, read_json
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
 
@@ -28,7 +28,10 @@ def draw_spectra(run: Path) -> list[Path]:
 
 def draw_spectrum(told: Path, path: Path) -> Path:
     """Draw what a file of plain values tells of a selection; returns the picture's path."""
-    write_bytes(path, spectrum_picture(json.loads(told.read_text())))
+    stats = read_json(told, RecipeError)
+    with damaged(told, RecipeError):
+        content = spectrum_picture(stats)
+    add_file(path, content)
     return path
 
 

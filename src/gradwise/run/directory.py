@@ -5,49 +5,58 @@ environment.json   versions, machine, fingerprint of the data, data report
 metrics.jsonl      a line per step and per evaluation
 events.jsonl       a line per decision, with its cost
 plan/              the index stream
-checkpoints/       to go on from
+checkpoints/       to resume from
 model/             the result; its presence means that the run is finished
 scores.json        what the result is measured by, and how long that took
 """
 
 import contextlib
-import errno
-import fcntl
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from gradwise.atomic import sync_files, sync_folder, write_json
+from gradwise.atomic import TEMPORARY, difference, sync_files, sync_folder, write_json, writing
 from gradwise.errors import CheckpointError, RecipeError
+from gradwise.folders import OwnedFolder, claimed
+from gradwise.ranks import on_first, wait_for_all
 from gradwise.recipe import Recipe
 from gradwise.recipe.yaml_text import read_yaml
+from gradwise.stored import ADVICE, read_json, read_lines
+from gradwise.training import checkpoint as checkpoints
 from gradwise.training.finishing import binding, not_yet_finishing
+from gradwise.training.saving import written
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-"""What the system calls a disk that takes no more."""
+MODEL = "model"
+FILES = (
+    "recipe.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "plan", "checkpoints", MODEL,
+    "scores.json",
+)  # fmt: skip
+FOLDERS = ("plan", "checkpoints", MODEL)
 
 
 class RunDirectory:
     """One run's folder.
 
     Args:
-        path: the folder; made when a run starts in it.
+        path: the folder; created when a run starts in it.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.recipe_file = self.path / "recipe.yaml"
         self.environment_file = self.path / "environment.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.events_file = self.path / "events.jsonl"
         self.checkpoints = self.path / "checkpoints"
-        self.model = self.path / "model"
+        self.model = self.path / MODEL
         self.scores_file = self.path / "scores.json"
+        self._owned: OwnedFolder | None = None
+
+    @property
+    def owned(self) -> OwnedFolder:
+        """The folder as it was claimed by `opened`."""
+        assert self._owned is not None, "the run directory is not open"
+        return self._owned
 
     @property
     def finished(self) -> bool:
@@ -62,69 +71,40 @@ class RunDirectory:
     @property
     def started(self) -> bool:
         """Whether there is anything of a run to lose: a training step or a checkpoint."""
-        kept = self.finished or any(self.checkpoints.glob("checkpoint-*"))
-        return kept or any("loss" in line for line in self.metrics())
+        if self.finished or any(self.checkpoints.glob("checkpoint-*")):
+            return True
+        return self.metrics_file.exists() and b'"loss"' in self.metrics_file.read_bytes()
 
     @contextlib.contextmanager
-    def opened(self, recipe: Recipe, *, writes: bool = True) -> Iterator[None]:
-        """Claim the folder for a run of `recipe`, new or going on, for as long as the context lasts.
+    def opened(self, recipe: Recipe) -> Iterator[None]:
+        """Claim the folder for a run of `recipe`, new or resumed, while the context lasts; a collective call.
 
         Args:
             recipe: must be the one the folder was started with, if it was.
-            writes: False on all ranks but the first.
 
         Raises:
-            RecipeError: when the folder cannot be written, belongs to another recipe, holds something else,
-                or is in use by another process.
+            GradwiseError: the folder cannot be written, belongs to another recipe, holds something else, is
+                damaged, or is in use by another process.
         """
-        if not writes:
+        with claimed(self.path, "run", FILES) as self._owned:
+            on_first(lambda: self._begin(recipe))
             yield
-            return
-        self._check_ours()
-        lock = self._locked()
-        try:
-            if self.started:
-                self._check_same(recipe)
-                self._take_changes(recipe)
-            else:
-                # An earlier attempt that failed before its first step must not hold a mended recipe up.
-                self.environment_file.unlink(missing_ok=True)
-                recipe.save(self.recipe_file)
-            yield
-        finally:
-            os.close(lock)
 
-    def _check_ours(self) -> None:
-        """Refuse a folder of somebody else's before anything is written to it."""
-        try:
-            # A kill can leave the temporary file of the very first write.
-            own = (".lock", f".{self.recipe_file.name}.")
-            found = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(own))
-        except OSError:
-            return  # not there yet, or not to be written: locking it tells
-        if found and not self.recipe_file.exists():
-            raise RecipeError(
-                f"{self.path} is not empty and holds no run (found {', '.join(found[:3])}); "
-                "give --out a new folder."
-            )
-
-    def _locked(self) -> int:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise RecipeError(
-                f"Cannot write to the run directory {self.path}: {error.strerror}; give another --out."
-            ) from None
-        try:
-            # A record lock, which loader workers do not inherit: they outlive a killed run by some seconds.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise RecipeError(
-                f"Another process is training in {self.path}; wait for it, or give another --out."
-            ) from None
-        return lock
+    def _begin(self, recipe: Recipe) -> None:
+        for name in FILES:
+            path, folder = self.path / name, name in FOLDERS
+            if path.exists() and path.is_dir() != folder:
+                raise CheckpointError(
+                    f"{path} is a {'file' if folder else 'folder'} and should be a "
+                    f"{'folder' if folder else 'file'}; {ADVICE}."
+                )
+        if self.started:
+            self._check_same(recipe)
+            self._take_changes(recipe)
+        else:
+            # An earlier attempt that failed before its first step must not hold a mended recipe up.
+            self.owned.remove(self.environment_file.name)
+            recipe.save(self.recipe_file)
 
     def _check_same(self, recipe: Recipe) -> None:
         there, here = self._recipe().to_dict(), recipe.to_dict()
@@ -139,12 +119,12 @@ class RunDirectory:
         if differences:
             if there | {"metrics": None} == here | {"metrics": None}:
                 raise RecipeError(
-                    f"{self.path} was scored by other metrics; remove {self.scores_file} to score it anew."
+                    f"{self.path} was scored by other metrics; delete {self.scores_file} to score it again."
                 )
             raise RecipeError(
                 f"{self.path} holds a run of another recipe; different: {'; '.join(differences[:4])}"
                 f"{'; ...' if len(differences) > 4 else ''}. Give --out a new folder, or run "
-                f"{self.recipe_file} to go on with that one."
+                f"{self.recipe_file} to resume that one."
             )
 
     def _recipe(self) -> Recipe:
@@ -156,74 +136,92 @@ class RunDirectory:
             recipe.save(self.recipe_file)
 
     def check_data(self, fingerprint: str, key: str = "fingerprint") -> None:
-        """Refuse to go on with data other than the run was started with; raises CheckpointError."""
-        if self.environment_file.exists():
-            before = json.loads(self.environment_file.read_text())["data"].get(key, fingerprint)
-            if before != fingerprint:
-                raise CheckpointError(
-                    f"The {'held-out ' if key != 'fingerprint' else ''}data have changed since the run in "
-                    f"{self.path} was started (fingerprint {before[:12]}, now {fingerprint[:12]}); restore "
-                    "them, or give --out a new folder."
-                )
+        """Refuse to resume with data other than the run was started with; raises CheckpointError."""
+        if not self.environment_file.exists():
+            return
+        before = read_json(self.environment_file, take=lambda found: str(found["data"].get(key, fingerprint)))
+        if before != fingerprint:
+            raise CheckpointError(
+                f"The {'held-out ' if key != 'fingerprint' else ''}data have changed since the run in "
+                f"{self.path} was started (fingerprint {before[:12]}, now {fingerprint[:12]}); restore "
+                "them, or give --out a new folder."
+            )
 
     def note_environment(self, environment: dict[str, Any]) -> None:
-        """Write `environment.json` unless the run that goes on has written it."""
+        """Write `environment.json` unless the run that is resumed has written it."""
         if not self.environment_file.exists():
             write_json(self.environment_file, environment)
 
-    def save_model(self, write: Callable[[str], None], meet: Callable[[], None], *, first: bool) -> None:
+    def save_model(self, write: Callable[[str], None]) -> None:
         """Let `write` fill a folder with the final model, then put it in place in one move.
+
+        A collective call.
 
         Args:
             write: called on every rank, since a sharded model is gathered from all.
-            meet: waits for all ranks.
-            first: whether this rank writes files.
+
+        Raises:
+            StorageError: the model cannot be written.
         """
-        partial = self.path / ".model"
-        if first:
-            shutil.rmtree(partial, ignore_errors=True)
-        meet()
-        write(str(partial))
-        meet()
-        if first:
+        partial = self.path / f"{TEMPORARY}{MODEL}"
+        written(partial, lambda: write(str(partial)), self.checkpoints)
+        wait_for_all()
+        on_first(lambda: self._place_model(partial))
+
+    def _place_model(self, partial: Path) -> None:
+        with writing(self.model):
             (partial / "training_args.bin").unlink(missing_ok=True)
-            sync_files(partial)
+            self.owned.digests[MODEL] = sync_files(partial)
+            self.owned.write_marker()
             partial.rename(self.model)
             sync_folder(self.path)
 
+    def check_model(self, *, contents: bool = False) -> None:
+        """Raise CheckpointError where the saved model is not as the run left it.
+
+        Args:
+            contents: compare what the files hold; otherwise only their sizes.
+        """
+        if found := difference(self.model, self.owned.digests.get(MODEL, {}), contents=contents):
+            raise CheckpointError(
+                f"The model in {self.model} is not as the run saved it: {found}. Restore it, or delete "
+                f"{self.model} and run the same command again: it resumes from the last checkpoint."
+            )
+
+    def tidy(self, *, weights: tuple[str, ...] = (), keep_checkpoints: bool = False) -> None:
+        """Delete what a finished run no longer needs; what the user put beside it stays.
+
+        Args:
+            weights: patterns of files of the saved model, without which the run still counts as finished.
+            keep_checkpoints: leave the checkpoints.
+        """
+        with claimed(self.path, "run") as self._owned:
+            for path in [path for pattern in weights for path in self.model.glob(pattern)]:
+                if self.owned.digests[MODEL].pop(path.name, None):
+                    self.owned.write_marker()
+                    path.unlink()
+            if not keep_checkpoints:
+                for checkpoint in checkpoints.checkpoints(self.checkpoints):
+                    checkpoints.delete(checkpoint)
+                with contextlib.suppress(OSError):
+                    self.checkpoints.rmdir()
+
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of `metrics.jsonl`."""
-        return _lines(self.metrics_file)
+        """All lines of `metrics.jsonl`; raises CheckpointError where it is damaged."""
+        return read_lines(self.metrics_file)
 
     def events(self) -> list[dict[str, Any]]:
-        """All lines of `events.jsonl`."""
-        return _lines(self.events_file)
+        """All lines of `events.jsonl`; raises CheckpointError where it is damaged."""
+        return read_lines(self.events_file)
 
     def scores(self) -> dict[str, dict[str, Any]]:
         """`value`, `better` and `samples` of every score, by name; empty for a run without."""
-        return json.loads(self.scores_file.read_text())["scores"] if self.scored else {}
+        return read_json(self.scores_file, take=_scores) if self.scored else {}
 
 
-@contextlib.contextmanager
-def naming_a_full_disk(folder: Path) -> Iterator[None]:
-    """Turn the many shapes of "no room left" into one CheckpointError that says how to go on."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in NO_ROOM:
-            raise
-        free = shutil.disk_usage(folder).free / 2**20
-        raise CheckpointError(
-            f"Could not write to {folder} ({' '.join(str(error).split())[:200]}; {free:,.0f} MiB free). "
-            "Make room and run the same command again; it goes on from the last whole checkpoint."
-        ) from error
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    # A kill can leave the last line half written; it is cut off at the next resume.
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+def _scores(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    names = ("value", "better", "samples")
+    return {name: {each: score[each] for each in names} for name, score in found["scores"].items()}
 
 
 def _differences(there: Any, here: Any, key: str = "") -> Iterator[str]:

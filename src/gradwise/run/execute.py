@@ -1,4 +1,4 @@
-"""One run from recipe to trained model: load, decide, train, save, score; stop and go on at any point."""
+"""One run from recipe to trained model: load, decide, train, save, score; resumed wherever it stopped."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gradwise.data import Collator, load, overlap
 from gradwise.errors import RecipeError
-from gradwise.ranks import is_first, world_size
+from gradwise.ranks import check_same, is_first, on_each, on_first, world_size
 from gradwise.recipe import Data, Model, Recipe
-from gradwise.run.directory import RunDirectory, naming_a_full_disk
+from gradwise.run.directory import RunDirectory
 from gradwise.run.environment import environment, peak_memory
 from gradwise.run.model import check_length, load_model, load_tokenizer, resolved_revision
 from gradwise.run.scoring import Scoring, due, score_saved
 from gradwise.run.signals import load_proxy
 from gradwise.training.arguments import training_arguments
-from gradwise.training.checkpoint import last_whole
 from gradwise.training.trainer import Trainer
 
 Tell = Callable[[str], None]
@@ -35,7 +35,7 @@ class Outcome:
 
     run: RunDirectory
     finished: bool
-    """False where the run was stopped, in training or in scoring, and can go on."""
+    """False where the run was stopped, in training or in scoring, and can be resumed."""
     steps: int
     """Optimizer steps done."""
 
@@ -49,13 +49,15 @@ def train(
     shared: Path | None = None,
     score: bool = True,
 ) -> Outcome:
-    """Run a recipe in a folder, or go on where a run of the same recipe was stopped there.
+    """Run a recipe in a folder, or resume the run of the same recipe that was stopped there.
+
+    Under torchrun all ranks call it; the first one owns the folder.
 
     Args:
         recipe: with `model` and `data.train`.
         out: the run directory.
         tell: gets a sentence on each stage, on the first rank only.
-        progress: show bars; by default when standard error is a terminal.
+        progress: show bars; if unset, when standard error is a terminal.
         shared: folder of signals that runs share.
         score: measure the final model and write `scores.json`, where the recipe gives validation data or
             metrics.
@@ -72,20 +74,27 @@ def train(
     first = is_first()
     tell = tell if first else _silent
     bars = first and (sys.stderr.isatty() if progress is None else progress)
-    with run.opened(recipe, writes=first), naming_a_full_disk(run.path), _quiet_libraries(bars):
-        if run.finished:
+    # First of all: it connects the ranks, and only then can one of them claim the folder for all.
+    arguments = _arguments(recipe, run, bars)
+    with run.opened(recipe), _quiet_libraries(bars):
+        if on_first(lambda: run.finished):
+            on_first(run.check_model)
             tell(f"The run in {run.path} is finished already.")
-            return Outcome(run, not score or _scored(recipe, run, tell=tell, bars=bars), _steps_done(run))
-        trainer, scoring = _build(recipe, run, tell=tell, bars=bars, shared=shared, score=score)
+            scored = not score or _scored(recipe, run, arguments.device, tell=tell, bars=bars)
+            return Outcome(run, scored, _steps_done(run))
+        build = partial(_build, recipe, run, arguments, tell=tell, bars=bars, shared=shared, score=score)
+        trainer, scoring, fingerprints = on_each(build)
+        check_same(fingerprints, "The data")
         return _execute(trainer, run, tell, scoring)
 
 
-def _scored(recipe: Recipe, run: RunDirectory, *, tell: Tell, bars: bool) -> bool:
-    """Whether a finished run is scored, after a look at what is left of that to do."""
-    if run.scored or not due(recipe) or not is_first():
+def _scored(recipe: Recipe, run: RunDirectory, device: Any, *, tell: Tell, bars: bool) -> bool:
+    """Whether a finished run is scored, after what is left of that was done."""
+    if on_first(lambda: run.scored) or not due(recipe):
         return True
+    on_first(lambda: run.check_model(contents=True))
     tell("Its model is not scored yet; scoring it.")
-    return score_saved(recipe, run, bars=bars, tell=tell)
+    return score_saved(recipe, run, device, bars=bars, tell=tell)
 
 
 def _complete(recipe: Recipe) -> Recipe:
@@ -100,9 +109,39 @@ def _complete(recipe: Recipe) -> Recipe:
     return recipe.anchored()
 
 
+def _arguments(recipe: Recipe, run: RunDirectory, bars: bool) -> Any:
+    data = _present(recipe.data, Data)
+    arguments = training_arguments(
+        recipe.train,
+        output_dir=run.checkpoints,
+        seed=recipe.seed,
+        ranks=world_size(),
+        validation=data.validation is not None,
+        bars=bars,
+        last=None if recipe.anneal is None else recipe.anneal.last,
+    )
+    if arguments.n_gpu > 1:
+        raise RecipeError(
+            "Several GPUs need a process each, or batch_size would not be global; use torchrun."
+        )
+    return arguments
+
+
 def _build(
-    recipe: Recipe, run: RunDirectory, *, tell: Tell, bars: bool, shared: Path | None, score: bool
-) -> tuple[Trainer, Scoring | None]:
+    recipe: Recipe,
+    run: RunDirectory,
+    arguments: Any,
+    *,
+    tell: Tell,
+    bars: bool,
+    shared: Path | None,
+    score: bool,
+) -> tuple[Trainer, Scoring | None, list[str]]:
+    """Everything that a run needs, read and checked; calls nothing collective.
+
+    Returns:
+        The trainer, what the run will be scored by, and fingerprints of the data.
+    """
     model_settings, data = _present(recipe.model, Model), _present(recipe.data, Data)
     tokenizer = load_tokenizer(model_settings)
     pool = load(data, "train", tokenizer, progress=bars)
@@ -112,22 +151,11 @@ def _build(
         tell(
             f"Warning: {common} of {len(held_out.dataset)} held-out samples also stand in the training data."
         )
-    run.check_data(pool.fingerprint)
+    first = is_first()
+    if first:
+        run.check_data(pool.fingerprint)
     wanted = score and due(recipe)
     scoring = Scoring.of(recipe, tokenizer, held_out, bars=bars, tell=tell) if wanted else None
-    arguments = training_arguments(
-        recipe.train,
-        output_dir=run.checkpoints,
-        seed=recipe.seed,
-        ranks=world_size(),
-        validation=held_out is not None,
-        bars=bars,
-        last=None if recipe.anneal is None else recipe.anneal.last,
-    )
-    if arguments.n_gpu > 1:
-        raise RecipeError(
-            "Several GPUs need a process each, or batch_size would not be global; use torchrun."
-        )
     transformers.set_seed(recipe.seed)
     start = time.perf_counter()
     model = load_model(model_settings, recipe.adapter)
@@ -146,7 +174,7 @@ def _build(
         processing_class=tokenizer,
         data_collator=Collator.for_tokenizer(tokenizer),
         recipe=recipe.for_trainer(),
-        run_dir=run.path,
+        run_dir=run.owned,
         packed_length=data.max_length if data.packing else None,
         shared_signals=shared,
         proxy=proxy,
@@ -154,29 +182,30 @@ def _build(
     trainer.session.planner.tell = tell
     if scoring is not None:
         scoring.check_whole(_sharded(trainer))
-    if trainer.is_world_process_zero():
-        told = {"fingerprint": pool.fingerprint, "report": pool.report.as_dict()}
-        if held_out is not None:
-            told["held_out_fingerprint"] = held_out.fingerprint
-        size = {"name": model_settings.name, "revision": model_settings.revision, "parameters": parameters}
-        run.note_environment(environment(data=told, model=size))
+    described = {"fingerprint": pool.fingerprint, "report": pool.report.as_dict()}
+    if held_out is not None:
+        described["held_out_fingerprint"] = held_out.fingerprint
+    size = {"name": model_settings.name, "revision": model_settings.revision, "parameters": parameters}
+    if first:
+        run.note_environment(environment(data=described, model=size))
     _show_progress(trainer, bars)
-    return trainer, scoring
+    return trainer, scoring, [part.fingerprint for part in (pool, held_out) if part is not None]
 
 
 def _execute(trainer: Trainer, run: RunDirectory, tell: Tell, scoring: Scoring | None) -> Outcome:
-    resume, passed_over = last_whole(run.checkpoints) if run.checkpoints.is_dir() else (None, [])
+    # All ranks must resume from the same one.
+    resume, passed_over = on_first(trainer.last_checkpoint)
     for sentence in passed_over:
         tell(f"Warning: {sentence}")
     if resume:
-        tell(f"Going on from {resume}.")
+        tell(f"Resuming from {resume}.")
     with _stoppable(trainer, tell):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     steps = trainer.state.global_step
     if trainer.session.stopped:
         tell(
             f"Stopped after step {steps} of {trainer.state.max_steps}; a checkpoint is saved. "
-            "Run the same command to go on."
+            "Run the same command to resume."
         )
         return Outcome(run, False, steps)
     _close(trainer, run)
@@ -205,9 +234,7 @@ def _close(trainer: Any, run: RunDirectory) -> None:
         trainable_parameters=trainer.session.trainable,
     )
     record.state()  # forces the record to disk before the model makes the run count as finished
-    run.save_model(
-        trainer.save_model, trainer.accelerator.wait_for_everyone, first=trainer.is_world_process_zero()
-    )
+    run.save_model(trainer.save_model)
 
 
 def _steps_done(run: RunDirectory) -> int:

@@ -1,7 +1,6 @@
 """Order by recipe: measure what the order goes by, and write the ordered data for other trainers."""
 
 import hashlib
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,19 +14,21 @@ from numpy.typing import NDArray
 from gradwise.atomic import write_json, write_parquet
 from gradwise.data import Collator, Pool, label_words, load, overlap
 from gradwise.errors import RecipeError
+from gradwise.folders import OwnedFolder, claimed
 from gradwise.methods.d3 import D3
 from gradwise.methods.decision import Order
 from gradwise.planning.make import entries_of
 from gradwise.precision import autocast_of
 from gradwise.probing import Probe
-from gradwise.ranks import is_first, world_size
+from gradwise.ranks import is_first, on_each, on_first, world_size
 from gradwise.recipe import Recipe
 from gradwise.run.model import check_length, load_tokenizer
 from gradwise.run.records import records_of
-from gradwise.run.select import Chosen, choose
-from gradwise.run.signals import placed_model, sections
+from gradwise.run.select import SIGNALS, Chosen, choose
+from gradwise.run.signals import joined, placed_model, sections
 from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
+from gradwise.temporary import TemporaryFolder
 from gradwise.training.arguments import training_arguments
 
 ORDERED, SUMMARY, GRAPH = "ordered.parquet", "order.json", "graph.parquet"
@@ -48,7 +49,7 @@ def order_samples(
 
     `ordered.parquet` is a training set, a row for each entry in order; `order.json` tells of the whole;
     `graph.parquet` are the influences that d3 went by. What was measured of every sample stays in `signals`,
-    and an interrupted pass goes on there.
+    and interrupted scoring resumes there.
 
     Args:
         recipe: with `model`, `data` and `order`.
@@ -64,7 +65,19 @@ def order_samples(
     probes = isinstance(order, D3) and order.units is not None
     if probes and recipe.model is None:
         raise RecipeError("The recipe names no model; give model.name, a hub name or a local folder.")
-    held_out = _held_out(recipe, progress=progress) if probes and order.target == "validation" else None
+    joined(recipe)
+    names = (ORDERED, SUMMARY, GRAPH, SIGNALS)
+    with claimed(out.expanduser(), "order", names) as folder:
+        return _ordered(recipe, order, folder, text=text, tell=tell, progress=progress)
+
+
+def _ordered(
+    recipe: Recipe, order: Any, folder: OwnedFolder, *, text: bool, tell: Any, progress: bool
+) -> Order:
+    out, probes = folder.path, isinstance(order, D3) and order.units is not None
+    held_out = None
+    if probes and order.target == "validation":
+        held_out = on_each(lambda: _held_out(recipe, progress=progress))
     chosen = choose(recipe, out, more=order.needs, tell=tell, progress=progress)
     # Of samples that were not picked, nothing may have been measured.
     measured = bool(order.needs & set(QUANTITIES))
@@ -80,8 +93,7 @@ def order_samples(
     found = order.order(signals, np.searchsorted(rows, entries), probe=probe, epoch=0, seed=recipe.seed)
     found = replace(found, indices=rows[found.indices])
     took = {"signals": chosen.signals.seconds, "ordering": time.perf_counter() - start}
-    if is_first():
-        _write(recipe, order, out, chosen, found, took, text=text, tell=tell)
+    on_first(lambda: _write(recipe, order, folder, chosen, found, took, text=text, tell=tell))
     return found
 
 
@@ -167,10 +179,10 @@ def _optimizer(recipe: Recipe, model: Any, pool: Pool) -> tuple[Any, float]:
     """The one that the Trainer makes of the recipe's `train`, before its first step; and where it clips."""
     assert recipe.data is not None
     # The Trainer makes the folder of its checkpoints, of which there will be none.
-    with tempfile.TemporaryDirectory(prefix="gradwise-order-") as nowhere:
+    with TemporaryFolder("order") as nowhere:
         arguments = training_arguments(
             recipe.train,
-            output_dir=Path(nowhere),
+            output_dir=nowhere,
             seed=recipe.seed,
             ranks=world_size(),
             validation=recipe.data.validation is not None,
@@ -193,7 +205,7 @@ def _optimizer(recipe: Recipe, model: Any, pool: Pool) -> tuple[Any, float]:
 def _write(
     recipe: Recipe,
     order: Any,
-    out: Path,
+    folder: OwnedFolder,
     chosen: Chosen,
     found: Order,
     took: dict[str, float],
@@ -201,7 +213,7 @@ def _write(
     text: bool,
     tell: Any,
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    out = folder.path
     columns = _columns(chosen, found)
     left_out: list[str] = []
     if text:
@@ -217,7 +229,7 @@ def _write(
     if found.graph is not None:
         write_parquet(out / GRAPH, pyarrow.table(found.graph.columns(order.threshold)))
     else:
-        (out / GRAPH).unlink(missing_ok=True)
+        folder.remove(GRAPH)
     summary = _summary(recipe, order, chosen, found, took)
     write_json(out / SUMMARY, summary | ({"left_out": left_out} if left_out else {}))
 

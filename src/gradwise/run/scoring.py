@@ -18,6 +18,7 @@ from gradwise.data.pool import Pool
 from gradwise.errors import GradwiseError, RecipeError
 from gradwise.evaluation import EvaluationError, Prepared, prepare, score
 from gradwise.precision import autocast_of, autocasting
+from gradwise.ranks import is_first
 from gradwise.recipe import Recipe
 from gradwise.run.directory import RunDirectory
 from gradwise.run.model import load_saved_model, load_tokenizer
@@ -106,11 +107,8 @@ class Scoring:
         return True
 
 
-def score_saved(recipe: Recipe, run: RunDirectory, *, bars: bool, tell: Tell) -> bool:
-    """Measure the model that a finished run saved; False where it was interrupted.
-
-    For one process: where there are several, the others have nothing to do.
-    """
+def score_saved(recipe: Recipe, run: RunDirectory, device: torch.device, *, bars: bool, tell: Tell) -> bool:
+    """Measure the model that a finished run saved; all ranks must call it. False where it was interrupted."""
     assert recipe.model is not None and recipe.data is not None
     tokenizer = load_tokenizer(recipe.model)
     given = recipe.data.validation is not None
@@ -118,13 +116,6 @@ def score_saved(recipe: Recipe, run: RunDirectory, *, bars: bool, tell: Tell) ->
     if held_out is not None:
         run.check_data(held_out.fingerprint, key="held_out_fingerprint")
     scoring = Scoring.of(recipe, tokenizer, held_out, bars=bars, tell=tell)
-    model = load_saved_model(recipe.model, recipe.adapter, run.model).to(_device(recipe))
+    model = load_saved_model(recipe.model, recipe.adapter, run.model).to(device)
     scoring.check_model(model)
-    return scoring.write(model, run, first=True)
-
-
-def _device(recipe: Recipe) -> torch.device:
-    """As the Trainer chooses, whose own way to it would wait for the other ranks."""
-    if recipe.train.arguments.get("use_cpu") or not torch.accelerator.is_available():
-        return torch.device("cpu")
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return scoring.write(model, run, first=is_first())

@@ -2,26 +2,30 @@
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwise.atomic import write_bytes, write_json
+from gradwise.atomic import write_json, write_text
 from gradwise.data import Collator, Pool, load, overlap
 from gradwise.errors import RecipeError
+from gradwise.folders import OwnedFolder, add_file, claimed
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
 from gradwise.numerics.sampling import looked_at
 from gradwise.planning.picks import write_picks
 from gradwise.planning.pool import spread_over
-from gradwise.ranks import is_first
-from gradwise.recipe import Recipe
+from gradwise.ranks import check_same, is_first, on_each, on_first
+from gradwise.recipe import Model, Recipe
 from gradwise.run.model import load_tokenizer
 from gradwise.run.records import records_of
-from gradwise.run.signals import Measures, into_store, placed_model, sections, what_measures
+from gradwise.run.signals import Measures, into_store, joined, placed_model, sections, what_measures
 from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
 
@@ -41,7 +45,7 @@ def select_samples(
 
     `picks.parquet` says of each pick what it is and why it is there, `records.jsonl` holds the records
     themselves in the order picked, `selection.json` tells of the whole; what was measured stays in `signals`,
-    and an interrupted pass goes on there.
+    and interrupted scoring resumes there.
 
     Args:
         recipe: with `model`, `data` and `select`.
@@ -53,15 +57,23 @@ def select_samples(
     Raises:
         GradwiseError: in one clear sentence.
     """
-    chosen = choose(recipe, out, tell=tell, progress=progress)
-    selection = chosen.selection
-    if not is_first():
-        return selection
-    _write(recipe, out, chosen.pool, selection, chosen.tokenizer, text=text)
-    _write_looked(out, chosen.rows)
-    by, seconds = recipe.to_dict()["select"], chosen.signals.seconds
-    write_json(out / SUMMARY, _summary({"select": by}, recipe, chosen.pool, chosen.known, seconds, selection))
+    with _claimed(recipe, out, text) as folder:
+        chosen = choose(recipe, folder.path, tell=tell, progress=progress)
+        selection = chosen.selection
+        by, seconds = {"select": recipe.to_dict()["select"]}, chosen.signals.seconds
+        summary = _summary(by, recipe, chosen.pool, chosen.known, seconds, selection)
+        pool, tokenizer, rows = chosen.pool, chosen.tokenizer, chosen.rows
+        on_first(lambda: _write(recipe, folder, pool, selection, tokenizer, rows, summary, text=text))
     return selection
+
+
+@contextmanager
+def _claimed(recipe: Recipe, out: Path, text: bool) -> Iterator[OwnedFolder]:
+    """The folder, refused before anything is read where it holds something else."""
+    joined(recipe)
+    names = (PICKS, SUMMARY, SIGNALS, VALIDATION) + ((RECORDS,) if text else ())
+    with claimed(out.expanduser(), "selection", names) as folder:
+        yield folder
 
 
 class Chosen(NamedTuple):
@@ -93,10 +105,8 @@ def choose(
     Raises:
         GradwiseError: in one clear sentence.
     """
-    settings, data = sections(recipe)
-    tokenizer = load_tokenizer(recipe.model or settings)
-    pool = load(data, "train", tokenizer, progress=progress and is_first())
-    tell(str(pool.report))
+    pool, tokenizer = on_each(lambda: _pool(recipe, recipe.model, tell, progress))
+    check_same(pool.fingerprint, "The data")
     if isinstance(recipe.select, Grace) and recipe.select.candidates is None:
         tell(
             "grace looks at all samples here; a run looks at as many as its overhead affords. Give "
@@ -117,7 +127,7 @@ def choose(
         rows = picked if wanted and len(picked) < len(known) else rows
     signals, model = known if rows is None else known.take(rows), None
     if wanted:
-        measures = what_measures(recipe, pool, tokenizer, progress=progress)
+        measures = on_each(lambda: what_measures(recipe, pool, tokenizer, progress=progress))
         if rows is not None:
             measures = measures._replace(samples=measures.samples.select(rows))
         found = into_store(recipe, measures, out / SIGNALS, want=wanted, tell=tell, progress=progress)
@@ -126,6 +136,15 @@ def choose(
     if selection is None:
         selection = _selected(recipe, known, signals, rows)
     return Chosen(pool, tokenizer, known, signals, rows, model, selection)
+
+
+def _pool(recipe: Recipe, model: Model | None, tell: Any, progress: bool) -> tuple[Pool, Any]:
+    """The training data, and the tokenizer of `model` or of what measures."""
+    settings, data = sections(recipe)
+    tokenizer = load_tokenizer(model or settings)
+    pool = load(data, "train", tokenizer, progress=progress and is_first())
+    tell(str(pool.report))
+    return pool, tokenizer
 
 
 def select_finish(
@@ -145,41 +164,53 @@ def select_finish(
         raise RecipeError("anneal.precondition needs the optimizer of a run; give precondition: false.")
     if recipe.signals.model is not None:
         raise RecipeError("anneal measures the model that trains; leave signals.model out.")
-    settings, data = sections(recipe)
-    tokenizer = load_tokenizer(settings)
-    pool = load(data, "train", tokenizer, progress=progress and is_first())
-    tell(str(pool.report))
-    known = _known(pool)
-    if phase.tokens is None:
-        phase.budget(len(known))  # refused before anything is measured
-    rows = None
-    if phase.candidates is not None and phase.candidates < len(known):
-        rows = looked_at(len(known), phase.candidates, known.domain, recipe.seed)
-    signals = known if rows is None else known.take(rows)
-    validation = None
-    wanted = sorted((phase.needs | phase.validation_needs) & set(QUANTITIES))
-    if wanted:
-        measures = Measures(placed_model(recipe), pool.dataset, Collator.for_tokenizer(tokenizer))
-        if phase.validation_needs:
-            held_out = _validating(recipe, pool, tokenizer, tell=tell, progress=progress)
-            validation = into_store(
-                recipe, measures._replace(samples=held_out), out / VALIDATION, want=wanted, tell=tell,
-                progress=progress,
-            )  # fmt: skip
-        some: Any = pool.dataset if rows is None else pool.dataset.select(rows)
-        found = into_store(
-            recipe, measures._replace(samples=some), out / SIGNALS, want=wanted, tell=tell, progress=progress
-        )
-        signals = replace(found, num_tokens=signals.num_tokens, domain=signals.domain, weight=signals.weight)
-    selection = phase.select(signals, validation=validation, seed=recipe.seed)
-    if rows is not None:
-        selection = replace(selection, indices=rows[selection.indices])
-    if is_first():
-        _write(recipe, out, pool, selection, tokenizer, text=text)
-        _write_looked(out, rows)
-        by = recipe.to_dict()["anneal"]
-        write_json(out / SUMMARY, _summary({"anneal": by}, recipe, pool, known, signals.seconds, selection))
+    with _claimed(recipe, out, text) as folder:
+        pool, tokenizer = on_each(lambda: _pool(recipe, recipe.model, tell, progress))
+        check_same(pool.fingerprint, "The data")
+        known = _known(pool)
+        if phase.tokens is None:
+            phase.budget(len(known))  # refused before anything is measured
+        rows = None
+        if phase.candidates is not None and phase.candidates < len(known):
+            rows = looked_at(len(known), phase.candidates, known.domain, recipe.seed)
+        keep = partial(into_store, recipe, tell=tell, progress=progress)
+        signals, validation = _finish_signals(recipe, folder.path, pool, tokenizer, known, rows, keep)
+        selection = phase.select(signals, validation=validation, seed=recipe.seed)
+        if rows is not None:
+            selection = replace(selection, indices=rows[selection.indices])
+        by = {"anneal": recipe.to_dict()["anneal"]}
+        summary = _summary(by, recipe, pool, known, signals.seconds, selection)
+        on_first(lambda: _write(recipe, folder, pool, selection, tokenizer, rows, summary, text=text))
     return selection
+
+
+def _finish_signals(
+    recipe: Recipe,
+    out: Path,
+    pool: Pool,
+    tokenizer: Any,
+    known: Signals,
+    rows: NDArray[np.int64] | None,
+    keep: partial[Signals],
+) -> tuple[Signals, Signals | None]:
+    """Signals of the samples of `rows` and of the validation samples, as far as `anneal` needs them.
+
+    `keep` measures into a store.
+    """
+    phase: Any = recipe.anneal
+    signals, validation = known if rows is None else known.take(rows), None
+    wanted = sorted((phase.needs | phase.validation_needs) & set(QUANTITIES))
+    if not wanted:
+        return signals, None
+    collate = Collator.for_tokenizer(tokenizer)
+    measures = on_each(lambda: Measures(placed_model(recipe), pool.dataset, collate))
+    if phase.validation_needs:
+        held_out = on_each(lambda: _validating(recipe, pool, tokenizer, **keep.keywords))
+        validation = keep(measures._replace(samples=held_out), out / VALIDATION, want=wanted)
+    some: Any = pool.dataset if rows is None else pool.dataset.select(rows)
+    found = keep(measures._replace(samples=some), out / SIGNALS, want=wanted)
+    told = {name: getattr(signals, name) for name in ("num_tokens", "domain", "weight")}
+    return replace(found, **told), validation
 
 
 def _validating(recipe: Recipe, pool: Pool, tokenizer: Any, *, tell: Any, progress: bool) -> Any:
@@ -201,24 +232,30 @@ def _validating(recipe: Recipe, pool: Pool, tokenizer: Any, *, tell: Any, progre
 
 
 def _write(
-    recipe: Recipe, out: Path, pool: Pool, selection: Selection, tokenizer: Any, *, text: bool
+    recipe: Recipe,
+    folder: OwnedFolder,
+    pool: Pool,
+    selection: Selection,
+    tokenizer: Any,
+    rows: NDArray[np.int64] | None,
+    summary: dict[str, Any],
+    *,
+    text: bool,
 ) -> None:
-    """Picks and records."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Picks, records and summary; and beside the signals, which samples they are of."""
+    out = folder.path
     write_picks(out / PICKS, selection, pool.dataset, tokenizer if text else None)
     if text:
         records = records_of(sections(recipe)[1], pool, selection.indices)
         lines = [json.dumps(record, ensure_ascii=False, default=str) for record in records]
-        write_bytes(out / RECORDS, "".join(f"{line}\n" for line in lines).encode())
+        write_text(out / RECORDS, "".join(f"{line}\n" for line in lines))
     else:
-        (out / RECORDS).unlink(missing_ok=True)
-
-
-def _write_looked(out: Path, looked: NDArray[np.int64] | None) -> None:
-    if looked is not None and (out / SIGNALS).is_dir():
+        folder.remove(RECORDS)
+    if rows is not None and (out / SIGNALS).is_dir():
         content = io.BytesIO()
-        np.save(content, looked)
-        write_bytes(out / SIGNALS / LOOKED, content.getvalue())
+        np.save(content, rows)
+        add_file(out / SIGNALS / LOOKED, content.getvalue())
+    write_json(out / SUMMARY, summary)
 
 
 def _known(pool: Pool) -> Signals:

@@ -8,13 +8,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow
 import transformers
-from accelerate import PartialState
 
-from gradwise.atomic import write_parquet
+from gradwise.atomic import parquet_bytes
 from gradwise.data import Collator, Data, Pool, load
 from gradwise.errors import DataError, RecipeError
+from gradwise.folders import add_file, check_claimable
 from gradwise.precision import autocast_of
-from gradwise.ranks import is_first
+from gradwise.ranks import check_same, is_first, join, on_each, on_first
 from gradwise.recipe import Model, Recipe
 from gradwise.run.model import load_model, load_tokenizer
 from gradwise.signals import Signals, collect
@@ -48,7 +48,7 @@ def collect_signals(
 
     Args:
         recipe: with `model` and `data`.
-        out: the store's folder; an interrupted pass goes on there.
+        out: the store's folder; interrupted scoring resumes there.
         want: quantities, as in `gradwise.collect`.
         part: which part of the data.
         tell: gets a sentence on each stage.
@@ -57,17 +57,24 @@ def collect_signals(
     Raises:
         GradwiseError: in one clear sentence.
     """
+    joined(recipe)
+    out = out.expanduser()
+    on_first(lambda: check_claimable(out, "signals"))  # before anything is read
+    measures, pool = on_each(lambda: _measured(recipe, part, tell, progress))
+    check_same(pool.fingerprint, "The data")
+    signals = into_store(recipe, measures, out, want=want, tell=tell, progress=progress)
+    on_first(lambda: add_file(out / ROWS, parquet_bytes(_rows(pool))))
+    return signals
+
+
+def _measured(recipe: Recipe, part: Part, tell: Any, progress: bool) -> tuple[Measures, Pool]:
     settings, data = sections(recipe)
     proxied = recipe.signals.model is not None
     tokenizer = load_tokenizer(settings)
     pool = load(data, part, tokenizer, progress=progress and is_first())
     tell(str(pool.report))
     model = _placed(recipe, load_model(settings, None if proxied else recipe.adapter))
-    measures = Measures(model, pool.dataset, Collator.for_tokenizer(tokenizer))
-    signals = into_store(recipe, measures, out, want=want, tell=tell, progress=progress)
-    if is_first():
-        _write_rows(out / ROWS, pool)
-    return signals
+    return Measures(model, pool.dataset, Collator.for_tokenizer(tokenizer)), pool
 
 
 def into_store(
@@ -157,14 +164,18 @@ def sections(recipe: Recipe) -> tuple[Model, Data]:
     return model, recipe.data
 
 
+def joined(recipe: Recipe) -> Any:
+    """Connect the ranks where there are several; returns the device that this one would train on."""
+    return join(cpu=bool(recipe.train.arguments.get("use_cpu")))
+
+
 def _placed(recipe: Recipe, model: Any) -> Any:
-    """On the device that this rank would train on; sets up the process group under torchrun."""
-    return model.to(PartialState(cpu=bool(recipe.train.arguments.get("use_cpu"))).device)
+    return model.to(joined(recipe))
 
 
-def _write_rows(path: Path, pool: Pool) -> None:
+def _rows(pool: Pool) -> pyarrow.Table:
     dataset = pool.dataset
-    table = pyarrow.table(
+    return pyarrow.table(
         {
             "row": np.arange(len(dataset)),
             "origin": list(dataset["origin"]),
@@ -173,4 +184,3 @@ def _write_rows(path: Path, pool: Pool) -> None:
             "label_tokens": pool.label_tokens,
         }
     )
-    write_parquet(path, table)

@@ -4,12 +4,25 @@ from typing import Any
 
 from gradwise.report.reading import NOT_DECIDING
 from gradwise.run.directory import RunDirectory
+from gradwise.stored import damaged
 
 
 def summary(run: RunDirectory) -> str:
-    """A small table from the run directory alone: losses, trained parameters, memory, time."""
+    """A small table from the run directory alone: losses, trained parameters, memory, time.
+
+    Raises:
+        CheckpointError: one of its files is damaged.
+    """
     metrics, events = run.metrics(), run.events()
-    finished = next(event for event in reversed(events) if event["event"] == "finished")
+    with damaged(run.path):
+        return _table(run, metrics, events)
+
+
+def _table(run: RunDirectory, metrics: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
+    ends = [event for event in events if event["event"] == "finished"]
+    if not ends or not metrics:
+        raise ValueError(f"{run.metrics_file.name} or {run.events_file.name} was cut short")
+    finished = ends[-1]
     rows = [
         *_losses(metrics),
         *(_score(name, found) for name, found in run.scores().items()),

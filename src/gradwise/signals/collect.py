@@ -11,8 +11,9 @@ from torch import nn
 
 from gradwise.errors import SignalError
 from gradwise.precision import autocast_here
+from gradwise.ranks import rank
 from gradwise.signals.given_back import lent, uncompiled
-from gradwise.signals.passes import Collate, Pass, rank
+from gradwise.signals.passes import Collate, Pass
 from gradwise.signals.quantities import Signals
 from gradwise.signals.scope import resolve
 from gradwise.signals.wanted import Quantity, Wanted
@@ -56,7 +57,7 @@ def collect(
         precondition: an Adam-like optimizer, or second moments by parameter name: gradients and their norms
             are then of g / (sqrt(v) + eps), see `gradwise.signals.precondition`.
         batch_tokens: padded tokens per batch; at least one sample goes in whatever its length.
-        store: a folder to keep the signals in; an interrupted pass goes on there.
+        store: a folder to keep the signals in; interrupted scoring resumes there.
         seed: decides the projection, together with the parameters' names.
         progress: show a bar on the first rank when standard error is a terminal.
         pooling: what an embedding is the mean of: "labels", "all" tokens, or the "last" one.
@@ -90,7 +91,7 @@ def collect(
     autocast = autocast or autocast_here(next(model.parameters()).device)
     with lent(model) as bare:
         one = Pass(bare, dataset, collator, wanted, scope, precondition, batch_tokens, say, autocast)
-        signals = one.run(None if store is None else Path(store), start, progress)
+        signals = one.run(None if store is None else Path(store).expanduser(), start, progress)
     if report := signals.report():
         say(report)
     assert signals.ok is not None

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradwise.data import Collator
 from gradwise.errors import SignalError
+from gradwise.ranks import connected, gathered, on_first
 from gradwise.signals.measure import Batch, Measurer
 from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.quantities import Signals
@@ -25,7 +25,7 @@ from gradwise.signals.rehearsal import Verdict, rehearse
 from gradwise.signals.samples import Inspection, batches, inspect
 from gradwise.signals.scope import Scope
 from gradwise.signals.sheet import MEASURED, NOT_FINITE, NOT_HELD, Column, InMemory, Sheet, stored
-from gradwise.signals.store import Store
+from gradwise.signals.store import Store, read, verify
 from gradwise.signals.sums import Asked, Projector
 from gradwise.signals.wanted import Wanted
 
@@ -80,7 +80,7 @@ class Pass:
         together = not verdict.one_at_a_time
         blocks = batches(order, self.inspection.lengths, self.batch_tokens if together else 1)
         columns = self._columns()
-        request = self._request(columns, len(blocks)) if path is not None or ranks() > 1 else {}
+        request = self._request(columns, len(blocks)) if path is not None or connected()[1] > 1 else {}
         _check_ranks_agree(request)
         if path is not None:
             return self._stored(path, request, columns, blocks, verdict, start, progress)
@@ -101,22 +101,20 @@ class Pass:
     ) -> Signals:
         store = Store(path, request, len(self.dataset), columns, len(blocks))
         try:
-            manifest = store.manifest
-            if not manifest["complete"]:
-                spent = manifest["seconds"]
+            complete, spent = on_first(lambda: (store.manifest["complete"], store.manifest["seconds"]))
+            if not complete:
 
                 def note() -> None:
                     store.note(seconds=spent + time.perf_counter() - start)
 
                 self._fill(store, blocks, verdict, progress, note)
-                signals = self._signals(store.close(blocks), spent + time.perf_counter() - start)
-                problems = {kind: indices.tolist() for kind, indices in signals.problems.items()}
-                store.note(complete=True, seconds=signals.seconds, problems=problems)
-            if dist.is_initialized():
-                dist.barrier()
+                store.finish(self._signals(store.close(blocks), spent + time.perf_counter() - start))
+            else:
+                # Once is enough for all ranks; what was just written need not be read again at all.
+                on_first(lambda: verify(path))
         finally:
             store.release()
-        return Signals.open(path)
+        return read(path, verify=False)
 
     # ---- measuring ---------------------------------------------------------------------------------------
 
@@ -157,7 +155,8 @@ class Pass:
         sheet.fill("num_tokens", self.inspection.num_tokens)
         for rows in self.inspection.problems.values():
             sheet.leave_out(rows)
-        share = np.flatnonzero(~sheet.done())[rank() :: ranks()].tolist()
+        number, ranks = connected()
+        share = np.flatnonzero(~sheet.done())[number::ranks].tolist()
         measure = Measurer(self.model, self.wanted, self.asked, verdict.unseen, self.autocast)
         noted = time.perf_counter()
         bar = tqdm(
@@ -165,7 +164,7 @@ class Pass:
             total=sum(len(blocks[block]) for block in share),
             unit=" samples",
             delay=2,
-            disable=None if progress and rank() == 0 else True,
+            disable=None if progress and number == 0 else True,
         )
         with bar:
             for block in share:
@@ -307,22 +306,9 @@ def weights_digest(model: nn.Module) -> str:
     return hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
 
 
-def rank() -> int:
-    """Of this process among those that collect together."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def ranks() -> int:
-    """How many processes collect together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
 def _check_ranks_agree(request: Mapping[str, Any]) -> None:
     """Rows of other weights, data or settings than the first rank's must not stand beside its own."""
-    if ranks() == 1:
-        return
-    told: list[Any] = [None] * ranks()
-    dist.all_gather_object(told, dict(request))
+    told = gathered(dict(request))
     for other, theirs in enumerate(told):
         differ = [name for name in told[0] if told[0][name] != theirs.get(name)]
         if differ:

@@ -63,11 +63,11 @@ class Signals:
         """Signals on disk, memory-mapped and read-only.
 
         Raises:
-            SignalError: when there is no store, or its pass did not come to its end.
+            SignalError: there is no store, its scoring run did not come to its end, or it is damaged.
         """
         from gradwise.signals.store import read
 
-        return read(Path(path))
+        return read(Path(path).expanduser())
 
     def take(self, rows: NDArray[np.integer]) -> "Signals":
         """The same of some samples, in the order given; what measuring all of them cost stays."""

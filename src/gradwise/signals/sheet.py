@@ -6,12 +6,12 @@ any number of processes can fill one sheet.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch.distributed as dist
 from numpy.typing import NDArray
 
+from gradwise.ranks import connected, gathered
 from gradwise.signals.wanted import QUANTITIES
 
 MEASURED, NOT_HELD = 1, 2
@@ -77,12 +77,10 @@ class InMemory(Sheet):
         self._done[block] = True
 
     def close(self, blocks: Sequence[NDArray[np.int64]]) -> dict[str, NDArray]:
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if connected()[1] > 1:
             finished = np.flatnonzero(self._done).tolist()
             mine = {b: {name: array[blocks[b]] for name, array in self._arrays.items()} for b in finished}
-            shares: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(shares, mine)
-            for share in shares:
+            for share in gathered(mine):
                 for block, values in share.items():
                     self.write(block, blocks[block], values)
         return self._arrays

@@ -1,51 +1,56 @@
 """Signals on disk: one flat .npy file per quantity, a byte per finished block, a manifest.
 
-A killed pass goes on where it stopped. A manifest made with other weights, data or settings is refused and
-the difference named; nothing is ever mixed. Rows are written with plain writes rather than through a memory
-map, so that resident memory does not grow with what was written.
+Interrupted scoring resumes. A manifest made with other weights, data or settings is refused and the
+difference named; nothing is ever mixed. Rows are written with plain writes rather than through a memory map,
+so that resident memory does not grow with what was written.
 
 manifest.json   what was asked of which model and data; seconds spent; what was wrong with which samples
 done            a byte per block: 1 once its rows are on disk
 <quantity>.npy  (N, ...) rows in the data set's order
 """
 
-import fcntl
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from gradwise.atomic import write_json
+from gradwise.atomic import free_bytes, sha256, size_text, write_json, writing
 from gradwise.errors import SignalError
+from gradwise.folders import FORMAT, check_format, claimed
+from gradwise.ranks import on_each, on_first, wait_for_all
 from gradwise.signals.quantities import Signals
 from gradwise.signals.sheet import MEASURED, Column, Sheet, blank
+from gradwise.stored import damaged, read_json
 
-MANIFEST, DONE, LOCK = "manifest.json", "done", ".lock"
-FORMAT = 1
+MANIFEST, DONE = "manifest.json", "done"
+
+ALWAYS_READ = 256 * 2**20
+"""Bytes of a store whose content is compared with its digests whenever it is opened, in under a second. The
+content of a larger one is read again only where a file's time or size differs from when it was finished."""
 
 
 class Store(Sheet):
-    """A sheet on disk that several processes fill and a later one can go on with.
+    """A sheet on disk that several processes fill and a later one can resume.
 
     Args:
-        path: the folder; made if it does not exist.
+        path: the folder; created if missing.
         request: what decides the values; a store made for another request is refused.
         size: N.
         columns: the quantities.
         blocks: number of blocks.
 
     Raises:
-        SignalError: when the folder holds something else, another request's signals, or is in use; or when
-            the disk has too little room.
+        SignalError: the folder holds something else, another request's signals, or is in use; or the disk has
+            too little room.
     """
 
     def __init__(
@@ -55,45 +60,34 @@ class Store(Sheet):
         self.columns = columns
         self._size = size
         self._request = json.loads(json.dumps(request))
-        self._first = not dist.is_initialized() or dist.get_rank() == 0
-        self._lock: int | None = None
-        problem, done = None, b""
-        if self._first:
-            try:
-                self._claim(blocks)
-                done = (self.path / DONE).read_bytes()
-            except SignalError as error:
-                problem = str(error)
-            except (
-                OSError,
-                ValueError,
-                KeyError,
-            ) as error:  # a file where the folder should be; a manifest cut short
-                problem = f"Cannot keep signals in {path}: {error}; give another folder."
+        self._open = ExitStack()
         try:
-            # From the first rank: another might look when blocks of this pass are already there.
-            self._was_done = _agreed(problem, done)
-        except SignalError:
-            self._unlock()
+            self._owned = self._open.enter_context(claimed(path, "signals", error=SignalError))
+            # From the first rank: another might look when blocks of this scoring run are already there.
+            self._was_done = on_first(lambda: self._begun(blocks))
+            on_each(self._open_files)
+        except BaseException:
+            self._open.close()
             raise
-        self._done_file = os.open(self.path / DONE, os.O_RDWR)
-        self._files = {name: os.open(self._file(name), os.O_RDWR) for name in columns}
-        self._starts = {name: _header_size(self._file(name)) for name in columns}
 
-    def _claim(self, blocks: int) -> None:
-        """Lock the folder, and make the files or check that they are this request's."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        _check_own(self.path)
-        self._lock = _locked(self.path)
+    def _begun(self, blocks: int) -> bytes:
+        """Make the files, or check that they are this request's; which blocks are done."""
         manifest = self.path / MANIFEST
         if manifest.exists():
-            _check_same(self.path, json.loads(manifest.read_text())["request"], self._request)
-            return
+            _check_same(self.path, self.manifest["request"], self._request)
+            _check_arrays(self.path, self.columns, self._size)
+            with damaged(self.path / DONE, SignalError):
+                done = (self.path / DONE).read_bytes()
+                if len(done) != blocks or not set(done) <= {0, 1}:
+                    raise ValueError(f"{len(done)} bytes for {blocks} blocks")
+            return done
         self._check_room()
-        # First of all: it says that the arrays beside it are nobody else's.
-        (self.path / DONE).write_bytes(bytes(blocks))
+        self._owned.reserve(MANIFEST, DONE, *(self._file(name).name for name in self.columns))
         for name, column in self.columns.items():
-            _make_array(self._file(name), (self._size, *column.tail), column.dtype)
+            with writing(self._file(name)):
+                _make_array(self._file(name), (self._size, *column.tail), column.dtype)
+        with writing(self.path / DONE):
+            (self.path / DONE).write_bytes(bytes(blocks))
         write_json(
             manifest,
             {
@@ -105,41 +99,53 @@ class Store(Sheet):
                 "problems": {},
             },
         )
+        return bytes(blocks)
+
+    def _open_files(self) -> None:
+        with writing(self.path):
+            self._done_file = self._opened(self.path / DONE)
+            self._files = {name: self._opened(self._file(name)) for name in self.columns}
+        self._starts = {name: _header_size(self._file(name)) for name in self.columns}
+
+    def _opened(self, path: Path) -> int:
+        file = os.open(path, os.O_RDWR)
+        self._open.callback(os.close, file)
+        return file
 
     def _check_room(self) -> None:
         needed = sum(
-            self._size * int(np.prod(column.tail)) * np.dtype(column.dtype).itemsize
+            self._size * math.prod(column.tail) * np.dtype(column.dtype).itemsize
             for column in self.columns.values()
         )
-        free = shutil.disk_usage(self.path).free
+        free = free_bytes(self.path)
         if needed > free:
             raise SignalError(
-                f"The signals need {needed / 2**30:.1f} GiB in {self.path}, which has {free / 2**30:.1f} GiB "
-                "free; give a smaller grad_dim, grad_dtype='float16', or another disk."
+                f"The signals need {size_text(needed)} in {self.path}, which has {size_text(free)} free; "
+                "give a smaller grad_dim, grad_dtype='float16', or another disk."
             )
 
     def _file(self, name: str) -> Path:
-        return self.path / f"{name}.npy"
+        return _column_file(self.path, name)
 
     @property
     def manifest(self) -> dict[str, Any]:
         """As it stands on disk."""
-        return json.loads((self.path / MANIFEST).read_text())
+        return read_manifest(self.path)
 
     def note(self, **what: Any) -> None:
-        """Replace entries of the manifest; on the first rank only."""
-        if self._first:
+        """Replace entries of the manifest; does nothing on ranks other than the first."""
+        if self._owned.writes:
             write_json(self.path / MANIFEST, {**self.manifest, **what})
 
     def done(self) -> NDArray[np.bool_]:
         return np.frombuffer(self._was_done, dtype=np.uint8).astype(bool)
 
     def fill(self, name: str, values: NDArray) -> None:
-        if self._first:
+        if self._owned.writes:
             self._put(name, 0, values)
 
     def leave_out(self, rows: NDArray[np.int64]) -> None:
-        if self._first:
+        if self._owned.writes:
             for name, column in self.columns.items():
                 if np.issubdtype(column.dtype, np.floating):
                     nothing = blank(1, column)
@@ -150,59 +156,147 @@ class Store(Sheet):
         for name, rows_of in values.items():
             for row, value in zip(rows.tolist(), rows_of, strict=True):
                 self._put(name, row, value[None])
-        _write(self._done_file, b"\1", block)
+        self._write(self._done_file, b"\1", block)
 
     def _put(self, name: str, row: int, values: NDArray) -> None:
         """Write rows from `row` on."""
         column = self.columns[name]
         content = np.ascontiguousarray(values, dtype=column.dtype).tobytes()
         width = np.dtype(column.dtype).itemsize * math.prod(column.tail)
-        _write(self._files[name], content, self._starts[name] + row * width)
+        self._write(self._files[name], content, self._starts[name] + row * width)
+
+    def _write(self, file: int, content: bytes, start: int) -> None:
+        """All of it: a disk that is nearly full takes a part and says so only by a number."""
+        left = memoryview(content)
+        with writing(self.path):
+            while left:
+                written = os.pwrite(file, left, start)
+                left, start = left[written:], start + written
 
     def close(self, blocks: Sequence[NDArray[np.int64]]) -> dict[str, NDArray]:
-        for file in (*self._files.values(), self._done_file):
-            os.fsync(file)
-        if dist.is_initialized():
-            dist.barrier()
-        if self._first:
-            done = np.frombuffer((self.path / DONE).read_bytes(), dtype=np.uint8)
-            assert done.all() and len(done) == len(blocks)
+        with writing(self.path):
+            for file in (*self._files.values(), self._done_file):
+                os.fsync(file)
+        wait_for_all()
+        on_first(lambda: self._check_done(len(blocks)))
         return _arrays(self.path, self.columns)
+
+    def _check_done(self, blocks: int) -> None:
+        done = np.frombuffer((self.path / DONE).read_bytes(), dtype=np.uint8)
+        assert done.all() and len(done) == blocks
+
+    def finish(self, signals: Signals) -> None:
+        """Complete the manifest, with digests of the columns; a collective call."""
+        problems = {kind: indices.tolist() for kind, indices in signals.problems.items()}
+        on_first(
+            lambda: self.note(
+                complete=True,
+                seconds=signals.seconds,
+                problems=problems,
+                digests=_digests(self.path, self.columns),
+            )
+        )
 
     def release(self) -> None:
         """Let go of files and lock."""
-        for file in (self._done_file, *self._files.values()):
-            os.close(file)
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._open.close()
 
 
-def read(path: Path) -> Signals:
-    """The signals in a store whose pass came to its end."""
-    manifest_file = path / MANIFEST
-    if not manifest_file.exists():
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A store's manifest; raises SignalError where there is none, or it is damaged or of another format."""
+    file = path / MANIFEST
+    if not file.exists():
         raise SignalError(f"{path} holds no signals (no {MANIFEST}); make them with gw.collect(store=...).")
-    manifest = json.loads(manifest_file.read_text())
-    if not manifest["complete"]:
-        done = np.frombuffer((path / DONE).read_bytes(), dtype=np.uint8)
+    manifest = read_json(file, SignalError)
+    check_format(manifest.get("format"), f"The store {path}", SignalError)
+    return manifest
+
+
+def read(path: Path, *, verify: bool = True) -> Signals:
+    """The signals in a store whose scoring run came to its end.
+
+    Args:
+        path: the store.
+        verify: compare its content with the digests in its manifest; types and shapes are always compared.
+
+    Raises:
+        SignalError: there is no store, it is unfinished, or it is damaged.
+    """
+    manifest = read_manifest(path)
+    with damaged(path / MANIFEST, SignalError):
+        complete, request = manifest["complete"], manifest["request"]
+        size, seconds = int(request["size"]), float(manifest["seconds"])
+        columns = {name: Column(dtype, tuple(tail)) for name, (dtype, tail) in request["columns"].items()}
+        problems = {kind: np.array(rows, dtype=np.int64) for kind, rows in manifest["problems"].items()}
+        stamps = manifest.get("digests", {}).items()
+        digests = {name: (int(changed), str(digest)) for name, (changed, digest) in stamps}
+    if not complete:
+        with damaged(path / DONE, SignalError):
+            done = np.frombuffer((path / DONE).read_bytes(), dtype=np.uint8)
         raise SignalError(
-            f"The pass in {path} stopped after {int(done.sum())} of {len(done)} blocks; run the same command "
-            "again to go on."
+            f"The scoring run in {path} stopped after {int(done.sum())} of {len(done)} blocks; run the same "
+            "command again to resume it."
         )
-    columns = {name: Column(*column) for name, column in manifest["request"]["columns"].items()}
+    _check_arrays(path, columns, size)
+    if verify:
+        _check_contents(path, columns, digests)
     arrays: dict[str, Any] = _arrays(path, columns)
-    problems = {kind: np.array(found, dtype=np.int64) for kind, found in manifest["problems"].items()}
     ok = arrays.pop("flags") == MEASURED
-    size, seconds = manifest["request"]["size"], manifest["seconds"]
     return Signals(size, **arrays, ok=ok, problems=problems, seconds=seconds)
 
 
+def verify(path: Path) -> None:
+    """Raise SignalError where a finished store is damaged."""
+    read(path)
+
+
+def _check_arrays(path: Path, columns: Mapping[str, Column], size: int) -> None:
+    """Raise SignalError where an array is missing or has another type, shape or length than it should."""
+    for name, column in columns.items():
+        file, shape = _column_file(path, name), (size, *column.tail)
+        with damaged(file, SignalError):
+            found, bytes_before = _header(file)
+            expected = (shape, False, np.dtype(column.dtype))
+            length = bytes_before + math.prod(shape) * expected[2].itemsize
+            if found != expected or file.stat().st_size != length:
+                raise ValueError(f"{found[2]} of shape {found[0]} in {file.stat().st_size} bytes")
+
+
+Stamp = tuple[int, str]
+"""Time of a file's last change in nanoseconds, and SHA-256 of its content."""
+
+
+def _digests(path: Path, columns: Mapping[str, Column]) -> dict[str, Stamp]:
+    files = [_column_file(path, name) for name in columns]
+    with ThreadPoolExecutor() as pool:
+        return {
+            name: (file.stat().st_mtime_ns, digest)
+            for name, file, digest in zip(columns, files, pool.map(sha256, files), strict=True)
+        }
+
+
+def _check_contents(path: Path, columns: Mapping[str, Column], digests: Mapping[str, Stamp]) -> None:
+    files = {name: _column_file(path, name) for name in columns}
+    everything = sum(file.stat().st_size for file in files.values()) <= ALWAYS_READ
+    changed = {
+        name: file
+        for name, file in files.items()
+        if everything or name not in digests or file.stat().st_mtime_ns != digests[name][0]
+    }
+    with ThreadPoolExecutor() as pool:
+        for name, found in zip(changed, pool.map(sha256, changed.values()), strict=True):
+            if name not in digests or found != digests[name][1]:
+                raise SignalError(
+                    f"{files[name]} has changed since it was written; delete {path} and measure again."
+                )
+
+
+def _column_file(path: Path, name: str) -> Path:
+    return path / f"{name}.npy"
+
+
 def _arrays(path: Path, columns: Mapping[str, Column]) -> dict[str, NDArray]:
-    return {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in columns}
+    return {name: np.load(_column_file(path, name), mmap_mode="r") for name in columns}
 
 
 def _make_array(path: Path, shape: tuple[int, ...], dtype: str) -> None:
@@ -214,47 +308,14 @@ def _make_array(path: Path, shape: tuple[int, ...], dtype: str) -> None:
 
 
 def _header_size(path: Path) -> int:
+    return _header(path)[1]
+
+
+def _header(path: Path) -> tuple[tuple[tuple[int, ...], bool, np.dtype], int]:
+    """Shape, order and type of a .npy file, and how many bytes stand before the values."""
     with path.open("rb") as file:
         npy.read_magic(file)
-        npy.read_array_header_2_0(file)
-        return file.tell()
-
-
-def _write(file: int, content: bytes, start: int) -> None:
-    """All of it: a disk that is nearly full takes a part and says so only by a number."""
-    left = memoryview(content)
-    while left:
-        written = os.pwrite(file, left, start)
-        left, start = left[written:], start + written
-
-
-def _check_own(path: Path) -> None:
-    """Refuse a folder that holds something else than signals, or the beginnings of them."""
-    if (path / MANIFEST).exists():
-        return
-    begun = (path / DONE).exists()
-    for entry in path.iterdir():
-        name = entry.name
-        ours = name in (LOCK, DONE) or name.startswith(f".{MANIFEST}") or (begun and name.endswith(".npy"))
-        if not ours:
-            raise SignalError(
-                f"{path} is not empty and holds no signals (found {name}); give another folder."
-            )
-
-
-def _locked(path: Path) -> int:
-    try:
-        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise SignalError(f"Cannot write to {path}: {error.strerror}; give another folder.") from None
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise SignalError(
-            f"Another process is writing signals to {path}; wait for it, or give another folder."
-        ) from None
-    return lock
+        return npy.read_array_header_2_0(file), file.tell()
 
 
 def _check_same(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
@@ -263,19 +324,9 @@ def _check_same(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None
         told = "; ".join(
             f"{name} was {_short(there.get(name))}, now {_short(here.get(name))}" for name in differ
         )
-        raise SignalError(f"{path} holds signals of another pass: {told}. Give another folder.")
+        raise SignalError(f"{path} holds signals of another request: {told}. Give another folder.")
 
 
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _agreed(problem: str | None, done: bytes) -> bytes:
-    """Every rank raises what the first one found, or goes on from the same blocks."""
-    told: list[Any] = [problem, done]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast_object_list(told, src=0)
-    if told[0] is not None:
-        raise SignalError(told[0])
-    return told[1]

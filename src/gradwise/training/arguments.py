@@ -6,6 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
+from gradwise.ranks import on_cpu
 from gradwise.recipe import Train
 
 DECAY_SHARE = "decay_share"
@@ -91,8 +92,10 @@ def training_arguments(
         own = given.get("lr_scheduler_kwargs") or {}
         given["lr_scheduler_kwargs"] = {DECAY_SHARE: share, **shape, **own}
     _check_fsdp(given)
+    if on_cpu():
+        given.setdefault("use_cpu", True)
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(output_dir),
             seed=seed,
             num_train_epochs=train.epochs,
@@ -103,8 +106,10 @@ def training_arguments(
             disable_tqdm=not bars,
             **given,
         )
+        _ = arguments.device  # enters the process group, where there are several ranks
     except (ValueError, ImportError, TypeError) as error:
         raise RecipeError(f"train: {' '.join(str(error).split())}") from None
+    return arguments
 
 
 def _check_fsdp(given: dict[str, Any]) -> None:

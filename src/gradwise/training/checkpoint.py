@@ -1,13 +1,14 @@
 """Checkpoints that count only when they are whole.
 
-The Trainer writes a checkpoint file by file, so a kill can leave half of one. Ours ends with a marker that
-lists every file and its size, written after all of them are on disk; older checkpoints are deleted only after
-that.
+The Trainer writes a checkpoint file by file, so a kill can leave half of one. Each of ours is marked as
+incomplete while it is written. Its final marker, with the size and SHA-256 of every file, is written after
+all of them are on disk; older checkpoints are deleted only after that. A folder without a marker is not ours
+and stays as it is.
 """
 
+import fnmatch
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,32 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from gradwise.atomic import sync_files, sync_folder, write_bytes, write_json
-from gradwise.errors import CheckpointError
+from gradwise.atomic import (
+    TEMPORARY,
+    Digests,
+    difference,
+    sync_files,
+    sync_folder,
+    write_bytes,
+    write_json,
+    writing,
+)
+from gradwise.errors import CheckpointError, RecipeError
+from gradwise.folders import MARKER, Marker, check_format, mark, read_marker
+from gradwise.stored import damaged, read_json
+from gradwise.training.plan import Plan
 
-MARKER = "complete.json"
-BEGUN = ".begun-by-gradwise"
 STATE = "gradwise.json"
 PLAN = "plan.safetensors"
 DECIDING = "deciding.safetensors"
+
+WRITTEN = (
+    "*.safetensors", "*.safetensors.index.json", "*.pt", "*.pth", "*.bin", "*.distcp", ".metadata",
+    "config.json", "generation_config.json", "adapter_config.json", "trainer_state.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+    "chat_template*", "*processor_config.json", "latest", "zero_to_fp32.py", STATE, f"{TEMPORARY}*",
+)  # fmt: skip
+"""What the Trainer and gradwise may have written into a checkpoint that has no list of its files."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -32,93 +51,179 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
+def check_ours(folder: Path) -> None:
+    """Raise RecipeError where a checkpoint that gradwise did not write stands where one of its own may go."""
+    for checkpoint in checkpoints(folder):
+        _check_marked(checkpoint)
+
+
+def _check_marked(checkpoint: Path) -> None:
+    if (checkpoint / MARKER).is_file():
+        return
+    if (checkpoint / "complete.json").is_file():
+        check_format(1, f"The checkpoint {checkpoint}", RecipeError)
+    raise RecipeError(
+        f"{checkpoint} was not written by gradwise (it has no {MARKER}) and could be overwritten; move it, "
+        "or give another output folder."
+    )
+
+
 def is_finished(checkpoint: Path) -> bool:
     """Whether writing it came to its end; it may have been damaged since."""
-    return (checkpoint / MARKER).is_file()
+    if not (checkpoint / MARKER).is_file():
+        return False
+    try:
+        marker = read_marker(checkpoint)
+    except RecipeError:
+        return True
+    return marker is not None and marker["complete"]
 
 
-def check_whole(checkpoint: Path) -> None:
-    """Raise CheckpointError naming the first thing that is missing from a checkpoint or of the wrong size."""
+def check_whole(checkpoint: Path, *, contents: bool = True) -> None:
+    """Raise CheckpointError naming the first file of a checkpoint that is not as it was written.
+
+    Args:
+        checkpoint: the folder.
+        contents: compare what the files hold; otherwise only their sizes.
+    """
+    marker = _marker(checkpoint)
+    if found := difference(checkpoint, marker["digests"], contents=contents):
+        raise CheckpointError(f"The checkpoint {checkpoint} is damaged: {found}. Use an earlier one.")
+
+
+def _marker(checkpoint: Path) -> Marker:
     if not checkpoint.is_dir():
         raise CheckpointError(f"There is no checkpoint at {checkpoint}.")
-    try:
-        sizes = json.loads((checkpoint / MARKER).read_text())["files"]
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"The checkpoint {checkpoint} was not written to its end; use an earlier one."
-        ) from None
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
-        raise CheckpointError(f"{checkpoint / MARKER} is damaged; use an earlier checkpoint.") from None
-    for name, size in sizes.items():
-        path = checkpoint / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise CheckpointError(
-                f"The checkpoint {checkpoint} is damaged: {name} {state}. Use an earlier one."
-            )
+    marker = read_marker(checkpoint, CheckpointError)
+    if marker is None and (checkpoint / "complete.json").is_file():
+        check_format(1, f"The checkpoint {checkpoint}", CheckpointError)
+    if marker is None or marker["kind"] != "checkpoint":
+        raise CheckpointError(f"{checkpoint} is no checkpoint of gradwise's (it has no {MARKER}).")
+    if not marker["complete"]:
+        raise CheckpointError(f"The checkpoint {checkpoint} was not written to its end; use an earlier one.")
+    return marker
 
 
-def last_whole(folder: Path) -> tuple[Path | None, list[str]]:
+def last_whole(folder: Path, *, contents: bool = True) -> tuple[Path | None, list[str]]:
     """The latest whole checkpoint, and a sentence for each later one that was passed over.
 
+    Args:
+        folder: where the checkpoints are.
+        contents: as in `check_whole`.
+
     Raises:
-        CheckpointError: when checkpoints were finished, but all of them are damaged: starting from the
-            beginning would throw work away that may be recoverable.
+        CheckpointError: checkpoints were finished, but all of them are damaged: starting from the beginning
+            would throw work away that may be recoverable.
     """
-    passed_over, damaged = [], []
+    passed_over, lost = [], []
     for checkpoint in reversed(checkpoints(folder)):
         try:
-            check_whole(checkpoint)
+            check_whole(checkpoint, contents=contents)
         except CheckpointError as error:
             passed_over.append(str(error))
             if is_finished(checkpoint):
-                damaged.append(str(error))
+                lost.append(str(error))
             continue
         return checkpoint, passed_over
-    if damaged:
-        raise CheckpointError(f"{damaged[0]} No earlier one is whole; to start anew, delete {folder}.")
+    if lost:
+        raise CheckpointError(f"{lost[0]} No earlier one is whole; to start from step 0, delete {folder}.")
     return None, passed_over
 
 
 def discard_torn(folder: Path) -> None:
-    """Delete what gradwise began to write and did not finish; what others wrote stays."""
+    """Delete the checkpoints that gradwise began to write and did not finish."""
     for checkpoint in checkpoints(folder):
-        if (checkpoint / BEGUN).is_file() and not is_finished(checkpoint):
-            shutil.rmtree(checkpoint)
+        if (checkpoint / MARKER).is_file() and not is_finished(checkpoint):
+            delete(checkpoint)
 
 
 def begin(checkpoint: Path) -> None:
-    """Make room for a new checkpoint of this step, and mark it as ours until it is finished."""
-    _delete(checkpoint)
-    checkpoint.mkdir(parents=True)
-    (checkpoint / BEGUN).touch()
+    """Make room for a new checkpoint of this step, marked as incomplete until it is finished.
+
+    Raises:
+        RecipeError: there is one that gradwise did not write.
+        StorageError: the folder cannot be written.
+    """
+    delete(checkpoint)
+    with writing(checkpoint):
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        foreign = [name for name in _all_files(checkpoint) if name != MARKER]
+    mark(checkpoint, "checkpoint", complete=False, digests={}, foreign=foreign)
 
 
-def _delete(checkpoint: Path) -> None:
-    # Without its marker first, so that a kill in between leaves nothing that looks whole.
-    if is_finished(checkpoint):
-        (checkpoint / BEGUN).touch()
-        (checkpoint / MARKER).unlink()
-    if checkpoint.exists():
-        shutil.rmtree(checkpoint)
+def delete(checkpoint: Path) -> None:
+    """Delete the files of a checkpoint of gradwise's, and its folder where the user added none.
+
+    Raises:
+        RecipeError: gradwise did not write it.
+        StorageError: a file cannot be deleted.
+    """
+    if not checkpoint.exists():
+        return
+    _check_marked(checkpoint)
+    digests = _written(checkpoint)
+    # Marked as incomplete first, so that a kill in between leaves nothing that looks whole.
+    mark(checkpoint, "checkpoint", complete=False, digests=digests, foreign=[])
+    with writing(checkpoint):
+        for name in digests:
+            (checkpoint / name).unlink(missing_ok=True)
+        for below in sorted((path for path in checkpoint.rglob("*") if path.is_dir()), reverse=True):
+            if not below.is_symlink() and not any(below.iterdir()):
+                below.rmdir()
+        if not checkpoint.is_symlink() and _all_files(checkpoint) == [MARKER]:
+            (checkpoint / MARKER).unlink()
+            checkpoint.rmdir()
+
+
+def _written(checkpoint: Path) -> Digests:
+    """The files that gradwise or the Trainer wrote; by their names where the marker has no list of them."""
+    try:
+        marker = read_marker(checkpoint)
+    except RecipeError:
+        marker = None
+    if marker is not None and marker["digests"]:
+        return marker["digests"]
+    foreign = [] if marker is None else marker["foreign"]
+    return {
+        name: [0, ""]
+        for name in _all_files(checkpoint)
+        if name not in foreign
+        and any(fnmatch.fnmatchcase(name.rpartition("/")[2], pattern) for pattern in WRITTEN)
+    }
+
+
+def _all_files(checkpoint: Path) -> list[str]:
+    return [path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if not path.is_dir()]
 
 
 def finish(checkpoint: Path, state: dict[str, Any]) -> None:
-    """Add gradwise's own state, force everything to disk, and set the marker."""
+    """Add gradwise's own state, force everything to disk, and set the marker.
+
+    Raises:
+        StorageError: something cannot be written.
+    """
     write_json(checkpoint / STATE, state)
-    (checkpoint / BEGUN).unlink()
-    write_json(checkpoint / MARKER, {"files": sync_files(checkpoint)})
-    sync_folder(checkpoint.parent)
+    begun = read_marker(checkpoint, CheckpointError)
+    apart = {MARKER, *(begun["foreign"] if begun else ())}
+    with writing(checkpoint):
+        digests = {name: digest for name, digest in sync_files(checkpoint).items() if name not in apart}
+    mark(checkpoint, "checkpoint", complete=True, digests=digests)
+    with writing(checkpoint.parent):
+        sync_folder(checkpoint.parent)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """gradwise's own state of a whole checkpoint."""
-    return json.loads((checkpoint / STATE).read_text())
+    return read_json(checkpoint / STATE, take=_state)
+
+
+def _state(found: dict[str, Any]) -> dict[str, Any]:
+    names = ("run", "step", "decisions", "plan", "position", "layers", "record")
+    return {name: found[name] for name in names}
 
 
 def write_arrays(checkpoint: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """What the planner remembers; nothing is written where it remembers nothing."""
+    """Write what the planner remembers; nothing where it remembers nothing."""
     if arrays:
         # Contiguous and of at least one dimension, as the format wants them.
         stored = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
@@ -126,11 +231,17 @@ def write_arrays(checkpoint: Path, arrays: dict[str, NDArray[Any]]) -> None:
         write_bytes(checkpoint / DECIDING, safetensors.numpy.save(stored, {"scalars": scalars}))
 
 
+def read_decided(checkpoint: Path) -> tuple[Plan, dict[str, NDArray[Any]]]:
+    """The plan that a whole checkpoint was taken with, and what the planner remembered."""
+    return Plan.load(checkpoint / PLAN), read_arrays(checkpoint)
+
+
 def read_arrays(checkpoint: Path) -> dict[str, NDArray[Any]]:
     """What `write_arrays` wrote."""
-    if not (checkpoint / DECIDING).exists():
+    path = checkpoint / DECIDING
+    if not path.exists():
         return {}
-    with safetensors.safe_open(str(checkpoint / DECIDING), framework="numpy") as file:
+    with damaged(path), safetensors.safe_open(str(path), framework="numpy") as file:
         scalars = json.loads(file.metadata()["scalars"])
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return {name: values.reshape(()) if name in scalars else values for name, values in arrays.items()}
@@ -147,10 +258,15 @@ def rotate(newest: Path, limit: int | None, best: str | None) -> None:
     if not limit or limit <= 0:
         return
     run = read_state(newest)["run"]
-    ours = [
-        path for path in checkpoints(newest.parent) if is_finished(path) and read_state(path)["run"] == run
-    ]
+    ours = [path for path in checkpoints(newest.parent) if is_finished(path) and _run(path) == run]
     kept = {newest.resolve(), *([Path(best).resolve()] if best else [])}
     spare = [path for path in ours if path.resolve() not in kept]
     for checkpoint in spare[: max(0, len(ours) - limit)]:
-        _delete(checkpoint)
+        delete(checkpoint)
+
+
+def _run(checkpoint: Path) -> str | None:
+    try:
+        return read_state(checkpoint)["run"]
+    except (CheckpointError, KeyError):  # damaged: whose it was is not known
+        return None

@@ -8,6 +8,8 @@ with another budget it goes on.
 from pathlib import Path
 from typing import Any
 
+from gradwise.stored import read_lines
+
 BINDING = ("last", "times", "method", "pool")
 """Settings that decide where a plan is cut, which data and optimizer the run was checked for before it began,
 and whether its checkpoints hold what was selected."""
@@ -15,11 +17,7 @@ and whether its checkpoints hold what was selected."""
 
 def not_yet_finishing(folder: Path) -> bool:
     """Whether nothing of the last phase was decided in a run directory so far."""
-    path = folder / "events.jsonl"
-    if not path.exists():
-        return True
-    # A kill may have cut the last line short.
-    return not any('"event": "anneal"' in line for line in path.read_text().splitlines())
+    return not any(line.get("event") == "anneal" for line in read_lines(folder / "events.jsonl"))
 
 
 def binding(anneal: dict[str, Any] | None) -> dict[str, Any] | None:

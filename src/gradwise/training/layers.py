@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 
 from gradwise.errors import CheckpointError, RecipeError, SignalError
 from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.settings import same_settings
 from gradwise.structure import group_layers
 from gradwise.training.layer_probe import LayerProbe
 
@@ -195,8 +196,8 @@ class LayerSwitch:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; raises CheckpointError for another policy or model."""
-        if state["policy"] != asdict(self.policy) or state["layers"] != len(self.layers):
+        """Resume where `state_dict` was taken; raises CheckpointError for another policy or model."""
+        if not same_settings(state["policy"], self.policy) or state["layers"] != len(self.layers):
             raise CheckpointError(
                 f"The checkpoint's layer policy was {state['policy']} on {state['layers']} layers; "
                 f"this run has {asdict(self.policy)} on {len(self.layers)}."

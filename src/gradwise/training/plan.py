@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 
 from gradwise.atomic import write_bytes
 from gradwise.errors import PlanError
+from gradwise.folders import FORMAT, check_format
+from gradwise.stored import damaged
 
-FORMAT = "1"
+DIGESTED = "gradwise plan 1"
+"""What digests begin with; to be changed only with what they cover."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +150,7 @@ class Plan:
         """For each segment a SHA-256 of it and of all before it."""
         digests: list[str] = []
         for segment in self.segments:
-            digests.append(
-                _digest(digests[-1] if digests else f"gradwise plan {FORMAT} {self.pool}", segment)
-            )
+            digests.append(_digest(digests[-1] if digests else f"{DIGESTED} {self.pool}", segment))
         return tuple(digests)
 
     @property
@@ -186,7 +187,7 @@ class Plan:
                     arrays[f"{number}.{name}"] = _compact(values)
         described = [{"epoch": segment.epoch, "why": segment.why} for segment in self.segments]
         header = {
-            "format": FORMAT,
+            "format": str(FORMAT),
             "pool": str(self.pool),
             "digest": self.digest,
             "segments": json.dumps(described),
@@ -195,20 +196,15 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
-        """Read a plan; raises PlanError when it is missing, cut short or altered."""
-        try:
+        """Read a plan; raises PlanError when it is missing, damaged, altered, or of another format."""
+        with damaged(path, PlanError):
             with safetensors.safe_open(str(path), framework="numpy") as file:
-                header = file.metadata()
+                header = file.metadata() or {}
+                check_format(int(header["format"]), f"The plan {path}", PlanError)
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             described = json.loads(header["segments"])
             segments = tuple(_segment(number, text, arrays) for number, text in enumerate(described))
             plan = cls(segments, int(header["pool"]))
-        except FileNotFoundError:
-            raise PlanError(f"There is no plan at {path}.") from None
-        except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise PlanError(
-                f"The plan {path} cannot be read ({error}); delete the run and start again."
-            ) from None
         if plan.digest != header["digest"]:
             raise PlanError(f"The plan {path} was altered: its content does not match its digest.")
         return plan

@@ -26,7 +26,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gradwise.atomic import writing
 from gradwise.errors import CheckpointError, GradwiseError
+from gradwise.stored import read_lines
 
 FILES = {"metrics": "metrics.jsonl", "events": "events.jsonl"}
 
@@ -93,27 +95,33 @@ class Record:
                 self.start_clock()
 
     def start(self, state: dict[str, Any] | None = None) -> None:
-        """Begin anew, with the clock running; or with the state of a checkpoint: both files are cut back to
-        where they were then, and the clock stands until all else is as it was, too (`start_clock`)."""
+        """Begin with the clock running; or with the state of a checkpoint: both files are cut back to where
+        they were then, and the clock stands until all else is as it was, too (`start_clock`)."""
         self._steps.clear()
         self._losses.clear()
         self.run = state["run"] if state else uuid.uuid4().hex
         self._open = True
         self._charged = state["seconds"] if state else 0.0
         self._since = None if state else time.perf_counter()
-        if not self.writes:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.writes:
+            for name, file_name in FILES.items():
+                path = self.folder / file_name
+                with writing(path):
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    path.touch()
+                    os.truncate(path, state[name] if state else 0)
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Raise CheckpointError where the files are not those that a checkpoint was taken with."""
         for name, file_name in FILES.items():
             path = self.folder / file_name
-            keep = state[name] if state else 0
-            size = path.stat().st_size if path.exists() else 0
-            if size < keep:
+            size = path.stat().st_size if path.is_file() else 0
+            if size < state[name]:
                 raise CheckpointError(
-                    f"{path} has {size} bytes, the checkpoint was taken at {keep}; it was cut short."
+                    f"{path} has {size} bytes, the checkpoint was taken at {state[name]}; it was cut short. "
+                    "Restore it from a copy, or start again in a new folder."
                 )
-            path.touch()
-            os.truncate(path, keep)
+            read_lines(path, size=state[name])
 
     def step(self, loss: Tensor, **values: Any) -> None:
         """Note one optimizer step; tensors stay on their device until `flush`."""
@@ -160,7 +168,7 @@ class Record:
         for name, file_name in FILES.items():
             path = self.folder / file_name
             if self.writes and path.exists():
-                with path.open("rb") as file:
+                with writing(path), path.open("rb") as file:
                     os.fsync(file.fileno())
                 state[name] = path.stat().st_size
         return state
@@ -170,8 +178,9 @@ class Record:
             text = "".join(
                 json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n" for line in lines
             )
-            with (self.folder / FILES[name]).open("ab") as file:
-                file.write(text.encode())
+            path = self.folder / FILES[name]
+            with writing(path), path.open("ab") as file:
+                file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def _wait_for_accelerator() -> None:

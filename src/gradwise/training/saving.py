@@ -1,21 +1,23 @@
 """Writes a checkpoint: the Trainer's files, then gradwise's, then the marker that makes it count."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from gradwise.errors import CheckpointError
+from gradwise.atomic import AGAIN, not_written
+from gradwise.ranks import lost_connection, on_first, wait_for_all
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.session import Session
 
 WRITE_FAILED = ("write", "PytorchStreamWriter", "inline_container", "No space", "iostream")
-"""How torch words a failure to write; its other RuntimeErrors are none of the disk's."""
+"""How torch words a failure to write; its other RuntimeErrors have other causes."""
 
 
 def save_checkpoint(session: Session, write: Callable[[], None], limit: int | None) -> None:
     """Save the run as it stands after `session.step` steps, unless that step was saved already.
+
+    Neither writing nor hashing is charged to the run.
 
     Args:
         session: the run.
@@ -25,17 +27,23 @@ def save_checkpoint(session: Session, write: Callable[[], None], limit: int | No
     Raises:
         GradwiseError: when the loss or a gradient was not finite since the last checkpoint: weights that may
             be spoilt are not saved.
-        CheckpointError: when the disk takes no more; earlier checkpoints are left as they were.
+        StorageError: the checkpoint cannot be written; earlier ones are left as they were.
     """
     if session.saved_step == session.step:
         return
     session.flush()
     with session.record.uncharged():
-        _save(session, write, limit)
+        target = Path(session.args.output_dir) / f"checkpoint-{session.step}"
+        # The first rank owns the folder: it begins and ends it, the others come in between.
+        on_first(lambda: checkpoints.begin(target))
+        written(target, write, target.parent)
+        wait_for_all()
+        on_first(lambda: _finish(session, target, limit))
+        session.saved_step = session.step
 
 
-def _save(session: Session, write: Callable[[], None], limit: int | None) -> None:
-    args, meet, plan = session.args, session.trainer.accelerator.wait_for_everyone, session.plan
+def _finish(session: Session, target: Path, limit: int | None) -> None:
+    plan = session.plan
     assert plan is not None
     state = {
         "run": session.record.run,
@@ -46,31 +54,29 @@ def _save(session: Session, write: Callable[[], None], limit: int | None) -> Non
         "layers": session.switch.state_dict() if session.switch else None,
         "record": session.record.state(),
     }
-    target = Path(args.output_dir) / f"checkpoint-{session.step}"
+    plan.save(target / checkpoints.PLAN)
+    checkpoints.write_arrays(target, session.planner.arrays())
+    checkpoints.finish(target, state)
+    checkpoints.rotate(target, limit, session.trainer.state.best_model_checkpoint)
+
+
+def written(target: Path, write: Callable[[], None], kept: Path) -> None:
+    """Let a library write.
+
+    Args:
+        target: where it writes.
+        write: calls it.
+        kept: the folder of the run's checkpoints.
+
+    Raises:
+        StorageError: the system or the disk refuses.
+    """
     try:
-        if args.should_save:
-            checkpoints.begin(target)
-        meet()
         write()
-        meet()
-        if args.should_save:
-            plan.save(target / checkpoints.PLAN)
-            checkpoints.write_arrays(target, session.planner.arrays())
-            checkpoints.finish(target, state)
-            checkpoints.rotate(target, limit, session.trainer.state.best_model_checkpoint)
     except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in WRITE_FAILED):
+        disk = any(word in str(error) for word in WRITE_FAILED) and not lost_connection(error)
+        if isinstance(error, RuntimeError) and not disk:
             raise
-        raise _not_written(target, error) from error
-    session.saved_step = session.step
-    meet()
-
-
-def _not_written(target: Path, error: Exception) -> CheckpointError:
-    free = shutil.disk_usage(target.parent).free / 2**20
-    last = checkpoints.last_whole(target.parent)[0]
-    return CheckpointError(
-        f"The checkpoint {target} could not be written ({' '.join(str(error).split())[:200]}; "
-        f"{free:,.0f} MiB free). Make room and run the same command again; it goes on from "
-        f"{last or 'the beginning'}."
-    )
+        last = checkpoints.last_whole(kept, contents=False)[0]
+        advice = f"{AGAIN}; it resumes from {last or 'the beginning'}"
+        raise not_written(target, error, advice) from error

@@ -7,9 +7,8 @@ at the end. Checkpoints are written by `gradwise.training.saving`.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gradwise.data import token_lengths
-from gradwise.errors import CheckpointError, GradwiseError
+from gradwise.errors import CheckpointError, GradwiseError, RecipeError
+from gradwise.folders import OwnedFolder, claimed
 from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.ranks import check_same, is_first, on_first
 from gradwise.recipe import Recipe
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.batches import Batches
@@ -32,7 +33,10 @@ from gradwise.training.held_out import HeldOutLoss
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.layout import cut, epochs_needed, ledger, loader_settings
 from gradwise.training.plan import Plan
-from gradwise.training.record import NonFiniteError, Record
+from gradwise.training.record import FILES, NonFiniteError, Record
+
+DECISIVE = ("select", "order", "layers", "anneal", "signals", "seed")
+"""Sections of a recipe that decide what a run trains on and how."""
 
 
 class Planner(Protocol):
@@ -84,7 +88,7 @@ class Session:
         trainer: the `TrainerMixin` it belongs to.
         recipe: which layers to update, the seed, and what a resumed run must have been started with.
         planner: makes the plan, and makes it anew where it is due.
-        folder: where `metrics.jsonl`, `events.jsonl` and `plan/` go.
+        folder: where `metrics.jsonl`, `events.jsonl` and `plan/` go, or one that the caller has claimed.
         packed_length: pack consecutive samples of the plan into rows of at most so many tokens.
     """
 
@@ -94,15 +98,16 @@ class Session:
         recipe: Recipe,
         planner: Planner,
         *,
-        folder: Path,
+        folder: Path | OwnedFolder,
         packed_length: int | None = None,
     ) -> None:
         self.trainer = trainer
         self.recipe = recipe
-        self.folder = folder
+        self.owned = folder if isinstance(folder, OwnedFolder) else None
+        self.folder = folder.path if isinstance(folder, OwnedFolder) else folder
         self.packed_length = packed_length
         self.plan: Plan | None = None
-        self.record = Record(folder, writes=trainer.is_world_process_zero())
+        self.record = Record(self.folder, writes=is_first())
         self.held_out = HeldOutLoss(trainer.args.device)
         self.resumed_from: Path | None = None
         self.stop_requested = False
@@ -111,6 +116,7 @@ class Session:
         self.trainable = 0
         self.saved_step = -1
         self.planner = planner
+        self._state: dict[str, Any] | None = None
         self._decided_at = -1
         self._feeder: Feeder | None = None
         self._loss: Tensor | None = None
@@ -136,35 +142,59 @@ class Session:
 
     # ---- before the first step ---------------------------------------------------------------------------
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folders that the run writes to, unless the caller does.
+
+        The user's own files may lie there as well: a tokenizer, a README, a tracker's logs.
+
+        Raises:
+            RecipeError: they hold something under a name that would be written, or somebody writes there.
+        """
+        output = Path(self.args.output_dir)
+        with ExitStack() as stack:
+            if self.owned is None:
+                names = [*FILES.values(), "plan"]
+                self.owned = stack.enter_context(claimed(self.folder, "trainer", names, shared=True))
+                stack.callback(setattr, self, "owned", None)
+                if output.resolve() != self.folder.resolve():
+                    stack.enter_context(claimed(output, "trainer", shared=True))
+            on_first(lambda: checkpoints.check_ours(output))
+            yield
+
     def open(self, resume: Path | None) -> None:
-        """Start the record, new or cut back to the checkpoint that the run goes on from."""
+        """Start the record, new or cut back to the checkpoint that the run resumes from."""
         self.resumed_from = resume
         self.plan = None
         self.stop_requested = self.stopped = False
         self.saved_step = self._decided_at = -1
-        if self.args.should_save:
-            checkpoints.discard_torn(Path(self.args.output_dir))
-        state = checkpoints.read_state(resume) if resume else None
-        if state:
-            self._check_decisions(state)
-        elif any(
-            checkpoints.is_finished(path) for path in checkpoints.checkpoints(Path(self.args.output_dir))
-        ):
-            raise CheckpointError(
-                f"{self.args.output_dir} holds checkpoints of an earlier run; go on with it "
-                "(resume_from_checkpoint=True) or give another output_dir."
-            )
+        self._state = state = on_first(lambda: self._opened(resume))
         self.record.start(state["record"] if state else None)
         if state:
             self.saved_step = state["step"]
             self.record.event("resume", state["step"], 0.0, checkpoint=str(resume))
 
+    def _opened(self, resume: Path | None) -> dict[str, Any] | None:
+        """The state of the checkpoint to resume from, once it is known to be this run's."""
+        output = Path(self.args.output_dir)
+        checkpoints.discard_torn(output)
+        if resume:
+            state = checkpoints.read_state(resume)
+            self._check_decisions(state["decisions"])
+            self.record.check(state["record"])
+            return state
+        if any(checkpoints.is_finished(path) for path in checkpoints.checkpoints(output)):
+            raise CheckpointError(
+                f"{output} holds checkpoints of an earlier run; resume it (resume_from_checkpoint=True) or "
+                "give another output_dir."
+            )
+        return None
+
     def prepare(self) -> DataLoader[Any]:
         """Make or load the plan, and return the ledger that the Trainer counts its steps by."""
         if self.plan is None:
             self.plan = self._resumed_plan() if self.resumed_from else self._new_plan()
-            if self.trainer.is_world_process_zero():
-                self.plan.save(self.folder / "plan" / checkpoints.PLAN)
+            self._save_plan(self.plan)
         batches = self.batches_of(self.plan)
         samples, collate = self.trainer._training_samples()
         self._feeder = Feeder(batches, samples, collate, **loader_settings(self.args))
@@ -190,20 +220,19 @@ class Session:
         served = self.schedule.segment(self.step)
         self.plan = self.planner.again(self.plan, served, self.step, self.record)
         self._feeder.follow(self.batches_of(self.plan))
-        if self.trainer.is_world_process_zero():
-            with self.record.uncharged():
-                self.plan.save(self.folder / "plan" / checkpoints.PLAN)
+        with self.record.uncharged():
+            self._save_plan(self.plan)
+
+    def _save_plan(self, plan: Plan) -> None:
+        check_same(plan.digest, "The plans")
+        on_first(lambda: plan.save(self.folder / "plan" / checkpoints.PLAN))
 
     def _resumed_plan(self) -> Plan:
-        assert self.resumed_from is not None
-        state, plan = (
-            checkpoints.read_state(self.resumed_from),
-            Plan.load(self.resumed_from / checkpoints.PLAN),
-        )
+        source, state = self.resumed_from, self._state
+        assert source is not None and state is not None
+        plan, arrays = on_first(lambda: checkpoints.read_decided(source))
         if plan.digest != state["plan"]:
-            raise CheckpointError(
-                f"The plan in {self.resumed_from} is not the one the checkpoint was taken with."
-            )
+            raise CheckpointError(f"The plan in {source} is not the one the checkpoint was taken with.")
         pool = len(self.trainer.train_dataset)
         if plan.pool != pool:
             raise CheckpointError(
@@ -220,26 +249,29 @@ class Session:
                 f"The run in {self.resumed_from} was planned for {plan.epochs} epochs; "
                 "a longer one is a new run."
             )
-        self.planner.restore(checkpoints.read_arrays(self.resumed_from))
+        self.planner.restore(arrays)
         self.planner.check_resumed(plan, state["step"])
         return plan
 
     def decisions(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the run it goes on with."""
-        recipe = self.recipe
-        parts: dict[str, Any] = {"select": recipe.select, "order": recipe.order, "layers": recipe.layers}
-        last = None if recipe.anneal is None else asdict(recipe.anneal)
-        return {name: asdict(part) for name, part in parts.items()} | {"seed": recipe.seed, "anneal": last}
+        """What a resumed run must have in common with the run that it resumes."""
+        settings = self.recipe.to_dict()
+        return {name: settings[name] for name in DECISIVE}
 
-    def _check_decisions(self, state: dict[str, Any]) -> None:
+    def _check_decisions(self, stored: dict[str, Any]) -> None:
+        try:
+            # As a recipe, so that settings which a later version added have their defaults.
+            before = Recipe.from_dict(stored).to_dict()
+        except RecipeError as error:
+            raise CheckpointError(f"The settings in {self.resumed_from} cannot be read: {error}") from None
         for name, now in self.decisions().items():
-            before = state["decisions"].get(name)
+            then = before[name]
             if name == "anneal" and not_yet_finishing(self.folder):
-                before, now = binding(before), binding(now)
-            if before != now:
+                then, now = binding(then), binding(now)
+            if then != now:
                 raise CheckpointError(
-                    f"The checkpoint {self.resumed_from} was taken with {name} = {before}, now it is {now}; "
-                    "go on with the same settings, or start a new run."
+                    f"The checkpoint {self.resumed_from} was taken with {name} = {then}, now it is {now}; "
+                    "resume with the same settings, or start a new run."
                 )
 
     def begin(self, model: nn.Module, optimizer: Any) -> None:
@@ -261,8 +293,8 @@ class Session:
                 for tensor in (*model.parameters(), *model.buffers()):
                     dist.broadcast(tensor, src=0)
         self.trainable = 0
-        if self.resumed_from:
-            self.switch.load_state_dict(checkpoints.read_state(self.resumed_from)["layers"])
+        if self._state is not None:
+            self.switch.load_state_dict(self._state["layers"])
             self.trainable = self.switch.trainable
 
     # ---- each step ---------------------------------------------------------------------------------------
@@ -374,7 +406,7 @@ class Session:
             self.record.flush(check_gradient=getattr(self.trainer.accelerator, "scaler", None) is None)
         except NonFiniteError as error:
             samples = self.schedule.samples(error.step - 1)
-            last = checkpoints.last_whole(Path(self.args.output_dir))[0]
+            last = checkpoints.last_whole(Path(self.args.output_dir), contents=False)[0]
             raise GradwiseError(
                 f"The training {error.quantity} is {error.value} at step {error.step} "
                 f"(samples {_listed(samples)} of the data). Lower the learning rate or look at them. "

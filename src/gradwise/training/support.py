@@ -4,6 +4,7 @@ from typing import Any
 
 from gradwise.errors import RecipeError
 from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.ranks import world_size
 from gradwise.recipe import Recipe
 from gradwise.training.arguments import decay_steps
 
@@ -14,6 +15,7 @@ FUSED_INTO_BACKWARD = ("lomo", "adalomo", "layerwise")
 def check_supported(trainer: Any, recipe: Recipe) -> None:
     """Raise RecipeError for a setting of the trainer that gradwise would have to ignore."""
     args = trainer.args
+    _check_ranks(args)
     for setting, refused in _refused_arguments(args).items():
         if refused:
             raise RecipeError(f"TrainingArguments.{setting} is set, but {refused}.")
@@ -73,6 +75,9 @@ def _refused_arguments(args: Any) -> dict[str, str | None]:
         "dataloader_in_order": _when(
             not getattr(args, "dataloader_in_order", True), "a plan is served in its order"
         ),
+        "save_on_each_node": _when(
+            args.save_on_each_node, "all ranks must see the same checkpoints, on a disk that they share"
+        ),
         "save_only_model": _when(args.save_only_model, "a run must be able to resume exactly"),
         "accelerator_config": _when(
             getattr(config, "split_batches", False) or getattr(config, "dispatch_batches", None),
@@ -87,6 +92,15 @@ def _refused_arguments(args: Any) -> dict[str, str | None]:
             "on a CPU the Trainer would run plain data parallelism instead",
         ),
     }
+
+
+def _check_ranks(args: Any) -> None:
+    """Refuse arguments under which every process would take itself for the only one."""
+    if args.world_size != world_size():
+        raise RecipeError(
+            f"{world_size()} processes were started together, but these TrainingArguments see "
+            f"{args.world_size}; to train on CPUs, give TrainingArguments(use_cpu=True)."
+        )
 
 
 def _when(condition: Any, reason: str) -> str | None:

@@ -24,8 +24,10 @@ from transformers import TrainerCallback
 
 from gradwise.data import Collator
 from gradwise.errors import CheckpointError, RecipeError
+from gradwise.folders import OwnedFolder
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.planning import FixedPlan, Planner
+from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.arguments import DECAY_SHARE, decay_steps
@@ -49,7 +51,7 @@ class TrainerMixin(_AnyTrainer):
         *args: Any,
         recipe: Recipe | None = None,
         plan: Plan | None = None,
-        run_dir: str | Path | None = None,
+        run_dir: str | Path | OwnedFolder | None = None,
         packed_length: int | None = None,
         shared_signals: str | Path | None = None,
         proxy: Any = None,
@@ -61,7 +63,7 @@ class TrainerMixin(_AnyTrainer):
             recipe: its `select`, `order`, `layers`, `anneal`, `signals` and `seed`; the other sections are
                 the trainer's own arguments and must be left out.
             plan: follow this plan instead of making one from the recipe.
-            run_dir: where metrics, events and the plan are written; the trainer's output_dir unless given.
+            run_dir: where metrics, events and the plan are written; if unset, the trainer's output_dir.
             packed_length: pack consecutive samples of the plan into rows of at most so many tokens.
             shared_signals: folder for signals that several runs need: the first one measures and keeps them,
                 later ones read them and are charged what they cost.
@@ -75,17 +77,20 @@ class TrainerMixin(_AnyTrainer):
             raise RecipeError("A plan says what is trained on to the end; leave `anneal` out, or the plan.")
         self.proxy = proxy
         _check_sections(recipe)
+        _check_output(kwargs.get("args", args[1] if len(args) > 1 else None))
         super().__init__(*args, **kwargs)
         check_supported(self, recipe)
         if _is_plain_collator(self.data_collator) and "data_collator" not in kwargs and len(args) < 3:
             self.data_collator = self._padding_collator()
-        shared = None if shared_signals is None else Path(shared_signals)
-        folder = Path(run_dir or self.args.output_dir)
-        planner = Planner(self, recipe, folder, shared=shared) if plan is None else FixedPlan(plan)
+        shared = None if shared_signals is None else _path(shared_signals)
+        folder = run_dir if isinstance(run_dir, OwnedFolder) else _path(run_dir or self.args.output_dir)
+        path = folder.path if isinstance(folder, OwnedFolder) else folder
+        planner = Planner(self, recipe, path, shared=shared) if plan is None else FixedPlan(plan)
         self.session = Session(self, recipe, planner, folder=folder, packed_length=packed_length)
         if isinstance(recipe.layers, LayerPolicy) and self.args.world_size > 1:
             self.accelerator.prepare_model = partial(_prepared_unwrapped, self.accelerator.prepare_model)
         self._last_grad_norm: Any = None
+        self._verified: Path | None = None
         self._save_limit = self.args.save_total_limit
         self.add_callback(SessionCallback(self.session))
 
@@ -95,24 +100,27 @@ class TrainerMixin(_AnyTrainer):
         return Collator(getattr(self.model.config, "pad_token_id", None) or 0)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; with `resume_from_checkpoint=True` go on from the latest whole checkpoint in output_dir.
+        """Train; with `resume_from_checkpoint=True` resume from the latest whole checkpoint in output_dir.
 
         Raises:
             CheckpointError: when there is none, or the one named is incomplete or damaged, or was taken with
                 other decisions; or when a new run would start over the checkpoints of an earlier one.
+            RecipeError: output_dir or run_dir holds files that gradwise did not write, under names that it
+                would write; or another run is writing there.
         """
         check_indexable(self.train_dataset)
-        resume = self._checkpoint(resume_from_checkpoint)
-        self.session.open(resume)
-        try:
-            with self._own_settings(resumed=resume is not None):
-                result = super().train(str(resume) if resume else None, *args, **kwargs)
-            self.session.flush()
-            if self.session.stopped:
-                self._save_checkpoint(self.model_wrapped, None)
-            return result
-        finally:
-            self.session.close()
+        with self.session.claimed():
+            resume = self._checkpoint(resume_from_checkpoint)
+            self.session.open(resume)
+            try:
+                with self._own_settings(resumed=resume is not None):
+                    result = super().train(str(resume) if resume else None, *args, **kwargs)
+                self.session.flush()
+                if self.session.stopped:
+                    self._save_checkpoint(self.model_wrapped, None)
+                return result
+            finally:
+                self.session.close()
 
     @contextmanager
     def _own_settings(self, resumed: bool) -> Iterator[None]:
@@ -138,15 +146,28 @@ class TrainerMixin(_AnyTrainer):
     def _checkpoint(self, resume: str | bool | None) -> Path | None:
         if not resume:
             return None
-        if resume is not True:
-            checkpoints.check_whole(Path(resume))
-            return Path(resume)
-        found, passed_over = checkpoints.last_whole(Path(self.args.output_dir))
+        # All ranks must resume from the same one, and reading all of it once is enough.
+        found, passed_over = on_first(lambda: self._found(resume))
         for sentence in passed_over:
             transformers.utils.logging.get_logger("gradwise").warning(sentence)
-        if found is None:
-            raise CheckpointError(f"There is no whole checkpoint in {self.args.output_dir} to resume from.")
         return found
+
+    def _found(self, resume: str | bool) -> tuple[Path, list[str]]:
+        if resume is True:
+            found, passed_over = self.last_checkpoint()
+            if found is None:
+                raise CheckpointError(
+                    f"There is no whole checkpoint in {self.args.output_dir} to resume from."
+                )
+            return found, passed_over
+        if _path(resume) != self._verified:
+            checkpoints.check_whole(_path(resume))
+        return _path(resume), []
+
+    def last_checkpoint(self) -> tuple[Path | None, list[str]]:
+        """The latest whole checkpoint in output_dir, and a sentence for each later one that is not."""
+        self._verified, passed_over = checkpoints.last_whole(Path(self.args.output_dir))
+        return self._verified, passed_over
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The ledger that steps are counted by; the batches themselves come through `get_batch_samples`."""
@@ -209,6 +230,18 @@ class TrainerMixin(_AnyTrainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         save = super()._save_checkpoint
         save_checkpoint(self.session, lambda: save(*args, **kwargs), self._save_limit)
+
+    def _load_best_model(self) -> None:
+        """As the underlying Trainer's, from a checkpoint that is whole; otherwise the last weights stay."""
+        best = Path(self.state.best_model_checkpoint or "")
+        try:
+            on_first(lambda: checkpoints.check_whole(best))
+        except CheckpointError as error:
+            transformers.utils.logging.get_logger("gradwise").warning(
+                f"{error} The model of the last step is kept instead of the best one."
+            )
+            return
+        super()._load_best_model()
 
     def _training_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
         """The training data without the columns the model does not take, and the collator."""
@@ -309,6 +342,17 @@ def _prepared_unwrapped(
 ) -> Any:
     """accelerate's own preparation (precision, compilation) without the wrapper for data parallelism."""
     return prepare(model, device_placement=device_placement, evaluation_mode=True)
+
+
+def _path(path: Any) -> Path:
+    return Path(path).expanduser()
+
+
+def _check_output(args: Any) -> None:
+    """Refuse an output_dir that is no folder, in which the Trainer could not even be made."""
+    output = getattr(args, "output_dir", None)
+    if output and (Path(output).is_symlink() or Path(output).exists()) and not Path(output).is_dir():
+        raise RecipeError(f"TrainingArguments.output_dir is {output}, which is no folder; give another one.")
 
 
 def _check_sections(recipe: Recipe) -> None:

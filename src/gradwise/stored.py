@@ -1,0 +1,69 @@
+"""Reads files that gradwise wrote earlier; one that is damaged is named in one sentence."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gradwise.errors import CheckpointError, GradwiseError
+
+Error = type[GradwiseError]
+
+ADVICE = "restore it from a copy, or start again in a new folder"
+
+
+def read_json(path: Path, error: Error = CheckpointError, take: Callable[[Any], Any] = dict) -> Any:
+    """The JSON object in a file, or what `take` makes of it.
+
+    Raises:
+        GradwiseError: the file is missing or damaged, or `take` finds something else than it needs.
+    """
+    with damaged(path, error):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("not a JSON object")
+        return take(found)
+
+
+def read_lines(path: Path, error: Error = CheckpointError, size: int | None = None) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file, each an object; none where there is no file.
+
+    Args:
+        path: the file.
+        error: the class of what is raised.
+        size: read so many bytes only.
+
+    Raises:
+        GradwiseError: the file is damaged; names the first line that is not an object.
+    """
+    if not path.exists():
+        return []
+    with damaged(path, error):
+        # A kill can leave the last line half written; it is cut off at the next resume.
+        lines = path.read_bytes()[:size].split(b"\n")[:-1]
+    found = []
+    for number, line in enumerate(lines, 1):
+        with damaged(path, error, where=f"line {number}: "):
+            found.append({**json.loads(line)})
+    return found
+
+
+@contextmanager
+def damaged(path: Path, error: Error = CheckpointError, *, where: str = "") -> Iterator[None]:
+    """Raise any failure to read or to understand a file as one sentence.
+
+    Args:
+        path: the file.
+        error: the class of what is raised.
+        where: begins the reason.
+    """
+    try:
+        yield
+    except GradwiseError:
+        raise
+    except FileNotFoundError:
+        raise error(f"{path} is missing; {ADVICE}.") from None
+    except Exception as problem:  # there is no telling what a library makes of garbage
+        reason = getattr(problem, "strerror", None) or " ".join(str(problem).split())[:120]
+        raise error(f"{path} is damaged ({where}{reason or type(problem).__name__}); {ADVICE}.") from None
