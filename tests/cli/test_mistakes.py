@@ -83,13 +83,13 @@ class TestModel:
     def test_folder_without_a_model(self, gradwise: Start, project: Project):
         (project.folder / "empty").mkdir()
         project.recipe["model"]["name"] = "empty"
-        refused(gradwise("train", project.path), "model.name", f"{project.folder}/empty", "in that folder")
+        refused(
+            gradwise("train", project.path), "model.name", f"{project.folder}/empty/config.json is missing"
+        )
 
     def test_hub_name_off_line(self, gradwise: Start, project: Project):
         project.recipe["model"]["name"] = "no-such-org/no-such-model"
-        refused(
-            gradwise("train", project.path), "model.name", "'no-such-org/no-such-model'", "here or on the hub"
-        )
+        refused(gradwise("train", project.path), "no folder no-such-org/no-such-model", "cannot be reached")
 
     def test_too_few_positions(self, gradwise: Start, project: Project):
         project.recipe["data"]["max_length"] = 513

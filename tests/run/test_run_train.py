@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -14,13 +15,13 @@ import datasets
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gradwise import Adapter, Data, Model, Recipe, RecipeError, Source, Train, baselines
+from gradwise import Adapter, Data, Model, Recipe, Source, Train, baselines
 from gradwise.ranks import is_first, world_size
 from gradwise.run import RunDirectory, train
 from gradwise.run.environment import environment, peak_memory
-from gradwise.run.model import check_length, load_model, load_tokenizer
+from gradwise.run.model import load_saved_model
 from gradwise.run.summary import summary
 from tests.conftest import same_weights
 
@@ -75,6 +76,45 @@ class TestTrain:
             trained.append((run.model / "adapter_model.safetensors").read_bytes())
         assert trained[0] == trained[1]
 
+    @pytest.mark.parametrize("adapter", [None, Adapter(options={"r": 2})])
+    def test_the_template_that_was_learned_is_saved(self, recipe: Recipe, adapter: Adapter | None):
+        """With the model, in the checkpoints, and nowhere else."""
+        template = (
+            "{% for message in messages %}{{ '<s>' + message['role'] + ': ' + message['content'] + '</s>' }}"
+            "{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant: ' }}{% endif %}"
+        )
+        chat = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Once upon a time."}]
+        Path("chat.jsonl").write_text(4 * (json.dumps({"messages": chat}) + "\n"))
+        data = Data(
+            train=Source(path="chat.jsonl"), max_length=400, chat_template=template, duplicates="keep"
+        )
+        changed = replace(recipe, data=data, adapter=adapter)
+        before = AutoTokenizer.from_pretrained(changed.model.name)  # type: ignore[union-attr]
+        out = train(changed, "run", tell=lambda _: None).run
+        for folder in (out.model, *out.checkpoints.iterdir()):
+            assert AutoTokenizer.from_pretrained(folder).chat_template == template
+        assert before.chat_template is None
+        tokenizer = AutoTokenizer.from_pretrained(out.model)
+        asked = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_tensors="pt")
+        model = load_saved_model(changed.model, out.model)  # type: ignore[arg-type]
+        assert model.generate(**asked, max_new_tokens=3).shape[1] <= asked["input_ids"].shape[1] + 3
+        # A run goes on from what it saved, adapter or not.
+        again = replace(recipe, model=Model(name=str(out.model)))
+        assert train(again, "again", tell=lambda _: None).finished
+
+    def test_generation_settings_that_contradict_each_other_do_not_end_a_run(
+        self, recipe: Recipe, stories: Path, tmp_path: Path
+    ):
+        shutil.copytree(stories, tmp_path / "model")
+        settings = {"do_sample": False, "temperature": 0.6, "top_p": 0.9}
+        (tmp_path / "model" / "generation_config.json").chmod(0o644)
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+        told: list[str] = []
+        out = train(replace(recipe, model=Model(name=str(tmp_path / "model"))), "run", tell=told.append).run
+        assert sum("generation settings temperature, top_p have no effect" in line for line in told) == 1
+        saved = json.loads((out.model / "generation_config.json").read_text())
+        assert saved["do_sample"] is False and not {"temperature", "top_p"} & saved.keys()
+
     def test_libraries_speak_as_before(self, recipe: Recipe):
         transformers.utils.logging.set_verbosity_info()
         transformers.utils.logging.disable_progress_bar()
@@ -108,48 +148,6 @@ class TestTrain:
         assert any(
             "Warning: 8 of 8 held-out samples also stand in the training data" in line for line in told
         )
-
-
-class TestModel:
-    @pytest.mark.parametrize(
-        ("dtype", "found"),
-        [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("auto", torch.float32)],
-    )
-    def test_type_of_the_weights(self, stories: Path, dtype: Any, found: torch.dtype):
-        assert {p.dtype for p in load_model(Model(name=str(stories), dtype=dtype)).parameters()} == {found}
-
-    def test_attention(self, stories: Path):
-        assert load_model(Model(name=str(stories), attention="eager")).config._attn_implementation == "eager"
-
-    def test_an_attention_that_does_not_exist_is_a_recipe_error(self, stories: Path):
-        with pytest.raises(RecipeError, match=r"model\.name: no model of .* could be loaded in that folder"):
-            load_model(Model(name=str(stories), attention="no_such_attention"))
-
-    def test_pickled_weights_are_not_read(self, stories: Path, tmp_path: Path):
-        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-            (tmp_path / name).write_text((stories / name).read_text())
-        torch.save(AutoModelForCausalLM.from_pretrained(stories).state_dict(), tmp_path / "pytorch_model.bin")
-        with pytest.raises(RecipeError, match=r"model\.name: no model of"):
-            load_model(Model(name=str(tmp_path)))
-
-    def test_no_tokenizer(self, stories: Path, tmp_path: Path):
-        with pytest.raises(
-            RecipeError, match=r"model\.name: no tokenizer of .* could be loaded in that folder"
-        ):
-            load_tokenizer(Model(name=str(tmp_path)))
-
-    def test_positions(self, stories: Path):
-        model = load_model(Model(name=str(stories)))
-        check_length(model, 512)
-        with pytest.raises(
-            RecipeError, match=r"data\.max_length is 513, but the model has only 512 positions"
-        ):
-            check_length(model, 513)
-
-    def test_positions_under_an_adapter(self, stories: Path):
-        model = load_model(Model(name=str(stories)), Adapter(options={"r": 2}))
-        with pytest.raises(RecipeError, match="only 512 positions"):
-            check_length(model, 513)
 
 
 class TestEnvironment:

@@ -5,6 +5,7 @@ are what the rendering gains between the prompt that asks for the turn and the c
 that is only sound where each rendering begins with the one before, so this is checked.
 """
 
+import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,19 @@ def _tried(render: Any) -> Any:
         ) from None
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise UnreadableError(f"the chat template refuses it ({error})") from None
+
+
+def with_template(tokenizer: Any, given: str | None) -> Any:
+    """A tokenizer that has the template of `data.chat_template`; itself if none is given, else a copy.
+
+    Raises:
+        DataError: as `template_text` does.
+    """
+    if given is None:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = template_text(given)
+    return tokenizer
 
 
 def template_text(given: str | None, base: Path | None = None) -> str | None:

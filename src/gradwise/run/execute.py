@@ -15,6 +15,7 @@ import transformers
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gradwise.data import Collator, load, overlap
+from gradwise.data.chat import with_template
 from gradwise.errors import RecipeError
 from gradwise.ranks import check_same, is_first, on_each, on_first, world_size
 from gradwise.recipe import Data, Model, Recipe
@@ -158,7 +159,7 @@ def _build(
     scoring = Scoring.of(recipe, tokenizer, held_out, bars=bars, tell=tell) if wanted else None
     transformers.set_seed(recipe.seed)
     start = time.perf_counter()
-    model = load_model(model_settings, recipe.adapter)
+    model = load_model(model_settings, recipe.adapter, tell=tell)
     check_length(model, data.max_length)
     if scoring is not None:
         scoring.check_model(model)
@@ -171,7 +172,8 @@ def _build(
         args=arguments,
         train_dataset=pool.dataset,
         eval_dataset=held_out.dataset if held_out is not None else None,
-        processing_class=tokenizer,
+        # Saved beside the model, so with the template that was learned.
+        processing_class=with_template(tokenizer, data.chat_template),
         data_collator=Collator.for_tokenizer(tokenizer),
         recipe=recipe.for_trainer(),
         run_dir=run.owned,
@@ -273,7 +275,7 @@ class Bar(ProgressCallback):
 
     def on_log(self, _: Any, state: Any, __: Any, logs: Any = None, **___: Any) -> None:
         if state.is_world_process_zero and self.training_bar is not None and logs:
-            shown = {name: float(logs[name]) for name in ("loss", "eval_loss") if name in logs}
+            shown = {name: float(logs[name]) for name in ("loss", "eval_held_out_loss") if name in logs}
             self.training_bar.set_postfix({**getattr(self, "_shown", {}), **shown})
             self._shown = shown
 

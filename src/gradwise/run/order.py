@@ -27,6 +27,7 @@ from gradwise.run.records import records_of
 from gradwise.run.select import SIGNALS, Chosen, choose
 from gradwise.run.signals import joined, placed_model, sections
 from gradwise.signals import Signals
+from gradwise.signals.vocabulary import check_tokens
 from gradwise.signals.wanted import QUANTITIES
 from gradwise.temporary import TemporaryFolder
 from gradwise.training.arguments import training_arguments
@@ -160,6 +161,10 @@ def _probe(
     if model is None or proxied:
         model = placed_model(replace(recipe, signals=replace(recipe.signals, model=None)))
     check_length(model, recipe.data.max_length)
+    collate = Collator.for_tokenizer(chosen.tokenizer)
+    for pool in (chosen.pool, held_out):
+        if pool is not None:
+            check_tokens(model, pool.dataset, collate)
     model.train()  # a trial step is a training step, dropout included
     transformers.set_seed(recipe.seed)
     optimizer, clip = _optimizer(recipe, model, chosen.pool)
@@ -167,7 +172,7 @@ def _probe(
         model,
         optimizer,
         chosen.pool.dataset.select(rows),
-        Collator.for_tokenizer(chosen.tokenizer),
+        collate,
         target=None if held_out is None else held_out.dataset,
         clip=clip,
         batch_tokens=recipe.signals.batch_tokens,

@@ -3,7 +3,6 @@
 Its seconds are not the run's: they come after the event `finished`, and stand in `scores.json`.
 """
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 
 from gradwise.atomic import write_json
 from gradwise.data import load
-from gradwise.data.chat import template_text
+from gradwise.data.chat import with_template
 from gradwise.data.pool import Pool
 from gradwise.errors import GradwiseError, RecipeError
 from gradwise.evaluation import EvaluationError, Prepared, prepare, score
@@ -49,9 +48,7 @@ class Scoring:
     ) -> "Scoring":
         """Prepare a recipe's metrics; raises RecipeError or DataError for what could not be measured."""
         assert recipe.data is not None
-        if recipe.data.chat_template is not None:
-            tokenizer = copy.deepcopy(tokenizer)
-            tokenizer.chat_template = template_text(recipe.data.chat_template)
+        tokenizer = with_template(tokenizer, recipe.data.chat_template)
         prepared = prepare(recipe.metrics, tokenizer, seed=recipe.seed)
         return cls(recipe, tokenizer, prepared, held_out, bars, tell)
 
@@ -116,6 +113,6 @@ def score_saved(recipe: Recipe, run: RunDirectory, device: torch.device, *, bars
     if held_out is not None:
         run.check_data(held_out.fingerprint, key="held_out_fingerprint")
     scoring = Scoring.of(recipe, tokenizer, held_out, bars=bars, tell=tell)
-    model = load_saved_model(recipe.model, recipe.adapter, run.model).to(device)
+    model = load_saved_model(recipe.model, run.model, tell=tell).to(device)
     scoring.check_model(model)
     return scoring.write(model, run, first=is_first())

@@ -18,6 +18,7 @@ from gradwise.ranks import check_same, is_first, join, on_each, on_first
 from gradwise.recipe import Model, Recipe
 from gradwise.run.model import load_model, load_tokenizer
 from gradwise.signals import Signals, collect
+from gradwise.signals.vocabulary import check_tokens
 from gradwise.signals.wanted import QUANTITIES
 
 ROWS = "rows.parquet"
@@ -81,6 +82,7 @@ def into_store(
     recipe: Recipe, measures: Measures, out: Path, *, want: Sequence[str], tell: Any, progress: bool
 ) -> Signals:
     """One measuring pass as a recipe's `signals` asks for it, kept in the folder `out`."""
+    check_tokens(*measures)
     return collect(
         *measures,
         want=want,  # type: ignore[arg-type]
@@ -126,7 +128,9 @@ def load_proxy(recipe: Recipe, pool: Pool, *, progress: bool) -> Measures | None
     theirs = load(_keeping_all(data), "train", tokenizer, progress=progress)
     rows = _aligned(pool, theirs)
     model = _placed(recipe, load_model(settings))
-    return Measures(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer))
+    proxy = Measures(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer))
+    check_tokens(*proxy)
+    return proxy
 
 
 def _aligned(pool: Pool, theirs: Pool) -> list[int]:

@@ -13,6 +13,7 @@ from torch import nn
 from gradwise.data import ragged
 from gradwise.errors import SignalError
 from gradwise.signals.head import NO_LOSS
+from gradwise.signals.vocabulary import vocabulary_size
 
 CHUNK = 10_000
 """Samples read at a time, as many as `ragged` does: the fingerprint goes chunk by chunk."""
@@ -57,7 +58,7 @@ def inspect(dataset: Any, model: nn.Module, collate: Callable[[list[Any]], Any])
     count = len(dataset)
     lengths, tokens = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.int32)
     foreign = np.zeros(count, dtype=bool)
-    vocabulary = _vocabulary(model)
+    vocabulary = vocabulary_size(model)
     digests, start = [hashlib.sha256() for _ in range(3)], 0
     for offsets, ids, labels in _chunks(dataset, collate):
         rows = slice(start, start := start + len(offsets) - 1)
@@ -134,10 +135,6 @@ def _check_same_length(ids: NDArray, labels: NDArray, start: int) -> None:
 
 def _sums(flags: NDArray[np.bool_], offsets: NDArray) -> NDArray[np.int64]:
     return np.diff(np.concatenate([[0], np.cumsum(flags)])[offsets])
-
-
-def _vocabulary(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _positions(model: Any) -> int:

@@ -1,43 +1,131 @@
-"""Held-out loss of an evaluation, every label token weighed alike.
+"""Held-out loss of an evaluation: cross-entropy in nats per label token, each sample once.
 
-The Trainer averages the means of batches, which depends on how samples fall into batches. What the Trainer
-reports stays as it is, since checkpoints are chosen by it; this stands beside it in the run's record.
+The Trainer's own `eval_loss` averages the means of batches, so it depends on how samples fall into batches.
+Under several ranks it is wrong as well: each sum is divided by all ranks' label tokens, and samples are
+repeated so that every rank has as many. While a loop is measured here, each rank divides by its own tokens,
+and repeated samples have no labels. So `eval_loss` is then what one process finds.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.data_loader import DataLoaderDispatcher
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from gradwise.data.tokenise import NO_LOSS
+
+HELD_OUT_LOSS = "held_out_loss"
+"""Its name among an evaluation's metrics, after the prefix `eval_` or `eval_<set>_`."""
 
 
 class HeldOutLoss:
-    """Adds up an evaluation's batches.
+    """Adds up the loss over an evaluation loop, from what the model puts out rather than from the loss that a
+    trainer makes of it, which may be smoothed, regularised or another one altogether.
 
     Args:
-        device: where ranks exchange numbers.
+        trainer: whose loop it is.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._sum, self._tokens = 0.0, 0
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._sum, self._tokens, self._complete = 0.0, 0, False
 
-    def add(self, loss: Any, labels: Any) -> None:
-        """One batch: its mean loss over label tokens, and its labels (B, T)."""
-        if not isinstance(loss, Tensor) or not isinstance(labels, Tensor) or labels.ndim != 2:
-            return
-        tokens = int((labels[:, 1:] != -100).sum())
-        if tokens:  # or the batch has no mean
-            self._sum += float(loss) * tokens
-            self._tokens += tokens
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Around one evaluation loop; a collective call."""
+        self._sum, self._tokens, self._complete = 0.0, 0, True
+        args = self._trainer.args
+        before, args.average_tokens_across_devices = args.average_tokens_across_devices, False
+        try:
+            yield
+        finally:
+            args.average_tokens_across_devices = before
 
-    def taken(self) -> float | None:
-        """Nats per label token over all ranks since the last call, None where nothing was added; a collective
-        call."""
-        total, tokens = self._sum, float(self._tokens)
-        self._sum, self._tokens = 0.0, 0
+    @contextmanager
+    def batch(self, model: Any, inputs: Any) -> Iterator[Any]:
+        """Around the forward pass of one batch; gives the inputs to use."""
+        inputs = self._without_repeated(inputs)
+        labels = _labels(inputs)
+        sums: list[float] = []
+
+        def read(_: Any, __: Any, output: Any) -> None:
+            if labels is not None and not sums and isinstance(output, Mapping):
+                sums.extend(_summed_loss(output, labels))
+
+        hook = model.register_forward_hook(read)
+        try:
+            yield inputs
+        finally:
+            hook.remove()
+        if labels is not None and sums:
+            self._sum += sums[0]
+            self._tokens += _count(labels)
+        else:
+            self._complete = False
+
+    def total(self) -> float | None:
+        """Nats per label token over all ranks; None if a batch could not be read. A collective call."""
+        loss, tokens, unread = self._sum, float(self._tokens), float(not self._complete)
         if dist.is_initialized() and dist.get_world_size() > 1:
-            both = torch.tensor([total, tokens], dtype=torch.float64, device=self._device)
-            dist.all_reduce(both)
-            total, tokens = both.tolist()
-        return total / tokens if tokens else None
+            sums = torch.tensor([loss, tokens, unread], dtype=torch.float64, device=self._trainer.args.device)
+            dist.all_reduce(sums)
+            loss, tokens, unread = sums.tolist()
+        return loss / tokens if tokens and not unread else None
+
+    def _without_repeated(self, inputs: Any) -> Any:
+        """The batch with nothing to learn of the samples that only fill up the last round over the ranks."""
+        accelerator = self._trainer.accelerator
+        state, ranks = accelerator.gradient_state, accelerator.num_processes
+        labels = _labels(inputs)
+        if ranks == 1 or not state.end_of_dataloader or state.remainder <= 0 or labels is None:
+            return inputs
+        rows = len(labels)
+        dispatched = isinstance(state.active_dataloader, DataLoaderDispatcher)
+        if not dispatched and rows != self._trainer.args.eval_batch_size:
+            self._complete = False  # a layout of its own, where rows are not samples
+            return inputs
+        own = min(max(state.remainder - accelerator.process_index * rows, 0), rows)
+        labels = labels.clone()
+        labels[own:] = NO_LOSS
+        return {**inputs, "labels": labels}
+
+
+def _labels(inputs: Any) -> Tensor | None:
+    """(B, T) labels of a batch, if it has such."""
+    labels = inputs.get("labels") if hasattr(inputs, "get") else None
+    return labels if isinstance(labels, Tensor) and labels.ndim == 2 else None
+
+
+def _count(labels: Tensor) -> int:
+    return int((labels[:, 1:] != NO_LOSS).sum())
+
+
+def _summed_loss(output: Mapping[str, Any], labels: Tensor) -> list[float]:
+    """The loss summed over a batch's label tokens; empty if the output does not hold it.
+
+    Args:
+        output: what the model put out.
+        labels: (B, T).
+    """
+    logits, loss = output.get("logits"), output.get("loss")
+    if output.get("log_probs") is not None:  # TRL's head, which makes no logits
+        return [-float(output["log_probs"].float().sum())]
+    if isinstance(logits, Tensor) and logits.ndim == 3:
+        labels = labels.to(logits.device)
+        # A row at a time, since all at once would need the memory of the logits again. Counted from the end,
+        # since prompt tuning adds tokens in front.
+        rows = zip(logits[:, -labels.shape[1] : -1], labels[:, 1:], strict=True)
+        each = [
+            cross_entropy(row[kept].float(), targets[kept], reduction="sum")
+            for row, targets in rows
+            for kept in [targets != NO_LOSS]
+        ]
+        return [sum(torch.stack(each).tolist())]
+    if loss is not None and output.get("aux_loss") is None:  # a fused kernel's, the mean over label tokens
+        tokens = _count(labels)
+        return [float(loss) * tokens if tokens else 0.0]
+    return []

@@ -6,6 +6,7 @@ for each step `batches`, `before_step`, `after_pass`, `after_backward`, `before_
 at the end. Checkpoints are written by `gradwise.training.saving`.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -25,11 +26,12 @@ from gradwise.folders import OwnedFolder, claimed
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.ranks import check_same, is_first, on_first
 from gradwise.recipe import Recipe
+from gradwise.signals.vocabulary import check_tokens
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.batches import Batches
 from gradwise.training.feeder import Feeder
 from gradwise.training.finishing import binding, not_yet_finishing
-from gradwise.training.held_out import HeldOutLoss
+from gradwise.training.held_out import HELD_OUT_LOSS, HeldOutLoss
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.layout import cut, epochs_needed, ledger, loader_settings
 from gradwise.training.plan import Plan
@@ -108,7 +110,7 @@ class Session:
         self.packed_length = packed_length
         self.plan: Plan | None = None
         self.record = Record(self.folder, writes=is_first())
-        self.held_out = HeldOutLoss(trainer.args.device)
+        self.held_out = HeldOutLoss(trainer)
         self.resumed_from: Path | None = None
         self.stop_requested = False
         self.stopped = False
@@ -192,6 +194,12 @@ class Session:
 
     def prepare(self) -> DataLoader[Any]:
         """Make or load the plan, and return the ledger that the Trainer counts its steps by."""
+        given = self.trainer.eval_dataset
+        for dataset in (
+            self.trainer.train_dataset,
+            *(given.values() if isinstance(given, dict) else [given]),
+        ):
+            check_tokens(self.trainer.model, dataset, self.trainer.data_collator)
         if self.plan is None:
             self.plan = self._resumed_plan() if self.resumed_from else self._new_plan()
             self._save_plan(self.plan)
@@ -369,7 +377,10 @@ class Session:
         self._learning_rate = scheduler.get_last_lr()[0] if scheduler is not None else None
 
     def count_tokens(self, tokens: Any) -> None:
-        """Label tokens of the step over all ranks, where the Trainer counts them."""
+        """Note the step's label tokens over all ranks, if the Trainer counts them."""
+        if tokens is not None and self.args.world_size > 1 and not self.args.average_tokens_across_devices:
+            tokens = torch.as_tensor(tokens, device=self.args.device).clone()  # this rank's alone
+            dist.all_reduce(tokens)
         self._tokens = tokens.long() if isinstance(tokens, Tensor) else tokens
 
     def input_tokens(self, step: int) -> int | None:
@@ -417,13 +428,10 @@ class Session:
         """Note the results of an evaluation, without what was timed in it."""
         self.flush()
         timings = ("_runtime", "_per_second")
-        kept = {name: value for name, value in metrics.items() if not name.endswith(timings)}
-        held_out = self.held_out.taken()
-        if held_out is not None:
-            # Of several evaluation sets, each has its own: eval_<set>_loss.
-            name = next((key[5:-5] for key in kept if key.startswith("eval_") and key.endswith("_loss")), "")
-            kept[f"held_out_loss/{name}" if name else "held_out_loss"] = held_out
-        self.record.evaluation(self.step, kept)
+        self.record.evaluation(
+            self.step,
+            {_record_name(name): value for name, value in metrics.items() if not name.endswith(timings)},
+        )
 
     def ends_epoch(self) -> bool:
         """Whether the step just done was the last of its epoch or of the run."""
@@ -455,6 +463,12 @@ class Session:
         scaler = getattr(self.trainer.accelerator, "scaler", None)
         # Asked in a way that leaves the scale on its device.
         return scaler.scale(torch.ones((), device=self.args.device)) if scaler is not None else 1.0
+
+
+def _record_name(metric: str) -> str:
+    """The held-out loss by its own name, of several evaluation sets with the set's after it."""
+    found = re.fullmatch(f"eval_(?:(.+)_)?{HELD_OUT_LOSS}", metric)
+    return metric if found is None else "/".join([HELD_OUT_LOSS, *filter(None, found.groups())])
 
 
 def _listed(samples: Any, most: int = 8) -> str:

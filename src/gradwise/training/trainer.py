@@ -31,8 +31,9 @@ from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.arguments import DECAY_SHARE, decay_steps
+from gradwise.training.held_out import HELD_OUT_LOSS
 from gradwise.training.plan import Plan
-from gradwise.training.saving import save_checkpoint
+from gradwise.training.saving import check_saves, save_checkpoint
 from gradwise.training.session import Session
 from gradwise.training.support import check_indexable, check_phase, check_supported
 
@@ -171,6 +172,7 @@ class TrainerMixin(_AnyTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The ledger that steps are counted by; the batches themselves come through `get_batch_samples`."""
+        check_saves(self)  # here, since the Trainer has aligned the model's special tokens by now
         return self.session.prepare()
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:  # noqa: ARG002
@@ -219,13 +221,19 @@ class TrainerMixin(_AnyTrainer):
         with self.session.record.uncharged():
             return super().evaluate(*args, **kwargs)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the underlying Trainer's, on any number of ranks, with the held-out loss among its metrics."""
+        held_out = self.session.held_out
+        with held_out.measuring():
+            output = super().evaluation_loop(*args, **kwargs)
+        if (loss := held_out.total()) is not None:
+            output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_{HELD_OUT_LOSS}"] = loss
+        return output
+
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the underlying Trainer's; label tokens are counted on the way."""
-        labels = inputs.get("labels") if hasattr(inputs, "get") else None
-        result = super().prediction_step(model, inputs, *args, **kwargs)
-        if self.compute_loss_func is None and self.label_smoother is None:
-            self.session.held_out.add(result[0], labels)
-        return result
+        """As the underlying Trainer's, which the held-out loss is read from."""
+        with self.session.held_out.batch(model, inputs) as inputs:
+            return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         save = super()._save_checkpoint
