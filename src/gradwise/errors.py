@@ -1,8 +1,16 @@
 """What gradwise raises: one root, a child for each place where a user can put something right."""
 
+from gradwise.console import clean
+
 
 class GradwiseError(Exception):
-    """Root of every error raised on purpose; its message says what, what was found, and what to do."""
+    """Root of every error raised on purpose; its message says what, what was found, and what to do.
+
+    Messages quote keys, names and file names of others, so control characters in them are spelled out.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(clean(item) if isinstance(item, str) else item for item in args))
 
 
 class RecipeError(GradwiseError):

@@ -125,7 +125,7 @@ class TestData:
 
     def test_one_record(self, gradwise: Start, project: Project):
         project.records("train.jsonl", [{"text": "Once upon a time."}])
-        refused(gradwise("train", project.path), "data.train", "two at least")
+        refused(gradwise("train", project.path), "data.train", "two samples or more")
 
     def test_a_field_missing_in_some_records(self, gradwise: Start, project: Project):
         pair = {"prompt": "Who?", "completion": "A fox."}

@@ -126,7 +126,7 @@ def test_no_message_holds_the_records_text(stories, jsonl):
         (Data(train=[]), "data.train names no source"),
         (Data(train=Source("nowhere.jsonl")), "no file or folder nowhere.jsonl"),
         (Data(train=Source("blank.jsonl")), "holds no records"),
-        (Data(train=Source("one.jsonl")), "training needs two at least"),
+        (Data(train=Source("one.jsonl")), "training needs two samples"),
         (Data(train=Source("empty.jsonl"), allow=LENIENT), "nothing is left"),
         (
             Data(train=Source("two.jsonl"), chat_template="nowhere.jinja"),

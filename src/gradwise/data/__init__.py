@@ -1,14 +1,13 @@
 """Data: from files and hub datasets to tokenised samples, packed rows and batches.
 
-It knows nothing of models, trainers or recipes: `load` gives a `Pool`, `pack` arranges samples in rows,
-`Collator` makes batches of them.
+`load` returns a `Pool` of samples, `pack` arranges samples in rows, and `Collator` makes batches of them.
+Nothing here knows of models, trainers or recipes.
 """
 
 from gradwise.data.collate import Collator
-from gradwise.data.lengths import token_lengths
 from gradwise.data.load import load
 from gradwise.data.packing import even_rows, pack
-from gradwise.data.pool import Pool, Report, overlap, ragged
+from gradwise.data.pool import Pool, Report, overlap, ragged, token_lengths
 from gradwise.data.settings import Allowed, Data, Source
 from gradwise.data.words import label_words
 

@@ -1,6 +1,6 @@
 """Readers of single files. They stream, and yield each record with the line or row where it stands.
 
-Text formats are read by us rather than through Arrow: a flawed line can then be named, and records keep the
+Text formats are read here rather than through Arrow: a flawed line can then be named, and records keep the
 types they have. Arrow wants one type per column, which refuses mixed columns and adds absent keys to nested
 objects (tool schemas).
 """
@@ -8,60 +8,154 @@ objects (tool schemas).
 import csv
 import json
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pyarrow
 from pyarrow import parquet
 
-from gradwise.data.records import Origin, Record, few
+from gradwise.data.records import Origin, Record, few, reason
+from gradwise.data.tables import parquet_rows
 from gradwise.errors import DataError
 
 EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
-_SPACE = re.compile(r"\s*")
+_SPACE = re.compile(r"[ \t\r\n]*")
 _UNDECODED = re.compile("[\udc80-\udcff]")
+_BOM = b"\xef\xbb\xbf"
+
+_OTHER_CONTENTS = {
+    b"\x1f\x8b": "is compressed with gzip; unpack it",
+    b"BZh": "is compressed with bzip2; unpack it",
+    b"\xfd7zXZ": "is compressed with xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it",
+    b"PK\x03\x04": "is a zip archive or a spreadsheet; unpack it, or export it as CSV",
+    b"PAR1": "is a Parquet file; name it .parquet",
+    b"ARROW1": "is an Arrow file; write it as Parquet",
+    b"\xff\xfe": "is encoded in UTF-16; save it in UTF-8",
+    b"\xfe\xff": "is encoded in UTF-16; save it in UTF-8",
+    b"version https://git-lfs": "is a Git LFS pointer without the data; fetch them with `git lfs pull`",
+}
+"""How files begin that are not what their names say, and what to do about it."""
 
 
 def read_file(path: Path, name: str) -> Iterator[Record]:
     """Records of one file, called `name` in origins.
 
     Raises:
-        DataError: the extension is not known, or the file as a whole is damaged.
+        DataError: the extension is not known, or the file as a whole is damaged; also while reading.
     """
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-    reader = readers.get(path.suffix.lower())
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": parquet_rows}
+    kind = path.suffix.lower()
+    reader = readers.get(kind)
     if reader is None:
         raise DataError(
             f"{name}: files ending in {path.suffix or 'nothing'!r} are not read; known are "
             f"{', '.join(EXTENSIONS)} (plain text goes into a .jsonl file, one object per line with a "
             "field `text`)"
         )
-    if path.stat().st_size == 0:
+    try:
+        _check_contents(path, name, kind)
+    except OSError as error:
+        raise _unreadable(name, error) from None
+    return _guarded(reader(path, name), name)
+
+
+def _check_contents(path: Path, name: str, kind: str) -> None:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{name} is not a regular file; data are read more than once, so copy them into one")
+    if found.st_size == 0:
         raise DataError(f"{name} is empty")
-    return reader(path, name)
+    with path.open("rb") as file:
+        start = file.read(64)
+    for begins, what in _OTHER_CONTENTS.items():
+        if start.startswith(begins) and not (kind == ".parquet" and begins == b"PAR1"):
+            raise DataError(f"{name} {what}")
+
+
+def _guarded(records: Iterator[Record], name: str) -> Iterator[Record]:
+    try:
+        yield from records
+    except OSError as error:
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(name: str, error: OSError) -> DataError:
+    return DataError(f"{name} cannot be read ({error.strerror or reason(error)})")
 
 
 def count_rows(path: Path) -> int:
-    """About how many records a file holds, for a progress bar: exact for Parquet, else an upper bound."""
-    if path.suffix.lower() == ".parquet":
-        return parquet.read_metadata(path).num_rows
-    with path.open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")) + 1
+    """About how many records a file holds, for a progress bar: exact for Parquet, else an upper bound.
+
+    A file that cannot be read counts for nothing here; reading it says what is wrong.
+    """
+    try:
+        if path.suffix.lower() == ".parquet":
+            return parquet.read_metadata(path).num_rows
+        with path.open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")) + 1
+    except Exception:  # whatever pyarrow makes of a damaged file
+        return 0
+
+
+class _Decoder:
+    """JSON as data have it: NaN and Infinity, which pandas writes, are missing values.
+
+    A number that Python cannot hold makes its record unreadable, even where nobody reads the field.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = json.JSONDecoder(
+            parse_constant=lambda _: None, parse_float=self._float, parse_int=self._int
+        )
+        self._problem = ""
+
+    def record(self, text: str, at: int, origin: Origin) -> tuple[Record, int]:
+        """The record that begins at position `at`, and where it ends.
+
+        Raises:
+            JSONDecodeError, RecursionError: there is none.
+        """
+        self._problem = ""
+        value, end = self._decoder.raw_decode(text, at)
+        if self._problem:
+            return Record(origin, {}, self._problem), end
+        if isinstance(value, dict):
+            return Record(origin, value), end
+        return Record(origin, {}, f"a record is a JSON object, this is a {type(value).__name__}"), end
+
+    def _int(self, text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:  # Python reads no more than some thousand digits
+            self._problem = f"a number of {len(text):,} digits cannot be read"
+            return 0
+
+    def _float(self, text: str) -> float:
+        value = float(text)
+        if value in (float("inf"), float("-inf")):
+            self._problem = "a number is too large to be read"
+        return value
 
 
 def _jsonl(path: Path, name: str) -> Iterator[Record]:
+    decoder = _Decoder()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
+                line = line.removeprefix(_BOM)
             if line.strip():
-                yield _json_line(line, Origin(name, number))
+                yield _json_line(line, decoder, Origin(name, number))
 
 
-def _json_line(line: bytes, origin: Origin) -> Record:
+def _json_line(line: bytes, decoder: _Decoder, origin: Origin) -> Record:
     try:
-        return _object(json.loads(line.decode()), origin)
+        text = line.decode()
+        record, end = decoder.record(text, _skip(text, 0), origin)
+        end = _skip(text, end)
+        if end < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+        return record
     except UnicodeDecodeError as error:
         return Record(origin, {}, f"not UTF-8 (byte {error.start + 1} of the line)")
     except json.JSONDecodeError as error:
@@ -70,17 +164,16 @@ def _json_line(line: bytes, origin: Origin) -> Record:
         return Record(origin, {}, "JSON nested too deeply")
 
 
-def _object(value: Any, origin: Origin) -> Record:
-    if isinstance(value, dict):
-        return Record(origin, value)
-    return Record(origin, {}, f"a record is a JSON object, this is a {type(value).__name__}")
-
-
 def _json(path: Path, name: str) -> Iterator[Record]:
     with path.open("rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        start = file.read(4096).removeprefix(_BOM).lstrip()
     if start.startswith(b"["):
         yield from _json_array(path, name)
+    elif start.partition(b"\n")[0].strip() == b"{":
+        raise DataError(
+            f"{name} holds one object over several lines; a .json file holds an array of records, or one "
+            "record to a line"
+        )
     else:
         yield from _jsonl(path, name)
 
@@ -92,13 +185,13 @@ def _json_array(path: Path, name: str) -> Iterator[Record]:
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise DataError(f"{name}, line {line}: not UTF-8") from None
-    decode = json.JSONDecoder().raw_decode
+    decoder = _Decoder()
     at = _skip(text, text.index("[") + 1)
     line, counted = 1, 0
     while not text.startswith("]", at):
         line, counted = line + text.count("\n", counted, at), at
         try:
-            value, at = decode(text, at)
+            record, at = decoder.record(text, at, Origin(name, line))
             at = _skip(text, at)
             if not text.startswith(("]", ","), at):
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
@@ -106,7 +199,9 @@ def _json_array(path: Path, name: str) -> Iterator[Record]:
             raise DataError(
                 f"{name}, line {error.lineno}: not JSON ({error.msg}, column {error.colno})"
             ) from None
-        yield _object(value, Origin(name, line))
+        except RecursionError:
+            raise DataError(f"{name}, line {line}: JSON nested too deeply") from None
+        yield record
         at = _skip(text, at + 1) if text[at] == "," else at
     if text[at + 1 :].strip():
         raise DataError(f"{name}: something follows the end of its array")
@@ -125,8 +220,9 @@ def _csv(path: Path, name: str) -> Iterator[Record]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
-            header = next(reader, [])
-            if len(set(header)) < len(header) or not all(header):
+            header = [column.strip() and column for column in next(reader, [])]
+            named = [column for column in header if column]
+            if len(set(named)) < len(named) or not named:
                 raise DataError(f"{name}: the first line must name each column once; it holds {few(header)}")
             line = reader.line_num + 1
             for row in reader:
@@ -142,18 +238,8 @@ def _csv_row(row: list[str], header: list[str], origin: Origin) -> Record:
         return Record(origin, {}, f"{len(row)} values where the first line names {len(header)} columns")
     if any(_UNDECODED.search(value) for value in row):
         return Record(origin, {}, "not UTF-8")
-    return Record(origin, dict(zip(header, row, strict=True)))
-
-
-def _parquet(path: Path, name: str) -> Iterator[Record]:
-    number = 0
-    try:
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1000):
-            for values in batch.to_pylist():
-                number += 1
-                yield Record(Origin(name, number, "row"), values)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{name}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    # A column without a name is the index that pandas writes; no format could read it.
+    return Record(origin, {name: value for name, value in zip(header, row, strict=True) if name})
 
 
 def at_home(path: str) -> Path:

@@ -6,12 +6,17 @@ The plain layouts:
     question_answer     Question: {question}\\nAnswer: {answer}
     instruction         ### Task\\n{instruction}\\n\\n### Input\\n{input}\\n\\n### Response\\n{output}
                         (without the input's part where it is blank)
+
+Conversations, the format `messages` and lists of messages as prompt and completion, are in
+`gradwise.data.messages`. A null, and the NaN that tables have in its place, is an empty text.
 """
 
-import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gradwise.data.messages import Chat, continued, conversation
 from gradwise.data.records import Record, UnreadableError, few
 from gradwise.data.settings import FormatName, Role, Source
 from gradwise.errors import DataError
@@ -25,7 +30,6 @@ FORMATS: dict[FormatName, tuple[tuple[Role, ...], tuple[str, ...]]] = {
     "text": (("text",), ()),
 }
 _PAIRS: tuple[FormatName, ...] = ("prompt_completion", "instruction", "question_answer")
-_SPEAKERS = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 @dataclass(frozen=True)
@@ -52,21 +56,6 @@ class Pair:
         return not self.completion.strip()
 
 
-@dataclass(frozen=True)
-class Chat:
-    """A conversation; the assistant's turns from message number `first` on are learned."""
-
-    messages: list[dict[str, Any]]
-    tools: list[Any] | None = None
-    first: int = 0
-
-    @property
-    def blank(self) -> bool:
-        """There are turns to learn, and not one of them says anything."""
-        turns = [m for m in self.messages[self.first :] if m["role"] == "assistant"]
-        return bool(turns) and not any(set(m) - {"role", "content"} or _said(m) for m in turns)
-
-
 Sample = Text | Pair | Chat
 
 
@@ -76,6 +65,14 @@ class Format:
 
     name: FormatName
     source: Source
+
+    def unread(self, columns: list[str]) -> list[str]:
+        """Those of the columns that nobody reads."""
+        needed, optional = FORMATS[self.name]
+        fields: Mapping[str, str] = self.source.fields  # type: ignore[assignment]
+        read = {fields.get(role, role) for role in (*needed, *optional)}
+        read |= {fields.get("domain", "domain"), fields.get("weight")}
+        return [name for name in columns if name not in read]
 
     def sample(self, values: dict[str, Any]) -> Sample:
         """The sample in a record's raw `values`.
@@ -92,9 +89,9 @@ class Format:
                     f"found: {few(list(values))} (the source's `fields` can map other names)"
                 )
         if self.name == "messages":
-            return Chat(_messages(named["messages"], "messages"), _tools(named.get("tools")))
+            return conversation(named["messages"], named.get("tools"))
         if self.name == "prompt_completion" and isinstance(named["prompt"], list):
-            return _conversational(named)
+            return continued(named["prompt"], named["completion"], named.get("tools"))
         texts = {role: _text(named.get(role), role) for role in (*needed, "input")}
         return _written(self.name, texts)
 
@@ -103,21 +100,25 @@ class Format:
         if self.source.domain is not None:
             return self.source.domain
         found = rename(values, self.source).get("domain")
-        return default if found is None or not str(found).strip() else str(found)
+        text = "" if _is_missing(found) else str(found).strip() and str(found)
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UnreadableError("its domain holds half a surrogate pair, which is no character")
+        return text or default
 
     def weight(self, values: dict[str, Any]) -> float:
         """The source's weight, times the record's where `fields` names a column for it."""
         column = self.source.fields.get("weight")
         if column is None:
             return self.source.weight
+        found = values.get(column)
         try:
-            weight = float(values[column])
-        except (KeyError, TypeError, ValueError):
-            raise UnreadableError(
-                f"no number in the field `{column}`, which `fields` names as the weight"
-            ) from None
-        if not 0 < weight < float("inf"):
-            raise UnreadableError(f"the weight is {weight}; a finite number above 0 is needed")
+            weight = math.nan if isinstance(found, bool | bytes) else float(found)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            weight = math.nan
+        if _is_missing(weight):
+            raise UnreadableError(f"no number in the field `{column}`, which `fields` names as the weight")
+        if not 0 < self.source.weight * weight < math.inf:
+            raise UnreadableError(f"the weight is {weight:g}; a finite number above 0 is needed")
         return self.source.weight * weight
 
 
@@ -188,71 +189,15 @@ def _written(name: FormatName, texts: dict[str, str]) -> Sample:
     return Pair("\n\n".join([*parts, "### Response\n"]), texts["output"], ask)
 
 
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
 def _text(value: Any, role: str) -> str:
-    if value is None:
+    if _is_missing(value):
         return ""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     raise UnreadableError(f"the field for {role} holds a {type(value).__name__}; text is needed")
-
-
-def _conversational(named: dict[str, Any]) -> Chat:
-    prompt = _messages(named["prompt"], "prompt")
-    return Chat(
-        prompt + _messages(named["completion"], "completion"), _tools(named.get("tools")), len(prompt)
-    )
-
-
-def _parsed(value: Any, role: str) -> Any:
-    """Tables hold lists as JSON text at times."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise UnreadableError(f"the field for {role} holds text that is not JSON; a list is needed") from None
-
-
-def _tools(value: Any) -> list[Any] | None:
-    tools = _parsed(value or None, "tools")
-    if tools is not None and not isinstance(tools, list):
-        raise UnreadableError(f"the field for tools holds a {type(tools).__name__}; a list is needed")
-    return tools
-
-
-def _messages(value: Any, role: str) -> list[dict[str, Any]]:
-    found = _parsed(value, role)
-    if not isinstance(found, list) or not found:
-        raise UnreadableError(f"the field for {role} must hold a list of messages with `role` and `content`")
-    return [_message(message, number) for number, message in enumerate(found, start=1)]
-
-
-def _message(value: Any, number: int) -> dict[str, Any]:
-    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-        found = few(list(value)) if isinstance(value, dict) else f"a {type(value).__name__}"
-        raise UnreadableError(
-            f"message {number} has no `role`; an object with `role` and `content` is needed, found: {found}"
-        )
-    message = {key: item for key, item in value.items() if item is not None}
-    if message["role"] not in _SPEAKERS:
-        raise UnreadableError(
-            f"message {number} has the role {message['role'][:40]!r}; known are {', '.join(_SPEAKERS)}"
-        )
-    content = message.get("content")
-    if isinstance(content, list):
-        message["content"] = "".join(_part(part, number) for part in content)
-    elif not isinstance(content, str) and not (content is None and "tool_calls" in message):
-        raise UnreadableError(f"message {number} has no text in `content`")
-    return message
-
-
-def _part(part: Any, number: int) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    raise UnreadableError(f"message {number} has content other than text")
-
-
-def _said(message: dict[str, Any]) -> bool:
-    return bool(message.get("content", "").strip())

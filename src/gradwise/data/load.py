@@ -1,8 +1,8 @@
-"""From the sources a recipe names to a `Pool` of tokenised samples.
+"""From the sources that a recipe names to a `Pool` of tokenised samples.
 
-Records stream through in batches and land in an Arrow file of our own, which `datasets` then maps into
-memory, so data may be larger than memory. `Dataset.from_generator` would do the same behind a cache keyed by
-the generator's arguments: a file that changed under the same name would come back as it was, and without the
+Records stream through in batches into an Arrow file of our own, which `datasets` then maps into memory, so
+data may be larger than memory. `Dataset.from_generator` would do the same behind a cache keyed by the
+generator's arguments: a file that changed under the same name would come back as it was, and without the
 counts. The Arrow file lies in the system's temporary folder (TMPDIR moves it) until the process ends; a run
 that is killed leaves nothing behind in a cache that nobody clears.
 """
@@ -26,10 +26,10 @@ from gradwise.data.chat import template_text
 from gradwise.data.formats import Format, Sample, columns_of, detect
 from gradwise.data.pool import Pool
 from gradwise.data.read import Part, read
-from gradwise.data.records import Record, UnreadableError
+from gradwise.data.records import Record, UnreadableError, few
 from gradwise.data.settings import Data, Source
-from gradwise.data.tally import Row, Tally
 from gradwise.data.tokenise import Tokeniser
+from gradwise.data.writer import Row, SampleWriter
 from gradwise.errors import DataError
 from gradwise.temporary import TemporaryFolder
 
@@ -49,13 +49,13 @@ def load(
     Args:
         settings: the recipe's `data`.
         part: which of its parts.
-        tokenizer: the model's; it is left as it was.
+        tokenizer: the model's; it is not changed.
         progress: show a bar, on a terminal.
-        base: the folder relative paths are taken from; the current one when not given.
+        base: the folder that relative paths start from; by default the current one.
 
     Raises:
         DataError: the part is not given, a source cannot be read, more records are flawed than
-            `settings.allow` puts up with, or too few are left.
+            `settings.allow` tolerates, or too few are left.
     """
     found = [(source, item) for source in _sources(settings, part) for item in read(source, base)]
     tokenise = Tokeniser(
@@ -72,12 +72,14 @@ def load(
         tqdm(desc=f"{part} data", total=total, unit=" records", disable=not shown) as bar,
         _Written(path) as file,
     ):
-        tally = Tally(settings, part, file)
+        writer = SampleWriter(settings, part, file)
+        unread: dict[str, list[str]] = {}
         for source, item in found:
-            for row in _rows(source, item, tokenise):
-                tally.add(row)
+            for row in _rows(source, item, tokenise, unread):
+                writer.write(row)
                 bar.update()
-        report, fingerprint = tally.close()
+        files = [item.note for _, item in found if item.note]
+        report, fingerprint = writer.close([*files, *_columns(unread), *tokenise.chat.notes])
     return Pool(datasets.Dataset.from_file(str(path)), report, fingerprint)
 
 
@@ -120,8 +122,16 @@ def _new_file() -> Path:
     return Path(path)
 
 
-def _rows(source: Source, part: Part, tokenise: Tokeniser) -> Iterator[Row]:
-    """One row for every record of one file or dataset, whatever becomes of it."""
+def _columns(unread: dict[str, list[str]]) -> list[str]:
+    """Sentences on the columns that are not read; files that have the same ones share a sentence."""
+    return [f"columns not read in {few(files, 3)}: {columns}" for columns, files in unread.items()]
+
+
+def _rows(source: Source, part: Part, tokenise: Tokeniser, unread: dict[str, list[str]]) -> Iterator[Row]:
+    """One row for every record of one file or dataset, whatever becomes of it.
+
+    Adds the part's name to `unread`, under the columns of the part that are not read.
+    """
     records = part.records()
     batch = list(islice(records, BATCH))
     if not batch:
@@ -130,6 +140,8 @@ def _rows(source: Source, part: Part, tokenise: Tokeniser) -> Iterator[Row]:
     while batch:
         if form is None and (columns := columns_of(batch)):
             form = detect(source, columns)
+            if idle := form.unread(columns):
+                unread.setdefault(few(idle), []).append(part.name)
         yield from _batch(batch, form, part.name, tokenise)
         batch = list(islice(records, BATCH))
 

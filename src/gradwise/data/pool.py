@@ -1,4 +1,4 @@
-"""What loading gives: the samples, what happened on the way, and a fingerprint of the contents."""
+"""The result of loading: the samples, a report on the records, and a fingerprint of the contents."""
 
 import hashlib
 from collections import Counter
@@ -10,16 +10,17 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow
+import pyarrow.compute
 
 from gradwise.data.tokenise import NO_LOSS
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of the records of one part. All fields but `examples` are counts.
+    """What became of the records of one part. All fields are counts but for `examples` and `notes`.
 
-    `cut` and, unless they were dropped, `duplicate` records are among the `kept`; `empty` and `unreadable`
-    never are.
+    The `kept` records include the `cut` ones and, unless they are dropped, the `duplicate` ones. They never
+    include `empty` and `unreadable` ones.
     """
 
     read: int
@@ -32,26 +33,30 @@ class Report:
     label_tokens: int = 0
     """Tokens the model is asked to predict."""
     examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """The first few of each kind of flaw, by origin; never the text."""
+    """The first few records with each kind of flaw, by origin; never their text."""
+    notes: tuple[str, ...] = ()
+    """What else the user should know: files and columns that are not read, an end token that is missing."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return asdict(self) | {"examples": {kind: list(found) for kind, found in self.examples.items()}}
+        examples = {kind: list(found) for kind, found in self.examples.items()}
+        return asdict(self) | {"examples": examples, "notes": list(self.notes)}
 
     def __str__(self) -> str:
         words = {
             "cut": "cut at max_length",
             "empty": "without a token to learn, left out",
-            "duplicate": "seen before",
+            "duplicate": "the same as an earlier one",
             "unreadable": "unreadable, left out",
         }
         lines = [
             f"{self.read:,} records read, {self.kept:,} kept: "
             f"{self.tokens:,} tokens, {self.label_tokens:,} to learn"
         ]
-        for kind, said in words.items():
+        for kind, flaw in words.items():
             if count := getattr(self, kind):
-                lines.append(f"  {count:,} {said} (first: {'; '.join(self.examples.get(kind, ()))})")
+                lines.append(f"  {count:,} {flaw} (first: {'; '.join(self.examples.get(kind, ()))})")
+        lines += [f"  Note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -62,10 +67,9 @@ class Pool:
     Attributes:
         dataset: one row per sample: `input_ids`, `labels`, `domain`, `weight` (float above 0) and `origin`
             (`train.jsonl:17`), memory-mapped.
-        report: what happened to the records.
-        fingerprint: SHA-256 of token ids, labels, domains and weights in order; the same contents give the
-        same one
-            whatever files they came from.
+        report: what became of the records.
+        fingerprint: SHA-256 of token ids, labels, domains and weights in order. The same contents have the
+            same fingerprint, whatever files they come from.
     """
 
     dataset: datasets.Dataset
@@ -77,18 +81,18 @@ class Pool:
 
     @cached_property
     def domains(self) -> dict[str, int]:
-        """How many samples each domain has, in the order met."""
+        """Number of samples of each domain, in the order in which the domains first occur."""
         return dict(Counter(self.dataset["domain"]))
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(N,) int32: tokens per sample."""
+        """(N,) int32: tokens of each sample."""
         parts = [np.diff(offsets) for offsets, _ in ragged(self.dataset, "input_ids")]
         return np.concatenate([np.zeros(0), *parts]).astype(np.int32)
 
     @cached_property
     def label_tokens(self) -> np.ndarray:
-        """(N,) int32: tokens per sample that the model is asked to predict, `labels[1:] != -100`."""
+        """(N,) int32: tokens of each sample that the model is asked to predict, `labels[1:] != -100`."""
         parts = []
         for offsets, labels in ragged(self.dataset, "labels"):
             learned = labels != NO_LOSS
@@ -98,12 +102,12 @@ class Pool:
 
 
 def overlap(train: Pool, validation: Pool) -> int:
-    """How many validation samples have exactly the tokens of some training sample."""
+    """Number of validation samples that have exactly the tokens of some training sample."""
     return common_samples(train.dataset, validation.dataset)
 
 
 def common_samples(train: datasets.Dataset, validation: datasets.Dataset) -> int:
-    """The same of data sets with a column `input_ids`.
+    """`overlap` for datasets with a column `input_ids`.
 
     Memory grows with the validation part only: its digests are kept, and the training part streams past them.
     """
@@ -113,7 +117,7 @@ def common_samples(train: datasets.Dataset, validation: datasets.Dataset) -> int
 
 
 def digest(*arrays: np.ndarray) -> bytes:
-    """16 bytes for one array of int32, or several as long; the odds of a clash among 1e9 are 1e-21."""
+    """16 bytes for one array of int32, or several of one length; 1e9 digests clash with probability 1e-21."""
     state = hashlib.blake2b(digest_size=16)
     for array in arrays:
         state.update(np.ascontiguousarray(array, dtype="<i4").tobytes())
@@ -126,10 +130,10 @@ def _rows(dataset: datasets.Dataset) -> Iterator[np.ndarray]:
 
 
 def ragged(dataset: datasets.Dataset, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A column of lists of a `datasets.Dataset` in chunks of rows.
+    """A column of lists of a `datasets.Dataset`, in chunks of rows.
 
     Yields:
-        (rows + 1,) offsets, and the flat array they cut, which may be written to.
+        (rows + 1,) offsets and the flat array that they divide, a copy that may be written to.
     """
     arrow = dataset.select_columns(column).with_format("arrow")
     tables: Any = arrow.iter(batch_size=10_000)  # pyarrow.Table, whatever `datasets` declares
@@ -138,3 +142,11 @@ def ragged(dataset: datasets.Dataset, column: str) -> Iterator[tuple[np.ndarray,
         lists = lists.chunk(0) if isinstance(lists, pyarrow.ChunkedArray) else lists
         lengths = np.asarray(lists.value_lengths())
         yield np.concatenate([[0], np.cumsum(lengths)]), np.array(lists.flatten())
+
+
+def token_lengths(dataset: Any) -> np.ndarray:
+    """(N,) int64: tokens of each sample; those of a `datasets.Dataset` are not read for it."""
+    if hasattr(dataset, "with_format"):
+        column = dataset.with_format("arrow")["input_ids"]
+        return np.asarray(pyarrow.compute.call_function("list_value_length", [column[:]])).astype(np.int64)
+    return np.array([len(dataset[i]["input_ids"]) for i in range(len(dataset))], dtype=np.int64)

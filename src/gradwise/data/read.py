@@ -3,13 +3,16 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import datasets
+import pyarrow
 
 from gradwise.data.files import EXTENSIONS, at_home, count_rows, read_file
-from gradwise.data.records import Origin, Record
+from gradwise.data.folder import files_of, name_of
+from gradwise.data.records import Record, reason, whole_characters
 from gradwise.data.settings import Source
+from gradwise.data.tables import dataset_rows
 from gradwise.errors import DataError
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -17,32 +20,49 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 @dataclass(frozen=True)
 class Part:
-    """One file or one dataset of a source. `name` is its default domain; `count` may be an upper bound."""
+    """One file or one dataset of a source.
+
+    Attributes:
+        name: the default domain of its records.
+        records: reads them.
+        count: about how many there are; may be an upper bound.
+        note: a sentence on what of the source is not read; empty in all parts but the first.
+    """
 
     name: str
     records: Callable[[], Iterator[Record]]
     count: Callable[[], int]
+    note: str = ""
 
 
 def read(source: Source, base: Path | None = None) -> list[Part]:
-    """Find what `source` names. Nothing is read yet from text files; their records stream when asked for.
+    """Find what `source` names. Files are not opened yet; their records stream when asked for.
 
     Args:
-        source: what to read; a path that stands nowhere on this machine is tried as the name of a hub
-        dataset. base: the folder relative paths are taken from; the current one when not given.
+        source: what to read; a path that does not exist on this machine is tried as the name of a hub
+            dataset.
+        base: the folder that relative paths start from; by default the current one.
 
     Raises:
-        DataError: nothing there, an unknown extension, a split that does not exist, a hub dataset that cannot
-            be fetched, or `split` and `config` given where they mean nothing.
+        DataError: nothing there, an unknown extension, a split or configuration that does not exist, a hub
+            dataset that cannot be fetched, or `split` and `config` given where they mean nothing.
     """
     path = (base or Path()) / at_home(source.path)
-    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        _refuse(source, "config", "a saved dataset")
-        return [_saved(source, path)]
-    if path.exists():
-        _refuse(source, "config", "a local file or folder")
-        _refuse(source, "split", "a local file or folder")
-        return _folder(path) if path.is_dir() else [_file(path, path.name)]
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+        if is_folder and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+            _refuse(source, "config", "a saved dataset")
+            return [_saved(source, path)]
+    except OSError as error:
+        raise DataError(f"{source.path} cannot be read ({error.strerror})") from None
+    if is_folder:
+        return _folder(source, path)
+    if exists:
+        _refuse(source, "config", "a single file")
+        _refuse(source, "split", "a single file")
+        return [_file(path, PurePosixPath(path.name))]
+    if path.is_symlink():
+        raise DataError(f"{source.path} is a link that leads nowhere")
     if not _HUB_NAME.fullmatch(source.path) or path.suffix.lower() in EXTENSIONS:
         raise DataError(f"no file or folder {source.path} (looked for {path.absolute()})")
     return [_hub(source)]
@@ -54,31 +74,34 @@ def _refuse(source: Source, key: str, what: str) -> None:
         raise DataError(f"{source.path} is {what}, for which `{key}: {found}` means nothing; leave it out")
 
 
-def _file(path: Path, name: str) -> Part:
-    return Part(path.stem, lambda: read_file(path, name), lambda: count_rows(path))
+def _folder(source: Source, path: Path) -> list[Part]:
+    listing = files_of(source, path)
+    notes = [listing.note] + [""] * len(listing.files)
+    return [_file(path / file, file, note) for file, note in zip(listing.files, notes, strict=False)]
 
 
-def _folder(path: Path) -> list[Part]:
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-    if not found:
-        raise DataError(
-            f"the folder {path} holds no file ending in {', '.join(EXTENSIONS)}, nor a saved dataset"
-        )
-    return [_file(p, p.relative_to(path).as_posix()) for p in found]
+def _file(path: Path, shown: PurePosixPath, note: str = "") -> Part:
+    name = whole_characters(str(shown))
+    return Part(
+        whole_characters(name_of(shown)),
+        lambda: read_file(path, name),
+        lambda: count_rows(path),
+        whole_characters(note),
+    )
 
 
 def _saved(source: Source, path: Path) -> Part:
     try:
         found = datasets.load_from_disk(path)
     except Exception as error:
-        raise DataError(f"{source.path} is not a readable saved dataset ({_first_line(error)})") from None
-    split = source.split or "train"
+        raise DataError(f"{source.path} is not a readable saved dataset ({reason(error)})") from None
     if isinstance(found, datasets.Dataset):
         _refuse(source, "split", "a saved dataset without splits")
-        return _dataset(found, path.name)
+        return _dataset(found, source, path.name)
+    split = source.split or "train"
     if split not in found:
         raise DataError(f"{source.path} has no split {split!r}; it has {', '.join(map(str, found))}")
-    return _dataset(found[split], path.name)
+    return _dataset(found[split], source, path.name)
 
 
 def _hub(source: Source) -> Part:
@@ -87,19 +110,17 @@ def _hub(source: Source) -> Part:
     except Exception as error:
         raise DataError(
             f"{source.path} is neither a file or folder here nor a dataset that could be fetched from the "
-            f"hub ({_first_line(error)})"
+            f"hub ({reason(error)})"
         ) from None
     assert isinstance(found, datasets.Dataset)
-    return _dataset(found, source.path)
+    return _dataset(found, source, source.path)
 
 
-def _dataset(found: datasets.Dataset, name: str) -> Part:
-    def records() -> Iterator[Record]:
-        for number, values in enumerate(found, start=1):
-            yield Record(Origin(name, number, "row"), dict(values))
-
-    return Part(name, records, lambda: len(found))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _dataset(found: datasets.Dataset, source: Source, name: str) -> Part:
+    try:
+        found.data.table.validate(full=True)  # or damaged offsets would crash the process
+    except pyarrow.ArrowException as error:
+        if "UTF8" not in str(error):  # a flaw of single rows
+            raise DataError(f"{source.path} is not a readable saved dataset ({reason(error)})") from None
+    name = whole_characters(name)
+    return Part(name, lambda: dataset_rows(found, name), lambda: len(found))

@@ -35,8 +35,19 @@ class Record(NamedTuple):
     problem: str = ""
 
 
-def few(names: list[str]) -> str:
-    """Column names for a message, cut short: a file without a header offers its first record as names."""
-    shown = ", ".join(name if len(name) <= 40 else name[:37] + "..." for name in names[:12])
-    more = len(names) - 12
+def few(names: list[str], most: int = 12) -> str:
+    """Names for a message, cut short: a file without a header offers its first record as names."""
+    shown = ", ".join(name if len(name) <= 40 else name[:37] + "..." for name in names[:most])
+    more = len(names) - most
     return (shown or "none") + (f" and {more} more" if more > 0 else "")
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an exception's message, cut short; its class where it has none."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first if len(first) <= 200 else first[:197] + "..."
+
+
+def whole_characters(text: str) -> str:
+    """Text that can be written as UTF-8: bytes of a file name that are none are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""What a recipe says about data: where records come from, how they become tokens, what is put up with."""
+"""The data section of a recipe: sources of records, how they become tokens, which flaws are tolerated."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -26,50 +26,51 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class Source(Settings):
-    """One place records come from."""
+    """One place that records come from."""
 
     path: str
-    """A .jsonl, .json, .parquet or .csv file, a folder of them, a folder written by `save_to_disk`, or the
-    name of a dataset on the hub. Relative paths are taken from where the recipe stands."""
+    """A .jsonl, .json, .parquet or .csv file, a folder of such files, a folder written by `save_to_disk`, or
+    the name of a dataset on the hub. Relative paths start from the recipe's folder."""
 
     format: Literal["auto", "text", "prompt_completion", "instruction", "question_answer", "messages"] = (
         "auto"
     )
-    """What a record holds; `auto` tells it from the columns."""
+    """Format of the records; `auto` infers it from the columns."""
 
     split: str | None = None
-    """The split to read of a hub dataset or a saved `DatasetDict`; `train` when not given."""
+    """Split of a hub dataset, of a saved `DatasetDict`, or of a folder whose files are named after splits
+    (`train.jsonl`, `data/test-00000-of-00001.parquet`); `train` if unset."""
 
     config: str | None = None
-    """The configuration of a hub dataset."""
+    """Configuration of a hub dataset, or of a folder whose README.md lists configurations as the hub's do."""
 
     domain: str | None = None
-    """The domain of every record of this source. When not given: the record's own `domain` field, else the
-    name of its file or dataset."""
+    """Domain of all records of this source. If unset: the record's `domain` field, else the name of its file
+    or dataset."""
 
     fields: dict[Role, str] = field(default_factory=dict)
-    """Which column plays which role, where the names differ: `{prompt: query, completion: reply}`."""
+    """Column for each role, where the names differ: `{prompt: query, completion: reply}`."""
 
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """How often a sample of this source is drawn, relative to the others; multiplies the record's own weight
-    where `fields` names a column for it."""
+    """How often a sample of this source is drawn, relative to the others. It multiplies the record's own
+    weight where `fields` maps a column to `weight`."""
 
 
 @dataclass(frozen=True)
 class Allowed(Settings):
-    """The share of records, from 0 to 1, above which loading is refused."""
+    """Largest share of flawed records, from 0 to 1; with more, loading fails."""
 
     cut: Share = 0.25
-    """Longer than `max_length`: they lose their end."""
+    """Longer than `max_length`; they lose their end."""
 
     empty: Share = 0.01
-    """Without a token to learn from: they are left out."""
+    """Without a token to learn; they are left out."""
 
     duplicate: Share = 0.5
-    """The same tokens and labels as an earlier record."""
+    """Same tokens and labels as an earlier record."""
 
     unreadable: Share = 0.0
-    """Malformed, or lacking a field: they are left out."""
+    """Malformed, or without a field that the format needs; they are left out."""
 
 
 def _path_is_source(value: Any) -> Any:
@@ -91,29 +92,30 @@ class Data(Settings):
     """The data of a run."""
 
     train: Sources = None
-    """Where the training records come from: one source or several; a bare string is a path."""
+    """Sources of the training records: one or a list; a bare string is a path."""
 
     validation: Sources = None
-    """Where the validation records come from."""
+    """Sources of the validation records."""
 
     max_length: Annotated[int, Field(ge=2)] = 512
-    """Tokens a sequence may have; longer ones lose their end."""
+    """Maximum number of tokens of a sample; longer ones lose their end."""
 
     packing: bool = False
-    """Put several samples in one row, each seeing only itself, without changing their order."""
+    """Put several samples in one row. Each attends only to itself, and their order stays."""
 
     template: Literal["plain", "chat"] = "plain"
-    """How prompts and completions become text: joined as they are, or as a user's and an assistant's turn of
-    the chat template. `messages` always go through the chat template, `text` never does."""
+    """How a prompt and a completion become text: `plain` joins them, `chat` writes a user's and an
+    assistant's turn with the chat template. `messages` always use the chat template, `text` never does."""
 
     chat_template: str | None = None
-    """A Jinja chat template, or the path of one, in place of the tokenizer's own."""
+    """A Jinja chat template, or the path of one, that replaces the tokenizer's. A date that a template asks
+    for is always 26 July 2024, so that the samples are the same every day."""
 
     loss_on: Literal["completion", "all"] = "completion"
-    """Learn the completions (in conversations: the assistant's turns), or every token."""
+    """Tokens to learn: those of completions (in conversations: of the assistant's turns), or all."""
 
     duplicates: Literal["keep", "drop"] = "keep"
-    """What to do with a sample whose tokens and labels were seen before."""
+    """Whether a sample with the tokens and labels of an earlier one is kept."""
 
     allow: Allowed = Allowed()
-    """The shares of flawed records that are put up with."""
+    """Shares of flawed records to tolerate."""

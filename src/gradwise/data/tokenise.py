@@ -1,12 +1,13 @@
 """From samples to `input_ids` and `labels`.
 
-A text is tokenised whole, never prompt and completion apart: the tokens are then those the model meets in
-use. A token is learned if any of its characters is, so one that straddles the border belongs to the
-completion.
+A text is tokenised whole, never prompt and completion apart: the tokens are then those that the model meets
+in use. A token is learned if any of its characters is, so one that straddles the border belongs to the
+completion. Special tokens at the start and the end are there once, whoever writes them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -14,24 +15,31 @@ from transformers import PreTrainedTokenizerBase
 
 from gradwise.data.chat import ChatTemplate, Span
 from gradwise.data.formats import Chat, Pair, Sample, Text
-from gradwise.data.records import UnreadableError
+from gradwise.data.records import UnreadableError, reason
+from gradwise.data.shorten import start_of
 
 NO_LOSS = -100
+_TAIL = 3  # learned tokens at the end among which an end token is looked for; a line feed may follow it
+
+
+_LONG = 16  # characters to a token, below which a text is tokenised whole without further thought
 
 
 class Tokens(NamedTuple):
     """One tokenised sample.
 
-    ids: (T,) int32.
-    labels: (T,) int32; the token itself, or -100 where there is nothing to learn. Of a sequence's first token
-    nothing
-        is learned whatever its label, since nothing comes before it.
-    cut: whether the end was lost to `max_length`.
+    Attributes:
+        ids: (T,) int32.
+        labels: (T,) int32; the token itself, or -100 where there is nothing to learn. The first token is
+            never learned whatever its label, since nothing comes before it.
+        cut: whether the end was lost to `max_length`.
+        ended: whether the learned tokens end with a special token, or with the cut.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     cut: bool
+    ended: bool = True
 
     @property
     def learned(self) -> int:
@@ -43,6 +51,11 @@ class _Spelled(NamedTuple):
     text: str
     spans: list[Span] | None  # None: all of it
     chat: bool  # the template has written the special tokens
+
+
+class _Encoded(NamedTuple):
+    ids: np.ndarray
+    offsets: np.ndarray | None  # (T, 2) characters
 
 
 @dataclass(frozen=True)
@@ -67,54 +80,128 @@ class Tokeniser:
         }
         for chat in (False, True):
             batch = {i: x for i, x in enumerate(spelled) if isinstance(x, _Spelled) and x.chat == chat}
-            done |= zip(batch, self._tokens(list(batch.values()), chat), strict=True)
+            done |= zip(batch, self._try_to_tokenise(list(batch.values()), chat), strict=True)
         return [done[i] for i in range(len(spelled))]
+
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """Writes the conversations."""
+        return ChatTemplate(self.tokenizer, self.chat_template)
+
+    @cached_property
+    def _reach(self) -> int:
+        """Characters of the longest token, twice over since normalizing may leave some out."""
+        return 2 * max(map(len, self.tokenizer.get_vocab()), default=0) + 2
+
+    @cached_property
+    def _shortens(self) -> bool:
+        """Whether tokens depend only on what is near them; WordPiece looks for the end of a word first."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return type(getattr(backend, "model", None)).__name__ != "WordPiece"
+
+    @cached_property
+    def _adds_end(self) -> bool:
+        return list(self._encode(["a"], chat=False)[0].ids[-1:]) == [self._end]
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Ids of the tokens that can end a turn."""
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        others = (self.tokenizer.bos_token_id, self.tokenizer.unk_token_id)
+        return np.array([token for token in special if token == self._end or token not in others], np.int64)
+
+    @cached_property
+    def _end(self) -> int | None:
+        end = self.tokenizer.eos_token_id
+        return end if isinstance(end, int) else None
 
     def _try_to_spell(self, sample: Sample) -> _Spelled | UnreadableError:
         try:
-            spelled = self._spell(sample)
-            spelled.text.encode()
+            return self._spell(sample)
         except UnreadableError as problem:
             return problem
         except UnicodeEncodeError:
             return UnreadableError("its text holds half a surrogate pair, which is no character")
-        return spelled
 
     def _spell(self, sample: Sample) -> _Spelled:
+        everything = self.loss_on == "all"
         if isinstance(sample, Pair) and self.template == "chat":
             turns = [
                 {"role": "user", "content": sample.ask},
                 {"role": "assistant", "content": sample.completion},
             ]
             sample = Chat(turns)
-        everything = self.loss_on == "all"
+        if isinstance(sample, Chat):
+            return self._spell_chat(sample, everything)
         if isinstance(sample, Text):
-            return _Spelled(sample.text, None, chat=False)
-        if isinstance(sample, Pair):
-            text = sample.prompt + sample.completion
-            return _Spelled(text, None if everything else [(len(sample.prompt), len(text))], chat=False)
-        text, spans = ChatTemplate(self.tokenizer, self.chat_template).spell(sample, locate=not everything)
-        return _Spelled(text, None if everything else spans, chat=True)
+            return _Spelled(self._kept(sample.text, chat=False), None, chat=False)
+        text = self._kept(sample.prompt + sample.completion, chat=False)
+        span = (min(len(sample.prompt), len(text)), len(text))
+        return _Spelled(text, None if everything else [span], chat=False)
+
+    def _spell_chat(self, sample: Chat, everything: bool) -> _Spelled:
+        written = self.chat.write(sample)
+        text = self._kept(written.text, chat=True)
+        if not everything:
+            spans = self.chat.spans(sample, written, len(text))
+            return _Spelled(text, [(min(a, len(text)), min(b, len(text))) for a, b in spans], chat=True)
+        if sample.unlearned:
+            raise UnreadableError(
+                f"message {min(sample.unlearned) + 1} says that it is not learned, but data.loss_on is `all`"
+            )
+        return _Spelled(text, None, chat=True)
+
+    def _kept(self, text: str, chat: bool) -> str:
+        """As much of a text as its first `max_length` tokens need, and one more to know that it is cut."""
+        text.encode()  # half a surrogate pair would be refused by tokenizers with less clear words
+        if len(text) < _LONG * self.max_length or not self._shortens:
+            return text
+        encode = lambda batch: [found.ids for found in self._encode(batch, chat)]  # noqa: E731
+        return start_of(text, self.max_length + 1, self._reach, encode)
+
+    def _try_to_tokenise(self, batch: list[_Spelled], chat: bool) -> list[Tokens | UnreadableError]:
+        if not batch:
+            return []
+        try:
+            return list(self._tokens(batch, chat))
+        except Exception as error:  # a word that a tokenizer without an unknown token does not know
+            if len(batch) == 1:
+                return [UnreadableError(f"the tokenizer refuses it ({reason(error)})")]
+            return [found for item in batch for found in self._try_to_tokenise([item], chat)]
 
     def _tokens(self, batch: list[_Spelled], chat: bool) -> list[Tokens]:
         """Tokenise texts that all want, or all do not want, the tokenizer's special tokens."""
-        if not batch:
-            return []
         by_offset = bool(self.tokenizer.is_fast) and any(item.spans is not None for item in batch)
-        encoded = self.tokenizer(
-            [item.text for item in batch],
+        done = []
+        for item, found in zip(batch, self._encode([x.text for x in batch], chat, by_offset), strict=True):
+            if found.offsets is not None:
+                learned = _by_offset(item, found.offsets)
+            else:
+                learned = self._by_prefix(item, found.ids)
+            done.append(self._finish(found.ids, learned, chat))
+        return done
+
+    def _encode(self, texts: list[str], chat: bool, offsets: bool = False) -> list[_Encoded]:
+        found = self.tokenizer(
+            texts,
             add_special_tokens=not chat,
-            return_offsets_mapping=by_offset,
+            return_offsets_mapping=offsets,
             return_attention_mask=False,
             verbose=False,
         )
-        ids = [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
-        if by_offset:
-            offsets = [np.asarray(row, dtype=np.int64).reshape(-1, 2) for row in encoded["offset_mapping"]]
-            learned = [_by_offset(item, offset) for item, offset in zip(batch, offsets, strict=True)]
-        else:
-            learned = [self._by_prefix(item, row) for item, row in zip(batch, ids, strict=True)]
-        return [self._finish(row, mask, chat) for row, mask in zip(ids, learned, strict=True)]
+        ids = [np.asarray(row, dtype=np.int32) for row in found["input_ids"]]
+        places = [None] * len(ids)
+        if offsets:
+            places = [np.asarray(row, dtype=np.int64).reshape(-1, 2) for row in found["offset_mapping"]]
+        return [self._begun_once(_Encoded(row, place)) for row, place in zip(ids, places, strict=True)]
+
+    def _begun_once(self, found: _Encoded) -> _Encoded:
+        """Of several begin tokens, of the text, the template and the tokenizer, only the last stays."""
+        others = np.flatnonzero(found.ids != self.tokenizer.bos_token_id)
+        extra = (int(others[0]) if len(others) else len(found.ids)) - 1
+        if extra < 1:
+            return found
+        return _Encoded(found.ids[extra:], None if found.offsets is None else found.offsets[extra:])
 
     def _by_prefix(self, item: _Spelled, ids: np.ndarray) -> np.ndarray:
         """Which tokens to learn, for tokenizers without offsets: those after what text and prefix share."""
@@ -127,20 +214,24 @@ class Tokeniser:
         return mask
 
     def _shared(self, prefix: str, ids: np.ndarray, chat: bool) -> int:
-        found = np.asarray(self.tokenizer(prefix, add_special_tokens=not chat, verbose=False)["input_ids"])
+        found = self._encode([prefix], chat)[0].ids
         size = min(len(found), len(ids))
         differ = np.flatnonzero(found[:size] != ids[:size])
         return int(differ[0]) if len(differ) else size
 
     def _finish(self, ids: np.ndarray, learned: np.ndarray, chat: bool) -> Tokens:
-        """Close with the end token unless a chat template has had its say, and cut to length."""
-        end = self.tokenizer.eos_token_id
-        if not chat and isinstance(end, int):
-            if len(ids) == 0 or ids[-1] != end:
-                ids, learned = np.append(ids, np.int32(end)), np.append(learned, True)
+        """Close with one end token unless a chat template has had its say, and cut to length."""
+        if not chat and self._end is not None:
+            if len(ids) > 1 and ids[-1] == ids[-2] == self._end and self._adds_end:
+                ids, learned = ids[:-1], learned[:-1]
+            if len(ids) == 0 or ids[-1] != self._end:
+                ids, learned = np.append(ids, np.int32(self._end)), np.append(learned, True)
             learned[-1] = True
+        cut = len(ids) > self.max_length
+        tail = ids[learned][-_TAIL:]
         labels = np.where(learned, ids, NO_LOSS).astype(np.int32)
-        return Tokens(ids[: self.max_length], labels[: self.max_length], cut=len(ids) > self.max_length)
+        ended = cut or bool(np.isin(tail, self._ends).any())
+        return Tokens(ids[: self.max_length], labels[: self.max_length], cut, ended)
 
 
 def _by_offset(item: _Spelled, offsets: np.ndarray) -> np.ndarray:

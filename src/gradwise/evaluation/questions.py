@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any
 
 from gradwise.data.chat import ChatTemplate
-from gradwise.data.formats import Chat
 from gradwise.data.read import read
 from gradwise.data.records import Record
 from gradwise.data.settings import Source
@@ -88,10 +87,7 @@ class _Asker:
             raise DataError("the prompt is empty")
         if not self._task.chat:
             return prompt
-        turns = [{"role": "user", "content": prompt}]
-        template = ChatTemplate(self._tokenizer)
-        template.spell(Chat(turns), locate=False)  # says what is wrong with the template in our words
-        return self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return ChatTemplate(self._tokenizer).asked([{"role": "user", "content": prompt}])
 
     def _choices_of(self, record: dict[str, Any]) -> tuple[str, ...]:
         if isinstance(self._task, Choice) and isinstance(self._task.choices, str):

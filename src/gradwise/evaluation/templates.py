@@ -1,8 +1,8 @@
-"""Jinja over the fields of a record, as lm-eval has it, without its guesses.
+"""Jinja templates over the fields of a record, as lm-eval has them, without its guesses.
 
-lm-eval takes every rendered text that looks like a Python literal for one, so that the answer "12" becomes a
-number and "[1]" a list. Here only a lone expression, `{{choices.text}}`, gives what it evaluates to; every
-other template gives text.
+lm-eval reads every rendered text that looks like a Python literal as one, so the answer "12" becomes a number
+and "[1]" a list. Here a lone expression such as `{{choices.text}}` gives its value, and every other template
+gives text.
 """
 
 import re
@@ -10,22 +10,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gradwise.data.records import few
+from gradwise.data.records import few, reason
+from gradwise.data.sandbox import Sandbox
 from gradwise.errors import DataError, RecipeError
 
 _LONE = re.compile(r"\{\{-?(.*?)-?\}\}", re.DOTALL)
 
 
-def _environment() -> jinja2.Environment:
-    # Sandboxed: recipes are passed around, and reading one should not run what it likes.
-    made = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    made.filters["regex_replace"] = lambda text, pattern, by, count=0: re.sub(pattern, by, text, count=count)
-    return made
+def _replace(text: str, pattern: str, by: str, count: int = 0) -> str:
+    return re.sub(pattern, by, text, count=count)
 
 
-_JINJA = _environment()
+# Sandboxed: recipes are passed around, and reading one must not run arbitrary code.
+_JINJA = Sandbox({"regex_replace": _replace}, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 
 
 class Template:
@@ -33,7 +31,7 @@ class Template:
 
     Args:
         source: Jinja, or the name of a column.
-        key: where it stands in the recipe, for messages; its last part where the record is at fault.
+        key: its key in the recipe, for messages; only the last part where the record is at fault.
 
     Raises:
         RecipeError: it is not valid Jinja.
@@ -46,6 +44,8 @@ class Template:
             self._evaluate = self._lone_expression()
         except jinja2.TemplateSyntaxError as error:
             raise RecipeError(f"{key}: not valid Jinja, line {error.lineno}: {_one_line(error)}.") from None
+        except Exception as error:  # too deep or too long for Python's own compiler
+            raise RecipeError(f"{key}: cannot be compiled ({_one_line(error)}).") from None
 
     def _lone_expression(self) -> Any:
         text = self.source.strip()
@@ -56,13 +56,13 @@ class Template:
         return _JINJA.compile_expression(found[1], undefined_to_none=False)
 
     def text(self, record: Mapping[str, Any]) -> str:
-        """The text it gives for a record; raises DataError."""
+        """The template's text for a record; raises DataError."""
         if self.source in record:
             return str(record[self.source])
         return self._tried(lambda: self._render.render(record), record)
 
     def value(self, record: Mapping[str, Any]) -> Any:
-        """What it gives for a record: a column's or a lone expression's value as it is, else text."""
+        """The template's value for a record: that of a column or a lone expression, otherwise its text."""
         if self.source in record:
             return record[self.source]
         if self._evaluate is None:
@@ -70,7 +70,7 @@ class Template:
         return self._tried(lambda: _defined(self._evaluate(record)), record)
 
     def check_varies(self, record: Mapping[str, Any]) -> None:
-        """Refuse what would be the same text for every record: most likely a column's name misspelt."""
+        """Refuse a text that is the same for every record: most likely the misspelt name of a column."""
         if not (self.source in record or "{{" in self.source or "{%" in self.source):
             raise DataError(
                 f"{_last(self.key)}: {self.source[:40]!r} is not a column, nor a template with "
@@ -78,6 +78,7 @@ class Template:
             )
 
     def _tried(self, render: Any, record: Mapping[str, Any]) -> Any:
+        _JINJA.refill(record)
         try:
             return render()
         except Exception as error:  # whatever an expression over arbitrary values may raise
@@ -99,4 +100,4 @@ def _columns(record: Mapping[str, Any]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    return reason(error).rstrip(".")

@@ -1,13 +1,15 @@
-"""The books of one loading: what is kept is written and fingerprinted, the rest is counted and named."""
+"""Writes the samples of one loading to an Arrow file, with a fingerprint; counts and names what is flawed."""
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow
 
+from gradwise.console import clean
 from gradwise.data.pool import Report, digest
 from gradwise.data.records import Origin, UnreadableError
 from gradwise.data.settings import Data
@@ -25,12 +27,12 @@ SCHEMA = pyarrow.schema(
 )
 _NAMED = 3  # examples kept of each kind of flaw
 _ROWS = 1000  # rows to an Arrow batch
-_WHY = {
+_FLAWS = {
     "cut": "longer than data.max_length = {max_length} and would lose their end; raise it",
-    "empty": "without a token to learn from (a blank completion, no assistant's turn, or a prompt that fills "
-    "data.max_length = {max_length}); mend them",
+    "empty": "without a token to learn (a blank completion, no assistant's turn, or a prompt that fills "
+    "data.max_length = {max_length}); correct them",
     "duplicate": "the same as an earlier one; remove them",
-    "unreadable": "unreadable; mend them",
+    "unreadable": "unreadable; correct them",
 }
 
 
@@ -43,8 +45,14 @@ class Row(NamedTuple):
     weight: float = 1.0
 
 
-class Tally:
-    """Takes every row of a part, in order, and writes those that are kept to `file` as an Arrow stream."""
+class SampleWriter:
+    """Takes a row for every record of a part, in order, and writes the samples to keep as an Arrow stream.
+
+    Args:
+        settings: which flaws are tolerated, and what happens to duplicates.
+        part: name of the part of the data, for messages.
+        file: where the stream goes.
+    """
 
     def __init__(self, settings: Data, part: str, file: BinaryIO) -> None:
         self._settings, self._part = settings, part
@@ -52,22 +60,24 @@ class Tally:
         self._hash = hashlib.sha256()
         self._seen: set[bytes] = set()
         self._waiting: list[Row] = []
-        self._examples: dict[str, list[str]] = {kind: [] for kind in _WHY}
-        self._count = dict.fromkeys(("read", "kept", *_WHY, "tokens", "label_tokens"), 0)
+        self._examples: dict[str, list[str]] = {kind: [] for kind in _FLAWS}
+        self._count = dict.fromkeys(("read", "kept", *_FLAWS, "tokens", "label_tokens"), 0)
+        self._endless = 0
 
-    def add(self, row: Row) -> None:
-        """Count a row and keep it if it is fit.
+    def write(self, row: Row) -> None:
+        """Count a row, and keep its sample if there is one to learn from.
 
         Raises:
             DataError: it is unreadable, and none may be.
         """
         self._count["read"] += 1
         if isinstance(row.outcome, UnreadableError):
-            self._flaw("unreadable", row.origin, f"{row.origin.words}: {row.outcome}")
+            problem = f"{row.origin.words}: {row.outcome}"
+            self._flaw("unreadable", row.origin, problem)
             if self._settings.allow.unreadable == 0:
                 raise DataError(
-                    f"{row.origin.words}: {row.outcome}. Mend it, or let such records be left out: "
-                    "data.allow.unreadable is the share of them to put up with, now 0"
+                    f"{problem}. Correct it, or leave such records out: data.allow.unreadable is the share "
+                    "of them to tolerate, now 0"
                 )
             return
         if row.outcome is not None and row.outcome.cut:
@@ -77,35 +87,48 @@ class Tally:
         elif self._is_new(row, row.outcome) or self._settings.duplicates == "keep":
             self._keep(row, row.outcome)
 
-    def close(self) -> tuple[Report, str]:
-        """The report and the fingerprint, once the last row is in.
+    def close(self, notes: Sequence[str] = ()) -> tuple[Report, str]:
+        """The report and the fingerprint, after the last row.
+
+        Args:
+            notes: what else the user should know about the data.
 
         Raises:
             DataError: more flawed records than allowed, or too few left.
         """
-        self._write()
+        self._flush()
         self._writer.close()
-        report = Report(**self._count, examples={k: tuple(v) for k, v in self._examples.items() if v})
-        problems = [self._excess(kind) for kind in _WHY]
+        examples = {kind: tuple(named) for kind, named in self._examples.items() if named}
+        notes = tuple(map(clean, [*notes, *self._warnings()]))
+        report = Report(**self._count, examples=examples, notes=notes)
+        problems = [self._excess(kind) for kind in _FLAWS]
         if any(problems):
             raise DataError(f"data.{self._part}: " + "\n".join(problem for problem in problems if problem))
         if report.kept < (2 if self._part == "train" else 1):
-            needed = "training needs two at least" if report.kept else "nothing is left"
+            needed = "training needs two samples or more" if report.kept else "nothing is left"
             raise DataError(f"data.{self._part}: {needed}. {report}")
         return report, self._hash.hexdigest()
 
-    def _flaw(self, kind: str, origin: Origin, said: str = "") -> None:
+    def _warnings(self) -> list[str]:
+        if not self._endless:
+            return []
+        return [
+            f"{self._endless:,} samples end without an end token, which neither the chat template nor the "
+            "tokenizer writes; the model will not learn to stop"
+        ]
+
+    def _flaw(self, kind: str, origin: Origin, problem: str = "") -> None:
         self._count[kind] += 1
         if len(self._examples[kind]) < _NAMED:
-            self._examples[kind].append(said or str(origin))
+            self._examples[kind].append(clean(problem or str(origin)))
 
     def _excess(self, kind: str) -> str:
         count, total, allowed = self._count[kind], self._count["read"], getattr(self._settings.allow, kind)
         if not total or count / total <= allowed:
             return ""
-        why = _WHY[kind].format(max_length=self._settings.max_length)
+        why = _FLAWS[kind].format(max_length=self._settings.max_length)
         return (
-            f"{count:,} of {total:,} records are {why}, or put up with more: data.allow.{kind} is "
+            f"{count:,} of {total:,} records are {why}, or tolerate more: data.allow.{kind} is "
             f"{allowed:g}, here it is {count / total:.3g}. First: {'; '.join(self._examples[kind])}"
         )
 
@@ -121,14 +144,15 @@ class Tally:
         self._count["kept"] += 1
         self._count["tokens"] += len(tokens.ids)
         self._count["label_tokens"] += tokens.learned
+        self._endless += not tokens.ended
         domain = row.domain.encode()
         self._hash.update(struct.pack("<qqd", len(tokens.ids), len(domain), row.weight) + domain)
         self._hash.update(tokens.ids.astype("<i4").tobytes() + tokens.labels.astype("<i4").tobytes())
         self._waiting.append(row)
         if len(self._waiting) == _ROWS:
-            self._write()
+            self._flush()
 
-    def _write(self) -> None:
+    def _flush(self) -> None:
         tokens = [row.outcome for row in self._waiting if isinstance(row.outcome, Tokens)]
         columns = [
             _lists([item.ids for item in tokens]),
