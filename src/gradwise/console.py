@@ -1,24 +1,36 @@
 """What gradwise prints: safe to show in a terminal, and never the reason that a run ends."""
 
+import contextlib
 import io
 import os
 import re
 import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any, TextIO
 
-_CONTROL = re.compile(
-    # C0 and C1 controls but for tab and line feed, marks that reverse the direction of text, half surrogates.
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+from gradwise.plain import masked
+
+CONTROL = re.compile(
+    # C0 and C1 controls but for tab and line feed, marks that separate lines or reverse text, surrogates.
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
+FIRST_LINE, NEXT_LINE = 10.0, 60.0
+"""Seconds to the first line of progress where there is no terminal, and from one to the next."""
 
 
 def clean(text: str) -> str:
-    r"""Text with control characters spelled out, so that data, keys and file names cannot steer a terminal.
+    r"""Text with control characters spelled out and secrets masked, so that data, keys and file names cannot
+    steer a terminal.
 
     >>> clean("a\x1b[2Jb")
     'a\\x1b[2Jb'
     """
-    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape", "surrogatepass").decode(), text)
+    return CONTROL.sub(
+        lambda match: match.group().encode("unicode_escape", "surrogatepass").decode(), masked(text)
+    )
 
 
 def say(text: str = "", *, error: bool = False) -> None:
@@ -28,8 +40,18 @@ def say(text: str = "", *, error: bool = False) -> None:
         return
     try:
         print(clean(text), file=stream, flush=True)
+    except UnicodeEncodeError:
+        print(clean(text).encode("ascii", "backslashreplace").decode(), file=stream, flush=True)
     except (OSError, ValueError):
         return
+
+
+def on_terminal() -> bool:
+    """Whether standard error, where bars go, is a terminal."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # closed
+        return False
 
 
 class TolerantStream:
@@ -42,13 +64,32 @@ class TolerantStream:
         try:
             return self._stream.write(text)
         except (OSError, ValueError):
+            self._give_up()
             return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except (OSError, ValueError):
-            return
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Let what could not be written go, or it would be tried again, last when the interpreter ends."""
+        with contextlib.suppress(OSError, ValueError):
+            number = self._stream.fileno()
+            kept = os.dup(number)
+            try:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+                self._stream.flush()
+            finally:
+                os.dup2(kept, number)
+                os.close(kept)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -67,6 +108,104 @@ def guard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+        if isinstance(stream, TolerantStream):
+            continue
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, TolerantStream(stream))
+
+
+class Progress:
+    """How far something is: a bar on a terminal, elsewhere a line now and then, both on standard error.
+
+    >>> with Progress("signals", total=2, unit="samples", shown=False) as progress:
+    ...     progress.update()
+    """
+
+    def __init__(self, what: str, total: int | None, unit: str, *, shown: bool = True) -> None:
+        """Args:
+        what: names what is under way.
+        total: how much there is of it, None where that is unknown.
+        unit: what is counted.
+        shown: False shows nothing.
+        """
+        self._bar: Any = None
+        self._lines = Lines(what, total, unit) if shown and not on_terminal() else None
+        if shown and self._lines is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(desc=clean(what), total=total, unit=f" {unit}", delay=2, disable=False)
+
+    def update(self, count: int = 1) -> None:
+        """So many more are done."""
+        if self._bar is not None:
+            self._bar.update(count)
+        elif self._lines is not None:
+            self._lines.update(self._lines.done + count)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Lines:
+    """A line of progress now and then, for logs.
+
+    Args:
+        what: names what is under way.
+        total: how much there is of it, None where that is unknown.
+        unit: what is counted.
+        done: how much was done before, by an interrupted run for example.
+        clock: gives seconds.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int | None,
+        unit: str,
+        *,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.what, self.total, self.unit, self.done = what, total, unit, done
+        self._clock = clock
+        self._began, self._before = clock(), done
+        self._due = self._began + FIRST_LINE
+
+    def update(self, done: int, figures: Callable[[], str] = str) -> None:
+        """So many are done in all; `figures` gives what else to show, where a line is due."""
+        self.done = done
+        now = self._clock()
+        if now < self._due:
+            return
+        self._due = now + NEXT_LINE
+        more = [text for text in (figures(), self._left(now - self._began)) if text]
+        of = "" if self.total is None else f" of {self.total:,}"
+        share = f" ({done / self.total:.0%})" if self.total else ""
+        say(f"{self.what}: {', '.join([f'{done:,}{of} {self.unit}{share}', *more])}", error=True)
+
+    def _left(self, seconds: float) -> str:
+        made = self.done - self._before
+        if self.total is None or made <= 0:
+            return ""
+        return f"{duration(seconds / made * (self.total - self.done))} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(5.2), duration(125), duration(7500)
+    ('5 s', '2 min 5 s', '2 h 5 min')
+    """
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -20,9 +20,9 @@ _SECRET = (
 )
 _SECRET_KEY = re.compile(rf"(?i)(?:^token|(?:^|[_.-]){_SECRET})$")
 _SECRETS = (
-    (re.compile(r"([a-zA-Z][\w+.-]*://)[^/\s@]+@"), r"\1***@"),
+    (re.compile(r"(?<![\w+.-])([a-zA-Z][\w+.-]*://)[^/\s@]+@"), r"\1***@"),
     (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), "***"),
-    (re.compile(rf"(?i)(?<!\w)((?:[\w.-]*[_.-])?{_SECRET}|token)(=|: ?)[^\s&*]+"), r"\1\2***"),
+    (re.compile(rf"(?i)(?<![\w.-])((?:[\w.-]*[_.-])?{_SECRET}|token)(=|: ?)[^\s&*]+"), r"\1\2***"),
 )
 """Credentials in addresses, tokens of the hub, values of keys that name a secret; and their masks."""
 

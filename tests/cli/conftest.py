@@ -1,11 +1,14 @@
 """Commands as a user gives them, and a small project to give them in."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.cli.small_project import Project, Server, Start
+from tests.cli.small_project import Command, Project, Server, Start
 
 
 @pytest.fixture(scope="session")
@@ -16,9 +19,19 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def start(server: Server, tmp_path: Path) -> Start:
-    """Starts `python -m gradwise ARGUMENTS` in the test's folder."""
-    return lambda *arguments, cwd=tmp_path: server.start(cwd, *arguments)
+def start(server: Server, tmp_path: Path) -> Iterator[Start]:
+    """Starts `python -m gradwise ARGUMENTS` in the test's folder; what a failed test leaves is killed."""
+    started: list[Command] = []
+
+    def start(*arguments: str | Path, cwd: Path = tmp_path, **options: Any) -> Command:
+        started.append(server.start(cwd, *arguments, **options))
+        return started[-1]
+
+    yield start
+    for command in started:
+        if command.code is None:
+            os.kill(command.pid, signal.SIGKILL)
+            command.wait()
 
 
 @pytest.fixture

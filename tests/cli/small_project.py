@@ -50,13 +50,21 @@ class Server:
         )
         self.started = 0
 
-    def start(self, folder: Path, *arguments: str | Path) -> Command:
-        """`python -m gradwise ARGUMENTS` in a folder, with its output in hidden files there."""
+    def start(
+        self, folder: Path, *arguments: str | Path, group: bool = False, **streams: Path | None
+    ) -> Command:
+        """`python -m gradwise ARGUMENTS` in a folder, in a process group of its own where asked for.
+
+        Its output goes to hidden files there, or where `out` and `err` say: a path, or None to close it.
+        """
         self.started += 1
         out, err = (folder / f".{stream}{self.started}" for stream in ("out", "err"))
         for path in (out, err):
             path.touch()
-        request = {"argv": [str(a) for a in arguments], "cwd": str(folder), "out": str(out), "err": str(err)}
+        paths = {"out": out, "err": err} | streams
+        request = {"argv": [str(a) for a in arguments], "cwd": str(folder), "group": group} | {
+            name: None if path is None else str(path) for name, path in paths.items()
+        }
         assert self.process.stdin
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return Command(self.answer()["pid"], out, err, self)

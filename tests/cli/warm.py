@@ -1,9 +1,10 @@
 """Runs gradwise commands as processes of their own, each forked off one that has done the imports already.
 
-Reads a request per line, {"argv": [...], "cwd": ..., "out": ..., "err": ...}; answers with the pid of the
-command at once and with its exit code at its end. The forked process is `python -m gradwise`, with its own
-arguments, folder, standard streams and signals (and saves the 6 s of imports). Only at the very end it leaves
-without taking the interpreter apart, which would copy every page it shares with its parent (2 s).
+Reads a request per line, {"argv": [...], "cwd": ..., "out": ..., "err": ..., "group": ...}, where null closes
+a stream and `group` asks for a process group of its own. Answers with the pid of the command at once and with
+its exit code at its end. The forked process is `python -m gradwise`, with its own arguments, folder, standard
+streams and signals (and saves the 6 s of imports). Only at the very end it leaves without taking the
+interpreter apart, which would copy every page it shares with its parent (2 s).
 """
 
 import atexit
@@ -24,13 +25,19 @@ import gradwise.run.summary  # noqa: F401
 
 def become(request: dict) -> int:
     """Run the command; the exit code that the interpreter would leave with."""
+    if request["group"]:
+        os.setpgid(0, 0)
     os.chdir(request["cwd"])
     for stream, path, mode in (
         (0, os.devnull, os.O_RDONLY),
         (1, request["out"], os.O_WRONLY),
         (2, request["err"], os.O_WRONLY),
     ):
-        os.dup2(os.open(path, mode), stream)
+        if path is None:
+            os.close(stream)
+            setattr(sys, ("stdin", "stdout", "stderr")[stream], None)
+        else:
+            os.dup2(os.open(path, mode), stream)
     # As a shell would start it, even where this whole suite runs in the background and ignores Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["gradwise", *request["argv"]]
@@ -46,8 +53,9 @@ def become(request: dict) -> int:
 
 def leave(code: int) -> None:
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     os._exit(code)
 
 

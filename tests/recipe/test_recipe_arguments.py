@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from gradwise import Recipe, RecipeError, Train
+from gradwise.recipe.yaml_text import parse
 from gradwise.training.arguments import micro_batch, training_arguments
 
 
@@ -70,9 +71,150 @@ class TestTrainingArguments:
         with pytest.raises(RecipeError, match=r"asks for evaluation, but data\.validation is not given"):
             built(Train(arguments=asked))
 
-    def test_what_the_trainer_refuses_is_a_recipe_error(self):
-        with pytest.raises(RecipeError, match=r"^train: "):
-            built(Train(arguments={"optim": "no_such_optimizer"}))
+    @pytest.mark.parametrize(
+        ("given", "reason"),
+        [
+            ({"fsdp": "full_shard"}, "train.fsdp needs GPUs"),
+            ({"fp16": True, "use_cpu": True}, "train.fp16 needs a GPU"),
+            ({"report_to": "neptune"}, "neptune is not installed; run: pip install neptune"),
+            ({"use_liger_kernel": True}, "run: pip install liger-kernel"),
+            ({"optim": "adamw_bnb_8bit"}, "train: .*bitsandbytes"),
+            (
+                {"optim": "galore_adamw", "optim_target_modules": "all-linear"},
+                "needs the package galore_torch",
+            ),
+            ({"optim": "grokadamw"}, "grokadamw"),
+            ({"optim": "sgd", "optim_args": "momentum=-1"}, "train: Invalid momentum value"),
+            ({"optim": "sgd", "optim_args": "momentum=much"}, "train: could not convert"),
+            ({"deepspeed": "nowhere.json"}, "train: "),
+            ({"torch_compile_backend": "inductor", "bf16": True, "use_cpu": False}, "train: .*bf16"),
+        ],
+        ids=str,
+    )
+    def test_what_this_machine_lacks_or_the_trainer_refuses(self, given: dict[str, Any], reason: str):
+        with pytest.raises(RecipeError, match=reason):
+            built(Train(arguments=given))
+
+
+REFUSED = {
+    # out of range
+    "max_steps: 0": "input should be a number of steps; leave it out to train for train.epochs; found 0",
+    "max_steps: -2": "found -2",
+    "eval_strategy: steps, eval_steps: 0": "a whole number of steps, or a share of them between 0 and 1; found 0",
+    "save_steps: -5": "a whole number of steps",
+    "save_steps: 2.5": "a whole number of steps",
+    "logging_steps: 0": "a whole number of steps",
+    "warmup_steps: -1": "a whole number of steps",
+    "warmup_steps: 1.5": "a whole number of steps",
+    "max_grad_norm: -1": "greater than or equal to 0",
+    "weight_decay: -0.1": "greater than or equal to 0",
+    "adam_beta1: 1.0": "less than 1",
+    "adam_beta2: -0.1": "greater than or equal to 0",
+    "adam_epsilon: 0": "greater than 0",
+    "label_smoothing_factor: 1": "less than 1",
+    "neftune_noise_alpha: 0": "greater than 0",
+    "per_device_train_batch_size: 0": "greater than or equal to 1",
+    "per_device_eval_batch_size: 0": "greater than or equal to 1",
+    "save_total_limit: 0": "greater than or equal to 1",
+    "dataloader_num_workers: -1": "greater than or equal to 0",
+    "eval_delay: -1": "greater than or equal to 0",
+    "ddp_timeout: 0": "greater than or equal to 1",
+    "log_level: loud": "input should be 'debug'",
+    "include_num_input_tokens_seen: some": "include_num_input_tokens_seen: input should be",
+    "dataloader_num_workers: 1, dataloader_multiprocessing_context: thread": "'fork', 'spawn' or 'forkserver'",
+    # choices
+    "eval_strategy: epochs": "unknown 'epochs'; did you mean 'epoch'?",
+    "save_strategy: often": "unknown 'often'; known: best, epoch, no, steps",
+    "optim: adamw_troch": "unknown 'adamw_troch'; did you mean 'adamw_torch'?",
+    "debug: underflow": "unknown 'underflow'; did you mean 'underflow_overflow'?",
+    "report_to: tensorbord": "names no tracker that is known: 'tensorbord'; did you mean 'tensorboard'?",
+    "report_to: [none, wandb]": "names no tracker that is known: 'none'",
+    "report_to: null": "names no tracker that is known: None",
+    "metric_for_best_model: accuracy": "is 'accuracy', which is not measured; known: eval_held_out_loss",
+    # without effect
+    "eval_steps: 5": "has no effect without eval_strategy: steps",
+    "save_strategy: epoch, save_steps: 5": "has no effect without save_strategy: steps",
+    "logging_strategy: epoch, logging_steps: 5": "has no effect without logging_strategy: steps",
+    "eval_strategy: no, eval_delay: 3": "has no effect without evaluation",
+    "optim: sgd, adam_beta1: 0.8": "has no effect without an Adam optimizer",
+    "optim: adafactor, adam_epsilon: 1e-6": "has no effect without an Adam optimizer",
+    "optim_target_modules: [q_proj]": "has no effect without a GaLore or APOLLO optimizer",
+    "optim_args: momentum=0.9": "adamw_torch takes no 'momentum'; it takes none",
+    "optim: sgd, optim_args: momentun=0.9": "sgd takes no 'momentun'; did you mean 'momentum'?",
+    "optim: sgd, optim_args: momentum": "is a list such as a=1,b=2; found 'momentum'",
+    "activation_checkpointing_kwargs: {offload: true}": "has no effect without activation_checkpointing",
+    "liger_kernel_config: {rope: true}": "has no effect without use_liger_kernel",
+    "fsdp_config: {}": "has no effect without fsdp",
+    "dataloader_prefetch_factor: 4": "has no effect without dataloader_num_workers",
+    "hub_model_id: me/x": "has no effect without push_to_hub",
+    "greater_is_better: true": "has no effect without load_best_model_at_end",
+    "schedule: constant, warmup_steps: 5": "has no effect, since schedule: constant does not warm up",
+    "eval_accumulation_steps: 4": "cannot be set here: evaluation measures the loss alone",
+    "bf16_full_eval: true": "cannot be set here: evaluation computes in the precision of training",
+    "save_on_each_node: true": "cannot be set here: all nodes share one run directory",
+    "early_stopping_patience: 3": "transformers has no such argument. Keep the best checkpoint with",
+    # together
+    "bf16: true, fp16: true": "and train.fp16 exclude each other",
+    "load_best_model_at_end: true, save_strategy: no": "needs checkpoints; set save_strategy",
+    "save_strategy: best": "is best, and nothing says by what",
+    "metric_for_best_model: held_out_loss, label_smoothing_factor: 0.1": "label_smoothing_factor leaves unknown",
+    "push_to_hub: true": "needs hub_model_id",
+    # schedules
+    "lr_scheduler_kwargs: {num_cycles: 2}": "linear takes no 'num_cycles'; it takes none",
+    "schedule: cosine, lr_scheduler_kwargs: {num_cycle: 2}": "takes no 'num_cycle'; did you mean 'num_cycles'?",
+    "schedule: constant, lr_scheduler_kwargs: {power: 2}": "constant takes no 'power'",
+    "schedule: cosine, lr_scheduler_kwargs: {num_cycles: many}": "cosine cannot follow {'num_cycles': 'many'}",
+    "schedule: wsd, lr_scheduler_kwargs: {decay_type: steep}": "wsd cannot follow {'decay_type': 'steep'}",
+    "schedule: polynomial, lr_scheduler_kwargs: {lr_end: 1}": "polynomial cannot follow",
+    "schedule: cosine_with_min_lr": "cosine_with_min_lr cannot follow {}",
+    "schedule: reduce_lr_on_plateau, lr_scheduler_kwargs: {factor: 2}": "cannot follow {'factor': 2}",
+    "schedule: reduce_lr_on_plateau, lr_scheduler_kwargs: {patiense: 2}": "did you mean 'patience'?",
+    "lr_scheduler_kwargs: a.json": "input should be a valid dictionary",
+}
+
+TAKEN = [
+    "max_steps: -1",
+    "warmup_steps: 0",
+    "warmup_steps: 0.1",
+    "warmup_steps: 20",
+    "save_steps: 0.25",
+    "max_grad_norm: 0",
+    "save_total_limit: null",
+    "optim: sgd, optim_args: 'momentum=0.9, nesterov=true'",
+    "optim: schedule_free_sgd, optim_args: r=0.5",
+    "optim: paged_ademamix_8bit, optim_args: 'alpha=4,t_alpha=100'",
+    "schedule: constant_with_warmup, warmup_steps: 3",
+    "schedule: cosine, lr_scheduler_kwargs: {num_cycles: 0.4}",
+    "schedule: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr_rate: 0.1}",
+    "schedule: wsd, lr_scheduler_kwargs: {min_lr_ratio: 0.1, warmup_type: cosine}",
+    "schedule: inverse_sqrt, lr_scheduler_kwargs: {timescale: 100}",
+    "schedule: reduce_lr_on_plateau, lr_scheduler_kwargs: {patience: 2}",
+    "metric_for_best_model: held_out_loss, load_best_model_at_end: true",
+    "save_strategy: best, metric_for_best_model: eval_loss",
+    "push_to_hub: true, hub_model_id: me/x, hub_strategy: end",
+    "report_to: [wandb, tensorboard]",
+    "report_to: all",
+    "debug: ''",
+    "run_name: x",
+]
+
+
+class TestRules:
+    @pytest.mark.parametrize(("text", "reason"), REFUSED.items(), ids=REFUSED)
+    def test_what_would_be_ignored_or_fail_late_is_refused_when_it_is_read(self, text: str, reason: str):
+        with pytest.raises(RecipeError, match=r"recipe: train\.") as caught:
+            Recipe.from_dict({"train": parse("{" + text + "}", "here")})
+        assert reason in str(caught.value)
+
+    @pytest.mark.parametrize("text", TAKEN)
+    def test_what_means_something_is_not(self, text: str):
+        Recipe.from_dict({"train": parse("{" + text + "}", "here")})
+
+    def test_evaluation_settings_need_held_out_data(self):
+        for given in ({"per_device_eval_batch_size": 2}, {"metric_for_best_model": "held_out_loss"}):
+            with pytest.raises(RecipeError, match="data.validation is not given"):
+                built(Train(arguments=given))
+            built(Train(arguments=given), validation=True)
 
     @given(st.integers(1, 4096), st.integers(1, 16), st.none() | st.integers(1, 64))
     def test_micro_batches_make_up_the_batch(self, batch_size: int, ranks: int, asked: int | None):

@@ -1,16 +1,21 @@
-"""The command line: one file per command; a user's mistakes end in one sentence and exit code 2."""
+"""The command line: one file per command; whatever goes wrong ends in a sentence and an exit code."""
 
 import os
 import sys
 import time
+import traceback
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
-from gradwise.errors import DataError, GradwiseError, RecipeError
+from gradwise.console import CONTROL, guard_streams, on_terminal, say
+from gradwise.errors import DataError, RecipeError
+from gradwise.failures import sentence_on
 from gradwise.ranks import is_first, lost_connection, raised_everywhere
+from gradwise.stopping import stoppable
 
 app = typer.Typer(
-    help="Which samples, in which order, through which layers: decided by the gradients of the run itself.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,7 +31,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Entry point of the `gradwise` command: 0 done, 1 failed or stopped, 2 the user's mistake."""
-    if not sys.stderr.isatty():
+    guard_streams()
+    if not on_terminal():
         # Bars of libraries that ask nobody; read when tqdm is first imported, which is after this.
         os.environ.setdefault("TQDM_DISABLE", "1")
     from gradwise.cli import collect, compare, demo, order, schema, select, train
@@ -34,33 +40,60 @@ def main() -> None:
     commands = (train.train, collect.collect, select.select, order.order, compare.compare, demo.demo)
     for command in (*commands, schema.schema):
         app.command()(command)
+    for argument in sys.argv[1:]:
+        if CONTROL.search(argument):
+            _leave(f"the argument {argument} holds control characters, or is not UTF-8.", MISTAKE)
     try:
-        app(standalone_mode=True)
-    except (RecipeError, DataError) as error:
-        _leave(error, MISTAKE)
-    except GradwiseError as error:
-        _leave(error, FAILED)
-    except RuntimeError as error:
-        if not lost_connection(error):
-            raise
-        if not is_first():
-            raise SystemExit(FAILED) from None
-        _leave(GradwiseError("Another rank of this run has ended; its own message says why."), FAILED)
+        with stoppable(_interrupt, _leave_at_once):
+            app(standalone_mode=True)
     except SystemExit as end:
         if end.code != INTERRUPTED:
             raise
-        print(
-            "\ngradwise: stopped at once; the same command resumes from the last checkpoint.", file=sys.stderr
-        )
-        raise SystemExit(FAILED) from None
+        _leave("stopped; the same command continues from what is saved.", FAILED)
+    except Exception as error:
+        _leave_for(error)
 
 
-def _leave(error: Exception, code: int) -> None:
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(f"gradwise {version('gradwise')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Which samples, in which order, through which layers: decided by the gradients of the run itself."""
+
+
+def _leave_for(error: Exception) -> None:
+    code = MISTAKE if isinstance(error, RecipeError | DataError) else FAILED
+    lost = lost_connection(error)
     if not is_first():
         # The first rank speaks for all. An error of this rank alone is one that this rank lives to show:
         # torchrun ends it at once where the first rank has failed as well.
-        if raised_everywhere(error):
+        if lost or raised_everywhere(error):
             raise SystemExit(code) from None
         time.sleep(PATIENCE)
-    print(f"gradwise: {error}", file=sys.stderr)
+    sentence = "another rank of this run has ended; its own message says why." if lost else sentence_on(error)
+    if sentence is None:
+        say(traceback.format_exc(), error=True)
+        sentence = "an unexpected error, most likely a defect of gradwise; please report it with these lines."
+    _leave(sentence, code)
+
+
+def _leave(sentence: str, code: int) -> None:
+    say(f"gradwise: {sentence}", error=True)
     raise SystemExit(code) from None
+
+
+def _interrupt(_: str) -> None:
+    raise KeyboardInterrupt
+
+
+def _leave_at_once(name: str) -> None:
+    say(f"\ngradwise: {name}: stopped at once; the same command continues from what is saved.", error=True)
+    os._exit(FAILED)

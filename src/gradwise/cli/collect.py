@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from gradwise.console import on_terminal, say
+
 
 def collect(
     recipe: Annotated[
@@ -33,6 +35,7 @@ def collect(
     from gradwise.errors import RecipeError
     from gradwise.ranks import is_first
     from gradwise.recipe import Recipe
+    from gradwise.run.progress import quiet_libraries
     from gradwise.run.signals import collect_signals
 
     if part not in ("train", "validation"):
@@ -41,16 +44,17 @@ def collect(
     folder = out or Path("signals") / recipe.stem
     wanted = [name.strip() for name in want.split(",") if name.strip()]
     loaded = Recipe.load(recipe, set_)
-    tell = print if is_first() else _silent
-    signals = collect_signals(loaded, folder, want=wanted, part=chosen, tell=tell)
+    tell = say if is_first() else _silent
+    with quiet_libraries(on_terminal()):
+        signals = collect_signals(loaded, folder, want=wanted, part=chosen, tell=tell)
     if not is_first():
         return
     kept = int(signals.ok.sum()) if signals.ok is not None else len(signals)
-    print(f"{kept:,} of {len(signals):,} samples measured in {signals.seconds:,.1f} s: {folder}")
+    say(f"{kept:,} of {len(signals):,} samples measured in {signals.seconds:,.1f} s: {folder}")
     if plot:
         from gradwise.report.signals import draw_signals
 
-        print(f"Drawn: {draw_signals(folder)}")
+        say(f"Drawn: {draw_signals(folder)}")
 
 
 def _silent(_: str) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from gradwise.console import say
+
 
 def compare(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
@@ -76,10 +78,10 @@ def compare(
         discard_models=discard_models,
         allow_overlap=allow_overlap,
     )
-    print(outcome.table)
-    print(f"\n{outcome.folder}: results.csv, runs.csv (and .parquet), table.txt, loss_by_*.png")
+    say(outcome.table)
+    say(f"\n{outcome.folder}: results.csv, runs.csv (and .parquet), table.txt, loss_by_*.png")
     if outcome.stopped:
-        print("Stopped; the same command resumes it.")
+        say("Stopped; the same command resumes it.")
     if outcome.stopped or outcome.failed:
         raise typer.Exit(1)
 

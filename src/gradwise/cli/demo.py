@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from gradwise.console import say
+
 
 def demo(
     tiny: Annotated[
@@ -29,4 +31,4 @@ def demo(
     outcome = train(recipe, out or Path("runs") / ("demo-tiny" if tiny else "demo"))
     if not outcome.finished:
         raise typer.Exit(1)
-    print(summary(outcome.run))
+    say(summary(outcome.run))

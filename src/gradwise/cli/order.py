@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from gradwise.console import on_terminal, say
 from gradwise.errors import RecipeError
 
 
@@ -37,6 +38,7 @@ def order(
     from gradwise.ranks import is_first
     from gradwise.recipe import Recipe
     from gradwise.run.order import GRAPH, ORDERED, order_samples
+    from gradwise.run.progress import quiet_libraries
 
     folder = out or Path("orders") / recipe.stem
     loaded = Recipe.load(recipe, set_)
@@ -46,20 +48,21 @@ def order(
             f"--plot draws the influences that d3 orders by, and order is {by.method}"
             f"{' without units' if by.method == 'd3' else ''}; leave it out."
         )
-    found = order_samples(loaded, folder, text=text, tell=print if is_first() else _silent)
+    with quiet_libraries(on_terminal()):
+        found = order_samples(loaded, folder, text=text, tell=say if is_first() else _silent)
     if not is_first():
         return
-    print(f"{len(found.indices):,} samples ordered by {by.method}: {folder / ORDERED}")
+    say(f"{len(found.indices):,} samples ordered by {by.method}: {folder / ORDERED}")
     for name, value in found.told.items():
-        print(f"  {name.replace('_', ' ')}: {value:g}")
+        say(f"  {name.replace('_', ' ')}: {value:g}")
     if plot and found.graph is None:
-        print(
+        say(
             "There are fewer samples than a unit holds; no influence was measured, and there is none to draw."
         )
     elif plot:
         from gradwise.report.influence import draw_graph
 
-        print(f"Drawn: {draw_graph(folder / GRAPH, folder / 'graph.png')}")
+        say(f"Drawn: {draw_graph(folder / GRAPH, folder / 'graph.png')}")
 
 
 def _silent(_: str) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gradwise.console import on_terminal, say
 from gradwise.errors import RecipeError
 
 
@@ -41,28 +42,30 @@ def select(
     """
     from gradwise.ranks import is_first
     from gradwise.recipe import Recipe
+    from gradwise.run.progress import quiet_libraries
     from gradwise.run.select import PICKS, SIGNALS, SUMMARY, select_finish, select_samples
 
     folder = out or Path("selections") / recipe.stem
     loaded = Recipe.load(recipe, set_)
-    tell = print if is_first() else _silent
+    tell = say if is_first() else _silent
     if anneal and plot and (loaded.anneal is None or loaded.anneal.method != "direct"):
         raise RecipeError("--plot draws the spectrum that direct selects by; leave it out.")
-    picked = (select_finish if anneal else select_samples)(loaded, folder, text=text, tell=tell)
+    with quiet_libraries(on_terminal()):
+        picked = (select_finish if anneal else select_samples)(loaded, folder, text=text, tell=tell)
     if not is_first():
         return
     method: Any = loaded.anneal if anneal else loaded.select
-    print(f"{len(picked.indices):,} samples picked by {method.method}: {folder}")
+    say(f"{len(picked.indices):,} samples picked by {method.method}: {folder}")
     for rank, (index, why) in enumerate(zip(picked.indices[:3], picked.why[:3], strict=False)):
-        print(f"  {rank + 1}. sample {index}: {why}")
+        say(f"  {rank + 1}. sample {index}: {why}")
     if plot and anneal:
         from gradwise.report.spectrum import draw_spectrum
 
-        print(f"Drawn: {draw_spectrum(folder / SUMMARY, folder / 'spectrum.png')}")
+        say(f"Drawn: {draw_spectrum(folder / SUMMARY, folder / 'spectrum.png')}")
     elif plot:
         from gradwise.report.pool import draw_pool
 
-        print(f"Drawn: {draw_pool(folder / SIGNALS, folder / PICKS)}")
+        say(f"Drawn: {draw_pool(folder / SIGNALS, folder / PICKS)}")
 
 
 def _silent(_: str) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from gradwise.console import say
 from gradwise.errors import RecipeError
 
 
@@ -42,18 +43,19 @@ def train(
     if not outcome.finished:
         raise typer.Exit(1)
     if is_first():
-        print(summary(outcome.run))
+        say(summary(outcome.run))
         if plot and loaded.select.method == "grace":
             from gradwise.report.coreset import draw_coreset
 
-            print(f"Drawn: {draw_coreset(outcome.run.path)}")
+            say(f"Drawn: {draw_coreset(outcome.run.path)}")
         if plot and ordered:
             from gradwise.report.influence import draw_graph, graph_files
 
             run = outcome.run.path
             drawn = draw_graph(run, run / "graph.png") if graph_files(run) else "no influence was measured"
-            print(f"Drawn: {drawn}")
+            say(f"Drawn: {drawn}")
         if plot and last == "direct":
             from gradwise.report.spectrum import draw_spectra
 
-            print(*(f"Drawn: {path}" for path in draw_spectra(outcome.run.path)), sep="\n")
+            for path in draw_spectra(outcome.run.path):
+                say(f"Drawn: {path}")

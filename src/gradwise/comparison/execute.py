@@ -23,11 +23,7 @@ def run(recipe: Recipe, folder: Path, shared: Path, *, keep_checkpoints: bool, d
         StoppedError: when it was asked to stop, with a checkpoint saved.
         GradwiseError: as `gradwise.run.train` does.
     """
-    outcome = train(recipe, folder, tell=_say, progress=False, shared=shared)
+    outcome = train(recipe, folder, shared=shared)
     if not outcome.finished:
         raise StoppedError
     outcome.run.tidy(weights=WEIGHTS if discard_model else (), keep_checkpoints=keep_checkpoints)
-
-
-def _say(sentence: str) -> None:
-    print(sentence, flush=True)

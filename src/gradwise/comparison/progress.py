@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gradwise.comparison.workers import Result, Task
+from gradwise.console import clean, say
 from gradwise.report.reading import HELD_OUT_LOSS, RunResult, read_run
 
 TAIL = 8192
@@ -34,9 +35,9 @@ class Progress:
     def say(self, sentence: str) -> None:
         """A line above the bar, or of its own."""
         if self.bars:
-            tqdm.write(sentence, file=sys.stderr)
+            tqdm.write(clean(sentence), file=sys.stderr)
         else:
-            print(sentence, flush=True)
+            say(sentence)
 
     @contextmanager
     def runs(self, total: int) -> Iterator[None]:

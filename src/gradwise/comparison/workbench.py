@@ -196,12 +196,10 @@ class Workbench:
 
 
 def _with_arguments(recipe: Recipe, **changes: Any) -> Recipe:
-    """With TrainingArguments changed, and nothing that evaluates."""
-    kept = {
-        name: value
-        for name, value in recipe.train.arguments.items()
-        if not name.startswith("eval_") and name != "load_best_model_at_end"
-    }
+    """With TrainingArguments changed, and nothing that evaluates, saves or reports."""
+    idle = ("eval_", "per_device_eval", "load_best", "metric_for_best", "greater_is", "push_to_hub", "hub_")
+    idle += ("save_", "logging_", "report_to")
+    kept = {name: value for name, value in recipe.train.arguments.items() if not name.startswith(idle)}
     return replace(recipe, train=replace(recipe.train, arguments=kept | changes))
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from gradwise.atomic import writing
 from gradwise.console import guard_streams, say
-from gradwise.errors import GradwiseError
+from gradwise.failures import sentence_on
 
 PRELOADED = "gradwise.comparison.preloaded"
 
@@ -232,12 +232,11 @@ def _work(task: Task, answers: Any, share: Share) -> None:
         answers.send(("done", getattr(import_module(module), function)(**task.arguments)))
     except (StoppedError, KeyboardInterrupt):
         answers.send(("stopped", None))
-    except GradwiseError as error:
-        say(f"gradwise: {error}")
-        answers.send(("failed", str(error)))
     except BaseException as error:
-        traceback.print_exc()
-        answers.send(("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+        sentence = sentence_on(error)
+        say(f"gradwise: {sentence}" if sentence else traceback.format_exc())
+        unknown = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        answers.send(("failed", sentence or unknown))
 
 
 class StoppedError(Exception):

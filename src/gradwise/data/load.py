@@ -9,7 +9,6 @@ that is killed leaves nothing behind in a cache that nobody clears.
 
 import io
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from gradwise.atomic import not_written, writing
+from gradwise.console import Progress, on_terminal
 from gradwise.data.chat import template_text
 from gradwise.data.formats import Format, Sample, columns_of, detect
 from gradwise.data.pool import Pool
@@ -50,7 +49,7 @@ def load(
         settings: the recipe's `data`.
         part: which of its parts.
         tokenizer: the model's; it is not changed.
-        progress: show a bar, on a terminal.
+        progress: show how far it is.
         base: the folder that relative paths start from; by default the current one.
 
     Raises:
@@ -65,11 +64,10 @@ def load(
         settings.template,
         template_text(settings.chat_template, base),
     )
-    shown = progress and sys.stderr.isatty()
-    total = sum(item.count() for _, item in found) if shown else None
+    total = sum(item.count() for _, item in found) if progress and on_terminal() else None
     path = _new_file()
     with (
-        tqdm(desc=f"{part} data", total=total, unit=" records", disable=not shown) as bar,
+        Progress(f"{part} data", total, "records", shown=progress) as bar,
         _Written(path) as file,
     ):
         writer = SampleWriter(settings, part, file)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwise.console import say
 from gradwise.data import Collator
 from gradwise.evaluation.scores import Score, finite
 from gradwise.evaluation.settings import HELD_OUT_LOSS
@@ -19,7 +20,7 @@ def held_out_loss(
     *,
     batch_tokens: int = 4096,
     progress: bool = True,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] = say,
 ) -> dict[str, Score]:
     """Cross entropy in nats per label token: sum over all label tokens / number of them.
 
@@ -30,7 +31,7 @@ def held_out_loss(
         tokenizer: the model's, for padding.
         validation: data set of `input_ids` and `labels`, with or without `domain`.
         batch_tokens: padded tokens in one batch.
-        progress: show a bar, on a terminal.
+        progress: show how far it is.
         tell: gets a warning when samples had to be left out.
 
     Returns:

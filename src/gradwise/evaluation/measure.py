@@ -1,6 +1,5 @@
 """Checks metrics before a run begins, and takes them on its final model."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch.distributed as dist
 import transformers
 
+from gradwise.console import on_terminal, say
 from gradwise.errors import GradwiseError, RecipeError
 from gradwise.evaluation import functions, harness, known
 from gradwise.evaluation.held_out import held_out_loss
@@ -89,7 +89,7 @@ def score(
     batch_tokens: int = 4096,
     seed: int = 0,
     progress: bool = True,
-    tell: Tell = print,
+    tell: Tell = say,
 ) -> dict[str, Score]:
     """Measure a model: held-out loss, the user's functions, then tasks.
 
@@ -106,7 +106,7 @@ def score(
         validation: data set of held-out samples (`input_ids`, `labels`, perhaps `domain`), or None.
         batch_tokens: padded tokens in one batch of the held-out loss.
         seed: what every metric's random numbers begin with.
-        progress: show bars, on a terminal.
+        progress: show how far it is.
         tell: gets warnings.
 
     Returns:
@@ -140,7 +140,7 @@ def score(
                 transformers.set_seed(seed)
                 model.eval()
                 scores |= functions.called(setting, function, model, tokenizer, validation)
-        scores |= _tasks(model, tokenizer, prepared, seed, progress and sys.stderr.isatty())
+        scores |= _tasks(model, tokenizer, prepared, seed, progress and on_terminal())
     return scores
 
 

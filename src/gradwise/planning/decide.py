@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwise.console import say
 from gradwise.errors import RecipeError
 from gradwise.methods.d3 import D3
 from gradwise.methods.decision import Selection
@@ -64,7 +65,7 @@ class Planner:
         """What `select` chose for good, where the last phase chooses from it."""
         self.later = 0.0
         """Seconds per step that decisions while training are expected to take."""
-        self.tell: Callable[[str], Any] = _silent if trainer.args.disable_tqdm else print
+        self.tell: Callable[[str], Any] = _silent if trainer.args.disable_tqdm else say
         """Gets a sentence on what is expected to be spent, on the first rank."""
 
     def due(self, step: int) -> bool:

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
 from gradwise.plain import shown
+from gradwise.recipe.argument_rules import check_value
 from gradwise.settings import nearest
 
 DECIDED_HERE = {
@@ -39,9 +40,32 @@ DECIDED_HERE = {
     "accelerator_config": "which rank sees which sample is decided by the plan",
     "parallelism_config": "tensor, context and sequence parallelism are not supported",
     "local_rank": "torchrun sets it",
+    **dict.fromkeys(
+        [
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "eval_accumulation_steps",
+            "include_for_metrics",
+            "batch_eval_metrics",
+        ],
+        "evaluation measures the loss alone; give what the final model is measured by under `metrics`",
+    ),
+    **dict.fromkeys(["bf16_full_eval", "fp16_full_eval"], "evaluation computes in the precision of training"),
+    "dataloader_persistent_workers": "a loader lives as long as a segment of the plan",
+    "dataloader_in_order": "a plan is served in its order",
+    "save_on_each_node": "all nodes share one run directory",
     "disable_tqdm": "bars show on a terminal and nowhere else",
 }
 """TrainingArguments that a recipe may not set, each with what to do instead."""
+
+
+ELSEWHERE = dict.fromkeys(
+    ("early_stopping_patience", "early_stopping_threshold", "early_stopping"),
+    "transformers has no such argument. Keep the best checkpoint with load_best_model_at_end: true and "
+    "metric_for_best_model: held_out_loss; to stop early, give gradwise.Trainer transformers' "
+    "EarlyStoppingCallback",
+)
+"""Keys that people look for here, each with how its purpose is served."""
 
 
 @cache
@@ -58,6 +82,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         if key not in _hints():
             known = ["epochs", "batch_size", "learning_rate", "schedule", "decay", *_hints()]
             near = nearest(key, [name for name in known if name not in DECIDED_HERE])
+            if key in ELSEWHERE:
+                raise RecipeError(f"unknown key train.{key}: {ELSEWHERE[key]}.")
             raise RecipeError(
                 f"unknown key train.{key}" + (near if "did you mean" in near else "; see `gradwise schema`.")
             )
@@ -68,13 +94,18 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             raise RecipeError(
                 f"train.{key}: {message[0].lower()}{message[1:]}; found {shown(value)}."
             ) from None
+        check_value(key, _hints()[key], value)
 
 
 def argument_schemas() -> dict[str, Any]:
     """JSON schemas of the TrainingArguments that may stand under `train`, by name."""
     schemas = {}
     for field in fields(TrainingArguments):
-        if field.name not in _hints() or field.name in DECIDED_HERE or field.name == "learning_rate":
+        if (
+            field.name not in _hints()
+            or field.name in DECIDED_HERE
+            or field.name in ("learning_rate", "hub_token")
+        ):
             continue
         schema: dict[str, Any] = {}
         try:

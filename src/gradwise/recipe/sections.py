@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from gradwise.errors import RecipeError
 from gradwise.plain import shown
+from gradwise.recipe.argument_rules import check_schedule, check_together
 from gradwise.settings import Settings, nearest
 
 
@@ -65,17 +66,25 @@ class Train(Settings):
             raise RecipeError(f"train.decay belongs to schedule: wsd; found schedule: {self.schedule}.")
         if self.decay_shape is not None and self.schedule != "wsd":
             raise RecipeError(f"train.decay_shape belongs to schedule: wsd; found schedule: {self.schedule}.")
-        own = self.arguments.get("lr_scheduler_kwargs") or {}
+        own = self.arguments.get("lr_scheduler_kwargs")
+        own = own if isinstance(own, dict) else {}
         if self.decay is not None and "num_decay_steps" in own:
             raise RecipeError("train.decay and lr_scheduler_kwargs.num_decay_steps say the same; give one.")
         if self.decay_shape is not None and "decay_type" in own:
             raise RecipeError("train.decay_shape and lr_scheduler_kwargs.decay_type say the same; give one.")
-        if self.schedule not in ("linear", "cosine", "constant", "wsd"):
+        if self.schedule not in _SIMPLE:
             _check_schedule(self.schedule)
         if self.arguments:
             from gradwise.recipe.foreign_keys import check_arguments
 
             check_arguments(self.arguments)
+            check_together(self.schedule, self.arguments)
+        if own or self.schedule not in _SIMPLE:
+            check_schedule(self.schedule, self.learning_rate, own)
+
+
+_SIMPLE = ("linear", "cosine", "constant", "wsd")
+"""Schedules that need no check of their own."""
 
 
 def _check_schedule(schedule: str) -> None:

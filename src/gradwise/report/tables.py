@@ -126,14 +126,19 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def as_csv(rows: list[Row]) -> str:
-    """Comma-separated, full precision; empty where there is no value."""
+    """Comma-separated, full precision; empty where there is no value. No text is a spreadsheet formula."""
     if not rows:
         return ""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([_inert(name) for name in rows[0]])
+    writer.writerows([_inert(row.get(name)) for name in rows[0]] for row in rows)
     return text.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """Text that would begin a formula, with an apostrophe before it; numbers as they are."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n")) else value
 
 
 def as_parquet(rows: list[Row]) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gradwise.plain import masked
 from gradwise.ranks import world_size
 
 PACKAGES = (
@@ -41,7 +42,7 @@ def environment(*, data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any
             "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "ranks": world_size(),
         },
-        "command": sys.argv,
+        "command": [masked(argument) for argument in sys.argv],
         "git_revision": _git_revision(),
         "model": model,
         "data": data,

@@ -1,19 +1,16 @@
 """One run from recipe to trained model: load, decide, train, save, score; resumed wherever it stopped."""
 
-import os
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from gradwise.console import on_terminal, say
 from gradwise.data import Collator, load, overlap
 from gradwise.data.chat import with_template
 from gradwise.errors import RecipeError
@@ -22,8 +19,10 @@ from gradwise.recipe import Data, Model, Recipe
 from gradwise.run.directory import RunDirectory
 from gradwise.run.environment import environment, peak_memory
 from gradwise.run.model import check_length, load_model, load_tokenizer, resolved_revision
+from gradwise.run.progress import quiet_libraries, show_progress
 from gradwise.run.scoring import Scoring, due, score_saved
 from gradwise.run.signals import load_proxy
+from gradwise.stopping import stoppable
 from gradwise.training.arguments import training_arguments
 from gradwise.training.trainer import Trainer
 
@@ -45,8 +44,8 @@ def train(
     recipe: Recipe,
     out: str | Path,
     *,
-    tell: Tell = print,
-    progress: bool | None = None,
+    tell: Tell = say,
+    progress: bool = True,
     shared: Path | None = None,
     score: bool = True,
 ) -> Outcome:
@@ -58,7 +57,7 @@ def train(
         recipe: with `model` and `data.train`.
         out: the run directory.
         tell: gets a sentence on each stage, on the first rank only.
-        progress: show bars; if unset, when standard error is a terminal.
+        progress: show how far it is on standard error: bars on a terminal, elsewhere a line now and then.
         shared: folder of signals that runs share.
         score: measure the final model and write `scores.json`, where the recipe gives validation data or
             metrics.
@@ -74,28 +73,28 @@ def train(
     run = RunDirectory(out)
     first = is_first()
     tell = tell if first else _silent
-    bars = first and (sys.stderr.isatty() if progress is None else progress)
+    shown = first and progress
     # First of all: it connects the ranks, and only then can one of them claim the folder for all.
-    arguments = _arguments(recipe, run, bars)
-    with run.opened(recipe), _quiet_libraries(bars):
+    arguments = _arguments(recipe, run, shown)
+    with run.opened(recipe), quiet_libraries(shown and on_terminal()):
         if on_first(lambda: run.finished):
             on_first(run.check_model)
             tell(f"The run in {run.path} is finished already.")
-            scored = not score or _scored(recipe, run, arguments.device, tell=tell, bars=bars)
+            scored = not score or _scored(recipe, run, arguments.device, tell=tell, shown=shown)
             return Outcome(run, scored, _steps_done(run))
-        build = partial(_build, recipe, run, arguments, tell=tell, bars=bars, shared=shared, score=score)
+        build = partial(_build, recipe, run, arguments, tell=tell, shown=shown, shared=shared, score=score)
         trainer, scoring, fingerprints = on_each(build)
         check_same(fingerprints, "The data")
         return _execute(trainer, run, tell, scoring)
 
 
-def _scored(recipe: Recipe, run: RunDirectory, device: Any, *, tell: Tell, bars: bool) -> bool:
+def _scored(recipe: Recipe, run: RunDirectory, device: Any, *, tell: Tell, shown: bool) -> bool:
     """Whether a finished run is scored, after what is left of that was done."""
     if on_first(lambda: run.scored) or not due(recipe):
         return True
     on_first(lambda: run.check_model(contents=True))
     tell("Its model is not scored yet; scoring it.")
-    return score_saved(recipe, run, device, bars=bars, tell=tell)
+    return score_saved(recipe, run, device, bars=shown, tell=tell)
 
 
 def _complete(recipe: Recipe) -> Recipe:
@@ -103,6 +102,11 @@ def _complete(recipe: Recipe) -> Recipe:
         raise RecipeError("The recipe names no model; give model.name, a hub name or a local folder.")
     if recipe.data is None or recipe.data.train is None:
         raise RecipeError("The recipe names no training data; give data.train.")
+    if recipe.model.dtype == "float16" and recipe.adapter is None:
+        raise RecipeError(
+            "model.dtype: float16 cannot be trained, since its gradients overflow and vanish; use bfloat16, "
+            "or float32 (on a GPU with train.fp16)."
+        )
     if recipe.model.revision is None and not Path(recipe.model.name).exists():
         revision = resolved_revision(recipe.model)
         recipe = replace(recipe, model=replace(recipe.model, revision=revision))
@@ -134,7 +138,7 @@ def _build(
     arguments: Any,
     *,
     tell: Tell,
-    bars: bool,
+    shown: bool,
     shared: Path | None,
     score: bool,
 ) -> tuple[Trainer, Scoring | None, list[str]]:
@@ -145,9 +149,9 @@ def _build(
     """
     model_settings, data = _present(recipe.model, Model), _present(recipe.data, Data)
     tokenizer = load_tokenizer(model_settings)
-    pool = load(data, "train", tokenizer, progress=bars)
+    pool = load(data, "train", tokenizer, progress=shown)
     tell(str(pool.report))
-    held_out = load(data, "validation", tokenizer, progress=bars) if data.validation is not None else None
+    held_out = load(data, "validation", tokenizer, progress=shown) if data.validation is not None else None
     if held_out is not None and (common := overlap(pool, held_out)):
         tell(
             f"Warning: {common} of {len(held_out.dataset)} held-out samples also stand in the training data."
@@ -156,7 +160,7 @@ def _build(
     if first:
         run.check_data(pool.fingerprint)
     wanted = score and due(recipe)
-    scoring = Scoring.of(recipe, tokenizer, held_out, bars=bars, tell=tell) if wanted else None
+    scoring = Scoring.of(recipe, tokenizer, held_out, bars=shown, tell=tell) if wanted else None
     transformers.set_seed(recipe.seed)
     start = time.perf_counter()
     model = load_model(model_settings, recipe.adapter, tell=tell)
@@ -166,7 +170,7 @@ def _build(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     took = time.perf_counter() - start
     tell(f"{model_settings.name}: {parameters / 1e6:,.1f} M parameters, loaded in {took:.0f} s")
-    proxy = load_proxy(recipe, pool, progress=bars)
+    proxy = load_proxy(recipe, pool, progress=shown)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -190,7 +194,7 @@ def _build(
     size = {"name": model_settings.name, "revision": model_settings.revision, "parameters": parameters}
     if first:
         run.note_environment(environment(data=described, model=size))
-    _show_progress(trainer, bars)
+    show_progress(trainer, shown)
     return trainer, scoring, [part.fingerprint for part in (pool, held_out) if part is not None]
 
 
@@ -201,7 +205,7 @@ def _execute(trainer: Trainer, run: RunDirectory, tell: Tell, scoring: Scoring |
         tell(f"Warning: {sentence}")
     if resume:
         tell(f"Resuming from {resume}.")
-    with _stoppable(trainer, tell):
+    with _until_stopped(trainer, tell):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     steps = trainer.state.global_step
     if trainer.session.stopped:
@@ -243,73 +247,17 @@ def _steps_done(run: RunDirectory) -> int:
     return max((line["step"] for line in run.metrics()), default=0)
 
 
-@contextmanager
-def _stoppable(trainer: Trainer, tell: Tell) -> Iterator[None]:
+def _until_stopped(trainer: Trainer, tell: Tell) -> AbstractContextManager[None]:
     """Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; a second one at once."""
 
-    process = os.getpid()
-
-    def ask(number: int, _: Any) -> None:
-        if os.getpid() != process:  # a loader worker, which inherits the handler
-            return
-        if trainer.session.stop_requested:
-            raise KeyboardInterrupt
+    def ask(name: str) -> None:
         trainer.session.stop_requested = True
-        name = signal.Signals(number).name
         tell(f"{name}: stopping after this step, with a checkpoint. Once more to stop at once.")
 
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
 
-
-class Bar(ProgressCallback):
-    """The Trainer's bars, with the loss beside them instead of a line for each log."""
-
-    def on_log(self, _: Any, state: Any, __: Any, logs: Any = None, **___: Any) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            shown = {name: float(logs[name]) for name in ("loss", "eval_held_out_loss") if name in logs}
-            self.training_bar.set_postfix({**getattr(self, "_shown", {}), **shown})
-            self._shown = shown
-
-
-def _show_progress(trainer: Trainer, bars: bool) -> None:
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    if bars:
-        trainer.add_callback(Bar())
-
-
-@contextmanager
-def _quiet_libraries(bars: bool) -> Iterator[None]:
-    """Libraries speak up on errors only, and show bars only where we do."""
-    import datasets
-
-    logging = transformers.utils.logging
-    verbosity, shown, hidden = (
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-        datasets.are_progress_bars_disabled(),
-    )
-    logging.set_verbosity_error()
-    if not bars:
-        logging.disable_progress_bar()
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
-        if not hidden:
-            datasets.enable_progress_bars()
+    return stoppable(ask, interrupt)
 
 
 def _present(section: Any, kind: type) -> Any:

@@ -286,6 +286,10 @@ def _gguf_problem(settings: Model) -> str | None:
 
 def _where(settings: Model) -> dict[str, Any]:
     where: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if settings.revision and Path(settings.name).exists():
+        raise RecipeError(
+            f"model.revision is for models on the hub, and {settings.name} is a local folder; leave it out."
+        )
     if settings.revision:
         where["revision"] = settings.revision
     if settings.gguf_file:

@@ -12,6 +12,7 @@ import transformers
 from numpy.typing import NDArray
 
 from gradwise.atomic import write_json, write_parquet
+from gradwise.console import say
 from gradwise.data import Collator, Pool, label_words, load, overlap
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, claimed
@@ -39,7 +40,7 @@ MANY = 200
 
 
 def order_samples(
-    recipe: Recipe, out: Path, *, text: bool = True, tell: Any = print, progress: bool = True
+    recipe: Recipe, out: Path, *, text: bool = True, tell: Any = say, progress: bool = True
 ) -> Order:
     """One pass over what `gradwise train` would begin with, put in order, in files.
 

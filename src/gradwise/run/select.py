@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.atomic import write_json, write_text
+from gradwise.console import say
 from gradwise.data import Collator, Pool, load, overlap
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, add_file, claimed
@@ -36,7 +37,7 @@ LOOKED = "looked.npy"
 
 
 def select_samples(
-    recipe: Recipe, out: Path, *, text: bool = True, tell: Any = print, progress: bool = True
+    recipe: Recipe, out: Path, *, text: bool = True, tell: Any = say, progress: bool = True
 ) -> Selection:
     """The selection that `gradwise train` would begin with, in files.
 
@@ -148,7 +149,7 @@ def _pool(recipe: Recipe, model: Model | None, tell: Any, progress: bool) -> tup
 
 
 def select_finish(
-    recipe: Recipe, out: Path, *, text: bool = True, tell: Any = print, progress: bool = True
+    recipe: Recipe, out: Path, *, text: bool = True, tell: Any = say, progress: bool = True
 ) -> Selection:
     """What `anneal` would train on in the last phase, were the recipe's model the one at its beginning: for
     people with their own trainer, who give the checkpoint from which the learning rate decays.

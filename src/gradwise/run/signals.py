@@ -10,6 +10,7 @@ import pyarrow
 import transformers
 
 from gradwise.atomic import parquet_bytes
+from gradwise.console import say
 from gradwise.data import Collator, Data, Pool, load
 from gradwise.errors import DataError, RecipeError
 from gradwise.folders import add_file, check_claimable
@@ -40,7 +41,7 @@ def collect_signals(
     *,
     want: Sequence[str],
     part: Part = "train",
-    tell: Any = print,
+    tell: Any = say,
     progress: bool = True,
 ) -> Signals:
     """Measure a recipe's data with its model, or with the one under `signals`, into a store.

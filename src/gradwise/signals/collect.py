@@ -59,7 +59,8 @@ def collect(
         batch_tokens: padded tokens per batch; at least one sample goes in whatever its length.
         store: a folder to keep the signals in; interrupted scoring resumes there.
         seed: decides the projection, together with the parameters' names.
-        progress: show a bar on the first rank when standard error is a terminal.
+        progress: show how far it is on the first rank's standard error: a bar on a terminal, elsewhere a
+            line now and then.
         pooling: what an embedding is the mean of: "labels", "all" tokens, or the "last" one.
         layer: the block whose output embeddings are taken from; the last hidden state unless given.
         grad_dtype: "float32", or "float16" for half the room.

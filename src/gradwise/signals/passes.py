@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from gradwise.console import Progress
 from gradwise.data import Collator
 from gradwise.errors import SignalError
 from gradwise.ranks import connected, gathered, on_first
@@ -159,14 +159,8 @@ class Pass:
         share = np.flatnonzero(~sheet.done())[number::ranks].tolist()
         measure = Measurer(self.model, self.wanted, self.asked, verdict.unseen, self.autocast)
         noted = time.perf_counter()
-        bar = tqdm(
-            desc="signals",
-            total=sum(len(blocks[block]) for block in share),
-            unit=" samples",
-            delay=2,
-            disable=None if progress and number == 0 else True,
-        )
-        with bar:
+        total = sum(len(blocks[block]) for block in share)
+        with Progress("signals", total, "samples", shown=progress and number == 0) as bar:
             for block in share:
                 sheet.write(block, blocks[block], self._rows(measure, blocks[block], sheet.columns))
                 bar.update(len(blocks[block]))

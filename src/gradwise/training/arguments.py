@@ -1,11 +1,17 @@
 """From a recipe's `train` section to the Hugging Face Trainer's arguments."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers.utils.import_utils import is_liger_kernel_available
 
 from gradwise.errors import RecipeError
+from gradwise.plain import clipped
 from gradwise.ranks import on_cpu
 from gradwise.recipe import Train
 
@@ -17,6 +23,31 @@ USUAL_DECAY = 0.2
 
 LARGEST_MICRO_BATCH = 8
 """Samples per device and pass unless told otherwise; the Trainer's own default."""
+
+
+EVALUATION = {
+    "eval_on_start",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "per_device_eval_batch_size",
+}
+"""Arguments that mean something only where there are held-out data."""
+
+INSTALLED_AS = {
+    "azure_ml": "azureml-mlflow",
+    "comet_ml": "comet_ml",
+    "dagshub": "dagshub",
+    "dvclive": "dvclive",
+    "mlflow": "mlflow",
+    "neptune": "neptune",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "codecarbon": "codecarbon",
+    "clearml": "clearml",
+    "swanlab": "swanlab",
+    "trackio": "trackio",
+}
+"""Trackers, and the packages that they come in."""
 
 
 def decay_steps(share: float, steps: int) -> int:
@@ -83,7 +114,7 @@ def training_arguments(
     if validation:
         given.setdefault("eval_strategy", "epoch")
         given.setdefault("eval_on_start", True)
-    elif given.get("eval_strategy", "no") != "no" or given.get("eval_on_start"):
+    elif given.get("eval_strategy", "no") != "no" or EVALUATION & {key for key in given if given[key]}:
         raise RecipeError("train asks for evaluation, but data.validation is not given.")
     if train.schedule == "wsd":
         # A share of the steps; `Trainer.create_scheduler` makes steps of it once their number is known.
@@ -91,11 +122,11 @@ def training_arguments(
         shape = {} if train.decay_shape is None else {"decay_type": train.decay_shape}
         own = given.get("lr_scheduler_kwargs") or {}
         given["lr_scheduler_kwargs"] = {DECAY_SHARE: share, **shape, **own}
-    _check_fsdp(given)
+    _check_machine(given)
     if on_cpu():
         given.setdefault("use_cpu", True)
     try:
-        arguments = TrainingArguments(
+        made = TrainingArguments(
             output_dir=str(output_dir),
             seed=seed,
             num_train_epochs=train.epochs,
@@ -106,20 +137,44 @@ def training_arguments(
             disable_tqdm=not bars,
             **given,
         )
-        _ = arguments.device  # enters the process group, where there are several ranks
-    except (ValueError, ImportError, TypeError) as error:
-        raise RecipeError(f"train: {' '.join(str(error).split())}") from None
-    return arguments
+        _ = made.device  # enters the process group, where there are several ranks
+        _check_optimizer(made)
+    except Exception as error:  # of the packages that it configures: whatever they raise, a setting is wrong
+        raise RecipeError(f"train: {clipped(' '.join(str(error).split()), 400)}") from None
+    return made
 
 
-def _check_fsdp(given: dict[str, Any]) -> None:
-    if given.get("fsdp") and not _has_gpu():
+def _check_machine(given: dict[str, Any]) -> None:
+    """Refuse what this machine lacks: accelerators, packages."""
+    cpu = given.get("use_cpu") or not _has_gpu()
+    if given.get("fsdp") and cpu:
         raise RecipeError(
             "train.fsdp needs GPUs; on a CPU the Trainer would run plain data parallelism instead."
         )
+    if given.get("fp16") and cpu:
+        raise RecipeError("train.fp16 needs a GPU; use bf16 on a CPU, or leave it out.")
+    if given.get("use_liger_kernel") and not is_liger_kernel_available():
+        raise RecipeError("train.use_liger_kernel needs a package; run: pip install liger-kernel.")
+    asked = given.get("report_to", "none")
+    found = get_available_reporting_integrations()
+    for name in asked if isinstance(asked, list) else [asked]:
+        if name in INSTALLED_AS and name not in found:
+            raise RecipeError(
+                f"train.report_to: {name} is not installed; run: pip install {INSTALLED_AS[name]}."
+            )
+
+
+def _check_optimizer(made: TrainingArguments) -> None:
+    """Raise what making the optimizer would: a missing package, an argument out of range."""
+    optim = made.optim.value  # type: ignore[union-attr]
+    if any(name in optim for name in ("galore", "apollo", "lomo")):  # which want the model itself
+        name = next(name for name in ("galore_torch", "apollo_torch", "lomo_optim") if name[:4] in optim)
+        if find_spec(name) is None:
+            raise ImportError(f"optim: {optim} needs the package {name}; install it.")
+        return
+    kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(made)
+    kind([torch.nn.Parameter(torch.zeros(1))], **settings)
 
 
 def _has_gpu() -> bool:
-    import torch
-
     return torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()

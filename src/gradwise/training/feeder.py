@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gradwise.errors import DataError
+from gradwise.stopping import spare_worker, spared
 from gradwise.training.batches import Batches, MicroBatch, Row
 
 Collate = Callable[[list[Any]], dict[str, Any]]
@@ -85,17 +86,18 @@ class Feeder:
         self.close()
         self._end = self.batches.last_step(self.batches.segment(step))
         steps = range(step, self._end + 1)
-        self._stream = iter(
-            DataLoader(
-                self._rows,
-                batch_sampler=_RowsOfSteps(self.batches, steps),
-                collate_fn=self._collate,
-                # A generator of its own: the loader's seed must not be drawn from the global random state,
-                # which belongs to the model (dropout) and has to be the same after a resume.
-                generator=torch.Generator().manual_seed(self.batches.segment(step)),
-                **self._loader,
-            )
+        loader = DataLoader(
+            self._rows,
+            batch_sampler=_RowsOfSteps(self.batches, steps),
+            collate_fn=self._collate,
+            # A generator of its own: the loader's seed must not be drawn from the global random state,
+            # which belongs to the model (dropout) and has to be the same after a resume.
+            generator=torch.Generator().manual_seed(self.batches.segment(step)),
+            worker_init_fn=spare_worker,
+            **self._loader,
         )
+        with spared():
+            self._stream = iter(loader)
 
     @staticmethod
     def _without_effect(batch: dict[str, Any], part: MicroBatch) -> dict[str, Any]:

@@ -56,6 +56,8 @@ class Record:
         self.writes = writes
         self._steps: list[dict[str, Any]] = []
         self._losses: list[Tensor] = []
+        self.latest: dict[str, Any] = {}
+        """The last step that was written."""
         self.run = ""
         self._open = False
         self._charged = 0.0
@@ -161,6 +163,7 @@ class Record:
                     self._append("metrics", lines[:number])
                     raise NonFiniteError(line["step"], quantity, line[name])
         self._append("metrics", lines)
+        self.latest = lines[-1]
 
     def state(self) -> dict[str, Any]:
         """Where both files stand, forced to disk; goes into a checkpoint. To be flushed before."""

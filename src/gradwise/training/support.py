@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from gradwise.errors import RecipeError
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.ranks import world_size
@@ -19,6 +21,12 @@ def check_supported(trainer: Any, recipe: Recipe) -> None:
     for setting, refused in _refused_arguments(args).items():
         if refused:
             raise RecipeError(f"TrainingArguments.{setting} is set, but {refused}.")
+    trained = [(name, p.dtype) for name, p in trainer.model.named_parameters() if p.requires_grad]
+    if halves := [name for name, dtype in trained if dtype == torch.float16]:
+        raise RecipeError(
+            f"The weights to train are float16 ({halves[0]}), and their gradients would overflow or vanish. "
+            "Load them as bfloat16, or as float32 (on a GPU with fp16: true)."
+        )
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     if recipe.anneal is not None and schedule != "warmup_stable_decay":
         raise RecipeError(
@@ -77,6 +85,11 @@ def _refused_arguments(args: Any) -> dict[str, str | None]:
         ),
         "save_on_each_node": _when(
             args.save_on_each_node, "all ranks must see the same checkpoints, on a disk that they share"
+        ),
+        "hub_token": _when(
+            args.hub_token,
+            "the Trainer would write it into every checkpoint; set HF_TOKEN in the environment instead, also "
+            "when the run is resumed",
         ),
         "save_only_model": _when(args.save_only_model, "a run must be able to resume exactly"),
         "accelerator_config": _when(

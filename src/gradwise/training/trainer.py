@@ -29,6 +29,7 @@ from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.planning import FixedPlan, Planner
 from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
+from gradwise.stopping import spare_worker
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.arguments import DECAY_SHARE, decay_steps
 from gradwise.training.held_out import HELD_OUT_LOSS
@@ -36,6 +37,7 @@ from gradwise.training.plan import Plan
 from gradwise.training.saving import check_saves, save_checkpoint
 from gradwise.training.session import Session
 from gradwise.training.support import check_indexable, check_phase, check_supported
+from gradwise.training.trackers import add_trackers, guard_trackers, without_trackers
 
 if TYPE_CHECKING:
     # Any of the Trainer's subclasses, TRL's among them, may stand in its place.
@@ -79,7 +81,10 @@ class TrainerMixin(_AnyTrainer):
         self.proxy = proxy
         _check_sections(recipe)
         _check_output(kwargs.get("args", args[1] if len(args) > 1 else None))
-        super().__init__(*args, **kwargs)
+        with without_trackers([*args, *kwargs.values()]) as trackers:
+            super().__init__(*args, **kwargs)
+        guard_trackers(self.callback_handler.callbacks)
+        add_trackers(self, trackers)
         check_supported(self, recipe)
         if _is_plain_collator(self.data_collator) and "data_collator" not in kwargs and len(args) < 3:
             self.data_collator = self._padding_collator()
@@ -175,6 +180,17 @@ class TrainerMixin(_AnyTrainer):
         check_saves(self)  # here, since the Trainer has aligned the model's special tokens by now
         return self.session.prepare()
 
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        """As the underlying Trainer's, with every sample; its workers leave signals to this process."""
+        dropping, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            loader = super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = dropping
+        if getattr(loader, "num_workers", 0) and getattr(loader, "worker_init_fn", None) is None:
+            loader.worker_init_fn = spare_worker
+        return loader
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:  # noqa: ARG002
         """The plan's micro-batches of the current step, and their label tokens over all ranks."""
         parts = self.session.batches()
@@ -184,6 +200,12 @@ class TrainerMixin(_AnyTrainer):
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, with a decay given as a share of the steps turned into a number of them."""
+        warming = self.args.get_warmup_steps(num_training_steps)
+        if warming >= num_training_steps and self.is_world_process_zero():
+            self.session.planner.tell(
+                f"Warning: the learning rate takes {warming} steps to rise, and the run has "
+                f"{num_training_steps}; it never reaches the rate that was asked for."
+            )
         own = dict(self.args.lr_scheduler_kwargs or {})
         share = own.pop(DECAY_SHARE, None)
         if self.session.recipe.anneal is not None:

@@ -1,0 +1,263 @@
+"""What TrainingArguments under `train` must be for a run to honour them; the rest is refused when it is read.
+
+transformers checks few ranges and drops what a choice elsewhere makes meaningless: `save_steps` without
+`save_strategy: steps`, `adam_beta1` with an optimizer that has no betas, arguments of another schedule. Here
+each is refused with the reason. What depends on the machine is checked by `gradwise.training.arguments`.
+"""
+
+import enum
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+
+from gradwise.errors import RecipeError
+from gradwise.plain import shown
+from gradwise.settings import nearest
+
+
+def _interval(value: float) -> float:
+    if 0 < value < 1 or (value >= 1 and value == int(value)):
+        return value
+    raise ValueError("input should be a whole number of steps, or a share of them between 0 and 1")
+
+
+def _steps(value: int) -> int:
+    if value > 0 or value == -1:
+        return value
+    raise ValueError("input should be a number of steps; leave it out to train for train.epochs")
+
+
+_Count = Annotated[int, Field(ge=1)]
+_Positive, _NotNegative = Annotated[float, Field(gt=0)], Annotated[float, Field(ge=0)]
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+_Interval = Annotated[float, AfterValidator(_interval)]
+_Level = Literal["debug", "info", "warning", "error", "critical", "passive"]
+
+RANGES: dict[str, Any] = {
+    "per_device_train_batch_size": _Count,
+    "per_device_eval_batch_size": _Count,
+    "max_steps": Annotated[int, AfterValidator(_steps)],
+    "warmup_steps": Literal[0] | _Interval,
+    "weight_decay": _NotNegative,
+    "adam_beta1": _Beta,
+    "adam_beta2": _Beta,
+    "adam_epsilon": _Positive,
+    "max_grad_norm": _NotNegative,
+    "label_smoothing_factor": Annotated[float, Field(ge=0, lt=1)],
+    "neftune_noise_alpha": _Positive,
+    "torch_empty_cache_steps": _Count,
+    "logging_steps": _Interval,
+    "eval_steps": _Interval,
+    "save_steps": _Interval,
+    "eval_delay": _NotNegative,
+    "save_total_limit": _Count,
+    "dataloader_num_workers": Annotated[int, Field(ge=0)],
+    "dataloader_prefetch_factor": _Count,
+    "dataloader_multiprocessing_context": Literal["fork", "spawn", "forkserver"],
+    "ddp_bucket_cap_mb": _Count,
+    "ddp_timeout": _Count,
+    "ddp_backend": Literal["nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"],
+    "log_level": _Level,
+    "log_level_replica": _Level,
+    "include_num_input_tokens_seen": bool | Literal["all", "non_padding", "no"],
+    "lr_scheduler_kwargs": dict[str, Any],
+}
+"""Ranges beside the types that TrainingArguments has itself, which say where null is allowed."""
+
+METRICS = ("held_out_loss", "eval_held_out_loss", "loss", "eval_loss")
+"""What the best checkpoint can be chosen by: the loss per label token, or the Trainer's mean of batches."""
+
+GIVEN_BY_TRAINER = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "kwargs"}
+"""Parameters of a schedule that do not come from lr_scheduler_kwargs."""
+
+UNWARMED = ("constant", "reduce_lr_on_plateau", "greedy")
+"""Schedules that transformers gives no warm-up."""
+
+OPTIM_ARGS = {
+    "schedule_free": "weight_lr_power r",
+    "ademamix": "beta1 beta2 beta3 alpha eps t_alpha t_beta3",
+    "anyprecision": "use_kahan_summation momentum_dtype variance_dtype compensation_buffer_dtype",
+    "sgd": "momentum dampening weight_decay nesterov",
+    "adagrad": "lr_decay weight_decay eps",
+    "rmsprop": "momentum alpha eps weight_decay centered",
+    "galore": "rank update_proj_gap scale proj_type",
+    "apollo": "rank proj scale_type update_proj_gap scale proj_type",
+    "grokadamw": "alpha_init lamb gamma grokking_signal_decay_rate gradient_clipping",
+    "torch_4bit": "block_size bf16_stochastic_round",
+    "torch_8bit": "block_size bf16_stochastic_round",
+    "stable_adamw": "max_lr kahan_sum decouple_lr",
+}
+"""Keys of optim_args by a part of the optimizer's name, the first that fits; other optimizers take none."""
+
+WITHOUT_BETAS = ("sgd", "adagrad", "rmsprop", "adafactor", "grokadamw", "galore", "lomo")
+"""Parts of the names of optimizers that pass over adam_beta1, adam_beta2 and adam_epsilon."""
+
+
+Given = dict[str, Any]
+
+# Keys, what they have no effect without, and whether that is there.
+NEEDS: list[tuple[tuple[str, ...], str, Callable[[Given], Any]]] = [
+    (("eval_steps",), "eval_strategy: steps", lambda given: given.get("eval_strategy") == "steps"),
+    (("save_steps",), "save_strategy: steps", lambda given: given.get("save_strategy", "steps") == "steps"),
+    (
+        ("logging_steps",),
+        "logging_strategy: steps",
+        lambda given: given.get("logging_strategy", "steps") == "steps",
+    ),
+    (("eval_delay",), "evaluation", lambda given: given.get("eval_strategy") != "no"),
+    (
+        ("adam_beta1", "adam_beta2", "adam_epsilon"),
+        "an Adam optimizer",
+        lambda given: not any(name in _optim(given) for name in WITHOUT_BETAS),
+    ),
+    (
+        ("optim_target_modules",),
+        "a GaLore or APOLLO optimizer",
+        lambda given: any(name in _optim(given) for name in ("galore", "apollo")),
+    ),
+    (
+        ("greater_is_better",),
+        "load_best_model_at_end or metric_for_best_model",
+        lambda given: given.get("load_best_model_at_end") or given.get("metric_for_best_model"),
+    ),
+]
+NEEDS += [
+    (keys, other, lambda given, other=other: given.get(other))
+    for other, keys in {
+        "activation_checkpointing": ("activation_checkpointing_kwargs",),
+        "gradient_checkpointing": ("gradient_checkpointing_kwargs",),
+        "use_liger_kernel": ("liger_kernel_config",),
+        "fsdp": ("fsdp_config",),
+        "dataloader_num_workers": ("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+        "push_to_hub": ("hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+    }.items()
+]
+
+
+def check_value(key: str, hint: Any, value: Any) -> None:
+    """Refuse a value out of range, or that none of the choices is; raises RecipeError."""
+    words = value.split() if key == "debug" and isinstance(value, str) else [value]
+    for choices in _enumerations(hint):
+        known = [str(choice.value) for choice in choices]
+        for word in words:
+            if isinstance(word, str) and word not in known:
+                raise RecipeError(f"train.{key}: unknown {shown(word)}{nearest(word, known)}")
+    if key not in RANGES or value is None:
+        return
+    try:
+        TypeAdapter(RANGES[key]).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[-1]["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"train.{key}: {message[0].lower()}{message[1:]}; found {shown(value)}.") from None
+
+
+def check_together(schedule: str, arguments: Given) -> None:
+    """Refuse arguments that contradict each other, or that others make meaningless; raises RecipeError."""
+    for keys, what, fulfilled in NEEDS:
+        for key in keys:
+            if key in arguments and not fulfilled(arguments):
+                raise RecipeError(f"train.{key} has no effect without {what}; leave it out.")
+    for key, why in _contradictions(schedule, arguments):
+        raise RecipeError(f"train.{key} {why}.")
+    _check_optim_args(arguments)
+
+
+def _enumerations(hint: Any) -> Iterator[Any]:
+    """The enumerations anywhere in an annotation."""
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        yield hint
+    for part in get_args(hint):
+        yield from _enumerations(part)
+
+
+def _optim(given: Given) -> str:
+    return str(given.get("optim", "adamw_torch"))
+
+
+def _contradictions(schedule: str, given: Given) -> Iterator[tuple[str, str]]:
+    """Keys, and what is wrong with them."""
+    if given.get("warmup_steps") and schedule in UNWARMED:
+        yield "warmup_steps", f"has no effect, since schedule: {schedule} does not warm up; leave it out"
+    metric = given.get("metric_for_best_model")
+    if metric not in (None, *METRICS):
+        near = nearest(str(metric), list(METRICS)).rstrip(".")
+        yield "metric_for_best_model", f"is {shown(metric)}, which is not measured{near}"
+    if metric in METRICS[:2] and given.get("label_smoothing_factor"):
+        yield "metric_for_best_model", f"is {metric}, which label_smoothing_factor leaves unknown; give loss"
+    if given.get("save_strategy") == "best" and metric is None:
+        yield "save_strategy", "is best, and nothing says by what; give metric_for_best_model: held_out_loss"
+    if given.get("load_best_model_at_end") and given.get("save_strategy") == "no":
+        yield "load_best_model_at_end", "needs checkpoints; set save_strategy to epoch, steps or best"
+    if given.get("bf16") and given.get("fp16"):
+        yield "bf16", "and train.fp16 exclude each other; give one"
+    if given.get("push_to_hub") and not given.get("hub_model_id"):
+        yield "push_to_hub", "needs hub_model_id, the name of the repository"
+    yield from _trackers(given)
+
+
+def _trackers(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if "report_to" not in given or given["report_to"] in ("none", "all", [], ["none"], ["all"]):
+        return
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    asked = given["report_to"]
+    for name in asked if isinstance(asked, list) else [asked]:
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = nearest(str(name), [*INTEGRATION_TO_CALLBACK, "none", "all"]).rstrip(".")
+            yield "report_to", f"names no tracker that is known: {shown(name)}{near}"
+
+
+def _check_optim_args(given: dict[str, Any]) -> None:
+    text, optim = given.get("optim_args"), _optim(given)
+    if not text:
+        return
+    known = next((keys.split() for part, keys in OPTIM_ARGS.items() if part in optim), [])
+    for part in str(text).replace(" ", "").split(","):
+        key, equals, value = part.partition("=")
+        if not (equals and key and value):
+            raise RecipeError(f"train.optim_args is a list such as a=1,b=2; found {shown(text)}.")
+        if key not in known:
+            near = nearest(key, known) if known else "; it takes none."
+            raise RecipeError(f"train.optim_args: {optim} takes no {shown(key)}{near}")
+
+
+def check_schedule(schedule: str, learning_rate: float, given: dict[str, Any]) -> None:
+    """Refuse keys that a schedule does not take, and values that it cannot follow for a few steps.
+
+    Args:
+        schedule: `wsd`, or a name that transformers knows.
+        learning_rate: the highest.
+        given: lr_scheduler_kwargs.
+    """
+    import torch
+    from transformers import SchedulerType, optimization
+
+    name = "warmup_stable_decay" if schedule == "wsd" else schedule
+    # Two functions that only pass on what they are given.
+    made_by: dict[str, Any] = {
+        "reduce_lr_on_plateau": torch.optim.lr_scheduler.ReduceLROnPlateau,
+        "greedy": getattr(optimization, "GreedyLR", None),
+    }
+    function = made_by.get(name) or optimization.TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]
+    known = sorted(set(inspect.signature(function).parameters) - GIVEN_BY_TRAINER)
+    for key in given:
+        if key not in known:
+            near = nearest(key, known) if known else "; it takes none."
+            raise RecipeError(f"train.lr_scheduler_kwargs: {schedule} takes no {shown(key)}{near}")
+    tried = {"num_decay_steps": 3, **given} if name == "warmup_stable_decay" else given
+    try:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=learning_rate)
+        scheduler: Any = optimization.get_scheduler(name, optimizer, 2, 9, dict(tried))
+        if name not in made_by:
+            for _ in range(9):
+                optimizer.step()
+                scheduler.step()
+        rates = [float(rate) for rate in scheduler.get_last_lr()]
+    except Exception as error:
+        raise RecipeError(
+            f"train.lr_scheduler_kwargs: {schedule} cannot follow {shown(given)} ({error})."
+        ) from None
+    if not all(0 <= rate < float("inf") for rate in rates):
+        raise RecipeError(f"train.lr_scheduler_kwargs: {shown(given)} gives a learning rate of {rates[0]}.")

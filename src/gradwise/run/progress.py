@@ -1,0 +1,85 @@
+"""How a run shows that it is alive: bars on a terminal, elsewhere a line now and then."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import transformers
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from gradwise.console import Lines, on_terminal
+from gradwise.training.record import Record
+
+
+class Bar(ProgressCallback):
+    """The Trainer's bars, with the loss beside them instead of a line for each log."""
+
+    def on_log(self, _: Any, state: Any, __: Any, logs: Any = None, **___: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {name: float(logs[name]) for name in ("loss", "eval_loss") if name in logs}
+            self.training_bar.set_postfix({**getattr(self, "_shown", {}), **shown})
+            self._shown = shown
+
+
+class LogLines(TrainerCallback):
+    """Lines with the step, its loss and learning rate, and the time left."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self._steps: Lines | None = None
+        self._batches: Lines | None = None
+
+    def on_train_begin(self, _: Any, state: Any, __: Any, **___: Any) -> None:
+        self._steps = Lines("training", state.max_steps, "steps", done=state.global_step)
+
+    def on_step_end(self, _: Any, state: Any, __: Any, **___: Any) -> None:
+        if self._steps is not None:
+            self._steps.update(state.global_step, self._figures)
+
+    def on_prediction_step(self, *_: Any, eval_dataloader: Any = None, **__: Any) -> None:
+        if self._batches is None:
+            total = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else None
+            self._batches = Lines("evaluation", total, "batches")
+        self._batches.update(self._batches.done + 1)
+
+    def on_evaluate(self, *_: Any, **__: Any) -> None:
+        self._batches = None
+
+    def _figures(self) -> str:
+        named = {"loss": "loss {:.4f}", "learning_rate": "learning rate {:.3g}"}
+        latest = self.record.latest
+        return ", ".join(form.format(latest[name]) for name, form in named.items() if name in latest)
+
+
+def show_progress(trainer: Any, shown: bool) -> None:
+    """Replace the Trainer's own display by ours, or by none."""
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    if shown and trainer.is_world_process_zero():
+        trainer.add_callback(Bar() if on_terminal() else LogLines(trainer.session.record))
+
+
+@contextmanager
+def quiet_libraries(bars: bool) -> Iterator[None]:
+    """Libraries speak up on errors only, and show bars only where we do."""
+    import datasets
+
+    logging = transformers.utils.logging
+    verbosity, shown, hidden = (
+        logging.get_verbosity(),
+        logging.is_progress_bar_enabled(),
+        datasets.are_progress_bars_disabled(),
+    )
+    logging.set_verbosity_error()
+    if not bars:
+        logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+        if not hidden:
+            datasets.enable_progress_bars()
