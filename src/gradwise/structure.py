@@ -31,11 +31,7 @@ def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     Raises:
         RecipeError: when the model has no list of at least two modules with parameters.
     """
-    candidates: dict[str, nn.ModuleList] = {}
-    for name, module in model.named_modules():
-        inside_another = any(name.startswith(f"{other}.") for other in candidates)
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and not inside_another:
-            candidates[name] = module
+    candidates = outermost_lists(model)
     sizes = {name: sum(p.numel() for p in found.parameters()) for name, found in candidates.items()}
     if not any(sizes.values()):
         raise RecipeError(
@@ -44,6 +40,16 @@ def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
         )
     name = max(sizes, key=lambda candidate: sizes[candidate])
     return name, candidates[name]
+
+
+def outermost_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The lists of at least two modules that lie inside no other such list, by name."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inside_another = any(name.startswith(f"{other}.") for other in found)
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and not inside_another:
+            found[name] = module
+    return found
 
 
 def group_layers(model: nn.Module) -> LayerGroups:

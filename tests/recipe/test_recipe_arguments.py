@@ -100,7 +100,7 @@ REFUSED = {
     # out of range
     "max_steps: 0": "input should be a number of steps; leave it out to train for train.epochs; found 0",
     "max_steps: -2": "found -2",
-    "eval_strategy: steps, eval_steps: 0": "a whole number of steps, or a share of them between 0 and 1; found 0",
+    "eval_strategy: steps, eval_steps: 0": "a whole number of steps, or a share of them",
     "save_steps: -5": "a whole number of steps",
     "save_steps: 2.5": "a whole number of steps",
     "logging_steps: 0": "a whole number of steps",
@@ -121,7 +121,7 @@ REFUSED = {
     "ddp_timeout: 0": "greater than or equal to 1",
     "log_level: loud": "input should be 'debug'",
     "include_num_input_tokens_seen: some": "include_num_input_tokens_seen: input should be",
-    "dataloader_num_workers: 1, dataloader_multiprocessing_context: thread": "'fork', 'spawn' or 'forkserver'",
+    "dataloader_num_workers: 1, dataloader_multiprocessing_context: thread": "'fork', 'spawn' or",
     # choices
     "eval_strategy: epochs": "unknown 'epochs'; did you mean 'epoch'?",
     "save_strategy: often": "unknown 'often'; known: best, epoch, no, steps",
@@ -157,13 +157,13 @@ REFUSED = {
     "bf16: true, fp16: true": "and train.fp16 exclude each other",
     "load_best_model_at_end: true, save_strategy: no": "needs checkpoints; set save_strategy",
     "save_strategy: best": "is best, and nothing says by what",
-    "metric_for_best_model: held_out_loss, label_smoothing_factor: 0.1": "label_smoothing_factor leaves unknown",
+    "metric_for_best_model: held_out_loss, label_smoothing_factor: 0.1": "label_smoothing_factor leaves",
     "push_to_hub: true": "needs hub_model_id",
     # schedules
     "lr_scheduler_kwargs: {num_cycles: 2}": "linear takes no 'num_cycles'; it takes none",
-    "schedule: cosine, lr_scheduler_kwargs: {num_cycle: 2}": "takes no 'num_cycle'; did you mean 'num_cycles'?",
+    "schedule: cosine, lr_scheduler_kwargs: {num_cycle: 2}": "takes no 'num_cycle'; did you mean 'num_cycles'",
     "schedule: constant, lr_scheduler_kwargs: {power: 2}": "constant takes no 'power'",
-    "schedule: cosine, lr_scheduler_kwargs: {num_cycles: many}": "cosine cannot follow {'num_cycles': 'many'}",
+    "schedule: cosine, lr_scheduler_kwargs: {num_cycles: many}": "cosine cannot follow {'num_cycles'",
     "schedule: wsd, lr_scheduler_kwargs: {decay_type: steep}": "wsd cannot follow {'decay_type': 'steep'}",
     "schedule: polynomial, lr_scheduler_kwargs: {lr_end: 1}": "polynomial cannot follow",
     "schedule: cosine_with_min_lr": "cosine_with_min_lr cannot follow {}",
@@ -211,10 +211,10 @@ class TestRules:
         Recipe.from_dict({"train": parse("{" + text + "}", "here")})
 
     def test_evaluation_settings_need_held_out_data(self):
-        for given in ({"per_device_eval_batch_size": 2}, {"metric_for_best_model": "held_out_loss"}):
-            with pytest.raises(RecipeError, match="data.validation is not given"):
-                built(Train(arguments=given))
-            built(Train(arguments=given), validation=True)
+        for chosen in ({"per_device_eval_batch_size": 2}, {"metric_for_best_model": "held_out_loss"}):
+            with pytest.raises(RecipeError, match="data\\.validation is not given"):
+                built(Train(arguments=chosen))
+            built(Train(arguments=chosen), validation=True)
 
     @given(st.integers(1, 4096), st.integers(1, 16), st.none() | st.integers(1, 64))
     def test_micro_batches_make_up_the_batch(self, batch_size: int, ranks: int, asked: int | None):

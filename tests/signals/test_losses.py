@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradwise import Collator, SignalError
 from gradwise.signals import Signals, collect
-from gradwise.signals.samples import batches
+from gradwise.signals.batching import batches
 
 Samples = list[dict[str, Any]]
 collect_losses = partial(collect, want="loss")

@@ -1,7 +1,7 @@
 """What cannot be watched is found out before the pass, told, and measured exactly all the same."""
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -238,26 +238,64 @@ def test_told_once_and_not_at_all_where_it_does_not_matter(recwarn: pytest.Warni
 class Chunked(nn.Module):
     """Folds chunks of eight tokens into the batch, but only where there is more than one chunk."""
 
+    beyond: ClassVar[int] = 10**6
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight = linear.weight
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[1]
-        if length <= 8:
+        if length <= 8 or length > self.beyond:
             return functional.linear(x, self.weight)
         padded = functional.pad(x, (0, 0, 0, -length % 8))
         chunks = padded.unflatten(1, (-1, 8)).flatten(0, 1)
         return functional.linear(chunks, self.weight).unflatten(0, (len(x), -1)).flatten(1, 2)[:, :length]
 
 
-def test_what_only_longer_samples_show_is_an_error_and_no_wrong_number():
-    """The rehearsal's pair is short; at a greater length rows can no longer be told apart."""
+def test_what_only_the_longest_samples_show():
     pool = [*samples(4, longest=7), *samples(4, longest=40, shortest=30)]
+    check(replaced(Chunked), "blocks", "samples influence each other", pool)
+
+
+def test_what_neither_end_shows_is_an_error_and_no_wrong_number(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Chunked, "beyond", 16)
+    parts = [(4, 7), (12, 16), (30, 40)]
+    pool = [s for low, high in parts for s in samples(4, longest=high, shortest=low)]
     sentence = re.escape("layers.0.self_attn.q_proj.weight cannot be told apart by sample")
     with pytest.raises(SignalError, match=f"at this length the rows of model.{sentence}"):
-        collect(replaced(Chunked), pool, want="grad", progress=False)
-    check(replaced(Chunked), "blocks", None, pool, batch_tokens=1)
+        collect(replaced(Chunked), pool, want="grad", batch_tokens=64, progress=False)
+
+
+class SeesPadding(nn.Module):
+    """What a mask that leaks does: states depend on how far their sample is padded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + 0.02 * x.shape[1])
+
+
+class SeesTheNextSample(nn.Module):
+    """Each sample's states have a little of its neighbour's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.03 * x.roll(1, dims=0)
+
+
+@pytest.mark.parametrize("want", ["loss", "embedding", "head_norm", ("loss", "grad")])
+@pytest.mark.parametrize("kind", [SeesPadding, SeesTheNextSample])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_neighbours_matter_whatever_is_wanted(kind: type[nn.Module], want: Any, dtype: torch.dtype):
+    """Only at the long end: all short samples have one length."""
+    model = make("Llama", dtype)
+    model.model.norm = nn.Sequential(model.model.norm, kind())
+    pool = [*samples(3, longest=5, shortest=5), *samples(5, longest=40, shortest=6)]
+    options: Any = {"want": want, "parameters": "all", "grad_dim": 8, "progress": False}
+    with pytest.warns(UserWarning, match="samples influence each other within a batch"):
+        found = collect(model, pool, **options)
+    for row in (0, 3, 7):
+        alone = collect(model, [pool[row]], **options)
+        for name in [want] if isinstance(want, str) else want:
+            assert np.array_equal(getattr(found, name)[row], getattr(alone, name)[0]), name
 
 
 class TestStillInBatches:

@@ -8,6 +8,7 @@ import torch
 
 from gradwise import SignalError
 from gradwise.signals import Signals, collect
+from gradwise.signals.rehearsal import Rehearsal, Verdict
 from tests.signals.zoo import make, samples
 
 POOL = samples()
@@ -79,10 +80,13 @@ class TestCost:
         collect(watched.model, pool, want=want, grad_dim=8, batch_tokens=20, progress=False)
         return watched
 
+    ALONE = 4
+    """Samples that the rehearsal measures by themselves: two of the first batch and two of the last."""
+
     @pytest.mark.parametrize("want", [("loss",), ("loss", "embedding"), ("embedding",)])
     def test_loss_and_embedding_are_one_forward_pass_without_a_graph(self, want: Any):
         watched = self.passes(*want)
-        assert (watched.forwards, watched.graphs, watched.backwards) == (self.BATCHES, 0, 0)
+        assert (watched.forwards, watched.graphs, watched.backwards) == (self.BATCHES + self.ALONE, 0, 0)
         assert watched.recording == {False}
 
     def test_no_graph_at_all(self, monkeypatch: pytest.MonkeyPatch):
@@ -96,12 +100,12 @@ class TestCost:
 
     def test_head_norm_leaves_the_blocks_alone(self):
         watched = self.passes("loss", "head_norm")
-        assert (watched.forwards, watched.graphs, watched.backwards) == (self.BATCHES, 0, 0)
+        assert (watched.forwards, watched.graphs, watched.backwards) == (self.BATCHES + self.ALONE, 0, 0)
 
     def test_gradients_are_one_forward_and_one_backward(self):
-        """And those of the rehearsal: one pair, and two samples alone with and without the engine."""
+        """And those of the rehearsal: a pair and the longest with the engine, three samples without."""
         watched = self.passes("loss", "grad", "grad_norm")
-        assert watched.forwards <= self.BATCHES + 5
+        assert watched.forwards <= self.BATCHES + self.ALONE + 5
         assert watched.backwards == 2 * watched.forwards
 
     def test_nothing_below_the_scope_is_back_propagated(self):
@@ -116,15 +120,9 @@ class TestCost:
         model.register_forward_hook(
             lambda *_: learning.append(sum(p.requires_grad for p in model.parameters()))
         )
-        monkeypatch.setattr("gradwise.signals.passes.rehearse", lambda *_: _verdict())
+        monkeypatch.setattr(Rehearsal, "verdict", lambda *_: Verdict())
         collect(model, POOL, want=("grad", "grad_norm"), grad_dim=8, progress=False)
         assert learning == [0]
-
-
-def _verdict() -> Any:
-    from gradwise.signals.rehearsal import Verdict
-
-    return Verdict()
 
 
 class TestRefused:

@@ -5,11 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gradwise.data.tokenise import NO_LOSS
+from gradwise.errors import DataError
 
 Row = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+DESCRIPTIVE = ("domain", "weight", "origin")
+"""Columns of a `Pool` that describe a sample and are no input of a model."""
+
+_INTEGERS = ("input_ids", "labels", "attention_mask", "position_ids")
 
 
 @dataclass(frozen=True)
@@ -27,47 +34,95 @@ class Collator:
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         return cls(next(token for token in known if isinstance(token, int)), pad_to_multiple_of)
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Collate rows, each a sample (`input_ids`, `labels`; other columns are ignored) or a list of
-        samples.
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Collate rows, each a sample or a list of samples.
+
+        A sample has `input_ids` and `labels`, and may have other inputs of the model, one number for each
+        token: `attention_mask`, `position_ids`, `token_type_ids`, ... What describes a sample (`DESCRIPTIVE`)
+        stays out of the batch.
 
         Returns:
-            (B, T) int64 tensors. Samples: `input_ids`, `attention_mask`, `labels`. If any row is a list, all
-            are packed: `input_ids`, `labels`, and `position_ids` that start again at 0 with each sample and
-            with the padding. There is no `attention_mask` then: transformers derives the mask from the
-            positions only where none is given, and each sample sees itself alone.
+            (B, T) tensors: `input_ids`, `labels`, `attention_mask`, and what else the samples have. If any
+            row is a list, all are packed: `position_ids` start again at 0 with each sample and with the
+            padding. There is no `attention_mask` then: transformers derives the mask from the positions only
+            where none is given, and each sample sees itself alone. The same for samples that bring positions
+            which start again within them.
 
         Raises:
             ValueError: no rows, or a row of no samples.
+            DataError: a sample lacks ids or labels, or has a column that cannot be padded or packed.
         """
         if not rows or not all(rows):
             raise ValueError(f"cannot collate {len(rows)} rows of which some are empty")
-        packed = not all(isinstance(row, Mapping) for row in rows)
-        joined = [_joined([row] if isinstance(row, Mapping) else row, packed) for row in rows]
-        width = max(len(row["input_ids"]) for row in joined)
+        if all(isinstance(row, Mapping) for row in rows):
+            made = [_tensors(row) for row in rows]  # type: ignore[arg-type]
+            if not any(_start_again(row) for row in made):
+                for row in made:
+                    row.setdefault("attention_mask", torch.ones_like(row["input_ids"]))
+        else:
+            made = [_packed([row] if isinstance(row, Mapping) else row) for row in rows]
+        _check_same_columns(made)
+        width = max(len(row["input_ids"]) for row in made)
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        padded = [self._pad(row, width) for row in joined]
-        return {name: torch.stack([row[name] for row in padded]) for name in padded[0]}
+        return {name: torch.stack([self._padded(name, row[name], width) for row in made]) for name in made[0]}
 
-    def _pad(self, row: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tensor]:
-        rest = torch.arange(width - len(row["input_ids"]))
-        fill = {
-            "input_ids": torch.full_like(rest, self.pad_token_id),
-            "labels": torch.full_like(rest, NO_LOSS),
-            "position_ids": rest,  # a sequence of its own, which no sample sees
-            "attention_mask": torch.zeros_like(rest),
-        }
-        return {name: torch.cat([tensor, fill[name]]) for name, tensor in row.items()}
+    def _padded(self, name: str, values: Tensor, width: int) -> Tensor:
+        rest = torch.arange(width - len(values))  # as positions: a sequence of its own, which no sample sees
+        if name != "position_ids":
+            rest = torch.full_like(rest, {"input_ids": self.pad_token_id, "labels": NO_LOSS}.get(name, 0))
+        return torch.cat([values, rest.to(values.dtype)])
 
 
-def _joined(samples: Sequence[Mapping[str, Any]], packed: bool) -> dict[str, torch.Tensor]:
+def _tensors(sample: Mapping[str, Any]) -> dict[str, Tensor]:
+    """(T,) tensors of what goes into a batch."""
+    for name in ("input_ids", "labels"):
+        if sample.get(name) is None:
+            raise DataError(
+                f"A sample has no {name}; give every sample input_ids and labels, which are the same ids "
+                "where every token is to be learned."
+            )
+    length, made = len(sample["input_ids"]), {}
+    for name, values in sample.items():
+        if values is None or name in DESCRIPTIVE:
+            continue
+        try:
+            made[name] = torch.as_tensor(values, dtype=torch.int64 if name in _INTEGERS else None)
+        except (TypeError, ValueError, RuntimeError):
+            made[name] = torch.empty(0, 0)
+        if made[name].shape != (length,):
+            raise DataError(
+                f"A sample has {length} input_ids, and its column {name!r} is not one number for each of "
+                "them; leave the column out, or give a collator that knows it."
+            )
+    return made
+
+
+def _packed(samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """(T,) tensors of samples put one behind the other."""
-    ids = [torch.as_tensor(sample["input_ids"], dtype=torch.int64) for sample in samples]
-    labels = [torch.as_tensor(sample["labels"], dtype=torch.int64).clone() for sample in samples]
-    if not packed:
-        return {"input_ids": ids[0], "labels": labels[0], "attention_mask": torch.ones_like(ids[0])}
-    for label in labels:
-        label[:1] = NO_LOSS  # or the last token of the sample before would learn to predict it
-    positions = torch.cat([torch.arange(len(sample)) for sample in ids])
-    return {"input_ids": torch.cat(ids), "labels": torch.cat(labels), "position_ids": positions}
+    made = [_tensors(sample) for sample in samples]
+    for sample in made:
+        order = torch.arange(len(sample["input_ids"]))
+        masked = not sample.pop("attention_mask", order + 1).all()
+        if masked or not torch.equal(sample.setdefault("position_ids", order), order):
+            column = "attention_mask" if masked else "position_ids"
+            raise DataError(
+                f"A sample brings its own {column}, which packing replaces; leave out the column, or packing."
+            )
+        # Or the last token of the sample before would learn to predict the first.
+        sample["labels"] = sample["labels"].clone()
+        sample["labels"][:1] = NO_LOSS
+    _check_same_columns(made)
+    return {name: torch.cat([sample[name] for sample in made]) for name in made[0]}
+
+
+def _start_again(sample: dict[str, Tensor]) -> bool:
+    """Whether a sample is itself a packed row: positions that start again, and no mask beside them."""
+    own = sample.get("position_ids")
+    return own is not None and "attention_mask" not in sample and bool((own.diff() != 1).any())
+
+
+def _check_same_columns(made: list[dict[str, Tensor]]) -> None:
+    for sample in made:
+        if odd := sample.keys() ^ made[0].keys():
+            raise DataError(f"Some samples have the column {min(odd)!r} and others have not; give it to all.")

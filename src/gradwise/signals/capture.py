@@ -83,15 +83,21 @@ class Capture(TorchFunctionMode):
         return out if scales else self._product(out, mat1, self._tracer.matrix(mat2), input, flipped=True)
 
     def _matmul(self, func: Any, input: Any, other: Any, **options: Any) -> Tensor:
-        """x W."""
+        """x W, or W x^T as Mamba has it."""
         out = func(input, other, **options)
+        left = self._tracer.matrix(input)
+        if left is not None and isinstance(other, Tensor) and other.ndim >= 2:
+            return self._product(out, other.mT, left, None, flipped=False, turned=True)
         return self._product(out, input, self._tracer.matrix(other), None, flipped=True)
 
     def _mm(self, func: Any, input: Any, mat2: Any, **options: Any) -> Tensor:
         """x W."""
         return self._matmul(func, input, mat2, **options)
 
-    def _product(self, out: Tensor, x: Tensor, found: Found | None, bias: Any, *, flipped: bool) -> Tensor:
+    def _product(
+        self, out: Tensor, x: Tensor, found: Found | None, bias: Any, *, flipped: bool, turned: bool = False
+    ) -> Tensor:
+        """A matrix multiplies x; `turned` where the result has rows and columns exchanged."""
         bias_name = self._tracer.name(bias)
         if found is None and bias_name is None:
             return out
@@ -105,7 +111,7 @@ class Capture(TorchFunctionMode):
 
         def arrived(gradient: Tensor) -> None:
             if use is not None:
-                use(gradient)
+                use(gradient.mT if turned else gradient)
             if bias_name is not None:
                 self._sums.vector(bias_name, rows.summed(_wide(gradient)))
 

@@ -22,12 +22,19 @@ from gradwise.signals.wanted import Wanted
 Batch = dict[str, Any]
 
 
+class InseparableError(SignalError):
+    """Rows of an activation that cannot be told apart by sample."""
+
+
 @dataclass
 class Measured:
     """Quantities of one batch, rows in the batch's order."""
 
     values: dict[str, Tensor] = field(default_factory=dict)
     """(B, ...) by name of the quantity, in float32 or float64."""
+
+    lost: tuple[str, ...] = ()
+    """Parameters with a use whose rows could not be told apart by sample."""
 
     by_parameter: dict[str, Tensor] = field(default_factory=dict)
     """(B,) squared norm of each parameter's gradient, where that was asked for."""
@@ -36,6 +43,7 @@ class Measured:
         """These quantities with the rows marked as wrong taken from another measurement."""
         return Measured(
             _rows_replaced(self.values, other.values, wrong_B),
+            self.lost,
             _rows_replaced(self.by_parameter, other.by_parameter, wrong_B),
         )
 
@@ -174,7 +182,7 @@ class Measurer:
                 each.finish()
         if sums is not None:
             if sums.lost and sums.by_name is None:
-                raise SignalError(
+                raise InseparableError(
                     f"{type(self.model).__name__}: at this length the rows of {min(sums.lost)} cannot be "
                     "told apart by sample; measure one sample at a time (batch_tokens=1), or leave it out "
                     "with `parameters`."
@@ -186,6 +194,7 @@ class Measurer:
             if sums.whole is not None:
                 found.values["grad"] = sums.whole / scale
             if sums.by_name is not None:
+                found.lost = tuple(sorted(sums.lost))
                 found.by_parameter = {name: square / scale**2 for name, square in sums.by_name.items()}
         if head is not None and head.squares is not None:
             found.values["head_norm"] = head.squares.sqrt() / scale

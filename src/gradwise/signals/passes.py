@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from gradwise.console import Progress
 from gradwise.data import Collator
 from gradwise.errors import SignalError
 from gradwise.ranks import connected, gathered, on_first
-from gradwise.signals.measure import Batch, Measurer
+from gradwise.signals.batching import Collate, Pool, batches, with_copies
+from gradwise.signals.measure import Measurer
 from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.quantities import Signals
-from gradwise.signals.rehearsal import Verdict, rehearse
-from gradwise.signals.samples import Inspection, batches, inspect
+from gradwise.signals.rehearsal import Rehearsal, Verdict
+from gradwise.signals.samples import Inspection, check_indexable, inputs_only, inspect
 from gradwise.signals.scope import Scope
 from gradwise.signals.sheet import MEASURED, NOT_FINITE, NOT_HELD, Column, InMemory, Sheet, stored
 from gradwise.signals.store import Store, read, verify
@@ -31,15 +32,6 @@ from gradwise.signals.wanted import Wanted
 
 NOTE_EVERY = 5.0
 """Seconds between notes of the time spent; a killed pass loses as much of it at most."""
-
-CPU_TOKENS = 2048
-"""Padded tokens that a CPU measures at once. More is slower: from 32 MiB on the allocator maps every block of
-logits anew, and the page faults cost 0.05 to 0.08 of a training step (4,096 tokens, vocabulary 4,096)."""
-
-PAIRS = 8
-"""Pairs of samples that are tried until one has finite losses."""
-
-Collate = Callable[[list[Any]], Batch]
 
 
 class Pass:
@@ -58,27 +50,31 @@ class Pass:
         tell: Callable[[str], None] = warnings.warn,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.tell = tell
         self.autocast = autocast
         self.model: Any = model
-        self.dataset = dataset
         self.collate = collator or Collator(_pad_token(model))
+        check_indexable(dataset)
+        # A collator of somebody else's may need any column.
+        self.dataset = inputs_only(dataset, model) if isinstance(self.collate, Collator) else dataset
         self.wanted = wanted
         self.batch_tokens = batch_tokens
-        self.inspection: Inspection = inspect(dataset, model, self.collate)
+        self.inspection: Inspection = inspect(self.dataset, model, self.collate)
+        self.pool = Pool(self.dataset, self.collate, self.inspection)
         self.scope = scope
         self.asked: Asked | None = None
         if scope is not None:
             self.asked = _asked(scope, wanted, precondition)
         elif precondition is not None:
             raise SignalError("precondition changes gradients, but neither grad nor grad_norm is wanted.")
+        self.rehearsal = Rehearsal(model, self.pool, wanted, self.asked, batch_tokens, tell, autocast)
 
     def run(self, path: Path | None, start: float, progress: bool) -> Signals:
         """Measure what is not yet on the sheet; `start` is when the cost began, by `time.perf_counter`."""
-        order = self.inspection.measurable()
-        verdict = self._rehearse(order) if len(order) else Verdict()
-        together = not verdict.one_at_a_time
-        blocks = batches(order, self.inspection.lengths, self.batch_tokens if together else 1)
+        order, first = self.inspection.measurable(), self.inspection.first
+        distinct = order[first[order] == order]
+        verdict = self.rehearsal.verdict(distinct) if len(distinct) else Verdict()
+        batch_tokens = 1 if verdict.one_at_a_time else self.batch_tokens
+        blocks = with_copies(batches(distinct, self.inspection.lengths, batch_tokens), order, first)
         columns = self._columns()
         request = self._request(columns, len(blocks)) if path is not None or connected()[1] > 1 else {}
         _check_ranks_agree(request)
@@ -118,32 +114,6 @@ class Pass:
 
     # ---- measuring ---------------------------------------------------------------------------------------
 
-    def _rehearse(self, order: NDArray[np.int64]) -> Verdict:
-        verdict = Verdict()
-        for first, second in self._pairs(order):
-            samples = [self.dataset[first], self.dataset[second]]
-            pair = self.collate(samples)
-            if len(pair["labels"]) != 2:  # a collator that strings samples together in one row
-                return Verdict(one_at_a_time=True)
-            if self.asked is None:
-                return verdict
-            alone = [self.collate([sample]) for sample in samples]
-            verdict = rehearse(self.model, self.asked, pair, alone, self.tell, self.autocast)
-            if verdict.tried:
-                break
-        return verdict
-
-    def _pairs(self, order: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-        """Short samples with something to tell apart, two by two, of different lengths where there are; a few
-        pairs, for a pool may begin with samples that have no finite loss."""
-        short = order[::-1]
-        telling = short[self.inspection.num_tokens[short] > 1]
-        firsts = telling if len(telling) else short
-        for first in firsts[:PAIRS].tolist():
-            longer = short[self.inspection.lengths[short] > self.inspection.lengths[first]]
-            others = longer if len(longer) else short[short != first]
-            yield first, int(others[0]) if len(others) else first
-
     def _fill(
         self,
         sheet: Sheet,
@@ -171,38 +141,22 @@ class Pass:
     def _rows(
         self, measure: Measurer, rows: NDArray[np.int64], columns: Mapping[str, Column]
     ) -> dict[str, NDArray]:
-        found = self._found(measure, rows)
+        first = self.inspection.first
+        distinct = rows[first[rows] == rows]
+        found = self.rehearsal.kept.pop(int(rows[0]), None) or self.pool.measured(measure, distinct)
+        # Copies have the values of the sample that they are copies of.
+        place = {row: number for number, row in enumerate(distinct.tolist())}
+        source = [place[row] for row in first[rows].tolist()]
         flags = np.full(len(rows), MEASURED, dtype=np.uint8)
         values: dict[str, NDArray] = {"flags": flags}
-        for name, array in found.items():
+        for name, of_distinct in found.items():
+            array = of_distinct[source]
             finite = np.isfinite(array.reshape(len(rows), -1)).all(axis=1)
             flags[~finite] |= NOT_FINITE[name]
             if name in columns:
                 values[name], held = stored(array, columns[name])
                 flags[~held] |= NOT_HELD
         return values
-
-    def _found(self, measure: Measurer, rows: NDArray[np.int64]) -> dict[str, NDArray]:
-        """Quantities of a block; on a CPU measured in parts, for samples do not depend on each other."""
-        longest = int(self.inspection.lengths[rows].max())
-        together = max(1, CPU_TOKENS // longest) if measure.device.type == "cpu" else len(rows)
-        parts = [
-            self._sound(measure, rows[start : start + together]) for start in range(0, len(rows), together)
-        ]
-        return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
-
-    def _sound(self, measure: Measurer, rows: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Quantities of one batch, measured one sample at a time if any of them is not finite.
-
-        Kernels can carry NaN from a sample to its neighbours: bfloat16 `linear` on processors with AMX does
-        so where its inner size is no multiple of eight.
-        """
-        samples = [self.dataset[int(row)] for row in rows]
-        together = measure(self.collate(samples)).values
-        if len(rows) == 1 or all(bool(value.isfinite().all()) for value in together.values()):
-            return together
-        alone = [measure(self.collate([sample])).values for sample in samples]
-        return {name: torch.cat([values[name] for values in alone]) for name in together}
 
     # ---- what comes of it --------------------------------------------------------------------------------
 

@@ -1,24 +1,39 @@
-"""Tries the engine on two short samples against autograd before it is trusted with a pool.
+"""Tries the engine on a few samples before it is trusted with a pool.
 
-Whatever a model does that cannot be watched (a custom kernel, a convolution, statistics over the batch) shows
-up here as a parameter whose norm differs, and costs speed instead of exactness: the pass then goes one sample
-at a time, and autograd gives the gradients of those parameters.
+Short samples and the longest one are compared with autograd: what cannot be watched (a custom kernel, a
+convolution) shows up as a parameter whose norm differs. Then the first and the last batch are measured as
+they will be, and some of their samples alone: what depends on neighbours or padding (statistics over the
+batch, a mask that leaks) differs. Both cost speed instead of exactness: the model is then measured one sample
+at a time, and autograd gives the gradients of the parameters that cannot be watched.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gradwise.precision import autocasting
-from gradwise.signals.measure import Batch, Measured, Measurer
-from gradwise.signals.scope import precise
+from gradwise.signals.batching import Pool, batches
+from gradwise.signals.measure import Batch, InseparableError, Measured, Measurer
+from gradwise.signals.scope import kind, precise
 from gradwise.signals.sums import Asked
 from gradwise.signals.wanted import Wanted
+
+PAIRS = 8
+"""Pairs of short samples that are tried until one has finite losses."""
+
+TOLERANCES = {"loss": 1e-4, "embedding": 1e-3, "grad_norm": 1e-2, "grad": 1e-2, "head_norm": 1e-2}
+"""Relative differences between a sample in a batch and alone that rounding of float32 explains. Gradients of
+samples that are nearly learned are small differences of larger numbers."""
+
+COARSE, SAME_SHAPE = 0.05, 1e-3
+"""Relative differences of hidden states that rounding of half precision explains: between a sample in a batch
+and alone, and between batches of the same shape in which only a neighbour's tokens differ."""
 
 
 @dataclass(frozen=True)
@@ -32,59 +47,159 @@ class Verdict:
     """Whether there was a finite loss to compare."""
 
 
-def rehearse(
-    model: nn.Module,
-    asked: Asked,
-    pair: Batch,
-    alone: Sequence[Batch],
-    tell: Callable[[str], None],
-    autocast: torch.dtype | None = None,
-) -> Verdict:
-    """Compare losses and the norm of every kind of parameter with autograd's.
+@dataclass
+class Rehearsal:
+    """Arguments: as `gradwise.signals.passes.Pass` has them."""
 
-    Args:
-        model: lent.
-        asked: its scope is what is compared.
-        pair: two samples of different lengths in one batch.
-        alone: the same two, each in a batch of its own.
-        tell: gets a sentence when samples have to go one at a time.
-        autocast: what forward passes compute in; None for the weights' own type.
-    """
-    plain = replace(asked, projector=None, whole=False, norms=True, preconditioner=None)
-    wanted = Wanted(("loss", "grad_norm"))
-    compared = _representatives(list(asked.scope.parameters))
-    measure = Measurer(model, wanted, plain, autocast=autocast)
-    together = measure(pair, apart=True)
-    parameters = {name: asked.scope.parameters[name] for name in compared}
-    truth = [_autograd(model, batch, parameters, autocast) for batch in alone]
-    if not all(loss.isfinite() for loss, _ in truth):
-        return Verdict(tried=False)
-    computed = autocast or next(iter(asked.scope.parameters.values())).dtype
-    tolerance = 1e-2 if precise(computed) else 0.1
-    if not _wrong(truth, [(together, i) for i in range(len(alone))], compared, tolerance):
-        return Verdict()
-    wrong = _wrong(truth, [(measure(batch, apart=True), 0) for batch in alone], compared, tolerance)
-    kinds = {_kind(name) for name in wrong}
-    unseen = tuple(name for name in asked.scope.parameters if _kind(name) in kinds)
-    tell(_slow(model, unseen))
-    return Verdict(True, unseen)
+    model: nn.Module
+    pool: Pool
+    wanted: Wanted
+    asked: Asked | None
+    batch_tokens: int
+    tell: Callable[[str], None]
+    autocast: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        self.kept: dict[int, dict[str, NDArray]] = {}
+        """What was measured of whole batches, by their first sample."""
+
+    def verdict(self, order: NDArray[np.int64]) -> Verdict:
+        """How the model can be measured.
+
+        Args:
+            order: distinct samples that can be measured, longest first.
+        """
+        found = self._by_autograd(order)
+        if found.one_at_a_time:
+            return found
+        blocks = batches(order, self.pool.inspection.lengths, self.batch_tokens)
+        if self._depends_on_neighbours(blocks[0], 0) or self._depends_on_neighbours(blocks[-1], -1):
+            self.kept.clear()
+            self.tell(_slow(self.model))
+            return Verdict(True)
+        return found
+
+    def _by_autograd(self, order: NDArray[np.int64]) -> Verdict:
+        found = Verdict()
+        for first, second in self._pairs(order):
+            pair = np.array([first, second])
+            batch = self.pool.batch(pair)
+            if len(batch["labels"]) != 2 or (self.wanted.needs_mask and "attention_mask" not in batch):
+                # A collator that strings samples together in one row, or does not tell padding apart.
+                return Verdict(True)
+            if self.asked is None:
+                return found
+            found = self._compared(batch, [self.pool.batch(pair[i : i + 1]) for i in range(2)])
+            if found.tried:
+                break
+        if self.asked is None or found.one_at_a_time or not found.tried:
+            return found
+        longest = self.pool.batch(order[:1])
+        return replace(self._compared(longest, [longest]), tried=True)
+
+    def _pairs(self, order: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        """Short samples with something to tell apart, two by two, of different lengths where there are; a few
+        pairs, for a pool may begin with samples that have no finite loss."""
+        short, inspection = order[::-1], self.pool.inspection
+        telling = short[inspection.num_tokens[short] > 1]
+        firsts = telling if len(telling) else short
+        for first in firsts[:PAIRS].tolist():
+            longer = short[inspection.lengths[short] > inspection.lengths[first]]
+            others = longer if len(longer) else short[short != first]
+            yield first, int(others[0]) if len(others) else first
+
+    def _compared(self, together: Batch, alone: Sequence[Batch]) -> Verdict:
+        """Losses and the norm of every kind of parameter, of samples in one batch, beside autograd's."""
+        assert self.asked is not None
+        parameters = self.asked.scope.parameters
+        plain = replace(self.asked, projector=None, whole=False, norms=True, preconditioner=None)
+        compared = _representatives(list(parameters))
+        measure = Measurer(self.model, Wanted(("loss", "grad_norm")), plain, autocast=self.autocast)
+        found = measure(together, apart=True)
+        some = {name: parameters[name] for name in compared}
+        truth = [_autograd(self.model, batch, some, self.autocast) for batch in alone]
+        if not all(loss.isfinite() for loss, _ in truth):
+            return Verdict(tried=False)
+        tolerance = 1e-2 if self._precise else 0.1
+        if not _wrong(truth, [(found, i) for i in range(len(alone))], compared, tolerance):
+            return Verdict()
+        wrong = _wrong(truth, [(measure(batch, apart=True), 0) for batch in alone], compared, tolerance)
+        kinds = {kind(name) for name in wrong}
+        unseen = tuple(name for name in parameters if kind(name) in kinds)
+        self.tell(_slow(self.model, unseen, mixed=found.lost))
+        return Verdict(True, unseen)
+
+    def _depends_on_neighbours(self, rows: NDArray[np.int64], end: int) -> bool:
+        """Whether samples of a block, measured as it will be, differ from the same alone.
+
+        Args:
+            rows: the block.
+            end: 0 to look at the first of its parts that are measured at once, -1 at the last.
+        """
+        measure = Measurer(self.model, self.wanted, self.asked, autocast=self.autocast)
+        part = self.pool.parts(rows, measure.device)[end]
+        if len(part) < 2 or int(rows[0]) in self.kept:
+            return False
+        try:
+            found = self.pool.measured(measure, rows)
+        except InseparableError:
+            return True
+        self.kept[int(rows[0])] = found
+        if not self._precise:
+            return self._seen_in_half_precision(part[[0, -1]])
+        # The longest, the one padded least, and the one padded most.
+        for row in dict.fromkeys(part[[0, 1, -1]].tolist()):
+            alone = self.pool.measured(measure, np.array([row]))
+            place = int(np.flatnonzero(rows == row)[0])
+            if any(_differs(found[name], place, alone[name][0], TOLERANCES[name]) for name in found):
+                return True
+        return False
+
+    def _seen_in_half_precision(self, pair: NDArray[np.int64]) -> bool:
+        """Whether either sample's hidden states differ by more than rounding when they are measured alone, or
+        when the other one's tokens are replaced."""
+        measure = Measurer(self.model, Wanted(("loss", "embedding")), None, autocast=self.autocast)
+        batch = self.pool.batch(pair)
+        together = measure(batch).values["embedding"].float()
+        for place, neighbour in ((0, 1), (1, 0)):
+            ids = batch["input_ids"].clone()
+            ids[neighbour] = (ids[neighbour] + 1) % (ids.max() + 1)
+            beside_other = measure({**batch, "input_ids": ids}).values["embedding"]
+            alone = measure(self.pool.batch(pair[place : place + 1])).values["embedding"]
+            own = together[place]
+            for other, tolerance in ((beside_other[place], SAME_SHAPE), (alone[0], COARSE)):
+                if (other - own).norm() > tolerance * own.norm():
+                    return True
+        return False
+
+    @property
+    def _precise(self) -> bool:
+        """Whether a sample comes out the same in other shapes to more than three digits."""
+        computed = self.autocast or next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return precise(computed) and torch.get_float32_matmul_precision() == "highest"
 
 
-def _slow(model: nn.Module, unseen: tuple[str, ...]) -> str:
-    why = (
-        f"the gradients of {len(unseen)} parameters cannot be watched (first: {unseen[0]})"
-        if unseen
-        else "samples influence each other within a batch"
+def _differs(among: NDArray, place: int, alone: NDArray, tolerance: float) -> bool:
+    """Whether a row differs from the same measured alone, by the scale of the largest row beside it."""
+    rows = among.reshape(len(among), -1).astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1)
+    scale = max(lengths[np.isfinite(lengths)].max(initial=0.0), 0.1 if alone.ndim == 0 else 0.0)
+    return bool(np.linalg.norm(rows[place] - alone.reshape(-1)) > tolerance * scale)
+
+
+def _slow(model: nn.Module, unseen: Sequence[str] = (), mixed: Sequence[str] = ()) -> str:
+    why = "samples influence each other within a batch"
+    if unseen:
+        why = f"the gradients of {len(unseen)} parameters cannot be watched (first: {unseen[0]})"
+    elif mixed:
+        why = f"gradients of {mixed[0]} cannot be told apart by sample"
+    advice = (
+        " Leave such parameters out with `parameters` where they do not matter." if unseen or mixed else ""
     )
     return (
         f"{type(model).__name__}: {why}; signals are collected one sample at a time, which is exact and "
-        "takes several times as long. Leave such parameters out with `parameters` where they do not matter."
+        f"takes several times as long.{advice}"
     )
-
-
-def _kind(name: str) -> str:
-    """What parameters of different layers have in common."""
-    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def _representatives(names: list[str]) -> list[str]:
@@ -92,8 +207,8 @@ def _representatives(names: list[str]) -> list[str]:
     first: dict[str, str] = {}
     last: dict[str, str] = {}
     for name in names:
-        first.setdefault(_kind(name), name)
-        last[_kind(name)] = name
+        first.setdefault(kind(name), name)
+        last[kind(name)] = name
     return list(dict.fromkeys([*first.values(), *last.values()]))
 
 

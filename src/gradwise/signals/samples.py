@@ -1,16 +1,19 @@
-"""What is known of samples before any is measured: lengths, label tokens, flaws, a fingerprint; and the
-batches that follow from that."""
+"""What is known of samples before any is measured: which of their columns the model takes, lengths, label
+tokens, flaws, copies, a fingerprint."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+import inspect as signatures
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow
 from numpy.typing import NDArray
 from torch import nn
 
-from gradwise.data import ragged
+from gradwise.data import Collator, ragged
 from gradwise.errors import SignalError
 from gradwise.signals.head import NO_LOSS
 from gradwise.signals.vocabulary import vocabulary_size
@@ -33,7 +36,10 @@ class Inspection:
     """Samples that cannot be measured, by what is wrong with them."""
 
     fingerprint: str
-    """SHA-256 of all token ids and labels in order."""
+    """SHA-256 of all token ids, labels and other inputs in order."""
+
+    first: NDArray[np.int64]
+    """(N,) the first sample with the same contents, itself where there is none before it."""
 
     def measurable(self) -> NDArray[np.int64]:
         """Indices of all samples without a problem, longest first.
@@ -47,20 +53,63 @@ class Inspection:
         return good[np.argsort(-self.lengths[good], kind="stable")]
 
 
+def inputs_only(dataset: Any, model: nn.Module) -> Any:
+    """The data set without the columns that the model's forward pass does not take; so does the Trainer."""
+    whole: Any = model
+    base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+    taken = {*signatures.signature(base.forward).parameters, "labels"}
+    if "input_ids" not in taken:  # a wrapper that passes everything on
+        return dataset
+    if hasattr(dataset, "select_columns"):
+        return dataset.select_columns([name for name in dataset.column_names if name in taken])
+    return _Chosen(dataset, taken)
+
+
+class _Chosen:
+    """Some columns of samples that are mappings."""
+
+    def __init__(self, dataset: Any, names: set[str]) -> None:
+        self.dataset, self.names = dataset, names
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return {name: value for name, value in self.dataset[index].items() if name in self.names}
+
+
+def check_indexable(dataset: Any) -> None:
+    """Raise SignalError for what has no samples by position."""
+    indexable = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if not indexable or isinstance(dataset, Mapping):
+        advice = (
+            "one of its splits"
+            if isinstance(dataset, Mapping)
+            else "a datasets.Dataset, or a list of samples"
+        )
+        raise SignalError(
+            f"Signals need samples that can be indexed; found {type(dataset).__name__}. Give {advice}."
+        )
+
+
 def inspect(dataset: Any, model: nn.Module, collate: Callable[[list[Any]], Any]) -> Inspection:
-    """Read every sample once; memory grows by 8 bytes a sample, and by what a chunk of them takes.
+    """Read every sample once; memory grows by 32 bytes a sample, and by what a chunk of them takes.
 
     Args:
         dataset: anything indexable of {"input_ids": [...], "labels": [...]}.
         model: its vocabulary and its positions bound what can be measured.
-        collate: makes the labels where samples have none of their own.
+        collate: makes the labels where samples have none of their own. Of gradwise's own it is known that it
+            uses the model's inputs and nothing else, so that samples which agree in these are copies.
     """
     count = len(dataset)
     lengths, tokens = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.int32)
     foreign = np.zeros(count, dtype=bool)
+    contents = np.zeros(count, dtype="S16")
     vocabulary = vocabulary_size(model)
-    digests, start = [hashlib.sha256() for _ in range(3)], 0
-    for offsets, ids, labels in _chunks(dataset, collate):
+    digests: dict[str, Any] = {}
+    start, known = 0, isinstance(collate, Collator)
+    for chunk in _chunks(dataset, collate, others=known):
+        ids, labels, offsets = chunk.columns["input_ids"], chunk.columns["labels"], chunk.offsets
         rows = slice(start, start := start + len(offsets) - 1)
         lengths[rows] = np.diff(offsets)
         learned = labels != NO_LOSS
@@ -68,9 +117,16 @@ def inspect(dataset: Any, model: nn.Module, collate: Callable[[list[Any]], Any])
         tokens[rows] = _sums(learned, offsets)
         wrong = (ids < 0) | (ids >= vocabulary) | (learned & ((labels < 0) | (labels >= vocabulary)))
         foreign[rows] = _sums(wrong, offsets) > 0
-        # Each stream has its own digest, so that chunks may be of any size.
-        for digest, part in zip(digests, (np.diff(offsets), ids, labels), strict=True):
-            digest.update(np.ascontiguousarray(part, dtype="<i4").tobytes())
+        # Each column has its own digest, so that chunks may be of any size.
+        for name, part in {"lengths": np.diff(offsets), **chunk.columns}.items():
+            digests.setdefault(name, hashlib.sha256()).update(_bytes(part))
+        if known:
+            contents[rows] = [
+                hashlib.blake2b(
+                    b"".join(_bytes(part[begin:end]) for part in chunk.columns.values()), digest_size=16
+                ).digest()
+                for begin, end in pairwise(offsets.tolist())
+            ]
     positions = _positions(model)
     kinds = {
         "empty": lengths == 0,
@@ -79,57 +135,122 @@ def inspect(dataset: Any, model: nn.Module, collate: Callable[[list[Any]], Any])
         f"longer than the model's {positions} positions": (tokens > 0) & ~foreign & (lengths > positions),
     }
     problems = {kind: np.flatnonzero(found) for kind, found in kinds.items() if found.any()}
-    fingerprint = hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
-    return Inspection(lengths, tokens, problems, fingerprint)
+    return Inspection(lengths, tokens, problems, _fingerprint(digests), _firsts(contents, known))
 
 
-def batches(
-    order: NDArray[np.int64], lengths: NDArray[np.int32], batch_tokens: int
-) -> list[NDArray[np.int64]]:
-    """Cut samples, longest first, into batches of at most `batch_tokens` padded tokens, at least one sample
-    each."""
-    cut, start = [], 0
-    while start < len(order):
-        rows = max(1, batch_tokens // int(lengths[order[start]]))
-        cut.append(order[start : start + rows])
-        start += rows
-    return cut
+def _fingerprint(digests: Mapping[str, Any]) -> str:
+    usual = ("lengths", "input_ids", "labels")
+    parts = [digests[name].digest() for name in usual if name in digests]
+    parts += [name.encode() + digests[name].digest() for name in sorted(digests) if name not in usual]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def _chunks(dataset: Any, collate: Callable[[list[Any]], Any]) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
-    """(rows + 1,) offsets, and the flat token ids and labels of those rows."""
-    if "labels" in (getattr(dataset, "column_names", None) or ()) and hasattr(dataset, "with_format"):
-        both = zip(ragged(dataset, "input_ids"), ragged(dataset, "labels"), strict=True)
+def _firsts(contents: NDArray[np.bytes_], known: bool) -> NDArray[np.int64]:
+    if not known:
+        return np.arange(len(contents))
+    _, places, inverse = np.unique(contents, return_index=True, return_inverse=True)
+    return places[inverse]
+
+
+def _bytes(values: NDArray[Any]) -> bytes:
+    kind = "<f8" if np.issubdtype(values.dtype, np.floating) else "<i4"
+    return np.ascontiguousarray(values, dtype=kind).tobytes()
+
+
+class _Chunk(NamedTuple):
+    """Some samples in a row."""
+
+    offsets: NDArray[np.int64]
+    """(rows + 1,) where each begins."""
+    columns: dict[str, NDArray[Any]]
+    """Flat, by name: `input_ids`, `labels`, then others."""
+
+
+def _chunks(dataset: Any, collate: Callable[[list[Any]], Any], *, others: bool) -> Iterator[_Chunk]:
+    """The samples in chunks, with the columns besides ids and labels if `others`."""
+    names = getattr(dataset, "column_names", None) or ()
+    if {"input_ids", "labels"} <= set(names) and hasattr(dataset, "with_format"):
+        wanted = ["input_ids", "labels", *(sorted({*names} - {"input_ids", "labels"}) if others else ())]
+        for name in wanted:
+            _check_lists(dataset, name)
         start = 0
-        for (offsets, ids), (label_offsets, labels) in both:
-            _check_same_length(np.diff(offsets), np.diff(label_offsets), start)
+        for parts in zip(*(ragged(dataset, name) for name in wanted), strict=True):
+            offsets = parts[0][0]
+            for name, (theirs, _) in zip(wanted, parts, strict=True):
+                _check_same_length(name, np.diff(offsets), np.diff(theirs), start)
             start += len(offsets) - 1
-            yield offsets, ids, labels
+            yield _Chunk(offsets, {name: values for name, (_, values) in zip(wanted, parts, strict=True)})
         return
     for start in range(0, len(dataset), CHUNK):
-        samples = [dataset[i] for i in range(start, min(start + CHUNK, len(dataset)))]
-        samples = [sample if "labels" in sample else _labelled(sample, collate) for sample in samples]
-        ids, labels = (
-            [np.asarray(sample[name], dtype=np.int64).reshape(-1) for sample in samples]
-            for name in ("input_ids", "labels")
-        )
-        lengths = np.array([len(one) for one in ids])
-        _check_same_length(lengths, np.array([len(one) for one in labels]), start)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        yield offsets, np.concatenate(ids), np.concatenate(labels)
+        places = range(start, min(start + CHUNK, len(dataset)))
+        samples = [_labelled(dataset[i], i, collate) for i in places]
+        wanted = ["input_ids", "labels"]
+        if others:
+            wanted += sorted({name for sample in samples for name in sample} - {"input_ids", "labels"})
+        lengths, columns = np.zeros(0), {}
+        for name in wanted:
+            values = [
+                _flat(sample.get(name), name, place) for place, sample in zip(places, samples, strict=True)
+            ]
+            found = np.array([len(one) for one in values])
+            lengths = found if name == "input_ids" else lengths
+            _check_same_length(name, lengths, found, start)
+            columns[name] = np.concatenate(values)
+        yield _Chunk(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), columns)
 
 
-def _labelled(sample: Any, collate: Callable[[list[Any]], Any]) -> Any:
-    """A sample as its collator completes it, as TRL's do."""
-    return {**sample, **collate([sample])} if len(sample["input_ids"]) else {**sample, "labels": []}
-
-
-def _check_same_length(ids: NDArray, labels: NDArray, start: int) -> None:
-    if len(wrong := np.flatnonzero(ids != labels)):
-        first = wrong[0]
+def _check_lists(dataset: Any, name: str) -> None:
+    kind = dataset.data.schema.field(name).type
+    if not (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)) or not (
+        pyarrow.types.is_primitive(kind.value_type)
+    ):
         raise SignalError(
-            f"Sample {start + first} has {ids[first]} input_ids and {labels[first]} labels; give one label "
-            f"for each token, {NO_LOSS} where it does not count."
+            f"The column {name!r} holds {kind}, not a list of numbers for each sample; give one number for "
+            "each token, or leave the column out."
+        )
+
+
+def _flat(values: Any, name: str, place: int) -> NDArray[Any]:
+    integers = name in ("input_ids", "labels")
+    try:
+        flat = np.asarray(values, dtype=np.int64 if integers else None).reshape(-1)
+    except (TypeError, ValueError):
+        flat = np.empty(0, dtype=object)
+    if flat.dtype.kind not in "iufb":
+        raise SignalError(
+            f"Sample {place} has no numbers in its column {name!r}; give one for each token, or leave the "
+            "column out."
+        )
+    return flat
+
+
+def _labelled(sample: Any, place: int, collate: Callable[[list[Any]], Any]) -> Any:
+    """A sample as its collator completes it, as TRL's do."""
+    if not isinstance(sample, Mapping) or sample.get("input_ids") is None:
+        raise SignalError(
+            f"Sample {place} has no input_ids; give each sample as a mapping with its input_ids and labels."
+        )
+    if sample.get("labels") is not None:
+        return sample
+    if not len(sample["input_ids"]):
+        return {**sample, "labels": []}
+    made = {} if isinstance(collate, Collator) else collate([sample])
+    if made.get("labels") is None:
+        raise SignalError(
+            f"Sample {place} has no labels, and the collator makes none; give labels: the input_ids again, "
+            f"with {NO_LOSS} for tokens that are not to be learned."
+        )
+    return {**sample, **made}
+
+
+def _check_same_length(name: str, ids: NDArray[Any], others: NDArray[Any], start: int) -> None:
+    if len(wrong := np.flatnonzero(ids != others)):
+        first = wrong[0]
+        one = "label" if name == "labels" else "number"
+        advice = f", {NO_LOSS} where it does not count" if name == "labels" else " in it, or leave it out"
+        raise SignalError(
+            f"Sample {start + first} has {ids[first]} input_ids and {others[first]} {name}; give one {one} "
+            f"for each token{advice}."
         )
 
 

@@ -1,5 +1,6 @@
 """Which parameters a gradient is taken over, and how tensors met during a forward pass are traced to them."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gradwise.errors import RecipeError, SignalError
-from gradwise.structure import block_list
+from gradwise.signals.uses import used_otherwise
+from gradwise.structure import block_list, outermost_lists
 
 
 class Matrix(NamedTuple):
@@ -78,10 +80,15 @@ def resolve(model: nn.Module, parameters: str | Sequence[str]) -> Scope:
     return Scope(chosen)
 
 
-def _check_not_quantised(model: nn.Module) -> None:
-    """Integer matrices are quantised weights: parameters (bitsandbytes), or buffers (GPTQ, AWQ)."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.ndim == 2 and tensor.dtype in (torch.int8, torch.uint8, torch.int32):
+def _check_not_quantised(model: nn.Module, named: Sequence[str] | None = None) -> None:
+    """Refuse weights that are stored as integers or in eight bits: parameters (bitsandbytes, MXFP4 experts,
+    FP8), or buffers (GPTQ, AWQ); only parameters of some names if these are given."""
+    tensors = dict(model.named_parameters()) | (dict(model.named_buffers()) if named is None else {})
+    for name in tensors if named is None else named:
+        tensor = tensors[name]
+        packed = tensor.dtype.itemsize == 1 or tensor.dtype == torch.int32
+        is_weight = isinstance(tensor, nn.Parameter) and tensor.numel() > 1
+        if (is_weight or tensor.ndim >= 2) and packed and tensor.dtype != torch.bool:
             raise SignalError(
                 f"{type(model).__name__} has quantised weights (first: {name}, {tensor.dtype}), which have "
                 "no gradient: put an adapter on the model, or say which parameters count with patterns."
@@ -90,22 +97,36 @@ def _check_not_quantised(model: nn.Module) -> None:
 
 def _in_blocks(model: nn.Module, named: dict[str, nn.Parameter], adapted: bool) -> dict[str, nn.Parameter]:
     try:
-        prefix, _ = block_list(model)
+        _, blocks = block_list(model)
     except RecipeError as error:
         raise SignalError(f"{error.args[0].split(',')[0]}; give parameters='all' or patterns.") from None
-    # Stacks of three dimensions are experts; those of a convolution are no linear weights.
+    # Some models hold their blocks in several lists: attention apart from feed-forward, or two stacks.
+    prefixes = tuple(f"{name}." for name, each in outermost_lists(model).items() if len(each) == len(blocks))
+    inside = {name: p for name, p in named.items() if name.startswith(prefixes)}
+    if adapted:
+        return {name: p for name, p in inside.items() if p.requires_grad and p.ndim >= 2}
     convolutions = {
         f"{name}.{own}"
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.conv._ConvNd)
         for own, _ in module.named_parameters(recurse=False)
     }
-    inside = {
-        name: p for name, p in named.items() if name.startswith(f"{prefix}.") and name not in convolutions
+    # All layers are alike: experts that the tried sample does not meet are judged by others of their kind.
+    others = {kind(name) for name in used_otherwise(model)}
+    return {
+        name: p
+        for name, p in inside.items()
+        if p.ndim >= 2 and name not in convolutions and kind(name) not in others
     }
-    if adapted:
-        return {name: p for name, p in inside.items() if p.requires_grad and p.ndim >= 2}
-    return {name: p for name, p in inside.items() if p.ndim in (2, 3)}
+
+
+def kind(name: str) -> str:
+    """What parameters of different layers, or of different experts, have in common.
+
+    >>> kind("model.layers.3.mlp.down_proj.weight")
+    'model.layers.*.mlp.down_proj.weight'
+    """
+    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def _matching(
@@ -116,6 +137,10 @@ def _matching(
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     for pattern in patterns:
+        if packed := [
+            name for name, p in model.named_parameters() if name not in named and fnmatchcase(name, pattern)
+        ]:
+            _check_not_quantised(model, packed)
         if not any(fnmatchcase(name, pattern) for p in named.values() for name in names[id(p)]):
             raise SignalError(
                 f"parameters: {pattern!r} matches no parameter; names look like "

@@ -63,5 +63,10 @@ class Wanted:
         """Whether a backward pass through the blocks is needed."""
         return "grad" in self.quantities or "grad_norm" in self.quantities
 
+    @property
+    def needs_mask(self) -> bool:
+        """Whether padding must be told apart from tokens."""
+        return "embedding" in self.quantities and self.pooling != "labels"
+
     def __contains__(self, name: str) -> bool:
         return name in self.quantities
