@@ -3,11 +3,11 @@
 import ast
 import difflib
 import inspect
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from itertools import pairwise
 from textwrap import dedent
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, Self, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -25,6 +25,10 @@ class Settings:
 
     __pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
+    left_to_run: ClassVar[tuple[str, ...]] = ()
+    """Fields that a run decides by what it finds on its machine where they have their default, and writes
+    into its recipe before it goes by them."""
+
     def __post_init__(self) -> None:
         for name, adapter in _field_adapters(type(self)).items():
             try:
@@ -36,6 +40,14 @@ class Settings:
                     plain(part, f"{type(self).__name__}.{name}")
             object.__setattr__(self, name, value)
         self.check()
+
+    def filled_from(self, earlier: "Settings | None") -> Self:
+        """These settings with what an earlier run of the same method found, where they leave that open."""
+        if type(self) is not type(earlier):
+            return self
+        unset = [name for name in self.left_to_run if getattr(self, name) == default_of(type(self), name)]
+        found = {name: getattr(earlier, name) for name in unset}
+        return replace(self, **found) if found else self  # type: ignore[type-var]
 
     def check(self) -> None:
         """Refuse values that contradict each other; raises RecipeError. Nothing by default."""
@@ -49,6 +61,11 @@ def same_settings(stored: Any, settings: Settings) -> bool:
         return False
 
 
+def default_of(cls: type[Settings], name: str) -> Any:
+    """The default of a field."""
+    return next(field.default for field in fields(cls) if field.name == name)  # type: ignore[arg-type]
+
+
 @cache
 def _field_adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
     hints = get_type_hints(cls, include_extras=True)
@@ -58,6 +75,14 @@ def _field_adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
 def _sentence(owner: str, name: str, error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join([owner, name, *(str(part) for part in first["loc"])])
+    if first["type"] == "union_tag_invalid":
+        known = [tag.strip().strip("'") for tag in first["ctx"]["expected_tags"].split(",")]
+        return f"{key}: unknown method {shown(first['ctx']['tag'])}{nearest(first['ctx']['tag'], known)}"
+    if first["type"] in ("union_tag_not_found", "model_attributes_type"):
+        return (
+            f"{key}: give settings, a mapping with a `method` and its settings, or a method's name; found "
+            f"{shown(first['input'])}."
+        )
     return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}; found {shown(first['input'])}."
 
 

@@ -126,3 +126,31 @@ def test_stopped_and_resumed(sft) -> None:
     resumed = sft("whole", cls=cls, recipe=recipe)
     resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-4"))
     assert equal(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize(
+    ("decisions", "said"),
+    [
+        ({"select": {"method": "grace", "fraction": 0.5}}, "select: grace scores single sequences"),
+        ({"select": {"method": "length_top", "count": 2}}, "select: length_top scores single sequences"),
+        ({"order": "d3"}, "order: d3 scores single sequences"),
+        ({"select": {"method": "random", "count": 4}, "layers": {"method": "grass", "probe": 1}}, None),
+    ],
+)
+def test_pairs_of_answers_are_selected_by_what_scores_nothing(
+    story_model, stories: Path, tmp_path: Path, decisions: dict[str, Any], said: str | None
+) -> None:
+    rows = [{"prompt": f"once {n}", "chosen": " upon a time", "rejected": " no one"} for n in range(4)]
+    settings = trl.DPOConfig(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True, bf16=False,
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = gw.with_gradwise(trl.DPOTrainer)(
+        model=story_model(), args=settings, train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(stories), recipe=gw.Recipe.from_dict(decisions),
+    )  # fmt: skip
+    if said is None:
+        trainer.train()
+        return
+    with pytest.raises(gw.RecipeError, match=said):
+        trainer.train()

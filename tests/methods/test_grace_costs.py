@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import gradwise as gw
 from gradwise.methods.grace.costs import (
-    FEWEST_MEASURED,
+    FEWEST_SCORED,
     FEWEST_STEPS,
     MOST_REFRESHES,
     Size,
@@ -23,8 +23,8 @@ sizes = st.builds(Size, pool=st.integers(2, 50_000), steps=st.integers(1, 3000),
 speeds = st.builds(
     Speeds,
     train=st.floats(1e-3, 1),
-    measure=st.floats(1e-4, 1),
-    begin=st.floats(0, 2),
+    score=st.floats(1e-4, 1),
+    startup=st.floats(0, 2),
     compare=st.floats(0, 1e-6),
 )
 overheads = st.sampled_from([0.05, 0.15, 0.5, 2.0])
@@ -34,7 +34,7 @@ class TestForecast:
     @given(sizes, speeds, overheads)
     def test_what_follows_from_the_dial_keeps_to_it(self, size: Size, speed: Speeds, overhead: float):
         found = forecast(size, speed, overhead)
-        least = speed.begin + 2 * speed.measure + 4 * speed.compare
+        least = speed.startup + 2 * speed.score + 4 * speed.compare
         assert found.share is not None
         assert found.share <= overhead + 1e-9 or found.first == pytest.approx(least)
         assert 2 <= found.candidates <= size.pool
@@ -42,10 +42,10 @@ class TestForecast:
             refreshes = -(-size.steps // found.every) - 1
             assert 1 <= refreshes <= MOST_REFRESHES
             assert found.every >= FEWEST_STEPS
-            assert found.allowance == refreshes * max(1, int(found.anchors * found.candidates))
+            assert found.allowance == refreshes * max(1, int(found.anchors * found.candidates + 1e-9))
             assert found.least_anchors == pytest.approx(0.8 * found.anchors)
             # A refresh that measures hardly anything costs a pass and tells nothing.
-            assert found.anchors * found.candidates >= min(FEWEST_MEASURED, found.candidates / 2) - 1e-6
+            assert found.anchors * found.candidates >= min(FEWEST_SCORED, found.candidates / 2) - 1e-6
 
     @given(sizes, speeds, overheads)
     def test_more_affords_no_less(self, size: Size, speed: Speeds, overhead: float):
@@ -63,19 +63,17 @@ class TestForecast:
     def test_what_is_settled_is_done(
         self, size: Size, speed: Speeds, overhead: float, every: int, anchors: float
     ):
-        found = forecast(
-            size, speed, overhead, candidates=size.pool, every=every, anchors=anchors, limited=False
-        )
+        found = forecast(size, speed, overhead, candidates=size.pool, every=every, anchors=anchors)
         assert (found.candidates, found.every, found.anchors) == (size.pool, every, anchors)
-        assert found.allowance is None
         count = -(-size.steps // every) - 1 if every else 0
-        measured = max(1, int(anchors * size.pool))
-        assert found.refreshes == pytest.approx(count * (speed.begin + measured * speed.measure))
+        measured = max(1, int(anchors * size.pool + 1e-9))
+        assert found.allowance == count * measured
+        assert found.refreshes == pytest.approx(count * (speed.startup + measured * speed.score))
 
     def test_says_what_it_comes_to(self):
         found = forecast(Size(pool=1000, steps=100, batch=10), Speeds(0.3, 0.1), 0.5)
         assert str(found) == (
-            "grace looks at 1,000 samples and selects again every 17 steps; deciding is expected to take "
+            "grace scores 1,000 samples and selects again every 17 steps; deciding is expected to take "
             "150.0 s, 50% of 300.0 s of training"
         )
 
@@ -95,7 +93,7 @@ class TestFewCandidates:
         picked = gw.Grace(importance="loss", count=40, candidates=candidates).select(self.pool(), seed=1)
         assert len(set(picked.indices.tolist())) == 40
         looked = set(looked_at(200, candidates, None, 1).tolist())
-        at_random = [why.startswith("not looked at") for why in picked.why]
+        at_random = [why.startswith("not scored") for why in picked.why]
         assert [index not in looked for index in picked.indices] == at_random
         assert sum(at_random) == max(0, 40 - max(1, int(candidates / 1.5)))
         assert len(picked.columns["rank"]) == 40

@@ -1,7 +1,9 @@
 """GRACE's dial in a run: measured once, obeyed or refused, the same for whoever starts the run anew."""
 
 import json
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import torch
 from datasets import concatenate_datasets
 
 import gradwise as gw
+from gradwise.methods.grace import method
 from gradwise.methods.grace.costs import Speeds
 from gradwise.numerics import knn
 from gradwise.planning import dial
+from tests.conftest import same_weights
 
 
 @pytest.fixture
@@ -24,7 +28,7 @@ def run(
     def run(
         select: gw.Grace, *, name: str = "run", order: Any = None, data: Any = speeches, **speed: float
     ) -> Any:
-        found = {"train": 0.1, "measure": 0.02, **speed}
+        found = {"train": 0.1, "score": 0.02, **speed}
         monkeypatch.setattr(dial, "measured", lambda *_, **__: Speeds(**found))
         recipe = gw.Recipe(select=select, order=order or gw.baselines.Shuffle())
         trainer = gw.Trainer(
@@ -98,9 +102,7 @@ def test_a_narrow_dial_looks_at_few_and_fills_at_random(run: Any) -> None:
 
 
 def test_an_overhead_that_cannot_be_kept_is_refused(run: Any) -> None:
-    with pytest.raises(
-        gw.RecipeError, match=r"select.overhead is 0.05, but looking at 80 samples .* take 0.16"
-    ):
+    with pytest.raises(gw.RecipeError, match=r"select.overhead is 0.05, but scoring 80 samples .* take 0.16"):
         run(gw.Grace(fraction=0.25, overhead=0.05, candidates="all", refresh_every=0))
 
 
@@ -124,14 +126,36 @@ def test_without_a_word_on_overhead_what_is_settled_is_done(run: Any) -> None:
     assert {event["anchors"] for event in of_kind(events, "refresh")} == {80}
 
 
-def test_a_run_begun_anew_finds_what_was_measured(run: Any, tmp_path: Path) -> None:
-    """Speeds differ from one attempt to the next; the plan must not."""
+def test_what_was_measured_is_written_down_and_used_again(run: Any, tmp_path: Path) -> None:
+    """The recipe in the run directory makes the same run on a machine of another speed; so does the user's
+    own recipe in the same folder, where nothing was saved yet."""
     grace = gw.Grace(fraction=0.25, overhead=0.3)
     first, _ = run(grace)
-    again, _ = run(grace, measure=0.2)
-    assert again.session.plan.digest == first.session.plan.digest
-    other, _ = run(grace, name="other", measure=0.2)
+    recipe = gw.Recipe.load(tmp_path / "run" / "recipe.yaml")
+    assert recipe == first.session.recipe
+    assert recipe.select == replace(grace, speeds=Speeds(train=0.1, score=0.02))
+    copied, _ = run(recipe.select, name="copy", score=0.2)
+    again, _ = run(grace, score=0.2)
+    for trainer in (copied, again):
+        assert trainer.session.plan.digest == first.session.plan.digest
+        assert same_weights(trainer.model, first.model)
+    other, _ = run(grace, name="other", score=0.2)
     assert other.session.plan.digest != first.session.plan.digest
+    changed, _ = run(replace(grace, trade_off=0.5), score=0.2)
+    assert changed.session.recipe.select.speeds.score == 0.2, "another recipe is measured again"
+
+
+def test_the_search_that_auto_came_to_is_written_down(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(method, "EXACT_UP_TO", 50)
+    for installed, search in ((True, "approximate"), (False, "exact")):
+        monkeypatch.setattr(method, "_has_faiss", lambda found=installed: found)
+        grace = gw.Grace(fraction=0.25, candidates="all", refresh_every=0)
+        with warnings.catch_warnings(record=True):
+            trainer, _ = run(grace, name=search)
+        assert gw.Recipe.load(tmp_path / search / "recipe.yaml").select.search == search
+    assert trainer.session.recipe.filled_from(gw.Recipe(select=grace)).select.search == search
 
 
 def test_an_order_that_needs_to_know_all_has_all_looked_at(run: Any) -> None:
@@ -153,7 +177,7 @@ def test_measuring_speeds_leaves_the_model_as_it_was(story_model, arguments, spe
     state, weights = torch.get_rng_state(), {name: p.clone() for name, p in model.named_parameters()}
     assert isinstance(recipe.select, gw.Grace)
     found = dial.measured(trainer, recipe.select, recipe.signals, seed=0)
-    assert min(found.train, found.measure, found.compare) > 0
+    assert min(found.train, found.score, found.compare) > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert not model.training
     assert all(p.grad is None and torch.equal(p, weights[name]) for name, p in model.named_parameters())
@@ -162,9 +186,9 @@ def test_measuring_speeds_leaves_the_model_as_it_was(story_model, arguments, spe
 def test_packing_and_proxies_are_refused_with_refreshes(story_model, arguments, speeches) -> None:
     recipe = gw.Recipe(select=gw.Grace(fraction=0.25, candidates="all", refresh_every=2))
     packed = gw.Trainer(story_model(), arguments(), train_dataset=speeches, recipe=recipe, packed_length=64)
-    with pytest.raises(gw.RecipeError, match="refresh_every cannot go with packing"):
+    with pytest.raises(gw.RecipeError, match="refresh_every is about selecting again, and packing"):
         packed.train()
     proxy = (story_model(), speeches, packed.data_collator)
     proxied = gw.Trainer(story_model(), arguments("p"), train_dataset=speeches, recipe=recipe, proxy=proxy)
-    with pytest.raises(gw.RecipeError, match="measures with one that does not"):
+    with pytest.raises(gw.RecipeError, match="scores with a model that does not learn"):
         proxied.train()

@@ -161,7 +161,7 @@ REFUSED = {
     "push_to_hub: true": "needs hub_model_id",
     # schedules
     "lr_scheduler_kwargs: {num_cycles: 2}": "linear takes no 'num_cycles'; it takes none",
-    "schedule: cosine, lr_scheduler_kwargs: {num_cycle: 2}": "takes no 'num_cycle'; did you mean 'num_cycles'",
+    "schedule: cosine, lr_scheduler_kwargs: {num_cycle: 2}": "takes no 'num_cycle'; did you mean",
     "schedule: constant, lr_scheduler_kwargs: {power: 2}": "constant takes no 'power'",
     "schedule: cosine, lr_scheduler_kwargs: {num_cycles: many}": "cosine cannot follow {'num_cycles'",
     "schedule: wsd, lr_scheduler_kwargs: {decay_type: steep}": "wsd cannot follow {'decay_type': 'steep'}",

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+import gradwise as gw
 from gradwise import CheckpointError, Grass, LayerSwitch, RecipeError
-from gradwise.methods.baselines import RoundRobinLayers, StaticLayers, TopLayers, UniformLayers
+from gradwise.methods.baselines import AllLayers, RoundRobinLayers, StaticLayers, TopLayers, UniformLayers
 from gradwise.structure import group_layers
 from tests.conftest import same_weights
 
@@ -390,3 +391,59 @@ def test_it_works_on_a_compiled_model(tiny_llama) -> None:
         results.append(model)
     for one, other in zip(results[0].parameters(), results[1].parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+class TestMisuse:
+    """A loop that calls things in another order, or for another model, is told so."""
+
+    def switch(self, tiny_llama: Any, policy: Any = None) -> tuple[Any, Any, LayerSwitch]:
+        model = tiny_llama()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, optimizer, LayerSwitch(model, policy or UniformLayers(active=2, period=1), optimizer)
+
+    def learn(self, model: Any) -> None:
+        ids = torch.arange(2, 10)[None]
+        model(input_ids=ids, labels=ids).loss.backward()
+
+    def test_after_backward_belongs_to_a_step(self, tiny_llama: Any) -> None:
+        model, _, switch = self.switch(tiny_llama)
+        self.learn(model)
+        with pytest.raises(gw.RecipeError, match="without before_step"):
+            switch.after_backward()
+        switch.before_step()
+        self.learn(model)
+        switch.after_backward()
+        with pytest.raises(gw.RecipeError, match="without before_step"):
+            switch.after_backward()
+
+    def test_a_step_begun_again_is_drawn_once(self, tiny_llama: Any) -> None:
+        _, _, switch = self.switch(tiny_llama)
+        assert switch.before_step() is not None
+        assert switch.before_step() is None
+        assert switch.draws == 1
+
+    @pytest.mark.parametrize("policy", [UniformLayers(active=2), gw.Grass(active=2, probe=1)])
+    def test_another_model_is_noticed(self, tiny_llama: Any, policy: Any) -> None:
+        _, _, switch = self.switch(tiny_llama, policy)
+        switch.before_step()
+        self.learn(tiny_llama())
+        with pytest.raises(gw.SignalError, match="No layer has a gradient"):
+            switch.after_backward()
+
+    def test_what_is_no_model_policy_or_optimizer_is_named(self, tiny_llama: Any) -> None:
+        model, optimizer, _ = self.switch(tiny_llama)
+        for given in (
+            (None, UniformLayers(), optimizer), (model, AllLayers(), optimizer), (model, "grass", optimizer),
+            (model, UniformLayers(), None), (model, UniformLayers(), model.parameters()),
+        ):  # fmt: skip
+            with pytest.raises(gw.RecipeError, match="LayerSwitch needs a"):
+                LayerSwitch(*given)  # type: ignore[arg-type]
+
+    def test_states_of_others_are_refused_and_of_earlier_versions_taken(self, tiny_llama: Any) -> None:
+        _, _, switch = self.switch(tiny_llama)
+        state = switch.state_dict()
+        for wrong in ({}, None, state | {"layers": ["a"] * 4}, state | {"policy": {"active": 3}}):
+            with pytest.raises(gw.CheckpointError):
+                switch.load_state_dict(wrong)  # type: ignore[arg-type]
+        kept = {name: value for name, value in state["policy"].items() if name != "state"}
+        switch.load_state_dict(state | {"policy": kept})

@@ -23,7 +23,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "order": "easy_first",
     },
     "grace, refreshed, through GRASS's layers": {
-        "select": {"method": "grace", "count": 18, "candidates": "all", "refresh_every": 2},
+        "select": {
+            "method": "grace",
+            "count": 18,
+            "candidates": "all",
+            "refresh_every": 2,
+            "speeds": {"train": 0.01, "score": 0.003},
+        },
         "layers": {"method": "grass", "active": 2, "period": 2, "probe": 2},
     },
     "d3, looking ahead": {

@@ -17,6 +17,7 @@ from gradwise.comparison.budget import Calibrated, Speed, steps_within_tokens
 from gradwise.data import Collator, Pool, load, overlap
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, claimed
+from gradwise.methods.baselines import FullData, Shuffle
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.recipe import Recipe
 from gradwise.run.directory import FILES
@@ -222,7 +223,7 @@ def _for_timing(recipe: Recipe) -> Recipe:
     layers = recipe.layers
     if isinstance(layers, LayerPolicy):
         layers = replace(layers, period=1)
-    return replace(recipe, train=train, layers=layers, anneal=None)
+    return replace(recipe, train=train, layers=layers, select=FullData(), order=Shuffle(), anneal=None)
 
 
 def _spread(decided: Any, count: int) -> Plan:
@@ -241,4 +242,9 @@ def _steps_asked(trainer: Any) -> int:
 def _tokens(trainer: Any) -> NDArray[np.int64]:
     """(steps,) input tokens of each step of a planned trainer."""
     session = trainer.session
+    if session.plan.until is not None:
+        raise RecipeError(
+            f"Tokens can be counted over {session.plan.epochs:,} epochs, which a plan lays out at once, and "
+            "this budget needs more; use --budget steps or time."
+        )
     return np.array([session.input_tokens(step) for step in range(session.schedule.steps)], dtype=np.int64)

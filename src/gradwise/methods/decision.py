@@ -6,6 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gradwise.errors import PlanError, SignalError
+from gradwise.places import check_rows, places
+from gradwise.plain import shown
+from gradwise.signals import Signals
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -25,7 +30,7 @@ class Selection:
     """(n,) how often each should be seen relative to the others; None means equally."""
 
     scores: NDArray[np.float64] | None = None
-    """(n,) what the method ranked by."""
+    """(n,) what the method ranked by; NaN for picks that it did not score."""
 
     objective: float | None = None
     """Value of the method's own objective for this selection."""
@@ -34,10 +39,21 @@ class Selection:
     """What to say of every sample in a plan, where `why` says too much for that."""
 
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
-    """(n,) each: what more there is to know of every pick, by name."""
+    """(n,) each: what more there is to know of every pick, by name; masked where it is not known."""
 
     told: dict[str, Any] = field(default_factory=dict)
     """Plain values about the selection as a whole, for the record."""
+
+    def __post_init__(self) -> None:
+        count = _checked(self, "A selection", self.indices, self.why)
+        for name in ("weights", "scores"):
+            values = getattr(self, name)
+            if values is not None:
+                check_rows(values, count, f"A selection's {name}", least=0.0 if name == "weights" else None)
+        if self.weights is not None and count and not np.any(self.weights):
+            raise PlanError("A selection's weights are all zero, so that nothing would be trained on.")
+        for name, values in self.columns.items():
+            check_rows(values, count, f"A selection's column {name}")
 
     def without(self, samples: ArrayLike) -> "Selection":
         """The same without some samples of the pool, such as those whose values are not finite.
@@ -79,6 +95,49 @@ class Order:
 
     told: dict[str, Any] = field(default_factory=dict)
     """Plain values about the order as a whole, for the record."""
+
+    def __post_init__(self) -> None:
+        count = _checked(self, "An order", self.indices, self.why)
+        if self.units is not None:
+            check_rows(self.units, count, "An order's units")
+
+
+def _checked(decided: Any, what: str, indices: Any, why: Any) -> int:
+    """Bring a decision's indices to their type and check its reasons; returns how many indices there are."""
+    found = places(indices, what)
+    object.__setattr__(decided, "indices", found)
+    if isinstance(why, str) or len(why) not in (1, len(found)):
+        raise PlanError(
+            f"{what} needs a tuple of reasons, a single one or one for each of {len(found)} samples; found "
+            f"{shown(why)}."
+        )
+    return len(found)
+
+
+def check_signals(signals: Any, method: str, what: str = "signals") -> None:
+    """Raise SignalError for what is no `Signals`, or has no sample."""
+    if not isinstance(signals, Signals):
+        raise SignalError(
+            f"{method} needs {what} as gradwise.collect returns them; found {type(signals).__name__}."
+        )
+    if not len(signals):
+        raise SignalError(f"{method} was given {what} of no sample; there is nothing to choose from.")
+
+
+def entries_of(signals: Any, entries: Any, method: str) -> NDArray[np.int64]:
+    """(n,) the entries of a pass over a pool: the given ones, or each sample once.
+
+    Raises:
+        SignalError: the signals are none, or of no sample.
+        PlanError: the entries are no places of the pool, or there are none.
+    """
+    check_signals(signals, method)
+    if entries is None:
+        return np.arange(len(signals))
+    found = places(entries, f"What {method} puts in order", len(signals))
+    if not len(found):
+        raise PlanError(f"{method} was given no entries; there is nothing to put in order.")
+    return found
 
 
 def domain_mix(domain: NDArray[np.str_] | None, indices: NDArray[np.int64]) -> dict[str, Any]:

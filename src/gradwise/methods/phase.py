@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gradwise.errors import RecipeError
+from gradwise.methods.subset import share_of
 from gradwise.settings import Settings
 
 
@@ -59,7 +60,7 @@ class Phase(Settings):
             RecipeError: when there are fewer, or nothing says how many.
         """
         if self.fraction is not None:
-            return max(1, round(self.fraction * pool))
+            return share_of(self.fraction, pool, "anneal")
         if self.count is None and room is None:
             raise RecipeError(
                 "anneal: give fraction, count or tokens, since there is no run to tell how many."

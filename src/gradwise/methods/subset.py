@@ -26,7 +26,8 @@ class Subset(Settings):
             )
 
     def size(self, pool: int) -> int:
-        """How many of `pool` samples to keep, at least one; raises RecipeError when there are fewer."""
+        """How many of `pool` samples to keep; raises RecipeError where that is none, or more than there "
+        "are."""
         if self.count is not None:
             if self.count > pool:
                 raise RecipeError(
@@ -34,4 +35,15 @@ class Subset(Settings):
                 )
             return self.count
         assert self.fraction is not None
-        return max(1, round(self.fraction * pool))
+        return share_of(self.fraction, pool, "select")
+
+
+def share_of(fraction: float, pool: int, section: str) -> int:
+    """How many of `pool` samples a fraction is; raises RecipeError where it is none."""
+    count = round(fraction * pool)
+    if not count:
+        raise RecipeError(
+            f"{section}.fraction is {fraction:g}, which is none of {pool} samples; give a larger fraction, "
+            "or a count."
+        )
+    return count

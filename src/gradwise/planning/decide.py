@@ -7,6 +7,7 @@ with the weights as they then are. What it remembers in between goes into checkp
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,27 @@ from gradwise.methods.d3 import D3
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
 from gradwise.methods.grace.costs import Forecast
+from gradwise.methods.grace.method import REFRESHING
 from gradwise.methods.grace.refresh import SHARE_RANGE
 from gradwise.methods.grace.state import State
 from gradwise.numerics.sampling import looked_at
 from gradwise.planning.dial import run_size, settled
 from gradwise.planning.finish import Finish
-from gradwise.planning.make import Cuts, make_plan, passes_over
+from gradwise.planning.make import (
+    Cuts,
+    continued,
+    epochs_ahead,
+    epochs_from,
+    laid_out,
+    make_plan,
+    passes_over,
+)
 from gradwise.planning.ordering import Reordering
 from gradwise.planning.picks import write_picks
-from gradwise.planning.pool import domains, pool_signals, signals_of
+from gradwise.planning.pool import check_samples, domains, pool_signals, signals_of
 from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
+from gradwise.settings import default_of
 from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
 from gradwise.training.batches import Batches
@@ -54,7 +65,7 @@ class Planner:
     """
 
     def __init__(self, trainer: Any, recipe: Recipe, folder: Path, *, shared: Path | None = None) -> None:
-        self.trainer, self.recipe, self.folder, self.shared = trainer, recipe, folder, shared
+        self.trainer, self.folder, self.shared = trainer, folder, shared
         self._signals: Signals | None = None
         self._state: State | None = None
         self._picked: Selection | None = None
@@ -68,9 +79,20 @@ class Planner:
         self.tell: Callable[[str], Any] = _silent if trainer.args.disable_tqdm else say
         """Gets a sentence on what is expected to be spent, on the first rank."""
 
+    @property
+    def recipe(self) -> Recipe:
+        """The run's, with what was measured on this machine."""
+        return self.trainer.session.recipe
+
     def due(self, step: int) -> bool:
-        """Whether to decide again before `step`."""
-        return self._due(step, self.trainer.session.schedule)
+        """Whether to decide again before `step`, or to lay out further epochs."""
+        batches = self.trainer.session.schedule
+        return self._runs_out(step, batches) or self._due(step, batches)
+
+    @staticmethod
+    def _runs_out(step: int, batches: Batches) -> bool:
+        """Whether the epochs laid out end before a step, and others follow."""
+        return step == batches.steps and batches.plan.until is not None
 
     def _due(self, step: int, batches: Batches) -> bool:
         onsets = self._onsets(batches)
@@ -99,13 +121,14 @@ class Planner:
 
     def first(self, passes: Passes, record: Record) -> Plan:
         """The plan of a run that begins."""
-        recipe = self.recipe
+        check_samples(self.trainer, self.recipe)
         if self._finish is not None:
             self._finish.check(self.tell)
         if self._reordering is not None:
             self._reordering.check()
-        needs = recipe.select.needs | recipe.order.needs
+        needs = self.recipe.select.needs | self.recipe.order.needs
         forecast = self._settled(record)
+        recipe = self.recipe
         rows = None if forecast is None else self._looked_at(forecast.candidates)
         signals, seconds, found = pool_signals(
             self.trainer, needs, recipe.signals, record, seed=recipe.seed, shared=self.shared, rows=rows
@@ -128,11 +151,20 @@ class Planner:
             selection = recipe.select.select(signals, seed=recipe.seed).without(bad)
         took["selection"] = time.perf_counter() - start - sum(took.values())
         one_pass = make_plan(selection, self._order, signals, epochs=1, seed=recipe.seed)
-        plan = make_plan(selection, self._order, signals, epochs=passes(one_pass), seed=recipe.seed)
+        epochs = passes(one_pass)
+        ahead = min(epochs, epochs_ahead(len(one_pass)))
+        plan = make_plan(selection, self._order, signals, epochs=ahead, seed=recipe.seed)
+        if ahead < epochs:
+            plan = self._continuing(plan, epochs)
+        unmeasured = None
+        if self._reordering is not None:
+            unmeasured = self._reordering.settle(self.trainer.session.batches_of(plan), self.tell)
         plan = self._cut(plan)
         if self._state is None and recipe.anneal is not None and recipe.anneal.pool == "selection":
             self._chosen = np.unique(selection.indices)
         self._keep(signals, selection, step=0)
+        if isinstance(recipe.select, Grace):
+            self._say(recipe.select.random_picks(selection))
         record.event(
             "plan",
             0,
@@ -143,8 +175,10 @@ class Planner:
             selected=len(np.unique(selection.indices)),
             weighted=selection.weights is not None,
             length=len(plan),
+            epochs=plan.epochs_of_run,
             digest=plan.digest,
             parts={name: round(seconds, 4) for name, seconds in took.items()},
+            **({"unmeasured": unmeasured} if unmeasured else {}),
             **selection.told,
         )
         return plan
@@ -159,16 +193,56 @@ class Planner:
             record: gets what was decided and what it cost.
         """
         batches = self.trainer.session.batches_of(plan)
+        if self._runs_out(step, batches):
+            plan = self._continued(plan, step, record)
+            batches = self.trainer.session.batches_of(plan)
+            served = batches.segment(step)
         onsets = self._onsets(batches)
         if self._finish is not None and step in onsets:
-            chosen = self._finish.decide(plan, served, step, record, self._selected, self.due)
+            due = partial(self._due, batches=batches)
+            chosen = self._finish.decide(plan, served, step, record, self._selected, due)
             self._write(chosen.selection, step)
             plan = chosen.plan
         elif self._refreshing(step, onsets):
             plan = self._refreshed(plan, served, step, record)
         if self._reordering is not None and self._reorders(step, onsets):
-            plan = self._reordering.decide(plan, served, step, record, onsets)
+            plan = self._reordering.decide(plan, served, step, record, onsets, self.tell)
         return plan
+
+    def _continuing(self, plan: Plan, epochs: int) -> Plan:
+        """A plan that lays out the first epochs of so many."""
+        if self.trainer.session.packed_length is not None:
+            raise RecipeError(
+                f"A packed run lays out all of its epochs at once, and {epochs:,} are more than the "
+                f"{plan.epochs:,} that a plan holds; train fewer epochs or steps, or set packing: false."
+            )
+        return replace(plan, until=epochs)
+
+    def _continued(self, plan: Plan, step: int, record: Record) -> Plan:
+        """The plan with further epochs, cut where decisions are due in them."""
+        start = time.perf_counter()
+        longer = continued(plan)
+        batches = self.trainer.session.batches_of(longer)
+        segments = [
+            piece
+            for segment in longer.segments
+            for piece in (self._pieces(segment, batches) if segment.epoch >= plan.epochs else [segment])
+        ]
+        longer = replace(longer, segments=tuple(segments))
+        record.event(
+            "epochs",
+            step,
+            time.perf_counter() - start,
+            first=plan.epochs,
+            last=longer.epochs - 1,
+            length=len(longer),
+            digest=longer.digest,
+        )
+        return longer
+
+    def _pieces(self, segment: Any, batches: Batches) -> list[Any]:
+        """An epoch's only segment in pieces that end where a decision is due."""
+        return Cuts.of(batches, segment.epoch, lambda step: self._due(step, batches)).apply(segment)
 
     def _refreshed(self, plan: Plan, served: int, step: int, record: Record) -> Plan:
         """The plan after a look at how scores have changed, and a new selection."""
@@ -188,7 +262,7 @@ class Planner:
         took["propagation"] = time.perf_counter() - start - sum(took.values())
         before = self._picks(signals)
         selection = grace.pick(done.state, signals, seed=self.recipe.seed)
-        after = plan.followed_by(self._following(plan, selection, signals, step, done.state), after=served)
+        after = self._following(plan, served, selection, signals, step, done.state)
         took["selection"] = time.perf_counter() - start - sum(took.values())
         self._state = done.state
         self._keep(signals, selection, step=step)
@@ -235,35 +309,46 @@ class Planner:
     # ---- how -----------------------------------------------------------------------------------------------
 
     def _settled(self, record: Record) -> Forecast | None:
-        """What GRACE may spend, measured and told before anything is."""
+        """What GRACE may spend, decided and said before anything is spent."""
         grace = self.recipe.select
         if not isinstance(grace, Grace):
             return None
-        if self.trainer.proxy is not None:
-            if grace.refresh_every:
+        if once := self._once():
+            given = [name for name in REFRESHING if getattr(grace, name) != default_of(Grace, name)]
+            if grace.refresh_every or given:
+                setting = "refresh_every" if grace.refresh_every else given[0]
                 raise RecipeError(
-                    "select.refresh_every measures the model as it learns, and signals.model measures with "
-                    "one that does not; leave one of them out."
+                    f"select.{setting} is about selecting again, and {once}; leave one of them out."
                 )
             grace = replace(grace, refresh_every=0)
         if self.recipe.order.needs & set(QUANTITIES):
-            if grace.refresh_every:
-                raise RecipeError(
-                    f"order: {self.recipe.order.method} goes by what was measured before the run, and "
-                    "select.refresh_every selects anew while it changes; leave one of them out."
-                )
-            # The order has to know all that may be selected, as it is when it is selected.
-            grace = replace(grace, candidates=grace.candidates or "all", refresh_every=0)
+            # The order has to know all that may be selected.
+            grace = replace(grace, candidates=grace.candidates or "all")
         start = time.perf_counter()
         last = None if self.recipe.anneal is None else self.recipe.anneal.last
-        found = settled(
-            self.trainer, grace, self.recipe.signals, self.folder, seed=self.recipe.seed, last=last
-        )
+        done = settled(self.trainer, grace, self.recipe.signals, seed=self.recipe.seed, last=last)
+        filled = {name: getattr(done.grace, name) for name in Grace.left_to_run}
+        # Before anything goes by it.
+        self.trainer.session.resolve(replace(self.recipe, select=replace(self.recipe.select, **filled)))
+        found = done.forecast
         self.later = found.refreshes / run_size(self.trainer, grace).steps
         record.event("forecast", 0, time.perf_counter() - start, **found.as_dict())
-        if self.trainer.is_world_process_zero():
-            self.tell(f"{found}.")
+        self._say(str(done))
         return found
+
+    def _say(self, sentence: str | None) -> None:
+        if sentence and self.trainer.is_world_process_zero():
+            self.tell(sentence)
+
+    def _once(self) -> str | None:
+        """Why the selection is made only once, if it is."""
+        if self.trainer.proxy is not None:
+            return "signals.model scores with a model that does not learn"
+        if self.recipe.order.needs & set(QUANTITIES):
+            return f"order: {self.recipe.order.method} goes by what was measured before the run"
+        if self.trainer.session.packed_length is not None:
+            return "packing cannot go with that yet"
+        return None
 
     def _looked_at(self, candidates: int) -> NDArray[np.int64] | None:
         pool = self.trainer.train_dataset
@@ -305,34 +390,24 @@ class Planner:
     def _cut(self, plan: Plan) -> Plan:
         """The plan in segments that end where a decision is due."""
         batches = self.trainer.session.batches_of(plan)
-        if self._reordering is not None:
-            self._reordering.settle(batches, self.tell)
         reorders = self._reordering is not None and bool(self._reordering.timetable.every)
         decides = self._state is not None or self._finish is not None or reorders
         if not decides or batches.pack is not None:
-            if self._state is not None:
-                raise RecipeError(
-                    "select.refresh_every cannot go with packing yet; set packing: false, or refresh_every: "
-                    "0."
-                )
             return plan
-        segments = [
-            piece
-            for segment in plan.segments
-            for piece in Cuts.of(batches, segment.epoch, lambda step: self._due(step, batches)).apply(segment)
-        ]
+        segments = [piece for segment in plan.segments for piece in self._pieces(segment, batches)]
         return replace(plan, segments=tuple(segments))
 
     def _following(
-        self, plan: Plan, selection: Selection, signals: Signals, step: int, state: State
-    ) -> list[Any]:
-        """Segments from `step` to the plan's end: passes over the new selection, each in a new order."""
+        self, plan: Plan, served: int, selection: Selection, signals: Signals, step: int, state: State
+    ) -> Plan:
+        """The plan with passes over a new selection from `step` on, each in a new order."""
         batches = self.trainer.session.batches_of(plan)
         steps, rows = batches.steps_per_epoch, batches.batch_size
-        length = sum(len(segment) for segment in plan.of_epoch(0))
-        begun = state.refreshes * (plan.epochs + 1)
+        length = sum(len(segment) for segment in plan.of_epoch(plan.first_epoch))
+        begun = state.refreshes * (plan.epochs_of_run + 1)
         segments: list[Any] = []
-        for epoch in range(step // steps, plan.epochs):
+        epochs = epochs_from(plan, step // steps)
+        for epoch in epochs:
             done = (step % steps) * rows if epoch == step // steps else 0
             ahead = passes_over(
                 selection,
@@ -343,8 +418,9 @@ class Planner:
                 epoch=epoch,
                 seed=self.recipe.seed,
             )
-            segments += Cuts.of(batches, epoch, self.due, done=done).apply(ahead)
-        return segments
+            due = partial(self._due, batches=batches)
+            segments += Cuts.of(batches, epoch, due, done=done).apply(ahead)
+        return laid_out(plan, segments, served, epochs)
 
     @property
     def _device(self) -> str:

@@ -1,28 +1,25 @@
-"""GRACE's dial in a run: speeds measured once, what they afford written down, and read again by whoever
-starts the same run anew."""
+"""GRACE's dial in a run: speeds are measured once, and what they afford follows from them."""
 
-import json
 import math
 import time
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from gradwise.atomic import write_json
 from gradwise.errors import RecipeError
 from gradwise.methods.grace import Grace
 from gradwise.methods.grace.costs import Forecast, Size, Speeds, forecast
+from gradwise.methods.grace.method import REFRESHING
 from gradwise.numerics.sampling import evenly
 from gradwise.planning.pool import label_tokens_of
 from gradwise.planning.speed import MORE, measuring_speed
 from gradwise.precision import autocast_of, autocasting
 from gradwise.ranks import on_first
 from gradwise.recipe import SignalSettings
+from gradwise.settings import default_of
 from gradwise.signals import Signals
-from gradwise.stored import damaged, read_json
 from gradwise.training.arguments import decay_steps
 
 COUNTED = 200
@@ -34,21 +31,45 @@ TIMED_STEPS = 3
 WIDTH = 2048
 """Rows of the product that is timed."""
 
+DIGITS = 4
+"""Of a speed: more would be noise, and the recipe that it is written into is read by people."""
+
+
+class Settled(NamedTuple):
+    """What a run decides by."""
+
+    grace: Grace
+    """The settings, with what was measured on this machine filled in."""
+    forecast: Forecast
+
+    def __str__(self) -> str:
+        """What is going to be spent, where that is more than the default allows, and what has no effect."""
+        grace, found, said = self.grace, self.forecast, []
+        if found.share is not None and grace.overhead is None and found.share > 1.005 * grace.dial:
+            said.append(
+                f"that is more than the default overhead of {grace.dial:.0%}, for the recipe settles it; "
+                "give select.overhead to bound it"
+            )
+        given = [name for name in REFRESHING if getattr(grace, name) != default_of(Grace, name)]
+        if not found.every and given:
+            said.append(f"without a refresh select.{given[0]} has no effect; give more overhead")
+        return "; ".join([str(found), *said]) + "."
+
 
 def settled(
-    trainer: Any,
-    grace: Grace,
-    settings: SignalSettings,
-    folder: Path,
-    *,
-    seed: int,
-    last: float | None = None,
-) -> Forecast:
-    """What the run looks at, how often it selects again, and what that is expected to cost.
+    trainer: Any, grace: Grace, settings: SignalSettings, *, seed: int, last: float | None = None
+) -> Settled:
+    """How many samples the run scores, how often it selects again, and what that is expected to cost.
 
-    Speeds are measured only where something follows from them; the passes that measure training took a third
-    of what deciding took on a model of 135 M parameters. A last phase, a share of the steps, is decided by
-    somebody else.
+    Speeds are measured only where something follows from them and the settings have none: the training steps
+    that are timed took a third of what deciding took on a model of 135 M parameters.
+
+    Args:
+        trainer: its model and data are timed.
+        grace: the settings to be obeyed.
+        settings: the recipe's `signals`.
+        seed: of the projection of gradients.
+        last: share of the steps that `anneal` decides about.
 
     Raises:
         RecipeError: when an overhead was asked for that cannot be kept to.
@@ -56,33 +77,25 @@ def settled(
     size = run_size(trainer, grace)
     if last is not None:
         size = replace(size, steps=size.steps - decay_steps(last, size.steps))
-    if grace.overhead is None and grace.candidates is not None and grace.refresh_every == 0:
-        return Forecast.once(_most(grace.candidates, size.pool), size.steps)
-    key = {"select": asdict(grace), "size": asdict(size), "seed": seed}
-    path = folder / "plan" / "forecast.json"
-    speeds = on_first(lambda: _known(path, key))
-    if speeds is None:
-        # Every rank measures, since training steps are taken together; the first one's speeds count.
-        mine = measured(trainer, grace, settings, seed=seed)
-        speeds = on_first(lambda: mine)
-    found = forecast(
-        size,
-        speeds,
-        grace.dial,
-        candidates=None if grace.candidates is None else _most(grace.candidates, size.pool),
-        every=grace.refresh_every,
-        anchors=grace.anchors,
-        limited=grace.overhead is not None or grace.refresh_every is None,
-    )
+    speeds = grace.speeds
+    candidates = None if grace.candidates is None else _most(grace.candidates, size.pool)
+    if speeds is None and grace.overhead is None and candidates is not None and grace.refresh_every == 0:
+        found = Forecast.once(candidates, size.steps)
+    else:
+        if speeds is None:
+            # Every rank measures, since training steps are taken together; the first one's speeds count.
+            mine = measured(trainer, grace, settings, seed=seed)
+            speeds = on_first(lambda: mine)
+        chosen = {"candidates": candidates, "every": grace.refresh_every, "anchors": grace.anchors}
+        found = forecast(size, speeds, grace.dial, **chosen)
     if grace.overhead is not None and found.share is not None and found.share > grace.overhead:
         raise RecipeError(
-            f"select.overhead is {grace.overhead:g}, but looking at {found.candidates:,} samples"
-            + (f" and again every {found.every} steps" if found.every else "")
+            f"select.overhead is {grace.overhead:g}, but scoring {found.candidates:,} samples"
+            + (f" and some of them again every {found.every} steps" if found.every else "")
             + f" is expected to take {found.share:.2g} of the training time; give a larger overhead, fewer "
             "candidates, rarer refreshes, or a smaller model under signals.model."
         )
-    on_first(lambda: write_json(path, {"key": key, "speeds": asdict(speeds), "forecast": found.as_dict()}))
-    return found
+    return Settled(replace(grace, speeds=speeds, search=grace.searches(found.candidates)), found)
 
 
 def run_size(trainer: Any, grace: Grace) -> Size:
@@ -105,14 +118,15 @@ def measured(trainer: Any, grace: Grace, settings: SignalSettings, *, seed: int)
     places = evenly(len(trainer.train_dataset), COUNTED)
     learnt = places[label_tokens_of(trainer, places) > 0]
     rows = learnt[evenly(len(learnt), MORE)] if learnt.size else places[:MORE]
-    measuring = measuring_speed(trainer, rows, grace.needs, settings, seed=seed)
+    scoring = measuring_speed(trainer, rows, grace.needs, settings, seed=seed)
     width = getattr(trainer.model.config, "hidden_size", 512)
-    return Speeds(
-        train=_training(trainer, rows),
-        measure=measuring.each,
-        begin=measuring.begin,
-        compare=_comparing(width),
-    )
+    seconds = {
+        "train": _training(trainer, rows),
+        "score": scoring.each,
+        "startup": scoring.begin,
+        "compare": _comparing(width),
+    }
+    return Speeds(**{name: float(f"{value:.{DIGITS}g}") for name, value in seconds.items()})
 
 
 def rehearse(grace: Grace) -> None:
@@ -177,12 +191,3 @@ def _comparing(width: int) -> float:
 
 def _most(candidates: Any, pool: int) -> int:
     return pool if candidates == "all" else min(int(candidates), pool)
-
-
-def _known(path: Path, key: dict[str, Any]) -> Speeds | None:
-    """What an attempt at the same run that came to no checkpoint has measured."""
-    if not path.exists():
-        return None
-    found = read_json(path)
-    with damaged(path):
-        return Speeds(**found["speeds"]) if found["key"] == json.loads(json.dumps(key)) else None

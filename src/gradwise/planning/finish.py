@@ -17,7 +17,7 @@ from gradwise.methods.decision import Selection
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.methods.phase import Phase
 from gradwise.numerics.sampling import evenly, looked_at
-from gradwise.planning.make import Cuts, part_of, passes_over
+from gradwise.planning.make import Cuts, epochs_from, laid_out, part_of, passes_over
 from gradwise.planning.pool import (
     described_signals_of,
     domains,
@@ -138,9 +138,10 @@ class Finish:
         for, so that its last phase would begin within what is already laid out."""
         end = total_steps(self.trainer, batches)
         for due in rounds(self.phase.last, self.phase.times, end):
-            if due >= step and (
-                due >= batches.steps or batches.last_step(batches.segment(due) - 1) + 1 != due
-            ):
+            later = batches.plan.until is not None and due >= batches.steps
+            if due < step or later:
+                continue
+            if due >= batches.steps or batches.first_step(batches.segment(due)) != due:
                 raise CheckpointError(
                     f"The last phase of a run of {end} steps begins before step {due + 1}, and the run "
                     "was planned with another number of steps; go on with the same, or start a new run."
@@ -185,7 +186,7 @@ class Finish:
         times = self.steps(batches)
         number = times.index(step)
         until = (*times, total_steps(self.trainer, batches))[number + 1]
-        room = sum(len(batches.samples(each)) for each in range(step, min(until, batches.steps)))
+        room = batches.entries_between(step, until)
         rows = self._looked_at(selected, number)
         signals = self._signals(rows)
         validation = None
@@ -204,7 +205,7 @@ class Finish:
         cut = [
             piece for part, done in following for piece in Cuts.of(batches, part.epoch, due, done).apply(part)
         ]
-        after = plan.followed_by(cut, after=served)
+        after = laid_out(plan, cut, served, epochs_from(plan, step // batches.steps_per_epoch))
         took["selection"] = time.perf_counter() - start - sum(took.values())
         self._write(selection, step)
         record.event(
@@ -253,8 +254,8 @@ class Finish:
         """What is ahead of `step` in each epoch, and how much of that epoch is done: one row of passes over
         the selection, across epochs, so that every pick has its turn before any has another."""
         first, lengths = step // batches.steps_per_epoch, {}
-        for epoch in range(first, plan.epochs):
-            lengths[epoch] = sum(len(segment) for segment in plan.of_epoch(epoch))
+        for epoch in epochs_from(plan, first):
+            lengths[epoch] = sum(len(segment) for segment in plan.of_epoch(plan.first_epoch))
         done = (step % batches.steps_per_epoch) * batches.batch_size
         lengths[first] -= done
         passes = passes_over(

@@ -5,6 +5,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from gradwise.errors import PlanError
 from gradwise.training.plan import Plan
 from gradwise.training.record import Record
 
@@ -24,7 +25,15 @@ class FixedPlan:
         return False
 
     def first(self, passes: Callable[[Plan], int], record: Record) -> Plan:  # noqa: ARG002
-        return self.plan
+        plan = self.plan
+        if plan.dropped is not None or plan.until is not None:
+            raise PlanError("The plan holds a part of another run only, whose later epochs it does not know.")
+        if (asked := passes(plan)) > plan.epochs:
+            raise PlanError(
+                f"The plan has {plan.epochs} epochs, and the run asks for {asked:,}; train less, or give a "
+                "plan of as many."
+            )
+        return plan
 
     def again(self, plan: Plan, served: int, step: int, record: Record) -> Plan:  # noqa: ARG002
         raise AssertionError("nothing is ever due")

@@ -25,6 +25,47 @@ class Orders(Protocol):
     def order(self, signals: Signals, entries: NDArray[np.int64], *, epoch: int, seed: int) -> Order: ...
 
 
+MOST_EPOCHS, MOST_ENTRIES = 1000, 2**24
+"""Epochs and entries that a plan lays out ahead; those of a longer run follow when these are served."""
+
+
+def epochs_ahead(entries: int) -> int:
+    """How many epochs of so many entries a plan lays out: at least two, for the next are made from them."""
+    return max(2, min(MOST_EPOCHS, MOST_ENTRIES // max(1, entries)))
+
+
+def epochs_from(plan: Plan, epoch: int) -> range:
+    """The epochs that a decision made in `epoch` lays out again."""
+    entries = sum(len(segment) for segment in plan.of_epoch(plan.first_epoch))
+    return range(epoch, min(plan.epochs_of_run, epoch + epochs_ahead(entries)))
+
+
+def laid_out(plan: Plan, segments: list[Segment], after: int, epochs: range) -> Plan:
+    """The plan with segments of `epochs` in place of all but its first `after`; where the run is longer than
+    a plan, the epochs before are dropped."""
+    more = plan.epochs_of_run > epochs.stop
+    new = replace(
+        plan, segments=(*plan.segments[:after], *segments), until=plan.epochs_of_run if more else None
+    )
+    return new.from_epoch(epochs.start) if more or plan.until is not None else new
+
+
+def continued(plan: Plan) -> Plan:
+    """A plan whose epochs were all served, with the next ones: the epochs after its first once more.
+
+    The first is passed over, because a decision may have been made within it. Nothing else has to be known,
+    so that a run of any length resumes exactly.
+    """
+    assert plan.until is not None
+    last = plan.epochs - 1
+    new = []
+    for epoch in range(plan.epochs, min(plan.until, plan.epochs + last - plan.first_epoch)):
+        parts = list(plan.of_epoch(plan.first_epoch + 1 + epoch - plan.epochs))
+        new.append(joined(parts, sum(map(len, parts)), epoch))
+    kept = plan.from_epoch(last)
+    return laid_out(kept, new, len(kept.segments), range(last, new[-1].epoch + 1))
+
+
 def make_plan(selection: Selection, order: Orders, signals: Signals, *, epochs: int, seed: int) -> Plan:
     """The plan of a run whose selection is made once, one segment per epoch.
 

@@ -67,6 +67,7 @@ class Reordering:
         """Passes over a sample that measuring takes, for each that training takes."""
         self._group: NDArray[Any] | None = None
         self._words: NDArray[np.float32] | None = None
+        self._said: set[str] = set()
 
     @property
     def needs(self) -> frozenset[str]:
@@ -139,11 +140,15 @@ class Reordering:
 
     # ---- when to measure -----------------------------------------------------------------------------------
 
-    def settle(self, batches: Batches, tell: Callable[[str], Any]) -> None:
-        """Decide how often influence is measured, so that it costs no more than `overhead` of the passes that
-        the run makes, evenly spread over it. Reads no clock."""
+    def settle(self, batches: Batches, tell: Callable[[str], Any]) -> str | None:
+        """Decide how often influence is measured, so that it costs no more than `overhead` of the samples
+        that the run trains on, evenly spread over it. Reads no clock.
+
+        Returns:
+            Why nothing is measured, where that is so.
+        """
         if not self._measures:
-            return
+            return None
         nodes = self.d3.window or batches.steps_per_epoch
         if self.d3.grouped:
             assert self._group is not None
@@ -159,14 +164,21 @@ class Reordering:
                 every = max(self._least, math.ceil(steps / int(left / cost)))
                 self.timetable = Timetable(every, probes)
                 self.share = cost / (every * batches.batch_size)
-                return
-        if self.trainer.is_world_process_zero():
-            fewer = "nodes or order.trial_steps" if self._edges == "orders" else "nodes"
-            tell(
-                f"order: d3 would need {self._cost(nodes, fewest):,.0f} passes over a sample to measure the "
-                f"influence of {nodes} nodes once, and order.overhead allows {allowed:,.0f} in this run; the "
-                f"order is only balanced. Give more overhead, or fewer {fewer}."
-            )
+                return None
+        fewer = "nodes or order.trial_steps" if self._edges == "orders" else "nodes"
+        said = (
+            f"order: d3 would need {self._cost(nodes, fewest):,.0f} forward and backward passes over a "
+            f"sample to measure the influence of {nodes} nodes once, and order.overhead allows "
+            f"{allowed:,.0f} in this run; the order is only balanced. Give more overhead, or fewer {fewer}."
+        )
+        self._say(said, tell)
+        return said
+
+    def _say(self, sentence: str, tell: Callable[[str], Any]) -> None:
+        """Say once what could not be measured."""
+        if sentence not in self._said and self.trainer.is_world_process_zero():
+            tell(sentence)
+        self._said.add(sentence)
 
     @property
     def _least(self) -> int:
@@ -200,7 +212,15 @@ class Reordering:
 
     # ---- measuring -----------------------------------------------------------------------------------------
 
-    def decide(self, plan: Plan, served: int, step: int, record: Record, onsets: tuple[int, ...]) -> Plan:
+    def decide(
+        self,
+        plan: Plan,
+        served: int,
+        step: int,
+        record: Record,
+        onsets: tuple[int, ...],
+        tell: Callable[[str], Any],
+    ) -> Plan:
         """The plan with what is ahead put in order by what is measured now; its segments keep their lengths.
 
         Args:
@@ -208,14 +228,18 @@ class Reordering:
             served: how many of its segments were.
             step: optimizer steps done.
             record: gets what was decided and what it cost.
-            onsets: steps at which the last phase selects its data, which nothing is moved across.
+            onsets: steps at which the annealing phase selects its data, which nothing is moved across.
+            tell: gets a sentence on what could not be measured.
         """
         start = time.perf_counter()
         stretches = _stretches(self.trainer.session.batches_of(plan), served, onsets)
         whole = [joined(stretch, sum(map(len, stretch)), stretch[0].epoch) for stretch in stretches]
         units = [self._units(piece, step) for piece in (whole if self.d3.grouped else whole[:1])]
+        said = None
         if self._measuring(step):
-            self._measure(whole[0], units[0], step)
+            measured = self._measure(whole[0], units[0], step)
+            if said := self.d3.unmeasured(units[0], measured):
+                self._say(said, tell)
             self._write()
         took = {"measuring": time.perf_counter() - start}
         told: dict[str, Any] = {}
@@ -240,6 +264,7 @@ class Reordering:
             **asked,
             parts={name: round(seconds, 4) for name, seconds in took.items()},
             **told,
+            **({"unmeasured": said} if said else {}),
             digest=after.digest,
         )
         return after
@@ -260,10 +285,11 @@ class Reordering:
             return tuple(f"sample {index} (place {n + 1})" for n, index in enumerate(piece.indices[:count]))
         return tuple(f"batch {number + 1} from step {step + 1}" for number in range(-(-count // size)))
 
-    def _measure(self, piece: Segment, units: Units, step: int) -> None:
-        """Measure influence, and remember it with what was known before."""
+    def _measure(self, piece: Segment, units: Units, step: int) -> InfluenceGraph | None:
+        """Measure influence, remember it with what was known before, and return it; None if there are fewer
+        than two nodes."""
         if len(units.nodes) < 2:
-            return  # What is left is all alike.
+            return None
         probe = self._probe()
         rng = np.random.default_rng([self.recipe.seed, STREAM, step, _PROBES])
         rows = replace(units, entries=piece.indices[units.entries])
@@ -271,6 +297,7 @@ class Reordering:
         found = replace(self._agreed(found), step=step)
         lasting = self.graph is not None and self.d3.grouped
         self.graph = self.graph.followed_by(found, self.d3.keep) if lasting else found  # type: ignore[union-attr]
+        return found
 
     def _probe(self) -> Probe:
         trainer = self.trainer
@@ -339,7 +366,7 @@ def _stretches(batches: Batches, served: int, onsets: tuple[int, ...]) -> list[l
     stretches: list[list[Segment]] = []
     for number in range(served, len(batches.plan.segments)):
         segment = batches.plan.segments[number]
-        first = batches.last_step(number - 1) + 1 if number else 0
+        first = batches.first_step(number)
         if not stretches or stretches[-1][0].epoch != segment.epoch or first in onsets:
             stretches.append([])
         stretches[-1].append(segment)

@@ -10,16 +10,45 @@ from numpy.typing import NDArray
 from torch.utils.data import Subset
 
 from gradwise.errors import DataError, RecipeError
+from gradwise.methods.d3 import D3
 from gradwise.numerics.sampling import evenly
 from gradwise.planning.shared import Arrays, Measured, key_of, measured_once
 from gradwise.precision import autocast_of
-from gradwise.recipe import SignalSettings
+from gradwise.recipe import Recipe, SignalSettings
 from gradwise.signals import Signals, collect
 from gradwise.signals.wanted import QUANTITIES
 from gradwise.training.record import Record
 
 GRADIENTS_BY = ("parameters", "grad_dim", "grad_dtype")
 """Settings that gradients depend on, besides the seed."""
+
+
+def check_samples(trainer: Any, recipe: Recipe) -> None:
+    """Raise RecipeError where a decision scores samples that are no token sequences with labels, such as
+    pairs of a chosen and a rejected answer."""
+    scoring = [
+        f"{section}: {part.method}"
+        for section in ("select", "order", "anneal")
+        if (part := getattr(recipe, section)) is not None and (_reads(part) or isinstance(part, D3))
+    ]
+    samples, collate = trainer._training_samples()
+    if not scoring or not len(samples):
+        return
+    sample = samples[0]
+    if "input_ids" in sample and "labels" in collate([sample]):
+        return
+    missing = "labels" if "input_ids" in sample else "input_ids"
+    raise RecipeError(
+        f"{scoring[0]} scores single sequences of input_ids with labels, and the training data have no "
+        f"{missing} (found {', '.join(sample)}); with such data take select: full or random, order: shuffle "
+        "or given, and leave anneal out."
+    )
+
+
+def _reads(part: Any) -> bool:
+    """Whether a method goes by what the samples hold."""
+    needs = part.needs | getattr(part, "validation_needs", frozenset())
+    return bool(needs & {*QUANTITIES, "num_tokens"})
 
 
 class PoolSignals(NamedTuple):

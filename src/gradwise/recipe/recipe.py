@@ -4,7 +4,7 @@ Unknown keys, wrong types, values out of range and impossible combinations are r
 found, and what is allowed. What `Recipe.save` writes is itself a runnable recipe.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,6 +68,14 @@ class Recipe(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides everything that is left to chance."""
 
+    def __post_init__(self) -> None:
+        # As in YAML: `select="random"`, `train={"epochs": 2, "bf16": True}`.
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        plainly = {name: value for name, value in given.items() if isinstance(value, str | dict)}
+        for name, value in tree.nested(plainly).items():
+            object.__setattr__(self, name, value)
+        super().__post_init__()
+
     def check(self) -> None:
         if self.anneal is None or self.train == Train():
             return
@@ -127,6 +135,16 @@ class Recipe(Settings):
         values = self.to_dict()
         tree.anchor_paths(values, Path.cwd())
         return self.from_dict(values)
+
+    def filled_from(self, earlier: "Recipe") -> "Recipe":
+        """This recipe with what an earlier run of the same methods measured, where it leaves that open."""
+        sections = {name: getattr(self, name) for name in tree.METHOD_SECTIONS}
+        changes = {
+            name: section.filled_from(getattr(earlier, name))
+            for name, section in sections.items()
+            if section is not None
+        }
+        return replace(self, **changes)
 
     def for_trainer(self) -> "Recipe":
         """What of it goes to a `gradwise.Trainer`; the rest is that trainer's own arguments."""

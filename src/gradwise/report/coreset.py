@@ -7,6 +7,7 @@ from typing import Any
 
 from gradwise.errors import RecipeError
 from gradwise.folders import add_file
+from gradwise.methods.grace.pick import random_picks
 from gradwise.stored import damaged, read_lines
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
@@ -44,6 +45,9 @@ def coreset_picture(chosen: list[dict[str, Any]]) -> bytes:
     figure = Figure(figsize=(7, 7.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     above, middle, below = figure.subplots(3, 1, sharex=True)
+    first = last[steps[0]]
+    if found := random_picks(first, first.get("selected", 0)):
+        above.set_title(found, fontsize=9)
     _line(above, steps, last, "coverage", "coreset", BLUE)
     above.set_ylabel("coverage, share of\nthe samples looked at")
     _line(middle, steps, last, "importance", "coreset", BLUE)

@@ -99,12 +99,13 @@ class RunDirectory:
                     f"{'folder' if folder else 'file'}; {ADVICE}."
                 )
         if self.started:
+            recipe = recipe.filled_from(self._recipe())
             self._check_same(recipe)
             self._take_changes(recipe)
         else:
             # An earlier attempt that failed before its first step must not hold a mended recipe up.
             self.owned.remove(self.environment_file.name)
-            recipe.save(self.recipe_file)
+            self._with_measurements(recipe).save(self.recipe_file)
 
     def _check_same(self, recipe: Recipe) -> None:
         there, here = self._recipe().to_dict(), recipe.to_dict()
@@ -129,6 +130,15 @@ class RunDirectory:
 
     def _recipe(self) -> Recipe:
         return Recipe.from_dict(read_yaml(self.recipe_file), source=str(self.recipe_file))
+
+    def _with_measurements(self, recipe: Recipe) -> Recipe:
+        """The recipe with what an earlier attempt at the same one measured before it failed."""
+        try:
+            earlier = self._recipe()
+        except RecipeError:
+            return recipe
+        filled = recipe.filled_from(earlier)
+        return filled if filled == earlier else recipe
 
     def _take_changes(self, recipe: Recipe) -> None:
         there = self._recipe()

@@ -136,6 +136,8 @@ def choose(
         model = measures.model
     if selection is None:
         selection = _selected(recipe, known, signals, rows)
+    if isinstance(recipe.select, Grace) and (said := recipe.select.random_picks(selection)):
+        tell(said)
     return Chosen(pool, tokenizer, known, signals, rows, model, selection)
 
 

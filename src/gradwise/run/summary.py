@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from gradwise.methods.grace.pick import random_picks
 from gradwise.report.reading import NOT_DECIDING
 from gradwise.run.directory import RunDirectory
 from gradwise.stored import damaged
@@ -34,6 +35,7 @@ def _table(run: RunDirectory, metrics: list[dict[str, Any]], events: list[dict[s
         ("peak memory", f"{finished['peak_memory'] / 2**30:.2f} GiB"),
         ("time", f"{finished['seconds']:,.0f} s, of which deciding {_deciding(events):,.1f} s"),
         *_kept_to(events, finished["seconds"]),
+        *_at_random(events),
         ("model", str(run.model)),
         ("record", str(run.path)),
     ]
@@ -69,6 +71,17 @@ def _share(part: int, whole: int) -> str:
 
 def _deciding(events: list[dict[str, Any]]) -> float:
     return sum(event["seconds"] for event in events if event["event"] not in NOT_DECIDING)
+
+
+def _at_random(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Picks that GRACE filled its budget with, not having scored enough samples to choose them."""
+    planned = next((event for event in events if event["event"] == "plan"), {})
+    found = random_picks(planned, planned.get("selected", 0))
+    return (
+        [("grace's picks", f"{found}; more select.overhead or candidates choose more of them")]
+        if found
+        else []
+    )
 
 
 def _kept_to(events: list[dict[str, Any]], seconds: float) -> list[tuple[str, str]]:

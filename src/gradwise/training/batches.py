@@ -61,7 +61,7 @@ class Batches:
 
     def _check_epochs(self) -> None:
         """The Trainer counts passes: each epoch must have as many; a step may be short at its end."""
-        epochs = np.array([segment.epoch for segment in self.plan.segments])
+        epochs = self._epochs
         rows = np.bincount(epochs, weights=self._rows).astype(np.int64)
         passes = -(-rows // (self.micro_batch * self.ranks))
         steps = self._steps_of_epochs
@@ -85,17 +85,22 @@ class Batches:
         from gradwise.data.packing import even_rows
 
         offsets = [self.pack(segment.indices) for segment in self.plan.segments]
-        if len(offsets) == self.plan.epochs:
+        if len(offsets) == self.plan.epochs - self.plan.first_epoch:
             most = max(len(starts) for starts in offsets) - 1
             offsets = [even_rows(starts, most) for starts in offsets]
         return offsets
+
+    @cached_property
+    def _epochs(self) -> NDArray[np.int64]:
+        """(segments,) epoch of each segment, counted from the first that the plan holds."""
+        return np.array([segment.epoch for segment in self.plan.segments]) - self.plan.first_epoch
 
     @cached_property
     def _rows(self) -> NDArray[np.int64]:
         """(segments,) rows of each segment that are used."""
         rows = np.array([len(starts) - 1 for starts in self._offsets])
         if self.drop_last:
-            last_of_epoch = np.append(np.diff([segment.epoch for segment in self.plan.segments]) > 0, True)
+            last_of_epoch = np.append(np.diff(self._epochs) > 0, True)
             whole = self.micro_batch * self.ranks
             rows = np.where(last_of_epoch, rows // whole * whole, rows)
         return rows
@@ -103,16 +108,21 @@ class Batches:
     @cached_property
     def _first_steps(self) -> NDArray[np.int64]:
         """(segments + 1,) step at which each segment starts."""
-        return np.concatenate([[0], np.cumsum(-(-self._rows // self.batch_size))])
+        first = self.plan.first_epoch * self.steps_per_epoch
+        return first + np.concatenate([[0], np.cumsum(self._steps)])
+
+    @cached_property
+    def _steps(self) -> NDArray[np.int64]:
+        """(segments,) steps of each segment."""
+        return -(-self._rows // self.batch_size)
 
     @cached_property
     def _steps_of_epochs(self) -> NDArray[np.int64]:
-        epochs = np.array([segment.epoch for segment in self.plan.segments])
-        return np.bincount(epochs, weights=np.diff(self._first_steps)).astype(np.int64)
+        return np.bincount(self._epochs, weights=self._steps).astype(np.int64)
 
     @property
     def steps(self) -> int:
-        """Steps of the whole plan."""
+        """Steps up to the end of what the plan lays out."""
         return int(self._first_steps[-1])
 
     @property
@@ -123,7 +133,7 @@ class Batches:
     @cached_property
     def micro_batches_per_epoch(self) -> int:
         """Passes that every rank makes in one epoch."""
-        first_epoch = self._rows[: len(self.plan.of_epoch(0))]
+        first_epoch = self._rows[self._epochs == 0]
         whole, rest = np.divmod(first_epoch, self.batch_size)
         passes = whole * (self.batch_size // (self.micro_batch * self.ranks))
         return int(np.sum(passes - (-rest // (self.micro_batch * self.ranks))))
@@ -136,9 +146,15 @@ class Batches:
 
     def segment(self, step: int) -> int:
         """Number of the segment that step belongs to."""
-        if not 0 <= step < self.steps:
-            raise PlanError(f"The plan has {self.steps} steps; there is no step {step}.")
+        if not self._first_steps[0] <= step < self.steps:
+            raise PlanError(
+                f"The plan holds the steps {self._first_steps[0]} to {self.steps}; there is no step {step}."
+            )
         return int(np.searchsorted(self._first_steps, step, side="right")) - 1
+
+    def first_step(self, segment: int) -> int:
+        """The first step of a segment."""
+        return int(self._first_steps[segment])
 
     def last_step(self, segment: int) -> int:
         """The last step of a segment."""
@@ -147,10 +163,21 @@ class Batches:
     def used(self, step: int) -> int:
         """Samples of the plan served before `step`, those that an epoch's end dropped included."""
         if step == self.steps:
-            return len(self.plan)
+            return int(self.plan.starts[-1])
         segment = self.segment(step)
         first = (step - self._first_steps[segment]) * self.batch_size
         return int(self.plan.starts[segment] + self._offsets[segment][first])
+
+    def entries_between(self, start: int, stop: int) -> int:
+        """Entries that a run without packing trains on from one step up to another, also beyond what the plan
+        lays out."""
+        of_epoch = int(self._rows[self._epochs == 0].sum())
+
+        def before(step: int) -> int:
+            epochs, rest = divmod(step, self.steps_per_epoch)
+            return epochs * of_epoch + min(rest * self.batch_size, of_epoch)
+
+        return before(stop) - before(start)
 
     def samples(self, step: int) -> NDArray[np.int64]:
         """Positions in the data set of all samples of a step, over all ranks, in the plan's order."""

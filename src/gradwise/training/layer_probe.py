@@ -30,12 +30,15 @@ class LayerProbe:
         self.layers = layers
         self.ranks = ranks
         self.device = layers[0][0].device
+        self.seen = False
+        """Whether any gradient came since `attach`."""
         self._handles: list[Any] = []
         self._sketches = torch.zeros(0)
 
     def attach(self) -> None:
-        """Begin anew: no gradient seen yet, and every one to come will be folded and dropped."""
+        """Start again: no gradient seen yet, and every one to come will be folded and dropped."""
         self.detach()
+        self.seen = False
         self._sketches = torch.zeros(len(self.layers), SKETCH, device=self.device)
         for number, layer in enumerate(self.layers):
             offset = 0
@@ -61,6 +64,7 @@ class LayerProbe:
     def _hook(self, layer: int, seed: int, offset: int) -> Callable[[Tensor], None]:
         def fold_and_drop(parameter: Tensor) -> None:
             if parameter.grad is not None:
+                self.seen = True
                 sketch = fold_with_signs(parameter.grad, SKETCH, seed, offset)
                 self._sketches[layer] += sketch.to(self.device)
                 parameter.grad = None

@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 
 from gradwise.errors import CheckpointError, RecipeError, SignalError
 from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.plain import shown
 from gradwise.settings import same_settings
 from gradwise.structure import group_layers
 from gradwise.training.layer_probe import LayerProbe
@@ -63,8 +64,8 @@ class LayerSwitch:
             wrapping.
 
     Raises:
-        RecipeError: when the model has no transformer blocks or fewer than `policy.active`, or when a
-            trainable parameter is missing from the optimizer.
+        RecipeError: when the model has no transformer blocks or fewer than `policy.active`, when a trainable
+            parameter is missing from the optimizer, or when these are something else.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class LayerSwitch:
         seed: int = 0,
         average_ranks: bool = False,
     ) -> None:
+        _check_kinds(model, policy, optimizer)
         groups = group_layers(model)
         sampled = policy.embeddings == "sampled" and groups.outside
         self.names = (*groups.names, "outside") if sampled else groups.names
@@ -92,6 +94,7 @@ class LayerSwitch:
         self.scores = np.ones(len(self.layers))
         self.draws = 0
         self._step_in_period = 0
+        self._within_step = False
         self.probes_left = getattr(policy, "probe", 0) if policy.probes else 0
         self._clear_window()
         self._probe = LayerProbe(self.layers, self.ranks) if self.probes_left else None
@@ -108,13 +111,17 @@ class LayerSwitch:
         return sum(p.numel() for p in self._parameters() if p.requires_grad)
 
     def before_step(self) -> LayerDraw | None:
-        """To be called before a step's first forward pass; returns what was drawn, if it was time."""
+        """To be called before a step's first forward pass; returns what was drawn, if it was time.
+
+        Calling it again before `after_backward` changes nothing, so that a step may be begun again.
+        """
+        within, self._within_step = self._within_step, True
         if self.probing:
             self._set_trainable(range(len(self.layers)), outside=False)
             assert self._probe is not None
             self._probe.attach()
             return None
-        if self._step_in_period:
+        if self._step_in_period or within:
             return None
         start = time.perf_counter()
         self._take_scores()
@@ -141,8 +148,17 @@ class LayerSwitch:
                 made again at a lower scale: `probing` stays as it was.
 
         Raises:
-            SignalError: when a probe meets a gradient that is not finite although the loss was not scaled.
+            SignalError: when there is no gradient, or when a probe meets one that is not finite although the
+                loss was not scaled.
+            RecipeError: when `before_step` was not called since.
         """
+        if not self._within_step:
+            raise RecipeError(
+                "LayerSwitch.after_backward was called without before_step; call before_step before the "
+                "first forward pass of every step, and after_backward once after its last backward pass."
+            )
+        self._within_step = False
+        self._check_learned()
         if self.probing:
             self._note_probe(loss_scale)
             return
@@ -154,6 +170,19 @@ class LayerSwitch:
                 norms[layer] = _norm([p.grad for p in self.layers[layer] if p.grad is not None], self.device)
             self._note(norms / self._sizes.sqrt() / loss_scale)
         self._step_in_period = (self._step_in_period + 1) % self.policy.period
+
+    def _check_learned(self) -> None:
+        """Refuse a step in which nothing of this model was learned; another rank may have learned "
+        "something."""
+        learned = self._probe.seen if self.probing and self._probe else self._has_gradient()
+        if not learned and self.ranks == 1:
+            raise SignalError(
+                "No layer has a gradient after the backward pass; the loss must be that of the model that "
+                "LayerSwitch was made with, and after_backward must come before zero_grad."
+            )
+
+    def _has_gradient(self) -> bool:
+        return any(p.grad is not None for p in self._parameters() if p.requires_grad)
 
     def _note_probe(self, loss_scale: float | Tensor) -> None:
         assert self._probe is not None
@@ -185,7 +214,7 @@ class LayerSwitch:
         """Everything a resumed run needs, in plain values that JSON gives back exactly."""
         return {
             "policy": asdict(self.policy),
-            "layers": len(self.layers),
+            "layers": list(self.names),
             "active": list(self.active),
             "scores": self.scores.tolist(),
             "draws": self.draws,
@@ -197,11 +226,15 @@ class LayerSwitch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume where `state_dict` was taken; raises CheckpointError for another policy or model."""
-        if not same_settings(state["policy"], self.policy) or state["layers"] != len(self.layers):
+        if not isinstance(state, dict) or state.keys() != self.state_dict().keys():
+            raise CheckpointError(f"The state is none that a LayerSwitch has given; found {shown(state)}.")
+        layers = (list(self.names), len(self.layers))
+        if not same_settings(state["policy"], self.policy) or state["layers"] not in layers:
             raise CheckpointError(
-                f"The checkpoint's layer policy was {state['policy']} on {state['layers']} layers; "
-                f"this run has {asdict(self.policy)} on {len(self.layers)}."
+                f"The checkpoint's layer policy was {state['policy']} on {shown(state['layers'])}; this run "
+                f"has {asdict(self.policy)} on {shown(list(self.names))}."
             )
+        self._within_step = False
         self.scores = np.array(state["scores"], dtype=np.float64)
         self.draws = state["draws"]
         self._step_in_period = state["step_in_period"]
@@ -297,6 +330,17 @@ def _require_gradient(parameters: tuple[nn.Parameter, ...], required: bool) -> N
         parameter.requires_grad_(required)
         if not required:
             parameter.grad = None
+
+
+def _check_kinds(model: Any, policy: Any, optimizer: Any) -> None:
+    wanted = {
+        "model": (model, nn.Module),
+        "policy": (policy, LayerPolicy),
+        "optimizer": (optimizer, Optimizer),
+    }
+    for name, (given, kind) in wanted.items():
+        if not isinstance(given, kind):
+            raise RecipeError(f"LayerSwitch needs a {kind.__name__} as its {name}; found {shown(given)}.")
 
 
 def _check_optimizer(optimizer: Optimizer, layers: tuple[tuple[nn.Parameter, ...], ...]) -> None:

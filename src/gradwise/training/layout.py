@@ -59,7 +59,7 @@ def total_steps(trainer: Any, batches: Batches) -> int:
 
 def ledger(batches: Batches) -> DataLoader[Any]:
     """What the Trainer counts an epoch's passes and samples by; it is never drawn from."""
-    samples: Any = range(sum(len(segment) for segment in batches.plan.of_epoch(0)))
+    samples: Any = range(sum(len(segment) for segment in batches.plan.of_epoch(batches.plan.first_epoch)))
     return DataLoader(samples, batch_sampler=[[0]] * batches.micro_batches_per_epoch)
 
 

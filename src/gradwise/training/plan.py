@@ -4,12 +4,15 @@ A plan is a row of segments. A segment lies within one epoch, and its last batch
 of the segment being trained on can be replaced, what has been served cannot. Each segment's digest covers all
 before it, so that two plans agree on everything up to a segment exactly when its digests are equal. Nothing
 here knows of world size, loader workers or batches.
+
+The plan of a run of very many epochs holds the next ones only: what was served long ago is dropped, and what
+is not laid out yet is known by its number of epochs (`until`).
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +25,8 @@ from numpy.typing import NDArray
 from gradwise.atomic import write_bytes
 from gradwise.errors import PlanError
 from gradwise.folders import FORMAT, check_format
+from gradwise.places import places
+from gradwise.plain import shown
 from gradwise.stored import damaged
 
 DIGESTED = "gradwise plan 1"
@@ -52,6 +57,7 @@ class Segment:
     """(n,) the weight that decided how often each sample occurs, where there was one."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "indices", places(self.indices, "A segment"))
         for name in ("indices", "reasons", "weights"):
             values = getattr(self, name)
             if values is not None:
@@ -62,10 +68,8 @@ class Segment:
         self._check()
 
     def _check(self) -> None:
-        if self.indices.ndim != 1 or not len(self.indices):
-            raise PlanError(f"A segment needs a row of at least one index; found shape {self.indices.shape}.")
-        if self.indices.min() < 0:
-            raise PlanError(f"A segment holds the negative index {self.indices.min()}.")
+        if not len(self.indices):
+            raise PlanError("A segment needs at least one index; found none.")
         for name in ("reasons", "weights"):
             values = getattr(self, name)
             if values is not None and values.shape != self.indices.shape:
@@ -89,6 +93,16 @@ _TYPES = {"indices": np.int64, "reasons": np.int32, "weights": np.float64}
 """The arrays of a segment in the order of its fields."""
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """What was served before the first segment that a plan still holds."""
+
+    epochs: int
+    entries: int
+    digest: str
+    """Of the last segment dropped."""
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """The whole stream: what will be trained on, in which order.
@@ -99,17 +113,33 @@ class Plan:
     """
 
     segments: tuple[Segment, ...]
-    """In the order served; epochs never decrease and start at 0."""
+    """In the order served; epochs never decrease and start at `first_epoch`."""
 
     pool: int
     """Number of samples of the data set the indices point into."""
 
+    dropped: Dropped | None = None
+    """What is no longer held, if anything."""
+
+    until: int | None = None
+    """Epochs of the whole run, where they are more than are laid out."""
+
     def __post_init__(self) -> None:
-        if not self.segments:
-            raise PlanError("A plan needs at least one segment.")
+        if not self.segments or not all(isinstance(segment, Segment) for segment in self.segments):
+            raise PlanError(
+                f"A plan needs at least one segment, each a gradwise.Segment; found {shown(self.segments)}."
+            )
         epochs = [segment.epoch for segment in self.segments]
-        if epochs[0] != 0 or any(later - earlier not in (0, 1) for earlier, later in pairwise(epochs)):
-            raise PlanError(f"Segments must go through the epochs 0, 1, 2, ... in order; found {epochs}.")
+        first, steps = self.first_epoch, [later - earlier for earlier, later in pairwise(epochs)]
+        if epochs[0] != first or any(step not in (0, 1) for step in steps):
+            raise PlanError(
+                f"Segments must go through the epochs {first}, {first + 1}, {first + 2}, ... in order; found "
+                f"{shown(epochs)}."
+            )
+        if self.until is not None and self.until <= self.epochs:
+            raise PlanError(f"A plan of {self.epochs} epochs cannot be continued until epoch {self.until}.")
+        if not isinstance(self.pool, int | np.integer):
+            raise PlanError(f"A plan's pool is a number of samples; found {shown(self.pool)}.")
         for segment in self.segments:
             if segment.indices.max() >= self.pool:
                 raise PlanError(
@@ -119,8 +149,10 @@ class Plan:
     @classmethod
     def of(cls, epochs: Iterable[Sequence[int]], pool: int | None = None, why: str = "given") -> "Plan":
         """A plan with one segment per epoch from plain sequences of indices."""
+        if not isinstance(epochs, Iterable) or isinstance(epochs, str):
+            raise PlanError(f"A plan is made of a row of indices for each epoch; found {shown(epochs)}.")
         segments = tuple(
-            Segment(np.asarray(indices, dtype=np.int64), epoch, (why,))
+            Segment(indices, epoch, (why,))  # type: ignore[arg-type]
             for epoch, indices in enumerate(epochs)
         )
         largest = max((int(segment.indices.max()) for segment in segments), default=-1)
@@ -130,27 +162,39 @@ class Plan:
         return sum(len(segment) for segment in self.segments)
 
     @property
+    def first_epoch(self) -> int:
+        """Number of the first epoch that is held."""
+        return 0 if self.dropped is None else self.dropped.epochs
+
+    @property
     def epochs(self) -> int:
-        """Number of passes."""
+        """Number of epochs up to the last one laid out."""
         return self.segments[-1].epoch + 1
+
+    @property
+    def epochs_of_run(self) -> int:
+        """Number of epochs, those to be laid out later included."""
+        return self.until or self.epochs
 
     @cached_property
     def indices(self) -> NDArray[np.int64]:
-        """(len(plan),) the whole stream."""
+        """(len(plan),) the whole stream, as far as it is held."""
         return np.concatenate([segment.indices for segment in self.segments])
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """(segments + 1,) position in the stream at which each segment starts; the last entry is the
-        length."""
-        return np.cumsum([0, *(len(segment) for segment in self.segments)])
+        """(segments + 1,) position in the stream at which each segment starts; the last entry is where the
+        next one would."""
+        first = 0 if self.dropped is None else self.dropped.entries
+        return np.cumsum([first, *(len(segment) for segment in self.segments)])
 
     @cached_property
     def digests(self) -> tuple[str, ...]:
         """For each segment a SHA-256 of it and of all before it."""
         digests: list[str] = []
+        start = f"{DIGESTED} {self.pool}" if self.dropped is None else self.dropped.digest
         for segment in self.segments:
-            digests.append(_digest(digests[-1] if digests else f"{DIGESTED} {self.pool}", segment))
+            digests.append(_digest(digests[-1] if digests else start, segment))
         return tuple(digests)
 
     @property
@@ -162,8 +206,16 @@ class Plan:
         """The segments of one pass."""
         return tuple(segment for segment in self.segments if segment.epoch == epoch)
 
+    def from_epoch(self, epoch: int) -> "Plan":
+        """The plan without the epochs before `epoch`, which must have been served."""
+        kept = next(n for n, segment in enumerate(self.segments) if segment.epoch >= epoch)
+        if not kept:
+            return self
+        dropped = Dropped(epoch, int(self.starts[kept]), self.digests[kept - 1])
+        return replace(self, segments=self.segments[kept:], dropped=dropped)
+
     def followed_by(self, segments: Iterable[Segment], *, after: int) -> "Plan":
-        """A new plan that keeps the first `after` segments and goes on with others: how a later decision
+        """A new plan that keeps the first `after` segments and continues with others: how a later decision
         takes over."""
         if not 0 <= after <= len(self.segments):
             raise PlanError(f"The plan has {len(self.segments)} segments; cannot keep {after}.")
@@ -171,14 +223,15 @@ class Plan:
 
     def agrees_with(self, other: "Plan", position: int) -> bool:
         """Whether both plans serve the same first `position` samples for the same reasons."""
+        if self.dropped != other.dropped:
+            return False
         whole = int(np.searchsorted(self.starts, position, side="right")) - 1
         if whole and (len(other.digests) < whole or self.digests[whole - 1] != other.digests[whole - 1]):
             return False
-        return position <= len(other) and bool(
-            np.array_equal(self.indices[:position], other.indices[:position])
-        )
+        held = position - int(self.starts[0])
+        return held <= len(other) and bool(np.array_equal(self.indices[:held], other.indices[:held]))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the plan to one file, atomically: arrays in safetensors, the rest in its header."""
         arrays: dict[str, NDArray] = {}
         for number, segment in enumerate(self.segments):
@@ -191,20 +244,23 @@ class Plan:
             "pool": str(self.pool),
             "digest": self.digest,
             "segments": json.dumps(described),
+            "dropped": json.dumps(None if self.dropped is None else asdict(self.dropped)),
+            "until": json.dumps(self.until),
         }
-        write_bytes(path, safetensors.numpy.save(arrays, metadata=header))
+        write_bytes(Path(path), safetensors.numpy.save(arrays, metadata=header))
 
     @classmethod
-    def load(cls, path: Path) -> "Plan":
+    def load(cls, path: str | Path) -> "Plan":
         """Read a plan; raises PlanError when it is missing, damaged, altered, or of another format."""
-        with damaged(path, PlanError):
+        with damaged(Path(path), PlanError):
             with safetensors.safe_open(str(path), framework="numpy") as file:
                 header = file.metadata() or {}
                 check_format(int(header["format"]), f"The plan {path}", PlanError)
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             described = json.loads(header["segments"])
             segments = tuple(_segment(number, text, arrays) for number, text in enumerate(described))
-            plan = cls(segments, int(header["pool"]))
+            dropped, until = (json.loads(header.get(name, "null")) for name in ("dropped", "until"))
+            plan = cls(segments, int(header["pool"]), dropped and Dropped(**dropped), until)
         if plan.digest != header["digest"]:
             raise PlanError(f"The plan {path} was altered: its content does not match its digest.")
         return plan

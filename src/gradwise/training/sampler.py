@@ -6,6 +6,7 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from gradwise.errors import PlanError
+from gradwise.plain import shown
 from gradwise.training.plan import Plan
 
 
@@ -26,17 +27,17 @@ class PlanSampler(Sampler[int]):
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.position = 0
+        self.plan = _checked(plan)
+        self.position = int(plan.starts[0])
 
     def __len__(self) -> int:
         """Samples still to be served."""
-        return len(self.plan) - self.position
+        return int(self.plan.starts[-1]) - self.position
 
     def __iter__(self) -> Iterator[int]:
-        while self.position < len(self.plan):
+        while len(self):  # of the plan as it is by then, see `replace`
             self.position += 1
-            yield int(self.plan.indices[self.position - 1])
+            yield int(self.plan.indices[self.position - 1 - int(self.plan.starts[0])])
 
     def replace(self, plan: Plan, used: int | None = None) -> None:
         """Go on with another plan that agrees on everything used so far.
@@ -50,7 +51,7 @@ class PlanSampler(Sampler[int]):
             PlanError: when the new plan contradicts what was already used.
         """
         position = self.position if used is None else used
-        if not self.plan.agrees_with(plan, position):
+        if not self.plan.agrees_with(_checked(plan), position):
             raise PlanError(
                 f"The new plan differs from the old one within the {position} samples already served."
             )
@@ -61,13 +62,22 @@ class PlanSampler(Sampler[int]):
         return {"position": self.position if used is None else used, "digest": self.plan.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; raises PlanError when that was another plan."""
+        """Continue where `state_dict` was taken; raises PlanError when that was another plan."""
+        if not isinstance(state, dict) or not isinstance(state.get("position"), int) or "digest" not in state:
+            raise PlanError(f"The state is none that a PlanSampler has given; found {shown(state)}.")
         if state["digest"] != self.plan.digest:
             raise PlanError(
                 f"The state belongs to plan {state['digest'][:12]}, this is {self.plan.digest[:12]}."
             )
-        if not 0 <= state["position"] <= len(self.plan):
+        first, end = int(self.plan.starts[0]), int(self.plan.starts[-1])
+        if not first <= state["position"] <= end:
             raise PlanError(
                 f"The state's position {state['position']} is outside a plan of {len(self.plan)}."
             )
         self.position = int(state["position"])
+
+
+def _checked(plan: Any) -> Plan:
+    if not isinstance(plan, Plan):
+        raise PlanError(f"A PlanSampler serves a gradwise.Plan; found {type(plan).__name__}.")
+    return plan

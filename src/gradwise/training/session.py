@@ -28,6 +28,7 @@ from gradwise.ranks import check_same, is_first, on_first
 from gradwise.recipe import Recipe
 from gradwise.signals.vocabulary import check_tokens
 from gradwise.training import checkpoint as checkpoints
+from gradwise.training import recipe_file
 from gradwise.training.batches import Batches
 from gradwise.training.feeder import Feeder
 from gradwise.training.finishing import binding, not_yet_finishing
@@ -156,7 +157,7 @@ class Session:
         output = Path(self.args.output_dir)
         with ExitStack() as stack:
             if self.owned is None:
-                names = [*FILES.values(), "plan"]
+                names = [*FILES.values(), "plan", recipe_file.NAME]
                 self.owned = stack.enter_context(claimed(self.folder, "trainer", names, shared=True))
                 stack.callback(setattr, self, "owned", None)
                 if output.resolve() != self.folder.resolve():
@@ -170,27 +171,36 @@ class Session:
         self.plan = None
         self.stop_requested = self.stopped = False
         self.saved_step = self._decided_at = -1
-        self._state = state = on_first(lambda: self._opened(resume))
+        self._state, self.recipe = on_first(lambda: self._opened(resume))
+        state = self._state
         self.record.start(state["record"] if state else None)
+        recipe_file.write(self.recipe, self.folder)
         if state:
             self.saved_step = state["step"]
             self.record.event("resume", state["step"], 0.0, checkpoint=str(resume))
 
-    def _opened(self, resume: Path | None) -> dict[str, Any] | None:
-        """The state of the checkpoint to resume from, once it is known to be this run's."""
+    def _opened(self, resume: Path | None) -> tuple[dict[str, Any] | None, Recipe]:
+        """The state of the checkpoint to resume from, once it is known to be this run's, and the recipe with
+        what the run has measured."""
         output = Path(self.args.output_dir)
         checkpoints.discard_torn(output)
         if resume:
             state = checkpoints.read_state(resume)
-            self._check_decisions(state["decisions"])
+            recipe = self._checked(state["decisions"])
             self.record.check(state["record"])
-            return state
+            return state, recipe
         if any(checkpoints.is_finished(path) for path in checkpoints.checkpoints(output)):
             raise CheckpointError(
                 f"{output} holds checkpoints of an earlier run; resume it (resume_from_checkpoint=True) or "
                 "give another output_dir."
             )
-        return None
+        return None, recipe_file.with_measurements(self.recipe, self.folder)
+
+    def resolve(self, recipe: Recipe) -> None:
+        """Follow a recipe into which measurements were filled, once it is written; a collective call."""
+        if recipe != self.recipe:
+            recipe_file.write(recipe, self.folder)
+            self.recipe = recipe
 
     def prepare(self) -> DataLoader[Any]:
         """Make or load the plan, and return the ledger that the Trainer counts its steps by."""
@@ -225,7 +235,8 @@ class Session:
         assert self._feeder is not None and self.plan is not None
         self._decided_at = self.step
         self.flush()
-        served = self.schedule.segment(self.step)
+        laid_out = self.step < self.schedule.steps
+        served = self.schedule.segment(self.step) if laid_out else len(self.plan.segments)
         self.plan = self.planner.again(self.plan, served, self.step, self.record)
         self._feeder.follow(self.batches_of(self.plan))
         with self.record.uncharged():
@@ -252,9 +263,9 @@ class Session:
             raise CheckpointError(
                 f"The checkpoint {self.resumed_from} was taken with another batch size; give the same one."
             )
-        if epochs_needed(self.trainer, plan, self.packed_length) > plan.epochs:
+        if epochs_needed(self.trainer, plan, self.packed_length) > plan.epochs_of_run:
             raise CheckpointError(
-                f"The run in {self.resumed_from} was planned for {plan.epochs} epochs; "
+                f"The run in {self.resumed_from} was planned for {plan.epochs_of_run} epochs; "
                 "a longer one is a new run."
             )
         self.planner.restore(arrays)
@@ -263,16 +274,18 @@ class Session:
 
     def decisions(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it resumes."""
-        settings = self.recipe.to_dict()
-        return {name: settings[name] for name in DECISIVE}
+        return _decisions(self.recipe)
 
-    def _check_decisions(self, stored: dict[str, Any]) -> None:
+    def _checked(self, stored: dict[str, Any]) -> Recipe:
+        """The recipe with what the run has measured; raises CheckpointError where it decides otherwise."""
         try:
             # As a recipe, so that settings which a later version added have their defaults.
-            before = Recipe.from_dict(stored).to_dict()
+            earlier = Recipe.from_dict(stored)
         except RecipeError as error:
             raise CheckpointError(f"The settings in {self.resumed_from} cannot be read: {error}") from None
-        for name, now in self.decisions().items():
+        recipe = self.recipe.filled_from(earlier)
+        before = _decisions(earlier)
+        for name, now in _decisions(recipe).items():
             then = before[name]
             if name == "anneal" and not_yet_finishing(self.folder):
                 then, now = binding(then), binding(now)
@@ -281,6 +294,7 @@ class Session:
                     f"The checkpoint {self.resumed_from} was taken with {name} = {then}, now it is {now}; "
                     "resume with the same settings, or start a new run."
                 )
+        return recipe
 
     def begin(self, model: nn.Module, optimizer: Any) -> None:
         """The optimizer exists and a checkpoint, if any, is loaded: put the layer switch around them."""
@@ -463,6 +477,11 @@ class Session:
         scaler = getattr(self.trainer.accelerator, "scaler", None)
         # Asked in a way that leaves the scale on its device.
         return scaler.scale(torch.ones((), device=self.args.device)) if scaler is not None else 1.0
+
+
+def _decisions(recipe: Recipe) -> dict[str, Any]:
+    settings = recipe.to_dict()
+    return {name: settings[name] for name in DECISIVE}
 
 
 def _record_name(metric: str) -> str:

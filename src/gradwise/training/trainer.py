@@ -76,8 +76,8 @@ class TrainerMixin(_AnyTrainer):
         recipe = Recipe() if recipe is None else recipe
         if recipe.signals.model is not None and proxy is None:
             raise RecipeError("signals.model is for `gradwise train`; with a Trainer, give it a `proxy`.")
-        if plan is not None and recipe.anneal is not None:
-            raise RecipeError("A plan says what is trained on to the end; leave `anneal` out, or the plan.")
+        if plan is not None:
+            _check_planned(recipe)
         self.proxy = proxy
         _check_sections(recipe)
         _check_output(kwargs.get("args", args[1] if len(args) > 1 else None))
@@ -383,6 +383,13 @@ def _check_output(args: Any) -> None:
     output = getattr(args, "output_dir", None)
     if output and (Path(output).is_symlink() or Path(output).exists()) and not Path(output).is_dir():
         raise RecipeError(f"TrainingArguments.output_dir is {output}, which is no folder; give another one.")
+
+
+def _check_planned(recipe: Recipe) -> None:
+    default = Recipe()
+    for section in ("select", "order", "anneal"):
+        if getattr(recipe, section) != getattr(default, section):
+            raise RecipeError(f"A plan says what is trained on to the end; leave {section} out, or the plan.")
 
 
 def _check_sections(recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.decision import Selection, domain_mix
+from gradwise.methods.decision import Selection, check_signals, domain_mix
 from gradwise.methods.phase import Phase
 from gradwise.numerics.herding import herd_towards
 from gradwise.numerics.rows import Rows
@@ -42,6 +42,7 @@ class _Ranked(Phase):
             RecipeError: when there are not as many.
             SignalError: when a signal is missing or of no use.
         """
+        check_signals(signals, self.method)  # type: ignore[attr-defined]
         if signals.ok is not None and not signals.ok.all():
             sound = np.flatnonzero(signals.ok)
             picked = self.select(signals.take(sound), validation=validation, room=room, seed=seed)

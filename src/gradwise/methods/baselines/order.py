@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwise.methods.decision import Order
+from gradwise.methods.decision import Order, entries_of
 from gradwise.numerics import herd, interleaved
 from gradwise.settings import Settings
 from gradwise.signals import Signals
@@ -45,8 +45,9 @@ class PassOrder(Settings):
 
         Raises:
             SignalError: when a needed signal is missing.
+            PlanError: when entries are no places of the pool.
         """
-        entries = np.arange(len(signals)) if entries is None else entries
+        entries = entries_of(signals, entries, self.method)  # type: ignore[attr-defined]
         mixed = np.random.default_rng([seed, _ORDER, epoch]).permutation(entries)
         return self._ordered(entries, mixed, signals, target, epoch)
 

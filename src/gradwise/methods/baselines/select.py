@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from gradwise.errors import SignalError
-from gradwise.methods.decision import Selection
+from gradwise.methods.decision import Selection, check_signals
 from gradwise.methods.subset import Subset
 from gradwise.numerics import k_center
 from gradwise.settings import Settings
@@ -28,6 +28,7 @@ class FullData(Settings):
 
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:  # noqa: ARG002
         """All indices, in the order of the data."""
+        check_signals(signals, self.method)
         return Selection(np.arange(len(signals)), why=("all of the data",), weights=signals.weight)
 
 
@@ -42,6 +43,7 @@ class RandomSubset(Subset):
 
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:
         """`size` distinct indices without replacement, in the order of the data."""
+        check_signals(signals, self.method)
         rng = np.random.default_rng([seed, _RANDOM_SUBSET])
         indices = np.sort(rng.choice(len(signals), self.size(len(signals)), replace=False))
         weights = None if signals.weight is None else signals.weight[indices]
@@ -64,6 +66,7 @@ class Highest(Subset):
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:  # noqa: ARG002
         """The `size` highest values; samples whose value is not finite are never picked."""
         name: str = self.method  # type: ignore[attr-defined]
+        check_signals(signals, name)
         scores = signals.require(self.signal, name).astype(np.float64)
         finite = np.flatnonzero(np.isfinite(scores))
         if not finite.size:
@@ -118,6 +121,7 @@ class KCenter(Subset):
 
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:  # noqa: ARG002
         """`size` samples by farthest-first traversal of the embeddings around their mean."""
+        check_signals(signals, self.method)
         embedding = signals.require("embedding", "k_center")
         usable = np.isfinite(embedding).all(axis=1)
         rows = np.flatnonzero(usable if signals.ok is None else usable & signals.ok)

@@ -1,5 +1,6 @@
 """D3: an order that the influence of units on one another dictates."""
 
+import warnings
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -12,11 +13,11 @@ from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.d3.graph import InfluenceGraph
 from gradwise.methods.d3.schedule import Windows
 from gradwise.methods.d3.units import Units
-from gradwise.methods.decision import Order
+from gradwise.methods.decision import Order, entries_of
 from gradwise.numerics import herd, interleaved, knn_graph
 from gradwise.numerics.balance import imbalance
 from gradwise.probing.answers import Bends
-from gradwise.settings import Settings
+from gradwise.settings import Settings, default_of
 from gradwise.signals import Signals
 
 SIZE = 16
@@ -120,7 +121,7 @@ class D3(Settings):
             )
         for name, used in _USED_BY.items():
             edges = self.edges or "curvature"
-            if edges not in used and getattr(self, name) != _default(name):
+            if edges not in used and getattr(self, name) != default_of(D3, name):
                 raise RecipeError(
                     f"order.{name} is about edges: {' or '.join(used)}, and these are {edges}; leave it out."
                 )
@@ -131,7 +132,7 @@ class D3(Settings):
 
     def _given(self) -> list[str]:
         """Settings that are not as they would be by default."""
-        return [each.name for each in fields(self) if getattr(self, each.name) != _default(each.name)]
+        return [each.name for each in fields(self) if getattr(self, each.name) != default_of(D3, each.name)]
 
     @property
     def grouped(self) -> bool:
@@ -174,7 +175,9 @@ class D3(Settings):
             order.indices, order.graph.weight, order.told["imbalance"]
         """
         rng = np.random.default_rng([seed, STREAM, epoch])
-        entries = np.arange(len(signals)) if entries is None else entries
+        entries = entries_of(signals, entries, self.method)
+        if probe is not None and not hasattr(probe, "bends"):
+            raise RecipeError(f"order: d3 asks a gradwise.Probe; found {type(probe).__name__}.")
         edges = self.edges or ("first_order" if probe is None else "curvature")
         if edges != "first_order" and probe is None:
             raise RecipeError(f"order.edges: {edges} asks a model; give a gradwise.Probe.")
@@ -192,6 +195,8 @@ class D3(Settings):
                 if probe is None
                 else self.measured(probe, units, edges=edges, rng=rng)
             )
+        if said := self.unmeasured(units, graph):
+            warnings.warn(said, stacklevel=2)
         found = self.arranged(units, graph, features, rng, seed=seed)
         place = np.repeat(found.order, units.size)
         rest = len(units.entries) - len(place)
@@ -363,6 +368,29 @@ class D3(Settings):
         }
         return Arranged(order, told, value)
 
+    def unmeasured(self, units: Units, graph: InfluenceGraph | None) -> str | None:
+        """What could not be measured of units, in a sentence, and what to do; None where all was.
+
+        Args:
+            units: to be put in order.
+            graph: what was measured of them; None for nothing.
+        """
+        if self.units is None:
+            return None
+        if graph is None:
+            return (
+                f"order: d3 found {len(units.nodes)} of {self.units} with a whole unit of {units.size} "
+                "samples, and influence is between two; the order is only balanced. Give a smaller "
+                "order.size, or other order.units."
+            )
+        if not np.isfinite(graph.noise[~np.eye(len(graph), dtype=bool)]).any():
+            return (
+                "order: d3 has a single sample of each node, or a single one of the target, so that the "
+                "noise of influences is not known, and none of them binds the order; it goes by their values "
+                "alone. Give more order.probes or target_samples, or larger units."
+            )
+        return None
+
     def why(self, graph: InfluenceGraph | None) -> str:
         """What to say of every entry."""
         return "balanced by d3" if graph is None else f"by the influence of {self.units} ({graph.edges})"
@@ -415,10 +443,6 @@ _USED_BY = {
     "neighbours": ("lookahead",),
     "probes": ("curvature", "lookahead", "first_order"),
 }
-
-
-def _default(name: str) -> Any:
-    return next(each.default for each in fields(D3) if each.name == name)
 
 
 def _directions(grad: NDArray[Any]) -> NDArray[np.float32]:

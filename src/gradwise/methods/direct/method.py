@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.decision import Selection, domain_mix
+from gradwise.methods.decision import Selection, check_signals, domain_mix
 from gradwise.methods.direct.descent import descent
 from gradwise.methods.direct.problem import (
     Normalise,
@@ -132,6 +132,7 @@ class Direct(Phase):
     def _problem(
         self, signals: Signals, validation: Signals | None, curvature: Spectrum | None, room: int | None
     ) -> tuple[Problem, NDArray[np.float64]]:
+        check_signals(signals, self.method)
         z = target_gradients(validation, self.normalise)
         rows = usable(signals)
         grad: Any = signals.grad
@@ -145,6 +146,8 @@ class Direct(Phase):
         scale = lengths_of(signals, rows, self.normalise, mean_tokens(validation, self.normalise))
         gradients = Rows(grad, rows, clipped(signals, rows, scale, z) if self.clip else scale)
         spectrum = Spectrum.of_rows(z) if curvature is None else curvature
+        if not isinstance(spectrum, Spectrum):
+            raise SignalError(f"direct: curvature must be a Spectrum; found {type(spectrum).__name__}.")
         if len(spectrum.vectors) != z.shape[1]:
             raise SignalError(
                 f"direct: the curvature given has {len(spectrum.vectors)} dimensions, the gradients "

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError, SignalError
+from gradwise.methods.decision import check_signals
 from gradwise.numerics.alike import alike
 from gradwise.numerics.budgeted import least_cost
 from gradwise.numerics.rows import Rows
@@ -121,6 +122,7 @@ def target_gradients(validation: Signals | None, how: Normalise) -> NDArray[np.f
             "direct needs the gradients of validation samples: give data.validation, or `validation=` "
             "signals collected with the same grad_dim, parameters and seed."
         )
+    check_signals(validation, "direct", "validation signals")
     grad = validation.require("grad", "direct, of the validation samples,")
     squares = Rows(grad).squares()
     fine = np.isfinite(squares) if validation.ok is None else np.isfinite(squares) & validation.ok

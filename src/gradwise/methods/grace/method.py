@@ -3,28 +3,36 @@
 import time
 import warnings
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.decision import Selection, domain_mix
-from gradwise.methods.grace.costs import EXACT_UP_TO, USUAL_ANCHORS
+from gradwise.methods.decision import Selection, check_signals, domain_mix
+from gradwise.methods.grace.costs import EXACT_UP_TO, USUAL_ANCHORS, Speeds
 from gradwise.methods.grace.importance import NEEDS, Kind, Target, importance
 from gradwise.methods.grace.nodes import nodes_of, rows_of
-from gradwise.methods.grace.pick import Budget, choose, filled, selection
+from gradwise.methods.grace.pick import Budget, choose, filled, random_picks, selection
 from gradwise.methods.grace.refresh import Measured, Propagation, Refreshed, anchors_of, next_share, refresh
 from gradwise.methods.grace.state import State
 from gradwise.methods.subset import Subset
 from gradwise.numerics.candidates import parts
 from gradwise.numerics.facility import Minimum
 from gradwise.numerics.sampling import looked_at
+from gradwise.settings import default_of
 from gradwise.signals import Signals
 
 USUAL_OVERHEAD = 0.15
-"""Share of the training time that deciding may take unless told otherwise."""
+"""Share of the training time that deciding may take if `overhead` is unset."""
+
+REFRESHING = ("anchors", "staleness", "propagate", "beta", "min_agreement", "drift")
+"""Settings of what happens at a refresh."""
+
+UNUSED_BY_ALL = ("staleness", "min_agreement", "drift")
+"""Those without effect where a refresh scores all candidates; how far propagation agrees is still "
+"reported."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -64,7 +72,8 @@ class Grace(Subset):
     """k of the k-NN graph."""
 
     search: Literal["auto", "exact", "approximate"] = "auto"
-    """How neighbours are found; `approximate` needs the extra `faiss`, `auto` takes it for large pools."""
+    """How neighbours are found; `approximate` needs the extra `faiss`, `auto` takes it for large pools. A run
+    writes into its recipe what `auto` came to where more than 100,000 samples are scored."""
 
     weighted: bool = False
     """Show each pick as often as the number of samples it stands for says, within a factor of four."""
@@ -73,18 +82,24 @@ class Grace(Subset):
     """Least share of its proportional part that every domain keeps; 1 selects from each in proportion."""
 
     overhead: Annotated[float, Field(gt=0)] | None = None
-    """Share of the training time that deciding may take in a run. What of `candidates`, `refresh_every` and
-    `anchors` is not given follows from it and from speeds measured before the run; 0.15 unless given."""
+    """Share of the training time that deciding may take in a run. Whatever of `candidates`, `refresh_every`
+    and `anchors` is unset follows from it and from `speeds`. If unset, it is 0.15; settings that cost more
+    are then obeyed and said to, while a given overhead refuses them."""
+
+    speeds: Speeds | None = None
+    """How fast the machine trains and scores, in seconds. If unset, a run measures it before its first step
+    and writes it into its recipe, so that the recipe decides the same on any machine."""
 
     candidates: Annotated[int, Field(ge=2)] | Literal["all"] | None = None
-    """Samples of the pool that are looked at, or `all`. Where they are too few to choose from, part of the
-    budget is filled at random from the others."""
+    """Samples of the pool that are scored, or `all`. If they are too few to choose from, part of the budget
+    is filled at random from the others."""
 
     refresh_every: Annotated[int, Field(ge=0)] | None = None
     """Optimizer steps from one selection to the next; 0 selects once."""
 
     anchors: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the samples looked at that the first refresh measures; later ones adapt it unless it is 1."""
+    """Share of the candidates that the first refresh scores again; later refreshes adapt it. 1 scores all of
+    them at every refresh, and nothing is propagated."""
 
     staleness: Share = 0.5
     """Weight of age against being unlike one's neighbours in what is measured first."""
@@ -110,6 +125,19 @@ class Grace(Subset):
             )
         if self.tokens is not None and self.domain_minimum:
             raise RecipeError("select: domain_minimum needs fraction or count; it cannot go with tokens.")
+        self._refuse("refresh_every: 0 selects once", REFRESHING, self.refresh_every == 0)
+        self._refuse("anchors: 1 scores all candidates again", UNUSED_BY_ALL, self.anchors == 1)
+        self._refuse("beta: 0 propagates nothing", ("propagate",), self.beta == 0)
+        unused = () if self.importance == "loss" else ("importance",)
+        self._refuse("trade_off: 1 counts coverage alone", (*unused, "by_length"), self.trade_off == 1)
+
+    def _refuse(self, why: str, names: tuple[str, ...], applies: bool) -> None:
+        """Refuse settings that are not as they are by default, and would have no effect."""
+        given = [name for name in names if getattr(self, name) != default_of(Grace, name)]
+        if applies and given:
+            raise RecipeError(f"select: {why}, so that {given[0]} has no effect; leave one of them out.")
+
+    left_to_run: ClassVar[tuple[str, ...]] = ("speeds", "search")
 
     @property
     def dial(self) -> float:
@@ -133,11 +161,23 @@ class Grace(Subset):
         Raises:
             SignalError: when a signal it needs is missing, or no sample can be used.
         """
+        check_signals(signals, self.method)
         looked = self.looked(len(signals), signals.domain, seed)
         if looked is None:
             return self.pick(self.begin(signals, seed=seed), signals, seed=seed)
         state = self.begin(signals.take(looked), looked=looked, pool=len(signals), seed=seed)
-        return self.pick(state, signals, seed=seed)
+        picked = self.pick(state, signals, seed=seed)
+        if said := self.random_picks(picked):
+            warnings.warn(said, stacklevel=2)
+        return picked
+
+    def random_picks(self, picked: Selection) -> str | None:
+        """A sentence on picks that were drawn at random to fill the budget, and on what to do; None if there
+        are none."""
+        found = random_picks(picked.told, len(picked.indices))
+        size = next(name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None)
+        more = "overhead, or candidates: all" if self.candidates is None else "candidates"
+        return found and f"grace: {found}. Give more select.{more}, or a smaller {size}, to choose them all."
 
     def looked(self, pool: int, domain: NDArray[np.str_] | None, seed: int) -> NDArray[np.int64] | None:
         """The samples that `candidates` looks at; None where that is all of them, or not said."""
@@ -169,6 +209,7 @@ class Grace(Subset):
             tell: gets the number of rows whose neighbours are found.
             took: gets the seconds that the graph took, as "graph".
         """  # fmt: skip
+        check_signals(signals, self.method)
         looked = np.arange(len(signals)) if looked is None else looked
         embedding = np.asarray(signals.require("embedding", "grace"))
         usable = np.flatnonzero(self._usable(signals))
@@ -178,7 +219,7 @@ class Grace(Subset):
         nodes = nodes_of(
             np.asarray(rows_of(embedding, usable), dtype=np.float32),
             self.neighbours,
-            approximate=self._approximate(len(usable)),
+            approximate=self.searches(len(usable)) == "approximate",
             device=device,
             seed=seed,
             tell=tell,
@@ -225,6 +266,10 @@ class Grace(Subset):
         )
         if budget is not whole:
             picked = filled(picked, state, whole, signals.domain, seed)
+        if not len(picked.indices):
+            raise RecipeError(
+                f"select.tokens is {self.tokens}, and no sample has so few label tokens; give more."
+            )
         told = picked.told | domain_mix(signals.domain, picked.indices)
         if tokens is not None:
             told["label_tokens"] = int(np.asarray(tokens)[picked.indices].sum())
@@ -295,23 +340,27 @@ class Grace(Subset):
         finite = _finite_rows(embedding) & _finite_rows(needed.reshape(len(signals), -1))
         return finite if signals.ok is None else finite & signals.ok
 
-    def _approximate(self, rows: int) -> bool:
+    def searches(self, rows: int) -> Literal["auto", "exact", "approximate"]:
+        """How the neighbours of so many samples are found; `auto` where both would be the exact search.
+
+        Raises:
+            RecipeError: the approximate search is asked for, and faiss is not installed.
+        """
         if self.search == "approximate" and not _has_faiss():
             raise RecipeError(
                 "select.search is approximate, and faiss is not installed; install the extra `faiss`, or "
                 "give search: exact."
             )
         if self.search != "auto" or rows <= EXACT_UP_TO:
-            return self.search == "approximate"
+            return self.search
         if not _has_faiss():
             warnings.warn(
                 f"The neighbours of {rows:,} samples are searched exactly, which takes long; install the "
-                "extra `faiss` for an approximate search with a measured recall, or look at fewer "
-                "candidates.",
+                "extra `faiss` for an approximate search with a measured recall, or score fewer candidates.",
                 stacklevel=4,
             )
-            return False
-        return True
+            return "exact"
+        return "approximate"
 
     def _minimum(self, state: State, budget: Budget, signals: Signals) -> Minimum | None:
         """Of every domain `domain_minimum` of its proportional part, as far as it has nodes."""

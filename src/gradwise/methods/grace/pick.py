@@ -17,7 +17,7 @@ WEIGHT_RANGE = (0.25, 4.0)
 
 
 LEAST_CHOICE = 1.5
-"""Samples looked at for every one picked among them, at least."""
+"""Samples scored for every one picked among them, at least."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,17 @@ def selection(state: State, chosen: Chosen, budget: Budget, *, weighted: bool, t
     missing = 0 if budget.count is None else budget.count - len(samples)
     if missing > 0:
         copies = _copies(state, chosen.picks)[:missing]
-        columns = {name: _padded(values, len(copies)) for name, values in columns.items()}
-        columns["rank"] = np.arange(len(samples) + len(copies))
+        node = state.node[np.searchsorted(state.rows, copies)]
+        # A copy is worth what its node is, and stands for nothing that its node does not.
+        more = {
+            "rank": np.arange(len(samples), len(samples) + len(copies)),
+            "importance": state.importance[node],
+            "importance_percentile": percentile[node],
+            "covers": np.zeros(len(copies), dtype=np.int64),
+            "copies": state.counts[node] - 1,
+            "measured_at": state.measured_at[node],
+        }
+        columns = {name: np.concatenate([values, more[name]]) for name, values in columns.items()}
         samples = np.concatenate([samples, copies])
         why += ["a copy: no other sample was left"] * len(copies)
         weights = None if weights is None else np.concatenate([weights, np.full(len(copies), weights.min())])
@@ -177,8 +186,8 @@ def _copies(state: State, picks: NDArray[np.int64]) -> NDArray[np.int64]:
 def filled(
     picked: Selection, state: State, budget: Budget, domain: NDArray[np.str_] | None, seed: int
 ) -> Selection:
-    """A selection with random samples that were not looked at, every domain in proportion, up to the whole
-    budget."""
+    """A selection with random samples that were not scored, every domain in proportion, up to the whole
+    budget; what is not known of them is masked in the columns and NaN in the scores."""
     rng = np.random.default_rng([seed, _FILLING])
     others = rng.permutation(np.setdiff1d(np.arange(state.pool), state.looked))
     if domain is not None:
@@ -189,17 +198,25 @@ def filled(
         assert budget.tokens is not None and budget.costs is not None
         more = _fitting(others, budget.costs, budget.tokens - budget.costs[picked.indices].sum())
     count = len(more)
-    weights = picked.weights
+    weights, scores = picked.weights, picked.scores
     return replace(
         picked,
         indices=np.concatenate([picked.indices, more]),
-        why=picked.why + ("not looked at; drawn at random to fill the budget",) * count,
+        why=picked.why + ("not scored; drawn at random to fill the budget",) * count,
         weights=None if weights is None else np.concatenate([weights, np.ones(count)]),
-        scores=None,
-        columns={name: _padded(values, count) for name, values in picked.columns.items()}
+        scores=None if scores is None else np.concatenate([scores, np.full(count, np.nan)]),
+        columns={name: _unknown(values, count) for name, values in picked.columns.items()}
         | {"rank": np.arange(len(picked.indices) + count)},
         told=picked.told | {"at_random": count},
     )
+
+
+def random_picks(told: dict[str, Any], picked: int) -> str | None:
+    """How many of so many picks nobody chose, if any, given what is known of the selection as a whole."""
+    count = told.get("at_random", 0)
+    if not count:
+        return None
+    return f"{count:,} of {picked:,} picks are random, since only {told['looked_at']:,} samples were scored"
 
 
 def _fitting(samples: NDArray[np.int64], costs: NDArray[np.float64], left: float) -> NDArray[np.int64]:
@@ -216,5 +233,7 @@ _FILLING = 0xF111ED
 """Keeps this draw apart from the other random streams of a seed."""
 
 
-def _padded(values: NDArray[Any], more: int) -> NDArray[Any]:
-    return np.concatenate([values, np.zeros(more, dtype=values.dtype)])
+def _unknown(values: NDArray[Any], more: int) -> NDArray[Any]:
+    """Values with so many masked ones after them."""
+    mask = np.repeat([False, True], [len(values), more])
+    return np.ma.masked_array(np.concatenate([values, np.zeros(more, dtype=values.dtype)]), mask)

@@ -101,7 +101,11 @@ def drawn_of(state: State, step: int, count: int) -> NDArray[np.int64]:
 def refresh(
     state: State, found: Measured, how: Propagation, step: int, *, asked: int, device: str = "cpu"
 ) -> Refreshed:
-    """The state after what was found at the anchors, of which `asked` were to be measured."""
+    """The state after what was found at the anchors, of which `asked` were to be scored.
+
+    Where all nodes were to be, the state is that of a first scoring run: nothing is propagated (a node that
+    could not be scored keeps its values) and the graph is built of where all nodes are now.
+    """
     importance = how.guesses(state.importance, found, found.importance, state)
     embedding = how.guesses(state.embedding, found, found.embedding, state)
     shift = found.embedding.astype(np.float64) - state.embedding[found.anchors]
@@ -111,13 +115,21 @@ def refresh(
     placed = unit(found.embedding - centre)
     guessed = unit(embedding[found.anchors] - centre)
     agree = np.einsum("ah,ah->a", placed, guessed)[drawn]
+    if asked == len(state):
+        importance, embedding = state.importance.copy(), state.embedding.copy()
     importance[found.anchors] = found.importance
     embedding[found.anchors] = found.embedding
-    cosines = np.einsum("ah,ah->a", placed, state.placed[found.anchors])
-    far = 1 - cosines > how.drift
-    moved = found.anchors[far]
-    where = state.placed.copy()
-    where[moved] = placed[far]
+    if asked == len(state):
+        # The mean of the samples in their order, as `nodes_of` takes it, to be the same to the last bit.
+        samples = embedding if len(state.node) == len(state) else embedding[state.node]
+        centre = samples.mean(axis=0, dtype=np.float64).astype(np.float32)
+        where, moved = unit(embedding - centre), np.arange(len(state))
+    else:
+        cosines = np.einsum("ah,ah->a", placed, state.placed[found.anchors])
+        far = 1 - cosines > how.drift
+        moved = found.anchors[far]
+        where = state.placed.copy()
+        where[moved] = placed[far]
     start = time.perf_counter()
     fixed = repaired(state.graph, where, moved, device=device)
     graph_seconds = time.perf_counter() - start

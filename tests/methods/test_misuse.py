@@ -1,0 +1,164 @@
+"""What cannot be decided ends in one sentence, whoever asks and however."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradwise as gw
+from gradwise import baselines
+from gradwise.signals import Signals
+
+SELECT = [gw.Grace, baselines.RandomSubset, baselines.LossTop, baselines.LengthTop, baselines.KCenter]
+ORDER = [baselines.Shuffle, baselines.GivenOrder, baselines.EasyFirst, baselines.Interleave, gw.D3]
+FINISH = [gw.Direct, baselines.RandomFinish, baselines.LossFinish, baselines.CosineTop, baselines.Herding]
+
+
+def signals(n: int = 20, **changes: Any) -> Signals:
+    rng = np.random.default_rng(0)
+    values: dict[str, Any] = {
+        "embedding": rng.standard_normal((n, 4)).astype(np.float32),
+        "loss": rng.random(n).astype(np.float32),
+        "grad": rng.standard_normal((n, 8)).astype(np.float32),
+        "grad_norm": rng.random(n).astype(np.float32),
+        "head_norm": rng.random(n).astype(np.float32),
+        "num_tokens": rng.integers(2, 9, n).astype(np.int32),
+        "domain": np.array([f"d{i % 2}" for i in range(n)]),
+    }
+    return Signals(n, **{name: value for name, value in (values | changes).items() if value is not None})
+
+
+def refused(make: Callable[[], Any], said: str = "") -> None:
+    with pytest.raises(gw.GradwiseError, match=said) as caught:
+        make()
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("method", SELECT)
+def test_selections(method: Any) -> None:
+    for found in (None, [1, 2], {"loss": [1.0]}, signals(0)):
+        refused(
+            lambda found=found: method(fraction=0.5).select(found), "as gradwise.collect returns|no sample"
+        )
+    if method is not baselines.RandomSubset:
+        refused(lambda: method(fraction=0.5).select(Signals(5)), "needs the signal")
+    refused(lambda: method(count=100).select(signals()), "only 20 samples")
+    refused(lambda: method(fraction=1e-9).select(signals()), "none of 20 samples")
+    refused(lambda: method(fraction=0.5, count=3))
+    refused(method)
+
+
+@pytest.mark.parametrize("method", ORDER)
+def test_orders(method: Any) -> None:
+    for found in (None, [1, 2], signals(0)):
+        refused(lambda found=found: method().order(found), "as gradwise.collect returns|no sample")
+    for entries in ([0, 99], [0, -1], [0.5, 1.0], [], [[0, 1], [2, 3]], ["a"], 3, [2**70]):
+        refused(lambda entries=entries: method().order(signals(), entries))
+    assert sorted(method().order(signals(), [3, 1, 2]).indices.tolist()) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("method", FINISH)
+def test_annealing_selections(method: Any) -> None:
+    for found in (None, [1, 2], signals(0)):
+        refused(lambda found=found: method(count=3).select(found, validation=signals(5)))
+    refused(lambda: method(count=100).select(signals(), validation=signals(5)))
+    refused(lambda: method(fraction=1e-9).select(signals(), validation=signals(5)), "none of")
+    refused(lambda: method().select(signals(), validation=signals(5)))
+    if method in (gw.Direct, baselines.CosineTop, baselines.Herding):
+        for held_out in (None, Signals(4)):
+            refused(lambda held_out=held_out: method(count=3).select(signals(), validation=held_out))
+
+
+def _selection(**parts: Any) -> Callable[[], Any]:
+    given: dict[str, Any] = {"indices": np.array([1, 2]), "why": ("a",)}
+    return lambda: gw.Selection(**given | parts)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: gw.Grace(tokens=1).select(signals()),
+        lambda: gw.Grace(fraction=0.5, domain_minimum=0.5).select(signals(domain=None)),
+        lambda: gw.Direct(count=3).select(signals(), validation=[1]),  # type: ignore[arg-type]
+        lambda: gw.Direct(count=3).select(signals(), validation=signals(5), curvature=np.eye(8)),  # type: ignore[arg-type]
+        lambda: gw.Direct(count=3).select(signals(), validation=signals(5, grad=np.ones((5, 3)))),
+        lambda: gw.Direct(tokens=1).select(signals(), validation=signals(5)),
+        lambda: gw.D3(units="domains").order(signals(domain=None)),
+        lambda: gw.D3(units="domains").order(signals(domain=np.full(20, "a"))),
+        lambda: gw.D3(units="domains", edges="lookahead").order(signals()),
+        lambda: gw.D3(units="domains").order(signals(), probe=3),
+        _selection(why=("a", "b", "c")),
+        _selection(why="because"),
+        _selection(why=()),
+        _selection(weights=np.ones(3)),
+        _selection(weights=np.array([-1.0, 2.0])),
+        _selection(weights=np.array([np.nan, 2.0])),
+        _selection(weights=np.zeros(2)),
+        _selection(scores=np.ones(3)),
+        _selection(columns={"x": np.ones(5)}),
+        _selection(indices=np.array([-1, 2])),
+        _selection(indices=np.array([0.5, 2])),
+        _selection(indices=np.zeros((2, 2), int)),
+        lambda: gw.Order(np.array([1, 2]), why=("a", "b", "c")),
+        lambda: gw.Order(np.array([1, 2]), units=np.array([1])),
+        lambda: gw.Order(np.array([-1, 2])),
+        *(
+            lambda epochs=epochs: gw.Plan.of(epochs)
+            for epochs in (
+                [], [[]], [[-1]], [[0.5, 1]], "abc", [["a"]], [1, 2], None, [[float("nan")]], [[2**70]], 7,
+            )
+        ),
+        lambda: gw.Plan.of([[5]], pool=3),
+        lambda: gw.Plan.of([[1]], pool="x"),  # type: ignore[arg-type]
+        lambda: gw.Plan(([1, 2],), 3),  # type: ignore[arg-type]
+        lambda: gw.Segment(np.array([1, 2]), 0, ("a", "b")),
+        lambda: gw.Plan.of([[1]]).followed_by([], after=9),
+        lambda: gw.PlanSampler(None),  # type: ignore[arg-type]
+        lambda: gw.PlanSampler(gw.Plan.of([[1]])).replace([1]),  # type: ignore[arg-type]
+        *(
+            lambda state=state: gw.PlanSampler(gw.Plan.of([[1]])).load_state_dict(state)
+            for state in ({}, None, {"position": "x", "digest": "y"}, {"position": 0, "digest": "y"})
+        ),
+    ],
+)  # fmt: skip
+def test_everything_else(make: Callable[[], Any]) -> None:
+    refused(make)
+
+
+WITHOUT_EFFECT = [
+    (gw.Grace, {"fraction": 0.5, "refresh_every": 0}, {"anchors": 0.5, "drift": 0.2, "beta": 0.1}),
+    (gw.Grace, {"fraction": 0.5, "anchors": 1.0}, {"staleness": 0.1, "drift": 0.2, "min_agreement": 0.1}),
+    (gw.Grace, {"fraction": 0.5, "beta": 0.0}, {"propagate": "value"}),
+    (gw.Grace, {"fraction": 0.5, "trade_off": 1.0}, {"importance": "norm", "by_length": False}),
+]
+
+
+@pytest.mark.parametrize(("method", "given", "useless"), WITHOUT_EFFECT)
+def test_settings_without_effect_are_refused(
+    method: Any, given: dict[str, Any], useless: dict[str, Any]
+) -> None:
+    method(**given)
+    for name, value in useless.items():
+        refused(
+            lambda name=name, value=value: method(**given, **{name: value}), f"{name} has no effect|{name}"
+        )
+
+
+def test_random_picks_are_said_and_have_no_scores() -> None:
+    with pytest.warns(
+        UserWarning, match="4 of 10 picks are random, since only 9 samples were scored.* candidates"
+    ):
+        picked = gw.Grace(count=10, candidates=9).select(signals(40))
+    assert picked.scores is not None and np.isnan(picked.scores).sum() == 4
+    for name, values in picked.columns.items():
+        assert np.ma.getmaskarray(values).sum() == (0 if name == "rank" else 4), name
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gw.Grace(count=10).select(signals(40))
+
+
+def test_too_few_nodes_to_measure_are_said() -> None:
+    with pytest.warns(UserWarning, match="found 0 of domains with a whole unit of 50 samples"):
+        assert gw.D3(units="domains", size=50).order(signals()).graph is None
