@@ -16,7 +16,7 @@ from gradwise.methods.grace.costs import (
     Speeds,
     forecast,
 )
-from gradwise.numerics.sampling import looked_at
+from gradwise.numerics.sampling import stratified_sample
 from gradwise.signals import Signals
 
 sizes = st.builds(Size, pool=st.integers(2, 50_000), steps=st.integers(1, 3000), batch=st.integers(1, 64))
@@ -92,9 +92,9 @@ class TestFewCandidates:
     def test_the_rest_of_the_budget_is_filled_at_random(self, candidates: int):
         picked = gw.Grace(importance="loss", count=40, candidates=candidates).select(self.pool(), seed=1)
         assert len(set(picked.indices.tolist())) == 40
-        looked = set(looked_at(200, candidates, None, 1).tolist())
+        scored = set(stratified_sample(200, candidates, None, 1).tolist())
         at_random = [why.startswith("not scored") for why in picked.why]
-        assert [index not in looked for index in picked.indices] == at_random
+        assert [index not in scored for index in picked.indices] == at_random
         assert sum(at_random) == max(0, 40 - max(1, int(candidates / 1.5)))
         assert len(picked.columns["rank"]) == 40
 

@@ -1,7 +1,7 @@
-"""Relations: their linear extensions, their cycles and what they imply, against slow definitions."""
+"""Precedence relations: their extensions, cycles and implications, against slow definitions."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwise.numerics.precedence import components, linear_extension, on_a_cycle, reachable
@@ -14,7 +14,7 @@ def relations(draw):
     return rng.random((n, n)) < draw(st.sampled_from([0.0, 0.05, 0.15, 0.5])), rng
 
 
-def paths(arcs: np.ndarray) -> np.ndarray:
+def reached(arcs: np.ndarray) -> np.ndarray:
     reach = arcs.copy()
     for k in range(len(arcs)):
         reach |= reach[:, k, None] & reach[None, k, :]
@@ -22,34 +22,37 @@ def paths(arcs: np.ndarray) -> np.ndarray:
 
 
 @given(relations())
-def test_components_are_what_leads_to_each_other_in_the_order_of_the_arcs(drawn):
+@settings(max_examples=60)
+def test_components_reach_each_other_and_follow_the_arcs(drawn):
     arcs, _ = drawn
-    reach, parts = paths(arcs), components(arcs)
+    reach, parts = reached(arcs), components(arcs)
     number = np.full(len(arcs), -1)
     for place, part in enumerate(parts):
         number[part] = place
         assert part.tolist() == sorted(part)
-    joined = (reach & reach.T) | np.eye(len(arcs), dtype=bool)
-    assert np.array_equal(joined, number[:, None] == number[None, :])
+    mutual = (reach & reach.T) | np.eye(len(arcs), dtype=bool)
+    assert np.array_equal(mutual, number[:, None] == number[None, :])
     assert np.all((number[:, None] <= number[None, :])[arcs])
     assert on_a_cycle(arcs).tolist() == np.flatnonzero(np.diag(reach)).tolist()
 
 
 @given(relations())
-def test_an_extension_takes_the_first_wished_for_that_waits_for_none(drawn):
+@settings(max_examples=60)
+def test_an_extension_takes_the_first_preferred_item_without_predecessors(drawn):
     arcs, rng = drawn
-    wish = rng.permutation(len(arcs))
-    expected, left = [], list(wish)
+    preferred = rng.permutation(len(arcs))
+    expected, left = [], list(preferred)
     while free := [item for item in left if not any(arcs[other, item] for other in left)]:
         expected.append(free[0])
         left.remove(free[0])
-    assert linear_extension(arcs, wish).tolist() == expected
+    assert linear_extension(arcs, preferred).tolist() == expected
     assert bool(left) == bool(len(on_a_cycle(arcs)))
 
 
 @given(relations())
-def test_reachable_is_what_arcs_imply(drawn):
+@settings(max_examples=60)
+def test_reachable_items_are_those_on_a_path(drawn):
     arcs = np.triu(drawn[0], 1)
     hidden = drawn[1].permutation(len(arcs))
     arcs = arcs[np.ix_(hidden, hidden)]
-    assert np.array_equal(reachable(arcs), paths(arcs))
+    assert np.array_equal(reachable(arcs), reached(arcs))

@@ -1,17 +1,15 @@
-"""Random projections: linear, unbiased, about as accurate as a dense Gaussian's, and always the same ones."""
-
-import subprocess
-import sys
+"""Random projections and sketches: linear, unbiased, and about as accurate as a dense Gaussian's."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gradwise.numerics import Fold, MatrixProjection
+from gradwise.numerics import Fold, MatrixProjection, fold_with_signs
 from gradwise.numerics.projection import Deal, seeded
+from gradwise.numerics.streams import stream
 
 sizes = st.integers(1, 40)
 
@@ -21,7 +19,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def explicit_fold(x: Tensor, size: int, signs: Tensor) -> Tensor:
-    """Coordinate j goes to sum j mod size, one after another."""
+    """Coordinate j is added to sum j mod size, in a loop."""
     folded = torch.zeros(*x.shape[:-1], min(size, x.shape[-1]), dtype=x.dtype)
     for j in range(x.shape[-1]):
         folded[..., j % size] += signs[j] * x[..., j]
@@ -29,29 +27,33 @@ def explicit_fold(x: Tensor, size: int, signs: Tensor) -> Tensor:
 
 
 class TestFold:
+    @settings(max_examples=40)
     @given(sizes, sizes, st.integers(0, 9))
-    def test_is_the_sum_written_out(self, dimension: int, size: int, seed: int):
-        fold, x = Fold(dimension, size, seeded(seed)), random(2, 3, dimension, seed=seed)
+    def test_sums_equal_those_written_out(self, dimension: int, size: int, seed: int):
+        fold, x = Fold(dimension, size, stream(seed, "test")), random(2, 3, dimension, seed=seed)
         signs = fold.factors(x)
         assert set(signs.abs().tolist()) == {1.0}
         torch.testing.assert_close(fold(x), explicit_fold(x, size, signs))
 
+    @settings(max_examples=40)
     @given(sizes, sizes, st.integers(0, 9))
-    def test_both_ways_of_computing_it(self, dimension: int, size: int, seed: int):
-        """One for a CPU, one for an accelerator."""
-        fold, x = Fold(dimension, size, seeded(seed)), random(2, 3, dimension, seed=seed)
+    def test_one_product_gives_the_same_as_parts(self, dimension: int, size: int, seed: int):
+        """A CPU adds parts, an accelerator computes one product."""
+        fold, x = Fold(dimension, size, stream(seed, "test")), random(2, 3, dimension, seed=seed)
         if fold.size < dimension:
             torch.testing.assert_close(fold(x), fold._in_one(x, fold.factors(x)))
 
+    @settings(max_examples=40)
     @given(sizes, sizes, st.integers(0, 9))
-    def test_scales_come_first(self, dimension: int, size: int, seed: int):
+    def test_scales_apply_before_folding(self, dimension: int, size: int, seed: int):
         x, scale = random(4, dimension), random(dimension, seed=1).abs()
-        scaled, plain = (Fold(dimension, size, seeded(seed), s) for s in (scale, None))
+        scaled, plain = (Fold(dimension, size, stream(seed, "test"), s) for s in (scale, None))
         torch.testing.assert_close(scaled(x), plain(x * scale), rtol=1e-6, atol=1e-6)
 
+    @settings(max_examples=40)
     @given(sizes, sizes, st.lists(st.integers(0, 1000), min_size=1, max_size=5))
-    def test_unit_vectors(self, dimension: int, size: int, numbers: list[int]):
-        fold, ids = Fold(dimension, size, seeded(0)), torch.tensor(numbers) % dimension
+    def test_one_hot_gives_the_folded_unit_vectors(self, dimension: int, size: int, numbers: list[int]):
+        fold, ids = Fold(dimension, size, stream(0, "test")), torch.tensor(numbers) % dimension
         places, entries = fold.one_hot(ids, like=random(1))
         folded = fold(torch.nn.functional.one_hot(ids, dimension).double())
         assert folded.abs().sum(dim=-1).tolist() == [1.0] * len(ids)
@@ -62,39 +64,40 @@ class TestFold:
         [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64, torch.float64)],
     )
     @pytest.mark.parametrize("dimension", [3, 300])
-    def test_sums_are_held_wide(self, dtype: torch.dtype, wide: torch.dtype, dimension: int):
-        fold, x = Fold(dimension, 128, seeded(0)), torch.ones(2, dimension, dtype=dtype)
+    def test_sums_are_at_least_single_precision(self, dtype: torch.dtype, wide: torch.dtype, dimension: int):
+        fold, x = Fold(dimension, 128, stream(0, "test")), torch.ones(2, dimension, dtype=dtype)
         assert fold(x).dtype == wide
         torch.testing.assert_close(fold(x), fold(x.to(wide)), rtol=0, atol=0)
 
-    def test_leaves_its_input_alone(self):
+    def test_the_input_is_not_changed(self):
         x = random(2, 9)
         before = x.clone()
-        Fold(9, 4, seeded(0))(x)
+        Fold(9, 4, stream(0, "test"))(x)
         assert torch.equal(x, before)
 
 
 class TestDeal:
+    @settings(max_examples=40)
     @given(sizes, sizes, st.integers(0, 9))
-    def test_each_number_goes_to_one_sum_with_a_sign_as_evenly_as_possible(
-        self, count: int, size: int, seed: int
-    ):
-        matrix = Deal(count, size, seeded(seed))(torch.eye(count, dtype=torch.float64))
+    def test_each_number_goes_to_one_sum_as_evenly_as_possible(self, count: int, size: int, seed: int):
+        matrix = Deal(count, size, stream(seed, "test"))(torch.eye(count, dtype=torch.float64))
         assert matrix.shape == (count, size)
         assert (matrix.abs().sum(dim=1) == 1).all()
         loads = matrix.abs().sum(dim=0)
         assert float(loads.max() - loads.min()) <= 1
 
+    @settings(max_examples=30)
     @given(st.integers(1, 20), st.integers(0, 9))
-    def test_nothing_is_lost_where_there_is_room(self, count: int, seed: int):
+    def test_inner_products_are_exact_with_as_many_sums_as_numbers(self, count: int, seed: int):
         x = random(3, count, seed=seed)
-        z = Deal(count, count + seed, seeded(seed))(x)
+        z = Deal(count, count + seed, stream(seed, "test"))(x)
         torch.testing.assert_close(z @ z.T, x @ x.T)
 
 
 class TestMatrixProjection:
+    @settings(max_examples=40)
     @given(sizes, sizes, sizes, st.integers(1, 16), st.integers(0, 9))
-    def test_of_outer_products_equals_that_of_the_matrix(
+    def test_projection_of_factors_equals_that_of_the_matrix(
         self, rows: int, columns: int, size: int, side: int, seed: int
     ):
         project = MatrixProjection.named(seed, "w", rows=rows, columns=columns, size=size, side=side)
@@ -104,85 +107,131 @@ class TestMatrixProjection:
         assert z.shape == (2, size)
         torch.testing.assert_close(project.close(project.row(r), project.column(c)), z)
 
+    @settings(max_examples=40)
     @given(sizes, sizes, sizes, st.integers(1, 16))
-    def test_linear(self, rows: int, columns: int, size: int, side: int):
-        project = MatrixProjection.named("w", rows=rows, columns=columns, size=size, side=side)
+    def test_projection_is_linear(self, rows: int, columns: int, size: int, side: int):
+        project = MatrixProjection.named(0, "w", rows=rows, columns=columns, size=size, side=side)
         a, b = random(1, rows, columns, seed=1), random(1, rows, columns, seed=2)
         torch.testing.assert_close(project(3 * a - b), 3 * project(a) - project(b))
 
-    def test_exact_where_there_is_room(self):
-        """Nothing folded and nothing summed: inner products are kept to rounding."""
+    def test_inner_products_are_exact_without_folding(self):
+        """No two numbers are added, so only rounding remains."""
         x = random(4, 10, 10)
-        z = MatrixProjection.named("w", rows=10, columns=10, size=100)(x)
+        z = MatrixProjection.named(0, "w", rows=10, columns=10, size=100)(x)
         torch.testing.assert_close(z @ z.T, x.flatten(1) @ x.flatten(1).T)
 
     @pytest.mark.parametrize(
         ("rows", "columns", "size", "side"),
         [(12, 20, 16, 4), (12, 20, 16, 128), (3, 50, 8, 16), (30, 30, 1, 5)],
     )
-    def test_unbiased(self, rows: int, columns: int, size: int, side: int):
-        """Mean over 3,000 seeds of <z_i, z_j> against <G_i, G_j>, within 4.5 standard errors of the mean; on
-        matrices as unlike noise as can be: ones, one row, a near-duplicate."""
+    def test_inner_products_are_unbiased(self, rows: int, columns: int, size: int, side: int):
+        """The mean of <z_i, z_j> over 1,000 seeds is within 4.5 standard errors of <G_i, G_j>.
+
+        The matrices are unlike noise: all ones, a single row, a near-duplicate.
+        """
         rng = random(rows, columns)
         one_row = torch.zeros(rows, columns, dtype=torch.float64)
         one_row[0] = 1
         x = torch.stack([torch.ones_like(rng), one_row, rng, rng + 0.01 * random(rows, columns, seed=1)])
         products = []
-        for seed in range(3000):
+        for seed in range(1000):
             z = MatrixProjection.named(seed, "w", rows=rows, columns=columns, size=size, side=side)(x)
             products.append(z @ z.T)
-        found = torch.stack(products)
+        samples = torch.stack(products)
         exact = x.flatten(1) @ x.flatten(1).T
-        error = found.std(dim=0) / len(found) ** 0.5
-        assert ((found.mean(dim=0) - exact).abs() <= 4.5 * error + 1e-9).all()
+        error = samples.std(dim=0) / len(samples) ** 0.5
+        assert ((samples.mean(dim=0) - exact).abs() <= 4.5 * error + 1e-9).all()
 
-    def test_error_of_noise_is_a_gaussian_projections(self):
-        """sqrt((|x|^2 |y|^2 + <x,y>^2) / k) for a dense Gaussian; random matrices of 200 x 300."""
-        x = random(30, 200, 300)
+    def test_error_is_near_that_of_a_gaussian_projection(self):
+        """A dense Gaussian's standard error is sqrt((|x|^2 |y|^2 + <x,y>^2) / k)."""
+        x = random(30, 100, 200)
         flat = x.flatten(1)
         exact, k = flat @ flat.T, 1024
         norms = flat.square().sum(dim=1)
         gaussian = ((norms[:, None] * norms + exact.square()) / k).sqrt()
-        z = [MatrixProjection.named(seed, rows=200, columns=300, size=k)(x) for seed in range(5)]
+        z = [MatrixProjection.named(seed, "w", rows=100, columns=200, size=k)(x) for seed in range(5)]
         errors = torch.stack([(one @ one.T - exact) / gaussian for one in z])
         assert float(errors.square().mean().sqrt()) < 1.15
 
-    def test_a_deal_of_other_numbers_is_refused(self):
-        row, column = Fold(9, 4, seeded(0)), Fold(9, 5, seeded(1))
-        with pytest.raises(ValueError, match="folds leave 4 x 5 numbers, but the deal takes 21"):
-            MatrixProjection(row, column, Deal(21, 7, seeded(2)))
+    def test_a_deal_that_does_not_fit_is_refused(self):
+        row, column = Fold(9, 4, stream(0, "test")), Fold(9, 5, stream(1, "test"))
+        with pytest.raises(ValueError, match="The folds leave 4 x 5 numbers, but the deal takes 21"):
+            MatrixProjection(row, column, Deal(21, 7, stream(2, "test")))
 
-    def test_names_decide(self):
+    def test_seed_and_name_decide(self):
         x = random(2, 20, 20)
-        one, same, other = (
-            MatrixProjection.named(*names, rows=20, columns=20, size=7)(x)
-            for names in ((0, "a"), (0, "a"), (1, "a"))
+        state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
+        one, same, *others = (
+            MatrixProjection.named(seed, name, rows=20, columns=20, size=7)(x)
+            for seed, name in ((0, "a"), (0, "a"), (1, "a"), (0, "b"))
         )
         assert torch.equal(one, same)
-        assert not torch.allclose(one, other)
+        assert not any(torch.allclose(one, other) for other in others)
+        assert torch.equal(torch.get_rng_state(), state[0])
+        assert np.random.get_state()[1].tolist() == state[1]  # type: ignore[index]
 
 
-class TestSeeded:
-    def test_known_numbers(self):
-        """The same on every machine, for ever: stores of last year must not change their meaning."""
-        assert seeded(0, "model.layers.0.mlp.up_proj.weight").integers(0, 1000, 5).tolist() == KNOWN
-
-    def test_the_same_in_another_process(self):
-        code = "from gradwise.numerics.projection import seeded; print(seeded(3, 'w').integers(0, 10**9))"
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert int(other.stdout) == seeded(3, "w").integers(0, 10**9)
-
-    def test_every_name_counts(self):
-        streams = [seeded(0, "a"), seeded(1, "a"), seeded(0, "b"), seeded(0, "a", "rows"), seeded(0)]
-        assert len({tuple(stream.integers(0, 2**31, 4).tolist()) for stream in streams}) == 5
-
-    def test_touches_no_global_state(self):
-        torch.manual_seed(0)
-        np.random.seed(0)
-        before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
-        MatrixProjection.named("w", rows=9, columns=9, size=3)
-        assert torch.equal(torch.get_rng_state(), before[0])
-        assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
+def test_seeded_numbers_are_the_same_on_every_machine_and_for_ever():
+    """A store of last year must keep its meaning."""
+    numbers = seeded(0, "model.layers.0.mlp.up_proj.weight").integers(0, 1000, 5)
+    assert numbers.tolist() == [839, 427, 430, 276, 39]
+    streams = [seeded(0, "a"), seeded(1, "a"), seeded(0, "b"), seeded(0, "a", "rows"), seeded(0)]
+    assert len({tuple(rng.integers(0, 2**31, 4).tolist()) for rng in streams}) == 5
 
 
-KNOWN = [839, 427, 430, 276, 39]
+def vector(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class TestFoldWithSigns:
+    @pytest.mark.parametrize("shape", [(64,), (1000,), (37, 23), (3, 5, 7), (5,), (0,), ()], ids=str)
+    def test_sketch_is_linear(self, shape: tuple[int, ...]):
+        one, other = vector(shape, 1), vector(shape, 2)
+        sketched = 3 * fold_with_signs(one, 64, 9) - fold_with_signs(other, 64, 9)
+        assert sketched.shape == (64,)
+        assert torch.allclose(fold_with_signs(3 * one - other, 64, 9), sketched, atol=1e-4)
+
+    @given(st.integers(1, 100), st.integers(1, 40), st.integers(0, 2**31), st.integers(0, 50))
+    @settings(max_examples=30)
+    def test_each_value_goes_to_the_next_sum_with_a_sign(self, count: int, size: int, seed: int, offset: int):
+        rows = torch.stack([fold_with_signs(row, size, seed, offset) for row in torch.eye(count)])
+        expected = torch.zeros(count, size)
+        expected[torch.arange(count), (torch.arange(count) + offset) % size] = 1
+        assert torch.equal(rows.abs(), expected)
+
+    @pytest.mark.parametrize(("count", "size"), [(5_000, 64), (300, 256)])
+    def test_squared_length_is_unbiased_with_the_stated_spread(self, count: int, size: int):
+        values = vector((count,))
+        exact = values.square().sum().item()
+        sketches = (fold_with_signs(values, size, seed) for seed in range(1000))
+        relative = np.array([sketch.square().sum().item() / exact - 1 for sketch in sketches])
+        bound = np.sqrt(2 / size)
+        assert abs(relative.mean()) < 4 * bound / np.sqrt(1000)
+        assert relative.std() < 1.1 * bound
+        if count >= 50 * size:
+            assert relative.std() > 0.9 * bound
+
+    def test_squared_length_is_unbiased_for_values_in_one_sum(self):
+        values = torch.zeros(4096)
+        values[::64] = vector((64,), 3)
+        exact = values.square().sum().item()
+        squares = np.array([fold_with_signs(values, 64, seed).square().sum().item() for seed in range(1500)])
+        assert abs(squares.mean() / exact - 1) < 4 * squares.std() / exact / np.sqrt(1500)
+
+    def test_half_precision_is_sketched_in_float32(self):
+        values = vector((5000,)).bfloat16()
+        sketch = fold_with_signs(values, 64, 0)
+        assert sketch.dtype == torch.float32
+        assert torch.equal(sketch, fold_with_signs(values.float(), 64, 0))
+
+    def test_views_count_like_their_contents(self):
+        values = vector((40, 30))
+        assert torch.equal(fold_with_signs(values.T, 16, 1), fold_with_signs(values.T.contiguous(), 16, 1))
+
+    def test_seeds_decide_and_nothing_else_changes(self):
+        values, state = vector((500,)), torch.get_rng_state()
+        before = values.clone()
+        assert torch.equal(fold_with_signs(values, 32, 5), fold_with_signs(values, 32, 5))
+        assert not torch.equal(fold_with_signs(values, 32, 5), fold_with_signs(values, 32, 6))
+        fold_with_signs(values, 512, 0).mul_(0)
+        assert torch.equal(torch.get_rng_state(), state) and torch.equal(values, before)

@@ -1,8 +1,8 @@
-"""Propagation against its definition in plain loops, and the choice of what to measure again."""
+"""Propagation against its definition in plain loops, and the choice of the rows to recompute."""
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwise.numerics import KnnGraph, knn_graph, propagate, propagate_change
@@ -19,7 +19,7 @@ def alpha(graph: KnnGraph, row: int, among: set[int] | None = None) -> dict[int,
 
 @st.composite
 def cases(draw):
-    n = draw(st.integers(2, 30))
+    n = draw(st.integers(2, 20))
     rng = np.random.default_rng(draw(st.integers(0, 9999)))
     graph = knn_graph(rng.standard_normal((n, 4)), draw(st.integers(1, 6)))
     values = rng.standard_normal((n, 3)) if draw(st.booleans()) else rng.standard_normal(n)
@@ -29,7 +29,9 @@ def cases(draw):
 
 class TestPropagate:
     @given(cases())
-    def test_is_its_definition(self, case):
+    @settings(max_examples=40)
+    def test_values_follow_the_definition(self, case):
+        """With beta = 1/2 this is the authors' closed form, Eq. 21."""
         graph, values, anchors, beta, _ = case
         expected = values.copy()
         for i in set(range(len(graph))) - set(anchors.tolist()):
@@ -39,32 +41,24 @@ class TestPropagate:
         np.testing.assert_allclose(propagate(values, graph, anchors, beta), expected, atol=1e-12)
 
     @given(cases())
-    def test_half_is_the_authors_closed_form(self, case):
-        """Eq. 21: z = 1/2 z_old + 1/2 sum_j alpha_j z_j."""
-        graph, values, anchors, _, _ = case
-        found = propagate(values, graph, anchors, 0.5)
-        for i in set(range(len(graph))) - set(anchors.tolist()):
-            if weights := alpha(graph, i):
-                closed = 0.5 * values[i] + 0.5 * sum(w * values[j] for j, w in weights.items())
-                np.testing.assert_allclose(found[i], closed, atol=1e-12)
-
-    @given(cases())
-    def test_minimises_the_energy(self, case):
+    @settings(max_examples=40)
+    def test_values_minimise_the_energy(self, case):
         """E(z) = 1/2 (z - z_old)^2 + 1/2 sum_j w_j (z - z_j)^2 with sum w = beta / (1 - beta)."""
         graph, values, anchors, beta, rng = case
         if values.ndim > 1 or beta == 1:
             return
-        found = propagate(values, graph, anchors, beta)
+        moved = propagate(values, graph, anchors, beta)
         for i in set(range(len(graph))) - set(anchors.tolist()):
             weights = {j: w * beta / (1 - beta) for j, w in alpha(graph, i).items()}
 
             def energy(z: float, old=values[i], weights=weights) -> float:
                 return (z - old) ** 2 + sum(w * (z - values[j]) ** 2 for j, w in weights.items())
 
-            assert all(energy(found[i]) <= energy(found[i] + d) + 1e-12 for d in rng.normal(0, 0.3, 5))
+            assert all(energy(moved[i]) <= energy(moved[i] + d) + 1e-12 for d in rng.normal(0, 0.3, 5))
 
     @given(cases())
-    def test_beta_of_zero_changes_nothing(self, case):
+    @settings(max_examples=30)
+    def test_a_beta_of_zero_changes_nothing(self, case):
         graph, values, anchors, _, _ = case
         assert np.array_equal(propagate(values, graph, anchors, 0.0), values)
         same = propagate_change(values, graph, anchors, values[anchors] + 1, 0.0)
@@ -72,7 +66,8 @@ class TestPropagate:
         assert np.array_equal(same[others], values[others])
 
     @given(cases())
-    def test_everything_measured_is_a_full_refresh(self, case):
+    @settings(max_examples=30)
+    def test_anchors_everywhere_are_a_full_refresh(self, case):
         graph, values, _, beta, rng = case
         measured = rng.standard_normal(values.shape)
         everyone = np.arange(len(graph))
@@ -82,7 +77,8 @@ class TestPropagate:
 
 class TestPropagateChange:
     @given(cases())
-    def test_is_its_definition(self, case):
+    @settings(max_examples=40)
+    def test_values_follow_the_definition(self, case):
         graph, values, anchors, beta, rng = case
         if not len(anchors):
             return
@@ -94,23 +90,22 @@ class TestPropagateChange:
             if i in change:
                 expected[i] = values[i] + change[i]
             elif beta:
-                own = sum(
-                    (w * (change[j] - common) for j, w in alpha(graph, i, set(change)).items()), 0 * common
-                )
-                expected[i] = values[i] + common + beta * own
-        found = propagate_change(values, graph, anchors, measured, beta)
-        np.testing.assert_allclose(found, expected, atol=1e-12)
+                weights = alpha(graph, i, set(change))
+                correction = sum((w * (change[j] - common) for j, w in weights.items()), 0 * common)
+                expected[i] = values[i] + common + beta * correction
+        moved = propagate_change(values, graph, anchors, measured, beta)
+        np.testing.assert_allclose(moved, expected, atol=1e-12)
 
-    def test_a_change_that_all_share_reaches_all(self):
+    def test_a_change_that_all_anchors_share_reaches_every_row(self):
         rng = np.random.default_rng(0)
         graph, values = knn_graph(rng.standard_normal((20, 4)), 3), rng.standard_normal(20)
         anchors = np.array([3, 11])
-        found = propagate_change(values, graph, anchors, values[anchors] - 2, 0.7)
-        np.testing.assert_allclose(found, values - 2, atol=1e-12)
+        moved = propagate_change(values, graph, anchors, values[anchors] - 2, 0.7)
+        np.testing.assert_allclose(moved, values - 2, atol=1e-12)
 
 
-class TestWhatToMeasure:
-    def test_stale_rows_and_odd_ones_come_first(self):
+class TestAnchors:
+    def test_stale_rows_and_those_unlike_their_neighbours_have_priority(self):
         ids, sims = np.array([[1], [0], [3], [2]], np.int32), np.ones((4, 1), np.float32)
         graph = KnnGraph(ids, sims, np.zeros(4, np.float32), 1)
         stale, values = np.array([9, 0, 0, 0]), np.array([1.0, 1.0, 1.0, 5.0])
@@ -119,7 +114,8 @@ class TestWhatToMeasure:
         assert neighbour_mean(values, graph).tolist() == [1, 1, 5, 1]
 
     @given(cases(), st.floats(0, 1))
-    def test_spread_takes_neighbours_last(self, case, share: float):
+    @settings(max_examples=50)
+    def test_spread_chooses_neighbours_last(self, case, share: float):
         graph, _, _, _, rng = case
         priorities, count = rng.random(len(graph)), round(share * len(graph))
         chosen, blocked = set(), set()
@@ -133,25 +129,26 @@ class TestWhatToMeasure:
         assert spread(graph, priorities, count).tolist() == sorted(chosen)
 
     @given(cases(), st.floats(0, 1))
-    def test_spread_keeps_away_from_what_is_chosen_already(self, case, share: float):
+    @settings(max_examples=50)
+    def test_spread_avoids_neighbours_of_rows_chosen_before(self, case, share: float):
         graph, _, _, _, rng = case
         n = len(graph)
         drawn = np.sort(rng.choice(n, int(rng.integers(0, n + 1)), replace=False))
         count = len(drawn) + round(share * (n - len(drawn)))
-        found = spread(graph, rng.random(n), count, drawn)
-        assert len(found) == count
-        assert set(drawn) <= set(found)
+        rows = spread(graph, rng.random(n), count, drawn)
+        assert len(rows) == count
+        assert set(drawn) <= set(rows)
         near = {*drawn.tolist(), *graph.used[0][drawn].ravel().tolist()}
         free = set(range(n)) - near
-        taken = set(found.tolist()) - set(drawn.tolist())
-        # Neighbours of what is chosen come only after all others.
-        assert not taken & near or all(
-            row in taken or set(graph.used[0][list(taken)].ravel().tolist()) & {row} for row in free
+        added = set(rows.tolist()) - set(drawn.tolist())
+        # Neighbours of chosen rows come only after all others.
+        assert not added & near or all(
+            row in added or set(graph.used[0][list(added)].ravel().tolist()) & {row} for row in free
         )
 
-    def test_refuses_what_does_not_fit(self):
+    def test_bad_arguments_are_refused(self):
         graph = knn_graph(np.eye(4), 2)
-        with pytest.raises(ValueError, match="Of 4 rows, 5"):
+        with pytest.raises(ValueError, match="Cannot choose 5 of 4 rows"):
             spread(graph, np.zeros(4), 5)
         with pytest.raises(ValueError, match="beta"):
             propagate(np.zeros(4), graph, np.array([0]), 1.5)

@@ -1,21 +1,16 @@
-"""Pure functions on arrays: no model, no file, no trainer in sight. Each has a slow, obvious oracle in the
-tests."""
+"""Pure functions on arrays, without models, files or trainers. The tests check each against a slow oracle."""
 
-from gradwise.numerics.alike import alike
 from gradwise.numerics.budgeted import budgeted_top, least_cost
-from gradwise.numerics.centres import k_center
-from gradwise.numerics.cycles import Acyclic, break_cycles
+from gradwise.numerics.coresets import herd, herd_towards, k_center
 from gradwise.numerics.facility import facility_location
-from gradwise.numerics.herding import herd, herd_towards
 from gradwise.numerics.knn import KnnGraph, knn_graph, repair
 from gradwise.numerics.movement import longest_sum
-from gradwise.numerics.ordering import linear_order, order_bound, order_value
+from gradwise.numerics.ordering import Acyclic, break_cycles, linear_order, order_bound, order_value
 from gradwise.numerics.outer_products import squared_norms
-from gradwise.numerics.projection import Fold, MatrixProjection
+from gradwise.numerics.projection import Fold, MatrixProjection, fold_with_signs
 from gradwise.numerics.propagation import propagate, propagate_change
-from gradwise.numerics.rows import Rows
+from gradwise.numerics.rows import Rows, alike
 from gradwise.numerics.sampling import interleaved, multiplicities, successive_draw
-from gradwise.numerics.sketch import fold_with_signs
 from gradwise.numerics.spectrum import Spectrum
 from gradwise.numerics.streams import stream, stream_seed
 

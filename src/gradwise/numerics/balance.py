@@ -1,4 +1,4 @@
-"""How far the prefixes of an order stray from the whole, and orders that do not stray too far."""
+"""Balance of an order's prefixes, and placing units so that it stays within a limit."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def imbalance(x: ArrayLike, order: NDArray[np.integer]) -> float:
-    """How far an order's prefix sums stray from their share of the whole, at worst.
+def imbalance(x: ArrayLike, order: ArrayLike) -> float:
+    """Largest distance of an order's prefix sums from their share of the total.
 
-    Of S_t, the sum over the first t rows of x_u - mean(x), the longest, in units of what a random order has
-    at its middle on average: sqrt(sum of |x_u - mean(x)|^2) / 2. So 0 is perfect, about 1 is random, and
-    sorting by group approaches sqrt(n).
+    That is max_t |sum over the first t rows of (x_u - mean(x))|, divided by sqrt(sum_u |x_u - mean(x)|^2) /
+    2: the average distance of a random order at its middle. So 0 is perfect balance, a random order has about
+    1, and sorting by group approaches sqrt(n).
 
     Args:
         x: (n, d) features of the units, such as mean gradients or one-hot domains.
@@ -24,15 +24,24 @@ def imbalance(x: ArrayLike, order: NDArray[np.integer]) -> float:
     centred, scale = _centred(x)
     if not scale:
         return 0.0
-    return float(np.linalg.norm(np.cumsum(centred[np.asarray(order)], axis=0), axis=1).max() / scale)
+    sums = np.cumsum(centred[np.asarray(order)], axis=0)
+    return float(np.linalg.norm(sums, axis=1).max() / scale)
 
 
 class Balance:
-    """Places units one by one so that prefixes keep within a limit.
+    """Places units one by one, near a preferred order and with balanced prefixes.
+
+    Each place goes to the first preferred unit whose predecessors are placed and that keeps the prefix's
+    imbalance within the limit. If there is none, it goes to the unit that exceeds the limit least, so the
+    limit can be exceeded; `imbalance` says by how much. Precedences always hold.
 
     Args:
         x: (n, d) as in `imbalance`.
-        limit: on `imbalance`; None for no limit.
+        limit: on the imbalance; None for no limit.
+
+    >>> groups = np.array([[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 4)
+    >>> Balance(groups, limit=0.5).place(range(8), count=8)
+    [0, 4, 1, 5, 2, 6, 3, 7]
     """
 
     def __init__(self, x: ArrayLike, limit: float | None) -> None:
@@ -43,14 +52,14 @@ class Balance:
     def place(
         self, preferred: Sequence[int], count: int, precedences: NDArray[np.bool_] | None = None
     ) -> list[int]:
-        """The first `count` of some units, see `balanced`.
+        """The next `count` units, which follow those placed before.
 
         Args:
-            preferred: (m,) units in the order wished for.
-            count: how many, at most m.
-            precedences: (m, m) by places in `preferred`.
+            preferred: (m,) ids of units in the preferred order.
+            count: units to place, at most m.
+            precedences: (m, m) True at [i, j] if preferred[i] must come before preferred[j]; acyclic.
         """
-        left, placed = list(range(len(preferred))), []
+        left, placed = list(range(len(preferred))), list[int]()
         units = np.asarray(preferred, dtype=np.int64)
         for _ in range(count):
             free = [i for i in left if precedences is None or not precedences[left, i].any()]
@@ -61,41 +70,17 @@ class Balance:
         return placed
 
     def _first_within(self, units: NDArray[np.int64]) -> int:
+        """Place of the first unit within the limit, otherwise of the one that exceeds it least."""
         if self.limit is None:
             return 0
         lengths = np.linalg.norm(self.total + self.centred[units], axis=1)
+        # The tolerance keeps orders that meet the limit exactly from depending on rounding.
         within = np.flatnonzero(lengths <= self.limit * self.scale * (1 + 1e-9))
         return int(within[0]) if within.size else int(np.argmin(lengths))
 
 
-def balanced(
-    x: ArrayLike, order: ArrayLike, limit: float, precedences: NDArray[np.bool_] | None = None
-) -> NDArray[np.int64]:
-    """The order nearest to one that is preferred whose prefixes keep within a limit, place by place.
-
-    Every place is given to the first in the preferred order that may come and keeps the prefix within
-    `limit`; where none does, to the one that comes nearest, so that the limit is a promise only as far as
-    that choice can keep it: `imbalance` tells. Precedences hold in any case.
-
-    Args:
-        x: (n, d) as in `imbalance`.
-        order: (n,) the preferred permutation.
-        limit: on `imbalance`.
-        precedences: (n, n) True at [i, j] where i must come before j; acyclic.
-
-    Returns:
-        (n,) a permutation.
-
-    >>> groups = np.array([[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 4)
-    >>> balanced(groups, range(8), limit=0.5).tolist()
-    [0, 4, 1, 5, 2, 6, 3, 7]
-    """
-    wish = np.asarray(order, dtype=np.int64)
-    own = None if precedences is None else precedences[np.ix_(wish, wish)]
-    return np.array(Balance(x, limit).place(wish.tolist(), len(wish), own), dtype=np.int64)
-
-
 def _centred(x: ArrayLike) -> tuple[NDArray[np.float64], float]:
+    """(n, d) rows minus their mean, and the average distance that `imbalance` is measured in."""
     rows = np.asarray(x, dtype=np.float64)
     centred = rows - rows.mean(axis=0) if len(rows) else rows
     return centred, float(np.sqrt((centred**2).sum()) / 2)

@@ -1,28 +1,30 @@
-"""Facility location on a k-NN graph with a term for each pick's own worth, maximised by lazy greedy.
+"""Facility location on a k-NN graph, with a term for the worth of each pick, maximised by lazy greedy.
 
     F(S) = trade_off * (1/C) sum_i c_i max_{j in S} sim(i, j)  +  (1 - trade_off) * (1/B) sum_{j in S} s_j
 
-sim(i, j) is the cosine where j is among i's neighbours, clipped at 0; sim(i, i) = 1; otherwise 0. c_i counts
-how many samples row i stands for, C is their sum. F is monotone and submodular, so that greedy reaches at
-least 1 - 1/e of the best (Nemhauser, Wolsey and Fisher 1978). Lazy greedy (Minoux 1978) looks again only at
-rows whose last known gain is still the highest. It picks what greedy picks, bit for bit: floating-point
-rounding is monotone, so that a gain never grows from one pick to the next in the computer's arithmetic
-either.
+sim(i, j) is the cosine clipped at 0 if j is among i's neighbours, 1 for j = i, and 0 otherwise. c_i is the
+number of samples that row i stands for, and C is their sum. F is monotone and submodular, so greedy reaches
+at least 1 - 1/e of the optimum (Nemhauser, Wolsey and Fisher 1978).
+
+Lazy greedy (Minoux 1978) recomputes a marginal gain only if its last known value is still the highest. It
+returns the picks of greedy, bit for bit. Rounding is monotone, so in floating point, too, a marginal gain
+never grows from one pick to the next. Lowering the other keys near each pick as well made it slower: a
+thousand scattered writes for each pick cost more than the gains they save.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from gradwise.numerics.kernels import compiled
 from gradwise.numerics.knn import KnnGraph
 
 
 @dataclass(frozen=True, eq=False)
 class Facility:
-    """What is to be maximised. Shapes: N rows.
+    """A facility-location problem, stored by columns of sim. Shapes: N rows.
 
     >>> ids, sims = np.array([[1], [0], [0]], np.int32), np.float32([[0.9], [0.9], [0.5]])
     >>> graph = KnnGraph(ids, sims, np.zeros(3), k=1)
@@ -31,35 +33,33 @@ class Facility:
     """
 
     starts: NDArray[np.int64]
-    """(N + 1,) where each row's entries in `who` begin."""
+    """(N + 1,) start of each row's section in `who` and `sims`."""
     who: NDArray[np.int32]
-    """The rows that have a row among their neighbours, ascending."""
+    """Rows that have a row among their neighbours, ascending within each section."""
     sims: NDArray[np.float32]
-    """Their similarity to it."""
+    """Their similarities to it."""
     counts: NDArray[np.float32]
-    """(N,) c_i, how many samples each row stands for."""
+    """(N,) c_i, samples that each row stands for."""
     scale: float
-    """trade_off / C: what covering one sample fully is worth."""
+    """trade_off / C, the worth of covering one sample fully."""
     worth: NDArray[np.float64]
-    """(N,) (1 - trade_off) / B * s_j: what picking a row is worth in itself."""
+    """(N,) (1 - trade_off) / B * s_j, the worth of a pick in itself."""
 
     @staticmethod
     def of(
-        graph: KnnGraph,
-        scores: NDArray[np.floating],
-        size: float,
-        trade_off: float,
-        counts: NDArray[Any] | None = None,
+        graph: KnnGraph, scores: ArrayLike, size: float, trade_off: float, counts: ArrayLike | None = None
     ) -> "Facility":
-        """Args:
-        graph: of the rows; its first k columns count.
-        scores: (N,) s_j, in 0..1.
-        size: B, how many picks the worth is a mean of.
-        trade_off: weight of coverage against worth, 0..1.
-        counts: (N,) how many samples each row stands for; 1 unless given.
+        """The problem for a graph.
+
+        Args:
+            graph: of N rows; its first k columns are used.
+            scores: (N,) s_j, 0..1.
+            size: B, the number of picks over which the scores are averaged.
+            trade_off: weight of coverage, 0..1; the scores have the rest.
+            counts: (N,) samples that each row stands for; the default is 1.
 
         Raises:
-            ValueError: when a score is not within 0..1, or shapes differ.
+            ValueError: a score or the trade-off lies outside 0..1, or shapes differ.
         """
         scores = np.asarray(scores, dtype=np.float64)
         if scores.shape != (len(graph),):
@@ -68,30 +68,29 @@ class Facility:
             raise ValueError("Scores must lie within 0..1.")
         if not 0 <= trade_off <= 1:
             raise ValueError(f"trade_off must lie within 0..1; found {trade_off}.")
-        counts = np.ones(len(graph)) if counts is None else np.asarray(counts)
-        ids, sims = graph.used
+        samples = np.ones(len(graph)) if counts is None else np.asarray(counts)
         return Facility(
-            *_transposed(np.ascontiguousarray(ids), np.ascontiguousarray(sims)),
-            counts=counts.astype(np.float32),
-            scale=trade_off / float(counts.sum()),
+            *_by_column(graph),
+            counts=samples.astype(np.float32),
+            scale=trade_off / float(samples.sum()),
             worth=(1 - trade_off) / max(size, 1) * scores,
         )
 
     def greedy(
         self,
         budget: float,
-        costs: NDArray[np.floating] | None = None,
+        costs: ArrayLike | None = None,
         *,
         by_cost: bool = False,
         minimum: "Minimum | None" = None,
     ) -> NDArray[np.int64]:
-        """Rows in the order picked, until nothing more fits.
+        """Rows in the order picked, until none fits the budget.
 
         Args:
-            budget: what all picks may cost together.
-            costs: (N,) of each row, positive; 1 unless given.
-            by_cost: pick by gain per cost instead of by gain.
-            minimum: how many of each group have to be among the picks; without costs only.
+            budget: total cost of the picks, at most.
+            costs: (N,) positive; the default is 1.
+            by_cost: pick by marginal gain per cost instead of by marginal gain.
+            minimum: picks that each group must have; excludes `costs`.
         """
         minimum = minimum or Minimum.none(len(self.worth))
         if costs is not None and minimum.least.any():
@@ -105,21 +104,21 @@ class Facility:
         return self.coverage(picks) + float(self.worth[np.unique(picks)].sum())
 
     def coverage(self, picks: NDArray[np.integer]) -> float:
-        """The first term of F alone."""
+        """The first term of F."""
         return self.scale * float((self.counts * self.covered(picks).similarity).sum())
 
     def covered(self, picks: NDArray[np.integer]) -> "Covered":
-        """Which pick each row is nearest to; the earlier pick where several are as near."""
+        """The pick nearest to each row; the earlier one of equally near picks."""
         return Covered(*_covered(self.starts, self.who, self.sims, np.asarray(picks, dtype=np.int64)))
 
 
 class Minimum(NamedTuple):
-    """How many rows of each group have to be picked."""
+    """Picks that each group must have."""
 
     group: NDArray[np.int64]
-    """(N,) number of the group each row belongs to."""
+    """(N,) number of each row's group."""
     least: NDArray[np.int64]
-    """(groups,) at most as many as the group has rows; together at most the budget."""
+    """(groups,) at most the size of each group; their sum is at most the budget."""
 
     @staticmethod
     def none(rows: int) -> "Minimum":
@@ -127,37 +126,38 @@ class Minimum(NamedTuple):
 
 
 class Covered(NamedTuple):
-    """(N,) each."""
+    """How well the picks cover each row. Shapes: (N,)."""
 
     by: NDArray[np.int64]
-    """Place in the picks of the one that covers a row; -1 where none does."""
+    """Place among the picks of the one that covers a row; -1 if none does."""
     similarity: NDArray[np.float64]
-    """To it, 0..1."""
+    """Similarity to that pick, 0..1."""
 
 
 def facility_location(
     graph: KnnGraph,
-    scores: NDArray[np.floating],
+    scores: ArrayLike,
     budget: float,
     trade_off: float = 0.5,
     *,
-    counts: NDArray[Any] | None = None,
-    costs: NDArray[np.floating] | None = None,
+    counts: ArrayLike | None = None,
+    costs: ArrayLike | None = None,
 ) -> NDArray[np.int64]:
-    """Rows that together cover the graph and are worth having, in the order picked.
+    """Rows that cover the graph and have high scores, in the order picked.
+
+    With costs, greedy by gain and greedy by gain per cost both run, and the better result is returned. It
+    reaches at least 1/2 (1 - 1/e) of the optimum. B is then the budget over the mean cost.
 
     Args:
-        graph: k-NN graph of N rows; its first k columns count.
+        graph: k-NN graph of N rows; its first k columns are used.
         scores: (N,) worth of each row, 0..1.
-        budget: how many rows, or what they may cost together.
-        trade_off: weight of coverage, 0..1; the rest is that of worth.
-        counts: (N,) samples that each row stands for, in the coverage only; 1 unless given.
-        costs: (N,) positive; every row costs 1 unless given. With costs the better of two greedy picks is
-            taken, by gain and by gain per cost, which reaches at least 1/2 (1 - 1/e) of the best, and B of
-            the worth becomes a constant: the budget over the mean cost.
+        budget: number of picks, or their total cost.
+        trade_off: weight of coverage, 0..1; the scores have the rest.
+        counts: (N,) samples that each row stands for in the coverage; the default is 1.
+        costs: (N,) positive; the default is 1.
 
     Raises:
-        ValueError: when shapes differ, or values lie outside their ranges.
+        ValueError: shapes differ, or a value lies outside its range.
 
     >>> ids, sims = np.array([[1], [0], [0]], np.int32), np.float32([[0.9], [0.9], [0.5]])
     >>> graph = KnnGraph(ids, sims, np.zeros(3), k=1)
@@ -172,21 +172,28 @@ def facility_location(
     if costs.shape != (len(graph),) or not np.all(costs > 0):
         raise ValueError(f"Expected {len(graph)} positive costs, one for each row.")
     problem = Facility.of(graph, scores, budget / costs.mean(), trade_off, counts)
-    plain, dense = problem.greedy(budget, costs), problem.greedy(budget, costs, by_cost=True)
-    return dense if problem.value(dense) > problem.value(plain) else plain
+    by_gain, by_gain_per_cost = problem.greedy(budget, costs), problem.greedy(budget, costs, by_cost=True)
+    return by_gain_per_cost if problem.value(by_gain_per_cost) > problem.value(by_gain) else by_gain
 
 
-def _transposed(ids: NDArray[np.int32], sims: NDArray[np.float32]) -> tuple[Any, Any, Any]:
-    """For each row those that have it in their list, ascending, and their similarity."""
+def _by_column(graph: KnnGraph) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """Starts, rows and similarities of the graph's transpose: a pick's gain reads the rows that list it."""
+    ids, sims = np.ascontiguousarray(graph.used[0]), np.ascontiguousarray(graph.used[1])
     starts = np.zeros(len(ids) + 1, dtype=np.int64)
     np.cumsum(np.bincount(ids.ravel(), minlength=len(ids)), out=starts[1:])
     who, near = np.empty(ids.size, dtype=np.int32), np.empty(ids.size, dtype=np.float32)
-    _fill(ids, sims, starts[:-1].copy(), who, near)
+    _transpose(ids, sims, starts[:-1].copy(), who, near)
     return starts, who, near
 
 
-@numba.njit(nogil=True, cache=True)
-def _fill(ids: Any, sims: Any, place: Any, who: Any, near: Any) -> None:
+@compiled
+def _transpose(
+    ids: NDArray[np.int32],
+    sims: NDArray[np.float32],
+    place: NDArray[np.int64],
+    who: NDArray[np.int32],
+    near: NDArray[np.float32],
+) -> None:
     for i in range(ids.shape[0]):
         for c in range(ids.shape[1]):
             j = ids[i, c]
@@ -194,10 +201,20 @@ def _fill(ids: Any, sims: Any, place: Any, who: Any, near: Any) -> None:
             place[j] += 1
 
 
-@numba.njit(nogil=True, cache=True)
-def _gain(j: int, starts: Any, who: Any, sims: Any, state: Any, scale: float, worth: Any) -> float:
-    """What picking row j adds to F, summed in one fixed order; `state` holds how well each row is covered,
-    and its count, side by side for the sake of the cache."""
+@compiled
+def _gain(
+    j: int,
+    starts: NDArray[np.int64],
+    who: NDArray[np.int32],
+    sims: NDArray[np.float32],
+    state: NDArray[np.float32],
+    scale: float,
+    worth: NDArray[np.float64],
+) -> float:
+    """Marginal gain of row j, summed in one fixed order.
+
+    `state` (N, 2) holds how well each row is covered beside its count, so that both come in one cache line.
+    """
     gain = np.float64(state[j, 1]) * (1.0 - state[j, 0])
     for place in range(starts[j], starts[j + 1]):
         i = who[place]
@@ -206,20 +223,21 @@ def _gain(j: int, starts: Any, who: Any, sims: Any, state: Any, scale: float, wo
     return scale * gain + worth[j]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _lazy_greedy(
-    starts: Any,
-    who: Any,
-    sims: Any,
-    counts: Any,
+    starts: NDArray[np.int64],
+    who: NDArray[np.int32],
+    sims: NDArray[np.float32],
+    counts: NDArray[np.float32],
     scale: float,
-    worth: Any,
-    costs: Any,
+    worth: NDArray[np.float64],
+    costs: NDArray[np.float64],
     budget: float,
     by_cost: bool,
-    group: Any,
-    owed: Any,
-) -> Any:
+    group: NDArray[np.int64],
+    owed: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Picks in order. `owed` (groups,) is what each group still lacks of its minimum."""
     n = len(worth)
     state = np.zeros((n, 2), dtype=np.float32)
     state[:, 1] = counts
@@ -231,17 +249,17 @@ def _lazy_greedy(
     for top in range(n // 2 - 1, -1, -1):
         _sift(heap, key, top, n)
     picks = np.empty(n, dtype=np.int64)
-    known_at = np.zeros(n, dtype=np.int64)
+    computed_at = np.zeros(n, dtype=np.int64)
     picked, size, spent = 0, n, 0.0
     while size:
         j = heap[0]
-        # Places that are owed to other groups are not for this row.
-        promised = owed.sum() - (1 if owed[group[j]] > 0 else 0)
-        fits = spent + costs[j] + promised <= budget
-        if fits and known_at[j] < picked:
+        # Picks that other groups are owed are reserved for them.
+        reserved = owed.sum() - (1 if owed[group[j]] > 0 else 0)
+        fits = spent + costs[j] + reserved <= budget
+        if fits and computed_at[j] < picked:
             gain = _gain(j, starts, who, sims, state, scale, worth)
             key[j] = gain / costs[j] if by_cost else gain
-            known_at[j] = picked
+            computed_at[j] = picked
         else:
             if fits:
                 picks[picked] = j
@@ -251,16 +269,16 @@ def _lazy_greedy(
                 state[j, 0] = 1
                 for place in range(starts[j], starts[j + 1]):
                     state[who[place], 0] = max(state[who[place], 0], sims[place])
-            # What does not fit now never will.
+            # Picked, or too expensive: what remains of the budget only shrinks.
             size -= 1
             heap[0] = heap[size]
         _sift(heap, key, 0, size)
     return picks[:picked].copy()
 
 
-@numba.njit(nogil=True, cache=True)
-def _sift(heap: Any, key: Any, top: int, size: int) -> None:
-    """Let the row at `top` sink below those with a higher key, or the same key and a lower number."""
+@compiled
+def _sift(heap: NDArray[np.int64], key: NDArray[np.float64], top: int, size: int) -> None:
+    """Move the row at `top` below those that come before it."""
     if top >= size:
         return
     sinking = heap[top]
@@ -277,20 +295,23 @@ def _sift(heap: Any, key: Any, top: int, size: int) -> None:
     heap[top] = sinking
 
 
-@numba.njit(nogil=True, cache=True)
-def _before(a: int, b: int, key: Any) -> bool:
+@compiled
+def _before(a: int, b: int, key: NDArray[np.float64]) -> bool:
+    """Whether row a is picked before row b: by the higher key, then by the lower id."""
     return key[a] > key[b] or (key[a] == key[b] and a < b)
 
 
-@numba.njit(nogil=True, cache=True)
-def _covered(starts: Any, who: Any, sims: Any, picks: Any) -> Any:
+@compiled
+def _covered(
+    starts: NDArray[np.int64], who: NDArray[np.int32], sims: NDArray[np.float32], picks: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     n = len(starts) - 1
     by, similarity = np.full(n, -1, dtype=np.int64), np.zeros(n)
-    for order in range(len(picks)):
-        j = picks[order]
+    for place in range(len(picks)):
+        j = picks[place]
         if similarity[j] < 1.0:
-            by[j], similarity[j] = order, 1.0
-        for place in range(starts[j], starts[j + 1]):
-            if sims[place] > similarity[who[place]]:
-                by[who[place]], similarity[who[place]] = order, sims[place]
+            by[j], similarity[j] = place, 1.0
+        for entry in range(starts[j], starts[j + 1]):
+            if sims[entry] > similarity[who[entry]]:
+                by[who[entry]], similarity[who[entry]] = place, sims[entry]
     return by, similarity

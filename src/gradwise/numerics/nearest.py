@@ -1,159 +1,220 @@
-"""The search behind the k-NN graph: blocked matrix products find candidates, fixed-order products decide.
+"""Exact nearest neighbours by cosine: matrix products propose candidates, sums in a fixed order decide.
 
-A matrix product's last bits depend on the machine and on how it was cut into blocks, so a list ordered by
-them is not the same list twice. Here they only say which pairs are worth a second look: the cosine that
-counts is summed in float64 in one fixed order, rounded to float32, and ties go to the lower id. How far the
-two can lie apart is known (`slack`), so that what was left out is proven to rank lower.
+The last bits of a matrix product depend on the machine and on how it was cut into blocks. A list that is
+sorted by them differs from one machine to the next. So products only propose candidates. The cosine that
+decides is summed in float64 in one fixed order and rounded to float32; equal cosines are sorted by id. The
+distance between the two is bounded (`slack`), which proves that no row left out ranks higher.
 
-Shapes: N rows of unit length with h numbers, M of them searched for.
+Shapes: N unit rows of h numbers; M queries, which are rows themselves; C candidates for each query.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from gradwise.numerics.candidates import Heaps, in_threads, parts
+from gradwise.numerics.kernels import compiled, in_threads, parts
 
-Rows = NDArray[np.float32]
-"""(N, h), each of unit length or zero."""
+UnitRows = NDArray[np.float32]
+"""(N, h) rows of length 1 or 0."""
 
-Tell = Callable[[int], Any]
-"""Gets how many more rows are done."""
+Progress = Callable[[int], object]
+"""Called with the number of queries that were answered since the last call."""
 
 TILE = 2048
-"""Rows and columns of one product: 16 MiB of float32."""
+"""Rows and columns of one matrix product: 16 MiB in float32."""
 
 
 class Neighbours(NamedTuple):
-    """Nearest rows of M rows, best first, equal cosines by id."""
+    """Lists of M queries, highest cosine first, equal cosines by id."""
 
     ids: NDArray[np.int32]
     sims: NDArray[np.float32]
 
 
-def slack(h: int) -> float:
-    """How far a float32 product of two unit vectors can lie from the cosine that counts.
+class Candidates(NamedTuple):
+    """What products propose for M queries."""
 
-    Rounding h products and their sums gives at most h 2^-24 sum |x_i y_i| to first order, and the sum is at
-    most 1; twice that for safety.
+    ids: NDArray[np.int32]
+    """(M, C) in no order; -1 where there are fewer than C."""
+    lowest: NDArray[np.float32]
+    """(M,) no row outside the candidates has a higher product with the query."""
+
+
+def slack(h: int) -> float:
+    """Largest distance between a float32 product of two unit rows and the cosine that decides.
+
+    Rounding h products and their sum errs by at most h 2^-24 sum_i |x_i y_i| to first order, in whatever
+    order they are added, and the sum is at most 1. The factor 2 covers the higher orders.
     """
     return 2 * (h + 8) * 2.0**-24
 
 
-def unit(x: NDArray[Any]) -> Rows:
-    """The rows of `x` scaled to unit length; zero rows stay, and have cosine 0 with everything.
+def unit(x: ArrayLike) -> UnitRows:
+    """(N, h) the rows of `x` scaled to length 1. Rows of zeros stay zero and have cosine 0 with every row.
 
     Raises:
-        ValueError: when a value is not finite.
+        ValueError: `x` is not a matrix, or a value is not finite.
     """
     x = np.ascontiguousarray(x, dtype=np.float32)
     if x.ndim != 2:
-        raise ValueError(f"Expected a row of numbers for each sample, (N, h); found shape {x.shape}.")
-    scaled = np.zeros_like(x)
-    bad = np.zeros(len(x), dtype=bool)
-    in_threads(lambda start, stop: _scale(x, scaled, bad, start, stop), len(x))
-    if bad.any():
-        raise ValueError(f"Row {np.flatnonzero(bad)[0]} holds a value that is not finite.")
+        raise ValueError(f"Expected a matrix with a row for each sample, (N, h); found shape {x.shape}.")
+    scaled, infinite = np.zeros_like(x), np.zeros(len(x), dtype=np.bool_)
+    in_threads(lambda start, stop: _scale(x, scaled, infinite, start, stop), len(x))
+    if infinite.any():
+        raise ValueError(f"Row {np.flatnonzero(infinite)[0]} holds a value that is not finite.")
     return scaled
 
 
 def nearest(
-    x: Rows, rows: NDArray[np.int64], count: int, *, device: str = "cpu", tell: Tell | None = None
+    x: UnitRows,
+    queries: NDArray[np.int64],
+    count: int,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
 ) -> Neighbours:
-    """The `count` nearest of some rows, exactly.
+    """The exact `count` nearest rows of each query, the query itself excluded.
 
     Args:
-        x: all rows.
-        rows: (M,) whose neighbours are wanted, ascending.
-        count: how many of each, at most N - 1.
-        device: where candidates are looked for.
-        tell: told as rows are done.
+        x: (N, h).
+        queries: (M,) ids of rows, ascending.
+        count: neighbours of each query, at most N - 1.
+        device: where the matrix products run.
+        progress: called as queries are answered.
     """
-    several = min(len(x) - 1, 2 * count + 16)
-    search = _on_device if device != "cpu" else _among_all if len(rows) == len(x) else _among
-    ids, lowest = search(x, rows, several, device, tell)
-    found = ranked(x, rows, ids)
-    unproven = found.sims[:, count - 1] <= lowest + slack(x.shape[1])
-    best = Neighbours(found.ids[:, :count].copy(), found.sims[:, :count].copy())
-    if several < len(x) - 1 and unproven.any():
-        _second_look(x, rows, np.flatnonzero(unproven), best)
+    # Twice the neighbours: then only ties and near-ties reach the last candidate and need all products again.
+    enough = min(len(x) - 1, 2 * count + 16)
+    if device != "cpu":
+        candidates = _on_device(x, queries, enough, device, progress)
+    elif len(queries) == len(x):
+        candidates = _of_all_rows(x, enough, progress)
+    else:
+        candidates = _of_some_rows(x, queries, enough, progress)
+    ranking = ranked(x, queries, candidates.ids)
+    best = Neighbours(ranking.ids[:, :count].copy(), ranking.sims[:, :count].copy())
+    # A row outside the candidates has a cosine of at most lowest + slack.
+    unproven = best.sims[:, -1] <= candidates.lowest + slack(x.shape[1])
+    if enough < len(x) - 1 and unproven.any():
+        _rank_all_near_the_last(x, queries, np.flatnonzero(unproven), best)
     return best
 
 
-def ranked(x: Rows, rows: NDArray[np.int64], ids: NDArray[np.int32]) -> Neighbours:
-    """Candidates of each row, (M, C), by the cosine that counts, best first; empty places (-1) last."""
-    found = Neighbours(np.empty_like(ids), np.empty(ids.shape, dtype=np.float32))
-    in_threads(lambda start, stop: _rank(x, rows, ids, *found, start, stop), len(rows))
-    return found
+def ranked(x: UnitRows, queries: NDArray[np.int64], candidates: NDArray[np.int32]) -> Neighbours:
+    """(M, C) candidates sorted by the cosine that decides, highest first; empty places (-1) come last."""
+    result = Neighbours(np.empty_like(candidates), np.empty(candidates.shape, dtype=np.float32))
+    in_threads(lambda start, stop: _rank(x, queries, candidates, *result, start, stop), len(queries))
+    return result
 
 
-def _second_look(x: Rows, rows: NDArray[np.int64], places: NDArray[np.int64], best: Neighbours) -> None:
-    """All that could rank as high as the last one found, where more are about equal than were kept."""
-    allowed = slack(x.shape[1])
-    for part in parts(len(places), max(1, 2**24 // len(x))):
-        chosen = places[part]
-        tile = products(x[rows[chosen]], x)
-        for place, row in zip(chosen, tile, strict=True):
-            found = np.flatnonzero(row >= best.sims[place, -1] - allowed).astype(np.int32)
-            again = ranked(x, rows[place : place + 1], found[found != rows[place]][None])
-            for kept, values in zip(best, again, strict=True):
+def products(a: UnitRows, b: UnitRows) -> NDArray[np.float32]:
+    """(len(a), len(b)) fast inner products, each within `slack` of the cosine that decides."""
+    return (torch.as_tensor(a) @ torch.as_tensor(b).T).numpy()
+
+
+def _rank_all_near_the_last(
+    x: UnitRows, queries: NDArray[np.int64], unproven: NDArray[np.int64], best: Neighbours
+) -> None:
+    """Rank all rows whose product comes within `slack` of the last neighbour, for some queries."""
+    for part in parts(len(unproven), max(1, 2**24 // len(x))):
+        places = unproven[part]
+        tile = products(x[queries[places]], x)
+        for place, row in zip(places, tile, strict=True):
+            near = np.flatnonzero(row >= best.sims[place, -1] - slack(x.shape[1])).astype(np.int32)
+            ranking = ranked(x, queries[place : place + 1], near[near != queries[place]][None])
+            for kept, values in zip(best, ranking, strict=True):
                 kept[place] = values[0, : kept.shape[1]]
 
 
-# ---- where candidates come from: (M, C) ids, and (M,) a product that nothing left out exceeds --------------
+# ---- candidates --------------------------------------------------------------------------------------------
 
 
-def _among_all(x: Rows, rows: NDArray[np.int64], count: int, _: str, tell: Tell | None) -> Any:
-    """Of every row; a product serves the rows of its tile and the columns."""
-    heaps = Heaps(len(x), count)
+class Heaps:
+    """The C highest products of each of M queries, fed one tile of products at a time.
+
+    A heap keeps its lowest product on top, so one comparison rejects most products of a tile.
+    """
+
+    def __init__(self, queries: int, count: int) -> None:
+        self.ids = np.full((queries, count), -1, dtype=np.int32)
+        """(M, C) columns of the products; -1 where fewer than C were offered."""
+        self.products = np.full((queries, count), -np.inf, dtype=np.float32)
+        """(M, C) a heap in each row, the lowest product first."""
+        self.lowest = np.full(queries, -np.inf, dtype=np.float32)
+        """(M,) the lowest product in each heap."""
+
+    def offer(
+        self, tile: NDArray[np.float32], first_row: int, itself: NDArray[np.int64], first_column: int
+    ) -> None:
+        """Add the products of some queries with some rows.
+
+        Args:
+            tile: (m, n) products.
+            first_row: place among the M queries of the tile's first row.
+            itself: (m,) the column that is the query itself and is left out.
+            first_column: id of the row that the tile's first column stands for.
+        """
+        heaps = (self.ids, self.products, self.lowest)
+        in_threads(lambda a, b: _offer(tile, a, b, first_row, itself, first_column, *heaps), len(tile))
+
+    @property
+    def candidates(self) -> Candidates:
+        return Candidates(self.ids, self.lowest)
+
+
+def _of_all_rows(x: UnitRows, count: int, progress: Progress | None) -> Candidates:
+    """Candidates of every row. Products are symmetric, so only half of the tiles are computed."""
+    heaps, queries = Heaps(len(x), count), np.arange(len(x))
     tiles = list(parts(len(x), TILE))
-    for number, mine in enumerate(tiles):
-        for theirs in tiles[number:]:
-            tile = products(x[mine], x[theirs])
-            heaps.offer(tile, mine.start, rows[mine], theirs.start)
-            if theirs != mine:
-                turned = torch.from_numpy(tile).T.contiguous().numpy()
-                heaps.offer(turned, theirs.start, rows[theirs], mine.start)
-        if tell is not None:
-            tell(mine.stop - mine.start)
-    return heaps.ids, heaps.lowest
+    for number, rows in enumerate(tiles):
+        for columns in tiles[number:]:
+            tile = products(x[rows], x[columns])
+            heaps.offer(tile, rows.start, queries[rows], columns.start)
+            if columns != rows:
+                # torch transposes a tile in a quarter of the time that numpy takes (38 and 164 ms).
+                transposed = torch.as_tensor(tile).T.contiguous().numpy()
+                heaps.offer(transposed, columns.start, queries[columns], rows.start)
+        if progress is not None:
+            progress(rows.stop - rows.start)
+    return heaps.candidates
 
 
-def _among(x: Rows, rows: NDArray[np.int64], count: int, _: str, tell: Tell | None) -> Any:
-    """Of some rows."""
-    heaps = Heaps(len(rows), count)
-    for mine in parts(len(rows), TILE):
-        wanted = x[rows[mine]]
-        for theirs in parts(len(x), TILE):
-            heaps.offer(products(wanted, x[theirs]), mine.start, rows[mine], theirs.start)
-        if tell is not None:
-            tell(mine.stop - mine.start)
-    return heaps.ids, heaps.lowest
+def _of_some_rows(
+    x: UnitRows, queries: NDArray[np.int64], count: int, progress: Progress | None
+) -> Candidates:
+    heaps = Heaps(len(queries), count)
+    for part in parts(len(queries), TILE):
+        query_rows = x[queries[part]]
+        for columns in parts(len(x), TILE):
+            heaps.offer(products(query_rows, x[columns]), part.start, queries[part], columns.start)
+        if progress is not None:
+            progress(part.stop - part.start)
+    return heaps.candidates
 
 
-def _on_device(x: Rows, rows: NDArray[np.int64], count: int, device: str, tell: Tell | None) -> Any:
-    ids, lowest = np.empty((len(rows), count), dtype=np.int32), np.empty(len(rows), dtype=np.float32)
-    x_NH = torch.from_numpy(x).to(device)
+def _on_device(
+    x: UnitRows, queries: NDArray[np.int64], count: int, device: str, progress: Progress | None
+) -> Candidates:
+    ids, lowest = np.empty((len(queries), count), dtype=np.int32), np.empty(len(queries), dtype=np.float32)
+    x_NH = torch.as_tensor(x, device=device)
     with _full_precision():
-        for mine in parts(len(rows), max(1, 2**28 // len(x))):
-            chosen = torch.from_numpy(rows[mine]).to(device)
-            products_MN = x_NH[chosen] @ x_NH.T
-            products_MN[torch.arange(len(chosen), device=device), chosen] = -torch.inf
+        for part in parts(len(queries), max(1, 2**28 // len(x))):
+            query_M = torch.as_tensor(queries[part], device=device)
+            products_MN = x_NH[query_M] @ x_NH.T
+            products_MN[torch.arange(len(query_M), device=device), query_M] = -torch.inf
             best = products_MN.topk(count, dim=1)
-            ids[mine], lowest[mine] = best.indices.cpu().numpy(), best.values[:, -1].cpu().numpy()
-            if tell is not None:
-                tell(mine.stop - mine.start)
-    return ids, lowest
+            ids[part], lowest[part] = best.indices.cpu().numpy(), best.values[:, -1].cpu().numpy()
+            if progress is not None:
+                progress(part.stop - part.start)
+    return Candidates(ids, lowest)
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """Products in float32 proper, whatever is allowed for training."""
+def _full_precision() -> Generator[None]:
+    """Compute in full float32: `slack` does not hold for TF32, which training may have switched on."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -162,17 +223,12 @@ def _full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def products(a: Rows, b: Rows) -> Rows:
-    """Of all rows of one with all of the other, as fast as they come: good to `slack`."""
-    return (torch.from_numpy(a) @ torch.from_numpy(b).T).numpy()
-
-
 # ---- kernels -----------------------------------------------------------------------------------------------
 
 
-@numba.njit(nogil=True, cache=True)
-def cosine(a: Any, b: Any) -> np.float32:
-    """Of two unit rows: eight partial sums in float64, added up in the same order always."""
+@compiled
+def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.float32:
+    """The cosine that decides: eight partial sums in float64, always added in the same order."""
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
     whole = len(a) // 8 * 8
     for i in range(0, whole, 8):
@@ -189,31 +245,80 @@ def cosine(a: Any, b: Any) -> np.float32:
     return np.float32(((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7)))
 
 
-@numba.njit(nogil=True, cache=True)
-def _rank(x: Any, rows: Any, ids: Any, best_ids: Any, best_sims: Any, start: int, stop: int) -> None:
-    count = ids.shape[1]
-    for i in range(start, stop):
-        candidates = np.sort(ids[i])
-        sims = np.empty(count, dtype=np.float32)
-        for c in range(count):
-            known = candidates[c] >= 0
-            # Negated, so that a stable ascending sort gives the highest first and the lower id among equals.
-            sims[c] = -cosine(x[rows[i]], x[candidates[c]]) if known else np.float32(np.inf)
-        order = np.argsort(sims, kind="mergesort")
-        for c in range(count):
-            best_ids[i, c] = candidates[order[c]]
-            best_sims[i, c] = -sims[order[c]]
-
-
-@numba.njit(nogil=True, cache=True)
-def _scale(x: Any, scaled: Any, bad: Any, start: int, stop: int) -> None:
+@compiled
+def _scale(
+    x: NDArray[np.float32], scaled: UnitRows, infinite: NDArray[np.bool_], start: int, stop: int
+) -> None:
     for i in range(start, stop):
         square = 0.0
         for value in x[i]:
             square += np.float64(value) * np.float64(value)
         if not np.isfinite(square):
-            bad[i] = True
+            infinite[i] = True
         elif square > 0:
             length = np.sqrt(square)
             for j in range(x.shape[1]):
                 scaled[i, j] = np.float32(x[i, j] / length)
+
+
+@compiled
+def _rank(
+    x: UnitRows,
+    queries: NDArray[np.int64],
+    candidates: NDArray[np.int32],
+    ranked_ids: NDArray[np.int32],
+    ranked_sims: NDArray[np.float32],
+    start: int,
+    stop: int,
+) -> None:
+    count = candidates.shape[1]
+    for i in range(start, stop):
+        ids = np.sort(candidates[i])
+        negated = np.empty(count, dtype=np.float32)
+        for c in range(count):
+            # Ids ascend and cosines are negated, so that a stable sort puts the lower id first among equals.
+            negated[c] = -cosine(x[queries[i]], x[ids[c]]) if ids[c] >= 0 else np.float32(np.inf)
+        order = np.argsort(negated, kind="mergesort")
+        for c in range(count):
+            ranked_ids[i, c] = ids[order[c]]
+            ranked_sims[i, c] = -negated[order[c]]
+
+
+@compiled
+def _offer(
+    tile: NDArray[np.float32],
+    start: int,
+    stop: int,
+    first_row: int,
+    itself: NDArray[np.int64],
+    first_column: int,
+    ids: NDArray[np.int32],
+    heaps: NDArray[np.float32],
+    lowest: NDArray[np.float32],
+) -> None:
+    for i in range(start, stop):
+        query = first_row + i
+        left_out = itself[i] - first_column
+        for j in range(tile.shape[1]):
+            if tile[i, j] > lowest[query] and j != left_out:
+                lowest[query] = _replace_lowest(ids[query], heaps[query], first_column + j, tile[i, j])
+
+
+@compiled
+def _replace_lowest(
+    ids: NDArray[np.int32], heap: NDArray[np.float32], new_id: int, product: np.float32
+) -> np.float32:
+    """Replace the lowest candidate, restore the heap, and return the new lowest product."""
+    place, size = 0, len(heap)
+    while True:
+        child = 2 * place + 1
+        if child >= size:
+            break
+        if child + 1 < size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= product:
+            break
+        ids[place], heap[place] = ids[child], heap[child]
+        place = child
+    ids[place], heap[place] = new_id, product
+    return heap[0]

@@ -1,57 +1,63 @@
-"""The linear ordering problem: a permutation with as much weight as possible from earlier to later items.
+"""The linear ordering problem, and its other side: cycles broken at little weight (feedback arc set).
 
     max over permutations   sum of weights[i, j] over all i that come before j
 
-Only the differences c = weights - weights^T matter. Items that no cycle of positive differences joins are
-put in order exactly, whatever their number; what is left is solved part by part. Small parts are solved
-exactly by a recursion over subsets (Held and Karp 1962), larger ones by a memetic search in the
-neighbourhood of insertions (`insertion.py`), which is bounded by a number of moves and reads no clock.
+Only the differences c = weights - weights^T matter. They split the items into strongly connected components,
+whose order is exact at any size. Each component is then solved by itself: up to 16 items exactly, by a
+recursion over subsets (Held and Karp 1962), larger ones by a memetic search (`insertion`). The search is
+bounded by a number of moves and reads no clock, so its result does not depend on the machine's speed.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
-import numba
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from gradwise.numerics.insertion import evolved
-from gradwise.numerics.precedence import components, linear_extension, on_a_cycle
-
-Matrix = NDArray[np.float64]
-Relation = NDArray[np.bool_]
-Order = NDArray[np.int64]
+from gradwise.numerics.insertion import Matrix, evolved
+from gradwise.numerics.kernels import compiled
+from gradwise.numerics.precedence import (
+    Order,
+    Relation,
+    components,
+    linear_extension,
+    on_a_cycle,
+    reachable,
+)
+from gradwise.numerics.streams import stream
 
 EXACT = 16
-"""Items up to which a part is solved exactly: 20 ms, and each item more would double it."""
+"""Items of a component that is solved exactly, at most: 20 ms, and each further item doubles it."""
 
 MOVES_PER_PAIR, SCANNED = 250, 2_000_000_000
-"""Moves by default: so many for each pair (i, j), and no more than look at so many places in all."""
+"""Default moves: this many for each pair (i, j), but so few that they scan at most this many places in all.
+
+Two seconds for n = 200. The mean gap to the best known values of 78 published input-output matrices (XLOLIB)
+is then 0.146 % at n = 150 and 0.163 % at n = 250."""
 
 
 def linear_order(
-    weights: Any, seed: int = 0, max_moves: int | None = None, precedences: Any = None
+    weights: ArrayLike, seed: int = 0, max_moves: int | None = None, precedences: ArrayLike | None = None
 ) -> NDArray[np.int64]:
-    """A permutation of high value, the best one where few items lie on common cycles; the same for the same
-    seed.
+    """A permutation of high value: the optimum if no component has more than 16 items.
 
     Args:
-        weights: (n, n) of any sign and unit; weights[i, j] is gained where i comes before j. The diagonal
-            does not count.
-        seed: of the search; without influence on what is solved exactly.
-        max_moves: how often the search may look for a row's best place, over all places; by default some two
-            seconds for n = 200, growing with the square of n up to there.
-        precedences: (n, n) bool, True at [i, j] where i has to come before j, whatever the weights.
+        weights: (n, n) of any sign and unit; weights[i, j] counts if i comes before j. The diagonal is
+            ignored.
+        seed: of the search; it does not affect components that are solved exactly.
+        max_moves: moves of the search over all components, at most; the default is `default_moves` for each.
+        precedences: (n, n) bool, True at [i, j] if i must come before j, whatever the weights.
 
     Returns:
         (n,) items in their order.
 
     Raises:
-        ValueError: when a weight is not finite, shapes differ, or the precedences contradict each other.
+        ValueError: a weight is not finite, shapes differ, or the precedences contradict each other.
 
-    Source: insertions and recombination as in Schiavinotto and Stuetzle (2004), "The linear ordering problem:
-    instances, search space analysis and algorithms".
+    Source: Schiavinotto and Stuetzle (2004), "The linear ordering problem: instances, search space analysis
+        and
+    algorithms".
 
     >>> linear_order([[0, 1, 3], [2, 0, 1], [0, 2, 0]]).tolist()
     [0, 2, 1]
@@ -62,23 +68,23 @@ def linear_order(
         raise ValueError(f"max_moves must not be negative; found {max_moves}.")
     problem = _Problem.of(weights, precedences)
     parts = components((problem.gains > 0) | problem.before)
-    rng = np.random.default_rng(seed)
-    searched = sum(len(part) ** 2 for part in parts if len(part) > EXACT)
-    order = []
+    rng = stream(seed, "search for a linear order")
+    pairs = sum(len(part) ** 2 for part in parts if len(part) > EXACT)
+    order: list[Order] = []
     for part in parts:
-        inner = problem.among(part)
+        component = problem.among(part)
         if len(part) <= EXACT:
-            found = inner.best()
+            places = component.optimum()
         elif max_moves is None:
-            found = inner.searched(rng, default_moves(len(part)))
+            places = component.searched(rng, default_moves(len(part)))
         else:
-            found = inner.searched(rng, max_moves * len(part) ** 2 // searched)
-        order.append(part[found])
+            places = component.searched(rng, max_moves * len(part) ** 2 // pairs)
+        order.append(part[places])
     return np.concatenate(order) if order else np.empty(0, dtype=np.int64)
 
 
 def default_moves(n: int) -> int:
-    """Moves of a search among n items unless told otherwise.
+    """Default number of moves for a search among n items.
 
     >>> default_moves(200)
     10000000
@@ -86,37 +92,148 @@ def default_moves(n: int) -> int:
     return min(MOVES_PER_PAIR * n * n, SCANNED // max(n, 1))
 
 
-def order_value(weights: Any, order: Any) -> float:
+def order_value(weights: ArrayLike, order: ArrayLike) -> float:
     """Sum of weights[i, j] over all i that come before j in the order.
 
     >>> order_value([[0, 1], [5, 0]], [1, 0])
     5.0
     """
-    w, order = square(weights), np.asarray(order)
+    w, order = _square(weights), np.asarray(order)
     if not np.array_equal(np.sort(order), np.arange(len(w))):
-        raise ValueError(f"Expected an order of {len(w)} items, each of them once.")
+        raise ValueError(f"Expected a permutation of {len(w)} items.")
     return float(np.triu(w[np.ix_(order, order)], 1).sum())
 
 
-def order_bound(weights: Any) -> float:
-    """What no order exceeds: the larger weight of every pair.
+def order_bound(weights: ArrayLike) -> float:
+    """An upper bound on the value of every order: the sum of the larger weight of each pair.
 
     >>> order_bound([[0, 1], [5, 0]])
     5.0
     """
-    w = square(weights)
+    w = _square(weights)
     return float(np.triu(np.maximum(w, w.T), 1).sum())
 
 
-def square(weights: Any) -> Matrix:
-    """(n, n) a copy in float64, with zeros on the diagonal.
+# ---- cycles ------------------------------------------------------------------------------------------------
+
+
+class Acyclic(NamedTuple):
+    """A graph after its cycles were broken. Shapes: n nodes, m removed arcs."""
+
+    weights: Matrix
+    """(n, n) without a cycle; zeros on the diagonal."""
+    removed: NDArray[np.int64]
+    """(m, 2) from and to, ascending. Each removed arc would close a cycle by itself."""
+
+
+def break_cycles(weights: ArrayLike, seed: int = 0, max_moves: int | None = None) -> Acyclic:
+    """Remove arcs until no cycle is left: the least total weight if no component has more than 16 nodes.
+
+    The arcs that lead backwards in a linear order of high value are candidates. Those that close no cycle are
+    put back, the heaviest first. An arc that lies on no cycle is never removed.
+
+    Args:
+        weights: (n, n) weights of the arcs, 0 if there is none. The diagonal is ignored.
+        seed, max_moves: as in `linear_order`.
 
     Raises:
-        ValueError: when it is not square, or a weight is not finite.
+        ValueError: a weight is negative or not finite, or the matrix is not square.
+
+    >>> break_cycles([[0, 5, 0], [0, 0, 4], [1, 0, 0]]).removed.tolist()
+    [[2, 0]]
+    """
+    w = _square(weights)
+    if np.any(w < 0):
+        i, j = np.argwhere(w < 0)[0]
+        raise ValueError(f"Weights of arcs must not be negative; the one from {i} to {j} is {w[i, j]}.")
+    place = np.argsort(linear_order(w, seed, max_moves))
+    backwards = (w > 0) & (place[:, None] > place[None, :])
+    removed = backwards & ~_harmless(w, backwards)
+    return Acyclic(np.where(removed, 0.0, w), np.argwhere(removed))
+
+
+def _harmless(w: Matrix, backwards: Relation) -> Relation:
+    """(n, n) a maximal set of the backward arcs that closes no cycle together with the others."""
+    reach = reachable((w > 0) & ~backwards)
+    harmless = np.zeros(w.shape, dtype=np.bool_)
+    # An arc that closes a cycle now closes it with more arcs as well, so each is examined once.
+    starts, ends = np.nonzero(backwards & ~reach.T)
+    for arc in np.argsort(-w[starts, ends], kind="stable"):
+        i, j = starts[arc], ends[arc]
+        if not reach[j, i]:
+            harmless[i, j] = True
+            sources, targets = reach[:, i].copy(), reach[j].copy()
+            sources[i] = targets[j] = True
+            reach[np.ix_(sources, targets)] = True
+    return harmless
+
+
+# ---- components --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """Items to be ordered. Shapes: n items."""
+
+    gains: Matrix
+    """(n, n) c, antisymmetric: the value of i before j minus that of j before i. The largest lies in 1..2,
+    unless all are zero."""
+    before: Relation
+    """(n, n) i must come before j."""
+
+    @staticmethod
+    def of(weights: ArrayLike, precedences: ArrayLike | None) -> "_Problem":
+        w = _scaled(_square(weights))
+        if precedences is None:
+            return _Problem(_scaled(w - w.T), np.zeros(w.shape, dtype=np.bool_))
+        before = np.array(precedences)
+        if before.shape != w.shape or before.dtype != bool:
+            raise ValueError(
+                f"Expected precedences of bool in shape {w.shape}; found {before.dtype} in {before.shape}."
+            )
+        cyclic = on_a_cycle(before)
+        if len(cyclic):
+            names = ", ".join(map(str, cyclic[:8])) + (", ..." if len(cyclic) > 8 else "")
+            raise ValueError(f"Precedences contradict each other: each of {names} must come before itself.")
+        return _Problem(_scaled(w - w.T), before)
+
+    def among(self, items: Order) -> "_Problem":
+        """The problem restricted to some items."""
+        block = np.ix_(items, items)
+        return _Problem(self.gains[block], self.before[block])
+
+    @property
+    def tolerance(self) -> float:
+        """Bound on the rounding error of a sum of gains."""
+        n = len(self.gains)
+        return n * n * float(np.finfo(np.float64).eps) * float(np.abs(self.gains).max(initial=0))
+
+    def optimum(self) -> Order:
+        """The best order, by the recursion over subsets; for at most `EXACT` items."""
+        if len(self.gains) == 1:
+            return np.zeros(1, dtype=np.int64)
+        successors = (self.before * (1 << np.arange(len(self.gains)))).sum(axis=1)
+        return _best_by_subsets(self.gains, successors.astype(np.int64), self.tolerance)
+
+    def searched(self, rng: np.random.Generator, moves: int) -> Order:
+        """The best order of a search with this many moves."""
+        moves = min(moves, 2**62)  # what numba's integers hold
+        walls = np.where(self.before, np.inf, np.where(self.before.T, -np.inf, self.gains))
+        bound = np.where(self.before, self.gains, np.where(self.before.T, 0, np.maximum(self.gains, 0))).sum()
+        # Start with the items of the largest net gain. Becker (1967) sorts by the quotient instead.
+        first = linear_extension(self.before, np.argsort(-self.gains.sum(axis=1), kind="stable"))
+        return evolved(self.gains, walls, self.before, first, rng, moves, float(bound), self.tolerance)
+
+
+def _square(weights: ArrayLike) -> Matrix:
+    """(n, n) a copy in float64 with zeros on the diagonal.
+
+    Raises:
+        ValueError: the matrix is not square, or a weight is not finite.
     """
     w = np.array(weights, dtype=np.float64)
     if w.ndim != 2 or w.shape[0] != w.shape[1]:
-        raise ValueError(f"Expected as many rows as columns of weights; found shape {w.shape}.")
+        raise ValueError(f"Expected a square matrix of weights; found shape {w.shape}.")
     np.fill_diagonal(w, 0)
     if not np.isfinite(w).all():
         i, j = np.argwhere(~np.isfinite(w))[0]
@@ -124,85 +241,34 @@ def square(weights: Any) -> Matrix:
     return w
 
 
-@dataclass(frozen=True, eq=False)
-class _Problem:
-    """What is to be ordered. Shapes: n items."""
-
-    gains: Matrix
-    """(n, n) c, antisymmetric, the largest in 1..2 unless all are zero: what i before j is worth more than j
-    before i."""
-    before: Relation
-    """(n, n) i has to come before j."""
-
-    @staticmethod
-    def of(weights: Any, precedences: Any) -> "_Problem":
-        w = _scaled(square(weights))
-        if precedences is None:
-            return _Problem(_scaled(w - w.T), np.zeros(w.shape, dtype=bool))
-        before = np.array(precedences)
-        if before.shape != w.shape or before.dtype != bool:
-            raise ValueError(
-                f"Expected precedences of bool in shape {w.shape}; found {before.dtype} in {before.shape}."
-            )
-        if len(stuck := on_a_cycle(before)):
-            named = ", ".join(map(str, stuck[:8])) + (", ..." if len(stuck) > 8 else "")
-            raise ValueError(f"Precedences contradict each other: each of {named} has to come before itself.")
-        return _Problem(_scaled(w - w.T), before)
-
-    def among(self, items: Order) -> "_Problem":
-        """Some of the items."""
-        here = np.ix_(items, items)
-        return _Problem(self.gains[here], self.before[here])
-
-    @property
-    def tolerance(self) -> float:
-        """By how much a sum of gains can be wrong through rounding."""
-        n = len(self.gains)
-        return n * n * np.finfo(np.float64).eps * float(np.abs(self.gains).max(initial=0))
-
-    def best(self) -> Order:
-        """By the recursion over subsets; for few items."""
-        if len(self.gains) == 1:
-            return np.zeros(1, dtype=np.int64)
-        later = (self.before * (1 << np.arange(len(self.gains)))).sum(axis=1)
-        return _best_by_subsets(self.gains, later.astype(np.int64), self.tolerance)
-
-    def searched(self, rng: np.random.Generator, moves: int) -> Order:
-        """By insertions, at most so many rows being looked at."""
-        moves = min(moves, 2**62)
-        walls = np.where(self.before, np.inf, np.where(self.before.T, -np.inf, self.gains))
-        bound = np.where(self.before, self.gains, np.where(self.before.T, 0, np.maximum(self.gains, 0))).sum()
-        # Those first that give more than they take; Becker (1967) uses the quotient.
-        first = linear_extension(self.before, np.argsort(-self.gains.sum(axis=1), kind="stable"))
-        return evolved(self.gains, walls, self.before, first, rng, moves, float(bound), self.tolerance)
-
-
 def _scaled(values: Matrix) -> Matrix:
-    """By a power of two, so that nothing is rounded: the largest between 1 and 2, unless all are zero."""
+    """The values times a power of two that puts the largest into 1..2. This rounds nothing."""
     largest = float(np.abs(values).max(initial=0))
     return np.ldexp(values, 1 - math.frexp(largest)[1]) if largest else values
 
 
-@numba.njit(nogil=True, cache=True)
-def _best_by_subsets(gains: Any, later: Any, tolerance: float) -> Any:
-    """best[S], the value of the best order of the items in S, is the best over its last item j of best[S - j]
-    plus what S - j gains before j. `later` holds each item's successors, a bit each; none may be in S."""
+@compiled
+def _best_by_subsets(gains: Matrix, successors: NDArray[np.int64], tolerance: float) -> Order:
+    """best[S] = max over the last item j of S of best[S - j] + sum of gains[i, j] over i in S - j.
+
+    `successors` holds those of each item as bits; an item is the last of S only if none of them is in S.
+    """
     n = len(gains)
     best, last = np.full(1 << n, -np.inf), np.zeros(1 << n, dtype=np.int8)
     best[0] = 0.0
-    for some in range(1, 1 << n):
+    for subset in range(1, 1 << n):
         for j in range(n):
-            rest = some ^ (1 << j)
-            if some >> j & 1 == 0 or some & later[j] != 0 or best[rest] == -np.inf:
+            rest = subset ^ (1 << j)
+            if subset >> j & 1 == 0 or subset & successors[j] != 0 or best[rest] == -np.inf:
                 continue
             value = best[rest]
             for i in range(n):
                 if rest >> i & 1:
                     value += gains[i, j]
-            if value > best[some] + tolerance:
-                best[some], last[some] = value, j
-    order, some = np.empty(n, dtype=np.int64), (1 << n) - 1
+            if value > best[subset] + tolerance:
+                best[subset], last[subset] = value, j
+    order, subset = np.empty(n, dtype=np.int64), (1 << n) - 1
     for place in range(n - 1, -1, -1):
-        order[place] = last[some]
-        some ^= 1 << order[place]
+        order[place] = last[subset]
+        subset ^= 1 << order[place]
     return order

@@ -1,20 +1,23 @@
-"""Exact norms of matrices given as sums of outer products, by whichever way multiplies least.
+"""Exact norms of matrices known only as sums of outer products, computed in the cheaper of two ways.
 
 Shapes: B samples, T rows (tokens), R x C the matrix G_i = sum_t r_it c_it^T.
 """
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import torch
 from torch import Tensor
 
 MOST = 2**22
-"""Numbers a temporary may have: 16 MiB in float32, and there are two at a time."""
+"""Numbers in a temporary tensor, at most: 16 MiB in float32, and two are alive at a time."""
 
 
 def squared_norms(r_BTR: Tensor, c_BTC: Tensor, most: int = MOST) -> Tensor:
-    """||G_i||^2, (B,) in the type given.
+    """(B,) ||G_i||^2, in the type of the factors.
 
-    Either through the T x T inner products of rows, sum_ts (r_t . r_s)(c_t . c_s), or through G_i itself in
-    bands of rows, whichever takes fewer multiplications.
+    Computed either from the T x T inner products of rows, sum_ts (r_t . r_s)(c_t . c_s), or from G_i in bands
+    of
+    rows: whichever needs fewer multiplications.
 
     >>> r, c = torch.randn(2, 7, 3), torch.randn(2, 7, 4)
     >>> g = torch.bmm(r.mT, c)
@@ -27,31 +30,31 @@ def squared_norms(r_BTR: Tensor, c_BTC: Tensor, most: int = MOST) -> Tensor:
         return r_BTR.new_zeros(batch)
     by_inner_products = length * (rows + columns) < rows * columns
     width = length * length if by_inner_products else rows * columns
-    norms = _through_inner_products if by_inner_products else _through_matrices
+    norms = _from_inner_products if by_inner_products else _from_matrices
     step = max(1, most // width)
     if step >= batch:
         return norms(r_BTR, c_BTC, most)
     return torch.cat([norms(r, c, most) for r, c in zip(r_BTR.split(step), c_BTC.split(step), strict=True)])
 
 
-def _through_inner_products(r_BTR: Tensor, c_BTC: Tensor, most: int) -> Tensor:
+def _from_inner_products(r_BTR: Tensor, c_BTC: Tensor, most: int) -> Tensor:
     band = max(1, most // (len(r_BTR) * r_BTR.shape[1]))
-    parts = [
+    sums = [
         torch.bmm(r, r_BTR.mT).mul_(torch.bmm(c, c_BTC.mT)).sum(dim=(1, 2))
         for r, c in zip(r_BTR.split(band, dim=1), c_BTC.split(band, dim=1), strict=True)
     ]
-    # The sum is a square: below zero only by rounding.
-    return torch.stack(parts).sum(dim=0).clamp(min=0)
+    # The sum is a square, so only rounding makes it negative.
+    return torch.stack(sums).sum(dim=0).clamp(min=0)
 
 
-def _through_matrices(r_BTR: Tensor, c_BTC: Tensor, most: int) -> Tensor:
+def _from_matrices(r_BTR: Tensor, c_BTC: Tensor, most: int) -> Tensor:
     band = max(1, most // (len(r_BTR) * c_BTC.shape[2]))
-    parts = [torch.bmm(r.mT, c_BTC).square_().sum(dim=(1, 2)) for r in r_BTR.split(band, dim=2)]
-    return torch.stack(parts).sum(dim=0)
+    sums = [torch.bmm(r.mT, c_BTC).square_().sum(dim=(1, 2)) for r in r_BTR.split(band, dim=2)]
+    return torch.stack(sums).sum(dim=0)
 
 
 def gathered_rows(ids_T: Tensor, c_TC: Tensor) -> tuple[Tensor, Tensor]:
-    """The matrix sum_t e_id(t) c_t^T of a table lookup, without its empty rows.
+    """The matrix sum_t e_id(t) c_t^T, which is the gradient of a table lookup, without its empty rows.
 
     Returns:
         (U,) distinct ids, ascending, and (U, C) their rows.
@@ -62,8 +65,10 @@ def gathered_rows(ids_T: Tensor, c_TC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def squared_norm_with_lookup(r_TR: Tensor, c_TC: Tensor, ids_S: Tensor, d_SC: Tensor) -> Tensor:
-    """||sum_t r_t c_t^T + sum_s e_id(s) d_s^T||^2, a number: a weight that is both multiplied and looked up,
-    as tied embeddings are."""
+    """||sum_t r_t c_t^T + sum_s e_id(s) d_s^T||^2, a scalar.
+
+    This is the norm for a weight that is both multiplied with and looked up in, such as a tied embedding.
+    """
     ids_U, rows_UC = gathered_rows(ids_S, d_SC)
     cross = (r_TR[:, ids_U] * (c_TC @ rows_UC.mT)).sum()
     return squared_norms(r_TR[None], c_TC[None])[0] + 2 * cross + rows_UC.square().sum()

@@ -1,23 +1,23 @@
-"""Propagation of refreshed values over a k-NN graph, and which rows are worth refreshing.
+"""Propagation of recomputed values over a k-NN graph, and the choice of the rows to recompute.
 
-One sweep moves a row that was not refreshed towards its neighbours (GRACE, arXiv 2604.11810, Eq. 21):
+One sweep moves each row that was not recomputed towards its neighbours (GRACE, arXiv 2604.11810, Eq. 21):
 
     z_i <- (1 - beta) z_i + beta sum_j alpha_ij z_j,    alpha_ij = sim(i, j) / sum_j sim(i, j)
 
-which minimises 1/2 (z - z_i)^2 + 1/2 sum_j w_j (z - z_j)^2 for weights w with sum w = beta / (1 - beta); the
-authors' form is beta = 1/2. Refreshed rows (anchors) are clamped.
+It minimises 1/2 (z - z_i)^2 + 1/2 sum_j w_j (z - z_j)^2 for weights w with sum w = beta / (1 - beta). The
+authors' closed form is beta = 1/2. Recomputed rows, the anchors, keep their exact values.
 """
 
-from collections.abc import Iterator
-from typing import Any
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
-import numba
+from collections.abc import Iterator
+
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from gradwise.numerics.candidates import parts
+from gradwise.numerics.kernels import compiled, parts
 from gradwise.numerics.knn import KnnGraph
 
 Values = NDArray[np.floating]
@@ -25,16 +25,16 @@ Values = NDArray[np.floating]
 
 
 def propagate(values: Values, graph: KnnGraph, anchors: NDArray[np.integer], beta: float = 0.5) -> Values:
-    """Values after one sweep, those of the anchors as they are.
+    """Values after one sweep, with the anchors unchanged.
 
     Args:
-        values: (N,) or (N, h); at the anchors what was just measured, elsewhere what was believed before.
-        graph: of the N rows; its first k columns count, by similarity clipped at 0.
-        anchors: rows that were measured.
-        beta: how far the others move towards their neighbours, 0..1; 0 leaves them.
+        values: (N,) or (N, h) exact at the anchors, older elsewhere.
+        graph: of the N rows; its first k columns are used, with similarities clipped at 0.
+        anchors: ids of the recomputed rows.
+        beta: how far the other rows move towards their neighbours, 0..1.
 
     Raises:
-        ValueError: when shapes differ or beta lies outside its range.
+        ValueError: shapes differ, or beta lies outside its range.
 
     >>> graph = KnnGraph(np.array([[1], [0]], np.int32), np.float32([[1.0], [1.0]]), np.zeros(2), 1)
     >>> propagate(np.array([4.0, 0.0]), graph, np.array([0]), beta=0.5).tolist()
@@ -48,18 +48,19 @@ def propagate(values: Values, graph: KnnGraph, anchors: NDArray[np.integer], bet
 def propagate_change(
     values: Values, graph: KnnGraph, anchors: NDArray[np.integer], measured: Values, beta: float = 0.5
 ) -> Values:
-    """Values after one sweep of what changed: training moves similar samples alike, even where their values
-    differ.
+    """Values after one sweep of the anchors' changes instead of their values.
 
-    Every row follows the mean change of all anchors, and its own neighbours among the anchors as far as it
-    has any: z_i <- z_i + d + beta sum_j alpha_ij (d_j - d), over anchors j near i, alpha adding up to 1.
+    Training moves similar samples alike even if their values differ: after 10 % anchors the rank correlation
+    with exact losses was 0.83 for changes and 0.20 for values (small Llama, 1,200 records, docs/log.md). Each
+    row follows the mean change d of all anchors, corrected by its neighbours among the anchors:
+    z_i <- z_i + d + beta sum_j alpha_ij (d_j - d), with alpha normalised over the anchors near i.
 
     Args:
-        values: (N,) or (N, h) what was believed before, the anchors included.
+        values: (N,) or (N, h) before the change, also at the anchors.
         graph: as in `propagate`.
-        anchors: (m,) rows that were measured.
-        measured: (m,) or (m, h) what was found.
-        beta: how far a row follows its neighbours rather than the mean; with 0 nothing changes but anchors.
+        anchors: (m,) ids of the recomputed rows.
+        measured: (m,) or (m, h) their exact values.
+        beta: how far a row follows its neighbours rather than the mean; 0 changes the anchors only.
 
     >>> graph = KnnGraph(np.array([[1], [0]], np.int32), np.float32([[1.0], [1.0]]), np.zeros(2), 1)
     >>> propagate_change(np.array([4.0, 1.0]), graph, np.array([0]), np.array([3.0]), beta=0.5).tolist()
@@ -71,109 +72,114 @@ def propagate_change(
 
 
 def sweep(old: Values, values: Values, graph: KnnGraph, beta: float) -> Values:
-    """(1 - beta) old_i + beta sum_j alpha_ij values_j for every row, anchor or not.
+    """(1 - beta) old_i + beta sum_j alpha_ij values_j for every row, anchors included.
 
-    A row is not its own neighbour, so at an anchor this is what the others alone make of it: how far it lies
-    from what was measured says how good the propagation is.
+    A row is not its own neighbour, so at an anchor this is a prediction from the others. Its distance from
+    the exact value shows how far propagation can be trusted.
     """
     _check(values, graph, beta)
     moved = old.copy()
     if beta:
-        for rows, mean in _means(values, graph):
-            moved[rows] = (1 - beta) * old[rows] + beta * mean
+        for rows, means in _means(values, graph):
+            moved[rows] = (1 - beta) * old[rows] + beta * means
     return moved
 
 
 def sweep_change(
     values: Values, graph: KnnGraph, anchors: NDArray[np.integer], measured: Values, beta: float
 ) -> Values:
-    """What `propagate_change` makes of every row, anchors among them as if they had not been measured (but
-    for their part in the mean)."""
+    """Like `propagate_change`, with predictions for the anchors too: their own change only counts in d."""
     _check(values, graph, beta)
     anchors = np.asarray(anchors, dtype=np.int64)
     moved = values.copy()
     if not beta or not anchors.size:
         return moved
     change = measured - values[anchors]
-    common = change.mean(axis=0)
-    change = change - common
-    moved += common
-    for rows, mean in _means(change, graph, among=anchors):
-        moved[rows] += beta * mean
+    mean_change = change.mean(axis=0)
+    moved += mean_change
+    for rows, means in _means(change - mean_change, graph, among=anchors):
+        moved[rows] += beta * means
     return moved
 
 
 def neighbour_mean(values: Values, graph: KnnGraph) -> Values:
-    """sum_j alpha_ij z_j for every row; the row's own value where it has no neighbour of positive
-    similarity."""
-    mean = values.copy()
-    for rows, found in _means(values, graph):
-        mean[rows] = found
-    return mean
+    """sum_j alpha_ij z_j for every row; the row's own value if it has no neighbour of positive similarity."""
+    result = values.copy()
+    for rows, means in _means(values, graph):
+        result[rows] = means
+    return result
 
 
 def priority(
-    staleness: NDArray[Any], values: NDArray[np.floating], graph: KnnGraph, share: float
+    staleness: NDArray[np.integer], values: NDArray[np.floating], graph: KnnGraph, share: float
 ) -> NDArray[np.float64]:
-    """(N,) how much each row deserves to be measured again, 0..1.
+    """(N,) priority of recomputing each row, 0..1 (GRACE).
 
-    share * staleness + (1 - share) * |s_i - sum_j alpha_ij s_j|, both as ranks (GRACE's priority).
+    share * staleness + (1 - share) * |s_i - sum_j alpha_ij s_j|, both as ranks: they have different units.
 
     Args:
-        staleness: (N,) steps since each row was measured.
-        values: (N,) importance as it is believed to be.
+        staleness: (N,) steps since each row was recomputed.
+        values: (N,) current estimates of the importance.
         graph: of the rows.
         share: weight of staleness, 0..1.
     """
-    apart = np.abs(values - neighbour_mean(values, graph))
-    return share * _ranks(staleness) + (1 - share) * _ranks(apart)
+    distance = np.abs(values - neighbour_mean(values, graph))
+    return share * _ranks(staleness) + (1 - share) * _ranks(distance)
 
 
 def spread(
-    graph: KnnGraph,
-    priorities: NDArray[np.floating],
-    count: int,
-    chosen: NDArray[np.integer] | None = None,
+    graph: KnnGraph, priorities: NDArray[np.floating], count: int, chosen: NDArray[np.integer] | None = None
 ) -> NDArray[np.int64]:
-    """`count` rows, ascending: those `chosen` already, and others of high priority. Neighbours of a row that
-    is chosen wait until there are no others.
+    """`count` rows of high priority that are spread over the graph, ascending.
+
+    Neighbours of a chosen row are only chosen after all others, so that the anchors do not come from one
+    corner.
+
+    Args:
+        graph: of N rows.
+        priorities: (N,).
+        count: rows to choose, those in `chosen` included.
+        chosen: ids of rows that are chosen already.
 
     >>> graph = KnnGraph(np.array([[1], [0], [1]], np.int32), np.float32([[1.0]] * 3), np.zeros(3), 1)
     >>> spread(graph, np.array([0.9, 0.8, 0.1]), count=2).tolist()
     [0, 2]
     """
     if not 0 <= count <= len(graph):
-        raise ValueError(f"Of {len(graph)} rows, {count} cannot be chosen.")
+        raise ValueError(f"Cannot choose {count} of {len(graph)} rows.")
     order = np.argsort(-priorities, kind="stable")
-    taken = np.zeros(len(graph), dtype=np.bool_)
-    taken[[] if chosen is None else chosen] = True
-    return np.flatnonzero(_spread(order, np.ascontiguousarray(graph.used[0]), count, taken))
+    is_chosen = np.zeros(len(graph), dtype=np.bool_)
+    if chosen is not None:
+        is_chosen[chosen] = True
+    return np.flatnonzero(_spread(order, np.ascontiguousarray(graph.used[0]), count, is_chosen))
 
 
-@numba.njit(nogil=True, cache=True)
-def _spread(order: Any, ids: Any, count: int, chosen: Any) -> Any:
-    taken = chosen.sum()
-    blocked = chosen.copy()
-    for row in np.flatnonzero(chosen):
+@compiled
+def _spread(
+    order: NDArray[np.int64], ids: NDArray[np.int32], count: int, is_chosen: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    number = is_chosen.sum()
+    blocked = is_chosen.copy()
+    for row in np.flatnonzero(is_chosen):
         blocked[ids[row]] = True
-    while taken < count:
-        # A round takes a row and passes over its neighbours; those wait for the next round.
+    while number < count:
+        # One round chooses no two neighbours. What it blocks is open again in the next round.
         for row in order:
-            if taken < count and not blocked[row]:
-                chosen[row] = blocked[row] = True
+            if number < count and not blocked[row]:
+                is_chosen[row] = blocked[row] = True
                 blocked[ids[row]] = True
-                taken += 1
-        blocked = chosen.copy()
-    return chosen
+                number += 1
+        blocked = is_chosen.copy()
+    return is_chosen
 
 
 def _means(
     values: Values, graph: KnnGraph, among: NDArray[np.int64] | None = None
 ) -> Iterator[tuple[NDArray[np.int64], Values]]:
-    """sum_j alpha_ij z_j over the neighbours that count, for the rows that have such, a stretch of rows at a
-    time: of a million embeddings the means alone would take gigabytes.
+    """sum_j alpha_ij z_j for the rows with neighbours of positive similarity, part by part.
 
-    With `among`, (m,) rows, only those count, and `values` has a row for each of them.
+    Parts, because the means of a million embeddings at once would take gigabytes. With `among` (m,), only
+    those rows count as neighbours, and `values` has a row for each of them.
     """
     place = None
     if among is not None:
@@ -187,17 +193,16 @@ def _means(
             weights *= ids >= 0
             ids = np.maximum(ids, 0)
         total = weights.sum(axis=1)
-        near = np.flatnonzero(total > 0)
-        weights = weights[near] / total[near, None]
-        starts = np.arange(len(near) + 1) * ids.shape[1]
-        shape = (len(near), len(values))
-        columns = np.asarray(ids)[near].ravel()
-        averaging = scipy.sparse.csr_matrix((weights.ravel(), columns, starts), shape)
-        yield part.start + near, averaging @ values
+        rows = np.flatnonzero(total > 0)
+        weights = weights[rows] / total[rows, None]
+        starts = np.arange(len(rows) + 1) * ids.shape[1]
+        matrix = (weights.ravel(), ids[rows].ravel(), starts)
+        averaging = scipy.sparse.csr_matrix(matrix, (len(rows), len(values)))
+        yield part.start + rows, averaging @ values
 
 
-def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean ranks in 0..1; the same for all where all are equal."""
+def _ranks(values: NDArray[np.floating] | NDArray[np.integer]) -> NDArray[np.float64]:
+    """Mean ranks scaled to 0..1; equal values have equal ranks."""
     return (rankdata(values) - 1) / max(1, len(values) - 1)
 
 

@@ -23,7 +23,7 @@ from gradwise.methods.grace.costs import Forecast
 from gradwise.methods.grace.method import REFRESHING
 from gradwise.methods.grace.refresh import SHARE_RANGE
 from gradwise.methods.grace.state import State
-from gradwise.numerics.sampling import looked_at
+from gradwise.numerics.sampling import stratified_sample
 from gradwise.planning.dial import run_size, settled
 from gradwise.planning.finish import Finish
 from gradwise.planning.make import (
@@ -359,7 +359,7 @@ class Planner:
                 f"order: {self.recipe.order.method} has to know all samples, and select.candidates looks at "
                 f"{candidates:,} of {len(pool):,}; give candidates: all."
             )
-        return looked_at(len(pool), candidates, domains(pool), self.recipe.seed)
+        return stratified_sample(len(pool), candidates, domains(pool), self.recipe.seed)
 
     def _begun(
         self,

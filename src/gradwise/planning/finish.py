@@ -16,7 +16,7 @@ from gradwise.errors import CheckpointError, RecipeError
 from gradwise.methods.decision import Selection
 from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.methods.phase import Phase
-from gradwise.numerics.sampling import evenly, looked_at
+from gradwise.numerics.sampling import evenly, stratified_sample
 from gradwise.planning.make import Cuts, epochs_from, laid_out, part_of, passes_over
 from gradwise.planning.pool import (
     described_signals_of,
@@ -241,7 +241,7 @@ class Finish:
             return rows
         domain = domains(dataset)
         own = None if domain is None else domain[rows]
-        return rows[looked_at(len(rows), self.phase.candidates, own, self.recipe.seed + number)]
+        return rows[stratified_sample(len(rows), self.phase.candidates, own, self.recipe.seed + number)]
 
     def _signals(self, rows: NDArray[np.int64]) -> Signals:
         needs = self.phase.needs | self.order.needs

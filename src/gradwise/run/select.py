@@ -19,7 +19,7 @@ from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, add_file, claimed
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
-from gradwise.numerics.sampling import looked_at
+from gradwise.numerics.sampling import stratified_sample
 from gradwise.planning.picks import write_picks
 from gradwise.planning.pool import spread_over
 from gradwise.ranks import check_same, is_first, on_each, on_first
@@ -175,7 +175,7 @@ def select_finish(
             phase.budget(len(known))  # refused before anything is measured
         rows = None
         if phase.candidates is not None and phase.candidates < len(known):
-            rows = looked_at(len(known), phase.candidates, known.domain, recipe.seed)
+            rows = stratified_sample(len(known), phase.candidates, known.domain, recipe.seed)
         keep = partial(into_store, recipe, tell=tell, progress=progress)
         signals, validation = _finish_signals(recipe, folder.path, pool, tokenizer, known, rows, keep)
         selection = phase.select(signals, validation=validation, seed=recipe.seed)

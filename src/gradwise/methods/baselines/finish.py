@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import Selection, check_signals, domain_mix
 from gradwise.methods.phase import Phase
-from gradwise.numerics.herding import herd_towards
+from gradwise.numerics.coresets import herd_towards
 from gradwise.numerics.rows import Rows
 from gradwise.signals import Signals
 

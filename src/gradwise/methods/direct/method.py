@@ -35,7 +35,7 @@ from gradwise.methods.direct.problem import (
 )
 from gradwise.methods.direct.told import spectrum_told, warn_of_the_unknown
 from gradwise.methods.phase import Phase
-from gradwise.numerics.budgeted import budgeted_top, least_cost, upper_bound, whole
+from gradwise.numerics.budgeted import budgeted_top, least_cost, upper_bound, whole_rows
 from gradwise.numerics.movement import longest_sum
 from gradwise.numerics.rows import Rows
 from gradwise.numerics.spectrum import Spectrum
@@ -199,7 +199,7 @@ class Direct(Phase):
         way = descent(z, problem.spectrum, seed=seed)
         scores = problem.gradients.times(way.direction)
         best = budgeted_top(scores, problem.costs, problem.count, budget, sizes=problem.sizes)
-        places = whole(best, scores, problem.costs, problem.count, budget, sizes=problem.sizes)
+        places = whole_rows(best, scores, problem.costs, problem.count, budget, sizes=problem.sizes)
         ridge = None if math.isinf(way.ridge) else way.ridge
         return {
             "places": places,

@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import check_signals
-from gradwise.numerics.alike import alike
 from gradwise.numerics.budgeted import least_cost
-from gradwise.numerics.rows import Rows
+from gradwise.numerics.rows import Rows, alike
 from gradwise.numerics.spectrum import Spectrum
 from gradwise.signals import Signals
 

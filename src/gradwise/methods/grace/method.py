@@ -18,9 +18,9 @@ from gradwise.methods.grace.pick import Budget, choose, filled, random_picks, se
 from gradwise.methods.grace.refresh import Measured, Propagation, Refreshed, anchors_of, next_share, refresh
 from gradwise.methods.grace.state import State
 from gradwise.methods.subset import Subset
-from gradwise.numerics.candidates import parts
 from gradwise.numerics.facility import Minimum
-from gradwise.numerics.sampling import looked_at
+from gradwise.numerics.kernels import parts
+from gradwise.numerics.sampling import stratified_sample
 from gradwise.settings import default_of
 from gradwise.signals import Signals
 
@@ -183,7 +183,7 @@ class Grace(Subset):
         """The samples that `candidates` looks at; None where that is all of them, or not said."""
         if not isinstance(self.candidates, int) or self.candidates >= pool:
             return None
-        return looked_at(pool, self.candidates, domain, seed)
+        return stratified_sample(pool, self.candidates, domain, seed)
 
     def begin(
         self,
@@ -222,7 +222,7 @@ class Grace(Subset):
             approximate=self.searches(len(usable)) == "approximate",
             device=device,
             seed=seed,
-            tell=tell,
+            progress=tell,
         )
         if took is not None:
             took["graph"] = time.perf_counter() - start

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
 from gradwise.numerics import KnnGraph, knn_graph
-from gradwise.numerics.alike import first_equal
 from gradwise.numerics.nearest import unit
+from gradwise.numerics.rows import first_equal
 
 COPY = 1 - 1e-6
 """Cosine above which two samples are copies."""
@@ -50,7 +50,7 @@ def nodes_of(embedding: NDArray[np.floating], k: int, **search: Any) -> Nodes:
     Args:
         embedding: finite.
         k: neighbours of each node; as many again are kept for repairs.
-        search: `approximate`, `device`, `seed`, `tell`, as `knn_graph` takes them.
+        search: `approximate`, `device`, `seed`, `progress`, as `knn_graph` takes them.
     """
     centre = embedding.mean(axis=0, dtype=np.float64).astype(np.float32)
     x = unit(embedding - centre)
