@@ -26,23 +26,20 @@ lint: .venv/.dev
 types: .venv/.dev
 	$(BIN)/pyright
 
+# A script for each claim; `python -m benchmarks.NAME --help` says more.
+BENCHMARKS := signals.cost signals.accuracy signals.precondition signals.peers signals.store \
+	grace.speed grace.million grace.importance grace.propagation grace.overhead \
+	direct.solver direct.million direct.curvature direct.sketch \
+	d3.commutator d3.planted d3.cost d3.solver d3.published
+TASKS := small_llama smollm2 grace_importance grace_dirty_10 grace_clean_10 grace_dirty_05 grace_dirty_30 \
+	grace_llama grace_smollm2 orders_tune orders_pretrain orders_smollm2
+
 bench: .venv/.dev .venv/.demo
-	$(BIN)/python benchmarks/layers.py
-	$(BIN)/python benchmarks/compare.py --task small_llama --jobs 2
-	$(BIN)/python benchmarks/compare.py --task smollm2 --jobs 2
-	$(BIN)/python benchmarks/signals.py
-	$(BIN)/python benchmarks/signals_store.py
-	$(BIN)/python benchmarks/signals_store.py --problems 200 --want loss,embedding,grad_norm,grad --max-length 512
-	$(BIN)/python benchmarks/grace.py
-	for task in importance dirty_10 clean_10 dirty_05 dirty_30 llama smollm2; do \
-		$(BIN)/python benchmarks/compare.py --task grace_$$task || exit 1; \
-	done
-	$(BIN)/python benchmarks/direct.py
-	$(BIN)/python benchmarks/d3.py
-	for task in tune pretrain smollm2; do \
-		$(BIN)/python benchmarks/compare.py --task d3_$$task || exit 1; \
-	done
-	$(BIN)/python benchmarks/results.py
+	for model in stories smollm2; do $(BIN)/python -m benchmarks.layers.run --model $$model || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for pool in clean planted smollm2; do $(BIN)/python -m benchmarks.direct.decay --pool $$pool || exit 1; done
+	for task in $(TASKS); do $(BIN)/python -m benchmarks.compare.run --task $$task || exit 1; done
+	$(BIN)/python -m benchmarks.results
 
 clean:
 	rm -rf .venv runs

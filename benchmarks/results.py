@@ -1,108 +1,172 @@
-"""Writes docs/results.md from the result files: one section per file, nothing by hand.
+"""Writes docs/results from the result files: a page per file, the index of all claims, and the figures.
 
-    python benchmarks/results.py            # docs/results.md from benchmarks/results/*.json
-    python benchmarks/results.py --check    # only say whether it is up to date (exit code 1 if not)
+    python -m benchmarks.results            # docs/results from benchmarks/results/*.json
+    python -m benchmarks.results --check    # writes nothing; exit code 1 if a page is out of date
 
-A new benchmark adds the function that makes its tables to `TABLES`.
+A new benchmark adds its module to `PAGES`. The module has `page(content)`, and `draw(content, folder)` for
+its figures.
 """
 
 import argparse
+import inspect
 import json
+import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
-import compare_tables
-import d3_tables
-import direct_tables
-import grace_tables
-import layer_tables
-import signals_tables
-from frame import RESULTS, ROOT
-
+from benchmarks.common.frame import RESULTS, ROOT
+from benchmarks.common.tables import Content, Page, plural, table
+from benchmarks.compare import page as compare
+from benchmarks.d3 import commutator, planted, published
+from benchmarks.d3 import cost as d3_cost
+from benchmarks.d3 import solver as d3_solver
+from benchmarks.direct import curvature, decay, sketch
+from benchmarks.direct import million as direct_million
+from benchmarks.direct import solver as direct_solver
+from benchmarks.grace import importance, million, overhead, propagation, speed
+from benchmarks.layers import page as layers
+from benchmarks.signals import accuracy, cost, peers, precondition, store
 from gradwise.atomic import write_text
 
-PAGE = ROOT / "docs" / "results.md"
+DOCS = ROOT / "docs" / "results"
 
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
-    "compare": ("Compare: selections, orders and layer policies at equal cost", compare_tables.sections),
-    "d3": ("D3: edges that know the order, planted orders, cost, solver", d3_tables.sections),
-    "direct": ("DiReCT: solvers, size, curvature, the decay phase", direct_tables.sections),
-    "grace": ("GRACE: speed, size, garbage, propagation, the dial", grace_tables.sections),
-    "layers": ("Layers: LISA and GRASS against full training and LoRA", layer_tables.sections),
-    "signals": ("Signals: cost, accuracy, peers", signals_tables.sections),
-}
-"""By the name of a benchmark: its heading, and what makes paragraphs of a result file."""
+PAGES: dict[str, ModuleType] = {
+    "compare": compare,
+    "signals-cost": cost, "signals-accuracy": accuracy, "signals-precondition": precondition,
+    "signals-peers": peers, "signals-store": store,
+    "grace-speed": speed, "grace-million": million, "grace-importance": importance,
+    "grace-propagation": propagation, "grace-overhead": overhead,
+    "d3-commutator": commutator, "d3-planted": planted, "d3-cost": d3_cost, "d3-solver": d3_solver,
+    "d3-published": published,
+    "direct-solver": direct_solver, "direct-million": direct_million, "direct-curvature": curvature,
+    "direct-sketch": sketch, "direct-decay": decay,
+    "layers": layers,
+}  # fmt: skip
+"""By the start of the result file's name; in the order of the index."""
 
-HEAD = """# Results
+READING = (
+    "Differences are paired by seed, with 95 % intervals. 'better' and 'worse' mean p < 0.05 after Holm's "
+    "correction over the arms of a table; everything else is 'no difference seen', which does not mean "
+    "'equal': with few seeds only large differences are visible. A gain is claimed from five seeds on; with "
+    "fewer, the verdict only describes the table."
+)
+INDEX = f"""# Results
 
-Written by `python benchmarks/results.py` from the files in `benchmarks/results`; do not edit. Differences are
-paired by seed. 'better' and 'worse' mean p < 0.05 after Holm's correction over the arms of the table;
-everything else is called 'no difference seen', which is not the same as 'equal': with few seeds only large
-differences can be seen. A gain is claimed from five seeds on; with fewer, a verdict is what the table shows
-and no more."""
-
-
-def page(folder: Path) -> str:
-    """The whole page, from the result files of a folder in the order of their names."""
-    parts = [HEAD]
-    for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text())
-        title, sections = TABLES[content["benchmark"]]
-        parts += [f"## {title} ({path.stem})", *sections(content), origin(content, path.name)]
-    return "\n\n".join(parts) + "\n"
+One row per claim; each page has the tables, the settings, and the command that reproduces them. Written by
+`python -m benchmarks.results` from the files in `benchmarks/results`; do not edit. Losses are in nats per
+token, and negative differences mean that the first arm is better. {READING}"""
 
 
-def origin(content: dict[str, Any], name: str) -> str:
-    """How the numbers came about: commands, machine, versions, revisions, dates."""
-    last = content["sessions"][-1]
-    loads = [entry["load_average"] for entry in content["entries"].values()]
-    lines = [f"**Origin** (`benchmarks/results/{name}`):", ""]
-    for session in _told_apart(content):
-        threads = session["machine"]["threads"]
-        lines.append(
-            f"- {session['date']}: `{session['command']}`, {_revision(session)}, "
-            f"{threads} thread{'s' if threads > 1 else ''}"
-        )
+def pages(folder: Path) -> dict[str, str]:
+    """Content of every page by file name, from the result files of a folder."""
+    written, rows = {}, []
+    for path in _sorted(folder):
+        content, module = json.loads(path.read_text()), module_of(path)
+        page: Page = module.page(content)
+        written[f"{path.stem}.md"] = _text(page, content, module, path.name)
+        link = f"[{path.stem}]({path.stem}.md)"
+        rows += [[claim.text, claim.number, claim.seeds, claim.verdict, link] for claim in page.claims]
+    index = table(["claim", "number", "seeds", "verdict", "page"], rows)
+    return {"index.md": f"{INDEX}\n\n{index}\n", **written}
+
+
+def _text(page: Page, content: Content, module: ModuleType, name: str) -> str:
+    summary, *details = _prose(module)
+    title = page.title or re.split("[:.?]", summary)[0]
+    command = page.command or f"python -m {module.__name__}"
+    source = f"Written from `benchmarks/results/{name}` by `python -m benchmarks.results`; do not edit."
+    parts = [f"# {title}", f"Reproduce: `{command}`. {source}", *details, *page.sections]
+    if any("p (Holm)" in section for section in page.sections):
+        parts.append(READING)
+    return "\n\n".join([*parts, origin(content)]) + "\n"
+
+
+def _prose(module: ModuleType) -> list[str]:
+    """Paragraphs of a docstring without code blocks; only the first of a module that does not measure."""
+    paragraphs = (inspect.getdoc(module) or "").split("\n\n")
+    prose = [" ".join(part.split("\n")) for part in paragraphs if not part.startswith("    ")]
+    return prose if hasattr(module, "SCRIPT") else prose[:1]
+
+
+def module_of(path: Path) -> ModuleType:
+    """The module that writes a result file's page."""
+    return PAGES[_start(path)]
+
+
+def _start(path: Path) -> str:
+    return next(start for start in PAGES if path.stem.startswith(start))
+
+
+def _sorted(folder: Path) -> list[Path]:
+    order = list(PAGES)
+    return sorted(folder.glob("*.json"), key=lambda path: (order.index(_start(path)), path.stem))
+
+
+def origin(content: Content) -> str:
+    """Where the numbers come from: commands, machine, versions, revisions, dates."""
+    last, entries = content["sessions"][-1], content["entries"].values()
+    loads = [entry["load_average"] for entry in entries]
+    used = [content["sessions"][number] for number in sorted({entry["session"] for entry in entries})]
     machine = last["machine"]
-    lines.append(
+    lines = [
+        "## Origin",
+        "",
+        "Each session with its command as it was at that revision, then the machine and the versions.",
+        "",
+        *(f"- {_session(session)}" for session in used),
         f"- {machine['processor']}, {machine['processors']} cores, {machine['memory_gib']} GiB, "
-        f"{machine['platform']}; "
-        f"load average while measuring {min(loads):.1f} to {max(loads):.1f} (this benchmark's own included)"
-    )
-    lines.append("- " + ", ".join(f"{package} {number}" for package, number in last["versions"].items()))
+        f"{machine['platform']}; load average {min(loads):.1f} to {max(loads):.1f}, this benchmark's own "
+        "included",
+        "- " + ", ".join(f"{package} {number}" for package, number in last["versions"].items()),
+    ]
     return "\n".join(lines)
 
 
-def _revision(session: dict[str, Any]) -> str:
+def _session(session: Content) -> str:
     changed = len(session["changed_source"])
-    told = f"revision {(session['revision'] or 'unknown')[:12]}"
-    told += f" with {changed} changed source files" if changed else ""
-    return f"{told} (sources {session['source_digest']})"
+    revision = f"revision {(session['revision'] or 'unknown')[:12]}"
+    revision += f" with {plural(changed, 'changed source file')}" if changed else ""
+    threads = plural(session["machine"]["threads"], "thread")
+    revision += f" (sources {session['source_digest']})"
+    return f"{session['date']}: `{session['command']}`, {revision}, {threads}"
 
 
-def _told_apart(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sessions that any entry comes from."""
-    used = sorted({entry["session"] for entry in content["entries"].values()})
-    return [content["sessions"][number] for number in used]
+def draw(results: Path, folder: Path) -> None:
+    """All figures."""
+    for path in _sorted(results):
+        module = module_of(path)
+        if hasattr(module, "draw"):
+            module.draw(json.loads(path.read_text()), folder)
 
 
-def main() -> None:
+def outdated(written: dict[str, str], folder: Path) -> list[str]:
+    """Pages whose file differs or is missing, and files that no result file belongs to."""
+    there = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
+    return sorted(name for name in written.keys() | there.keys() if written.get(name) != there.get(name))
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 where the page is out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write")
-    options = parser.parse_args()
-    made = page(options.results)
-    if not options.check:
-        write_text(options.page, made)
-    elif not options.page.exists() or options.page.read_text() != made:
-        sys.exit(f"{options.page} is out of date; run: python benchmarks/results.py")
+    parser.add_argument("--pages", type=Path, default=DOCS, help="folder of the pages")
+    options = parser.parse_args(arguments)
+    written = pages(options.results)
+    names = outdated(written, options.pages)
+    if options.check:
+        if names:
+            sys.exit(f"Out of date: {', '.join(names)}; run: python -m benchmarks.results")
+        return
+    options.pages.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if name in written:
+            write_text(options.pages / name, written[name])
+        else:
+            (options.pages / name).unlink()
+    draw(options.results, options.pages / "figures")
 
 
 if __name__ == "__main__":

@@ -1,67 +1,102 @@
-"""The benchmarks' common frame: whose statistics it uses, a result file that was stopped."""
+"""What benchmarks share: result files, folders, command lines, processes, tables."""
 
-import importlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from gradwise.report import statistics
-
-frame: Any = importlib.import_module("frame")
+from benchmarks.common import frame, measure, process, tables
 
 
-def test_verdicts_are_those_of_gradwise_compare() -> None:
-    assert frame.compare is statistics.compare
-    assert frame.holm is statistics.holm
-    values = {"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {0: 0.5, 1: 1.49, 2: 2.51}}
-    assert [one.verdict for one in frame.compare(values, "a")] == [frame.BETTER]
-
-
-def test_result_file_is_gone_on_with(tmp_path: Path) -> None:
+def test_result_file_is_resumed(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    first = frame.ResultFile(path, "layers", {"steps": 4, "grid": (1, 2)}, threads=1)
-    first.add("quality/full/0", {"loss": 1.0})
-    second = frame.ResultFile(path, "layers", {"steps": 4, "grid": (1, 2)}, threads=1)
+    first = frame.ResultFile(path, "layers", {"steps": 4, "grid": (1, 2)})
+    first.once("quality/full/0", lambda: {"loss": 1.0})
+    second = frame.ResultFile(path, "layers", {"steps": 4, "grid": (1, 2)})
     assert "quality/full/0" in second and "quality/full/1" not in second
-    second.add("quality/full/1", {"loss": 2.0})
+    second.once("quality/full/0", lambda: {"loss": 9.0})
+    second.once("quality/full/1", lambda: {"loss": 2.0})
     content = json.loads(path.read_text())
-    assert [content["entries"][f"quality/full/{seed}"]["session"] for seed in (0, 1)] == [0, 1]
-    assert {"command", "date", "revision", "machine", "versions", "source_digest"} <= set(
-        content["sessions"][0]
-    )
+    assert {key: (one["session"], one["loss"]) for key, one in content["entries"].items()} == {
+        "quality/full/0": (0, 1.0),
+        "quality/full/1": (1, 2.0),
+    }
+    fields = {"command", "date", "revision", "machine", "versions", "source_digest"}
+    assert fields <= set(content["sessions"][0])
 
 
-def test_result_file_of_other_settings_is_refused(tmp_path: Path) -> None:
+def test_result_file_with_other_settings_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    frame.ResultFile(path, "layers", {"steps": 4}, threads=1).save()
+    frame.ResultFile(path, "layers", {"steps": 4}).save()
     with pytest.raises(SystemExit, match="steps was 4"):
-        frame.ResultFile(path, "layers", {"steps": 5}, threads=1)
+        frame.ResultFile(path, "layers", {"steps": 5})
+    with pytest.raises(SystemExit, match="belongs to layers"):
+        frame.ResultFile(path, "grace", {"steps": 4})
 
 
-def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
-    def halfway(folder: Path) -> None:
+def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
         (folder / "first").write_text("half")
         raise RuntimeError("stopped")
 
-    def whole(folder: Path) -> None:
+    def fill(folder: Path) -> None:
         assert not list(folder.iterdir())
         (folder / "second").write_text("whole")
 
-    target = tmp_path / "made"
+    target = tmp_path / "built"
     with pytest.raises(RuntimeError):
-        frame.made_whole(target, halfway)
+        frame.build_folder(target, fail)
     assert not target.exists()
-    for make in (whole, halfway):
-        assert frame.made_whole(target, make) == target
+    for write in (fill, fail):
+        assert frame.build_folder(target, write) == target
     assert [path.name for path in target.iterdir()] == ["second"]
 
 
-def test_parts_are_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = frame.parts_parser("What for.", ("speed", "size"))
-    assert parser.parse_args([]).parts == ["speed", "size"]
-    assert parser.parse_args(["--parts", "size"]).parts == ["size"]
+def test_unknown_names_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = frame.Script("What for.", "grace-speed")
+    parser.add_argument("--pools", type=frame.names_among(("clean", "dirty")))
+    assert parser.parse_args(["--pools", "dirty"]).pools == ["dirty"]
+    assert parser.parse_args([]).out == frame.RESULTS / "grace-speed.json"
     with pytest.raises(SystemExit):
-        parser.parse_args(["--parts", "size,sped"])
-    assert "unknown sped; there are speed, size" in capsys.readouterr().err
+        parser.parse_args(["--pools", "clean,dusty"])
+    assert "unknown: dusty; known: clean, dirty" in capsys.readouterr().err
+
+
+def test_a_function_runs_in_its_own_process() -> None:
+    result = process.in_own_process("os:getenv", "GRADWISE_BENCH", environment={"GRADWISE_BENCH": "here"})
+    assert result == "here"
+
+
+def test_arms_are_timed_in_turn() -> None:
+    calls: list[tuple[str, int]] = []
+    arms = {name: (lambda number, name=name: calls.append((name, number))) for name in "ab"}
+    seconds = measure.in_turn(arms, 2)
+    assert calls == [("a", 0), ("b", 0), ("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert {name: len(rounds) for name, rounds in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_two_references_are_compared_once_and_claims_agree_with_the_tables() -> None:
+    losses = {
+        "random": dict(enumerate([1.00, 1.10, 0.90, 1.05, 0.95])),
+        "full": dict(enumerate([0.90, 1.01, 0.80, 0.94, 0.86])),
+        "lora": dict(enumerate([1.01, 1.10, 0.89, 1.06, 0.94])),
+        "loss_top": dict(enumerate([1.30, 1.42, 1.19, 1.36, 1.24])),
+    }
+    against_random, against_full = tables.comparisons(losses, ["random", "full"])
+    assert "| `full` | 5 | -0.0980 |" in against_random and "| `random` |" not in against_full
+    rows = (against_random + against_full).splitlines()
+    verdicts = [row.split("|")[-2].strip() for row in rows if row.startswith("| `")]
+    assert verdicts == ["better", "no difference seen", "worse", "worse", "worse"]
+    claims = [("It does not pay", "loss_top", "full"), ("Missing", "grace", "full")]
+    (claim,) = tables.compared_claims(losses, ["random", "full"], claims)
+    assert (claim.text, claim.seeds, claim.verdict) == ("It does not pay", "5", "worse")
+    assert claim.number.startswith("+0.400 (")
+
+
+def test_runs_without_a_finite_loss_are_left_out() -> None:
+    entries = {
+        "steps/random/0": {"loss": 1.0},
+        "steps/random/1": {"loss": None},
+        "time/random/2": {"loss": 1.0},
+    }
+    assert tables.by_arm({"entries": entries}, "steps") == {"random": {0: {"loss": 1.0}}}

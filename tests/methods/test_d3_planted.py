@@ -1,34 +1,30 @@
-"""D3 on pools in which the order matters by construction (benchmarks/d3_planted.py has the pools)."""
+"""D³ on pools in which the order matters by construction (`benchmarks.d3.synthetic` has the pools)."""
 
-import importlib
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-d3_planted: Any = importlib.import_module("d3_planted")
+from benchmarks.d3 import planted
 
 SEEDS = 12
 
 
-def found(kind: str, edges: str) -> list[Any]:
-    return [d3_planted.direction(kind, edges, seed) for seed in range(SEEDS)]
+def graphs_of(kind: str, edges: str) -> list[Any]:
+    return [planted.direction(kind, edges, seed) for seed in range(SEEDS)]
 
 
 @pytest.mark.slow
-def test_what_would_be_overwritten_is_put_first() -> None:
-    graphs = found("conflict", "curvature")
+def test_what_would_be_overwritten_comes_first() -> None:
+    graphs = graphs_of("conflict", "curvature")
     assert sum(graph["difference"] > 0 for graph in graphs) > 0.9 * SEEDS
     assert not any(graph["precedes"] == "last" for graph in graphs)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", d3_planted.RUNS)
-def test_going_both_ways_round_tells_what_comes_first(kind: str) -> None:
-    """Also a prerequisite, of which two steps show nothing: what represents it and what reads it both have to
-    be learned, which is of the third order."""
-    graphs = found(kind, "orders")
+@pytest.mark.parametrize("kind", planted.RUNS)
+def test_training_both_orders_detects_what_comes_first(kind: str) -> None:
+    """Also for a prerequisite, which two steps cannot show: a representation and what reads it must both be
+    learned, so the effect is of third order."""
+    graphs = graphs_of(kind, "orders")
     assert sum(graph["difference"] > 0 for graph in graphs) > 0.9 * SEEDS
     assert sum(graph["precedes"] == "first" for graph in graphs) > 0.9 * SEEDS

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 import gradwise as gw
+from benchmarks.direct.published import gaussian_sketch, published
 from gradwise.methods.direct.descent import descent
 from gradwise.methods.direct.problem import clipped, lengths_of, mean_tokens, stiff_costs, without_copies
 from gradwise.numerics import Rows, Spectrum
-from tests.methods.direct_oracle import gaussian_sketch, published
 
 OBJECTIVES = ("curvature", "paper")
 

@@ -1,0 +1,60 @@
+"""SmolLM2-135M-Instruct as safetensors, short GSM8K problems for it, and stories260K beside it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common.frame import BUILD, DATA, build_folder
+from benchmarks.common.records import DEAL_SEED
+from gradwise.atomic import write_text
+from gradwise.demo import ASSETS, smollm2_recipe
+from gradwise.recipe import Model
+from gradwise.run.model import load_model, load_tokenizer
+
+STORIES = ASSETS / "stories260K"
+"""Model of 0.26 M parameters that comes with the package."""
+
+FOLDER = BUILD / "smollm2"
+PARTS = {"rates": 16, "tune": 80}
+CHECK = 24
+LARGEST = 260
+"""Characters of a problem with its answer; some 90 tokens."""
+
+
+def build(folder: Path = FOLDER) -> None:
+    """The model and its data."""
+    build_folder(folder / "data", _write_data)
+    model_folder(folder)
+
+
+def model_folder(folder: Path = FOLDER) -> Path:
+    """The model as safetensors, which load in one second; the packaged GGUF file takes ten."""
+    return build_folder(folder / "model", _unpack)
+
+
+def packaged() -> Model:
+    """The model as its package has it."""
+    model = smollm2_recipe().model
+    assert isinstance(model, Model)
+    return model
+
+
+def short_problems(split: str) -> list[str]:
+    """Short problems of a split of GSM8K in one fixed random order, as JSON lines."""
+    lines = (DATA / "gsm8k" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    mixed = [lines[place] for place in np.random.default_rng(DEAL_SEED).permutation(len(lines))]
+    return [line for line in mixed if sum(map(len, json.loads(line).values())) <= LARGEST]
+
+
+def _unpack(folder: Path) -> None:
+    load_model(packaged()).save_pretrained(folder)
+    load_tokenizer(packaged()).save_pretrained(folder)
+
+
+def _write_data(folder: Path) -> None:
+    train, start = short_problems("train"), 0
+    for part, count in PARTS.items():
+        write_text(folder / f"{part}.jsonl", "".join(train[start : start + count]))
+        start += count
+    write_text(folder / "check.jsonl", "".join(short_problems("test")[:CHECK]))

@@ -1,0 +1,290 @@
+"""What `run` compares: models, data, recipes, arms, budgets."""
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.common import small_llama, smollm2
+from benchmarks.common.records import COMMONSENSE, INSTRUCTIONS, LARGEST
+from benchmarks.compare.task import HERE, Claims, Comparison, Task, arm, both_budgets
+from benchmarks.d3 import pools as d3_pools
+from benchmarks.grace import pools as grace_pools
+
+SELECTIONS: tuple[str, ...] = ("random", "full", "loss_top", "length_top", "easy_first")
+LAYERS: tuple[str, ...] = ("lisa", "grass", "lora")
+LAYER_TEXT = (
+    "Selections keep a quarter of the records and repeat it as often as the steps need. `random` draws "
+    "another quarter for every seed; `easy_first` has the records of `random`; `full` and the layer policies "
+    "train on all records. Layer policies: 2 active blocks; embeddings, head and final norm frozen. LoRA on "
+    "all linear layers, r 16, alpha 32."
+)
+
+
+def _own_files(task: str) -> dict[str, str]:
+    return {name: f"{HERE}/arms/{task}/{name}.yaml" for name in (*SELECTIONS, *LAYERS)}
+
+
+def _small_llama() -> Task:
+    total = {part: sum(getattr(parts, part) for parts in INSTRUCTIONS.values()) for part in ("tune", "check")}
+    data = small_llama.FOLDER / "data" / "rates"
+    return Task(
+        name="small_llama",
+        title="selections and layer policies, small Llama",
+        text=(
+            "The small Llama (`benchmarks/common/small_llama.py`: 8.9 M parameters, six blocks), fine-tuned "
+            f"on {total['tune']} records of GSM8K, Dolly and commonsense ({', '.join(COMMONSENSE)}) of at "
+            f"most {LARGEST} characters; held out: {total['check']} others. {LAYER_TEXT}"
+        ),
+        prepare=small_llama.build,
+        arms=_own_files("small_llama"),
+        comparisons=both_budgets((*SELECTIONS, *LAYERS)),
+        claims=(
+            ("steps", "Small Llama: `loss_top`'s quarter against a random one", "loss_top", "random"),
+            ("time", "Small Llama: GRASS against full training", "grass", "full"),
+            ("time", "Small Llama: LoRA against full training", "lora", "full"),
+        ),
+        own_rates=True,
+        first_rates=dict.fromkeys(SELECTIONS, (1e-3, 3e-3, 1e-2)) | dict.fromkeys(LAYERS, (3e-3, 1e-2, 3e-2)),
+        check_rates={domain: str(data / f"{domain}.jsonl") for domain in INSTRUCTIONS},
+    )
+
+
+def _smollm2() -> Task:
+    return Task(
+        name="smollm2",
+        title="selections and layer policies, SmolLM2-135M",
+        text=(
+            f"SmolLM2-135M-Instruct, fine-tuned on {smollm2.PARTS['tune']} problems of GSM8K's training set "
+            f"of at most {smollm2.LARGEST} characters; held out: {smollm2.CHECK} such problems of its test "
+            f"set. {LAYER_TEXT}"
+        ),
+        prepare=smollm2.build,
+        arms=_own_files("smollm2"),
+        comparisons=both_budgets(
+            ("random", "full", "loss_top"), ("length_top", "lora", "grass"), ("lisa", "easy_first")
+        ),
+        claims=(
+            ("time", "SmolLM2-135M: GRASS against full training", "grass", "full"),
+            ("time", "SmolLM2-135M: LoRA against full training", "lora", "full"),
+        ),
+        seeds=3,
+        own_rates=True,
+        first_rates=dict.fromkeys(SELECTIONS, (3e-4, 1e-3)) | dict.fromkeys(LAYERS, (1e-3, 3e-3)),
+        check_rates={"gsm8k": str(smollm2.FOLDER / "data" / "rates.jsonl")},
+    )
+
+
+GRACE = {name: name for name in ("random", "full", "grace")}
+GRACE_FEW = {**GRACE, "grace_half": arm("grace_half", "grace", "grace/half")}
+GRACE_ALL = {
+    **GRACE_FEW,
+    **{
+        name: arm(name, "grace", f"grace/{name.removeprefix('grace_')}")
+        for name in ("grace_static", "grace_full_refresh")
+    },
+    **{name: name for name in ("loss_top", "length_top", "grad_norm_top", "k_center")},
+}
+GRACE_PROXY = {"grace_proxy": arm("grace_proxy", "grace", "grace/proxy")}
+IMPORTANCE = ("loss", "alignment", "norm", "head_norm", "coverage")
+TRADE_OFFS = ("alignment_80", "alignment_90", "head_length_90")
+"""Kinds of importance that do not pick garbage, with more weight on coverage."""
+POOLS = {
+    "clean": "1,200 records of GSM8K, Dolly and commonsense without repeats",
+    "dirty": (
+        "1,200 records: 600 distinct ones of GSM8K, Dolly and commonsense, 480 copies of 24 of these, 60 of "
+        "random characters and 60 snippets of two words"
+    ),
+}
+GRACE_TEXT = (
+    "Selections keep {share:.0%} of the records and repeat them as often as the steps need; `random` draws "
+    "others for every seed, `full` trains on all records."
+)
+
+
+def _grace_text(pool: str, fraction: float, model: str = "stories260K") -> str:
+    held_out = "held out: 180 other records, clean."
+    return f"{model}, fine-tuned on {POOLS[pool]}; {held_out} {GRACE_TEXT.format(share=fraction)}"
+
+
+def _grace_claims(subject: str, budgets: dict[str, tuple[str, ...]]) -> Claims:
+    """Of `grace` against references, by budget."""
+    labels = {"random": "a random one of equal size", "full": "all data"}
+    return tuple(
+        (budget, f"{subject}, against {labels[reference]}", "grace", reference)
+        for budget, references in budgets.items()
+        for reference in references
+    )
+
+
+def _grace(
+    pool: str, fraction: float, arms: dict[str, str], claims: dict[str, tuple[str, ...]], **more: Any
+) -> Task:
+    """stories260K on a pool of `grace.pools`; all arms have the rate that is best for `random`."""
+    share = f"{fraction:.0%}".replace("%", " %") + f" of a {pool} pool"
+    return Task(
+        name=f"grace_{pool}_{fraction * 100:02.0f}",
+        title=f"GRACE, {share}",
+        text=_grace_text(pool, fraction),
+        prepare=grace_pools.build,
+        arms=arms,
+        comparisons=both_budgets(tuple(arms)),
+        claims=_grace_claims(f"GRACE picks {share}", claims),
+        recipe_name=f"grace_{pool}",
+        fraction=fraction,
+        check_rates={"mixed": str(grace_pools.FOLDER / "rates.jsonl")},
+        **more,
+    )
+
+
+def _grace_llama() -> Task:
+    arms = {**GRACE, **GRACE_PROXY}
+    text = _grace_text("dirty", 0.3, "The small Llama (8.9 M parameters)")
+    return Task(
+        name="grace_llama",
+        title="GRACE, small Llama",
+        text=f"{text} For `grace_proxy`, stories260K scores the records in place of the trained model.",
+        prepare=lambda: (grace_pools.build(), small_llama.build()),
+        arms=arms,
+        comparisons=(Comparison("time", (tuple(arms),), ("random", "full")),),
+        claims=_grace_claims("Small Llama: GRACE picks 30 % of a dirty pool", {"time": ("random", "full")}),
+        fraction=0.3,
+    )
+
+
+def _grace_smollm2() -> Task:
+    arms = {name: GRACE[name] for name in ("random", "full")} | GRACE_PROXY
+    claim = "SmolLM2-135M: GRACE by a proxy picks a quarter of a dirty pool, against a random one"
+    dirt = grace_pools.SMOLLM2_DIRT
+    return Task(
+        name="grace_smollm2",
+        title="GRACE, SmolLM2-135M",
+        text=(
+            f"SmolLM2-135M-Instruct, fine-tuned on {dirt.distinct} short problems of GSM8K's training set, "
+            f"{dirt.copied * dirt.copies} copies of {dirt.copied} of them, {dirt.garbage} records of random "
+            f"characters and {dirt.garbage} snippets of two words; held out: {smollm2.CHECK} short problems "
+            f"of its test set. {GRACE_TEXT.format(share=0.25)} For `grace_proxy`, stories260K scores the "
+            "records in place of the trained model."
+        ),
+        prepare=grace_pools.build_smollm2,
+        arms=arms,
+        comparisons=(Comparison("time", (tuple(arms),), ("random", "full")),),
+        claims=(("time", claim, "grace_proxy", "random"),),
+        seeds=3,
+        fraction=0.25,
+    )
+
+
+def _grace_importance() -> Task:
+    """Every candidate is scored, once, so that arms differ only in importance."""
+    kinds = {kind: arm(kind, "grace", f"grace/{kind}") for kind in (*IMPORTANCE, *TRADE_OFFS)}
+    claim = "GRACE's default importance against coverage alone, dirty pool"
+    return Task(
+        name="grace_importance",
+        title="GRACE by kind of importance",
+        text=_grace_text("dirty", 0.1),
+        prepare=grace_pools.build,
+        arms={"random": "random", **kinds},
+        comparisons=(Comparison("steps", (("random", *IMPORTANCE), TRADE_OFFS), ("random", "coverage")),),
+        claims=(("steps", claim, "head_length_90", "coverage"),),
+        recipe_name="grace_dirty",
+        fraction=0.1,
+    )
+
+
+ORDERS = {
+    "random": "random=shuffle",
+    "interleave": "interleave",
+    "herding": "herding=order.herding",
+    "balanced": "balanced=d3",
+    "d3_domains": arm("d3_domains", "d3", "d3/domains"),
+    "d3_mixed": arm("d3_mixed", "d3", "d3/mixed"),
+    "given": "given",
+    "easy_first": "easy_first",
+    "influence": "influence",
+    **{
+        f"d3_{name}": arm(f"d3_{name}", "d3", f"d3/{name}")
+        for name in ("first_order", "lookahead", "batches", "high_overhead")
+    },
+}
+ORDER_TEXT = (
+    "Every arm trains once on each record. `random` shuffles, `interleave` alternates domains, and "
+    "`balanced` spreads label tokens evenly; none of these measures influence."
+)
+GRAPH_TEXT = (
+    "`herding` and `influence` order by projected gradients. `d3_*` order by a measured influence graph: "
+    "`d3_batches` of batches as they come, the others of batches from one domain, `d3_mixed` of pieces of "
+    "two samples."
+)
+ORDERS_FEW = ("random", "interleave", "balanced")
+ORDERS_FIRST = ("random", "interleave", "balanced", "d3_domains")
+"""Run before the others, so that an interrupted benchmark has all seeds of these."""
+ORDERS_REST = tuple(name for name in ORDERS if name not in ORDERS_FIRST)
+
+
+def _orders(
+    name: str, prepare: Callable[[], Any], text: str, model: str, *rounds: tuple[str, ...], seeds: int = 5
+) -> Task:
+    """One epoch on the same data in every arm; all have the recipe's learning rate."""
+    arms = {name: ORDERS[name] for together in rounds for name in together}
+    claims = {
+        "balanced": "balanced order",
+        "herding": "herding by gradients",
+        "d3_domains": "D³ with domains as units",
+    }
+    return Task(
+        name=f"orders_{name}",
+        title=f"orders, {model}",
+        text=" ".join([text, ORDER_TEXT, *([GRAPH_TEXT] if "d3_domains" in arms else [])]),
+        prepare=prepare,
+        arms=arms,
+        comparisons=(Comparison("steps", rounds, ("random", "interleave")),),
+        claims=tuple(
+            ("steps", f"{model}: {label} against a shuffle", arm, "random")
+            for arm, label in claims.items()
+            if arm in arms
+        ),
+        seeds=seeds,
+    )
+
+
+def _orders_pretrain() -> Task:
+    text = "The small Llama (8.9 M parameters), from random weights on 800 texts of four domains."
+    return _orders(
+        "pretrain", d3_pools.pretrain, text, "Small Llama's pre-training", ORDERS_FIRST, ORDERS_REST
+    )
+
+
+def _orders_tune() -> Task:
+    text = "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense; held out: 180 others."
+    return _orders("tune", d3_pools.tune, text, "stories260K's fine-tuning", ORDERS_FIRST, ORDERS_REST)
+
+
+def _orders_smollm2() -> Task:
+    text = "SmolLM2-135M-Instruct, fine-tuned on 96 short records of GSM8K, Dolly and commonsense."
+
+    def prepare() -> None:
+        smollm2.build()
+        d3_pools.smollm2()
+
+    return _orders("smollm2", prepare, text, "SmolLM2-135M", ORDERS_FEW, seeds=3)
+
+
+RANDOM, FULL = ("random",), ("full",)
+TUNED = {"random": (3e-4, 1e-3)}
+TASKS: dict[str, Callable[[], Task]] = {
+    "small_llama": _small_llama,
+    "smollm2": _smollm2,
+    "grace_importance": _grace_importance,
+    "grace_clean_10": lambda: _grace(
+        "clean", 0.1, GRACE_ALL, {"steps": RANDOM, "time": FULL}, seeds=3, first_rates=TUNED
+    ),
+    "grace_dirty_05": lambda: _grace("dirty", 0.05, GRACE_FEW, {"time": RANDOM}),
+    "grace_dirty_10": lambda: _grace(
+        "dirty", 0.1, GRACE_ALL, {"steps": RANDOM, "time": (*RANDOM, *FULL)}, first_rates=TUNED
+    ),
+    "grace_dirty_30": lambda: _grace("dirty", 0.3, GRACE_FEW, {"time": RANDOM}),
+    "grace_llama": _grace_llama,
+    "grace_smollm2": _grace_smollm2,
+    "orders_pretrain": _orders_pretrain,
+    "orders_tune": _orders_tune,
+    "orders_smollm2": _orders_smollm2,
+}
