@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from gradwise import console
-from gradwise.console import Lines, Progress, TolerantStream, clean, duration, on_terminal, say
+from gradwise.console import Lines, Progress, TolerantStream, duration, on_terminal, say
+from gradwise.text import clean
 
 STEERING = [chr(code) for code in (*range(9), *range(11, 32), 127, 0x9B, 0x202E, 0x2066, 0x2028, 0xD800)]
 

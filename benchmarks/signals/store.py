@@ -157,7 +157,7 @@ def measure(folder: Path, problems: int, want: str, batch_tokens: int, max_lengt
         "blocks": manifest["request"]["blocks"], "seconds": manifest["seconds"],
         "seconds_killed": json.loads((folder / "killed" / "manifest.json").read_text())["seconds"],
         "killed_at": shares, "bar": bar,
-        "files": sorted(path.name for path in (folder / "killed").iterdir() if path.name not in (LOCK, MARKER)),
+        "files": sorted({path.name for path in (folder / "killed").iterdir()} - {LOCK, MARKER}),
         "differ": differences(folder / "undisturbed", folder / "killed"),
     }  # fmt: skip
 

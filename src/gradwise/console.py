@@ -3,34 +3,16 @@
 import contextlib
 import io
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
-from gradwise.plain import masked
-
-CONTROL = re.compile(
-    # C0 and C1 controls but for tab and line feed, marks that separate lines or reverse text, surrogates.
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+from gradwise.text import clean
 
 FIRST_LINE, NEXT_LINE = 10.0, 60.0
 """Seconds to the first line of progress where there is no terminal, and from one to the next."""
-
-
-def clean(text: str) -> str:
-    r"""Text with control characters spelled out and secrets masked, so that data, keys and file names cannot
-    steer a terminal.
-
-    >>> clean("a\x1b[2Jb")
-    'a\\x1b[2Jb'
-    """
-    return CONTROL.sub(
-        lambda match: match.group().encode("unicode_escape", "surrogatepass").decode(), masked(text)
-    )
 
 
 def say(text: str = "", *, error: bool = False) -> None:

@@ -1,6 +1,6 @@
 """What gradwise raises: one root, a child for each place where a user can put something right."""
 
-from gradwise.console import clean
+from gradwise.text import clean
 
 
 class GradwiseError(Exception):

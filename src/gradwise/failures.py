@@ -1,7 +1,7 @@
 """What the command line says of errors whose cause is known: one sentence instead of a traceback."""
 
 from gradwise.errors import GradwiseError
-from gradwise.plain import clipped
+from gradwise.text import clipped
 
 MEMORY = (
     "out of memory. Lower train.per_device_train_batch_size or data.max_length (while training), or "

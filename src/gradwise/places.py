@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import PlanError
-from gradwise.plain import shown
+from gradwise.text import shown
 
 
 def places(values: Any, what: str, size: int | None = None) -> NDArray[np.int64]:

@@ -9,22 +9,13 @@ import re
 from typing import Any
 
 from gradwise.errors import RecipeError
+from gradwise.text import SECRET, clipped, masked, shown
 
 DEEPEST = 50
 """Levels of lists and mappings inside one another."""
 
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
-_SECRET = (
-    r"(?:(?:hub|hf|auth|access|api|bearer|refresh|session|secret)_?token|password|passwd|secret|signature"
-    r"|(?:api|access|secret|private)_?key|credentials?)"
-)
-_SECRET_KEY = re.compile(rf"(?i)(?:^token|(?:^|[_.-]){_SECRET})$")
-_SECRETS = (
-    (re.compile(r"(?<![\w+.-])([a-zA-Z][\w+.-]*://)[^/\s@]+@"), r"\1***@"),
-    (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), "***"),
-    (re.compile(rf"(?i)(?<![\w.-])((?:[\w.-]*[_.-])?{_SECRET}|token)(=|: ?)[^\s&*]+"), r"\1\2***"),
-)
-"""Credentials in addresses, tokens of the hub, values of keys that name a secret; and their masks."""
+_SECRET_KEY = re.compile(rf"(?i)(?:^token|(?:^|[_.-]){SECRET})$")
 
 
 def plain(value: Any, key: str = "", depth: int = 0) -> Any:
@@ -67,35 +58,6 @@ def check_scalar(value: Any, key: str) -> None:
         problem = "this looks like a secret, and a recipe is copied into run directories"
     if problem:
         raise RecipeError(f"{clipped(key)}: {problem}; found {shown(value)}.")
-
-
-def shown(value: Any, most: int = 100) -> str:
-    """A value as messages show it: its repr, cut short, with credentials masked."""
-    try:
-        text = repr(value[: most + 1] if isinstance(value, str) else value)
-    except (ValueError, RecursionError):  # more digits than Python prints, a list inside itself
-        text = f"a large {type(value).__name__}"
-    return clipped(masked(text), most)
-
-
-def clipped(text: str, most: int = 100) -> str:
-    """Text cut to a length that messages can bear.
-
-    >>> clipped("a" * 20, most=6)
-    'aaa...'
-    """
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def masked(text: str) -> str:
-    """Text without the secrets that can be recognised in it.
-
-    >>> masked("https://me:pass@host/x --set train.hub_token=abcdef max_new_tokens=5")
-    'https://***@host/x --set train.hub_token=*** max_new_tokens=5'
-    """
-    for form, instead in _SECRETS:
-        text = form.sub(instead, text)
-    return text
 
 
 def _name(name: Any, above: str) -> str:

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Self, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gradwise.errors import RecipeError
-from gradwise.plain import plain, shown
+from gradwise.plain import plain
+from gradwise.text import shown
 
 
 class Settings:

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from gradwise import Grass, Model, Recipe, RecipeError, Train
-from gradwise.plain import masked
 from gradwise.recipe import yaml_text
 from gradwise.recipe.foreign_keys import adapter_config
+from gradwise.text import masked
 
 NINE = string.ascii_lowercase[:9]
 LAUGHS = "".join(

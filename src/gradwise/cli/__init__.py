@@ -9,11 +9,12 @@ from typing import Annotated
 
 import typer
 
-from gradwise.console import CONTROL, guard_streams, on_terminal, say
+from gradwise.console import guard_streams, on_terminal, say
 from gradwise.errors import DataError, RecipeError
 from gradwise.failures import sentence_on
 from gradwise.ranks import is_first, lost_connection, raised_everywhere
 from gradwise.stopping import stoppable
+from gradwise.text import CONTROL
 
 app = typer.Typer(
     no_args_is_help=True,

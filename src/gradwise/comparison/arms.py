@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from gradwise.errors import RecipeError
-from gradwise.plain import plain, shown
+from gradwise.plain import plain
 from gradwise.recipe import Recipe, tree
 from gradwise.recipe.yaml_text import read_yaml
 from gradwise.settings import Settings, nearest
+from gradwise.text import shown
 
 AS_IT_STANDS = "recipe"
 ADAPTER = "adapter"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError
-from gradwise.plain import shown
+from gradwise.text import shown
 
 Kind = Literal["steps", "tokens", "time"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -16,10 +16,10 @@ from gradwise.comparison.progress import Progress
 from gradwise.comparison.runs import FAILURE, LOG, is_done, prepare_folder, run_recipe
 from gradwise.comparison.workers import Crew, Task, start_server
 from gradwise.errors import DataError, RecipeError
-from gradwise.plain import shown
 from gradwise.recipe import Recipe
 from gradwise.report.comparison import write_report
 from gradwise.report.reading import HELD_OUT_LOSS, Results, read_results
+from gradwise.text import shown
 
 RUN = "gradwise.comparison.execute:run"
 CHECK_DATA = "gradwise.comparison.workbench:check_data"

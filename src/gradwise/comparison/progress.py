@@ -10,8 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from gradwise.comparison.workers import Result, Task
-from gradwise.console import clean, say
+from gradwise.console import say
 from gradwise.report.reading import HELD_OUT_LOSS, RunResult, read_run
+from gradwise.text import clean
 
 TAIL = 8192
 """Bytes at the end of a record in which its last line surely lies."""

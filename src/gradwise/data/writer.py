@@ -9,12 +9,12 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import pyarrow
 
-from gradwise.console import clean
 from gradwise.data.pool import Report, digest
 from gradwise.data.records import Origin, UnreadableError
 from gradwise.data.settings import Data
 from gradwise.data.tokenise import Tokens
 from gradwise.errors import DataError
+from gradwise.text import clean
 
 SCHEMA = pyarrow.schema(
     [

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from gradwise.errors import RecipeError
-from gradwise.plain import shown
 from gradwise.settings import Settings
+from gradwise.text import shown
 
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 Count = Annotated[int, Field(ge=1)]

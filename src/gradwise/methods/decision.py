@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from gradwise.errors import PlanError, SignalError
 from gradwise.places import check_rows, places
-from gradwise.plain import shown
 from gradwise.signals import Signals
+from gradwise.text import shown
 
 
 @dataclass(frozen=True)

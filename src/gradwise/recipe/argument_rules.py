@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from gradwise.errors import RecipeError
-from gradwise.plain import shown
 from gradwise.settings import nearest
+from gradwise.text import shown
 
 
 def _interval(value: float) -> float:

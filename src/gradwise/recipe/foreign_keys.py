@@ -11,9 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
-from gradwise.plain import shown
 from gradwise.recipe.argument_rules import check_value
 from gradwise.settings import nearest
+from gradwise.text import shown
 
 DECIDED_HERE = {
     "output_dir": "the run directory is given with --out",

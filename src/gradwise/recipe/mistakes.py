@@ -12,9 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from gradwise.errors import RecipeError
 from gradwise.evaluation.settings import Metrics
-from gradwise.plain import clipped, shown
 from gradwise.recipe.tree import METHOD_SECTIONS
 from gradwise.settings import Settings, nearest
+from gradwise.text import clipped, shown
 
 T = TypeVar("T")
 

@@ -18,12 +18,13 @@ from gradwise.evaluation.settings import Metrics
 from gradwise.folders import FORMAT, OLDEST, check_format
 from gradwise.methods import Anneal, Layers, OrderBy, Select
 from gradwise.methods.baselines import AllLayers, FullData, Shuffle
-from gradwise.plain import plain, shown
+from gradwise.plain import plain
 from gradwise.recipe import tree
 from gradwise.recipe.mistakes import naming, validate
 from gradwise.recipe.sections import Adapter, Model, SignalSettings, Train
 from gradwise.recipe.yaml_text import read_yaml, to_yaml
 from gradwise.settings import Settings
+from gradwise.text import shown
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from gradwise.errors import RecipeError
-from gradwise.plain import shown
 from gradwise.recipe.argument_rules import check_schedule, check_together
 from gradwise.settings import Settings, nearest
+from gradwise.text import shown
 
 
 @dataclass(frozen=True)

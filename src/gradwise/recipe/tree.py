@@ -7,10 +7,11 @@ from typing import Any
 
 from gradwise.data.files import at_home
 from gradwise.errors import RecipeError
-from gradwise.plain import DEEPEST, clipped, plain, shown
+from gradwise.plain import DEEPEST, plain
 from gradwise.recipe.sections import Adapter, Train
 from gradwise.recipe.yaml_text import parse
 from gradwise.settings import Settings, field_descriptions
+from gradwise.text import clipped, shown
 
 Tree = dict[str, Any]
 

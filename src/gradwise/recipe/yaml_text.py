@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from gradwise.errors import RecipeError
-from gradwise.plain import DEEPEST, clipped, shown
+from gradwise.plain import DEEPEST
+from gradwise.text import clipped, shown
 
 LARGEST = 10_000_000
 """Bytes in a file, and characters once its aliases are expanded."""

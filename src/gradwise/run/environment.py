@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from gradwise.plain import masked
 from gradwise.ranks import world_size
+from gradwise.text import masked
 
 PACKAGES = (
     "gradwise",

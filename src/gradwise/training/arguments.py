@@ -11,9 +11,9 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from transformers.utils.import_utils import is_liger_kernel_available
 
 from gradwise.errors import RecipeError
-from gradwise.plain import clipped
 from gradwise.ranks import on_cpu
 from gradwise.recipe import Train
+from gradwise.text import clipped
 
 DECAY_SHARE = "decay_share"
 """Key in lr_scheduler_kwargs for the share of the steps over which `schedule: wsd` decays."""

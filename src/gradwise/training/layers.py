@@ -29,9 +29,9 @@ from torch.optim import Optimizer
 
 from gradwise.errors import CheckpointError, RecipeError, SignalError
 from gradwise.methods.layer_policy import LayerPolicy
-from gradwise.plain import shown
 from gradwise.settings import same_settings
 from gradwise.structure import group_layers
+from gradwise.text import shown
 from gradwise.training.layer_probe import LayerProbe
 
 

@@ -26,8 +26,8 @@ from gradwise.atomic import write_bytes
 from gradwise.errors import PlanError
 from gradwise.folders import FORMAT, check_format
 from gradwise.places import places
-from gradwise.plain import shown
 from gradwise.stored import damaged
+from gradwise.text import shown
 
 DIGESTED = "gradwise plan 1"
 """What digests begin with; to be changed only with what they cover."""

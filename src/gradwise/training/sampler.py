@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from gradwise.errors import PlanError
-from gradwise.plain import shown
+from gradwise.text import shown
 from gradwise.training.plan import Plan
 
 

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from gradwise.console import say
-from gradwise.plain import clipped
+from gradwise.text import clipped
 
 EVENTS = [name for name in dir(TrainerCallback) if name.startswith("on_")]
 
