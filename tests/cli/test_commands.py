@@ -323,12 +323,9 @@ class TestStopping:
         long.records("train.jsonl", [{"text": f"Story number {number}. " * 9} for number in range(100_000)])
         command = start("train", long.path, "--out", "run")
         self.wait_until(lambda: (long.folder / "run" / "recipe.yaml").exists())
-        time.sleep(0.3)
         os.kill(command.pid, signal.SIGINT)
-        command.wait()
-        assert command.code == 1
-        assert command.stderr.strip().startswith("gradwise: stopped at once")
-        assert "Traceback" not in command.stderr
+        assert command.wait().code == 1
+        assert command.stderr.strip() == "gradwise: stopped; the same command continues from what is saved."
 
 
 def test_schema_prints_a_json_schema(tmp_path: Path):

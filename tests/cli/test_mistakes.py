@@ -72,7 +72,7 @@ class TestRecipe:
 
     def test_what_the_trainer_refuses(self, gradwise: Start, project: Project):
         project.recipe["train"] |= {"load_best_model_at_end": True, "save_strategy": "no"}
-        refused(gradwise("train", project.path), "gradwise: train: ", "load_best_model_at_end")
+        refused(gradwise("train", project.path), "train.load_best_model_at_end needs checkpoints")
 
 
 class TestModel:

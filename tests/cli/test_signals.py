@@ -78,15 +78,6 @@ class TestLoaderWorkers:
         command.wait()
         wait_until(lambda: not alive(workers))
 
-    def test_a_second_signal_after_a_moment_stops_at_once(self, start: Start, project: Project) -> None:
-        """Here while the data are loaded, when there is no checkpoint to wait for."""
-        project.records("train.jsonl", [{"text": f"Story number {n}. " * 40} for n in range(60_000)])
-        command = start("train", project.path, "--out", "run")
-        wait_until(lambda: (project.folder / "run" / "recipe.yaml").exists())
-        os.kill(command.pid, signal.SIGTERM)
-        assert command.wait().code == 1
-        assert command.stderr.strip() == "gradwise: stopped; the same command continues from what is saved."
-
 
 @pytest.mark.parametrize(
     ("command", "kept", "written"),

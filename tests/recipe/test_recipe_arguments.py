@@ -41,7 +41,6 @@ class TestTrainingArguments:
             "optim": "sgd",
             "logging_steps": 3,
             "dataloader_num_workers": 2,
-            "adam_beta2": 0.95,
             "per_device_train_batch_size": 2,
             "report_to": "none",
             "gradient_checkpointing": True,
@@ -49,7 +48,7 @@ class TestTrainingArguments:
         recipe = Recipe.from_dict({"train": given})
         made = built(recipe.train)
         assert (made.weight_decay, made.max_grad_norm, made.warmup_steps, made.max_steps) == (0.1, 0.5, 7, 12)
-        assert (made.save_strategy, made.optim, made.logging_steps, made.adam_beta2) == ("no", "sgd", 3, 0.95)
+        assert (made.save_strategy, made.optim, made.logging_steps) == ("no", "sgd", 3)
         assert (made.per_device_train_batch_size, made.gradient_accumulation_steps) == (2, 8)
         assert (made.dataloader_num_workers, made.report_to, made.gradient_checkpointing) == (2, [], True)
 
@@ -96,11 +95,12 @@ class TestTrainingArguments:
             built(Train(arguments=given))
 
 
+# ruff: noqa: E501 (a table with one case to a line)
 REFUSED = {
     # out of range
     "max_steps: 0": "input should be a number of steps; leave it out to train for train.epochs; found 0",
     "max_steps: -2": "found -2",
-    "eval_strategy: steps, eval_steps: 0": "a whole number of steps, or a share of them",
+    "eval_strategy: steps, eval_steps: 0": "a whole number of steps, or a share of them between 0 and 1; found 0",
     "save_steps: -5": "a whole number of steps",
     "save_steps: 2.5": "a whole number of steps",
     "logging_steps: 0": "a whole number of steps",
@@ -121,7 +121,7 @@ REFUSED = {
     "ddp_timeout: 0": "greater than or equal to 1",
     "log_level: loud": "input should be 'debug'",
     "include_num_input_tokens_seen: some": "include_num_input_tokens_seen: input should be",
-    "dataloader_num_workers: 1, dataloader_multiprocessing_context: thread": "'fork', 'spawn' or",
+    "dataloader_num_workers: 1, dataloader_multiprocessing_context: thread": "'fork', 'spawn' or 'forkserver'",
     # choices
     "eval_strategy: epochs": "unknown 'epochs'; did you mean 'epoch'?",
     "save_strategy: often": "unknown 'often'; known: best, epoch, no, steps",
@@ -157,13 +157,13 @@ REFUSED = {
     "bf16: true, fp16: true": "and train.fp16 exclude each other",
     "load_best_model_at_end: true, save_strategy: no": "needs checkpoints; set save_strategy",
     "save_strategy: best": "is best, and nothing says by what",
-    "metric_for_best_model: held_out_loss, label_smoothing_factor: 0.1": "label_smoothing_factor leaves",
+    "metric_for_best_model: held_out_loss, label_smoothing_factor: 0.1": "label_smoothing_factor leaves unknown",
     "push_to_hub: true": "needs hub_model_id",
     # schedules
     "lr_scheduler_kwargs: {num_cycles: 2}": "linear takes no 'num_cycles'; it takes none",
-    "schedule: cosine, lr_scheduler_kwargs: {num_cycle: 2}": "takes no 'num_cycle'; did you mean",
+    "schedule: cosine, lr_scheduler_kwargs: {num_cycle: 2}": "takes no 'num_cycle'; did you mean 'num_cycles'?",
     "schedule: constant, lr_scheduler_kwargs: {power: 2}": "constant takes no 'power'",
-    "schedule: cosine, lr_scheduler_kwargs: {num_cycles: many}": "cosine cannot follow {'num_cycles'",
+    "schedule: cosine, lr_scheduler_kwargs: {num_cycles: many}": "cosine cannot follow {'num_cycles': 'many'}",
     "schedule: wsd, lr_scheduler_kwargs: {decay_type: steep}": "wsd cannot follow {'decay_type': 'steep'}",
     "schedule: polynomial, lr_scheduler_kwargs: {lr_end: 1}": "polynomial cannot follow",
     "schedule: cosine_with_min_lr": "cosine_with_min_lr cannot follow {}",
@@ -202,7 +202,7 @@ TAKEN = [
 class TestRules:
     @pytest.mark.parametrize(("text", "reason"), REFUSED.items(), ids=REFUSED)
     def test_what_would_be_ignored_or_fail_late_is_refused_when_it_is_read(self, text: str, reason: str):
-        with pytest.raises(RecipeError, match=r"recipe: train\.") as caught:
+        with pytest.raises(RecipeError, match=r"recipe: (unknown key )?train\.") as caught:
             Recipe.from_dict({"train": parse("{" + text + "}", "here")})
         assert reason in str(caught.value)
 
@@ -211,10 +211,10 @@ class TestRules:
         Recipe.from_dict({"train": parse("{" + text + "}", "here")})
 
     def test_evaluation_settings_need_held_out_data(self):
-        for chosen in ({"per_device_eval_batch_size": 2}, {"metric_for_best_model": "held_out_loss"}):
-            with pytest.raises(RecipeError, match="data\\.validation is not given"):
-                built(Train(arguments=chosen))
-            built(Train(arguments=chosen), validation=True)
+        for asked in ({"per_device_eval_batch_size": 2}, {"metric_for_best_model": "held_out_loss"}):
+            with pytest.raises(RecipeError, match=r"data\.validation is not given"):
+                built(Train(arguments=asked))
+            built(Train(arguments=asked), validation=True)
 
     @given(st.integers(1, 4096), st.integers(1, 16), st.none() | st.integers(1, 64))
     def test_micro_batches_make_up_the_batch(self, batch_size: int, ranks: int, asked: int | None):
