@@ -3,10 +3,8 @@ them is killed."""
 
 import json
 import os
-import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,21 +23,10 @@ from gradwise.run.order import order_samples
 from gradwise.run.select import select_samples
 from gradwise.run.signals import collect_signals
 from gradwise.training.checkpoint import checkpoints, is_finished
+from tests.disturbance import Disturbance
 from tests.signals.processes import ended, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
-
-WATCHED = {
-    "open",
-    "os.mkdir",
-    "os.rename",
-    "os.remove",
-    "os.rmdir",
-    "os.truncate",
-    "os.listdir",
-    "os.scandir",
-}
-"""The interpreter's audit events for operations on files."""
 
 TRAINING = {
     "batch_size": 12,
@@ -75,33 +62,6 @@ def base(tmp_path_factory: pytest.TempPathFactory, stories: Path) -> dict[str, A
     paths = {"train": str(folder / "train.jsonl"), "validation": str(folder / "valid.jsonl")}
     data = paths | {"max_length": 32, "allow": {"cut": 1.0}}
     return {"model": {"name": str(stories)}, "data": data, "train": TRAINING}
-
-
-class Disturbance:
-    """Makes operations on files below a folder slow, or kills the process at one of them.
-
-    Args:
-        folder: where.
-        delays: the longest one in seconds, drawn anew for each operation.
-        seed: of the draws.
-        kill_at: number of the operation, if any.
-    """
-
-    def __init__(
-        self, folder: Path, *, delays: float = 0.0, seed: int = 0, kill_at: int | None = None
-    ) -> None:
-        self.folder, self.delays, self.kill_at = str(folder), delays, kill_at
-        self.count, self.random = 0, random.Random(seed)
-        sys.addaudithook(self.hear)
-
-    def hear(self, event: str, arguments: Any) -> None:
-        if event not in WATCHED or not str(arguments[0]).startswith(self.folder):
-            return
-        self.count += 1
-        if self.count == self.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.delays and self.random.random() < 0.25:
-            time.sleep(self.delays * self.random.random())
 
 
 def on_ranks(count: int, folder: Path, work: Callable[..., None], *arguments: Any) -> list[int]:

@@ -10,6 +10,7 @@ from transformers import Trainer as PlainTrainer
 from transformers import TrainerCallback
 
 import gradwise as gw
+from gradwise.atomic import TEMPORARY
 from gradwise.data import Collator
 from gradwise.folders import MARKER
 from gradwise.training.checkpoint import checkpoints, delete, is_finished
@@ -184,3 +185,13 @@ def test_a_run_of_the_command_is_none_of_a_trainers(make: Any, tmp_path: Path):
     with claimed(tmp_path / "out", "run", ("recipe.yaml",)):
         (tmp_path / "out" / "recipe.yaml").touch()
     refused(make(), tmp_path / "out", "holds a training run, not a run of gradwise.Trainer")
+
+
+@pytest.mark.parametrize("left", [[], [f"{TEMPORARY}1-{MARKER}"]])
+def test_a_checkpoint_killed_before_it_was_marked_is_no_hindrance(make: Any, tmp_path: Path, left: list[str]):
+    torn = tmp_path / "out" / "checkpoint-9"
+    torn.mkdir(parents=True)
+    for name in left:
+        (torn / name).touch()
+    make(max_steps=1).train()
+    assert not torn.exists()

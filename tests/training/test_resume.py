@@ -20,6 +20,8 @@ from gradwise.data import Collator
 from gradwise.run import train
 from gradwise.training.checkpoint import checkpoints, is_finished, last_whole
 from tests.conftest import same_weights
+from tests.disturbance import Disturbance
+from tests.signals.processes import ended, start
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +206,25 @@ def test_killed_and_resumed_is_never_killed(sources: dict[str, Any], tmp_path: P
     assert kills, "no kill came before the end"
     run_whole(settings, tmp_path / "killed")
     assert what_counts(tmp_path / "killed") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_killed_at_operations_on_files_is_never_killed(sources: dict[str, Any], tmp_path: Path) -> None:
+    """Kills that timers rarely hit: between the creation of a folder and its marker, for example."""
+    settings, out = recipe(sources, **TRIES[0]), tmp_path / "killed"
+    run_whole(settings, tmp_path / "whole")
+
+    def killed(at: int) -> None:
+        Disturbance(out, kill_at=at)
+        run_whole(settings, out)
+
+    # Each run resumes the one before, and writes a checkpoint in about 40 operations.
+    statuses = [ended(start(killed, at)) for at in range(40, 124, 6)]
+    assert statuses.count(-signal.SIGKILL) >= 10
+    run_whole(settings, out)
+    assert what_counts(out) == what_counts(tmp_path / "whole")
+    assert not list(out.rglob(".gradwise-tmp-*"))
 
 
 def test_a_checkpoint_cut_short_is_passed_over_or_named(sources: dict[str, Any], tmp_path: Path) -> None:

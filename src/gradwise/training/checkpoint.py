@@ -58,7 +58,7 @@ def check_ours(folder: Path) -> None:
 
 
 def _check_marked(checkpoint: Path) -> None:
-    if (checkpoint / MARKER).is_file():
+    if (checkpoint / MARKER).is_file() or _is_empty(checkpoint):
         return
     if (checkpoint / "complete.json").is_file():
         check_format(1, f"The checkpoint {checkpoint}", RecipeError)
@@ -66,6 +66,12 @@ def _check_marked(checkpoint: Path) -> None:
         f"{checkpoint} was not written by gradwise (it has no {MARKER}) and could be overwritten; move it, "
         "or give another output folder."
     )
+
+
+def _is_empty(checkpoint: Path) -> bool:
+    """Whether a folder without a marker holds nothing of anybody's, as after a kill before its marker was
+    written or after its marker was deleted."""
+    return checkpoint.is_dir() and all(path.name.startswith(TEMPORARY) for path in checkpoint.iterdir())
 
 
 def is_finished(checkpoint: Path) -> bool:
@@ -131,9 +137,14 @@ def last_whole(folder: Path, *, contents: bool = True) -> tuple[Path | None, lis
 
 
 def discard_torn(folder: Path) -> None:
-    """Delete the checkpoints that gradwise began to write and did not finish."""
+    """Delete the checkpoints that gradwise began to write and did not finish.
+
+    Raises:
+        RecipeError: one was not written by gradwise.
+        StorageError: a file cannot be deleted.
+    """
     for checkpoint in checkpoints(folder):
-        if (checkpoint / MARKER).is_file() and not is_finished(checkpoint):
+        if not is_finished(checkpoint):
             delete(checkpoint)
 
 
@@ -165,7 +176,7 @@ def delete(checkpoint: Path) -> None:
     # Marked as incomplete first, so that a kill in between leaves nothing that looks whole.
     mark(checkpoint, "checkpoint", complete=False, digests=digests, foreign=[])
     with writing(checkpoint):
-        for name in digests:
+        for name in (*digests, *(path.name for path in checkpoint.glob(f"{TEMPORARY}*"))):
             (checkpoint / name).unlink(missing_ok=True)
         for below in sorted((path for path in checkpoint.rglob("*") if path.is_dir()), reverse=True):
             if not below.is_symlink() and not any(below.iterdir()):
