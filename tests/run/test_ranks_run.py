@@ -17,12 +17,11 @@ import torch
 import torch.distributed as dist
 
 import gradwise as gw
-from gradwise.folders import MARKER
 from gradwise.run import train
 from gradwise.run.order import order_samples
 from gradwise.run.select import select_samples
 from gradwise.run.signals import collect_signals
-from gradwise.training.checkpoint import checkpoints, is_finished
+from gradwise.training.checkpoint import checkpoints
 from tests.disturbance import Disturbance
 from tests.signals.processes import ended, start
 
@@ -196,7 +195,7 @@ def _run_to_the_end(rank: int, base: dict[str, Any], out: Path) -> None:
     run(base | RECIPES["grass"], out)
 
 
-@pytest.mark.parametrize(("victim", "at"), [(0, 40), (0, 90), (0, 180), (1, 6), (1, 12)])
+@pytest.mark.parametrize(("victim", "at"), [(0, 40), (0, 90), (0, 180), (1, 2), (1, 4)])
 def test_whichever_rank_is_killed_the_run_resumes(
     base: dict[str, Any], alone: Path, tmp_path: Path, victim: int, at: int
 ):
@@ -241,4 +240,4 @@ def _failing(rank: int, base: dict[str, Any], folder: Path) -> None:
 
 def test_what_fails_on_one_rank_fails_on_all(base: dict[str, Any], tmp_path: Path):
     assert on_ranks(2, tmp_path, _failing, base, tmp_path) == [0, 0]
-    assert not (tmp_path / "missing" / MARKER).exists() or not is_finished(tmp_path / "missing")
+    assert not (tmp_path / "missing" / "model").exists()
