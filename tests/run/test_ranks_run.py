@@ -134,7 +134,7 @@ def _trained_twice(rank: int, base: dict[str, Any], folder: Path) -> None:
     disturbance = Disturbance(folder, seed=rank)
     ranks = dist.get_world_size()
     for number, (name, recipe) in enumerate([*RECIPES.items(), ("again", RECIPES["grace"])]):
-        disturbance.delays = 0.2 if number % ranks == rank else 0.02
+        disturbance.delays = 0.06 if number % ranks == rank else 0.01
         run(base | recipe, folder / name)
         if rank == 0:
             _interrupt(folder / name)
