@@ -76,7 +76,7 @@ USES: dict[str, Use] = {
     "matmul, transposed": lambda x, p: x @ p["m.c.weight"].T,
     "matmul by keyword": lambda x, p: torch.matmul(input=x, other=p["m.c.weight"].t()),
     "matmul on the left": lambda x, p: p["m.c.weight"] @ x.mT,
-    "matmul on the left, transposed": lambda x, p: torch.matmul(p["m.c.weight"][:, :5].mT, x.mT[:, :5]),
+    "matmul on the left, transposed": lambda x, p: torch.matmul(p["m.a.weight"].mT, x.mT),
     "mm": lambda x, p: torch.mm(x.flatten(0, 1), p["m.c.weight"].mT),
     "mm by keyword": lambda x, p: torch.mm(input=x.flatten(0, 1), mat2=p["m.a.weight"]),
     "addmm": lambda x, p: torch.addmm(p["m.a.bias"], x.flatten(0, 1), p["m.b.weight"]),

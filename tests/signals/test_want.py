@@ -103,10 +103,11 @@ class TestCost:
         assert (watched.forwards, watched.graphs, watched.backwards) == (self.BATCHES + self.ALONE, 0, 0)
 
     def test_gradients_are_one_forward_and_one_backward(self):
-        """And those of the rehearsal: a pair and the longest with the engine, three samples without."""
+        """And those of the rehearsal: a pair and the longest with the engine, three samples without. One
+        forward pass of a few tokens shows which weights are linear."""
         watched = self.passes("loss", "grad", "grad_norm")
-        assert watched.forwards <= self.BATCHES + self.ALONE + 5
-        assert watched.backwards == 2 * watched.forwards
+        assert watched.forwards <= self.BATCHES + self.ALONE + 6
+        assert watched.backwards == 2 * (watched.forwards - 1)
 
     def test_nothing_below_the_scope_is_back_propagated(self):
         watched = Watched(make("Llama"))
@@ -122,7 +123,7 @@ class TestCost:
         )
         monkeypatch.setattr(Rehearsal, "verdict", lambda *_: Verdict())
         collect(model, POOL, want=("grad", "grad_norm"), grad_dim=8, progress=False)
-        assert learning == [0]
+        assert learning and not any(learning)
 
 
 class TestRefused:
