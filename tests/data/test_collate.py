@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gradwise.data import Collator
+import gradwise as gw
+from gradwise.data import Collator, check_dropped
 
 PAD = 0
 
@@ -115,3 +117,73 @@ def test_the_padding_token_is_the_tokenizers(stories, trimming):
     assert Collator.for_tokenizer(stories, 8) == Collator(stories.pad_token_id, 8)
     assert trimming.pad_token_id is None
     assert Collator.for_tokenizer(trimming).pad_token_id == trimming.eos_token_id
+
+
+OWN_INPUTS = {
+    "attention_mask": [0, 1, 1, 1, 1],
+    "position_ids": [3, 4, 5, 6, 7],
+    "token_type_ids": [0, 0, 1, 1, 1],
+}
+
+
+@pytest.mark.parametrize("name", OWN_INPUTS)
+def test_what_a_sample_brings_is_in_the_batch(name: str):
+    first, second = samples(5, 3)
+    batch = Collator(PAD)([first | {name: OWN_INPUTS[name]}, second | {name: OWN_INPUTS[name][-3:]}])
+    assert batch[name].tolist()[0] == OWN_INPUTS[name]
+    assert batch[name].tolist()[1][:3] == OWN_INPUTS[name][-3:]
+    if name != "attention_mask":
+        assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+
+
+def test_a_sample_that_is_a_packed_row_is_read_as_one(model):
+    made = samples(5, 3, 4)
+    joined = {name: made[0][name] + made[1][name] for name in ("input_ids", "labels")}
+    joined["labels"][5] = -100
+    rows = [joined | {"position_ids": [0, 1, 2, 3, 4, 0, 1, 2]}, made[2] | {"position_ids": [0, 1, 2, 3]}]
+    batch = Collator(PAD)(rows)
+    assert "attention_mask" not in batch
+    assert summed(model, batch) == pytest.approx(apart(model, made), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "packed", "said"),
+    [
+        ({"labels": None}, False, "has no labels"),
+        ({"input_ids": None}, False, "has no input_ids"),
+        ({"position_ids": [0, 1]}, False, "has 3 input_ids, and its column 'position_ids' is not one number"),
+        ({"text": "once upon"}, False, "its column 'text' is not one number"),
+        ({"attention_mask": [[1, 1, 1]]}, False, "its column 'attention_mask' is not one number"),
+        ({"score": 0.5}, False, "its column 'score' is not one number"),
+        ({"attention_mask": [0, 1, 1]}, True, "brings its own attention_mask, which packing replaces"),
+        ({"position_ids": [1, 2, 3]}, True, "brings its own position_ids, which packing replaces"),
+        ({"token_type_ids": [0, 0, 0]}, False, "Some samples have the column 'token_type_ids'"),
+        ({"token_type_ids": [0, 0, 0]}, True, "Some samples have the column 'token_type_ids'"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(changes: dict[str, Any], packed: bool, said: str):
+    one, other = samples(3, 4)
+    rows = [one | changes, other]
+    with pytest.raises(gw.DataError, match=said):
+        Collator(PAD)([rows] if packed else rows)
+    usual = one | {"attention_mask": [1, 1, 1], "position_ids": [0, 1, 2]}
+    assert set(Collator(PAD)([[usual, other]])) == {"input_ids", "labels", "position_ids"}
+
+
+@pytest.mark.parametrize("kind", [list, Dataset.from_list])
+@pytest.mark.parametrize(
+    ("name", "usual", "meant"),
+    [
+        ("attention_mask", [1, 1, 1], [1, 1, 0]),
+        ("token_type_ids", [0, 0, 0], [0, 1, 1]),
+        ("position_ids", [0, 1, 2], [0, 1, 0]),
+    ],
+)
+def test_columns_that_a_model_does_not_take(kind: Any, name: str, usual: list[int], meant: list[int]):
+    rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3], name: usual} for _ in range(4)]
+    taken = {"input_ids", "labels"}
+    check_dropped(kind(rows), taken, "Bloom")
+    rows[2] = rows[2] | {name: meant}
+    with pytest.raises(gw.DataError, match=f"a column '{name}', which Bloom does not take"):
+        check_dropped(kind(rows), taken, "Bloom")
+    check_dropped(kind(rows), {*taken, name}, "Bloom")

@@ -115,7 +115,7 @@ MISTAKES = [
         "adapter.r: input should be a valid integer, unable to parse string as an integer; found 'many'.",
     ),
     ("model: {name: 3}", "model.name: input should be a valid string; found 3."),
-    ("data: {train: a, packing: yes}", "data.packing: input should be a valid boolean; found 'yes'."),
+    ("data: {train: a, packing: yes}", "data.packing.bool: input should be a valid boolean; found 'yes'."),
     ("seed: 1.5", "seed: input should be a valid integer; found 1.5."),
     ("train:", "train: input should be a mapping of keys; found None."),
     ("model: gpt2", "model: input should be a mapping of keys; found 'gpt2'."),

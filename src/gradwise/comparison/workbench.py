@@ -128,6 +128,7 @@ class Workbench:
         transformers.utils.logging.set_verbosity_error()
         self.recipe, self.shared, self.folder = recipe, shared, folder
         self.packed = recipe.data.max_length if recipe.data.packing else None
+        self.unpack_if_needed = recipe.data.packing == "auto"
         self.tokenizer = load_tokenizer(recipe.model)
         self.pool: Pool = load(recipe.data, "train", self.tokenizer, progress=False)
         self.held_out = None
@@ -191,6 +192,7 @@ class Workbench:
             plan=plan,
             run_dir=self.folder,
             packed_length=self.packed,
+            unpack_if_needed=self.unpack_if_needed,
             shared_signals=self.shared,
             proxy=self.proxy,
         )

@@ -5,6 +5,7 @@ Nothing here knows of models, trainers or recipes.
 """
 
 from gradwise.data.collate import Collator
+from gradwise.data.columns import check_dropped
 from gradwise.data.load import load
 from gradwise.data.packing import even_rows, pack
 from gradwise.data.pool import Pool, Report, overlap, ragged, token_lengths
@@ -18,6 +19,7 @@ __all__ = [
     "Pool",
     "Report",
     "Source",
+    "check_dropped",
     "even_rows",
     "label_words",
     "load",

@@ -100,8 +100,9 @@ class Data(Settings):
     max_length: Annotated[int, Field(ge=2)] = 512
     """Maximum number of tokens of a sample; longer ones lose their end."""
 
-    packing: bool = False
-    """Put several samples in one row. Each attends only to itself, and their order stays."""
+    packing: bool | Literal["auto"] = False
+    """Put several samples in one row. Each attends only to itself, and their order stays. The model is tested
+    before the first step: where packed samples see each other, `true` refuses and `auto` trains unpacked."""
 
     template: Literal["plain", "chat"] = "plain"
     """How a prompt and a completion become text: `plain` joins them, `chat` writes a user's and an

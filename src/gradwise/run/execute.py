@@ -182,6 +182,7 @@ def _build(
         recipe=recipe.for_trainer(),
         run_dir=run.owned,
         packed_length=data.max_length if data.packing else None,
+        unpack_if_needed=data.packing == "auto",
         shared_signals=shared,
         proxy=proxy,
     )

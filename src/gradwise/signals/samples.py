@@ -13,7 +13,7 @@ import pyarrow
 from numpy.typing import NDArray
 from torch import nn
 
-from gradwise.data import Collator, ragged
+from gradwise.data import Collator, check_dropped, ragged
 from gradwise.errors import SignalError
 from gradwise.signals.head import NO_LOSS
 from gradwise.signals.vocabulary import vocabulary_size
@@ -54,12 +54,17 @@ class Inspection:
 
 
 def inputs_only(dataset: Any, model: nn.Module) -> Any:
-    """The data set without the columns that the model's forward pass does not take; so does the Trainer."""
+    """The data set without the columns that the model's forward pass does not take, as the Trainer has it.
+
+    Raises:
+        DataError: when such a column would change what the model computes.
+    """
     whole: Any = model
     base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
     taken = {*signatures.signature(base.forward).parameters, "labels"}
     if "input_ids" not in taken:  # a wrapper that passes everything on
         return dataset
+    check_dropped(dataset, taken, type(base).__name__)
     if hasattr(dataset, "select_columns"):
         return dataset.select_columns([name for name in dataset.column_names if name in taken])
     return _Chosen(dataset, taken)

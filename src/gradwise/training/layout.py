@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from gradwise.data import Collator, pack, token_lengths
+from gradwise.data import pack, token_lengths
 from gradwise.errors import DataError, RecipeError
 from gradwise.training.batches import Batches
 from gradwise.training.plan import Plan
@@ -77,14 +77,6 @@ def loader_settings(args: Any) -> dict[str, Any]:
 
 
 def _packer(trainer: Any, longest: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
-    if not isinstance(trainer.data_collator, Collator):
-        raise RecipeError(
-            f"packed_length needs gradwise's own Collator; found {type(trainer.data_collator).__name__}."
-        )
-    attention = getattr(trainer.model.config, "_attn_implementation", None) or ""
-    if "flash" in attention:
-        # transformers tells flash attention of packed samples only for batches of a single row.
-        raise RecipeError(f"Packing with {attention} would let samples see each other; use attention: sdpa.")
     lengths = token_lengths(trainer.train_dataset)
     if (lengths > longest).any():
         sample = int(np.argmax(lengths > longest))

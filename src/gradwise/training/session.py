@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gradwise.data import token_lengths
+from gradwise.data import Collator, token_lengths
 from gradwise.errors import CheckpointError, GradwiseError, RecipeError
 from gradwise.folders import OwnedFolder, claimed
 from gradwise.methods.layer_policy import LayerPolicy
@@ -28,7 +28,7 @@ from gradwise.ranks import check_same, is_first, on_first
 from gradwise.recipe import Recipe
 from gradwise.signals.vocabulary import check_tokens
 from gradwise.training import checkpoint as checkpoints
-from gradwise.training import recipe_file
+from gradwise.training import packing, recipe_file
 from gradwise.training.batches import Batches
 from gradwise.training.feeder import Feeder
 from gradwise.training.finishing import binding, not_yet_finishing
@@ -93,6 +93,7 @@ class Session:
         planner: makes the plan, and makes it anew where it is due.
         folder: where `metrics.jsonl`, `events.jsonl` and `plan/` go, or one that the caller has claimed.
         packed_length: pack consecutive samples of the plan into rows of at most so many tokens.
+        unpack_if_needed: train unpacked where packed samples would see each other, instead of refusing.
     """
 
     def __init__(
@@ -103,12 +104,14 @@ class Session:
         *,
         folder: Path | OwnedFolder,
         packed_length: int | None = None,
+        unpack_if_needed: bool = False,
     ) -> None:
         self.trainer = trainer
         self.recipe = recipe
         self.owned = folder if isinstance(folder, OwnedFolder) else None
         self.folder = folder.path if isinstance(folder, OwnedFolder) else folder
         self.packed_length = packed_length
+        self.unpack_if_needed = unpack_if_needed
         self.plan: Plan | None = None
         self.record = Record(self.folder, writes=is_first())
         self.held_out = HeldOutLoss(trainer)
@@ -210,6 +213,7 @@ class Session:
             *(given.values() if isinstance(given, dict) else [given]),
         ):
             check_tokens(self.trainer.model, dataset, self.trainer.data_collator)
+        self._try_packing()
         if self.plan is None:
             self.plan = self._resumed_plan() if self.resumed_from else self._new_plan()
             self._save_plan(self.plan)
@@ -219,6 +223,41 @@ class Session:
         columns = getattr(self.trainer.train_dataset, "column_names", None) or ()
         self._lengths = token_lengths(self.trainer.train_dataset) if "input_ids" in columns else None
         return ledger(batches)
+
+    def _try_packing(self) -> None:
+        """Refuse packing, or do without it, where it would not give each sample what it has alone."""
+        if self.packed_length is None:
+            self._check_packed_rows()
+            return
+        if not isinstance(self.trainer.data_collator, Collator):
+            raise RecipeError(
+                "packed_length needs gradwise's own Collator; found "
+                f"{type(self.trainer.data_collator).__name__}."
+            )
+        problem = on_first(lambda: packing.problem(self.trainer))
+        if problem is None:
+            return
+        if not self.unpack_if_needed:
+            raise RecipeError(
+                f"{problem}; set packing: false, or packing: auto to train unpacked where that is so (with a "
+                "gradwise.Trainer, unpack_if_needed)."
+            )
+        self.packed_length = None
+        if self.trainer.is_world_process_zero():
+            self.planner.tell(f"Trained unpacked: {problem}.")
+        if self.resumed_from is None:
+            self.record.event("unpacked", self.step, 0.0, why=problem)
+
+    def _check_packed_rows(self) -> None:
+        """Refuse samples that are packed rows themselves where the model does not keep them apart."""
+        samples, collate = self.trainer._training_samples()
+        if not isinstance(collate, Collator) or not packing.starts_again(samples):
+            return
+        if problem := on_first(lambda: packing.problem(self.trainer)):
+            raise RecipeError(
+                f"The training data are packed rows (their position_ids start again), and {problem}; give "
+                "one sample for each row."
+            )
 
     def _new_plan(self) -> Plan:
         def epochs(one_pass: Plan) -> int:

@@ -22,7 +22,7 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from gradwise.data import Collator
+from gradwise.data import Collator, check_dropped
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.folders import OwnedFolder
 from gradwise.methods.layer_policy import LayerPolicy
@@ -56,6 +56,7 @@ class TrainerMixin(_AnyTrainer):
         plan: Plan | None = None,
         run_dir: str | Path | OwnedFolder | None = None,
         packed_length: int | None = None,
+        unpack_if_needed: bool = False,
         shared_signals: str | Path | None = None,
         proxy: Any = None,
         **kwargs: Any,
@@ -68,6 +69,8 @@ class TrainerMixin(_AnyTrainer):
             plan: follow this plan instead of making one from the recipe.
             run_dir: where metrics, events and the plan are written; if unset, the trainer's output_dir.
             packed_length: pack consecutive samples of the plan into rows of at most so many tokens.
+            unpack_if_needed: train unpacked where the model lets packed samples see each other. If unset,
+                that is refused.
             shared_signals: folder for signals that several runs need: the first one measures and keeps them,
                 later ones read them and are charged what they cost.
             proxy: (model, samples, collator) that measure in place of this trainer's own, sample i being
@@ -92,7 +95,14 @@ class TrainerMixin(_AnyTrainer):
         folder = run_dir if isinstance(run_dir, OwnedFolder) else _path(run_dir or self.args.output_dir)
         path = folder.path if isinstance(folder, OwnedFolder) else folder
         planner = Planner(self, recipe, path, shared=shared) if plan is None else FixedPlan(plan)
-        self.session = Session(self, recipe, planner, folder=folder, packed_length=packed_length)
+        self.session = Session(
+            self,
+            recipe,
+            planner,
+            folder=folder,
+            packed_length=packed_length,
+            unpack_if_needed=unpack_if_needed,
+        )
         if isinstance(recipe.layers, LayerPolicy) and self.args.world_size > 1:
             self.accelerator.prepare_model = partial(_prepared_unwrapped, self.accelerator.prepare_model)
         self._last_grad_norm: Any = None
@@ -115,6 +125,7 @@ class TrainerMixin(_AnyTrainer):
                 would write; or another run is writing there.
         """
         check_indexable(self.train_dataset)
+        self._check_columns()
         with self.session.claimed():
             resume = self._checkpoint(resume_from_checkpoint)
             self.session.open(resume)
@@ -127,6 +138,17 @@ class TrainerMixin(_AnyTrainer):
                 return result
             finally:
                 self.session.close()
+
+    def _check_columns(self) -> None:
+        """Refuse what the underlying Trainer would drop though it matters."""
+        if self.args.remove_unused_columns:
+            self._set_signature_columns_if_needed()
+            held_out = self.eval_dataset
+            for samples in (
+                self.train_dataset,
+                *(held_out.values() if isinstance(held_out, dict) else [held_out]),
+            ):
+                check_dropped(samples, self._signature_columns, type(self.model).__name__)
 
     @contextmanager
     def _own_settings(self, resumed: bool) -> Iterator[None]:

@@ -1,0 +1,54 @@
+"""Columns of samples besides ids and labels that say how a model is to read them."""
+
+from collections.abc import Container, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.data.pool import ragged
+from gradwise.errors import DataError
+
+USUAL = {
+    "attention_mask": lambda places: np.ones_like(places),
+    "token_type_ids": lambda places: np.zeros_like(places),
+    "position_ids": lambda places: places,
+}
+"""What a model takes each token's value to be where a sample brings none, given the token's place."""
+
+OTHER_INPUTS = ("inputs_embeds", "pixel_values", "input_features")
+"""Inputs that stand for what `input_ids` do not say."""
+
+
+def check_dropped(dataset: Any, taken: Container[str], model: str) -> None:
+    """Raise DataError where a column says something that the model would not be given.
+
+    Args:
+        dataset: samples; what cannot be indexed is passed over.
+        taken: names of the columns that the model is given.
+        model: its name, for the message.
+    """
+    if isinstance(dataset, dict) or not hasattr(dataset, "__getitem__") or not len(dataset):
+        return
+    names = getattr(dataset, "column_names", None) or dataset[0]
+    for name in (*USUAL, *OTHER_INPUTS):
+        if name not in names or name in taken:
+            continue
+        if name in OTHER_INPUTS or not all(
+            np.array_equal(values, USUAL[name](places)) for values, places in _values(dataset, name)
+        ):
+            raise DataError(
+                f"The samples have a column {name!r}, which {model} does not take, and it says more than the "
+                "model assumes; leave the column out, or take another model."
+            )
+
+
+def _values(dataset: Any, name: str) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """A column's values, and the places of their tokens in their samples; for some samples at a time."""
+    if hasattr(dataset, "select_columns"):
+        for offsets, values in ragged(dataset, name):
+            yield values, np.arange(len(values)) - np.repeat(offsets[:-1], np.diff(offsets))
+        return
+    for place in range(len(dataset)):
+        if (values := dataset[place].get(name)) is not None:
+            yield np.asarray(values), np.arange(len(values))

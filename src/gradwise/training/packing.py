@@ -1,0 +1,150 @@
+"""Packing is tried on a model before its first step: no sample of a row may see another.
+
+transformers derives a mask from positions that start again, but not in about a third of its architectures:
+recurrent and convolutional ones carry their state on, others take positions from the row. The test looks from
+outside: a neighbour is changed, and each sample is computed alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradwise.data import Collator
+from gradwise.precision import autocast_of, autocasting
+
+LENGTHS = (5, 7, 6)
+"""Tokens of the samples that are tried; short convolutions reach over four."""
+
+EXACT, COARSE = (1e-4, 1e-3), (1e-2, 0.05)
+"""Relative differences of a token's logits that rounding explains, in float32 and in half precision: where a
+neighbour's tokens differ, and where the sample is computed alone."""
+
+Ids = list[int]
+
+
+def problem(trainer: Any) -> str | None:
+    """Why a trainer's model cannot learn from packed rows, in a sentence without its full stop; None if it
+    can, or where no process holds the whole model and nothing can be tried."""
+    attention = getattr(trainer.model.config, "_attn_implementation", None) or ""
+    if "flash" in attention:
+        # transformers tells flash attention of packed samples only for batches of a single row.
+        return f"{attention} would let packed samples see each other; use attention: sdpa"
+    if not _is_whole(trainer.model):
+        return None
+    samples, _ = trainer._training_samples()
+    return influence(
+        trainer.model,
+        _some_tokens(samples),
+        trainer.data_collator,
+        rows=trainer._train_batch_size,
+        autocast=autocast_of(trainer.args),
+    )
+
+
+def influence(
+    model: nn.Module, tokens: Sequence[int], collate: Collator, *, rows: int, autocast: torch.dtype | None
+) -> str | None:
+    """How packed samples influence each other in a model, in a sentence without its full stop; None if they
+    do not.
+
+    Args:
+        model: on its device; given back as it was.
+        tokens: some of the training data, of which samples are made.
+        collate: makes a batch of samples, and of packed rows of samples.
+        rows: that the batches of the run have.
+        autocast: what training computes in; None for the weights' own type.
+    """
+    name, compute = type(model).__name__, next(p for p in model.parameters() if p.is_floating_point())
+    exact = (autocast or compute.dtype) in (torch.float32, torch.float64)
+    beside_other, by_itself = EXACT if exact else COARSE
+    first, middle, last, other = _samples(tokens)
+    more = [[last, first]] if rows > 1 else []
+
+    def logits(*packed: list[Ids]) -> list[Tensor]:
+        """Of each sample (T, V), without its mean over the vocabulary."""
+        batch = collate([[_sample(ids) for ids in row] for row in packed])
+        found = _logits(model, batch, compute.device, autocast)
+        parts = [
+            found[i, : sum(map(len, row))].split([len(ids) for ids in row]) for i, row in enumerate(packed)
+        ]
+        return [sample for row in parts for sample in row]
+
+    try:
+        with _evaluating(model):
+            together = logits([first, middle, last], *more)
+            beside = logits([first, other, last], *more)
+            alone = [
+                _logits(model, collate([_sample(ids)]), compute.device, autocast)[0]
+                for ids in (first, middle, last)
+            ]
+    except Exception as error:
+        return f"{name} cannot take packed rows ({type(error).__name__}: {str(error).splitlines()[0]})"
+    if (moved := max(_difference(together[i], beside[i]) for i in (0, 2))) > beside_other:
+        return f"packed samples see each other in {name}: changing one moved another's logits by {moved:.1%}"
+    if (moved := max(map(_difference, together, alone))) > by_itself:
+        return f"packed samples give {name} other logits than they give alone, by {moved:.1%}"
+    return None
+
+
+def starts_again(samples: Any, most: int = 8) -> bool:
+    """Whether some of a data set's first samples are packed rows: their positions start again."""
+    positions = [samples[place].get("position_ids", [0]) for place in range(min(len(samples), most))]
+    return any(bool((torch.as_tensor(each).diff() != 1).any()) for each in positions)
+
+
+def _is_whole(model: nn.Module) -> bool:
+    return all(not p.is_meta and p.numel() and type(p).__name__ != "DTensor" for p in model.parameters())
+
+
+def _some_tokens(samples: Any) -> Ids:
+    found: Ids = []
+    for place in range(min(len(samples), sum(LENGTHS))):
+        found += [int(token) for token in samples[place]["input_ids"]]
+        if len(found) >= sum(LENGTHS):
+            break
+    return found
+
+
+def _samples(tokens: Sequence[int]) -> list[Ids]:
+    """Three samples, and what the second becomes: each of its tokens is another one."""
+    stream = (list(tokens) * sum(LENGTHS))[: sum(LENGTHS)]
+    known = sorted(set(stream))
+    following = dict(
+        zip(known, [*known[1:], known[0] if len(known) > 1 else max(0, known[0] - 1)], strict=True)
+    )
+    first, second, third = (stream[sum(LENGTHS[:i]) : sum(LENGTHS[: i + 1])] for i in range(len(LENGTHS)))
+    return [first, second, third, [following[token] for token in second]]
+
+
+def _sample(ids: Ids) -> dict[str, Ids]:
+    return {"input_ids": ids, "labels": ids}
+
+
+def _logits(model: Any, batch: dict[str, Any], device: torch.device, autocast: torch.dtype | None) -> Tensor:
+    """(B, T, V), each token's without their mean, as training computes them."""
+    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    with autocasting(device, autocast):
+        logits = model(**inputs).logits.float()
+    return logits - logits.mean(dim=-1, keepdim=True)
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference of a token's logits, relative to their size."""
+    return float(((one - other).norm(dim=-1) / other.norm(dim=-1).clamp(min=1e-6)).max())
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout or gradients; modes and random state are given back."""
+    training = [module for module in model.modules() if module.training]
+    cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.no_grad(), torch.random.fork_rng(cuda):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
