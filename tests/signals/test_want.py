@@ -1,11 +1,13 @@
 """`want` is honoured: what is not asked for is neither computed nor returned; what cannot be is refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import gradwise as gw
 from gradwise import SignalError
 from gradwise.signals import Signals, collect
 from gradwise.signals.rehearsal import Rehearsal, Verdict
@@ -143,3 +145,42 @@ class TestRefused:
     def test_settings(self, options: Any, sentence: str):
         with pytest.raises(SignalError, match=sentence):
             collect(make("Llama"), POOL, progress=False, **options)
+
+
+METHODS = [
+    gw.Grace(fraction=0.3),
+    gw.Grace(count=2, importance="norm"),
+    gw.baselines.LossTop(count=2),
+    gw.baselines.KCenter(count=2),
+]
+
+
+class TestMethods:
+    """What a method needs, asked for by the method."""
+
+    @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.method)
+    def test_selections_have_what_they_need(self, method: Any):
+        found = collect(make("Llama"), POOL, want=method, grad_dim=8, progress=False)
+        assert 1 <= len(method.select(found).indices) <= 3
+        for name in QUANTITIES:
+            assert (getattr(found, name) is not None) == (name in method.needs), name
+
+    def test_several_and_names_together(self):
+        methods = (gw.Grace(fraction=0.3), gw.Direct(count=2), gw.D3(units="domains"), "loss")
+        found = collect(make("Llama"), POOL, want=methods, grad_dim=8, progress=False)
+        found = replace(found, domain=np.array(["a", "b"] * 4)[: len(found)])
+        methods[0].select(found)
+        methods[1].select(found, validation=found)
+        gw.D3(units="domains", size=1).order(found)
+
+    @pytest.mark.parametrize("want", [gw.Grace, gw.baselines.RandomSubset(count=1), None, 3, [gw.Grace]])
+    def test_others_are_refused(self, want: Any):
+        with pytest.raises(SignalError, match=r"^want: "):
+            collect(make("Llama"), POOL, want=want, progress=False)
+
+    def test_what_is_missing_says_how_to_ask(self):
+        found = collect(make("Llama"), POOL, want="loss", progress=False)
+        with pytest.raises(SignalError, match="'embedding' among `want` or with the method itself"):
+            gw.Grace(fraction=0.3).select(found)
+        with pytest.raises(SignalError, match=r"needs the signal 'domain'.*dataclasses\.replace\("):
+            found.require("domain", "somebody")

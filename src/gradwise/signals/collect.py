@@ -23,7 +23,7 @@ def collect(
     model: nn.Module,
     dataset: Any,
     collator: Collate | None = None,
-    want: str | Sequence[Quantity] = ("loss", "embedding", "grad_norm", "grad"),
+    want: str | Sequence[Quantity] | Any = ("loss", "embedding", "grad_norm", "grad"),
     parameters: str | Sequence[str] = "blocks",
     grad_dim: int | None = 1024,
     precondition: Any = None,
@@ -49,8 +49,9 @@ def collect(
         model: a causal language model, whole in this process.
         dataset: anything indexable of {"input_ids": [...], "labels": [...]}; labels of -100 do not count.
         collator: makes a padded batch with "labels" out of samples; padding on the right by default.
-        want: some of "loss", "embedding", "grad_norm", "grad" and "head_norm". Only "grad" and "grad_norm"
-            need a backward pass; "head_norm" needs that of the head alone.
+        want: some of "loss", "embedding", "grad_norm", "grad" and "head_norm", or the methods that need them,
+            such as `gw.Grace(fraction=0.1)`. Only "grad" and "grad_norm" need a backward pass; "head_norm"
+            needs that of the head alone.
         parameters: what gradients are taken over: "blocks" (linear weights of the transformer blocks, or the
             adapters in them), "all", or patterns that names of parameters match.
         grad_dim: k, length of a projected gradient; None for the unprojected one, of the scope's size.

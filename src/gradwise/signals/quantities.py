@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import SignalError
+from gradwise.signals.wanted import QUANTITIES
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,12 @@ class Signals:
         """The quantity `name`, or a SignalError saying that the decision `by` cannot do without it."""
         values = getattr(self, name)
         if values is None:
-            raise SignalError(f"{by} needs the signal {name!r}, which was not collected.")
+            advice = (
+                f"ask gradwise.collect for it, with {name!r} among `want` or with the method itself as `want`"
+                if name in QUANTITIES
+                else f"set it with dataclasses.replace(signals, {name}=...)"
+            )
+            raise SignalError(f"{by} needs the signal {name!r}, which was not collected; {advice}.")
         return values
 
     def report(self) -> str:

@@ -1,10 +1,11 @@
 """What may be asked of a pass, and of which shape and type it comes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gradwise.errors import SignalError
+from gradwise.plain import shown
 from gradwise.settings import nearest
 
 Quantity = Literal["loss", "embedding", "grad_norm", "grad", "head_norm"]
@@ -36,9 +37,15 @@ class Wanted:
     grad_dtype: Literal["float32", "float16"] = "float32"
 
     @classmethod
-    def of(cls, want: str | Sequence[str], **options: Any) -> "Wanted":
-        """Check what a user asked for; raises SignalError."""
-        asked = [want] if isinstance(want, str) else list(want)
+    def of(cls, want: Any, **options: Any) -> "Wanted":
+        """Check what a user asked for: quantities by name, or the methods that need them; raises SignalError.
+
+        Args:
+            want: a name or a method, or a sequence of them.
+            options: the other attributes.
+        """
+        parts = [want] if isinstance(want, str) or not isinstance(want, Iterable) else list(want)
+        asked = [name for part in parts for name in _names(part)]
         for name in asked:
             if name not in QUANTITIES:
                 raise SignalError(f"want: unknown quantity {name!r}{nearest(name, list(QUANTITIES))}")
@@ -70,3 +77,19 @@ class Wanted:
 
     def __contains__(self, name: str) -> bool:
         return name in self.quantities
+
+
+def _names(part: Any) -> list[str]:
+    """A name, or the quantities that a method needs."""
+    if isinstance(part, str):
+        return [part]
+    needs = getattr(part, "collected", getattr(part, "needs", None))
+    if isinstance(part, type) or not isinstance(needs, frozenset):
+        raise SignalError(
+            f"want: give names of quantities ({', '.join(QUANTITIES)}) or methods that need some, such as "
+            f"gradwise.Grace(fraction=0.1); found {shown(part)}."
+        )
+    names = (needs | getattr(part, "validation_needs", frozenset())) & set(QUANTITIES)
+    if not names:
+        raise SignalError(f"want: {part.method} needs nothing that is measured; call it without signals.")
+    return sorted(names)

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +145,9 @@ class D3(Settings):
         if self.units == "domains":
             return frozenset({"domain"})
         return frozenset({"grad"} if self.grouped else ())
+
+    collected: ClassVar[frozenset[str]] = frozenset({"grad", "loss"})
+    """What `order` goes by where it has no probe."""
 
     def order(
         self,
