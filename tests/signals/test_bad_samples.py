@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from gradwise import SignalError, Signals
 from gradwise.signals import collect
+from gradwise.signals.rehearsal import Rehearsal, Verdict
 from tests.signals.zoo import POSITIONS, VOCABULARY, leaking, make, samples
 
 POISON = 50
@@ -103,8 +104,9 @@ def test_the_leak_reaches_a_neighbour():
     assert gradient.isnan().any(dim=2).tolist() == [[True, True], [True, True], [False, False]]
 
 
-def test_batches_without_a_bad_sample_stay_together():
+def test_batches_without_a_bad_sample_stay_together(monkeypatch: pytest.MonkeyPatch):
     """Only the samples of a batch with one are measured again, each by itself."""
+    monkeypatch.setattr(Rehearsal, "verdict", lambda *_: Verdict())
     sizes: list[int] = []
     made = model()
     made.register_forward_pre_hook(lambda *given: sizes.append(len(given[2]["input_ids"])), with_kwargs=True)

@@ -80,7 +80,10 @@ class _Chosen:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return {name: value for name, value in self.dataset[index].items() if name in self.names}
+        sample = self.dataset[index]
+        if not isinstance(sample, Mapping):
+            return sample
+        return {name: value for name, value in sample.items() if name in self.names}
 
 
 def check_indexable(dataset: Any) -> None:

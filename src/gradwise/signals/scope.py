@@ -61,7 +61,9 @@ def resolve(model: nn.Module, parameters: str | Sequence[str]) -> Scope:
     Raises:
         SignalError: when nothing matches, with the nearest thing to do.
     """
-    named = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    named = {
+        name: p for name, p in model.named_parameters() if p.is_floating_point() and p.dtype.itemsize > 1
+    }
     adapted = hasattr(model, "peft_config")
     if parameters in ("all", "blocks") and not adapted:
         _check_not_quantised(model)
