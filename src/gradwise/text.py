@@ -40,7 +40,7 @@ def shown(value: Any, most: int = 100) -> str:
         text = repr(value[: most + 1] if isinstance(value, str) else value)
     except (ValueError, RecursionError):  # more digits than Python prints, a list inside itself
         text = f"a large {type(value).__name__}"
-    return clipped(masked(text), most)
+    return clipped(masked(" ".join(text.split())), most)  # arrays are shown in several lines
 
 
 def clipped(text: str, most: int = 100) -> str:

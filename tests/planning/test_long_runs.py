@@ -67,7 +67,9 @@ def events(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in ("seconds", "parts")} for line in found]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", ["shuffled", *(pytest.param(name, marks=pytest.mark.slow) for name in list(RECIPES)[1:])]
+)
 def test_a_plan_stays_small_and_resumes_exactly(run: Any, name: str, tmp_path: Path) -> None:
     whole = run("whole", RECIPES[name])
     plan = whole.session.plan
@@ -76,7 +78,7 @@ def test_a_plan_stays_small_and_resumes_exactly(run: Any, name: str, tmp_path: P
     decided = events(tmp_path / "whole")
     assert sum(event["event"] == "epochs" for event in decided) >= 2
     record = {file: (tmp_path / "whole" / file).read_bytes() for file in ("events.jsonl", "metrics.jsonl")}
-    for step in (8, 9, 18, 25):
+    for step in (9, 18):
         for file, content in record.items():
             (tmp_path / "whole" / file).write_bytes(content)
         again = run(
