@@ -162,3 +162,32 @@ def test_random_picks_are_said_and_have_no_scores() -> None:
 def test_too_few_nodes_to_measure_are_said() -> None:
     with pytest.warns(UserWarning, match="found 0 of domains with a whole unit of 50 samples"):
         assert gw.D3(units="domains", size=50).order(signals()).graph is None
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        gw.Direct,
+        lambda count: gw.Direct(count=count, objective="paper"),
+        baselines.CosineTop,
+        baselines.Herding,
+    ],
+)
+def test_validation_gradients_that_say_nothing(method: Any) -> None:
+    held_out, pool = signals(40), signals(30)
+    grad = np.array(held_out.grad)
+    for few in (0, 1, 2):
+        grad[few:] = 0
+        held_out = signals(40, grad=grad.copy())
+        refused(
+            lambda held_out=held_out: method(count=3).select(pool, validation=held_out), "validation samples"
+        )
+        grad[:2] = np.array(signals(40).grad)[:2]
+    grad[:3] = np.array(signals(40).grad)[:3]
+    assert len(method(count=3).select(pool, validation=signals(40, grad=grad)).indices) == 3
+    apart = np.concatenate([np.zeros((30, 8)), np.array(pool.grad)], axis=1).astype(np.float32)
+    theirs = np.concatenate([np.array(signals(40).grad), np.zeros((40, 8))], axis=1).astype(np.float32)
+    refused(
+        lambda: method(count=3).select(signals(30, grad=apart), validation=signals(40, grad=theirs)),
+        "orthogonal to the target",
+    )

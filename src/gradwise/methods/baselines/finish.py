@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import Selection, check_signals, domain_mix
 from gradwise.methods.phase import Phase
+from gradwise.methods.validation import check_aligned, validation_rows
 from gradwise.numerics.coresets import herd_towards
 from gradwise.numerics.rows import Rows
 from gradwise.signals import Signals
@@ -139,6 +140,7 @@ class CosineTop(_Ranked):
         target, rows = _mean_gradient(validation, "cosine_top"), Rows(signals.require("grad", "cosine_top"))
         with np.errstate(invalid="ignore", divide="ignore"):
             scores = rows.times(target / np.linalg.norm(target)) / np.sqrt(rows.squares())
+        check_aligned(scores, "cosine_top")
         return *_best_first(scores, "gradient"), "highest cosine with the validation gradient"
 
 
@@ -158,6 +160,7 @@ class Herding(_Ranked):
         units, theirs = _units(signals, "herding"), _units(validation, "herding, of the validation samples,")
         rows = np.flatnonzero(np.isfinite(units).all(axis=1))
         target = theirs[np.isfinite(theirs).all(axis=1)].mean(axis=0)
+        check_aligned(units[rows] @ target / np.linalg.norm(target), "herding")
         picks = rows[herd_towards(units[rows], target, min(count, len(rows)))]
         return picks, None, "herded towards the mean of the validation gradients"
 
@@ -171,12 +174,11 @@ def _best_first(scores: NDArray[np.float64], told: str) -> tuple[NDArray[np.int6
 
 
 def _mean_gradient(validation: Signals | None, by: str) -> NDArray[np.float64]:
-    if validation is None:
-        raise SignalError(f"{by} needs the gradients of validation samples; give data.validation.")
-    grad = validation.require("grad", f"{by}, of the validation samples,").astype(np.float64)
-    mean = grad[np.isfinite(grad).all(axis=1)].mean(axis=0) if len(grad) else np.zeros(1)
-    if not np.isfinite(mean).all() or not mean.any():
-        raise SignalError(f"{by}: the validation samples have no gradient that is finite and not zero.")
+    rows = validation_rows(validation, by)
+    assert validation is not None
+    mean = validation.require("grad", by)[rows].astype(np.float64).mean(axis=0)
+    if not mean.any():
+        raise SignalError(f"{by}: the validation samples' gradients cancel; give other validation data.")
     return mean
 
 

@@ -35,6 +35,7 @@ from gradwise.methods.direct.problem import (
 )
 from gradwise.methods.direct.told import spectrum_told, warn_of_the_unknown
 from gradwise.methods.phase import Phase
+from gradwise.methods.validation import check_aligned
 from gradwise.numerics.budgeted import budgeted_top, least_cost, upper_bound, whole_rows
 from gradwise.numerics.movement import longest_sum
 from gradwise.numerics.rows import Rows
@@ -175,6 +176,9 @@ class Direct(Phase):
         return Problem(rows, gradients, spectrum, stiff, costs, sizes, count, set_aside, copies), z
 
     def _by_movement(self, problem: Problem, budget: float, seed: int) -> dict[str, Any]:
+        stiffest = float(problem.spectrum.values[0])
+        cosines = np.sqrt(problem.costs / (stiffest * problem.gradients.squares()))
+        check_aligned(cosines, "direct with objective paper")
         flat = problem.flat
         if flat.squares().sum() <= 1e-6 * problem.gradients.squares().sum():
             raise SignalError(
@@ -198,6 +202,7 @@ class Direct(Phase):
     ) -> dict[str, Any]:
         way = descent(z, problem.spectrum, seed=seed)
         scores = problem.gradients.times(way.direction)
+        check_aligned(scores / np.sqrt(problem.gradients.squares()), "direct")
         best = budgeted_top(scores, problem.costs, problem.count, budget, sizes=problem.sizes)
         places = whole_rows(best, scores, problem.costs, problem.count, budget, sizes=problem.sizes)
         ridge = None if math.isinf(way.ridge) else way.ridge

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.decision import check_signals
+from gradwise.methods.validation import validation_rows
 from gradwise.numerics.budgeted import least_cost
 from gradwise.numerics.rows import Rows, alike
 from gradwise.numerics.spectrum import Spectrum
@@ -114,24 +114,13 @@ def target_gradients(validation: Signals | None, how: Normalise) -> NDArray[np.f
     """(M, k) normalised gradients of the validation samples that have one.
 
     Raises:
-        SignalError: when there are none.
+        SignalError: when there are none, or nearly none.
     """
-    if validation is None:
-        raise SignalError(
-            "direct needs the gradients of validation samples: give data.validation, or `validation=` "
-            "signals collected with the same grad_dim, parameters and seed."
-        )
-    check_signals(validation, "direct", "validation signals")
-    grad = validation.require("grad", "direct, of the validation samples,")
-    squares = Rows(grad).squares()
-    fine = np.isfinite(squares) if validation.ok is None else np.isfinite(squares) & validation.ok
-    rows = np.flatnonzero(fine)
-    if not rows.size or not squares[rows].any():
-        raise SignalError(
-            f"direct: none of the {len(validation)} validation samples has a gradient that is finite and not "
-            "zero, so that no direction is known to be better than another."
-        )
-    rows = rows[squares[rows] > 0] if how == "unit" else rows
+    rows = validation_rows(validation, "direct")
+    assert validation is not None
+    grad = validation.require("grad", "direct")
+    if how == "unit":
+        rows = rows[Rows(grad).squares()[rows] > 0]
     scale = lengths_of(validation, rows, how, mean_tokens(validation, how))
     return np.asarray(grad[rows], dtype=np.float64) * scale[:, None]
 

@@ -1,0 +1,58 @@
+"""Validation gradients that a selection goes by, and whether they tell samples apart at all."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.errors import SignalError
+from gradwise.methods.decision import check_signals
+from gradwise.numerics.rows import Rows
+from gradwise.signals import Signals
+
+MOST_ZERO = 0.95
+"""Share of validation samples without a gradient from which on the others are no measure."""
+
+LEAST_COSINE = 1e-6
+"""Cosine with the target that rounding explains: a pool without a larger one is orthogonal to it."""
+
+
+def validation_rows(validation: Signals | None, by: str) -> NDArray[np.int64]:
+    """Places of the validation samples with a finite gradient.
+
+    Args:
+        validation: their signals.
+        by: the method that goes by them, for messages.
+
+    Raises:
+        SignalError: when there are none, or nearly all gradients are zero.
+    """
+    if validation is None:
+        raise SignalError(
+            f"{by} needs the gradients of validation samples: give data.validation, or `validation=` "
+            "signals collected with the same grad_dim, parameters and seed."
+        )
+    check_signals(validation, by, "validation signals")
+    squares = Rows(validation.require("grad", f"{by}, of the validation samples,")).squares()
+    fine = np.isfinite(squares) if validation.ok is None else np.isfinite(squares) & validation.ok
+    without = len(squares) - int((fine & (squares > 0)).sum())
+    if without >= MOST_ZERO * len(squares):
+        raise SignalError(
+            f"{by}: {without} of {len(squares)} validation samples have no gradient that is finite and not "
+            "zero, so that no direction is known to be better than another; give other validation data, or "
+            "collect over parameters that they depend on."
+        )
+    return np.flatnonzero(fine)
+
+
+def check_aligned(cosines: NDArray[np.floating], by: str) -> None:
+    """Raise SignalError where no sample of a pool points towards the target or away from it.
+
+    Args:
+        cosines: (n,) of the samples' gradients with the target; what is not finite does not count.
+        by: the method, for the message.
+    """
+    known = np.abs(cosines[np.isfinite(cosines)])
+    if known.size and known.max() <= LEAST_COSINE:
+        raise SignalError(
+            f"{by}: the gradients of all {len(cosines)} samples are orthogonal to the target, so that none "
+            "is better than another; collect pool and validation with the same parameters, grad_dim and seed."
+        )
