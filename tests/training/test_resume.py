@@ -437,6 +437,7 @@ CHANGED = {
     "select": {"select": {"method": "random", "count": 80}},
     "layers": {"layers": {"method": "grass"}},
     "seed": {"seed": 5},
+    "signals": {"signals": {"grad_dim": 64}},
 }
 
 
