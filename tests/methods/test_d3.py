@@ -292,7 +292,7 @@ class TestMistakes:
             D3().order(gw.Signals(4))
 
     def test_a_single_group_leaves_nothing_to_order(self) -> None:
-        with pytest.raises(gw.RecipeError, match="d3 found a single one of domains"):
+        with pytest.raises(gw.RecipeError, match="d3 found only one of the domains"):
             D3(units="domains").order(gw.Signals(4, domain=np.full(4, "a")))
 
     def test_fewer_entries_than_a_unit_has_are_kept(self) -> None:

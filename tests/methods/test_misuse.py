@@ -160,7 +160,7 @@ def test_random_picks_are_said_and_have_no_scores() -> None:
 
 
 def test_too_few_nodes_to_measure_are_said() -> None:
-    with pytest.warns(UserWarning, match="found 0 of domains with a whole unit of 50 samples"):
+    with pytest.warns(UserWarning, match="found 0 domains with at least 50 samples"):
         assert gw.D3(units="domains", size=50).order(signals()).graph is None
 
 

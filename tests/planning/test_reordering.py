@@ -231,7 +231,7 @@ class TestMistakes:
         trainer = gw.Trainer(
             story_model(), arguments(), train_dataset=one, recipe=gw.Recipe(order=D3(units="domains"))
         )
-        with pytest.raises(gw.RecipeError, match="d3 found a single one of domains"):
+        with pytest.raises(gw.RecipeError, match="d3 found only one of the domains"):
             trainer.train()
 
     def test_validation_that_is_not_there(self, run: Any) -> None:

@@ -239,7 +239,7 @@ def test_weights_are_whole_copies(recipe: Recipe, tmp_path: Path) -> None:
             {"order": gw.D3(units="domains", target="validation"), "validation": None},
             r"there are none; give data\.validation",
         ),
-        ({"single": True}, "a single one of domains"),
+        ({"single": True}, "only one of the domains"),
         ({"packing": True}, r"give order\.size, or packing: false"),
         ({"model": None}, "names no model"),
         (
@@ -313,5 +313,5 @@ def test_edges_that_need_a_model_say_so() -> None:
     )
     with pytest.raises(gw.RecipeError, match=r"asks a model; give a gradwise\.Probe"):
         gw.D3(units="domains", edges="lookahead").order(signals)
-    with pytest.raises(gw.RecipeError, match="a single one of domains"):
+    with pytest.raises(gw.RecipeError, match="only one of the domains"):
         gw.D3(units="domains").order(signals, np.arange(20))

@@ -135,6 +135,11 @@ class D3(Settings):
         return [each.name for each in fields(self) if getattr(self, each.name) != default_of(D3, each.name)]
 
     @property
+    def _kinds(self) -> str:
+        """What units are made from, as messages name it; a number stands for so many clusters."""
+        return self.units if isinstance(self.units, str) else "clusters"
+
+    @property
     def grouped(self) -> bool:
         """Whether units are pieces of groups that last."""
         return self.units not in ("batches", "samples", None)
@@ -253,7 +258,7 @@ class D3(Settings):
     def _check_several(self, groups: int) -> None:
         if groups < 2:
             raise RecipeError(
-                f"order: d3 found a single one of {self.units}, and there is nothing to put in order; "
+                f"order: d3 found only one of the {self._kinds}, and there is nothing to put in order; "
                 "give the data a `domain` column, or order.units: clusters, batches or samples."
             )
 
@@ -382,9 +387,9 @@ class D3(Settings):
             return None
         if graph is None:
             return (
-                f"order: d3 found {len(units.nodes)} of {self.units} with a whole unit of {units.size} "
-                "samples, and influence is between two; the order is only balanced. Give a smaller "
-                "order.size, or other order.units."
+                f"order: d3 found {len(units.nodes)} {self._kinds} with at least {units.size} samples, a "
+                "whole unit, and influence needs two; the order is only balanced. Give a smaller order.size, "
+                "or other order.units."
             )
         if not np.isfinite(graph.noise[~np.eye(len(graph), dtype=bool)]).any():
             return (
