@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gradwise import Direct, Plan, Recipe, __version__
+from gradwise import Direct, Grace, Plan, Recipe, Signals, __version__
 from gradwise.folders import LOCK, MARKER
 from gradwise.run import RunDirectory
 from gradwise.training.checkpoint import is_finished
@@ -231,6 +231,15 @@ class TestTrain:
         command = gradwise("select", project.path, "--anneal", "--out", "random", "--plot")
         assert command.code == 2
         assert "--plot draws the spectrum that direct selects by" in command.stderr
+
+    def test_collecting_gives_what_the_recipe_needs(self, gradwise: Start, project: Project):
+        project.recipe["select"] = {"method": "grace", "fraction": 0.5}
+        command = gradwise("collect", project.path, "--out", "signals")
+        assert command.code == 0, command.stderr
+        grace, direct = Grace(fraction=0.5), Direct(count=2)
+        signals = Signals.open(project.folder / "signals")
+        assert len(grace.select(signals).indices) == len(signals) // 2
+        assert len(direct.select(signals, validation=signals).indices) == 2
 
     def test_packing(self, gradwise: Start, project: Project):
         project.recipe["data"] |= {"packing": True, "max_length": 256}

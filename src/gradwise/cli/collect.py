@@ -16,9 +16,12 @@ def collect(
         Path | None, typer.Option(help="The store; signals/<name of the recipe> unless given.")
     ] = None,
     want: Annotated[
-        str,
-        typer.Option(help="What to measure, by comma: loss, embedding, grad_norm, grad, head_norm."),
-    ] = "loss,embedding,grad_norm,grad",
+        str | None,
+        typer.Option(
+            help="What to measure, by comma: loss, embedding, grad_norm, grad, head_norm. If unset, the "
+            "first four and what the recipe's methods need."
+        ),
+    ] = None,
     part: Annotated[str, typer.Option(help="Which part of the data: train or validation.")] = "train",
     plot: Annotated[
         bool, typer.Option(help="Draw the distribution of each signal beside the store.")
@@ -28,7 +31,7 @@ def collect(
         typer.Option("--set", help="Replace a setting: --set signals.grad_dim=512. Repeatable."),
     ] = None,
 ) -> None:
-    """Measure every sample in one pass: loss, embedding, gradient norm, projected gradient.
+    """Measure every sample once: loss, embedding, gradient norm, projected gradient, and more if asked.
 
     The same command resumes scoring that was interrupted.
     """
@@ -37,13 +40,17 @@ def collect(
     from gradwise.recipe import Recipe
     from gradwise.run.progress import quiet_libraries
     from gradwise.run.signals import collect_signals
+    from gradwise.signals.wanted import DEFAULT, QUANTITIES
 
     if part not in ("train", "validation"):
         raise RecipeError(f"--part is train or validation; found {part!r}.")
     chosen: Literal["train", "validation"] = "validation" if part == "validation" else "train"
     folder = out or Path("signals") / recipe.stem
-    wanted = [name.strip() for name in want.split(",") if name.strip()]
     loaded = Recipe.load(recipe, set_)
+    if want is None:
+        wanted = [name for name in QUANTITIES if name in {*DEFAULT, *loaded.needs}]
+    else:
+        wanted = [name.strip() for name in want.split(",") if name.strip()]
     tell = say if is_first() else _silent
     with quiet_libraries(on_terminal()):
         signals = collect_signals(loaded, folder, want=wanted, part=chosen, tell=tell)

@@ -137,6 +137,12 @@ class Recipe(Settings):
         tree.anchor_paths(values, Path.cwd())
         return self.from_dict(values)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Signals that its methods go by."""
+        parts = [part for part in (self.select, self.order, self.anneal) if part is not None]
+        return frozenset().union(*(part.needs for part in parts))
+
     def filled_from(self, earlier: "Recipe") -> "Recipe":
         """This recipe with what an earlier run of the same methods measured, where it leaves that open."""
         sections = {name: getattr(self, name) for name in tree.METHOD_SECTIONS}

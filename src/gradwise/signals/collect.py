@@ -16,14 +16,14 @@ from gradwise.signals.given_back import lent, uncompiled
 from gradwise.signals.passes import Collate, Pass
 from gradwise.signals.quantities import Signals
 from gradwise.signals.scope import resolve
-from gradwise.signals.wanted import Quantity, Wanted
+from gradwise.signals.wanted import DEFAULT, Quantity, Wanted
 
 
 def collect(
     model: nn.Module,
     dataset: Any,
     collator: Collate | None = None,
-    want: str | Sequence[Quantity] | Any = ("loss", "embedding", "grad_norm", "grad"),
+    want: str | Sequence[Quantity] | Any = DEFAULT,
     parameters: str | Sequence[str] = "blocks",
     grad_dim: int | None = 1024,
     precondition: Any = None,

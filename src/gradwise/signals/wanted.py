@@ -10,6 +10,8 @@ from gradwise.settings import nearest
 
 Quantity = Literal["loss", "embedding", "grad_norm", "grad", "head_norm"]
 QUANTITIES: tuple[Quantity, ...] = ("loss", "embedding", "grad_norm", "grad", "head_norm")
+DEFAULT: tuple[Quantity, ...] = ("loss", "embedding", "grad_norm", "grad")
+"""What is measured where nobody says."""
 
 Pooling = Literal["labels", "last", "all"]
 POOLINGS: tuple[Pooling, ...] = ("labels", "last", "all")
