@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 
 from gradwise import GradwiseError, RecipeError, SignalError
 from gradwise.atomic import TEMPORARY, write_json
-from gradwise.folders import FORMAT, LOCK, MARKER, OwnedFolder, add_file, claimed, mark, read_marker
+from gradwise.folders import (
+    FORMAT,
+    LOCK,
+    MARKER,
+    OwnedFolder,
+    add_file,
+    check_claimable,
+    claimed,
+    mark,
+    read_marker,
+)
 
 FORK = multiprocessing.get_context("fork")
 
@@ -34,6 +44,10 @@ def refusal(folder: Path, kind: str = "run", **how: Any) -> str:
     before = contents(watched) if watched.is_dir() else None
     with pytest.raises(GradwiseError) as caught, claimed(folder, kind, ("a", "b-*"), **how):
         pass
+    if not how:
+        with pytest.raises(GradwiseError) as earlier:
+            check_claimable(folder, kind)
+        assert str(earlier.value) == str(caught.value)
     assert before is None or contents(watched) == before
     return str(caught.value)
 
@@ -187,6 +201,10 @@ class TestPlaces:
     def test_names_that_the_system_refuses(self, tmp_path: Path, name: str):
         with pytest.raises(RecipeError, match=r"give another (folder|one)"), claimed(tmp_path / name, "run"):
             pass
+        with pytest.raises(RecipeError, match=r"give another (folder|one)"):
+            check_claimable(tmp_path / name, "run")
+        check_claimable(tmp_path / "new" / "one", "run")
+        assert not (tmp_path / "new").exists()
 
     @pytest.fixture
     def read_only(self, tmp_path: Path) -> Iterator[Path]:

@@ -68,8 +68,10 @@ class OwnedFolder:
     """Of the files that are checked before they are used, by path."""
     created: bool = False
     """Whether it was marked by this claim."""
-    before: frozenset[str] | None = None
-    """Names of its entries before this claim; None where the folder did not exist."""
+    before: frozenset[str] = frozenset()
+    """Names of its entries before this claim."""
+    made: tuple[Path, ...] = ()
+    """The folders that this claim made: this one, where it did not exist, and missing ones above it."""
     writes: bool = True
     error: Error = RecipeError
 
@@ -157,9 +159,8 @@ def claimed(
 
 
 def check_claimable(path: Path, kind: str, error: Error = RecipeError) -> None:
-    """Raise what `claimed` would raise about the folder's contents; creates and locks nothing."""
-    with _refused(path, error):
-        _checked(path, kind, set(), False, error)
+    """Raise what `claimed` would raise; leaves nothing behind."""
+    _leave(*_claim(path, kind, set(), False, False, error))
 
 
 def add_file(path: Path, content: bytes) -> None:
@@ -237,9 +238,10 @@ def _claim(
 ) -> tuple[OwnedFolder, FileLock]:
     with _refused(path, error):
         _checked(path, kind, patterns, shared, error)
-        before = frozenset(entry.name for entry in path.iterdir()) if path.is_dir() else None
+        made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
+        before = frozenset() if made else frozenset(entry.name for entry in path.iterdir())
         path.mkdir(parents=True, exist_ok=True)
-        owned = OwnedFolder(path, kind, set(patterns), before=before, error=error)
+        owned = OwnedFolder(path, kind, set(patterns), before=before, made=made, error=error)
         lock = FileLock(path / LOCK, wait=wait)
         try:
             # Again, now that nobody else can change it.
@@ -266,14 +268,14 @@ def _take(owned: OwnedFolder, marker: Marker | None, patterns: set[str]) -> None
 def _leave(owned: OwnedFolder, lock: FileLock) -> None:
     """Give a claim back, and with it what it made where nothing came of it."""
     with suppress(OSError):
-        if owned.created or owned.before is None:
+        if owned.created or owned.made:
             remove_temporary_files(owned.path, owned)
-            if {entry.name for entry in owned.path.iterdir()} - {MARKER, LOCK} <= (owned.before or set()):
+            if {entry.name for entry in owned.path.iterdir()} - {MARKER, LOCK} <= owned.before:
                 # While the lock is held: who has opened it meanwhile sees that it is gone, and begins again.
                 (owned.path / MARKER).unlink(missing_ok=True)
                 (owned.path / LOCK).unlink(missing_ok=True)
-                if owned.before is None:
-                    owned.path.rmdir()
+                for folder in owned.made:
+                    folder.rmdir()
     lock.release()
 
 

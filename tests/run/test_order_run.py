@@ -161,12 +161,10 @@ def test_only_picked_samples_are_ordered_and_measured(recipe: Recipe, tmp_path: 
     assert len(found.graph) == 2
 
 
-def test_a_stopped_pass_goes_on_where_it_was(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_scoring_resumes(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signals = replace(recipe.signals, batch_tokens=400)
     chosen = replace(recipe, order=baselines.HerdedOrder(), signals=signals)
-    whole, passes, stop_at = ordered(chosen, tmp_path / "whole"), 0, 12
+    whole, passes, stop_at = ordered(chosen, tmp_path / "whole"), 0, 22
     forward = LlamaModel.forward
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -185,7 +183,7 @@ def test_a_stopped_pass_goes_on_where_it_was(
         passes, stop_at = 0, -1
         assert ordered(chosen, tmp_path / name).indices.tolist() == whole.indices.tolist()
         counts.append(passes)
-    # A finished pass still tries the model on two samples.
+    # A finished store still has the model tried on a few samples.
     assert counts[1] < counts[0] < counts[2]
 
 

@@ -84,10 +84,10 @@ class TestTrain:
             "{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant: ' }}{% endif %}"
         )
         chat = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Once upon a time."}]
-        Path("chat.jsonl").write_text(4 * (json.dumps({"messages": chat}) + "\n"))
-        data = Data(
-            train=Source(path="chat.jsonl"), max_length=400, chat_template=template, duplicates="keep"
-        )
+        others = [[{**chat[0], "content": f"Hello {n}."}, chat[1]] for n in range(3)]
+        lines = [json.dumps({"messages": messages}) for messages in (chat, *others)]
+        Path("chat.jsonl").write_text("\n".join(lines) + "\n")
+        data = Data(train=Source(path="chat.jsonl"), max_length=400, chat_template=template)
         changed = replace(recipe, data=data, adapter=adapter)
         before = AutoTokenizer.from_pretrained(changed.model.name)  # type: ignore[union-attr]
         out = train(changed, "run", tell=lambda _: None).run

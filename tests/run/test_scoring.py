@@ -210,7 +210,7 @@ class TestFailures:
         run = train(recipe, "run", tell=silent).run
         other = with_function(recipe, "fails")
         with pytest.raises(
-            RecipeError, match=r"^run was scored by other metrics; remove run/scores\.json to"
+            RecipeError, match=r"^run was scored by other metrics; delete run/scores\.json to"
         ):
             train(other, "run", tell=silent)
         with pytest.raises(RecipeError, match=r"different: metrics.* was .*; seed was 0, now 1"):
