@@ -152,7 +152,11 @@ REFUSED = {
     "eval_accumulation_steps: 4": "cannot be set here: evaluation measures the loss alone",
     "bf16_full_eval: true": "cannot be set here: evaluation computes in the precision of training",
     "save_on_each_node: true": "cannot be set here: all nodes share one run directory",
-    "early_stopping_patience: 3": "transformers has no such argument. Keep the best checkpoint with",
+    "early_stopping: 3": "to stop early, set train.early_stopping_patience",
+    "early_stopping_patience: 2, label_smoothing_factor: 0.1": "label_smoothing_factor leaves unknown",
+    "early_stopping_patience: 0": "early_stopping_patience: input should be greater than or equal to 1",
+    "early_stopping_patience: 2, eval_strategy: no": "needs evaluations and checkpoints; leave eval_strategy out",
+    "early_stopping_patience: 2, load_best_model_at_end: false": "leave load_best_model_at_end out",
     # together
     "bf16: true, fp16: true": "and train.fp16 exclude each other",
     "load_best_model_at_end: true, save_strategy: no": "needs checkpoints; set save_strategy",
@@ -196,6 +200,7 @@ TAKEN = [
     "report_to: all",
     "debug: ''",
     "run_name: x",
+    "early_stopping_patience: 3",
 ]
 
 
@@ -211,6 +216,8 @@ class TestRules:
         Recipe.from_dict({"train": parse("{" + text + "}", "here")})
 
     def test_evaluation_settings_need_held_out_data(self):
+        with pytest.raises(RecipeError, match=r"data\.validation is not given"):
+            built(Train(early_stopping_patience=2))
         for asked in ({"per_device_eval_batch_size": 2}, {"metric_for_best_model": "held_out_loss"}):
             with pytest.raises(RecipeError, match=r"data\.validation is not given"):
                 built(Train(arguments=asked))

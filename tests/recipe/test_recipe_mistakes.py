@@ -187,6 +187,10 @@ MISTAKES = [
         "found linear.",
     ),
     (
+        "{train: {schedule: wsd, early_stopping_patience: 2}, anneal: direct}",
+        "train.early_stopping_patience could end the run before its annealing phase; leave one of them out.",
+    ),
+    (
         "{train: {schedule: wsd, decay: 0.3}, anneal: direct}",
         "anneal.last is 0.2 and train.decay 0.3; the last phase is the decay, so give one of them.",
     ),

@@ -76,6 +76,36 @@ class TestTrain:
             trained.append((run.model / "adapter_model.safetensors").read_bytes())
         assert trained[0] == trained[1]
 
+    def test_early_stopping_keeps_the_best_and_makes_no_further_step_when_resumed(self, recipe: Recipe):
+        """The learning rate is so large that the model soon knows nothing but what it is trained on."""
+        for name, text in (
+            ("narrow", "Once upon a time there was a number {}."),
+            ("other", "The dog saw {} birds."),
+        ):
+            rows = [json.dumps({"text": text.format(number)}) for number in range(16)]
+            Path(f"{name}.jsonl").write_text("\n".join(rows))
+        data = Data(train=Source(path="narrow.jsonl"), validation=Source(path="other.jsonl"), max_length=48)
+        asked = {"max_steps": 16, "eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 1}
+        stopping = Train(
+            batch_size=4,
+            learning_rate=0.05,
+            schedule="constant",
+            early_stopping_patience=2,
+            arguments=asked,
+        )
+        said: list[str] = []
+        recipe = replace(recipe, data=data, train=stopping)
+        outcome = train(recipe, "run", tell=said.append)
+        assert (outcome.finished, outcome.steps) == (True, 6)
+        assert "Training stops after step 6 of 16: the last 2 evaluations were no better" in "".join(said)
+        weights = (outcome.run.model / "model.safetensors").read_bytes()
+        best = outcome.run.checkpoints / "checkpoint-2" / "model.safetensors"
+        assert weights == best.read_bytes()
+        shutil.rmtree(outcome.run.model)  # as if killed between the last evaluation and the end
+        again = train(recipe, "run", tell=said.append)
+        assert (again.finished, again.steps) == (True, 6)
+        assert weights == (again.run.model / "model.safetensors").read_bytes()
+
     @pytest.mark.parametrize("adapter", [None, Adapter(options={"r": 2})])
     def test_the_template_that_was_learned_is_saved(self, recipe: Recipe, adapter: Adapter | None):
         """With the model, in the checkpoints, and nowhere else."""

@@ -129,6 +129,10 @@ def _check_recipe(recipe: Recipe, metric: str) -> None:
     if recipe.model is None or recipe.data is None or recipe.data.train is None:
         missing = "model" if recipe.model is None else "data.train"
         raise RecipeError(f"The recipe names no {missing}; give it.")
+    if recipe.train.early_stopping_patience is not None:
+        raise RecipeError(
+            "train.early_stopping_patience would give arms different lengths; leave it out of a comparison."
+        )
     known = [HELD_OUT_LOSS] if recipe.data.validation is not None else []
     known += recipe.metrics.names
     if not known:

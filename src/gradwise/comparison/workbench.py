@@ -219,6 +219,7 @@ def _for_timing(recipe: Recipe) -> Recipe:
         schedule="constant",
         decay=None,
         decay_shape=None,
+        early_stopping_patience=None,
         learning_rate=1e-9,
         arguments=unscheduled,
     )

@@ -60,10 +60,8 @@ DECIDED_HERE = {
 
 
 ELSEWHERE = dict.fromkeys(
-    ("early_stopping_patience", "early_stopping_threshold", "early_stopping"),
-    "transformers has no such argument. Keep the best checkpoint with load_best_model_at_end: true and "
-    "metric_for_best_model: held_out_loss; to stop early, give gradwise.Trainer transformers' "
-    "EarlyStoppingCallback",
+    ("early_stopping_threshold", "early_stopping"),
+    "transformers has no such argument; to stop early, set train.early_stopping_patience",
 )
 """Keys that people look for here, each with how its purpose is served."""
 

@@ -80,6 +80,11 @@ class Recipe(Settings):
     def check(self) -> None:
         if self.anneal is None or self.train == Train():
             return
+        if self.train.early_stopping_patience is not None:
+            raise RecipeError(
+                "train.early_stopping_patience could end the run before its annealing phase; leave one of "
+                "them out."
+            )
         if self.train.schedule != "wsd":
             raise RecipeError(
                 "anneal chooses what is trained on while the learning rate decays, and needs train.schedule: "

@@ -58,6 +58,11 @@ class Train(Settings):
     decay_shape: Literal["linear", "cosine", "1-sqrt"] | None = None
     """With `schedule: wsd`, how the learning rate decays; half a cosine unless given."""
 
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    """Number of evaluations in a row without a better one after which training stops with the best
+    checkpoint's weights; if unset, training runs to its end. The held-out loss decides, or
+    `metric_for_best_model`."""
+
     arguments: dict[str, Any] = field(default_factory=dict)
     """Further TrainingArguments. In YAML they stand directly under `train`."""
 
@@ -66,6 +71,12 @@ class Train(Settings):
             raise RecipeError(f"train.decay belongs to schedule: wsd; found schedule: {self.schedule}.")
         if self.decay_shape is not None and self.schedule != "wsd":
             raise RecipeError(f"train.decay_shape belongs to schedule: wsd; found schedule: {self.schedule}.")
+        if self.early_stopping_patience is not None:
+            for key in ("eval_strategy", "save_strategy", "load_best_model_at_end"):
+                if self.arguments.get(key) in ("no", False):
+                    raise RecipeError(
+                        f"train.early_stopping_patience needs evaluations and checkpoints; leave {key} out."
+                    )
         own = self.arguments.get("lr_scheduler_kwargs")
         own = own if isinstance(own, dict) else {}
         if self.decay is not None and "num_decay_steps" in own:
@@ -78,7 +89,10 @@ class Train(Settings):
             from gradwise.recipe.foreign_keys import check_arguments
 
             check_arguments(self.arguments)
-            check_together(self.schedule, self.arguments)
+            stopping = (
+                {} if self.early_stopping_patience is None else {"metric_for_best_model": "held_out_loss"}
+            )
+            check_together(self.schedule, stopping | self.arguments)
         if own or self.schedule not in _SIMPLE:
             check_schedule(self.schedule, self.learning_rate, own)
 

@@ -24,6 +24,7 @@ from gradwise.run.scoring import Scoring, due, score_saved
 from gradwise.run.signals import load_proxy
 from gradwise.stopping import stoppable
 from gradwise.training.arguments import training_arguments
+from gradwise.training.early_stopping import EarlyStopping
 from gradwise.training.trainer import Trainer
 
 Tell = Callable[[str], None]
@@ -187,6 +188,8 @@ def _build(
         proxy=proxy,
     )
     trainer.session.planner.tell = tell
+    if recipe.train.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStopping(trainer.session, recipe.train.early_stopping_patience))
     if scoring is not None:
         scoring.check_whole(_sharded(trainer))
     described = {"fingerprint": pool.fingerprint, "report": pool.report.as_dict()}

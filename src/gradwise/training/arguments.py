@@ -114,8 +114,14 @@ def training_arguments(
     if validation:
         given.setdefault("eval_strategy", "epoch")
         given.setdefault("eval_on_start", True)
-    elif given.get("eval_strategy", "no") != "no" or EVALUATION & {key for key in given if given[key]}:
+    elif (
+        given.get("eval_strategy", "no") != "no"
+        or EVALUATION & {key for key in given if given[key]}
+        or train.early_stopping_patience is not None
+    ):
         raise RecipeError("train asks for evaluation, but data.validation is not given.")
+    if train.early_stopping_patience is not None:
+        given = _looking_for_the_best(given)
     if train.schedule == "wsd":
         # A share of the steps; `Trainer.create_scheduler` makes steps of it once their number is known.
         share = train.decay or last or USUAL_DECAY
@@ -142,6 +148,16 @@ def training_arguments(
     except Exception as error:  # of the packages that it configures: whatever they raise, a setting is wrong
         raise RecipeError(f"train: {clipped(' '.join(str(error).split()), 400)}") from None
     return made
+
+
+def _looking_for_the_best(given: dict[str, Any]) -> dict[str, Any]:
+    """With what early stopping needs: a measure, and a checkpoint at every evaluation."""
+    saves = {"save_strategy": given["eval_strategy"]}
+    if "eval_steps" in given:
+        saves["save_steps"] = given["eval_steps"]
+    if {"save_strategy", "save_steps"} & given.keys():
+        saves = {}
+    return {"metric_for_best_model": "held_out_loss", "load_best_model_at_end": True} | saves | given
 
 
 def _check_machine(given: dict[str, Any]) -> None:

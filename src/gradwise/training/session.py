@@ -363,7 +363,7 @@ class Session:
     def batches(self) -> list[dict[str, Any]]:
         """The micro-batches of the step about to begin; none when a resumed run has made its last step."""
         assert self._feeder is not None
-        if self.step >= self.trainer.state.max_steps:
+        if self.step >= self.trainer.state.max_steps or self.trainer.control.should_training_stop:
             return []
         if self.switch is not None and self.switch.probing:
             self._run_probe(self.switch)

@@ -365,8 +365,8 @@ class SessionCallback(TrainerCallback):
     def on_epoch_begin(self, _: Any, state: Any, control: Any, **__: Any) -> None:
         # The Trainer would make one more step when resumed from the last step of a run that ends within an
         # epoch.
-        self._all_done = state.global_step >= state.max_steps
-        control.should_training_stop = control.should_training_stop or self._all_done
+        self._all_done = state.global_step >= state.max_steps or control.should_training_stop
+        control.should_training_stop = self._all_done
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.session.after_step(state.epoch, self.session.trainer._last_grad_norm)

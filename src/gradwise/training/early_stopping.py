@@ -1,0 +1,38 @@
+"""Early stopping for recipes: transformers' callback, made to survive interruptions."""
+
+from typing import Any
+
+from transformers import EarlyStoppingCallback
+
+from gradwise.training.session import Session
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Ends training after so many evaluations in a row without a better one.
+
+    The Trainer writes the count into its checkpoints, but restores it only together with every other
+    callback's state, which gradwise keeps itself. So the count is read back here. A run that was killed
+    between its last evaluation and its end then makes no further step.
+    """
+
+    def __init__(self, session: Session, patience: int) -> None:
+        super().__init__(patience)
+        self._session = session
+
+    def on_train_begin(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__, {})
+        self.early_stopping_patience_counter = saved.get("attributes", {}).get(
+            "early_stopping_patience_counter", 0
+        )
+        control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        super().on_evaluate(args, state, control, metrics or {})
+        patience = self.early_stopping_patience
+        if self.early_stopping_patience_counter < patience or state.global_step >= state.max_steps:
+            return
+        self._session.record.event("early_stop", state.global_step, 0.0, evaluations=patience)
+        self._session.planner.tell(
+            f"Training stops after step {state.global_step} of {state.max_steps}: the last {patience} "
+            f"evaluations were no better by {args.metric_for_best_model} than the best one."
+        )
