@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import gradwise as gw
 from gradwise import baselines
@@ -191,3 +192,33 @@ def test_validation_gradients_that_say_nothing(method: Any) -> None:
         lambda: method(count=3).select(signals(30, grad=apart), validation=signals(40, grad=theirs)),
         "orthogonal to the target",
     )
+
+
+@pytest.mark.parametrize("numbers", [{"seed": -1}, {"seed": "a"}, {"seed": None}, {"seed": 0.5}])
+def test_numbers_of_random_streams(numbers: dict[str, Any]) -> None:
+    for method in SELECT:
+        refused(lambda method=method: method(fraction=0.5).select(signals(), **numbers), "needs seed")
+    for method in ORDER:
+        refused(lambda method=method: method().order(signals(), **numbers), "needs seed")
+        refused(lambda method=method: method().order(signals(), epoch=-1), "needs epoch")
+    for method in FINISH:
+        refused(
+            lambda method=method: method(count=3).select(signals(), validation=signals(5), **numbers), "seed"
+        )
+
+
+def test_trainers_and_probes_name_what_they_were_given(tiny_llama: Any, arguments: Any) -> None:
+    model, rows = tiny_llama(), [{"input_ids": [3, 4, 5], "labels": [3, 4, 5]}] * 4
+    for given, said in (
+        ({"recipe": "recipe.yaml"}, "as gradwise.Recipe.load reads one"),
+        ({"recipe": {"select": "full"}}, "as gradwise.Recipe.load reads one"),
+        ({"plan": [1, 2]}, "as gradwise.Plan.of makes one"),
+        ({"packed_length": "64"}, "packed_length must be a whole number"),
+        ({"packed_length": 0}, "packed_length must be a whole number"),
+        ({"unpack_if_needed": True}, "no effect without packed_length"),
+    ):
+        refused(lambda given=given: gw.Trainer(model, arguments(), train_dataset=rows, **given), said)
+    refused(lambda: gw.Trainer(model, arguments(), train_dataset=[]).train(), "data set is empty")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for given in ((None, optimizer, rows), (model, None, rows), (model, optimizer, None)):
+        refused(lambda given=given: gw.Probe(*given))  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ data = st.builds(
     train=sources | st.lists(sources, min_size=1, max_size=3),
     validation=st.none() | sources,
     max_length=st.integers(2, 10**6),
-    packing=st.booleans(),
+    packing=st.sampled_from([False, True, "auto"]),
     chat_template=st.none() | tricky,
 )
 trains = st.builds(

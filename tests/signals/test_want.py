@@ -137,7 +137,7 @@ class TestRefused:
             ({"grad_dim": 0}, "grad_dim must be at least 1, or None.*found 0"),
             ({"pooling": "mean"}, "pooling: unknown 'mean'"),
             ({"grad_dtype": "bfloat16"}, "grad_dtype must be float32 or float16; found 'bfloat16'"),
-            ({"batch_tokens": 0}, "batch_tokens must be at least 1; found 0"),
+            ({"batch_tokens": 0}, "batch_tokens must be at least 1, a whole number; found 0"),
             ({"want": "loss", "precondition": {}}, "precondition changes gradients, but neither"),
             ({"want": "embedding", "layer": 7}, "layer is 7, but the model has 2 blocks"),
         ],

@@ -137,3 +137,43 @@ def test_what_the_model_does_not_take_is_refused(kind: Any):
 def test_what_is_no_data_set_of_samples(data: Any, said: str):
     with pytest.raises(gw.GradwiseError, match=said):
         collect(make("Llama"), data, want="loss", progress=False)
+
+
+WRONG: dict[str, tuple[Any, ...]] = {
+    "model": (None, "gpt2", nn.Identity()),
+    "collator": (3, lambda _: 3, lambda _: {"input_ids": torch.zeros(1, 3)}),
+    "parameters": (3, [3], None),
+    "grad_dim": ("8", 2.5, 0, True),
+    "batch_tokens": ("4", 0.5, float("nan"), 0),
+    "seed": (-1, "a", None, 0.5),
+    "store": (3,),
+    "pooling": (3, None),
+    "layer": ("a", 1.5),
+    "grad_dtype": (3, torch.float16),
+    "autocast": ("bf16", torch.int8),
+    "tell": (3,),
+    "dataset": (
+        [], [None], "abc", [{"input_ids": [2**70, 4], "labels": [3, 4]}],
+        [{"input_ids": [3, 4, 5], "labels": [3.5, 4, 5]}],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in WRONG for value in WRONG[name]])
+def test_arguments_of_another_kind_are_named(name: str, value: Any):
+    given = {
+        "model": make("Llama"),
+        "dataset": samples(3),
+        "want": ("loss", "embedding", "grad"),
+        "grad_dim": 4,
+    }
+    with pytest.raises(gw.SignalError) as caught:
+        collect(**given | {name: value}, progress=False)
+    assert name in str(caught.value) or name == "dataset"
+
+
+def test_signals_hold_a_row_for_each_sample():
+    with pytest.raises(gw.SignalError, match=r"5 samples need as many rows of loss; found shape \(3,\)"):
+        gw.Signals(5, loss=np.ones(3, np.float32))
+    with pytest.raises(gw.SignalError, match="by the path of their folder"):
+        gw.Signals.open(3)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """Columns of samples besides ids and labels that say how a model is to read them."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ def check_dropped(dataset: Any, taken: Container[str], model: str) -> None:
     if isinstance(dataset, dict) or not hasattr(dataset, "__getitem__") or not len(dataset):
         return
     names = getattr(dataset, "column_names", None) or dataset[0]
+    if not isinstance(names, list | Mapping):
+        return
     for name in (*USUAL, *OTHER_INPUTS):
         if name not in names or name in taken:
             continue

@@ -114,8 +114,21 @@ def _checked(decided: Any, what: str, indices: Any, why: Any) -> int:
     return len(found)
 
 
-def check_signals(signals: Any, method: str, what: str = "signals") -> None:
-    """Raise SignalError for what is no `Signals`, or has no sample."""
+def check_signals(signals: Any, method: str, what: str = "signals", **numbers: Any) -> None:
+    """Raise SignalError for what is no `Signals`, or has no sample.
+
+    Args:
+        signals: what the method was given.
+        method: its name.
+        what: the signals are, for messages.
+        numbers: `seed` and others of which random streams are made, by name.
+
+    Raises:
+        PlanError: when a number is negative, or none.
+    """
+    for name, number in numbers.items():
+        if not isinstance(number, int | np.integer) or number < 0:
+            raise PlanError(f"{method} needs {name} to be a whole number from 0; found {shown(number)}.")
     if not isinstance(signals, Signals):
         raise SignalError(
             f"{method} needs {what} as gradwise.collect returns them; found {type(signals).__name__}."
@@ -124,14 +137,14 @@ def check_signals(signals: Any, method: str, what: str = "signals") -> None:
         raise SignalError(f"{method} was given {what} of no sample; there is nothing to choose from.")
 
 
-def entries_of(signals: Any, entries: Any, method: str) -> NDArray[np.int64]:
+def entries_of(signals: Any, entries: Any, method: str, **numbers: Any) -> NDArray[np.int64]:
     """(n,) the entries of a pass over a pool: the given ones, or each sample once.
 
     Raises:
         SignalError: the signals are none, or of no sample.
-        PlanError: the entries are no places of the pool, or there are none.
+        PlanError: the entries are no places of the pool, or there are none; a number is negative.
     """
-    check_signals(signals, method)
+    check_signals(signals, method, **numbers)
     if entries is None:
         return np.arange(len(signals))
     found = places(entries, f"What {method} puts in order", len(signals))

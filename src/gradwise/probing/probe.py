@@ -23,6 +23,7 @@ from gradwise.probing.kept import kept
 from gradwise.probing.preconditioned import Preconditioned, Vectors, sketch
 from gradwise.signals.given_back import uncompiled
 from gradwise.signals.head import LabelPositions
+from gradwise.signals.samples import check_indexable
 
 Samples = Sequence[int] | NDArray[np.int64]
 
@@ -61,6 +62,12 @@ class Probe:
         batch_tokens: int = 4096,
         autocast: torch.dtype | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module) or not hasattr(optimizer, "param_groups"):
+            raise RecipeError(
+                "A Probe needs a model and its optimizer; found "
+                f"{type(model).__name__} and {type(optimizer).__name__}."
+            )
+        check_indexable(dataset)
         self.model: Any = uncompiled(model)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         self.dataset, self._aims = dataset, [] if target is None else target

@@ -1,6 +1,6 @@
 """Which samples of a pool meet in a batch, and their quantities, batch by batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradwise.errors import SignalError
 from gradwise.signals.measure import Batch, Measurer
 from gradwise.signals.samples import Inspection
 
@@ -32,7 +33,13 @@ class Pool:
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """Some samples, collated."""
-        return self.collate([self.samples[int(row)] for row in rows])
+        batch = self.collate([self.samples[int(row)] for row in rows])
+        if not isinstance(batch, Mapping) or batch.get("labels") is None:
+            raise SignalError(
+                "The collator must return a mapping with input_ids and labels; found "
+                f"{', '.join(batch) if isinstance(batch, Mapping) else type(batch).__name__}."
+            )
+        return batch  # type: ignore[return-value]
 
     def parts(self, rows: NDArray[np.int64], device: torch.device) -> list[NDArray[np.int64]]:
         """A block, longest sample first, cut into what is measured at once; no sample depends on the cut."""

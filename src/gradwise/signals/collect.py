@@ -12,6 +12,7 @@ from torch import nn
 from gradwise.errors import SignalError
 from gradwise.precision import autocast_here
 from gradwise.ranks import rank
+from gradwise.signals.arguments import check_arguments
 from gradwise.signals.given_back import lent, uncompiled
 from gradwise.signals.passes import Collate, Pass
 from gradwise.signals.quantities import Signals
@@ -81,11 +82,10 @@ def collect(
         signals = collect(model, dataset, want=("loss", "grad"), store="signals")
         similarity = signals.grad @ signals.grad.T
     """
+    check_arguments(locals())
     wanted = Wanted.of(
         want, grad_dim=grad_dim, seed=seed, pooling=pooling, layer=layer, grad_dtype=grad_dtype
     )
-    if batch_tokens < 1:
-        raise SignalError(f"batch_tokens must be at least 1; found {batch_tokens}.")
     say = _teller(tell)
     start = time.perf_counter()
     # Before the model is lent, which hides the parameters that learn: of an adapted model, the scope.
@@ -99,6 +99,8 @@ def collect(
     assert signals.ok is not None
     if not signals.ok.any():
         unusable = any(kind.endswith("not finite") for kind in signals.problems)
+        if not len(signals):
+            raise SignalError("The data set is empty; there is nothing to measure.")
         cause = "the model's weights are unusable" if unusable else "none has a token to learn"
         raise SignalError(f"None of the {len(signals)} samples could be measured; {cause} ({report}).")
     return signals

@@ -1,12 +1,14 @@
 """The per-sample quantities that decisions are made of."""
 
 from dataclasses import dataclass, field, fields
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import SignalError
+from gradwise.plain import shown
 from gradwise.signals.wanted import QUANTITIES
 
 
@@ -56,6 +58,15 @@ class Signals:
     seconds: float = 0.0
     """What measuring cost, over all ranks' wall-clock and all interruptions."""
 
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            values = getattr(self, each.name)
+            if isinstance(values, np.ndarray) and (not values.ndim or len(values) != self.size):
+                raise SignalError(
+                    f"Signals of {self.size} samples need as many rows of {each.name}; found shape "
+                    f"{values.shape}."
+                )
+
     def __len__(self) -> int:
         return self.size
 
@@ -68,6 +79,8 @@ class Signals:
         """
         from gradwise.signals.store import read
 
+        if not isinstance(path, str | PathLike):
+            raise SignalError(f"Signals are opened by the path of their folder; found {shown(path)}.")
         return read(Path(path).expanduser())
 
     def take(self, rows: NDArray[np.integer]) -> "Signals":

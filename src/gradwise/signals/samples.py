@@ -221,12 +221,14 @@ def _check_lists(dataset: Any, name: str) -> None:
 def _flat(values: Any, name: str, place: int) -> NDArray[Any]:
     integers = name in ("input_ids", "labels")
     try:
-        flat = np.asarray(values, dtype=np.int64 if integers else None).reshape(-1)
-    except (TypeError, ValueError):
-        flat = np.empty(0, dtype=object)
-    if flat.dtype.kind not in "iufb":
+        found = np.asarray(values).reshape(-1)
+        flat = found.astype(np.int64) if integers else found
+    except (TypeError, ValueError, OverflowError):
+        found = flat = np.empty(0, dtype=object)
+    if flat.dtype.kind not in "iufb" or (integers and len(flat) and not np.array_equal(flat, found)):
+        kind = "whole numbers" if integers else "numbers"
         raise SignalError(
-            f"Sample {place} has no numbers in its column {name!r}; give one for each token, or leave the "
+            f"Sample {place} has no {kind} in its column {name!r}; give one for each token, or leave the "
             "column out."
         )
     return flat
@@ -243,6 +245,8 @@ def _labelled(sample: Any, place: int, collate: Callable[[list[Any]], Any]) -> A
     if not len(sample["input_ids"]):
         return {**sample, "labels": []}
     made = {} if isinstance(collate, Collator) else collate([sample])
+    if not isinstance(made, Mapping):
+        raise SignalError(f"The collator must return a mapping of tensors; found {type(made).__name__}.")
     if made.get("labels") is None:
         raise SignalError(
             f"Sample {place} has no labels, and the collator makes none; give labels: the input_ids again, "

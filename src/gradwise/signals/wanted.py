@@ -58,12 +58,10 @@ class Wanted:
         return wanted
 
     def _check(self) -> None:
-        if self.grad_dim is not None and self.grad_dim < 1:
-            raise SignalError(
-                f"grad_dim must be at least 1, or None for whole gradients; found {self.grad_dim}."
-            )
         if self.pooling not in POOLINGS:
-            raise SignalError(f"pooling: unknown {self.pooling!r}{nearest(self.pooling, list(POOLINGS))}")
+            raise SignalError(
+                f"pooling: unknown {self.pooling!r}{nearest(str(self.pooling), list(POOLINGS))}"
+            )
         if self.grad_dtype not in ("float32", "float16"):
             raise SignalError(f"grad_dtype must be float32 or float16; found {self.grad_dtype!r}.")
 

@@ -66,6 +66,8 @@ def check_indexable(dataset: Any) -> None:
             "gradwise needs a training data set that can be indexed, since a plan names samples by position; "
             f"found {type(dataset).__name__}."
         )
+    if not len(dataset):
+        raise RecipeError("The training data set is empty.")
 
 
 def _refused_arguments(args: Any) -> dict[str, str | None]:

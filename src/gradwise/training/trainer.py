@@ -26,6 +26,7 @@ from gradwise.data import Collator, check_dropped
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.folders import OwnedFolder
 from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.plain import shown
 from gradwise.planning import FixedPlan, Planner
 from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
@@ -77,6 +78,7 @@ class TrainerMixin(_AnyTrainer):
                 sample i of the training data; what `signals.model` of a recipe stands for.
         """
         recipe = Recipe() if recipe is None else recipe
+        _check_given(recipe, plan, packed_length, unpack_if_needed)
         if recipe.signals.model is not None and proxy is None:
             raise RecipeError("signals.model is for `gradwise train`; with a Trainer, give it a `proxy`.")
         if plan is not None:
@@ -405,6 +407,22 @@ def _check_output(args: Any) -> None:
     output = getattr(args, "output_dir", None)
     if output and (Path(output).is_symlink() or Path(output).exists()) and not Path(output).is_dir():
         raise RecipeError(f"TrainingArguments.output_dir is {output}, which is no folder; give another one.")
+
+
+def _check_given(recipe: Any, plan: Any, packed_length: Any, unpack_if_needed: bool) -> None:
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(
+            f"recipe must be a gradwise.Recipe, as gradwise.Recipe.load reads one from a file; found "
+            f"{shown(recipe)}."
+        )
+    if plan is not None and not isinstance(plan, Plan):
+        raise RecipeError(
+            f"plan must be a gradwise.Plan, as gradwise.Plan.of makes one; found {shown(plan)}."
+        )
+    if packed_length is not None and (not isinstance(packed_length, int) or packed_length < 2):
+        raise RecipeError(f"packed_length must be a whole number from 2; found {shown(packed_length)}.")
+    if unpack_if_needed and packed_length is None:
+        raise RecipeError("unpack_if_needed has no effect without packed_length; leave it out.")
 
 
 def _check_planned(recipe: Recipe) -> None:

@@ -43,7 +43,7 @@ class _Ranked(Phase):
             RecipeError: when there are not as many.
             SignalError: when a signal is missing or of no use.
         """
-        check_signals(signals, self.method)  # type: ignore[attr-defined]
+        check_signals(signals, self.method, seed=seed)  # type: ignore[attr-defined]
         if signals.ok is not None and not signals.ok.all():
             sound = np.flatnonzero(signals.ok)
             picked = self.select(signals.take(sound), validation=validation, room=room, seed=seed)

@@ -47,7 +47,7 @@ class PassOrder(Settings):
             SignalError: when a needed signal is missing.
             PlanError: when entries are no places of the pool.
         """
-        entries = entries_of(signals, entries, self.method)  # type: ignore[attr-defined]
+        entries = entries_of(signals, entries, self.method, seed=seed, epoch=epoch)  # type: ignore[attr-defined]
         mixed = np.random.default_rng([seed, _ORDER, epoch]).permutation(entries)
         return self._ordered(entries, mixed, signals, target, epoch)
 

@@ -26,9 +26,9 @@ class FullData(Settings):
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def select(self, signals: Signals, *, seed: int = 0) -> Selection:  # noqa: ARG002
+    def select(self, signals: Signals, *, seed: int = 0) -> Selection:
         """All indices, in the order of the data."""
-        check_signals(signals, self.method)
+        check_signals(signals, self.method, seed=seed)
         return Selection(np.arange(len(signals)), why=("all of the data",), weights=signals.weight)
 
 
@@ -43,7 +43,7 @@ class RandomSubset(Subset):
 
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:
         """`size` distinct indices without replacement, in the order of the data."""
-        check_signals(signals, self.method)
+        check_signals(signals, self.method, seed=seed)
         rng = np.random.default_rng([seed, _RANDOM_SUBSET])
         indices = np.sort(rng.choice(len(signals), self.size(len(signals)), replace=False))
         weights = None if signals.weight is None else signals.weight[indices]
@@ -63,10 +63,10 @@ class Highest(Subset):
         """The signal alone."""
         return frozenset({self.signal})
 
-    def select(self, signals: Signals, *, seed: int = 0) -> Selection:  # noqa: ARG002
+    def select(self, signals: Signals, *, seed: int = 0) -> Selection:
         """The `size` highest values; samples whose value is not finite are never picked."""
         name: str = self.method  # type: ignore[attr-defined]
-        check_signals(signals, name)
+        check_signals(signals, name, seed=seed)
         scores = signals.require(self.signal, name).astype(np.float64)
         finite = np.flatnonzero(np.isfinite(scores))
         if not finite.size:
@@ -119,9 +119,9 @@ class KCenter(Subset):
 
     needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
 
-    def select(self, signals: Signals, *, seed: int = 0) -> Selection:  # noqa: ARG002
+    def select(self, signals: Signals, *, seed: int = 0) -> Selection:
         """`size` samples by farthest-first traversal of the embeddings around their mean."""
-        check_signals(signals, self.method)
+        check_signals(signals, self.method, seed=seed)
         embedding = signals.require("embedding", "k_center")
         usable = np.isfinite(embedding).all(axis=1)
         rows = np.flatnonzero(usable if signals.ok is None else usable & signals.ok)

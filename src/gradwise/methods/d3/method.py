@@ -182,8 +182,8 @@ class D3(Settings):
             order = D3(units=8).order(signals)
             order.indices, order.graph.weight, order.told["imbalance"]
         """
+        entries = entries_of(signals, entries, self.method, seed=seed, epoch=epoch)
         rng = np.random.default_rng([seed, STREAM, epoch])
-        entries = entries_of(signals, entries, self.method)
         if probe is not None and not hasattr(probe, "bends"):
             raise RecipeError(f"order: d3 asks a gradwise.Probe; found {type(probe).__name__}.")
         edges = self.edges or ("first_order" if probe is None else "curvature")

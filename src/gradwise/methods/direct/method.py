@@ -117,6 +117,7 @@ class Direct(Phase):
             RecipeError: when tau cannot be kept to, with the smallest that can, or too many are asked for.
             SignalError: when no sample can be used, or nothing is known of the validation data.
         """
+        check_signals(signals, self.method, seed=seed)
         problem, z = self._problem(signals, validation, curvature, room)
         tau = kept_to(problem, self.tau, USUAL_TAU[self.objective])
         # At the least share the budget is what the cheapest cost, to the last bit.
@@ -133,7 +134,6 @@ class Direct(Phase):
     def _problem(
         self, signals: Signals, validation: Signals | None, curvature: Spectrum | None, room: int | None
     ) -> tuple[Problem, NDArray[np.float64]]:
-        check_signals(signals, self.method)
         z = target_gradients(validation, self.normalise)
         rows = usable(signals)
         grad: Any = signals.grad

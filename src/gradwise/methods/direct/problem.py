@@ -95,7 +95,7 @@ def lengths_of(
         tokens = signals.require("num_tokens", "direct with normalise: length")[rows].astype(np.float64)
         return np.sqrt(tokens / usual)
     if how == "unit":
-        return 1 / np.sqrt(Rows(signals.grad, rows).squares())
+        return 1 / np.sqrt(Rows(signals.require("grad", "direct"), rows).squares())
     return np.ones(len(rows))
 
 
@@ -106,7 +106,7 @@ def clipped(signals: Signals, rows: NDArray[np.int64], scale: NDArray[np.float64
     learned (benchmarks/direct_sketch.py).
     """
     longest = float(np.quantile(np.linalg.norm(z, axis=1), USUAL_LENGTH))
-    lengths = np.sqrt(Rows(signals.grad, rows).squares()) * scale
+    lengths = np.sqrt(Rows(signals.require("grad", "direct"), rows).squares()) * scale
     return scale * np.minimum(1.0, longest / lengths)
 
 

@@ -161,7 +161,7 @@ class Grace(Subset):
         Raises:
             SignalError: when a signal it needs is missing, or no sample can be used.
         """
-        check_signals(signals, self.method)
+        check_signals(signals, self.method, seed=seed)
         looked = self.looked(len(signals), signals.domain, seed)
         if looked is None:
             return self.pick(self.begin(signals, seed=seed), signals, seed=seed)
@@ -209,7 +209,7 @@ class Grace(Subset):
             tell: gets the number of rows whose neighbours are found.
             took: gets the seconds that the graph took, as "graph".
         """  # fmt: skip
-        check_signals(signals, self.method)
+        check_signals(signals, self.method, seed=seed)
         looked = np.arange(len(signals)) if looked is None else looked
         embedding = np.asarray(signals.require("embedding", "grace"))
         usable = np.flatnonzero(self._usable(signals))
