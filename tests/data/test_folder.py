@@ -156,7 +156,7 @@ def test_a_folder_may_be_named_like_a_file(tmp_path):
 
 def test_file_names_that_are_no_text_are_spelled_out(tmp_path):
     fill(tmp_path, "a.jsonl")
-    (tmp_path / "a.jsonl").rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b.jsonl"))
+    (tmp_path / "a.jsonl").rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b\n.jsonl"))
     (part,) = read(Source(str(tmp_path)))
     (record,) = part.records()
-    assert (part.name, str(record.origin)) == ("\\udcff\x1b", "\\udcff\x1b.jsonl:1")
+    assert (part.name, str(record.origin)) == ("\\udcff\x1b\\n", "\\udcff\x1b\\n.jsonl:1")

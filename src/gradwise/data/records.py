@@ -49,5 +49,5 @@ def reason(error: BaseException) -> str:
 
 
 def whole_characters(text: str) -> str:
-    """Text that can be written as UTF-8: bytes of a file name that are none are spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """A file's name that can be written as UTF-8 and in one line; what stands against it is spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
