@@ -101,6 +101,8 @@ class TestTrain:
         weights = (outcome.run.model / "model.safetensors").read_bytes()
         best = outcome.run.checkpoints / "checkpoint-2" / "model.safetensors"
         assert weights == best.read_bytes()
+        score = outcome.run.scores()["held_out_loss"]["value"]
+        assert f"after {score:.4f} nats" in " ".join(summary(outcome.run).split())
         shutil.rmtree(outcome.run.model)  # as if killed between the last evaluation and the end
         again = train(recipe, "run", tell=said.append)
         assert (again.finished, again.steps) == (True, 6)

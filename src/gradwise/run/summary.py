@@ -25,7 +25,7 @@ def _table(run: RunDirectory, metrics: list[dict[str, Any]], events: list[dict[s
         raise ValueError(f"{run.metrics_file.name} or {run.events_file.name} was cut short")
     finished = ends[-1]
     rows = [
-        *_losses(metrics),
+        *_losses(metrics, run.scores().get("held_out_loss")),
         *(_score(name, found) for name, found in run.scores().items()),
         ("steps", f"{finished['step']:,}"),
         (
@@ -43,15 +43,15 @@ def _table(run: RunDirectory, metrics: list[dict[str, Any]], events: list[dict[s
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
-def _losses(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def _losses(metrics: list[dict[str, Any]], score: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Rows on the loss; `score` is that of the saved model, which may be a better one than the last."""
     held_out = [line for line in metrics if "eval_loss" in line]
     if held_out:
         # Without `eval_on_start` nothing is known of the time before.
-        named = [("before", held_out[0])] * (held_out[0]["step"] == 0) + [("after", held_out[-1])]
-        return [
-            (f"held-out loss {when}", f"{line.get('held_out_loss', line['eval_loss']):.4f} nats per token")
-            for when, line in named
-        ]
+        before, after = (line.get("held_out_loss", line["eval_loss"]) for line in (held_out[0], held_out[-1]))
+        named = [("before", before)] * (held_out[0]["step"] == 0)
+        named += [("after", score["value"] if score else after)]
+        return [(f"held-out loss {when}", f"{loss:.4f} nats per token") for when, loss in named]
     training = [line["loss"] for line in metrics if "loss" in line]
     tenth = max(1, len(training) // 10)
     return [

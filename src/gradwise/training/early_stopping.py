@@ -31,8 +31,9 @@ class EarlyStopping(EarlyStoppingCallback):
         patience = self.early_stopping_patience
         if self.early_stopping_patience_counter < patience or state.global_step >= state.max_steps:
             return
+        count = f"the last {patience} evaluations were" if patience > 1 else "the last evaluation was"
         self._session.record.event("early_stop", state.global_step, 0.0, evaluations=patience)
         self._session.planner.tell(
-            f"Training stops after step {state.global_step} of {state.max_steps}: the last {patience} "
-            f"evaluations were no better by {args.metric_for_best_model} than the best one."
+            f"Training stops after step {state.global_step} of {state.max_steps}: {count} no "
+            f"better by {args.metric_for_best_model} than the best one."
         )
