@@ -128,6 +128,9 @@ REFUSED = {
     "optim: adamw_troch": "unknown 'adamw_troch'; did you mean 'adamw_torch'?",
     "debug: underflow": "unknown 'underflow'; did you mean 'underflow_overflow'?",
     "report_to: tensorbord": "names no tracker that is known: 'tensorbord'; did you mean 'tensorboard'?",
+    "torch_compile_backend: inducter": "is unknown: 'inducter'; did you mean 'inductor'?",
+    "torch_compile_backend: none": "is unknown: 'none'; known: aot",
+    "torch_compile_mode: fast": "input should be 'default', 'reduce-overhead'",
     "report_to: [none, wandb]": "names no tracker that is known: 'none'",
     "report_to: null": "names no tracker that is known: None",
     "metric_for_best_model: accuracy": "is 'accuracy', which is not measured; known: eval_held_out_loss",
@@ -200,6 +203,7 @@ TAKEN = [
     "report_to: all",
     "debug: ''",
     "run_name: x",
+    "torch_compile_backend: aot_eager",
     "early_stopping_patience: 3",
 ]
 
@@ -210,6 +214,7 @@ class TestRules:
         with pytest.raises(RecipeError, match=r"recipe: (unknown key )?train\.") as caught:
             Recipe.from_dict({"train": parse("{" + text + "}", "here")})
         assert reason in str(caught.value)
+        assert not str(caught.value).endswith(("..", "?."))
 
     @pytest.mark.parametrize("text", TAKEN)
     def test_what_means_something_is_not(self, text: str):

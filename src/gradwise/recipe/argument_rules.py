@@ -63,6 +63,7 @@ RANGES: dict[str, Any] = {
     "log_level_replica": _Level,
     "include_num_input_tokens_seen": bool | Literal["all", "non_padding", "no"],
     "lr_scheduler_kwargs": dict[str, Any],
+    "torch_compile_mode": Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
 }
 """Ranges beside the types that TrainingArguments has itself, which say where null is allowed."""
 
@@ -160,7 +161,7 @@ def check_together(schedule: str, arguments: Given) -> None:
             if key in arguments and not fulfilled(arguments):
                 raise RecipeError(f"train.{key} has no effect without {what}; leave it out.")
     for key, why in _contradictions(schedule, arguments):
-        raise RecipeError(f"train.{key} {why}.")
+        raise RecipeError(f"train.{key} {why}" + "." * (not why.endswith("?")))
     _check_optim_args(arguments)
 
 
@@ -195,6 +196,7 @@ def _contradictions(schedule: str, given: Given) -> Iterator[tuple[str, str]]:
     if given.get("push_to_hub") and not given.get("hub_model_id"):
         yield "push_to_hub", "needs hub_model_id, the name of the repository"
     yield from _trackers(given)
+    yield from _compilers(given)
 
 
 def _trackers(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -207,6 +209,17 @@ def _trackers(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if name not in INTEGRATION_TO_CALLBACK:
             near = nearest(str(name), [*INTEGRATION_TO_CALLBACK, "none", "all"]).rstrip(".")
             yield "report_to", f"names no tracker that is known: {shown(name)}{near}"
+
+
+def _compilers(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    asked = given.get("torch_compile_backend")
+    if asked is None:
+        return
+    from accelerate.utils import DynamoBackend
+
+    known = [backend.value.lower() for backend in DynamoBackend if backend.value != "NO"]
+    if asked.lower() not in known:
+        yield "torch_compile_backend", f"is unknown: {shown(asked)}{nearest(asked, known).rstrip('.')}"
 
 
 def _check_optim_args(given: dict[str, Any]) -> None:
