@@ -65,7 +65,7 @@ class TestLoaderWorkers:
             command.wait()
             assert (command.code, command.stderr) == (1, "")
             assert "SIGTERM: stopping after this step, with a checkpoint." in command.stdout
-            assert "a checkpoint is saved. Run the same command to go on." in command.stdout
+            assert "a checkpoint is saved. Run the same command to resume." in command.stdout
             assert not alive(workers)
             assert max(int(path.name.split("-")[1]) for path in run.checkpoints.glob("checkpoint-*")) > before
             resumed = [event["step"] for event in run.events() if event["event"] == "resume"]

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import threading
@@ -17,7 +18,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gradwise import Adapter, Data, Model, Recipe, Source, Train, baselines
+from gradwise import Adapter, Data, Model, Recipe, Source, Train, baselines, console
 from gradwise.ranks import is_first, world_size
 from gradwise.run import RunDirectory, train
 from gradwise.run.environment import environment, peak_memory
@@ -75,6 +76,18 @@ class TestTrain:
             run = train(recipe, f"run{noise}", tell=lambda _: None).run
             trained.append((run.model / "adapter_model.safetensors").read_bytes())
         assert trained[0] == trained[1]
+
+    def test_off_a_terminal_lines_show_that_it_is_alive(
+        self, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ):
+        monkeypatch.setattr(console, "FIRST_LINE", 0.0)
+        monkeypatch.setattr(console, "NEXT_LINE", 0.0)
+        train(replace(recipe, train=replace(recipe.train, arguments={"logging_steps": 1})), "run")
+        shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: ")]
+        assert len(shown) == 2
+        assert re.fullmatch(
+            r"training: 1 of 2 steps \(50%\), loss \d\.\d{4}, learning rate 0\.001, \d+ s left", shown[0]
+        )
 
     def test_early_stopping_keeps_the_best_and_makes_no_further_step_when_resumed(self, recipe: Recipe):
         """The learning rate is so large that the model soon knows nothing but what it is trained on."""

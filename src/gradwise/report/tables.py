@@ -137,8 +137,14 @@ def as_csv(rows: list[Row]) -> str:
 
 
 def _inert(value: Any) -> Any:
-    """Text that would begin a formula, with an apostrophe before it; numbers as they are."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n")) else value
+    """Text that would begin a formula, with an apostrophe before it; numbers as they are.
+
+    A carriage return, which Python's writer leaves unquoted, would begin a new row with what follows it.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", "\n")
+    return f"'{text}" if text.startswith(tuple("=+-@\t\n")) else text
 
 
 def as_parquet(rows: list[Row]) -> bytes:
