@@ -17,7 +17,9 @@ DOMAIN = np.array(["a", "b", "a", "a", "b", "a", "a", "a", "a", "a"])
 POOL = Signals(10, loss=LOSS, domain=DOMAIN)
 ALL = np.arange(10)
 
-entries = st.lists(st.integers(0, 9), max_size=40).map(lambda some: np.array(some, dtype=np.int64))
+entries = st.lists(st.integers(0, 9), min_size=1, max_size=40).map(
+    lambda some: np.array(some, dtype=np.int64)
+)
 
 
 def by_name(order: Any) -> str:

@@ -45,7 +45,11 @@ class TestEverySubset:
 
     @given(pool=st.integers(1, 500), fraction=st.floats(0.001, 1))
     def test_a_fraction_is_rounded_and_never_nothing(self, method: Any, pool: int, fraction: float):
-        assert method(fraction=fraction).size(pool) == max(1, round(fraction * pool))
+        if fraction * pool < 0.5:
+            with pytest.raises(RecipeError, match=f"is none of {pool} samples"):
+                method(fraction=fraction).size(pool)
+        else:
+            assert method(fraction=fraction).size(pool) == max(1, round(fraction * pool))
 
     def test_all_of_it_is_a_part(self, method: Any):
         flat = np.ones(4, dtype=np.float32)

@@ -40,10 +40,9 @@ class Subset(Settings):
 
 def share_of(fraction: float, pool: int, section: str) -> int:
     """How many of `pool` samples a fraction is; raises RecipeError where it is none."""
-    count = round(fraction * pool)
-    if not count:
+    if fraction * pool < 0.5:
         raise RecipeError(
             f"{section}.fraction is {fraction:g}, which is none of {pool} samples; give a larger fraction, "
             "or a count."
         )
-    return count
+    return max(1, round(fraction * pool))  # half of a single sample is one
