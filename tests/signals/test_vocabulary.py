@@ -12,8 +12,10 @@ import gradwise as gw
 from gradwise import Data, DataError, Model, Recipe, Train, baselines
 from gradwise.comparison.workbench import Workbench
 from gradwise.data import Collator
+from gradwise.folders import claimed
 from gradwise.recipe import SignalSettings
 from gradwise.run import train
+from gradwise.run.directory import FILES
 from gradwise.run.order import order_samples
 from gradwise.run.select import select_finish, select_samples
 from gradwise.run.signals import collect_signals
@@ -39,6 +41,11 @@ def recipe(small: Path, few_speeches: Callable[..., Data]) -> Recipe:
     )
 
 
+def _compared(recipe: Recipe, out: Path) -> None:
+    with claimed(out / "bench", "run", FILES) as folder:
+        Workbench(recipe, out / "shared", folder).planned()
+
+
 COMMANDS: dict[str, Callable[[Recipe, Path], Any]] = {
     "train": lambda recipe, out: train(replace(recipe, select=baselines.FullData()), out, **QUIET),
     "train, selecting": lambda recipe, out: train(recipe, out, **QUIET),
@@ -48,7 +55,7 @@ COMMANDS: dict[str, Callable[[Recipe, Path], Any]] = {
         replace(recipe, anneal=gw.Direct(count=2)), out, **QUIET
     ),
     "order": lambda recipe, out: order_samples(replace(recipe, order=gw.D3(units=4, size=2)), out, **QUIET),
-    "compare": lambda recipe, out: Workbench(recipe, out / "shared").planned(out / "planned"),
+    "compare": _compared,
 }
 
 
