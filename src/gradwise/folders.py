@@ -20,6 +20,7 @@ from gradwise.atomic import TEMPORARY, write_bytes, write_json
 from gradwise.errors import GradwiseError, RecipeError
 from gradwise.locks import FileLock, LockedError
 from gradwise.ranks import on_first
+from gradwise.text import shown
 
 MARKER = ".gradwise.json"
 LOCK = ".gradwise.lock"
@@ -227,8 +228,8 @@ def check_format(found: Any, what: str, error: Error) -> None:
             "gradwise: pip install -U gradwise."
         )
     raise error(
-        f"{what} was written by an older gradwise (format {found!r}; the oldest that this version reads is "
-        f"{OLDEST}) and cannot be continued; start again in a new folder, or finish it with the version that "
+        f"{what} was written by an older gradwise (format {shown(found)}; the oldest that this version reads "
+        f"is {OLDEST}) and cannot be continued; start again in a new folder, or finish it with the version that "
         "wrote it."
     )
 
