@@ -229,8 +229,8 @@ def check_format(found: Any, what: str, error: Error) -> None:
         )
     raise error(
         f"{what} was written by an older gradwise (format {shown(found)}; the oldest that this version reads "
-        f"is {OLDEST}) and cannot be continued; start again in a new folder, or finish it with the version that "
-        "wrote it."
+        f"is {OLDEST}) and cannot be continued; start again in a new folder, or finish it with the version "
+        "that wrote it."
     )
 
 
