@@ -309,7 +309,7 @@ def test_stiff_costs_are_their_definition() -> None:
     spectrum = Spectrum.of_rows(np.asarray(HELD_OUT.grad))
     g = np.asarray(POOL.grad, dtype=np.float64)
     expected = ((g @ spectrum.vectors[:, :3]) ** 2 * spectrum.values[:3]).sum(axis=1)
-    np.testing.assert_allclose(stiff_costs(Rows(POOL.grad), spectrum, 3), expected, rtol=1e-4)
+    np.testing.assert_allclose(stiff_costs(Rows(np.asarray(POOL.grad)), spectrum, 3), expected, rtol=1e-4)
 
 
 class TestDescent:

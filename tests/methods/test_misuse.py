@@ -106,7 +106,7 @@ def _selection(**parts: Any) -> Callable[[], Any]:
         lambda: gw.Order(np.array([1, 2]), units=np.array([1])),
         lambda: gw.Order(np.array([-1, 2])),
         *(
-            lambda epochs=epochs: gw.Plan.of(epochs)
+            lambda epochs=epochs: gw.Plan.of(epochs)  # type: ignore[arg-type]
             for epochs in (
                 [], [[]], [[-1]], [[0.5, 1]], "abc", [["a"]], [1, 2], None, [[float("nan")]], [[2**70]], 7,
             )
@@ -119,7 +119,7 @@ def _selection(**parts: Any) -> Callable[[], Any]:
         lambda: gw.PlanSampler(None),  # type: ignore[arg-type]
         lambda: gw.PlanSampler(gw.Plan.of([[1]])).replace([1]),  # type: ignore[arg-type]
         *(
-            lambda state=state: gw.PlanSampler(gw.Plan.of([[1]])).load_state_dict(state)
+            lambda state=state: gw.PlanSampler(gw.Plan.of([[1]])).load_state_dict(state)  # type: ignore[arg-type]
             for state in ({}, None, {"position": "x", "digest": "y"}, {"position": 0, "digest": "y"})
         ),
     ],
@@ -209,14 +209,15 @@ def test_numbers_of_random_streams(numbers: dict[str, Any]) -> None:
 
 def test_trainers_and_probes_name_what_they_were_given(tiny_llama: Any, arguments: Any) -> None:
     model, rows = tiny_llama(), [{"input_ids": [3, 4, 5], "labels": [3, 4, 5]}] * 4
-    for given, said in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"recipe": "recipe.yaml"}, "as gradwise.Recipe.load reads one"),
         ({"recipe": {"select": "full"}}, "as gradwise.Recipe.load reads one"),
         ({"plan": [1, 2]}, "as gradwise.Plan.of makes one"),
         ({"packed_length": "64"}, "packed_length must be a whole number"),
         ({"packed_length": 0}, "packed_length must be a whole number"),
         ({"unpack_if_needed": True}, "no effect without packed_length"),
-    ):
+    )
+    for given, said in cases:
         refused(lambda given=given: gw.Trainer(model, arguments(), train_dataset=rows, **given), said)
     refused(lambda: gw.Trainer(model, arguments(), train_dataset=[]).train(), "data set is empty")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,6 +1,7 @@
 """Rows read in parts against the matrix in one piece, and near-copies against a loop over all pairs."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ class TestRows:
         rows = Rows(np.load(tmp_path / "x.npy", mmap_mode="r"), chosen, scale, without)
         dense = (x[chosen].astype(np.float64) * scale[:, None]) @ (np.eye(6) - without @ without.T)
         p, weights = rng.standard_normal((6, 3)), np.array([0.5, 2.0, -1.0])
-        close = {"rtol": 1e-5, "atol": 1e-6}
+        close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
         np.testing.assert_allclose(rows.times(p), dense @ p, **close)
         np.testing.assert_allclose(rows.times(p[:, 0]), dense @ p[:, 0], **close)
         np.testing.assert_allclose(rows.some([7, 0, 3]), dense[[7, 0, 3]], **close)

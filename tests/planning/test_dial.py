@@ -154,8 +154,10 @@ def test_the_search_that_auto_came_to_is_written_down(
         grace = gw.Grace(fraction=0.25, candidates="all", refresh_every=0)
         with warnings.catch_warnings(record=True):
             trainer, _ = run(grace, name=search)
-        assert gw.Recipe.load(tmp_path / search / "recipe.yaml").select.search == search
-    assert trainer.session.recipe.filled_from(gw.Recipe(select=grace)).select.search == search
+        chosen: Any = gw.Recipe.load(tmp_path / search / "recipe.yaml").select
+        assert chosen.search == search
+    filled: Any = trainer.session.recipe.filled_from(gw.Recipe(select=grace)).select
+    assert filled.search == search
 
 
 def test_an_order_that_needs_to_know_all_has_all_looked_at(run: Any) -> None:

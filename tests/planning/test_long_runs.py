@@ -113,7 +113,7 @@ def test_an_endless_run_begins_at_once(
 ) -> None:
     trainer = gw.Trainer(
         tiny_llama(vocab_size=512), arguments(**asked), train_dataset=speeches.select(range(8)),
-        recipe=gw.Recipe(select="full"), callbacks=[StopSoon()],
+        recipe=gw.Recipe(select=gw.baselines.FullData()), callbacks=[StopSoon()],
     )  # fmt: skip
     trainer.train()
     plan = trainer.session.plan

@@ -81,9 +81,11 @@ def test_what_samples_bring_is_honoured(name: str, kind: Any):
     """GPT2's positions are absolute, so that they matter."""
     model, rows = make("GPT2"), brought(name)
     found = collect(model, kind(rows), want=("loss", "grad"), grad_dim=8, progress=False)
+    assert found.loss is not None
     np.testing.assert_allclose(found.loss, [loss_of(model, row) for row in rows], rtol=1e-4)
     plain = [{key: row[key] for key in ("input_ids", "labels")} for row in rows]
     without = collect(model, kind(plain), want="loss", progress=False)
+    assert found.loss is not None and without.loss is not None
     assert not np.allclose(found.loss, without.loss, rtol=1e-3)
 
 
@@ -92,7 +94,7 @@ def test_copies_agree_in_all_that_they_bring():
     count = len(row["input_ids"])
     rows = [row | {"position_ids": list(range(start, start + count))} for start in (0, 9, 0)]
     found = collect(model, rows, want="loss", progress=False).loss
-    assert found[0] == found[2] != found[1]
+    assert found is not None and found[0] == found[2] != found[1]
 
 
 @pytest.mark.parametrize("kind", [list, Dataset.from_list])
