@@ -59,11 +59,11 @@ def measured_once(
         record: of the run that is charged.
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = folder / f"{name}.npz"
+    path, lock = folder / f"{name}.npz", folder / f".{name}.lock"
     with record.uncharged():
-        with _claimed(folder):
-            pass  # refused before anything is measured
-        with FileLock(folder / f".{name}.lock", wait=True):
+        with _claimed(folder):  # refused before anything is measured
+            lock.touch()  # or the folder, empty again, would go with the claim
+        with FileLock(lock, wait=True):
             found = _read(path)
             if found is None:
                 start = time.perf_counter()
