@@ -237,6 +237,7 @@ def commuted(network: Any, optimizer: Any, data: Any) -> dict[tuple[int, int], f
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "rate"), [("sgd", 1e-4), ("adam", 2e-6)])
 def test_curvature_tells_which_order_ends_lower(kind: str, rate: float):
     agreed = []
