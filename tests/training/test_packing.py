@@ -160,12 +160,13 @@ def test_flash_attention_is_not_tried(arguments: Any) -> None:
         trainer(model, arguments).train()
 
 
+@pytest.mark.parametrize("kind", [list, Dataset.from_list])
 @pytest.mark.parametrize(("name", "said"), [("Falcon", "The training data are packed rows"), ("Olmo2", None)])
-def test_rows_packed_by_others(arguments: Any, name: str, said: str | None) -> None:
+def test_rows_packed_by_others(arguments: Any, name: str, said: str | None, kind: Any) -> None:
     rows = [
         {"input_ids": ids, "labels": ids, "position_ids": [0, 1, 2, 0, 1]} for ids in ([3, 4, 5, 6, 7],) * 4
     ]
-    one = gw.Trainer(made(name), arguments(max_steps=1), train_dataset=Dataset.from_list(rows))
+    one = gw.Trainer(made(name), arguments(max_steps=1), train_dataset=kind(rows))
     if said is None:
         one.train()
         return

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gradwise.data import Collator
+from gradwise.errors import RecipeError
 from gradwise.precision import autocast_of, autocasting
+from gradwise.ranks import on_first
 
 LENGTHS = (5, 7, 6)
 """Tokens of the samples that are tried; short convolutions reach over four."""
@@ -23,6 +25,47 @@ EXACT, COARSE = (1e-4, 1e-3), (1e-2, 0.05)
 neighbour's tokens differ, and where the sample is computed alone."""
 
 Ids = list[int]
+
+
+def settle(session: Any) -> None:
+    """Refuse packing, or do without it, where it would not give each sample what it has alone; a collective
+    call.
+
+    Raises:
+        RecipeError: where the session does not allow for training unpacked.
+    """
+    trainer = session.trainer
+    if session.packed_length is None:
+        _check_packed_rows(trainer)
+        return
+    if not isinstance(trainer.data_collator, Collator):
+        raise RecipeError(
+            f"packed_length needs gradwise's own Collator; found {type(trainer.data_collator).__name__}."
+        )
+    found = on_first(lambda: problem(trainer))
+    if found is None:
+        return
+    if not session.unpack_if_needed:
+        raise RecipeError(
+            f"{found}; set packing: false, or packing: auto to train unpacked where that is so (with a "
+            "gradwise.Trainer, unpack_if_needed)."
+        )
+    session.packed_length = None
+    if trainer.is_world_process_zero():
+        session.planner.tell(f"Trained unpacked: {found}.")
+    if session.resumed_from is None:
+        session.record.event("unpacked", session.step, 0.0, why=found)
+
+
+def _check_packed_rows(trainer: Any) -> None:
+    """Refuse samples that are packed rows themselves where the model does not keep them apart."""
+    if not isinstance(trainer.data_collator, Collator) or not starts_again(trainer.train_dataset):
+        return
+    if found := on_first(lambda: problem(trainer)):
+        raise RecipeError(
+            f"The training data are packed rows (their position_ids start again), and {found}; give one "
+            "sample for each row."
+        )
 
 
 def problem(trainer: Any) -> str | None:

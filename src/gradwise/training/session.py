@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gradwise.data import Collator, token_lengths
+from gradwise.data import token_lengths
 from gradwise.errors import CheckpointError, GradwiseError, RecipeError
 from gradwise.folders import OwnedFolder, claimed
 from gradwise.methods.layer_policy import LayerPolicy
@@ -213,7 +213,7 @@ class Session:
             *(given.values() if isinstance(given, dict) else [given]),
         ):
             check_tokens(self.trainer.model, dataset, self.trainer.data_collator)
-        self._try_packing()
+        packing.settle(self)
         if self.plan is None:
             self.plan = self._resumed_plan() if self.resumed_from else self._new_plan()
             self._save_plan(self.plan)
@@ -223,41 +223,6 @@ class Session:
         columns = getattr(self.trainer.train_dataset, "column_names", None) or ()
         self._lengths = token_lengths(self.trainer.train_dataset) if "input_ids" in columns else None
         return ledger(batches)
-
-    def _try_packing(self) -> None:
-        """Refuse packing, or do without it, where it would not give each sample what it has alone."""
-        if self.packed_length is None:
-            self._check_packed_rows()
-            return
-        if not isinstance(self.trainer.data_collator, Collator):
-            raise RecipeError(
-                "packed_length needs gradwise's own Collator; found "
-                f"{type(self.trainer.data_collator).__name__}."
-            )
-        problem = on_first(lambda: packing.problem(self.trainer))
-        if problem is None:
-            return
-        if not self.unpack_if_needed:
-            raise RecipeError(
-                f"{problem}; set packing: false, or packing: auto to train unpacked where that is so (with a "
-                "gradwise.Trainer, unpack_if_needed)."
-            )
-        self.packed_length = None
-        if self.trainer.is_world_process_zero():
-            self.planner.tell(f"Trained unpacked: {problem}.")
-        if self.resumed_from is None:
-            self.record.event("unpacked", self.step, 0.0, why=problem)
-
-    def _check_packed_rows(self) -> None:
-        """Refuse samples that are packed rows themselves where the model does not keep them apart."""
-        samples, collate = self.trainer._training_samples()
-        if not isinstance(collate, Collator) or not packing.starts_again(samples):
-            return
-        if problem := on_first(lambda: packing.problem(self.trainer)):
-            raise RecipeError(
-                f"The training data are packed rows (their position_ids start again), and {problem}; give "
-                "one sample for each row."
-            )
 
     def _new_plan(self) -> Plan:
         def epochs(one_pass: Plan) -> int:
