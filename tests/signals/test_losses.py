@@ -190,7 +190,7 @@ class TestBadSamples:
         signals = collect_losses(model, [*clean, bad], collator, batch_tokens=10**6, progress=False)
         assert signals.ok.tolist() == [True, True, True, True, False]  # type: ignore[union-attr]
 
-    @pytest.mark.parametrize("count", [0, 1, 3])
+    @pytest.mark.parametrize("count", [1, 3])
     def test_no_usable_sample_is_an_error(self, model: Any, collator: Collator, count: int):
         silent = [{"input_ids": [5, 6, 7], "labels": [-100] * 3}] * count
         with pytest.raises(SignalError, match=f"None of the {count} samples could be measured"):
