@@ -28,6 +28,9 @@ class Folder:
             "budget": {"kind": "time", "amount": 20.0, "margin": 0.05},
             "steps": dict.fromkeys(arms, 4),
             "failed": {},
+            "recipe": {},
+            "calibration": {},
+            "data": {},
             "notes": [],
         }
         (self.path / "comparison.yaml").write_text(yaml.safe_dump(told | changes, sort_keys=False))
