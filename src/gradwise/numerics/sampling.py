@@ -30,7 +30,7 @@ def stratified_sample(pool: int, count: int, domain: ArrayLike | None, seed: int
         seed: the same seed draws the same ids.
 
     >>> stratified_sample(4, 2, np.array(["a", "a", "b", "b"]), seed=0).tolist()
-    [1, 2]
+    [0, 3]
     """
     shuffled = stream(seed, "stratified sample").permutation(pool)
     if domain is not None:
