@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
+from gradwise.folders import LOCK, MARKER
 from tests.cli.small_project import Project, Start
 
 
@@ -34,7 +35,7 @@ def test_orders_tells_and_draws(gradwise: Start, domains: Project) -> None:
     assert "imbalance: " in command.stdout
     assert command.stdout.splitlines()[-1] == "Drawn: ordered/graph.png"
     folder: Path = domains.folder / "ordered"
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in folder.iterdir()} - {LOCK, MARKER} == {
         "ordered.parquet",
         "order.json",
         "graph.parquet",

@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -210,15 +211,24 @@ def test_chat_templates_come_from_a_file_beside_the_recipe(stories, jsonl, tmp_p
     assert stories.chat_template is None
 
 
-def test_a_bar_is_shown_on_a_terminal_only(stories, jsonl, monkeypatch, capsys):
-    data = Data(train=Source(jsonl(FOUR)))
-    load(data, "train", stories)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    load(data, "train", stories, progress=False)
-    assert capsys.readouterr().err == ""
-    load(data, "train", stories)
-    assert "4/5" in capsys.readouterr().err
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_counts_records(stories, jsonl, monkeypatch, shown):
+    module: Any = sys.modules[load.__module__]
+    made: list[Any] = []
+
+    class Counting(module.Progress):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append((args, kwargs))
+
+        def update(self, count=1):
+            super().update(count)
+            made.append(count)
+
+    monkeypatch.setattr(module, "Progress", Counting)
+    load(Data(train=Source(jsonl(FOUR))), "train", stories, progress=shown)
+    assert made[0][1] == {"shown": shown}
+    assert made[1:] == [1] * 4
 
 
 def test_loader_workers_leave_the_pools_file_where_it_is(stories, jsonl):

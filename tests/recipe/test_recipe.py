@@ -54,6 +54,7 @@ class TestRoundTrip:
         Recipe(layers=Grass(active=3), train=Train(arguments={"weight_decay": 0.1})).save(path)
         found = yaml.safe_load(path.read_text())
         assert list(found) == [
+            "format",
             "model",
             "data",
             "train",
