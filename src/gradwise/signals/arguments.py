@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gradwise.errors import SignalError
-from gradwise.plain import shown
+from gradwise.text import shown
 
 
 class _Kind(NamedTuple):
@@ -36,7 +36,10 @@ _KINDS = {
     ),
     "collator": _Kind("a function that makes a batch of samples", _or_none(callable)),
     "parameters": _Kind("'blocks', 'all', or patterns of names", _names),
-    "grad_dim": _Kind("at least 1, or None for whole gradients", _or_none(lambda n: _whole(n) and n >= 1)),
+    "grad_dim": _Kind(
+        "from 1 to 16,777,216, or None for whole gradients",
+        _or_none(lambda n: _whole(n) and 1 <= n <= 2**24),
+    ),
     "batch_tokens": _Kind("at least 1, a whole number", lambda n: _whole(n) and n >= 1),
     "store": _Kind("a folder", _or_none(lambda path: isinstance(path, str | os.PathLike))),
     "seed": _Kind("a whole number from 0", lambda n: _whole(n) and n >= 0),

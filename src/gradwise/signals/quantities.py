@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import SignalError
-from gradwise.plain import shown
+from gradwise.places import places
 from gradwise.signals.wanted import QUANTITIES
+from gradwise.text import shown
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Signals:
     """What measuring cost, over all ranks' wall-clock and all interruptions."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.size, int | np.integer) or self.size < 0:
+            raise SignalError(f"Signals are of a number of samples; found {shown(self.size)}.")
         for each in fields(self):
             values = getattr(self, each.name)
             if isinstance(values, np.ndarray) and (not values.ndim or len(values) != self.size):
@@ -84,7 +87,12 @@ class Signals:
         return read(Path(path).expanduser())
 
     def take(self, rows: NDArray[np.integer]) -> "Signals":
-        """The same of some samples, in the order given; what measuring all of them cost stays."""
+        """The same of some samples, in the order given; what measuring all of them cost stays.
+
+        Raises:
+            PlanError: there is no such sample.
+        """
+        rows = places(rows, "What signals are taken of", self.size)
         values = {
             each.name: getattr(self, each.name)[rows]
             for each in fields(self)
@@ -100,8 +108,8 @@ class Signals:
 
     def require(self, name: str, by: str) -> NDArray:
         """The quantity `name`, or a SignalError saying that the decision `by` cannot do without it."""
-        values = getattr(self, name)
-        if values is None:
+        values = getattr(self, name, None)
+        if not isinstance(values, np.ndarray):
             advice = (
                 f"ask gradwise.collect for it, with {name!r} among `want` or with the method itself as `want`"
                 if name in QUANTITIES

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gradwise.errors import SignalError
-from gradwise.plain import shown
 from gradwise.settings import nearest
+from gradwise.text import shown
 
 Quantity = Literal["loss", "embedding", "grad_norm", "grad", "head_norm"]
 QUANTITIES: tuple[Quantity, ...] = ("loss", "embedding", "grad_norm", "grad", "head_norm")

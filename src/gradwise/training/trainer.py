@@ -26,11 +26,11 @@ from gradwise.data import Collator, check_dropped
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.folders import OwnedFolder
 from gradwise.methods.layer_policy import LayerPolicy
-from gradwise.plain import shown
 from gradwise.planning import FixedPlan, Planner
 from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
 from gradwise.stopping import spare_worker
+from gradwise.text import shown
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.arguments import DECAY_SHARE, decay_steps
 from gradwise.training.held_out import HELD_OUT_LOSS
