@@ -1,5 +1,6 @@
 """Commands as a user gives them, and a small project to give them in."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ def start(server: Server, tmp_path: Path) -> Iterator[Start]:
     yield start
     for command in started:
         if command.code is None:
-            os.kill(command.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it came to its end meanwhile
+                os.kill(command.pid, signal.SIGKILL)
             command.wait()
 
 

@@ -17,6 +17,7 @@ import yaml
 
 from gradwise.folders import claimed
 from gradwise.run import RunDirectory
+from gradwise.training.checkpoint import is_finished
 from tests.cli.small_project import Command, Project, Server, Start
 
 ARMS = ("--arms", "full,random", "--fraction", "0.5", "--out", "c")
@@ -201,7 +202,7 @@ class TestStopping:
     ) -> None:
         first, second = (project.folder / "c" / "runs" / arm / "seed-0" for arm in ("full", "random"))
         under_way = start(*command)
-        wait_until(lambda: (second / "checkpoints" / "checkpoint-6").exists(), under_way)
+        wait_until(lambda: is_finished(second / "checkpoints" / "checkpoint-5"), under_way)
         os.kill(under_way.pid, signal.SIGKILL)
         under_way.wait()
         before = contents(first)
