@@ -5,7 +5,7 @@ BIN := .venv/bin
 # One thread per process: pytest-xdist brings the other cores, and two thread pools on one core wait for each other.
 QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: demo test test-fast test-slow lint types bench clean
+.PHONY: demo test test-fast test-slow test-exhaustive lint types bench clean
 
 demo: .venv/.demo
 	$(BIN)/gradwise demo
@@ -13,11 +13,15 @@ demo: .venv/.demo
 test: lint types test-fast test-slow
 
 test-fast: .venv/.dev
-	$(QUIET) $(BIN)/python -m pytest -n 2 -m "not slow"
+	$(QUIET) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not exhaustive"
 
 # Whole runs in processes of their own; they would only get in each other's way.
 test-slow: .venv/.dev
-	$(QUIET) $(BIN)/python -m pytest -n 2 -m slow
+	$(QUIET) $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not exhaustive"
+
+# More kills, ranks, arms and recipes than there is time for on each change.
+test-exhaustive: .venv/.dev
+	$(QUIET) $(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -69,6 +69,7 @@ def test_collecting_runs(tmp_path: Path) -> None:
     assert len(gw.Signals.open(tmp_path / "signals")) == 400
 
 
+@pytest.mark.exhaustive
 def test_a_coreset_follows_the_training(tmp_path: Path) -> None:
     assert "held-out loss after" in run("gradwise train recipes/plays_grace", tmp_path / "out")
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
@@ -79,12 +80,14 @@ def test_a_coreset_follows_the_training(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.exhaustive
 def test_selecting_runs(tmp_path: Path) -> None:
     assert "80 samples picked by grace" in run("gradwise select", tmp_path / "picks")
     assert len((tmp_path / "picks" / "records.jsonl").read_text().splitlines()) == 80
     assert (tmp_path / "picks" / "pool.png").stat().st_size > 10_000
 
 
+@pytest.mark.exhaustive
 def test_an_order_follows_the_training(tmp_path: Path) -> None:
     shorter = ["--set", "train.max_steps=8", "--set", "order.overhead=2.5"]
     told = run("gradwise train recipes/plays_d3", tmp_path / "out", *shorter)
@@ -93,6 +96,7 @@ def test_an_order_follows_the_training(tmp_path: Path) -> None:
     assert [event["step"] for event in events if event["event"] == "order"] == [0, 4]
 
 
+@pytest.mark.exhaustive
 def test_ordering_runs(tmp_path: Path) -> None:
     told = run("gradwise order", tmp_path / "ordered")
     count = int(re.search(r"(\d+) samples ordered by d3", told)[1])  # type: ignore[index]
@@ -102,6 +106,7 @@ def test_ordering_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_comparing_runs(tmp_path: Path) -> None:
     # By steps: of two steps' time an arm that measures first would have none left.
     shorter = ["--seeds", "1", "--budget", "steps", "--set", "train.max_steps=2"]

@@ -101,6 +101,7 @@ def test_economic_tables_are_sparse_and_tend_to_one_order() -> None:
     assert solver.measure("economic", 12, 0)["of_bound"] > solver.measure("random", 12, 0)["of_bound"]
 
 
+@pytest.mark.exhaustive
 def test_a_measurement_contains_the_best_known_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solver, "LONG", 2)
     entry = json.loads(json.dumps(solver.measure("random", 30, 0)))

@@ -62,6 +62,7 @@ def test_unknown_names_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown: dusty; known: clean, dirty" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_a_function_runs_in_its_own_process() -> None:
     result = process.in_own_process("os:getenv", "GRADWISE_BENCH", environment={"GRADWISE_BENCH": "here"})
     assert result == "here"

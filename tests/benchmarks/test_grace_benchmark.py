@@ -33,6 +33,7 @@ def test_pools_are_what_they_say(tmp_path: Path) -> None:
     assert held_out.isdisjoint(record["prompt"] for record in [*clean, *dirty])
 
 
+@pytest.mark.exhaustive
 def test_a_million_in_small() -> None:
     pytest.importorskip("faiss")
     entry = million.measure(rows=4000)

@@ -61,6 +61,7 @@ def test_stored_gradients_are_projected_as_in_the_engine(stories: Any, gradients
     np.testing.assert_allclose(ours, signals.grad, atol=1e-4 * np.abs(signals.grad).max())
 
 
+@pytest.mark.exhaustive
 def test_dense_errors_are_those_of_an_explicit_matrix(gradients: Any) -> None:
     gram, seeds = gradients.gram(), range(12)
     drawn = [subjects.errors(subjects.dense(gram, 256, seed), gram)[0] for seed in seeds]

@@ -296,6 +296,7 @@ def test_equal_tokens_are_as_many_whole_steps_as_fit(gradwise: Start, project: P
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_equal_time_ends_every_whole_schedule_within_calibrated_steps(
     gradwise: Start, project: Project
 ) -> None:
@@ -320,6 +321,7 @@ def test_equal_time_ends_every_whole_schedule_within_calibrated_steps(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_the_reference_does_is_the_budget_unless_one_is_given(gradwise: Start, project: Project) -> None:
     for kind, amount in (("steps", 4), ("tokens", None)):
         done = gradwise(

@@ -152,7 +152,7 @@ def alone(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_twenty_runs_with_delays_at_every_file(base: dict[str, Any], alone: Path, tmp_path: Path, ranks: int):
     """Ten with two ranks and ten with three, half of them resumed."""
     assert on_ranks(ranks, tmp_path, _trained_twice, base, tmp_path) == [0] * ranks
@@ -171,7 +171,7 @@ def _other_commands(rank: int, base: dict[str, Any], folder: Path) -> None:
     collect_signals(top, folder / "signals", want=("loss", "embedding"), **how)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
 def test_the_other_commands(base: dict[str, Any], tmp_path: Path, ranks: int):
     one, several = tmp_path / "one", tmp_path / "several"
     for folder in (one, several):

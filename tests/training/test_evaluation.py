@@ -47,7 +47,7 @@ def untimed(line: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_ranks(ranks: int, alone: Alone, stories: Path, uneven: Dataset, tmp_path: Path) -> None:
     uneven.save_to_disk(tmp_path / "data")
     with socket.socket() as free:

@@ -381,6 +381,7 @@ def test_checkpointed_blocks_below_the_lowest_active_one_keep_no_input(tiny_llam
     assert model.model.embed_tokens(BATCHES[0]).requires_grad and model._require_grads_hooks
 
 
+@pytest.mark.exhaustive
 def test_it_works_on_a_compiled_model(tiny_llama) -> None:
     results = []
     for compiled in (False, True):

@@ -191,7 +191,13 @@ TRIES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(TRIES)))
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, marks=[pytest.mark.exhaustive] if number % 3 else [])
+        for number in range(len(TRIES))
+    ],
+)
 def test_killed_and_resumed_is_never_killed(sources: dict[str, Any], tmp_path: Path, number: int) -> None:
     settings = recipe(sources, **TRIES[number])
     run_whole(settings, tmp_path / "whole")
