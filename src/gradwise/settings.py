@@ -77,8 +77,9 @@ def _sentence(owner: str, name: str, error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join([owner, name, *(str(part) for part in first["loc"])])
     if first["type"] == "union_tag_invalid":
-        known = [tag.strip().strip("'") for tag in first["ctx"]["expected_tags"].split(",")]
-        return f"{key}: unknown method {shown(first['ctx']['tag'])}{nearest(first['ctx']['tag'], known)}"
+        context = first.get("ctx", {})  # of this kind of error, always there
+        known = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
+        return f"{key}: unknown method {shown(context['tag'])}{nearest(context['tag'], known)}"
     if first["type"] in ("union_tag_not_found", "model_attributes_type"):
         return (
             f"{key}: give settings, a mapping with a `method` and its settings, or a method's name; found "

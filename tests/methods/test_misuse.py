@@ -85,7 +85,7 @@ def _selection(**parts: Any) -> Callable[[], Any]:
         lambda: signals().take([20]),  # type: ignore[arg-type]
         lambda: signals().take([-1]),  # type: ignore[arg-type]
         lambda: signals().require("importance", "GRACE"),
-        lambda: gw.collect(None, [], grad_dim=10**12),
+        lambda: gw.collect(None, [], grad_dim=10**12),  # type: ignore[arg-type]
         lambda: gw.Grace(fraction=0.5, domain_minimum=0.5).select(signals(domain=None)),
         lambda: gw.Direct(count=3).select(signals(), validation=[1]),  # type: ignore[arg-type]
         lambda: gw.Direct(count=3).select(signals(), validation=signals(5), curvature=np.eye(8)),  # type: ignore[arg-type]
