@@ -36,7 +36,7 @@ class Comparison:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """Of all rounds."""
+        """Arms of all rounds."""
         return tuple(arm for together in self.rounds for arm in together)
 
 
@@ -51,7 +51,7 @@ class Task:
 
     name: str
     title: str
-    """Of the page."""
+    """Title of the page."""
     text: str
     """Model, data and arms in some sentences, for the page."""
     prepare: Callable[[], Any]
@@ -62,7 +62,7 @@ class Task:
     claims: Claims
     seeds: int = 5
     recipe_name: str = ""
-    """Of the file in `recipes`; if empty, the task's name."""
+    """Name of the file in `recipes`; if empty, the task's name."""
     fraction: float | None = None
     """Share of the pool that selections keep, where the arms' files do not say."""
     own_rates: bool = False

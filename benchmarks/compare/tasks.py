@@ -106,7 +106,7 @@ def _grace_text(pool: str, fraction: float, model: str = "stories260K") -> str:
 
 
 def _grace_claims(subject: str, budgets: dict[str, tuple[str, ...]]) -> Claims:
-    """Of `grace` against references, by budget."""
+    """Claims about `grace` against references, by budget."""
     labels = {"random": "a random one of equal size", "full": "all data"}
     return tuple(
         (budget, f"{subject}, against {labels[reference]}", "grace", reference)

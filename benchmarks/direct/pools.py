@@ -42,7 +42,7 @@ class Stock:
     """A model, the records that its pools are drawn from, and the sizes of the pools."""
 
     folder: Path
-    """Of `stock.jsonl`, `check.jsonl` and the signals."""
+    """Folder that holds `stock.jsonl`, `check.jsonl` and the signals."""
     model: Callable[[], Path]
     """Returns the weights that the decay starts from, and makes them if absent."""
     records: dict[str, int]
@@ -55,7 +55,7 @@ class Stock:
     copies: int
     each_junk: int
     held_out: int
-    """Of each instruction set."""
+    """Held-out records from each instruction set."""
 
     @property
     def clean(self) -> int:

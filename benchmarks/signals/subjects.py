@@ -124,7 +124,7 @@ def _questions(tokenizer: Any, domain: str, count: int) -> list[Sample]:
 
 
 class Errors(NamedTuple):
-    """Of (<z_i, z_j> - <g_i, g_j>) / (|g_i| |g_j|).
+    """Statistics of (<z_i, z_j> - <g_i, g_j>) / (|g_i| |g_j|).
 
     Root mean squares over pairs i < j and over i = j, then the mean over pairs.
     """
@@ -158,5 +158,5 @@ def dense(gram_NN: NDArray, size: int, seed: int) -> NDArray:
 
 
 def root_mean_square(values: list[float]) -> float:
-    """Of the root mean squares of several seeds."""
+    """Combine the root mean squares of several seeds into one."""
     return float(np.sqrt(np.mean(np.square(values))))

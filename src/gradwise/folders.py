@@ -66,7 +66,7 @@ class OwnedFolder:
     files: set[str] = field(default_factory=set)
     """Names and patterns of the entries that are gradwise's."""
     digests: dict[str, Any] = field(default_factory=dict)
-    """Of the files that are checked before they are used, by path."""
+    """Digests of the files that are checked before use, by path."""
     created: bool = False
     """Whether it was marked by this claim."""
     before: frozenset[str] = frozenset()

@@ -46,7 +46,7 @@ def generate(path: str, **changes: Any) -> Generate:
 
 
 def loglikelihood(model: Any, tokenizer: Any, prompt: str, end: str) -> float:
-    """Of `end` after `prompt`, one token at a time, in double precision."""
+    """Log-likelihood of `end` after `prompt`, one token at a time, in double precision."""
     ids = tokenizer(prompt + end)["input_ids"]
     total = 0.0
     for position in range(len(tokenizer(prompt)["input_ids"]), len(ids)):

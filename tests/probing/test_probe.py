@@ -76,7 +76,7 @@ def collated(batch: list[Any]) -> dict[str, torch.Tensor]:
 
 
 def own_losses(network: Any, data: list[Any]) -> np.ndarray:
-    """Of each sample, one at a time, by the model's own loss."""
+    """The model's own loss of each sample, one at a time."""
     with torch.no_grad():
         return np.array([float(network(**collated([sample])).loss) for sample in data])
 

@@ -120,7 +120,7 @@ class TestEveryArchitecture:
 
 
 def _head_gradient(model: Any, head: Any, sample: dict[str, Any]) -> Tensor:
-    """Of the head's multiplication alone, also where its weight is the embeddings' too."""
+    """Gradient of the head's multiplication alone, also where the head shares the embeddings' weight."""
     own = head.weight.detach().clone().requires_grad_()
     model.eval()
 

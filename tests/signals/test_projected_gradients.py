@@ -118,7 +118,7 @@ def test_unbiased_over_the_scope():
 
 @pytest.fixture(scope="module")
 def real_gradients(stories, speeches) -> dict[str, Tensor]:
-    """Of 16 speeches by the story model, and of four of them with one token changed."""
+    """The story model's gradients of 16 speeches, and of four of them with one token changed."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(stories)

@@ -196,7 +196,7 @@ class Tokeniser:
         return [self._begun_once(_Encoded(row, place)) for row, place in zip(ids, places, strict=True)]
 
     def _begun_once(self, found: _Encoded) -> _Encoded:
-        """Of several begin tokens, of the text, the template and the tokenizer, only the last stays."""
+        """Keep only the last of several begin tokens, which text, template and tokenizer may each add."""
         others = np.flatnonzero(found.ids != self.tokenizer.bos_token_id)
         extra = (int(others[0]) if len(others) else len(found.ids)) - 1
         if extra < 1:

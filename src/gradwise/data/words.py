@@ -47,7 +47,7 @@ def label_words(dataset: Any, width: int = WIDTH) -> NDArray[np.float32]:
 
 
 def _labels(dataset: Any) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Of stretches of samples (rows + 1,) offsets and the flat labels that they cut."""
+    """Yields, chunk by chunk, (rows + 1,) offsets and the flat labels that they delimit."""
     if hasattr(dataset, "select_columns"):
         yield from ragged(dataset, "labels" if "labels" in dataset.column_names else "input_ids")
         return

@@ -110,7 +110,7 @@ def _answers(value: Any) -> tuple[str, ...]:
 
 
 def _position(value: Any, choices: tuple[str, ...]) -> int:
-    """Of the choice meant by its text, else its number from 0, else its letter from A."""
+    """Position of a choice that is given by its text, its number from 0, or its letter from A."""
     text = str(value).strip()
     if not isinstance(value, int) and text in choices:
         return choices.index(text)

@@ -81,7 +81,7 @@ class DrawnByScore(ProbedPolicy):
     """Layers drawn without replacement from a softmax over their scores."""
 
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Of the softmax over scores divided by their mean; lower prefers the largest more strongly."""
+    """Temperature of the softmax over scores divided by their mean. Lower prefers large scores more."""
 
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Smallest probability of any layer, so that every layer keeps being seen; at most 1 / layers."""

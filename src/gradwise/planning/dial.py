@@ -32,7 +32,7 @@ WIDTH = 2048
 """Rows of the product that is timed."""
 
 DIGITS = 4
-"""Of a speed: more would be noise, and the recipe that it is written into is read by people."""
+"""Significant digits of a measured speed in the recipe, which people read; more would be noise."""
 
 
 class Settled(NamedTuple):

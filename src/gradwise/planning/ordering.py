@@ -71,7 +71,7 @@ class Reordering:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Of every sample, before the run."""
+        """Signals that are needed of every sample before the run."""
         return self.d3.needs
 
     @property
@@ -189,7 +189,7 @@ class Reordering:
         return max(1, self.d3.commit * size // self._batch)
 
     def _cost(self, nodes: int, probes: int) -> float:
-        """Of one measurement, in passes of a training step over one sample."""
+        """Cost of one measurement, in training passes over one sample."""
         d3, target = self.d3, self.d3.target_samples
         if self._edges == "orders":
             trials = nodes**2 * d3.steps * (d3.size_of(self._batch) + STEP)

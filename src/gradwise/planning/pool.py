@@ -316,7 +316,7 @@ def _label_tokens(samples: Any, collate: Any) -> NDArray[np.int32]:
 
 
 def _counts(labels: Any) -> NDArray[np.int64]:
-    """Of an Arrow array of lists: those that count in each, the first of which is never predicted."""
+    """Label tokens in each list of an Arrow array; the first token of a sample is never predicted."""
     ends = np.cumsum(labels.value_lengths().to_numpy())
     before = np.concatenate([[0], np.cumsum(labels.flatten().to_numpy() != -100)])
     firsts = np.concatenate([[0], ends])[:-1] + 1

@@ -69,7 +69,7 @@ class Preconditioned:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Of one parameter."""
+    """The preconditioner of one parameter."""
 
     rate: float
     second: Tensor | None = None
@@ -120,7 +120,7 @@ def _has_moments(optimizer: Any, group: dict[str, Any], parameter: nn.Parameter)
 def _mean_squares(
     weights: Sequence[nn.Parameter], wanted: Sequence[nn.Parameter], gradients: Iterable[list[Tensor]]
 ) -> list[Tensor]:
-    """Of some weights, over gradients of all; one gradient at a time, since many could be too large."""
+    """Mean squared gradients of the wanted weights. One gradient is held at a time, to save memory."""
     if not wanted:
         return []
     places = {id(p): place for place, p in enumerate(weights)}

@@ -83,9 +83,9 @@ class Chosen(NamedTuple):
     pool: Pool
     tokenizer: Any
     known: Signals
-    """Of the whole pool, what is known without measuring."""
+    """What is known of the whole pool without a model: label tokens, domains and weights."""
     signals: Signals
-    """Of `rows`, with what was measured."""
+    """Measured signals of `rows`."""
     rows: NDArray[np.int64] | None
     """The samples that `signals` are of, ascending; None for the whole pool."""
     model: Any

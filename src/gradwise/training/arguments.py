@@ -51,7 +51,7 @@ INSTALLED_AS = {
 
 
 def decay_steps(share: float, steps: int) -> int:
-    """Of so many steps, those in which the learning rate decays.
+    """Number of steps, out of `steps`, in which the learning rate decays.
 
     >>> decay_steps(0.2, 12), decay_steps(0.01, 12)
     (2, 1)

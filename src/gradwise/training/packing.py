@@ -107,7 +107,7 @@ def influence(
     more = [[last, first]] if rows > 1 else []
 
     def logits(*packed: list[Ids]) -> list[Tensor]:
-        """Of each sample (T, V), without its mean over the vocabulary."""
+        """(T, V) logits of each sample, minus their mean over the vocabulary."""
         batch = collate([[_sample(ids) for ids in row] for row in packed])
         found = _logits(model, batch, compute.device, autocast)
         parts = [

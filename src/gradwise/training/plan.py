@@ -100,7 +100,7 @@ class Dropped:
     epochs: int
     entries: int
     digest: str
-    """Of the last segment dropped."""
+    """Digest of the last segment that was dropped."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Simple ways to choose what finishes a run: everything, at random, by loss, by cosine, by herding."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +17,7 @@ from gradwise.signals import Signals
 
 
 @dataclass(frozen=True)
-class _Ranked(Phase):
+class _Ranked(Phase, ABC):
     """A phase on the first so many samples of some ranking."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -73,11 +74,11 @@ class _Ranked(Phase):
             told=told,
         )
 
+    @abstractmethod
     def _ranked(
         self, signals: Signals, validation: Signals | None, count: int, seed: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None, str]:
         """Places best first, at least `count` where there are as many; their scores; and a sentence."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ class InfluenceGraph:
     """Directed, with a weight and its noise on every arc that was looked at."""
 
     names: tuple[str, ...]
-    """Of the n nodes."""
+    """Names of the n nodes."""
 
     weight: NDArray[np.float64]
     """(n, n) what it is worth to have i before j; NaN where not looked at."""

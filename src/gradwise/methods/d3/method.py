@@ -46,7 +46,7 @@ class Arranged(NamedTuple):
     """Plain values about it."""
 
     value: float | None
-    """Of the objective."""
+    """Value of the objective."""
 
 
 @dataclass(frozen=True)

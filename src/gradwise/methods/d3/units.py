@@ -29,7 +29,7 @@ class Units:
     """(units,) the node of the graph that each unit stands for."""
 
     names: tuple[str, ...]
-    """Of the nodes."""
+    """Names of the nodes."""
 
     own: bool = False
     """Whether every unit is a node of its own."""

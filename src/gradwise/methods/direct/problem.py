@@ -26,9 +26,9 @@ class Problem:
     rows: NDArray[np.int64]
     """(n,) places in the pool, ascending: finite, not zero, not a copy too many."""
     gradients: Rows
-    """Of those, normalised."""
+    """Normalised gradients of these samples."""
     spectrum: Spectrum
-    """Of the validation samples."""
+    """Spectrum of the validation gradients."""
     stiff: int
     """k*, how many of its directions are stiff."""
     costs: NDArray[np.float64]

@@ -78,7 +78,7 @@ class Forecast:
     allowance: int | None
     """Samples that all refreshes together may score; None for no limit."""
     steps: int
-    """Of the run."""
+    """Steps of the run."""
     training: float | None
     """Seconds of all of them; None where no speed was measured."""
     first: float = 0.0
@@ -93,7 +93,7 @@ class Forecast:
 
     @property
     def share(self) -> float | None:
-        """Of the training time that deciding takes."""
+        """Deciding time as a share of training time."""
         return None if self.training is None else (self.first + self.refreshes) / self.training
 
     def as_dict(self) -> dict[str, Any]:

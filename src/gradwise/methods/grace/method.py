@@ -363,7 +363,7 @@ class Grace(Subset):
         return "approximate"
 
     def _minimum(self, state: State, budget: Budget, signals: Signals) -> Minimum | None:
-        """Of every domain `domain_minimum` of its proportional part, as far as it has nodes."""
+        """The minimum for each domain: `domain_minimum` times its proportional part, at most its nodes."""
         if not self.domain_minimum:
             return None
         domain = signals.require("domain", "grace with domain_minimum")

@@ -33,7 +33,7 @@ class Nodes:
     placed: NDArray[np.float32]
     """(m, h) where the nodes lie: around the centre, of unit length."""
     graph: KnnGraph
-    """Of the nodes."""
+    """k-NN graph of the nodes."""
 
     @property
     def counts(self) -> NDArray[np.int64]:

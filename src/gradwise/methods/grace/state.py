@@ -34,7 +34,7 @@ class State:
     measured_at: NDArray[np.int64]
     """(m,) the step at which a node was last measured."""
     graph: KnnGraph
-    """Of the nodes, as placed."""
+    """k-NN graph of the nodes at their current positions."""
     share: float
     """Share of the nodes that the next refresh measures."""
     target: NDArray[np.float64] | None = None
