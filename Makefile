@@ -10,14 +10,17 @@ QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 demo: .venv/.demo
 	$(BIN)/gradwise demo
 
-test: lint types test-fast test-slow
+# The type checker takes one core for two minutes, the tests take both.
+test: lint
+	$(MAKE) -j2 types test-fast
+	$(MAKE) test-slow
 
 test-fast: .venv/.dev
-	$(QUIET) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not exhaustive"
+	$(QUIET) $(BIN)/python -m pytest -n 2 --dist worksteal --durations=20 -m "not slow and not exhaustive"
 
 # Whole runs in processes of their own; they would only get in each other's way.
 test-slow: .venv/.dev
-	$(QUIET) $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not exhaustive"
+	$(QUIET) $(BIN)/python -m pytest -n 2 --dist worksteal --durations=20 -m "slow and not exhaustive"
 
 # More kills, ranks, arms and recipes than there is time for on each change.
 test-exhaustive: .venv/.dev
@@ -34,7 +37,7 @@ types: .venv/.dev
 BENCHMARKS := signals.cost signals.accuracy signals.precondition signals.peers signals.store \
 	grace.speed grace.million grace.importance grace.propagation grace.overhead \
 	direct.solver direct.million direct.curvature direct.sketch \
-	d3.commutator d3.planted d3.cost d3.solver d3.published
+	d3.commutator d3.planted d3.cost d3.solver d3.published robustness.data
 TASKS := small_llama smollm2 grace_importance grace_dirty_10 grace_clean_10 grace_dirty_05 grace_dirty_30 \
 	grace_llama grace_smollm2 orders_tune orders_pretrain orders_smollm2
 

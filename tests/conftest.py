@@ -21,7 +21,7 @@ from gradwise import Data, Source
 
 torch.set_num_threads(1)
 # No deadlines: the machine is shared. The same examples each time: a failure must be one that others see too.
-hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]

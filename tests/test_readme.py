@@ -63,6 +63,7 @@ def test_training_runs(tmp_path: Path) -> None:
         assert (tmp_path / "out" / line.split()[0]).exists(), line
 
 
+@pytest.mark.exhaustive
 def test_collecting_runs(tmp_path: Path) -> None:
     assert "400 of 400 samples measured" in run("gradwise collect", tmp_path / "signals")
     assert (tmp_path / "signals" / "signals.png").stat().st_size > 10_000

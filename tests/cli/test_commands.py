@@ -274,7 +274,9 @@ class TestStopping:
             assert time.monotonic() < end, "not reached in time"
             time.sleep(0.01)
 
-    @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize(
+        "kind", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)]
+    )
     def test_a_stopped_run_goes_on_as_if_it_had_not_been(
         self, start: Start, gradwise: Start, long: Project, never_stopped: Path, kind: signal.Signals
     ):

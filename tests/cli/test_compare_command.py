@@ -219,6 +219,7 @@ class TestStopping:
         assert any(event["event"] == "resume" for event in RunDirectory(second).events())
         assert [line["step"] for line in steps_of(second)] == list(range(1, self.STEPS + 1))
 
+    @pytest.mark.exhaustive
     def test_asked_to_stop_it_saves_a_checkpoint_and_goes_on(
         self, start: Start, gradwise: Start, project: Project, command: list[Any]
     ) -> None:
@@ -246,6 +247,7 @@ class TestStopping:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_arm_that_fails_is_shown_and_takes_no_other_down(gradwise: Start, project: Project) -> None:
     (project.folder / "wild.yaml").write_text("train: {learning_rate: 1.0e+30, max_grad_norm: 0.0}\n")
     command = ["compare", project.path, "--arms", "full,wild=full+wild.yaml,deep=grass+deep.yaml"]
@@ -273,6 +275,7 @@ def test_an_arm_that_fails_is_shown_and_takes_no_other_down(gradwise: Start, pro
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_equal_tokens_are_as_many_whole_steps_as_fit(gradwise: Start, project: Project) -> None:
     project.records(
         "train.jsonl",
@@ -388,6 +391,7 @@ class TestMistakes:
             compare(Recipe.load(project.path), ["full"], out=project.folder / "c")
 
     @pytest.mark.slow
+    @pytest.mark.exhaustive
     def test_held_out_data_that_are_trained_on(self, gradwise: Start, project: Project) -> None:
         lines = (project.folder / "train.jsonl").read_text().splitlines()
         project.records("held_out.jsonl", [*lines[:2], "{}", *lines[2:3]][:2])
@@ -400,6 +404,7 @@ class TestMistakes:
         assert "2 of 2 held-out samples also stand in the training data." in done.stdout
 
     @pytest.mark.slow
+    @pytest.mark.exhaustive
     def test_a_budget_that_deciding_alone_spends(self, gradwise: Start, project: Project) -> None:
         command = ["compare", project.path, "--arms", "full,loss_top", "--fraction", "0.5", "--seeds", "1"]
         done = gradwise(*command, "--out", "c", "--budget", "time=0.001")

@@ -146,6 +146,7 @@ class TestStopping:
         return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
 
     @pytest.mark.slow
+    @pytest.mark.exhaustive
     def test_ctrl_c_on_a_terminal_asks_once_though_it_reaches_everybody(self, tmp_path: Path) -> None:
         parent = self.crew_of_its_own("counts_signals", tmp_path)
         wait_for(tmp_path / "begun")

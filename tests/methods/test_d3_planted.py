@@ -26,6 +26,7 @@ def test_what_would_be_overwritten_comes_first() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", planted.RUNS)
+@pytest.mark.exhaustive
 def test_training_both_orders_detects_what_comes_first(kind: str) -> None:
     """Also for a prerequisite, which two steps cannot show: a representation and what reads it must both be
     learned, so the effect is of third order."""

@@ -90,6 +90,7 @@ def test_curvature_is_the_linear_program_of_a_general_solver() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.4, 0.8, 1.5])
+@pytest.mark.exhaustive
 def test_paper_is_at_least_as_good_as_the_published_steps(tau: float) -> None:
     """Among picks that keep to the budget; the published ones need not."""
     for seed in range(3):
@@ -373,6 +374,7 @@ class TestOnARealModel:
         assert (found >= 215).mean() < 60 / 275, "less than its share of the pool"
 
     @pytest.mark.slow
+    @pytest.mark.exhaustive
     def test_sketches_of_two_seeds_find_what_whole_gradients_do(self, story_model: Any, records: Any) -> None:
         whole = self.collected(story_model, records, grad_dim=None)
         best = gw.Direct(count=40, tau=1.0).select(whole[0], validation=whole[1])

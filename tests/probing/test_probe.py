@@ -239,6 +239,7 @@ def commuted(network: Any, optimizer: Any, data: Any) -> dict[tuple[int, int], f
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "rate"), [("sgd", 1e-4), ("adam", 2e-6)])
+@pytest.mark.exhaustive
 def test_curvature_tells_which_order_ends_lower(kind: str, rate: float):
     agreed = []
     for seed in range(4):

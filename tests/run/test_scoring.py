@@ -255,6 +255,7 @@ class TestFailures:
 
 class TestRanks:
     @pytest.mark.slow
+    @pytest.mark.exhaustive
     def test_two_ranks_score_as_one(self, recipe: Recipe, tmp_path: Path):
         """The held-out loss is shared, the rest is the first rank's; one file comes of it."""
         recipe.anchored().save("recipe.yaml")

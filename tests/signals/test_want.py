@@ -134,7 +134,7 @@ class TestRefused:
         [
             ({"want": "los"}, "want: unknown quantity 'los'.*loss"),
             ({"want": ()}, "want names nothing to measure"),
-            ({"grad_dim": 0}, "grad_dim must be at least 1, or None.*found 0"),
+            ({"grad_dim": 0}, "grad_dim must be from 1 to 16,777,216, or None.*found 0"),
             ({"pooling": "mean"}, "pooling: unknown 'mean'"),
             ({"grad_dtype": "bfloat16"}, "grad_dtype must be float32 or float16; found 'bfloat16'"),
             ({"batch_tokens": 0}, "batch_tokens must be at least 1, a whole number; found 0"),

@@ -194,7 +194,7 @@ TRIES = [
 @pytest.mark.parametrize(
     "number",
     [
-        pytest.param(number, marks=[pytest.mark.exhaustive] if number % 3 else [])
+        pytest.param(number, marks=[pytest.mark.exhaustive] if number % 6 else [])
         for number in range(len(TRIES))
     ],
 )

@@ -97,7 +97,13 @@ def draws(out: Path) -> list[list[int]]:
     return [event["active"] for event in events if event["event"] == "layers"]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name.startswith("grace") else pytest.mark.exhaustive)
+        for name in RECIPES
+    ],
+)
 def test_one_rank_is_two_ranks(name: str, stories: Path, speeches: Dataset, tmp_path: Path) -> None:
     data = speeches.select(range(22))
     one, two = (run(ranks, tmp_path, data, stories, RECIPES[name]) for ranks in (1, 2))
@@ -117,6 +123,7 @@ def test_one_rank_is_two_ranks(name: str, stories: Path, speeches: Dataset, tmp_
 
 
 @pytest.mark.parametrize("name", ["grass", "grace, refreshed, through GRASS's layers", "d3, looking ahead"])
+@pytest.mark.exhaustive
 def test_two_ranks_resume_as_two_ranks(name: str, stories: Path, speeches: Dataset, tmp_path: Path) -> None:
     data, recipe = speeches.select(range(22)), RECIPES[name]
     saving = {"save_strategy": "steps", "save_steps": 2}

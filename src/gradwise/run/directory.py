@@ -23,12 +23,13 @@ from gradwise.recipe import Recipe
 from gradwise.recipe.yaml_text import read_yaml
 from gradwise.stored import ADVICE, read_json, read_lines
 from gradwise.training import checkpoint as checkpoints
+from gradwise.training import recipe_file
 from gradwise.training.finishing import binding, not_yet_finishing
 from gradwise.training.saving import written
 
 MODEL = "model"
 FILES = (
-    "recipe.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "plan", "checkpoints", MODEL,
+    recipe_file.NAME, "environment.json", "metrics.jsonl", "events.jsonl", "plan", "checkpoints", MODEL,
     "scores.json",
 )  # fmt: skip
 FOLDERS = ("plan", "checkpoints", MODEL)
@@ -43,7 +44,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        self.recipe_file = self.path / "recipe.yaml"
+        self.recipe_file = self.path / recipe_file.NAME
         self.environment_file = self.path / "environment.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.events_file = self.path / "events.jsonl"
@@ -105,7 +106,7 @@ class RunDirectory:
         else:
             # An earlier attempt that failed before its first step must not hold a mended recipe up.
             self.owned.remove(self.environment_file.name)
-            self._with_measurements(recipe).save(self.recipe_file)
+            recipe_file.with_measurements(recipe, self.path).save(self.recipe_file)
 
     def _check_same(self, recipe: Recipe) -> None:
         there, here = self._recipe().to_dict(), recipe.to_dict()
@@ -130,15 +131,6 @@ class RunDirectory:
 
     def _recipe(self) -> Recipe:
         return Recipe.from_dict(read_yaml(self.recipe_file), source=str(self.recipe_file))
-
-    def _with_measurements(self, recipe: Recipe) -> Recipe:
-        """The recipe with what an earlier attempt at the same one measured before it failed."""
-        try:
-            earlier = self._recipe()
-        except RecipeError:
-            return recipe
-        filled = recipe.filled_from(earlier)
-        return filled if filled == earlier else recipe
 
     def _take_changes(self, recipe: Recipe) -> None:
         there = self._recipe()

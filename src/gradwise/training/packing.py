@@ -16,6 +16,7 @@ from gradwise.data import Collator
 from gradwise.errors import RecipeError
 from gradwise.precision import autocast_of, autocasting
 from gradwise.ranks import on_first
+from gradwise.text import clipped
 
 LENGTHS = (5, 7, 6)
 """Tokens of the samples that are tried; short convolutions reach over four."""
@@ -124,7 +125,8 @@ def influence(
                 for ids in (first, middle, last)
             ]
     except Exception as error:
-        return f"{name} cannot take packed rows ({type(error).__name__}: {str(error).splitlines()[0]})"
+        reason = clipped(" ".join(str(error).split()), 200)
+        return f"{name} cannot take packed rows ({type(error).__name__}: {reason})"
     if (moved := max(_difference(together[i], beside[i]) for i in (0, 2))) > beside_other:
         return f"packed samples see each other in {name}: changing one moved another's logits by {moved:.1%}"
     if (moved := max(map(_difference, together, alone))) > by_itself:

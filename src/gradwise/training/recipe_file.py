@@ -21,7 +21,7 @@ def with_measurements(recipe: Recipe, folder: Path) -> Recipe:
     if earlier is None:
         return recipe
     filled = recipe.filled_from(earlier)
-    return filled if filled == earlier.for_trainer() else recipe
+    return filled if filled in (earlier, earlier.for_trainer()) else recipe
 
 
 def write(recipe: Recipe, folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Inputs that no well-meaning person writes, and how many are answered."""
