@@ -93,20 +93,21 @@ def field_descriptions(cls: type[Settings]) -> dict[str, str]:
 
     pydantic puts a class's own field docstrings into the schema, but not inherited ones.
     """
-    found = {}
-    for owner in reversed(cls.__mro__):
-        if not issubclass(owner, Settings):
-            continue
-        definition = ast.parse(dedent(inspect.getsource(owner))).body[0]
-        assert isinstance(definition, ast.ClassDef)
-        for named, text in pairwise(definition.body):
-            if (
-                isinstance(named, ast.AnnAssign)
-                and isinstance(text, ast.Expr)
-                and isinstance(text.value, ast.Constant)
-            ):
-                found[ast.unparse(named.target)] = inspect.cleandoc(str(text.value.value))
-    return found
+    owners = [owner for owner in reversed(cls.__mro__) if issubclass(owner, Settings)]
+    return {name: text for owner in owners for name, text in _own_descriptions(owner).items()}
+
+
+@cache
+def _own_descriptions(cls: type[Settings]) -> dict[str, str]:
+    definition = ast.parse(dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        ast.unparse(named.target): inspect.cleandoc(str(text.value.value))
+        for named, text in pairwise(definition.body)
+        if isinstance(named, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -192,5 +192,7 @@ def flattened_schema(schema: Tree) -> Tree:
 def _describe_inherited(definitions: Tree, cls: type[Settings]) -> None:
     for below in cls.__subclasses__():
         _describe_inherited(definitions, below)
-        for name, described in definitions.get(below.__name__, {}).get("properties", {}).items():
-            described.setdefault("description", field_descriptions(below).get(name, ""))
+        if below.__name__ in definitions:
+            texts = field_descriptions(below)
+            for name, described in definitions[below.__name__].get("properties", {}).items():
+                described.setdefault("description", texts.get(name, ""))
