@@ -6,6 +6,8 @@ os.environ.update(
     OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUBLAS_WORKSPACE_CONFIG=":4096:8"
 )
 
+import copy
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -35,9 +37,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_collections() -> None:
+    """`Trainer.train` calls `gc.collect`, which would take half a second to traverse all imported modules and
+    test items; frozen, they are left out."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real data beside the repository."""
+    """Real data beside the repository; where there are none, the tests that need them are skipped."""
+    if not (ROOT.parent / "shared").is_dir():
+        pytest.skip("needs the reference data in ../shared")
     return ROOT.parent / "shared"
 
 
@@ -52,18 +64,23 @@ def tokenizer(stories: Path) -> Any:
     return AutoTokenizer.from_pretrained(stories)
 
 
+@pytest.fixture(scope="session")
+def _story_model(stories: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(stories)
+
+
 @pytest.fixture
-def story_model(stories: Path) -> Callable[[], Any]:
-    """Makes the same pretrained model anew each time."""
-    return lambda: AutoModelForCausalLM.from_pretrained(stories)
+def story_model(_story_model: Any) -> Callable[[], Any]:
+    """Makes a new copy of the same pretrained model at each call."""
+    return lambda: copy.deepcopy(_story_model)
 
 
 @pytest.fixture(scope="session")
 def speeches(tokenizer: Any) -> Dataset:
-    """80 real samples of at most 64 tokens, in three domains."""
+    """80 real samples of at most 32 tokens, in three domains."""
     path = ROOT / "src" / "gradwise" / "demo" / "assets" / "plays_train.jsonl"
     texts = [json.loads(line)["text"] for line in path.read_text().splitlines()[:80]]
-    rows = [tokenizer(text)["input_ids"][:64] for text in texts]
+    rows = [tokenizer(text)["input_ids"][:32] for text in texts]
     return Dataset.from_list(
         [{"input_ids": ids, "labels": ids, "domain": f"d{number % 3}"} for number, ids in enumerate(rows)]
     )

@@ -350,6 +350,7 @@ def test_schema_prints_a_json_schema(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_tiny_demo_lowers_the_held_out_loss(gradwise: Start, tmp_path: Path):
     command = gradwise("demo", "--tiny", "--out", "demo")
     assert command.code == 0, command.stderr

@@ -1,5 +1,6 @@
 """What a run of a comparison adds to its arm's recipe, and what the folder keeps of it all."""
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,20 @@ class TestFolder:
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
     def test_one_at_a_time(self, tmp_path: Path) -> None:
-        import subprocess
-        import sys
-
         folder = self.ask(tmp_path)
-        code = (
-            "import sys; from gradwise.comparison.folder import ComparisonFolder\n"
-            "with ComparisonFolder(sys.argv[1]).opened(): pass"
-        )
+        context = multiprocessing.get_context("fork")
+        messages = context.SimpleQueue()
         with folder.opened():
-            other = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
-        assert "Another process is writing to" in other.stderr
+            other = context.Process(target=_open_folder, args=(tmp_path, messages))
+            other.start()
+            other.join()
+        assert "Another process is writing to" in messages.get()
+        assert other.exitcode == 0
+
+
+def _open_folder(path: Path, messages: Any) -> None:
+    try:
+        with ComparisonFolder(path).opened():
+            messages.put("opened")
+    except RecipeError as error:
+        messages.put(str(error))

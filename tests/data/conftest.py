@@ -9,18 +9,30 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-SHARED = Path(__file__).parents[3] / "shared"
+ASSETS = Path(__file__).parents[2] / "src" / "gradwise" / "demo" / "assets"
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    return SHARED / "data"
+def shared(shared: Path) -> Path:
+    return shared / "data"
+
+
+@pytest.fixture(scope="session")
+def head_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int], Path]:
+    """Copies the first lines of a file, under the same name."""
+
+    def copy(path: Path, lines: int) -> Path:
+        copied = tmp_path_factory.mktemp("head") / path.name
+        copied.write_text("".join(path.read_text().splitlines(keepends=True)[:lines]))
+        return copied
+
+    return copy
 
 
 @pytest.fixture(scope="session")
 def stories():
     """The real tokenizer: SentencePiece-like, with an end token and no chat template."""
-    return AutoTokenizer.from_pretrained(SHARED / "models" / "stories260K")
+    return AutoTokenizer.from_pretrained(ASSETS / "stories260K")
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +42,7 @@ def trimming() -> PreTrainedTokenizerFast:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.post_processor = processors.ByteLevel(trim_offsets=True)
     raw.decoder = decoders.ByteLevel()
-    text = (SHARED / "data" / "text" / "tinyshakespeare.txt").read_text()[:100_000]
+    text = (ASSETS / "plays_train.jsonl").read_text()[:100_000]
     special = ["<|eos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=600,

@@ -24,27 +24,33 @@ def records(pool: Pool) -> list[dict]:
     return list(pool.dataset)  # pyright: ignore[reportReturnType]
 
 
-def test_gsm8k_whole(stories, shared):
-    pool = load(Data(train=Source(str(shared / "gsm8k" / "train.jsonl")), max_length=2048), "train", stories)
+@pytest.mark.parametrize("count", [2500, pytest.param(7473, marks=pytest.mark.exhaustive)])
+def test_gsm8k(stories, shared, head_of, count: int):
+    """More records than `datasets` maps at a time."""
+    path = head_of(shared / "gsm8k" / "train.jsonl", count)
+    pool = load(Data(train=Source(str(path)), max_length=2048), "train", stories)
     report = pool.report
-    assert (report.read, report.kept, report.cut, report.unreadable) == (7473, 7473, 0, 0)
+    assert (report.read, report.kept, report.cut, report.unreadable) == (count, count, 0, 0)
     assert pool.dataset.column_names == ["input_ids", "labels", "domain", "weight", "origin"]
     lines = (shared / "gsm8k" / "train.jsonl").read_text().splitlines()
-    for number in (0, 999, 1000, 1001, 7472):
+    for number in (0, 999, 1000, 1001, count - 1):
         row = pool.dataset[number]
         record = json.loads(lines[number])
         assert row["origin"] == f"train.jsonl:{number + 1}"
         assert (row["domain"], row["weight"]) == ("train", 1.0)
         learned = stories.decode([label for label in row["labels"] if label >= 0])
         assert learned == record["answer"] + "</s>"
-    assert pool.domains == {"train": 7473}
+    assert pool.domains == {"train": count}
 
 
-def test_lengths_and_label_tokens_are_what_the_rows_hold(stories, shared):
-    data = Data(validation=Source(str(shared / "commonsense" / "train")), max_length=200, allow=LENIENT)
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.exhaustive)])
+def test_lengths_and_label_tokens_are_what_the_rows_hold(stories, shared, tmp_path: Path, count: int):
+    for path in (shared / "commonsense" / "train").iterdir():
+        (tmp_path / path.name).write_text(json.dumps(json.loads(path.read_text())[:count]))
+    data = Data(validation=Source(str(tmp_path)), max_length=200, allow=LENIENT)
     pool = load(data, "validation", stories)
     rows = records(pool)
-    assert len(pool) == len(rows) > 10_000
+    assert len(pool) == len(rows) > count
     assert pool.lengths.tolist() == [len(row["input_ids"]) for row in rows]
     assert pool.label_tokens.tolist() == [sum(label >= 0 for label in row["labels"][1:]) for row in rows]
     assert pool.lengths.dtype == pool.label_tokens.dtype == "int32"

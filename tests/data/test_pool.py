@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import datasets
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,9 +29,10 @@ def test_overlap_looks_at_tokens_and_not_at_labels():
     assert overlap(train, replace(validation, dataset=unlearned)) == 2
 
 
-def test_gsm8k_parts_do_not_overlap(stories, shared):
-    folder = shared / "gsm8k"
-    data = Data(train=Source(str(folder / "train.jsonl")), validation=Source(str(folder / "test.jsonl")))
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.exhaustive)])
+def test_gsm8k_parts_do_not_overlap(stories, shared, head_of, count: int):
+    parts = [Source(str(head_of(shared / "gsm8k" / f"{name}.jsonl", count))) for name in ("train", "test")]
+    data = Data(train=parts[0], validation=parts[1])
     train, validation = load(data, "train", stories), load(data, "validation", stories)
     assert overlap(train, validation) == 0
     assert overlap(train, train) == len(train)

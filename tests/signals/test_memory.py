@@ -78,7 +78,7 @@ def training(model: Any, rows: Any) -> float:
     [
         (("loss", "embedding"), "blocks", -50),
         (("loss", "grad"), "blocks", 16),
-        (("loss", "embedding", "grad", "grad_norm"), "blocks", 32),
+        pytest.param(("loss", "embedding", "grad", "grad_norm"), "blocks", 32, marks=pytest.mark.exhaustive),
         (("loss", "embedding", "grad", "grad_norm", "head_norm"), "all", 64),
     ],
 )

@@ -39,8 +39,15 @@ def exact(model: Any, scope: Scope, rows: list[dict[str, Any]]) -> dict[str, Ten
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("parameters", ["blocks", "all"])
-@pytest.mark.parametrize("grad_dim", [5, 1024])
+@pytest.mark.parametrize(
+    ("parameters", "grad_dim"),
+    [
+        ("blocks", 1024),
+        ("all", 5),
+        pytest.param("blocks", 5, marks=pytest.mark.exhaustive),
+        pytest.param("all", 1024, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_is_the_sum_over_parameters(name: str, parameters: str, grad_dim: int):
     """Fewer and more numbers than any weight has; experts, tied weights, gains and tables included."""
     model = make(name, torch.float64)

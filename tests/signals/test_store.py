@@ -273,6 +273,15 @@ class TestRefused:
         collected(tmp_path / "store")
 
 
+# The first row of all, one within the first batch, the end of a batch, and the last rows.
+FEW_WRITES = [(1, True), (3, False), (26, True), (140, True)]
+WRITES = [
+    pytest.param(write, half, marks=[] if (write, half) in FEW_WRITES else pytest.mark.exhaustive)
+    for write in (1, 2, 3, 10, 25, 26, 60, 100, 140)
+    for half in (False, True)
+]
+
+
 class TestKilled:
     """SIGKILL, then the same call again."""
 
@@ -293,8 +302,7 @@ class TestKilled:
         collected(store)
         assert contents(store) == contents(whole)
 
-    @pytest.mark.parametrize("write", [1, 2, 3, 10, 25, 26, 60, 100, 140])
-    @pytest.mark.parametrize("half", [False, True])
+    @pytest.mark.parametrize(("write", "half"), WRITES)
     def test_in_the_middle_of_a_write(self, tmp_path: Path, whole: Path, write: int, half: bool):
         """Before the n-th row, or with half of it on the disk; then again at the next; then through."""
         store = tmp_path / "store"

@@ -17,7 +17,7 @@ from gradwise.methods.baselines import RandomSubset
 from gradwise.training import saving
 from gradwise.training.record import Record
 
-SLEEP = 1.0
+SLEEP = 0.5
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def metrics(trainer: gw.Trainer) -> list[dict[str, Any]]:
 
 
 def slowly(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
-    """Make a method take a second longer."""
+    """Make a method take half a second longer."""
     method = getattr(owner, name)
 
     def slow(*args: Any, **kwargs: Any) -> Any:
