@@ -93,6 +93,7 @@ def _one_dies(rank: int, store: Path, victim: int) -> None:
     collected(store, collator=collator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("then", [1, 2])
 def test_killing_one_rank(tmp_path: Path, whole: Path, victim: int, then: int):

@@ -311,8 +311,17 @@ class TestKilled:
         collected(store)
         assert contents(store) == contents(whole)
 
-    @pytest.mark.parametrize("step", ["_make_array", "write_json", "_check_arrays"])
-    @pytest.mark.parametrize("after", [False, True])
+    @pytest.mark.parametrize(
+        ("step", "after"),
+        [
+            ("_make_array", True),
+            ("write_json", False),
+            ("_check_arrays", False),
+            pytest.param("_make_array", False, marks=pytest.mark.exhaustive),
+            pytest.param("write_json", True, marks=pytest.mark.exhaustive),
+            pytest.param("_check_arrays", True, marks=pytest.mark.exhaustive),
+        ],
+    )
     def test_while_the_store_is_made(self, tmp_path: Path, whole: Path, step: str, after: bool):
         store = tmp_path / "store"
         assert ended(start(_killed_at_step, store, step, after)) == -9

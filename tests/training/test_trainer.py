@@ -119,8 +119,15 @@ def test_dropout_sees_the_same_random_state(tiny_llama, arguments, speeches) -> 
     assert same_weights(ours, theirs)
 
 
-@pytest.mark.parametrize("layers", [AllLayers(), gw.Grass(active=2, period=2, probe=1)])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("layers", "workers"),
+    [
+        (AllLayers(), 0),
+        (gw.Grass(active=2, period=2, probe=1), 2),
+        pytest.param(AllLayers(), 2, marks=pytest.mark.exhaustive),
+        pytest.param(gw.Grass(active=2, period=2, probe=1), 0, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_accumulation_serves_the_same_samples_in_the_same_order(
     story_model, arguments, speeches, layers: Any, workers: int
 ) -> None:
