@@ -382,17 +382,7 @@ STOPS = {
 }
 
 
-# What these two meet, "within an epoch" and "best at end" meet as well.
-MORE_STOPS = ("where a checkpoint is due", "best")
-
-
-@pytest.mark.parametrize(
-    ("step", "settings"),
-    [
-        pytest.param(*stop, id=name, marks=[pytest.mark.exhaustive] if name in MORE_STOPS else [])
-        for name, stop in STOPS.items()
-    ],
-)
+@pytest.mark.parametrize(("step", "settings"), STOPS.values(), ids=STOPS.keys())
 def test_stopped_by_hand_and_resumed_is_never_stopped(
     story_model, arguments, speeches, tmp_path: Path, step: int, settings: dict[str, Any]
 ) -> None:
