@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from benchmarks import overview
 from benchmarks.common.frame import RESULTS, ROOT
-from benchmarks.common.tables import Content, Page, plural, table
+from benchmarks.common.tables import Claim, Content, Page, plural, table
 from benchmarks.compare import page as compare
 from benchmarks.d3 import commutator, planted, published
 from benchmarks.d3 import cost as d3_cost
@@ -70,6 +71,15 @@ def pages(folder: Path) -> dict[str, str]:
         rows += [[claim.text, claim.number, claim.seeds, claim.verdict, link] for claim in page.claims]
     index = table(["claim", "number", "seeds", "verdict", "page"], rows)
     return {"index.md": f"{INDEX}\n\n{index}\n", **written}
+
+
+def claims(folder: Path) -> list[Claim]:
+    """All claims of a folder's result files, in the order of the index."""
+    return [claim for path in _sorted(folder) for claim in _page(path).claims]
+
+
+def _page(path: Path) -> Page:
+    return module_of(path).page(json.loads(path.read_text()))
 
 
 def _text(page: Page, content: Content, module: ModuleType, name: str) -> str:
@@ -168,6 +178,8 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             (options.pages / name).unlink()
     draw(options.results, options.pages / "figures")
+    if options.pages == DOCS:
+        overview.draw(claims(options.results))
 
 
 if __name__ == "__main__":

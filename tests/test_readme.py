@@ -1,26 +1,36 @@
-"""What the README shows runs, and so does every recipe that ships."""
+"""Commands and Python of the README and the guide run, and so does every recipe that ships."""
 
 import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 import yaml
 from transformers import AutoTokenizer
 
 import gradwise as gw
+from gradwise.comparison.arms import presets
+from gradwise.methods.subset import Subset
 from gradwise.run import train
 from tests.conftest import ROOT
 
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.partition("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("gradwise ")]
 
 
 def test_the_python_lines_run(
@@ -43,10 +53,8 @@ def test_the_python_lines_run(
 
 
 def run(command: str, out: Path, *more: str) -> str:
-    """What a command of the README prints, with its results in another folder."""
-    words = next(
-        line.split() for block in blocks("bash") for line in block.splitlines() if line.startswith(command)
-    )
+    """What a documented command prints, with its results in another folder."""
+    words = next(line.split() for line in commands() if line.startswith(command))
     words[words.index("--out") + 1] = str(out)
     done = subprocess.run(
         [sys.executable, "-m", *words, *more], cwd=ROOT, capture_output=True, text=True, timeout=500
@@ -58,7 +66,7 @@ def run(command: str, out: Path, *more: str) -> str:
 @pytest.mark.slow
 def test_training_runs(tmp_path: Path) -> None:
     assert "held-out loss after" in run("gradwise train", tmp_path / "out")
-    shown = re.search(r"runs/plays/\n(.*?)```", README, re.DOTALL)
+    shown = re.search(r"runs/plays/\n(.*?)```", TEXT, re.DOTALL)
     assert shown is not None
     for line in shown[1].splitlines():
         assert (tmp_path / "out" / line.split()[0]).exists(), line
@@ -90,6 +98,13 @@ def test_selecting_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
+def test_the_annealing_phase_is_selected(tmp_path: Path) -> None:
+    assert "held-out loss after" in run("gradwise train recipes/plays_direct", tmp_path / "out")
+    command = "gradwise select recipes/plays_direct.yaml --anneal"
+    assert "picked by direct" in run(command, tmp_path / "picks")
+
+
+@pytest.mark.exhaustive
 def test_an_order_follows_the_training(tmp_path: Path) -> None:
     shorter = ["--set", "train.max_steps=8", "--set", "order.overhead=2.5"]
     told = run("gradwise train recipes/plays_d3", tmp_path / "out", *shorter)
@@ -117,11 +132,50 @@ def test_comparing_runs(tmp_path: Path) -> None:
         assert arm in told
 
 
+def test_every_command_is_run_by_a_test() -> None:
+    """Those that are not in this file are in tests/cli."""
+    here = {"train", "collect", "select", "order", "compare"}
+    assert {line.split()[1] for line in commands()} == here | {"demo", "schema"}
+
+
+def test_the_first_command_comes_within_25_lines() -> None:
+    head = PAGES[0].read_text(encoding="utf-8").splitlines()[:25]
+    assert any(line.startswith("gradwise ") for line in head)
+
+
+def test_methods_listed_are_those_of_the_recipe() -> None:
+    page = (ROOT / "docs" / "guide" / "recipe.md").read_text(encoding="utf-8")
+    for section, method in _methods():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{section}` | `"))
+        assert f"`{method}`" in row, (section, method)
+
+
+def _methods() -> list[tuple[str, str]]:
+    return [
+        (section, method)
+        for method, sections in presets().items()
+        for section in sections
+        if section != "adapter"
+    ]
+
+
+def test_the_method_of_the_contributing_guide_selects() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {
+        "dataclass": dataclass, "ClassVar": ClassVar, "Literal": Literal, "np": np, "Subset": Subset,
+        "Signals": gw.Signals, "Selection": gw.Selection, "__name__": __name__,
+    }  # fmt: skip
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
+    signals = gw.Signals(4, num_tokens=np.array([5, 2, 9, 3], dtype=np.int32))
+    assert names["LengthBottom"](count=2).select(signals).indices.tolist() == [1, 3]
+
+
 def test_the_yaml_shown_is_a_recipe() -> None:
-    whole, order = (
+    whole, data, order = (
         gw.Recipe.from_dict(yaml.safe_load(shown.replace("2e-4", "2.0e-4"))) for shown in blocks("yaml")
     )
     assert whole.layers == gw.Grass(active=2)
+    assert data.data is not None and data.data.template == "chat"
     assert order.order == gw.D3(units="domains", edges="curvature")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import results
+from benchmarks import overview, results
 from benchmarks.common.frame import RESULTS, ROOT, ResultFile
 from benchmarks.compare.rates import SEED
 from benchmarks.compare.tasks import TASKS
@@ -53,6 +53,15 @@ def test_every_figure_of_a_page_is_committed() -> None:
     folder = results.DOCS / "figures"
     shown = {name for text in pages().values() for name in re.findall(r"\(figures/([^)]+)\)", text)}
     assert shown == {path.name for path in folder.glob("*.png")}
+
+
+def test_the_readmes_figure_shows_the_numbers_of_the_index(tmp_path: Path) -> None:
+    claims = results.claims(RESULTS)
+    overview.draw(claims, tmp_path / "figure.svg")
+    drawn, committed = (path.read_text() for path in (tmp_path / "figure.svg", overview.FIGURE))
+    for row in (row for rows in overview.rows(claims).values() for row in rows):
+        for text in (f"{row.difference:+.3f}", row.label, f"({row.seeds} seeds)"):
+            assert text in drawn and text in committed, (row.label, text)
 
 
 def test_d3_is_named_only_where_a_graph_was_measured() -> None:
