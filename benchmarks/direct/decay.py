@@ -30,7 +30,7 @@ from benchmarks.common.frame import RESULTS, ResultFile, Script, silence_librari
 from benchmarks.common.tables import Content, Page, Runs
 from benchmarks.direct import pools
 from gradwise.data import Collator, token_lengths
-from gradwise.methods.baselines import CosineTop, FullFinish, Herding, LossFinish, RandomFinish
+from gradwise.methods.baselines import CosineTop, FullAnneal, Herding, LossAnneal, RandomAnneal
 from gradwise.methods.direct import Direct
 from gradwise.report.reading import read_lines
 from gradwise.run.model import load_model, load_tokenizer
@@ -42,10 +42,10 @@ FILLED = 0.9
 """Share of a packed row that holds tokens, as in the runs of the other arms."""
 
 ARMS: dict[str, Any] = {
-    "full": FullFinish(),
-    "longer": FullFinish(),
-    "random": RandomFinish(fraction=FRACTION),
-    "loss_top": LossFinish(fraction=FRACTION),
+    "full": FullAnneal(),
+    "longer": FullAnneal(),
+    "random": RandomAnneal(fraction=FRACTION),
+    "loss_top": LossAnneal(fraction=FRACTION),
     "cosine_top": CosineTop(fraction=FRACTION),
     "herding": Herding(fraction=FRACTION),
     "paper": Direct(fraction=FRACTION, objective="paper"),
@@ -133,10 +133,10 @@ def select(subject: Subject, method: Any, seed: int) -> tuple[np.ndarray, dict[s
     names = ("tau", "least_tau", "budget_used", "ridge", "stiff_directions", "effective_rank", "flat_known")
     return draw.rows[selection.indices], {
         "picked": len(selection.indices),
-        "label_tokens": selection.told.get("label_tokens"),
+        "label_tokens": selection.details.get("label_tokens"),
         "kinds": dict(zip(pools.KINDS, kinds.tolist(), strict=True)),
         "select_seconds": round(seconds, 3),
-        **{name: selection.told[name] for name in names if name in selection.told},
+        **{name: selection.details[name] for name in names if name in selection.details},
     }
 
 

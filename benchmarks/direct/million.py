@@ -44,9 +44,9 @@ def measure(objective: str) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "peak_gib": peak_gib(),
         "picked": len(selection.indices),
-        "budget_used": selection.told["budget_used"],
-        "of_bound": round(selection.told["objective"] / selection.told["bound"], 6),
-        "copies_left_out": selection.told["copies_left_out"],
+        "budget_used": selection.details["budget_used"],
+        "of_bound": round(selection.details["objective"] / selection.details["bound"], 6),
+        "copies_left_out": selection.details["copies_left_out"],
     }
 
 

@@ -17,7 +17,6 @@ from benchmarks.common.measure import timed
 from benchmarks.layers.arms import TASKS, Arm, arms
 from gradwise import Collator, LayerSwitch
 from gradwise.data import Data, load
-from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.run.model import load_model, load_tokenizer
 from gradwise.training.adapter import with_adapter
 
@@ -35,7 +34,7 @@ class Subject:
         # The Trainer's default optimizer, with a learning rate too low to change what is measured.
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6, weight_decay=0.0, fused=True)
         self.switch = None
-        if isinstance(arm.layers, LayerPolicy):
+        if arm.layers.policy is not None:
             self.switch = LayerSwitch(self.model, replace(arm.layers, period=1), self.optimizer, seed=seed)
 
     def probe(self, batch: Batch) -> tuple[float, float] | None:

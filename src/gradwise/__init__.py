@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from gradwise.probing import Probe
     from gradwise.recipe import Adapter, Metrics, Model, Recipe, Train
     from gradwise.signals import Signals, collect
-    from gradwise.training import LayerSwitch, Plan, PlanSampler, Segment, Trainer, with_gradwise
+    from gradwise.trainer import Trainer, with_gradwise
+    from gradwise.training import LayerSwitch, Plan, PlanSampler, Segment
 
 __version__ = "0.1.0"
 
@@ -45,9 +46,8 @@ _HOMES = {
     "Probe": "gradwise.probing",
     **dict.fromkeys(["Adapter", "Metrics", "Model", "Recipe", "Train"], "gradwise.recipe"),
     **dict.fromkeys(["Signals", "collect"], "gradwise.signals"),
-    **dict.fromkeys(
-        ["LayerSwitch", "Plan", "PlanSampler", "Segment", "Trainer", "with_gradwise"], "gradwise.training"
-    ),
+    **dict.fromkeys(["LayerSwitch", "Plan", "PlanSampler", "Segment"], "gradwise.training"),
+    **dict.fromkeys(["Trainer", "with_gradwise"], "gradwise.trainer"),
 }
 
 __all__ = [

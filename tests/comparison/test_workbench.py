@@ -32,10 +32,10 @@ def bench(recipe: Recipe, tmp_path: Path) -> Workbench:
 def test_what_the_last_phase_will_take_is_charged(recipe: Recipe, tmp_path: Path) -> None:
     own = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "direct"}})
     planned = bench(own, tmp_path).planned()
-    assert planned.session.planner.ahead() > 0
+    assert planned.session.planner.forecast(planned.session.context()).seconds > 0
     unmeasured = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "random"}})
     planned = bench(unmeasured, tmp_path).planned()
-    assert planned.session.planner.ahead() == 0
+    assert planned.session.planner.forecast(planned.session.context()).seconds == 0
     found = calibrate(own, 0.1, tmp_path / "folder", tmp_path / "shared")
     assert found.speed.deciding > 0 and found.steps == 10
 
@@ -65,7 +65,7 @@ def test_rounds_multiply_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.
         planned = bench(own, tmp_path).planned()
         with monkeypatch.context() as patched:
             patched.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
-            expected.append(planned.session.planner.ahead())
+            expected.append(planned.session.planner.forecast(planned.session.context()).seconds)
     # Four samples took 5 s and twenty 21 s: a second each, and one before the first; 28 are measured.
     assert expected == [pytest.approx(29.0), pytest.approx(3 * 29.0)]
 

@@ -19,7 +19,7 @@ def pool(rows: list[list[int]]) -> Pool:
 
 @settings(max_examples=50, deadline=None)
 @given(ROWS, ROWS)
-def test_overlap_counts_validation_samples_that_stand_in_train(train, validation):
+def test_overlap_countsvalidation_samples_that_stand_in_train(train, validation):
     assert overlap(pool(train), pool(validation)) == sum(row in train for row in validation)
 
 

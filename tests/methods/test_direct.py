@@ -68,22 +68,22 @@ def test_count_and_budget_are_kept_exactly(objective: Any, count: int, slack: fl
     found = gw.Direct(count=count, tau=tau, objective=objective, starts=3).select(pool, validation=HELD_OUT)
     assert len(set(found.indices.tolist())) == count
     assert costs[found.indices].sum() <= tau * costs.mean() * count * (1 + 1e-5)
-    assert found.told["budget_used"] <= 1
-    assert found.told["least_tau"] == pytest.approx(least, rel=1e-4)
-    assert found.objective is not None and found.objective <= found.told["bound"] * (1 + 1e-6) + 1e-9
+    assert found.details["budget_used"] <= 1
+    assert found.details["least_tau"] == pytest.approx(least, rel=1e-4)
+    assert found.objective is not None and found.objective <= found.details["bound"] * (1 + 1e-6) + 1e-9
 
 
 def test_curvature_is_the_linear_program_of_a_general_solver() -> None:
     found = gw.Direct(count=40, tau=0.6).select(POOL, validation=HELD_OUT)
     g, z = prepared(POOL, HELD_OUT)
-    ridge = found.told["ridge"]
+    ridge = found.details["ridge"]
     h = z.T @ z / len(z)
     d = np.linalg.solve(h + ridge * np.linalg.eigvalsh(h)[-1] * np.eye(len(h)), z.mean(axis=0))
     c, a = g @ (d / np.linalg.norm(d)), costs_of(POOL, HELD_OUT)
     best = linprog(
         -c, A_ub=a[None], b_ub=[0.6 * a.mean() * 40], A_eq=np.ones((1, 400)), b_eq=[40], bounds=(0, 1)
     )
-    assert found.told["bound"] == pytest.approx(-best.fun, rel=1e-5)
+    assert found.details["bound"] == pytest.approx(-best.fun, rel=1e-5)
     assert found.objective == pytest.approx(c[found.indices].sum(), rel=1e-5)
     assert -best.fun - c[found.indices].sum() <= np.ptp(c) + 1e-9, "rounding costs one row's worth at most"
 
@@ -106,7 +106,7 @@ def test_paper_is_at_least_as_good_as_the_published_steps(tau: float) -> None:
         assert found.objective is not None
         if theirs.picks_violation == 0:
             assert found.objective >= theirs.objective * (1 - 1e-6)
-        assert found.told["budget_used"] <= 1
+        assert found.details["budget_used"] <= 1
 
 
 class TestTau:
@@ -120,16 +120,16 @@ class TestTau:
         named = float(str(caught.value).split("give tau: ")[1].split()[0])
         assert named == pytest.approx(least, rel=0.02)
         found = gw.Direct(count=100, tau=named).select(POOL, validation=HELD_OUT)
-        assert found.told["budget_used"] <= 1
+        assert found.details["budget_used"] <= 1
 
     def test_unless_given_it_is_raised_as_far_as_it_must_be(self) -> None:
         found = gw.Direct(count=300).select(POOL, validation=HELD_OUT)
-        assert found.told["tau"] >= found.told["least_tau"] > 0.1
-        assert found.told["budget_used"] <= 1
+        assert found.details["tau"] >= found.details["least_tau"] > 0.1
+        assert found.details["budget_used"] <= 1
 
     def test_the_least_leaves_no_choice(self) -> None:
         costs = costs_of(POOL, HELD_OUT)
-        least = gw.Direct(count=50).select(POOL, validation=HELD_OUT).told["least_tau"]
+        least = gw.Direct(count=50).select(POOL, validation=HELD_OUT).details["least_tau"]
         found = gw.Direct(count=50, tau=least).select(POOL, validation=HELD_OUT)
         cheapest = set(np.argsort(costs)[:50].tolist())
         assert len(cheapest & set(found.indices.tolist())) >= 49
@@ -148,7 +148,7 @@ class TestCopies:
             planted, validation=HELD_OUT
         )
         assert ((found.indices >= 100) & (found.indices < 175)).sum() <= most
-        assert found.told["copies_left_out"] == 75 - most
+        assert found.details["copies_left_out"] == 75 - most
 
     def test_the_first_ones_stay(self) -> None:
         x = np.eye(3)[[0, 1, 0, 0, 2, 1]]
@@ -214,9 +214,9 @@ class TestMistakes:
     def test_a_single_validation_sample_means_plain_alignment(self, objective: Any) -> None:
         one = HELD_OUT.take(np.array([3]))
         found = gw.Direct(count=5, tau=5.0, objective=objective).select(POOL, validation=one)
-        assert (found.told["effective_rank"], found.told["stiff_directions"]) == (1.0, 1)
+        assert (found.details["effective_rank"], found.details["stiff_directions"]) == (1.0, 1)
         if objective == "curvature":
-            assert found.told["ridge"] is None
+            assert found.details["ridge"] is None
             g = prepared(POOL, one)[0]
             assert found.indices.tolist() == np.argsort(-(g @ np.asarray(one.grad)[0]))[:5].tolist()
 
@@ -226,7 +226,7 @@ def test_another_curvature_is_named() -> None:
     own = gw.Direct(count=9).select(POOL, validation=HELD_OUT)
     same = gw.Direct(count=9).select(POOL, validation=HELD_OUT, curvature=Spectrum.of_rows(z))
     assert own.indices.tolist() == same.indices.tolist()
-    assert (own.told["curvature"], same.told["curvature"]) == ("gradients of samples", "given")
+    assert (own.details["curvature"], same.details["curvature"]) == ("gradients of samples", "given")
 
 
 @given(seed=st.integers(0, 200), part=st.floats(0.05, 0.95))
@@ -234,7 +234,7 @@ def test_a_raised_tau_never_fails_with_tokens(seed: int, part: float) -> None:
     pool = signals(60, seed=seed)
     assert pool.num_tokens is not None
     found = gw.Direct(tokens=max(60, int(part * pool.num_tokens.sum()))).select(pool, validation=HELD_OUT)
-    assert found.told["budget_used"] <= 1 + 1e-9
+    assert found.details["budget_used"] <= 1 + 1e-9
 
 
 @given(seed=st.integers(0, 50), tokens=st.integers(60, 4000))
@@ -243,9 +243,9 @@ def test_a_budget_in_tokens_is_kept_and_used(seed: int, tokens: int) -> None:
     found = gw.Direct(tokens=tokens, tau=1.0).select(pool, validation=HELD_OUT)
     assert pool.num_tokens is not None
     used = int(pool.num_tokens[found.indices].sum())
-    assert used <= tokens and found.told["budget_used"] <= 1
-    assert found.told["label_tokens"] == used
-    assert used >= min(tokens, int(pool.num_tokens.sum())) - 60 or found.told["budget_used"] > 0.9
+    assert used <= tokens and found.details["budget_used"] <= 1
+    assert found.details["label_tokens"] == used
+    assert used >= min(tokens, int(pool.num_tokens.sum())) - 60 or found.details["budget_used"] > 0.9
 
 
 def test_samples_that_are_not_finite_are_set_aside() -> None:
@@ -254,7 +254,7 @@ def test_samples_that_are_not_finite_are_set_aside() -> None:
     bad[best[:5]] = np.inf
     found = gw.Direct(count=20, tau=2.0).select(replace(POOL, grad=bad), validation=HELD_OUT)
     assert not set(best[:5].tolist()) & set(found.indices.tolist())
-    assert found.told["set_aside"] == 5
+    assert found.details["set_aside"] == 5
 
 
 def test_picks_say_why_and_come_best_first() -> None:
@@ -267,7 +267,7 @@ def test_picks_say_why_and_come_best_first() -> None:
     b = prepared(POOL, HELD_OUT)[1].mean(axis=0)
     cosines = g @ b / np.linalg.norm(g, axis=1) / np.linalg.norm(b)
     np.testing.assert_allclose(found.columns["cosine"], cosines, rtol=1e-4)
-    assert sum(picked for picked, _ in found.told["domains"].values()) == 12
+    assert sum(picked for picked, _ in found.details["domains"].values()) == 12
 
 
 def test_the_paper_warns_where_flat_means_unknown() -> None:

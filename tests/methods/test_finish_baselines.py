@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gradwise as gw
-from gradwise.methods.baselines import CosineTop, FullFinish, Herding, LossFinish, RandomFinish
+from gradwise.methods.baselines import CosineTop, FullAnneal, Herding, LossAnneal, RandomAnneal
 from gradwise.numerics import herd_towards
 
 RNG = np.random.default_rng(0)
@@ -20,7 +20,7 @@ POOL = gw.Signals(
     weight=RNG.random(60),
 )
 HELD_OUT = gw.Signals(20, grad=RNG.standard_normal((20, 8)).astype(np.float32) + 0.5)
-METHODS = (CosineTop, Herding, LossFinish, RandomFinish)
+METHODS = (CosineTop, Herding, LossAnneal, RandomAnneal)
 
 
 def units(signals: gw.Signals) -> np.ndarray:
@@ -44,17 +44,17 @@ def test_herding_is_towards_the_mean_of_unit_gradients() -> None:
 
 def test_loss_is_highest_first() -> None:
     assert POOL.loss is not None
-    assert LossFinish(count=5).select(POOL).indices.tolist() == np.argsort(-POOL.loss)[:5].tolist()
+    assert LossAnneal(count=5).select(POOL).indices.tolist() == np.argsort(-POOL.loss)[:5].tolist()
 
 
 def test_random_depends_on_the_seed_alone() -> None:
-    one, same, other = (RandomFinish(count=20).select(POOL, seed=seed).indices for seed in (1, 1, 2))
+    one, same, other = (RandomAnneal(count=20).select(POOL, seed=seed).indices for seed in (1, 1, 2))
     assert one.tolist() == same.tolist() != other.tolist()
     assert len(set(one.tolist())) == 20
 
 
 def test_full_is_everything() -> None:
-    found = FullFinish().select(POOL, room=3)
+    found = FullAnneal().select(POOL, room=3)
     assert found.indices.tolist() == list(range(60))
     assert found.weights is not None and found.weights.tolist() == POOL.weight.tolist()  # type: ignore[union-attr]
 
@@ -63,9 +63,9 @@ def test_full_is_everything() -> None:
 class TestAll:
     def test_tell_the_mix_of_domains_and_keep_weights(self, method: Any) -> None:
         found = method(count=10).select(POOL, validation=HELD_OUT)
-        assert sum(picked for picked, _ in found.told["domains"].values()) == 10
+        assert sum(picked for picked, _ in found.details["domains"].values()) == 10
         assert found.weights.tolist() == POOL.weight[found.indices].tolist()  # type: ignore[index]
-        assert found.told["label_tokens"] == POOL.num_tokens[found.indices].sum()  # type: ignore[index]
+        assert found.details["label_tokens"] == POOL.num_tokens[found.indices].sum()  # type: ignore[index]
 
     def test_size_by_share_by_room_and_by_tokens(self, method: Any) -> None:
         assert len(method(fraction=0.25).select(POOL, validation=HELD_OUT).indices) == 15
@@ -78,7 +78,7 @@ class TestAll:
         assert tokens[len(within) - 1] <= 100 < tokens[len(within)]
 
     def test_never_pick_what_is_not_finite(self, method: Any) -> None:
-        if method is RandomFinish:
+        if method is RandomAnneal:
             pytest.skip("looks at nothing; the planner leaves such samples out")
         grad, loss = np.asarray(POOL.grad).copy(), np.asarray(POOL.loss).copy()
         grad[:30], loss[:30] = np.nan, np.nan

@@ -113,7 +113,7 @@ class TestFewCandidates:
         assert pool.num_tokens is not None
         picked = gw.Grace(importance="loss", tokens=1000, candidates=20).select(pool, seed=1)
         assert 900 < pool.num_tokens[picked.indices].sum() <= 1000
-        assert picked.told["at_random"] > 0
+        assert picked.details["at_random"] > 0
 
     def test_another_seed_fills_with_others(self):
         grace, pool = gw.Grace(importance="loss", count=40, candidates=10), self.pool()

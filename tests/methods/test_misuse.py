@@ -14,7 +14,7 @@ from gradwise.signals import Signals
 
 SELECT = [gw.Grace, baselines.RandomSubset, baselines.LossTop, baselines.LengthTop, baselines.KCenter]
 ORDER = [baselines.Shuffle, baselines.GivenOrder, baselines.EasyFirst, baselines.Interleave, gw.D3]
-FINISH = [gw.Direct, baselines.RandomFinish, baselines.LossFinish, baselines.CosineTop, baselines.Herding]
+FINISH = [gw.Direct, baselines.RandomAnneal, baselines.LossAnneal, baselines.CosineTop, baselines.Herding]
 
 
 def signals(n: int = 20, **changes: Any) -> Signals:

@@ -12,10 +12,10 @@ import torch
 from datasets import concatenate_datasets
 
 import gradwise as gw
+from gradwise.methods.costs import Speeds
 from gradwise.methods.grace import method
-from gradwise.methods.grace.costs import Speeds
 from gradwise.numerics import knn
-from gradwise.planning import dial
+from gradwise.planning import scoring, selecting
 from tests.conftest import same_weights
 
 
@@ -29,7 +29,7 @@ def run(
         select: gw.Grace, *, name: str = "run", order: Any = None, data: Any = speeches, **speed: float
     ) -> Any:
         found = {"train": 0.1, "score": 0.02, **speed}
-        monkeypatch.setattr(dial, "measured", lambda *_, **__: Speeds(**found))
+        monkeypatch.setattr(selecting, "measured_speeds", lambda *_, **__: Speeds(**found))
         recipe = gw.Recipe(select=select, order=order or gw.baselines.Shuffle())
         trainer = gw.Trainer(
             story_model(), arguments(name, num_train_epochs=5), train_dataset=data, recipe=recipe
@@ -80,7 +80,7 @@ def test_refreshes_measure_what_was_forecast_where_samples_are_copies(run: Any, 
 def test_every_grace_can_be_rehearsed(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     refreshed = []
     monkeypatch.setattr(knn, "_merge", _counting(knn._merge, refreshed))
-    dial.rehearse(gw.Grace(**settings))
+    gw.Grace(**settings).warm_up()
     assert refreshed, "a repair was compiled, too"
 
 
@@ -109,7 +109,7 @@ def test_an_overhead_that_cannot_be_kept_is_refused(run: Any) -> None:
 def test_no_speed_is_measured_where_none_would_change_anything(
     story_model, arguments, speeches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dial, "measured", lambda *_, **__: pytest.fail("speeds were measured"))
+    monkeypatch.setattr(selecting, "measured_speeds", lambda *_, **__: pytest.fail("speeds were measured"))
     asked: list[tuple[Any, int]] = [("all", 80), (1000, 80), (30, 30)]
     for candidates, looked_at in asked:
         recipe = gw.Recipe(select=gw.Grace(fraction=0.25, candidates=candidates, refresh_every=0))
@@ -167,7 +167,7 @@ def test_an_order_that_needs_to_know_all_has_all_looked_at(run: Any) -> None:
     assert not of_kind(run(gw.Grace(fraction=0.25), name="free", order=easy)[1], "refresh")
     with pytest.raises(gw.RecipeError, match="goes by what was measured before the run"):
         run(gw.Grace(fraction=0.25, refresh_every=2), name="both", order=easy)
-    with pytest.raises(gw.RecipeError, match="easy_first has to know all samples"):
+    with pytest.raises(gw.RecipeError, match="easy_first needs signals of all samples"):
         run(gw.Grace(fraction=0.25, candidates=30, refresh_every=0), name="few", order=easy)
 
 
@@ -178,7 +178,7 @@ def test_measuring_speeds_leaves_the_model_as_it_was(story_model, arguments, spe
     model.eval()
     state, weights = torch.get_rng_state(), {name: p.clone() for name, p in model.named_parameters()}
     assert isinstance(recipe.select, gw.Grace)
-    found = dial.measured(trainer, recipe.select, recipe.signals, seed=0)
+    found = scoring.measured_speeds(trainer.session.context(), recipe.select)
     assert min(found.train, found.score, found.compare) > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert not model.training

@@ -10,9 +10,9 @@ import pytest
 from datasets import concatenate_datasets
 
 import gradwise as gw
-from gradwise.methods.baselines import CosineTop, FullFinish, Herding, LossFinish, RandomFinish
+from gradwise.methods.baselines import CosineTop, FullAnneal, Herding, LossAnneal, RandomAnneal
 from gradwise.methods.direct import Direct
-from gradwise.methods.phase import Phase
+from gradwise.methods.interfaces import Annealer
 from tests.conftest import same_weights
 
 EVERY_METHOD = [
@@ -20,8 +20,8 @@ EVERY_METHOD = [
     Direct(objective="paper"),
     CosineTop(),
     Herding(),
-    LossFinish(),
-    RandomFinish(),
+    LossAnneal(),
+    RandomAnneal(),
 ]
 
 
@@ -60,7 +60,7 @@ def decided(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", EVERY_METHOD, ids=lambda m: f"{m.method}-{getattr(m, 'objective', '')}")
-def test_the_phase_and_the_decay_begin_together(run: Any, method: Phase) -> None:
+def test_the_phase_and_the_decay_begin_together(run: Any, method: Annealer) -> None:
     """30 steps of 4 samples; the last six decay. Steps are numbered from 1 in the metrics."""
     trainer, events, metrics = run(method)
     (told,) = decided(events)
@@ -73,7 +73,7 @@ def test_the_phase_and_the_decay_begin_together(run: Any, method: Phase) -> None
     last = plan.indices[24 * 4 :]
     assert told["selected"] == told["room"] == len(last) == 24
     assert len(set(last.tolist())) == 24, "each pick is seen once"
-    assert plan.segments[-1].reason(0).startswith("in the last phase: ")
+    assert plan.segments[-1].reason(0).startswith("in the annealing phase: ")
 
 
 def test_nothing_before_the_phase_is_changed(run: Any) -> None:
@@ -89,16 +89,16 @@ def test_measuring_leaves_model_and_random_state_as_they_were(run: Any, monkeypa
     """The same picks by a method that measures and by one that does not train the same model."""
     picks = np.arange(10, 34)
     fixed = gw.Selection(picks, why=("these",))
-    monkeypatch.setattr(RandomFinish, "select", lambda *_, **__: fixed)
+    monkeypatch.setattr(RandomAnneal, "select", lambda *_, **__: fixed)
     monkeypatch.setattr(CosineTop, "select", lambda *_, **__: fixed)
-    unmeasured, _, _ = run(RandomFinish(), name="unmeasured")
+    unmeasured, _, _ = run(RandomAnneal(), name="unmeasured")
     measured, _, _ = run(CosineTop(), name="measured")
     assert same_weights(unmeasured.model, measured.model)
 
 
 def test_a_phase_that_crosses_epochs_is_one_row_of_passes(run: Any) -> None:
     """Two epochs of 15 steps, of which the last 24 are the phase: 24 picks are gone through four times."""
-    trainer, events, _ = run(RandomFinish(count=24, last=0.8))
+    trainer, events, _ = run(RandomAnneal(count=24, last=0.8))
     (told,) = decided(events)
     assert (told["step"], told["room"]) == (6, 96)
     entries = trainer.session.plan.indices[6 * 4 :]
@@ -118,7 +118,7 @@ def test_several_rounds_divide_the_phase(run: Any) -> None:
 
 
 def test_every_round_has_orders_of_its_own(run: Any) -> None:
-    trainer, events, _ = run(FullFinish(last=0.5, times=2), num_train_epochs=4)
+    trainer, events, _ = run(FullAnneal(last=0.5, times=2), num_train_epochs=4)
     assert [told["step"] for told in decided(events)] == [30, 45]
     once, again = trainer.session.plan.indices[30 * 4 :].reshape(2, 60)
     assert sorted(once.tolist()) == sorted(again.tolist())
@@ -140,7 +140,7 @@ def test_what_was_selected_before_can_be_the_pool(run: Any) -> None:
 
 
 def test_few_candidates_come_from_every_domain(run: Any, parts: Any) -> None:
-    trainer, events, _ = run(RandomFinish(candidates=30))
+    trainer, events, _ = run(RandomAnneal(candidates=30))
     assert decided(events)[0]["looked_at"] == 30
     domains = np.array(parts[0]["domain"])[trainer.session.plan.indices[24 * 4 :]]
     assert set(domains.tolist()) == {"d0", "d1", "d2"}
@@ -183,7 +183,7 @@ def test_an_order_that_needs_losses_gets_them_of_the_picks(story_model, argument
 
 def test_full_data_in_the_phase_is_all_of_it(run: Any) -> None:
     trainer, events, _ = run(
-        FullFinish(last=0.5), select=gw.baselines.RandomSubset(count=20), num_train_epochs=6
+        FullAnneal(last=0.5), select=gw.baselines.RandomSubset(count=20), num_train_epochs=6
     )
     assert decided(events)[0]["selected"] == 60
     assert len(set(trainer.session.plan.indices[15 * 4 :].tolist())) == 60
@@ -192,7 +192,7 @@ def test_full_data_in_the_phase_is_all_of_it(run: Any) -> None:
 @pytest.mark.parametrize(("epochs", "times"), [(1, 1), (2, 3)])
 def test_the_pool_stays_what_was_selected_through_all_rounds(run: Any, epochs: int, times: int) -> None:
     random = gw.baselines.RandomSubset(count=40)
-    phase = RandomFinish(count=5, pool="selection", last=0.6, times=times)
+    phase = RandomAnneal(count=5, pool="selection", last=0.6, times=times)
     _, events, _ = run(phase, select=random, num_train_epochs=epochs)
     assert [told["looked_at"] for told in decided(events)] == [40] * times
 
@@ -207,7 +207,7 @@ def test_a_resumed_run_knows_what_was_selected(story_model, arguments, parts, tm
         }  # fmt: skip
         recipe = gw.Recipe(
             select=gw.baselines.RandomSubset(count=40),
-            anneal=RandomFinish(count=5, pool="selection", last=0.5, times=2),
+            anneal=RandomAnneal(count=5, pool="selection", last=0.5, times=2),
         )
         return gw.Trainer(story_model(), arguments(**settings), train_dataset=parts[0], recipe=recipe)
 
@@ -223,7 +223,7 @@ def test_a_sample_that_cannot_be_measured_is_left_out(run: Any, parts: Any) -> N
     mute = parts[0].map(
         lambda row, i: {"labels": [-100] * len(row["labels"])} if i == 7 else row, with_indices=True
     )
-    for method in (FullFinish(), LossFinish(), Direct()):
+    for method in (FullAnneal(), LossAnneal(), Direct()):
         trainer, events, _ = run(method, given=(mute, parts[1]), name=method.method, num_train_epochs=3)
         first = decided(events)[0]["step"]
         picked = trainer.session.plan.indices[4 * first :]
@@ -234,7 +234,7 @@ def test_room_counts_what_is_served(run: Any, parts: Any) -> None:
     """62 samples in batches of 4, the last two of each epoch dropped: all picks are seen."""
     more = concatenate_datasets([parts[0], parts[1].select(range(2))])
     trainer, events, _ = run(
-        RandomFinish(), given=(more, parts[1].select(range(2, 20))), dataloader_drop_last=True
+        RandomAnneal(), given=(more, parts[1].select(range(2, 20))), dataloader_drop_last=True
     )
     (told,) = decided(events)
     served = [trainer.session.schedule.samples(step) for step in range(told["step"], 30)]
@@ -264,13 +264,13 @@ def test_a_tau_that_cannot_be_kept_to_can_be_mended(story_model, arguments, part
         make(1.2).train(resume_from_checkpoint=str(tmp_path / "mended" / "checkpoint-20"))
 
 
-@pytest.mark.parametrize("changed", [FullFinish(), RandomFinish(count=5, pool="selection")])
+@pytest.mark.parametrize("changed", [FullAnneal(), RandomAnneal(count=5, pool="selection")])
 def test_another_method_or_pool_is_another_run(
-    story_model, arguments, parts, tmp_path: Path, changed: Phase
+    story_model, arguments, parts, tmp_path: Path, changed: Annealer
 ) -> None:
     """Even before the phase begins: what they need is checked, and remembered, from the run's first step."""
 
-    def make(anneal: Phase) -> gw.Trainer:
+    def make(anneal: Annealer) -> gw.Trainer:
         settings = arguments(lr_scheduler_type="warmup_stable_decay", save_strategy="steps", save_steps=5)
         select = gw.baselines.RandomSubset(count=40)
         recipe = gw.Recipe(select=select, anneal=anneal)  # type: ignore[arg-type]
@@ -280,12 +280,12 @@ def test_another_method_or_pool_is_another_run(
         raise InterruptedError
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(RandomFinish, "select", stops)
+        patched.setattr(RandomAnneal, "select", stops)
         with pytest.raises(InterruptedError):
-            make(RandomFinish(count=5)).train()
+            make(RandomAnneal(count=5)).train()
     with pytest.raises(gw.CheckpointError, match="taken with anneal"):
         make(changed).train(resume_from_checkpoint=True)
-    make(RandomFinish(count=6)).train(resume_from_checkpoint=True)
+    make(RandomAnneal(count=6)).train(resume_from_checkpoint=True)
 
 
 def test_another_number_of_steps_is_another_run(story_model, arguments, parts, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_another_number_of_steps_is_another_run(story_model, arguments, parts, t
             save_strategy="steps",
             save_steps=10,
         )
-        recipe = gw.Recipe(anneal=RandomFinish(count=5))
+        recipe = gw.Recipe(anneal=RandomAnneal(count=5))
         return gw.Trainer(
             story_model(), settings, train_dataset=parts[0], eval_dataset=parts[1], recipe=recipe
         )
@@ -312,7 +312,7 @@ def test_more_rounds_than_steps_are_as_many_as_steps(story_model, arguments, par
 
     def make() -> gw.Trainer:
         settings = {"lr_scheduler_type": "warmup_stable_decay", "save_strategy": "steps", "save_steps": 13}
-        recipe = gw.Recipe(anneal=RandomFinish(count=5, last=0.2, times=5))
+        recipe = gw.Recipe(anneal=RandomAnneal(count=5, last=0.2, times=5))
         return gw.Trainer(story_model(), arguments(**settings), train_dataset=parts[0], recipe=recipe)
 
     whole, resumed = make(), make()
@@ -369,7 +369,7 @@ class TestRefused:
         with pytest.raises(gw.RecipeError, match="A plan says what is trained on to the end"):
             gw.Trainer(
                 story_model(), arguments(), train_dataset=parts[0], plan=gw.Plan.of([range(60)]),
-                recipe=gw.Recipe(anneal=RandomFinish()),
+                recipe=gw.Recipe(anneal=RandomAnneal()),
             )  # fmt: skip
 
     def test_more_than_there_are(self, run: Any) -> None:
@@ -392,7 +392,7 @@ class TestRefused:
 
     def test_packing(self, story_model, arguments, parts) -> None:
         settings = arguments(lr_scheduler_type="warmup_stable_decay")
-        recipe = gw.Recipe(anneal=RandomFinish())
+        recipe = gw.Recipe(anneal=RandomAnneal())
         trainer = gw.Trainer(story_model(), settings, train_dataset=parts[0], recipe=recipe, packed_length=64)
         with pytest.raises(gw.RecipeError, match="anneal cannot go with packing"):
             trainer.train()
@@ -410,5 +410,5 @@ class TestRefused:
 
 def test_validation_samples_among_the_training_data_are_called_out(run: Any, parts: Any) -> None:
     both = concatenate_datasets([parts[0], parts[1].select(range(3))])
-    with pytest.warns(UserWarning, match="3 of 20 validation samples also stand in the training data"):
+    with pytest.warns(UserWarning, match="3 of 20 validation samples also occur in the training data"):
         run(Direct(count=5), given=(both, parts[1]))

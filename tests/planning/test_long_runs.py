@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainerCallback
 
 import gradwise as gw
-from gradwise.planning import make
+from gradwise.planning import epochs as planned_epochs
 from gradwise.training.plan import Dropped
 from tests.conftest import same_weights
 
@@ -43,7 +43,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., gw.Trainer]:
     """Trains on 12 short samples in batches of 4, three epochs being laid out at a time."""
-    monkeypatch.setattr(make, "MOST_EPOCHS", 3)
+    monkeypatch.setattr(planned_epochs, "MOST_EPOCHS", 3)
     data = speeches.select(range(12)).map(
         lambda row: {name: row[name][:12] for name in ("input_ids", "labels")}
     )
@@ -117,7 +117,9 @@ def test_an_endless_run_begins_at_once(
     )  # fmt: skip
     trainer.train()
     plan = trainer.session.plan
-    assert plan is not None and plan.epochs == make.MOST_EPOCHS and plan.epochs_of_run == 1_000_000_000
+    assert (
+        plan is not None and plan.epochs == planned_epochs.MOST_EPOCHS and plan.epochs_of_run == 1_000_000_000
+    )
     assert (tmp_path / "out" / "plan" / "plan.safetensors").stat().st_size < 1_000_000
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import gradwise as gw
 from gradwise.data import label_words
+from gradwise.methods.baselines import Balanced
 from gradwise.methods.d3 import D3
 from gradwise.numerics.balance import imbalance
 from tests.conftest import same_weights
@@ -94,16 +95,16 @@ def _fresh(trainer: Any) -> Any:
 
 def test_what_was_served_stays(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """Every decision keeps what is behind it, and only changes the order of what is ahead in an epoch."""
-    from gradwise.planning.ordering import Reordering
+    from gradwise.planning.ordering import Ordering
 
-    seen, decide = [], Reordering.decide
+    seen, decide = [], Ordering.decide
 
-    def watched(self: Any, plan: Any, served: int, step: int, *rest: Any) -> Any:
-        after = decide(self, plan, served, step, *rest)
+    def watched(self: Any, context: Any, plan: Any, step: int) -> Any:
+        after = decide(self, context, plan, step)
         seen.append((plan, after, 4 * step))
         return after
 
-    monkeypatch.setattr(Reordering, "decide", watched)
+    monkeypatch.setattr(Ordering, "decide", watched)
     run(MEASURING[0])
     assert len(seen) > 2
     changed = 0
@@ -144,7 +145,7 @@ def test_an_overhead_that_allows_nothing_is_said(story_model, arguments, speeche
         recipe=gw.Recipe(order=D3(units="domains", overhead=0.01)),
     )
     sentences: list[str] = []
-    trainer.session.planner.tell = sentences.append
+    trainer.session.tell = sentences.append
     trainer.train()
     (sentence,) = sentences
     assert "only balanced" in sentence and "order.overhead allows 1 " in sentence
@@ -159,8 +160,8 @@ def test_before_a_warm_up_the_peak_is_looked_at(run: Any, tmp_path: Path) -> Non
     assert np.all(table["weight"].to_numpy() != 0)
 
 
-def test_a_default_run_is_balanced_by_its_words_and_measures_nothing(run: Any) -> None:
-    trainer, events = run(D3(), num_train_epochs=4)
+def test_a_balanced_run_is_balanced_by_its_words_and_measures_nothing(run: Any) -> None:
+    trainer, events = run(Balanced(), num_train_epochs=4)
     assert events == []
     words = label_words(trainer.train_dataset)
     passes = epochs(trainer)
@@ -175,17 +176,17 @@ def test_a_default_run_is_balanced_by_its_words_and_measures_nothing(run: Any) -
 def test_with_grace_before_and_direct_at_the_end(run: Any, speeches: Any, monkeypatch: Any) -> None:
     """What each of them selects is kept; D3 only says in which order. The last seven of 36 steps decay,
     in the middle of an epoch."""
-    from gradwise.planning.ordering import Reordering
+    from gradwise.planning.ordering import Ordering
 
-    decide = Reordering.decide
+    decide = Ordering.decide
 
-    def watched(self: Any, plan: Any, served: int, step: int, *rest: Any) -> Any:
-        after = decide(self, plan, served, step, *rest)
+    def watched(self: Any, context: Any, plan: Any, step: int) -> Any:
+        after = decide(self, context, plan, step)
         for start, stop in ((4 * step, 29 * 4), (29 * 4, len(plan))):  # nothing is moved across the onset
             assert sorted(plan.indices[start:stop]) == sorted(after.indices[start:stop])
         return after
 
-    monkeypatch.setattr(Reordering, "decide", watched)
+    monkeypatch.setattr(Ordering, "decide", watched)
     sections = {
         "select": gw.Grace(count=36, candidates="all", refresh_every=6, anchors=0.5),
         "anneal": gw.Direct(count=12, last=0.2),
@@ -194,7 +195,7 @@ def test_with_grace_before_and_direct_at_the_end(run: Any, speeches: Any, monkey
     d3 = D3(units="domains", probes=2, target_samples=4, overhead=0.5)
     trainer, events = run(d3, held_out=speeches.select(range(72, 80)), sections=sections, **wsd)
     plan, steps = trainer.session.plan, [event["step"] for event in events]
-    assert 29 in steps, "the last phase is put in order as it begins"
+    assert 29 in steps, "the annealing phase is put in order as it begins"
     assert len(set(plan.indices[29 * 4 :].tolist())) == 12
     folder = Path(trainer.args.output_dir)
     others = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
@@ -248,7 +249,7 @@ class TestMistakes:
     def test_packing_is_refused_where_influence_is_measured(self, story_model, arguments, speeches) -> None:
         data = speeches.select(range(40))
 
-        def trainer(order: D3) -> Any:
+        def trainer(order: Any) -> Any:
             return gw.Trainer(
                 story_model(),
                 arguments(),
@@ -260,6 +261,6 @@ class TestMistakes:
 
         with pytest.raises(gw.RecipeError, match="cannot go with packing yet"):
             trainer(D3(units="domains")).train()
-        packed = trainer(D3())
+        packed = trainer(Balanced())
         packed.train()
         assert sorted(packed.session.plan.indices.tolist()) == list(range(40))

@@ -15,7 +15,7 @@ from datasets import Dataset
 import gradwise as gw
 from gradwise.data import Collator
 from gradwise.methods.baselines import EasyFirst, GradNormTop, LengthTop, LossTop
-from gradwise.planning import pool
+from gradwise.planning import scoring
 from gradwise.planning.shared import key_of, measured_once
 from gradwise.training.record import Record
 
@@ -44,14 +44,14 @@ def train(
 @pytest.fixture
 def measurings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Makes measuring take a while, and counts it."""
-    begun, collect = [], pool.collect
+    begun, collect = [], scoring.collect
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         begun.append(time.perf_counter())
         time.sleep(COST)
         return collect(*args, **kwargs)
 
-    monkeypatch.setattr(pool, "collect", slow)
+    monkeypatch.setattr(scoring, "collect", slow)
     return begun
 
 

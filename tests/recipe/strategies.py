@@ -135,7 +135,7 @@ anneals = st.one_of(
     st.builds(Direct, tau=st.none() | shares, fraction=st.none() | shares, **phase),
     st.builds(Direct, objective=st.just("paper"), count=st.integers(1, 10**9), times=phase["times"]),
     st.builds(baselines.Herding, tokens=st.integers(1, 10**9), **phase),
-    st.just(baselines.FullFinish()),
+    st.just(baselines.FullAnneal()),
 )
 unfinished = st.builds(
     Recipe,

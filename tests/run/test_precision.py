@@ -17,22 +17,22 @@ from gradwise import Data, Model, Recipe, Train
 from gradwise.precision import autocast_of, autocasting
 from gradwise.run import train
 from gradwise.run.order import order_samples
-from gradwise.run.select import select_finish, select_samples
+from gradwise.run.select import select_annealing, select_samples
 from gradwise.run.signals import collect_signals
 
 CALLERS = {
-    "_training", "measuring_speed", "first", "_refreshed", "_run_probe", "decide", "_turned", "_step",
+    "seconds_per_sample", "scoring_speed", "first", "_refreshed", "_run_probe", "decide", "_turned", "_step",
     "_evaluated", "_autograd", "_measure", "training_step", "evaluate", "write", "collect_signals", "choose",
-    "select_finish", "order_samples",
+    "select_annealing", "order_samples",
 }  # fmt: skip
 
 RUN = {
-    "_training", "measuring_speed", "first", "_refreshed", "_run_probe", "decide", "_turned", "_autograd",
-    "_measure", "training_step", "evaluate", "write",
+    "seconds_per_sample", "scoring_speed", "first", "_refreshed", "_run_probe", "decide", "_turned",
+    "_autograd", "_measure", "training_step", "evaluate", "write",
 }  # fmt: skip
 """What a run with all four methods calls: timing, scoring, refreshes, probes, training, evaluation."""
 
-COMMANDS = {"collect_signals", "choose", "select_finish", "order_samples", "_step", "_evaluated"}
+COMMANDS = {"collect_signals", "choose", "select_annealing", "order_samples", "_step", "_evaluated"}
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_commands_compute_as_the_recipe_trains(
     recipe, quiet = in_type(recipe, computed), {"tell": lambda _: None, "progress": False}
     collect_signals(recipe, tmp_path / "signals", want=["grad", "head_norm"], **quiet)
     select_samples(recipe, tmp_path / "picks", **quiet)
-    select_finish(recipe, tmp_path / "finish", **quiet)
+    select_annealing(recipe, tmp_path / "finish", **quiet)
     ahead = gw.D3(units="clusters", size=2, probes=2, target_samples=2, edges="lookahead")
     order_samples(replace(recipe, order=ahead), tmp_path / "order", **quiet)
     assert seen.keys() >= COMMANDS

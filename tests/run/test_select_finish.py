@@ -1,4 +1,4 @@
-"""`select_finish`: what a run's last phase would train on, were its model the recipe's."""
+"""`select_annealing`: what a run's last phase would train on, were its model the recipe's."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import gradwise as gw
 from gradwise import Data, Model, Recipe, Train, baselines
 from gradwise.methods.direct import Direct
 from gradwise.run import train
-from gradwise.run.select import select_finish
+from gradwise.run.select import select_annealing
 from gradwise.training import Plan
 
 PHASES = [
@@ -22,8 +22,8 @@ PHASES = [
     Direct(fraction=0.4, objective="paper", last=0.5, candidates=15),
     baselines.CosineTop(count=6, last=0.5),
     baselines.Herding(count=6, last=0.5),
-    baselines.LossFinish(count=6, last=0.5),
-    baselines.RandomFinish(count=6, last=0.5),
+    baselines.LossAnneal(count=6, last=0.5),
+    baselines.RandomAnneal(count=6, last=0.5),
 ]
 
 
@@ -44,7 +44,7 @@ def recipe(stories: Path, few_speeches: Callable[..., Data]) -> Recipe:
 
 
 def selected(recipe: Recipe, out: Path, **options: Any) -> Any:
-    return select_finish(recipe, out, tell=lambda _: None, progress=False, **options)
+    return select_annealing(recipe, out, tell=lambda _: None, progress=False, **options)
 
 
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: f"{phase.method}-{phase.candidates}")
@@ -64,7 +64,7 @@ def test_is_what_a_run_finishes_on(recipe: Recipe, phase: Any, tmp_path: Path) -
 
 def test_validation_samples_are_spread_over_the_file(recipe: Recipe, tmp_path: Path) -> None:
     picked = selected(replace(recipe, anneal=Direct(count=3, validation_samples=4)), tmp_path / "out")
-    assert picked.told["validation_samples"] == 4
+    assert picked.details["validation_samples"] == 4
     kept, every = (
         np.asarray(gw.Signals.open(tmp_path / name / "validation").grad)
         for name in ("out", "all")
@@ -76,9 +76,9 @@ def test_validation_samples_are_spread_over_the_file(recipe: Recipe, tmp_path: P
 def test_overlap_is_told(recipe: Recipe, tmp_path: Path) -> None:
     assert recipe.data is not None
     same = replace(recipe, data=replace(recipe.data, validation=recipe.data.train), anneal=Direct(count=3))
-    told: list[str] = []
-    select_finish(same, tmp_path / "out", tell=told.append, progress=False)
-    assert any("20 of 20 validation samples also stand in the training data" in line for line in told)
+    details: list[str] = []
+    select_annealing(same, tmp_path / "out", tell=details.append, progress=False)
+    assert any("20 of 20 validation samples also stand in the training data" in line for line in details)
 
 
 @pytest.mark.parametrize(

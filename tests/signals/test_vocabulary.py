@@ -17,7 +17,7 @@ from gradwise.recipe import SignalSettings
 from gradwise.run import train
 from gradwise.run.directory import FILES
 from gradwise.run.order import order_samples
-from gradwise.run.select import select_finish, select_samples
+from gradwise.run.select import select_annealing, select_samples
 from gradwise.run.signals import collect_signals
 
 QUIET: dict[str, Any] = {"tell": lambda _: None, "progress": False}
@@ -51,7 +51,7 @@ COMMANDS: dict[str, Callable[[Recipe, Path], Any]] = {
     "train, selecting": lambda recipe, out: train(recipe, out, **QUIET),
     "collect": lambda recipe, out: collect_signals(recipe, out, want=["loss"], **QUIET),
     "select": lambda recipe, out: select_samples(recipe, out, **QUIET),
-    "select, annealing": lambda recipe, out: select_finish(
+    "select, annealing": lambda recipe, out: select_annealing(
         replace(recipe, anneal=gw.Direct(count=2)), out, **QUIET
     ),
     "order": lambda recipe, out: order_samples(replace(recipe, order=gw.D3(units=4, size=2)), out, **QUIET),

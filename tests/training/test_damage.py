@@ -15,8 +15,8 @@ from gradwise.data import Collator
 from gradwise.folders import MARKER, mark, read_marker
 from gradwise.methods.baselines import LossTop
 from gradwise.recipe import SignalSettings
+from gradwise.session import Session
 from gradwise.training.checkpoint import STATE, check_whole, checkpoints, is_finished, last_whole
-from gradwise.training.session import Session
 from tests.conftest import same_weights
 
 RECIPE = gw.Recipe(select=LossTop(fraction=0.5), layers=gw.Grass(active=2, period=2))

@@ -139,7 +139,7 @@ def test_trained_unpacked_by_choice(arguments: Any, tmp_path: Path, name: str, r
     """The step's loss is that of a run without packing."""
     said: list[str] = []
     one = trainer(made(name), arguments, unpack_if_needed=True)
-    one.session.planner.tell = said.append
+    one.session.tell = said.append
     one.train()
     assert len(said) == (name == "Bloom")
     assert one.session.schedule._rows[0] == rows

@@ -26,7 +26,7 @@ from gradwise.methods.baselines import (
     TopLayers,
     UniformLayers,
 )
-from gradwise.training.trainer import TrainerMixin
+from gradwise.trainer import TrainerMixin
 from tests.conftest import same_weights
 
 COLLATOR = Collator(pad_token_id=0)

@@ -43,17 +43,16 @@ def order(
     folder = out or Path("orders") / recipe.stem
     loaded = Recipe.load(recipe, set_)
     by = loaded.order
-    if plot and (by.method != "d3" or by.units is None):
+    if plot and by.influence is None:
         raise RecipeError(
-            f"--plot draws the influences that d3 orders by, and order is {by.method}"
-            f"{' without units' if by.method == 'd3' else ''}; leave it out."
+            f"--plot draws the influences that d3 orders by, and order is {by.method}; leave it out."
         )
     with quiet_libraries(on_terminal()):
         found = order_samples(loaded, folder, text=text, tell=say if is_first() else _silent)
     if not is_first():
         return
     say(f"{len(found.indices):,} samples ordered by {by.method}: {folder / ORDERED}")
-    for name, value in found.told.items():
+    for name, value in found.details.items():
         say(f"  {name.replace('_', ' ')}: {value:g}")
     if plot and found.graph is None:
         say(

@@ -32,29 +32,30 @@ def train(
     from gradwise.run.summary import summary
 
     loaded = Recipe.load(recipe, set_)
-    last = None if loaded.anneal is None else loaded.anneal.method
-    ordered = loaded.order.method == "d3" and loaded.order.units is not None
-    if plot and loaded.select.method != "grace" and not ordered and last != "direct":
+    methods = {"select": loaded.select, "order": loaded.order, "anneal": loaded.anneal}
+    plots = {method.plots for method in methods.values() if method is not None}
+    if plot and plots == {None}:
+        used = ", ".join(f"{name} is {method.method}" for name, method in methods.items() if method)
         raise RecipeError(
-            "--plot draws how grace's coreset develops, what d3 orders by and what direct chooses by, and "
-            f"select is {loaded.select.method}, order {loaded.order.method}, anneal {last}; leave it out."
+            "--plot draws how grace's coreset develops, the influences that d3 orders by and the spectrum "
+            f"that direct selects by, and {used}; leave it out."
         )
     outcome = run_recipe(loaded, out or Path("runs") / recipe.stem)
     if not outcome.finished:
         raise typer.Exit(1)
     if is_first():
         say(summary(outcome.run))
-        if plot and loaded.select.method == "grace":
+        if plot and "coreset" in plots:
             from gradwise.report.coreset import draw_coreset
 
             say(f"Drawn: {draw_coreset(outcome.run.path)}")
-        if plot and ordered:
+        if plot and "graph" in plots:
             from gradwise.report.influence import draw_graph, graph_files
 
             run = outcome.run.path
             drawn = draw_graph(run, run / "graph.png") if graph_files(run) else "no influence was measured"
             say(f"Drawn: {drawn}")
-        if plot and last == "direct":
+        if plot and "spectrum" in plots:
             from gradwise.report.spectrum import draw_spectra
 
             for path in draw_spectra(outcome.run.path):

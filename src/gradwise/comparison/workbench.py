@@ -18,16 +18,14 @@ from gradwise.data import Collator, Pool, load, overlap
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, claimed
 from gradwise.methods.baselines import FullData, Shuffle
-from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.recipe import Recipe
 from gradwise.run.directory import FILES
 from gradwise.run.model import load_model, load_tokenizer
 from gradwise.run.signals import load_proxy
 from gradwise.stored import read_lines
+from gradwise.trainer import Trainer
 from gradwise.training.arguments import training_arguments
-from gradwise.training.layout import total_steps
 from gradwise.training.plan import Plan, Segment
-from gradwise.training.trainer import Trainer
 
 WARMING_UP = 2
 """First steps of a calibration, which allocate and are not counted."""
@@ -105,8 +103,9 @@ def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Cal
         count = int(np.clip(seconds / look.step, FEWEST, MOST))
         speed = bench.timed(decided, count)
     # Decisions that come while training are spread over the steps they come at.
-    step = speed.step * (1 + decided.session.planner.measuring) + decided.session.planner.later
-    deciding += decided.session.planner.ahead()
+    cost = decided.session.planner.forecast(decided.session.context())
+    step = speed.step * (1 + cost.fraction) + cost.seconds_per_step
+    deciding += cost.seconds
     return Calibrated(replace(speed, deciding=deciding, step=step), steps)
 
 
@@ -223,9 +222,7 @@ def _for_timing(recipe: Recipe) -> Recipe:
         learning_rate=1e-9,
         arguments=unscheduled,
     )
-    layers = recipe.layers
-    if isinstance(layers, LayerPolicy):
-        layers = replace(layers, period=1)
+    layers = recipe.layers if recipe.layers.policy is None else replace(recipe.layers.policy, period=1)
     return replace(recipe, train=train, layers=layers, select=FullData(), order=Shuffle(), anneal=None)
 
 
@@ -239,7 +236,7 @@ def _spread(decided: Any, count: int) -> Plan:
 
 def _steps_asked(trainer: Any) -> int:
     """Steps of a planned trainer's run."""
-    return total_steps(trainer, trainer.session.schedule)
+    return trainer.session.layout.schedule(trainer.session.plan).steps
 
 
 def _tokens(trainer: Any) -> NDArray[np.int64]:

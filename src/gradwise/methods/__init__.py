@@ -1,8 +1,8 @@
-"""The decisions: which samples, in which order, through which layers, and what finishes the run. One union
-per question lists who answers it.
+"""The methods: which samples, in which order, through which layers, and which samples in the annealing phase.
 
-A new method is a frozen settings dataclass with a `method` literal of its own, added to one union below;
-recipe, schema, command line and trainer follow from that.
+A new method is a frozen settings dataclass with its own `method` literal that derives from one of the classes
+in `gradwise.methods.interfaces` (or from `LayerPolicy`), added to one union below. Recipe, schema, command
+line and trainer follow from that.
 """
 
 from typing import Annotated
@@ -11,10 +11,11 @@ from pydantic import Field
 
 from gradwise.methods.baselines import (
     AllLayers,
+    Balanced,
     CosineTop,
     EasyFirst,
+    FullAnneal,
     FullData,
-    FullFinish,
     GivenOrder,
     GradNormTop,
     HerdedOrder,
@@ -22,10 +23,10 @@ from gradwise.methods.baselines import (
     Interleave,
     KCenter,
     LengthTop,
-    LossFinish,
+    LossAnneal,
     LossTop,
     MostUsefulFirst,
-    RandomFinish,
+    RandomAnneal,
     RandomSubset,
     RoundRobinLayers,
     Shuffle,
@@ -44,7 +45,7 @@ Select = Annotated[
     Field(discriminator="method"),
 ]
 OrderBy = Annotated[
-    Shuffle | GivenOrder | EasyFirst | Interleave | HerdedOrder | MostUsefulFirst | D3,
+    Shuffle | GivenOrder | EasyFirst | Interleave | Balanced | HerdedOrder | MostUsefulFirst | D3,
     Field(discriminator="method"),
 ]
 Layers = Annotated[
@@ -52,7 +53,7 @@ Layers = Annotated[
     Field(discriminator="method"),
 ]
 Anneal = Annotated[
-    Direct | FullFinish | RandomFinish | LossFinish | CosineTop | Herding,
+    Direct | FullAnneal | RandomAnneal | LossAnneal | CosineTop | Herding,
     Field(discriminator="method"),
 ]
 

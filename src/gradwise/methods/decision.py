@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gradwise.errors import PlanError, SignalError
+from gradwise.errors import PlanError, RecipeError, SignalError
 from gradwise.places import check_rows, places
 from gradwise.signals import Signals
 from gradwise.text import shown
@@ -41,7 +41,7 @@ class Selection:
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
     """(n,) each: what more there is to know of every pick, by name; masked where it is not known."""
 
-    told: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     """Plain values about the selection as a whole, for the record."""
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class Order:
     graph: Any = None
     """The graph that the order goes by, where there is one."""
 
-    told: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     """Plain values about the order as a whole, for the record."""
 
     def __post_init__(self) -> None:
@@ -165,3 +165,13 @@ def domain_mix(domain: NDArray[np.str_] | None, indices: NDArray[np.int64]) -> d
     picked = dict(zip(*np.unique(domain[indices], return_counts=True), strict=True))
     found = zip(names, counts, strict=True)
     return {"domains": {str(name): [int(picked.get(name, 0)), int(count)] for name, count in found}}
+
+
+def share_of(fraction: float, pool: int, section: str) -> int:
+    """How many of `pool` samples a fraction is; raises RecipeError where it is none."""
+    if fraction * pool < 0.5:
+        raise RecipeError(
+            f"{section}.fraction is {fraction:g}, which is none of {pool} samples; give a larger fraction, "
+            "or a count."
+        )
+    return max(1, round(fraction * pool))  # half of a single sample is one

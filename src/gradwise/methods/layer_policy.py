@@ -8,7 +8,7 @@ the blocks stand as one further layer at the end.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from pydantic import Field
 
 from gradwise.errors import RecipeError
 from gradwise.numerics import successive_draw
+from gradwise.numerics.streams import stream
 from gradwise.settings import Settings
 
 Scores = NDArray[np.float64]
@@ -24,7 +25,20 @@ weight."""
 
 
 @dataclass(frozen=True)
-class LayerPolicy(Settings, ABC):
+class LayerChoice(Settings, ABC):
+    """Which layers are updated: all of them, or those that a policy draws."""
+
+    if TYPE_CHECKING:
+        method: str
+
+    @property
+    def policy(self) -> "LayerPolicy | None":
+        """The same settings if they freeze layers, otherwise None."""
+        return None
+
+
+@dataclass(frozen=True)
+class LayerPolicy(LayerChoice, ABC):
     """What every policy that freezes layers has in common."""
 
     active: Annotated[int, Field(ge=1)] = 2
@@ -44,6 +58,10 @@ class LayerPolicy(Settings, ABC):
 
     probes: ClassVar[bool] = False
     """Whether all layers are measured once before the first step."""
+
+    @property
+    def policy(self) -> "LayerPolicy":
+        return self
 
     @abstractmethod
     def draw(self, scores: Scores, number: int, seed: int) -> NDArray[np.int64]:
@@ -136,10 +154,6 @@ def log_softmax_with_floor(scores: Scores, temperature: float, floor: float) -> 
         return np.logaddexp(np.log(floor), np.log(max(0.0, 1 - layers * floor)) + log_softmax)
 
 
-LAYER_STREAM = 0x1A7E25
-"""Keeps the layer draws' random stream apart from those of the selection and of the order."""
-
-
 def draw_rng(seed: int, number: int) -> np.random.Generator:
     """The generator of draw `number`: a function of both, so that a resumed run needs no generator state."""
-    return np.random.default_rng([seed, LAYER_STREAM, number])
+    return stream(seed, "layers", number)

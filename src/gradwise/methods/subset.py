@@ -1,20 +1,22 @@
-"""What every selection that keeps a part of the pool has in common: how large that part is."""
+"""The size of a selection that keeps a part of the pool."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
 
 from gradwise.errors import RecipeError
-from gradwise.settings import Settings
+from gradwise.methods.decision import share_of
+from gradwise.methods.interfaces import Selector
 
 
 @dataclass(frozen=True)
-class Subset(Settings):
-    """A part of the pool, its size given as a share or as a number."""
+class Subset(Selector):
+    """A part of the pool, its size given as a fraction or as a number."""
 
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the pool to keep, above 0 and at most 1."""
+    """Fraction of the pool to keep, above 0 and at most 1."""
 
     count: Annotated[int, Field(ge=1)] | None = None
     """Number of samples to keep."""
@@ -25,9 +27,11 @@ class Subset(Settings):
                 f"select: give either fraction or count; found fraction={self.fraction}, count={self.count}."
             )
 
+    def size_in_run(self, pool: int, mean_tokens: Callable[[], float]) -> int:  # noqa: ARG002
+        return self.size(pool)
+
     def size(self, pool: int) -> int:
-        """How many of `pool` samples to keep; raises RecipeError where that is none, or more than there "
-        "are."""
+        """How many of `pool` samples to keep; raises RecipeError if that is none, or more than there are."""
         if self.count is not None:
             if self.count > pool:
                 raise RecipeError(
@@ -36,13 +40,3 @@ class Subset(Settings):
             return self.count
         assert self.fraction is not None
         return share_of(self.fraction, pool, "select")
-
-
-def share_of(fraction: float, pool: int, section: str) -> int:
-    """How many of `pool` samples a fraction is; raises RecipeError where it is none."""
-    if fraction * pool < 0.5:
-        raise RecipeError(
-            f"{section}.fraction is {fraction:g}, which is none of {pool} samples; give a larger fraction, "
-            "or a count."
-        )
-    return max(1, round(fraction * pool))  # half of a single sample is one

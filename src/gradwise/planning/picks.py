@@ -8,9 +8,19 @@ import pyarrow
 
 from gradwise.atomic import write_parquet
 from gradwise.methods.decision import Selection
+from gradwise.planning.context import RunContext
+from gradwise.ranks import on_first
 
 PREVIEWED = 64
 """Tokens of a sample that are shown."""
+
+
+def keep_picks(context: RunContext, selection: Selection, *, step: int) -> None:
+    """Write the picks of a run's decision before a step into its folder, if there is more to say than
+    indices."""
+    if selection.columns:
+        path = context.folder / "plan" / f"picks-{step}.parquet"
+        on_first(lambda: write_picks(path, selection, context.train.dataset, context.tokenizer))
 
 
 def write_picks(path: Path, selection: Selection, dataset: Any, tokenizer: Any = None) -> None:

@@ -108,8 +108,8 @@ def _config_digest(model: torch.nn.Module) -> str:
     values = config.to_dict() if hasattr(config, "to_dict") else {}
     own = {name: value for name, value in values.items() if not name.endswith(NO_PART_IN_VALUES)}
     attention = getattr(config, "_attn_implementation", None)
-    told = json.dumps([type(model).__name__, attention, own], sort_keys=True, default=str)
-    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    details = json.dumps([type(model).__name__, attention, own], sort_keys=True, default=str)
+    return hashlib.blake2b(details.encode(), digest_size=16).hexdigest()
 
 
 def _data_digest(samples: Any) -> str:

@@ -24,7 +24,6 @@ from gradwise.recipe.yaml_text import read_yaml
 from gradwise.stored import ADVICE, read_json, read_lines
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training import recipe_file
-from gradwise.training.finishing import binding, not_yet_finishing
 from gradwise.training.saving import written
 
 MODEL = "model"
@@ -113,9 +112,9 @@ class RunDirectory:
         if not self.scored:
             # They have no part in training: those that failed may be mended, and others may be added.
             here["metrics"] = there["metrics"]
-        if there["anneal"] and here["anneal"] and not_yet_finishing(self.path):
+        if there["anneal"] and here["anneal"] and not recipe_file.annealed(self.path):
             # Decided later: a budget that could not be kept to may be mended.
-            kept = here["anneal"] | binding(there["anneal"])
+            kept = here["anneal"] | recipe_file.binding(there["anneal"])
             here["anneal"] = there["anneal"] if kept == here["anneal"] else here["anneal"]
         differences = sorted(_differences(there, here))
         if differences:

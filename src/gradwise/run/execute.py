@@ -23,9 +23,9 @@ from gradwise.run.progress import quiet_libraries, show_progress
 from gradwise.run.scoring import Scoring, due, score_saved
 from gradwise.run.signals import load_proxy
 from gradwise.stopping import stoppable
+from gradwise.trainer import Trainer
 from gradwise.training.arguments import training_arguments
 from gradwise.training.early_stopping import EarlyStopping
-from gradwise.training.trainer import Trainer
 
 Tell = Callable[[str], None]
 
@@ -187,9 +187,11 @@ def _build(
         shared_signals=shared,
         proxy=proxy,
     )
-    trainer.session.planner.tell = tell
+    trainer.session.tell = tell
     if recipe.train.early_stopping_patience is not None:
-        trainer.add_callback(EarlyStopping(trainer.session, recipe.train.early_stopping_patience))
+        trainer.add_callback(
+            EarlyStopping(trainer.session.record, trainer.session.say, recipe.train.early_stopping_patience)
+        )
     if scoring is not None:
         scoring.check_whole(_sharded(trainer))
     described = {"fingerprint": pool.fingerprint, "report": pool.report.as_dict()}

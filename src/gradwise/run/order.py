@@ -13,21 +13,20 @@ from numpy.typing import NDArray
 
 from gradwise.atomic import write_json, write_parquet
 from gradwise.console import say
-from gradwise.data import Collator, Pool, label_words, load, overlap
+from gradwise.data import Collator, Pool, load, overlap
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, claimed
-from gradwise.methods.d3 import D3
 from gradwise.methods.decision import Order
-from gradwise.planning.make import entries_of
+from gradwise.methods.interfaces import Orderer
+from gradwise.planning.epochs import entries_of
 from gradwise.precision import autocast_of
 from gradwise.probing import Probe
 from gradwise.ranks import is_first, on_each, on_first, world_size
 from gradwise.recipe import Recipe
 from gradwise.run.model import check_length, load_tokenizer
 from gradwise.run.records import records_of
-from gradwise.run.select import SIGNALS, Chosen, choose
+from gradwise.run.select import SIGNALS, Selected, choose
 from gradwise.run.signals import joined, placed_model, sections
-from gradwise.signals import Signals
 from gradwise.signals.vocabulary import check_tokens
 from gradwise.signals.wanted import QUANTITIES
 from gradwise.temporary import TemporaryFolder
@@ -35,23 +34,19 @@ from gradwise.training.arguments import training_arguments
 
 ORDERED, SUMMARY, GRAPH = "ordered.parquet", "order.json", "graph.parquet"
 
-MANY = 200
-"""Nodes from which on the cost is told, which grows with their square."""
-
 
 def order_samples(
     recipe: Recipe, out: Path, *, text: bool = True, tell: Any = say, progress: bool = True
 ) -> Order:
-    """One pass over what `gradwise train` would begin with, put in order, in files.
+    """One epoch of what `gradwise train` would begin with, put in order, in files.
 
-    Where an order is made anew for every pass, this is the first. A run measures d3's influences again and
-    again, as often as its `overhead` affords; here that is done once, with the weights as they are and an
-    optimizer before its first step. What recipes say of layers, of the last phase and of the schedule does
-    not count here.
+    If every epoch has its own order, this is the first. A run measures influence as often as the `overhead`
+    of `order` allows; here that is done once, with the weights as they are and an optimizer before its first
+    step. The recipe's layers, annealing phase and schedule have no effect here.
 
-    `ordered.parquet` is a training set, a row for each entry in order; `order.json` tells of the whole;
-    `graph.parquet` are the influences that d3 went by. What was measured of every sample stays in `signals`,
-    and interrupted scoring resumes there.
+    `ordered.parquet` is a training set, a row for each entry in order; `order.json` summarises it;
+    `graph.parquet` holds the influences. Signals of every sample stay in `signals`, and interrupted scoring
+    resumes there.
 
     Args:
         recipe: with `model`, `data` and `order`.
@@ -63,9 +58,9 @@ def order_samples(
     Raises:
         GradwiseError: in one clear sentence.
     """
-    order: Any = _sized(recipe)
-    probes = isinstance(order, D3) and order.units is not None
-    if probes and recipe.model is None:
+    packed = recipe.data is not None and bool(recipe.data.packing)
+    order = recipe.order.for_batches(recipe.train.batch_size, packed=packed)
+    if order.influence is not None and recipe.model is None:
         raise RecipeError("The recipe names no model; give model.name, a hub name or a local folder.")
     joined(recipe)
     names = (ORDERED, SUMMARY, GRAPH, SIGNALS)
@@ -74,42 +69,31 @@ def order_samples(
 
 
 def _ordered(
-    recipe: Recipe, order: Any, folder: OwnedFolder, *, text: bool, tell: Any, progress: bool
+    recipe: Recipe, order: Orderer, folder: OwnedFolder, *, text: bool, tell: Any, progress: bool
 ) -> Order:
-    out, probes = folder.path, isinstance(order, D3) and order.units is not None
-    held_out = None
-    if probes and order.target == "validation":
+    out, influence, held_out = folder.path, order.influence, None
+    if influence is not None and influence.target == "validation":
         held_out = on_each(lambda: _held_out(recipe, progress=progress))
     chosen = choose(recipe, out, more=order.needs, tell=tell, progress=progress)
-    # Of samples that were not picked, nothing may have been measured.
-    measured = bool(order.needs & set(QUANTITIES))
-    signals, rows = (chosen.signals, chosen.rows) if measured else (chosen.known, None)
-    rows = np.arange(len(chosen.pool)) if rows is None else rows
-    if isinstance(order, D3):
-        signals = replace(signals, words=label_words(chosen.pool.dataset)[rows])
-    entries = _entries(recipe, chosen)
-    probe = _probe(recipe, chosen, rows, held_out, tell) if probes else None
-    if probes:
-        _tell_cost(order, signals, np.searchsorted(rows, entries), recipe.seed, tell)
+    context, scored, rows = chosen.context, chosen.scored, np.arange(len(chosen.pool))
+    signals = scored.signals
+    if scored.rows is not None:
+        # Of samples that were not picked, nothing may have been measured.
+        measured = bool(order.needs & set(QUANTITIES))
+        signals = signals if measured else context.train.described(order.needs)
+        rows = scored.rows if measured else rows
+    entries = np.searchsorted(rows, entries_of(chosen.selection, 0, recipe.seed))
+    probe = None
+    if influence is not None:
+        probe = _probe(recipe, chosen, rows, held_out, tell)
+        if cost := influence.standalone_cost(signals, entries, seed=recipe.seed):
+            tell(cost)
     start = time.perf_counter()
-    found = order.order(signals, np.searchsorted(rows, entries), probe=probe, epoch=0, seed=recipe.seed)
+    found = order.order(signals, entries, probe=probe, epoch=0, seed=recipe.seed)
     found = replace(found, indices=rows[found.indices])
-    took = {"signals": chosen.signals.seconds, "ordering": time.perf_counter() - start}
+    took = {"signals": scored.signals.seconds, "ordering": time.perf_counter() - start}
     on_first(lambda: _write(recipe, order, folder, chosen, found, took, text=text, tell=tell))
     return found
-
-
-def _sized(recipe: Recipe) -> Any:
-    """The recipe's order, whose units are the batches they will be trained in."""
-    order = recipe.order
-    if not isinstance(order, D3) or order.size is not None or order.units in ("samples", None):
-        return order
-    if recipe.data is not None and recipe.data.packing:
-        raise RecipeError(
-            "order: d3 puts batches in order, and with packing a batch holds no certain number of samples; "
-            "give order.size, or packing: false."
-        )
-    return replace(order, size=recipe.train.batch_size)
 
 
 def _held_out(recipe: Recipe, *, progress: bool) -> Pool:
@@ -123,46 +107,22 @@ def _held_out(recipe: Recipe, *, progress: bool) -> Pool:
     return load(data, "validation", load_tokenizer(recipe.model), progress=progress and is_first())
 
 
-def _tell_cost(order: D3, signals: Signals, entries: NDArray[np.int64], seed: int, tell: Any) -> None:
-    """What measuring here comes to, where it grows with the square of the nodes and is much."""
-    nodes = len(entries) // (order.size or 1)
-    if order.edges == "orders":
-        nodes = len(np.unique(order.groups(signals, seed=seed)[entries])) if order.grouped else nodes
-        tell(
-            f"order.edges: orders goes both ways round between {nodes:,} nodes, "
-            f"{nodes**2 * order.steps:,} trial steps in all; fewer trial_steps or nodes take less."
-        )
-    elif not order.grouped and nodes > MANY:
-        tell(
-            f"order.units: {order.units} makes {nodes:,} nodes, whose influences on one another are all "
-            "measured here, at a cost that grows with their square; domains or clusters take far less."
-        )
-
-
-def _entries(recipe: Recipe, chosen: Chosen) -> NDArray[np.int64]:
-    """What the pass holds, without samples that were measured in vain."""
-    ok = chosen.signals.ok
-    bad = np.zeros(0, dtype=np.int64) if ok is None else np.flatnonzero(~ok)
-    kept = chosen.selection.without(bad if chosen.rows is None else chosen.rows[bad])
-    return entries_of(kept, 0, recipe.seed)
-
-
 def _probe(
-    recipe: Recipe, chosen: Chosen, rows: NDArray[np.int64], held_out: Pool | None, tell: Any
+    recipe: Recipe, chosen: Selected, rows: NDArray[np.int64], held_out: Pool | None, tell: Any
 ) -> Probe:
     """Asks the recipe's model, with the optimizer that a run would begin with at its highest rate."""
     assert recipe.data is not None
     if held_out is not None and (shared := overlap(chosen.pool, held_out)):
         tell(
-            f"Warning: {shared} of {len(held_out)} validation samples also stand in the training data, whose "
-            "order is to serve them. Take them out of one."
+            f"Warning: {shared} of {len(held_out)} validation samples also occur in the training data, whose "
+            "order is meant to help them. Remove them from one."
         )
     proxied = recipe.signals.model is not None
     model = chosen.model
     if model is None or proxied:
         model = placed_model(replace(recipe, signals=replace(recipe.signals, model=None)))
     check_length(model, recipe.data.max_length)
-    collate = Collator.for_tokenizer(chosen.tokenizer)
+    collate = Collator.for_tokenizer(chosen.context.tokenizer)
     for pool in (chosen.pool, held_out):
         if pool is not None:
             check_tokens(model, pool.dataset, collate)
@@ -195,7 +155,7 @@ def _optimizer(recipe: Recipe, model: Any, pool: Pool) -> tuple[Any, float]:
             bars=False,
         )
         if arguments.fsdp or arguments.deepspeed:
-            raise RecipeError("order: d3 cannot measure a sharded model yet; leave order.units out.")
+            raise RecipeError("order: d3 cannot measure a sharded model yet; take order: balanced.")
         try:
             # It insists on data where the recipe asks for evaluation, which nobody does here.
             trainer = transformers.Trainer(model=model, args=arguments, eval_dataset=pool.dataset)
@@ -210,9 +170,9 @@ def _optimizer(recipe: Recipe, model: Any, pool: Pool) -> tuple[Any, float]:
 
 def _write(
     recipe: Recipe,
-    order: Any,
+    order: Orderer,
     folder: OwnedFolder,
-    chosen: Chosen,
+    chosen: Selected,
     found: Order,
     took: dict[str, float],
     *,
@@ -232,23 +192,23 @@ def _write(
             f"types there, and stand{'s' if len(left_out) == 1 else ''} not in {ORDERED}."
         )
     write_parquet(out / ORDERED, pyarrow.table(columns))
-    if found.graph is not None:
-        write_parquet(out / GRAPH, pyarrow.table(found.graph.columns(order.threshold)))
+    if found.graph is not None and order.influence is not None:
+        write_parquet(out / GRAPH, pyarrow.table(found.graph.columns(order.influence.threshold)))
     else:
         folder.remove(GRAPH)
     summary = _summary(recipe, order, chosen, found, took)
     write_json(out / SUMMARY, summary | ({"left_out": left_out} if left_out else {}))
 
 
-def _columns(chosen: Chosen, found: Order) -> dict[str, Any]:
+def _columns(chosen: Selected, found: Order) -> dict[str, Any]:
     """What is known of every entry."""
     own: Any = chosen.pool.dataset.select(found.indices)
     count = len(found.indices)
-    units = pyarrow.nulls(count, pyarrow.int64()) if found.units is None else pyarrow.array(found.units)
+    unit = pyarrow.nulls(count, pyarrow.int64()) if found.units is None else pyarrow.array(found.units)
     return {
         "position": pyarrow.array(np.arange(count)),
         "index": pyarrow.array(found.indices),
-        "unit": units,
+        "unit": unit,
         "domain": pyarrow.array(list(own["domain"])),
         "origin": pyarrow.array(list(own["origin"])),
         "why": pyarrow.array(list(found.why) * (count if len(found.why) == 1 else 1)),
@@ -278,14 +238,15 @@ def _own_columns(records: list[dict[str, Any]], ours: dict[str, Any]) -> tuple[d
 
 
 def _summary(
-    recipe: Recipe, order: Any, chosen: Chosen, found: Order, took: dict[str, float]
+    recipe: Recipe, order: Orderer, chosen: Selected, found: Order, took: dict[str, float]
 ) -> dict[str, Any]:
     asked = recipe.to_dict()
-    domain = chosen.known.require("domain", "order")
+    domain = chosen.context.train.domain
+    assert domain is not None
     names, counts = np.unique(domain[found.indices], return_counts=True)
     influences = took["ordering"] if found.graph is not None else 0.0
     return {
-        "order": asked["order"] | ({"size": order.size} if isinstance(order, D3) else {}),
+        "order": replace(recipe, order=order).to_dict()["order"],
         "select": asked["select"],
         "seed": recipe.seed,
         "fingerprint": chosen.pool.fingerprint,
@@ -295,6 +256,6 @@ def _summary(
         "sha256": hashlib.sha256(found.indices.astype("<i8").tobytes()).hexdigest(),
         "domains": dict(zip(names.tolist(), counts.tolist(), strict=True)),
         "seconds_measuring": round(took["signals"] + influences, 3),
-        **found.told,
+        **found.details,
         "objective": found.objective,
     }

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,17 +18,21 @@ from gradwise.data import Collator, Pool, load, overlap
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, add_file, claimed
 from gradwise.methods.decision import Selection
-from gradwise.methods.grace import Grace
-from gradwise.numerics.sampling import stratified_sample
+from gradwise.methods.interfaces import Annealer
+from gradwise.planning import RunContext, Samples, Scorer
+from gradwise.planning.annealing import candidates
 from gradwise.planning.picks import write_picks
-from gradwise.planning.pool import spread_over
+from gradwise.planning.scoring import PoolSignals, pool_signals, validation_signals
+from gradwise.planning.selecting import first_selection
+from gradwise.precision import autocast_of
 from gradwise.ranks import check_same, is_first, on_each, on_first
 from gradwise.recipe import Model, Recipe
 from gradwise.run.model import load_tokenizer
 from gradwise.run.records import records_of
-from gradwise.run.signals import Measures, into_store, joined, placed_model, sections, what_measures
-from gradwise.signals import Signals
+from gradwise.run.signals import joined, sections, what_measures
+from gradwise.signals.vocabulary import check_tokens
 from gradwise.signals.wanted import QUANTITIES
+from gradwise.training.record import Record
 
 PICKS, RECORDS, SUMMARY = "picks.parquet", "records.jsonl", "selection.json"
 SIGNALS, VALIDATION = "signals", "validation"
@@ -41,8 +45,8 @@ def select_samples(
 ) -> Selection:
     """The selection that `gradwise train` would begin with, in files.
 
-    But `select: grace` looks at all samples where `candidates` is not given, since there is no run whose
-    `overhead` could bound it.
+    But `select: grace` scores all samples if `candidates` is unset, since there is no run whose `overhead`
+    could bound it.
 
     `picks.parquet` says of each pick what it is and why it is there, `records.jsonl` holds the records
     themselves in the order picked, `selection.json` tells of the whole; what was measured stays in `signals`,
@@ -60,11 +64,12 @@ def select_samples(
     """
     with _claimed(recipe, out, text) as folder:
         chosen = choose(recipe, folder.path, tell=tell, progress=progress)
-        selection = chosen.selection
-        by, seconds = {"select": recipe.to_dict()["select"]}, chosen.signals.seconds
-        summary = _summary(by, recipe, chosen.pool, chosen.known, seconds, selection)
-        pool, tokenizer, rows = chosen.pool, chosen.tokenizer, chosen.rows
-        on_first(lambda: _write(recipe, folder, pool, selection, tokenizer, rows, summary, text=text))
+        selection, scored = chosen.selection, chosen.scored
+        by = {"select": recipe.to_dict()["select"]}
+        summary = _summary(by, chosen.context, chosen.pool, scored.signals.seconds, selection)
+        on_first(
+            lambda: _write(chosen.context, folder, chosen.pool, selection, scored.rows, summary, text=text)
+        )
     return selection
 
 
@@ -77,68 +82,83 @@ def _claimed(recipe: Recipe, out: Path, text: bool) -> Iterator[OwnedFolder]:
         yield folder
 
 
-class Chosen(NamedTuple):
+class Selected(NamedTuple):
     """A selection, and what it was made of."""
 
+    context: RunContext
     pool: Pool
-    tokenizer: Any
-    known: Signals
-    """What is known of the whole pool without a model: label tokens, domains and weights."""
-    signals: Signals
-    """Measured signals of `rows`."""
-    rows: NDArray[np.int64] | None
-    """The samples that `signals` are of, ascending; None for the whole pool."""
+    scored: PoolSignals
     model: Any
-    """What measured, where anything was."""
+    """What computed signals, if anything did."""
     selection: Selection
 
 
 def choose(
     recipe: Recipe, out: Path, *, more: frozenset[str] = frozenset(), tell: Any, progress: bool
-) -> Chosen:
-    """Measure what `select` needs into a store below `out`, and select.
+) -> Selected:
+    """Score what `select` needs into a store below `out`, and select.
 
     Args:
         recipe, out, tell, progress: as in `select_samples`.
-        more: quantities to measure of the selection besides, in the same pass; where `select` itself needs
-            none, of the selected samples alone.
+        more: signals that an order of the selection needs besides, scored in the same run; if `select` itself
+            needs no quantity, of the selected samples alone.
 
     Raises:
         GradwiseError: in one clear sentence.
     """
     pool, tokenizer = on_each(lambda: _pool(recipe, recipe.model, tell, progress))
     check_same(pool.fingerprint, "The data")
-    if isinstance(recipe.select, Grace) and recipe.select.candidates is None:
-        tell(
-            "grace looks at all samples here; a run looks at as many as its overhead affords. Give "
-            "select.candidates to have both alike."
-        )
-    known = _known(pool)
-    rows, selection = _looked(recipe, known), None
+    if advice := recipe.select.standalone_advice():
+        tell(advice)
+    context = _context(recipe, out, pool, tokenizer, store=out / SIGNALS, tell=tell, progress=progress)
+    method, count = recipe.select, len(pool)
+    rows, selection = method.rows_to_score(count, context.train.domain, recipe.seed), None
     if rows is not None and more & set(QUANTITIES):
         raise RecipeError(
-            f"order: {recipe.order.method} has to know all samples, and select.candidates looks at "
-            f"{len(rows):,} of {len(pool):,}; give candidates: all."
+            f"order: {recipe.order.method} needs signals of all samples, and select.candidates scores "
+            f"{len(rows):,} of {count:,}; give candidates: all."
         )
-    own = recipe.select.needs & set(QUANTITIES)
-    wanted = sorted(own | (more & set(QUANTITIES)))
-    if not own:
-        selection = _selected(recipe, known, known, rows)
+    if not method.needs & set(QUANTITIES) and more & set(QUANTITIES):
+        unscored = pool_signals(context, method.needs | {"num_tokens"})
+        selection = first_selection(method, context, unscored).selection
         picked = np.unique(selection.indices)
-        rows = picked if wanted and len(picked) < len(known) else rows
-    signals, model = known if rows is None else known.take(rows), None
-    if wanted:
-        measures = on_each(lambda: what_measures(recipe, pool, tokenizer, progress=progress))
-        if rows is not None:
-            measures = measures._replace(samples=measures.samples.select(rows))
-        found = into_store(recipe, measures, out / SIGNALS, want=wanted, tell=tell, progress=progress)
-        signals = replace(found, num_tokens=signals.num_tokens, domain=signals.domain, weight=signals.weight)
-        model = measures.model
+        rows = picked if len(picked) < count else None
+    scored = pool_signals(context, method.needs | more | {"num_tokens"}, rows)
     if selection is None:
-        selection = _selected(recipe, known, signals, rows)
-    if isinstance(recipe.select, Grace) and (said := recipe.select.random_picks(selection)):
-        tell(said)
-    return Chosen(pool, tokenizer, known, signals, rows, model, selection)
+        selection = first_selection(method, context, scored).selection
+    if advice := method.advice(selection):
+        tell(advice)
+    measured = (method.needs | more) & set(QUANTITIES)
+    return Selected(context, pool, scored, context.scorer().model if measured else None, selection)
+
+
+def _context(
+    recipe: Recipe, out: Path, pool: Pool, tokenizer: Any, *, store: Path, tell: Any, progress: bool
+) -> RunContext:
+    """What the decisions of a recipe may use outside of a run; the model is loaded when signals are
+    needed."""
+    dataset: Any = pool.dataset
+    samples = Samples(dataset, dataset, Collator.for_tokenizer(tokenizer))
+
+    @cache
+    def scorer() -> Scorer:
+        measures = on_each(lambda: what_measures(recipe, pool, tokenizer, progress=progress))
+        check_tokens(*measures)
+        return Scorer(*measures)
+
+    return RunContext(
+        recipe=recipe,
+        train=samples,
+        scorer=scorer,
+        record=Record(out, writes=False),
+        folder=out,
+        proxied=recipe.signals.model is not None,
+        tokenizer=tokenizer,
+        autocast=autocast_of(recipe.train.arguments),
+        store=store,
+        progress=progress,
+        say=tell,
+    )
 
 
 def _pool(recipe: Recipe, model: Model | None, tell: Any, progress: bool) -> tuple[Pool, Any]:
@@ -150,76 +170,63 @@ def _pool(recipe: Recipe, model: Model | None, tell: Any, progress: bool) -> tup
     return pool, tokenizer
 
 
-def select_finish(
+def select_annealing(
     recipe: Recipe, out: Path, *, text: bool = True, tell: Any = say, progress: bool = True
 ) -> Selection:
-    """What `anneal` would train on in the last phase, were the recipe's model the one at its beginning: for
-    people with their own trainer, who give the checkpoint from which the learning rate decays.
+    """What `anneal` would train on, if the recipe's model were the one at the beginning of the annealing
+    phase: for people with their own trainer, who give the checkpoint from which the learning rate decays.
 
-    Files and errors are those of `select_samples`; what the validation samples gave stays in `validation`.
+    Files and errors are those of `select_samples`; signals of the validation samples stay in `validation`.
     """
-    phase: Any = recipe.anneal
+    phase = recipe.anneal
     if phase is None:
-        raise RecipeError("The recipe has no `anneal`, so there is no last phase to select for.")
+        raise RecipeError("The recipe has no `anneal`, so there is no annealing phase to select for.")
     if phase.pool == "selection":
         raise RecipeError("anneal.pool: selection is what a run has selected by then; give pool: all.")
-    if getattr(phase, "precondition", False):
+    if phase.uses_optimizer:
         raise RecipeError("anneal.precondition needs the optimizer of a run; give precondition: false.")
     if recipe.signals.model is not None:
         raise RecipeError("anneal measures the model that trains; leave signals.model out.")
     with _claimed(recipe, out, text) as folder:
         pool, tokenizer = on_each(lambda: _pool(recipe, recipe.model, tell, progress))
         check_same(pool.fingerprint, "The data")
-        known = _known(pool)
         if phase.tokens is None:
-            phase.budget(len(known))  # refused before anything is measured
-        rows = None
-        if phase.candidates is not None and phase.candidates < len(known):
-            rows = stratified_sample(len(known), phase.candidates, known.domain, recipe.seed)
-        keep = partial(into_store, recipe, tell=tell, progress=progress)
-        signals, validation = _finish_signals(recipe, folder.path, pool, tokenizer, known, rows, keep)
-        selection = phase.select(signals, validation=validation, seed=recipe.seed)
-        if rows is not None:
-            selection = replace(selection, indices=rows[selection.indices])
+            phase.budget(len(pool))  # refused before anything is measured
+        store = folder.path / SIGNALS
+        context = _context(recipe, folder.path, pool, tokenizer, store=store, tell=tell, progress=progress)
+        everything = np.arange(len(pool))
+        rows = candidates(phase, context.train, everything, recipe.seed)
+        quantities = (phase.needs | phase.validation_needs) & set(QUANTITIES)
+        validation = None
+        if phase.validation_needs:
+            held_out = on_each(
+                lambda: _validating(recipe, phase, pool, tokenizer, tell=tell, progress=progress)
+            )
+            context = replace(
+                context,
+                model=context.scorer().model,
+                validation=Samples(held_out, held_out, context.train.collate),
+                store=folder.path / VALIDATION,
+            )
+            check_tokens(context.scorer().model, held_out, context.train.collate)
+            validation = validation_signals(context, quantities, phase.validation_samples)
+            context = replace(context, store=store)
+        some = None if len(rows) == len(pool) else rows
+        scored = pool_signals(context, quantities | {"num_tokens"}, some)
+        selection = phase.select(scored.signals, validation=validation, seed=recipe.seed)
+        selection = replace(selection, indices=rows[selection.indices])
         by = {"anneal": recipe.to_dict()["anneal"]}
-        summary = _summary(by, recipe, pool, known, signals.seconds, selection)
-        on_first(lambda: _write(recipe, folder, pool, selection, tokenizer, rows, summary, text=text))
+        summary = _summary(by, context, pool, scored.signals.seconds, selection)
+        on_first(lambda: _write(context, folder, pool, selection, some, summary, text=text))
     return selection
 
 
-def _finish_signals(
-    recipe: Recipe,
-    out: Path,
-    pool: Pool,
-    tokenizer: Any,
-    known: Signals,
-    rows: NDArray[np.int64] | None,
-    keep: partial[Signals],
-) -> tuple[Signals, Signals | None]:
-    """Signals of the samples of `rows` and of the validation samples, as far as `anneal` needs them.
-
-    `keep` measures into a store.
-    """
-    phase: Any = recipe.anneal
-    signals, validation = known if rows is None else known.take(rows), None
-    wanted = sorted((phase.needs | phase.validation_needs) & set(QUANTITIES))
-    if not wanted:
-        return signals, None
-    collate = Collator.for_tokenizer(tokenizer)
-    measures = on_each(lambda: Measures(placed_model(recipe), pool.dataset, collate))
-    if phase.validation_needs:
-        held_out = on_each(lambda: _validating(recipe, pool, tokenizer, **keep.keywords))
-        validation = keep(measures._replace(samples=held_out), out / VALIDATION, want=wanted)
-    some: Any = pool.dataset if rows is None else pool.dataset.select(rows)
-    found = keep(measures._replace(samples=some), out / SIGNALS, want=wanted)
-    told = {name: getattr(signals, name) for name in ("num_tokens", "domain", "weight")}
-    return replace(found, **told), validation
-
-
-def _validating(recipe: Recipe, pool: Pool, tokenizer: Any, *, tell: Any, progress: bool) -> Any:
-    """The validation samples to measure."""
-    data, phase = recipe.data, recipe.anneal
-    assert data is not None and phase is not None
+def _validating(
+    recipe: Recipe, phase: Annealer, pool: Pool, tokenizer: Any, *, tell: Any, progress: bool
+) -> Any:
+    """The validation samples."""
+    data = recipe.data
+    assert data is not None
     if data.validation is None:
         raise RecipeError(
             f"anneal: {phase.method} selects by the gradients of validation data, and there are none; give "
@@ -228,18 +235,17 @@ def _validating(recipe: Recipe, pool: Pool, tokenizer: Any, *, tell: Any, progre
     held_out = load(data, "validation", tokenizer, progress=progress and is_first())
     if shared := overlap(pool, held_out):
         tell(
-            f"Warning: {shared} of {len(held_out)} validation samples also stand in the training data, and "
-            f"{phase.method} will find them best. Take them out of one."
+            f"Warning: {shared} of {len(held_out)} validation samples also occur in the training data, and "
+            f"{phase.method} will rank them highest. Remove them from one."
         )
-    return spread_over(held_out.dataset, phase.validation_samples)
+    return held_out.dataset
 
 
 def _write(
-    recipe: Recipe,
+    context: RunContext,
     folder: OwnedFolder,
     pool: Pool,
     selection: Selection,
-    tokenizer: Any,
     rows: NDArray[np.int64] | None,
     summary: dict[str, Any],
     *,
@@ -247,9 +253,9 @@ def _write(
 ) -> None:
     """Picks, records and summary; and beside the signals, which samples they are of."""
     out = folder.path
-    write_picks(out / PICKS, selection, pool.dataset, tokenizer if text else None)
+    write_picks(out / PICKS, selection, pool.dataset, context.tokenizer if text else None)
     if text:
-        records = records_of(sections(recipe)[1], pool, selection.indices)
+        records = records_of(sections(context.recipe)[1], pool, selection.indices)
         lines = [json.dumps(record, ensure_ascii=False, default=str) for record in records]
         write_text(out / RECORDS, "".join(f"{line}\n" for line in lines))
     else:
@@ -261,41 +267,16 @@ def _write(
     write_json(out / SUMMARY, summary)
 
 
-def _known(pool: Pool) -> Signals:
-    """What is known of the samples without measuring."""
-    dataset: Any = pool.dataset
-    return Signals(
-        len(dataset),
-        num_tokens=pool.label_tokens,
-        domain=np.array(dataset["domain"]).astype(str),
-        weight=np.array(dataset["weight"], dtype=np.float64),
-    )
-
-
-def _looked(recipe: Recipe, known: Signals) -> NDArray[np.int64] | None:
-    select = recipe.select
-    return select.looked(len(known), known.domain, recipe.seed) if isinstance(select, Grace) else None
-
-
-def _selected(
-    recipe: Recipe, known: Signals, signals: Signals, looked: NDArray[np.int64] | None
-) -> Selection:
-    if looked is None:
-        return recipe.select.select(signals, seed=recipe.seed)
-    assert isinstance(recipe.select, Grace)
-    state = recipe.select.begin(signals, looked=looked, pool=len(known), seed=recipe.seed)
-    return recipe.select.pick(state, known, seed=recipe.seed)
-
-
 def _summary(
-    by: dict[str, Any], recipe: Recipe, pool: Pool, known: Signals, seconds: float, selection: Selection
+    by: dict[str, Any], context: RunContext, pool: Pool, seconds: float, selection: Selection
 ) -> dict[str, Any]:
-    domain = known.require("domain", "select")
+    domain = context.train.domain
+    assert domain is not None
     names, counts = np.unique(domain, return_counts=True)
     picked = domain[selection.indices]
     return {
         **by,
-        "seed": recipe.seed,
+        "seed": context.seed,
         "fingerprint": pool.fingerprint,
         "pool": len(pool),
         "picked": len(selection.indices),
@@ -306,5 +287,5 @@ def _summary(
         },
         "objective": selection.objective,
         "seconds_measuring": round(seconds, 3),
-        **{key: value for key, value in selection.told.items() if key not in ("domains", "objective")},
+        **{key: value for key, value in selection.details.items() if key not in ("domains", "objective")},
     }

@@ -1,4 +1,4 @@
-"""Training: the plan, what serves it, and the Trainer with a layer policy around its optimizer."""
+"""Training: the plan, what serves it, layer policies around an optimizer, checkpoints. Knows no planning."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,6 @@ if TYPE_CHECKING:
     from gradwise.training.layers import LayerSwitch
     from gradwise.training.plan import Plan, Segment
     from gradwise.training.sampler import PlanSampler
-    from gradwise.training.trainer import Trainer, with_gradwise
 
 # Looked up on first use: the plan and the sampler need neither transformers nor a recipe.
 _HOMES = {
@@ -15,11 +14,9 @@ _HOMES = {
     "Plan": "plan",
     "PlanSampler": "sampler",
     "Segment": "plan",
-    "Trainer": "trainer",
-    "with_gradwise": "trainer",
 }
 
-__all__ = ["LayerSwitch", "Plan", "PlanSampler", "Segment", "Trainer", "with_gradwise"]
+__all__ = ["LayerSwitch", "Plan", "PlanSampler", "Segment"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,23 +1,24 @@
 """Early stopping for recipes: transformers' callback, made to survive interruptions."""
 
+from collections.abc import Callable
 from typing import Any
 
 from transformers import EarlyStoppingCallback
 
-from gradwise.training.session import Session
+from gradwise.training.record import Record
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """Ends training after so many evaluations in a row without a better one.
+    """Ends training after a number of evaluations in a row without a better one.
 
     The Trainer writes the count into its checkpoints, but restores it only together with every other
     callback's state, which gradwise keeps itself. So the count is read back here. A run that was killed
     between its last evaluation and its end then makes no further step.
     """
 
-    def __init__(self, session: Session, patience: int) -> None:
+    def __init__(self, record: Record, say: Callable[[str], object], patience: int) -> None:
         super().__init__(patience)
-        self._session = session
+        self._record, self._say = record, say
 
     def on_train_begin(self, _: Any, state: Any, control: Any, **__: Any) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__, {})
@@ -32,8 +33,8 @@ class EarlyStopping(EarlyStoppingCallback):
         if self.early_stopping_patience_counter < patience or state.global_step >= state.max_steps:
             return
         count = f"the last {patience} evaluations were" if patience > 1 else "the last evaluation was"
-        self._session.record.event("early_stop", state.global_step, 0.0, evaluations=patience)
-        self._session.planner.tell(
+        self._record.event("early_stop", state.global_step, 0.0, evaluations=patience)
+        self._say(
             f"Training stops after step {state.global_step} of {state.max_steps}: {count} no "
             f"better by {args.metric_for_best_model} than the best one."
         )

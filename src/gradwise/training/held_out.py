@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import TrainingArguments
 
 from gradwise.data.tokenise import NO_LOSS
 
@@ -27,18 +29,19 @@ class HeldOutLoss:
     trainer makes of it, which may be smoothed, regularised or another one altogether.
 
     Args:
-        trainer: whose loop it is.
+        args: of the trainer whose loop it is.
+        accelerator: of the same.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    def __init__(self, args: TrainingArguments, accelerator: Accelerator) -> None:
+        self._args, self._accelerator = args, accelerator
         self._sum, self._tokens, self._complete = 0.0, 0, False
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Around one evaluation loop; a collective call."""
         self._sum, self._tokens, self._complete = 0.0, 0, True
-        args = self._trainer.args
+        args = self._args
         before, args.average_tokens_across_devices = args.average_tokens_across_devices, False
         try:
             yield
@@ -71,21 +74,21 @@ class HeldOutLoss:
         """Nats per label token over all ranks; None if a batch could not be read. A collective call."""
         loss, tokens, unread = self._sum, float(self._tokens), float(not self._complete)
         if dist.is_initialized() and dist.get_world_size() > 1:
-            sums = torch.tensor([loss, tokens, unread], dtype=torch.float64, device=self._trainer.args.device)
+            sums = torch.tensor([loss, tokens, unread], dtype=torch.float64, device=self._args.device)
             dist.all_reduce(sums)
             loss, tokens, unread = sums.tolist()
         return loss / tokens if tokens and not unread else None
 
     def _without_repeated(self, inputs: Any) -> Any:
         """The batch with nothing to learn of the samples that only fill up the last round over the ranks."""
-        accelerator = self._trainer.accelerator
+        accelerator = self._accelerator
         state, ranks = accelerator.gradient_state, accelerator.num_processes
         labels = _labels(inputs)
         if ranks == 1 or not state.end_of_dataloader or state.remainder <= 0 or labels is None:
             return inputs
         rows = len(labels)
         dispatched = isinstance(state.active_dataloader, DataLoaderDispatcher)
-        if not dispatched and rows != self._trainer.args.eval_batch_size:
+        if not dispatched and rows != self._args.eval_batch_size:
             self._complete = False  # a layout of its own, where rows are not samples
             return inputs
         own = min(max(state.remainder - accelerator.process_index * rows, 0), rows)

@@ -1,70 +1,134 @@
-"""How a trainer's settings lay a plan out in batches and loaders."""
+"""How a plan is laid out in optimizer steps and loaders: the run's batch size, ranks and length."""
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
+from transformers import TrainingArguments
 
 from gradwise.data import pack, token_lengths
 from gradwise.errors import DataError, RecipeError
 from gradwise.training.batches import Batches
 from gradwise.training.plan import Plan
 
+Packer = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+"""Offsets (rows + 1,) at which packed rows start, given samples in their order."""
 
-def cut(trainer: Any, plan: Plan, packed_length: int | None) -> Batches:
-    """The plan in the steps, ranks and passes that the trainer's arguments ask for.
 
-    Raises:
-        RecipeError: when they contradict the plan, the model or each other.
-    """
-    args, micro_batch = trainer.args, trainer._train_batch_size
-    batches = Batches(
-        plan,
-        batch_size=micro_batch * args.gradient_accumulation_steps * args.world_size,
-        micro_batch=micro_batch,
-        rank=args.process_index,
-        ranks=args.world_size,
-        drop_last=args.dataloader_drop_last,
-        pack=None if packed_length is None else _packer(trainer, packed_length),
-    )
-    if batches.has_stand_ins and not (
-        args.average_tokens_across_devices and trainer.model_accepts_loss_kwargs
-    ):
-        raise RecipeError(
-            "The last step of an epoch has fewer samples than all ranks need, and this model or "
-            "average_tokens_across_devices: false does not weight the loss by tokens over ranks; "
-            "set dataloader_drop_last: true."
+class Schedule(NamedTuple):
+    """A plan in steps, and the length of the run, which may go beyond the plan."""
+
+    batches: Batches
+    steps: int
+    """Optimizer steps of the whole run, as the Trainer counts them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How every plan of a run is cut into steps, ranks and micro-batches."""
+
+    micro_batch: int
+    """Rows of one forward/backward on one rank."""
+    accumulation: int = 1
+    """Micro-batches of a step on one rank."""
+    rank: int = 0
+    ranks: int = 1
+    drop_last: bool = False
+    """Leave out rows at an epoch's end that do not fill a micro-batch on every rank."""
+    max_steps: int = 0
+    """Length of the run in steps; 0 if `epochs` decides it."""
+    epochs: float = 1.0
+    """Length of the run in epochs."""
+    pack: Packer | None = None
+    """Packs samples into rows; None for a row per sample."""
+    weights_by_tokens: bool = True
+    """Whether the loss of a step is weighted by label tokens over all ranks."""
+
+    @classmethod
+    def of(cls, args: TrainingArguments, *, pack: Packer | None, takes_counts: bool) -> "Layout":
+        """What a Trainer's arguments ask for.
+
+        Args:
+            args: the Trainer's.
+            pack: packs samples into rows.
+            takes_counts: whether the model divides its loss by the label tokens that it is given.
+        """
+        return cls(
+            micro_batch=args.train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            rank=args.process_index,
+            ranks=args.world_size,
+            drop_last=args.dataloader_drop_last,
+            max_steps=max(0, args.max_steps),
+            epochs=float(args.num_train_epochs),
+            pack=pack,
+            weights_by_tokens=args.average_tokens_across_devices and takes_counts,
         )
-    return batches
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a step over all ranks and micro-batches."""
+        return self.micro_batch * self.accumulation * self.ranks
+
+    def cut(self, plan: Plan) -> Batches:
+        """The plan in steps.
+
+        Raises:
+            RecipeError: the arguments contradict the plan, the model or each other.
+        """
+        batches = Batches(
+            plan,
+            batch_size=self.batch_size,
+            micro_batch=self.micro_batch,
+            rank=self.rank,
+            ranks=self.ranks,
+            drop_last=self.drop_last,
+            pack=self.pack,
+        )
+        if batches.has_stand_ins and not self.weights_by_tokens:
+            raise RecipeError(
+                "The last step of an epoch has fewer samples than all ranks need, and this model or "
+                "average_tokens_across_devices: false does not weight the loss by tokens over ranks; "
+                "set dataloader_drop_last: true."
+            )
+        return batches
+
+    def schedule(self, plan: Plan) -> Schedule:
+        """The plan in steps, and the length of the run."""
+        batches = self.cut(plan)
+        steps = self.max_steps or math.ceil(self.epochs * batches.steps_per_epoch)
+        return Schedule(batches, steps)
+
+    def epochs_needed(self, one_epoch: Plan) -> int:
+        """Epochs that the run's length asks for, given the plan of one of them."""
+        if not self.max_steps:
+            return math.ceil(self.epochs)
+        return math.ceil(self.max_steps / self.cut(one_epoch).steps_per_epoch)
 
 
-def epochs_needed(trainer: Any, one_pass: Plan, packed_length: int | None) -> int:
-    """Passes that `max_steps`, or else `num_train_epochs`, asks for."""
-    args = trainer.args
-    if args.max_steps <= 0:
-        return math.ceil(args.num_train_epochs)
-    return math.ceil(args.max_steps / cut(trainer, one_pass, packed_length).steps_per_epoch)
-
-
-def total_steps(trainer: Any, batches: Batches) -> int:
-    """Steps of a run, as the Trainer will count them."""
-    args = trainer.args
-    if args.max_steps > 0:
-        return args.max_steps
-    return math.ceil(args.num_train_epochs * batches.steps_per_epoch)
+def packer(dataset: Any, longest: int) -> Packer:
+    """Packs samples of a data set into rows of at most `longest` tokens; raises DataError if one has more."""
+    lengths = token_lengths(dataset)
+    if (lengths > longest).any():
+        sample = int(np.argmax(lengths > longest))
+        raise DataError(
+            f"Sample {sample} has {lengths[sample]} tokens, more than the packed length {longest}."
+        )
+    return lambda indices: pack(lengths[indices], longest)
 
 
 def ledger(batches: Batches) -> DataLoader[Any]:
-    """What the Trainer counts an epoch's passes and samples by; it is never drawn from."""
+    """What the Trainer counts an epoch's micro-batches and samples by; it is never drawn from."""
     samples: Any = range(sum(len(segment) for segment in batches.plan.of_epoch(batches.plan.first_epoch)))
     return DataLoader(samples, batch_sampler=[[0]] * batches.micro_batches_per_epoch)
 
 
-def loader_settings(args: Any) -> dict[str, Any]:
-    """The trainer's loader arguments as torch's DataLoader takes them."""
+def loader_settings(args: TrainingArguments) -> dict[str, Any]:
+    """The Trainer's loader arguments as torch's DataLoader takes them."""
     workers = {
         "prefetch_factor": args.dataloader_prefetch_factor,
         "multiprocessing_context": getattr(args, "dataloader_multiprocessing_context", None),
@@ -74,13 +138,3 @@ def loader_settings(args: Any) -> dict[str, Any]:
         "pin_memory": args.dataloader_pin_memory,
         **(workers if args.dataloader_num_workers else {}),
     }
-
-
-def _packer(trainer: Any, longest: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
-    lengths = token_lengths(trainer.train_dataset)
-    if (lengths > longest).any():
-        sample = int(np.argmax(lengths > longest))
-        raise DataError(
-            f"Sample {sample} has {lengths[sample]} tokens, more than the packed length {longest}."
-        )
-    return lambda indices: pack(lengths[indices], longest)

@@ -5,7 +5,7 @@ recurrent and convolutional ones carry their state on, others take positions fro
 outside: a neighbour is changed, and each sample is computed alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradwise.data import Collator
 from gradwise.errors import RecipeError
-from gradwise.precision import autocast_of, autocasting
+from gradwise.precision import autocasting
 from gradwise.ranks import on_first
 from gradwise.text import clipped
 
@@ -28,64 +28,59 @@ neighbour's tokens differ, and where the sample is computed alone."""
 Ids = list[int]
 
 
-def settle(session: Any) -> None:
-    """Refuse packing, or do without it, where it would not give each sample what it has alone; a collective
-    call.
+def settled(collate: Any, problem: Callable[[], str | None], *, unpack: bool) -> str | None:
+    """Why a run trains unpacked; None if packing gives each sample what it has alone. A collective call.
+
+    Args:
+        collate: the trainer's.
+        problem: finds why the model cannot learn from packed rows.
+        unpack: train unpacked in that case, instead of refusing.
 
     Raises:
-        RecipeError: where the session does not allow for training unpacked.
+        RecipeError: packing cannot be used.
     """
-    trainer = session.trainer
-    if session.packed_length is None:
-        _check_packed_rows(trainer)
-        return
-    if not isinstance(trainer.data_collator, Collator):
-        raise RecipeError(
-            f"packed_length needs gradwise's own Collator; found {type(trainer.data_collator).__name__}."
-        )
-    found = on_first(lambda: problem(trainer))
-    if found is None:
-        return
-    if not session.unpack_if_needed:
+    if not isinstance(collate, Collator):
+        raise RecipeError(f"packed_length needs gradwise's own Collator; found {type(collate).__name__}.")
+    found = on_first(problem)
+    if found is not None and not unpack:
         raise RecipeError(
             f"{found}; set packing: false, or packing: auto to train unpacked where that is so (with a "
             "gradwise.Trainer, unpack_if_needed)."
         )
-    session.packed_length = None
-    if trainer.is_world_process_zero():
-        session.planner.tell(f"Trained unpacked: {found}.")
-    if session.resumed_from is None:
-        session.record.event("unpacked", session.step, 0.0, why=found)
+    return found
 
 
-def _check_packed_rows(trainer: Any) -> None:
+def check_packed_rows(dataset: Any, collate: Any, problem: Callable[[], str | None]) -> None:
     """Refuse samples that are packed rows themselves where the model does not keep them apart."""
-    if not isinstance(trainer.data_collator, Collator) or not starts_again(trainer.train_dataset):
+    if not isinstance(collate, Collator) or not starts_again(dataset):
         return
-    if found := on_first(lambda: problem(trainer)):
+    if found := on_first(problem):
         raise RecipeError(
             f"The training data are packed rows (their position_ids start again), and {found}; give one "
             "sample for each row."
         )
 
 
-def problem(trainer: Any) -> str | None:
-    """Why a trainer's model cannot learn from packed rows, in a sentence without its full stop; None if it
-    can, or where no process holds the whole model and nothing can be tried."""
-    attention = getattr(trainer.model.config, "_attn_implementation", None) or ""
+def problem(
+    model: Any, samples: Any, collate: Collator, *, rows: int, autocast: torch.dtype | None
+) -> str | None:
+    """Why a model cannot learn from packed rows, in a sentence without its full stop; None if it can, or if
+    no process holds the whole model and nothing can be tried.
+
+    Args:
+        model: that trains.
+        samples: the training data.
+        collate: makes a batch of packed rows.
+        rows: that the batches of the run have.
+        autocast: what training computes in; None for the weights' own type.
+    """
+    attention = getattr(model.config, "_attn_implementation", None) or ""
     if "flash" in attention:
-        # transformers tells flash attention of packed samples only for batches of a single row.
+        # transformers passes packed samples to flash attention only for batches of a single row.
         return f"{attention} would let packed samples see each other; use attention: sdpa"
-    if not _is_whole(trainer.model):
+    if not _is_whole(model):
         return None
-    samples, _ = trainer._training_samples()
-    return influence(
-        trainer.model,
-        _some_tokens(samples),
-        trainer.data_collator,
-        rows=trainer._train_batch_size,
-        autocast=autocast_of(trainer.args),
-    )
+    return influence(model, _some_tokens(samples), collate, rows=rows, autocast=autocast)
 
 
 def influence(

@@ -1,15 +1,32 @@
-"""The `recipe.yaml` of a run: what decides it, with what was measured on this machine, written before it is
-used. Running that recipe makes the same run."""
+"""The `recipe.yaml` of a run, with what was measured on this machine, written before anything depends on it.
+Running that recipe makes the same run."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gradwise.errors import RecipeError
 from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
 from gradwise.recipe.tree import METHOD_SECTIONS
+from gradwise.stored import read_lines
 
 NAME = "recipe.yaml"
+
+BINDING = ("last", "times", "method", "pool")
+"""Settings of `anneal` that bind a run before its annealing phase begins: when a plan is cut, which data and
+optimizer the run was checked for, and whether its checkpoints hold what was selected. A budget that cannot be
+kept shows only when the phase begins; with another one the run resumes."""
+
+
+def annealed(folder: Path) -> bool:
+    """Whether anything of the annealing phase was decided in a run directory so far."""
+    return any(line.get("event") == "anneal" for line in read_lines(folder / "events.jsonl"))
+
+
+def binding(anneal: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The settings of `anneal` that count before its phase begins."""
+    return None if anneal is None else {name: anneal[name] for name in BINDING}
 
 
 def with_measurements(recipe: Recipe, folder: Path) -> Recipe:

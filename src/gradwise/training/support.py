@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 from gradwise.errors import RecipeError
-from gradwise.methods.layer_policy import LayerPolicy
 from gradwise.ranks import world_size
 from gradwise.recipe import Recipe
 from gradwise.training.arguments import decay_steps
@@ -33,7 +32,7 @@ def check_supported(trainer: Any, recipe: Recipe) -> None:
             "anneal chooses what is trained on while the learning rate decays, and needs schedule: wsd "
             f"(lr_scheduler_type warmup_stable_decay); found {schedule}."
         )
-    if isinstance(recipe.layers, LayerPolicy):
+    if recipe.layers.policy is not None:
         _check_layer_policy(trainer, args)
 
 

@@ -1,6 +1,6 @@
-"""The simple things that every method here has to beat."""
+"""The baselines that every method is compared with."""
 
-from gradwise.methods.baselines.finish import CosineTop, FullFinish, Herding, LossFinish, RandomFinish
+from gradwise.methods.baselines.anneal import CosineTop, FullAnneal, Herding, LossAnneal, RandomAnneal
 from gradwise.methods.baselines.layers import (
     AllLayers,
     RoundRobinLayers,
@@ -9,6 +9,7 @@ from gradwise.methods.baselines.layers import (
     UniformLayers,
 )
 from gradwise.methods.baselines.order import (
+    Balanced,
     EasyFirst,
     GivenOrder,
     HerdedOrder,
@@ -27,10 +28,11 @@ from gradwise.methods.baselines.select import (
 
 __all__ = [
     "AllLayers",
+    "Balanced",
     "CosineTop",
     "EasyFirst",
+    "FullAnneal",
     "FullData",
-    "FullFinish",
     "GivenOrder",
     "GradNormTop",
     "HerdedOrder",
@@ -38,10 +40,10 @@ __all__ = [
     "Interleave",
     "KCenter",
     "LengthTop",
-    "LossFinish",
+    "LossAnneal",
     "LossTop",
     "MostUsefulFirst",
-    "RandomFinish",
+    "RandomAnneal",
     "RandomSubset",
     "RoundRobinLayers",
     "Shuffle",

@@ -6,12 +6,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwise.methods.layer_policy import AdaptingPolicy, DrawnByScore, LayerPolicy, Scores, draw_rng
-from gradwise.settings import Settings
+from gradwise.methods.layer_policy import (
+    AdaptingPolicy,
+    DrawnByScore,
+    LayerChoice,
+    LayerPolicy,
+    Scores,
+    draw_rng,
+)
 
 
 @dataclass(frozen=True)
-class AllLayers(Settings):
+class AllLayers(LayerChoice):
     """Every layer at every step: ordinary training, nothing frozen, nothing measured."""
 
     method: Literal["all"] = "all"

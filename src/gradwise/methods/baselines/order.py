@@ -1,5 +1,5 @@
-"""Orders that cost little: shuffled, as given, easiest first, interleaved by domain, herded, most useful
-first."""
+"""Orders that cost little: shuffled, as given, easiest first, interleaved by domain, balanced, herded, most
+useful first."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -8,20 +8,21 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwise.methods.balance import balanced, features_of
 from gradwise.methods.decision import Order, entries_of
+from gradwise.methods.interfaces import Orderer
 from gradwise.numerics import herd, interleaved
-from gradwise.settings import Settings
+from gradwise.numerics.balance import imbalance
+from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
 
 Entries = NDArray[np.int64]
-"""(n,) positions in the pool, one for each time a sample is to be seen in this pass; repeats are copies."""
+"""(n,) positions in the pool, one for each time a sample is to be seen in this epoch; repeats are copies."""
 
 
 @dataclass(frozen=True)
-class PassOrder(Settings):
-    """An order over the entries of one pass."""
-
-    needs: ClassVar[frozenset[str]] = frozenset()
+class EpochOrder(Orderer):
+    """An order that needs no model: it starts from the entries as given, or shuffled."""
 
     def order(
         self,
@@ -33,22 +34,8 @@ class PassOrder(Settings):
         epoch: int = 0,
         seed: int = 0,
     ) -> Order:
-        """A permutation of the entries.
-
-        Args:
-            signals: of the pool.
-            entries: places in the pool, one for each time a sample is to be seen; each once unless given.
-            target: signals of the samples whose loss is to fall, for orders that go by one; the pool's own
-                unless given.
-            probe: not asked here.
-            epoch, seed: decide what is left to chance.
-
-        Raises:
-            SignalError: when a needed signal is missing.
-            PlanError: when entries are no places of the pool.
-        """
-        entries = entries_of(signals, entries, self.method, seed=seed, epoch=epoch)  # type: ignore[attr-defined]
-        mixed = np.random.default_rng([seed, _ORDER, epoch]).permutation(entries)
+        entries = entries_of(signals, entries, self.method, seed=seed, epoch=epoch)
+        mixed = stream(seed, "order of an epoch", epoch).permutation(entries)
         return self._ordered(entries, mixed, signals, target, epoch)
 
     @abstractmethod
@@ -58,12 +45,8 @@ class PassOrder(Settings):
         """The entries as given and shuffled, in order."""
 
 
-_ORDER = 0x02DE2
-"""Keeps these permutations' random stream apart from those of the selection and of the layers."""
-
-
 @dataclass(frozen=True)
-class Shuffle(PassOrder):
+class Shuffle(EpochOrder):
     """A new random order for every epoch."""
 
     method: Literal["shuffle"] = "shuffle"
@@ -74,7 +57,7 @@ class Shuffle(PassOrder):
 
 
 @dataclass(frozen=True)
-class GivenOrder(PassOrder):
+class GivenOrder(EpochOrder):
     """The order of the data, or of the selection where one was made."""
 
     method: Literal["given"] = "given"
@@ -85,7 +68,7 @@ class GivenOrder(PassOrder):
 
 
 @dataclass(frozen=True)
-class EasyFirst(PassOrder):
+class EasyFirst(EpochOrder):
     """From the lowest loss to the highest, at the weights the run starts from; ties shuffled, and a sample
     whose loss is not finite comes last."""
 
@@ -100,8 +83,9 @@ class EasyFirst(PassOrder):
 
 
 @dataclass(frozen=True)
-class Interleave(PassOrder):
-    """Every stretch of the run holds each domain in proportion; within a domain, shuffled anew each epoch."""
+class Interleave(EpochOrder):
+    """Every stretch of the run holds each domain in proportion; within a domain, shuffled again each
+    epoch."""
 
     method: Literal["interleave"] = "interleave"
     """Domains in proportion throughout."""
@@ -114,7 +98,37 @@ class Interleave(PassOrder):
 
 
 @dataclass(frozen=True)
-class HerdedOrder(PassOrder):
+class Balanced(Orderer):
+    """Every stretch of an epoch has nearly the label tokens of the whole, in another order each epoch.
+
+    It balances sketched label tokens, or else projected gradients, or else domains, whichever is known.
+    """
+
+    method: Literal["balanced"] = "balanced"
+    """Label tokens in proportion throughout."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"words"})
+
+    def order(
+        self,
+        signals: Signals,
+        entries: Entries | None = None,
+        *,
+        target: Signals | None = None,  # noqa: ARG002
+        probe: Any = None,  # noqa: ARG002
+        epoch: int = 0,
+        seed: int = 0,
+    ) -> Order:
+        entries = entries_of(signals, entries, self.method, seed=seed, epoch=epoch)
+        features = features_of(signals)
+        rng = stream(seed, "balanced order", epoch)
+        found = balanced(entries, features[entries], rng)
+        strays = imbalance(features[found].astype(np.float64), np.arange(len(found)))
+        return Order(found, why=("balanced",), details={"imbalance": float(f"{strays:.6g}")})
+
+
+@dataclass(frozen=True)
+class HerdedOrder(EpochOrder):
     """Sums of the gradients seen so far stay as near as possible to their share of the whole (herding,
     Welling 2009), by gradients at the weights the run starts from; those that are not finite come last. Takes
     time in the square of the pool."""
@@ -133,7 +147,7 @@ class HerdedOrder(PassOrder):
 
 
 @dataclass(frozen=True)
-class MostUsefulFirst(PassOrder):
+class MostUsefulFirst(EpochOrder):
     """From the sample whose gradient does most for the target's loss to the one that does least, at the
     weights the run starts from; those that are not finite come last."""
 
@@ -151,7 +165,7 @@ class MostUsefulFirst(PassOrder):
         epoch: int,  # noqa: ARG002
     ) -> Order:
         grad = signals.require("grad", "influence")
-        aims = grad[np.unique(mixed)] if target is None else target.require("grad", "influence's target")
-        influence = grad[mixed].astype(np.float64) @ np.nanmean(aims.astype(np.float64), axis=0)
+        targets = grad[np.unique(mixed)] if target is None else target.require("grad", "influence's target")
+        influence = grad[mixed].astype(np.float64) @ np.nanmean(targets.astype(np.float64), axis=0)
         influence = np.where(np.isfinite(influence), influence, -np.inf)
         return Order(mixed[np.argsort(-influence, kind="stable")], why=("most useful first, by gradients",))

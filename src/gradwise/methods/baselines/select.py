@@ -7,14 +7,15 @@ import numpy as np
 
 from gradwise.errors import SignalError
 from gradwise.methods.decision import Selection, check_signals
+from gradwise.methods.interfaces import Selector
 from gradwise.methods.subset import Subset
 from gradwise.numerics import k_center
-from gradwise.settings import Settings
+from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
 
 
 @dataclass(frozen=True)
-class FullData(Settings):
+class FullData(Selector):
     """Every sample of the pool.
 
     >>> FullData().select(Signals(2)).indices.tolist()
@@ -23,8 +24,6 @@ class FullData(Settings):
 
     method: Literal["full"] = "full"
     """Every sample."""
-
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:
         """All indices, in the order of the data."""
@@ -39,12 +38,10 @@ class RandomSubset(Subset):
     method: Literal["random"] = "random"
     """A random part."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:
         """`size` distinct indices without replacement, in the order of the data."""
         check_signals(signals, self.method, seed=seed)
-        rng = np.random.default_rng([seed, _RANDOM_SUBSET])
+        rng = stream(seed, "random subset")
         indices = np.sort(rng.choice(len(signals), self.size(len(signals)), replace=False))
         weights = None if signals.weight is None else signals.weight[indices]
         return Selection(indices, why=(f"drawn at random with seed {seed}",), weights=weights)
@@ -55,8 +52,8 @@ class Highest(Subset):
     """The samples with the highest values of one signal, the earlier one first where they tie."""
 
     signal: ClassVar[str]
-    told: ClassVar[str]
-    """How the signal is called in a sentence."""
+    signal_name: ClassVar[str]
+    """The signal's name in a sentence."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -65,14 +62,16 @@ class Highest(Subset):
 
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:
         """The `size` highest values; samples whose value is not finite are never picked."""
-        name: str = self.method  # type: ignore[attr-defined]
+        name = self.method
         check_signals(signals, name, seed=seed)
         scores = signals.require(self.signal, name).astype(np.float64)
         finite = np.flatnonzero(np.isfinite(scores))
         if not finite.size:
-            raise SignalError(f"No sample has a finite {self.told}.")
+            raise SignalError(f"No sample has a finite {self.signal_name}.")
         best_first = finite[np.argsort(-scores[finite], kind="stable")][: self.size(finite.size)]
-        why = (f"{self.told} among the {len(best_first)} highest, at least {scores[best_first[-1]]:.4g}",)
+        why = (
+            f"{self.signal_name} among the {len(best_first)} highest, at least {scores[best_first[-1]]:.4g}",
+        )
         weights = None if signals.weight is None else signals.weight[best_first]
         return Selection(best_first, why=why, weights=weights, scores=scores[best_first])
 
@@ -85,7 +84,7 @@ class LossTop(Highest):
     """Highest loss first."""
 
     signal: ClassVar[str] = "loss"
-    told: ClassVar[str] = "loss"
+    signal_name: ClassVar[str] = "loss"
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class LengthTop(Highest):
     """Most label tokens first."""
 
     signal: ClassVar[str] = "num_tokens"
-    told: ClassVar[str] = "label tokens"
+    signal_name: ClassVar[str] = "label tokens"
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class GradNormTop(Highest):
     """Largest gradient norm first."""
 
     signal: ClassVar[str] = "grad_norm"
-    told: ClassVar[str] = "gradient norm"
+    signal_name: ClassVar[str] = "gradient norm"
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,3 @@ class KCenter(Subset):
         indices = rows[k_center(x, self.size(rows.size))]
         weights = None if signals.weight is None else signals.weight[indices]
         return Selection(indices, why=("farthest from what was picked before",), weights=weights)
-
-
-_RANDOM_SUBSET = 0x5E1EC7
-"""Keeps this draw's random stream apart from those of the order and of the layers."""

@@ -1,7 +1,7 @@
-"""D3: an order that the influence of units on one another dictates."""
+"""D3: an order constrained by the influence of units of data on one another."""
 
 import warnings
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -9,31 +9,32 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.cluster.vq import kmeans2
 
-from gradwise.errors import RecipeError, SignalError
+from gradwise.errors import RecipeError
+from gradwise.methods.balance import balanced, directions, features_of
+from gradwise.methods.d3.costs import timetable
 from gradwise.methods.d3.graph import InfluenceGraph
 from gradwise.methods.d3.schedule import Windows
 from gradwise.methods.d3.units import Units
 from gradwise.methods.decision import Order, entries_of
-from gradwise.numerics import herd, interleaved, knn_graph
+from gradwise.methods.interfaces import InfluenceOrder, Timetable
+from gradwise.numerics import interleaved, knn_graph
 from gradwise.numerics.balance import imbalance
+from gradwise.numerics.streams import stream
 from gradwise.probing.answers import Bends
-from gradwise.settings import Settings, default_of
+from gradwise.settings import default_of
 from gradwise.signals import Signals
 
 SIZE = 16
-"""Samples of a unit where no run says how large its batches are, at most."""
+"""Samples of a unit outside of a run, at most."""
 
 CLUSTERS = 8
-"""Groups of alike gradients, where nothing says how many."""
+"""Clusters of similar gradients, if no number is given."""
 
 PARTS = 4
-"""Sets that a node's probe samples are split into, to tell noise by."""
+"""Number of splits of a node's probe samples; their spread estimates the noise."""
 
-BLOCK = 4096
-"""Entries that are balanced at a time: time goes with the pool's size times this."""
-
-STREAM = 0xD3
-"""Keeps what is drawn here apart from the other random streams of a seed."""
+MANY = 200
+"""Nodes above which the cost is stated, which grows with their square."""
 
 
 class Arranged(NamedTuple):
@@ -42,7 +43,7 @@ class Arranged(NamedTuple):
     order: NDArray[np.int64]
     """(whole units,)"""
 
-    told: dict[str, Any]
+    details: dict[str, Any]
     """Plain values about it."""
 
     value: float | None
@@ -50,7 +51,7 @@ class Arranged(NamedTuple):
 
 
 @dataclass(frozen=True)
-class D3(Settings):
+class D3(InfluenceOrder):
     """Units of samples in an order that a directed graph of their influence constrains.
 
     Every stretch of the run stays balanced; within a window the units go in the order that is worth most, and
@@ -61,64 +62,58 @@ class D3(Settings):
     method: Literal["d3"] = "d3"
     """By the influence of units on one another."""
 
-    units: Literal["domains", "clusters", "batches", "samples"] | Annotated[int, Field(ge=2)] | None = None
-    """What is put in order by its influence: pieces of a domain, pieces of a cluster of alike gradients (a
-    number says how many clusters), batches as they come, or single samples. Unless given, no influence is
-    measured, and the order is balanced: every stretch of a pass has the label tokens of the whole."""
+    units: Literal["domains", "clusters", "batches", "samples"] | Annotated[int, Field(ge=2)] = "domains"
+    """Units that are put in order by their influence: pieces of a domain, pieces of a cluster of similar
+    gradients (a number sets the number of clusters), batches as they come, or single samples."""
 
     size: Annotated[int, Field(ge=1)] | None = None
-    """Samples of a unit; the run's batch size unless given, 1 for `samples`."""
+    """Samples of a unit. If unset, the run's batch size; 1 for `samples`."""
 
     edges: Literal["lookahead", "curvature", "first_order", "orders"] | None = None
-    """How influence is measured: by trial steps, by Hessian-vector products, by gradients alone, or by going
-    both ways round, `trial_steps` on one node and then on the other, which alone shows what has to be learned
-    before what, and costs most. Unless given, by curvature where a model can be asked, as in a run, and to
-    first order from the signals otherwise."""
+    """How influence is measured: by trial steps (`lookahead`), by Hessian-vector products (`curvature`), by
+    gradients alone (`first_order`), or by trying both orders of every two nodes, `trial_steps` on one and
+    then on the other (`orders`). Only trying both orders detects prerequisites; it costs most. If unset,
+    `curvature` where a model can be asked, as in a run, and otherwise `first_order` from the signals."""
 
     trial_steps: Annotated[int, Field(ge=1)] = 20
-    """Steps on a node where both orders are tried; there are nodes times nodes times so many of them."""
+    """Trial steps on a node for `edges: orders`; each measurement takes nodes² times as many."""
 
     target: Literal["pool", "validation"] = "pool"
-    """Whose loss is to fall: of the samples that are put in order, or of the validation data."""
+    """Samples whose loss is to fall: those that are put in order, or the validation data."""
 
     window: Annotated[int, Field(ge=2)] | None = 8
-    """Units looked at together; None for all of a pass."""
+    """Number of units that are ordered together; null for all of an epoch."""
 
     commit: Annotated[int, Field(ge=1)] = 4
-    """How many of them are settled before the next are looked at."""
+    """Number of them that are committed before the next ones are considered."""
 
     balance: Annotated[float, Field(ge=0)] | None = 1.0
-    """How far prefixes may stray from the whole, 1 being what a random order has at its middle; None for as
-    far as they like."""
+    """Largest imbalance of any prefix, 1 being that of a random order at its middle; null for no limit."""
 
     threshold: Annotated[float, Field(ge=0)] = 2.0
     """Standard errors by which an influence must exceed the one in return to bind the order."""
 
     early: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Weight of influence on the target had early, against what the order itself is worth. The authors put
-    the most influential first; by curvature what helps the target most is better had last."""
+    """Weight of placing units that help the target early, relative to the worth of the order itself. The
+    authors put the most influential first; by curvature, what helps the target most is better placed last."""
 
     probes: Annotated[int, Field(ge=1)] = 4
-    """Samples measured of each node."""
+    """Number of samples measured of each node."""
 
     target_samples: Annotated[int, Field(ge=1)] = 16
-    """Samples of the target that are measured."""
+    """Number of samples of the target that are measured."""
 
     neighbours: Annotated[int, Field(ge=1)] = 8
-    """Nodes whose losses are looked at after a trial step: the nearest by their gradients."""
+    """Number of nodes whose losses are evaluated after a trial step: the nearest by their gradients."""
 
     overhead: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
-    """Share of the training's passes that measuring may cost, which decides how often it is done."""
+    """Largest cost of measuring, as a fraction of the training's forward/backward passes. It decides how
+    often influence is measured."""
 
     keep: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Weight of old influences when new ones are measured."""
+    """Weight of earlier influences when new ones are measured."""
 
     def check(self) -> None:
-        if self.units is None and (given := self._given()):
-            raise RecipeError(
-                f"order.{given[0]} is about the influence of units on one another, and d3 only balances the "
-                "order where no units are named; give order.units, such as domains."
-            )
         for name, used in _USED_BY.items():
             edges = self.edges or "curvature"
             if edges not in used and getattr(self, name) != default_of(D3, name):
@@ -130,29 +125,45 @@ class D3(Settings):
         if self.units == "samples" and self.size not in (None, 1):
             raise RecipeError(f"order.units: samples are units of one; found size {self.size}.")
 
-    def _given(self) -> list[str]:
-        """Settings that are not as they would be by default."""
-        return [each.name for each in fields(self) if getattr(self, each.name) != default_of(D3, each.name)]
-
     @property
     def _kinds(self) -> str:
-        """What units are made from, as messages name it; a number stands for so many clusters."""
+        """What units are made from, for messages; a number stands for clusters."""
         return self.units if isinstance(self.units, str) else "clusters"
 
     @property
     def grouped(self) -> bool:
         """Whether units are pieces of groups that last."""
-        return self.units not in ("batches", "samples", None)
+        return self.units not in ("batches", "samples")
 
     @property
     def needs(self) -> frozenset[str]:
-        """What a pass has to know of every sample."""
         if self.units == "domains":
-            return frozenset({"domain"})
-        return frozenset({"grad"} if self.grouped else ())
+            return frozenset({"domain", "words"})
+        return frozenset({"grad", "words"} if self.grouped else {"words"})
+
+    @property
+    def influence(self) -> "D3":
+        return self
+
+    @property
+    def edges_in_run(self) -> str:
+        return self.edges or "curvature"
+
+    def for_batches(self, batch_size: int, *, packed: bool) -> "D3":
+        """With units of a batch, where no size is given."""
+        if self.size is not None or self.units == "samples":
+            return self
+        if packed:
+            raise RecipeError(
+                "order: d3 puts batches in order, and with packing a batch has no fixed number of samples; "
+                "give order.size, or packing: false."
+            )
+        return replace(self, size=batch_size)
+
+    plots: ClassVar[str | None] = "graph"
 
     collected: ClassVar[frozenset[str]] = frozenset({"grad", "loss"})
-    """What `order` goes by where it has no probe."""
+    """Signals that `order` uses without a probe."""
 
     def order(
         self,
@@ -164,13 +175,14 @@ class D3(Settings):
         epoch: int = 0,
         seed: int = 0,
     ) -> Order:
-        """An order over a pass, by influences measured now.
+        """An order over an epoch, by influences measured now.
 
         Args:
             signals: of the pool; gradients, where no probe is given.
-            entries: places in the pool, one for each time a sample is to be seen; each once unless given.
-            target: signals of the samples whose loss is to fall; the entries' own unless given. With a probe,
-                give it the target.
+            entries: (n,) positions in the pool, one for each time a sample is to be seen. If unset, each
+                once.
+            target: signals of the samples whose loss is to fall. If unset, the entries' own. With a probe,
+                give it the target instead.
             probe: a `gradwise.Probe` of the model; see `edges`.
             epoch, seed: decide what is left to chance.
 
@@ -183,21 +195,21 @@ class D3(Settings):
             order.indices, order.graph.weight, order.told["imbalance"]
         """
         entries = entries_of(signals, entries, self.method, seed=seed, epoch=epoch)
-        rng = np.random.default_rng([seed, STREAM, epoch])
+        rng = stream(seed, "d3 order", epoch)
         if probe is not None and not hasattr(probe, "bends"):
             raise RecipeError(f"order: d3 asks a gradwise.Probe; found {type(probe).__name__}.")
         edges = self.edges or ("first_order" if probe is None else "curvature")
         if edges != "first_order" and probe is None:
             raise RecipeError(f"order.edges: {edges} asks a model; give a gradwise.Probe.")
         group = self.groups(signals, seed=seed) if self.grouped else None
-        features = self.features(signals)
+        features = features_of(signals)
         groups = 1 if group is None else len(np.unique(group[entries]))
         size = max(1, min(SIZE, len(entries) // (2 * groups)))  # room for two units of each, on average
-        units = self.units_of(self.balanced(entries, features[entries], rng), group, size)
+        units = self.units_of(balanced(entries, features[entries], rng), group, size)
         if group is not None:
             self._check_several(len(units.names))
         graph = None
-        if self.units is not None and len(units.nodes) > 1:
+        if len(units.nodes) > 1:
             graph = (
                 self.from_signals(signals, units, target)
                 if probe is None
@@ -210,37 +222,52 @@ class D3(Settings):
         rest = len(units.entries) - len(place)
         return Order(
             units.arranged(found.order),
-            why=(self.why(graph),),
+            why=(f"by the influence of {self.units} ({graph.edges})" if graph else "balanced by d3",),
             objective=found.value,
             units=np.concatenate([place, np.full(rest, units.whole)]),
             graph=graph,
-            told=found.told,
+            details=found.details,
         )
 
-    # ---- the steps of it, as a run takes them --------------------------------------------------------------
+    # ---- in a run ------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def features(signals: Signals) -> NDArray[Any]:
-        """(N, d) whose sums over a stretch are to be in proportion: sketched label tokens, or else projected
-        gradients, or else domains."""
-        if signals.words is not None:
-            return signals.words
-        if signals.grad is not None:
-            return _directions(signals.grad)
-        if signals.domain is None:
-            raise SignalError("d3 balances label tokens, gradients or domains, and none of them is known.")
-        return np.eye(len(np.unique(signals.domain)))[np.unique(signals.domain, return_inverse=True)[1]]
+    def lay_out(
+        self,
+        signals: Signals,
+        entries: NDArray[np.int64],
+        *,
+        group: NDArray[Any] | None,
+        batch_size: int,
+        epoch: int,
+        seed: int,
+    ) -> Order:
+        """The balanced order of an epoch, before influence is measured."""
+        features, rng = features_of(signals), stream(seed, "d3 order", epoch)
+        units = self.units_of(balanced(entries, features[entries], rng), group, batch_size)
+        arranged = self.arranged(units, None, features, rng, seed=seed)
+        why = (f"by d3 over {self.units}",)
+        return Order(units.arranged(arranged.order), why=why, details=arranged.details)
 
-    @staticmethod
-    def balanced(
-        entries: NDArray[np.int64], features: NDArray[Any], rng: np.random.Generator
-    ) -> NDArray[np.int64]:
-        """Entries in a random order in which every stretch has nearly the features (n, d) of the whole."""
-        mixed = rng.permutation(len(entries))
-        order = mixed[herd(features[mixed], BLOCK)]
-        # Turned and begun elsewhere its prefixes stray at most twice as far, and no pass is like another.
-        order = np.roll(order[:: rng.choice([-1, 1])], rng.integers(max(1, len(order))))
-        return entries[order]
+    def timetable(self, steps: int, batch_size: int, nodes: int) -> Timetable:
+        return timetable(self, steps, batch_size, nodes)
+
+    def asked(self, timetable: Timetable) -> dict[str, Any]:
+        return {"trial_steps": self.steps} if self.edges_in_run == "orders" else {"probes": timetable.probes}
+
+    def standalone_cost(self, signals: Signals, entries: NDArray[np.int64], *, seed: int) -> str | None:
+        nodes = len(entries) // (self.size or 1)
+        if self.edges == "orders":
+            nodes = len(np.unique(self.groups(signals, seed=seed)[entries])) if self.grouped else nodes
+            return (
+                f"order.edges: orders tries both orders of {nodes:,} nodes, {nodes**2 * self.steps:,} trial "
+                "steps in total; fewer trial_steps or nodes take less."
+            )
+        if self.grouped or nodes <= MANY:
+            return None
+        return (
+            f"order.units: {self.units} makes {nodes:,} nodes, and all their influences on one another are "
+            "measured here, at a cost that grows with their square; domains or clusters cost far less."
+        )
 
     def groups(self, signals: Signals, *, seed: int) -> NDArray[Any]:
         """(N,) the group of every sample; raises RecipeError where all are of one."""
@@ -250,9 +277,9 @@ class D3(Settings):
 
     def _clusters(self, signals: Signals, seed: int) -> NDArray[Any]:
         """(N,) by gradients without their lengths."""
-        rows = _directions(signals.require("grad", "d3")).astype(np.float64)
+        rows = directions(signals.require("grad", "d3")).astype(np.float64)
         count = self.units if isinstance(self.units, int) else CLUSTERS
-        rng = np.random.default_rng([seed, STREAM])
+        rng = stream(seed, "d3 clusters")
         return kmeans2(rows, min(count, len(rows)), minit="++", rng=rng, missing="warn")[1]
 
     def _check_several(self, groups: int) -> None:
@@ -263,12 +290,13 @@ class D3(Settings):
             )
 
     def size_of(self, batch_size: int) -> int:
-        """Samples of a unit in a run with batches so large."""
-        return 1 if self.units in ("samples", None) else self.size or batch_size
+        """Samples of a unit in a run with this batch size."""
+        return 1 if self.units == "samples" else self.size or batch_size
 
     @property
     def steps(self) -> int:
-        """On a node, where both orders are tried; one that does not last has samples for a single one."""
+        """Trial steps on a node for `edges: orders`; a node that is a single unit has samples for one
+        step."""
         return self.trial_steps if self.grouped else 1
 
     def units_of(
@@ -367,14 +395,14 @@ class D3(Settings):
         windows = Windows(node, worth, before, self.window, self.commit, seed)
         order = windows.order(base, strays, self.balance)
         value = windows.value(order)
-        told = {
+        details = {
             "imbalance": _rounded(imbalance(strays, order)),
             "objective": _rounded(value),
             "objective_of_base": _rounded(windows.value(base)),
             "nodes": len(graph),
             "precedences": int(before.sum()),
         }
-        return Arranged(order, told, value)
+        return Arranged(order, details, value)
 
     def unmeasured(self, units: Units, graph: InfluenceGraph | None) -> str | None:
         """What could not be measured of units, in a sentence, and what to do; None where all was.
@@ -383,8 +411,6 @@ class D3(Settings):
             units: to be put in order.
             graph: what was measured of them; None for nothing.
         """
-        if self.units is None:
-            return None
         if graph is None:
             return (
                 f"order: d3 found {len(units.nodes)} {self._kinds} with at least {units.size} samples, a "
@@ -398,10 +424,6 @@ class D3(Settings):
                 "alone. Give more order.probes or target_samples, or larger units."
             )
         return None
-
-    def why(self, graph: InfluenceGraph | None) -> str:
-        """What to say of every entry."""
-        return "balanced by d3" if graph is None else f"by the influence of {self.units} ({graph.edges})"
 
     def _by_unit(self, units: Units, graph: InfluenceGraph) -> tuple[Any, Any, Any]:
         """Nodes, worth and precedences in the units' numbering; nothing is known of nodes not measured."""
@@ -451,13 +473,6 @@ _USED_BY = {
     "neighbours": ("lookahead",),
     "probes": ("curvature", "lookahead", "first_order"),
 }
-
-
-def _directions(grad: NDArray[Any]) -> NDArray[np.float32]:
-    """Gradients without their lengths; zeros where one is zero or not finite."""
-    rows = np.nan_to_num(np.asarray(grad, dtype=np.float32))
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
 
 
 def _rounded(value: float) -> float:

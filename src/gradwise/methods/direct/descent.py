@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.numerics.spectrum import Spectrum
+from gradwise.numerics.streams import stream
 
 RIDGES = np.concatenate([10.0 ** np.arange(-4, 3.5, 0.5), [np.inf]])
 """Ridges tried, as multiples of the largest eigenvalue; the last is plain alignment."""
@@ -54,7 +55,7 @@ def descent(z: Any, spectrum: Spectrum, *, seed: int = 0) -> Descent:
 
 def _expected(z: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """(ridges,) mean over halves of the decrease expected; a step uphill counts against."""
-    rng, total = np.random.default_rng([seed, _HALVES]), np.zeros(len(RIDGES))
+    rng, total = stream(seed, "validation halves"), np.zeros(len(RIDGES))
     for _ in range(SPLITS):
         mixed = rng.permutation(len(z))
         halves = z[mixed[: len(z) // 2]], z[mixed[len(z) // 2 :]]
@@ -71,7 +72,3 @@ def _direction(b: NDArray[np.float64], spectrum: Spectrum, ridge: float) -> NDAr
     if np.isinf(ridge) or not len(spectrum):
         return b
     return spectrum.solve(b, ridge * float(spectrum.values[0]))
-
-
-_HALVES = 0xA17E5
-"""Keeps these permutations apart from the other random streams of a seed."""

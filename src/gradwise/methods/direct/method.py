@@ -21,6 +21,7 @@ from pydantic import Field
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import Selection, check_signals, domain_mix
 from gradwise.methods.direct.descent import descent
+from gradwise.methods.direct.details import spectrum_details, warn_of_unknown_curvature
 from gradwise.methods.direct.problem import (
     Normalise,
     Problem,
@@ -33,8 +34,7 @@ from gradwise.methods.direct.problem import (
     usable,
     without_copies,
 )
-from gradwise.methods.direct.told import spectrum_told, warn_of_the_unknown
-from gradwise.methods.phase import Phase
+from gradwise.methods.interfaces import Annealer
 from gradwise.methods.validation import check_aligned
 from gradwise.numerics.budgeted import budgeted_top, least_cost, upper_bound, whole_rows
 from gradwise.numerics.movement import longest_sum
@@ -48,7 +48,7 @@ USUAL_TAU = {"curvature": 1.0, "paper": 0.1}
 
 
 @dataclass(frozen=True)
-class Direct(Phase):
+class Direct(Annealer):
     """The samples whose gradients move furthest where the validation data's curvature allows it.
 
     >>> rng = np.random.default_rng(0)
@@ -92,8 +92,13 @@ class Direct(Phase):
     starts: Annotated[int, Field(ge=1)] = 8
     """Beginnings that `objective: paper` tries."""
 
+    plots: ClassVar[str | None] = "spectrum"
     needs: ClassVar[frozenset[str]] = frozenset({"grad", "num_tokens"})
     validation_needs: ClassVar[frozenset[str]] = frozenset({"grad", "num_tokens"})
+
+    @property
+    def uses_optimizer(self) -> bool:
+        return self.precondition
 
     def select(
         self,
@@ -232,7 +237,7 @@ class Direct(Phase):
         spent, usual = math.fsum(problem.costs[places]), float(problem.costs.mean())
         relative = problem.costs[places] / usual if usual > 0 else np.zeros(len(places))
         cosine = _cosines(problem.gradients, places, z.mean(axis=0))
-        told = {
+        details = {
             "objective": found["objective"],
             "bound": found["bound"],
             "tau": tau,
@@ -242,13 +247,13 @@ class Direct(Phase):
             "set_aside": problem.set_aside,
             "validation_samples": len(z),
             **found["told"],
-            **spectrum_told(problem, places),
+            **spectrum_details(problem, places),
             **domain_mix(signals.domain, indices),
         }
         if self.objective == "paper":
-            warn_of_the_unknown(told)
+            warn_of_unknown_curvature(details)
         if signals.num_tokens is not None:
-            told["label_tokens"] = int(np.asarray(signals.num_tokens)[indices].sum())
+            details["label_tokens"] = int(np.asarray(signals.num_tokens)[indices].sum())
         what = "flat movement" if self.objective == "paper" else "descent"
         why = tuple(
             f"pick {rank} by {what}: {score:.4g}, stiff cost {cost:.2g} of the average"
@@ -262,7 +267,7 @@ class Direct(Phase):
             objective=found["objective"],
             summary=f"picked by direct, {what}",
             columns={"stiff_cost": relative, "cosine": cosine},
-            told=told,
+            details=details,
         )
 
 

@@ -6,13 +6,9 @@ does so too often, costs more than the training it serves. One dial, the share o
 deciding may take, and speeds measured once before the run give the rest.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
-
 import numpy as np
-from pydantic import Field
 
-from gradwise.settings import Settings
+from gradwise.methods.costs import Forecast, Size, Speeds
 
 FIRST_PART = 2 / 3
 """Share of the budget that the first scoring run may take where refreshes are to follow."""
@@ -33,85 +29,11 @@ EXACT_UP_TO = 100_000
 USUAL_ANCHORS = 0.1
 """Share of the scored samples that a refresh scores again, if nothing else decides."""
 
-_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-
-@dataclass(frozen=True)
-class Speeds(Settings):
-    """How fast a machine trains and scores; a run measures it before its first step."""
-
-    train: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """Seconds per sample of training: forward and backward pass."""
-
-    score: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """Seconds per sample of a scoring run."""
-
-    startup: _Seconds = 0.0
-    """Seconds that a scoring run takes whatever its size."""
-
-    compare: _Seconds = 0.0
-    """Seconds per pair of samples whose embeddings are compared for the graph."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large the run is."""
-
-    pool: int
-    steps: int
-    batch: int
-    """Samples of a step."""
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What is decided about deciding, and what it is expected to cost."""
-
-    candidates: int
-    """Samples of the pool that are scored."""
-    every: int
-    """Steps from one selection to the next; 0 where there is one only."""
-    anchors: float
-    """Share of the candidates that the first refresh scores again."""
-    least_anchors: float
-    """Share below which later refreshes do not fall."""
-    allowance: int | None
-    """Samples that all refreshes together may score; None for no limit."""
-    steps: int
-    """Steps of the run."""
-    training: float | None
-    """Seconds of all of them; None where no speed was measured."""
-    first: float = 0.0
-    """Seconds of the first scoring run and its graph."""
-    refreshes: float = 0.0
-    """Seconds of all refreshes together."""
-
-    @staticmethod
-    def once(candidates: int, steps: int) -> "Forecast":
-        """A single selection that was asked for as it is: no speed would change it, so none is measured."""
-        return Forecast(candidates, 0, USUAL_ANCHORS, 0.0, None, steps, training=None)
-
-    @property
-    def share(self) -> float | None:
-        """Deciding time as a share of training time."""
-        return None if self.training is None else (self.first + self.refreshes) / self.training
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        if self.training is None or self.share is None:
-            return asdict(self) | {"first": None, "share": None}
-        seconds = {name: round(getattr(self, name), 3) for name in ("training", "first", "refreshes")}
-        return asdict(self) | seconds | {"share": round(self.share, 4)}
-
-    def __str__(self) -> str:
-        again = f"again every {self.every} steps" if self.every else "once"
-        scores = f"grace scores {self.candidates:,} samples and selects {again}"
-        if self.share is None:
-            return scores
-        return (
-            f"{scores}; deciding is expected to take "
-            f"{self.first + self.refreshes:,.1f} s, {self.share:.0%} of {self.training:,.1f} s of training"
-        )
+def single(candidates: int, steps: int) -> Forecast:
+    """A single selection with settings that leave nothing open: no speed would change it, so none is
+    measured."""
+    return Forecast(candidates, 0, USUAL_ANCHORS, 0.0, None, steps, training=None)
 
 
 def forecast(

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,13 +11,23 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
+from gradwise.methods.costs import Forecast, Size, Speeds
 from gradwise.methods.decision import Selection, check_signals, domain_mix
-from gradwise.methods.grace.costs import EXACT_UP_TO, USUAL_ANCHORS, Speeds
+from gradwise.methods.grace.costs import EXACT_UP_TO, USUAL_ANCHORS, forecast, single
 from gradwise.methods.grace.importance import NEEDS, Kind, Target, importance
 from gradwise.methods.grace.nodes import nodes_of, rows_of
-from gradwise.methods.grace.pick import Budget, choose, filled, random_picks, selection
-from gradwise.methods.grace.refresh import Measured, Propagation, Refreshed, anchors_of, next_share, refresh
+from gradwise.methods.grace.pick import Amount, choose, filled, random_picks, selection
+from gradwise.methods.grace.refresh import (
+    SHARE_RANGE,
+    AnchorSignals,
+    Propagation,
+    Refreshed,
+    anchors_of,
+    next_share,
+    refresh,
+)
 from gradwise.methods.grace.state import State
+from gradwise.methods.interfaces import Arrays, Budgeted
 from gradwise.methods.subset import Subset
 from gradwise.numerics.facility import Minimum
 from gradwise.numerics.kernels import parts
@@ -139,10 +150,7 @@ class Grace(Subset):
 
     left_to_run: ClassVar[tuple[str, ...]] = ("speeds", "search")
 
-    @property
-    def dial(self) -> float:
-        """Share of the training time that deciding may take."""
-        return USUAL_OVERHEAD if self.overhead is None else self.overhead
+    plots: ClassVar[str | None] = "coreset"
 
     @property
     def kind(self) -> Kind:
@@ -162,25 +170,118 @@ class Grace(Subset):
             SignalError: when a signal it needs is missing, or no sample can be used.
         """
         check_signals(signals, self.method, seed=seed)
-        looked = self.looked(len(signals), signals.domain, seed)
+        looked = self.rows_to_score(len(signals), signals.domain, seed)
         if looked is None:
             return self.pick(self.begin(signals, seed=seed), signals, seed=seed)
         state = self.begin(signals.take(looked), looked=looked, pool=len(signals), seed=seed)
         picked = self.pick(state, signals, seed=seed)
-        if said := self.random_picks(picked):
-            warnings.warn(said, stacklevel=2)
+        if advice := self.advice(picked):
+            warnings.warn(advice, stacklevel=2)
         return picked
 
-    def random_picks(self, picked: Selection) -> str | None:
+    def advice(self, selection: Selection) -> str | None:
         """A sentence on picks that were drawn at random to fill the budget, and on what to do; None if there
         are none."""
-        found = random_picks(picked.told, len(picked.indices))
+        found = random_picks(selection.details, len(selection.indices))
         size = next(name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None)
         more = "overhead, or candidates: all" if self.candidates is None else "candidates"
         return found and f"grace: {found}. Give more select.{more}, or a smaller {size}, to choose them all."
 
-    def looked(self, pool: int, domain: NDArray[np.str_] | None, seed: int) -> NDArray[np.int64] | None:
-        """The samples that `candidates` looks at; None where that is all of them, or not said."""
+    def standalone_advice(self) -> str | None:
+        if self.candidates is not None:
+            return None
+        return (
+            "grace scores all samples here; a run scores as many as its overhead affords. Give "
+            "select.candidates to have both alike."
+        )
+
+    # ---- in a run ------------------------------------------------------------------------------------------
+
+    def size_in_run(self, pool: int, mean_tokens: Callable[[], float]) -> int:
+        if self.tokens is None:
+            return self.size(pool)
+        return min(pool, max(1, round(self.tokens / max(1.0, mean_tokens()))))
+
+    def budgeted(
+        self, size: Callable[[], Size], speeds: Callable[[], Speeds], *, once: str | None, scores_all: bool
+    ) -> Budgeted:
+        """How many samples are scored, how often the selection is refreshed, and what that should cost.
+
+        Speeds are measured only where something follows from them and the settings have none: the training
+        steps that are timed took a third of what deciding took on a model of 135 M parameters.
+
+        Raises:
+            RecipeError: the given overhead cannot be kept, or a setting has no effect in this run.
+        """
+        changed = [name for name in REFRESHING if getattr(self, name) != default_of(Grace, name)]
+        every, candidates = self.refresh_every, self.candidates
+        if once:
+            if every or changed:
+                setting = "refresh_every" if every else changed[0]
+                raise RecipeError(
+                    f"select.{setting} is about selecting again, and {once}; leave one of them out."
+                )
+            every = 0
+        if scores_all:
+            candidates = candidates or "all"
+        run, own = size(), self.speeds
+        scored = (
+            None if candidates is None else run.pool if candidates == "all" else min(candidates, run.pool)
+        )
+        dial = USUAL_OVERHEAD if self.overhead is None else self.overhead
+        if own is None and self.overhead is None and scored is not None and every == 0:
+            found = single(scored, run.steps)
+        else:
+            own = own or speeds()
+            found = forecast(run, own, dial, candidates=scored, every=every, anchors=self.anchors)
+        if self.overhead is not None and found.share is not None and found.share > self.overhead:
+            raise RecipeError(
+                f"select.overhead is {self.overhead:g}, but scoring {found.candidates:,} samples"
+                + (f" and some of them again every {found.every} steps" if found.every else "")
+                + f" is expected to take {found.share:.2g} of the training time; give a larger overhead, "
+                "fewer candidates, rarer refreshes, or a smaller model under signals.model."
+            )
+        sentence = [str(found)]
+        if found.share is not None and self.overhead is None and found.share > 1.005 * dial:
+            sentence.append(
+                f"that is more than the default overhead of {dial:.0%}, since the recipe's settings ask for "
+                "it; give select.overhead to bound it"
+            )
+        if not found.every and changed:
+            sentence.append(f"without a refresh select.{changed[0]} has no effect; give more overhead")
+        filled = replace(
+            self,
+            speeds=own,
+            search=self.searches(found.candidates),
+            candidates="all" if found.candidates == run.pool else found.candidates,
+        )
+        return Budgeted(filled, found, "; ".join(sentence) + ".")
+
+    def warm_up(self) -> None:
+        """Decide once and again over a few random samples: what numba compiles the first time on a machine
+        takes seconds, and belongs to no selection."""
+        rng, count = np.random.default_rng(0), 64
+        signals = Signals(
+            count,
+            embedding=rng.standard_normal((count, 8), dtype=np.float32),
+            grad=rng.standard_normal((count, 8), dtype=np.float32),
+            loss=rng.random(count, dtype=np.float32),
+            grad_norm=rng.random(count, dtype=np.float32),
+            head_norm=rng.random(count, dtype=np.float32),
+            num_tokens=np.full(count, 5, dtype=np.int32),
+            domain=np.full(count, "any"),
+        )
+        some = replace(self, fraction=0.5, count=None, tokens=None, candidates="all", search="exact")
+        state = some.begin(signals)
+        some.pick(state, signals)
+        anchors = some.anchors_at(state, 1)
+        elsewhere = replace(signals, embedding=-np.asarray(signals.embedding)).take(anchors)
+        some.pick(some.refresh(state, anchors, elsewhere, 1).state, signals)
+
+    def rows_to_score(
+        self, pool: int, domain: NDArray[np.str_] | None, seed: int
+    ) -> NDArray[np.int64] | None:
+        """The samples that `candidates` scores, ascending; None where that is all of them, or unset."""
         if not isinstance(self.candidates, int) or self.candidates >= pool:
             return None
         return stratified_sample(pool, self.candidates, domain, seed)
@@ -194,21 +295,23 @@ class Grace(Subset):
         step: int = 0,
         seed: int = 0,
         device: str = "cpu",
-        tell: Any = None,
+        progress: Callable[[int], object] | None = None,
         took: dict[str, float] | None = None,
+        forecast: Forecast | None = None,
     ) -> State:
-        """What to remember of the first measurement of a pool.
+        """What to remember of the first scoring run of a pool.
 
         Args:
-            signals: of the samples looked at.
-            looked: their places in the pool, ascending; all of it unless given.
+            signals: of the candidates.
+            looked: their positions in the pool, ascending. If unset, all of it.
             pool: samples of the pool.
             step: optimizer steps done.
             seed: of an approximate search.
-            device: where exact neighbours are looked for, "cpu" or "cuda".
-            tell: gets the number of rows whose neighbours are found.
+            device: where exact neighbours are searched, "cpu" or "cuda".
+            progress: gets the number of rows whose neighbours are found.
             took: gets the seconds that the graph took, as "graph".
-        """  # fmt: skip
+            forecast: how often the selection is refreshed. If unset, never.
+        """
         check_signals(signals, self.method, seed=seed)
         looked = np.arange(len(signals)) if looked is None else looked
         embedding = np.asarray(signals.require("embedding", "grace"))
@@ -222,7 +325,7 @@ class Grace(Subset):
             approximate=self.searches(len(usable)) == "approximate",
             device=device,
             seed=seed,
-            progress=tell,
+            progress=progress,
         )
         if took is not None:
             took["graph"] = time.perf_counter() - start
@@ -231,7 +334,7 @@ class Grace(Subset):
         if self.by_length:
             mean_tokens = float(signals.require("num_tokens", "grace with by_length")[first].mean())
         target = self._target(signals, first)
-        return State(
+        state = State(
             pool=pool or len(signals),
             looked=looked,
             rows=looked[usable],
@@ -246,7 +349,22 @@ class Grace(Subset):
             share=self.anchors or USUAL_ANCHORS,
             target=None if target is None else target.mean,
             mean_tokens=mean_tokens,
+            seed=seed,
         )
+        if forecast is None or not forecast.every:
+            return state
+        # The forecast counts samples; where some are copies, the same cost covers more of the nodes.
+        more = forecast.candidates / len(state) if self.anchors is None else 1.0
+        return state.changed(
+            every=forecast.every,
+            share=min(more * forecast.anchors, max(SHARE_RANGE[1], forecast.anchors)),
+            allowance=forecast.allowance,
+            least_share=min(more * forecast.least_anchors, SHARE_RANGE[1]),
+        )
+
+    @staticmethod
+    def restored(arrays: Arrays) -> State:
+        return State.of_arrays(arrays)
 
     def pick(self, state: State, signals: Signals, *, seed: int = 0) -> Selection:
         """A coreset by what is known now.
@@ -262,7 +380,7 @@ class Grace(Subset):
         chosen = choose(state, budget, self.trade_off, self._minimum(state, budget, signals))
         when = f"after refresh {state.refreshes}" if state.refreshes else "at the start"
         picked = selection(
-            state, chosen, budget, weighted=self.weighted, told=f"in the coreset chosen {when}"
+            state, chosen, budget, weighted=self.weighted, summary=f"in the coreset chosen {when}"
         )
         if budget is not whole:
             picked = filled(picked, state, whole, signals.domain, seed)
@@ -270,50 +388,50 @@ class Grace(Subset):
             raise RecipeError(
                 f"select.tokens is {self.tokens}, and no sample has so few label tokens; give more."
             )
-        told = picked.told | domain_mix(signals.domain, picked.indices)
+        details = picked.details | domain_mix(signals.domain, picked.indices)
         if tokens is not None:
-            told["label_tokens"] = int(np.asarray(tokens)[picked.indices].sum())
-        picked.told.update(told)
+            details["label_tokens"] = int(np.asarray(tokens)[picked.indices].sum())
+        picked.details.update(details)
         if signals.weight is None:
             return picked
         own = signals.weight[picked.indices]
         return replace(picked, weights=own if picked.weights is None else own * picked.weights)
 
-    def _budget(self, state: State, signals: Signals) -> Budget:
+    def _budget(self, state: State, signals: Signals) -> Amount:
         if self.tokens is None:
             # Samples that cannot be used are not there; of those not looked at nothing is known.
-            return Budget(count=self.size(state.pool - len(state.looked) + len(state.rows)))
+            return Amount(count=self.size(state.pool - len(state.looked) + len(state.rows)))
         costs = np.asarray(signals.require("num_tokens", "grace with tokens"), dtype=np.float64)
-        return Budget(tokens=float(self.tokens), costs=costs)
+        return Amount(tokens=float(self.tokens), costs=costs)
 
     def anchors_at(self, state: State, step: int) -> NDArray[np.int64]:
-        """The nodes to measure at a step; `state.sample` says which samples of the pool they are."""
+        """The nodes to score again at a step; `state.sample` gives their samples."""
         return anchors_of(state, step, self.staleness)
 
     def refresh(
         self, state: State, anchors: NDArray[np.int64], signals: Signals, step: int, *, device: str = "cpu"
     ) -> Refreshed:
-        """The state after some nodes were measured.
+        """The state after some nodes were scored again.
 
         Args:
             state: before.
             anchors: (a,) nodes, ascending.
-            signals: of those a nodes, in the same order; those that are not ok keep what was believed.
+            signals: of those a nodes, in the same order; nodes that are not ok keep their values.
             step: optimizer steps done.
-            device: where exact neighbours are looked for.
+            device: where exact neighbours are searched.
         """
         usable = self._usable(signals)
         rows = np.flatnonzero(usable)
         if not rows.size:
             raise SignalError(
-                "grace measured its anchors anew, and not one has a finite embedding and importance; the "
+                "grace scored its anchors again, and not one has a finite embedding and importance; the "
                 "model may have diverged."
             )
         target = None
         if state.target is not None:
             grads = np.asarray(signals.grad)[rows].astype(np.float64)
             target = Target(state.target, len(state)).moved(grads)
-        found = Measured(
+        found = AnchorSignals(
             anchors[rows],
             np.asarray(signals.require("embedding", "grace"), dtype=np.float32)[rows],
             importance(self.kind, signals, rows, mean_tokens=state.mean_tokens, target=target),
@@ -362,7 +480,7 @@ class Grace(Subset):
             return "exact"
         return "approximate"
 
-    def _minimum(self, state: State, budget: Budget, signals: Signals) -> Minimum | None:
+    def _minimum(self, state: State, budget: Amount, signals: Signals) -> Minimum | None:
         """The minimum for each domain: `domain_minimum` times its proportional part, at most its nodes."""
         if not self.domain_minimum:
             return None

@@ -11,6 +11,7 @@ from gradwise.methods.grace.importance import Worth, worth
 from gradwise.methods.grace.state import State
 from gradwise.numerics import interleaved
 from gradwise.numerics.facility import Covered, Facility, Minimum
+from gradwise.numerics.streams import stream
 
 WEIGHT_RANGE = (0.25, 4.0)
 """Between what a pick's weight is kept, the mean being 1."""
@@ -21,7 +22,7 @@ LEAST_CHOICE = 1.5
 
 
 @dataclass(frozen=True)
-class Budget:
+class Amount:
     """How much to pick; either `count`, or `tokens` with what each sample costs."""
 
     count: int | None = None
@@ -29,7 +30,7 @@ class Budget:
     costs: NDArray[np.float64] | None = None
     """(pool,) label tokens of each sample."""
 
-    def part(self, state: State) -> "Budget":
+    def part(self, state: State) -> "Amount":
         """What of it is picked among the samples looked at: all, unless they are so few that there would be
         hardly a choice."""
         if len(state.looked) == state.pool:
@@ -38,15 +39,15 @@ class Budget:
             # As many as the others cannot fill, whatever the choice.
             missing = self.count - (state.pool - len(state.looked))
             most = max(1, int(len(state.rows) / LEAST_CHOICE), missing)
-            return self if self.count <= most else Budget(count=most)
+            return self if self.count <= most else Amount(count=most)
         assert self.tokens is not None and self.costs is not None
         own, looked = float(self.costs[state.rows].sum()), float(self.costs[state.looked].sum())
         most_tokens = max(own / LEAST_CHOICE, self.tokens - (float(self.costs.sum()) - looked))
-        return self if self.tokens <= most_tokens else Budget(tokens=most_tokens, costs=self.costs)
+        return self if self.tokens <= most_tokens else Amount(tokens=most_tokens, costs=self.costs)
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class Coreset:
     """Nodes in the order picked, and what is known of them."""
 
     picks: NDArray[np.int64]
@@ -57,7 +58,7 @@ class Chosen:
     worth: Worth
 
 
-def choose(state: State, budget: Budget, trade_off: float, minimum: Minimum | None = None) -> Chosen:
+def choose(state: State, budget: Amount, trade_off: float, minimum: Minimum | None = None) -> Coreset:
     """The nodes that facility location picks.
 
     Args:
@@ -81,14 +82,14 @@ def choose(state: State, budget: Budget, trade_off: float, minimum: Minimum | No
         both = [problem.greedy(budget.tokens, costs, by_cost=by_cost) for by_cost in (False, True)]
         picks = max(both, key=problem.value)
     coverage = problem.coverage(picks) / trade_off if trade_off else _coverage(state, picks)
-    return Chosen(picks, problem.value(picks), coverage, problem.covered(picks), valued)
+    return Coreset(picks, problem.value(picks), coverage, problem.covered(picks), valued)
 
 
 def _coverage(state: State, picks: NDArray[np.int64]) -> float:
     return Facility.of(state.graph, np.zeros(len(state)), 1, 1.0, state.counts).coverage(picks)
 
 
-def selection(state: State, chosen: Chosen, budget: Budget, *, weighted: bool, told: str) -> Selection:
+def selection(state: State, chosen: Coreset, budget: Amount, *, weighted: bool, summary: str) -> Selection:
     """Samples instead of nodes; where the budget asks for more than there are nodes, copies follow.
 
     Args:
@@ -96,7 +97,7 @@ def selection(state: State, chosen: Chosen, budget: Budget, *, weighted: bool, t
         chosen: the nodes picked.
         budget: what was asked for.
         weighted: give each pick the number of samples it stands for as its weight.
-        told: how to say of a sample in a plan why it is there.
+        summary: the reason that a plan gives for each sample.
     """
     samples = state.sample[chosen.picks]
     covers = _covers(state, chosen)
@@ -136,9 +137,9 @@ def selection(state: State, chosen: Chosen, budget: Budget, *, weighted: bool, t
         weights=weights,
         scores=columns["importance"],
         objective=chosen.objective,
-        summary=told,
+        summary=summary,
         columns=columns,
-        told={
+        details={
             "coverage": round(chosen.coverage, 6),
             "objective": round(chosen.objective, 6),
             "importance": _mean(state.importance[chosen.picks]),
@@ -164,7 +165,7 @@ def _reason(values: tuple[Any, ...]) -> str:
     return f"pick {rank + 1}: stands for {covers} samples{copied}; importance above {percentile:.0f} % of all"
 
 
-def _covers(state: State, chosen: Chosen) -> NDArray[np.int64]:
+def _covers(state: State, chosen: Coreset) -> NDArray[np.int64]:
     """(picks,) samples that each pick is the nearest one of, itself and its copies among them."""
     nodes = chosen.covered.by >= 0
     found = np.bincount(chosen.covered.by[nodes], weights=state.counts[nodes], minlength=len(chosen.picks))
@@ -184,11 +185,11 @@ def _copies(state: State, picks: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def filled(
-    picked: Selection, state: State, budget: Budget, domain: NDArray[np.str_] | None, seed: int
+    picked: Selection, state: State, budget: Amount, domain: NDArray[np.str_] | None, seed: int
 ) -> Selection:
     """A selection with random samples that were not scored, every domain in proportion, up to the whole
     budget; what is not known of them is masked in the columns and NaN in the scores."""
-    rng = np.random.default_rng([seed, _FILLING])
+    rng = stream(seed, "grace random fill")
     others = rng.permutation(np.setdiff1d(np.arange(state.pool), state.looked))
     if domain is not None:
         others = others[interleaved(domain[others])]
@@ -207,16 +208,17 @@ def filled(
         scores=None if scores is None else np.concatenate([scores, np.full(count, np.nan)]),
         columns={name: _unknown(values, count) for name, values in picked.columns.items()}
         | {"rank": np.arange(len(picked.indices) + count)},
-        told=picked.told | {"at_random": count},
+        details=picked.details | {"at_random": count},
     )
 
 
-def random_picks(told: dict[str, Any], picked: int) -> str | None:
+def random_picks(details: dict[str, Any], picked: int) -> str | None:
     """How many of so many picks nobody chose, if any, given what is known of the selection as a whole."""
-    count = told.get("at_random", 0)
+    count = details.get("at_random", 0)
     if not count:
         return None
-    return f"{count:,} of {picked:,} picks are random, since only {told['looked_at']:,} samples were scored"
+    scored = f"{details['looked_at']:,}"
+    return f"{count:,} of {picked:,} picks are random, since only {scored} samples were scored"
 
 
 def _fitting(samples: NDArray[np.int64], costs: NDArray[np.float64], left: float) -> NDArray[np.int64]:
@@ -227,10 +229,6 @@ def _fitting(samples: NDArray[np.int64], costs: NDArray[np.float64], left: float
             kept.append(sample)
             left -= float(costs[sample])
     return np.array(kept, dtype=np.int64)
-
-
-_FILLING = 0xF111ED
-"""Keeps this draw apart from the other random streams of a seed."""
 
 
 def _unknown(values: NDArray[Any], more: int) -> NDArray[Any]:

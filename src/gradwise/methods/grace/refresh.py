@@ -1,8 +1,8 @@
-"""A refresh: a few anchors measured anew, the rest propagated, the graph repaired, all of it checked.
+"""A refresh: a few anchors are scored again, their changes are propagated, the graph is repaired.
 
-An anchor's value is also guessed from the other anchors alone, as if it had not been measured. How well
-guesses agree with what was measured says whether the values of all that was not measured can be trusted, and
-costs nothing.
+An anchor's value is also predicted from the other anchors alone, as if it had not been scored. How well the
+predictions agree with the scores shows whether the values of all other nodes can be trusted, and costs
+nothing.
 """
 
 import time
@@ -17,6 +17,7 @@ from gradwise.methods.grace.state import State
 from gradwise.numerics.knn import repaired
 from gradwise.numerics.nearest import unit
 from gradwise.numerics.propagation import priority, spread, sweep, sweep_change
+from gradwise.numerics.streams import stream
 
 SHARE_RANGE = (0.02, 0.5)
 """Between what the share of anchors adapts."""
@@ -32,8 +33,8 @@ GROWS, SHRINKS = 1.5, 1.25
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """What was found at the anchors. Shapes: a anchors."""
+class AnchorSignals:
+    """The anchors' new values. Shapes: a anchors."""
 
     anchors: NDArray[np.int64]
     """(a,) nodes, ascending."""
@@ -54,7 +55,7 @@ class Propagation:
     """1 - cosine beyond which an anchor's place in the graph is repaired."""
 
     def guesses(
-        self, old: NDArray[Any], found: Measured, measured: NDArray[Any], state: State
+        self, old: NDArray[Any], found: AnchorSignals, measured: NDArray[Any], state: State
     ) -> NDArray[Any]:
         """What the sweep makes of every node, the anchors themselves among them."""
         if self.change:
@@ -77,9 +78,19 @@ class Refreshed:
     moved: int
     """Anchors whose place in the graph was repaired."""
     searched: int
-    """Rows of the graph that were searched for anew."""
+    """Rows of the graph that were searched again."""
     graph_seconds: float
     """What repairing the graph took."""
+
+    def details(self) -> dict[str, Any]:
+        """Plain values for the record."""
+        agreements = {name: getattr(self, name) for name in ("agreement", "embedding_agreement")}
+        return {
+            **{name: None if value is None else round(value, 4) for name, value in agreements.items()},
+            "next_share": round(self.state.share, 4),
+            "moved": self.moved,
+            "searched": self.searched,
+        }
 
 
 def anchors_of(state: State, step: int, staleness: float) -> NDArray[np.int64]:
@@ -94,12 +105,12 @@ def anchors_of(state: State, step: int, staleness: float) -> NDArray[np.int64]:
 def drawn_of(state: State, step: int, count: int) -> NDArray[np.int64]:
     """Those of `count` anchors that are drawn at random, ascending; the same whenever they are asked for."""
     some = min(count, max(FEWEST_AT_RANDOM, round(AT_RANDOM * count)))
-    rng = np.random.default_rng([step, state.refreshes, _DRAW])
+    rng = stream(state.seed, "grace anchors", step, state.refreshes)
     return np.sort(rng.choice(len(state), some, replace=False))
 
 
 def refresh(
-    state: State, found: Measured, how: Propagation, step: int, *, asked: int, device: str = "cpu"
+    state: State, found: AnchorSignals, how: Propagation, step: int, *, asked: int, device: str = "cpu"
 ) -> Refreshed:
     """The state after what was found at the anchors, of which `asked` were to be scored.
 
@@ -163,7 +174,3 @@ def _correlation(guessed: NDArray[np.float64], measured: NDArray[np.float64]) ->
     if len(measured) < 3 or np.ptp(guessed) == 0 or np.ptp(measured) == 0:
         return None
     return float(np.corrcoef(rankdata(guessed), rankdata(measured))[0, 1])
-
-
-_DRAW = 0xD4A3
-"""Keeps this draw apart from the other random streams."""

@@ -1,4 +1,4 @@
-"""What GRACE remembers between two decisions: plain arrays and numbers, which a checkpoint can hold."""
+"""What GRACE remembers between two selections: plain arrays and numbers, which a checkpoint can hold."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -11,12 +11,12 @@ from gradwise.numerics import KnnGraph
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Shapes: n samples looked at, m nodes (samples that differ), h numbers in an embedding."""
+    """Shapes: n usable candidates, m nodes (samples that differ), h numbers in an embedding."""
 
     pool: int
     """Samples of the whole pool."""
     looked: NDArray[np.int64]
-    """(c,) the samples of the pool that are looked at, ascending."""
+    """(c,) the candidates: samples of the pool that are scored, ascending."""
     rows: NDArray[np.int64]
     """(n,) those of them that can be used, ascending."""
     node: NDArray[np.int32]
@@ -28,9 +28,9 @@ class State:
     placed: NDArray[np.float32]
     """(m, h) unit rows that the graph is built of."""
     embedding: NDArray[np.float32]
-    """(m, h) as they are believed to be."""
+    """(m, h) current estimates."""
     importance: NDArray[np.float64]
-    """(m,) as it is believed to be."""
+    """(m,) current estimates."""
     measured_at: NDArray[np.int64]
     """(m,) the step at which a node was last measured."""
     graph: KnnGraph
@@ -49,6 +49,8 @@ class State:
     """Below which the share of the nodes that a refresh measures does not fall."""
     refreshes: int = 0
     """Refreshes so far."""
+    seed: int = 0
+    """Of the anchors that are drawn at random."""
 
     def __len__(self) -> int:
         return len(self.sample)

@@ -1,6 +1,6 @@
-"""Simple ways to choose what finishes a run: everything, at random, by loss, by cosine, by herding."""
+"""Baselines for the annealing phase: everything, at random, by loss, by cosine, by herding."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -9,19 +9,17 @@ from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import Selection, check_signals, domain_mix
-from gradwise.methods.phase import Phase
+from gradwise.methods.interfaces import Annealer
 from gradwise.methods.validation import check_aligned, validation_rows
 from gradwise.numerics.coresets import herd_towards
 from gradwise.numerics.rows import Rows
+from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
 
 
 @dataclass(frozen=True)
-class _Ranked(Phase, ABC):
-    """A phase on the first so many samples of some ranking."""
-
-    needs: ClassVar[frozenset[str]] = frozenset()
-    validation_needs: ClassVar[frozenset[str]] = frozenset()
+class _Ranked(Annealer):
+    """The first samples of a ranking."""
 
     def select(
         self,
@@ -32,19 +30,15 @@ class _Ranked(Phase, ABC):
         seed: int = 0,
     ) -> Selection:
         """The first samples of the ranking, as many as `fraction`, `count` or `tokens` say, or as the phase
-        has room for.
+        trains on.
 
-        Args:
-            signals: of the pool.
-            validation: of the validation samples, where the ranking goes by them.
-            room: samples that the phase trains on.
-            seed: of what is left to chance.
+        Args: see `Annealer.select`.
 
         Raises:
-            RecipeError: when there are not as many.
-            SignalError: when a signal is missing or of no use.
+            RecipeError: there are fewer samples.
+            SignalError: a signal is missing or of no use.
         """
-        check_signals(signals, self.method, seed=seed)  # type: ignore[attr-defined]
+        check_signals(signals, self.method, seed=seed)
         if signals.ok is not None and not signals.ok.all():
             sound = np.flatnonzero(signals.ok)
             picked = self.select(signals.take(sound), validation=validation, room=room, seed=seed)
@@ -63,15 +57,15 @@ class _Ranked(Phase, ABC):
                 "give another size."
             )
         picks = ranked[:count]
-        told: dict[str, Any] = domain_mix(signals.domain, picks)
+        details: dict[str, Any] = domain_mix(signals.domain, picks)
         if signals.num_tokens is not None:
-            told["label_tokens"] = int(np.asarray(signals.num_tokens)[picks].sum())
+            details["label_tokens"] = int(np.asarray(signals.num_tokens)[picks].sum())
         return Selection(
             picks,
             why=(what,),
             weights=None if signals.weight is None else signals.weight[picks],
             scores=None if scores is None else scores[:count],
-            told=told,
+            details=details,
         )
 
     @abstractmethod
@@ -82,11 +76,11 @@ class _Ranked(Phase, ABC):
 
 
 @dataclass(frozen=True)
-class FullFinish(_Ranked):
-    """All of the data once more: what decaying without a selection does."""
+class FullAnneal(_Ranked):
+    """All of the data: what decaying without a selection does."""
 
     method: Literal["full"] = "full"
-    """Every sample, in shuffled passes."""
+    """Every sample, in shuffled epochs."""
 
     def check(self) -> None:
         super().check()
@@ -102,20 +96,20 @@ class FullFinish(_Ranked):
 
 
 @dataclass(frozen=True)
-class RandomFinish(_Ranked):
-    """A random part for the last phase, another one for each seed."""
+class RandomAnneal(_Ranked):
+    """A random part of the candidates, another one for each seed."""
 
     method: Literal["random"] = "random"
     """A random part."""
 
     def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
-        mixed = np.random.default_rng([seed, _RANDOM_FINISH]).permutation(len(signals))
+        mixed = stream(seed, "random annealing").permutation(len(signals))
         return mixed, None, f"drawn at random with seed {seed}"
 
 
 @dataclass(frozen=True)
-class LossFinish(_Ranked):
-    """The samples on which the model does worst as the last phase begins."""
+class LossAnneal(_Ranked):
+    """The samples with the highest loss as the annealing phase begins."""
 
     method: Literal["loss_top"] = "loss_top"
     """Highest loss first."""
@@ -166,10 +160,10 @@ class Herding(_Ranked):
         return picks, None, "herded towards the mean of the validation gradients"
 
 
-def _best_first(scores: NDArray[np.float64], told: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _best_first(scores: NDArray[np.float64], name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     finite = np.flatnonzero(np.isfinite(scores))
     if not finite.size:
-        raise SignalError(f"No sample has a finite {told}.")
+        raise SignalError(f"No sample has a finite {name}.")
     best = finite[np.argsort(-scores[finite], kind="stable")]
     return best, scores[best]
 
@@ -188,7 +182,3 @@ def _units(signals: Signals, by: str) -> NDArray[np.float32]:
     grad = np.asarray(signals.require("grad", by), dtype=np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
         return grad / np.linalg.norm(grad, axis=1, keepdims=True)
-
-
-_RANDOM_FINISH = 0xF1215
-"""Keeps this draw's random stream apart from those of the order and of the layers."""

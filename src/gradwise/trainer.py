@@ -5,7 +5,7 @@ What is overridden, and why:
 
 - `get_train_dataloader` returns a ledger that is only counted, never drawn from; `get_batch_samples` brings
   the batches of step `global_step` from the plan. Resuming is then nothing but a number.
-- `training_step` measures the gradient after the last pass of a step, before it is clipped.
+- `training_step` measures the gradient after the last micro-batch of a step, before it is clipped.
 - `_save_checkpoint` completes the Trainer's checkpoint by gradwise's state and a marker.
 - `accelerator.prepare_model` does not wrap in DistributedDataParallel where layers are switched: its buckets
   stay full-size, and it refuses layers that freeze later.
@@ -25,18 +25,18 @@ from transformers import TrainerCallback
 from gradwise.data import Collator, check_dropped
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.folders import OwnedFolder
-from gradwise.methods.layer_policy import LayerPolicy
-from gradwise.planning import FixedPlan, Planner
+from gradwise.planning import FixedPlanner, Planner
+from gradwise.precision import autocast_of, autocasting
 from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
+from gradwise.session import Session
 from gradwise.stopping import spare_worker
 from gradwise.text import shown
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.arguments import DECAY_SHARE, decay_steps
 from gradwise.training.held_out import HELD_OUT_LOSS
 from gradwise.training.plan import Plan
-from gradwise.training.saving import check_saves, save_checkpoint
-from gradwise.training.session import Session
+from gradwise.training.saving import check_saves
 from gradwise.training.support import check_indexable, check_phase, check_supported
 from gradwise.training.trackers import add_trackers, guard_trackers, without_trackers
 
@@ -69,11 +69,11 @@ class TrainerMixin(_AnyTrainer):
                 the trainer's own arguments and must be left out.
             plan: follow this plan instead of making one from the recipe.
             run_dir: where metrics, events and the plan are written; if unset, the trainer's output_dir.
-            packed_length: pack consecutive samples of the plan into rows of at most so many tokens.
+            packed_length: pack consecutive samples of the plan into rows of at most this many tokens.
             unpack_if_needed: train unpacked where the model lets packed samples see each other. If unset,
                 that is refused.
-            shared_signals: folder for signals that several runs need: the first one measures and keeps them,
-                later ones read them and are charged what they cost.
+            shared_signals: folder for signals that several runs need: the first run computes and keeps them,
+                later ones read them and are charged their cost.
             proxy: (model, samples, collator) that measure in place of this trainer's own, sample i being
                 sample i of the training data; what `signals.model` of a recipe stands for.
         """
@@ -95,19 +95,20 @@ class TrainerMixin(_AnyTrainer):
             self.data_collator = self._padding_collator()
         shared = None if shared_signals is None else _path(shared_signals)
         folder = run_dir if isinstance(run_dir, OwnedFolder) else _path(run_dir or self.args.output_dir)
-        path = folder.path if isinstance(folder, OwnedFolder) else folder
-        planner = Planner(self, recipe, path, shared=shared) if plan is None else FixedPlan(plan)
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        planner = Planner(recipe, batch_size) if plan is None else FixedPlanner(plan)
         self.session = Session(
             self,
             recipe,
             planner,
             folder=folder,
+            shared=shared,
             packed_length=packed_length,
             unpack_if_needed=unpack_if_needed,
         )
-        if isinstance(recipe.layers, LayerPolicy) and self.args.world_size > 1:
+        if recipe.layers.policy is not None and self.args.world_size > 1:
             self.accelerator.prepare_model = partial(_prepared_unwrapped, self.accelerator.prepare_model)
-        self._last_grad_norm: Any = None
+        self.last_grad_norm: Any = None
         self._verified: Path | None = None
         self._save_limit = self.args.save_total_limit
         self.add_callback(SessionCallback(self.session))
@@ -217,6 +218,8 @@ class TrainerMixin(_AnyTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:  # noqa: ARG002
         """The plan's micro-batches of the current step, and their label tokens over all ranks."""
+        self.session.draw_layers()
+        self.session.decide()
         parts = self.session.batches()
         tokens = self._tokens_of(parts, device)
         self.session.count_tokens(tokens)
@@ -225,8 +228,8 @@ class TrainerMixin(_AnyTrainer):
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, with a decay given as a share of the steps turned into a number of them."""
         warming = self.args.get_warmup_steps(num_training_steps)
-        if warming >= num_training_steps and self.is_world_process_zero():
-            self.session.planner.tell(
+        if warming >= num_training_steps:
+            self.session.say(
                 f"Warning: the learning rate takes {warming} steps to rise, and the run has "
                 f"{num_training_steps}; it never reaches the rate that was asked for."
             )
@@ -244,23 +247,29 @@ class TrainerMixin(_AnyTrainer):
         return super().get_batch_samples(iter(parts), len(parts), device)[1]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One pass, and after the last pass of a step a look at the gradient."""
+        """One micro-batch, and after the last one of a step a measurement of the gradient."""
         loss = super().training_step(*args, **kwargs)
-        self.session.after_pass(loss)
+        self.session.after_micro_batch(loss)
         if self.accelerator.sync_gradients:
             self.session.after_backward()
         return loss
 
-    def _probe_passes(self, parts: list[Any]) -> None:
-        """Forward and backward over the micro-batches of one step, outside the Trainer's loop."""
+    def loss_of(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """The training loss of a batch, computed as training does."""
+        autocast = autocasting(self.args.device, autocast_of(self.args))
+        with self.compute_loss_context_manager(), autocast:
+            return self.compute_loss(self.model, self._prepare_inputs(inputs))
+
+    def probe(self, parts: list[Any]) -> None:
+        """Forward and backward over the micro-batches of one step, outside of the Trainer's loop."""
         tokens = self._tokens_of(parts, self.args.device)
         self.current_gradient_accumulation_steps = len(parts)
         for part in parts:
             super().training_step(self.model_wrapped, part, tokens)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        self._last_grad_norm = super()._get_grad_norm(*args, **kwargs)
-        return self._last_grad_norm
+        self.last_grad_norm = super()._get_grad_norm(*args, **kwargs)
+        return self.last_grad_norm
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the underlying Trainer's; the run is not charged for it."""
@@ -283,7 +292,7 @@ class TrainerMixin(_AnyTrainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         save = super()._save_checkpoint
-        save_checkpoint(self.session, lambda: save(*args, **kwargs), self._save_limit)
+        self.session.save(lambda: save(*args, **kwargs), self._save_limit)
 
     def _load_best_model(self) -> None:
         """As the underlying Trainer's, from a checkpoint that is whole; otherwise the last weights stay."""
@@ -297,13 +306,13 @@ class TrainerMixin(_AnyTrainer):
             return
         super()._load_best_model()
 
-    def _training_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
+    def training_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
         """The training data without the columns the model does not take, and the collator."""
         if hasattr(self.train_dataset, "column_names"):
             return self._remove_unused_columns(self.train_dataset, "training"), self.data_collator
         return self.train_dataset, self._get_collator_with_removed_columns(self.data_collator, "training")
 
-    def _validation_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
+    def validation_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
         """The same of the validation data."""
         if hasattr(self.eval_dataset, "column_names"):
             return self._remove_unused_columns(self.eval_dataset, "evaluation"), self.data_collator
@@ -371,7 +380,7 @@ class SessionCallback(TrainerCallback):
         control.should_training_stop = self._all_done
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.session.after_step(state.epoch, self.session.trainer._last_grad_norm)
+        self.session.after_step(state.epoch, self.session.trainer.last_grad_norm)
         if state.global_step < state.max_steps and self.session.should_stop():
             self.session.stopped = control.should_training_stop = True
             args.load_best_model_at_end = False
@@ -382,7 +391,7 @@ class SessionCallback(TrainerCallback):
 
     def on_epoch_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
         if self._all_done or (self.session.stopped and not self.session.ends_epoch()):
-            # Not the end of an epoch, whatever the Trainer says: what is due there comes after going on.
+            # Not the end of an epoch, whatever the Trainer says: what is due there comes after resuming.
             control.should_evaluate = control.should_log = control.should_save = False
         if self._save_at_epoch_end:
             control.should_save, self._save_at_epoch_end = True, False

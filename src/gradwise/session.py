@@ -1,15 +1,15 @@
 """One training run seen from gradwise's side: its plan, its feeder, its layer switch, its record.
 
-The trainer subclass in `gradwise.training.trainer` only forwards the Trainer's own calls to a session, in
-this order: `open` (record), `prepare` (plan and loader), `begin` (optimizer exists, checkpoint loaded), then
-for each step `batches`, `before_step`, `after_pass`, `after_backward`, `before_update`, `after_step`; `close`
-at the end. Checkpoints are written by `gradwise.training.saving`.
+The trainer subclass in `gradwise.trainer` only forwards the Trainer's own calls to a session, in this order:
+`open` (record), `prepare` (plan and loader), `begin` (optimizer exists, checkpoint loaded); for each step
+`draw_layers`, `decide`, `batches`, `before_step`, `after_micro_batch`, `after_backward`, `before_update`,
+`after_step`; `save` for a checkpoint; `close` at the end.
 """
 
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,68 +19,68 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from gradwise import console
 from gradwise.data import token_lengths
 from gradwise.errors import CheckpointError, GradwiseError, RecipeError
 from gradwise.folders import OwnedFolder, claimed
-from gradwise.methods.layer_policy import LayerPolicy
-from gradwise.ranks import check_same, is_first, on_first
+from gradwise.planning import Planner, RunContext, Samples, Scorer
+from gradwise.planning.context import Collate
+from gradwise.precision import autocast_of
+from gradwise.ranks import check_same, is_first, on_first, wait_for_all
 from gradwise.recipe import Recipe
 from gradwise.signals.vocabulary import check_tokens
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training import packing, recipe_file
 from gradwise.training.batches import Batches
 from gradwise.training.feeder import Feeder
-from gradwise.training.finishing import binding, not_yet_finishing
 from gradwise.training.held_out import HELD_OUT_LOSS, HeldOutLoss
 from gradwise.training.layers import LayerSwitch
-from gradwise.training.layout import cut, epochs_needed, ledger, loader_settings
+from gradwise.training.layout import Layout, ledger, loader_settings, packer
 from gradwise.training.plan import Plan
 from gradwise.training.record import FILES, NonFiniteError, Record
+from gradwise.training.saving import written
+from gradwise.training.timing import seconds_per_sample
 
 DECISIVE = ("select", "order", "layers", "anneal", "signals", "seed")
 """Sections of a recipe that decide what a run trains on and how."""
 
 
-class Planner(Protocol):
-    """Who decides what is trained on; `gradwise.planning.Planner` is the one that follows a recipe."""
+class HostTrainer(Protocol):
+    """What a session uses of the Trainer that it belongs to."""
 
-    tell: Callable[[str], Any]
-    """Gets a sentence on what deciding is expected to cost."""
-    later: float
-    """Seconds per step that decisions while training are expected to take."""
+    args: TrainingArguments
+    state: TrainerState
+    control: TrainerControl
+    accelerator: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
+    eval_dataset: Any
+    data_collator: Any
+    processing_class: Any
+    model_accepts_loss_kwargs: bool
+    is_fsdp_enabled: bool
+    is_deepspeed_enabled: bool
+    last_grad_norm: Any
+    proxy: Any
 
-    @property
-    def measuring(self) -> float:
-        """Passes over a sample that measuring while training takes, for each that training takes."""
+    def training_samples(self) -> tuple[Any, Collate]:
+        """The training data without the columns that the model does not take, and the collate function."""
         ...
 
-    def ahead(self) -> float:
-        """Seconds that decisions at certain steps are expected to take besides."""
+    def validation_samples(self) -> tuple[Any, Collate]:
+        """The same of the validation data."""
         ...
 
-    def first(self, passes: Callable[[Plan], int], record: Record) -> Plan:
-        """The plan of a new run, given how many passes to plan for the plan of a single one."""
+    def loss_of(self, inputs: dict[str, Any]) -> Tensor:
+        """The training loss of a batch, computed as training does."""
         ...
 
-    def due(self, step: int) -> bool:
-        """Whether to decide again before a step."""
-        ...
-
-    def again(self, plan: Plan, served: int, step: int, record: Record) -> Plan:
-        """The plan from then on; its first `served` segments stay."""
-        ...
-
-    def check_resumed(self, plan: Plan, step: int) -> None:
-        """Raise CheckpointError where a plan that is gone on with does not fit what is to be decided."""
-        ...
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """What has to be remembered until then."""
-        ...
-
-    def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Remember it again."""
+    def probe(self, parts: list[dict[str, Any]]) -> None:
+        """Forward and backward over the micro-batches of one step, outside of the training loop."""
         ...
 
 
@@ -88,21 +88,23 @@ class Session:
     """State of one run beside the Trainer's own.
 
     Args:
-        trainer: the `TrainerMixin` it belongs to.
+        trainer: the trainer it belongs to.
         recipe: which layers to update, the seed, and what a resumed run must have been started with.
-        planner: makes the plan, and makes it anew where it is due.
+        planner: makes the plan, and changes it when a decision is due.
         folder: where `metrics.jsonl`, `events.jsonl` and `plan/` go, or one that the caller has claimed.
-        packed_length: pack consecutive samples of the plan into rows of at most so many tokens.
+        shared: folder in which several runs keep the signals that they have in common.
+        packed_length: pack consecutive samples of the plan into rows of at most this many tokens.
         unpack_if_needed: train unpacked where packed samples would see each other, instead of refusing.
     """
 
     def __init__(
         self,
-        trainer: Any,
+        trainer: HostTrainer,
         recipe: Recipe,
         planner: Planner,
         *,
         folder: Path | OwnedFolder,
+        shared: Path | None = None,
         packed_length: int | None = None,
         unpack_if_needed: bool = False,
     ) -> None:
@@ -110,11 +112,12 @@ class Session:
         self.recipe = recipe
         self.owned = folder if isinstance(folder, OwnedFolder) else None
         self.folder = folder.path if isinstance(folder, OwnedFolder) else folder
+        self.shared = shared
         self.packed_length = packed_length
         self.unpack_if_needed = unpack_if_needed
         self.plan: Plan | None = None
         self.record = Record(self.folder, writes=is_first())
-        self.held_out = HeldOutLoss(trainer)
+        self.held_out = HeldOutLoss(trainer.args, trainer.accelerator)
         self.resumed_from: Path | None = None
         self.stop_requested = False
         self.stopped = False
@@ -122,6 +125,10 @@ class Session:
         self.trainable = 0
         self.saved_step = -1
         self.planner = planner
+        self.tell: Callable[[str], object] = _silent if trainer.args.disable_tqdm else console.say
+        """Gets sentences for the user, on the first rank."""
+        self._layout: Layout | None = None
+        self._samples: tuple[Samples, Samples | None] | None = None
         self._state: dict[str, Any] | None = None
         self._decided_at = -1
         self._feeder: Feeder | None = None
@@ -131,9 +138,14 @@ class Session:
         self._learning_rate: Any = None
 
     @property
-    def args(self) -> Any:
+    def args(self) -> TrainingArguments:
         """The trainer's TrainingArguments."""
         return self.trainer.args
+
+    @property
+    def output(self) -> Path:
+        """Folder of the checkpoints."""
+        return Path(str(self.args.output_dir))
 
     @property
     def step(self) -> int:
@@ -146,6 +158,75 @@ class Session:
         assert self._feeder is not None
         return self._feeder.batches
 
+    @property
+    def layout(self) -> Layout:
+        """How a plan is cut into steps; known once packing is settled."""
+        if self._layout is None:
+            pack = None
+            if self.packed_length is not None:
+                pack = packer(self.trainer.train_dataset, self.packed_length)
+            takes_counts = self.trainer.model_accepts_loss_kwargs
+            self._layout = Layout.of(self.args, pack=pack, takes_counts=takes_counts)
+        return self._layout
+
+    def context(self) -> RunContext:
+        """What a decision may use now."""
+        trainer = self.trainer
+        train, validation = self._known_samples()
+        optimizer, given = trainer.optimizer, trainer.eval_dataset
+        asked = str(getattr(self.args.optim, "value", self.args.optim)).lower()
+        return RunContext(
+            recipe=self.recipe,
+            train=train,
+            scorer=lambda: (
+                Scorer(trainer.model, train.inputs, train.collate)
+                if trainer.proxy is None
+                else Scorer(*trainer.proxy)
+            ),
+            record=self.record,
+            folder=self.folder,
+            model=trainer.model,
+            proxied=trainer.proxy is not None,
+            optimizer=getattr(optimizer, "optimizer", optimizer),
+            validation=validation,
+            validation_sets=0 if given is None else len(given) if isinstance(given, dict) else 1,
+            layout=self.layout,
+            tokenizer=trainer.processing_class,
+            autocast=autocast_of(self.args),
+            device="cuda" if self.args.device.type == "cuda" else "cpu",
+            max_grad_norm=self.args.max_grad_norm,
+            adam="adam" in asked if optimizer is None else "betas" in optimizer.param_groups[0],
+            sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
+            shared=self.shared,
+            progress=not self.args.disable_tqdm,
+            say=self.say,
+            save_recipe=self.resolve,
+            time_training=self._seconds_per_sample,
+        )
+
+    def say(self, sentence: str) -> None:
+        """Show the user a sentence, once over all ranks."""
+        if self.args.process_index == 0:
+            self.tell(sentence)
+
+    def _known_samples(self) -> tuple[Samples, Samples | None]:
+        if self._samples is None:
+            trainer, validation = self.trainer, None
+            train = Samples(trainer.train_dataset, *trainer.training_samples())
+            if trainer.eval_dataset is not None and not isinstance(trainer.eval_dataset, dict):
+                validation = Samples(trainer.eval_dataset, *trainer.validation_samples())
+            self._samples = train, validation
+        return self._samples
+
+    def _seconds_per_sample(self, rows: NDArray[np.int64]) -> float:
+        with self.metrics_kept():
+            return seconds_per_sample(
+                self.trainer.model,
+                self.trainer.loss_of,
+                self._known_samples()[0].batches(rows, self.layout.micro_batch),
+                device=self.args.device,
+            )
+
     # ---- before the first step ---------------------------------------------------------------------------
 
     @contextmanager
@@ -157,7 +238,7 @@ class Session:
         Raises:
             RecipeError: they hold something under a name that would be written, or somebody writes there.
         """
-        output = Path(self.args.output_dir)
+        output = self.output
         with ExitStack() as stack:
             if self.owned is None:
                 names = [*FILES.values(), "plan", recipe_file.NAME]
@@ -171,7 +252,7 @@ class Session:
     def open(self, resume: Path | None) -> None:
         """Start the record, new or cut back to the checkpoint that the run resumes from."""
         self.resumed_from = resume
-        self.plan = None
+        self.plan = self._layout = self._samples = None
         self.stop_requested = self.stopped = False
         self.saved_step = self._decided_at = -1
         self._state, self.recipe = on_first(lambda: self._opened(resume))
@@ -185,7 +266,7 @@ class Session:
     def _opened(self, resume: Path | None) -> tuple[dict[str, Any] | None, Recipe]:
         """The state of the checkpoint to resume from, once it is known to be this run's, and the recipe with
         what the run has measured."""
-        output = Path(self.args.output_dir)
+        output = self.output
         checkpoints.discard_torn(output)
         if resume:
             state = checkpoints.read_state(resume)
@@ -213,36 +294,53 @@ class Session:
             *(given.values() if isinstance(given, dict) else [given]),
         ):
             check_tokens(self.trainer.model, dataset, self.trainer.data_collator)
-        packing.settle(self)
+        self._settle_packing()
         if self.plan is None:
-            self.plan = self._resumed_plan() if self.resumed_from else self._new_plan()
+            self.plan = self._resumed_plan() if self.resumed_from else self.planner.first(self.context())
             self._save_plan(self.plan)
-        batches = self.batches_of(self.plan)
-        samples, collate = self.trainer._training_samples()
+        batches = self.layout.cut(self.plan)
+        samples, collate = self.trainer.training_samples()
         self._feeder = Feeder(batches, samples, collate, **loader_settings(self.args))
         columns = getattr(self.trainer.train_dataset, "column_names", None) or ()
         self._lengths = token_lengths(self.trainer.train_dataset) if "input_ids" in columns else None
         return ledger(batches)
 
-    def _new_plan(self) -> Plan:
-        def epochs(one_pass: Plan) -> int:
-            return epochs_needed(self.trainer, one_pass, self.packed_length)
+    def _settle_packing(self) -> None:
+        """Refuse packing, or do without it, if it would not give each sample what it has alone; a collective
+        call."""
+        trainer, samples = self.trainer, self._known_samples()[0]
 
-        return self.planner.first(epochs, self.record)
+        def problem() -> str | None:
+            return packing.problem(
+                trainer.model,
+                samples.inputs,
+                trainer.data_collator,
+                rows=self.args.train_batch_size,
+                autocast=autocast_of(self.args),
+            )
 
-    def batches_of(self, plan: Plan) -> Batches:
-        """A plan in the steps that the trainer's arguments ask for."""
-        return cut(self.trainer, plan, self.packed_length)
+        if self.packed_length is None:
+            packing.check_packed_rows(samples.dataset, trainer.data_collator, problem)
+            return
+        found = packing.settled(trainer.data_collator, problem, unpack=self.unpack_if_needed)
+        if found is None:
+            return
+        self.packed_length = self._layout = None
+        self.say(f"Trained unpacked: {found}.")
+        if self.resumed_from is None:
+            self.record.event("unpacked", self.step, 0.0, why=found)
 
-    def _decide_again(self) -> None:
-        """Let the planner replace what is ahead; what was served stays, and nothing was fetched beyond."""
+    def decide(self) -> None:
+        """Let the planner change what is ahead, if a decision is due; what was served stays, and nothing was
+        fetched beyond."""
         assert self._feeder is not None and self.plan is not None
+        due = self.step != self._decided_at and not self._over()
+        if not due or not self.planner.due(self.step, self.layout.schedule(self.plan)):
+            return
         self._decided_at = self.step
         self.flush()
-        laid_out = self.step < self.schedule.steps
-        served = self.schedule.segment(self.step) if laid_out else len(self.plan.segments)
-        self.plan = self.planner.again(self.plan, served, self.step, self.record)
-        self._feeder.follow(self.batches_of(self.plan))
+        self.plan = self.planner.again(self.context(), self.plan, self.step)
+        self._feeder.follow(self.layout.cut(self.plan))
         with self.record.uncharged():
             self._save_plan(self.plan)
 
@@ -262,18 +360,19 @@ class Session:
                 f"The checkpoint {self.resumed_from} was trained on {plan.pool} samples, "
                 f"the data now have {pool}; give the same data, or start a new run."
             )
-        batches = self.batches_of(plan)
+        batches = self.layout.cut(plan)
         if state["step"] > batches.steps or batches.used(state["step"]) != state["position"]:
             raise CheckpointError(
                 f"The checkpoint {self.resumed_from} was taken with another batch size; give the same one."
             )
-        if epochs_needed(self.trainer, plan, self.packed_length) > plan.epochs_of_run:
+        if self.layout.epochs_needed(plan) > plan.epochs_of_run:
             raise CheckpointError(
                 f"The run in {self.resumed_from} was planned for {plan.epochs_of_run} epochs; "
                 "a longer one is a new run."
             )
-        self.planner.restore(arrays)
-        self.planner.check_resumed(plan, state["step"])
+        context = self.context()
+        self.planner.load_state_dict(arrays, context)
+        self.planner.check_resumed(context, plan, state["step"])
         return plan
 
     def decisions(self) -> dict[str, Any]:
@@ -291,8 +390,8 @@ class Session:
         before = _decisions(earlier)
         for name, now in _decisions(recipe).items():
             then = before[name]
-            if name == "anneal" and not_yet_finishing(self.folder):
-                then, now = binding(then), binding(now)
+            if name == "anneal" and not recipe_file.annealed(self.folder):
+                then, now = recipe_file.binding(then), recipe_file.binding(now)
             if then != now:
                 raise CheckpointError(
                     f"The checkpoint {self.resumed_from} was taken with {name} = {then}, now it is {now}; "
@@ -307,8 +406,8 @@ class Session:
 
     def _begin_switch(self, model: nn.Module, optimizer: Any) -> None:
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        policy = self.recipe.layers
-        if not isinstance(policy, LayerPolicy):
+        policy = self.recipe.layers.policy
+        if policy is None:
             return
         ranks = self.args.world_size
         inner = getattr(optimizer, "optimizer", optimizer)
@@ -325,18 +424,30 @@ class Session:
 
     # ---- each step ---------------------------------------------------------------------------------------
 
+    def _over(self) -> bool:
+        """Whether a resumed run has made its last step."""
+        return self.step >= self.trainer.state.max_steps or self.trainer.control.should_training_stop
+
     def batches(self) -> list[dict[str, Any]]:
         """The micro-batches of the step about to begin; none when a resumed run has made its last step."""
         assert self._feeder is not None
-        if self.step >= self.trainer.state.max_steps or self.trainer.control.should_training_stop:
-            return []
-        if self.switch is not None and self.switch.probing:
+        return [] if self._over() else self._feeder.step(self.step)
+
+    def draw_layers(self) -> None:
+        """Draw the layers that the step about to begin updates, if it is time.
+
+        Before anything else is decided: what looks a step ahead must move the layers that the step will.
+        """
+        if self.switch is None or self._over():
+            return
+        if self.switch.probing:
             self._run_probe(self.switch)
-        # Before anything else is decided: what looks a step ahead must move the layers that the step will.
-        self._draw_layers()
-        if self.step != self._decided_at and self.planner.due(self.step):
-            self._decide_again()
-        return self._feeder.step(self.step)
+        draw = self.switch.before_step()
+        if draw is not None:
+            details = draw.as_dict()
+            trainable = self.switch.trainable
+            self.trainable = max(self.trainable, trainable)
+            self.record.event("layers", self.step, details.pop("seconds"), **details, trainable=trainable)
 
     def _run_probe(self, switch: LayerSwitch) -> None:
         """Measure all layers on the first steps' samples; nothing else of the run changes."""
@@ -347,7 +458,7 @@ class Session:
             while switch.probing:
                 left = switch.probes_left
                 switch.before_step()
-                self.trainer._probe_passes(self._feeder.step(done % self.schedule.steps))
+                self.trainer.probe(self._feeder.step(done % self.schedule.steps))
                 switch.after_backward(self._loss_scale())
                 if switch.probes_left == left:
                     scaler = self.trainer.accelerator.scaler
@@ -357,8 +468,8 @@ class Session:
         self._feeder.close()
         self.record.event("probe", self.step, time.perf_counter() - start, steps=done)
 
-    def metrics_kept(self) -> Any:
-        """A trainer that keeps metrics of its own (TRL's) must not count passes that train nothing."""
+    def metrics_kept(self) -> AbstractContextManager[None]:
+        """A trainer that keeps metrics of its own (TRL's) must not count what trains nothing."""
         if not hasattr(self.trainer, "_metrics"):
             return nullcontext()
         from gradwise.integrations.trl import metrics_kept
@@ -366,21 +477,10 @@ class Session:
         return metrics_kept(self.trainer)
 
     def before_step(self) -> None:
-        """The step's batches are there; its passes come next."""
+        """The step's batches are there; its forward/backward runs come next."""
         self._loss = None
 
-    def _draw_layers(self) -> None:
-        """Draw the layers, if it is time."""
-        if self.switch is None:
-            return
-        draw = self.switch.before_step()
-        if draw is not None:
-            told = draw.as_dict()
-            trainable = self.switch.trainable
-            self.trainable = max(self.trainable, trainable)
-            self.record.event("layers", self.step, told.pop("seconds"), **told, trainable=trainable)
-
-    def after_pass(self, loss: Tensor) -> None:
+    def after_micro_batch(self, loss: Tensor) -> None:
         """One micro-batch is done; `loss` is its share of the step's loss."""
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
 
@@ -435,7 +535,7 @@ class Session:
             self.record.flush(check_gradient=getattr(self.trainer.accelerator, "scaler", None) is None)
         except NonFiniteError as error:
             samples = self.schedule.samples(error.step - 1)
-            last = checkpoints.last_whole(Path(self.args.output_dir), contents=False)[0]
+            last = checkpoints.last_whole(self.output, contents=False)[0]
             raise GradwiseError(
                 f"The training {error.quantity} is {error.value} at step {error.step} "
                 f"(samples {_listed(samples)} of the data). Lower the learning rate or look at them. "
@@ -464,6 +564,51 @@ class Session:
         asked = torch.tensor(float(self.stop_requested), device=self.args.device)
         dist.all_reduce(asked)
         return bool(asked.item())
+
+    def save(self, write: Callable[[], None], limit: int | None) -> None:
+        """Save a checkpoint of the run as it stands, unless this step was saved already.
+
+        The Trainer's files come first, then gradwise's, then the marker that makes the checkpoint count.
+        Neither writing nor hashing is charged to the run.
+
+        Args:
+            write: the Trainer's own saving, which must not delete older checkpoints.
+            limit: checkpoints of this run to keep, the newest and the best among them.
+
+        Raises:
+            GradwiseError: the loss or a gradient was not finite since the last checkpoint; weights that may
+            be
+                spoilt are not saved.
+            StorageError: the checkpoint cannot be written; earlier ones are left as they were.
+        """
+        if self.saved_step == self.step:
+            return
+        self.flush()
+        with self.record.uncharged():
+            target = self.output / f"checkpoint-{self.step}"
+            # The first rank owns the folder: it begins and ends it, the others come in between.
+            on_first(lambda: checkpoints.begin(target))
+            written(target, write, target.parent)
+            wait_for_all()
+            on_first(lambda: self._complete(target, limit))
+            self.saved_step = self.step
+
+    def _complete(self, target: Path, limit: int | None) -> None:
+        plan = self.plan
+        assert plan is not None
+        state = {
+            "run": self.record.run,
+            "step": self.step,
+            "decisions": self.decisions(),
+            "plan": plan.digest,
+            "position": self.schedule.used(self.step),
+            "layers": self.switch.state_dict() if self.switch else None,
+            "record": self.record.state(),
+        }
+        plan.save(target / checkpoints.PLAN)
+        checkpoints.write_arrays(target, self.planner.state_dict())
+        checkpoints.finish(target, state)
+        checkpoints.rotate(target, limit, self.trainer.state.best_model_checkpoint)
 
     def close(self) -> None:
         """Give the model back as it was found and let go of the workers; the run is charged no more."""
@@ -497,3 +642,7 @@ def _record_name(metric: str) -> str:
 def _listed(samples: Any, most: int = 8) -> str:
     names = [str(sample) for sample in samples[:most]]
     return ", ".join(names) + (", ..." if len(samples) > most else "")
+
+
+def _silent(_: str) -> None:
+    pass

@@ -1,7 +1,8 @@
-"""From decisions to a plan: a selection, seen as often as its weights say, in the order of each epoch."""
+"""From a selection and an order to segments of a plan: epochs laid out, continued, and cut where decisions
+are due."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -11,16 +12,14 @@ from numpy.typing import NDArray
 from gradwise.errors import PlanError
 from gradwise.methods.decision import Order, Selection
 from gradwise.numerics import multiplicities
+from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
 from gradwise.training.batches import Batches
 from gradwise.training.plan import Plan, Segment
 
-COPIES_STREAM = 0xC091E5
-"""Keeps the rounding of weights apart from the other random streams of a seed."""
-
 
 class Orders(Protocol):
-    """A method that puts the entries of one epoch in order."""
+    """Puts the entries of an epoch in order."""
 
     def order(self, signals: Signals, entries: NDArray[np.int64], *, epoch: int, seed: int) -> Order: ...
 
@@ -28,21 +27,29 @@ class Orders(Protocol):
 MOST_EPOCHS, MOST_ENTRIES = 1000, 2**24
 """Epochs and entries that a plan lays out ahead; those of a longer run follow when these are served."""
 
+FAR_APART = 1_000_000
+"""Distance between the numbers of orders within one epoch, so that no other epoch has the same."""
+
 
 def epochs_ahead(entries: int) -> int:
-    """How many epochs of so many entries a plan lays out: at least two, for the next are made from them."""
+    """How many epochs of this many entries a plan lays out: at least two, since the next are made from
+    them."""
     return max(2, min(MOST_EPOCHS, MOST_ENTRIES // max(1, entries)))
 
 
 def epochs_from(plan: Plan, epoch: int) -> range:
     """The epochs that a decision made in `epoch` lays out again."""
-    entries = sum(len(segment) for segment in plan.of_epoch(plan.first_epoch))
-    return range(epoch, min(plan.epochs_of_run, epoch + epochs_ahead(entries)))
+    return range(epoch, min(plan.epochs_of_run, epoch + epochs_ahead(epoch_length(plan))))
+
+
+def epoch_length(plan: Plan) -> int:
+    """Entries of an epoch, the same for all."""
+    return sum(len(segment) for segment in plan.of_epoch(plan.first_epoch))
 
 
 def laid_out(plan: Plan, segments: list[Segment], after: int, epochs: range) -> Plan:
-    """The plan with segments of `epochs` in place of all but its first `after`; where the run is longer than
-    a plan, the epochs before are dropped."""
+    """The plan with segments of `epochs` in place of all but its first `after`. If the run is longer than a
+    plan, the epochs before are dropped."""
     more = plan.epochs_of_run > epochs.stop
     new = replace(
         plan, segments=(*plan.segments[:after], *segments), until=plan.epochs_of_run if more else None
@@ -51,10 +58,10 @@ def laid_out(plan: Plan, segments: list[Segment], after: int, epochs: range) -> 
 
 
 def continued(plan: Plan) -> Plan:
-    """A plan whose epochs were all served, with the next ones: the epochs after its first once more.
+    """A plan whose epochs were all served, with the next ones: the epochs after its first, repeated.
 
-    The first is passed over, because a decision may have been made within it. Nothing else has to be known,
-    so that a run of any length resumes exactly.
+    The first is skipped because a decision may have been made within it. Nothing else has to be known, so a
+    run of any length resumes exactly.
     """
     assert plan.until is not None
     last = plan.epochs - 1
@@ -69,14 +76,14 @@ def continued(plan: Plan) -> Plan:
 def make_plan(selection: Selection, order: Orders, signals: Signals, *, epochs: int, seed: int) -> Plan:
     """The plan of a run whose selection is made once, one segment per epoch.
 
-    Weights become whole copies, rounded anew each epoch so that every sample gets its share in expectation;
+    Weights become whole copies, rounded again each epoch so that every sample gets its share in expectation;
     every epoch has as many entries as the selection has samples.
 
     Args:
         selection: what to train on.
-        order: how to order each epoch.
+        order: puts each epoch in order.
         signals: of the whole pool.
-        epochs: number of passes, at least 1.
+        epochs: number of epochs, at least 1.
         seed: decides roundings and permutations.
     """
     if not len(selection.indices):
@@ -85,30 +92,27 @@ def make_plan(selection: Selection, order: Orders, signals: Signals, *, epochs: 
     return Plan(tuple(segments), pool=len(signals))
 
 
-def passes_over(
+def repeated(
     selection: Selection, order: Orders, signals: Signals, *, first: int, length: int, epoch: int, seed: int
 ) -> Segment:
-    """So many entries of an epoch: as many passes over a selection as that takes, the last one cut off.
+    """`length` entries of an epoch: a selection as often as that takes, each time in a new order, the last
+    one cut off.
 
     Args:
         selection: what to train on from now on.
-        order: how to order each pass.
+        order: puts each repetition in order.
         signals: of the whole pool.
-        first: number of the first pass, which decides its order and its roundings.
-        length: entries wanted.
+        first: number of the first repetition, which decides its order and its roundings.
+        length: number of entries.
         epoch: that they belong to.
         seed: decides roundings and permutations.
     """
     if not len(selection.indices):
         raise PlanError("The selection is empty; there is nothing to train on.")
-    parts = []
+    parts: list[Segment] = []
     while sum(len(part) for part in parts) < length:
         parts.append(_segment(selection, order, signals, first + FAR_APART * len(parts), seed))
     return joined(parts, length, epoch)
-
-
-FAR_APART = 1_000_000
-"""Between the numbers of passes of one epoch, so that no other epoch has them."""
 
 
 def joined(parts: list[Segment], length: int, epoch: int) -> Segment:
@@ -130,43 +134,50 @@ def joined(parts: list[Segment], length: int, epoch: int) -> Segment:
     )
 
 
-@dataclass(frozen=True)
-class Cuts:
-    """Where the entries of an epoch, or the rest of one, are cut into segments."""
+def cut_where_due(plan: Plan, batches: Batches, due: Callable[[int], bool], after: int = 0) -> Plan:
+    """The plan with every segment but the first `after` cut before each step at which a decision is due.
 
-    places: tuple[int, ...]
-    """Ascending, counted from the first entry."""
-
-    @staticmethod
-    def of(batches: Batches, epoch: int, due: Callable[[int], bool], done: int = 0) -> "Cuts":
-        """Before every step at which a decision is due.
-
-        Args:
-            batches: how the plan is cut into steps; a row holds one entry.
-            epoch: which one.
-            due: tells of a step whether one is.
-            done: entries of the epoch that are not counted any more.
-        """
-        first = epoch * batches.steps_per_epoch
-        steps = range(first + 1, first + batches.steps_per_epoch)
-        places = [(step - first) * batches.batch_size - done for step in steps if due(step)]
-        return Cuts(tuple(place for place in places if place > 0))
-
-    def apply(self, segment: Segment) -> list[Segment]:
-        """The segment in pieces."""
-        edges = [0, *(place for place in self.places if place < len(segment)), len(segment)]
-        return [part_of(segment, *edge) for edge in pairwise(edges)]
+    Args:
+        plan: to be cut.
+        batches: the same plan in steps, a row holding one entry.
+        due: whether a decision is due before a step.
+        after: number of segments that stay as they are.
+    """
+    segments = list(plan.segments[:after])
+    changed = plan.segments[after].epoch if after < len(plan.segments) else plan.epochs
+    epoch, start, places = -1, 0, []
+    for number, segment in enumerate(plan.segments):
+        if segment.epoch != epoch:
+            epoch, start = segment.epoch, 0
+            first = epoch * batches.steps_per_epoch
+            steps = range(first + 1, first + batches.steps_per_epoch)
+            places = [(step - first) * batches.batch_size for step in steps if epoch >= changed and due(step)]
+        if number >= after:
+            inner = [place - start for place in places if 0 < place - start < len(segment)]
+            segments += [part_of(segment, *edge) for edge in pairwise([0, *inner, len(segment)])]
+        start += len(segment)
+    return replace(plan, segments=tuple(segments))
 
 
 def part_of(segment: Segment, start: int, stop: int) -> Segment:
     """A stretch of a segment, for the same reasons."""
-    part = slice(start, stop)
-    kept = {
-        name: None if values is None else values[part]
-        for name in ("reasons", "weights")
-        for values in [getattr(segment, name)]
-    }
-    return replace(segment, indices=segment.indices[part], **kept)
+    return rearranged(segment, np.arange(start, stop))
+
+
+def rearranged(segment: Segment, order: NDArray[np.int64]) -> Segment:
+    """Entries of a segment, by their positions in it, with their reasons and weights."""
+    values = {name: getattr(segment, name) for name in ("indices", "reasons", "weights")}
+    return replace(segment, **{name: value[order] for name, value in values.items() if value is not None})
+
+
+def entries_of(selection: Selection, epoch: int, seed: int) -> NDArray[np.int64]:
+    """The entries of an epoch: every sample as often as its weight says, which is rounded again each
+    epoch."""
+    weights = selection.weights
+    if weights is None or np.all(weights == weights[0]):
+        return selection.indices
+    copies = multiplicities(weights, len(weights), stream(seed, "copies by weight", epoch))
+    return np.repeat(selection.indices, copies)
 
 
 def _segment(selection: Selection, order: Orders, signals: Signals, epoch: int, seed: int) -> Segment:
@@ -183,21 +194,13 @@ def _segment(selection: Selection, order: Orders, signals: Signals, epoch: int, 
     return Segment(ordered.indices, epoch, *_reasons(chosen, ordered, place), weights=weights)
 
 
-def entries_of(selection: Selection, epoch: int, seed: int) -> NDArray[np.int64]:
-    """What an epoch holds: every sample as often as its weight says, which is rounded anew each epoch."""
-    weights = selection.weights
-    if weights is None or np.all(weights == weights[0]):
-        return selection.indices
-    copies = multiplicities(weights, len(weights), np.random.default_rng([seed, COPIES_STREAM, epoch]))
-    return np.repeat(selection.indices, copies)
-
-
 def _reasons(
     chosen: tuple[str, ...], ordered: Order, place: NDArray[np.int32]
 ) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """The sentences that occur, each once, and (n,) which of them each entry has."""
     if len(chosen) == 1:
         chosen = chosen * len(place)
     placed = ordered.why * len(ordered.indices) if len(ordered.why) == 1 else ordered.why
     sentences = [f"{chosen[place[i]]}; {why}" for i, why in zip(ordered.indices, placed, strict=True)]
-    known = {sentence: code for code, sentence in enumerate(dict.fromkeys(sentences))}
-    return tuple(known), np.array([known[sentence] for sentence in sentences], dtype=np.int32)
+    codes = {sentence: code for code, sentence in enumerate(dict.fromkeys(sentences))}
+    return tuple(codes), np.array([codes[sentence] for sentence in sentences], dtype=np.int32)

@@ -21,7 +21,7 @@ WELL_KNOWN = 0.5
 rather than nothing known."""
 
 
-def spectrum_told(problem: Problem, places: NDArray[np.int64]) -> dict[str, Any]:
+def spectrum_details(problem: Problem, places: NDArray[np.int64]) -> dict[str, Any]:
     """Plain values on the spectrum, and on what share of the energy lies where."""
     spectrum, own = problem.spectrum, problem.gradients
     everyone = _energy(problem, np.arange(len(own)))
@@ -42,13 +42,13 @@ def spectrum_told(problem: Problem, places: NDArray[np.int64]) -> dict[str, Any]
     }
 
 
-def warn_of_the_unknown(told: dict[str, Any]) -> None:
+def warn_of_unknown_curvature(details: dict[str, Any]) -> None:
     """Say so where flat directions are mostly those of which the validation samples say nothing."""
-    if told["flat_known"] < WELL_KNOWN:
+    if details["flat_known"] < WELL_KNOWN:
         warnings.warn(
-            f"{1 - told['flat_known']:.0%} of the pool's movement outside of the stiff directions lies where "
-            f"the {told['validation_samples']} validation samples (effective rank "
-            f"{told['effective_rank']:.1f}) say nothing of the curvature; objective: paper takes that for "
+            f"{1 - details['flat_known']:.0%} of the pool's movement outside of the stiff directions lies "
+            f"where the {details['validation_samples']} validation samples (effective rank "
+            f"{details['effective_rank']:.1f}) say nothing of the curvature; objective: paper takes that for "
             "flat. Measure more validation samples, or use objective: curvature.",
             stacklevel=4,
         )

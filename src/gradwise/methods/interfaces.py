@@ -1,0 +1,413 @@
+"""What planning asks of a method: a selector, an order, an annealing selection. Layers have a file of their
+own.
+
+A method is a frozen settings dataclass that derives from one of these classes. The base classes answer every
+question of planning for a method that decides once, so that planning never asks which method it has.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from gradwise.errors import RecipeError
+from gradwise.methods.costs import Forecast, Size, Speeds
+from gradwise.methods.decision import Order, Selection, share_of
+from gradwise.settings import Settings
+from gradwise.signals import Signals
+
+if TYPE_CHECKING:
+    from gradwise.methods.d3.graph import InfluenceGraph
+    from gradwise.methods.d3.units import Units
+    from gradwise.probing import Probe
+
+Places = NDArray[np.int64]
+"""(n,) positions in the pool."""
+
+Arrays = dict[str, NDArray[Any]]
+"""Plain arrays by name, as a checkpoint holds them."""
+
+
+@dataclass(frozen=True)
+class Method(Settings, ABC):
+    """What every method has: a name in recipes, and the signals that it decides by."""
+
+    if TYPE_CHECKING:
+        method: str
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Signals of every sample of the pool that must be known before it decides: quantities that are measured
+    (see `gradwise.collect`), or `num_tokens`, `domain`, `words`, which are read from the data."""
+
+    plots: ClassVar[str | None] = None
+    """What the command line can draw of a decision: "coreset", "graph" or "spectrum"."""
+
+
+# ---- select
+
+
+class SelectionState(Protocol):
+    """What a method remembers between two selections."""
+
+    @property
+    def every(self) -> int:
+        """Optimizer steps from one selection to the next; 0 for a single selection."""
+        ...
+
+    @property
+    def refreshes(self) -> int:
+        """Refreshes so far."""
+        ...
+
+    @property
+    def sample(self) -> Places:
+        """(m,) the sample of the pool that each node stands for."""
+        ...
+
+    def arrays(self) -> Arrays:
+        """All of it, by name."""
+        ...
+
+
+class Budgeted(NamedTuple):
+    """What a selection may cost, and the settings that follow."""
+
+    method: Any
+    """The method, with what was measured or derived filled in."""
+    forecast: Forecast
+    sentence: str
+    """What it is expected to cost, for the console."""
+
+
+class Refreshed(Protocol):
+    """The state after a refresh, and how it went."""
+
+    @property
+    def state(self) -> SelectionState: ...
+
+    @property
+    def graph_seconds(self) -> float: ...
+
+    def details(self) -> dict[str, Any]:
+        """Plain values for the record."""
+        ...
+
+
+@dataclass(frozen=True)
+class Selector(Method):
+    """Chooses what is trained on.
+
+    A method that selects once defines `needs` and `select`. One whose selection is kept fresh while the model
+    learns overrides the rest too, which planning calls in this order: `budgeted`, `rows_to_score`, `begin`,
+    `pick`; and at each refresh `anchors_at`, `refresh`, `pick`.
+    """
+
+    @abstractmethod
+    def select(self, signals: Signals, *, seed: int = 0) -> Selection:
+        """The samples of a pool to train on."""
+
+    def size_in_run(self, pool: int, mean_tokens: Callable[[], float]) -> int:
+        """Samples of an epoch, before anything is selected.
+
+        Args:
+            pool: samples to select from.
+            mean_tokens: counts the label tokens of a sample, on average.
+        """
+        return pool
+
+    def budgeted(
+        self,
+        size: Callable[[], Size],
+        speeds: Callable[[], Speeds],
+        *,
+        once: str | None,
+        scores_all: bool,
+    ) -> Budgeted | None:
+        """What the selection may cost in a run; None for a method that costs one scoring run of the pool.
+
+        Args:
+            size: of the run.
+            speeds: measures the machine.
+            once: why the selection cannot be refreshed in this run; None if it can.
+            scores_all: whether every sample must be scored, since another decision needs it.
+
+        Raises:
+            RecipeError: the settings ask for more than they allow.
+        """
+        return None
+
+    def warm_up(self) -> None:
+        """Compile what is compiled at the first use, so that it is not timed."""
+
+    def rows_to_score(self, pool: int, domain: NDArray[np.str_] | None, seed: int) -> Places | None:
+        """The samples to score, ascending; None for all of them."""
+        return None
+
+    def begin(
+        self,
+        signals: Signals,
+        *,
+        looked: Places | None = None,
+        pool: int | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+        took: dict[str, float] | None = None,
+        forecast: Forecast | None = None,
+    ) -> SelectionState | None:
+        """What to remember of the first scoring run; None for a method that remembers nothing."""
+        return None
+
+    def pick(self, state: Any, signals: Signals, *, seed: int = 0) -> Selection:
+        """The selection by what is known now; `signals` are those of the whole pool."""
+        return self.select(signals, seed=seed)
+
+    def anchors_at(self, state: Any, step: int) -> Places:
+        """The nodes to score again at a step."""
+        raise NotImplementedError
+
+    def refresh(
+        self, state: Any, anchors: Places, signals: Signals, step: int, *, device: str = "cpu"
+    ) -> Refreshed:
+        """The state after some nodes were scored again."""
+        raise NotImplementedError
+
+    def restored(self, arrays: Arrays) -> SelectionState:
+        """The state that was kept in a checkpoint."""
+        raise NotImplementedError
+
+    def advice(self, selection: Selection) -> str | None:
+        """A sentence on what a user should know of a selection; None if there is nothing."""
+        return None
+
+    def standalone_advice(self) -> str | None:
+        """A sentence on how a selection outside of a run differs from one in a run; None if it does not."""
+        return None
+
+
+# ---- order
+
+
+@dataclass(frozen=True)
+class Orderer(Method):
+    """Puts the entries of an epoch in order."""
+
+    @abstractmethod
+    def order(
+        self,
+        signals: Signals,
+        entries: Places | None = None,
+        *,
+        target: Signals | None = None,
+        probe: Any = None,
+        epoch: int = 0,
+        seed: int = 0,
+    ) -> Order:
+        """A permutation of the entries.
+
+        Args:
+            signals: of the pool.
+            entries: (n,) positions in the pool, one for each time a sample is to be seen. If unset, each
+                sample once.
+            target: signals of the samples whose loss is to fall, for orders that use them. If unset, the
+                pool's own.
+            probe: a `gradwise.Probe`, for orders that measure influence.
+            epoch, seed: decide what is left to chance.
+
+        Raises:
+            SignalError: a needed signal is missing.
+            PlanError: entries are no positions in the pool.
+        """
+
+    @property
+    def influence(self) -> "InfluenceOrder | None":
+        """The same method, if it measures the influence of samples on one another; otherwise None."""
+        return None
+
+    def for_batches(self, batch_size: int, *, packed: bool) -> Self:
+        """The method with what follows from the batch size filled in."""
+        return self
+
+
+class Timetable(NamedTuple):
+    """How often influence is measured, and on how many samples of each node."""
+
+    every: int
+    """Steps between two measurements, the first being before the first step; 0 for never."""
+    probes: int
+    cost: float = 0.0
+    """Scoring cost as a fraction of training cost, in forward/backward passes per sample."""
+    problem: str | None = None
+    """Why nothing is measured, if so."""
+
+
+class InfluenceOrder(Orderer, ABC):
+    """An order that a graph of influences constrains. Planning calls `lay_out` for each epoch as it is
+    planned, then, when influence is due, `units_of`, `measured` and `arranged`."""
+
+    if TYPE_CHECKING:
+        target: str
+        units: str | int
+        window: int | None
+        keep: float
+        threshold: float
+
+    @property
+    @abstractmethod
+    def edges_in_run(self) -> str:
+        """How influence is measured where a model can be asked."""
+
+    @property
+    @abstractmethod
+    def grouped(self) -> bool:
+        """Whether units are pieces of groups that last."""
+
+    @abstractmethod
+    def groups(self, signals: Signals, *, seed: int) -> NDArray[Any]:
+        """(N,) the group of every sample."""
+
+    @abstractmethod
+    def lay_out(
+        self,
+        signals: Signals,
+        entries: Places,
+        *,
+        group: NDArray[Any] | None,
+        batch_size: int,
+        epoch: int,
+        seed: int,
+    ) -> Order:
+        """The balanced order of an epoch, before influence is measured."""
+
+    @abstractmethod
+    def timetable(self, steps: int, batch_size: int, nodes: int) -> Timetable:
+        """How often to measure within the overhead."""
+
+    @abstractmethod
+    def units_of(self, entries: Places, group: NDArray[Any] | None, batch_size: int) -> "Units":
+        """Entries cut into units."""
+
+    @abstractmethod
+    def measured(
+        self, probe: "Probe", units: "Units", *, edges: str, rng: np.random.Generator, probes: int | None
+    ) -> "InfluenceGraph":
+        """Influences at a model's present weights."""
+
+    @abstractmethod
+    def arranged(
+        self,
+        units: "Units",
+        graph: "InfluenceGraph | None",
+        features: NDArray[Any],
+        rng: np.random.Generator,
+        *,
+        seed: int,
+    ) -> Any:
+        """Units in order."""
+
+    @abstractmethod
+    def unmeasured(self, units: "Units", graph: "InfluenceGraph | None") -> str | None:
+        """What could not be measured of units, in a sentence; None where all was."""
+
+    @abstractmethod
+    def asked(self, timetable: Timetable) -> dict[str, Any]:
+        """How much is measured of each node, for the record."""
+
+    @abstractmethod
+    def standalone_cost(self, signals: Signals, entries: Places, *, seed: int) -> str | None:
+        """A sentence on the cost of measuring the influences of a whole epoch at once, where it is high."""
+
+
+# ---- anneal
+
+
+@dataclass(frozen=True)
+class Annealer(Method):
+    """Chooses what the annealing phase trains on, in which the learning rate decays."""
+
+    last: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Fraction of the run's steps in the annealing phase, over which the learning rate decays."""
+
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Fraction of the candidates to keep."""
+
+    count: Annotated[int, Field(ge=1)] | None = None
+    """Number of samples to keep. If fraction, count and tokens are unset, as many as the phase trains on, so
+    that each is seen once."""
+
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    """Budget in label tokens, instead of a fraction or a number of samples."""
+
+    times: Annotated[int, Field(ge=1)] = 1
+    """Number of selections: one as the phase begins, further ones at even distances within it."""
+
+    pool: Literal["all", "selection"] = "all"
+    """Samples to choose from: all of the training data, or what `select` had picked by then."""
+
+    candidates: Annotated[int, Field(ge=2)] | None = None
+    """Number of samples that are scored, drawn at random with every domain in proportion. If unset, all."""
+
+    validation_samples: Annotated[int, Field(ge=1)] | None = 256
+    """Number of validation samples that are scored, evenly spread over them; null for all."""
+
+    validation_needs: ClassVar[frozenset[str]] = frozenset()
+    """Signals of the validation samples that it decides by."""
+
+    @abstractmethod
+    def select(
+        self,
+        signals: Signals,
+        *,
+        validation: Signals | None = None,
+        room: int | None = None,
+        seed: int = 0,
+    ) -> Selection:
+        """The samples to keep.
+
+        Args:
+            signals: of the candidates.
+            validation: of the validation samples, where the method uses them.
+            room: samples that the phase trains on; None outside of a run.
+            seed: of what is left to chance.
+        """
+
+    @property
+    def uses_optimizer(self) -> bool:
+        """Whether gradients are divided by the root of the optimizer's second moments."""
+        return False
+
+    def check(self) -> None:
+        given = [name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise RecipeError(f"anneal: give one of fraction, count and tokens; found {' and '.join(given)}.")
+        if self.count is not None and self.candidates is not None and self.count > self.candidates:
+            raise RecipeError(
+                f"anneal.count is {self.count}, and anneal.candidates scores only {self.candidates} samples; "
+                "score more."
+            )
+
+    def budget(self, pool: int, room: int | None = None) -> int:
+        """How many of `pool` samples to keep, if no number of tokens decides that.
+
+        Args:
+            pool: samples to choose from.
+            room: samples that the phase trains on; None outside of a run.
+
+        Raises:
+            RecipeError: there are fewer, or no setting says how many.
+        """
+        if self.fraction is not None:
+            return share_of(self.fraction, pool, "anneal")
+        if self.count is None and room is None:
+            raise RecipeError("anneal: give fraction, count or tokens, since no run says how many.")
+        if self.count is None:
+            assert room is not None
+            return min(pool, room)
+        if self.count > pool:
+            raise RecipeError(
+                f"anneal.count is {self.count}, but only {pool} samples can be chosen from; lower it."
+            )
+        return self.count

@@ -1,0 +1,194 @@
+"""What a decision may use: the model, the data, how a plan becomes steps, the record. Nothing here is a
+trainer."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import Subset
+
+from gradwise.data import label_words
+from gradwise.errors import DataError
+from gradwise.recipe import Recipe
+from gradwise.signals import Signals
+from gradwise.training.layout import Layout
+from gradwise.training.record import Record
+
+Collate = Callable[[list[Any]], dict[str, Any]]
+
+
+class Scorer(NamedTuple):
+    """What computes signals: a model, and samples in its tokens."""
+
+    model: nn.Module
+    samples: Any
+    """Sample i is sample i of the training data."""
+    collate: Collate
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Training or validation samples, and what is known of them without a model."""
+
+    dataset: Any
+    """As given, with columns such as `domain` and `weight`."""
+    inputs: Any
+    """The same without the columns that the model does not take."""
+    collate: Collate
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @cached_property
+    def domain(self) -> NDArray[np.str_] | None:
+        """(N,) the domain of each sample, if the data have such a column."""
+        values = self._column("domain")
+        return None if values is None else values.astype(str)
+
+    @cached_property
+    def weight(self) -> NDArray[np.float64] | None:
+        """(N,) how often each sample should be seen, if the data have such a column.
+
+        Raises:
+            DataError: a weight is negative or no number.
+        """
+        values = self._column("weight")
+        if values is None:
+            return None
+        try:
+            weights = values.astype(np.float64)
+        except (TypeError, ValueError):
+            raise DataError(f"The column `weight` must hold numbers; found {values[0]!r}.") from None
+        wrong = np.flatnonzero(~(weights >= 0) | ~np.isfinite(weights))
+        if wrong.size:
+            raise DataError(
+                f"The column `weight` must hold numbers >= 0; sample {wrong[0]} has {values[wrong[0]]!r}. "
+                "Rename the column if it means something else."
+            )
+        return weights
+
+    @cached_property
+    def words(self) -> NDArray[np.float32]:
+        """(N, d) sketch of the label tokens of each sample."""
+        return label_words(self.inputs)
+
+    @cached_property
+    def label_tokens(self) -> NDArray[np.int32]:
+        """(N,) label tokens of each sample."""
+        return self.label_tokens_of(None)
+
+    def label_tokens_of(self, rows: NDArray[np.int64] | None) -> NDArray[np.int32]:
+        """(n,) label tokens of some samples, or of all; counted through the collator where it makes the
+        labels (TRL's)."""
+        samples = taken(self.inputs, rows)
+        if "labels" not in (getattr(samples, "column_names", None) or ()):
+            batches = (self.collate([samples[i]]) for i in range(len(samples)))
+            counts = [int((batch["labels"][..., 1:] != -100).sum()) for batch in batches]
+        elif hasattr(samples, "with_format"):
+            tables = samples.select_columns("labels").with_format("arrow").iter(batch_size=10_000)
+            counts = [
+                count for table in tables for chunk in table["labels"].chunks for count in _counts(chunk)
+            ]
+        else:
+            counts = [sum(label != -100 for label in labels[1:]) for labels in samples["labels"]]
+        return np.array(counts, dtype=np.int32)
+
+    def batches(self, rows: NDArray[np.int64], size: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Batches of `size` samples from `rows`, again and again; with the number of samples."""
+        turn = cycle(rows.tolist())
+        while True:
+            yield size, self.collate([self.inputs[next(turn)] for _ in range(size)])
+
+    def described(self, needs: frozenset[str] = frozenset()) -> Signals:
+        """What is known of all samples without a model: domain and weight, and `num_tokens` and `words` if
+        they are needed."""
+        return Signals(
+            len(self),
+            domain=self.domain,
+            weight=self.weight,
+            num_tokens=self.label_tokens if "num_tokens" in needs else None,
+            words=self.words if "words" in needs else None,
+        )
+
+    def _column(self, name: str) -> NDArray[Any] | None:
+        if name not in (getattr(self.dataset, "column_names", None) or ()):
+            return None
+        return np.array(self.dataset[name])
+
+
+@dataclass(frozen=True, eq=False)
+class RunContext:
+    """What decisions may use. The Trainer builds one for each decision; so do the commands without a run."""
+
+    recipe: Recipe
+    """With what was measured on this machine."""
+    train: Samples
+    scorer: Callable[[], Scorer]
+    """Gives what computes signals of the training samples; loads it if need be."""
+    record: Record
+    folder: Path
+    """Of the run; decisions are written below it."""
+    model: nn.Module | None = None
+    """The model that trains; None in a command that loads none."""
+    proxied: bool = False
+    """Whether another model than the one that trains computes the signals."""
+    optimizer: Optimizer | None = None
+    validation: Samples | None = None
+    validation_sets: int = 0
+    """Sets of validation data that were given."""
+    layout: Layout | None = None
+    """How a plan becomes steps; None outside of a run."""
+    tokenizer: Any = None
+    autocast: torch.dtype | None = None
+    """What training computes in; None for the weights' own type."""
+    device: str = "cpu"
+    max_grad_norm: float = 0.0
+    adam: bool = True
+    """Whether the optimizer keeps second moments of gradients."""
+    sharded: bool = False
+    """Whether no process holds the whole model."""
+    shared: Path | None = None
+    """Folder in which several runs keep the signals that they have in common."""
+    store: Path | None = None
+    """Folder in which signals are kept, so that interrupted scoring resumes; None for memory."""
+    progress: bool = False
+    say: Callable[[str], object] = print
+    """Gets sentences for the user, on the first rank."""
+    save_recipe: Callable[[Recipe], object] = lambda _: None
+    """Writes the recipe with what was measured, before anything depends on it; a collective call."""
+    time_training: Callable[[NDArray[np.int64]], float] | None = None
+    """Measures the seconds per sample of a training step, over some samples."""
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.recipe.seed
+
+    @property
+    def in_run(self) -> Layout:
+        """How a plan becomes steps, in a run."""
+        assert self.layout is not None
+        return self.layout
+
+
+def taken(samples: Any, rows: NDArray[np.int64] | None) -> Any:
+    """Some rows of samples, or all of them."""
+    if rows is None:
+        return samples
+    return samples.select(rows) if hasattr(samples, "select") else Subset(samples, rows.tolist())
+
+
+def _counts(labels: Any) -> NDArray[np.int64]:
+    """Label tokens in each list of an Arrow array; the first token of a sample is never predicted."""
+    ends = np.cumsum(labels.value_lengths().to_numpy())
+    before = np.concatenate([[0], np.cumsum(labels.flatten().to_numpy() != -100)])
+    firsts = np.concatenate([[0], ends])[:-1] + 1
+    return before[ends] - before[np.minimum(firsts, ends)]

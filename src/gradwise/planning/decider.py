@@ -1,0 +1,98 @@
+"""One decision of a run, made at its start or again while it trains."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+from gradwise.methods.interfaces import Arrays
+from gradwise.planning.context import RunContext
+from gradwise.training.layout import Schedule
+from gradwise.training.plan import Plan
+
+
+class Cost(NamedTuple):
+    """What decisions are expected to cost while a run trains."""
+
+    seconds: float = 0.0
+    """Of decisions at certain steps, in total."""
+    seconds_per_step: float = 0.0
+    """Of decisions that recur, spread over the steps."""
+    fraction: float = 0.0
+    """Of the training's forward/backward passes."""
+
+    def plus(self, other: "Cost") -> "Cost":
+        """Both together."""
+        return Cost(*(own + others for own, others in zip(self, other, strict=True)))
+
+
+class Decider(ABC):
+    """Decides a part of what a run trains on.
+
+    The planner calls, before anything is trained: `check`, `prepare`, then `decide` at step 0 for the first
+    plan, then `planned`. While the run trains it calls `decide` before every step at which the decision is
+    `due`, with the weights as they are then. What a decider remembers goes into checkpoints through
+    `state_dict`.
+
+    Base methods do nothing, so that a decider defines only what it needs.
+    """
+
+    name: ClassVar[str]
+    """Section of the recipe, and prefix of its arrays in a checkpoint."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Signals of every sample that must be known before the first step."""
+        return frozenset()
+
+    def check(self, context: RunContext) -> None:
+        """Refuse, before anything is spent, what could not be decided later; raises RecipeError."""
+
+    def prepare(self, context: RunContext) -> None:
+        """Settle what the decision may cost, write down what was measured for that, and say it."""
+
+    def planned(self, context: RunContext, plan: Plan) -> dict[str, Any]:
+        """Settle what depends on the first plan; returns plain values for the record."""
+        return {}
+
+    def forecast(self, context: RunContext) -> Cost:
+        """What deciding is expected to cost from now on."""
+        return Cost()
+
+    @property
+    def recurs(self) -> bool:
+        """Whether the decision can be due after the first step."""
+        return False
+
+    def due(self, step: int, schedule: Schedule) -> bool:
+        """Whether to decide before a step."""
+        return False
+
+    @abstractmethod
+    def decide(self, context: RunContext, plan: Plan, step: int) -> Plan:
+        """The plan from `step` on; the segments that were served stay as they are.
+
+        Args:
+            context: of the run.
+            plan: followed so far.
+            step: optimizer steps done.
+        """
+
+    def state_dict(self) -> Arrays:
+        """What has to be remembered besides the plan; empty if nothing is left to decide."""
+        return {}
+
+    def load_state_dict(self, arrays: Arrays, context: RunContext) -> None:
+        """Remember what `state_dict` gave."""
+
+    def check_resumed(self, context: RunContext, plan: Plan, step: int) -> None:
+        """Raise CheckpointError if the plan of a resumed run does not fit what is still to be decided."""
+
+
+def served(schedule: Schedule, step: int) -> int:
+    """Segments of the plan that were served before a step."""
+    batches = schedule.batches
+    return batches.segment(step) if step < batches.steps else len(batches.plan.segments)
+
+
+def rounded(seconds: dict[str, float]) -> dict[str, float]:
+    """Seconds of the parts of a decision, for the record."""
+    return {name: round(value, 4) for name, value in seconds.items()}

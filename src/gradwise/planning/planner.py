@@ -1,0 +1,207 @@
+"""Lets the deciders of a run decide: before its first step, and before each step at which one of them is
+due."""
+
+import time
+from collections.abc import Iterator
+
+from gradwise.errors import PlanError
+from gradwise.methods.interfaces import Arrays
+from gradwise.planning.annealing import Annealing
+from gradwise.planning.context import RunContext
+from gradwise.planning.decider import Cost, Decider
+from gradwise.planning.epochs import continued, cut_where_due
+from gradwise.planning.ordering import Ordering
+from gradwise.planning.scoring import check_samples, pool_signals
+from gradwise.planning.selecting import Selecting
+from gradwise.recipe import Recipe
+from gradwise.training.layout import Layout, Schedule
+from gradwise.training.plan import Plan
+
+
+class Planner:
+    """Makes the plan that a recipe's `select`, `order` and `anneal` ask for, and changes it while the run
+    trains.
+
+    Args:
+        recipe: of the run.
+        batch_size: samples of a step.
+    """
+
+    def __init__(self, recipe: Recipe, batch_size: int) -> None:
+        anneal = recipe.anneal
+        self.ordering = Ordering(recipe.order, batch_size)
+        self.selecting = Selecting(
+            recipe.select,
+            self.ordering,
+            until=lambda schedule: self.annealing.onsets(schedule) if self.annealing else (),
+            last=None if anneal is None else anneal.last,
+            keeps=anneal is not None and anneal.pool == "selection",
+        )
+        self.annealing = None
+        if anneal is not None:
+            frozen = recipe.layers.policy is not None
+            self.annealing = Annealing(anneal, self.selecting, self.ordering, freezes_layers=frozen)
+        # In the order in which they decide at one step: what is selected, then how it is ordered.
+        parts = (self.selecting, self.annealing, self.ordering)
+        self.deciders: list[Decider] = [part for part in parts if part is not None]
+        self._methods = {"select": recipe.select, "order": recipe.order}
+        if anneal is not None:
+            self._methods["anneal"] = anneal
+
+    # ---- before the first step -----------------------------------------------------------------------------
+
+    def first(self, context: RunContext) -> Plan:
+        """The plan of a run that begins."""
+        check_samples(context, self._methods)
+        for decider in self.deciders:
+            decider.check(context)
+        for decider in self.deciders:
+            decider.prepare(context)
+        self._score(context)
+        start = time.perf_counter()
+        plan, details = self.selecting.first_plan(context)
+        for decider in self.deciders:
+            details |= decider.planned(context, plan)
+        plan = self._cut(context.in_run, plan)
+        context.record.event(
+            "plan",
+            0,
+            time.perf_counter() - start,
+            order=self.ordering.method.method,
+            pool=plan.pool,
+            length=len(plan),
+            epochs=plan.epochs_of_run,
+            digest=plan.digest,
+            **details,
+        )
+        return plan
+
+    def _score(self, context: RunContext) -> None:
+        """Score the pool once for all decisions that need it before the first step."""
+        needs = self.selecting.needs | self.ordering.needs
+        scored = pool_signals(context, needs, self.selecting.rows)
+        if needs:
+            context.record.event(
+                "signals",
+                0,
+                scored.seconds,
+                quantities=sorted(needs),
+                samples=len(scored.signals),
+                set_aside=len(scored.bad),
+                first=scored.bad[:8].tolist(),
+                **({"shared": True} if scored.shared else {}),
+            )
+        self.selecting.scored(scored)
+
+    def forecast(self, context: RunContext) -> Cost:
+        """What deciding is expected to cost while the run trains."""
+        total = Cost()
+        for decider in self.deciders:
+            total = total.plus(decider.forecast(context))
+        return total
+
+    # ---- while the run trains ------------------------------------------------------------------------------
+
+    def due(self, step: int, schedule: Schedule) -> bool:
+        """Whether anything is decided before a step, or further epochs are laid out."""
+        return _runs_out(step, schedule) or any(decider.due(step, schedule) for decider in self.deciders)
+
+    def again(self, context: RunContext, plan: Plan, step: int) -> Plan:
+        """The plan from `step` on; what was served stays.
+
+        Args:
+            context: of the run.
+            plan: followed so far.
+            step: optimizer steps done.
+        """
+        layout = context.in_run
+        if _runs_out(step, layout.schedule(plan)):
+            plan = self._continued(context, plan, step)
+        for decider in self._due_deciders(layout, plan, step):
+            before = [len(segment) for segment in plan.segments]
+            plan = decider.decide(context, plan, step)
+            if [len(segment) for segment in plan.segments] != before:
+                plan = self._cut(layout, plan, step)
+        return plan
+
+    def _due_deciders(self, layout: Layout, plan: Plan, step: int) -> Iterator[Decider]:
+        schedule = layout.schedule(plan)
+        return (decider for decider in self.deciders if decider.due(step, schedule))
+
+    def _continued(self, context: RunContext, plan: Plan, step: int) -> Plan:
+        """The plan with further epochs, cut where decisions are due in them."""
+        start = time.perf_counter()
+        longer = self._cut(context.in_run, continued(plan), step)
+        context.record.event(
+            "epochs",
+            step,
+            time.perf_counter() - start,
+            first=plan.epochs,
+            last=longer.epochs - 1,
+            length=len(longer),
+            digest=longer.digest,
+        )
+        return longer
+
+    def _cut(self, layout: Layout, plan: Plan, step: int = 0) -> Plan:
+        """The plan with what is ahead of `step` in segments that end where a decision is due."""
+        recurring = [decider for decider in self.deciders if decider.recurs]
+        if not recurring or layout.pack is not None:
+            return plan
+        schedule = layout.schedule(plan)
+
+        def due(later: int) -> bool:
+            return any(decider.due(later, schedule) for decider in recurring)
+
+        return cut_where_due(plan, schedule.batches, due, after=schedule.batches.segment(step))
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> Arrays:
+        """What has to be remembered besides the plan, by decider."""
+        return {
+            f"{decider.name}.{name}": values
+            for decider in self.deciders
+            for name, values in decider.state_dict().items()
+        }
+
+    def load_state_dict(self, arrays: Arrays, context: RunContext) -> None:
+        """Remember what `state_dict` gave."""
+        for decider in self.deciders:
+            prefix = f"{decider.name}."
+            own = {name[len(prefix) :]: each for name, each in arrays.items() if name.startswith(prefix)}
+            decider.load_state_dict(own, context)
+
+    def check_resumed(self, context: RunContext, plan: Plan, step: int) -> None:
+        """Raise CheckpointError if the plan is not cut at the decisions that are still to come."""
+        for decider in self.deciders:
+            decider.check_resumed(context, plan, step)
+
+
+class FixedPlanner(Planner):
+    """A planner whose plan was made by somebody else; nothing is decided.
+
+    Args:
+        plan: to be followed.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.deciders = []
+        self._plan = plan
+
+    def first(self, context: RunContext) -> Plan:
+        plan = self._plan
+        if plan.dropped is not None or plan.until is not None:
+            raise PlanError("The plan holds only a part of another run, whose later epochs it does not know.")
+        if (asked := context.in_run.epochs_needed(plan)) > plan.epochs:
+            raise PlanError(
+                f"The plan has {plan.epochs} epochs, and the run asks for {asked:,}; train less, or give a "
+                "plan with as many."
+            )
+        return plan
+
+
+def _runs_out(step: int, schedule: Schedule) -> bool:
+    """Whether the epochs laid out end before a step, and others follow."""
+    batches = schedule.batches
+    return step == batches.steps and batches.plan.until is not None

@@ -1,0 +1,283 @@
+"""Signals that the decisions of a run need, and no others; and how fast they can be had."""
+
+import time
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradwise.errors import RecipeError
+from gradwise.methods.costs import Speeds
+from gradwise.methods.interfaces import Arrays, Method, Selector
+from gradwise.numerics.sampling import evenly
+from gradwise.planning.context import RunContext, Samples, Scorer, taken
+from gradwise.planning.shared import key_of, measured_once
+from gradwise.signals import Signals, collect
+from gradwise.signals.wanted import QUANTITIES
+
+GRADIENT_SETTINGS = ("parameters", "grad_dim", "grad_dtype")
+"""Settings that gradients depend on, besides the seed."""
+
+FEW, MORE = 4, 20
+"""Samples of the two scoring runs whose difference is the time per sample."""
+
+COUNTED = 200
+"""Samples whose label tokens are counted to estimate their mean."""
+
+WIDTH = 2048
+"""Rows of the matrix product that is timed."""
+
+DIGITS = 4
+"""Significant digits of a measured speed in the recipe, which people read; more would be noise."""
+
+
+class PoolSignals(NamedTuple):
+    """Signals of the samples that are scored before the first step."""
+
+    signals: Signals
+    rows: NDArray[np.int64] | None
+    """Their positions in the pool, ascending; None for all of it."""
+    seconds: float = 0.0
+    """What computing them cost."""
+    shared: bool = False
+    """Whether another run computed them."""
+
+    @property
+    def bad(self) -> NDArray[np.int64]:
+        """Positions in the pool of samples that could not be measured."""
+        places = (
+            np.flatnonzero(~self.signals.ok) if self.signals.ok is not None else np.zeros(0, dtype=np.int64)
+        )
+        return places if self.rows is None else self.rows[places]
+
+
+def check_samples(context: RunContext, methods: dict[str, Method]) -> None:
+    """Raise RecipeError where a decision scores samples that are no token sequences with labels, such as
+    pairs of a chosen and a rejected answer.
+
+    Args:
+        context: of the run.
+        methods: those that decide, by the name of their section.
+    """
+    reading = [f"{section}: {method.method}" for section, method in methods.items() if _reads_tokens(method)]
+    samples = context.train.inputs
+    if not reading or not len(samples):
+        return
+    sample = samples[0]
+    if "input_ids" in sample and "labels" in context.train.collate([sample]):
+        return
+    missing = "labels" if "input_ids" in sample else "input_ids"
+    raise RecipeError(
+        f"{reading[0]} scores single sequences of input_ids with labels, and the training data have no "
+        f"{missing} (found {', '.join(sample)}); with such data take select: full or random, order: shuffle "
+        "or given, and leave anneal out."
+    )
+
+
+def _reads_tokens(method: Method) -> bool:
+    needs = method.needs | getattr(method, "validation_needs", frozenset())
+    return bool(needs & {*QUANTITIES, "num_tokens", "words"})
+
+
+def pool_signals(
+    context: RunContext, needs: frozenset[str], rows: NDArray[np.int64] | None = None
+) -> PoolSignals:
+    """The signals that are needed of the training samples, with their domains and weights.
+
+    Args:
+        context: of the run; its record is charged.
+        needs: names of signals.
+        rows: positions of the samples to score, ascending. If unset, all of them.
+
+    Raises:
+        RecipeError: domains are needed and the data have no such column, or the model is sharded.
+        DataError: a weight is negative or no number.
+    """
+    known = context.train.described(needs & {"words"})
+    if "domain" in needs and known.domain is None:
+        raise RecipeError(
+            "order: interleave, order.units: domains and select.domain_minimum need a `domain` column in the "
+            "training data; add it, or choose another setting."
+        )
+    if rows is not None:
+        known = known.take(rows)
+    quantities = sorted(needs & set(QUANTITIES))
+    if not quantities and "num_tokens" not in needs:
+        return PoolSignals(known, rows)
+
+    def measure() -> Arrays:
+        if not quantities:
+            return {"num_tokens": context.train.label_tokens_of(rows)}
+        found = _collect(context, context.scorer(), rows, quantities)
+        arrays = {name: found.require(name, "the plan") for name in [*quantities, "num_tokens", "ok"]}
+        # A proxy's tokens are not those that will be trained on.
+        return arrays | {"num_tokens": context.train.label_tokens_of(rows)} if context.proxied else arrays
+
+    if context.shared is None:
+        start = time.perf_counter()
+        arrays = measure()
+        return PoolSignals(replace(known, **arrays), rows, time.perf_counter() - start)  # type: ignore[arg-type]
+    if context.layout is not None and context.layout.ranks > 1:
+        raise RecipeError("shared_signals is for runs of one process each; leave it out under torchrun.")
+    with context.record.uncharged():
+        scorer, settings = context.scorer(), context.recipe.signals
+        options: dict[str, Any] = {}
+        if {"grad", "grad_norm"} & set(quantities):
+            options = {name: getattr(settings, name) for name in GRADIENT_SETTINGS} | {"seed": context.seed}
+        key = key_of(
+            scorer.model,
+            taken(scorer.samples, rows),
+            quantities=quantities or ["num_tokens"],
+            batch_tokens=settings.batch_tokens,
+            collator=repr(scorer.collate),
+            autocast=str(context.autocast),
+            **options,
+        )
+    done = measured_once(context.shared, key, measure, context.record)
+    return PoolSignals(replace(known, **done.arrays), rows, done.seconds, done.shared)  # type: ignore[arg-type]
+
+
+def signals_now(
+    context: RunContext, rows: NDArray[np.int64], needs: frozenset[str], *, use_optimizer: bool = False
+) -> Signals:
+    """Signals of some training samples at the model's present weights, in the order of `rows`, with their
+    domains, weights and label tokens.
+
+    Args:
+        context: of the run.
+        rows: positions of the samples.
+        needs: names of signals; nothing is measured if none of them is a quantity.
+        use_optimizer: divide gradients by the root of the optimizer's second moments.
+    """
+    samples, quantities = context.train, sorted(needs & set(QUANTITIES))
+    domain = None if samples.domain is None else samples.domain[rows]
+    weight = None if samples.weight is None else samples.weight[rows]
+    if not quantities:
+        tokens = samples.label_tokens_of(rows)
+        return Signals(len(rows), num_tokens=tokens, domain=domain, weight=weight)
+    measured = _collect(context, context.scorer(), rows, quantities, use_optimizer=use_optimizer)
+    return replace(measured, domain=domain, weight=weight)
+
+
+def validation_signals(
+    context: RunContext, needs: frozenset[str], most: int | None, *, use_optimizer: bool = False
+) -> Signals:
+    """Signals of `most` validation samples, evenly spread over them, or of all."""
+    assert context.validation is not None and context.model is not None
+    scorer = Scorer(context.model, spread_over(context.validation, most), context.validation.collate)
+    return _collect(context, scorer, None, sorted(needs & set(QUANTITIES)), use_optimizer=use_optimizer)
+
+
+def spread_over(samples: Samples, most: int | None) -> Any:
+    """The inputs of `most` samples, evenly spread over all of them; all where there are no more."""
+    count = len(samples)
+    return taken(samples.inputs, None if most is None or most >= count else evenly(count, most))
+
+
+def in_pool(context: RunContext, signals: Signals, rows: NDArray[np.int64], needs: frozenset[str]) -> Signals:
+    """Signals of some samples as those of the pool, NaN for the others; only the quantities that are
+    needed."""
+    values: dict[str, Any] = {}
+    for name in needs & set(QUANTITIES):
+        measured = signals.require(name, "the order")
+        values[name] = np.full((len(context.train), *measured.shape[1:]), np.nan, dtype=measured.dtype)
+        values[name][rows] = measured
+    return replace(context.train.described(needs & {"words"}), **values)
+
+
+def _collect(
+    context: RunContext,
+    scorer: Scorer,
+    rows: NDArray[np.int64] | None,
+    quantities: list[str],
+    *,
+    use_optimizer: bool = False,
+) -> Signals:
+    if context.sharded and not context.proxied:
+        raise RecipeError(
+            f"select, order and anneal cannot measure the {quantities[0]} of a sharded model yet; use "
+            "others, or for the first two name a smaller model under signals.model."
+        )
+    settings = context.recipe.signals
+    return collect(
+        scorer.model,
+        taken(scorer.samples, rows),
+        scorer.collate,
+        want=quantities,  # type: ignore[arg-type]
+        parameters=settings.parameters,
+        grad_dim=settings.grad_dim,
+        grad_dtype=settings.grad_dtype,
+        precondition=context.optimizer if use_optimizer else None,
+        batch_tokens=settings.batch_tokens,
+        store=context.store,
+        seed=context.seed,
+        progress=context.progress,
+        autocast=context.autocast,
+    )
+
+
+# ---- speeds ------------------------------------------------------------------------------------------------
+
+
+class ScoringSpeed(NamedTuple):
+    """Seconds of a scoring run."""
+
+    startup: float
+    """Whatever its size."""
+    per_sample: float
+    """More than 0."""
+
+
+def scoring_speed(context: RunContext, rows: NDArray[np.int64], needs: frozenset[str]) -> ScoringSpeed:
+    """The speed at the model's present weights, from scoring all of `rows` and a few of them.
+
+    Args:
+        context: of the run.
+        rows: positions of `MORE` samples, or of all where there are fewer.
+        needs: names of signals.
+    """
+
+    def seconds_of(chosen: NDArray[np.int64]) -> float:
+        start = time.perf_counter()
+        signals_now(context, chosen, needs)
+        return time.perf_counter() - start
+
+    few = rows[:: max(1, len(rows) // FEW)][:FEW]
+    seconds_of(few)  # allocates, compiles
+    small, large = seconds_of(few), seconds_of(rows)
+    # Noise can suggest that more samples take no longer; they take some time all the same.
+    each = max((large - small) / max(1, len(rows) - len(few)), 1e-3 * large / len(rows))
+    return ScoringSpeed(max(0.0, small - len(few) * each), each)
+
+
+def measured_speeds(context: RunContext, method: Selector) -> Speeds:
+    """Speeds of this machine, on samples from all over the pool; a collective call."""
+    assert context.time_training is not None and context.model is not None
+    method.warm_up()
+    places = evenly(len(context.train), COUNTED)
+    learnt = places[context.train.label_tokens_of(places) > 0]
+    rows = learnt[evenly(len(learnt), MORE)] if learnt.size else places[:MORE]
+    scoring = scoring_speed(context, rows, method.needs)
+    seconds = {
+        "train": context.time_training(rows),
+        "score": scoring.per_sample,
+        "startup": scoring.startup,
+        "compare": _seconds_per_pair(getattr(context.model.config, "hidden_size", 512)),
+    }
+    return Speeds(**{name: float(f"{value:.{DIGITS}g}") for name, value in seconds.items()})
+
+
+def mean_label_tokens(samples: Samples) -> float:
+    """Label tokens of a sample on average, estimated from some of them."""
+    return float(samples.label_tokens_of(evenly(len(samples), COUNTED)).mean())
+
+
+def _seconds_per_pair(width: int) -> float:
+    """Seconds per pair of rows whose product is computed; each pair is computed once in the graph."""
+    x = torch.ones(WIDTH, width)
+    _ = x @ x.T
+    start = time.perf_counter()
+    _ = x @ x.T
+    return (time.perf_counter() - start) / WIDTH**2 / 2

@@ -1,0 +1,323 @@
+"""Selects what a run trains on: at its start, and again while it trains if the method refreshes its
+selection."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.errors import RecipeError
+from gradwise.methods.costs import Forecast, Size, Speeds
+from gradwise.methods.decision import Selection
+from gradwise.methods.interfaces import Arrays, SelectionState, Selector
+from gradwise.planning.context import RunContext
+from gradwise.planning.decider import Cost, Decider, rounded, served
+from gradwise.planning.epochs import (
+    epoch_length,
+    epochs_ahead,
+    epochs_from,
+    laid_out,
+    make_plan,
+    repeated,
+)
+from gradwise.planning.ordering import Ordering
+from gradwise.planning.picks import keep_picks
+from gradwise.planning.scoring import PoolSignals, mean_label_tokens, measured_speeds, signals_now
+from gradwise.ranks import on_first
+from gradwise.signals import Signals
+from gradwise.signals.wanted import QUANTITIES
+from gradwise.training.arguments import decay_steps
+from gradwise.training.layout import Schedule
+from gradwise.training.plan import Plan
+
+CHOSEN = "chosen"
+"""Array in a checkpoint: samples selected for good, from which the annealing phase chooses."""
+
+
+class FirstSelection(NamedTuple):
+    """A selection before the first step."""
+
+    selection: Selection
+    state: SelectionState | None
+    """What the method remembers."""
+    known: Signals
+    """Signals of the whole pool, by which the selection is put in order."""
+
+
+def first_selection(
+    method: Selector,
+    context: RunContext,
+    scored: PoolSignals,
+    *,
+    order_needs: frozenset[str] = frozenset(),
+    forecast: Forecast | None = None,
+    took: dict[str, float] | None = None,
+) -> FirstSelection:
+    """What a method selects before the first step, in a run or outside of one.
+
+    Args:
+        method: that selects.
+        context: the samples and the seed.
+        scored: signals of the samples that were scored.
+        order_needs: signals by which the selection is put in order.
+        forecast: how often the selection is refreshed.
+        took: gets the seconds of its parts.
+    """
+    state = method.begin(
+        scored.signals,
+        looked=scored.rows,
+        pool=len(context.train),
+        seed=context.seed,
+        device=context.device,
+        took=took,
+        forecast=forecast,
+    )
+    known = scored.signals if scored.rows is None else context.train.described(order_needs | {"num_tokens"})
+    selection = method.pick(state, known, seed=context.seed).without(scored.bad)
+    return FirstSelection(selection, state, known)
+
+
+class Selecting(Decider):
+    """The decision of `select`.
+
+    Args:
+        method: that selects.
+        ordering: puts what is selected in order.
+        until: steps from which on a refresh no longer counts, given a schedule; empty for never.
+        keeps: whether the annealing phase will ask what was selected.
+    """
+
+    name = "select"
+
+    def __init__(
+        self,
+        method: Selector,
+        ordering: Ordering,
+        *,
+        until: Callable[[Schedule], tuple[int, ...]],
+        last: float | None,
+        keeps: bool,
+    ) -> None:
+        self._needs, self._ordering, self._until = method.needs, ordering, until
+        self._last, self._keeps = last, keeps
+        self._forecast: Forecast | None = None
+        self._steps = 0
+        self._rows: NDArray[np.int64] | None = None
+        self._scored: PoolSignals | None = None
+        self._state: SelectionState | None = None
+        self._picks: NDArray[np.int64] | None = None
+        self._chosen: NDArray[np.int64] | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self._needs
+
+    @property
+    def rows(self) -> NDArray[np.int64] | None:
+        """Positions of the samples to score before the first step; None for all."""
+        return self._rows
+
+    def scored(self, signals: PoolSignals) -> None:
+        """Take the signals that the first decision is made from."""
+        self._scored = signals
+
+    # ---- before the first step -----------------------------------------------------------------------------
+
+    def prepare(self, context: RunContext) -> None:
+        method, scores_all = context.recipe.select, bool(self._ordering.needs & set(QUANTITIES))
+        start = time.perf_counter()
+        size = partial(self._size, context)
+        budgeted = method.budgeted(
+            size, partial(_speeds, context, method), once=self._once(context), scores_all=scores_all
+        )
+        if budgeted is None:
+            return
+        filled = {name: getattr(budgeted.method, name) for name in method.left_to_run}
+        # Written down before anything depends on it.
+        context.save_recipe(replace(context.recipe, select=replace(method, **filled)))
+        self._forecast = budgeted.forecast
+        context.record.event("forecast", 0, time.perf_counter() - start, **budgeted.forecast.as_dict())
+        context.say(budgeted.sentence)
+        candidates, pool = budgeted.forecast.candidates, len(context.train)
+        if candidates < pool and scores_all:
+            raise RecipeError(
+                f"order: {self._ordering.method.method} needs signals of all samples, and select.candidates "
+                f"scores {candidates:,} of {pool:,}; give candidates: all."
+            )
+        self._rows = budgeted.method.rows_to_score(pool, context.train.domain, context.seed)
+
+    def _size(self, context: RunContext) -> Size:
+        """The run's size before anything is selected, without its annealing phase."""
+        layout, pool = context.in_run, len(context.train)
+        self._steps = layout.max_steps
+        if not self._steps:
+            picks = context.recipe.select.size_in_run(pool, partial(mean_label_tokens, context.train))
+            self._steps = math.ceil(layout.epochs * math.ceil(picks / layout.batch_size))
+        annealing = 0 if self._last is None else decay_steps(self._last, self._steps)
+        return Size(pool, self._steps - annealing, layout.batch_size)
+
+    def _once(self, context: RunContext) -> str | None:
+        """Why the selection cannot be refreshed, if so."""
+        if context.proxied:
+            return "signals.model scores with a model that does not learn"
+        if self._ordering.needs & set(QUANTITIES):
+            return f"order: {self._ordering.method.method} goes by what was measured before the run"
+        if context.in_run.pack is not None:
+            return "packing cannot go with that yet"
+        return None
+
+    def decide(self, context: RunContext, plan: Plan, step: int) -> Plan:
+        return self._refreshed(context, plan, step)
+
+    def first_plan(self, context: RunContext) -> tuple[Plan, dict[str, Any]]:
+        """The plan of a run that begins, not yet cut; and plain values for the record."""
+        assert self._scored is not None
+        start, took = time.perf_counter(), {}
+        method, seed, layout = context.recipe.select, context.seed, context.in_run
+        selection, state, known = first_selection(
+            method,
+            context,
+            self._scored,
+            order_needs=self._ordering.needs,
+            forecast=self._forecast,
+            took=took,
+        )
+        took["selection"] = time.perf_counter() - start - sum(took.values())
+        self._state = state if state is not None and state.every else None
+        one = make_plan(selection, self._ordering, known, epochs=1, seed=seed)
+        epochs = layout.epochs_needed(one)
+        ahead = min(epochs, epochs_ahead(len(one)))
+        plan = make_plan(selection, self._ordering, known, epochs=ahead, seed=seed)
+        if ahead < epochs and layout.pack is not None:
+            raise RecipeError(
+                f"A packed run lays out all of its epochs at once, and {epochs:,} are more than the "
+                f"{plan.epochs:,} that a plan holds; train fewer epochs or steps, or set packing: false."
+            )
+        plan = replace(plan, until=epochs) if ahead < epochs else plan
+        if self._state is None and self._keeps:
+            self._chosen = np.unique(selection.indices)
+        self._picks, self._scored = selection.indices, None
+        keep_picks(context, selection, step=0)
+        if advice := method.advice(selection):
+            context.say(advice)
+        return plan, {
+            "select": method.method,
+            "selected": len(np.unique(selection.indices)),
+            "weighted": selection.weights is not None,
+            "parts": rounded(took),
+            **selection.details,
+        }
+
+    # ---- while the run trains ------------------------------------------------------------------------------
+
+    def forecast(self, context: RunContext) -> Cost:  # noqa: ARG002
+        if self._forecast is None:
+            return Cost()
+        return Cost(seconds_per_step=self._forecast.refreshes / self._steps)
+
+    @property
+    def recurs(self) -> bool:
+        return self._state is not None
+
+    def due(self, step: int, schedule: Schedule) -> bool:
+        if self._state is None or step == 0 or step % self._state.every:
+            return False
+        until = self._until(schedule)
+        return not (until and step >= until[0])
+
+    def _refreshed(self, context: RunContext, plan: Plan, step: int) -> Plan:
+        method, state = _method(context), self._state
+        assert state is not None
+        start = time.perf_counter()
+        anchors = method.anchors_at(state, step)
+        if not anchors.size:
+            seconds = time.perf_counter() - start
+            context.record.event("refresh", step, seconds, anchors=0, digest=plan.digest)
+            return plan
+        measured = signals_now(context, state.sample[anchors], method.needs)
+        took = {"signals": time.perf_counter() - start}
+        done = method.refresh(state, anchors, measured, step, device=context.device)
+        took["graph"] = done.graph_seconds
+        took["propagation"] = time.perf_counter() - start - sum(took.values())
+        before = self.picked(context)
+        known = self._known(context)
+        selection = method.pick(done.state, known, seed=context.seed)
+        after = self._following(context, plan, selection, known, step, done.state.refreshes)
+        took["selection"] = time.perf_counter() - start - sum(took.values())
+        self._state, self._picks = done.state, selection.indices
+        keep_picks(context, selection, step=step)
+        context.record.event(
+            "refresh",
+            step,
+            time.perf_counter() - start,
+            parts=rounded(took),
+            anchors=len(anchors),
+            set_aside=0 if measured.ok is None else int((~measured.ok).sum()),
+            **done.details(),
+            stayed=len(np.intersect1d(before, selection.indices)),
+            selected=len(np.unique(selection.indices)),
+            digest=after.digest,
+            **selection.details,
+        )
+        return after
+
+    def _following(
+        self, context: RunContext, plan: Plan, selection: Selection, known: Signals, step: int, refreshes: int
+    ) -> Plan:
+        """The plan with epochs of a new selection from `step` on, each in a new order."""
+        schedule = context.in_run.schedule(plan)
+        steps = schedule.batches.steps_per_epoch
+        epochs, length = epochs_from(plan, step // steps), epoch_length(plan)
+        segments = [
+            repeated(
+                selection,
+                self._ordering,
+                known,
+                first=refreshes * (plan.epochs_of_run + 1) + epoch,
+                length=length - (step % steps * context.in_run.batch_size if epoch == step // steps else 0),
+                epoch=epoch,
+                seed=context.seed,
+            )
+            for epoch in epochs
+        ]
+        return laid_out(plan, segments, served(schedule, step), epochs)
+
+    def picked(self, context: RunContext) -> NDArray[np.int64]:
+        """Positions of the samples that are selected now."""
+        if self._chosen is not None:
+            return self._chosen
+        if self._picks is None:
+            method = _method(context)
+            self._picks = method.pick(self._state, self._known(context), seed=context.seed).indices
+        return self._picks
+
+    def _known(self, context: RunContext) -> Signals:
+        """What does not change about the pool."""
+        return context.train.described(self._ordering.needs | {"num_tokens"})
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> Arrays:
+        if self._chosen is not None:
+            return {CHOSEN: self._chosen}
+        return {} if self._state is None else self._state.arrays()
+
+    def load_state_dict(self, arrays: Arrays, context: RunContext) -> None:
+        self._chosen = arrays.get(CHOSEN)
+        self._state = context.recipe.select.restored(arrays) if arrays and self._chosen is None else None
+
+
+def _method(context: RunContext) -> Selector:
+    """The method, with what was measured on this machine."""
+    return context.recipe.select
+
+
+def _speeds(context: RunContext, method: Selector) -> Speeds:
+    # Every rank measures, since training steps are taken together; the first one's speeds count.
+    mine = measured_speeds(context, method)
+    return on_first(lambda: mine)

@@ -1,0 +1,164 @@
+"""Every method goes through the same tests as a decision of a run: what it needs, checks, costs, when it is
+due, what it decides, what it remembers, and that a resumed run equals one that was never stopped."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from transformers import TrainerCallback
+
+import gradwise as gw
+from gradwise.methods import Anneal, OrderBy, Select
+from gradwise.planning import Planner
+from gradwise.planning.decider import Decider
+from gradwise.signals.wanted import QUANTITIES
+from tests.conftest import same_weights
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{name: {"count": 12} for name in ("random", "loss_top", "length_top", "grad_norm_top", "k_center")},
+    "grace": {"count": 12, "candidates": "all", "refresh_every": 2, "anchors": 0.5},
+    "d3": {"probes": 2, "target_samples": 4, "overhead": 1.0},
+}
+"""What a method needs to be told; the others have defaults for everything."""
+
+
+def _members(union: Any, section: str) -> list[Any]:
+    classes = get_args(get_args(union)[0])
+    return [pytest.param(section, cls, id=f"{section}-{cls.__name__}") for cls in classes]
+
+
+METHODS = [*_members(Select, "select"), *_members(OrderBy, "order"), *_members(Anneal, "anneal")]
+every_method = pytest.mark.parametrize(("section", "cls"), METHODS)
+
+KNOWN = {*QUANTITIES, "num_tokens", "domain", "words"}
+
+
+def _method(section: str, cls: Any) -> Any:
+    name = cls.__dataclass_fields__["method"].default
+    return cls(**(SETTINGS.get(name, {}) if section != "anneal" else {}))
+
+
+class StopAt(TrainerCallback):
+    """Asks the run to stop after a step, as a signal would."""
+
+    def __init__(self, trainer: gw.Trainer, step: int) -> None:
+        self.trainer, self.step = trainer, step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.session.stop_requested = state.global_step + 1 == self.step
+
+
+@pytest.fixture
+def make(story_model, arguments, speeches: Any) -> Callable[..., gw.Trainer]:
+    """A trainer over 24 samples in six steps of four, with one method that decides."""
+
+    def make(name: str, section: str, method: Any) -> gw.Trainer:
+        settings = {"lr_scheduler_type": "warmup_stable_decay"} if section == "anneal" else {}
+        if section != "anneal":
+            settings["lr_scheduler_type"] = "constant"
+        trainer = gw.Trainer(
+            story_model(),
+            arguments(name, max_steps=6, **settings),
+            train_dataset=speeches.select(range(24)),
+            eval_dataset=speeches.select(range(24, 36)),
+            recipe=gw.Recipe.from_dict({section: gw.Recipe(**{section: method}).to_dict()[section]}),
+        )
+        trainer.session.tell = lambda _: None
+        return trainer
+
+    return make
+
+
+def _decider(planner: Planner, section: str) -> Decider:
+    (found,) = [decider for decider in planner.deciders if decider.name == section]
+    return found
+
+
+@every_method
+def test_needs_are_signals_that_exist(section: str, cls: Any) -> None:
+    method = _method(section, cls)
+    assert method.needs <= KNOWN
+    assert getattr(method, "validation_needs", frozenset()) <= KNOWN
+
+
+@every_method
+def test_stopped_and_resumed_equals_uninterrupted(
+    make: Any, section: str, cls: Any, monkeypatch: Any
+) -> None:
+    """Beside the weights: nothing served is changed, costs are not negative, nothing is due twice."""
+    decided: list[int] = []
+    again = Planner.again
+
+    def watched(self: Planner, context: Any, plan: Any, step: int) -> Any:
+        after = again(self, context, plan, step)
+        assert np.array_equal(plan.indices[: 4 * step], after.indices[: 4 * step]), "what was served stays"
+        assert len(plan) == len(after)
+        decided.append(step)
+        return after
+
+    monkeypatch.setattr(Planner, "again", watched)
+    method = _method(section, cls)
+    whole = make("whole", section, method)
+    whole.train()
+    steps = list(decided)
+    assert steps == sorted(set(steps))
+    planner = whole.session.planner
+    assert all(value >= 0 for value in planner.forecast(whole.session.context()))
+    decider = _decider(planner, section)
+    assert decider.recurs == bool([step for step in steps if step > 0]) or section == "order"
+    stopped = make("stopped", section, method)
+    stopped.add_callback(StopAt(stopped, 4))
+    stopped.train()
+    assert stopped.session.stopped and stopped.state.global_step == 4
+    resumed = make("stopped", section, method)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.session.plan.digest == whole.session.plan.digest
+    assert same_weights(resumed.model, whole.model)
+
+
+@every_method
+def test_what_is_remembered_is_plain_arrays(make: Any, section: str, cls: Any) -> None:
+    """What a decider keeps, another takes, and gives back the same."""
+    trainer = make("run", section, _method(section, cls))
+    trainer.train()
+    context, planner = trainer.session.context(), trainer.session.planner
+    arrays = planner.state_dict()
+    assert all(isinstance(values, np.ndarray) and name.split(".")[0] in ("select", "order", "anneal")
+               for name, values in arrays.items())  # fmt: skip
+    other = Planner(trainer.session.recipe, batch_size=4)
+    other.load_state_dict(arrays, context)
+    assert set(other.state_dict()) == set(arrays)
+    for name, values in other.state_dict().items():
+        assert np.array_equal(values, arrays[name], equal_nan=values.dtype.kind == "f")
+    schedule = trainer.session.layout.schedule(trainer.session.plan)
+    due = [[planner.due(step, schedule) for planner in (planner, other)] for step in range(1, 6)]
+    if section != "order":  # which learns of the annealing phase from the plan
+        assert all(one == two for one, two in due)
+
+
+@every_method
+def test_events_say_what_was_decided(make: Any, tmp_path: Path, section: str, cls: Any) -> None:
+    method = _method(section, cls)
+    trainer = make("run", section, method)
+    trainer.train()
+    lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    events = {event["event"]: event for event in map(json.loads, lines)}
+    assert events["plan"]["select"] == trainer.session.recipe.select.method
+    assert events["plan"]["order"] == trainer.session.recipe.order.method
+    if section == "anneal":
+        assert events["anneal"]["method"] == method.method
+    if needs := method.needs & set(QUANTITIES):
+        assert section == "anneal" or needs <= set(events["signals"]["quantities"])
+
+
+def test_a_sharded_model_is_refused_before_anything_is_spent(make: Any) -> None:
+    for section, method in (("order", gw.D3()), ("anneal", gw.Direct())):
+        trainer = make(section, section, method)
+        trainer.session.open(None)
+        context = replace(trainer.session.context(), sharded=True)
+        with pytest.raises(gw.RecipeError, match="cannot measure a sharded model yet"):
+            trainer.session.planner.first(context)

@@ -1,0 +1,96 @@
+"""Imports point one way: a package uses only those before it, and nothing outside `methods` asks for a
+method's class."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "gradwise"
+
+ORDER = [
+    "text",
+    "errors",
+    "atomic",
+    "console",
+    "plain",
+    "settings",
+    "locks",
+    "temporary",
+    "places",
+    "precision",
+    "ranks",
+    "folders",
+    "stored",
+    "structure",
+    "stopping",
+    "failures",
+    "data",
+    "numerics",
+    "signals",
+    "probing",
+    "methods",
+    "evaluation",
+    "recipe",
+    "training",
+    "planning",
+    "integrations",
+    "session",
+    "trainer",
+    "report",
+    "run",
+    "comparison",
+    "demo",
+    "cli",
+    "__main__",
+]
+"""Packages and modules of `gradwise`, each after all that it uses."""
+
+CLASSES = "Grace|D3|Direct|Grass|LayerPolicy|AllLayers|Subset|Annealer|Selector|Orderer|InfluenceOrder|Phase"
+
+
+def _parts() -> dict[str, list[Path]]:
+    """The files of each package or module."""
+    parts: dict[str, list[Path]] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if name != "__init__":  # only names, looked up on first use
+            parts.setdefault(name, []).append(path)
+    return parts
+
+
+def _imported(path: Path) -> set[str]:
+    """Packages of `gradwise` that a file imports, also within functions and for types."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("gradwise.")}
+
+
+def test_every_part_has_its_place() -> None:
+    assert set(_parts()) == set(ORDER)
+
+
+@pytest.mark.parametrize("part", ORDER)
+def test_no_import_points_up(part: str) -> None:
+    above = set(ORDER[ORDER.index(part) + 1 :])
+    up = {path.name: _imported(path) & above for path in _parts()[part]}
+    assert not {name: parts for name, parts in up.items() if parts}
+
+
+def test_nothing_outside_methods_asks_which_method_it_has() -> None:
+    asks = re.compile(
+        rf"isinstance\([^()]*,[^()]*\b({CLASSES})\b|\.method (==|!=|in) |order\.units is (not )?None"
+    )
+    found = [
+        f"{path.relative_to(SOURCE)}: {match.group()}"
+        for path in SOURCE.rglob("*.py")
+        if "methods" not in path.parts
+        for match in asks.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert not found
+    assert asks.search("if isinstance(recipe.select, Grace):") and asks.search('order.method == "d3"')
