@@ -396,12 +396,12 @@ class TestMistakes:
         lines = (project.folder / "train.jsonl").read_text().splitlines()
         project.records("held_out.jsonl", [*lines[:2], "{}", *lines[2:3]][:2])
         command = ["compare", project.path, "--arms", "full", "--seeds", "1", "--out", "c"]
-        refusal = "2 of 2 held-out samples also stand in the training data of the recipe"
+        refusal = "2 of 2 held-out samples also occur in the training data of the recipe"
         self.check(gradwise(*command, "--budget", "steps=1"), refusal, "--allow-overlap")
         assert not (project.folder / "c").exists()
         done = gradwise(*command, "--budget", "steps=1", "--allow-overlap")
         assert done.code == 0, done.stderr
-        assert "2 of 2 held-out samples also stand in the training data." in done.stdout
+        assert "2 of 2 held-out samples also occur in the training data." in done.stdout
 
     @pytest.mark.slow
     @pytest.mark.exhaustive

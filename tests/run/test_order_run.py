@@ -242,7 +242,7 @@ def test_weights_are_whole_copies(recipe: Recipe, tmp_path: Path) -> None:
         ({"model": None}, "names no model"),
         (
             {"order": baselines.EasyFirst(), "select": gw.Grace(count=4, candidates=9)},
-            "has to know all samples",
+            "needs signals of all samples",
         ),
     ],
 )

@@ -191,7 +191,7 @@ class TestTrain:
         data = Data(train=Source(path="train.jsonl"), validation=Source(path="train.jsonl"), max_length=400)
         train(replace(recipe, data=data), "run", tell=told.append)
         assert any(
-            "Warning: 8 of 8 held-out samples also stand in the training data" in line for line in told
+            "Warning: 8 of 8 held-out samples also occur in the training data" in line for line in told
         )
 
 

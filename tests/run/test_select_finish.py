@@ -78,7 +78,7 @@ def test_overlap_is_told(recipe: Recipe, tmp_path: Path) -> None:
     same = replace(recipe, data=replace(recipe.data, validation=recipe.data.train), anneal=Direct(count=3))
     details: list[str] = []
     select_annealing(same, tmp_path / "out", tell=details.append, progress=False)
-    assert any("20 of 20 validation samples also stand in the training data" in line for line in details)
+    assert any("20 of 20 validation samples also occur in the training data" in line for line in details)
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def _build(
     held_out = load(data, "validation", tokenizer, progress=shown) if data.validation is not None else None
     if held_out is not None and (common := overlap(pool, held_out)):
         tell(
-            f"Warning: {common} of {len(held_out.dataset)} held-out samples also stand in the training data."
+            f"Warning: {common} of {len(held_out.dataset)} held-out samples also occur in the training data."
         )
     first = is_first()
     if first:
