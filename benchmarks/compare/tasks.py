@@ -194,7 +194,7 @@ ORDERS = {
     "random": "random=shuffle",
     "interleave": "interleave",
     "herding": "herding=order.herding",
-    "balanced": "balanced=d3",
+    "balanced": "balanced",
     "d3_domains": arm("d3_domains", "d3", "d3/domains"),
     "d3_mixed": arm("d3_mixed", "d3", "d3/mixed"),
     "given": "given",

@@ -155,6 +155,13 @@ def test_events_say_what_was_decided(make: Any, tmp_path: Path, section: str, cl
         assert section == "anneal" or needs <= set(events["signals"]["quantities"])
 
 
+def test_a_checkpoint_of_another_version_is_refused(make: Any) -> None:
+    """Whose arrays had no prefix: without them GRACE would silently stop refreshing."""
+    trainer = make("run", "select", gw.Grace(**SETTINGS["grace"]))
+    with pytest.raises(gw.CheckpointError, match=r"another version of gradwise, whose decisions \(looked\)"):
+        trainer.session.planner.load_state_dict({"looked": np.arange(3)}, None)
+
+
 def test_a_sharded_model_is_refused_before_anything_is_spent(make: Any) -> None:
     for section, method in (("order", gw.D3()), ("anneal", gw.Direct())):
         trainer = make(section, section, method)

@@ -238,7 +238,7 @@ def _check_share(shared: int, held_out: int, name: str, options: Options) -> Non
     if shared <= LARGEST_OVERLAP * held_out or options.allow_overlap:
         return
     raise DataError(
-        f"{shared} of {held_out} held-out samples also stand in the training data of the {name}, so "
+        f"{shared} of {held_out} held-out samples also occur in the training data of the {name}, so "
         "that the lowest loss would be the best memory; take them out of one of the two, or go ahead with "
         "--allow-overlap."
     )
@@ -246,7 +246,7 @@ def _check_share(shared: int, held_out: int, name: str, options: Options) -> Non
 
 def _report(folder: ComparisonFolder, metric: str, *, stopped: bool, changed: bool) -> Outcome:
     folder.told["notes"] = [
-        f"{found['shared']} of {found['held_out']} held-out samples also stand in the training data"
+        f"{found['shared']} of {found['held_out']} held-out samples also occur in the training data"
         + ("." if name == "recipe" else f" of the arm {name}.")
         for name, found in folder.told["data"].items()
         if found["shared"]

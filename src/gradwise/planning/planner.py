@@ -4,7 +4,7 @@ due."""
 import time
 from collections.abc import Iterator
 
-from gradwise.errors import PlanError
+from gradwise.errors import CheckpointError, PlanError
 from gradwise.methods.interfaces import Arrays
 from gradwise.planning.annealing import Annealing
 from gradwise.planning.context import RunContext
@@ -166,7 +166,13 @@ class Planner:
         }
 
     def load_state_dict(self, arrays: Arrays, context: RunContext) -> None:
-        """Remember what `state_dict` gave."""
+        """Remember what `state_dict` gave; raises CheckpointError for what another version gave."""
+        names = {decider.name for decider in self.deciders}
+        if unknown := [name for name in arrays if name.partition(".")[0] not in names]:
+            raise CheckpointError(
+                f"The checkpoint was taken with another version of gradwise, whose decisions ({unknown[0]}) "
+                "cannot be resumed; start a new run, or resume with that version."
+            )
         for decider in self.deciders:
             prefix = f"{decider.name}."
             own = {name[len(prefix) :]: each for name, each in arrays.items() if name.startswith(prefix)}
