@@ -201,10 +201,10 @@ class TestTrain:
         command = gradwise("train", project.path, "--out", "run", "--plot")
         assert command.code == 2
         assert (
-            "--plot draws how grace's coreset develops, what d3 orders by and what direct chooses by"
+            "--plot draws how grace's coreset develops, the influences that d3 orders by and the spectrum"
             in command.stderr
         )
-        assert "select is full, order shuffle, anneal None" in command.stderr
+        assert "select is full, order is shuffle" in command.stderr
         assert not (project.folder / "run").exists()
 
     def test_a_last_phase_and_what_it_was_chosen_by(self, gradwise: Start, project: Project):

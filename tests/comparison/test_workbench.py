@@ -46,8 +46,9 @@ def test_what_an_order_will_measure_is_charged(
     """Ten steps of two, for which twenty times as much may be measured; nodes are batches, two at a time."""
     monkeypatch.setattr(Workbench, "timed", lambda *_: Speed(deciding=0.0, start=0.0, step=1.0, steps=3))
     batches, steps = {"units": "batches", "overhead": 20.0, "window": 2, "commit": 1}, []
-    for order in ({}, batches, batches | {"edges": "orders"}):
-        own = Recipe.from_dict(recipe.to_dict() | {"order": {"method": "d3"} | order})
+    d3 = {"method": "d3"} | batches
+    for order in ({"method": "balanced"}, d3, d3 | {"edges": "orders"}):
+        own = Recipe.from_dict(recipe.to_dict() | {"order": order})
         steps.append(calibrate(own, 1.0, tmp_path / "folder", tmp_path / "shared").speed.step)
     # Before every other step two nodes of four samples by curvature, and sixteen samples of the target; or
     # before every step one on each, alone and after the other, and the target five times without going back.
@@ -56,7 +57,7 @@ def test_what_an_order_will_measure_is_charged(
 
 
 def test_rounds_multiply_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradwise.planning import speed
+    from gradwise.planning import scoring
 
     seconds = iter([0.0, 1.0, 10.0, 15.0, 20.0, 41.0] * 2)
     expected = []
@@ -64,7 +65,7 @@ def test_rounds_multiply_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.
         own = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "direct", "times": times}})
         planned = bench(own, tmp_path).planned()
         with monkeypatch.context() as patched:
-            patched.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+            patched.setattr(scoring, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
             expected.append(planned.session.planner.forecast(planned.session.context()).seconds)
     # Four samples took 5 s and twenty 21 s: a second each, and one before the first; 28 are measured.
     assert expected == [pytest.approx(29.0), pytest.approx(3 * 29.0)]

@@ -42,7 +42,7 @@ MISTAKES = [
     ),
     (
         "order: sorted",
-        "order.method: unknown method 'sorted'; known: d3, easy_first, given, herding, influence, "
+        "order.method: unknown method 'sorted'; known: balanced, d3, easy_first, given, herding, influence, "
         "interleave, shuffle.",
     ),
     ("select: {method: lossy}", "select.method: unknown method 'lossy'; did you mean 'loss_top'?"),
@@ -178,7 +178,7 @@ MISTAKES = [
     ),
     (
         "{train: {schedule: wsd}, anneal: {method: direct, count: 30, candidates: 20}}",
-        "anneal.count is 30, and anneal.candidates looks at 20 samples only; look at more.",
+        "anneal.count is 30, and anneal.candidates scores only 20 samples; score more.",
     ),
     ("train: {schedule: wsd, decay_shape: steep}", "train.decay_shape: input should be 'linear', 'cosine'"),
     (

@@ -272,7 +272,7 @@ def test_the_target_can_be_the_validation_data(recipe: Recipe, tmp_path: Path) -
     assert not np.allclose(aims[0].graph.influence, aims[1].graph.influence)
 
 
-def test_both_ways_round_are_tried_and_what_that_takes_is_told(recipe: Recipe, tmp_path: Path) -> None:
+def test_both_orders_are_tried_and_the_cost_is_stated(recipe: Recipe, tmp_path: Path) -> None:
     said: list[str] = []
     order = gw.D3(units="domains", edges="orders", trial_steps=2, target="validation", target_samples=4)
     found = order_samples(
@@ -281,7 +281,7 @@ def test_both_ways_round_are_tried_and_what_that_takes_is_told(recipe: Recipe, t
         tell=said.append,
         progress=False,
     )
-    assert any("between 2 nodes, 8 trial steps in all" in sentence for sentence in said)
+    assert any("of 2 nodes, 8 trial steps in total" in sentence for sentence in said)
     assert sorted(found.indices.tolist()) == list(range(2 * EACH))
     weight = found.graph.weight
     assert np.isnan(np.diag(weight)).all() and weight[0, 1] == -weight[1, 0] != 0.0

@@ -192,7 +192,7 @@ class D3(InfluenceOrder):
 
         Example:
             order = D3(units=8).order(signals)
-            order.indices, order.graph.weight, order.told["imbalance"]
+            order.indices, order.graph.weight, order.details["imbalance"]
         """
         entries = entries_of(signals, entries, self.method, seed=seed, epoch=epoch)
         rng = stream(seed, "d3 order", epoch)

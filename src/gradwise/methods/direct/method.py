@@ -56,7 +56,7 @@ class Direct(Annealer):
     ...     Signals(n, grad=rng.standard_normal((n, 8)), num_tokens=np.full(n, 5)) for n in (50, 20)
     ... )
     >>> picked = Direct(count=5, tau=0.5).select(pool, validation=held_out)
-    >>> len(picked.indices), picked.told["budget_used"] <= 1
+    >>> len(picked.indices), picked.details["budget_used"] <= 1
     (5, True)
     """
 
