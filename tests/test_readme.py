@@ -107,16 +107,16 @@ def test_the_annealing_phase_is_selected(tmp_path: Path) -> None:
 @pytest.mark.exhaustive
 def test_an_order_follows_the_training(tmp_path: Path) -> None:
     shorter = ["--set", "train.max_steps=8", "--set", "order.overhead=2.5"]
-    told = run("gradwise train recipes/plays_d3", tmp_path / "out", *shorter)
-    assert f"Drawn: {tmp_path / 'out' / 'graph.png'}" in told
+    printed = run("gradwise train recipes/plays_d3", tmp_path / "out", *shorter)
+    assert f"Drawn: {tmp_path / 'out' / 'graph.png'}" in printed
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "order"] == [0, 4]
 
 
 @pytest.mark.exhaustive
 def test_ordering_runs(tmp_path: Path) -> None:
-    told = run("gradwise order", tmp_path / "ordered")
-    count = int(re.search(r"(\d+) samples ordered by d3", told)[1])  # type: ignore[index]
+    printed = run("gradwise order", tmp_path / "ordered")
+    count = int(re.search(r"(\d+) samples ordered by d3", printed)[1])  # type: ignore[index]
     table = pyarrow.parquet.read_table(tmp_path / "ordered" / "ordered.parquet")
     assert len(set(table.column("index").to_pylist())) == count == len(table)
     assert (tmp_path / "ordered" / "graph.png").stat().st_size > 10_000
@@ -127,9 +127,9 @@ def test_ordering_runs(tmp_path: Path) -> None:
 def test_comparing_runs(tmp_path: Path) -> None:
     # By steps: of two steps' time an arm that measures first would have none left.
     shorter = ["--seeds", "1", "--budget", "steps", "--set", "train.max_steps=2"]
-    told = run("gradwise compare", tmp_path / "out", *shorter)
+    printed = run("gradwise compare", tmp_path / "out", *shorter)
     for arm in ("full", "random", "loss_top", "lisa", "grass"):
-        assert arm in told
+        assert arm in printed
 
 
 def test_every_command_is_run_by_a_test() -> None:

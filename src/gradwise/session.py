@@ -538,7 +538,7 @@ class Session:
             last = checkpoints.last_whole(self.output, contents=False)[0]
             raise GradwiseError(
                 f"The training {error.quantity} is {error.value} at step {error.step} "
-                f"(samples {_listed(samples)} of the data). Lower the learning rate or look at them. "
+                f"(samples {_listed(samples)} of the data). Lower the learning rate or check them. "
                 f"Last whole checkpoint: {last or 'none'}."
             ) from None
 

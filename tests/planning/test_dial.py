@@ -165,7 +165,7 @@ def test_an_order_that_needs_to_know_all_has_all_looked_at(run: Any) -> None:
     _, events = run(gw.Grace(fraction=0.25, refresh_every=0), order=easy)
     assert of_kind(events, "forecast")[0]["candidates"] == 80
     assert not of_kind(run(gw.Grace(fraction=0.25), name="free", order=easy)[1], "refresh")
-    with pytest.raises(gw.RecipeError, match="goes by what was measured before the run"):
+    with pytest.raises(gw.RecipeError, match="uses what was measured before the run"):
         run(gw.Grace(fraction=0.25, refresh_every=2), name="both", order=easy)
     with pytest.raises(gw.RecipeError, match="easy_first needs signals of all samples"):
         run(gw.Grace(fraction=0.25, candidates=30, refresh_every=0), name="few", order=easy)

@@ -94,7 +94,7 @@ class Annealing(Decider):
         name, held_out = self.method.method, context.validation
         if not context.validation_sets:
             raise RecipeError(
-                f"anneal: {name} selects by the gradients of validation data, and there are none; give "
+                f"anneal: {name} selects by the gradients of validation data, and none are given; give "
                 "data.validation (or an eval_dataset)."
             )
         if context.validation_sets > 1:

@@ -31,7 +31,7 @@ def write_picks(path: Path, selection: Selection, dataset: Any, tokenizer: Any =
         path: the file.
         selection: with `columns`.
         dataset: the pool; columns `domain` and `origin` are taken where there are such.
-        tokenizer: decodes the previews; without one there are none.
+        tokenizer: decodes the previews. If None, no text is written.
     """
     indices = selection.indices
     columns: dict[str, Any] = {"index": indices}

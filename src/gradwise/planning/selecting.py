@@ -166,7 +166,7 @@ class Selecting(Decider):
         if context.proxied:
             return "signals.model scores with a model that does not learn"
         if self._ordering.needs & set(QUANTITIES):
-            return f"order: {self._ordering.method.method} goes by what was measured before the run"
+            return f"order: {self._ordering.method.method} uses what was measured before the run"
         if context.in_run.pack is not None:
             return "packing cannot go with that yet"
         return None

@@ -36,12 +36,12 @@ NO_PART_IN_VALUES = ("_name_or_path", "use_cache", "_token_id")
 
 @dataclass(frozen=True)
 class Measured:
-    """Arrays of one measuring pass, and what it cost."""
+    """Arrays of one scoring run, and its cost."""
 
     arrays: Arrays
     seconds: float
     shared: bool = False
-    """Whether another run has done it."""
+    """Whether another run computed them."""
 
 
 def measured_once(
