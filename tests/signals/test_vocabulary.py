@@ -1,5 +1,6 @@
 """Tokens that the model has no embedding for: one sentence before the first step, in every command."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,10 +63,19 @@ COMMANDS: dict[str, Callable[[Recipe, Path], Any]] = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_in_every_command(recipe: Recipe, command: str, tmp_path: Path) -> None:
     sentence = r"train\.jsonl:1 has token [345]\d\d, and the model has embeddings for 0 to 299"
-    if command == "select, annealing":  # which measures the validation samples first
-        sentence = sentence.replace("train", "valid")
     with pytest.raises(DataError, match=sentence):
         COMMANDS[command](recipe, tmp_path / "out")
+
+
+def test_of_validation_samples_alone(recipe: Recipe, tmp_path: Path) -> None:
+    """Which `select --anneal` scores as well; the training samples have tokens below 300 only."""
+    texts = [" ".join(["the", "a", "to", "he"][: 1 + n % 4] * (1 + n // 4)) for n in range(8)]
+    (tmp_path / "low.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert recipe.data is not None
+    data = replace(recipe.data, train=gw.Source(path=str(tmp_path / "low.jsonl")))
+    own = replace(recipe, data=data, anneal=gw.Direct(count=2))
+    with pytest.raises(DataError, match=r"valid\.jsonl:1 has token [345]\d\d"):
+        select_annealing(own, tmp_path / "out", **QUIET)
 
 
 def test_of_the_model_that_measures(recipe: Recipe, small: Path, stories: Path, tmp_path: Path) -> None:
