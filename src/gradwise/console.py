@@ -119,7 +119,7 @@ class Progress:
             self._bar = tqdm(desc=clean(what), total=total, unit=f" {unit}", delay=2, disable=False)
 
     def update(self, count: int = 1) -> None:
-        """So many more are done."""
+        """A number of further ones are done."""
         if self._bar is not None:
             self._bar.update(count)
         elif self._lines is not None:

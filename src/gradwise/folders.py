@@ -255,7 +255,7 @@ def _claim(
 
 
 def _take(owned: OwnedFolder, marker: Marker | None, patterns: set[str]) -> None:
-    """Mark a folder as claimed, or go by the marker that it has."""
+    """Mark a folder as claimed, or use the marker that it has."""
     if marker is None:
         owned.created = True
         owned.write_marker()

@@ -28,7 +28,7 @@ class Settings:
 
     left_to_run: ClassVar[tuple[str, ...]] = ()
     """Fields that a run decides by what it finds on its machine where they have their default, and writes
-    into its recipe before it goes by them."""
+    into its recipe before it uses them."""
 
     def __post_init__(self) -> None:
         for name, adapter in _field_adapters(type(self)).items():

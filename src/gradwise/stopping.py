@@ -22,7 +22,7 @@ MOMENT = 1.0
 def stoppable(first: Callable[[str], Any], again: Callable[[str], Any]) -> Iterator[None]:
     """Call `first` with the name of the first signal, and `again` with that of each later one.
 
-    Signals that the process was told to ignore (nohup, a job in the background) stay ignored. Only the main
+    Signals that the process was asked to ignore (nohup, a job in the background) stay ignored. Only the main
     thread can handle signals; in another one nothing happens.
     """
     if threading.current_thread() is not threading.main_thread():

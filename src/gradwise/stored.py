@@ -32,7 +32,7 @@ def read_lines(path: Path, error: Error = CheckpointError, size: int | None = No
     Args:
         path: the file.
         error: the class of what is raised.
-        size: read so many bytes only.
+        size: largest number of bytes to read.
 
     Raises:
         GradwiseError: the file is damaged; names the first line that is not an object.

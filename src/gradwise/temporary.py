@@ -1,7 +1,7 @@
 """Folders in the system's temporary folder (TMPDIR), which the next process deletes when this one is killed.
 
-Each holds a lock file that its process keeps locked, so that those of living processes are told from what
-killed ones left, whatever process ids were used again.
+Each holds a lock file that its process keeps locked, so that those of living processes are distinguished from
+what killed ones left, whatever process ids were used again.
 """
 
 import atexit

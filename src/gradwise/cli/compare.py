@@ -24,12 +24,12 @@ def compare(
     budget: Annotated[
         str,
         typer.Option(
-            help="What every run may spend: steps, tokens or time as the reference spends them under the "
+            help="Budget of every run: steps, tokens or time as the reference spends them under the "
             "recipe, or an amount: steps=200, tokens=1e6, time=600, time=10m."
         ),
     ] = "steps",
     out: Annotated[
-        Path | None, typer.Option(help="Folder; comparisons/<name of the recipe> unless given.")
+        Path | None, typer.Option(help="Folder; if unset, comparisons/<name of the recipe>.")
     ] = None,
     reference: Annotated[
         str | None, typer.Option(help="Arm that all others are compared with; random, or the first.")

@@ -14,7 +14,7 @@ def demo(
         typer.Option("--tiny", help="A quarter-million-parameter model that comes with gradwise; seconds."),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Run directory; runs/demo or runs/demo-tiny unless given.")
+        Path | None, typer.Option(help="Run directory; if unset, runs/demo or runs/demo-tiny.")
     ] = None,
 ) -> None:
     """Fine-tune a small model on data that come with gradwise, two layers at a time, and show the outcome."""

@@ -18,7 +18,7 @@ def order(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The folder; orders/<name of the recipe> unless given.")
+        Path | None, typer.Option(help="The folder; if unset, orders/<name of the recipe>.")
     ] = None,
     plot: Annotated[
         bool, typer.Option(help="Draw the influences that d3 orders by: who helps whom, and whom first.")
@@ -31,7 +31,7 @@ def order(
         typer.Option("--set", help="Replace a setting: --set order.window=12. Repeatable."),
     ] = None,
 ) -> None:
-    """Put one pass over the data in order, and write it as a Parquet file that any trainer can read.
+    """Put one epoch of the data in order, and write it as a Parquet file that any trainer can read.
 
     The same command resumes scoring that was interrupted.
     """

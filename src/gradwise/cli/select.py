@@ -14,7 +14,7 @@ def select(
         Path, typer.Argument(help="The recipe, a YAML file; its model, data, signals and select count.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The folder; selections/<name of the recipe> unless given.")
+        Path | None, typer.Option(help="The folder; if unset, selections/<name of the recipe>.")
     ] = None,
     plot: Annotated[
         bool,
@@ -24,9 +24,7 @@ def select(
     ] = False,
     anneal: Annotated[
         bool,
-        typer.Option(
-            "--anneal", help="Select what `anneal` trains on in the last phase, by the model as it stands."
-        ),
+        typer.Option("--anneal", help="Select what `anneal` trains on, by the model as it stands."),
     ] = False,
     text: Annotated[
         bool, typer.Option("--text/--no-text", help="Write the picked records and how their texts begin.")

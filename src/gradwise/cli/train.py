@@ -12,7 +12,7 @@ from gradwise.errors import RecipeError
 def train(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     out: Annotated[
-        Path | None, typer.Option(help="Run directory; runs/<name of the recipe> unless given.")
+        Path | None, typer.Option(help="Run directory; if unset, runs/<name of the recipe>.")
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Replace a setting: --set layers.active=4. Repeatable.")

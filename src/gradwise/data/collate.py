@@ -53,7 +53,7 @@ class Collator:
             DataError: a sample lacks ids or labels, or has a column that cannot be padded or packed.
         """
         if not rows or not all(rows):
-            raise ValueError(f"cannot collate {len(rows)} rows of which some are empty")
+            raise ValueError(f"cannot collate {len(rows)} rows; some are empty")
         if all(isinstance(row, Mapping) for row in rows):
             made = [_tensors(row) for row in rows]  # type: ignore[arg-type]
             if not any(_start_again(row) for row in made):

@@ -72,7 +72,7 @@ def conversation(messages: Any, tools: Any = None) -> Chat:
 
 
 def continued(prompt: Any, completion: Any, tools: Any = None) -> Chat:
-    """A conversation of which only the completion is learned; raises UnreadableError."""
+    """A conversation whose completion alone is learned; raises UnreadableError."""
     before, _ = _messages(prompt, "prompt")
     after, unlearned = _messages(completion, "completion")
     first = len(before)

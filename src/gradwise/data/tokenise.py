@@ -220,7 +220,7 @@ class Tokeniser:
         return int(differ[0]) if len(differ) else size
 
     def _finish(self, ids: np.ndarray, learned: np.ndarray, chat: bool) -> Tokens:
-        """Close with one end token unless a chat template has had its say, and cut to length."""
+        """Close with one end token unless a chat template was applied, and cut to length."""
         if not chat and self._end is not None:
             if len(ids) > 1 and ids[-1] == ids[-2] == self._end and self._adds_end:
                 ids, learned = ids[:-1], learned[:-1]

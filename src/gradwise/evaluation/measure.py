@@ -32,7 +32,7 @@ class Prepared:
     """The user's functions, in their order."""
 
     def check_length(self, model: Any, tokenizer: Any, tell: Tell) -> None:
-        """Refuse answers that the model has no positions for; tell of questions that will lose their start.
+        """Refuse answers that the model has no positions for; name questions that will lose their start.
 
         Raises:
             RecipeError: a task generates more tokens than fit.

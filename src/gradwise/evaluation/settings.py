@@ -44,7 +44,7 @@ class FileTask(Settings):
     """What the model is given: a template."""
 
     limit: Count | None = None
-    """Take only the first so many records."""
+    """Largest number of records; the first ones are taken. If unset, all."""
 
     chat: bool = False
     """Put the prompt as a user's turn into the chat template, as instruction-tuned models expect."""
@@ -131,13 +131,13 @@ class LmEval(Settings):
 
     metric: str | None = None
     """Which of the task's metrics is the score: `acc_norm`, or `exact_match,flexible-extract` with the name
-    of a filter; the first that the task reports unless given."""
+    of a filter. If unset, the first that the task reports."""
 
     shots: Annotated[int, Field(ge=0)] | None = None
-    """Worked examples in the prompt; the task's own number unless given."""
+    """Worked examples in the prompt; if unset, the task's own number."""
 
     limit: Count | None = None
-    """Take only the first so many records of each task."""
+    """Largest number of records of each task; the first ones are taken. If unset, all."""
 
     chat: bool = False
     """Put prompts into the chat template."""
@@ -153,7 +153,7 @@ class Function(Settings):
     are taken from where the recipe stands."""
 
     name: Name | None = None
-    """What the score is called; the function's own name unless given."""
+    """Name of the score. If unset, the function's name."""
 
     better: Better = "higher"
     """Which direction is better."""

@@ -91,7 +91,7 @@ class Order:
     """(n,) the unit that each position belongs to, where units were put in order."""
 
     graph: Any = None
-    """The graph that the order goes by, where there is one."""
+    """The graph that constrains the order, if there is one."""
 
     details: dict[str, Any] = field(default_factory=dict)
     """Plain values about the order as a whole, for the record."""
@@ -121,7 +121,7 @@ def check_signals(signals: Any, method: str, what: str = "signals", **numbers: A
         signals: what the method was given.
         method: its name.
         what: the signals are, for messages.
-        numbers: `seed` and others of which random streams are made, by name.
+        numbers: `seed` and other numbers that select a random stream, by name.
 
     Raises:
         PlanError: when a number is negative, or none.
@@ -138,11 +138,11 @@ def check_signals(signals: Any, method: str, what: str = "signals", **numbers: A
 
 
 def entries_of(signals: Any, entries: Any, method: str, **numbers: Any) -> NDArray[np.int64]:
-    """(n,) the entries of a pass over a pool: the given ones, or each sample once.
+    """(n,) the entries of an epoch: the given ones, or each sample once.
 
     Raises:
         SignalError: the signals are none, or of no sample.
-        PlanError: the entries are no places of the pool, or there are none; a number is negative.
+        PlanError: the entries are no positions in the pool, or empty; a number is negative.
     """
     check_signals(signals, method, **numbers)
     if entries is None:

@@ -1,4 +1,4 @@
-"""Validation gradients that a selection goes by, and whether they tell samples apart at all."""
+"""Validation gradients that a selection uses, and whether they distinguish samples at all."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,10 @@ def validation_rows(validation: Signals | None, by: str) -> NDArray[np.int64]:
 
     Args:
         validation: their signals.
-        by: the method that goes by them, for messages.
+        by: the method that uses them, for messages.
 
     Raises:
-        SignalError: when there are none, or nearly all gradients are zero.
+        SignalError: no signals are given, or nearly all gradients are zero.
     """
     if validation is None:
         raise SignalError(

@@ -104,7 +104,7 @@ class Probe:
         Args:
             units: samples of each trial step.
             on: (m,) samples whose losses are compared.
-            only: (units, m) which of them after which step; all unless given.
+            only: (units, m) which of them after which step. If unset, all.
 
         Raises:
             SignalError: when a unit has no label token.

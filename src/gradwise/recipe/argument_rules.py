@@ -93,7 +93,7 @@ OPTIM_ARGS = {
 """Keys of optim_args by a part of the optimizer's name, the first that fits; other optimizers take none."""
 
 WITHOUT_BETAS = ("sgd", "adagrad", "rmsprop", "adafactor", "grokadamw", "galore", "lomo")
-"""Parts of the names of optimizers that pass over adam_beta1, adam_beta2 and adam_epsilon."""
+"""Parts of the names of optimizers that ignore adam_beta1, adam_beta2 and adam_epsilon."""
 
 
 Given = dict[str, Any]

@@ -27,7 +27,7 @@ DECIDED_HERE = {
     "auto_find_batch_size": "it would change which samples form a step; set per_device_train_batch_size",
     "train_sampling_strategy": "set `order`",
     "length_column_name": "set `order`",
-    "ignore_data_skip": "resuming goes by the plan",
+    "ignore_data_skip": "resuming follows the plan",
     "save_only_model": "a run must be able to resume exactly; keep fewer checkpoints with save_total_limit",
     "restore_callback_states_from_checkpoint": "resuming restores what gradwise keeps itself",
     "resume_from_checkpoint": "a second run into the same directory resumes",

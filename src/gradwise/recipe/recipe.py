@@ -61,7 +61,8 @@ class Recipe(Settings):
     """Which layers are updated."""
 
     anneal: Anneal | None = None
-    """Which samples finish the run, while the learning rate decays. Needs `train.schedule: wsd`."""
+    """Which samples the annealing phase trains on, while the learning rate decays. Needs `train.schedule:
+    wsd`."""
 
     metrics: Metrics = field(default_factory=Metrics)
     """What the final model is measured by. With `gradwise.Trainer` call `gradwise.evaluation.score`."""
@@ -144,7 +145,7 @@ class Recipe(Settings):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Signals that its methods go by."""
+        """Signals that its methods use."""
         parts = [part for part in (self.select, self.order, self.anneal) if part is not None]
         return frozenset().union(*(part.needs for part in parts))
 

@@ -39,7 +39,7 @@ class Train(Settings):
     """How long and how to train. Any argument of `transformers.TrainingArguments` may stand beside these."""
 
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Passes over the selection; `max_steps` takes precedence where it is given."""
+    """Number of epochs over the selection. `max_steps` takes precedence if it is set."""
 
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Samples (or packed rows) per optimizer step, over all ranks and accumulation."""
@@ -52,11 +52,11 @@ class Train(Settings):
     transformers'."""
 
     decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """With `schedule: wsd`, the share of the steps over which the learning rate decays; 0.2 unless given, or
+    """With `schedule: wsd`, the fraction of the steps over which the learning rate decays. If unset, 0.2, or
     `anneal.last`."""
 
     decay_shape: Literal["linear", "cosine", "1-sqrt"] | None = None
-    """With `schedule: wsd`, how the learning rate decays; half a cosine unless given."""
+    """With `schedule: wsd`, how the learning rate decays. If unset, half a cosine."""
 
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     """Number of evaluations in a row without a better one after which training stops with the best
@@ -135,7 +135,7 @@ class SignalSettings(Settings):
     """How per-sample quantities are measured."""
 
     batch_tokens: Annotated[int, Field(ge=1)] = 4096
-    """Padded tokens in one batch of a measuring pass."""
+    """Largest number of padded tokens in one batch of a scoring run."""
 
     grad_dim: Annotated[int, Field(ge=1)] | None = 1024
     """Length of a projected gradient; None for whole gradients, which only tiny models can afford."""

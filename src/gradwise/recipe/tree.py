@@ -19,7 +19,7 @@ FREE_SECTIONS = {"train": "arguments", "adapter": "options"}
 """Sections that take further keys of somebody else's, and the field that holds them."""
 
 METHOD_SECTIONS = ("select", "order", "layers", "anneal")
-"""Sections of which the bare method's name will do: `layers: grass` means `layers: {method: grass}`."""
+"""Sections for which the bare method's name suffices: `layers: grass` means `layers: {method: grass}`."""
 
 
 def override(values: Tree, setting: str) -> None:

@@ -60,7 +60,7 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run is finished."""
         return self.model.is_dir()
 
     @property
@@ -113,7 +113,7 @@ class RunDirectory:
             # They have no part in training: those that failed may be mended, and others may be added.
             here["metrics"] = there["metrics"]
         if there["anneal"] and here["anneal"] and not recipe_file.annealed(self.path):
-            # Decided later: a budget that could not be kept to may be mended.
+            # Decided later: a budget that could not be met may be corrected.
             kept = here["anneal"] | recipe_file.binding(there["anneal"])
             here["anneal"] = there["anneal"] if kept == here["anneal"] else here["anneal"]
         differences = sorted(_differences(there, here))

@@ -64,7 +64,7 @@ def train(
             metrics.
 
     Returns:
-        What came of it; `finished` is False after Ctrl-C or SIGTERM, with a checkpoint saved.
+        The outcome; `finished` is False after Ctrl-C or SIGTERM, with a checkpoint saved.
 
     Raises:
         GradwiseError: in one clear sentence, with everything that was saved before left as it was. A model

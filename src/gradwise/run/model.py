@@ -151,7 +151,7 @@ def _check_configuration(settings: Model) -> None:
 
 
 def _check_weights(settings: Model, kind: str, report: dict[str, Any], tell: Tell) -> None:
-    """Refuse weights that are missing or of another shape, which would be random; tell of unused ones."""
+    """Refuse weights that are missing or of another shape, which would be random; name unused ones."""
     missing, unused = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if mismatched := sorted(report["mismatched_keys"]):
         name, found, expected = mismatched[0]

@@ -1,4 +1,4 @@
-"""Order by recipe: measure what the order goes by, and write the ordered data for other trainers."""
+"""Order by recipe: measure what the order needs, and write the ordered data for other trainers."""
 
 import hashlib
 import time
@@ -144,7 +144,7 @@ def _probe(
 def _optimizer(recipe: Recipe, model: Any, pool: Pool) -> tuple[Any, float]:
     """The one that the Trainer makes of the recipe's `train`, before its first step; and where it clips."""
     assert recipe.data is not None
-    # The Trainer makes the folder of its checkpoints, of which there will be none.
+    # The Trainer makes the folder of its checkpoints, though there will be no checkpoint.
     with TemporaryFolder("order") as nowhere:
         arguments = training_arguments(
             recipe.train,

@@ -49,7 +49,7 @@ def select_samples(
     could bound it.
 
     `picks.parquet` says of each pick what it is and why it is there, `records.jsonl` holds the records
-    themselves in the order picked, `selection.json` tells of the whole; what was measured stays in `signals`,
+    themselves in the order picked, `selection.json` summarises the selection; signals stay in `signals`,
     and interrupted scoring resumes there.
 
     Args:

@@ -82,7 +82,7 @@ def _measured(recipe: Recipe, part: Part, tell: Any, progress: bool) -> tuple[Me
 def into_store(
     recipe: Recipe, measures: Measures, out: Path, *, want: Sequence[str], tell: Any, progress: bool
 ) -> Signals:
-    """One measuring pass as a recipe's `signals` asks for it, kept in the folder `out`."""
+    """One scoring run as a recipe's `signals` asks for it, kept in the folder `out`."""
     check_tokens(*measures)
     return collect(
         *measures,

@@ -19,10 +19,10 @@ DECAY_SHARE = "decay_share"
 """Key in lr_scheduler_kwargs for the share of the steps over which `schedule: wsd` decays."""
 
 USUAL_DECAY = 0.2
-"""That share unless told otherwise."""
+"""Default fraction."""
 
 LARGEST_MICRO_BATCH = 8
-"""Samples per device and pass unless told otherwise; the Trainer's own default."""
+"""Default samples per device and micro-batch; the Trainer's own."""
 
 
 EVALUATION = {

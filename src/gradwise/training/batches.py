@@ -49,7 +49,7 @@ class Batches:
     def __post_init__(self) -> None:
         if self.batch_size % (self.micro_batch * self.ranks):
             raise RecipeError(
-                f"A batch of {self.batch_size} is not a multiple of {self.micro_batch} per pass times "
+                f"A batch of {self.batch_size} is not a multiple of {self.micro_batch} per micro-batch times "
                 f"{self.ranks} ranks."
             )
         if not self.steps_per_epoch:

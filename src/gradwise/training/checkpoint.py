@@ -75,7 +75,7 @@ def _is_empty(checkpoint: Path) -> bool:
 
 
 def is_finished(checkpoint: Path) -> bool:
-    """Whether writing it came to its end; it may have been damaged since."""
+    """Whether it was written completely; it may have been damaged since."""
     if not (checkpoint / MARKER).is_file():
         return False
     try:

@@ -18,8 +18,8 @@ class LayerProbe:
 
     Scores are defined on the gradient accumulated over all passes and ranks, which nobody holds here. A
     sketch is linear: those of passes and ranks add up to that of the accumulated gradient, whose length
-    theirs estimates. It is used for a single pass as well, so that accumulation and ranks do not change what
-    is drawn.
+    theirs estimates. It is used for a single micro-batch as well, so that accumulation and ranks do not
+    change what is drawn.
 
     Args:
         layers: the parameters of each layer.

@@ -1,4 +1,4 @@
-"""Freezes and thaws a model's layers as a policy says, and measures the gradients the policy goes by.
+"""Freezes and thaws a model's layers as a policy says, and measures the gradients that the policy uses.
 
 Works around any torch optimizer and any training loop:
 
@@ -191,7 +191,7 @@ class LayerSwitch:
         overflowed = [self.names[layer] for layer in (~torch.isfinite(norms)).nonzero().flatten().tolist()]
         if overflowed and float(loss_scale) == 1.0:
             raise SignalError(
-                f"The gradient of {', '.join(overflowed[:3])} is not finite; look at data and weights."
+                f"The gradient of {', '.join(overflowed[:3])} is not finite; check data and weights."
             )
         if not overflowed:
             self._note(norms)

@@ -91,7 +91,7 @@ def influence(
 
     Args:
         model: on its device; given back as it was.
-        tokens: some of the training data, of which samples are made.
+        tokens: some of the training data, from which samples are made.
         collate: makes a batch of samples, and of packed rows of samples.
         rows: that the batches of the run have.
         autocast: what training computes in; None for the weights' own type.

@@ -45,7 +45,7 @@ class Segment:
     """(n,) positions in the data set, in the order in which they are trained on."""
 
     epoch: int
-    """The pass over the selection that this belongs to, from 0."""
+    """The epoch that this belongs to, from 0."""
 
     why: tuple[str, ...]
     """The reasons that occur in this segment, each once."""

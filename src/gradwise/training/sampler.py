@@ -1,4 +1,4 @@
-"""A torch sampler that serves a plan and can stop and go on anywhere."""
+"""A torch sampler that serves a plan and can stop and resume anywhere."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,7 +40,7 @@ class PlanSampler(Sampler[int]):
             yield int(self.plan.indices[self.position - 1 - int(self.plan.starts[0])])
 
     def replace(self, plan: Plan, used: int | None = None) -> None:
-        """Go on with another plan that agrees on everything used so far.
+        """Continue with another plan that agrees on everything used so far.
 
         Args:
             plan: the new plan.

@@ -1,5 +1,4 @@
-"""Saving, by libraries: tried before the first step for what belongs to the model, and its errors told
-apart."""
+"""Saving by libraries: what belongs to the model is tried before the first step, and errors are named."""
 
 import copy
 import tempfile

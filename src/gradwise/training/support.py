@@ -37,7 +37,7 @@ def check_supported(trainer: Any, recipe: Recipe) -> None:
 
 
 def check_phase(args: Any, given: dict[str, Any], last: float, steps: int) -> None:
-    """Raise RecipeError where the learning rate would not decay in the last phase, and only there.
+    """Raise RecipeError where the learning rate would not decay in the annealing phase, and only there.
 
     Args:
         args: the trainer's.
@@ -77,7 +77,7 @@ def _refused_arguments(args: Any) -> dict[str, str | None]:
             getattr(args, "train_sampling_strategy", "random") != "random",
             "the recipe's `order` decides that",
         ),
-        "ignore_data_skip": _when(args.ignore_data_skip, "resuming goes by the plan"),
+        "ignore_data_skip": _when(args.ignore_data_skip, "resuming follows the plan"),
         "dataloader_persistent_workers": _when(
             args.dataloader_persistent_workers, "a loader lives as long as a segment of the plan"
         ),

@@ -13,24 +13,25 @@ from gradwise.probing.answers import Ahead, Bends, Orders
 
 @dataclass(frozen=True, eq=False)
 class InfluenceGraph:
-    """Directed, with a weight and its noise on every arc that was looked at."""
+    """Directed, with a weight and its noise on every arc that was measured."""
 
     names: tuple[str, ...]
     """Names of the n nodes."""
 
     weight: NDArray[np.float64]
-    """(n, n) what it is worth to have i before j; NaN where not looked at."""
+    """(n, n) what it is worth to have i before j; NaN where not measured."""
 
     noise: NDArray[np.float64]
-    """(n, n) standard error of weight[i, j] - weight[j, i], by which a direction is told; symmetric."""
+    """(n, n) standard error of weight[i, j] - weight[j, i], which decides whether a direction is significant;
+    symmetric."""
 
     influence: NDArray[np.float64]
     """(n,) share of the target's loss that a step on i takes off."""
 
     edges: str
     """How it was measured, which says what a weight is: `first_order` and `lookahead` the share of j's loss
-    that a step on i takes off; `curvature` and `orders` a share of the target's loss, of which the difference
-    of the two weights is gained by the order of one step on each."""
+    that a step on i takes off; `curvature` and `orders` a share of the target's loss; the order
+    of one step on each gains the difference of the two weights."""
 
     step: int = 0
     """Optimizer steps done when it was measured."""
@@ -99,7 +100,7 @@ class InfluenceGraph:
         Args:
             names: of the n nodes.
             orders: m samples of the target; the noise is that of drawing these.
-            steps: (n,) of each node; what they gain is told for one step on each.
+            steps: (n,) of each node; their gains are given for one step on each.
         """
         # A trial that diverges tells nothing.
         before, alone, both = (
@@ -132,14 +133,14 @@ class InfluenceGraph:
         return break_cycles(arcs).weights > 0
 
     def worth(self, early: float, units: int) -> NDArray[np.float64]:
-        """(n, n) what the order is chosen by: differences of weights that exceed their error, and `early`
-        times a node's influence for every unit that comes after it, counted in shares of all.
+        """(n, n) what the order is chosen by: differences of weights that exceed their standard error, and
+        `early` times a node's influence for every unit that comes after it, counted in shares of all.
 
         Args:
             early: weight of that.
             units: how many there are to put in order.
         """
-        # Half the difference is worth as much as the weights; within its error it tells nothing.
+        # Half the difference is worth as much as the weights; within its standard error it is noise.
         worth = np.nan_to_num(self.weight - self.weight.T) / 2
         worth[np.abs(2 * worth) <= np.nan_to_num(self.noise)] = 0.0
         worth += early * self.influence[:, None] / max(1, units)
@@ -210,8 +211,8 @@ class InfluenceGraph:
 
 
 def _two_way_error(blocks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, n) standard error of the means of blocks (n, n, p, p), whose rows and columns are parts drawn anew:
-    the spread of row means and of column means, each as rarely drawn as there are parts."""
+    """(n, n) standard error of the means of blocks (n, n, p, p), whose rows and columns are independent
+    draws: the spread of row means and of column means, each as rarely drawn as there are parts."""
     p = blocks.shape[-1]
     if p < 2:
         return np.full(blocks.shape[:2], np.nan)

@@ -318,7 +318,7 @@ class D3(InfluenceOrder):
             units: whose nodes are measured.
             edges: as in the settings.
             rng: draws the samples.
-            probes: samples of each node, at most so many; `probes` unless given.
+            probes: largest number of samples of each node. If unset, `probes` of the settings.
         """
         nodes = units.nodes
         names = tuple(units.names[node] for node in nodes)
@@ -420,7 +420,7 @@ class D3(InfluenceOrder):
         if not np.isfinite(graph.noise[~np.eye(len(graph), dtype=bool)]).any():
             return (
                 "order: d3 has a single sample of each node, or a single one of the target, so that the "
-                "noise of influences is not known, and none of them binds the order; it goes by their values "
+                "noise of influences is not known, and none of them binds the order; it uses their values "
                 "alone. Give more order.probes or target_samples, or larger units."
             )
         return None

@@ -14,7 +14,7 @@ TIE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Looks at some units at a time and commits the first of them.
+    """Orders some units at a time and commits the first of them.
 
     Args: as the fields; `worth` and `before` are over the nodes that units stand for.
     """
@@ -29,10 +29,10 @@ class Windows:
     """(nodes, nodes) True where i must come before j; acyclic."""
 
     window: int | None
-    """Units looked at together; None for all."""
+    """Units ordered together; None for all."""
 
     commit: int
-    """How many of them are settled before the next are looked at."""
+    """How many of them are committed before the next are considered."""
 
     seed: int = 0
 

@@ -12,7 +12,7 @@ MIXED = "(mixed)"
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Entries of a pass cut into units of one size, the last of which may be short.
+    """Entries of an epoch cut into units of one size; the last one may be short.
 
     >>> units = Units.by_group(np.arange(6), np.array(["a", "b", "a", "b", "a", "a"]), size=2)
     >>> [unit.tolist() for unit in units.parts], units.node.tolist(), units.names

@@ -1,4 +1,4 @@
-"""DiReCT: the samples that finish a run, chosen against the curvature's spectrum."""
+"""DiReCT: the samples of the annealing phase, chosen against the curvature's spectrum."""
 
 from gradwise.methods.direct.method import Direct
 

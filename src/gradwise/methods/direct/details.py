@@ -11,7 +11,7 @@ from gradwise.numerics.rows import Rows
 from gradwise.numerics.sampling import evenly
 
 SHOWN = 256
-"""Eigenvalues that are told; of so many validation samples all there are."""
+"""Largest number of eigenvalues that are recorded; validation samples have at most as many."""
 
 LOOKED_AT = 8192
 """Rows whose energy is measured, evenly spread, where there are more."""
@@ -43,12 +43,12 @@ def spectrum_details(problem: Problem, places: NDArray[np.int64]) -> dict[str, A
 
 
 def warn_of_unknown_curvature(details: dict[str, Any]) -> None:
-    """Say so where flat directions are mostly those of which the validation samples say nothing."""
+    """Warn if the flat directions are mostly directions in which the validation samples have no gradient."""
     if details["flat_known"] < WELL_KNOWN:
         warnings.warn(
             f"{1 - details['flat_known']:.0%} of the pool's movement outside of the stiff directions lies "
             f"where the {details['validation_samples']} validation samples (effective rank "
-            f"{details['effective_rank']:.1f}) say nothing of the curvature; objective: paper takes that for "
+            f"{details['effective_rank']:.1f}) have no gradient; objective: paper takes that for "
             "flat. Measure more validation samples, or use objective: curvature.",
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""DiReCT: select the samples that finish a run, while the learning rate decays (arXiv 2605.31175).
+"""DiReCT: select the samples of the annealing phase, while the learning rate decays (arXiv 2605.31175).
 
 In the eigenbasis of the validation samples' gradients, few directions are stiff: they hold most of the
 curvature. Both objectives bound what the picks move in those, sum_i w_i a_i <= tau * mean(a) * K with
@@ -68,8 +68,8 @@ class Direct(Annealer):
     directions, whichever way."""
 
     tau: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Share of the average cost in stiff directions that the picks may have. One that cannot be kept to is
-    refused; unless given it is 1, for `paper` 0.1 as the authors have it, raised as far as it must be."""
+    """Largest cost of the picks in stiff directions, as a fraction of the average cost. A value that cannot
+    be met is refused. If unset, it is 1, and for `paper` 0.1 as in the paper, raised as far as necessary."""
 
     stiff: Annotated[float, Field(gt=0, le=1)] = 0.945
     """Share of the spectrum's trace that the stiff directions hold."""
@@ -112,15 +112,15 @@ class Direct(Annealer):
         """The best samples of a pool.
 
         Args:
-            signals: of the pool: `grad`, `num_tokens`, and `domain` where it is to be told.
+            signals: of the pool: `grad`, `num_tokens`, and `domain` if the details should have it.
             validation: of the validation samples, measured with the same projection.
             curvature: another estimate of it than the second moments of the validation samples' gradients.
             room: samples that the phase trains on, where nothing else says how many to pick.
             seed: of halves and beginnings.
 
         Raises:
-            RecipeError: when tau cannot be kept to, with the smallest that can, or too many are asked for.
-            SignalError: when no sample can be used, or nothing is known of the validation data.
+            RecipeError: tau cannot be met (the message has the smallest that can), or the pool is too small.
+            SignalError: no sample can be used, or nothing is known of the validation data.
         """
         check_signals(signals, self.method, seed=seed)
         problem, z = self._problem(signals, validation, curvature, room)
@@ -133,7 +133,7 @@ class Direct(Annealer):
             found = self._by_movement(problem, budget, seed)
         else:
             found = self._by_descent(problem, z, budget, seed)
-        found["told"]["curvature"] = "given" if curvature is not None else "gradients of samples"
+        found["details"]["curvature"] = "given" if curvature is not None else "gradients of samples"
         return self._selection(signals, problem, z, found, tau, budget)
 
     def _problem(
@@ -199,7 +199,7 @@ class Direct(Annealer):
             "scores": scores,
             "objective": found.objective,
             "bound": found.bound,
-            "told": {"steps": found.steps},
+            "details": {"steps": found.steps},
         }
 
     def _by_descent(
@@ -216,7 +216,7 @@ class Direct(Annealer):
             "scores": scores,
             "objective": float(scores[places].sum()),
             "bound": upper_bound(scores, problem.costs, problem.count, budget, sizes=problem.sizes),
-            "told": {"ridge": ridge, "multiplier": best.multiplier},
+            "details": {"ridge": ridge, "multiplier": best.multiplier},
         }
 
     def _selection(
@@ -246,7 +246,7 @@ class Direct(Annealer):
             "copies_left_out": problem.copies,
             "set_aside": problem.set_aside,
             "validation_samples": len(z),
-            **found["told"],
+            **found["details"],
             **spectrum_details(problem, places),
             **domain_mix(signals.domain, indices),
         }

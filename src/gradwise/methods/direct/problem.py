@@ -56,7 +56,7 @@ class Problem:
 
     @property
     def least_tau(self) -> float:
-        """The smallest share of the usual cost that can be kept to."""
+        """The smallest fraction of the usual cost that can be met."""
         least = least_cost(self.costs, self.count, sizes=self.sizes)
         return least / self.usual_cost if self.usual_cost > 0 else 0.0
 
@@ -114,7 +114,7 @@ def target_gradients(validation: Signals | None, how: Normalise) -> NDArray[np.f
     """(M, k) normalised gradients of the validation samples that have one.
 
     Raises:
-        SignalError: when there are none, or nearly none.
+        SignalError: no sample has a gradient, or nearly none.
     """
     rows = validation_rows(validation, "direct")
     assert validation is not None
@@ -128,7 +128,7 @@ def target_gradients(validation: Signals | None, how: Normalise) -> NDArray[np.f
 def without_copies(
     grad: Any, rows: NDArray[np.int64], cosine: float, most: int
 ) -> tuple[NDArray[np.int64], int]:
-    """Rows of which no more than `most` are alike, the first of them, and how many were left out."""
+    """The first `most` rows of each group of similar ones, and how many rows were left out."""
     leader = alike(grad, cosine, rows=rows)
     if np.array_equal(leader, np.arange(len(rows))):
         return rows, 0
@@ -155,11 +155,11 @@ def kept_to(problem: Problem, tau: float | None, usual: float) -> float:
 
     Args:
         problem: whose least share counts.
-        tau: what was asked for; it is kept to or refused.
+        tau: the given value; it is met or refused.
         usual: what to take where nothing was; raised as far as it must be.
 
     Raises:
-        RecipeError: when the share asked for cannot be kept to.
+        RecipeError: the given value cannot be met.
     """
     least = problem.least_tau
     if tau is None:

@@ -17,8 +17,8 @@ MOST_REFRESHES, FEWEST_STEPS = 20, 5
 """Refreshes that are planned at most, and steps between two of them at least."""
 
 FEWEST_SCORED = 8
-"""Smallest number of samples that a refresh scores where `anchors` is unset; fewer say nothing of the others,
-and cost the start of a scoring run all the same."""
+"""Smallest number of samples that a refresh scores where `anchors` is unset; fewer say little about the
+others, and cost the start of a scoring run all the same."""
 
 SPENT_AT_LEAST = 0.8
 """Share of the planned anchors below which later refreshes do not fall; fewer would save little."""
@@ -82,7 +82,7 @@ def forecast(
         # What is left is for the refreshes: as many samples each as it pays for.
         paid = (left / count - speeds.startup) / speeds.score / candidates
         share = float(np.clip(paid, min(fewest / candidates, 0.5), 0.5))
-    # A hair, or a share of so many samples could come out as one fewer.
+    # A hair, or rounding could lose a sample.
     scored = max(1, int(share * candidates + 1e-9))
     return Forecast(
         candidates=candidates,
@@ -98,13 +98,13 @@ def forecast(
 
 
 def _first_scoring(count: int, speeds: Speeds) -> float:
-    # An approximate search compares each with some of the others only: at most with so many.
+    # An approximate search compares each sample with at most EXACT_UP_TO others.
     pairs = count * min(count, EXACT_UP_TO)
     return speeds.startup + count * speeds.score + pairs * speeds.compare
 
 
 def _affordable(pool: int, speeds: Speeds, seconds: float) -> int:
-    """The most samples whose first scoring takes so many seconds; at least two, at most the pool."""
+    """The most samples whose first scoring takes at most `seconds`; at least two, at most the pool."""
     if _first_scoring(pool, speeds) <= seconds:
         return pool
     low, high = min(2, pool), pool

@@ -54,7 +54,7 @@ def importance(
         rows: (n,) the samples.
         mean_tokens: scale by the sample's label tokens over this: what a token of it is worth becomes what
             all of it is.
-        target: what `alignment` is taken against; the mean over `rows` unless given.
+        target: direction for `alignment`. If unset, the mean over `rows`.
     """
     values = np.asarray(signals.require(NEEDS[kind], f"grace with importance {kind}"))
     if kind == "alignment":
@@ -91,7 +91,7 @@ class Target:
         return (self.count * (units @ self.mean) - np.square(units).sum(axis=1)) / (self.count - 1)
 
     def moved(self, grads: NDArray[np.float64]) -> "Target":
-        """The mean after some of its samples, (a, k), were measured anew."""
+        """The mean after some of its samples, (a, k), were scored again."""
         share = len(grads) / self.count
         return Target((1 - share) * self.mean + share * _unit(grads).mean(axis=0), self.count)
 

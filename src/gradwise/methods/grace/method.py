@@ -370,9 +370,9 @@ class Grace(Subset):
         """A coreset by what is known now.
 
         Args:
-            state: of the samples looked at.
+            state: of the candidates.
             signals: of the whole pool; only what does not change counts: tokens, domains, weights.
-            seed: of what is filled at random, where few samples were looked at.
+            seed: of what is filled at random, if few samples were scored.
         """
         tokens = signals.num_tokens
         whole = self._budget(state, signals)
@@ -399,7 +399,7 @@ class Grace(Subset):
 
     def _budget(self, state: State, signals: Signals) -> Amount:
         if self.tokens is None:
-            # Samples that cannot be used are not there; of those not looked at nothing is known.
+            # Unusable candidates cannot be picked; samples that were not scored can.
             return Amount(count=self.size(state.pool - len(state.looked) + len(state.rows)))
         costs = np.asarray(signals.require("num_tokens", "grace with tokens"), dtype=np.float64)
         return Amount(tokens=float(self.tokens), costs=costs)
@@ -459,7 +459,7 @@ class Grace(Subset):
         return finite if signals.ok is None else finite & signals.ok
 
     def searches(self, rows: int) -> Literal["auto", "exact", "approximate"]:
-        """How the neighbours of so many samples are found; `auto` where both would be the exact search.
+        """How the neighbours of `rows` samples are found; `auto` where both would be the exact search.
 
         Raises:
             RecipeError: the approximate search is asked for, and faiss is not installed.

@@ -49,7 +49,7 @@ def nodes_of(embedding: NDArray[np.floating], k: int, **search: Any) -> Nodes:
 
     Args:
         embedding: finite.
-        k: neighbours of each node; as many again are kept for repairs.
+        k: neighbours of each node; twice as many are kept, for repairs.
         search: `approximate`, `device`, `seed`, `progress`, as `knn_graph` takes them.
     """
     centre = embedding.mean(axis=0, dtype=np.float64).astype(np.float32)

@@ -31,8 +31,7 @@ class Amount:
     """(pool,) label tokens of each sample."""
 
     def part(self, state: State) -> "Amount":
-        """What of it is picked among the samples looked at: all, unless they are so few that there would be
-        hardly a choice."""
+        """The part that is picked among the candidates: all of it, unless they are too few for a choice."""
         if len(state.looked) == state.pool:
             return self
         if self.count is not None:
@@ -53,7 +52,7 @@ class Coreset:
     picks: NDArray[np.int64]
     objective: float
     coverage: float
-    """Share of the samples looked at that the picks cover, by similarity."""
+    """Fraction of the candidates that the picks cover, by similarity."""
     covered: Covered
     worth: Worth
 
@@ -213,7 +212,8 @@ def filled(
 
 
 def random_picks(details: dict[str, Any], picked: int) -> str | None:
-    """How many of so many picks nobody chose, if any, given what is known of the selection as a whole."""
+    """A sentence on how many of `picked` samples were drawn at random, given a selection's details; None if
+    none."""
     count = details.get("at_random", 0)
     if not count:
         return None
@@ -232,6 +232,6 @@ def _fitting(samples: NDArray[np.int64], costs: NDArray[np.float64], left: float
 
 
 def _unknown(values: NDArray[Any], more: int) -> NDArray[Any]:
-    """Values with so many masked ones after them."""
+    """Values with `more` masked ones after them."""
     mask = np.repeat([False, True], [len(values), more])
     return np.ma.masked_array(np.concatenate([values, np.zeros(more, dtype=values.dtype)]), mask)

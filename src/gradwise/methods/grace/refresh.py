@@ -112,7 +112,7 @@ def drawn_of(state: State, step: int, count: int) -> NDArray[np.int64]:
 def refresh(
     state: State, found: AnchorSignals, how: Propagation, step: int, *, asked: int, device: str = "cpu"
 ) -> Refreshed:
-    """The state after what was found at the anchors, of which `asked` were to be scored.
+    """The state after `asked` anchors were scored; `found` has those that could be.
 
     Where all nodes were to be, the state is that of a first scoring run: nothing is propagated (a node that
     could not be scored keeps its values) and the graph is built of where all nodes are now.
