@@ -86,23 +86,6 @@ FOLDERS = ("benchmarks", "docs", "recipes", "src", "tests")
 SUFFIXES = {".py", ".md", ".yaml", ".toml", ".yml"}
 
 TO_BE_SWEPT: tuple[str, ...] = (
-    "src/gradwise/atomic.py",
-    "src/gradwise/cli/",
-    "src/gradwise/comparison/",
-    "src/gradwise/console.py",
-    "src/gradwise/data/",
-    "src/gradwise/evaluation/",
-    "src/gradwise/folders.py",
-    "src/gradwise/numerics/",
-    "src/gradwise/probing/",
-    "src/gradwise/recipe/",
-    "src/gradwise/report/",
-    "src/gradwise/run/",
-    "src/gradwise/settings.py",
-    "src/gradwise/signals/",
-    "src/gradwise/stopping.py",
-    "src/gradwise/stored.py",
-    "src/gradwise/temporary.py",
     "tests/cli/",
     "tests/comparison/",
     "tests/conftest.py",

@@ -92,8 +92,8 @@ def not_written(path: Path, error: Exception, advice: str = AGAIN) -> StorageErr
         advice: what to do once there is room.
     """
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-    told = re.search(r"os error (\d+)", reason)  # as libraries written in Rust word it
-    number = int(told[1]) if told else getattr(error, "errno", None)
+    found = re.search(r"os error (\d+)", reason)  # as libraries written in Rust word it
+    number = int(found[1]) if found else getattr(error, "errno", None)
     if number is not None and number not in NO_ROOM:
         return StorageError(f"{path} could not be written: {reason}.")
     return StorageError(

@@ -161,7 +161,7 @@ class Lines:
         self._due = self._began + FIRST_LINE
 
     def update(self, done: int, figures: Callable[[], str] = str) -> None:
-        """So many are done in all; `figures` gives what else to show, where a line is due."""
+        """A number is done in total; `figures` gives what else to show, if a line is due."""
         self.done = done
         now = self._clock()
         if now < self._due:

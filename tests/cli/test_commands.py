@@ -140,7 +140,7 @@ class TestTrain:
         before, after = (float(value) for value in re.findall(r"held-out loss \w+ +([\d.]+)", self.told))
         assert after < before
         assert re.search(r"steps +4\n", self.told)
-        assert re.search(r"of which deciding [\d.]+ s", self.told)
+        assert re.search(r"\([\d.]+ s of it deciding\)", self.told)
 
     def check_recipe_runs_again(self, run: Path, gradwise: Start):
         resolved = yaml.safe_load((run / "recipe.yaml").read_text())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gradwise import RecipeError
-from gradwise.comparison.workers import Crew, StoppedError, Task
+from gradwise.comparison.workers import StoppedError, Task, WorkerPool
 
 
 def settings() -> dict[str, Any]:
@@ -88,5 +88,7 @@ def counts_signals(begun: Path) -> None:
 if __name__ == "__main__":  # a crew in a process of its own: FUNCTION FILE LOG
     function, begun, log = sys.argv[1:]
     list(
-        Crew().run([Task(function, f"tests.comparison.tasks:{function}", {"begun": Path(begun)}, Path(log))])
+        WorkerPool().run(
+            [Task(function, f"tests.comparison.tasks:{function}", {"begun": Path(begun)}, Path(log))]
+        )
     )

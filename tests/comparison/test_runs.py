@@ -100,7 +100,7 @@ class TestFolder:
 
     def test_arms_and_seeds_add_up(self, tmp_path: Path) -> None:
         self.started(self.ask(tmp_path))
-        found = self.ask(tmp_path, "lisa", seeds=[1, 5], reference="lisa").told
+        found = self.ask(tmp_path, "lisa", seeds=[1, 5], reference="lisa").contents
         assert list(found["arms"]) == ["full", "random", "lisa"]
         assert (found["seeds"], found["reference"]) == ([0, 1, 5], "lisa")
 
@@ -136,7 +136,7 @@ class TestFolder:
 
     def test_steps_of_an_arm_or_of_each_of_its_runs(self, tmp_path: Path) -> None:
         folder = self.ask(tmp_path)
-        folder.told["steps"] = {"full": 7, "random": {0: 3}}
+        folder.contents["steps"] = {"full": 7, "random": {0: 3}}
         folder.save()
         with folder.opened():
             found = [folder.steps(arm, seed) for arm in ("full", "random", "lisa") for seed in (0, 1)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gradwise.comparison.workers import Crew, Result, Task, cores
+from gradwise.comparison.workers import Result, Task, WorkerPool, cores
 
 TASKS = "tests.comparison.tasks"
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def gone(pid: int) -> bool:
 class TestEnds:
     def test_one_that_fails_takes_no_other_down(self, task: Any, tmp_path: Path) -> None:
         names = ("mistake", "bug", "killed", "leaves", "settings")
-        results = {result.task.name: result for result in Crew().run(task(name) for name in names)}
+        results = {result.task.name: result for result in WorkerPool().run(task(name) for name in names)}
         assert results["mistake"].failure == "layers.active is 9; give less."
         assert results["bug"].failure == "ValueError: two lines"
         assert results["killed"].failure == "killed by the system, most likely for want of memory"
@@ -57,7 +57,7 @@ class TestEnds:
 
     def test_everything_that_is_said_goes_behind_what_the_log_holds(self, task: Any, tmp_path: Path) -> None:
         (tmp_path / "tell.log").write_text("before\n")
-        (result,) = Crew().run([task("tell", text="hello")])
+        (result,) = WorkerPool().run([task("tell", text="hello")])
         assert result.value == "HELLO"
         assert set((tmp_path / "tell.log").read_text().splitlines()) == {
             "before",
@@ -73,11 +73,11 @@ class TestShares:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("OMP_NUM_THREADS")
-        (result,) = Crew().run([task("settings")])
+        (result,) = WorkerPool().run([task("settings")])
         assert (result.value["threads"], result.value["gpus"]) == (cores(), None)
         assert result.value["folder"] == str(tmp_path)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        assert next(Crew().run([task("settings")])).value["threads"] == 1
+        assert next(WorkerPool().run([task("settings")])).value["threads"] == 1
 
     def test_several_at_once_share_cores_and_have_a_gpu_each(
         self, task: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -85,7 +85,7 @@ class TestShares:
         monkeypatch.delenv("OMP_NUM_THREADS")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
         jobs = 3
-        results = list(Crew(jobs).run(task("settings") for _ in range(3)))
+        results = list(WorkerPool(jobs).run(task("settings") for _ in range(3)))
         assert {result.value["threads"] for result in results} == {max(1, cores() // jobs)}
         assert {result.value["gpus"] for result in results} <= {"4", "7"}
 
@@ -94,7 +94,7 @@ class TestShares:
         folder.mkdir()
         seen: list[int] = []
         meeting = (task("side_by_side", folder=folder, name=str(number), others=2) for number in range(3))
-        results = list(Crew(2).run(meeting, look=lambda underway: seen.append(len(underway))))
+        results = list(WorkerPool(2).run(meeting, look=lambda underway: seen.append(len(underway))))
         assert [result.failure for result in results] == [None] * 3
         assert max(seen) <= 2
 
@@ -111,21 +111,21 @@ class TestStopping:
     def test_one_that_can_go_on_is_no_failure_and_nothing_new_begins(
         self, task: Any, tmp_path: Path, number: signal.Signals
     ) -> None:
-        begun, crew = tmp_path / "begun", Crew()
+        begun, pool = tmp_path / "begun", WorkerPool()
         self.stop_once_begun(begun, number)
-        results = list(crew.run([task("stops_when_asked", begun=begun), task("settings")]))
+        results = list(pool.run([task("stops_when_asked", begun=begun), task("settings")]))
         assert results == [Result(results[0].task, stopped=True)]
-        assert crew.stops == 1
+        assert pool.stops == 1
 
     def test_one_that_only_dies_is_none_either(self, task: Any, tmp_path: Path) -> None:
         begun = tmp_path / "begun"
         self.stop_once_begun(begun)
-        (result,) = Crew().run([task("sleeps", begun=begun)])
+        (result,) = WorkerPool().run([task("sleeps", begun=begun)])
         assert (result.stopped, result.failure) == (True, None)
 
     def test_signals_are_given_back(self, task: Any) -> None:
         before = signal.getsignal(signal.SIGTERM)
-        list(Crew().run([task("settings")]))
+        list(WorkerPool().run([task("settings")]))
         assert signal.getsignal(signal.SIGTERM) == before
 
     def test_a_crew_that_is_abandoned_leaves_nobody_behind(self, task: Any, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ class TestStopping:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            list(Crew().run([task("sleeps", begun=begun)], look=interrupt))
+            list(WorkerPool().run([task("sleeps", begun=begun)], look=interrupt))
         assert gone(wait_for(begun))
         assert not (tmp_path / "woke").exists()
 

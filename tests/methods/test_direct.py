@@ -272,9 +272,7 @@ def test_picks_say_why_and_come_best_first() -> None:
 
 def test_the_paper_warns_where_flat_means_unknown() -> None:
     few = HELD_OUT.take(np.arange(4))
-    with pytest.warns(
-        UserWarning, match="have no gradient; objective: paper takes that for flat"
-    ):
+    with pytest.warns(UserWarning, match="have no gradient; objective: paper takes that for flat"):
         gw.Direct(count=5, tau=5.0, objective="paper").select(POOL, validation=few)
 
 

@@ -258,7 +258,7 @@ class TestSummary:
             "steps": "1,234",
             "parameters updated at a time": "0.25 M of 1.00 M (25%)",
             "peak memory": "1.50 GiB",
-            "time": "100 s, of which deciding 3.8 s",
+            "time": "100 s (3.8 s of it deciding)",
             "model": str(made.model),
             "record": str(made.path),
         }
@@ -275,7 +275,7 @@ class TestSummary:
         first = "".join(json.dumps(line) + "\n" for line in refreshes)
         made.events_file.write_text(first + made.events_file.read_text())
         found = {name: value.strip() for name, value in self.rows(made).items()}
-        assert found["time"] == "100 s, of which deciding 8.9 s"
+        assert found["time"] == "100 s (8.9 s of it deciding)"
         # Signals and plan took 3 s, the refresh 4.2 s, of 91 s of training.
         assert found["grace"] == "7.9% of the training time" + told
 

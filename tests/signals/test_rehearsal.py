@@ -262,7 +262,7 @@ def test_what_neither_end_shows_is_an_error_and_no_wrong_number(monkeypatch: pyt
     monkeypatch.setattr(Chunked, "beyond", 16)
     parts = [(4, 7), (12, 16), (30, 40)]
     pool = [s for low, high in parts for s in samples(4, longest=high, shortest=low)]
-    sentence = re.escape("layers.0.self_attn.q_proj.weight cannot be told apart by sample")
+    sentence = re.escape("layers.0.self_attn.q_proj.weight cannot be assigned to samples")
     with pytest.raises(SignalError, match=f"at this length the rows of model.{sentence}"):
         collect(replaced(Chunked), pool, want="grad", batch_tokens=64, progress=False)
 

@@ -13,7 +13,7 @@ def collect(
         Path, typer.Argument(help="The recipe, a YAML file; its model, data and signals count.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The store; signals/<name of the recipe> unless given.")
+        Path | None, typer.Option(help="The store; if unset, signals/<name of the recipe>.")
     ] = None,
     want: Annotated[
         str | None,

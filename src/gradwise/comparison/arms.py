@@ -42,7 +42,7 @@ NOT_AN_ARMS = {
 """Keys that a file of overrides may not set, each with why."""
 
 SIZES = ("fraction", "count", "tokens")
-"""How a selection may be told its size."""
+"""Settings that give the size of a selection."""
 
 Tree = dict[str, Any]
 
@@ -142,7 +142,7 @@ def _without_decisions(base: Tree) -> Tree:
 
 
 def _decaying_alike(base: Tree, recipe: Recipe) -> Tree:
-    """An arm without `anneal` decays as long as the recipe's own last phase."""
+    """An arm without `anneal` decays as long as the recipe's own annealing phase."""
     own = recipe.anneal
     if own is None or base["anneal"] is not None or base["train"]["schedule"] != "wsd":
         return base

@@ -1,4 +1,4 @@
-"""Equal cost: what every arm of a comparison may spend, and how many optimizer steps that makes.
+"""Equal cost: the budget of every arm of a comparison, and how many optimizer steps that makes.
 
 Whatever the budget is counted in, it becomes a number of steps before a run starts. A run then makes all of
 them, with its whole learning-rate schedule; nothing is ever cut short by a clock.
@@ -25,7 +25,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True)
 class Budget:
-    """What every run may spend."""
+    """The budget of every run."""
 
     kind: Kind
     amount: float | None = None
@@ -86,8 +86,8 @@ def parse_budget(text: str) -> Budget:
     except (KeyError, ValueError):
         value = 0.0
     if not 0 < value < float("inf"):
-        told = "seconds, or 10m, 2h" if kind == "time" else "a number such as 200 or 1e6"
-        raise RecipeError(f"--budget: {shown(amount)} is no amount of {kind}; give {told}.")
+        examples = "seconds, or 10m, 2h" if kind == "time" else "a number such as 200 or 1e6"
+        raise RecipeError(f"--budget: {shown(amount)} is no amount of {kind}; give {examples}.")
     if kind == "steps" and value != round(value):
         raise RecipeError(f"--budget: steps come whole; found {amount}.")
     return Budget(kind, value)

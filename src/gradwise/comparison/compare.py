@@ -14,7 +14,7 @@ from gradwise.comparison.equal import equalise
 from gradwise.comparison.folder import ComparisonFolder
 from gradwise.comparison.progress import Progress
 from gradwise.comparison.runs import FAILURE, LOG, is_done, prepare_folder, run_recipe
-from gradwise.comparison.workers import Crew, Task, start_server
+from gradwise.comparison.workers import Task, WorkerPool, start_server
 from gradwise.errors import DataError, RecipeError
 from gradwise.recipe import Recipe
 from gradwise.report.comparison import write_report
@@ -43,7 +43,7 @@ class Outcome:
     failed: dict[str, str]
     """Why, by `arm` or `arm/seed-n`."""
     stopped: bool = False
-    """Whether it was asked to stop and can go on."""
+    """Whether it was asked to stop and can resume."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def compare(
         progress: show a bar; by default when standard error is a terminal.
 
     Returns:
-        What came of it. Runs that fail are named there and take nothing else down.
+        The outcome. Runs that fail are named there and take nothing else down.
 
     Raises:
         RecipeError: for what cannot be compared, before anything is run.
@@ -109,11 +109,11 @@ def compare(
         raise RecipeError(f"--jobs must be at least 1; found {jobs}.")
     chosen = _seeds(seeds, recipe)
     options = Options(jobs, keep_checkpoints, discard_models, allow_overlap, progress)
-    folder, crew = ComparisonFolder(out), Crew(jobs)
+    folder, pool = ComparisonFolder(out), WorkerPool(jobs)
     with folder.opened():
         folder.ask(recipe, parsed, chosen, _reference(folder, parsed, reference), wanted)
         todo = _todo(folder, parsed, chosen)
-        stopped = bool(todo) and _run_all(folder, parsed, todo, crew, options)
+        stopped = bool(todo) and _run_all(folder, parsed, todo, pool, options)
         return _report(folder, metric, stopped=stopped, changed=bool(todo))
 
 
@@ -147,10 +147,10 @@ def _check_recipe(recipe: Recipe, metric: str) -> None:
 
 def _reference(folder: ComparisonFolder, arms: list[Arm], asked: str | None) -> str:
     """What was asked for, or what the folder has, or the default."""
-    names = list(dict.fromkeys([*folder.told.get("arms", {}), *(arm.name for arm in arms)]))
+    names = list(dict.fromkeys([*folder.contents.get("arms", {}), *(arm.name for arm in arms)]))
     if asked is None:
         default = DEFAULT_REFERENCE if DEFAULT_REFERENCE in names else names[0]
-        return folder.told.get("reference", default)
+        return folder.contents.get("reference", default)
     if asked not in names:
         raise RecipeError(f"--reference: {shown(asked)} is none of the arms; found {', '.join(names)}.")
     return asked
@@ -177,25 +177,25 @@ def _todo(folder: ComparisonFolder, arms: list[Arm], seeds: list[int]) -> list[t
 
 
 def _run_all(
-    folder: ComparisonFolder, arms: list[Arm], todo: list[tuple[Arm, int]], crew: Crew, options: Options
+    folder: ComparisonFolder, arms: list[Arm], todo: list[tuple[Arm, int]], pool: WorkerPool, options: Options
 ) -> bool:
     """Make what is to be made; whether any of it was stopped."""
     start_server()
     shown = Progress(sys.stderr.isatty() if options.progress is None else options.progress)
-    _check_overlap(folder, arms, crew, options, shown)
-    if not crew.stops:
-        equalise(folder, arms, crew, shown)
+    _check_overlap(folder, arms, pool, options, shown)
+    if not pool.stops:
+        equalise(folder, arms, pool, shown)
     folder.save()
     # Without steps, the measuring of an arm has failed, which the report tells.
     ready = [(arm, seed) for arm, seed in todo if folder.steps(arm.name, seed) is not None]
     stopped = False
     with shown.runs(len(ready)):
-        for result in crew.run(_tasks(folder, ready, options), shown.look):
+        for result in pool.run(_tasks(folder, ready, options), shown.look):
             if result.failure is not None:
                 write_text(result.task.log.with_name(FAILURE), result.failure + "\n")
             stopped = stopped or result.stopped
             shown.ended(result)
-    return stopped or bool(crew.stops)
+    return stopped or bool(pool.stops)
 
 
 def _tasks(folder: ComparisonFolder, todo: list[tuple[Arm, int]], options: Options) -> Iterator[Task]:
@@ -215,17 +215,17 @@ def _tasks(folder: ComparisonFolder, todo: list[tuple[Arm, int]], options: Optio
 
 
 def _check_overlap(
-    folder: ComparisonFolder, arms: list[Arm], crew: Crew, options: Options, shown: Progress
+    folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, options: Options, shown: Progress
 ) -> None:
     """Refuse to judge by held-out data that are trained on."""
-    known = folder.told["data"]
+    known = folder.contents["data"]
     for arm in arms:
-        name = arm.name if "data" in folder.told["arms"][arm.name]["changes"] else "recipe"
-        if name in known or crew.stops:
+        name = arm.name if "data" in folder.contents["arms"][arm.name]["changes"] else "recipe"
+        if name in known or pool.stops:
             continue
         shown.say("Checking the data.")
         log = folder.path / f"{TEMPORARY}data.log"
-        (result,) = crew.run([Task(f"data of {name}", CHECK_DATA, {"recipe": arm.recipe}, log)])
+        (result,) = pool.run([Task(f"data of {name}", CHECK_DATA, {"recipe": arm.recipe}, log)])
         if result.failure is not None:
             raise DataError(result.failure)
         if not result.stopped:
@@ -245,10 +245,10 @@ def _check_share(shared: int, held_out: int, name: str, options: Options) -> Non
 
 
 def _report(folder: ComparisonFolder, metric: str, *, stopped: bool, changed: bool) -> Outcome:
-    folder.told["notes"] = [
+    folder.contents["notes"] = [
         f"{found['shared']} of {found['held_out']} held-out samples also occur in the training data"
         + ("." if name == "recipe" else f" of the arm {name}.")
-        for name, found in folder.told["data"].items()
+        for name, found in folder.contents["data"].items()
         if found["shared"]
     ]
     folder.save()

@@ -12,7 +12,7 @@ from gradwise.comparison.arms import Arm
 from gradwise.comparison.budget import Calibrated, Speed, seconds_for, steps_within_seconds
 from gradwise.comparison.folder import ComparisonFolder
 from gradwise.comparison.progress import Progress
-from gradwise.comparison.workers import Crew, Task
+from gradwise.comparison.workers import Task, WorkerPool
 from gradwise.errors import GradwiseError, RecipeError
 
 WORKBENCH = "gradwise.comparison.workbench"
@@ -24,50 +24,50 @@ UNKNOWN_BUDGET = 5.0
 """The same, while the budget itself is still to be measured."""
 
 
-def equalise(folder: ComparisonFolder, arms: list[Arm], crew: Crew, shown: Progress) -> None:
-    """Find the steps of all runs that do not have theirs yet, and write them into `folder.told`.
+def equalise(folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, shown: Progress) -> None:
+    """Find the steps of all runs that do not have theirs yet, and write them into `folder.contents`.
 
     An arm for which there is no such number (its budget is spent before the first step, or measuring it
     failed) is noted as failed and tried again by the next call.
     """
-    seeds = folder.told["seeds"]
+    seeds = folder.contents["seeds"]
     missing = [arm for arm in arms if any(folder.steps(arm.name, seed) is None for seed in seeds)]
     if not missing:
         return
     for arm in missing:
-        folder.told["failed"].pop(arm.name, None)
-    reference = next((arm for arm in arms if arm.name == folder.told["reference"]), None)
+        folder.contents["failed"].pop(arm.name, None)
+    reference = next((arm for arm in arms if arm.name == folder.contents["reference"]), None)
     if reference is None and folder.budget.amount is None:
         raise RecipeError(
-            f"The budget is what {folder.told['reference']} spends, which is not known yet; name it among "
-            "--arms."
+            f"The budget is what {folder.contents['reference']} spends, which is not known yet; name it "
+            "among --arms."
         )
     way = {"steps": _by_steps, "tokens": _by_tokens, "time": _by_time}[folder.budget.kind]
-    way(_Equaliser(folder, crew, shown), missing, reference or missing[0])
+    way(_Equaliser(folder, pool, shown), missing, reference or missing[0])
 
 
 class _Equaliser:
     """What the three ways have in common: work in other processes, and where results go."""
 
-    def __init__(self, folder: ComparisonFolder, crew: Crew, shown: Progress) -> None:
-        self.folder, self.crew, self.shown = folder, crew, shown
+    def __init__(self, folder: ComparisonFolder, pool: WorkerPool, shown: Progress) -> None:
+        self.folder, self.pool, self.shown = folder, pool, shown
 
     def amount(self) -> float | None:
         return self.folder.budget.amount
 
     def settle(self, amount: float) -> None:
         """The budget is known now."""
-        self.folder.told["budget"]["amount"] = amount
+        self.folder.contents["budget"]["amount"] = amount
         self.folder.save()
 
     def ask(self, arm: Arm, call: str, *, copies: int = 1, **arguments: Any) -> list[Any]:
-        """What a function of the workbench finds out about an arm, done by so many processes at once.
+        """What a function of the workbench finds out about an arm, done by `copies` processes at once.
 
         Raises:
             GradwiseError: why it failed.
         """
         tasks = [self._task(arm, call, arguments, copy) for copy in range(copies)]
-        results = list(self.crew.run(tasks))
+        results = list(self.pool.run(tasks))
         failures = [result.failure for result in results if result.failure is not None]
         if failures:
             raise GradwiseError(failures[0])
@@ -81,16 +81,16 @@ class _Equaliser:
     def each(self, arms: list[Arm], find: Callable[[Arm], Any]) -> None:
         """Find the steps of each arm; an arm that fails takes no other down."""
         for arm in arms:
-            if self.crew.stops:
+            if self.pool.stops:
                 return
             try:
                 steps = find(arm)
             except GradwiseError as error:
-                self.folder.told["failed"][arm.name] = str(error)
+                self.folder.contents["failed"][arm.name] = str(error)
                 self.shown.say(f"{arm.name}: {error}")
             else:
                 if steps is not None:
-                    self.folder.told["steps"][arm.name] = steps
+                    self.folder.contents["steps"][arm.name] = steps
             self.folder.save()
 
 
@@ -113,8 +113,8 @@ def _by_tokens(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
         found.settle(values[0])
 
     def steps(arm: Arm) -> dict[int, int] | None:
-        known: dict[int, int] = found.folder.told["steps"].get(arm.name, {})
-        seeds = [seed for seed in found.folder.told["seeds"] if seed not in known]
+        known: dict[int, int] = found.folder.contents["steps"].get(arm.name, {})
+        seeds = [seed for seed in found.folder.contents["seeds"] if seed not in known]
         found.shown.say(f"Counting the tokens of {arm.name}.")
         values = found.ask(arm, "steps_for_tokens", seeds=seeds, amount=found.amount())
         return {**known, **values[0]} if values else None
@@ -140,28 +140,28 @@ def _by_time(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
 
 def _calibrated(found: _Equaliser, arm: Arm) -> Calibrated | None:
     """An arm's speed, measured unless it has been; None when it was stopped on the way."""
-    told = found.folder.told["calibration"]
-    if arm.name not in told:
+    contents = found.folder.contents["calibration"]
+    if arm.name not in contents:
         found.shown.say(f"Measuring the speed of {arm.name}.")
         amount = found.amount()
         seconds = UNKNOWN_BUDGET if amount is None else min(LONGEST_CALIBRATION, amount / 10)
-        values: list[Calibrated] = found.ask(arm, "calibrate", copies=found.crew.jobs, seconds=seconds)
-        if len(values) < found.crew.jobs:
+        values: list[Calibrated] = found.ask(arm, "calibrate", copies=found.pool.jobs, seconds=seconds)
+        if len(values) < found.pool.jobs:
             return None
         speed = Speed(
             *(mean(getattr(value.speed, part) for value in values) for part in ("deciding", "start", "step")),
             steps=values[0].speed.steps,
         )
-        told[arm.name] = {
+        contents[arm.name] = {
             **{name: round(value, 6) for name, value in asdict(speed).items()},
             "steps_of_recipe": values[0].steps,
-            "jobs": found.crew.jobs,
+            "jobs": found.pool.jobs,
         }
         found.folder.save()
-    kept = told[arm.name]
-    if kept["jobs"] != found.crew.jobs:
+    kept = contents[arm.name]
+    if kept["jobs"] != found.pool.jobs:
         raise RecipeError(
-            f"The speed of {arm.name} was measured with --jobs {kept['jobs']}; go on with the same."
+            f"The speed of {arm.name} was measured with --jobs {kept['jobs']}; resume with the same."
         )
     speed = Speed(**{name: kept[name] for name in ("deciding", "start", "step", "steps")})
     return Calibrated(speed, kept["steps_of_recipe"])

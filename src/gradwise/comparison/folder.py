@@ -40,7 +40,7 @@ class ComparisonFolder:
         self.path = Path(path).expanduser()
         self.file = self.path / "comparison.yaml"
         self.signals = self.path / "signals"
-        self.told: Tree = {}
+        self.contents: Tree = {}
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -51,8 +51,8 @@ class ComparisonFolder:
         """
         with claimed(self.path, "comparison", FILES):
             if self.file.exists():
-                self.told = read_yaml(self.file)
-                check_comparison(self.told, self.file)
+                self.contents = read_yaml(self.file)
+                check_comparison(self.contents, self.file)
             yield
 
     def run(self, arm: str, seed: int) -> Path:
@@ -73,21 +73,21 @@ class ComparisonFolder:
         """
         base = recipe.to_dict()
         new = {arm.name: {"spec": arm.spec, "changes": _changes(base, arm)} for arm in arms}
-        if self.told and not self._check_same(base, new, budget):
+        if self.contents and not self._check_same(base, new, budget):
             # An earlier attempt that failed before its first run must not hold a mended recipe up.
-            self.told = {}
-        self.told.setdefault("versions", _versions())
-        self.told.setdefault("recipe", base)
-        self.told.setdefault("budget", {"kind": budget.kind, "amount": budget.amount, "margin": MARGIN})
-        self.told["arms"] = {**self.told.get("arms", {}), **new}
-        self.told["seeds"] = sorted({*self.told.get("seeds", []), *seeds})
-        self.told["reference"] = reference
+            self.contents = {}
+        self.contents.setdefault("versions", _versions())
+        self.contents.setdefault("recipe", base)
+        self.contents.setdefault("budget", {"kind": budget.kind, "amount": budget.amount, "margin": MARGIN})
+        self.contents["arms"] = {**self.contents.get("arms", {}), **new}
+        self.contents["seeds"] = sorted({*self.contents.get("seeds", []), *seeds})
+        self.contents["reference"] = reference
         for part in ("steps", "calibration", "failed", "data"):
-            self.told.setdefault(part, {})
+            self.contents.setdefault(part, {})
 
     def save(self) -> None:
         """Write `comparison.yaml`, atomically."""
-        write_text(self.file, to_yaml(self.told))
+        write_text(self.file, to_yaml(self.contents))
 
     @property
     def started(self) -> bool:
@@ -96,22 +96,22 @@ class ComparisonFolder:
 
     def _check_same(self, base: Tree, arms: Tree, budget: Budget) -> bool:
         """Whether this is the comparison that is there; raises RecipeError when that one has runs to lose."""
-        there = _filled(self.told["recipe"])
+        there = _filled(self.contents["recipe"])
         differences = [f"{key} was {old!r}, now {new!r}" for key, old, new in _different(there, base)]
-        for name in arms.keys() & self.told["arms"].keys():
-            before, now = self.told["arms"][name]["changes"], arms[name]["changes"]
+        for name in arms.keys() & self.contents["arms"].keys():
+            before, now = self.contents["arms"][name]["changes"], arms[name]["changes"]
             differences += [
                 f"in the arm {name}, {key} was {old!r}, now {new!r}"
                 for key, old, new in _different(_filled(there | before), _filled(there | now))
             ]
-        kind, amount = self.told["budget"]["kind"], self.told["budget"]["amount"]
+        kind, amount = self.contents["budget"]["kind"], self.contents["budget"]["amount"]
         before = Budget(kind, amount)
         if kind != budget.kind or budget.amount not in (None, amount):
             differences.append(f"the budget was {before}, now {budget}")
         if differences and self.started:
-            told = "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "")
+            listed = "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "")
             raise RecipeError(
-                f"{self.path} holds another comparison; different: {told}. Give --out a new folder, or a "
+                f"{self.path} holds another comparison; different: {listed}. Give --out a new folder, or a "
                 "changed arm another name."
             )
         return not differences
@@ -120,13 +120,13 @@ class ComparisonFolder:
 
     def steps(self, arm: str, seed: int) -> int | None:
         """Optimizer steps of a run, once they are known."""
-        found = self.told["steps"].get(arm)
+        found = self.contents["steps"].get(arm)
         return found.get(seed) if isinstance(found, dict) else found
 
     @property
     def budget(self) -> Budget:
         """With its amount, once that is known."""
-        return Budget(self.told["budget"]["kind"], self.told["budget"]["amount"])
+        return Budget(self.contents["budget"]["kind"], self.contents["budget"]["amount"])
 
 
 def _filled(recipe: Tree) -> Tree:

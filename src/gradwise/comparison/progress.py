@@ -21,7 +21,7 @@ FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} runs, {remaining} le
 
 
 class Progress:
-    """Tells of a comparison as it goes.
+    """Shows how a comparison proceeds.
 
     Args:
         bars: show a bar on standard error; otherwise a line per run goes to standard output.
@@ -73,7 +73,7 @@ class Progress:
 def _told(run: RunResult) -> str:
     metric = HELD_OUT_LOSS if HELD_OUT_LOSS in run.scores else next(iter(run.scores), None)
     score = f"{metric} {run.scores[metric].value:.4f}, " if metric else ""
-    return f"{score}{run.steps:,} steps, {run.seconds:,.1f} s, of which deciding {run.deciding:,.1f} s"
+    return f"{score}{run.steps:,} steps, {run.seconds:,.1f} s ({run.deciding:,.1f} s of it deciding)"
 
 
 def _share_done(task: Task) -> float:

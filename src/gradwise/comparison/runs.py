@@ -44,7 +44,7 @@ def _looks(given: dict[str, Any], steps: int, validated: bool) -> dict[str, Any]
     best = given.get("load_best_model_at_end", False)
     if not {"save_strategy", "save_steps"} & given.keys() and (evaluates or not best):
         between = max(FEWEST_BETWEEN, math.ceil(steps / CHECKPOINTS))
-        if best:  # of which the Trainer can only keep what it has evaluated
+        if best:  # the Trainer can keep only a checkpoint that it has evaluated
             between = every * math.ceil(between / given.get("eval_steps", every))
         looks |= {"save_strategy": "steps", "save_steps": between}
     return looks

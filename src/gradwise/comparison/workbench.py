@@ -66,7 +66,7 @@ def steps_for_tokens(
     """For each seed the steps that stay inside a budget of input tokens."""
     if recipe.anneal is not None:
         raise RecipeError(
-            "A budget of tokens cannot be kept to with `anneal`, whose picks are known only when the "
+            "A budget of tokens cannot be met with `anneal`, whose picks are known only when the "
             "learning rate begins to decay; use --budget steps or time."
         )
     with _claimed(folder) as owned:
@@ -142,7 +142,7 @@ class Workbench:
 
         Args:
             recipe: another seed's.
-            steps: plan at least so many, instead of those the recipe asks for.
+            steps: plan at least this many, instead of those the recipe asks for.
         """
         changes = {} if steps is None else {"max_steps": steps}
         recipe = _with_arguments(recipe or self.recipe, **changes)

@@ -32,7 +32,7 @@ OUT_OF_MEMORY = -signal.SIGKILL
 """How a process ends that the system kills for its memory."""
 
 LOOK = 0.5
-"""Seconds between two looks at what is under way."""
+"""Seconds between two checks of running tasks."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Underway:
 
 
 @dataclass
-class Crew:
+class WorkerPool:
     """Runs tasks, at most `jobs` at once, sharing cores and GPUs evenly.
 
     Args:
@@ -207,8 +207,8 @@ def _gpus() -> list[str]:
 def _death(code: int | None, log: Path) -> str:
     if code == OUT_OF_MEMORY:
         return "killed by the system, most likely for want of memory"
-    told = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    last = f": {told[-1].strip()[:200]}" if told else ""
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    last = f": {lines[-1].strip()[:200]}" if lines else ""
     how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
     return f"ended {how}{last}"
 
@@ -240,7 +240,7 @@ def _work(task: Task, answers: Any, share: Share) -> None:
 
 
 class StoppedError(Exception):
-    """Raised by a task that was asked to stop and has seen to it that it can go on."""
+    """Raised by a task that was asked to stop and can be resumed."""
 
 
 def _die_with_parent() -> None:

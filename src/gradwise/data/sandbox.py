@@ -100,9 +100,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _spend(self, steps: int) -> None:
         self._left -= steps
         if self._left < 0:
-            raise RunawayError(
-                f"the template does not come to an end: it was stopped after {STEPS:,} steps; correct it"
-            )
+            raise RunawayError(f"the template does not end: it was stopped after {STEPS:,} steps; correct it")
 
     def _spend_characters(self, count: int) -> None:
         self._spend(max(0, count) // _CHARACTERS)

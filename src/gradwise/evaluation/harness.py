@@ -109,10 +109,10 @@ def choice_score(view: Any, task: Choice, questions: list[Question]) -> Score:
 def generate_score(view: Any, task: Generate, questions: list[Question]) -> Score:
     """The share of questions whose generated answer is one of the right ones."""
     settings = {"until": list(task.stop), "max_gen_toks": task.max_new_tokens, "do_sample": False}
-    told = view.generate_until(
+    answers = view.generate_until(
         _requests("generate_until", [(question.prompt, dict(settings)) for question in questions])
     )
-    right = sum(is_right(task, text, question) for text, question in zip(told, questions, strict=True))
+    right = sum(is_right(task, text, question) for text, question in zip(answers, questions, strict=True))
     return Score(right / len(questions), "higher", len(questions))
 
 

@@ -62,7 +62,7 @@ def held_out_loss(
 
 def _losses(model: Any, tokenizer: Any, validation: Any, batch_tokens: int, progress: bool) -> Signals:
     collator = Collator.for_tokenizer(tokenizer)
-    # What has no finite loss is told by domain and origin, above.
+    # Samples without a finite loss are named by domain and origin, above.
     return collect(
         model,
         validation,

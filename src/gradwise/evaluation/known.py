@@ -60,9 +60,9 @@ def _check(task: LmEval, loaded: dict[str, Any], key: str) -> None:
 
 
 def _near(task: LmEval, manager: Any) -> str:
-    told = nearest(task.name, list(manager.all_tasks))
-    if task.folder is not None or "did you mean" in told:
-        return told
+    suggestion = nearest(task.name, list(manager.all_tasks))
+    if task.folder is not None or "did you mean" in suggestion:
+        return suggestion
     return "; see `lm-eval ls tasks`, or give a path with kind: generate or kind: choice."
 
 

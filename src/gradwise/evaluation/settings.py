@@ -97,7 +97,7 @@ class Choice(FileTask):
     """The right choice: a template that gives its text, its number from 0, or its letter from A."""
 
     delimiter: str | None = None
-    """What stands between prompt and choice: a space unless given, and nothing under `chat`, where the
+    """Text between prompt and choice. If unset, a space, and nothing under `chat`, where the
     template ends the prompt."""
 
     normalise: bool = False

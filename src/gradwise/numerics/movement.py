@@ -165,7 +165,7 @@ def _climbed(rows: Rows, scores: Matrix, limits: _Limits) -> tuple[list[Ids], in
 class _Climb:
     """Weights that improve step by step: each step takes the optimum of a tangent.
 
-    The tangent touches beyond the sum, in the direction of the last step (`AHEAD`). This passes over some
+    The tangent touches beyond the sum, in the direction of the last step (`AHEAD`). This skips some
     local optima. If such a step gains nothing, the next tangent touches at the sum itself, which cannot lose.
 
     Args:

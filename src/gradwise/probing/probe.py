@@ -122,7 +122,7 @@ class Probe:
 
     def orders(self, nodes: Sequence[Sequence[Samples]], on: Samples) -> Orders:
         """The losses of samples after the steps of one node and then those of another, for every two nodes
-        and both ways round, each from the present weights: n * n times a node's steps are made. Takes two
+        and in both orders, each from the present weights: n * n times a node's steps are made. Takes two
         copies of weights and optimizer.
 
         Args:
@@ -208,7 +208,7 @@ class Probe:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         weights = [p for p in self.model.parameters() if p.requires_grad and id(p) in held]
         if not weights:
-            raise SignalError("No parameter of the model requires a gradient; there is no step to look at.")
+            raise SignalError("No parameter of the model requires a gradient; there is no step to measure.")
         return weights
 
     def _step(self, unit: Samples) -> None:

@@ -93,8 +93,8 @@ class Recipe(Settings):
             )
         if self.train.decay not in (None, self.anneal.last):
             raise RecipeError(
-                f"anneal.last is {self.anneal.last:g} and train.decay {self.train.decay:g}; the last phase "
-                "is the decay, so give one of them."
+                f"anneal.last is {self.anneal.last:g} and train.decay {self.train.decay:g}; the annealing "
+                "phase is the decay, so give one of them."
             )
 
     @classmethod

@@ -49,9 +49,9 @@ def coreset_picture(chosen: list[dict[str, Any]]) -> bytes:
     if found := random_picks(first, first.get("selected", 0)):
         above.set_title(found, fontsize=9)
     _line(above, steps, last, "coverage", "coreset", BLUE)
-    above.set_ylabel("coverage, share of\nthe samples looked at")
+    above.set_ylabel("coverage, share of\nthe candidates")
     _line(middle, steps, last, "importance", "coreset", BLUE)
-    _line(middle, steps, last, "pool_importance", "all samples looked at", GREY)
+    _line(middle, steps, last, "pool_importance", "all candidates", GREY)
     middle.set_ylabel("mean importance,\nas believed")
     _line(below, steps, last, "agreement", "importance, rank correlation", BLUE)
     _line(below, steps, last, "embedding_agreement", "embeddings, cosine", ORANGE)

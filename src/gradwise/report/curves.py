@@ -16,7 +16,7 @@ Axis = Literal["steps", "tokens", "seconds"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#8C6D1F")
-"""Okabe and Ito's, told apart with any kind of colour vision; yellow, too pale for a line, replaced."""
+"""Okabe and Ito's, distinguishable with any kind of colour vision; yellow, too pale for a line, replaced."""
 
 STYLES = ("-", "--", ":", "-.")
 

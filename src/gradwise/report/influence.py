@@ -32,7 +32,7 @@ class Graph:
     influence: NDArray[np.float64]
     """(n,) share of the target's loss that a step on each node takes off; NaN where not known."""
     weight: NDArray[np.float64]
-    """(n, n) of the arc from row to column; NaN where it was not looked at."""
+    """(n, n) of the arc from row to column; NaN where it was not measured."""
     precedes: NDArray[np.bool_]
     """(n, n) whether the order is bound by it."""
 
@@ -75,7 +75,7 @@ def draw_graph(source: Path, path: Path) -> Path:
     """Draw the influences of nodes on one another, and below those on the target; returns the picture's path.
 
     Args:
-        source: a graph's file, or a run directory, of which the first and the last graph are shown.
+        source: a graph's file, or a run directory, whose first and last graph are shown.
         path: the picture, PNG.
 
     Raises:

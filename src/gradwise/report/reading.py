@@ -101,34 +101,34 @@ def read_results(folder: Path) -> Results:
     if not path.exists():
         raise RecipeError(f"{folder} holds no comparison (no {path.name}).")
     with damaged(path, RecipeError):
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    check_comparison(told, path)
-    arms, seeds = tuple(told["arms"]), tuple(told["seeds"])
+        contents = yaml.safe_load(path.read_text(encoding="utf-8"))
+    check_comparison(contents, path)
+    arms, seeds = tuple(contents["arms"]), tuple(contents["seeds"])
     return Results(
         name=folder.resolve().name,
-        reference=told["reference"],
+        reference=contents["reference"],
         arms=arms,
         seeds=seeds,
-        budget=told["budget"],
+        budget=contents["budget"],
         runs=tuple(
             read_run(folder / "runs" / arm / f"seed-{seed}", arm, seed) for seed in seeds for arm in arms
         ),
-        notes=tuple(told.get("notes") or ()),
-        failed_arms=told.get("failed") or {},
+        notes=tuple(contents.get("notes") or ()),
+        failed_arms=contents.get("failed") or {},
     )
 
 
-def check_comparison(told: Any, path: Path) -> None:
+def check_comparison(contents: Any, path: Path) -> None:
     """Raise RecipeError unless what was read has the parts of a `comparison.yaml`."""
     parts = {
         "recipe": dict, "arms": dict, "seeds": list, "reference": str, "budget": dict, "steps": dict,
         "calibration": dict, "failed": dict, "data": dict,
     }  # fmt: skip
     with damaged(path, RecipeError):
-        wrong = [name for name, kind in parts.items() if not isinstance(told[name], kind)]
-        for arm in told["arms"].values():
+        wrong = [name for name, kind in parts.items() if not isinstance(contents[name], kind)]
+        for arm in contents["arms"].values():
             _ = arm["spec"], arm["changes"]
-        _ = told["budget"]["kind"], told["budget"]["amount"]
+        _ = contents["budget"]["kind"], contents["budget"]["amount"]
         if wrong:
             raise ValueError(f"{wrong[0]} is not a {parts[wrong[0]].__name__}")
 

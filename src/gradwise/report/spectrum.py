@@ -22,29 +22,30 @@ def draw_spectra(run: Path) -> list[Path]:
     """
     found = sorted((run / "plan").glob("spectrum-*.json"), key=lambda path: int(path.stem.partition("-")[2]))
     if not found:
-        raise RecipeError(f"{run} has no spectrum to draw; only `anneal: direct` looks at one.")
+        raise RecipeError(f"{run} has no spectrum to draw; only `anneal: direct` uses one.")
     return [draw_spectrum(path, run / f"{path.stem}.png") for path in found]
 
 
-def draw_spectrum(told: Path, path: Path) -> Path:
-    """Draw what a file of plain values tells of a selection; returns the picture's path."""
-    stats = read_json(told, RecipeError)
-    with damaged(told, RecipeError):
+def draw_spectrum(details: Path, path: Path) -> Path:
+    """Draw the spectrum of a selection from a file of plain values; returns the picture's path."""
+    stats = read_json(details, RecipeError)
+    with damaged(details, RecipeError):
         content = spectrum_picture(stats)
     add_file(path, content)
     return path
 
 
-def spectrum_picture(told: dict[str, Any]) -> bytes:
+def spectrum_picture(details: dict[str, Any]) -> bytes:
     """The figure as PNG.
 
     Args:
-        told: what `gradwise.Direct` says of a selection: its `spectrum`, and how many directions are stiff.
+        details: what `gradwise.Direct` records of a selection: its `spectrum`, and how many directions are
+            stiff.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    found, stiff = told["spectrum"], told["stiff_directions"]
+    found, stiff = details["spectrum"], details["stiff_directions"]
     values = np.array(found["values"])
     number = np.arange(1, len(values) + 1)
     figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
@@ -53,8 +54,8 @@ def spectrum_picture(told: dict[str, Any]) -> bytes:
     above.semilogy(number, values / found["trace"], color=BLUE, marker="o", markersize=3)
     above.set_ylabel("share of the trace")
     above.set_title(
-        f"{told['validation_samples']:,} validation samples, effective rank {told['effective_rank']:.1f}; "
-        f"{stiff} stiff directions",
+        f"{details['validation_samples']:,} validation samples, effective rank "
+        f"{details['effective_rank']:.1f}; {stiff} stiff directions",
         fontsize=10,
     )
     for name, label, colour in ("pool_energy", "pool", GREY), ("picks_energy", "picks", ORANGE):

@@ -176,9 +176,9 @@ def _heading(results: Results) -> str:
         spent = f"{amount:,.0f}" if amount >= 100 else f"{amount:g}"
         spent += f" {UNITS[results.budget['kind']]}"
     done = sum(run.finished for run in results.runs)
-    told = f"{results.name}: every run within {spent}; {done} of {len(results.runs)} runs finished."
+    headline = f"{results.name}: every run within {spent}; {done} of {len(results.runs)} runs finished."
     return (
-        f"{_wrapped(told)}\n"
+        f"{_wrapped(headline)}\n"
         f"Differences are against {results.reference}, paired by seed; 95 % t intervals; p after Holm."
     )
 

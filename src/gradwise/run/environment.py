@@ -72,7 +72,7 @@ def _versions() -> dict[str, str]:
 def _git_revision() -> str | None:
     """Revision of the working directory's repository, which is where a user keeps recipes."""
     try:
-        told = subprocess.run(
+        result = subprocess.run(
             ["git", "rev-parse", "HEAD"],
             capture_output=True,
             text=True,
@@ -82,4 +82,4 @@ def _git_revision() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.strip()
+    return result.stdout.strip()

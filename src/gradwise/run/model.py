@@ -243,7 +243,7 @@ def _with_saved_adapter(model: Any, settings: Model, tell: Tell) -> Any:
     with _loading(settings, "adapter"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is missing is checked below
         model = PeftModel.from_pretrained(model, settings.name, is_trainable=True)
-        # Again, since only this tells what was missing.
+        # Again, since only this reports what was missing.
         report = model.load_adapter(settings.name, "default", is_trainable=True)
     found = {"missing_keys": report.missing_keys, "unexpected_keys": report.unexpected_keys}
     _check_weights(settings, "the adapter", found | {"mismatched_keys": []}, tell)

@@ -100,7 +100,7 @@ def _held_out(recipe: Recipe, *, progress: bool) -> Pool:
     _, data = sections(recipe)
     if data.validation is None:
         raise RecipeError(
-            "order.target: validation needs validation data, and there are none; give data.validation, or "
+            "order.target: validation needs validation data, and none are given; give data.validation, or "
             "target: pool."
         )
     assert recipe.model is not None

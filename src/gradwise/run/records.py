@@ -20,7 +20,7 @@ def records_of(data: Data, pool: Pool, indices: NDArray[np.int64]) -> Iterator[d
         indices: places in the pool; repeats are allowed.
 
     Raises:
-        DataError: when two records cannot be told apart.
+        DataError: when two records cannot be distinguished.
     """
     chosen: Any = pool.dataset.select(indices)
     origins = list(zip(chosen["domain"], chosen["origin"], strict=True))

@@ -99,8 +99,8 @@ class Scoring:
                 "scores it."
             ) from error
         if first:
-            told = {name: found.as_dict() for name, found in scores.items()}
-            write_json(run.scores_file, {"scores": told, "seconds": time.perf_counter() - start})
+            values = {name: found.as_dict() for name, found in scores.items()}
+            write_json(run.scores_file, {"scores": values, "seconds": time.perf_counter() - start})
         return True
 
 

@@ -229,7 +229,7 @@ def _validating(
     assert data is not None
     if data.validation is None:
         raise RecipeError(
-            f"anneal: {phase.method} selects by the gradients of validation data, and there are none; give "
+            f"anneal: {phase.method} selects by the gradients of validation data, and none are given; give "
             "data.validation."
         )
     held_out = load(data, "validation", tokenizer, progress=progress and is_first())

@@ -46,7 +46,7 @@ def collect_signals(
 ) -> Signals:
     """Measure a recipe's data with its model, or with the one under `signals`, into a store.
 
-    Beside the store stands `rows.parquet`: which record of which source each row belongs to.
+    Beside the store stands `rows.parquet`: the record and the source of each row.
 
     Args:
         recipe: with `model` and `data`.
@@ -118,7 +118,7 @@ def load_proxy(recipe: Recipe, pool: Pool, *, progress: bool) -> Measures | None
     or nothing to measure.
 
     Raises:
-        DataError: when a record cannot be told apart from another, or means nothing to the proxy.
+        DataError: when a record cannot be distinguished from another, or means nothing to the proxy.
     """
     needs = recipe.select.needs | recipe.order.needs
     if recipe.signals.model is None or not needs & set(QUANTITIES):

@@ -33,7 +33,7 @@ def _table(run: RunDirectory, metrics: list[dict[str, Any]], events: list[dict[s
             _share(finished["trainable_parameters"], finished["total_parameters"]),
         ),
         ("peak memory", f"{finished['peak_memory'] / 2**30:.2f} GiB"),
-        ("time", f"{finished['seconds']:,.0f} s, of which deciding {_deciding(events):,.1f} s"),
+        ("time", f"{finished['seconds']:,.0f} s ({_deciding(events):,.1f} s of it deciding)"),
         *_kept_to(events, finished["seconds"]),
         *_at_random(events),
         ("model", str(run.model)),
@@ -86,11 +86,11 @@ def _at_random(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _kept_to(events: list[dict[str, Any]], seconds: float) -> list[tuple[str, str]]:
     """What GRACE said that it would spend, and what it did, as shares of the training time."""
-    told = [event for event in events if event["event"] == "forecast"]
+    forecasts = [event for event in events if event["event"] == "forecast"]
     training = seconds - _deciding(events)
-    if not told or training <= 0:
+    if not forecasts or training <= 0:
         return []
     spent = sum(event["seconds"] for event in events if event["event"] in ("signals", "plan", "refresh"))
-    share = told[-1]["share"]
+    share = forecasts[-1]["share"]
     forecast = "" if share is None else f", forecast {share:.1%}"
     return [("grace", f"{spent / training:.1%} of the training time{forecast}")]

@@ -1,4 +1,4 @@
-"""What one pass over samples tells about each of them. Knows nothing of the methods that decide on it."""
+"""Per-sample signals from one scoring run. This package does not use the methods that decide by them."""
 
 from gradwise.signals.collect import collect
 from gradwise.signals.quantities import Signals

@@ -197,7 +197,7 @@ class Capture(TorchFunctionMode):
     # ---- rows and the anchor ------------------------------------------------------------------------------
 
     def _rows(self, x: Tensor, found: Found | None) -> Rows | None:
-        """Whose rows those of x are, or None where that cannot be told."""
+        """Whose rows those of x are, or None where that is unknown."""
         count = x.shape[:-1].numel()
         if self._samples == 1:
             return Rows(1)
@@ -219,7 +219,7 @@ class Capture(TorchFunctionMode):
         return out
 
     def _lost(self, out: Tensor, name: str | None) -> Tensor:
-        """A use whose rows cannot be told apart by sample; noted if a gradient comes back to it."""
+        """A use whose rows cannot be assigned to samples; noted if a gradient comes back to it."""
         return self._watched(out, lambda _: self._sums.lost.add(name or ""))
 
 

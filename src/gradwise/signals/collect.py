@@ -64,19 +64,19 @@ def collect(
         progress: show how far it is on the first rank's standard error: a bar on a terminal, elsewhere a
             line now and then.
         pooling: what an embedding is the mean of: "labels", "all" tokens, or the "last" one.
-        layer: the block whose output embeddings are taken from; the last hidden state unless given.
+        layer: the block whose output embeddings are taken from. If unset, the last hidden state.
         grad_dtype: "float32", or "float16" for half the room.
         autocast: what forward passes compute in, as mixed-precision training does: torch.bfloat16 or
             torch.float16. If unset, as `torch.autocast` around this call says, or else in the weights' type.
         tell: gets a sentence, on the first rank, on samples set aside and on a model that is measured sample
-            by sample; a warning unless given.
+            by sample. If unset, a warning.
 
     Returns:
         Signals with what was wanted, `num_tokens`, and `ok`, False for samples that were set aside: empty,
         without a label token, longer than the model's positions, or with a value that is not finite.
 
     Raises:
-        SignalError: when no sample can be measured, or the store is another pass's.
+        SignalError: no sample can be measured, or the store is of another request.
 
     Example:
         signals = collect(model, dataset, want=("loss", "grad"), store="signals")

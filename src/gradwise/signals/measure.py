@@ -23,7 +23,7 @@ Batch = dict[str, Any]
 
 
 class InseparableError(SignalError):
-    """Rows of an activation that cannot be told apart by sample."""
+    """Rows of an activation that cannot be assigned to samples."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Measured:
     """(B, ...) by name of the quantity, in float32 or float64."""
 
     lost: tuple[str, ...] = ()
-    """Parameters with a use whose rows could not be told apart by sample."""
+    """Parameters with a use whose rows could not be assigned to samples."""
 
     by_parameter: dict[str, Tensor] = field(default_factory=dict)
     """(B,) squared norm of each parameter's gradient, where that was asked for."""
@@ -54,7 +54,7 @@ class Measurer:
     Args:
         model: lent for it (`gradwise.signals.given_back`).
         wanted: what to measure.
-        asked: of which parameters' gradients; None where none are wanted.
+        asked: parameters whose gradients are wanted; None for no gradients.
         unseen: parameters whose use cannot be watched; batches must then have one sample, and autograd gives
             these parameters' gradients.
         autocast: what forward passes compute in; None for the weights' own type.
@@ -184,7 +184,7 @@ class Measurer:
             if sums.lost and sums.by_name is None:
                 raise InseparableError(
                     f"{type(self.model).__name__}: at this length the rows of {min(sums.lost)} cannot be "
-                    "told apart by sample; measure one sample at a time (batch_tokens=1), or leave it out "
+                    "assigned to samples; measure one sample at a time (batch_tokens=1), or leave it out "
                     "with `parameters`."
                 )
             if sums.squares is not None and "grad_norm" in self.wanted:
@@ -264,7 +264,7 @@ def _experts_hook(capture: Capture, positions: LabelPositions) -> Callable[..., 
         length = len(chosen) // positions.samples
 
         def rows_of(expert: int) -> Tensor:
-            # transformers' loop goes by place among the chosen first, then by token.
+            # transformers' loop is over the place among the chosen first, then over tokens.
             return (chosen == expert).T.nonzero()[:, 1] // length
 
         capture.experts_begin(rows_of)

@@ -1,4 +1,4 @@
-"""One pass over a data set: what to measure in which blocks, and where the rows go."""
+"""One scoring run: what to measure in which blocks, and where the rows go."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ NOTE_EVERY = 5.0
 
 
 class Pass:
-    """One pass over a data set with a lent model; arguments as in `collect`, `scope` where gradients are
+    """One scoring run of a data set with a lent model; arguments as in `collect`, `scope` where gradients are
     wanted."""
 
     def __init__(
@@ -235,8 +235,8 @@ def configuration_digest(model: Any) -> str:
     values = config.to_dict() if hasattr(config, "to_dict") else {}
     passing = ("_name_or_path", "use_cache", "transformers_version")
     own = {name: value for name, value in values.items() if name not in passing}
-    told = json.dumps([own, getattr(config, "_attn_implementation", None)], sort_keys=True, default=str)
-    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    described = json.dumps([own, getattr(config, "_attn_implementation", None)], sort_keys=True, default=str)
+    return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -256,9 +256,9 @@ def weights_digest(model: nn.Module) -> str:
 
 def _check_ranks_agree(request: Mapping[str, Any]) -> None:
     """Rows of other weights, data or settings than the first rank's must not stand beside its own."""
-    told = gathered(dict(request))
-    for other, theirs in enumerate(told):
-        differ = [name for name in told[0] if told[0][name] != theirs.get(name)]
+    described = gathered(dict(request))
+    for other, theirs in enumerate(described):
+        differ = [name for name in described[0] if described[0][name] != theirs.get(name)]
         if differ:
             raise SignalError(
                 f"Rank {other} would measure something else than rank 0 ({', '.join(differ)} differ); give "

@@ -33,7 +33,7 @@ class Signals:
     """(N,) how often each sample should be seen relative to the others, where the data say so."""
 
     words: NDArray[np.float32] | None = None
-    """(N, d) sketch of which label tokens there are (`gradwise.data.label_words`), known without a model."""
+    """(N, d) sketch of the label tokens (`gradwise.data.label_words`), known without a model."""
 
     loss: NDArray[np.float32] | None = None
     """(N,) own-mean cross entropy, nats per label token."""
@@ -78,7 +78,7 @@ class Signals:
         """Signals on disk, memory-mapped and read-only.
 
         Raises:
-            SignalError: there is no store, its scoring run did not come to its end, or it is damaged.
+            SignalError: there is no store, its scoring run is incomplete, or it is damaged.
         """
         from gradwise.signals.store import read
 
@@ -119,7 +119,7 @@ class Signals:
         return values
 
     def report(self) -> str:
-        """One line on samples set aside, the first few by number; empty when there are none."""
+        """One line on samples set aside, the first few by number; empty if all were measured."""
         parts = [
             f"{len(indices):,} {kind} (first: {', '.join(map(str, indices[:5].tolist()))})"
             for kind, indices in self.problems.items()

@@ -98,7 +98,7 @@ class Rehearsal:
         return replace(self._compared(longest, [longest]), tried=True)
 
     def _pairs(self, order: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-        """Short samples with something to tell apart, two by two, of different lengths where there are; a few
+        """Short samples that differ, in pairs of different lengths where possible; a few
         pairs, for a pool may begin with samples that have no finite loss."""
         short, inspection = order[::-1], self.pool.inspection
         telling = short[inspection.num_tokens[short] > 1]
@@ -134,7 +134,7 @@ class Rehearsal:
 
         Args:
             rows: the block.
-            end: 0 to look at the first of its parts that are measured at once, -1 at the last.
+            end: 0 for the first of its parts that are measured at once, -1 for the last.
         """
         measure = Measurer(self.model, self.wanted, self.asked, autocast=self.autocast)
         part = self.pool.parts(rows, measure.device)[end]
@@ -192,7 +192,7 @@ def _slow(model: nn.Module, unseen: Sequence[str] = (), mixed: Sequence[str] = (
     if unseen:
         why = f"the gradients of {len(unseen)} parameters cannot be watched (first: {unseen[0]})"
     elif mixed:
-        why = f"gradients of {mixed[0]} cannot be told apart by sample"
+        why = f"gradients of {mixed[0]} cannot be assigned to samples"
     advice = (
         " Leave such parameters out with `parameters` where they do not matter." if unseen or mixed else ""
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of an activation, told apart by sample.
+    """The rows of an activation, by sample.
 
     Args:
         samples: B.

@@ -96,7 +96,7 @@ def stored(values: NDArray, column: Column) -> tuple[NDArray, NDArray[np.bool_]]
     """Values in the type they are kept in, and (rows,) which of them that type can hold.
 
     Half precision holds neither what is beyond 65,504 nor, to three digits, what is below 6e-5: a row whose
-    length changes by more than a hundredth is told.
+    length changes by more than a hundredth is reported.
     """
     with np.errstate(over="ignore"):
         kept = values.astype(column.dtype)

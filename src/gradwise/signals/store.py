@@ -4,7 +4,7 @@ Interrupted scoring resumes. A manifest made with other weights, data or setting
 difference named; nothing is ever mixed. Rows are written with plain writes rather than through a memory map,
 so that resident memory does not grow with what was written.
 
-manifest.json   what was asked of which model and data; seconds spent; what was wrong with which samples
+manifest.json   request, model and data; seconds spent; samples set aside, with the reason
 done            a byte per block: 1 once its rows are on disk
 <quantity>.npy  (N, ...) rows in the data set's order
 """
@@ -213,7 +213,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path, *, verify: bool = True) -> Signals:
-    """The signals in a store whose scoring run came to its end.
+    """The signals in a store whose scoring run is complete.
 
     Args:
         path: the store.
@@ -321,10 +321,10 @@ def _header(path: Path) -> tuple[tuple[tuple[int, ...], bool, np.dtype], int]:
 def _check_same(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     differ = [name for name in dict.fromkeys([*there, *here]) if there.get(name) != here.get(name)]
     if differ:
-        told = "; ".join(
+        described = "; ".join(
             f"{name} was {_short(there.get(name))}, now {_short(here.get(name))}" for name in differ
         )
-        raise SignalError(f"{path} holds signals of another request: {told}. Give another folder.")
+        raise SignalError(f"{path} holds signals of another request: {described}. Give another folder.")
 
 
 def _short(value: Any) -> str:

@@ -26,7 +26,7 @@ class Projector:
     Args:
         size: k.
         seed: decides signs and places, together with the parameters' names.
-        side: sums that each side of a matrix is folded to; by k unless given.
+        side: sums that each side of a matrix is folded to. If unset, it follows from k.
     """
 
     def __init__(self, size: int, seed: int, side: int | None = None) -> None:
@@ -109,7 +109,7 @@ class GradientSums:
         self.whole = torch.zeros(samples, asked.scope.size, **like) if asked.whole else None
         self.by_name: dict[str, Tensor] | None = None
         self.lost: set[str] = set()
-        """Parameters with a use that could not be told apart by sample."""
+        """Parameters with a use that could not be assigned to samples."""
         self._offsets = dict(asked.scope.offsets())
         self._uses: Counter[Matrix] = Counter()
         self._waiting: dict[Matrix, list[_Product | _Lookup]] = {}

@@ -1,4 +1,4 @@
-"""What may be asked of a pass, and of which shape and type it comes."""
+"""What a scoring run may compute, and the shape and type of each quantity."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class Wanted:
 
     @property
     def needs_mask(self) -> bool:
-        """Whether padding must be told apart from tokens."""
+        """Whether padding must be distinguished from tokens."""
         return "embedding" in self.quantities and self.pooling != "labels"
 
     def __contains__(self, name: str) -> bool:
