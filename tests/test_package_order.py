@@ -36,6 +36,7 @@ ORDER = [
     "training",
     "planning",
     "integrations",
+    "host",
     "session",
     "trainer",
     "report",

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +19,14 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
 from gradwise import console
 from gradwise.data import token_lengths
 from gradwise.errors import CheckpointError, GradwiseError, RecipeError
 from gradwise.folders import OwnedFolder, claimed
-from gradwise.planning import Planner, RunContext, Samples, Scorer
-from gradwise.planning.context import Collate
+from gradwise.host import HostTrainer, context_of, samples_of
+from gradwise.planning import Planner, RunContext, Samples
 from gradwise.precision import autocast_of
 from gradwise.ranks import check_same, is_first, on_first, wait_for_all
 from gradwise.recipe import Recipe
@@ -45,43 +45,6 @@ from gradwise.training.timing import seconds_per_sample
 
 DECISIVE = ("select", "order", "layers", "anneal", "signals", "seed")
 """Sections of a recipe that decide what a run trains on and how."""
-
-
-class HostTrainer(Protocol):
-    """What a session uses of the Trainer that it belongs to."""
-
-    args: TrainingArguments
-    state: TrainerState
-    control: TrainerControl
-    accelerator: Any
-    model: Any
-    optimizer: Any
-    lr_scheduler: Any
-    train_dataset: Any
-    eval_dataset: Any
-    data_collator: Any
-    processing_class: Any
-    model_accepts_loss_kwargs: bool
-    is_fsdp_enabled: bool
-    is_deepspeed_enabled: bool
-    last_grad_norm: Any
-    proxy: Any
-
-    def training_samples(self) -> tuple[Any, Collate]:
-        """The training data without the columns that the model does not take, and the collate function."""
-        ...
-
-    def validation_samples(self) -> tuple[Any, Collate]:
-        """The same of the validation data."""
-        ...
-
-    def loss_of(self, inputs: dict[str, Any]) -> Tensor:
-        """The training loss of a batch, computed as training does."""
-        ...
-
-    def probe(self, parts: list[dict[str, Any]]) -> None:
-        """Forward and backward over the micro-batches of one step, outside of the training loop."""
-        ...
 
 
 class Session:
@@ -171,34 +134,16 @@ class Session:
 
     def context(self) -> RunContext:
         """What a decision may use now."""
-        trainer = self.trainer
         train, validation = self._known_samples()
-        optimizer, given = trainer.optimizer, trainer.eval_dataset
-        asked = str(getattr(self.args.optim, "value", self.args.optim)).lower()
-        return RunContext(
-            recipe=self.recipe,
-            train=train,
-            scorer=lambda: (
-                Scorer(trainer.model, train.inputs, train.collate)
-                if trainer.proxy is None
-                else Scorer(*trainer.proxy)
-            ),
+        return context_of(
+            self.trainer,
+            self.recipe,
+            train,
+            validation,
+            layout=self.layout,
             record=self.record,
             folder=self.folder,
-            model=trainer.model,
-            proxied=trainer.proxy is not None,
-            optimizer=getattr(optimizer, "optimizer", optimizer),
-            validation=validation,
-            validation_sets=0 if given is None else len(given) if isinstance(given, dict) else 1,
-            layout=self.layout,
-            tokenizer=trainer.processing_class,
-            autocast=autocast_of(self.args),
-            device="cuda" if self.args.device.type == "cuda" else "cpu",
-            max_grad_norm=self.args.max_grad_norm,
-            adam="adam" in asked if optimizer is None else "betas" in optimizer.param_groups[0],
-            sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
             shared=self.shared,
-            progress=not self.args.disable_tqdm,
             say=self.say,
             save_recipe=self.resolve,
             time_training=self._seconds_per_sample,
@@ -211,11 +156,7 @@ class Session:
 
     def _known_samples(self) -> tuple[Samples, Samples | None]:
         if self._samples is None:
-            trainer, validation = self.trainer, None
-            train = Samples(trainer.train_dataset, *trainer.training_samples())
-            if trainer.eval_dataset is not None and not isinstance(trainer.eval_dataset, dict):
-                validation = Samples(trainer.eval_dataset, *trainer.validation_samples())
-            self._samples = train, validation
+            self._samples = samples_of(self.trainer)
         return self._samples
 
     def _seconds_per_sample(self, rows: NDArray[np.int64]) -> float:

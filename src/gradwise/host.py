@@ -1,0 +1,111 @@
+"""The Trainer as a session sees it, and what decisions may use of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from gradwise.planning import RunContext, Samples, Scorer
+from gradwise.planning.context import Collate
+from gradwise.precision import autocast_of
+from gradwise.recipe import Recipe
+from gradwise.training.layout import Layout
+from gradwise.training.record import Record
+
+
+class HostTrainer(Protocol):
+    """What a session uses of the Trainer that it belongs to."""
+
+    args: TrainingArguments
+    state: TrainerState
+    control: TrainerControl
+    accelerator: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
+    eval_dataset: Any
+    data_collator: Any
+    processing_class: Any
+    model_accepts_loss_kwargs: bool
+    is_fsdp_enabled: bool
+    is_deepspeed_enabled: bool
+    last_grad_norm: Any
+    proxy: Any
+
+    def training_samples(self) -> tuple[Any, Collate]:
+        """The training data without the columns that the model does not take, and the collate function."""
+        ...
+
+    def validation_samples(self) -> tuple[Any, Collate]:
+        """The same of the validation data."""
+        ...
+
+    def loss_of(self, inputs: dict[str, Any]) -> Tensor:
+        """The training loss of a batch, computed as training does."""
+        ...
+
+    def probe(self, parts: list[dict[str, Any]]) -> None:
+        """Forward and backward over the micro-batches of one step, outside of the training loop."""
+        ...
+
+
+def samples_of(trainer: HostTrainer) -> tuple[Samples, Samples | None]:
+    """A trainer's training samples, and its validation samples if it has a single set of them."""
+    train = Samples(trainer.train_dataset, *trainer.training_samples())
+    if trainer.eval_dataset is None or isinstance(trainer.eval_dataset, dict):
+        return train, None
+    return train, Samples(trainer.eval_dataset, *trainer.validation_samples())
+
+
+def context_of(
+    trainer: HostTrainer,
+    recipe: Recipe,
+    train: Samples,
+    validation: Samples | None,
+    *,
+    layout: Layout,
+    record: Record,
+    folder: Path,
+    shared: Path | None,
+    say: Callable[[str], object],
+    save_recipe: Callable[[Recipe], object],
+    time_training: Callable[[NDArray[np.int64]], float],
+) -> RunContext:
+    """What a decision may use of a trainer as it stands; arguments as the fields of `RunContext`."""
+    args, optimizer, given = trainer.args, trainer.optimizer, trainer.eval_dataset
+    asked = str(getattr(args.optim, "value", args.optim)).lower()
+
+    def scorer() -> Scorer:
+        if trainer.proxy is None:
+            return Scorer(trainer.model, train.inputs, train.collate)
+        return Scorer(*trainer.proxy)
+
+    return RunContext(
+        recipe=recipe,
+        train=train,
+        scorer=scorer,
+        record=record,
+        folder=folder,
+        model=trainer.model,
+        proxied=trainer.proxy is not None,
+        optimizer=getattr(optimizer, "optimizer", optimizer),
+        validation=validation,
+        validation_sets=0 if given is None else len(given) if isinstance(given, dict) else 1,
+        layout=layout,
+        tokenizer=trainer.processing_class,
+        autocast=autocast_of(args),
+        device="cuda" if args.device.type == "cuda" else "cpu",
+        max_grad_norm=args.max_grad_norm,
+        adam="adam" in asked if optimizer is None else "betas" in optimizer.param_groups[0],
+        sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
+        shared=shared,
+        progress=not args.disable_tqdm,
+        say=say,
+        save_recipe=save_recipe,
+        time_training=time_training,
+    )
