@@ -192,7 +192,7 @@ MISTAKES = [
     ),
     (
         "{train: {schedule: wsd, decay: 0.3}, anneal: direct}",
-        "anneal.last is 0.2 and train.decay 0.3; the last phase is the decay, so give one of them.",
+        "anneal.last is 0.2 and train.decay 0.3; the annealing phase is the decay, so give one of them.",
     ),
     (
         "{train: {schedule: wsd}, anneal: {method: direct, count: 3, tokens: 9}}",

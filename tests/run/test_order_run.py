@@ -235,7 +235,7 @@ def test_weights_are_whole_copies(recipe: Recipe, tmp_path: Path) -> None:
     [
         (
             {"order": gw.D3(units="domains", target="validation"), "validation": None},
-            r"there are none; give data\.validation",
+            r"none are given; give data\.validation",
         ),
         ({"single": True}, "only one of the domains"),
         ({"packing": True}, r"give order\.size, or packing: false"),

@@ -99,5 +99,5 @@ def test_what_only_a_run_can_do_is_refused(recipe: Recipe, tmp_path: Path, phase
 def test_without_validation_data(recipe: Recipe, tmp_path: Path) -> None:
     assert recipe.data is not None
     bare = replace(recipe, data=replace(recipe.data, validation=None), anneal=Direct(count=3))
-    with pytest.raises(gw.RecipeError, match=r"there are none; give data\.validation"):
+    with pytest.raises(gw.RecipeError, match=r"none are given; give data\.validation"):
         selected(bare, tmp_path / "out")
