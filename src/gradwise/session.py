@@ -275,8 +275,10 @@ class Session:
         """Let the planner change what is ahead, if a decision is due; what was served stays, and nothing was
         fetched beyond."""
         assert self._feeder is not None and self.plan is not None
-        due = self.step != self._decided_at and not self._over()
-        if not due or not self.planner.due(self.step, self.layout.schedule(self.plan)):
+        if self.step == self._decided_at or self._over():
+            return
+        # Asked before every step, so of the batches at hand: cutting a plan takes time with its length.
+        if not self.planner.due(self.step, self.layout.schedule_of(self.schedule)):
             return
         self._decided_at = self.step
         self.flush()

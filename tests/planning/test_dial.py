@@ -194,3 +194,16 @@ def test_packing_and_proxies_are_refused_with_refreshes(story_model, arguments, 
     proxied = gw.Trainer(story_model(), arguments("p"), train_dataset=speeches, recipe=recipe, proxy=proxy)
     with pytest.raises(gw.RecipeError, match="scores with a model that does not learn"):
         proxied.train()
+
+
+def test_what_was_measured_decides_already_in_the_run_that_measures(run: Any, monkeypatch: Any) -> None:
+    """Or the recipe that is written would decide otherwise than the run that wrote it."""
+    seen, begin = [], gw.Grace.begin
+
+    def watched(self: gw.Grace, *args: Any, **options: Any) -> Any:
+        seen.append(self.speeds)
+        return begin(self, *args, **options)
+
+    monkeypatch.setattr(gw.Grace, "begin", watched)
+    trainer, _ = run(gw.Grace(fraction=0.25, overhead=0.5))
+    assert seen == [trainer.session.recipe.select.speeds] and seen[0] is not None

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 import gradwise as gw
 from gradwise.planning import epochs as planned_epochs
+from gradwise.training.layout import Layout
 from gradwise.training.plan import Dropped
 from tests.conftest import same_weights
 
@@ -158,3 +159,20 @@ def test_a_plan_that_dropped_its_beginning_is_saved_and_chained(tmp_path: Path) 
     assert (read.digest, read.dropped) == (late.digest, late.dropped)
     sampler = gw.PlanSampler(late)
     assert list(sampler) == [0, 1, 2] and sampler.state_dict()["position"] == 9
+
+
+def test_asking_what_is_due_does_not_cut_the_plan_again(run: Any, monkeypatch: Any) -> None:
+    """Which takes time with the plan's length, and is asked before every step."""
+    cuts, cut = [], Layout.cut
+
+    def watched(self: Layout, plan: Any) -> Any:
+        cuts.append(len(plan))
+        return cut(self, plan)
+
+    monkeypatch.setattr(Layout, "cut", watched)
+    counts = []
+    for steps in (3, 9):
+        cuts.clear()
+        run(f"steps-{steps}", {"select": "full"}, max_steps=steps)
+        counts.append(len(cuts))
+    assert counts[0] == counts[1]

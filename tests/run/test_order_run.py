@@ -18,6 +18,7 @@ import gradwise as gw
 from gradwise import Data, Model, Recipe, Source, Train, baselines
 from gradwise.data import label_words, load
 from gradwise.data.settings import Allowed
+from gradwise.planning import scoring
 from gradwise.run import train
 from gradwise.run.order import order_samples
 from gradwise.training import Plan
@@ -313,3 +314,20 @@ def test_edges_that_need_a_model_say_so() -> None:
         gw.D3(units="domains", edges="lookahead").order(signals)
     with pytest.raises(gw.RecipeError, match="only one of the domains"):
         gw.D3(units="domains").order(signals, np.arange(20))
+
+
+def test_samples_that_could_not_be_scored_are_left_out(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they are scored for the selection, or for the order of what was selected."""
+    score = scoring.collect
+
+    def spoilt(*args: Any, **options: Any) -> Any:
+        found = score(*args, **options)
+        return replace(found, ok=np.arange(len(found)) != 2)
+
+    monkeypatch.setattr(scoring, "collect", spoilt)
+    for name, select in (("all", gw.baselines.FullData()), ("top", gw.baselines.LossTop(fraction=1.0))):
+        own = replace(recipe, select=select, order=gw.baselines.EasyFirst())
+        found = order_samples(own, tmp_path / name, tell=lambda _: None, progress=False)
+        assert sorted(found.indices.tolist()) == [n for n in range(2 * EACH) if n != 2]

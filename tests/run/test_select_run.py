@@ -11,6 +11,7 @@ import pytest
 
 import gradwise as gw
 from gradwise import Data, DataError, Model, Recipe, Source, Train, baselines
+from gradwise.planning import scoring
 from gradwise.report.pool import draw_pool, principal_plane
 from gradwise.run import train
 from gradwise.run.select import select_samples
@@ -112,3 +113,28 @@ def test_the_plane_is_that_of_most_variance() -> None:
 def test_a_recipe_without_data_is_told_so(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises((gw.RecipeError, DataError), match="names no data"):
         selected(replace(recipe, data=None), tmp_path / "out")
+
+
+def test_what_scoring_cost_is_written_down(recipe: Recipe, tmp_path: Path) -> None:
+    """Also when the signals were all there already."""
+    own, costs = replace(recipe, select=baselines.LossTop(count=5)), []
+    for _ in range(2):
+        selected(own, tmp_path / "out")
+        costs.append(json.loads((tmp_path / "out" / "selection.json").read_text())["seconds_measuring"])
+    assert costs[0] == costs[1] > 0
+
+
+def test_sentences_on_samples_set_aside_are_said(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect = scoring.collect
+
+    def noting(*args: Any, tell: Any, **options: Any) -> Any:
+        tell("1 of 20 samples set aside")
+        return collect(*args, tell=tell, **options)
+
+    monkeypatch.setattr(scoring, "collect", noting)
+    said: list[str] = []
+    own = replace(recipe, select=baselines.LossTop(count=5))
+    select_samples(own, tmp_path / "out", tell=said.append, progress=False)
+    assert "Warning: 1 of 20 samples set aside" in said

@@ -135,7 +135,7 @@ class RunContext:
     """Gives what computes signals of the training samples; loads it if need be."""
     record: Record
     folder: Path
-    """Of the run; decisions are written below it."""
+    """The run's folder; decisions are written below it."""
     model: nn.Module | None = None
     """The model that trains; None in a command that loads none."""
     proxied: bool = False
@@ -162,6 +162,8 @@ class RunContext:
     progress: bool = False
     say: Callable[[str], object] = print
     """Gets sentences for the user, on the first rank."""
+    warn: Callable[[str], None] | None = None
+    """Gets sentences on samples that are set aside. If None, they are Python warnings."""
     save_recipe: Callable[[Recipe], object] = lambda _: None
     """Writes the recipe with what was measured, before anything depends on it; a collective call."""
     time_training: Callable[[NDArray[np.int64]], float] | None = None

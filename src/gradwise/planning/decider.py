@@ -13,11 +13,11 @@ class Cost(NamedTuple):
     """What decisions are expected to cost while a run trains."""
 
     seconds: float = 0.0
-    """Of decisions at certain steps, in total."""
+    """Total seconds of decisions at certain steps."""
     seconds_per_step: float = 0.0
-    """Of decisions that recur, spread over the steps."""
+    """Seconds of recurring decisions, spread over the steps."""
     fraction: float = 0.0
-    """Of the training's forward/backward passes."""
+    """Cost as a fraction of the training's forward/backward passes."""
 
     def plus(self, other: "Cost") -> "Cost":
         """Both together."""
@@ -46,8 +46,13 @@ class Decider(ABC):
     def check(self, context: RunContext) -> None:
         """Refuse, before anything is spent, what could not be decided later; raises RecipeError."""
 
-    def prepare(self, context: RunContext) -> None:
-        """Settle what the decision may cost, write down what was measured for that, and say it."""
+    def prepare(self, context: RunContext) -> RunContext:
+        """Settle what the decision may cost, write down what was measured for that, and say it.
+
+        Returns:
+            The context with what was measured in its recipe.
+        """
+        return context
 
     def planned(self, context: RunContext, plan: Plan) -> dict[str, Any]:
         """Settle what depends on the first plan; returns plain values for the record."""

@@ -56,7 +56,7 @@ class Planner:
         for decider in self.deciders:
             decider.check(context)
         for decider in self.deciders:
-            decider.prepare(context)
+            context = decider.prepare(context)
         self._score(context)
         start = time.perf_counter()
         plan, details = self.selecting.first_plan(context)

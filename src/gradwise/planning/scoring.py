@@ -107,10 +107,14 @@ def pool_signals(
     if not quantities and "num_tokens" not in needs:
         return PoolSignals(known, rows)
 
+    stored_seconds = 0.0
+
     def measure() -> Arrays:
+        nonlocal stored_seconds
         if not quantities:
             return {"num_tokens": context.train.label_tokens_of(rows)}
         found = _collect(context, context.scorer(), rows, quantities)
+        stored_seconds = found.seconds
         arrays = {name: found.require(name, "the plan") for name in [*quantities, "num_tokens", "ok"]}
         # A proxy's tokens are not those that will be trained on.
         return arrays | {"num_tokens": context.train.label_tokens_of(rows)} if context.proxied else arrays
@@ -118,7 +122,9 @@ def pool_signals(
     if context.shared is None:
         start = time.perf_counter()
         arrays = measure()
-        return PoolSignals(replace(known, **arrays), rows, time.perf_counter() - start)  # type: ignore[arg-type]
+        # A store that was complete or resumed has cost more than this call took.
+        seconds = time.perf_counter() - start if context.store is None else stored_seconds
+        return PoolSignals(replace(known, **arrays), rows, seconds)  # type: ignore[arg-type]
     if context.layout is not None and context.layout.ranks > 1:
         raise RecipeError("shared_signals is for runs of one process each; leave it out under torchrun.")
     with context.record.uncharged():
@@ -215,6 +221,7 @@ def _collect(
         seed=context.seed,
         progress=context.progress,
         autocast=context.autocast,
+        tell=context.warn,
     )
 
 

@@ -89,6 +89,7 @@ class Selecting(Decider):
         method: that selects.
         ordering: puts what is selected in order.
         until: steps from which on a refresh no longer counts, given a schedule; empty for never.
+        last: fraction of the steps in the annealing phase, if there is one.
         keeps: whether the annealing phase will ask what was selected.
     """
 
@@ -128,7 +129,7 @@ class Selecting(Decider):
 
     # ---- before the first step -----------------------------------------------------------------------------
 
-    def prepare(self, context: RunContext) -> None:
+    def prepare(self, context: RunContext) -> RunContext:
         method, scores_all = context.recipe.select, bool(self._ordering.needs & set(QUANTITIES))
         start = time.perf_counter()
         size = partial(self._size, context)
@@ -136,10 +137,11 @@ class Selecting(Decider):
             size, partial(_speeds, context, method), once=self._once(context), scores_all=scores_all
         )
         if budgeted is None:
-            return
+            return context
         filled = {name: getattr(budgeted.method, name) for name in method.left_to_run}
         # Written down before anything depends on it.
-        context.save_recipe(replace(context.recipe, select=replace(method, **filled)))
+        recipe = replace(context.recipe, select=replace(method, **filled))
+        context.save_recipe(recipe)
         self._forecast = budgeted.forecast
         context.record.event("forecast", 0, time.perf_counter() - start, **budgeted.forecast.as_dict())
         context.say(budgeted.sentence)
@@ -150,6 +152,7 @@ class Selecting(Decider):
                 f"scores {candidates:,} of {pool:,}; give candidates: all."
             )
         self._rows = budgeted.method.rows_to_score(pool, context.train.domain, context.seed)
+        return replace(context, recipe=recipe)
 
     def _size(self, context: RunContext) -> Size:
         """The run's size before anything is selected, without its annealing phase."""

@@ -82,7 +82,7 @@ def _ordered(
         measured = bool(order.needs & set(QUANTITIES))
         signals = signals if measured else context.train.described(order.needs)
         rows = scored.rows if measured else rows
-    entries = np.searchsorted(rows, entries_of(chosen.selection, 0, recipe.seed))
+    entries = np.searchsorted(rows, entries_of(chosen.selection.without(scored.bad), 0, recipe.seed))
     probe = None
     if influence is not None:
         probe = _probe(recipe, chosen, rows, held_out, tell)
@@ -91,7 +91,7 @@ def _ordered(
     start = time.perf_counter()
     found = order.order(signals, entries, probe=probe, epoch=0, seed=recipe.seed)
     found = replace(found, indices=rows[found.indices])
-    took = {"signals": scored.signals.seconds, "ordering": time.perf_counter() - start}
+    took = {"signals": scored.seconds, "ordering": time.perf_counter() - start}
     on_first(lambda: _write(recipe, order, folder, chosen, found, took, text=text, tell=tell))
     return found
 

@@ -66,7 +66,7 @@ def select_samples(
         chosen = choose(recipe, folder.path, tell=tell, progress=progress)
         selection, scored = chosen.selection, chosen.scored
         by = {"select": recipe.to_dict()["select"]}
-        summary = _summary(by, chosen.context, chosen.pool, scored.signals.seconds, selection)
+        summary = _summary(by, chosen.context, chosen.pool, scored.seconds, selection)
         on_first(
             lambda: _write(chosen.context, folder, chosen.pool, selection, scored.rows, summary, text=text)
         )
@@ -158,6 +158,7 @@ def _context(
         store=store,
         progress=progress,
         say=tell,
+        warn=lambda sentence: tell(f"Warning: {sentence}"),
     )
 
 
@@ -216,7 +217,7 @@ def select_annealing(
         selection = phase.select(scored.signals, validation=validation, seed=recipe.seed)
         selection = replace(selection, indices=rows[selection.indices])
         by = {"anneal": recipe.to_dict()["anneal"]}
-        summary = _summary(by, context, pool, scored.signals.seconds, selection)
+        summary = _summary(by, context, pool, scored.seconds, selection)
         on_first(lambda: _write(context, folder, pool, selection, some, summary, text=text))
     return selection
 

@@ -99,9 +99,11 @@ class Layout:
 
     def schedule(self, plan: Plan) -> Schedule:
         """The plan in steps, and the length of the run."""
-        batches = self.cut(plan)
-        steps = self.max_steps or math.ceil(self.epochs * batches.steps_per_epoch)
-        return Schedule(batches, steps)
+        return self.schedule_of(self.cut(plan))
+
+    def schedule_of(self, batches: Batches) -> Schedule:
+        """A plan that is cut already, and the length of the run."""
+        return Schedule(batches, self.max_steps or math.ceil(self.epochs * batches.steps_per_epoch))
 
     def epochs_needed(self, one_epoch: Plan) -> int:
         """Epochs that the run's length asks for, given the plan of one of them."""

@@ -5,13 +5,14 @@ Alignment is therefore a mean cosine: as an inner product it bought random chara
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from gradwise.errors import SignalError
+from gradwise.numerics.kernels import parts
 from gradwise.signals import Signals
 
 Kind = Literal["alignment", "loss", "norm", "head_norm"]
@@ -116,3 +117,11 @@ def worth(values: NDArray[np.float64]) -> Worth:
     over = np.flatnonzero((values > OUTLIER * highest) & (highest > 0))
     scores = (rankdata(values) - 1) / (len(values) - 1)
     return Worth(scores, over[np.argsort(-values[over], kind="stable")])
+
+
+def finite_rows(values: NDArray[Any]) -> NDArray[Any]:
+    """(N,) whether all numbers of a row are finite; a large pool is read a part at a time."""
+    found = np.empty(len(values), dtype=bool)
+    for part in parts(len(values), 2**14):
+        found[part] = np.isfinite(values[part]).all(axis=1)
+    return found

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.costs import Forecast, Size, Speeds
 from gradwise.methods.decision import Selection, check_signals, domain_mix
 from gradwise.methods.grace.costs import EXACT_UP_TO, USUAL_ANCHORS, forecast, single
-from gradwise.methods.grace.importance import NEEDS, Kind, Target, importance
+from gradwise.methods.grace.importance import NEEDS, Kind, Target, finite_rows, importance
 from gradwise.methods.grace.nodes import nodes_of, rows_of
 from gradwise.methods.grace.pick import Amount, choose, filled, random_picks, selection
 from gradwise.methods.grace.refresh import (
@@ -30,7 +30,6 @@ from gradwise.methods.grace.state import State
 from gradwise.methods.interfaces import Arrays, Budgeted
 from gradwise.methods.subset import Subset
 from gradwise.numerics.facility import Minimum
-from gradwise.numerics.kernels import parts
 from gradwise.numerics.sampling import stratified_sample
 from gradwise.settings import default_of
 from gradwise.signals import Signals
@@ -455,7 +454,7 @@ class Grace(Subset):
     def _usable(self, signals: Signals) -> NDArray[np.bool_]:
         needed = np.asarray(signals.require(NEEDS[self.kind], f"grace with importance {self.kind}"))
         embedding = np.asarray(signals.require("embedding", "grace"))
-        finite = _finite_rows(embedding) & _finite_rows(needed.reshape(len(signals), -1))
+        finite = finite_rows(embedding) & finite_rows(needed.reshape(len(signals), -1))
         return finite if signals.ok is None else finite & signals.ok
 
     def searches(self, rows: int) -> Literal["auto", "exact", "approximate"]:
@@ -492,14 +491,6 @@ class Grace(Subset):
         # A billionth, or a part that comes out whole could round to one less.
         least = np.floor(self.domain_minimum * share * min(budget.count, len(state)) + 1e-9).astype(np.int64)
         return Minimum(group, np.minimum(least, np.bincount(group, minlength=len(names))))
-
-
-def _finite_rows(values: NDArray[Any]) -> NDArray[Any]:
-    """(N,) whether all numbers of a row are finite; gradients of a large pool are read a part at a time."""
-    found = np.empty(len(values), dtype=bool)
-    for part in parts(len(values), 2**14):
-        found[part] = np.isfinite(values[part]).all(axis=1)
-    return found
 
 
 def _has_faiss() -> bool:

@@ -50,7 +50,7 @@ class State:
     refreshes: int = 0
     """Refreshes so far."""
     seed: int = 0
-    """Of the anchors that are drawn at random."""
+    """Seed of the anchors that are drawn at random."""
 
     def __len__(self) -> int:
         return len(self.sample)
