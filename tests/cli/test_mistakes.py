@@ -113,8 +113,33 @@ class TestModel:
         project.recipe["adapter"] = {"method": "lora", "target_modules": ["nowhere"]}
         refused(gradwise("train", project.path), "gradwise: adapter: ", "nowhere")
 
+    def test_adapter_that_cannot_be_scored(self, gradwise: Start, project: Project):
+        """Found before the first step, not after the last."""
+        project.recipe["adapter"] = {"method": "prompt_tuning", "num_virtual_tokens": 4}
+        del project.recipe["layers"]
+        refused(gradwise("train", project.path), "tokens of its own before each sample")
+
+    @pytest.mark.parametrize(
+        ("section", "key", "value", "said"),
+        [
+            ("model", "attention", "nonsense", "recipe.yaml: model.attention: unknown implementation"),
+            ("train", "deepspeed", "nowhere.json", "train.deepspeed: cannot read"),
+            ("train", "hub_private_repo", True, "recipe.yaml: train.hub_private_repo has no effect without"),
+        ],
+    )
+    def test_settings_of_the_libraries(
+        self, gradwise: Start, project: Project, section: str, key: str, value: Any, said: str
+    ):
+        project.recipe[section][key] = value
+        refused(gradwise("train", project.path), said)
+
 
 class TestData:
+    def test_a_template_that_no_conversation_needs(self, gradwise: Start, project: Project):
+        """It is saved with the model, so it must be one."""
+        project.recipe["data"]["chat_template"] = "{{ messages"
+        refused(gradwise("train", project.path), "the chat template is not valid Jinja, line 1")
+
     def test_missing_file(self, gradwise: Start, project: Project):
         project.recipe["data"]["train"] = "missing.jsonl"
         refused(gradwise("train", project.path), f"{project.folder}/missing.jsonl")

@@ -289,5 +289,35 @@ def test_adapter_keys_reach_peft(stories: Path):
 
 
 def test_an_adapter_that_does_not_fit_the_model_is_a_recipe_error(stories: Path):
-    with pytest.raises(RecipeError, match=r"adapter: .*no_such_module"):
-        load_model(Model(name=str(stories)), Adapter(options={"target_modules": ["no_such_module"]}))
+    for options, reason in {
+        ("target_modules", "no_such_module"): "lora cannot be used as it is set up .*no_such_module",
+        ("target_modules", "["): "unterminated character set",
+        ("bias", "some"): "Requested bias: some, is not implemented",
+        ("megatron_config", ("x", 1)): "megatron",
+    }.items():
+        key, value = options
+        given = dict([value]) if isinstance(value, tuple) else value
+        with pytest.raises(RecipeError, match=rf"^adapter: .*{reason}"):
+            load_model(Model(name=str(stories)), Adapter(options={key: given}))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"modules_to_save": ["lm_heads"]}, r"adapter\.modules_to_save: the model has no module lm_heads"),
+        (
+            {"rank_pattern": {"nowhere": 2}},
+            r"adapter: The following rank_pattern keys .* ignored: \['nowhere'",
+        ),
+        ({"eva_config": {"rho": 2.0}}, "adapter: `eva_config` specified but will be ignored"),
+    ],
+)
+def test_what_peft_would_ignore_is_refused(stories: Path, options: dict[str, Any], reason: str):
+    with pytest.raises(RecipeError, match=reason):
+        load_model(Model(name=str(stories)), Adapter(options=options))
+
+
+def test_warnings_of_peft_are_told_once(stories: Path):
+    told: list[str] = []
+    load_model(Model(name=str(stories)), Adapter(method="ln_tuning"), tell=told.append)
+    assert len(told) == 1 and told[0].startswith("Warning: adapter: Unsupported layer type")

@@ -1,5 +1,6 @@
 """From a recipe's `train` section to the Trainer's arguments."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,12 @@ class TestTrainingArguments:
             ({"optim": "grokadamw"}, "grokadamw"),
             ({"optim": "sgd", "optim_args": "momentum=-1"}, "train: Invalid momentum value"),
             ({"optim": "sgd", "optim_args": "momentum=much"}, "train: could not convert"),
-            ({"deepspeed": "nowhere.json"}, "train: "),
+            ({"deepspeed": "nowhere.json"}, "train.deepspeed: cannot read nowhere.json: No such file"),
+            ({"fsdp": "full_shard", "fsdp_config": "/"}, "train.fsdp_config: cannot read /: Is a directory"),
+            (
+                {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"offload": True}},
+                "train.activation_checkpointing_kwargs.offload needs a GPU",
+            ),
             ({"torch_compile_backend": "inductor", "bf16": True, "use_cpu": False}, "train: .*bf16"),
         ],
         ids=str,
@@ -93,6 +99,28 @@ class TestTrainingArguments:
     def test_what_this_machine_lacks_or_the_trainer_refuses(self, given: dict[str, Any], reason: str):
         with pytest.raises(RecipeError, match=reason):
             built(Train(arguments=given))
+
+    def test_configurations_of_deepspeed(self, tmp_path: Path):
+        path = tmp_path / "zero.json"
+        for text, reason in (
+            ("{", "is not JSON"),
+            ("[" * 5000, "is not JSON"),
+            ("[]", r"must hold a JSON object; found \[\]"),
+        ):
+            path.write_text(text)
+            with pytest.raises(RecipeError, match=rf"train\.deepspeed: .*zero\.json {reason}"):
+                built(Train(arguments={"deepspeed": str(path)}))
+        if find_spec("deepspeed") is None:
+            path.write_text("{}")
+            for given in (str(path), {"zero_optimization": {"stage": 1}}):
+                with pytest.raises(RecipeError, match=r"^train\.deepspeed needs a package; run: pip install"):
+                    built(Train(arguments={"deepspeed": given}))
+
+    def test_configurations_are_found_beside_the_recipe(self, tmp_path: Path):
+        (tmp_path / "recipe.yaml").write_text("train: {deepspeed: zero.json}")
+        recipe = Recipe.load(tmp_path / "recipe.yaml", ["train.fsdp=full_shard", "train.fsdp_config=f.json"])
+        assert recipe.train.arguments["deepspeed"] == str(tmp_path / "zero.json")
+        assert recipe.train.arguments["fsdp_config"] == str(Path("f.json").absolute())
 
 
 # ruff: noqa: E501 (a table with one case to a line)
@@ -166,6 +194,14 @@ REFUSED = {
     "save_strategy: best": "is best, and nothing says by what",
     "metric_for_best_model: held_out_loss, label_smoothing_factor: 0.1": "label_smoothing_factor leaves unknown",
     "push_to_hub: true": "needs hub_model_id",
+    "push_to_hub: true, hub_model_id: a/b%": "hub_model_id is 'a/b%', which is no name of a repository",
+    "hub_private_repo: true": "has no effect without push_to_hub",
+    "trackio_space_id: x": "has no effect without report_to: trackio",
+    "report_to: [wandb], project: x": "has no effect without report_to: trackio",
+    "gradient_checkpointing: true, gradient_checkpointing_kwargs: {early: true}": "has no key 'early'; did you mean 'early_stop'?",
+    "activation_checkpointing: true, activation_checkpointing_kwargs: {every_n_layers: 0}": "activation_checkpointing_kwargs.every_n_layers: input should be greater than or equal to 1; found 0",
+    "activation_checkpointing: true, activation_checkpointing_kwargs: {use_reentrant: maybe}": "use_reentrant: input should be a valid boolean",
+    "activation_checkpointing: true, activation_checkpointing_kwargs: {use_reentrant: true, debug: true}": "keys that use_reentrant: true does not take",
     # schedules
     "lr_scheduler_kwargs: {num_cycles: 2}": "linear takes no 'num_cycles'; it takes none",
     "schedule: cosine, lr_scheduler_kwargs: {num_cycle: 2}": "takes no 'num_cycle'; did you mean 'num_cycles'?",
@@ -201,6 +237,8 @@ TAKEN = [
     "push_to_hub: true, hub_model_id: me/x, hub_strategy: end",
     "report_to: [wandb, tensorboard]",
     "report_to: all",
+    "report_to: all, project: x",
+    "activation_checkpointing: true, activation_checkpointing_kwargs: {use_reentrant: false, every_n_layers: 2}",
     "debug: ''",
     "run_name: x",
     "torch_compile_backend: aot_eager",

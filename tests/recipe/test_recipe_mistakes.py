@@ -47,6 +47,16 @@ MISTAKES = [
     ),
     ("select: {method: lossy}", "select.method: unknown method 'lossy'; did you mean 'loss_top'?"),
     ("layers: {active: 3}", "layers needs a method; found {'active': 3}."),
+    (
+        "model: {name: a, attention: spda}",
+        "model.attention: unknown implementation 'spda'; did you mean 'sdpa'?",
+    ),
+    ("model: {name: a, attention: paged|eager}", "model.attention: unknown implementation 'paged|eager'"),
+    (
+        "adapter: {method: poly}",
+        "adapter.method: poly needs to be told the task of each sample; give another",
+    ),
+    ("adapter: {method: prefix_tuning}", "adapter.num_virtual_tokens is missing, which prefix_tuning needs"),
     ("adapter: {method: lra}", "adapter.method: unknown method 'lra'; did you mean 'lora'?"),
     # metrics
     ("metrics: {task: []}", "unknown key metrics.task; did you mean 'tasks'?"),

@@ -362,7 +362,11 @@ class TestPlace:
                 "there is no folder someone/some-model here, the hub's cache does not hold",
             ),
             ({"revision": "main"}, r"model\.revision is for hub names"),
-            ({"attention": "no_such"}, r"model\.attention: no_such cannot be used here"),
+            ({"attention": "no_such"}, r"model\.attention: unknown implementation 'no_such'"),
+            (
+                {"attention": "flex_attention"},
+                r"model\.attention: flex_attention has no backward pass on a CPU",
+            ),
             ({"attention": "flash_attention_2"}, r"model\.attention"),
             ({"attention": "someone/no-such-kernel"}, r"model\.attention"),
             ({"gguf_file": "none.gguf"}, r"there is no file .*none\.gguf \(GGUF files there: none\)"),

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from importlib.metadata import version
 from typing import Annotated
 
@@ -33,6 +34,8 @@ INTERRUPTED = 130
 def main() -> None:
     """Entry point of the `gradwise` command: 0 done, 1 failed or stopped, 2 the user's mistake."""
     guard_streams()
+    # What libraries will change some day is not for those who run a command.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     if not on_terminal():
         # Bars of libraries that ask nobody; read when tqdm is first imported, which is after this.
         os.environ.setdefault("TQDM_DISABLE", "1")

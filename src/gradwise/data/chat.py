@@ -264,12 +264,14 @@ def with_template(tokenizer: Any, given: str | None) -> Any:
     """A tokenizer that has the template of `data.chat_template`; itself if none is given, else a copy.
 
     Raises:
-        DataError: as `template_text` does.
+        DataError: as `template_text` does, or it is not valid Jinja: it is saved with the model, also where
+            no conversation was rendered.
     """
     if given is None:
         return tokenizer
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = template_text(given)
+    _compiled(tokenizer.chat_template)
     return tokenizer
 
 

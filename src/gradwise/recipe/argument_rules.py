@@ -96,6 +96,18 @@ WITHOUT_BETAS = ("sgd", "adagrad", "rmsprop", "adafactor", "grokadamw", "galore"
 """Parts of the names of optimizers that ignore adam_beta1, adam_beta2 and adam_epsilon."""
 
 
+CHECKPOINTING: dict[str, Any] = {
+    "use_reentrant": bool,
+    "preserve_rng_state": bool,
+    "early_stop": bool,
+    "debug": bool,
+    "determinism_check": Literal["default", "none"],
+    "every_n_layers": _Count,
+    "offload": bool,
+}
+"""Keys of activation_checkpointing_kwargs, which torch.utils.checkpoint and transformers check in the first
+step."""
+
 Given = dict[str, Any]
 
 # Keys, what they have no effect without, and whether that is there.
@@ -106,6 +118,11 @@ NEEDS: list[tuple[tuple[str, ...], str, Callable[[Given], Any]]] = [
         ("logging_steps",),
         "logging_strategy: steps",
         lambda given: given.get("logging_strategy", "steps") == "steps",
+    ),
+    (
+        ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        "report_to: trackio",
+        lambda given: {"trackio", "all"} & set(_listed(given.get("report_to", "none"))),
     ),
     (("eval_delay",), "evaluation", lambda given: given.get("eval_strategy") != "no"),
     (
@@ -132,7 +149,13 @@ NEEDS += [
         "use_liger_kernel": ("liger_kernel_config",),
         "fsdp": ("fsdp_config",),
         "dataloader_num_workers": ("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
-        "push_to_hub": ("hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+        "push_to_hub": (
+            "hub_model_id",
+            "hub_strategy",
+            "hub_always_push",
+            "hub_revision",
+            "hub_private_repo",
+        ),
     }.items()
 ]
 
@@ -145,10 +168,13 @@ def check_value(key: str, hint: Any, value: Any) -> None:
         for word in words:
             if isinstance(word, str) and word not in known:
                 raise RecipeError(f"train.{key}: unknown {shown(word)}{nearest(word, known)}")
-    if key not in RANGES or value is None:
-        return
+    if key in RANGES and value is not None:
+        _check_range(key, RANGES[key], value)
+
+
+def _check_range(key: str, allowed: Any, value: Any) -> None:
     try:
-        TypeAdapter(RANGES[key]).validate_python(value)
+        TypeAdapter(allowed).validate_python(value, strict=allowed is bool)
     except ValidationError as error:
         message = error.errors()[-1]["msg"].removeprefix("Value error, ")
         raise RecipeError(f"train.{key}: {message[0].lower()}{message[1:]}; found {shown(value)}.") from None
@@ -173,6 +199,10 @@ def _enumerations(hint: Any) -> Iterator[Any]:
         yield from _enumerations(part)
 
 
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _optim(given: Given) -> str:
     return str(given.get("optim", "adamw_torch"))
 
@@ -193,10 +223,37 @@ def _contradictions(schedule: str, given: Given) -> Iterator[tuple[str, str]]:
         yield "load_best_model_at_end", "needs checkpoints; set save_strategy to epoch, steps or best"
     if given.get("bf16") and given.get("fp16"):
         yield "bf16", "and train.fp16 exclude each other; give one"
-    if given.get("push_to_hub") and not given.get("hub_model_id"):
-        yield "push_to_hub", "needs hub_model_id, the name of the repository"
+    yield from _hub_names(given)
     yield from _trackers(given)
     yield from _compilers(given)
+    yield from _checkpointing(given)
+
+
+def _hub_names(given: Given) -> Iterator[tuple[str, str]]:
+    if not given.get("push_to_hub"):
+        return
+    if not (name := given.get("hub_model_id")):
+        yield "push_to_hub", "needs hub_model_id, the name of the repository"
+        return
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        yield "hub_model_id", f"is {shown(name)}, which is no name of a repository; give owner/name"
+
+
+def _checkpointing(given: Given) -> Iterator[tuple[str, str]]:
+    for argument in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        found = given.get(argument) or {}
+        for key, value in found.items():
+            if key not in CHECKPOINTING:
+                yield argument, f"has no key {shown(key)}{nearest(key, list(CHECKPOINTING)).rstrip('.')}"
+            else:
+                _check_range(f"{argument}.{key}", CHECKPOINTING[key], value)
+        if found.get("use_reentrant") and {"debug", "determinism_check", "early_stop"} & found.keys():
+            yield argument, "has keys that use_reentrant: true does not take; leave use_reentrant out"
 
 
 def _trackers(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -204,8 +261,7 @@ def _trackers(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
         return
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    asked = given["report_to"]
-    for name in asked if isinstance(asked, list) else [asked]:
+    for name in _listed(given["report_to"]):
         if name not in INTEGRATION_TO_CALLBACK:
             near = nearest(str(name), [*INTEGRATION_TO_CALLBACK, "none", "all"]).rstrip(".")
             yield "report_to", f"names no tracker that is known: {shown(name)}{near}"

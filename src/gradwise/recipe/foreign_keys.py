@@ -118,9 +118,27 @@ def argument_schemas() -> dict[str, Any]:
     return schemas
 
 
+UNSUITABLE = {
+    **dict.fromkeys(("poly", "multitask_prompt_tuning"), "needs to be told the task of each sample"),
+    "cpt": "learns from a prompt of its own with labels, which gradwise does not make",
+    "xlora": "mixes adapters that are already trained",
+}
+"""Methods of PEFT that need more than a model and samples, and what."""
+
+NEEDED = {
+    "trainable_tokens": "token_indices",
+    **dict.fromkeys(("prompt_tuning", "p_tuning", "prefix_tuning", "cartridge"), "num_virtual_tokens"),
+}
+"""Keys that a method has no default for."""
+
+
 def check_adapter(method: str, options: dict[str, Any]) -> None:
     """Refuse methods and keys that PEFT does not know, and values of the wrong type; raises RecipeError."""
     config = adapter_config(method)
+    if method in UNSUITABLE:
+        raise RecipeError(f"adapter.method: {method} {UNSUITABLE[method]}; give another method.")
+    if (needed := NEEDED.get(method)) and needed not in options:
+        raise RecipeError(f"adapter.{needed} is missing, which {method} needs; give it a value.")
     known: dict[str, Any] = {
         field.name: field.type for field in fields(config) if field.init and field.name not in _OURS
     }

@@ -33,6 +33,11 @@ class Model(Settings):
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 
+    def check(self) -> None:
+        # A kernel on the hub has a slash in its name; what it is shows when it is fetched.
+        if self.attention not in (None, "eager", "sdpa") and "/" not in self.attention:
+            _check_attention(self.attention)
+
 
 @dataclass(frozen=True)
 class Train(Settings):
@@ -99,6 +104,15 @@ class Train(Settings):
 
 _SIMPLE = ("linear", "cosine", "constant", "wsd")
 """Schedules that need no check of their own."""
+
+
+def _check_attention(name: str) -> None:
+    from transformers import AttentionInterface
+
+    # Paged attention is for generation only.
+    known = ["eager", *(key for key in AttentionInterface().valid_keys() if not key.startswith("paged"))]
+    if name not in known:
+        raise RecipeError(f"model.attention: unknown implementation {shown(name)}{nearest(name, known)}")
 
 
 def _check_schedule(schedule: str) -> None:

@@ -18,6 +18,9 @@ Tree = dict[str, Any]
 FREE_SECTIONS = {"train": "arguments", "adapter": "options"}
 """Sections that take further keys of somebody else's, and the field that holds them."""
 
+CONFIGURATIONS = ("deepspeed", "fsdp_config")
+"""TrainingArguments that may name a JSON file."""
+
 METHOD_SECTIONS = ("select", "order", "layers", "anneal")
 """Sections for which the bare method's name suffices: `layers: grass` means `layers: {method: grass}`."""
 
@@ -58,7 +61,8 @@ def merged(base: Tree, changes: Tree) -> Tree:
 
 
 def anchor_paths(values: Tree, folder: Path) -> None:
-    """Make the paths of data, metrics, templates and a local model absolute, in place; hub names stay."""
+    """Make the paths of data, configurations, metrics, templates and a local model absolute, in place; hub
+    names stay."""
     signals = values.get("signals")
     proxy = signals.get("model") if isinstance(signals, dict) else None
     if isinstance(signals, dict) and isinstance(proxy, str):
@@ -66,7 +70,7 @@ def anchor_paths(values: Tree, folder: Path) -> None:
     for model in (values.get("model"), proxy):
         if isinstance(model, dict) and isinstance(model.get("name"), str):
             model["name"] = _anchored(model["name"], folder)
-    for section, anchor in (("data", _anchor_data), ("metrics", _anchor_metrics)):
+    for section, anchor in (("data", _anchor_data), ("train", _anchor_train), ("metrics", _anchor_metrics)):
         if isinstance(values.get(section), dict):
             anchor(values[section], folder)
 
@@ -84,6 +88,12 @@ def _anchor_data(data: Tree, folder: Path) -> None:
                 sources[position] = _anchored(source, folder)
             elif isinstance(source, dict) and isinstance(source.get("path"), str):
                 source["path"] = _anchored(source["path"], folder)
+
+
+def _anchor_train(train: Tree, folder: Path) -> None:
+    for key in CONFIGURATIONS:
+        if isinstance(train.get(key), str):
+            train[key] = str(_located(train[key], folder)[0])
 
 
 def _anchor_metrics(metrics: Tree, folder: Path) -> None:

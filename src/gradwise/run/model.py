@@ -69,7 +69,7 @@ def load_model(settings: Model, adapter: Adapter | None = None, *, tell: Tell = 
     if adapter is not None:
         from gradwise.training.adapter import with_adapter
 
-        model = with_adapter(model, adapter.method, adapter.options)
+        model = with_adapter(model, adapter.method, adapter.options, tell)
     return model
 
 
@@ -186,6 +186,8 @@ def _shape(sizes: Any) -> str:
 
 
 def _check_attention(settings: Model, model: Any) -> None:
+    if settings.attention == "flex_attention" and not torch.accelerator.is_available():
+        raise RecipeError("model.attention: flex_attention has no backward pass on a CPU; give sdpa.")
     used = getattr(model.config, "_attn_implementation", None)
     if settings.attention and used != settings.attention:
         raise RecipeError(

@@ -14,13 +14,14 @@ from gradwise.atomic import write_json
 from gradwise.data import load
 from gradwise.data.chat import with_template
 from gradwise.data.pool import Pool
-from gradwise.errors import GradwiseError, RecipeError
+from gradwise.errors import GradwiseError, RecipeError, SignalError
 from gradwise.evaluation import EvaluationError, Prepared, prepare, score
 from gradwise.precision import autocast_of, autocasting
 from gradwise.ranks import is_first
 from gradwise.recipe import Recipe
 from gradwise.run.directory import RunDirectory
 from gradwise.run.model import load_saved_model, load_tokenizer
+from gradwise.signals.given_back import check_measurable
 
 Tell = Callable[[str], None]
 
@@ -53,7 +54,11 @@ class Scoring:
         return cls(recipe, tokenizer, prepared, held_out, bars, tell)
 
     def check_model(self, model: Any) -> None:
-        """Raise RecipeError where the model has no room for a task."""
+        """Raise RecipeError where the model has no room for a task, or cannot be scored at all."""
+        try:
+            check_measurable(model)
+        except SignalError as error:
+            raise RecipeError(f"Without held-out data and metrics this could be trained: {error}") from None
         self.prepared.check_length(model, self.tokenizer, self.tell)
 
     def check_whole(self, sharded: bool) -> None:

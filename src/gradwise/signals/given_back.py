@@ -18,7 +18,7 @@ def lent(model: nn.Module) -> Iterator[nn.Module]:
     expert after another, where every product can be seen.
     """
     bare = uncompiled(model)
-    _check_whole(bare)
+    check_measurable(bare)
     training = [module for module in bare.modules() if module.training]
     learning = [parameter for parameter in bare.parameters() if parameter.requires_grad]
     cuda = sorted({p.device.index for p in bare.parameters() if p.device.type == "cuda"})
@@ -44,7 +44,8 @@ def uncompiled(model: nn.Module) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
-def _check_whole(model: nn.Module) -> None:
+def check_measurable(model: nn.Module) -> None:
+    """Raise SignalError for a model whose samples cannot be measured by themselves."""
     name = type(model).__name__
     if name in ("FullyShardedDataParallel", "DeepSpeedEngine") or any(
         type(parameter).__name__ == "DTensor" for parameter in model.parameters()

@@ -1,5 +1,6 @@
 """From a recipe's `train` section to the Hugging Face Trainer's arguments."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from transformers.utils.import_utils import is_liger_kernel_available
 from gradwise.errors import RecipeError
 from gradwise.ranks import on_cpu
 from gradwise.recipe import Train
-from gradwise.text import clipped
+from gradwise.recipe.tree import CONFIGURATIONS
+from gradwise.text import clipped, shown
 
 DECAY_SHARE = "decay_share"
 """Key in lr_scheduler_kwargs for the share of the steps over which `schedule: wsd` decays."""
@@ -110,7 +112,7 @@ def training_arguments(
     given.setdefault("save_total_limit", 2)
     given.setdefault("logging_steps", 10)
     # Host memory is pinned for a GPU only; without one torch warns and does nothing.
-    given.setdefault("dataloader_pin_memory", _has_gpu())
+    given.setdefault("dataloader_pin_memory", torch.accelerator.is_available())
     if validation:
         given.setdefault("eval_strategy", "epoch")
         given.setdefault("eval_on_start", True)
@@ -162,13 +164,21 @@ def _looking_for_the_best(given: dict[str, Any]) -> dict[str, Any]:
 
 def _check_machine(given: dict[str, Any]) -> None:
     """Refuse what this machine lacks: accelerators, packages."""
-    cpu = given.get("use_cpu") or not _has_gpu()
+    for key in CONFIGURATIONS:
+        if isinstance(path := given.get(key), str):
+            _check_json(key, Path(path))
+    cpu = given.get("use_cpu") or not torch.accelerator.is_available()
     if given.get("fsdp") and cpu:
         raise RecipeError(
             "train.fsdp needs GPUs; on a CPU the Trainer would run plain data parallelism instead."
         )
     if given.get("fp16") and cpu:
         raise RecipeError("train.fp16 needs a GPU; use bf16 on a CPU, or leave it out.")
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        if cpu and (given.get(name) or {}).get("offload"):
+            raise RecipeError(f"train.{name}.offload needs a GPU, from which activations are moved.")
+    if given.get("deepspeed") and find_spec("deepspeed") is None:
+        raise RecipeError("train.deepspeed needs a package; run: pip install deepspeed.")
     if given.get("use_liger_kernel") and not is_liger_kernel_available():
         raise RecipeError("train.use_liger_kernel needs a package; run: pip install liger-kernel.")
     asked = given.get("report_to", "none")
@@ -178,6 +188,17 @@ def _check_machine(given: dict[str, Any]) -> None:
             raise RecipeError(
                 f"train.report_to: {name} is not installed; run: pip install {INSTALLED_AS[name]}."
             )
+
+
+def _check_json(key: str, path: Path) -> None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"train.{key}: cannot read {path}: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"train.{key}: {path} is not JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise RecipeError(f"train.{key}: {path} must hold a JSON object; found {shown(found)}.")
 
 
 def _check_optimizer(made: TrainingArguments) -> None:
@@ -190,7 +211,3 @@ def _check_optimizer(made: TrainingArguments) -> None:
         return
     kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(made)
     kind([torch.nn.Parameter(torch.zeros(1))], **settings)
-
-
-def _has_gpu() -> bool:
-    return torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()
