@@ -43,7 +43,7 @@ from gradwise.training.record import FILES, NonFiniteError, Record
 from gradwise.training.saving import written
 from gradwise.training.timing import seconds_per_sample
 
-DECISIVE = ("select", "order", "layers", "anneal", "signals", "seed")
+DECISIVE = ("select", "order", "layers", "anneal", "signals", "weights", "seed")
 """Sections of a recipe that decide what a run trains on and how."""
 
 
@@ -129,7 +129,8 @@ class Session:
             if self.packed_length is not None:
                 pack = packer(self.trainer.train_dataset, self.packed_length)
             takes_counts = self.trainer.model_accepts_loss_kwargs
-            self._layout = Layout.of(self.args, pack=pack, takes_counts=takes_counts)
+            weighted = self.recipe.weights == "loss"
+            self._layout = Layout.of(self.args, pack=pack, takes_counts=takes_counts, weighted=weighted)
         return self._layout
 
     def context(self) -> RunContext:

@@ -39,6 +39,7 @@ from gradwise.training.plan import Plan
 from gradwise.training.saving import check_saves
 from gradwise.training.support import check_indexable, check_phase, check_supported
 from gradwise.training.trackers import add_trackers, guard_trackers, without_trackers
+from gradwise.training.weighting import KEY, WeightedLoss
 
 if TYPE_CHECKING:
     # Any of the Trainer's subclasses, TRL's among them, may stand in its place.
@@ -65,8 +66,8 @@ class TrainerMixin(_AnyTrainer):
         """As the underlying Trainer, and:
 
         Args:
-            recipe: its `select`, `order`, `layers`, `anneal`, `signals` and `seed`; the other sections are
-                the trainer's own arguments and must be left out.
+            recipe: its `select`, `order`, `layers`, `anneal`, `signals`, `weights` and `seed`; the other
+                sections are the trainer's own arguments and must be left out.
             plan: follow this plan instead of making one from the recipe.
             run_dir: where metrics, events and the plan are written; if unset, the trainer's output_dir.
             packed_length: pack consecutive samples of the plan into rows of at most this many tokens.
@@ -246,13 +247,19 @@ class TrainerMixin(_AnyTrainer):
     def _tokens_of(self, parts: list[Any], device: Any) -> Any:
         return super().get_batch_samples(iter(parts), len(parts), device)[1]
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch, and after the last one of a step a measurement of the gradient."""
-        loss = super().training_step(*args, **kwargs)
+        loss = self._weighted_step(model, inputs, *args, **kwargs)
         self.session.after_micro_batch(loss)
         if self.accelerator.sync_gradients:
             self.session.after_backward()
         return loss
+
+    def _weighted_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The Trainer's forward and backward, with the weights that the micro-batch brings in its loss."""
+        weights = inputs.pop(KEY, None)
+        with WeightedLoss(self.model).using(weights):
+            return super().training_step(model, inputs, *args, **kwargs)
 
     def loss_of(self, inputs: dict[str, Any]) -> torch.Tensor:
         """The training loss of a batch, computed as training does."""
@@ -265,7 +272,7 @@ class TrainerMixin(_AnyTrainer):
         tokens = self._tokens_of(parts, self.args.device)
         self.current_gradient_accumulation_steps = len(parts)
         for part in parts:
-            super().training_step(self.model_wrapped, part, tokens)
+            self._weighted_step(self.model_wrapped, part, tokens)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         self.last_grad_norm = super()._get_grad_norm(*args, **kwargs)

@@ -147,6 +147,7 @@ unfinished = st.builds(
     select=selects,
     order=st.sampled_from([cls() for cls in METHODS["order"]]),
     layers=layers,
+    weights=st.sampled_from(["repeat", "loss"]),
     metrics=metrics,
     seed=st.integers(0, 2**31),
 )

@@ -63,6 +63,7 @@ class TestRoundTrip:
             "select",
             "order",
             "layers",
+            "weights",
             "anneal",
             "metrics",
             "seed",

@@ -17,7 +17,7 @@ MISTAKES = [
     (
         "zebra: 1",
         "unknown key zebra; known: adapter, anneal, data, layers, metrics, model, order, seed, select, "
-        "signals, train.",
+        "signals, train, weights.",
     ),
     ("train: {epoch: 1}", "unknown key train.epoch; did you mean 'epochs'?"),
     ("train: {weight_decy: 1}", "unknown key train.weight_decy; did you mean 'weight_decay'?"),

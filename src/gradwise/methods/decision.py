@@ -27,7 +27,8 @@ class Selection:
     """One sentence for each sample, or a single one that holds for all."""
 
     weights: NDArray[np.float64] | None = None
-    """(n,) how often each should be seen relative to the others; None means equally."""
+    """(n,) how often each should be seen relative to the others, or what its loss is multiplied by; None
+    means equally."""
 
     scores: NDArray[np.float64] | None = None
     """(n,) what the method ranked by; NaN for picks that it did not score."""
@@ -44,6 +45,9 @@ class Selection:
     details: dict[str, Any] = field(default_factory=dict)
     """Plain values about the selection as a whole, for the record."""
 
+    in_loss: bool = False
+    """Whether weights multiply losses instead of deciding how often a sample is seen."""
+
     def __post_init__(self) -> None:
         count = _checked(self, "A selection", self.indices, self.why)
         for name in ("weights", "scores"):
@@ -54,6 +58,24 @@ class Selection:
             raise PlanError("A selection's weights are all zero, so that nothing would be trained on.")
         for name, values in self.columns.items():
             check_rows(values, count, f"A selection's column {name}")
+
+    def weighing(self, weights: str) -> "Selection":
+        """The same as a recipe's `weights` asks: with `loss`, weights of mean 1 that multiply losses, and no
+        sample of weight 0.
+
+        >>> Selection(np.array([3, 1, 4]), ("given",), np.array([1.0, 3.0, 0.0])).weighing("loss").weights
+        array([0.5, 1.5])
+        """
+        if weights != "loss" or self.weights is None:
+            return self
+        kept = self.without(self.indices[self.weights == 0])
+        assert kept.weights is not None
+        equal = np.all(kept.weights == kept.weights[0])
+        return replace(
+            kept,
+            weights=np.ones(len(kept.weights)) if equal else kept.weights / kept.weights.mean(),
+            in_loss=True,
+        )
 
     def without(self, samples: ArrayLike) -> "Selection":
         """The same without some samples of the pool, such as those whose values are not finite.

@@ -183,6 +183,7 @@ class Annealing(Decider):
         picked = method.select(signals, validation=validation, room=room, seed=seed)
         reason = picked.why[0] if picked.summary is None else picked.summary
         selection = replace(picked, indices=rows[picked.indices], summary=f"in the annealing phase: {reason}")
+        selection = selection.weighing(context.recipe.weights)
         known = in_pool(context, signals, rows, self._ordering.needs)
         after = self._following(context, schedule, plan, selection, known, step, FIRST_ORDER * (number + 1))
         took["selection"] = time.perf_counter() - start - sum(took.values())

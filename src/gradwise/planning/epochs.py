@@ -124,13 +124,14 @@ def joined(parts: list[Segment], length: int, epoch: int) -> Segment:
         ]
         for part in parts
     ]
-    weights = [part.weights for part in parts if part.weights is not None]
+    weighted = any(part.weights is not None for part in parts)
+    weights = [np.ones(len(part)) if part.weights is None else part.weights for part in parts]
     return Segment(
         np.concatenate([part.indices for part in parts])[:length],
         epoch,
         why,
         np.concatenate(reasons)[:length],
-        np.concatenate(weights)[:length] if weights else None,
+        np.concatenate(weights)[:length] if weighted else None,
     )
 
 
@@ -172,9 +173,9 @@ def rearranged(segment: Segment, order: NDArray[np.int64]) -> Segment:
 
 def entries_of(selection: Selection, epoch: int, seed: int) -> NDArray[np.int64]:
     """The entries of an epoch: every sample as often as its weight says, which is rounded again each
-    epoch."""
+    epoch; once where weights multiply losses."""
     weights = selection.weights
-    if weights is None or np.all(weights == weights[0]):
+    if weights is None or selection.in_loss or np.all(weights == weights[0]):
         return selection.indices
     copies = multiplicities(weights, len(weights), stream(seed, "copies by weight", epoch))
     return np.repeat(selection.indices, copies)

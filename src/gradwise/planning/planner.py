@@ -62,6 +62,8 @@ class Planner:
         plan, details = self.selecting.first_plan(context)
         for decider in self.deciders:
             details |= decider.planned(context, plan)
+        if context.recipe.anneal is None:
+            _check_weighted(context, plan)
         plan = self._cut(context.in_run, plan)
         context.record.event(
             "plan",
@@ -204,7 +206,16 @@ class FixedPlanner(Planner):
                 f"The plan has {plan.epochs} epochs, and the run asks for {asked:,}; train less, or give a "
                 "plan with as many."
             )
+        _check_weighted(context, plan)
         return plan
+
+
+def _check_weighted(context: RunContext, plan: Plan) -> None:
+    """Warn if weights are to multiply losses and no sample has one."""
+    if context.recipe.weights == "loss" and all(segment.weights is None for segment in plan.segments):
+        context.say(
+            "Warning: weights: loss has no effect: neither the data nor the selection gives samples weights."
+        )
 
 
 def _runs_out(step: int, schedule: Schedule) -> bool:

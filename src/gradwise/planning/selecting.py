@@ -79,6 +79,7 @@ def first_selection(
     )
     known = scored.signals if scored.rows is None else context.train.described(order_needs | {"num_tokens"})
     selection = method.pick(state, known, seed=context.seed).without(scored.bad)
+    selection = selection.weighing(context.recipe.weights)
     return FirstSelection(selection, state, known)
 
 
@@ -249,7 +250,7 @@ class Selecting(Decider):
         took["propagation"] = time.perf_counter() - start - sum(took.values())
         before = self.picked(context)
         known = self._known(context)
-        selection = method.pick(done.state, known, seed=context.seed)
+        selection = method.pick(done.state, known, seed=context.seed).weighing(context.recipe.weights)
         after = self._following(context, plan, selection, known, step, done.state.refreshes)
         took["selection"] = time.perf_counter() - start - sum(took.values())
         self._state, self._picks = done.state, selection.indices

@@ -7,7 +7,7 @@ found, and what is allowed. What `Recipe.save` writes is itself a runnable recip
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -60,6 +60,11 @@ class Recipe(Settings):
     layers: Layers = AllLayers()
     """Which layers are updated."""
 
+    weights: Literal["repeat", "loss"] = "repeat"
+    """What the weights of samples do, those of the data or of `select` and `anneal`: `repeat` trains on a
+    sample as often as its weight says; `loss` trains on it once and multiplies its loss by its weight over
+    the mean weight of the selection."""
+
     anneal: Anneal | None = None
     """Which samples the annealing phase trains on, while the learning rate decays. Needs `train.schedule:
     wsd`."""
@@ -79,6 +84,12 @@ class Recipe(Settings):
         super().__post_init__()
 
     def check(self) -> None:
+        own_loss = ("label_smoothing_factor", "use_liger_kernel")
+        if self.weights == "loss" and (given := [key for key in own_loss if self.train.arguments.get(key)]):
+            raise RecipeError(
+                f"weights: loss weighs the model's own loss, and train.{given[0]} replaces it; leave one of "
+                "them out."
+            )
         if self.anneal is None or self.train == Train():
             return
         if self.train.early_stopping_patience is not None:

@@ -9,6 +9,7 @@ step. A row is one sample, or with packing the run of samples that fit `max_leng
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,9 @@ class MicroBatch:
     counts: bool = True
     """False for what a rank computes without effect when a step has too few rows for all."""
 
+    weights: tuple[tuple[float, ...], ...] | None = None
+    """What the loss of each row's samples is multiplied by; None where that is 1 for all."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batches:
@@ -45,6 +49,8 @@ class Batches:
     """Leave out rows at an epoch's end that do not fill a micro-batch on every rank."""
     pack: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None
     """Offsets (rows + 1,) at which rows start, given a segment's indices; None: a row per sample."""
+    weighted: bool = False
+    """Whether the plan's weights multiply losses."""
 
     def __post_init__(self) -> None:
         if self.batch_size % (self.micro_batch * self.ranks):
@@ -188,10 +194,14 @@ class Batches:
         """The micro-batches of this rank in one step."""
         rows = self._step_rows(step)
         chunks = [tuple(rows[at : at + self.micro_batch]) for at in range(0, len(rows), self.micro_batch)]
-        return [
-            MicroBatch(chunks[number]) if number < len(chunks) else MicroBatch(rows[:1], counts=False)
-            for number in range(self.rank, -(-len(chunks) // self.ranks) * self.ranks, self.ranks)
+        weights = self._step_weights(step)
+        parts = [
+            MicroBatch(chunk, weights=_acting(weights and weights[number * self.micro_batch :][: len(chunk)]))
+            for number, chunk in enumerate(chunks)
         ]
+        stand_in = MicroBatch(rows[:1], counts=False)
+        mine = range(self.rank, -(-len(chunks) // self.ranks) * self.ranks, self.ranks)
+        return [parts[number] if number < len(parts) else stand_in for number in mine]
 
     def _rows_of(self, step: int) -> tuple[int, int]:
         """The first row of a step within its segment, and the number of its rows."""
@@ -200,9 +210,21 @@ class Batches:
         return first, min(self.batch_size, int(self._rows[segment]) - first)
 
     def _step_rows(self, step: int) -> tuple[Row, ...]:
+        return self._by_row(step, self.plan.segments[self.segment(step)].indices)
+
+    def _step_weights(self, step: int) -> tuple[tuple[float, ...], ...] | None:
+        weights = self.plan.segments[self.segment(step)].weights
+        return self._by_row(step, weights) if self.weighted and weights is not None else None
+
+    def _by_row(self, step: int, values: NDArray[Any]) -> tuple[tuple[Any, ...], ...]:
+        """Values of a segment's entries, for each row of a step."""
         first, count = self._rows_of(step)
-        segment = self.segment(step)
-        indices, starts = self.plan.segments[segment].indices, self._offsets[segment]
+        starts = self._offsets[self.segment(step)]
         return tuple(
-            tuple(indices[starts[row] : starts[row + 1]].tolist()) for row in range(first, first + count)
+            tuple(values[starts[row] : starts[row + 1]].tolist()) for row in range(first, first + count)
         )
+
+
+def _acting(weights: tuple[tuple[float, ...], ...] | None) -> tuple[tuple[float, ...], ...] | None:
+    """None where all weights are 1, so that the loss is computed as it is without weights."""
+    return weights if weights and any(weight != 1 for row in weights for weight in row) else None

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from gradwise.errors import DataError
 from gradwise.stopping import spare_worker, spared
 from gradwise.training.batches import Batches, MicroBatch, Row
+from gradwise.training.weighting import KEY, token_weights
 
 Collate = Callable[[list[Any]], dict[str, Any]]
 
@@ -66,7 +67,7 @@ class Feeder:
         if self._stream is None or step != self._next or step > self._end:
             self._open(step)
         assert self._stream is not None
-        served = [self._without_effect(next(self._stream), part) for part in self.batches.of_step(step)]
+        served = [self._served(next(self._stream), part) for part in self.batches.of_step(step)]
         self._next = step + 1
         if step == self._end:
             self.close()
@@ -99,8 +100,10 @@ class Feeder:
         with spared():
             self._stream = iter(loader)
 
-    @staticmethod
-    def _without_effect(batch: dict[str, Any], part: MicroBatch) -> dict[str, Any]:
+    def _served(self, batch: dict[str, Any], part: MicroBatch) -> dict[str, Any]:
+        """A batch with the weights of its losses, or without effect where it does not count."""
+        if part.weights is not None:
+            return {**batch, KEY: token_weights(batch, part.weights, packed=self._rows.packed)}
         if part.counts:
             return batch
         if not isinstance(batch.get("labels"), Tensor):

@@ -47,15 +47,20 @@ class Layout:
     """Packs samples into rows; None for a row per sample."""
     weights_by_tokens: bool = True
     """Whether the loss of a step is weighted by label tokens over all ranks."""
+    weighted: bool = False
+    """Whether the plan's weights multiply losses."""
 
     @classmethod
-    def of(cls, args: TrainingArguments, *, pack: Packer | None, takes_counts: bool) -> "Layout":
+    def of(
+        cls, args: TrainingArguments, *, pack: Packer | None, takes_counts: bool, weighted: bool = False
+    ) -> "Layout":
         """What a Trainer's arguments ask for.
 
         Args:
             args: the Trainer's.
             pack: packs samples into rows.
             takes_counts: whether the model divides its loss by the label tokens that it is given.
+            weighted: whether the plan's weights multiply losses.
         """
         return cls(
             micro_batch=args.train_batch_size,
@@ -67,6 +72,7 @@ class Layout:
             epochs=float(args.num_train_epochs),
             pack=pack,
             weights_by_tokens=args.average_tokens_across_devices and takes_counts,
+            weighted=weighted,
         )
 
     @property
@@ -88,6 +94,7 @@ class Layout:
             ranks=self.ranks,
             drop_last=self.drop_last,
             pack=self.pack,
+            weighted=self.weighted,
         )
         if batches.has_stand_ins and not self.weights_by_tokens:
             raise RecipeError(

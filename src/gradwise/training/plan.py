@@ -54,7 +54,8 @@ class Segment:
     """(n,) positions in `why`; None where a single reason holds for all."""
 
     weights: NDArray[np.float64] | None = None
-    """(n,) the weight that decided how often each sample occurs, where there was one."""
+    """(n,) each sample's weight, where it has one: it decided how often the sample occurs, or multiplies its
+    loss if the recipe has `weights: loss`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "indices", places(self.indices, "A segment"))

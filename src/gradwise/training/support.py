@@ -8,6 +8,7 @@ from gradwise.errors import RecipeError
 from gradwise.ranks import world_size
 from gradwise.recipe import Recipe
 from gradwise.training.arguments import decay_steps
+from gradwise.training.weighting import check_weighted
 
 FUSED_INTO_BACKWARD = ("lomo", "adalomo", "layerwise")
 """Optimizers that update during the backward pass, so that there is no gradient to measure."""
@@ -34,6 +35,8 @@ def check_supported(trainer: Any, recipe: Recipe) -> None:
         )
     if recipe.layers.policy is not None:
         _check_layer_policy(trainer, args)
+    if recipe.weights == "loss":
+        check_weighted(trainer)
 
 
 def check_phase(args: Any, given: dict[str, Any], last: float, steps: int) -> None:
