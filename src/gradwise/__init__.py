@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gradwise.recipe import Adapter, Metrics, Model, Recipe, Train
     from gradwise.signals import Signals, collect
     from gradwise.trainer import Trainer, with_gradwise
-    from gradwise.training import LayerSwitch, Plan, PlanSampler, Segment
+    from gradwise.training import AdamW, LayerSwitch, Plan, PlanSampler, Segment
 
 __version__ = "0.1.0"
 
@@ -46,12 +46,13 @@ _HOMES = {
     "Probe": "gradwise.probing",
     **dict.fromkeys(["Adapter", "Metrics", "Model", "Recipe", "Train"], "gradwise.recipe"),
     **dict.fromkeys(["Signals", "collect"], "gradwise.signals"),
-    **dict.fromkeys(["LayerSwitch", "Plan", "PlanSampler", "Segment"], "gradwise.training"),
+    **dict.fromkeys(["AdamW", "LayerSwitch", "Plan", "PlanSampler", "Segment"], "gradwise.training"),
     **dict.fromkeys(["Trainer", "with_gradwise"], "gradwise.trainer"),
 }
 
 __all__ = [
     "D3",
+    "AdamW",
     "Adapter",
     "CheckpointError",
     "Collator",

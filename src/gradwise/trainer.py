@@ -31,10 +31,12 @@ from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
 from gradwise.session import Session
 from gradwise.stopping import spare_worker
+from gradwise.structure import group_layers
 from gradwise.text import shown
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.arguments import DECAY_SHARE, decay_steps
 from gradwise.training.held_out import HELD_OUT_LOSS
+from gradwise.training.offload import offload_state
 from gradwise.training.plan import Plan
 from gradwise.training.saving import check_saves
 from gradwise.training.support import check_indexable, check_phase, check_supported
@@ -225,6 +227,15 @@ class TrainerMixin(_AnyTrainer):
         tokens = self._tokens_of(parts, device)
         self.session.count_tokens(tokens)
         return parts, tokens
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As the underlying Trainer's; state that is to be offloaded is, before a checkpoint's is loaded."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        policy = self.session.recipe.layers.policy
+        if policy is not None and policy.state == "offload":
+            groups = group_layers(self.model)
+            offload_state(getattr(optimizer, "optimizer", optimizer), [*groups.blocks, groups.outside])
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, with a decay given as a share of the steps turned into a number of them."""

@@ -50,8 +50,9 @@ class LayerPolicy(LayerChoice, ABC):
     embeddings: Literal["never", "always", "sampled"] = "never"
     """Whether embeddings, head and final norm are updated: never, always, or drawn as one more layer."""
 
-    state: Literal["keep", "drop"] = "keep"
-    """Optimizer state of layers that go frozen: kept for their next turn, or dropped to save its memory."""
+    state: Literal["keep", "offload", "drop"] = "keep"
+    """Optimizer state: `keep` it on the device for a layer's next turn, `offload` all of it to pinned host
+    memory and stream it for each update, or `drop` that of layers that go frozen."""
 
     measures: ClassVar[bool] = False
     """Whether gradient norms are measured between draws."""

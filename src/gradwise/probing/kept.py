@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradwise.signals.given_back import uncompiled
+from gradwise.signals.given_back import settle, uncompiled
 
 
 @contextmanager
@@ -55,6 +55,7 @@ class _Optimizer:
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
+        settle(optimizer)
         self.state = {
             parameter: {name: (value, _copied(value)) for name, value in own.items()}
             for parameter, own in optimizer.state.items()
@@ -65,6 +66,7 @@ class _Optimizer:
         ]
 
     def give_back(self) -> None:
+        settle(self.optimizer)
         state = self.optimizer.state
         for parameter in [p for p in state if p not in self.state]:
             del state[parameter]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwise.numerics import fold_with_signs
+from gradwise.signals.given_back import settle
 
 EXACT_BYTES = 2 << 30
 """Room within which vectors are kept whole."""
@@ -39,6 +40,7 @@ class Preconditioned:
             weights: the parameters that move.
             gradients: give weights that have no moments yet those that these would give them.
         """
+        settle(optimizer)
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         missing = [p for p in weights if not _has_moments(optimizer, groups[id(p)], p)]
         second = dict(zip(missing, _mean_squares(weights, missing, gradients), strict=True))
@@ -51,7 +53,7 @@ class Preconditioned:
                 scales.append(_Scale(_rate(group), second[parameter], 0.0, group.get("eps", 1e-8)))
             else:
                 beta, steps = float(group["betas"][1]), float(state.get("step", 1))
-                mean = state["exp_avg_sq"] / (1 - beta**steps)
+                mean = state["exp_avg_sq"].to(parameter.device) / (1 - beta**steps)
                 share = (1 - beta) / (1 - beta ** (steps + 1))
                 scales.append(_Scale(_rate(group), mean, share, group.get("eps", 1e-8)))
         return cls(scales)

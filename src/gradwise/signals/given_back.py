@@ -80,3 +80,10 @@ def _one_expert_at_a_time(model: nn.Module) -> Iterator[None]:
     finally:
         for config, before in changed:
             config._experts_implementation = before
+
+
+def settle(optimizer: Any) -> None:
+    """Wait for the copies under way where an optimizer's state is offloaded to host memory, before its state
+    is read or changed."""
+    if (stream := getattr(optimizer, "offloaded_state", None)) is not None:
+        stream.settle()

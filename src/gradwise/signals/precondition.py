@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradwise.errors import SignalError
 from gradwise.numerics.projection import accumulator
+from gradwise.signals.given_back import settle
 from gradwise.signals.scope import Matrix, Scope
 
 
@@ -84,6 +85,7 @@ def _moments(optimizer: Any, scope: Scope) -> tuple[dict[str, Tensor], float]:
         raise SignalError(
             f"precondition takes an optimizer or a mapping of names to second moments; found {optimizer!r}."
         )
+    settle(optimizer)
     names = {parameter: name for name, parameter in scope.parameters.items()}
     found: dict[str, Tensor] = {}
     eps = 1e-8
@@ -95,5 +97,6 @@ def _moments(optimizer: Any, scope: Scope) -> tuple[dict[str, Tensor], float]:
                 state = optimizer.state.get(parameter, {})
                 if "exp_avg_sq" in state:
                     steps = float(state.get("step", 1))
-                    found[names[parameter]] = state["exp_avg_sq"] / (1 - beta**steps)
+                    mean = state["exp_avg_sq"].to(parameter.device)
+                    found[names[parameter]] = mean / (1 - beta**steps)
     return found, eps

@@ -5,18 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradwise.training.layers import LayerSwitch
+    from gradwise.training.offload import AdamW
     from gradwise.training.plan import Plan, Segment
     from gradwise.training.sampler import PlanSampler
 
 # Looked up on first use: the plan and the sampler need neither transformers nor a recipe.
 _HOMES = {
+    "AdamW": "offload",
     "LayerSwitch": "layers",
     "Plan": "plan",
     "PlanSampler": "sampler",
     "Segment": "plan",
 }
 
-__all__ = ["LayerSwitch", "Plan", "PlanSampler", "Segment"]
+__all__ = ["AdamW", "LayerSwitch", "Plan", "PlanSampler", "Segment"]
 
 
 def __getattr__(name: str) -> Any:

@@ -33,6 +33,7 @@ from gradwise.settings import same_settings
 from gradwise.structure import group_layers
 from gradwise.text import shown
 from gradwise.training.layer_probe import LayerProbe
+from gradwise.training.offload import StateStream, offload_state
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,10 @@ class LayerSwitch:
         self._clear_window()
         self._probe = LayerProbe(self.layers, self.ranks) if self.probes_left else None
         self._release_inputs = _without_input_gradients(model)
+        self.stream: StateStream | None = getattr(optimizer, "offloaded_state", None)
+        """What keeps the optimizer's state in host memory, if anything does."""
+        if policy.state == "offload":
+            self.stream = offload_state(optimizer, [*self.layers, self.outside])
 
     @property
     def probing(self) -> bool:
@@ -116,6 +121,8 @@ class LayerSwitch:
         Calling it again before `after_backward` changes nothing, so that a step may be begun again.
         """
         within, self._within_step = self._within_step, True
+        if self.stream is not None:
+            self.stream.discard()  # of an update that loss scaling skipped
         if self.probing:
             self._set_trainable(range(len(self.layers)), outside=False)
             assert self._probe is not None
@@ -207,6 +214,8 @@ class LayerSwitch:
         """Make everything that was trainable at the start trainable again."""
         if self._probe is not None:
             self._probe.detach()
+        if self.stream is not None:
+            self.stream.unhook()
         self._set_trainable(range(len(self.layers)), outside=True)
         self._release_inputs()
 

@@ -1,0 +1,362 @@
+"""Streams an optimizer's state from host memory for each update and back, a unit of parameters at a time.
+
+Between updates `optimizer.state` holds tensors in host memory. A step of the optimizer becomes, for each unit
+in the order in which the backward pass completed its gradients: the unit's state comes to the device, the
+optimizer updates the unit's parameters, the new state goes back. While a unit is updated, the next one comes
+in and the one before goes out:
+
+    in       | 1 | 2 | 3 |
+    update       | 1 | 2 | 3 |
+    out              | 1 | 2 | 3 |
+
+The first units come in during the backward pass already, as far as the activations that it has freed leave
+room below the peak of the run so far.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwise.errors import RecipeError
+from gradwise.training.offload.arena import (
+    Form,
+    Unit,
+    bare_step,
+    check_served,
+    forms_of,
+    is_streamed,
+    state_forms,
+    units_of,
+)
+from gradwise.training.offload.device import Device, Event, device_of
+
+SLOTS = 3
+"""Units on the device at once where there is room: one comes in, one is updated, one goes out."""
+
+
+class Slot:
+    """A buffer on the device that holds the state of one unit after the other."""
+
+    def __init__(self, buffer: Tensor, free: Event) -> None:
+        self.buffer = buffer
+        self.free = free
+        """When the buffer can be written."""
+        self.taken = False
+
+
+@dataclass(eq=False)
+class Place:
+    """Where the state of a unit is: at `start` in host memory, and in a slot while it is on the device."""
+
+    unit: Unit
+    start: int
+    host: dict[tuple[nn.Parameter, str], Tensor]
+    memory: Tensor
+    """(size,) uint8, the unit's part of the arena."""
+    stored: Event | None = None
+    """The last copy to host memory."""
+    slot: Slot | None = None
+    arrived: Event | None = None
+
+
+class StateStream:
+    """Keeps an optimizer's state in host memory; made by `offload_state`.
+
+    Args:
+        optimizer: one of torch's that updates each parameter on its own.
+        layers: the optimizer's parameters by layer, in the model's order.
+        device: of the parameters; if unset, found from them at the first update.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        layers: Sequence[Sequence[nn.Parameter]],
+        device: Device | None = None,
+    ) -> None:
+        check_served(optimizer)
+        self.optimizer, self.layers = optimizer, layers
+        self._device = device
+        self._forms: dict[nn.Parameter, dict[str, Form]] = {}
+        self._places: list[Place] = []
+        self._place_of: dict[nn.Parameter, Place] = {}
+        self._slots: list[Slot] = []
+        self._slot_size = 0
+        self._order: dict[Place, None] = {}
+        self._waiting: deque[Place] = deque()
+        self._passes: Counter[nn.Parameter] = Counter()
+        self._passes_per_step = 0
+        self._groups: list[dict[str, Any]] | None = None
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
+        optimizer.register_state_dict_pre_hook(lambda _: self.settle())
+        optimizer.register_load_state_dict_pre_hook(self._before_load)
+        optimizer.register_load_state_dict_post_hook(self._after_load)
+        self._handles: list[Any] = []
+        self.hook()
+        self._loaded: dict[nn.Parameter, dict[str, Tensor]] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes of host memory."""
+        return sum(place.unit.size for place in self._places)
+
+    @property
+    def device(self) -> Device:
+        """The device of the parameters."""
+        if self._device is None:
+            devices = {p.device for layer in self.layers for p in layer}
+            if len(devices) > 1:
+                raise RecipeError(
+                    f"Optimizer state can be offloaded from one device; the parameters are on "
+                    f"{', '.join(sorted(map(str, devices)))}. Use state: keep."
+                )
+            self._device = device_of(devices.pop())
+        return self._device
+
+    def discard(self) -> None:
+        """Let go of state that was brought to the device for an update that did not come."""
+        for place in self._places:
+            place.slot = None
+        for slot in self._slots:
+            self.device.release(slot.buffer)
+        self._slots.clear()
+        self._slot_size = 0
+        self._order.clear()
+        self._waiting.clear()
+        self._passes.clear()
+
+    def settle(self) -> None:
+        """Wait until `optimizer.state` holds what the last update left; then it may be read and changed."""
+        if self._places:
+            copies = [place.stored for place in self._places]
+            copies += [place.arrived for place in self._places if place.slot is not None]
+            self.device.finish(event for event in copies if event is not None)
+            self.discard()
+
+    def hook(self) -> None:
+        """Follow the backward pass, to bring state in before the update needs it."""
+        if not self._handles:
+            parameters = [p for layer in self.layers for p in layer]
+            self._handles = [p.register_post_accumulate_grad_hook(self._gradient_came) for p in parameters]
+
+    def unhook(self) -> None:
+        """Take the hooks off the parameters: state then comes in when the update needs it, not before."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    # ---- during the backward pass ------------------------------------------------------------------------
+
+    def _gradient_came(self, parameter: Tensor) -> None:
+        """Note the order of the update, and bring in what there is room for.
+
+        A step may have several backward passes; the state comes in during the last one, or the next forward
+        pass would find less room than it had. How many there are is known from the step before.
+        """
+        assert isinstance(parameter, nn.Parameter)
+        self._passes[parameter] += 1
+        place = self._place_of.get(parameter)
+        if place is None or self._passes[parameter] < self._passes_per_step:
+            return
+        if place not in self._order:
+            self._order[place] = None
+            self._waiting.append(place)
+        while self._waiting and self._bring_in(self._waiting[0], forced=False):
+            self._waiting.popleft()
+
+    def _bring_in(self, place: Place, *, forced: bool) -> bool:
+        """Start the copy of a unit's state to the device; False where it would need more memory than the run
+        has taken so far."""
+        if place.slot is not None:
+            return True
+        slot = self._free_slot(forced)
+        if slot is None:
+            return False
+        slot.taken = True
+        place.slot, place.arrived = slot, slot.free
+        if self._has_state(place):
+            buffer = slot.buffer[: place.unit.size]
+            after = [event for event in (slot.free, place.stored) if event is not None]
+            place.arrived = self.device.copy_in(buffer, place.memory, after)
+        return True
+
+    def _free_slot(self, forced: bool) -> Slot | None:
+        """A slot for another unit: a new one where there is room, otherwise the one that was left first."""
+        if not self._slot_size:
+            due = [place for place in self._places if any(p.requires_grad for p in place.unit.parameters)]
+            self._slot_size = max(place.unit.size for place in due)
+        left = next((slot for slot in self._slots if not slot.taken), None)
+        fits = left is not None and len(self._slots) >= SLOTS
+        if not fits and (self.device.room() >= self._slot_size or (forced and left is None)):
+            left = Slot(self.device.empty(self._slot_size), self.device.now())
+            self._slots.append(left)
+        return left
+
+    # ---- the update --------------------------------------------------------------------------------------
+
+    def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Make the whole update, and leave nothing to do for the optimizer's own step."""
+        if [argument for argument in (*args[1:], *kwargs.values()) if argument is not None]:
+            raise RecipeError(
+                "An optimizer with offloaded state takes no closure; call step() after backward()."
+            )
+        with torch.no_grad():
+            self._update_all()
+        self._groups, self.optimizer.param_groups = self.optimizer.param_groups, []
+
+    def _after_step(self, *_: Any) -> None:
+        assert self._groups is not None
+        self.optimizer.param_groups, self._groups = self._groups, None
+
+    def _update_all(self) -> None:
+        self._prepare()
+        places = [place for place in self._in_order() if self._is_due(place)]
+        for number, place in enumerate(places):
+            self._bring_in(place, forced=True)
+            for following in places[number + 1 : number + SLOTS]:
+                if not self._bring_in(following, forced=following is places[number + 1]):
+                    break
+            self._update(place)
+        self.device.issued()
+        if places:
+            self._passes_per_step = max(self._passes.values(), default=0)
+        self.discard()
+
+    def _update(self, place: Place) -> None:
+        """Update the parameters of a unit whose state is coming in, and start its way back."""
+        slot = place.slot
+        assert slot is not None
+        after = [] if place.arrived is None else [place.arrived]
+        done = self.device.compute(lambda: self._step(place.unit, place.host, slot.buffer), after)
+        place.stored = self.device.copy_out(place.memory, slot.buffer[: place.unit.size], [done])
+        slot.free, slot.taken, place.slot = place.stored, False, None
+        # The slot that was left first is to be used first.
+        self._slots.remove(slot)
+        self._slots.append(slot)
+
+    def _step(self, unit: Unit, host: dict[tuple[nn.Parameter, str], Tensor], buffer: Tensor) -> None:
+        """The optimizer's own step on the parameters of a unit, with their state in `buffer`."""
+        state, groups = self.optimizer.state, self.optimizer.param_groups
+        views = [(piece, piece.view(buffer)) for piece in unit.pieces]
+        for piece, view in views:
+            if piece.name in state.get(piece.parameter, {}):
+                state[piece.parameter][piece.name] = view
+        chosen = set(unit.parameters)
+        restricted = [{**group, "params": [p for p in group["params"] if p in chosen]} for group in groups]
+        self.optimizer.param_groups = [group for group in restricted if group["params"]]
+        try:
+            bare_step(self.optimizer)
+        finally:
+            self.optimizer.param_groups = groups
+        for piece, view in views:
+            value = state.get(piece.parameter, {}).get(piece.name)
+            if value is not None:
+                if value is not view:  # made by this step, or replaced in it
+                    view.copy_(value)
+                state[piece.parameter][piece.name] = host[piece.parameter, piece.name]
+
+    def _in_order(self) -> Iterable[Place]:
+        """Units by the time of their gradients; those whose gradients came otherwise last."""
+        return dict.fromkeys([*self._order, *self._places])
+
+    def _is_due(self, place: Place) -> bool:
+        return any(p.grad is not None for p in place.unit.parameters)
+
+    def _has_state(self, place: Place) -> bool:
+        state = self.optimizer.state
+        return any(piece.name in state.get(piece.parameter, {}) for piece in place.unit.pieces)
+
+    # ---- the arena ---------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Make the arena before the first update, and again where loaded state has other types."""
+        if self._places:
+            return
+        forms = state_forms(self.optimizer)
+        streamed = {p for layer in self.layers for p in layer}
+        if streamed != set(forms):
+            raise RecipeError(
+                "The optimizer's parameters are not those that its state is offloaded for; "
+                "add all parameters to the optimizer before its first step."
+            )
+        present = {p: forms_of(state) for p, state in self.optimizer.state.items()}
+        self._forms = {p: {**form, **present.get(p, {})} for p, form in forms.items()}
+        units = units_of(self.layers, self._forms)
+        memory, start = self.device.host(sum(unit.size for unit in units)), 0
+        whole = torch.frombuffer(memory, dtype=torch.uint8)
+        for unit in units:
+            views = {(piece.parameter, piece.name): piece.view(memory, start) for piece in unit.pieces}
+            place = Place(unit, start, views, whole[start : start + unit.size])
+            self._places.append(place)
+            self._place_of.update(dict.fromkeys(unit.parameters, place))
+            start += unit.size
+        self._move_in({p: dict(state) for p, state in self.optimizer.state.items()})
+
+    def _move_in(self, states: Mapping[Any, dict[str, Any]]) -> None:
+        """Move state tensors, wherever they are, to their places in host memory."""
+        for parameter, state in states.items():
+            for name, value in state.items():
+                if is_streamed(value):
+                    view = self._place_of[parameter].host[parameter, name]
+                    view.copy_(value)
+                    self.optimizer.state[parameter][name] = view
+
+    def _before_load(self, optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+        """Keep the tensors back: torch would bring all of them to the device, as the parameters' type."""
+        self.settle()
+        saved = [number for group in loaded["param_groups"] for number in group["params"]]
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        self._loaded, rest = {}, {}
+        for number, state in loaded["state"].items():
+            rest[number] = {name: value for name, value in state.items() if not is_streamed(value)}
+            if number in saved and saved.index(number) < len(held):
+                parameter = held[saved.index(number)]
+                self._loaded[parameter] = {name: v for name, v in state.items() if is_streamed(v)}
+        return {**loaded, "state": rest}
+
+    def _after_load(self, optimizer: Optimizer) -> None:
+        loaded, self._loaded = self._loaded, {}
+        forms = {p: {**self._forms.get(p, {}), **forms_of(state)} for p, state in loaded.items()}
+        if any(self._forms.get(p) != form for p, form in forms.items()):
+            self._places, self._place_of = [], {}
+        for parameter, state in loaded.items():
+            optimizer.state[parameter].update(state)
+        if self._places:
+            self._move_in(loaded)
+        elif loaded:
+            self._prepare()
+
+
+def offload_state(
+    optimizer: Optimizer,
+    layers: Sequence[Sequence[nn.Parameter]] | None = None,
+    *,
+    device: Device | None = None,
+) -> StateStream:
+    """Keep an optimizer's state in pinned host memory from now on; returns the stream that does, if any.
+
+    Args:
+        optimizer: one of torch's that updates each parameter on its own; AdamW and SGD are among them.
+        layers: its parameters by layer, in the model's order; those of the optimizer that are in none follow.
+            If unset, they are taken in the optimizer's order.
+        device: of the parameters; if unset, found from them.
+
+    Raises:
+        RecipeError: the optimizer is another one, or is fused over parameters.
+    """
+    stream = getattr(optimizer, "offloaded_state", None)
+    if stream is None:
+        held = dict.fromkeys(p for group in optimizer.param_groups for p in group["params"])
+        placed = {p for layer in layers or () for p in layer}
+        rest = [p for p in held if p not in placed]
+        chosen = [[p for p in layer if p in held] for layer in layers or ()]
+        stream = StateStream(optimizer, [*chosen, rest], device)
+        optimizer.offloaded_state = stream  # type: ignore[attr-defined]
+    stream.hook()
+    return stream
