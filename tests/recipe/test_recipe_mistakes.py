@@ -54,7 +54,7 @@ MISTAKES = [
     ("model: {name: a, attention: paged|eager}", "model.attention: unknown implementation 'paged|eager'"),
     (
         "adapter: {method: poly}",
-        "adapter.method: poly needs to be told the task of each sample; give another",
+        "adapter.method: poly needs a task number for each sample; give another",
     ),
     ("adapter: {method: prefix_tuning}", "adapter.num_virtual_tokens is missing, which prefix_tuning needs"),
     ("adapter: {method: lra}", "adapter.method: unknown method 'lra'; did you mean 'lora'?"),

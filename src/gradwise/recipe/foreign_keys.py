@@ -119,7 +119,7 @@ def argument_schemas() -> dict[str, Any]:
 
 
 UNSUITABLE = {
-    **dict.fromkeys(("poly", "multitask_prompt_tuning"), "needs to be told the task of each sample"),
+    **dict.fromkeys(("poly", "multitask_prompt_tuning"), "needs a task number for each sample"),
     "cpt": "learns from a prompt of its own with labels, which gradwise does not make",
     "xlora": "mixes adapters that are already trained",
 }
