@@ -4,8 +4,10 @@ import json
 import multiprocessing
 import os
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ from gradwise.folders import (
 )
 
 FORK = multiprocessing.get_context("fork")
+
+NOBODY = 65534
+"""A user without any rights."""
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -223,10 +228,31 @@ class TestPlaces:
         for folder in (read_only, read_only / "run"):
             assert refusal(folder).endswith("Read-only file system; give another folder.")
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-    def test_a_folder_of_somebody_elses(self, tmp_path: Path):
-        (tmp_path / "shut").mkdir(mode=0o500)
-        assert "Permission denied" in refusal(tmp_path / "shut" / "run")
+    def test_a_folder_of_somebody_elses(self):
+        """Root may write everywhere, so a process tries that has given root's rights up."""
+        with tempfile.TemporaryDirectory() as parent:  # pytest's own folders let nobody else in
+            Path(parent).chmod(0o755)
+            shut = Path(parent) / "shut"
+            shut.mkdir(mode=0o500)
+            ours, theirs = FORK.Pipe(duplex=False)
+            process = FORK.Process(target=_refused_as_nobody, args=(shut / "run", theirs))
+            process.start()
+            said = ours.recv()
+            process.join()
+            assert said == f"Cannot write to {shut / 'run'}: Permission denied; give another folder."
+            assert not list(shut.iterdir())
+
+
+def _refused_as_nobody(folder: Path, answers: Connection) -> None:
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    try:
+        with claimed(folder, "run"):
+            answers.send("written")
+    except GradwiseError as error:
+        answers.send(str(error))
 
 
 class TestManifest:

@@ -1,6 +1,8 @@
 """A lock file has one holder at a time, over processes and threads, and outlives none of them."""
 
 import multiprocessing
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -128,3 +130,68 @@ def test_threads_wait_for_each_other(tmp_path: Path):
 def test_a_folder_that_cannot_hold_it(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         FileLock(tmp_path / "nowhere" / "lock")
+
+
+class TestWithoutFcntl:
+    """Systems without POSIX locks, in a process that has no `fcntl`."""
+
+    WINDOWS = """
+import errno, fcntl, sys, types
+
+def locking(handle, mode, size):
+    kinds = {"lock": fcntl.LOCK_EX | fcntl.LOCK_NB, "unlock": fcntl.LOCK_UN}
+    fcntl.lockf(handle, kinds[mode], size)
+
+sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK="lock", LK_UNLCK="unlock")
+"""
+    """The calls of Windows, done by this system's locks."""
+
+    def run(self, code: str, path: Path, before: str = "") -> str:
+        script = f"{before}\nimport sys\nsys.modules['fcntl'] = None\nfrom pathlib import Path\n{code}"
+        done = subprocess.run(
+            [sys.executable, "-c", script, path], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def test_a_folder_is_refused_where_there_are_no_locks_at_all(self, tmp_path: Path):
+        code = """
+from gradwise.folders import claimed
+try:
+    with claimed(Path(sys.argv[1]), "run"): print("written")
+except Exception as error: print(error)
+"""
+        assert self.run(code, tmp_path / "run") == (
+            f"Cannot write to {tmp_path / 'run'}: this system has no file locks; give another folder."
+        )
+        assert not (tmp_path / "run").exists()
+
+    def test_windows_locks_are_used(self, tmp_path: Path):
+        take = """
+from gradwise.locks import FileLock, LockedError
+try:
+    with FileLock(Path(sys.argv[1])): print("taken")
+    with FileLock(Path(sys.argv[1])): print("taken again")
+except LockedError as error: print(error)
+"""
+        path = tmp_path / "lock"
+        assert self.run(take, path, self.WINDOWS) == "taken\ntaken again"
+        with FileLock(path):
+            assert self.run(take, path, self.WINDOWS) == "another process holds it"
+
+    def test_who_waits_gets_it(self, tmp_path: Path):
+        wait = """
+from gradwise.locks import FileLock
+print("waiting", flush=True)
+with FileLock(Path(sys.argv[1]), wait=True): print("taken")
+"""
+        path = tmp_path / "lock"
+        script = f"{self.WINDOWS}\nsys.modules['fcntl'] = None\nfrom pathlib import Path\n{wait}"
+        with FileLock(path):
+            waiting = subprocess.Popen(
+                [sys.executable, "-c", script, path], stdout=subprocess.PIPE, text=True
+            )
+            assert waiting.stdout
+            assert waiting.stdout.readline() == "waiting\n"
+            assert waiting.poll() is None
+        assert waiting.communicate(timeout=300)[0] == "taken\n"

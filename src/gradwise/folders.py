@@ -243,7 +243,15 @@ def _claim(
         before = frozenset() if made else frozenset(entry.name for entry in path.iterdir())
         path.mkdir(parents=True, exist_ok=True)
         owned = OwnedFolder(path, kind, set(patterns), before=before, made=made, error=error)
-        lock = FileLock(path / LOCK, wait=wait)
+        try:
+            lock = FileLock(path / LOCK, wait=wait)
+        except OSError:  # no rights, or no locks
+            with suppress(OSError):
+                if LOCK not in before:
+                    (path / LOCK).unlink(missing_ok=True)
+                for folder in made:
+                    folder.rmdir()
+            raise
         try:
             # Again, now that nobody else can change it.
             _take(owned, _checked(path, kind, patterns, shared, error), patterns)

@@ -3,6 +3,8 @@
 import errno
 import os
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -10,11 +12,18 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+try:
+    import msvcrt
+except ImportError:
+    msvcrt = None
 
 _Key = tuple[int, int]
 
 _TAKEN = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
 """What the system reports for a file that somebody else has locked."""
+
+LOOK = 0.1
+"""Seconds between two tries where the system cannot wait for a lock."""
 
 
 class LockedError(Exception):
@@ -89,6 +98,10 @@ class FileLock:
             return
         with FileLock._changed:
             FileLock._held.pop(self._key, None)
+            if fcntl is None and msvcrt is not None:
+                # Windows releases the lock of a closed file, but says not when.
+                with suppress(OSError):  # it was never locked
+                    msvcrt.locking(self._handle, msvcrt.LK_UNLCK, 1)  # pyright: ignore
             os.close(self._handle)
             self._handle = -1
             FileLock._changed.notify_all()
@@ -110,7 +123,14 @@ def _lock(handle: int, wait: bool) -> None:
     if fcntl is not None:
         fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         return
-    import msvcrt  # pyright: ignore
-
-    mode = msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK  # pyright: ignore
-    msvcrt.locking(handle, mode, 1)  # pyright: ignore
+    if msvcrt is None:
+        raise OSError(errno.ENOLCK, "this system has no file locks")
+    while True:
+        try:
+            # Its own waiting mode gives up after ten seconds.
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # pyright: ignore
+            return
+        except OSError as error:
+            if not wait or error.errno not in _TAKEN:
+                raise
+        time.sleep(LOOK)

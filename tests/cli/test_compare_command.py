@@ -15,6 +15,10 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from gradwise import Recipe
+from gradwise.comparison.arms import parse_arms
+from gradwise.comparison.budget import parse_budget
+from gradwise.comparison.folder import ComparisonFolder
 from gradwise.folders import claimed
 from gradwise.run import RunDirectory
 from gradwise.training.checkpoint import is_finished
@@ -239,6 +243,30 @@ class TestStopping:
             stopped_at
         ]
 
+    def test_a_signal_to_the_whole_group_stops_it_as_one_to_itself(
+        self, start: Start, gradwise: Start, project: Project, command: list[Any]
+    ) -> None:
+        """As batch systems and service managers send it; what the runs are forked off is in the group."""
+        first, second = (project.folder / "c" / "runs" / arm / "seed-0" for arm in ("full", "random"))
+        under_way = start(*command, group=True)
+        wait_until(lambda: len(steps_of(second)) > 2 if second.exists() else False, under_way)
+        before = contents(first)
+        os.killpg(under_way.pid, signal.SIGTERM)
+        under_way.wait()
+        assert under_way.code == 1
+        assert not under_way.stderr
+        assert "random, seed 0: stopped; the same command resumes it." in under_way.stdout
+        assert under_way.stdout.endswith("Stopped; the same command resumes it.\n")
+        assert "Stopped after step" in (second / "log.txt").read_text()
+        assert contents(first) == before
+        stopped_at = len(steps_of(second))
+        again = gradwise(*command)
+        assert again.code == 0, again.stdout + again.stderr
+        assert contents(first) == before
+        assert [line["step"] for line in steps_of(second)] == list(range(1, self.STEPS + 1))
+        resumed = [event["step"] for event in RunDirectory(second).events() if event["event"] == "resume"]
+        assert resumed == [stopped_at]
+
     def test_a_folder_in_use_is_refused(
         self, start: Start, gradwise: Start, project: Project, command: list[Any]
     ) -> None:
@@ -381,6 +409,39 @@ class TestMistakes:
         (project.folder / "c" / "thesis.tex").write_text("Once")
         command = gradwise("compare", project.path, "--arms", "full", "--out", "c")
         self.check(command, "c holds files that gradwise did not write (thesis.tex)")
+
+    @pytest.mark.parametrize(
+        ("out", "said"),
+        [
+            ("recipe.yaml", "recipe.yaml is a file, not a folder; give another one."),
+            ("dangling", "dangling is a broken link, not a folder; give another one."),
+            ("/proc/c", "Cannot write to /proc/c: "),
+            ("recipe.yaml/c", "Cannot write to recipe.yaml/c: Not a directory"),
+            (".", "holds files that gradwise did not write ("),
+            ("run", "run holds a training run, not a comparison; give another folder."),
+            ("other", "other holds another comparison; different: train.batch_size was 4, now 8."),
+        ],
+    )
+    def test_a_place_that_cannot_be_written(
+        self, gradwise: Start, project: Project, out: str, said: str
+    ) -> None:
+        recipe = project.path
+        (project.folder / "dangling").symlink_to("nowhere")
+        with claimed(project.folder / "run", "run", ("metrics.jsonl",)):
+            (project.folder / "run" / "metrics.jsonl").write_text("{}")
+        earlier = ComparisonFolder(project.folder / "other")
+        with earlier.opened():
+            base = Recipe.load(recipe, ["train.batch_size=4"])
+            earlier.ask(base, parse_arms(["full"], base), [0], "full", parse_budget("steps"))
+            earlier.save()
+            run = earlier.run("full", 0)
+            run.mkdir(parents=True)
+            (run / "metrics.jsonl").write_text("{}\n")
+        before = contents(project.folder)
+        self.check(gradwise("compare", recipe, "--arms", "full", "--out", out), said)
+        after = contents(project.folder)
+        assert {name: after[name] for name in before} == before
+        assert all(Path(name).name.startswith((".out", ".err")) for name in after.keys() - before.keys())
 
     def test_under_torchrun(self, gradwise: Start, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         from gradwise import Recipe, RecipeError

@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from typing import Any
 from gradwise.atomic import writing
 from gradwise.console import guard_streams, say
 from gradwise.failures import sentence_on
+from gradwise.stopping import SIGNALS, spared
 
 PRELOADED = "gradwise.comparison.preloaded"
 
@@ -161,7 +163,11 @@ class WorkerPool:
 def start_server() -> None:
     """Let the server begin its imports; does nothing when it has."""
     multiprocessing.set_forkserver_preload([PRELOADED])
-    multiprocessing.forkserver.ensure_running()
+    # A signal to the whole process group is for this process, which asks each run: without their server the
+    # runs would count as dead before they have saved. The tracker comes first, since it unblocks signals.
+    multiprocessing.resource_tracker.ensure_running()
+    with spared():
+        multiprocessing.forkserver.ensure_running()
 
 
 def _started(task: Task, slot: int, jobs: int) -> Underway:
@@ -220,6 +226,7 @@ def _work(task: Task, answers: Any, share: Share) -> None:
     # A session of its own: Ctrl-C on the terminal is for the parent, which then asks once.
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # which it has blocked from its server
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if share.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
