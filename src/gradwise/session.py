@@ -355,7 +355,14 @@ class Session:
             return
         ranks = self.args.world_size
         inner = getattr(optimizer, "optimizer", optimizer)
-        self.switch = LayerSwitch(model, policy, inner, seed=self.recipe.seed, average_ranks=ranks > 1)
+        self.switch = LayerSwitch(
+            model,
+            policy,
+            inner,
+            seed=self.recipe.seed,
+            average_ranks=ranks > 1,
+            steps=self.trainer.state.max_steps,
+        )
         if ranks > 1:
             # What DistributedDataParallel would have done on wrapping.
             with torch.no_grad():

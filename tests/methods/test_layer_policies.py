@@ -267,3 +267,46 @@ def test_static_draws_by_the_probe_alone():
     assert StaticLayers.probes
     assert not StaticLayers.measures
     assert StaticLayers(active=2).draw(SCORES, 4, 1).tolist() == Grass(active=2).draw(SCORES, 4, 1).tolist()
+
+
+class TestAsPublished:
+    """The paper's formula taken literally, and what is bounded or unset where it is ours."""
+
+    @given(scores=scores_of_any_size, temperature=st.floats(0.1, 1e3))
+    def test_a_softmax_over_raw_norms_without_a_floor(self, scores: np.ndarray, temperature: float):
+        policy = Grass.published(active=1, temperature=temperature)
+        exponentials = [np.exp((m - scores.max()) / temperature) for m in scores]
+        expected = [each / sum(exponentials) for each in exponentials]
+        assert policy.probabilities(scores) == pytest.approx(expected, abs=1e-12)
+
+    def test_raw_norms_of_a_large_model_draw_uniformly(self):
+        assert Grass.published().probabilities(SCORES) == pytest.approx(0.2, rel=1e-4)
+        relative = Grass(active=1).probabilities(SCORES)
+        assert relative is not None and relative.max() > 0.3
+
+    def test_states_its_cadence_and_takes_changes(self):
+        policy = Grass.published(active=3, adapt_every=7)
+        assert (policy.period, policy.adapts_every, policy.floor, policy.active) == (25, 7, 0.0, 3)
+
+    @pytest.mark.parametrize("layers", [1, 5, 30, 126, 1000])
+    def test_an_unset_floor_scales_with_the_layers(self, layers: int):
+        scores = np.zeros(layers)
+        scores[0] = 1e6
+        policy = Grass(active=1, temperature=1e-3)
+        policy.check_layers(layers)
+        p = policy.probabilities(scores)
+        assert p is not None and p[-1] == pytest.approx(0.1 / layers if layers > 1 else 1)
+
+    @pytest.mark.parametrize(
+        ("policy", "steps", "expected"),
+        [(Grass, 15, 0), (Grass, 20, 1), (Grass, 79, 3), (Grass, 10**6, 4), (Grass, None, 4)]
+        + [(cls, 15, 1) for cls in (StaticLayers, TopLayers)],
+    )
+    def test_an_unset_probe_takes_at_most_its_share_of_the_run(self, policy: Any, steps: Any, expected: int):
+        assert policy().probes_in(steps) == expected
+        assert policy(probe=9).probes_in(steps) == 9
+        assert policy(probe_share=1.0).probes_in(3) == 3
+
+    def test_a_share_without_effect_is_refused(self):
+        with pytest.raises(RecipeError, match="probe_share has no effect"):
+            Grass(probe=2, probe_share=0.1)

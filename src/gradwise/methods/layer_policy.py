@@ -17,11 +17,26 @@ from pydantic import Field
 from gradwise.errors import RecipeError
 from gradwise.numerics import successive_draw
 from gradwise.numerics.streams import stream
-from gradwise.settings import Settings
+from gradwise.settings import Settings, default_of
 
 Scores = NDArray[np.float64]
 """(L,) importance of each layer: mean over a window of ||g|| / sqrt(number of parameters), nats per unit
 weight."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+USUAL_PROBES = 4
+"""Steps that measure all layers before the first one, if the run is long enough."""
+
+USUAL_FLOOR = 0.1
+"""Smallest probability of a layer as a fraction of the uniform one, if `floor` is unset."""
+
+
+def known(scores: Scores) -> Scores:
+    """(L,) scores in which layers that were never measured (NaN) have the mean of the others, or 1."""
+    seen = scores[~np.isnan(scores)]
+    return np.where(np.isnan(scores), seen.mean() if seen.size else 1.0, scores)
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,15 @@ class LayerPolicy(LayerChoice, ABC):
         """(L,) chance of each layer to be the first one drawn, or None where nothing is drawn by chance."""
         return None
 
+    @property
+    def adapts_every(self) -> int:
+        """Optimizer steps from one update of the scores to the next."""
+        return self.period
+
+    def probes_in(self, steps: int | None) -> int:  # noqa: ARG002
+        """Steps that measure all layers before a run of `steps`; None if its length is not known."""
+        return 0
+
     def adapt(self, scores: Scores, measured: Scores) -> Scores:  # noqa: ARG002
         """Scores after a window in which the active layers measured `measured` (NaN for frozen layers)."""
         return scores
@@ -89,10 +113,29 @@ class LayerPolicy(LayerChoice, ABC):
 class ProbedPolicy(LayerPolicy):
     """A policy that needs every layer's gradient norm before its first draw."""
 
-    probe: Annotated[int, Field(ge=1)] = 4
-    """Forward and backward passes before the first step that measure all layers; nothing is updated."""
+    probe: Annotated[int, Field(ge=1)] | None = None
+    """Steps before the first one that measure all layers; nothing is updated. If unset, 4, or fewer where
+    these would exceed `probe_share`."""
+
+    probe_share: Share = 0.05
+    """Largest share of the run's steps that an unset `probe` takes. Below one step, a policy that keeps
+    measuring starts from equal scores, and others probe once."""
 
     probes: ClassVar[bool] = True
+
+    least_probes: ClassVar[int] = 1
+    """Fewest steps that measure all layers, however short the run."""
+
+    def probes_in(self, steps: int | None) -> int:
+        if self.probe is not None or steps is None:
+            return self.probe or USUAL_PROBES
+        return max(self.least_probes, min(USUAL_PROBES, int(self.probe_share * steps)))
+
+    def check(self) -> None:
+        if self.probe is not None and self.probe_share != default_of(type(self), "probe_share"):
+            raise RecipeError(
+                f"layers.probe is {self.probe}, so layers.probe_share has no effect; give one of them."
+            )
 
 
 @dataclass(frozen=True)
@@ -100,23 +143,32 @@ class DrawnByScore(ProbedPolicy):
     """Layers drawn without replacement from a softmax over their scores."""
 
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Temperature of the softmax over scores divided by their mean. Lower prefers large scores more."""
+    """Temperature of the softmax over scores. Lower prefers large scores more."""
 
-    floor: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """Smallest probability of any layer, so that every layer keeps being seen; at most 1 / layers."""
+    normalise: bool = True
+    """Divide scores by their mean before the softmax. Without it, as the authors state, the raw scores of a
+    large model (about 1e-5) make any temperature near 1 uniform."""
+
+    floor: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Smallest probability of any layer, so that every layer keeps being seen; at most 1 / layers. If unset,
+    a tenth of that."""
 
     def probabilities(self, scores: Scores) -> Scores | None:
         """(L,) floor + (1 - L floor) softmax(m / mean(m) / temperature)."""
-        return np.exp(log_softmax_with_floor(scores, self.temperature, self.floor))
+        return np.exp(self._log_probabilities(scores))
 
     def draw(self, scores: Scores, number: int, seed: int) -> NDArray[np.int64]:
         """Successive draws without replacement from `probabilities`."""
-        log_p = log_softmax_with_floor(scores, self.temperature, self.floor)
+        log_p = self._log_probabilities(scores)
         return np.sort(successive_draw(log_p, self.active, draw_rng(seed, number), logs=True))
+
+    def _log_probabilities(self, scores: Scores) -> Scores:
+        floor = USUAL_FLOOR / len(scores) if self.floor is None else self.floor
+        return log_softmax_with_floor(scores, self.temperature, floor, normalise=self.normalise)
 
     def check_layers(self, layers: int) -> None:
         super().check_layers(layers)
-        if self.floor * layers > 1:
+        if (self.floor or 0) * layers > 1:
             raise RecipeError(
                 f"layers.floor is {self.floor}, but {layers} layers cannot each have that probability; "
                 f"give at most {np.floor(1000 / layers) / 1000:g}."
@@ -130,17 +182,29 @@ class AdaptingPolicy(ProbedPolicy):
     smoothing: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Weight alpha of a new measurement against the old score; 1 forgets the old one."""
 
+    adapt_every: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps from one update of the scores to the next, each from what was measured in between. If
+    unset, `period`: scores are updated before each draw."""
+
     measures: ClassVar[bool] = True
 
+    @property
+    def adapts_every(self) -> int:
+        return self.adapt_every or self.period
+
     def adapt(self, scores: Scores, measured: Scores) -> Scores:
-        """Exponential smoothing of what was measured; frozen layers (NaN) keep their score."""
-        smoothed = self.smoothing * measured + (1 - self.smoothing) * scores
+        """Exponential smoothing of what was measured; frozen layers (NaN) keep their score, and layers that
+        had none (NaN) take what was measured."""
+        old = np.where(np.isnan(scores), measured, scores)
+        smoothed = self.smoothing * measured + (1 - self.smoothing) * old
         return np.where(np.isfinite(measured), smoothed, scores)
 
 
-def log_softmax_with_floor(scores: Scores, temperature: float, floor: float) -> Scores:
-    """Logarithms of probabilities proportional to exp(m / mean(m) / temperature), none below `floor`, summing
-    to 1.
+def log_softmax_with_floor(
+    scores: Scores, temperature: float, floor: float, *, normalise: bool = True
+) -> Scores:
+    """Logarithms of probabilities proportional to exp(m / mean(m) / temperature), or exp(m / temperature)
+    where scores are not normalised, none below `floor`, summing to 1.
 
     In logarithms, because at a low temperature without a floor all layers but the highest come out as zero,
     and there would be no second layer to draw. Scores that are all zero (a model whose gradient vanishes)
@@ -148,7 +212,7 @@ def log_softmax_with_floor(scores: Scores, temperature: float, floor: float) -> 
     """
     layers = len(scores)
     mean = scores.mean()
-    relative = scores / mean if mean > 0 else np.ones(layers)
+    relative = scores if not normalise else scores / mean if mean > 0 else np.ones(layers)
     with np.errstate(over="ignore", divide="ignore"):
         logits = np.maximum((relative - relative.max()) / temperature, -1e300)
         log_softmax = logits - np.log(np.exp(logits).sum())

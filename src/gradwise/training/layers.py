@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradwise.errors import CheckpointError, RecipeError, SignalError
-from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.methods.layer_policy import LayerPolicy, Scores, known
 from gradwise.settings import same_settings
 from gradwise.structure import group_layers
 from gradwise.text import shown
@@ -63,6 +63,7 @@ class LayerSwitch:
         average_ranks: average the active layers' gradients over the ranks of torch.distributed in
             `after_backward`, in place of DistributedDataParallel, which refuses layers that freeze after
             wrapping.
+        steps: of the run, which bound the steps that measure all layers first; None if not known.
 
     Raises:
         RecipeError: when the model has no transformer blocks or fewer than `policy.active`, when a trainable
@@ -77,6 +78,7 @@ class LayerSwitch:
         *,
         seed: int = 0,
         average_ranks: bool = False,
+        steps: int | None = None,
     ) -> None:
         _check_kinds(model, policy, optimizer)
         groups = group_layers(model)
@@ -92,11 +94,11 @@ class LayerSwitch:
         sizes = [float(sum(p.numel() for p in layer)) for layer in self.layers]
         self._sizes = torch.tensor(sizes, dtype=torch.float32, device=self.device)
         self.active: tuple[int, ...] = ()
-        self.scores = np.ones(len(self.layers))
+        self._scores = np.full(len(self.layers), np.nan)  # of layers that were never measured
         self.draws = 0
-        self._step_in_period = 0
+        self._steps = 0
         self._within_step = False
-        self.probes_left = getattr(policy, "probe", 0) if policy.probes else 0
+        self.probes_left = policy.probes_in(steps)
         self._clear_window()
         self._probe = LayerProbe(self.layers, self.ranks) if self.probes_left else None
         self._release_inputs = _without_input_gradients(model)
@@ -109,6 +111,11 @@ class LayerSwitch:
     def probing(self) -> bool:
         """Whether the next step measures all layers and updates nothing."""
         return self.probes_left > 0
+
+    @property
+    def scores(self) -> Scores:
+        """(L,) the layers' scores; those of layers that were never measured are the mean of the others'."""
+        return known(self._scores)
 
     @property
     def trainable(self) -> int:
@@ -128,10 +135,14 @@ class LayerSwitch:
             assert self._probe is not None
             self._probe.attach()
             return None
-        if self._step_in_period or within:
+        draws, adapts = (not self._steps % every for every in (self.policy.period, self.policy.adapts_every))
+        if within or not (draws or adapts):
             return None
         start = time.perf_counter()
-        self._take_scores()
+        if adapts:
+            self._take_scores()
+        if not draws:
+            return None
         active = self.policy.draw(self.scores, self.draws, self.seed)
         self._activate(tuple(int(layer) for layer in active))
         chances = self.policy.probabilities(self.scores)
@@ -176,7 +187,7 @@ class LayerSwitch:
             for layer in self.active:
                 norms[layer] = _norm([p.grad for p in self.layers[layer] if p.grad is not None], self.device)
             self._note(norms / self._sizes.sqrt() / loss_scale)
-        self._step_in_period = (self._step_in_period + 1) % self.policy.period
+        self._steps += 1
 
     def _check_learned(self) -> None:
         """Refuse a step in which nothing of this model was learned; another rank may have learned "
@@ -225,9 +236,9 @@ class LayerSwitch:
             "policy": asdict(self.policy),
             "layers": list(self.names),
             "active": list(self.active),
-            "scores": self.scores.tolist(),
+            "scores": [None if np.isnan(score) else float(score) for score in self._scores],
             "draws": self.draws,
-            "step_in_period": self._step_in_period,
+            "steps": self._steps,
             "probes_left": self.probes_left,
             "window": self._window.tolist(),
             "measured": self._measured.tolist(),
@@ -244,9 +255,9 @@ class LayerSwitch:
                 f"has {asdict(self.policy)} on {shown(list(self.names))}."
             )
         self._within_step = False
-        self.scores = np.array(state["scores"], dtype=np.float64)
+        self._scores = np.array(state["scores"], dtype=np.float64)
         self.draws = state["draws"]
-        self._step_in_period = state["step_in_period"]
+        self._steps = state["steps"]
         self.probes_left = state["probes_left"]
         self._window = torch.tensor(state["window"], dtype=torch.float32, device=self.device)
         self._measured = torch.tensor(state["measured"], dtype=torch.float32, device=self.device)
@@ -262,10 +273,10 @@ class LayerSwitch:
             dist.broadcast(shared, src=0)
             measured = shared.cpu()
         values = measured.double().numpy()
-        if self.draws == 0 and self.policy.probes:
-            self.scores = np.where(np.isfinite(values), values, 0.0)
+        if self._steps == 0:
+            self._scores = values
         else:
-            self.scores = self.policy.adapt(self.scores, values)
+            self._scores = self.policy.adapt(self._scores, values)
         self._clear_window()
 
     def _clear_window(self) -> None:
