@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,44 @@ def test_errors_have_one_root():
 def test_importing_is_light(imported: str):
     loaded = python(f"import sys, json, {imported}; print(json.dumps(sorted(sys.modules)))")
     assert not {module.split(".")[0] for module in json.loads(loaded)} & set(HEAVY)
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "said"),
+    [
+        *(
+            (name, None, "Cannot read the recipe")
+            for name in ("train", "collect", "select", "order", "compare")
+        ),
+        (
+            "train",
+            "trian: {epochs: 1}\nselect: {method: grace, fractoin: 0.1}",
+            "unknown key select.fractoin",
+        ),
+        ("train", "train: {epochs: many, logging_steps: 1}", "train.epochs: input should be a valid number"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_answered_without_the_libraries(
+    tmp_path: Path, command: str, text: str | None, said: str
+):
+    """Importing torch and transformers takes seconds."""
+    path = tmp_path / "recipe.yaml"
+    if text is not None:
+        path.write_text(text)
+    arms = ["--arms", "full"] if command == "compare" else []
+    code = f"""
+import json, sys
+sys.argv = ["gradwise", {command!r}, {str(path)!r}, *{arms!r}]
+from gradwise.cli import main
+try:
+    main()
+except SystemExit as end:
+    print(json.dumps([end.code, sorted(sys.modules)]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    exit_code, loaded = json.loads(done.stdout)
+    assert exit_code == 2 and said in done.stderr
+    assert not {module.split(".")[0] for module in loaded} & {"torch", "transformers", "datasets", "peft"}
 
 
 def test_the_version_is_the_one_installed():

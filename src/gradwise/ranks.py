@@ -133,8 +133,9 @@ def raised_everywhere(error: BaseException) -> bool:
 
 def lost_connection(error: BaseException) -> bool:
     """Whether this is how a rank learns that another one has ended."""
-    import torch.distributed as dist
-
+    dist: Any = sys.modules.get("torch.distributed")
+    if dist is None:
+        return False
     signs = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
     named = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     return named or isinstance(error, dist.DistBackendError | dist.DistNetworkError)

@@ -1,6 +1,5 @@
 """A disk that takes no more is named where it was met: which file, what the system said, what to do."""
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -101,8 +100,7 @@ WAYS: dict[str, tuple[int, Callable[[gw.Recipe, Path], Any], dict[str, Any], str
 def test_the_sentence_is_true(recipe: Any, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
     room, work, sections, path = WAYS[name]
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    # By its module, since `gradwise.data.load` is also the function.
-    monkeypatch.setattr(importlib.import_module("gradwise.data.load"), "_folder", _uncached)
+    monkeypatch.setattr("gradwise.data.loading._folder", _uncached)
     (tmp_path / "tmp").mkdir()
     settings = recipe(**sections)
     found = message(room, lambda: work(settings, tmp_path / "out"))

@@ -38,8 +38,6 @@ def collect(
     from gradwise.errors import RecipeError
     from gradwise.ranks import is_first
     from gradwise.recipe import Recipe
-    from gradwise.run.progress import quiet_libraries
-    from gradwise.run.signals import collect_signals
     from gradwise.signals.wanted import DEFAULT, QUANTITIES
 
     if part not in ("train", "validation"):
@@ -47,6 +45,9 @@ def collect(
     chosen: Literal["train", "validation"] = "validation" if part == "validation" else "train"
     folder = out or Path("signals") / recipe.stem
     loaded = Recipe.load(recipe, set_)
+    from gradwise.run.progress import quiet_libraries
+    from gradwise.run.signals import collect_signals
+
     if want is None:
         wanted = [name for name in QUANTITIES if name in {*DEFAULT, *loaded.needs}]
     else:

@@ -61,11 +61,13 @@ def compare(
     The same command resumes a comparison that was stopped, tries what failed again, and prints the table
     of one that is finished; arms and seeds can be added.
     """
-    from gradwise.comparison import compare as run_comparison
     from gradwise.recipe import Recipe
 
+    loaded = Recipe.load(recipe, set_)
+    from gradwise.comparison import compare as run_comparison
+
     outcome = run_comparison(
-        Recipe.load(recipe, set_),
+        loaded,
         [arm for arm in arms.split(",") if arm.strip()],
         seeds=_seeds(seeds),
         budget=budget,

@@ -37,8 +37,6 @@ def order(
     """
     from gradwise.ranks import is_first
     from gradwise.recipe import Recipe
-    from gradwise.run.order import GRAPH, ORDERED, order_samples
-    from gradwise.run.progress import quiet_libraries
 
     folder = out or Path("orders") / recipe.stem
     loaded = Recipe.load(recipe, set_)
@@ -47,6 +45,9 @@ def order(
         raise RecipeError(
             f"--plot draws the influences that d3 orders by, and order is {by.method}; leave it out."
         )
+    from gradwise.run.order import GRAPH, ORDERED, order_samples
+    from gradwise.run.progress import quiet_libraries
+
     with quiet_libraries(on_terminal()):
         found = order_samples(loaded, folder, text=text, tell=say if is_first() else _silent)
     if not is_first():

@@ -40,14 +40,15 @@ def select(
     """
     from gradwise.ranks import is_first
     from gradwise.recipe import Recipe
-    from gradwise.run.progress import quiet_libraries
-    from gradwise.run.select import PICKS, SIGNALS, SUMMARY, select_annealing, select_samples
 
     folder = out or Path("selections") / recipe.stem
     loaded = Recipe.load(recipe, set_)
     tell = say if is_first() else _silent
     if anneal and plot and (loaded.anneal is None or loaded.anneal.plots != "spectrum"):
         raise RecipeError("--plot draws the spectrum that direct selects by; leave it out.")
+    from gradwise.run.progress import quiet_libraries
+    from gradwise.run.select import PICKS, SIGNALS, SUMMARY, select_annealing, select_samples
+
     with quiet_libraries(on_terminal()):
         picked = (select_annealing if anneal else select_samples)(loaded, folder, text=text, tell=tell)
     if not is_first():

@@ -28,8 +28,6 @@ def train(
     """Train a model as a recipe says; the same command resumes a run that was stopped."""
     from gradwise.ranks import is_first
     from gradwise.recipe import Recipe
-    from gradwise.run import train as run_recipe
-    from gradwise.run.summary import summary
 
     loaded = Recipe.load(recipe, set_)
     methods = {"select": loaded.select, "order": loaded.order, "anneal": loaded.anneal}
@@ -40,6 +38,9 @@ def train(
             "--plot draws how grace's coreset develops, the influences that d3 orders by and the spectrum "
             f"that direct selects by, and {used}; leave it out."
         )
+    from gradwise.run import train as run_recipe
+    from gradwise.run.summary import summary
+
     outcome = run_recipe(loaded, out or Path("runs") / recipe.stem)
     if not outcome.finished:
         raise typer.Exit(1)

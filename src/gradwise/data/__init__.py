@@ -4,13 +4,28 @@
 Nothing here knows of models, trainers or recipes.
 """
 
-from gradwise.data.collate import Collator
-from gradwise.data.columns import check_dropped
-from gradwise.data.load import load
-from gradwise.data.packing import even_rows, pack
-from gradwise.data.pool import Pool, Report, overlap, ragged, token_lengths
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from gradwise.data.settings import Allowed, Data, Source
-from gradwise.data.words import label_words
+
+if TYPE_CHECKING:
+    from gradwise.data.collate import Collator
+    from gradwise.data.columns import check_dropped
+    from gradwise.data.loading import load
+    from gradwise.data.packing import even_rows, pack
+    from gradwise.data.pool import Pool, Report, overlap, ragged, token_lengths
+    from gradwise.data.words import label_words
+
+# Looked up on first use: a recipe imports the settings above, and should pull in nothing more.
+_HOMES = {
+    "Collator": "gradwise.data.collate",
+    "check_dropped": "gradwise.data.columns",
+    "load": "gradwise.data.loading",
+    **dict.fromkeys(["even_rows", "pack"], "gradwise.data.packing"),
+    **dict.fromkeys(["Pool", "Report", "overlap", "ragged", "token_lengths"], "gradwise.data.pool"),
+    "label_words": "gradwise.data.words",
+}
 
 __all__ = [
     "Allowed",
@@ -28,3 +43,9 @@ __all__ = [
     "ragged",
     "token_lengths",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gradwise.data' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -25,10 +25,10 @@ from jinja2 import nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
-from gradwise.data.files import at_home
 from gradwise.data.messages import REASONING, Chat
 from gradwise.data.records import UnreadableError, few, reason
 from gradwise.data.sandbox import RunawayError, Sandbox, leaves
+from gradwise.data.settings import at_home
 from gradwise.errors import DataError
 
 Span = tuple[int, int]

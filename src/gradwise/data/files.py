@@ -240,16 +240,3 @@ def _csv_row(row: list[str], header: list[str], origin: Origin) -> Record:
         return Record(origin, {}, "not UTF-8")
     # A column without a name is the index that pandas writes; no format could read it.
     return Record(origin, {name: value for name, value in zip(header, row, strict=True) if name})
-
-
-def at_home(path: str) -> Path:
-    """A path with a leading `~` or `~user` resolved; as it stands where there is no such user, since a file
-    may have such a name.
-
-    >>> at_home("~no one of this name/x")
-    PosixPath('~no one of this name/x')
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)

@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 import datasets
 import pyarrow
 
-from gradwise.data.files import EXTENSIONS, at_home, count_rows, read_file
+from gradwise.data.files import EXTENSIONS, count_rows, read_file
 from gradwise.data.folder import files_of, name_of
 from gradwise.data.records import Record, reason, whole_characters
-from gradwise.data.settings import Source
+from gradwise.data.settings import Source, at_home
 from gradwise.data.tables import dataset_rows
 from gradwise.errors import DataError
 

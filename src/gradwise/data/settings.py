@@ -1,6 +1,7 @@
 """The data section of a recipe: sources of records, how they become tokens, which flaws are tolerated."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -120,3 +121,16 @@ class Data(Settings):
 
     allow: Allowed = Allowed()
     """Shares of flawed records to tolerate."""
+
+
+def at_home(path: str) -> Path:
+    """A path with a leading `~` or `~user` resolved; as it stands where there is no such user, since a file
+    may have such a name.
+
+    >>> at_home("~no one of this name/x")
+    PosixPath('~no one of this name/x')
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)

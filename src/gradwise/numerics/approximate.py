@@ -9,7 +9,6 @@ and all of GRACE takes 5.7 minutes on two cores (benchmark result grace-million)
 from typing import Protocol, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gradwise.numerics.kernels import parts
@@ -75,6 +74,7 @@ def nearly_nearest(
 
 def _index(x: UnitRows, seed: int) -> Index:
     import faiss
+    import torch
 
     faiss.omp_set_num_threads(torch.get_num_threads())
     # 4 sqrt(N) cells, as faiss advises, but at least 40 rows to a cell: its k-means warns below 39.

@@ -7,7 +7,6 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
-import torch
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
@@ -29,6 +28,8 @@ def in_threads(work: Callable[[int, int], object], count: int) -> None:
 
     The threads run at once only if `work` releases the interpreter's lock, as compiled kernels do.
     """
+    import torch
+
     shares = min(count, torch.get_num_threads())
     if shares <= 1:
         work(0, count)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from gradwise.numerics.kernels import compiled, in_threads, parts
@@ -112,6 +111,8 @@ def ranked(x: UnitRows, queries: NDArray[np.int64], candidates: NDArray[np.int32
 
 def products(a: UnitRows, b: UnitRows) -> NDArray[np.float32]:
     """(len(a), len(b)) fast inner products, each within `slack` of the cosine that decides."""
+    import torch
+
     return (torch.as_tensor(a) @ torch.as_tensor(b).T).numpy()
 
 
@@ -174,12 +175,17 @@ def _of_all_rows(x: UnitRows, count: int, progress: Progress | None) -> Candidat
             tile = products(x[rows], x[columns])
             heaps.offer(tile, rows.start, queries[rows], columns.start)
             if columns != rows:
-                # torch transposes a tile in a quarter of the time that numpy takes (38 and 164 ms).
-                transposed = torch.as_tensor(tile).T.contiguous().numpy()
-                heaps.offer(transposed, columns.start, queries[columns], rows.start)
+                heaps.offer(_transposed(tile), columns.start, queries[columns], rows.start)
         if progress is not None:
             progress(rows.stop - rows.start)
     return heaps.candidates
+
+
+def _transposed(tile: NDArray[np.float32]) -> NDArray[np.float32]:
+    """By torch, which takes a quarter of the time that numpy takes (38 and 164 ms)."""
+    import torch
+
+    return torch.as_tensor(tile).T.contiguous().numpy()
 
 
 def _of_some_rows(
@@ -198,6 +204,8 @@ def _of_some_rows(
 def _on_device(
     x: UnitRows, queries: NDArray[np.int64], count: int, device: str, progress: Progress | None
 ) -> Candidates:
+    import torch
+
     ids, lowest = np.empty((len(queries), count), dtype=np.int32), np.empty(len(queries), dtype=np.float32)
     x_NH = torch.as_tensor(x, device=device)
     with _full_precision():
@@ -215,6 +223,8 @@ def _on_device(
 @contextmanager
 def _full_precision() -> Generator[None]:
     """Compute in full float32: `slack` does not hold for TF32, which training may have switched on."""
+    import torch
+
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

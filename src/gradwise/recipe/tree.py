@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from gradwise.data.files import at_home
+from gradwise.data.settings import at_home
 from gradwise.errors import RecipeError
 from gradwise.plain import DEEPEST, plain
 from gradwise.recipe.sections import Adapter, Train
