@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks.common.figures import BLUE, GREY, VERMILION
 from benchmarks.common.frame import RESULTS, ROOT
 from benchmarks.common.tables import Claim
+from gradwise.report.statistics import PRELIMINARY
 
 FIGURE = ROOT / "docs" / "verdicts.svg"
 
@@ -109,7 +110,7 @@ def draw(claims: list[Claim], path: Path = FIGURE) -> None:
         )
         for row in found:
             y -= 1
-            colour = COLOURS[row.verdict]
+            colour = COLOURS[row.verdict.removesuffix(PRELIMINARY)]
             axis.plot([row.low, row.high], [y, y], color=colour, linewidth=2.5, solid_capstyle="butt")
             axis.plot([row.difference], [y], "o", color=colour, markersize=6)
             note = f"{row.difference:+.3f}  ({row.seeds} seeds)"

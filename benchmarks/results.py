@@ -48,10 +48,10 @@ PAGES: dict[str, ModuleType] = {
 """By the start of the result file's name; in the order of the index."""
 
 READING = (
-    "Differences are paired by seed, with 95 % intervals. 'better' and 'worse' mean p < 0.05 after Holm's "
-    "correction over the arms of a table; everything else is 'no difference seen', which does not mean "
-    "'equal': with few seeds only large differences are visible. A gain is claimed from five seeds on; with "
-    "fewer, the verdict only describes the table."
+    "Differences are paired by seed. 'better' and 'worse' mean p < 0.05 after Holm's correction over the "
+    "arms of a table, and the 95 % intervals are corrected to agree with that. Everything else is 'no "
+    "difference seen', which does not mean 'equal': with few seeds only large differences are visible. A "
+    "gain is claimed from five seeds on; with fewer, the verdict is preliminary and only describes the table."
 )
 INDEX = f"""# Results
 

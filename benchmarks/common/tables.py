@@ -1,6 +1,6 @@
 """Markdown of the result pages: tables, numbers, paired comparisons, rows of the index.
 
-Verdicts are those of `gradwise compare`: differences paired by seed, 95 % t intervals, p-values corrected
+Verdicts are those of `gradwise compare`: differences paired by seed, 95 % t intervals and p-values corrected
 over the arms of a table (Holm).
 """
 

@@ -88,12 +88,29 @@ def _losses(runs: Runs) -> str:
         rows.append(
             [
                 f"`{arm}`", rates, str(len(entries)), f"{tables.mean(entries, 'steps'):.0f}",
-                f"{tables.mean(entries, 'tokens'):,.0f}", f"{loss:.4f}", tables.number(sd, 4), *each,
+                f"{tables.mean(entries, 'tokens'):,.0f}", f"{loss:.4f}", tables.number(sd, 4),
+                _lowest(entries), *each,
                 f"{tables.mean(entries, 'seconds'):.1f}", f"{tables.mean(entries, 'deciding_seconds'):.1f}",
             ]
         )  # fmt: skip
-    head = ["arm", "learning rate", "seeds", "steps", "tokens", "held-out loss", "sd", *shown]
+    head = [
+        "arm",
+        "learning rate",
+        "seeds",
+        "steps",
+        "tokens",
+        "held-out loss",
+        "sd",
+        "lowest on the way",
+        *shown,
+    ]
     return tables.table([*head, "charged s", "decisions s"], rows)
+
+
+def _lowest(entries: list[dict[str, Any]]) -> str:
+    """Mean over runs of the lowest held-out loss on the way or at the end."""
+    losses = [min([run["loss"], *(loss for *_, loss in run["curve"])]) for run in entries]
+    return f"{sum(losses) / len(losses):.4f}"
 
 
 def figure_name(task: str, budget: str) -> str:

@@ -91,6 +91,7 @@ def _entry(folder: Path, run: RunResult) -> dict[str, Any]:
         "domains": {name.removeprefix(below): v for name, v in scores.items() if name.startswith(below)},
         "learning_rate": read_yaml(folder / "recipe.yaml")["train"]["learning_rate"],
         "steps": run.steps,
+        "epochs": run.epochs,
         "tokens": run.tokens,
         "seconds": round(run.seconds, 3),
         "deciding_seconds": round(run.deciding, 3),

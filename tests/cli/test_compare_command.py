@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -109,10 +110,16 @@ class TestFinished:
         table = (folder / "c" / "table.txt").read_text()
         assert table.strip() in told
         assert max(len(line) for line in table.splitlines()) <= 100
-        assert "A claim of a gain wants 5 seeds." in table
+        assert "Verdicts on fewer than 5 seeds are preliminary" in table
         found = {row["arm"]: row for row in rows(folder / "c", "results")}
         assert found["random"]["verdict"] == "reference"
-        assert found["full"]["verdict"] in ("better", "worse", "no difference seen")
+        assert re.fullmatch(r"(better|worse|no difference seen) \(preliminary\)", found["full"]["verdict"])
+        assert (found["full"]["against"], found["full"]["differs_in"]) == ("random", "select")
+        # Four steps of 8 records over 24 or 12.
+        assert {arm: float(row["epochs"]) for arm, row in found.items()} == {
+            "full": pytest.approx(4 / 3, abs=1e-5),
+            "random": 2.0,
+        }
         scores = {
             arm: [
                 RunDirectory(folder / "c" / "runs" / arm / f"seed-{seed}").scores()["held_out_loss"]["value"]
@@ -148,6 +155,22 @@ class TestFinished:
             folder, "compare", folder / "recipe.yaml", *ARMS, "--seeds", "0,2", "--budget", "steps"
         ).wait()
         assert command.code == 0, command.stderr
+
+    def test_a_pair_that_is_asked_for_stays_and_a_folder_of_an_earlier_version_is_read(
+        self, folder: Path, server: Server, tmp_path: Path
+    ) -> None:
+        copy = tmp_path / "c"
+        shutil.copytree(folder / "c", copy)
+        told = yaml.safe_load((copy / "comparison.yaml").read_text())
+        for name in ("pairs", "requested_pairs"):
+            del told[name]
+        (copy / "comparison.yaml").write_text(yaml.safe_dump(told))
+        command = ["compare", folder / "recipe.yaml", *ARMS[:-1], copy, "--seeds", "3", "--budget", "steps=4"]
+        for more in (["--reference", "full", "--pairs", "full:random"], []):
+            done = server.start(folder, *command, *more).wait()
+            assert done.code == 0, done.stderr
+            found = [(row["arm"], row["against"]) for row in rows(copy, "results")]
+            assert found == [("full", ""), ("random", "full")]
 
     @pytest.mark.parametrize(
         ("changed", "said"),
@@ -390,6 +413,11 @@ class TestMistakes:
                 ["--arms", "full", "--reference", "lora"],
                 "--reference: 'lora' is none of the arms; found full.",
             ),
+            (
+                ["--arms", "full,lisa", "--pairs", "full:grass"],
+                "--pairs: 'grass' is none of the arms; found full, lisa.",
+            ),
+            (["--arms", "full,lisa", "--pairs", "full"], "--pairs takes two arms each, such as grass:lisa"),
             (["--arms", "full", "--metric", "accuracy"], "unknown metric 'accuracy'; known: held_out_loss."),
         ],
         ids=str,

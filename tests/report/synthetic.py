@@ -46,18 +46,25 @@ class Folder:
         step: float = 1.0,
         steps: int = 4,
         finished: bool = True,
+        rise: float = 0.0,
+        epochs: float = 2.0,
+        selected: int = 20,
         scores: dict[str, Any] | None = None,
     ) -> Path:
-        """A run whose held-out loss falls to `loss` in `steps` steps of `step` seconds and 10 tokens."""
+        """A run whose held-out loss falls to `loss` in `steps` steps of `step` seconds and 10 tokens, if it
+        does not end `rise` above the loss before; over `epochs` epochs of `selected` samples of 20."""
         folder = self.path / "runs" / arm / f"seed-{seed}"
         folder.mkdir(parents=True)
         metrics: list[dict[str, Any]] = [{"step": 0, "eval_loss": loss + 1, "seconds": deciding}]
         for number in range(1, steps + 1):
             seconds = round(deciding + number * step, 3)
-            metrics.append({"step": number, "loss": loss, "input_tokens": 10, "seconds": seconds})
-            metrics.append({"step": number, "eval_loss": loss + 1 - number / steps, "seconds": seconds})
+            along = {"step": number, "seconds": seconds, "epoch": epochs * number / steps}
+            metrics.append(along | {"loss": loss, "input_tokens": 10})
+            low = loss - rise if number == steps - 1 and rise else loss + 1 - number / steps
+            metrics.append(along | {"eval_loss": low})
         jsonl(folder / "metrics.jsonl", metrics)
-        events = [{"event": "plan", "step": 0, "seconds": deciding}]
+        plan = {"event": "plan", "step": 0, "seconds": deciding, "selected": selected, "pool": 20}
+        events: list[dict[str, Any]] = [plan]
         events += [{"event": "resume", "step": 2, "seconds": 77.0}]
         if finished:
             total = deciding + steps * step

@@ -2,7 +2,10 @@
 
 import csv
 import io
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet
@@ -11,9 +14,9 @@ import pytest
 from gradwise import RecipeError
 from gradwise.report.comparison import write_report
 from gradwise.report.curves import COLOURS, loss_curves, mean_curve
-from gradwise.report.reading import Point, read_results, read_run
+from gradwise.report.reading import Point, Results, read_results, read_run
 from gradwise.report.tables import as_csv, as_parquet, as_text, results_rows, runs_rows
-from tests.report.synthetic import Folder
+from tests.report.synthetic import Folder, jsonl
 
 ACCURACY = {"accuracy": {"value": 0.5, "better": "higher", "samples": 9}}
 
@@ -73,12 +76,14 @@ class TestRows:
         rows = {(row["metric"], row["arm"]): row for row in results_rows(read_results(three))}
         plain, chosen = rows["held_out_loss", "plain"], rows["held_out_loss", "chosen"]
         assert (plain["verdict"], plain["difference"], plain["p"]) == ("reference", None, None)
-        assert (chosen["verdict"], chosen["seeds"], chosen["pairs"]) == ("better", 3, 3)
+        assert (chosen["verdict"], chosen["seeds"], chosen["pairs"]) == ("better (preliminary)", 3, 3)
+        assert (plain["against"], chosen["against"]) == (None, "plain")
         assert chosen["difference"] == pytest.approx(-0.498)
         assert chosen["interval_low"] < chosen["difference"] < chosen["interval_high"] < 0
         assert (chosen["steps"], chosen["tokens"], chosen["seconds"]) == (4, 40, 10 + 4 * 3)
         assert (chosen["deciding_seconds"], chosen["peak_memory_bytes"]) == (10, 3 * 2**29)
-        assert rows["accuracy", "chosen"]["verdict"] == "better"  # higher is
+        assert (chosen["epochs"], chosen["lowest_held_out_loss"]) == (2.0, pytest.approx(1.512))
+        assert rows["accuracy", "chosen"]["verdict"] == "better (preliminary)"  # higher is
         assert (rows["held_out_loss", "wild"]["verdict"], rows["held_out_loss", "wild"]["failed"]) == (
             "too few seeds",
             3,
@@ -120,10 +125,11 @@ class TestText:
     def test_says_everything_in_100_columns(self, three: Path) -> None:
         text = as_text(read_results(three))
         assert max(len(line) for line in text.splitlines()) <= 100
-        lines = {line.split()[0]: line for line in text.splitlines()[3:8] if line}
-        assert lines["chosen"].endswith("better")
-        assert "-0.4980" in lines["chosen"]
-        assert lines["plain"].endswith("reference")
+        assert re.search(r"^chosen +plain +3 +-0.4980 .* better \(preliminary\)$", text, re.MULTILINE)
+        assert re.search(r"^plain +3 +2.0100 +0.0100 +2.0100$", text, re.MULTILINE)
+        assert re.search(
+            r"^chosen +4 +2.0 +40 +22.0 ! ", text, re.MULTILINE
+        )  # steps, epochs, tokens, seconds
         assert "held_out_loss (lower is better)" in text
         assert "accuracy (higher is better)" in text
         assert "every run within 20 s charged, deciding included; 6 of 12 runs finished." in text
@@ -131,21 +137,23 @@ class TestText:
         assert "failed: wild, seed 2: The loss is nan." in text
         assert "failed: never: No time." in text
         assert "Look." in text
-        assert "A claim of a gain wants 5 seeds." in text
+        assert "Verdicts on fewer than 5 seeds are preliminary" in text
+        assert "Overfitting" not in text
 
     @pytest.mark.parametrize(
         ("seeds", "note"),
-        [(2, "A verdict wants at least 3 seeds"), (3, "A claim of a gain wants 5 seeds."), (5, None)],
+        [(2, "A verdict needs at least 3 seeds"), (3, "Verdicts on fewer than 5 seeds"), (5, None)],
     )
     def test_what_too_few_seeds_cannot_say(self, folder: Folder, seeds: int, note: str | None) -> None:
         for seed in range(seeds):
             folder.run("a", seed, 2.0 + 0.1 * seed)
             folder.run("b", seed, 1.0 + 0.11 * seed)
         text = as_text(read_results(folder.comparison(["a", "b"], seeds)))
-        found = [line for line in text.splitlines() if "wants" in line]
+        found = [line for line in text.splitlines() if "seeds that" in line or "fewer than" in line]
         assert len(found) == (note is not None)
         assert note is None or note in found[0]
         assert ("too few seeds" in text) == (seeds < 3)
+        assert ("(preliminary)" in text) == (3 <= seeds < 5)
 
     def test_a_metric_that_no_run_has(self, three: Path) -> None:
         text = as_text(read_results(three), "digits/first")
@@ -155,6 +163,76 @@ class TestText:
     def test_nothing_finished_yet(self, folder: Folder) -> None:
         text = as_text(read_results(folder.comparison(["a", "b"])))
         assert "0 of 6 runs finished" in text
+
+
+class TestPairs:
+    PAIRS: ClassVar = [
+        {"arm": "full", "against": "random", "differs": ["select"]},
+        {"arm": "lisa", "against": "full", "differs": ["layers"]},
+        {"arm": "lisa", "against": "random", "differs": ["select", "order", "layers"]},
+    ]
+
+    @pytest.fixture
+    def results(self, folder: Folder) -> Results:
+        for seed in range(5):
+            folder.run("random", seed, 2.0 + 0.1 * seed)
+            folder.run("full", seed, 1.0 + 0.11 * seed)
+            folder.run("lisa", seed, 0.5 + 0.09 * seed)
+        return read_results(folder.comparison(["random", "full", "lisa"], 5, pairs=self.PAIRS))
+
+    def test_every_arm_has_a_row_and_so_has_every_further_pair(self, results: Results) -> None:
+        rows = results_rows(results)
+        assert [(row["arm"], row["against"], row["differs_in"]) for row in rows] == [
+            ("random", None, None),
+            ("full", "random", "select"),
+            ("lisa", "full", "layers"),
+            ("lisa", "random", "select, order and layers"),
+        ]
+        assert [row["verdict"] for row in rows] == ["reference", "better", "better", "better"]
+        assert rows[2]["difference"] == pytest.approx(-0.54)
+
+    def test_more_comparisons_widen_the_intervals_of_all(self, results: Results) -> None:
+        one, several = (results_rows(replace(results, pairs=results.pairs[:count]))[1] for count in (1, 3))
+        assert several["interval_low"] < one["interval_low"] < one["difference"] == several["difference"]
+        assert several["p"] > one["p"]
+
+    def test_a_difference_in_more_than_one_kind_is_said_below_its_row(self, results: Results) -> None:
+        lines = as_text(results).splitlines()
+        (place,) = (n for n, line in enumerate(lines) if "differs in" in line)
+        assert lines[place] == "  differs in select, order and layers"
+        assert lines[place - 1].split()[:2] == ["lisa", "random"]
+
+    def test_a_pair_of_what_is_no_arm_is_damage(self, folder: Folder) -> None:
+        pairs = [{"arm": "a", "against": "b", "differs": []}]
+        with pytest.raises(RecipeError, match="a pair names 'b', which is no arm"):
+            read_results(folder.comparison(["a"], pairs=pairs))
+
+
+class TestOverfitting:
+    def text(self, folder: Folder, **options: Any) -> str:
+        for seed in range(3):
+            folder.run("a", seed, 2.0)
+            folder.run("b", seed, 2.0 + 0.01 * seed, **options)
+        return as_text(read_results(folder.comparison(["a", "b"]))).replace("\n  ", " ")
+
+    def test_a_rise_after_the_lowest_loss_is_said_once(self, folder: Folder) -> None:
+        text = self.text(folder, rise=0.3)
+        assert text.count("Overfitting: b (the held-out loss ends 0.30 above its lowest).") == 1
+        assert re.search(r"^b +3 +2.0100 +0.0100 +1.7100$", text, re.MULTILINE)
+
+    def test_many_epochs_over_a_small_selection(self, folder: Folder) -> None:
+        assert "Overfitting: b (40 epochs over 10% of the data)." in self.text(folder, epochs=40, selected=2)
+
+    @pytest.mark.parametrize("options", [{"rise": 0.01}, {"epochs": 40}, {"epochs": 3, "selected": 2}])
+    def test_is_not_suspected_without_a_sign(self, folder: Folder, options: dict[str, Any]) -> None:
+        assert "Overfitting" not in self.text(folder, **options)
+
+    def test_a_loss_that_never_fell_is_something_else(self, folder: Folder) -> None:
+        for seed in range(3):
+            path = folder.run("a", seed, 2.0)
+            jsonl(path / "metrics.jsonl", [{"step": 0, "eval_loss": 1.0, "seconds": 0.0}])
+        text = as_text(read_results(folder.comparison(["a"])))
+        assert "1.0000" in text and "Overfitting" not in text
 
 
 class TestCurves:

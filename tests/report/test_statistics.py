@@ -12,11 +12,15 @@ from scipy import stats
 from gradwise.report import statistics
 from gradwise.report.statistics import (
     BETTER,
+    LEVEL,
+    PRELIMINARY,
     UNSEEN,
     UNTOLD,
     WORSE,
     compare,
+    compare_pairs,
     holm,
+    intervals,
     mean_sd,
     p_value,
     t_interval,
@@ -98,6 +102,67 @@ class TestChance:
         assert compare(table(a=base.tolist(), b=other.tolist()), "a")[0].verdict == BETTER
 
 
+class TestIntervals:
+    """They agree with Holm's decisions, and cover together what they should."""
+
+    @staticmethod
+    def of_table(
+        rng: np.random.Generator, effects: list[float], seeds: int = 5
+    ) -> list[statistics.Comparison]:
+        shared = rng.normal(size=seeds)
+        arms = {
+            f"a{k}": dict(enumerate(shared + gap + rng.normal(size=seeds))) for k, gap in enumerate(effects)
+        }
+        return compare({"r": dict(enumerate(shared + rng.normal(size=seeds))), **arms}, "r")
+
+    def test_one_excludes_zero_exactly_if_its_corrected_p_is_small(self) -> None:
+        """Also where Bonferroni's contains 0, and where an interval that is not corrected excludes it."""
+        rng = np.random.default_rng(24)
+        uncorrected = beyond_bonferroni = 0
+        for number in range(400):
+            effects = rng.uniform(-3, 3, size=1 + number % 6)
+            gaps = {str(k): rng.normal(gap, size=3 + number % 4) for k, gap in enumerate(effects)}
+            raw = {name: p for name, gap in gaps.items() if (p := p_value(gap)) is not None}
+            corrected, found = holm(raw), intervals(gaps, raw)
+            for name, (low, high) in found.items():
+                assert low < gaps[name].mean() < high
+                assert (low > 0 or high < 0) == (corrected[name] < LEVEL)
+                beyond_bonferroni += corrected[name] < LEVEL <= raw[name] * len(raw)
+                uncorrected += raw[name] < LEVEL <= corrected[name]
+        assert uncorrected > 20 and beyond_bonferroni > 20
+
+    @pytest.mark.parametrize("effects", [[0.0] * 4, [20.0] * 4, [0.0, 0.0, 20.0, 20.0], [0.0, 1.5, 3.0, 5.0]])
+    def test_all_of_a_table_cover_in_9_of_10_tables_and_uncorrected_ones_do_not(
+        self, effects: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def covered(one: statistics.Comparison, true: float) -> bool:
+            assert one.interval is not None
+            return one.interval[0] <= true <= one.interval[1]
+
+        def share() -> float:
+            rng = np.random.default_rng(25)
+            found = [self.of_table(rng, effects) for _ in range(1000)]
+            return float(np.mean([all(map(covered, table, effects)) for table in found]))
+
+        assert share() > 0.91
+        narrow = statistics.t_interval
+        monkeypatch.setattr(statistics, "t_interval", lambda differences, _: narrow(differences))
+        assert share() < 0.87
+
+    def test_pairs_are_corrected_together(self) -> None:
+        rng = np.random.default_rng(26)
+        base = rng.normal(size=5)
+        values = table(
+            a=base.tolist(),
+            b=(base + np.array([1.0, 2.0, 0.2, 1.5, 0.9])).tolist(),
+            c=rng.normal(size=5).tolist(),
+        )
+        (alone,) = compare_pairs(values, [("b", "a")])
+        both = compare_pairs(values, [("b", "a"), ("c", "b")])
+        assert [(one.arm, one.against) for one in both] == [("b", "a"), ("c", "b")]
+        assert alone.p is not None and both[0].p == pytest.approx(2 * alone.p)
+
+
 class TestVerdicts:
     @pytest.mark.parametrize(
         ("differences", "lower", "higher"),
@@ -114,8 +179,19 @@ class TestVerdicts:
     )
     def test_in_words(self, differences: list[float], lower: str, higher: str) -> None:
         values = table(a=[1.0] * len(differences), b=[1 + gap for gap in differences])
-        assert compare(values, "a", "lower")[0].verdict == lower
-        assert compare(values, "a", "higher")[0].verdict == higher
+        ending = PRELIMINARY if len(differences) >= 3 else ""
+        assert compare(values, "a", "lower")[0].verdict == lower + ending
+        assert compare(values, "a", "higher")[0].verdict == higher + ending
+
+    def test_is_preliminary_below_five_seeds(self) -> None:
+        for seeds, said in (
+            (2, UNTOLD),
+            (3, f"{WORSE} (preliminary)"),
+            (4, f"{WORSE} (preliminary)"),
+            (5, WORSE),
+        ):
+            values = table(a=[1.0] * seeds, b=[2 + 0.01 * k for k in range(seeds)])
+            assert compare(values, "a")[0].verdict == said
 
     def test_the_same_run_twice_has_no_difference_at_all(self) -> None:
         found = compare(table(a=[1.25, 1.5, 1.375], b=[1.25, 1.5, 1.375]), "a")[0]
@@ -142,5 +218,6 @@ class TestVerdicts:
 def test_small_numbers() -> None:
     assert mean_sd({0: 2.0, 5: 4.0}) == (3.0, pytest.approx(math.sqrt(2)))
     assert math.isnan(mean_sd({0: 2.0})[1])
-    assert t_interval(np.array([1.0])) is None
+    assert compare(table(a=[1.0, 2.0], b=[1.5, 2.4]), "a")[0].interval is None
+    assert t_interval(np.array([1.0, 2.0, 3.0])) == pytest.approx((2 - 2.484, 2 + 2.484), abs=1e-3)
     assert p_value(np.array([1.0, 2.0])) is None

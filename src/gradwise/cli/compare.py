@@ -32,7 +32,14 @@ def compare(
         Path | None, typer.Option(help="Folder; if unset, comparisons/<name of the recipe>.")
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Arm that all others are compared with; random, or the first.")
+        str | None,
+        typer.Option(
+            help="Arm that all others are compared with; if unset, random or the first, and full for orders, "
+            "layer policies and adapters."
+        ),
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="Further arms to compare, such as grass:lisa,full:loss_top.")
     ] = None,
     metric: Annotated[str, typer.Option(help="What the first table is about.")] = "held_out_loss",
     fraction: Annotated[
@@ -73,6 +80,7 @@ def compare(
         budget=budget,
         out=out or Path("comparisons") / recipe.stem,
         reference=reference,
+        pairs=_pairs(pairs),
         metric=metric,
         fraction=fraction,
         jobs=jobs,
@@ -86,6 +94,21 @@ def compare(
         say("Stopped; the same command resumes it.")
     if outcome.stopped or outcome.failed:
         raise typer.Exit(1)
+
+
+def _pairs(text: str | None) -> list[tuple[str, str]]:
+    from gradwise.errors import RecipeError
+
+    found = []
+    for part in (text or "").split(","):
+        arm, colon, against = (piece.strip() for piece in part.partition(":"))
+        if colon and arm and against:
+            found.append((arm, against))
+        elif text is not None:
+            raise RecipeError(
+                f"--pairs takes two arms each, such as grass:lisa,full:loss_top; found {text!r}."
+            )
+    return found
 
 
 def _seeds(text: str) -> int | list[int]:

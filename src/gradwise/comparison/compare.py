@@ -12,6 +12,7 @@ from gradwise.comparison.arms import Arm, parse_arms
 from gradwise.comparison.budget import Budget, parse_budget
 from gradwise.comparison.equal import equalise
 from gradwise.comparison.folder import ComparisonFolder
+from gradwise.comparison.pairs import Pairs
 from gradwise.comparison.progress import Progress
 from gradwise.comparison.runs import FAILURE, LOG, is_done, prepare_folder, run_recipe
 from gradwise.comparison.workers import Task, WorkerPool, start_server
@@ -65,6 +66,7 @@ def compare(
     budget: str | Budget = "steps",
     out: str | Path,
     reference: str | None = None,
+    pairs: Pairs = (),
     metric: str = HELD_OUT_LOSS,
     fraction: float | None = None,
     jobs: int = 1,
@@ -83,7 +85,9 @@ def compare(
         seeds: how many, from the recipe's own on, or which.
         budget: `steps`, `tokens` or `time`, with an amount or without; see `parse_budget`.
         out: folder; a comparison that is there is gone on with, and may get more arms and seeds.
-        reference: the arm that all others are compared with; `random` if it is there, else the first.
+        reference: the arm that all others are compared with. If unset, it is `random` if that is an arm,
+            else the first, and an arm that differs from `full` in fewer sections is compared with `full`.
+        pairs: further arms to compare, each with the one that it is compared with.
         metric: what the first table is about.
         fraction: size of selections where the recipe's own has none.
         jobs: runs at once.
@@ -111,7 +115,10 @@ def compare(
     options = Options(jobs, keep_checkpoints, discard_models, allow_overlap, progress)
     folder, pool = ComparisonFolder(out), WorkerPool(jobs)
     with folder.opened():
-        folder.ask(recipe, parsed, chosen, _reference(folder, parsed, reference), wanted)
+        compared_with = _reference(folder, parsed, reference)
+        if reference is not None:
+            pairs = [*pairs, *((arm.name, reference) for arm in parsed if arm.name != reference)]
+        folder.ask(recipe, parsed, chosen, compared_with, wanted, pairs)
         todo = _todo(folder, parsed, chosen)
         stopped = bool(todo) and _run_all(folder, parsed, todo, pool, options)
         return _report(folder, metric, stopped=stopped, changed=bool(todo))

@@ -15,6 +15,7 @@ from typing import Any
 from gradwise.atomic import write_text
 from gradwise.comparison.arms import Arm
 from gradwise.comparison.budget import MARGIN, Budget
+from gradwise.comparison.pairs import Pairs, check_pairs, pairs_of
 from gradwise.errors import RecipeError
 from gradwise.folders import claimed
 from gradwise.recipe import Recipe
@@ -65,11 +66,20 @@ class ComparisonFolder:
 
     # ---- what was asked for ------------------------------------------------------------------------------
 
-    def ask(self, recipe: Recipe, arms: list[Arm], seeds: list[int], reference: str, budget: Budget) -> None:
-        """Add arms and seeds to what is there; what was asked before must still hold.
+    def ask(
+        self,
+        recipe: Recipe,
+        arms: list[Arm],
+        seeds: list[int],
+        reference: str,
+        budget: Budget,
+        pairs: Pairs = (),
+    ) -> None:
+        """Add arms, seeds and pairs of arms to what is there; what was asked before must still hold.
 
         Raises:
-            RecipeError: naming the difference, when the recipe, an arm or the budget is another.
+            RecipeError: naming the difference, when the recipe, an arm or the budget is another; or a pair
+                that names no arm.
         """
         base = recipe.to_dict()
         new = {arm.name: {"spec": arm.spec, "changes": _changes(base, arm)} for arm in arms}
@@ -81,9 +91,21 @@ class ComparisonFolder:
         self.contents.setdefault("budget", {"kind": budget.kind, "amount": budget.amount, "margin": MARGIN})
         self.contents["arms"] = {**self.contents.get("arms", {}), **new}
         self.contents["seeds"] = sorted({*self.contents.get("seeds", []), *seeds})
-        self.contents["reference"] = reference
+        # That of an attempt that has just been dropped may be none of the arms.
+        arms_there = self.contents["arms"]
+        self.contents["reference"] = reference if reference in arms_there else next(iter(arms_there))
+        self._ask_pairs(pairs)
         for part in ("steps", "calibration", "failed", "data"):
             self.contents.setdefault(part, {})
+
+    def _ask_pairs(self, pairs: Pairs) -> None:
+        base, arms = self.contents["recipe"], self.contents["arms"]
+        check_pairs(pairs, arms)
+        requested = [tuple(pair) for pair in self.contents.get("requested_pairs", [])]
+        requested = list(dict.fromkeys([*requested, *pairs]))
+        recipes = {name: Recipe.from_dict(base | arm["changes"]) for name, arm in arms.items()}
+        self.contents["requested_pairs"] = [list(pair) for pair in requested]
+        self.contents["pairs"] = pairs_of(recipes, self.contents["reference"], requested)
 
     def save(self) -> None:
         """Write `comparison.yaml`, atomically."""

@@ -54,6 +54,27 @@ class RunResult:
     deciding: float = 0.0
     memory: int | None = None
     """Bytes at the peak."""
+    epochs: float | None = None
+    """Over the selection."""
+    share: float | None = None
+    """Of the training data that the first selection kept."""
+
+    @property
+    def lowest(self) -> float | None:
+        """The lowest held-out loss on the way or at the end."""
+        known = [point.loss for point in self.curve if math.isfinite(point.loss)]
+        known += [score.value for name, score in self.scores.items() if name == HELD_OUT_LOSS]
+        return min(known, default=None)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms that are compared."""
+
+    arm: str
+    against: str
+    differs: tuple[str, ...] = ()
+    """Sections of the recipe in which they differ; empty where a folder does not say."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,8 @@ class Results:
     notes: tuple[str, ...] = ()
     failed_arms: dict[str, str] = field(default_factory=dict)
     """Arms that could not even start, and why."""
+    pairs: tuple[Pair, ...] = ()
+    """First one for every arm but the reference, then those asked for."""
 
     def of_arm(self, arm: str) -> list[RunResult]:
         """An arm's runs, by seed."""
@@ -115,7 +138,20 @@ def read_results(folder: Path) -> Results:
         ),
         notes=tuple(contents.get("notes") or ()),
         failed_arms=contents.get("failed") or {},
+        pairs=_pairs(contents, path),
     )
+
+
+def _pairs(contents: dict[str, Any], path: Path) -> tuple[Pair, ...]:
+    """As the folder has them; a folder of an earlier version compares every arm with the reference."""
+    arms, reference = contents["arms"], contents["reference"]
+    if "pairs" not in contents:
+        return tuple(Pair(arm, reference) for arm in arms if arm != reference)
+    with damaged(path, RecipeError):
+        pairs = [Pair(one["arm"], one["against"], tuple(one["differs"])) for one in contents["pairs"]]
+        if unknown := {name for pair in pairs for name in (pair.arm, pair.against)} - arms.keys():
+            raise ValueError(f"a pair names {min(unknown)!r}, which is no arm")
+    return tuple(pairs)
 
 
 def check_comparison(contents: Any, path: Path) -> None:
@@ -163,7 +199,13 @@ def _result(folder: Path, arm: str, seed: int) -> RunResult:
         seconds=ends[-1]["seconds"] if ends else (steps[-1]["seconds"] if steps else 0.0),
         deciding=sum(event["seconds"] for event in events if event["event"] not in NOT_DECIDING),
         memory=ends[-1].get("peak_memory") if ends else None,
+        epochs=steps[-1].get("epoch") if steps else None,
+        share=_share(next((event for event in events if event["event"] == "plan"), {})),
     )
+
+
+def _share(plan: dict[str, Any]) -> float | None:
+    return plan["selected"] / plan["pool"] if plan.get("selected") and plan.get("pool") else None
 
 
 def _curve(metrics: list[dict[str, Any]]) -> tuple[Point, ...]:

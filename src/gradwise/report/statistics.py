@@ -1,21 +1,25 @@
-"""Does an arm differ from the reference? Pairs by seed, t intervals, Holm's correction, a verdict in words.
+"""Do two arms differ? Pairs by seed, t intervals, Holm's correction, a verdict in words.
 
 The paired t test asks whether the mean over seeds of (arm - reference) is zero. Seeds decide both the data
-drawn and the order, so that two arms of the same seed share much of what is luck. With several arms in a
-table, one of them looks better by chance soon enough: p-values are corrected over all arms of the table
-(Holm 1979), which keeps the probability of any false verdict in a table at 5 %.
+drawn and the order, so that two arms of the same seed share much of what is luck. With several comparisons in
+a table, one of them looks good by chance soon enough: p-values are corrected over all comparisons of the
+table (Holm 1979), which keeps the probability of any false verdict in a table at 5 %. Intervals are corrected
+to agree with these decisions (`intervals`).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special  # a tenth of the time that scipy.stats takes to import
 
 BETTER, WORSE, UNSEEN, UNTOLD = "better", "worse", "no difference seen", "too few seeds"
+
+PRELIMINARY = " (preliminary)"
+"""Ends a verdict on fewer than `ENOUGH` seeds."""
 
 LEVEL = 0.05
 """Probability of a false verdict in a table whose arms are all alike."""
@@ -26,54 +30,82 @@ FEWEST = 3
 ENOUGH = 5
 """Common seeds that a claim of a gain wants."""
 
+Key = TypeVar("Key")
+
 Direction = Literal["lower", "higher"]
 """Which values of a metric are better."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against the reference, over the seeds that both have."""
+    """One arm against another, over the seeds that both have."""
 
     arm: str
+    against: str
     seeds: int
     mean: float
     """Over all of the arm's own seeds."""
     sd: float
     difference: float
-    """Mean of arm minus reference, paired by seed."""
+    """Mean of arm minus the other, paired by seed."""
     interval: tuple[float, float] | None
-    """95 % t interval of the difference, not corrected; None with fewer than two pairs."""
+    """95 % t interval of the difference, corrected as `p` is; None with fewer than three pairs."""
     p: float | None
-    """Two-sided, Holm-corrected over the arms of the table; None with fewer than three pairs."""
+    """Two-sided, Holm-corrected over the table; None with fewer than three pairs."""
     verdict: str
 
 
 def compare(
     values: Mapping[str, Mapping[int, float]], reference: str, better: Direction = "lower"
 ) -> list[Comparison]:
-    """Every other arm against `reference`.
-
-    Args:
-        values: by arm and seed.
-        reference: an arm of `values`.
-        better: which values are better.
-
-    Returns:
-        In the order of `values`, the reference left out, and arms without a seed in common with it.
+    """Every other arm against `reference`: `compare_pairs` of a table with one reference.
 
     >>> found = compare({"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {0: 0.5, 1: 1.49, 2: 2.51}}, "a")
     >>> found[0].verdict, round(found[0].difference, 2)
-    ('better', -0.5)
+    ('better (preliminary)', -0.5)
     """
-    base = values[reference]
+    return compare_pairs(values, [(arm, reference) for arm in values if arm != reference], better)
+
+
+def compare_pairs(
+    values: Mapping[str, Mapping[int, float]],
+    pairs: Iterable[tuple[str, str]],
+    better: Direction = "lower",
+) -> list[Comparison]:
+    """The comparisons of a table, corrected together.
+
+    Args:
+        values: by arm and seed.
+        pairs: of arms of `values`, each with the arm that it is compared with.
+        better: which values are better.
+
+    Returns:
+        In the order of `pairs`; those without a seed in common are left out.
+    """
     gaps = {
-        arm: np.array([values[arm][seed] - base[seed] for seed in sorted(set(values[arm]) & set(base))])
-        for arm in values
-        if arm != reference and set(values[arm]) & set(base)
+        (arm, against): np.array(
+            [
+                values[arm][seed] - values[against][seed]
+                for seed in sorted(set(values[arm]) & set(values[against]))
+            ]
+        )
+        for arm, against in pairs
     }
-    raw = {arm: p_value(gap) for arm, gap in gaps.items()}
-    corrected = holm({arm: p for arm, p in raw.items() if p is not None})
-    return [_comparison(arm, values[arm], gap, corrected.get(arm), better) for arm, gap in gaps.items()]
+    gaps = {pair: gap for pair, gap in gaps.items() if len(gap)}
+    raw = {pair: p for pair, gap in gaps.items() if (p := p_value(gap)) is not None}
+    corrected, ends = holm(raw), intervals(gaps, raw)
+    return [
+        Comparison(
+            *pair,
+            len(gap),
+            *mean_sd(values[pair[0]]),
+            float(gap.mean()),
+            ends.get(pair),
+            corrected.get(pair),
+            _verdict(float(gap.mean()), corrected.get(pair), len(gap), better),
+        )
+        for pair, gap in gaps.items()
+    ]
 
 
 def mean_sd(values: Mapping[int, float]) -> tuple[float, float]:
@@ -82,7 +114,7 @@ def mean_sd(values: Mapping[int, float]) -> tuple[float, float]:
     return float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else math.nan
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     """Holm's step-down correction.
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
@@ -95,12 +127,39 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return corrected
 
 
-def t_interval(differences: NDArray[np.float64]) -> tuple[float, float] | None:
-    """95 % t interval of the mean of (n,) differences, or None for fewer than two."""
+def intervals(
+    differences: Mapping[Key, NDArray[np.float64]], p_values: Mapping[Key, float]
+) -> dict[Key, tuple[float, float]]:
+    """Intervals that agree with Holm's decisions: one excludes 0 exactly if its corrected p is below `LEVEL`.
+
+    Of m comparisons, the r that Holm's procedure leaves undecided have t intervals of level 1 - 0.05 / r.
+    Jointly with the signs of the decided ones, these cover with 95 % (Strassburger and Bretz 2008, Statistics
+    in Medicine 27, 4914; Guilbaud 2008, Biometrical Journal 50, 678). The theory has no finite interval for a
+    decided comparison while another is undecided. Here a decided one has Bonferroni's interval, of level
+    1 - 0.05 / m, or, where that contains 0, the interval of the step k that decided it, of level
+    1 - 0.05 / (m - k + 1). All intervals of a table together covered the true values in 91 % to 95 % of
+    simulated tables (2 to 8 arms, 5 seeds, one reference).
+
+    Args:
+        differences: (n,) for each comparison.
+        p_values: not corrected.
+    """
+    ranked = sorted(p_values, key=lambda name: p_values[name])
+    count = len(ranked)
+    decided = next((k for k, name in enumerate(ranked) if p_values[name] * (count - k) >= LEVEL), count)
+    ends = {}
+    for place, name in enumerate(ranked):
+        shares = count - min(place, decided)
+        if p_values[name] * count < LEVEL:
+            shares = count
+        ends[name] = t_interval(differences[name], LEVEL / shares)
+    return ends
+
+
+def t_interval(differences: NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
+    """t interval of the mean of (n,) differences, at least two, that misses with probability `level`."""
     count = len(differences)
-    if count < 2:
-        return None
-    half = float(special.stdtrit(count - 1, 1 - LEVEL / 2) * differences.std(ddof=1) / math.sqrt(count))
+    half = float(special.stdtrit(count - 1, 1 - level / 2) * differences.std(ddof=1) / math.sqrt(count))
     return float(differences.mean()) - half, float(differences.mean()) + half
 
 
@@ -118,19 +177,10 @@ def p_value(differences: NDArray[np.float64]) -> float | None:
     return float(2 * special.stdtr(len(differences) - 1, -abs(differences.mean()) / error))
 
 
-def _comparison(
-    arm: str, values: Mapping[int, float], gap: NDArray[np.float64], p: float | None, better: Direction
-) -> Comparison:
-    mean, sd = mean_sd(values)
-    difference = float(gap.mean())
-    return Comparison(
-        arm, len(gap), mean, sd, difference, t_interval(gap), p, _verdict(difference, p, better)
-    )
-
-
-def _verdict(difference: float, p: float | None, better: Direction) -> str:
+def _verdict(difference: float, p: float | None, seeds: int, better: Direction) -> str:
     if p is None:
         return UNTOLD
-    if p >= LEVEL:
-        return UNSEEN
-    return BETTER if (difference < 0) == (better == "lower") else WORSE
+    verdict = UNSEEN
+    if p < LEVEL:
+        verdict = BETTER if (difference < 0) == (better == "lower") else WORSE
+    return verdict + PRELIMINARY * (seeds < ENOUGH)

@@ -9,7 +9,8 @@ from statistics import mean
 from typing import Any
 
 from gradwise.report import statistics
-from gradwise.report.reading import HELD_OUT_LOSS, Results, RunResult
+from gradwise.report.overfitting import overfitting
+from gradwise.report.reading import HELD_OUT_LOSS, Pair, Results, RunResult
 from gradwise.report.statistics import ENOUGH, FEWEST, UNTOLD, Comparison
 
 Row = dict[str, Any]
@@ -24,7 +25,7 @@ UNITS = {"steps": "optimizer steps", "tokens": "input tokens", "time": "s charge
 
 
 def results_rows(results: Results, metric: str = HELD_OUT_LOSS) -> list[Row]:
-    """One row per metric and arm: the verdict and what it cost.
+    """Per metric, one row for every arm with its verdict and what it cost, then one for each further pair.
 
     Args:
         results: of the comparison.
@@ -40,36 +41,47 @@ def ordered_metrics(results: Results, first: str) -> list[str]:
 
 def _metric_rows(results: Results, metric: str) -> list[Row]:
     values, better = results.values(metric), results.metrics()[metric]
-    judged: dict[str, Comparison] = {}
-    if values.get(results.reference):
-        judged = {one.arm: one for one in statistics.compare(values, results.reference, better)}
+    pairs = {(pair.arm, pair.against): pair for pair in results.pairs}
+    judged = {(one.arm, one.against): one for one in statistics.compare_pairs(values, pairs, better)}
+    own = {pair.arm: pair for pair in reversed(results.pairs)}
+    first = [(arm, own.get(arm)) for arm in results.arms]
+    further = [(pair.arm, pair) for pair in results.pairs if own[pair.arm] is not pair]
     return [
         {
             "metric": metric,
             "better": better,
             "arm": arm,
             "seeds": len(values[arm]),
-            **_judged(arm, values[arm], judged.get(arm), results.reference),
+            **_mean_sd(values[arm]),
+            **_judged(pair, judged.get((pair.arm, pair.against)) if pair else None),
             **arm_cost(results, arm),
         }
-        for arm in results.arms
+        for arm, pair in [*first, *further]
     ]
 
 
-def _judged(arm: str, values: dict[int, float], one: Comparison | None, reference: str) -> Row:
-    mean_value, sd = statistics.mean_sd(values) if values else (None, None)
+def _mean_sd(values: dict[int, float]) -> Row:
+    value, sd = statistics.mean_sd(values) if values else (None, None)
+    return {"mean": value, "sd": None if sd is None or math.isnan(sd) else sd}
+
+
+def _judged(pair: Pair | None, one: Comparison | None) -> Row:
     low, high = one.interval if one is not None and one.interval is not None else (None, None)
-    verdict = REFERENCE if arm == reference else one.verdict if one is not None else UNTOLD
     return {
-        "mean": mean_value,
-        "sd": None if sd is None or math.isnan(sd) else sd,
+        "against": None if pair is None else pair.against,
+        "differs_in": None if pair is None else _listed(pair.differs),
         "pairs": 0 if one is None else one.seeds,
         "difference": None if one is None else one.difference,
         "interval_low": low,
         "interval_high": high,
         "p": None if one is None else one.p,
-        "verdict": verdict,
+        "verdict": REFERENCE if pair is None else UNTOLD if one is None else one.verdict,
     }
+
+
+def _listed(names: Sequence[str]) -> str:
+    *first, last = names or ("",)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def arm_cost(results: Results, arm: str) -> Row:
@@ -79,9 +91,11 @@ def arm_cost(results: Results, arm: str) -> Row:
     memory = [run.memory for run in finished if run.memory is not None]
     return {
         "steps": _mean([run.steps for run in finished]),
+        "epochs": _mean([run.epochs for run in finished if run.epochs is not None]),
         "tokens": _mean([run.tokens for run in finished]),
         "seconds": _mean([run.seconds for run in finished]),
         "deciding_seconds": _mean([run.deciding for run in finished]),
+        "lowest_held_out_loss": _mean([run.lowest for run in finished if run.lowest is not None]),
         "peak_memory_bytes": max(memory) if memory else None,
         "failed": len(results.seeds) if arm in results.failed_arms and not finished else len(failed),
         "over_budget": sum(is_over_budget(results, run) for run in finished),
@@ -105,9 +119,11 @@ def runs_rows(results: Results) -> list[Row]:
             "finished": run.finished,
             "failure": failure,
             "steps": run.steps,
+            "epochs": run.epochs,
             "tokens": run.tokens,
             "seconds": run.seconds,
             "deciding_seconds": run.deciding,
+            "lowest_held_out_loss": run.lowest,
             "peak_memory_bytes": run.memory,
         }
         for metric, score in run.scores.items() or [(None, None)]:
@@ -164,7 +180,7 @@ def as_text(results: Results, metric: str = HELD_OUT_LOSS) -> str:
     """Everything a reader needs, at most 100 columns wide: a table of verdicts per metric, one of costs, and
     notes."""
     parts = [_heading(results)]
-    parts += [_verdicts(results, name) for name in ordered_metrics(results, metric)]
+    parts += [_values(results, name) for name in ordered_metrics(results, metric)]
     parts += [_costs(results), "\n".join(_wrapped(note) for note in _notes(results, metric))]
     return "\n\n".join(part for part in parts if part)
 
@@ -177,9 +193,9 @@ def _heading(results: Results) -> str:
         spent += f" {UNITS[results.budget['kind']]}"
     done = sum(run.finished for run in results.runs)
     headline = f"{results.name}: every run within {spent}; {done} of {len(results.runs)} runs finished."
-    return (
-        f"{_wrapped(headline)}\n"
-        f"Differences are against {results.reference}, paired by seed; 95 % t intervals; p after Holm."
+    return f"{_wrapped(headline)}\n" + _wrapped(
+        "Differences are arm minus the one it is compared with, paired by seed; p and 95 % intervals are "
+        "corrected for all comparisons of a table (Holm)."
     )
 
 
@@ -187,29 +203,54 @@ def _wrapped(sentence: str) -> str:
     return textwrap.fill(sentence, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
-def _verdicts(results: Results, metric: str) -> str:
+def _values(results: Results, metric: str) -> str:
+    """A metric's table of values, and below it that of its comparisons."""
     rows = _metric_rows(results, metric)
     digits = _digits([row["mean"] for row in rows])
-    head = ["arm", "seeds", "mean", "sd", "difference", "95 % interval", "p", "verdict"]
+    arms = {row["arm"]: row for row in reversed(rows)}
+    lowest = metric == HELD_OUT_LOSS
+    lines = [
+        [
+            arm,
+            str(arms[arm]["seeds"]),
+            _number(arms[arm]["mean"], digits),
+            _number(arms[arm]["sd"], digits),
+            *([_number(arms[arm]["lowest_held_out_loss"], digits)] if lowest else []),
+        ]
+        for arm in results.arms
+    ]
+    head = ["arm", "seeds", "mean", "sd", *(["lowest on the way"] if lowest else [])]
+    title = f"{metric} ({rows[0]['better']} is better)"
+    table = f"{title}\n{aligned(head, lines, left=(0,))}"
+    return f"{table}\n\n{_comparisons(rows, digits)}" if results.pairs else table
+
+
+def _comparisons(rows: list[Row], digits: int) -> str:
+    compared = [row for row in rows if row["against"] is not None]
     lines = [
         [
             row["arm"],
-            str(row["seeds"]),
-            _number(row["mean"], digits),
-            _number(row["sd"], digits),
+            row["against"],
+            str(row["pairs"]),
             _number(row["difference"], digits, sign=True),
             _interval(row, digits),
             _p(row["p"]),
             row["verdict"],
         ]
-        for row in rows
+        for row in compared
     ]
-    title = f"{metric} ({rows[0]['better']} is better)"
-    return f"{title}\n{aligned(head, lines, left=(0, 7))}"
+    head = ["arm", "against", "pairs", "difference", "95 % interval", "p", "verdict"]
+    title, *table = aligned(head, lines, left=(0, 1, 6)).splitlines()
+    notes = [
+        [f"  differs in {row['differs_in']}"] if " and " in row["differs_in"] else [] for row in compared
+    ]
+    return "\n".join(
+        [title, *(line for row, note in zip(table, notes, strict=True) for line in (row, *note))]
+    )
 
 
 def _costs(results: Results) -> str:
-    head = ["arm", "steps", "tokens", "seconds", "deciding", "peak memory", "failed"]
+    head = ["arm", "steps", "epochs", "tokens", "seconds", "deciding", "peak memory", "failed"]
     lines = []
     for arm in results.arms:
         cost = arm_cost(results, arm)
@@ -219,6 +260,7 @@ def _costs(results: Results) -> str:
             [
                 arm,
                 _count(cost["steps"]),
+                _number(cost["epochs"], 1),
                 _count(cost["tokens"]),
                 (_seconds(cost["seconds"]) + over),
                 _seconds(cost["deciding_seconds"]),
@@ -226,7 +268,8 @@ def _costs(results: Results) -> str:
                 str(cost["failed"]) if cost["failed"] else "",
             ]
         )
-    return f"cost per run (means; memory: the highest)\n{aligned(head, lines, left=(0,))}"
+    title = "cost per run (means; epochs: over the selection; memory: the highest)"
+    return f"{title}\n{aligned(head, lines, left=(0,))}"
 
 
 def _notes(results: Results, metric: str) -> list[str]:
@@ -240,6 +283,7 @@ def _notes(results: Results, metric: str) -> list[str]:
             notes.append(
                 f"! {arm}: {len(over)} runs ended outside the budget; the longest took {longest:,.1f} s"
             )
+    notes += [sentence] if (sentence := overfitting(results)) else []
     notes += _on_seeds(results, metric)
     notes += [f"failed: {arm}: {why}" for arm, why in results.failed_arms.items()]
     notes += [f"failed: {run.arm}, seed {run.seed}: {run.failure}" for run in results.runs if run.failure]
@@ -254,11 +298,11 @@ def _on_seeds(results: Results, metric: str) -> list[str]:
     pairs = [row["pairs"] for row in rows if row["verdict"] != REFERENCE]
     notes = []
     if any(count < FEWEST for count in pairs):
-        notes.append(
-            f"A verdict wants at least {FEWEST} seeds that the arm and the reference have both finished."
-        )
+        notes.append(f"A verdict needs at least {FEWEST} seeds that both arms have finished.")
     if any(FEWEST <= count < ENOUGH for count in pairs):
-        notes.append(f"A claim of a gain wants {ENOUGH} seeds.")
+        notes.append(
+            f"Verdicts on fewer than {ENOUGH} seeds are preliminary: a claim of a gain needs {ENOUGH}."
+        )
     return notes
 
 
