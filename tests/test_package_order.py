@@ -48,6 +48,9 @@ ORDER = [
 ]
 """Packages and modules of `gradwise`, each after all that it uses."""
 
+LARGEST_SHARE_OF_ANY = 0.10
+"""Of the annotated parameters; the aim is 0.05."""
+
 CLASSES = "Grace|D3|Direct|Grass|LayerPolicy|AllLayers|Subset|Annealer|Selector|Orderer|InfluenceOrder|Phase"
 
 
@@ -81,6 +84,25 @@ def test_no_import_points_up(part: str) -> None:
     above = set(ORDER[ORDER.index(part) + 1 :])
     up = {path.name: _imported(path) & above for path in _parts()[part]}
     assert not {name: parts for name, parts in up.items() if parts}
+
+
+def test_parameters_say_what_they_are() -> None:
+    """Few are `Any`: what is nested YAML, somebody else's model, or a value of any kind."""
+    annotations = [
+        argument.annotation
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        if argument.annotation is not None
+    ]
+    untyped = sum(isinstance(each, ast.Name) and each.id == "Any" for each in annotations)
+    assert untyped < LARGEST_SHARE_OF_ANY * len(annotations)
+
+
+def test_signals_and_their_store_do_not_import_each_other() -> None:
+    text = (SOURCE / "signals" / "store.py").read_text(encoding="utf-8")
+    assert "signals.quantities" not in text
 
 
 def test_nothing_outside_methods_asks_which_method_it_has() -> None:

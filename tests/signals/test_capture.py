@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradwise.signals.capture import Capture
-from gradwise.signals.rows import Rows
+from gradwise.signals.rows import SampleRows
 from gradwise.signals.scope import Found, Matrix, Scope, Tracer
 from gradwise.signals.sums import Asked, GradientSums, Projector
 
@@ -301,7 +301,7 @@ owners = st.lists(st.integers(0, 3), min_size=1, max_size=20)
 class TestRows:
     @given(owners)
     def test_owned_rows_against_a_loop(self, owner: list[int]):
-        rows = Rows(4, torch.tensor(owner))
+        rows = SampleRows(4, torch.tensor(owner))
         values = torch.randn(len(owner), 3)
         for sample in range(4):
             own = values[torch.tensor(owner) == sample]
@@ -314,8 +314,8 @@ class TestRows:
     def test_equal_stretches(self, samples: int, length: int):
         values = torch.randn(samples, length, 5)
         for shape in (values, values.flatten(0, 1), values[:, :, None]):
-            assert torch.equal(Rows(samples).grouped(shape), values)
-            torch.testing.assert_close(Rows(samples).summed(shape), values.sum(dim=1))
+            assert torch.equal(SampleRows(samples).grouped(shape), values)
+            torch.testing.assert_close(SampleRows(samples).summed(shape), values.sum(dim=1))
 
 
 def test_a_hook_that_makes_states_require_a_gradient_changes_nothing():

@@ -1,5 +1,5 @@
 """`gradwise compare` without the command line: several arms of one recipe, at equal cost, over seeds."""
 
-from gradwise.comparison.compare import Outcome, compare
+from gradwise.comparison.compare import ComparisonOutcome, compare
 
-__all__ = ["Outcome", "compare"]
+__all__ = ["ComparisonOutcome", "compare"]

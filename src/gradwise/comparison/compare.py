@@ -34,7 +34,7 @@ LARGEST_OVERLAP = 0.01
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ComparisonOutcome:
     """What a comparison came to."""
 
     folder: Path
@@ -74,7 +74,7 @@ def compare(
     discard_models: bool = False,
     allow_overlap: bool = False,
     progress: bool | None = None,
-) -> Outcome:
+) -> ComparisonOutcome:
     """Train every arm with every seed at equal cost, and judge them against the reference.
 
     Processes are started as multiprocessing does: a script that calls this wants `if __name__ == "__main__"`.
@@ -251,7 +251,7 @@ def _check_share(shared: int, held_out: int, name: str, options: Options) -> Non
     )
 
 
-def _report(folder: ComparisonFolder, metric: str, *, stopped: bool, changed: bool) -> Outcome:
+def _report(folder: ComparisonFolder, metric: str, *, stopped: bool, changed: bool) -> ComparisonOutcome:
     folder.contents["notes"] = [
         f"{found['shared']} of {found['held_out']} held-out samples also occur in the training data"
         + ("." if name == "recipe" else f" of the arm {name}.")
@@ -264,4 +264,4 @@ def _report(folder: ComparisonFolder, metric: str, *, stopped: bool, changed: bo
         f"{run.arm}/seed-{run.seed}": run.failure for run in results.runs if run.failure is not None
     }
     table = write_report(results, folder.path, metric, draw=changed)
-    return Outcome(folder.path, results, table, failed, stopped)
+    return ComparisonOutcome(folder.path, results, table, failed, stopped)

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from gradwise.errors import RecipeError
 from gradwise.evaluation.scores import EvaluationError, Score, finite
 from gradwise.evaluation.settings import Function
@@ -69,7 +71,11 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def called(
-    setting: Function, function: Callable[..., Any], model: Any, tokenizer: Any, validation: Any
+    setting: Function,
+    function: Callable[..., Any],
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    validation: Any,
 ) -> dict[str, Score]:
     """What the user's function says about the model, by name.
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from gradwise.errors import RecipeError
 from gradwise.evaluation.questions import Question
@@ -25,7 +25,7 @@ from gradwise.evaluation.scores import EvaluationError, Score
 from gradwise.evaluation.settings import Choice, Generate
 
 
-def check_installed(tokenizer: Any) -> None:
+def check_installed(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise RecipeError where tasks cannot be run at all."""
     if find_spec("lm_eval") is None:
         raise RecipeError("metrics.tasks needs the package lm-eval; run: pip install 'gradwise[eval]'.")
@@ -41,7 +41,7 @@ def check_installed(tokenizer: Any) -> None:
 
 
 @contextmanager
-def harness(model: Any, tokenizer: Any, *, batch_size: int, bars: bool) -> Iterator[Any]:
+def harness(model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, bars: bool) -> Iterator[Any]:
     """lm-eval's view of a model. It turns the model to evaluation mode and bare greedy decoding: use it
     within `given_back`."""
     from lm_eval.models import huggingface
@@ -131,7 +131,9 @@ def _bare(task: Generate, text: str) -> str:
     return (re.sub(task.ignore, "", text) if task.ignore else text).strip()
 
 
-def longest(tokenizer: Any, task: Generate | Choice, questions: list[Question]) -> np.ndarray:
+def longest(
+    tokenizer: PreTrainedTokenizerBase, task: Generate | Choice, questions: list[Question]
+) -> np.ndarray:
     """(N,) tokens that each question may come to with its answer."""
     rest = task.max_new_tokens if isinstance(task, Generate) else 0
     texts = [question.prompt + max(question.choices, key=len, default="") for question in questions]

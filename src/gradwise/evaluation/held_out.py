@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from gradwise.console import say
 from gradwise.data import Collator
@@ -15,7 +16,7 @@ from gradwise.signals import Signals, collect
 
 def held_out_loss(
     model: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     validation: Any,
     *,
     batch_tokens: int = 4096,
@@ -60,7 +61,9 @@ def held_out_loss(
     return scores
 
 
-def _losses(model: Any, tokenizer: Any, validation: Any, batch_tokens: int, progress: bool) -> Signals:
+def _losses(
+    model: Any, tokenizer: PreTrainedTokenizerBase, validation: Any, batch_tokens: int, progress: bool
+) -> Signals:
     collator = Collator.for_tokenizer(tokenizer)
     # Samples without a finite loss are named by domain and origin, above.
     return collect(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from gradwise.data.chat import ChatTemplate
 from gradwise.data.read import read
 from gradwise.data.records import Record
@@ -32,7 +34,7 @@ class Question:
     """The right answers to a question without choices."""
 
 
-def questions(task: Generate | Choice, tokenizer: Any) -> list[Question]:
+def questions(task: Generate | Choice, tokenizer: PreTrainedTokenizerBase) -> list[Question]:
     """Read and render all questions of a task.
 
     Raises:
@@ -63,7 +65,7 @@ def _records(task: FileTask) -> Iterator[Record]:
 class _Asker:
     """Makes a question out of a record."""
 
-    def __init__(self, task: Generate | Choice, tokenizer: Any, key: str) -> None:
+    def __init__(self, task: Generate | Choice, tokenizer: PreTrainedTokenizerBase, key: str) -> None:
         self._task, self._tokenizer = task, tokenizer
         self._prompt = Template(task.prompt, f"{key}.prompt")
         self._answer = Template(task.answer, f"{key}.answer")

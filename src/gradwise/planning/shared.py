@@ -35,7 +35,7 @@ NO_PART_IN_VALUES = ("_name_or_path", "use_cache", "_token_id")
 
 
 @dataclass(frozen=True)
-class Measured:
+class SharedSignals:
     """Arrays of one scoring run, and its cost."""
 
     arrays: Arrays
@@ -46,7 +46,7 @@ class Measured:
 
 def measured_once(
     folder: Path, key: dict[str, Any], measure: Callable[[], Arrays], record: Record
-) -> Measured:
+) -> SharedSignals:
     """The arrays for `key` out of `folder`, measured and put there if nobody has yet.
 
     One process measures while others that want the same wait; what a run waits, hashes and reads is not
@@ -68,7 +68,7 @@ def measured_once(
             if found is None:
                 start = time.perf_counter()
                 arrays = measure()
-                found = Measured(arrays, time.perf_counter() - start)
+                found = SharedSignals(arrays, time.perf_counter() - start)
                 with _claimed(folder):
                     _write(path, key, found)
     record.charge(found.seconds)
@@ -139,19 +139,19 @@ def _claimed(folder: Path) -> Any:
     return claimed(folder, "shared", FILES, wait=True)
 
 
-def _read(path: Path) -> Measured | None:
+def _read(path: Path) -> SharedSignals | None:
     """What was measured, or None where nothing was; a damaged file counts as nothing and is replaced."""
     if not path.exists():
         return None
     try:
         with damaged(path, SignalError), np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files if name not in (SECONDS, "key")}
-            return Measured(arrays, float(stored[SECONDS]), shared=True)
+            return SharedSignals(arrays, float(stored[SECONDS]), shared=True)
     except SignalError:
         return None
 
 
-def _write(path: Path, key: dict[str, Any], measured: Measured) -> None:
+def _write(path: Path, key: dict[str, Any], measured: SharedSignals) -> None:
     content = io.BytesIO()
     about: dict[str, Any] = {SECONDS: np.array(measured.seconds), "key": np.array(json.dumps(key))}
     np.savez(content, **measured.arrays, **about)

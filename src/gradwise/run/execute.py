@@ -1,7 +1,6 @@
 """One run from recipe to trained model: load, decide, train, save, score; resumed wherever it stopped."""
 
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +17,7 @@ from gradwise.ranks import check_same, is_first, on_each, on_first, world_size
 from gradwise.recipe import Data, Model, Recipe
 from gradwise.run.directory import RunDirectory
 from gradwise.run.environment import environment, peak_memory
-from gradwise.run.model import check_length, load_model, load_tokenizer, resolved_revision
+from gradwise.run.model import Tell, check_length, load_model, load_tokenizer, resolved_revision
 from gradwise.run.progress import quiet_libraries, show_progress
 from gradwise.run.scoring import Scoring, due, score_saved
 from gradwise.run.signals import load_proxy
@@ -26,8 +25,6 @@ from gradwise.stopping import stoppable
 from gradwise.trainer import Trainer
 from gradwise.training.arguments import training_arguments
 from gradwise.training.early_stopping import EarlyStopping
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -224,14 +221,14 @@ def _execute(trainer: Trainer, run: RunDirectory, tell: Tell, scoring: Scoring |
     return Outcome(run, scoring is None or _score(trainer, run, scoring), steps)
 
 
-def _score(trainer: Any, run: RunDirectory, scoring: Scoring) -> bool:
+def _score(trainer: Trainer, run: RunDirectory, scoring: Scoring) -> bool:
     if _sharded(trainer):
         scoring.tell("The model is sharded and not scored here; the same command in one process scores it.")
         return True
     return scoring.write(trainer.model, run, first=trainer.is_world_process_zero())
 
 
-def _sharded(trainer: Any) -> bool:
+def _sharded(trainer: Trainer) -> bool:
     return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
 

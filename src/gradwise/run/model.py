@@ -23,7 +23,7 @@ from gradwise.recipe import Adapter, Model
 from gradwise.run.model_errors import explained
 from gradwise.run.model_files import ADAPTER, CONFIG, damage, local_folder, read_json, stored
 
-Tell = Callable[[str], object]
+Tell = Callable[[str], None]
 
 
 def _say(sentence: str) -> None:

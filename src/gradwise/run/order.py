@@ -23,7 +23,7 @@ from gradwise.precision import autocast_of
 from gradwise.probing import Probe
 from gradwise.ranks import is_first, on_each, on_first, world_size
 from gradwise.recipe import Recipe
-from gradwise.run.model import check_length, load_tokenizer
+from gradwise.run.model import Tell, check_length, load_tokenizer
 from gradwise.run.records import records_of
 from gradwise.run.select import SIGNALS, Selected, choose
 from gradwise.run.signals import joined, placed_model, sections
@@ -36,7 +36,7 @@ ORDERED, SUMMARY, GRAPH = "ordered.parquet", "order.json", "graph.parquet"
 
 
 def order_samples(
-    recipe: Recipe, out: Path, *, text: bool = True, tell: Any = say, progress: bool = True
+    recipe: Recipe, out: Path, *, text: bool = True, tell: Tell = say, progress: bool = True
 ) -> Order:
     """One epoch of what `gradwise train` would begin with, put in order, in files.
 
@@ -69,7 +69,7 @@ def order_samples(
 
 
 def _ordered(
-    recipe: Recipe, order: Orderer, folder: OwnedFolder, *, text: bool, tell: Any, progress: bool
+    recipe: Recipe, order: Orderer, folder: OwnedFolder, *, text: bool, tell: Tell, progress: bool
 ) -> Order:
     out, influence, held_out = folder.path, order.influence, None
     if influence is not None and influence.target == "validation":
@@ -108,7 +108,7 @@ def _held_out(recipe: Recipe, *, progress: bool) -> Pool:
 
 
 def _probe(
-    recipe: Recipe, chosen: Selected, rows: NDArray[np.int64], held_out: Pool | None, tell: Any
+    recipe: Recipe, chosen: Selected, rows: NDArray[np.int64], held_out: Pool | None, tell: Tell
 ) -> Probe:
     """Asks the recipe's model, with the optimizer that a run would begin with at its highest rate."""
     assert recipe.data is not None
@@ -177,7 +177,7 @@ def _write(
     took: dict[str, float],
     *,
     text: bool,
-    tell: Any,
+    tell: Tell,
 ) -> None:
     out = folder.path
     columns = _columns(chosen, found)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 from transformers import TrainerCallback
@@ -10,6 +10,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gradwise.console import Lines, on_terminal
 from gradwise.training.record import Record
+
+if TYPE_CHECKING:
+    from gradwise.trainer import Trainer
 
 
 class Bar(ProgressCallback):
@@ -52,7 +55,7 @@ class LogLines(TrainerCallback):
         return ", ".join(form.format(latest[name]) for name, form in named.items() if name in latest)
 
 
-def show_progress(trainer: Any, shown: bool) -> None:
+def show_progress(trainer: "Trainer", shown: bool) -> None:
     """Replace the Trainer's own display by ours, or by none."""
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

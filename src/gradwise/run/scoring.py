@@ -4,7 +4,6 @@ Its seconds are not the run's: they come after the event `finished`, and stand i
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +19,8 @@ from gradwise.precision import autocast_of, autocasting
 from gradwise.ranks import is_first
 from gradwise.recipe import Recipe
 from gradwise.run.directory import RunDirectory
-from gradwise.run.model import load_saved_model, load_tokenizer
+from gradwise.run.model import Tell, load_saved_model, load_tokenizer
 from gradwise.signals.given_back import check_measurable
-
-Tell = Callable[[str], None]
 
 
 def due(recipe: Recipe) -> bool:

@@ -27,7 +27,7 @@ from gradwise.planning.selecting import first_selection
 from gradwise.precision import autocast_of
 from gradwise.ranks import check_same, is_first, on_each, on_first
 from gradwise.recipe import Model, Recipe
-from gradwise.run.model import load_tokenizer
+from gradwise.run.model import Tell, load_tokenizer
 from gradwise.run.records import records_of
 from gradwise.run.signals import joined, sections, what_measures
 from gradwise.signals.vocabulary import check_tokens
@@ -41,7 +41,7 @@ LOOKED = "looked.npy"
 
 
 def select_samples(
-    recipe: Recipe, out: Path, *, text: bool = True, tell: Any = say, progress: bool = True
+    recipe: Recipe, out: Path, *, text: bool = True, tell: Tell = say, progress: bool = True
 ) -> Selection:
     """The selection that `gradwise train` would begin with, in files.
 
@@ -94,7 +94,7 @@ class Selected(NamedTuple):
 
 
 def choose(
-    recipe: Recipe, out: Path, *, more: frozenset[str] = frozenset(), tell: Any, progress: bool
+    recipe: Recipe, out: Path, *, more: frozenset[str] = frozenset(), tell: Tell, progress: bool
 ) -> Selected:
     """Score what `select` needs into a store below `out`, and select.
 
@@ -133,7 +133,7 @@ def choose(
 
 
 def _context(
-    recipe: Recipe, out: Path, pool: Pool, tokenizer: Any, *, store: Path, tell: Any, progress: bool
+    recipe: Recipe, out: Path, pool: Pool, tokenizer: Any, *, store: Path, tell: Tell, progress: bool
 ) -> RunContext:
     """What the decisions of a recipe may use outside of a run; the model is loaded when signals are
     needed."""
@@ -162,7 +162,7 @@ def _context(
     )
 
 
-def _pool(recipe: Recipe, model: Model | None, tell: Any, progress: bool) -> tuple[Pool, Any]:
+def _pool(recipe: Recipe, model: Model | None, tell: Tell, progress: bool) -> tuple[Pool, Any]:
     """The training data, and the tokenizer of `model` or of what measures."""
     settings, data = sections(recipe)
     tokenizer = load_tokenizer(model or settings)
@@ -172,7 +172,7 @@ def _pool(recipe: Recipe, model: Model | None, tell: Any, progress: bool) -> tup
 
 
 def select_annealing(
-    recipe: Recipe, out: Path, *, text: bool = True, tell: Any = say, progress: bool = True
+    recipe: Recipe, out: Path, *, text: bool = True, tell: Tell = say, progress: bool = True
 ) -> Selection:
     """What `anneal` would train on, if the recipe's model were the one at the beginning of the annealing
     phase: for people with their own trainer, who give the checkpoint from which the learning rate decays.
@@ -223,7 +223,7 @@ def select_annealing(
 
 
 def _validating(
-    recipe: Recipe, phase: Annealer, pool: Pool, tokenizer: Any, *, tell: Any, progress: bool
+    recipe: Recipe, phase: Annealer, pool: Pool, tokenizer: Any, *, tell: Tell, progress: bool
 ) -> Any:
     """The validation samples."""
     data = recipe.data

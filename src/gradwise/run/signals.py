@@ -17,7 +17,7 @@ from gradwise.folders import add_file, check_claimable
 from gradwise.precision import autocast_of
 from gradwise.ranks import check_same, is_first, join, on_each, on_first
 from gradwise.recipe import Model, Recipe
-from gradwise.run.model import load_model, load_tokenizer
+from gradwise.run.model import Tell, load_model, load_tokenizer
 from gradwise.signals import Signals, collect
 from gradwise.signals.vocabulary import check_tokens
 from gradwise.signals.wanted import QUANTITIES
@@ -41,7 +41,7 @@ def collect_signals(
     *,
     want: Sequence[str],
     part: Part = "train",
-    tell: Any = say,
+    tell: Tell = say,
     progress: bool = True,
 ) -> Signals:
     """Measure a recipe's data with its model, or with the one under `signals`, into a store.
@@ -69,7 +69,7 @@ def collect_signals(
     return signals
 
 
-def _measured(recipe: Recipe, part: Part, tell: Any, progress: bool) -> tuple[Measures, Pool]:
+def _measured(recipe: Recipe, part: Part, tell: Tell, progress: bool) -> tuple[Measures, Pool]:
     settings, data = sections(recipe)
     proxied = recipe.signals.model is not None
     tokenizer = load_tokenizer(settings)
@@ -80,7 +80,7 @@ def _measured(recipe: Recipe, part: Part, tell: Any, progress: bool) -> tuple[Me
 
 
 def into_store(
-    recipe: Recipe, measures: Measures, out: Path, *, want: Sequence[str], tell: Any, progress: bool
+    recipe: Recipe, measures: Measures, out: Path, *, want: Sequence[str], tell: Tell, progress: bool
 ) -> Signals:
     """One scoring run as a recipe's `signals` asks for it, kept in the folder `out`."""
     check_tokens(*measures)

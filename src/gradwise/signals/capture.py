@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from gradwise.signals.rows import Rows
+from gradwise.signals.rows import SampleRows
 from gradwise.signals.scope import Found, Scope, Tracer
 from gradwise.signals.sums import GradientSums
 
@@ -146,7 +146,7 @@ class Capture(TorchFunctionMode):
             return self._gained(out, name, x.detach(), rows)
         return out
 
-    def _gained(self, out: Tensor, name: str, x: Tensor, rows: Rows) -> Tensor:
+    def _gained(self, out: Tensor, name: str, x: Tensor, rows: SampleRows) -> Tensor:
         return self._watched(out, lambda g: self._sums.vector(name, rows.summed(_wide(g) * _wide(x))))
 
     def _normed(
@@ -196,21 +196,21 @@ class Capture(TorchFunctionMode):
 
     # ---- rows and the anchor ------------------------------------------------------------------------------
 
-    def _rows(self, x: Tensor, found: Found | None) -> Rows | None:
+    def _rows(self, x: Tensor, found: Found | None) -> SampleRows | None:
         """Whose rows those of x are, or None where that is unknown."""
         count = x.shape[:-1].numel()
         if self._samples == 1:
-            return Rows(1)
+            return SampleRows(1)
         if self._owner is not None:
-            return Rows(self._samples, self._owner) if count == len(self._owner) else None
+            return SampleRows(self._samples, self._owner) if count == len(self._owner) else None
         if found is not None and found.matrix.slice is not None:
             if self._expert_rows is None:
                 return None
             owner = self._expert_rows(found.matrix.slice)
-            return Rows(self._samples, owner) if count == len(owner) else None
+            return SampleRows(self._samples, owner) if count == len(owner) else None
         in_batches = x.ndim >= 3 and len(x) == self._samples
         in_stretches = x.ndim == 2 and count % self._samples == 0
-        return Rows(self._samples) if in_batches or in_stretches else None
+        return SampleRows(self._samples) if in_batches or in_stretches else None
 
     def _watched(self, out: Tensor, arrived: Callable[[Tensor], None]) -> Tensor:
         if not out.requires_grad:

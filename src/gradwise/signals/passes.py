@@ -104,13 +104,14 @@ class Pass:
                     store.note(seconds=spent + time.perf_counter() - start)
 
                 self._fill(store, blocks, verdict, progress, note)
-                store.finish(self._signals(store.close(blocks), spent + time.perf_counter() - start))
+                found = self._signals(store.close(blocks), spent + time.perf_counter() - start)
+                store.finish(found.problems, found.seconds)
             else:
                 # Once is enough for all ranks; what was just written need not be read again at all.
                 on_first(lambda: verify(path))
         finally:
             store.release()
-        return read(path, verify=False)
+        return Signals(**read(path, verify=False))
 
     # ---- measuring ---------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gradwise.errors import SignalError
 from gradwise.places import places
+from gradwise.signals.store import read
 from gradwise.signals.wanted import QUANTITIES
 from gradwise.text import shown
 
@@ -80,11 +81,9 @@ class Signals:
         Raises:
             SignalError: there is no store, its scoring run is incomplete, or it is damaged.
         """
-        from gradwise.signals.store import read
-
         if not isinstance(path, str | PathLike):
             raise SignalError(f"Signals are opened by the path of their folder; found {shown(path)}.")
-        return read(Path(path).expanduser())
+        return Signals(**read(Path(path).expanduser()))
 
     def take(self, rows: NDArray[np.integer]) -> "Signals":
         """The same of some samples, in the order given; what measuring all of them cost stays.

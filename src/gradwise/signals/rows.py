@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Rows:
+class SampleRows:
     """The rows of an activation, by sample.
 
     Args:

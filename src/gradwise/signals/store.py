@@ -27,7 +27,6 @@ from gradwise.atomic import free_bytes, sha256, size_text, write_json, writing
 from gradwise.errors import SignalError
 from gradwise.folders import FORMAT, check_format, claimed
 from gradwise.ranks import on_each, on_first, wait_for_all
-from gradwise.signals.quantities import Signals
 from gradwise.signals.sheet import MEASURED, Column, Sheet, blank
 from gradwise.stored import damaged, read_json
 
@@ -185,14 +184,13 @@ class Store(Sheet):
         done = np.frombuffer((self.path / DONE).read_bytes(), dtype=np.uint8)
         assert done.all() and len(done) == blocks
 
-    def finish(self, signals: Signals) -> None:
+    def finish(self, problems: Mapping[str, NDArray[np.int64]], seconds: float) -> None:
         """Complete the manifest, with digests of the columns; a collective call."""
-        problems = {kind: indices.tolist() for kind, indices in signals.problems.items()}
         on_first(
             lambda: self.note(
                 complete=True,
-                seconds=signals.seconds,
-                problems=problems,
+                seconds=seconds,
+                problems={kind: indices.tolist() for kind, indices in problems.items()},
                 digests=_digests(self.path, self.columns),
             )
         )
@@ -212,8 +210,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def read(path: Path, *, verify: bool = True) -> Signals:
-    """The signals in a store whose scoring run is complete.
+def read(path: Path, *, verify: bool = True) -> dict[str, Any]:
+    """What is in a store whose scoring run is complete: the arguments of `Signals`.
 
     Args:
         path: the store.
@@ -242,7 +240,7 @@ def read(path: Path, *, verify: bool = True) -> Signals:
         _check_contents(path, columns, digests)
     arrays: dict[str, Any] = _arrays(path, columns)
     ok = arrays.pop("flags") == MEASURED
-    return Signals(size, **arrays, ok=ok, problems=problems, seconds=seconds)
+    return {"size": size, **arrays, "ok": ok, "problems": problems, "seconds": seconds}
 
 
 def verify(path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from gradwise.numerics.outer_products import gathered_rows, squared_norm_with_lookup, squared_norms
 from gradwise.numerics.projection import Deal, Fold, MatrixProjection, accumulator, seeded, side_for
 from gradwise.signals.precondition import Preconditioner
-from gradwise.signals.rows import Rows
+from gradwise.signals.rows import SampleRows
 from gradwise.signals.scope import Matrix, Scope
 
 
@@ -130,7 +130,7 @@ class GradientSums:
         self._waiting, self._vectors = {}, {}
 
     def product(
-        self, matrix: Matrix, x: Tensor, rows: Rows, *, input_is_row: bool
+        self, matrix: Matrix, x: Tensor, rows: SampleRows, *, input_is_row: bool
     ) -> Callable[[Tensor], None]:
         """A matrix multiplies `x`; returns what takes the gradient of the product when it arrives."""
         self._uses[matrix] += 1
@@ -167,7 +167,7 @@ class GradientSums:
         return self._last_input[2]
 
     def _project(
-        self, matrix: Matrix, folded: Tensor, gradient: Tensor, rows: Rows, input_is_row: bool
+        self, matrix: Matrix, folded: Tensor, gradient: Tensor, rows: SampleRows, input_is_row: bool
     ) -> None:
         assert self.asked.projector is not None and self.projected is not None
         projection = self.asked.projector.matrix(matrix)

@@ -27,7 +27,7 @@ class Indexable(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-class Rows(Dataset[Any]):
+class RowDataset(Dataset[Any]):
     """A data set of rows: what the collator gets for a row is one sample, or the list of a packed row's
     samples."""
 
@@ -55,7 +55,7 @@ class Feeder:
         loader: num_workers, pin_memory and the like, as torch's DataLoader takes them.
         """
         self.batches = batches
-        self._rows = Rows(samples, packed=batches.pack is not None)
+        self._rows = RowDataset(samples, packed=batches.pack is not None)
         self._collate = collate
         self._loader = loader
         self._stream: Iterator[dict[str, Any]] | None = None

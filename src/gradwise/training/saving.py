@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import transformers
 from safetensors import SafetensorError
 from transformers import modeling_utils
 
@@ -18,7 +19,7 @@ WRITE_FAILED = ("write", "PytorchStreamWriter", "inline_container", "No space", 
 """How torch words a failure to write; its other RuntimeErrors have other causes."""
 
 
-def check_saves(trainer: Any) -> None:
+def check_saves(trainer: transformers.Trainer) -> None:
     """Save all that a checkpoint holds of the model but its weights, into a temporary folder.
 
     transformers checks some of it only when it is saved, which would be after the steps.
@@ -26,7 +27,8 @@ def check_saves(trainer: Any) -> None:
     Raises:
         RecipeError: something cannot be saved; names it.
     """
-    model, parts = trainer.model, {"tokenizer": trainer.processing_class}
+    model: Any = trainer.model
+    parts: dict[str, Any] = {"tokenizer": trainer.processing_class}
     parts |= {f"adapter {name!r}": part for name, part in getattr(model, "peft_config", {}).items()}
     if isinstance(model, modeling_utils.PreTrainedModel):
         parts["configuration (model.config)"] = model.config

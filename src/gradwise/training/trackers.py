@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import transformers
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -25,7 +26,7 @@ def guard_trackers(callbacks: list[Any]) -> None:
             _guard(callback)
 
 
-def add_trackers(trainer: Any, names: list[str]) -> None:
+def add_trackers(trainer: transformers.Trainer, names: list[str]) -> None:
     """Add the trackers of `report_to`, those left out that cannot be made."""
     for name in names:
         try:
