@@ -32,6 +32,7 @@ from gradwise.methods.layer_policy import LayerPolicy, Scores, known
 from gradwise.settings import same_settings
 from gradwise.structure import group_layers
 from gradwise.text import shown
+from gradwise.training.in_backward import UpdateInBackward, check_update_in_backward
 from gradwise.training.layer_probe import LayerProbe
 from gradwise.training.offload import StateStream, offload_state
 
@@ -60,6 +61,9 @@ class LayerSwitch:
         policy: which layers are updated, and how often that changes.
         optimizer: holds all trainable parameters of the model.
         seed: decides the draws; the same on every rank.
+        in_backward: update each layer within the backward pass, as soon as its gradient is complete, and free
+            the gradient. For one backward pass per step, without clipping over all layers and loss scaling.
+        max_layer_norm: with `in_backward`, largest norm of a layer's gradient, which is scaled down to it.
         average_ranks: average the active layers' gradients over the ranks of torch.distributed in
             `after_backward`, in place of DistributedDataParallel, which refuses layers that freeze after
             wrapping.
@@ -79,6 +83,8 @@ class LayerSwitch:
         seed: int = 0,
         average_ranks: bool = False,
         steps: int | None = None,
+        in_backward: bool = False,
+        max_layer_norm: float | None = None,
     ) -> None:
         _check_kinds(model, policy, optimizer)
         groups = group_layers(model)
@@ -106,6 +112,16 @@ class LayerSwitch:
         """What keeps the optimizer's state in host memory, if anything does."""
         if policy.state == "offload":
             self.stream = offload_state(optimizer, [*self.layers, self.outside])
+        self._norms: dict[int, Tensor] = {}
+        self._updates: UpdateInBackward | None = None
+        if in_backward:
+            check_update_in_backward(ranks=self.ranks)
+            layers = [*self.layers, self.outside]
+            self._updates = UpdateInBackward(
+                optimizer, layers, max_norm=max_layer_norm, measure=self._measure_layer
+            )
+        elif max_layer_norm is not None:
+            raise RecipeError("LayerSwitch: max_layer_norm belongs to in_backward=True; clip after backward.")
 
     @property
     def probing(self) -> bool:
@@ -130,6 +146,8 @@ class LayerSwitch:
         within, self._within_step = self._within_step, True
         if self.stream is not None:
             self.stream.discard()  # of an update that loss scaling skipped
+        if self._updates is not None:
+            self._updates.paused = self.probing
         if self.probing:
             self._set_trainable(range(len(self.layers)), outside=False)
             assert self._probe is not None
@@ -176,6 +194,8 @@ class LayerSwitch:
                 "first forward pass of every step, and after_backward once after its last backward pass."
             )
         self._within_step = False
+        if self._updates is not None:
+            check_update_in_backward(scaled=isinstance(loss_scale, Tensor) or loss_scale != 1.0)
         self._check_learned()
         if self.probing:
             self._note_probe(loss_scale)
@@ -185,7 +205,10 @@ class LayerSwitch:
         if self.policy.measures:
             norms = torch.full_like(self._window, float("nan"))
             for layer in self.active:
-                norms[layer] = _norm([p.grad for p in self.layers[layer] if p.grad is not None], self.device)
+                if layer not in self._norms:
+                    self._measure_layer(layer)
+                norms[layer] = self._norms[layer]
+            self._norms.clear()
             self._note(norms / self._sizes.sqrt() / loss_scale)
         self._steps += 1
 
@@ -200,7 +223,15 @@ class LayerSwitch:
             )
 
     def _has_gradient(self) -> bool:
+        if self._updates is not None and self._updates.updated:
+            return True
         return any(p.grad is not None for p in self._parameters() if p.requires_grad)
+
+    def _measure_layer(self, layer: int) -> None:
+        """Keep the norm of a layer's gradient while it is there."""
+        if self.policy.measures and layer < len(self.layers):
+            gradients = [p.grad for p in self.layers[layer] if p.grad is not None]
+            self._norms[layer] = _norm(gradients, self.device)
 
     def _note_probe(self, loss_scale: float | Tensor) -> None:
         assert self._probe is not None
@@ -225,8 +256,9 @@ class LayerSwitch:
         """Make everything that was trainable at the start trainable again."""
         if self._probe is not None:
             self._probe.detach()
-        if self.stream is not None:
-            self.stream.unhook()
+        for hooked in (self.stream, self._updates):
+            if hooked is not None:
+                hooked.unhook()
         self._set_trainable(range(len(self.layers)), outside=True)
         self._release_inputs()
 

@@ -106,6 +106,17 @@ def bare_step(optimizer: Optimizer) -> None:
     step(optimizer)
 
 
+def step_on(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """The optimizer's update of some of its parameters, without hooks."""
+    groups, chosen = optimizer.param_groups, set(parameters)
+    restricted = [{**group, "params": [p for p in group["params"] if p in chosen]} for group in groups]
+    optimizer.param_groups = [group for group in restricted if group["params"]]
+    try:
+        bare_step(optimizer)
+    finally:
+        optimizer.param_groups = groups
+
+
 def _without_storage(parameter: nn.Parameter) -> nn.Parameter:
     stand_in = nn.Parameter(torch.empty_like(parameter, device="meta"))
     stand_in.grad = torch.empty_like(stand_in)

@@ -26,11 +26,11 @@ from gradwise.errors import RecipeError
 from gradwise.training.offload.arena import (
     Form,
     Unit,
-    bare_step,
     check_served,
     forms_of,
     is_streamed,
     state_forms,
+    step_on,
     units_of,
 )
 from gradwise.training.offload.device import Device, Event, device_of
@@ -228,6 +228,16 @@ class StateStream:
             self._passes_per_step = max(self._passes.values(), default=0)
         self.discard()
 
+    def update(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Update some parameters before the step, within the backward pass."""
+        self._prepare()
+        for place in dict.fromkeys(self._place_of[p] for p in parameters):
+            self._bring_in(place, forced=True)
+            self._update(place)
+            self._order.pop(place, None)
+        self._waiting = deque(place for place in self._waiting if place in self._order)
+        self.device.issued()
+
     def _update(self, place: Place) -> None:
         """Update the parameters of a unit whose state is coming in, and start its way back."""
         slot = place.slot
@@ -242,18 +252,12 @@ class StateStream:
 
     def _step(self, unit: Unit, host: dict[tuple[nn.Parameter, str], Tensor], buffer: Tensor) -> None:
         """The optimizer's own step on the parameters of a unit, with their state in `buffer`."""
-        state, groups = self.optimizer.state, self.optimizer.param_groups
+        state = self.optimizer.state
         views = [(piece, piece.view(buffer)) for piece in unit.pieces]
         for piece, view in views:
             if piece.name in state.get(piece.parameter, {}):
                 state[piece.parameter][piece.name] = view
-        chosen = set(unit.parameters)
-        restricted = [{**group, "params": [p for p in group["params"] if p in chosen]} for group in groups]
-        self.optimizer.param_groups = [group for group in restricted if group["params"]]
-        try:
-            bare_step(self.optimizer)
-        finally:
-            self.optimizer.param_groups = groups
+        step_on(self.optimizer, unit.parameters)
         for piece, view in views:
             value = state.get(piece.parameter, {}).get(piece.name)
             if value is not None:
