@@ -92,7 +92,7 @@ class UpdateInBackward:
         self._missing.pop(number, None)
 
     def _finish(self) -> None:
-        """Layers of which the loss used only a part."""
+        """Update layers with parameters that the loss did not use."""
         for number in list(self._missing):
             if any(p.grad is not None for p in self.layers[number]):
                 self._update(number)
