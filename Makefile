@@ -37,7 +37,7 @@ types: .venv/.dev
 BENCHMARKS := signals.cost signals.accuracy signals.precondition signals.peers signals.store \
 	grace.speed grace.million grace.importance grace.propagation grace.overhead \
 	direct.solver direct.million direct.curvature direct.sketch \
-	d3.commutator d3.planted d3.cost d3.solver d3.published robustness.data
+	d3.commutator d3.planted d3.cost d3.solver d3.published robustness.data layers.estimate
 TASKS := small_llama smollm2 grace_importance grace_dirty_10 grace_clean_10 grace_dirty_05 grace_dirty_30 \
 	grace_llama grace_smollm2 orders_tune orders_pretrain orders_smollm2
 

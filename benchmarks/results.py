@@ -26,6 +26,7 @@ from benchmarks.direct import curvature, decay, sketch
 from benchmarks.direct import million as direct_million
 from benchmarks.direct import solver as direct_solver
 from benchmarks.grace import importance, million, overhead, propagation, speed
+from benchmarks.layers import estimate
 from benchmarks.layers import page as layers
 from benchmarks.robustness import data as robustness_data
 from benchmarks.signals import accuracy, cost, peers, precondition, store
@@ -43,7 +44,7 @@ PAGES: dict[str, ModuleType] = {
     "d3-published": published,
     "direct-solver": direct_solver, "direct-million": direct_million, "direct-curvature": curvature,
     "direct-sketch": sketch, "direct-decay": decay,
-    "layers": layers, "robustness-data": robustness_data,
+    "layers": layers, "estimate-memory": estimate, "robustness-data": robustness_data,
 }  # fmt: skip
 """By the start of the result file's name; in the order of the index."""
 

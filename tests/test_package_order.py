@@ -41,6 +41,7 @@ ORDER = [
     "trainer",
     "report",
     "run",
+    "estimating",
     "comparison",
     "demo",
     "cli",

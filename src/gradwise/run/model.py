@@ -35,7 +35,7 @@ def load_tokenizer(settings: Model) -> Any:
     """The model's tokenizer; raises RecipeError if there is none, or if the model's files are damaged."""
     _check_place(settings)
     if settings.gguf_file is None and _base_of_adapter(settings) is None:
-        _configuration(settings)  # which the tokenizer's class is chosen by
+        configuration(settings)  # which the tokenizer's class is chosen by
     with _loading(settings, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(settings.name, **_where(settings))
         tokenizer("some words")  # settings of the wrong type show only now
@@ -87,7 +87,7 @@ def resolved_revision(settings: Model) -> str | None:
     if local_folder(settings.name) is not None:
         return None
     _check_place(settings)
-    return getattr(_configuration(settings), "_commit_hash", None)
+    return getattr(configuration(settings), "_commit_hash", None)
 
 
 def check_length(model: PreTrainedModel, max_length: int) -> None:
@@ -100,7 +100,8 @@ def check_length(model: PreTrainedModel, max_length: int) -> None:
         )
 
 
-def _configuration(settings: Model) -> Any:
+def configuration(settings: Model) -> Any:
+    """The model's configuration; no weights are read."""
     with _loading(settings, "configuration"):
         return AutoConfig.from_pretrained(settings.name, **_where(settings))
 
@@ -135,7 +136,7 @@ def _check_configuration(settings: Model) -> None:
     """Refuse what would take all memory while loading, or fail in the first step."""
     if settings.gguf_file is not None or (folder := local_folder(settings.name)) is None:
         return
-    config = _configuration(settings).get_text_config()
+    config = configuration(settings).get_text_config()
     for name, value in vars(config).items():
         if "dropout" in name and isinstance(value, int | float) and not 0 <= value <= 1:
             raise RecipeError(f"model.name: {name} in {folder / CONFIG} must be from 0 to 1; found {value}.")

@@ -1,0 +1,99 @@
+"""Counts the bytes of all tensors alive, by part, and remembers the peak; of real or of fake tensors."""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+BUFFERS, ACTIVATIONS, GRADIENTS = "temporary buffers", "activations", "gradients"
+
+
+class TensorBytes(TorchDispatchMode):
+    """Counts the storage of every tensor that an operation returns, until it is freed.
+
+    Memory that an operation uses within itself is not seen, nor is what an allocator rounds up or keeps.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: Counter[str] = Counter()
+        """Bytes now, by part."""
+        self.at_peak: Counter[str] = Counter()
+        """Bytes by part at the peak since the last `reset`."""
+        self._kept: dict[int, tuple[weakref.ref[Any], str, int]] = {}
+
+    @property
+    def peak(self) -> int:
+        """Most bytes since the last `reset`."""
+        return self.at_peak.total()
+
+    def reset(self) -> None:
+        """Measure the peak from here."""
+        self.at_peak = Counter(self.alive)
+
+    def add(self, tensors: Iterable[Tensor], part: str) -> None:
+        """Count tensors as belonging to a part, whatever they counted as before."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key in self._kept:
+                _, before, size = self._kept[key]
+                self.alive[before] -= size
+            reference = weakref.ref(storage, partial(self._freed, key))
+            self._kept[key] = reference, part, size
+            self.alive[part] += size
+        if self.alive.total() > self.at_peak.total():
+            self.at_peak = Counter(self.alive)
+
+    def _freed(self, key: int, reference: weakref.ref[Any]) -> None:
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] is reference:
+            del self._kept[key]
+            self.alive[kept[1]] -= kept[2]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
+        self.add([t for t in tensors if t.untyped_storage()._cdata not in self._kept], BUFFERS)
+        return out
+
+    @contextmanager
+    def following(self, model: nn.Module) -> Iterator["TensorBytes"]:
+        """Count in the block, with the model's weights, what its backward pass saves, and its gradients."""
+        embeddings = {id(module.weight) for module in _ends(model)}
+        weights = list(model.parameters())
+        self.add([p for p in weights if id(p) in embeddings], "embeddings and head")
+        self.add([p for p in weights if id(p) not in embeddings], "weights")
+        self.add(model.buffers(), "weights")
+        own = {tensor.untyped_storage()._cdata for tensor in (*weights, *model.buffers())}
+
+        def save(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage()._cdata not in own:
+                self.add([tensor], ACTIVATIONS)
+            return tensor
+
+        handles = [p.register_post_accumulate_grad_hook(self._gradient) for p in weights if p.requires_grad]
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), self:
+                self.reset()
+                yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _gradient(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self.add([parameter.grad], GRADIENTS)
+
+
+def _ends(model: Any) -> list[Any]:
+    """Input embeddings and head, which may share their weight."""
+    found: list[Callable[[], Any]] = [model.get_input_embeddings, model.get_output_embeddings]
+    return [module for module in (get() for get in found) if hasattr(module, "weight")]

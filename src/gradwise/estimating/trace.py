@@ -1,0 +1,274 @@
+"""Runs the steps of a recipe on tensors without storage, and counts their bytes.
+
+The model is built from its configuration alone; no weight is read. The batch is the largest that the recipe
+allows: every row has `data.max_length` tokens. With a layer policy the draw is the one that needs most: the
+lowest block is active, so that all blocks keep activations, and every layer was drawn before, so that all
+have optimizer state.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from gradwise.errors import RecipeError
+from gradwise.estimating.tensor_bytes import BUFFERS, TensorBytes
+from gradwise.recipe import Model, Recipe
+from gradwise.run.model import configuration
+from gradwise.structure import LayerGroups, group_layers
+from gradwise.training.adapter import with_adapter
+from gradwise.training.arguments import micro_batch
+from gradwise.training.layer_probe import LayerProbe
+from gradwise.training.offload.arena import UNIT_BYTES, state_forms, units_of
+
+STATE = "optimizer state"
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
+"""By the first part of the Trainer's name for an optimizer, such as `adamw_torch_fused`."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The peak of a part of a step."""
+
+    name: str
+    parts: dict[str, int]
+    """Bytes by part at the peak."""
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The phases of a run, and what the model is."""
+
+    phases: tuple[Phase, ...]
+    parameters: int
+    trainable: int
+    """Parameters with a gradient in the draw that was traced."""
+    layers: int
+    micro_batch: int
+    passes: int
+    """Micro-batches per step."""
+    host: int
+    """Bytes of optimizer state in host memory."""
+
+    @property
+    def peak(self) -> Phase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+
+def trace(recipe: Recipe) -> Trace:
+    """The memory of a recipe's steps.
+
+    Raises:
+        RecipeError: the model's configuration cannot be read, or a setting is one whose memory is not known.
+    """
+    assert recipe.model is not None and recipe.data is not None
+    _check_known(recipe)
+    train, length = recipe.train, recipe.data.max_length
+    rows = micro_batch(train.batch_size, 1, train.arguments.get("per_device_train_batch_size"))
+    passes = min(2, train.batch_size // rows)
+    with FakeTensorMode():
+        model = _model(recipe)
+        groups = _draw(model, recipe)
+        ids = torch.zeros(rows, length, dtype=torch.long)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+        phases = [_passes(model, batch, passes, recipe)]
+    state, host, slots = _state(recipe, model, groups)
+    phases[0].parts[STATE] = state
+    phases.append(_update(model, recipe, state + slots))
+    steps = train.arguments.get("max_steps", -1)
+    policy = recipe.layers.policy
+    if policy is not None and policy.probes_in(steps if steps > 0 else None):
+        with FakeTensorMode():
+            phases.append(_probe(recipe, rows, length))
+    return Trace(
+        phases=tuple(phases),
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        layers=0 if groups is None else len(groups.blocks),
+        micro_batch=rows,
+        passes=train.batch_size // rows,
+        host=host,
+    )
+
+
+def _check_known(recipe: Recipe) -> None:
+    given = recipe.train.arguments
+    for key in ("fsdp", "deepspeed", "use_liger_kernel", "torch_compile"):
+        if given.get(key):
+            raise RecipeError(f"gradwise estimate does not know the memory of train.{key}; leave it out.")
+    if _optimizer_name(recipe).split("_")[0] not in OPTIMIZERS or "8bit" in _optimizer_name(recipe):
+        raise RecipeError(
+            f"gradwise estimate knows the memory of {', '.join(OPTIMIZERS)}; found optim: "
+            f"{_optimizer_name(recipe)}."
+        )
+
+
+def _optimizer_name(recipe: Recipe) -> str:
+    return str(recipe.train.arguments.get("optim", "adamw_torch_fused"))
+
+
+def _model(recipe: Recipe) -> Any:
+    """The recipe's model without weights, in the type that it is trained in."""
+    settings = recipe.model
+    assert settings is not None
+    config = configuration(settings)
+    dtype = _dtype(settings, config)
+    extra = {"attn_implementation": settings.attention} if settings.attention else {}
+    with unset_fake_temporarily(), torch.device("meta"):  # PEFT cannot put adapters on fake tensors
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, **extra)
+        if recipe.adapter is not None:
+            model = with_adapter(model, recipe.adapter.method, recipe.adapter.options, lambda _: None)
+    _pretend_on_cpu(model)
+    given = recipe.train.arguments
+    if given.get("gradient_checkpointing") or given.get("activation_checkpointing"):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def _pretend_on_cpu(model: nn.Module) -> None:
+    """Replace tensors of the meta device by fake ones of the CPU, for which attention chooses the kernel that
+    it would in training; shared ones stay shared."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                if id(weight) not in made:
+                    fake = torch.empty(weight.shape, dtype=weight.dtype)
+                    made[id(weight)] = nn.Parameter(fake, requires_grad=weight.requires_grad)
+                module._parameters[name] = made[id(weight)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _dtype(settings: Model, config: Any) -> torch.dtype:
+    if settings.dtype != "auto":
+        return getattr(torch, settings.dtype)
+    own = getattr(config, "dtype", None)
+    return own if isinstance(own, torch.dtype) else getattr(torch, str(own or "float32"))
+
+
+def _draw(model: nn.Module, recipe: Recipe) -> LayerGroups | None:
+    """Freeze what the draw that needs most leaves frozen; returns the layers, or None without a policy."""
+    policy = recipe.layers.policy
+    if policy is None:
+        return None
+    groups = group_layers(model)
+    sampled = policy.embeddings == "sampled" and groups.outside
+    layers = [*groups.blocks, *([groups.outside] if sampled else [])]
+    policy.check_layers(len(layers))
+    by_size = sorted(range(1, len(layers)), key=lambda n: -sum(p.numel() for p in layers[n]))
+    active = [0, *by_size[: policy.active - 1]]
+    for number, layer in enumerate(layers):
+        for parameter in layer:
+            parameter.requires_grad_(number in active)
+    if not sampled:
+        for parameter in groups.outside:
+            parameter.requires_grad_(policy.embeddings == "always")
+    return groups
+
+
+def _passes(model: Any, batch: dict[str, Any], passes: int, recipe: Recipe) -> Phase:
+    """Forward and backward; the second micro-batch finds the gradients of the first."""
+    counted = TensorBytes()
+    with counted.following(model):
+        for _ in range(passes):
+            with _autocast(recipe):
+                loss = model(**batch).loss
+            loss.backward()
+    return Phase("forward and backward", dict(+counted.at_peak))
+
+
+def _probe(recipe: Recipe, rows: int, length: int) -> Phase:
+    """Before the first step: all blocks are measured, and each gradient is dropped at once."""
+    model = _model(recipe)
+    groups = group_layers(model)
+    for parameter in groups.outside:
+        parameter.requires_grad_(recipe.layers.policy.embeddings == "sampled")  # type: ignore[union-attr]
+    probe = LayerProbe(groups.blocks, 1)
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+    with _probing(probe):
+        return Phase("probe", _passes(model, batch, 1, recipe).parts)
+
+
+@contextmanager
+def _probing(probe: LayerProbe) -> Iterator[None]:
+    probe.attach()
+    try:
+        yield
+    finally:
+        probe.detach()
+
+
+def _autocast(recipe: Recipe) -> Any:
+    given = recipe.train.arguments
+    if given.get("bf16") or given.get("fp16"):
+        return torch.autocast("cpu", torch.bfloat16)  # float16 takes the same bytes
+    return nullcontext()
+
+
+def _state(recipe: Recipe, model: nn.Module, groups: LayerGroups | None) -> tuple[int, int, int]:
+    """Bytes of optimizer state on the device between updates, in host memory, and of units under way."""
+    policy = recipe.layers.policy
+    if groups is None or policy is None:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return _state_bytes(recipe, trained), 0, 0
+    outside = groups.outside if policy.embeddings != "never" else ()
+    layers = [*groups.blocks, outside]
+    every = [p for layer in layers for p in layer]
+    if policy.state == "drop":
+        return _state_bytes(recipe, [p for p in model.parameters() if p.requires_grad]), 0, 0
+    if policy.state == "keep":
+        return _state_bytes(recipe, every), 0, 0
+    active = [p for layer in layers for p in layer if p.requires_grad]
+    optimizer = _optimizer(recipe, active)
+    stand_ins = dict(zip(active, optimizer.param_groups[0]["params"], strict=True))
+    by_layer = [[stand_ins[p] for p in layer if p in stand_ins] for layer in layers]
+    units = units_of(by_layer, state_forms(optimizer))
+    largest = max((unit.size for unit in units), default=UNIT_BYTES)
+    return 0, _state_bytes(recipe, every), min(2, len(units)) * largest
+
+
+def _optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    kind: Any = OPTIMIZERS[_optimizer_name(recipe).split("_")[0]]
+    given = str(recipe.train.arguments.get("optim_args", ""))
+    momentum: dict[str, Any] = {"momentum": 0.9} if kind is torch.optim.SGD and "momentum" in given else {}
+    stand_ins = [nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta")) for p in parameters]
+    return kind(stand_ins, lr=1e-3, **momentum)
+
+
+def _state_bytes(recipe: Recipe, parameters: list[nn.Parameter]) -> int:
+    if not parameters:
+        return 0
+    forms = state_forms(_optimizer(recipe, parameters)).values()
+    tensors = sum(shape.numel() * dtype.itemsize for form in forms for shape, dtype in form.values())
+    return tensors + 4 * len(parameters)  # step counts
+
+
+def _update(model: Any, recipe: Recipe, state: int) -> Phase:
+    """The optimizer's step: weights, gradients, state, and what it computes in between."""
+    counted = TensorBytes()
+    with FakeTensorMode(), counted.following(model):
+        pass
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = sum(p.nbytes for p in trained)
+    # Fused updates need no room; others compute the denominator of one parameter, or of all at once.
+    name = _optimizer_name(recipe)
+    room = (
+        0 if "fused" in name else gradients if torch.cuda.is_available() else max(p.nbytes for p in trained)
+    )
+    parts = Counter(counted.alive) + Counter({"gradients": gradients, STATE: state, BUFFERS: room})
+    return Phase("update", dict(parts))

@@ -1,0 +1,122 @@
+"""The estimate against the measured peak of real training, and what it says where a recipe does not fit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from benchmarks.layers.estimate import arms, compare
+from gradwise import Data, Direct, Grace, Grass, Model, Recipe, RecipeError, Train
+from gradwise.cli.estimate import estimate as command
+from gradwise.estimating import TensorBytes, estimate
+from gradwise.estimating.estimate import bytes_of
+from gradwise.methods.baselines import UniformLayers
+
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 256, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def recipe(stories: Path) -> Recipe:
+    data: Any = Data(train="unread.jsonl", max_length=64)  # type: ignore[arg-type]
+    return Recipe(model=Model(name=str(stories)), data=data, train=Train(batch_size=4))
+
+
+@pytest.mark.parametrize("arm", [name for name in arms(1) if name != "grass-drop"])
+def test_the_peak_is_within_ten_percent_of_the_measured_one(arm: str) -> None:
+    found = compare(SMALL, arm, rows=2, length=64, active=2, steps=12)
+    assert found["layers_drawn"] in (0, 4), "a run in which all layers have state"
+    assert found["ratio"] == pytest.approx(1.0, abs=0.1)
+
+
+def test_bytes_are_counted_from_creation_to_end() -> None:
+    with TensorBytes() as counted:
+        first = torch.ones(1000)
+        second = first.view(10, 100)  # the same memory
+        assert counted.alive.total() == 4000
+        third = second + 1
+        assert counted.alive.total() == 8000
+        del first, second
+        assert counted.alive.total() == 4000
+        del third
+    assert not counted.alive.total() and counted.peak == 8000
+
+
+def test_parts_are_those_of_the_model(recipe: Recipe, story_model) -> None:
+    model = story_model()
+    weights = sum(p.nbytes for p in model.parameters())
+    step, update = estimate(recipe).traced.phases
+    for phase in (step, update):
+        assert phase.parts["weights"] + phase.parts["embeddings and head"] == pytest.approx(weights, rel=0.01)
+        assert phase.parts["optimizer state"] == pytest.approx(2 * weights, rel=0.01)
+    assert update.parts["gradients"] == weights
+
+
+def test_policies_need_what_they_keep(recipe: Recipe) -> None:
+    def state(**settings: Any) -> tuple[int, int, int]:
+        layers: Any = UniformLayers(active=1, **settings)
+        traced = estimate(replace(recipe, layers=layers)).traced
+        passes, update = traced.phases
+        return passes.parts["optimizer state"], update.parts["optimizer state"], traced.host
+
+    kept, dropped, offloaded = state(), state(state="drop"), state(state="offload")
+    assert kept[0] == kept[1] == offloaded[2] == pytest.approx(5 * dropped[0], rel=0.01)
+    assert offloaded[0] == 0 < offloaded[1] <= kept[1] and not kept[2] + dropped[2]
+
+
+def test_a_recipe_that_does_not_fit_gets_changes(recipe: Recipe) -> None:
+    whole = estimate(recipe)
+    assert whole.fits is None and not whole.changes
+    small = estimate(recipe, whole.peak - 1)
+    assert small.fits is False and all(change.peak < whole.peak for change in small.changes)
+    settings = {change.setting for change in small.changes}
+    assert {"train.gradient_checkpointing: true", "model.dtype: bfloat16", "data.max_length: 32"} <= settings
+    assert estimate(recipe, whole.peak).fits
+
+
+def test_time_is_given_in_shares(recipe: Recipe) -> None:
+    assert estimate(recipe).training == 3.0
+    layers: Any = Grass(active=5, probe=2)
+    train = Train(batch_size=4, schedule="wsd", arguments={"max_steps": 20})
+    found = estimate(replace(recipe, layers=layers, select=Grace(fraction=0.5), anneal=Direct(), train=train))
+    assert found.training == 3.0
+    assert found.shares["select"]["share"] == 0.15
+    assert found.shares["layers"]["share"] == pytest.approx(2 / 20)
+    assert found.shares["anneal"]["share"] is None and "size of the pool" in found.shares["anneal"]["why"]
+
+
+def test_the_command_prints_a_table_or_json(stories: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"model: {{name: {stories}}}\ndata: {{train: {{path: none.jsonl}}, max_length: 32}}\n"
+        "train: {batch_size: 2}\n"
+    )
+    app = typer.Typer()
+    app.command()(command)
+    table = CliRunner().invoke(app, [str(path), "--memory", "1GiB"])
+    assert table.exit_code == 0 and "fits in 1.00 GiB" in table.output
+    plain = CliRunner().invoke(app, [str(path), "--memory", "1MB", "--json"])
+    found = json.loads(plain.output)
+    assert found["fits"] is False and found["memory"] == 10**6
+    assert found["peak"] == max(phase["total"] for phase in found["phases"].values())
+
+
+@pytest.mark.parametrize("text", ["24", "much", "-1GiB", "GiB", "nanGiB"])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="--memory must be a size such as 24GiB"):
+        bytes_of(text)
+
+
+def test_settings_whose_memory_is_not_known_are_refused(recipe: Recipe) -> None:
+    for key, value in (("optim", "adafactor"), ("optim", "adamw_8bit"), ("torch_compile", True)):
+        with pytest.raises(RecipeError, match="gradwise estimate"):
+            estimate(replace(recipe, train=Train(batch_size=4, arguments={key: value})))
+    with pytest.raises(RecipeError, match=r"needs model\.name"):
+        estimate(Recipe())
