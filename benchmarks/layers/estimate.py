@@ -3,7 +3,7 @@
     python -m benchmarks.layers.estimate      # SmolLM2-135M's shape with random weights; minutes on a CPU
 
 Each arm trains through gradwise's Trainer on rows of full length while every tensor's bytes are counted from
-its creation to its end. Layer policies draw anew at each step, until all layers have had their turn: that is
+its creation to its end. Layer policies draw again at each step, until all layers have had their turn: that is
 the run that the estimate is about. The estimate itself reads only the model's configuration.
 """
 
