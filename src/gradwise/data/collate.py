@@ -1,7 +1,7 @@
 """Batches for a causal language model, from samples or from packed rows of samples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ class Collator:
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False, compare=False)
+    """Turns tokens into words where a decision compares texts; batches do not depend on it."""
 
     @classmethod
     def for_tokenizer(
@@ -32,7 +34,7 @@ class Collator:
     ) -> "Collator":
         """Pad with the tokenizer's padding token, else its end token, else token 0."""
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        return cls(next(token for token in known if isinstance(token, int)), pad_to_multiple_of)
+        return cls(next(token for token in known if isinstance(token, int)), pad_to_multiple_of, tokenizer)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Collate rows, each a sample or a list of samples.

@@ -34,10 +34,12 @@ from gradwise.temporary import TemporaryFolder
 
 BATCH = 1000
 
+PartName = Literal["train", "validation", "target"]
+
 
 def load(
     settings: Data,
-    part: Literal["train", "validation"],
+    part: PartName,
     tokenizer: PreTrainedTokenizerBase,
     *,
     progress: bool = True,
@@ -81,8 +83,8 @@ def load(
     return Pool(datasets.Dataset.from_file(str(path)), report, fingerprint)
 
 
-def _sources(settings: Data, part: Literal["train", "validation"]) -> list[Source]:
-    given = settings.train if part == "train" else settings.validation
+def _sources(settings: Data, part: PartName) -> list[Source]:
+    given = getattr(settings, part)
     sources = [given] if isinstance(given, Source) else given
     if not sources:
         raise DataError(f"data.{part} names no source; give a file, a folder or a hub dataset there")

@@ -79,6 +79,11 @@ class Pool:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def take(self, rows: np.ndarray) -> "Pool":
+        """Some of the samples, in the order given; the report stays that of all."""
+        contents = hashlib.sha256(f"{self.fingerprint} {rows.tolist()}".encode())
+        return Pool(self.dataset.select(rows), self.report, contents.hexdigest())
+
     @cached_property
     def domains(self) -> dict[str, int]:
         """Number of samples of each domain, in the order in which the domains first occur."""
@@ -111,9 +116,15 @@ def common_samples(train: datasets.Dataset, validation: datasets.Dataset) -> int
 
     Memory grows with the validation part only: its digests are kept, and the training part streams past them.
     """
-    wanted = Counter(digest(ids) for ids in _rows(validation))
-    found = {key for ids in _rows(train) if (key := digest(ids)) in wanted}
-    return sum(wanted[key] for key in found)
+    return int(found_in(validation, train).sum())
+
+
+def found_in(samples: Any, others: datasets.Dataset) -> np.ndarray:
+    """(N,) bool: whether each sample has exactly the tokens of one of `others`."""
+    own = [digest(ids) for ids in _rows(samples)]
+    wanted = set(own)
+    found = {key for ids in _rows(others) if (key := digest(ids)) in wanted}
+    return np.array([key in found for key in own], dtype=bool)
 
 
 def digest(*arrays: np.ndarray) -> bytes:

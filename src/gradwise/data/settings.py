@@ -96,7 +96,15 @@ class Data(Settings):
     """Sources of the training records: one or a list; a bare string is a path."""
 
     validation: Sources = None
-    """Sources of the validation records."""
+    """Sources of the validation records, which measure the run."""
+
+    target: Sources = None
+    """Sources of the target records: examples of what the model should become good at. A `domain` field names
+    subtasks, each of which gets its share of a selection."""
+
+    target_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the samples that choose, where `target` or `validation` alone is given and has to choose and
+    to measure; the others measure. If unset, it is a half."""
 
     max_length: Annotated[int, Field(ge=2)] = 512
     """Maximum number of tokens of a sample; longer ones lose their end."""

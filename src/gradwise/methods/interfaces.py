@@ -83,6 +83,28 @@ class Budgeted(NamedTuple):
     """What it is expected to cost, for the console."""
 
 
+class FirstStage(Protocol):
+    """How the texts of a pool compare with a target, before any model is asked."""
+
+    closeness: float
+
+    @property
+    def garbled(self) -> NDArray[np.bool_]: ...
+
+    def best(self, count: int) -> Places:
+        """The closest samples, best first."""
+        ...
+
+
+class WarmUp(NamedTuple):
+    """Training before a selection, that is taken back once its checkpoints were scored."""
+
+    fraction: float
+    """Of the pool, at random."""
+    epochs: int
+    """Each ends in a checkpoint."""
+
+
 class Refreshed(Protocol):
     """The state after a refresh, and how it went."""
 
@@ -109,6 +131,34 @@ class Selector(Method):
     @abstractmethod
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:
         """The samples of a pool to train on."""
+
+    # A method that selects towards a target derives from `gradwise.methods.towards.Targeted`.
+
+    @property
+    def aims(self) -> bool:
+        """Whether it selects towards a target."""
+        return False
+
+    @property
+    def warm_up(self) -> WarmUp | None:
+        """Training that must precede the scoring run; None for none."""
+        return None
+
+    def towards(self, *, target: bool, validation: bool) -> Literal["target", "validation"] | None:  # noqa: ARG002
+        """The set that it selects towards, given which sets there are; None for none.
+
+        Raises:
+            RecipeError: the set that it names, or needs, is not given.
+        """
+        return None
+
+    def aimed(self, goal: Literal["target", "validation"] | None) -> Self:  # noqa: ARG002
+        """The same method with its target settled."""
+        return self
+
+    def first_stage(self, signals: Signals, target: Signals) -> FirstStage | None:  # noqa: ARG002
+        """What the texts of a pool and of a target say before a model is asked; None where that is nothing."""
+        return None
 
     def size_in_run(self, pool: int, mean_tokens: Callable[[], float]) -> int:
         """Samples of an epoch, before anything is selected.
@@ -143,8 +193,17 @@ class Selector(Method):
     def warm_up(self) -> None:
         """Compile what is compiled at the first use, so that it is not timed."""
 
-    def rows_to_score(self, pool: int, domain: NDArray[np.str_] | None, seed: int) -> Places | None:
-        """The samples to score, ascending; None for all of them."""
+    def rows_to_score(
+        self, pool: int, domain: NDArray[np.str_] | None, seed: int, first: Any = None
+    ) -> Places | None:
+        """The samples to score, ascending; None for all of them.
+
+        Args:
+            pool: number of samples.
+            domain: of each of them.
+            seed: of what is left to chance.
+            first: what `first_stage` gave.
+        """
         return None
 
     def begin(
@@ -157,11 +216,15 @@ class Selector(Method):
         device: str = "cpu",
         took: dict[str, float] | None = None,
         forecast: Forecast | None = None,
+        target: Signals | None = None,
+        first: Any = None,
     ) -> SelectionState | None:
         """What to remember of the first scoring run; None for a method that remembers nothing."""
         return None
 
-    def pick(self, state: Any, signals: Signals, *, seed: int = 0) -> Selection:
+    def pick(
+        self, state: Any, signals: Signals, *, target: Signals | None = None, seed: int = 0
+    ) -> Selection:
         """The selection by what is known now; `signals` are those of the whole pool."""
         return self.select(signals, seed=seed)
 
@@ -170,7 +233,14 @@ class Selector(Method):
         raise NotImplementedError
 
     def refresh(
-        self, state: Any, anchors: Places, signals: Signals, step: int, *, device: str = "cpu"
+        self,
+        state: Any,
+        anchors: Places,
+        signals: Signals,
+        step: int,
+        *,
+        target: Signals | None = None,
+        device: str = "cpu",
     ) -> Refreshed:
         """The state after some nodes were scored again."""
         raise NotImplementedError

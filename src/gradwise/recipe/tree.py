@@ -79,7 +79,7 @@ def _anchor_data(data: Tree, folder: Path) -> None:
     template = data.get("chat_template")
     if isinstance(template, str) and not ("{{" in template or "{%" in template):
         data["chat_template"] = str(_located(template, folder)[0])
-    for part in ("train", "validation"):
+    for part in ("train", "validation", "target"):
         sources = data.get(part)
         if isinstance(sources, str):
             data[part] = _anchored(sources, folder)

@@ -3,12 +3,14 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from gradwise.data.texts import Texts
 from gradwise.errors import SignalError
 from gradwise.precision import autocast_here
 from gradwise.ranks import rank
@@ -94,6 +96,7 @@ def collect(
     with lent(model) as bare:
         one = Pass(bare, dataset, collator, wanted, scope, precondition, batch_tokens, say, autocast)
         signals = one.run(None if store is None else Path(store).expanduser(), start, progress)
+    signals = replace(signals, texts=Texts(dataset, getattr(collator, "tokenizer", None)))
     if report := signals.report():
         say(report)
     assert signals.ok is not None

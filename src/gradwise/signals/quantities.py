@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwise.data.texts import Texts
 from gradwise.errors import SignalError
 from gradwise.places import places
 from gradwise.signals.store import read
@@ -35,6 +36,9 @@ class Signals:
 
     words: NDArray[np.float32] | None = None
     """(N, d) sketch of the label tokens (`gradwise.data.label_words`), known without a model."""
+
+    texts: Texts | None = None
+    """The texts of the N samples, read from the data when n-grams are counted."""
 
     loss: NDArray[np.float32] | None = None
     """(N,) own-mean cross entropy, nats per label token."""
@@ -65,6 +69,10 @@ class Signals:
             raise SignalError(f"Signals are of a number of samples; found {shown(self.size)}.")
         for each in fields(self):
             values = getattr(self, each.name)
+            if isinstance(values, Texts) and len(values) != self.size:
+                raise SignalError(
+                    f"Signals of {self.size} samples need as many texts; found {len(values)}."
+                )
             if isinstance(values, np.ndarray) and (not values.ndim or len(values) != self.size):
                 raise SignalError(
                     f"Signals of {self.size} samples need as many rows of {each.name}; found shape "
@@ -103,7 +111,8 @@ class Signals:
             for kind, found in self.problems.items()
         }
         kept = {kind: found for kind, found in problems.items() if found.size}
-        return Signals(len(rows), **values, problems=kept, seconds=self.seconds)
+        texts = None if self.texts is None else self.texts.take(rows)
+        return Signals(len(rows), **values, texts=texts, problems=kept, seconds=self.seconds)
 
     def require(self, name: str, by: str) -> NDArray:
         """The quantity `name`, or a SignalError saying that the decision `by` cannot do without it."""

@@ -5,7 +5,7 @@ Alignment is therefore a mean cosine: as an inner product it bought random chara
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,13 @@ from gradwise.errors import SignalError
 from gradwise.numerics.kernels import parts
 from gradwise.signals import Signals
 
-Kind = Literal["alignment", "loss", "norm", "head_norm"]
+if TYPE_CHECKING:
+    from gradwise.methods.grace.aim import Aim
+
+Kind = Literal["alignment", "relevance", "loss", "norm", "head_norm"]
 
 NEEDS: dict[str, str] = {
-    "alignment": "grad", "loss": "loss", "norm": "grad_norm", "head_norm": "head_norm",
+    "alignment": "grad", "relevance": "embedding", "loss": "loss", "norm": "grad_norm", "head_norm": "head_norm",
 }  # fmt: skip
 """The signal each kind is made of."""
 
@@ -45,7 +48,7 @@ def importance(
     rows: NDArray[np.int64],
     *,
     mean_tokens: float | None = None,
-    target: "Target | None" = None,
+    target: "Target | Aim | None" = None,
 ) -> NDArray[np.float64]:
     """(n,) of some samples of a pool.
 
@@ -55,9 +58,12 @@ def importance(
         rows: (n,) the samples.
         mean_tokens: scale by the sample's label tokens over this: what a token of it is worth becomes what
             all of it is.
-        target: direction for `alignment`. If unset, the mean over `rows`.
+        target: direction for `alignment`, or the aim of a selection towards a target. If unset, the mean over
+            `rows`.
     """
     values = np.asarray(signals.require(NEEDS[kind], f"grace with importance {kind}"))
+    if target is not None and not isinstance(target, Target):
+        return target.importance(values[rows])
     if kind == "alignment":
         grads = values[rows].astype(np.float64)
         found = (target or Target.of(grads)).alignment(grads)

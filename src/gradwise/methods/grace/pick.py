@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.methods.decision import Selection
+from gradwise.methods.grace.aim import combined, region
 from gradwise.methods.grace.importance import Worth, worth
 from gradwise.methods.grace.state import State
 from gradwise.numerics import interleaved
@@ -66,18 +67,23 @@ def choose(state: State, budget: Amount, trade_off: float, minimum: Minimum | No
         trade_off: weight of coverage.
         minimum: how many of each group of nodes.
     """
-    valued = worth(state.importance)
+    valued, counts = worth(state.importance), state.counts.astype(np.float64)
+    if state.bounds is not None:
+        valued = replace(valued, scores=combined(valued.scores, state.by_words))
     if budget.tokens is None:
         assert budget.count is not None
         size = min(budget.count, len(state))
-        problem = Facility.of(state.graph, valued.scores, size, trade_off, state.counts)
+        if state.bounds is not None:
+            counts *= region(valued.scores, size)
+        problem = Facility.of(state.graph, valued.scores, size, trade_off, counts)
         picks = problem.greedy(size, minimum=minimum)
     else:
         assert budget.costs is not None
         costs = np.maximum(budget.costs[state.sample], 1)
-        problem = Facility.of(
-            state.graph, valued.scores, budget.tokens / costs.mean(), trade_off, state.counts
-        )
+        size = budget.tokens / costs.mean()
+        if state.bounds is not None:
+            counts *= region(valued.scores, size)
+        problem = Facility.of(state.graph, valued.scores, size, trade_off, counts)
         both = [problem.greedy(budget.tokens, costs, by_cost=by_cost) for by_cost in (False, True)]
         picks = max(both, key=problem.value)
     coverage = problem.coverage(picks) / trade_off if trade_off else _coverage(state, picks)
@@ -100,7 +106,8 @@ def selection(state: State, chosen: Coreset, budget: Amount, *, weighted: bool, 
     """
     samples = state.sample[chosen.picks]
     covers = _covers(state, chosen)
-    percentile = 100 * (np.argsort(np.argsort(state.importance)) + 0.5) / len(state)
+    ranked = state.importance if state.bounds is None else chosen.worth.scores
+    percentile = 100 * (np.argsort(np.argsort(ranked)) + 0.5) / len(state)
     columns: dict[str, NDArray[Any]] = {
         "rank": np.arange(len(samples)),
         "importance": state.importance[chosen.picks],
@@ -109,7 +116,10 @@ def selection(state: State, chosen: Coreset, budget: Amount, *, weighted: bool, 
         "copies": state.counts[chosen.picks] - 1,
         "measured_at": state.measured_at[chosen.picks],
     }
-    why = [_reason(row) for row in zip(*(columns[name] for name in _SAID), strict=True)]
+    if state.by_words is not None:
+        columns["words_percentile"] = 100 * np.maximum(state.by_words, 0)[chosen.picks]
+    of = "importance" if state.bounds is None else "closeness to the target"
+    why = [_reason(row, of) for row in zip(*(columns[name] for name in _SAID), strict=True)]
     weights = np.clip(covers / covers.mean(), *WEIGHT_RANGE) if weighted and len(covers) else None
     missing = 0 if budget.count is None else budget.count - len(samples)
     if missing > 0:
@@ -124,6 +134,8 @@ def selection(state: State, chosen: Coreset, budget: Amount, *, weighted: bool, 
             "copies": state.counts[node] - 1,
             "measured_at": state.measured_at[node],
         }
+        if state.by_words is not None:
+            more["words_percentile"] = 100 * np.maximum(state.by_words, 0)[node]
         columns = {name: np.concatenate([values, more[name]]) for name, values in columns.items()}
         samples = np.concatenate([samples, copies])
         why += ["a copy: no other sample was left"] * len(copies)
@@ -158,10 +170,10 @@ def _mean(values: NDArray[np.float64]) -> float:
 _SAID = ("rank", "covers", "copies", "importance_percentile")
 
 
-def _reason(values: tuple[Any, ...]) -> str:
+def _reason(values: tuple[Any, ...], of: str) -> str:
     rank, covers, copies, percentile = values
     copied = f", {copies} of them copies" if copies else ""
-    return f"pick {rank + 1}: stands for {covers} samples{copied}; importance above {percentile:.0f} % of all"
+    return f"pick {rank + 1}: stands for {covers} samples{copied}; {of} above {percentile:.0f} % of all"
 
 
 def _covers(state: State, chosen: Coreset) -> NDArray[np.int64]:
@@ -186,12 +198,21 @@ def _copies(state: State, picks: NDArray[np.int64]) -> NDArray[np.int64]:
 def filled(
     picked: Selection, state: State, budget: Amount, domain: NDArray[np.str_] | None, seed: int
 ) -> Selection:
-    """A selection with random samples that were not scored, every domain in proportion, up to the whole
-    budget; what is not known of them is masked in the columns and NaN in the scores."""
-    rng = stream(seed, "grace random fill")
-    others = rng.permutation(np.setdiff1d(np.arange(state.pool), state.looked))
-    if domain is not None:
-        others = others[interleaved(domain[others])]
+    """A selection with samples that were not scored, up to the whole budget: by their n-grams where a target
+    is given, otherwise at random with every domain in proportion. What is not known of them is masked in the
+    columns and NaN in the scores."""
+    if state.ranked is not None:
+        others = state.ranked[~np.isin(state.ranked, state.looked)]
+    else:
+        rng = stream(seed, "grace random fill")
+        others = rng.permutation(np.setdiff1d(np.arange(state.pool), state.looked))
+        if domain is not None:
+            others = others[interleaved(domain[others])]
+    why, counted = (
+        ("not scored; drawn at random to fill the budget", "at_random")
+        if state.ranked is None
+        else ("not scored; next by its n-grams", "by_words")
+    )
     if budget.count is not None:
         more = others[: budget.count - len(picked.indices)]
     else:
@@ -202,12 +223,12 @@ def filled(
     return replace(
         picked,
         indices=np.concatenate([picked.indices, more]),
-        why=picked.why + ("not scored; drawn at random to fill the budget",) * count,
+        why=picked.why + (why,) * count,
         weights=None if weights is None else np.concatenate([weights, np.ones(count)]),
         scores=None if scores is None else np.concatenate([scores, np.full(count, np.nan)]),
         columns={name: _unknown(values, count) for name, values in picked.columns.items()}
         | {"rank": np.arange(len(picked.indices) + count)},
-        details=picked.details | {"at_random": count},
+        details=picked.details | {counted: count},
     )
 
 

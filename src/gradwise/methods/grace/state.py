@@ -41,6 +41,14 @@ class State:
     """(k,) mean direction of the nodes' gradients, where importance is alignment with it."""
     mean_tokens: float | None = None
     """Label tokens of a node on average, where importance is scaled by length."""
+    bounds: NDArray[np.float64] | None = None
+    """(T,) cosines taken off so that each subtask of a target gets its share; None without a target."""
+    by_words: NDArray[np.float64] | None = None
+    """(m,) rank of each node by n-grams, where a target is given and texts are known."""
+    ranked: NDArray[np.int64] | None = None
+    """(n,) samples of the pool in the order of their n-grams, as many as may have to fill the budget."""
+    closeness: float | None = None
+    """How close the pool's best samples are to the target, by n-grams: 0 as random ones, 1 as its own."""
     every: int = 0
     """Steps from one selection to the next; 0 where there is only one."""
     allowance: int | None = None

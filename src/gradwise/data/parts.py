@@ -1,0 +1,133 @@
+"""Which samples train, which choose, and which measure.
+
+The samples that choose never measure: what was selected towards them is fitted to them. Where one set has to
+do both, it is split, once and for all seeds, so that the runs of a comparison are measured by the same
+samples.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from gradwise.data.load import load
+from gradwise.data.pool import Pool, found_in, overlap
+from gradwise.data.settings import Data
+from gradwise.errors import DataError
+from gradwise.numerics.sampling import interleaved
+from gradwise.numerics.streams import stream
+
+Goal = Literal["target", "validation"]
+"""The set that a selection aims at."""
+
+HALF = 0.5
+"""Share of a set that chooses, if `data.target_share` is unset."""
+
+
+class Split(NamedTuple):
+    """Rows of one set."""
+
+    choosing: NDArray[np.int64]
+    measuring: NDArray[np.int64]
+
+
+def split(domains: list[str] | None, count: int, share: float) -> Split:
+    """Rows of a set that choose and rows that measure, at random, every domain in proportion; the same for
+    every seed.
+
+    Args:
+        domains: of each sample, if known.
+        count: samples of the set.
+        share: of them that chooses.
+
+    Raises:
+        DataError: the set has fewer than two samples.
+
+    >>> [len(rows) for rows in split(["a"] * 6 + ["b"] * 2, 8, 0.5)]
+    [4, 4]
+    """
+    if count < 2:
+        raise DataError(
+            f"Choosing and measuring need samples of their own, and there is {count} in all; give more, or "
+            "both data.target and data.validation."
+        )
+    shuffled = stream(0, "target split").permutation(count)
+    if domains is not None:
+        shuffled = shuffled[interleaved(np.asarray(domains)[shuffled])]
+    chosen = min(count - 1, max(1, round(share * count)))
+    return Split(np.sort(shuffled[:chosen]), np.sort(shuffled[chosen:]))
+
+
+class Parts(NamedTuple):
+    """The data of a run."""
+
+    train: Pool
+    validation: Pool | None
+    """What measures."""
+    target: Pool | None
+    """What a selection aims at."""
+    notes: tuple[str, ...]
+    """Sentences on samples in common, and on a set that was split."""
+
+
+def load_parts(
+    settings: Data, tokenizer: PreTrainedTokenizerBase, *, goal: Goal | None, progress: bool = True
+) -> Parts:
+    """Read all parts of the data, and keep those that choose apart from those that measure.
+
+    Args:
+        settings: the recipe's `data`.
+        tokenizer: the model's.
+        goal: the set that the selection aims at; None for no aim.
+        progress: show how far it is.
+
+    Raises:
+        DataError: a part cannot be read, or is too small to be split.
+    """
+    train = load(settings, "train", tokenizer, progress=progress)
+    validation = None
+    if settings.validation is not None:
+        validation = load(settings, "validation", tokenizer, progress=progress)
+    target = load(settings, "target", tokenizer, progress=progress) if settings.target is not None else None
+    notes = []
+    if target is not None and (common := overlap(train, target)):
+        notes.append(f"{common} of {len(target)} target samples also stand in the training data.")
+    if target is not None and validation is not None:
+        validation, note = _unlike(validation, target, "the target's")
+        return Parts(train, validation, target, tuple([*notes, *note, *_warned(train, validation)]))
+    whole = target or validation
+    splits = target is not None or goal == "validation" or settings.target_share is not None
+    if whole is None or not splits:
+        return Parts(train, validation, None, tuple([*notes, *_warned(train, validation)]))
+    name = "target" if target is not None else "validation"
+    share = settings.target_share or HALF
+    rows = split(list(whole.dataset["domain"]), len(whole), share)
+    notes.append(
+        f"data.{name} is split: {len(rows.choosing)} of its samples choose, {len(rows.measuring)} others "
+        "measure."
+    )
+    target, measuring = whole.take(rows.choosing), whole.take(rows.measuring)
+    for others, of in ((target, "those that choose"), (train, "the training data")):
+        measuring, note = _unlike(measuring, others, of)
+        notes += note
+    return Parts(train, measuring, target, tuple(notes))
+
+
+def _unlike(measuring: Pool, others: Pool, of: str) -> tuple[Pool, list[str]]:
+    """The samples that are not among others, and a sentence where some are."""
+    shared = found_in(measuring.dataset, others.dataset)
+    if not shared.any():
+        return measuring, []
+    if shared.all():
+        raise DataError(f"All {len(measuring)} samples that would measure are among {of}; give others.")
+    sentence = f"{int(shared.sum())} of {len(measuring)} samples that measure are among {of}; they are left out."
+    return measuring.take(np.flatnonzero(~shared)), [sentence]
+
+
+def _warned(train: Pool, validation: Pool | None) -> list[str]:
+    if validation is None or not (common := overlap(train, validation)):
+        return []
+    return [
+        f"Warning: {common} of {len(validation)} held-out samples also occur in the training data."
+    ]

@@ -1,0 +1,58 @@
+"""The texts of samples as rows of words, a chunk at a time: what n-grams are counted in."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.data.pool import ragged
+from gradwise.numerics.ngrams import Chunk, token_ids, word_ids
+
+CHUNK = 10_000
+"""Samples that are read at a time; memory does not grow with their number."""
+
+
+class Texts:
+    """Texts of tokenised samples, read when they are asked for.
+
+    Args:
+        dataset: anything indexable of {"input_ids": [...]}.
+        tokenizer: turns tokens into text, whose words then count. If None, the tokens themselves count: with a
+            small vocabulary they are pieces of words, and say less.
+        rows: positions of the samples. If unset, all of them.
+
+    >>> texts = Texts([{"input_ids": [5, 6, 7]}, {"input_ids": [5]}])
+    >>> len(texts), [offsets.tolist() for offsets, _ in texts.take(np.array([1])).chunks()]
+    (2, [[0, 1]])
+    """
+
+    def __init__(self, dataset: Any, tokenizer: Any = None, rows: NDArray[np.int64] | None = None) -> None:
+        self.dataset, self.tokenizer, self.rows = dataset, tokenizer, rows
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.rows is None else len(self.rows)
+
+    def take(self, rows: NDArray[np.int64]) -> "Texts":
+        """Some of them, in the order given."""
+        return Texts(self.dataset, self.tokenizer, rows if self.rows is None else self.rows[rows])
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Offsets and word ids of one stretch of samples after another."""
+        if self.tokenizer is None:
+            yield from token_ids(self._tokens())
+            return
+        for offsets, tokens in self._tokens():
+            parts = np.split(tokens, offsets[1:-1])
+            texts = self.tokenizer.batch_decode([part.tolist() for part in parts], skip_special_tokens=True)
+            yield word_ids(texts)
+
+    def _tokens(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        if hasattr(self.dataset, "select_columns"):
+            dataset = self.dataset if self.rows is None else self.dataset.select(self.rows)
+            yield from ragged(dataset, "input_ids")
+            return
+        rows = np.arange(len(self)) if self.rows is None else self.rows
+        for start in range(0, len(rows), CHUNK):
+            some = [np.asarray(self.dataset[int(row)]["input_ids"]) for row in rows[start : start + CHUNK]]
+            yield np.cumsum([0, *map(len, some)]), np.concatenate(some).astype(np.int64)

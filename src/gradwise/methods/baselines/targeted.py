@@ -1,0 +1,244 @@
+"""Selections towards a target that others have published: DSIR, nearest neighbours, LESS, TSDS."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from gradwise.errors import SignalError
+from gradwise.methods.decision import Selection, check_signals
+from gradwise.methods.interfaces import WarmUp
+from gradwise.methods.towards import AlwaysTargeted, Subtasks, check_target, texts_of, unit_rows
+from gradwise.numerics.ngrams import Counts, affinity
+from gradwise.numerics.streams import stream
+from gradwise.numerics.transport import spread_mass
+from gradwise.signals import Signals
+
+
+@dataclass(frozen=True)
+class _TowardsTarget(AlwaysTargeted):
+    """What the four have in common."""
+
+    def pick(
+        self, state: Any, signals: Signals, *, target: Signals | None = None, seed: int = 0
+    ) -> Selection:  # noqa: ARG002
+        return self.select(signals, target=target, seed=seed)
+
+    def select(self, signals: Signals, *, target: Signals | None = None, seed: int = 0) -> Selection:
+        """The samples of a pool that serve a target.
+
+        Args:
+            signals: of the pool.
+            target: of the target samples, measured alike.
+            seed: of what is left to chance.
+
+        Raises:
+            SignalError: a signal is missing, or no target is given.
+        """
+        check_signals(signals, self.method, seed=seed)
+        indices, scores, why = self._ranked(signals, check_target(target, self.method), seed)
+        weights = None if signals.weight is None else signals.weight[indices]
+        return Selection(indices, why=(why,), weights=weights, scores=scores[indices])
+
+    def _ranked(
+        self, signals: Signals, target: Signals, seed: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], str]:
+        """The picks in order, the score of every sample of the pool, and the reason."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Dsir(_TowardsTarget):
+    """Importance resampling by hashed n-grams (DSIR, Xie et al. 2023, arXiv 2302.03169).
+
+    Texts are drawn without replacement in proportion to p_target(x) / p_pool(x), both products of the
+    probabilities of hashed unigrams and bigrams, by adding Gumbel noise to the logarithms.
+    """
+
+    method: Literal["dsir"] = "dsir"
+    """Resampling by hashed unigrams and bigrams."""
+
+    buckets: Annotated[int, Field(ge=2)] = 10_000
+    """Counters that n-grams are hashed into."""
+
+    smoothing: Annotated[float, Field(ge=0)] = 10_000.0
+    """n-grams of the pool's distribution that are added to the target's. With 0 only the authors' 1e-8 is: of
+    a few target samples most n-grams are then 18 nats less likely than in the pool, and the shortest texts
+    win."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"texts"})
+
+    def _ranked(
+        self, signals: Signals, target: Signals, seed: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], str]:
+        texts = texts_of(signals, self.method)
+        pool = Counts.of(texts.chunks(), self.buckets)
+        aim = Counts.of(texts_of(target, f"{self.method}, of the target samples,").chunks(), self.buckets)
+        weight = affinity(texts.chunks(), pool, aim, smoothing=self.smoothing).weight
+        drawn = weight + stream(seed, "dsir").gumbel(size=len(weight))
+        best = np.argsort(-drawn, kind="stable")[: self.size(len(weight))]
+        return best, weight, "drawn by the likelihood of its n-grams under the target's"
+
+
+@dataclass(frozen=True)
+class Nearest(_TowardsTarget):
+    """Nearest neighbours of the target samples by embedding (as RDS+, Ivison et al. 2025, arXiv 2503.01807).
+
+    The target samples take turns; each takes the sample with the highest cosine that is left. Embeddings are
+    mean hidden states around the pool's mean; the paper weights positions, and does not centre.
+    """
+
+    method: Literal["nearest"] = "nearest"
+    """Nearest neighbours by embedding, in turns."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
+
+    def _ranked(
+        self, signals: Signals, target: Signals, seed: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], str]:
+        rows, cosines = _cosines(signals, target, self.method)
+        turns = stream(seed, "nearest turns").permutation(len(cosines))
+        best = rows[_in_turns(cosines[turns], self.size(len(rows)))]
+        scores = np.full(len(signals), -1.0)
+        scores[rows] = cosines.max(axis=0)
+        return best, scores, "among the nearest to a target sample, by embedding"
+
+
+@dataclass(frozen=True)
+class Less(_TowardsTarget):
+    """Gradient similarity with the target at warm-up checkpoints (LESS, Xia et al. 2024, arXiv 2402.04333).
+
+    A sample scores max over subtasks of sum_c eta_c cos(Gamma_c(z), g_c), where Gamma_c is its gradient
+    preconditioned by Adam's second moments at checkpoint c and g_c the subtask's mean gradient; eta_c is the
+    mean learning rate of the epoch, of a linear decay. A run trains the warm-up by itself and takes it back.
+    With `adapter` gradients are those of the adapter, as in the paper. Adam's momentum, the same for all
+    samples, is left out of Gamma.
+    """
+
+    method: Literal["less"] = "less"
+    """Gradient similarity at warm-up checkpoints."""
+
+    checkpoints: Annotated[int, Field(ge=1)] = 4
+    """Epochs of the warm-up, each of which ends in a checkpoint. Outside of a run, `grad` holds as many
+    gradients side by side; give 1 for gradients at the present weights."""
+
+    warm_up_fraction: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Fraction of the pool that the warm-up trains on, at random."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"grad"})
+
+    @property
+    def warm_up(self) -> WarmUp:
+        return WarmUp(self.warm_up_fraction, self.checkpoints)
+
+    def _ranked(
+        self, signals: Signals, target: Signals, seed: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], str]:  # noqa: ARG002
+        own, aims = (np.asarray(each.require("grad", self.method)) for each in (signals, target))
+        if own.shape[1] != aims.shape[1] or own.shape[1] % self.checkpoints:
+            raise SignalError(
+                f"less needs gradients of {self.checkpoints} checkpoints side by side, as many numbers for the "
+                f"pool as for the target; found {own.shape[1]} and {aims.shape[1]}. Give checkpoints: 1 for "
+                "gradients at the present weights."
+            )
+        subtasks = Subtasks.of_domains(target.domain, len(target))
+        usable = np.isfinite(aims).all(axis=1)
+        rates = 1 - (np.arange(self.checkpoints) + 0.5) / self.checkpoints
+        scores = np.zeros((len(subtasks.names), len(own)))
+        for rate, pool, aim in zip(
+            rates, *(np.split(each, self.checkpoints, axis=1) for each in (own, aims)), strict=True
+        ):
+            means = np.stack(
+                [
+                    aim[usable & (subtasks.of == number)].astype(np.float64).sum(axis=0)
+                    for number in range(len(subtasks.names))
+                ]
+            )
+            scores += rate * (unit_rows(means) @ unit_rows(np.nan_to_num(pool.astype(np.float64))).T)
+        best_of = scores.max(axis=0)
+        best_of[~np.isfinite(own).all(axis=1)] = -np.inf
+        best = np.argsort(-best_of, kind="stable")[: self.size(int(np.isfinite(best_of).sum()))]
+        return best, np.where(np.isfinite(best_of), best_of, -1.0), "its gradient is among the most like the target's"
+
+
+@dataclass(frozen=True)
+class Tsds(_TowardsTarget):
+    """Optimal transport to the target with a term for diversity (TSDS, Liu et al. 2024, arXiv 2410.11303).
+
+    Every target sample's mass moves to its nearest samples, as evenly as `spread` asks; where samples lie
+    close together their density divides the mass among them, so that near duplicates get no more than one
+    would. Samples are then drawn without replacement in proportion to their mass.
+    """
+
+    method: Literal["tsds"] = "tsds"
+    """Optimal transport to the target, with diversity."""
+
+    spread: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """Weight of evenness against distance."""
+
+    radius: Annotated[float, Field(gt=0)] = 0.1
+    """Distance, as 1 - cosine, within which samples count in each other's density."""
+
+    neighbours: Annotated[int, Field(ge=1)] = 2000
+    """Nearest samples of each target sample that can get its mass."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
+
+    def _ranked(
+        self, signals: Signals, target: Signals, seed: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], str]:
+        rows, cosines = _cosines(signals, target, self.method)
+        units = _units(signals, rows)
+        near = np.unique(np.argsort(-cosines, axis=1, kind="stable")[:, : self.neighbours])
+        density = np.ones(len(rows))
+        for start in range(0, len(near), 1024):
+            some = near[start : start + 1024]
+            apart = 1 - units[some] @ units.T
+            density[some] = np.maximum(0, 1 - np.square(apart / self.radius)).sum(axis=1)
+        size = self.size(len(rows))
+        mass = spread_mass(1 - cosines, density, self.spread, self.neighbours)
+        with np.errstate(divide="ignore"):
+            drawn = np.log(mass) + stream(seed, "tsds").gumbel(size=len(mass))
+        # Samples without mass follow, nearest first.
+        without = np.lexsort((-cosines.max(axis=0), mass == 0))
+        order = np.concatenate([np.argsort(-drawn, kind="stable")[: np.count_nonzero(mass)], without])
+        best = rows[order[np.sort(np.unique(order, return_index=True)[1])][:size]]
+        scores = np.zeros(len(signals))
+        scores[rows] = mass
+        return best, scores, "drawn by the mass that moves to it from the target"
+
+
+def _units(signals: Signals, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    embedding = np.asarray(signals.require("embedding", "the selection"))[rows].astype(np.float64)
+    return unit_rows(embedding - embedding.mean(axis=0))
+
+
+def _cosines(
+    signals: Signals, target: Signals, by: str
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Samples with a finite embedding, and (m, n) their cosines with the target samples, around their mean."""
+    own = np.asarray(signals.require("embedding", by))
+    aims = np.asarray(target.require("embedding", f"{by}, of the target samples,"))
+    rows = np.flatnonzero(np.isfinite(own).all(axis=1))
+    aims = aims[np.isfinite(aims).all(axis=1)].astype(np.float64)
+    if not rows.size or not len(aims):
+        raise SignalError(f"{by}: no sample of the pool or of the target has a finite embedding.")
+    centre = own[rows].mean(axis=0, dtype=np.float64)
+    return rows, unit_rows(aims - centre) @ _units(signals, rows).T
+
+
+def _in_turns(cosines: NDArray[np.float64], size: int) -> NDArray[np.int64]:
+    """(size,) columns: each row in turn takes its highest that is left."""
+    order = np.argsort(-cosines, axis=1, kind="stable")
+    place = np.zeros(len(cosines), dtype=np.int64)
+    taken = np.zeros(cosines.shape[1], dtype=bool)
+    picks: list[int] = []
+    while len(picks) < size:
+        row = len(picks) % len(cosines)
+        while taken[order[row, place[row]]]:
+            place[row] += 1
+        picks.append(int(order[row, place[row]]))
+        taken[picks[-1]] = True
+    return np.array(picks, dtype=np.int64)

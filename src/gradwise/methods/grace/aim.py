@@ -1,0 +1,119 @@
+"""GRACE towards a target: relevance takes the place of importance, and coverage counts the relevant region.
+
+A cascade, cheap first. Hashed n-grams rank the whole pool without a model; `SURVIVORS` samples for each pick
+go on to the model. Their embeddings (`relevance`) or gradients (`alignment`) are compared with the target's
+mean direction, which spreads over the k-NN graph at refreshes as importance does. Both ranks count alike.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.methods.grace.importance import NEEDS, Kind
+from gradwise.methods.grace.state import State
+from gradwise.methods.towards import (
+    Direction,
+    Subtasks,
+    Wording,
+    bounds,
+    check_target,
+    percentiles,
+    texts_of,
+    wording,
+)
+from gradwise.signals import Signals
+
+SURVIVORS = 4
+"""Samples that are scored for each one picked, after n-grams ranked them all."""
+
+REGION = 2
+"""Relevant samples for each one picked; coverage counts them alone."""
+
+GARBLED = -1.0
+"""Rank of a garbled sample, below all others."""
+
+
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """What samples are compared with. Shapes: T subtasks."""
+
+    direction: Direction
+    centre: NDArray[np.float64]
+    """(k,) that vectors are taken around."""
+    bounds: NDArray[np.float64]
+    """(T,) cosines that are taken off, so that each subtask gets its share (`joint`)."""
+
+    def importance(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
+        """(n,) of (n, k) vectors, higher is closer."""
+        cosines = self.direction.cosines(vectors.astype(np.float64) - self.centre)
+        return (cosines - self.bounds[:, None]).max(axis=0)
+
+
+def aim_of(
+    kind: Kind,
+    signals: Signals,
+    rows: NDArray[np.int64],
+    target: Signals | None,
+    size: int,
+    centre: NDArray[np.floating],
+) -> Aim:
+    """What the samples of a pool are compared with.
+
+    Args:
+        kind: relevance, by embeddings; or alignment, by gradients.
+        signals: of the candidates.
+        rows: of those that stand for a node.
+        target: signals of the target samples.
+        size: samples of the selection.
+        centre: (h,) mean of the candidates' embeddings.
+    """
+    target = check_target(target, "grace")
+    name = NEEDS[kind]
+    middle = centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
+    aims = np.asarray(target.require(name, "grace, of the target samples,")).astype(np.float64) - middle
+    direction = Direction.of(aims, Subtasks.of_domains(target.domain, len(target)))
+    cosines = direction.cosines(np.asarray(signals.require(name, "grace"))[rows].astype(np.float64) - middle)
+    return Aim(direction, middle, bounds(cosines, direction.shares, size))
+
+
+def aim_again(state: State, kind: Kind, target: Signals | None) -> Aim:
+    """The aim at a refresh, with the target samples scored again."""
+    target = check_target(target, "grace")
+    assert state.bounds is not None
+    middle = state.centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
+    vectors = np.asarray(target.require(NEEDS[kind], "grace, of the target samples,")).astype(np.float64)
+    direction = Direction.of(vectors - middle, Subtasks.of_domains(target.domain, len(target)))
+    return Aim(direction, middle, state.bounds)
+
+
+def words_of(signals: Signals, target: Signals, size: int) -> Wording:
+    """The first stage of the cascade, over a whole pool."""
+    target = check_target(target, "grace")
+    return wording(
+        texts_of(signals, "grace"),
+        texts_of(target, "grace, of the target samples,"),
+        Subtasks.of_domains(target.domain, len(target)),
+        size,
+    )
+
+
+def ranks_of(words: Wording, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(n,) how the words of some samples rank among them, 0..1; `GARBLED` for garbled ones."""
+    return np.where(words.garbled[rows], GARBLED, percentiles(words.score[rows]))
+
+
+def combined(scores: NDArray[np.float64], by_words: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """(m,) 0..1: ranks by the model and by words together; garbled samples have 0."""
+    if by_words is None:
+        return scores
+    both = percentiles(scores) + by_words
+    return np.where(by_words == GARBLED, 0.0, percentiles(np.where(by_words == GARBLED, -2.0, both)))
+
+
+def region(scores: NDArray[np.float64], size: float) -> NDArray[np.float64]:
+    """(m,) 1 for the relevant nodes, whose coverage counts, 0 for others."""
+    count = min(len(scores), max(1, round(REGION * size)))
+    least = -np.partition(-scores, count - 1)[count - 1]
+    return ((scores >= least) & (scores > 0)).astype(np.float64)

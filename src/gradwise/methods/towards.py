@@ -1,0 +1,265 @@
+"""Selection towards a target: how close the samples of a pool are to it, by n-grams and by directions.
+
+A target's `domain`s are subtasks, each of which gets its share of a selection. Scores of several subtasks
+become one: for a selection of B samples, each subtask's scores are taken above the score of its share-of-B-th
+best sample, and the highest of them counts (`joint`). A sample that serves two subtasks is then picked once.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from gradwise.data.texts import Texts
+from gradwise.errors import RecipeError, SignalError
+from gradwise.methods.decision import check_signals
+from gradwise.methods.subset import Subset
+from gradwise.numerics.ngrams import Affinity, Counts, affinity
+from gradwise.signals import Signals
+
+Goal = Literal["target", "validation"]
+
+FEWEST = 8
+"""Target samples of a subtask; smaller ones are put together, since few samples are no direction."""
+
+FAR = 0.25
+"""Closeness below which a pool is said to hold little that resembles the target. It was 0.45 and more for
+targets with a related domain in the pool, and below 0.15 for plays and stories with word problems."""
+
+
+@dataclass(frozen=True)
+class Subtasks:
+    """The parts of a target. Shapes: m target samples, T subtasks."""
+
+    names: tuple[str, ...]
+    of: NDArray[np.int64]
+    """(m,) the subtask of each target sample."""
+
+    @staticmethod
+    def of_domains(domain: NDArray[np.str_] | None, count: int) -> "Subtasks":
+        """A subtask for each domain with `FEWEST` samples, and one for all others."""
+        if domain is None:
+            return Subtasks(("target",), np.zeros(count, np.int64))
+        names, codes, sizes = np.unique(domain, return_inverse=True, return_counts=True)
+        large = np.flatnonzero(sizes >= FEWEST)
+        if len(large) == len(names):
+            return Subtasks(tuple(map(str, names)), codes.astype(np.int64))
+        place = np.full(len(names), len(large))
+        place[large] = np.arange(len(large))
+        return Subtasks((*map(str, names[large]), "others"), place[codes])
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """(T,) of a selection, in proportion to the target samples."""
+        return np.bincount(self.of, minlength=len(self.names)) / len(self.of)
+
+
+def joint(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """(N,) one score for each sample from those of T subtasks.
+
+    Args:
+        scores: (T, N), higher is closer.
+        shares: (T,) of the selection.
+        size: samples of the selection.
+
+    >>> joint(np.array([[3.0, 2.0, 1.0], [1.0, 8.0, 9.0]]), np.array([0.5, 0.5]), 2).tolist()
+    [0.0, -1.0, 0.0]
+    """
+    return (scores - bounds(scores, shares, size)[:, None]).max(axis=0)
+
+
+def bounds(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """(T,) the scores that `joint` takes off; 0 for a single subtask."""
+    if len(scores) == 1:
+        return np.zeros(1)
+    places = [min(scores.shape[1], max(1, round(share * size))) - 1 for share in shares]
+    return np.array([-np.partition(-row, place)[place] for row, place in zip(scores, places, strict=True)])
+
+
+@dataclass(frozen=True, eq=False)
+class Wording:
+    """How the words of a pool's samples compare with a target's."""
+
+    score: NDArray[np.float64]
+    """(N,) higher is closer; garbled samples come after all others."""
+    garbled: NDArray[np.bool_]
+    """(N,) words in random order, or lines repeated."""
+    closeness: float
+    """How far the closest samples are on the way from the pool's average (0) to the target's own (1)."""
+
+    def best(self, count: int) -> NDArray[np.int64]:
+        """The closest samples, best first; ties go to the earlier one."""
+        return np.argsort(-self.score, kind="stable")[:count]
+
+
+def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wording:
+    """Compare the n-grams of all samples with each subtask's, reading the pool twice.
+
+    Args:
+        texts: of the pool.
+        target: of the target samples.
+        subtasks: of the target.
+        size: samples of the selection.
+    """
+    pool = Counts.of(texts.chunks())
+    own = affinity(target.chunks(), pool, Counts.of(target.chunks()), member=False)
+    found: list[Affinity] = []
+    halves: list[float] = []
+    for number in range(len(subtasks.names)):
+        rows = np.flatnonzero(subtasks.of == number)
+        found.append(affinity(texts.chunks(), pool, Counts.of(target.take(rows).chunks())))
+        halves.append(_itself(target, rows, pool))
+    garbled = found[0].garbled(own)
+    scores = np.stack([each.ratio for each in found])
+    score = joint(scores, subtasks.shares, size)
+    spread = float(np.ptp(score)) + 1.0
+    score = np.where(garbled, score - spread, score)
+    best = np.argsort(-score, kind="stable")[:size]
+    reached = np.average([row[best].max() if len(found) > 1 else row[best].mean() for row in scores])
+    return Wording(score, garbled, _between(float(scores.mean()), float(np.mean(halves)), float(reached)))
+
+
+def _itself(target: Texts, rows: NDArray[np.int64], pool: Counts) -> float:
+    """What the texts of one half of a target score by the other half, on average."""
+    if len(rows) < 2:
+        return 0.0
+    halves = rows[::2], rows[1::2]
+    found = [
+        affinity(target.take(one).chunks(), pool, Counts.of(target.take(other).chunks()), member=False)
+        for one, other in (halves, halves[::-1])
+    ]
+    return float(np.concatenate([each.ratio for each in found]).mean())
+
+
+def _between(low: float, high: float, value: float) -> float:
+    return round(float(np.clip((value - low) / (high - low), 0.0, 1.0)), 4) if high > low else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """The mean directions of a target's subtasks, that samples are compared with by cosine."""
+
+    means: NDArray[np.float64]
+    """(T, k) mean of the target samples' vectors brought to unit length."""
+    shares: NDArray[np.float64]
+    """(T,) of the selection."""
+    itself: float
+    """Mean cosine of target samples with the others of their subtask."""
+
+    @staticmethod
+    def of(vectors: NDArray[Any], subtasks: Subtasks) -> "Direction":
+        """That of (m, k) finite vectors, one for each target sample; others do not count."""
+        rows = np.flatnonzero(np.isfinite(vectors).all(axis=1))
+        if not rows.size:
+            raise SignalError("No target sample has finite signals; give other target samples.")
+        units, own = unit_rows(vectors[rows].astype(np.float64)), subtasks.of[rows]
+        means, alone = [], []
+        for number in range(len(subtasks.names)):
+            some = units[own == number]
+            means.append(some.mean(axis=0) if len(some) else np.zeros(units.shape[1]))
+            if len(some) > 1:
+                alone.append((len(some) * (some @ means[-1]) - 1) / (len(some) - 1))
+        itself = float(np.concatenate(alone).mean()) if alone else 1.0
+        return Direction(np.stack(means), subtasks.shares, itself)
+
+    def cosines(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
+        """(T, n) mean cosine of each vector with the target samples of each subtask."""
+        return self.means @ unit_rows(vectors.astype(np.float64)).T
+
+    def closeness(self, cosines: NDArray[np.float64], picks: NDArray[np.int64]) -> float:
+        """As of `Wording`, from the (T, n) cosines of the samples that were scored."""
+        reached = cosines.max(axis=0)[picks].mean() if len(picks) else cosines.mean()
+        return _between(float(cosines.mean()), self.itself, float(reached))
+
+
+def unit_rows(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of length one; rows of zeros stay what they are. No row's length overflows or vanishes."""
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    scaled = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
+    length = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return np.divide(scaled, length, out=np.zeros_like(scaled), where=length > 0)
+
+
+def percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) ranks in 0..1, mean ranks where values tie."""
+    return (rankdata(values) - 0.5) / max(1, len(values))
+
+
+def far_from(closeness: float) -> str | None:
+    """A sentence where a selection is hardly closer to the target than random samples; None otherwise."""
+    if closeness >= FAR:
+        return None
+    return (
+        f"The pool holds little that resembles the target: the picks are {closeness:.0%} of the way from random "
+        "samples to the target's own, so that a random part or all of the data may do as well."
+    )
+
+
+@dataclass(frozen=True)
+class Targeted(Subset):
+    """A selection that can aim at a target."""
+
+    target: Goal | None = None
+    """Set of samples that the selection aims at: `target` or `validation`, as in `data`. If unset, the target
+    if there is one, otherwise nothing; baselines that cannot do without then take the validation data."""
+
+    @property
+    def aims(self) -> bool:
+        return self.target is not None
+
+    def aimed(self, goal: Goal | None) -> Self:
+        """The same method with its target settled."""
+        return self if goal is None or self.target is not None else replace(self, target=goal)
+
+    def towards(self, *, target: bool, validation: bool) -> Goal | None:
+        if self.target == "validation" and target:
+            raise RecipeError(
+                "select.target is validation, so that data.target has no effect; leave one of them out."
+            )
+        given = {"target": target, "validation": validation}
+        if self.target is not None and not given[self.target]:
+            raise RecipeError(
+                f"select.target is {self.target}, and no such data are given; give data.{self.target}."
+            )
+        return self.target or ("target" if target else None)
+
+
+@dataclass(frozen=True)
+class AlwaysTargeted(Targeted):
+    """A baseline that cannot do without a target."""
+
+    @property
+    def aims(self) -> bool:
+        return True
+
+    def towards(self, *, target: bool, validation: bool) -> Goal | None:
+        goal = super().towards(target=target, validation=validation)
+        if goal is None and not validation:
+            raise RecipeError(
+                f"select: {self.method} selects towards a target, and none is given; give data.target (or "
+                "data.validation)."
+            )
+        return goal or "validation"
+
+
+def check_target(target: Signals | None, by: str) -> Signals:
+    """The target's signals; raises SignalError where there are none."""
+    if target is None:
+        raise SignalError(
+            f"{by} selects towards a target: give `target=`, signals of examples of what the model should "
+            "become good at, collected as those of the pool."
+        )
+    check_signals(target, by, "target signals")
+    return target
+
+
+def texts_of(signals: Signals, by: str) -> Texts:
+    """The texts of samples; raises SignalError where they are not known."""
+    if signals.texts is None:
+        raise SignalError(
+            f"{by} compares texts, which signals from a folder do not hold; set them with "
+            "dataclasses.replace(signals, texts=gradwise.Texts(dataset, tokenizer))."
+        )
+    return signals.texts

@@ -1,0 +1,271 @@
+"""Hashed n-grams: how much more likely a text is under a target's distribution than under a pool's.
+
+A text is a row of word ids, whole numbers of 64 bits. Its n-grams are hashed into `BUCKETS` counters
+(feature hashing as in DSIR, Xie et al. 2023, arXiv 2302.03169), so that memory does not grow with the data.
+All counts are whole numbers and all scores are of one text alone, so that no result depends on the order of
+the texts or on how they are divided into chunks.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+BUCKETS = 2**20
+"""Counters of n-grams; 2^20 of eight bytes take 8 MiB."""
+
+ORDERS = 2
+"""Unigrams and bigrams, as in DSIR."""
+
+SHORT = 16
+"""n-grams that no target text has, which are added to every text: a text of a few words says little."""
+
+SKIPS = (1, 2, 3, 5)
+"""Distances of the words of a pair: neighbours, and those that they are compared with."""
+
+PRIOR_TEXTS = 16.0
+"""Target texts' worth of n-grams that the pool's distribution counts as in the target's: with few target
+texts an n-gram that happens to be in one of them says little."""
+
+Chunk = tuple[NDArray[np.int64], NDArray[np.uint64]]
+"""(rows + 1,) offsets, and the flat word ids that they divide."""
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Hashed n-grams of many texts."""
+
+    total: NDArray[np.int64]
+    """(BUCKETS,) occurrences."""
+    texts: NDArray[np.int64]
+    """(BUCKETS,) texts with the n-gram."""
+    size: int
+    """Number of texts."""
+
+    @staticmethod
+    def of(chunks: Iterable[Chunk], buckets: int = BUCKETS) -> "Counts":
+        """Count the n-grams of texts that come in chunks."""
+        total, texts = np.zeros(buckets, np.int64), np.zeros(buckets, np.int64)
+        seen, size = np.full(buckets, -1, np.int64), 0
+        for offsets, words in chunks:
+            _count(offsets, words, size, total, texts, seen)
+            size += len(offsets) - 1
+        return Counts(total, texts, size)
+
+
+@dataclass(frozen=True, eq=False)
+class Affinity:
+    """How texts of a pool compare with a target. Arrays of shape (N,)."""
+
+    weight: NDArray[np.float64]
+    """log p_target(x) - log p_pool(x), in nats, summed over all n-grams: DSIR's importance weight."""
+    ratio: NDArray[np.float64]
+    """The same on average over the text's distinct n-grams, with probabilities of finding an n-gram in a text
+    and the target's drawn towards the pool's: what `Grace` ranks by. A line that is repeated counts once."""
+    cohesion: NDArray[np.float64]
+    """Pointwise mutual information of neighbouring words, less that of words further apart, in nats on average
+    and by the counts of the other texts: about zero where words are in random order. Only words after a space
+    count, since what is written in one piece stays together when words are shuffled."""
+    variety: NDArray[np.float64]
+    """Share of a text's bigrams that are distinct; low where lines are repeated."""
+
+    def garbled(self, target: "Affinity") -> NDArray[np.bool_]:
+        """(N,) whether a text's words are in random order, or most of it is repeated, when compared with a
+        target's texts.
+
+        Measured with texts of six sets whose words were shuffled, and with lines repeated three times and
+        more: shuffled texts have a cohesion of 0.07 at the median and 0.3 at the 95th percentile; of 95 % of
+        natural ones it is above 0.43.
+        """
+        if not len(target.ratio):
+            return np.zeros(len(self.ratio), dtype=bool)
+        least = min(0.5, 0.5 * float(np.median(target.cohesion)))
+        variety = min(0.55, 0.9 * float(np.percentile(target.variety, 5)))
+        return (self.cohesion < least) | (self.variety < variety)
+
+
+def affinity(
+    chunks: Iterable[Chunk], pool: Counts, target: Counts, *, member: bool = True, smoothing: float = 0.0
+) -> Affinity:
+    """Compare texts with a target.
+
+    Args:
+        chunks: the texts.
+        pool, target: n-grams of both.
+        member: whether the texts are counted in `pool`; their own n-grams then do not count in `cohesion`.
+        smoothing: n-grams of the pool's distribution that are added to the target's in `weight`.
+    """
+    buckets = len(pool.total)
+    p = (pool.total + 1e-8) / (pool.total.sum() + 1e-8 * buckets)
+    aimed = target.total + smoothing * p + 1e-8
+    log_weight = np.log(aimed / aimed.sum()) - np.log(p)
+    in_pool = (pool.texts + 0.5) / (pool.size + 1.0)
+    in_target = (target.texts + PRIOR_TEXTS * in_pool) / (target.size + PRIOR_TEXTS)
+    log_ratio = np.log(in_target / in_pool)
+    seen = np.full(buckets, -1, np.int64)
+    parts: list[NDArray[np.float64]] = [np.zeros((0, 4))]
+    start = 0
+    for offsets, words in chunks:
+        found = np.zeros((len(offsets) - 1, 4))
+        _score(offsets, words, start, log_weight, log_ratio, pool.total, int(member), seen, found)
+        start += len(found)
+        parts.append(found)
+    return Affinity(*np.concatenate(parts).T)
+
+
+def word_ids(texts: list[str]) -> Chunk:
+    """Words of texts as hashed numbers: runs of letters and digits, and every other visible character alone;
+    ASCII letters in lower case.
+
+    >>> offsets, words = word_ids(["Two plus two.", "two"])
+    >>> offsets.tolist(), bool(words[0] == words[2] == words[4])
+    ([0, 4, 5], True)
+    """
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)]).astype(np.int64)
+    joined = np.frombuffer(b"".join(encoded) or b"\0", dtype=np.uint8)
+    words, counts = np.empty(int(ends[-1]), np.uint64), np.zeros(len(texts), np.int64)
+    used = _words(joined, ends, words, counts)
+    return np.concatenate([[0], np.cumsum(counts)]), words[:used].copy()
+
+
+def token_ids(chunks: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Iterator[Chunk]:
+    """Token ids in the place of words."""
+    for offsets, tokens in chunks:
+        yield offsets.astype(np.int64), (2 * tokens.astype(np.int64) + 1).view(np.uint64)
+
+
+# ---- kernels -----------------------------------------------------------------------------------------------
+
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+_FNV = np.uint64(1099511628211)
+_START = np.uint64(14695981039346656037)
+
+
+@numba.njit(cache=True, inline="always")
+def _bucket(first: np.uint64, second: np.uint64, buckets: int) -> np.int64:
+    # The lowest bit says what comes before a word, and is no part of it.
+    mixed = ((first | np.uint64(1)) * _ODD) ^ (second + _ODD)
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(32)
+    return np.int64(mixed % np.uint64(buckets))
+
+
+@numba.njit(cache=True, inline="always")
+def _pair(words: NDArray[np.uint64], first: int, second: int, buckets: int) -> np.int64:
+    return _bucket(words[second], words[first] | np.uint64(1), buckets)
+
+
+@numba.njit(cache=True)
+def _count(
+    offsets: NDArray[np.int64],
+    words: NDArray[np.uint64],
+    start: int,
+    total: NDArray[np.int64],
+    texts: NDArray[np.int64],
+    seen: NDArray[np.int64],
+) -> None:
+    buckets = len(total)
+    for row in range(len(offsets) - 1):
+        before = np.uint64(0)
+        for place in range(offsets[row], offsets[row + 1]):
+            word = words[place]
+            for order in range(ORDERS):
+                if order == 1 and place == offsets[row]:
+                    continue
+                found = _bucket(word, before if order else np.uint64(0), buckets)
+                total[found] += 1
+                if seen[found] != start + row:
+                    seen[found] = start + row
+                    texts[found] += 1
+            before = word | np.uint64(1)
+
+
+@numba.njit(cache=True)
+def _score(
+    offsets: NDArray[np.int64],
+    words: NDArray[np.uint64],
+    start: int,
+    log_weight: NDArray[np.float64],
+    log_ratio: NDArray[np.float64],
+    total: NDArray[np.int64],
+    member: int,
+    seen: NDArray[np.int64],
+    found: NDArray[np.float64],
+) -> None:
+    buckets = len(total)
+    everything = max(1.0, total.sum() / 2.0)
+    unseen = log_ratio.min()
+    own = np.zeros(buckets, np.int64)
+    for row in range(len(offsets) - 1):
+        first, last = offsets[row], offsets[row + 1]
+        for place in range(first + 1, last):
+            own[_pair(words, place - 1, place, buckets)] += member
+        weight, ratio, distinct, distinct_pairs = 0.0, 0.0, 0, 0
+        sums, pairs = np.zeros(2), np.zeros(2)
+        for place in range(first, last):
+            at = _bucket(words[place], np.uint64(0), buckets)
+            weight += log_weight[at]
+            if seen[at] != start + row:
+                seen[at] = start + row
+                distinct += 1
+                ratio += log_ratio[at]
+            for skip in SKIPS:
+                if place - skip < first:
+                    continue
+                pair = _pair(words, place - skip, place, buckets)
+                before = _bucket(words[place - skip], np.uint64(0), buckets)
+                expected = total[at] * (total[before] / everything)
+                bound = np.log((max(0, total[pair] - own[pair]) + 1.0) / (expected + 1.0))
+                if words[place] & np.uint64(1):
+                    sums[min(skip, 2) - 1] += bound
+                    pairs[min(skip, 2) - 1] += 1
+                if skip > 1:
+                    continue
+                weight += log_weight[pair]
+                if seen[pair] != start + row:
+                    seen[pair] = start + row
+                    distinct += 1
+                    distinct_pairs += 1
+                    ratio += log_ratio[pair]
+        for place in range(first + 1, last):
+            own[_pair(words, place - 1, place, buckets)] = 0
+        found[row, 0] = weight
+        found[row, 1] = (ratio + SHORT * unseen) / (distinct + SHORT)
+        found[row, 2] = sums[0] / max(1.0, pairs[0]) - sums[1] / max(1.0, pairs[1])
+        found[row, 3] = distinct_pairs / max(1, last - first - 1)
+
+
+@numba.njit(cache=True)
+def _words(
+    joined: NDArray[np.uint8], ends: NDArray[np.int64], words: NDArray[np.uint64], counts: NDArray[np.int64]
+) -> int:
+    used = 0
+    for row in range(len(ends) - 1):
+        begun, hashed = used, np.uint64(0)
+        inside, spaced = False, np.uint64(1)
+        for place in range(ends[row], ends[row + 1]):
+            byte = joined[place]
+            if 65 <= byte <= 90:
+                byte += np.uint8(32)
+            if byte >= 128 or 97 <= byte <= 122 or 48 <= byte <= 57:
+                hashed = ((hashed if inside else _START) ^ np.uint64(byte)) * _FNV
+                inside = True
+                continue
+            if inside:
+                words[used] = (hashed | np.uint64(1)) ^ np.uint64(1) ^ spaced
+                used, inside, spaced = used + 1, False, np.uint64(0)
+            if byte <= 32 or byte == 127:
+                spaced = np.uint64(1)
+                continue
+            words[used] = (((_START ^ np.uint64(byte)) * _FNV) | np.uint64(1)) ^ np.uint64(1) ^ spaced
+            used, spaced = used + 1, np.uint64(0)
+        if inside:
+            words[used] = (hashed | np.uint64(1)) ^ np.uint64(1) ^ spaced
+            used += 1
+        counts[row] = used - begun
+    return used
