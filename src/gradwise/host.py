@@ -29,6 +29,7 @@ class HostTrainer(Protocol):
     lr_scheduler: Any
     train_dataset: Any
     eval_dataset: Any
+    target_dataset: Any
     data_collator: Any
     processing_class: Any
     model_accepts_loss_kwargs: bool
@@ -43,6 +44,10 @@ class HostTrainer(Protocol):
 
     def validation_samples(self) -> tuple[Any, Collate]:
         """The same of the validation data."""
+        ...
+
+    def target_samples(self) -> tuple[Any, Collate]:
+        """The same of the target."""
         ...
 
     def loss_of(self, inputs: dict[str, Any]) -> Tensor:
@@ -60,6 +65,12 @@ def samples_of(trainer: HostTrainer) -> tuple[Samples, Samples | None]:
     if trainer.eval_dataset is None or isinstance(trainer.eval_dataset, dict):
         return train, None
     return train, Samples(trainer.eval_dataset, *trainer.validation_samples())
+
+
+def target_of(trainer: HostTrainer) -> Samples | None:
+    """A trainer's target samples, if it has any."""
+    given = trainer.target_dataset
+    return None if given is None else Samples(given, *trainer.target_samples())
 
 
 def context_of(
@@ -95,12 +106,14 @@ def context_of(
         proxied=trainer.proxy is not None,
         optimizer=getattr(optimizer, "optimizer", optimizer),
         validation=validation,
+        target=target_of(trainer),
         validation_sets=0 if given is None else len(given) if isinstance(given, dict) else 1,
         layout=layout,
         tokenizer=trainer.processing_class,
         autocast=autocast_of(args),
         device="cuda" if args.device.type == "cuda" else "cpu",
         max_grad_norm=args.max_grad_norm,
+        learning_rate=args.learning_rate,
         adam="adam" in asked if optimizer is None else "betas" in optimizer.param_groups[0],
         sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
         shared=shared,

@@ -13,6 +13,7 @@ What is overridden, and why:
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,11 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from gradwise.data import Collator, check_dropped
+from gradwise.data.parts import HALF, split
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.folders import OwnedFolder
 from gradwise.planning import FixedPlanner, Planner
+from gradwise.planning.context import taken
 from gradwise.precision import autocast_of, autocasting
 from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
@@ -63,6 +66,7 @@ class TrainerMixin(_AnyTrainer):
         unpack_if_needed: bool = False,
         shared_signals: str | Path | None = None,
         proxy: Any = None,
+        target_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
         """As the underlying Trainer, and:
@@ -78,7 +82,11 @@ class TrainerMixin(_AnyTrainer):
             shared_signals: folder for signals that several runs need: the first run computes and keeps them,
                 later ones read them and are charged their cost.
             proxy: (model, samples, collator) that measure in place of this trainer's own, sample i being
-                sample i of the training data; what `signals.model` of a recipe stands for.
+                sample i of the training data; what `signals.model` of a recipe stands for. A fourth part, if
+                there is one, is the target in the same tokens.
+            target_dataset: examples of what the model should become good at, tokenised as the training data
+                are; a selection that aims at a target aims at them. They measure nothing. If unset and
+                `select.target` is `validation`, half of the eval_dataset chooses and the other half measures.
         """
         recipe = Recipe() if recipe is None else recipe
         _check_given(recipe, plan, packed_length, unpack_if_needed)
@@ -94,6 +102,7 @@ class TrainerMixin(_AnyTrainer):
         guard_trackers(self.callback_handler.callbacks)
         add_trackers(self, trackers)
         check_supported(self, recipe)
+        recipe = self._aimed(recipe, target_dataset, plan)
         if _is_plain_collator(self.data_collator) and "data_collator" not in kwargs and len(args) < 3:
             self.data_collator = self._padding_collator()
         shared = None if shared_signals is None else _path(shared_signals)
@@ -115,6 +124,34 @@ class TrainerMixin(_AnyTrainer):
         self._verified: Path | None = None
         self._save_limit = self.args.save_total_limit
         self.add_callback(SessionCallback(self.session))
+
+    def _aimed(self, recipe: Recipe, target_dataset: Any, plan: Plan | None) -> Recipe:
+        """The recipe with its target settled; the evaluation data keep only what measures."""
+        self.target_dataset, method = target_dataset, recipe.select
+        single = self.eval_dataset is not None and not isinstance(self.eval_dataset, dict)
+        if target_dataset is not None:
+            if plan is not None or replace(recipe, select=method.aimed("target")).select.aims is False:
+                what = "a plan" if plan is not None else f"select: {method.method}"
+                raise RecipeError(
+                    f"target_dataset has no effect with {what}; leave it out, or select by a method that "
+                    "takes a target: grace, dsir, nearest, less or tsds."
+                )
+            if not len(target_dataset) or "input_ids" not in target_dataset[0]:
+                raise RecipeError(
+                    "target_dataset must hold samples with input_ids (and labels), tokenised as the training "
+                    "data are."
+                )
+            return replace(recipe, select=method.aimed("target"))
+        goal = method.towards(target=False, validation=single)
+        if goal == "validation":
+            halves = split(None, len(self.eval_dataset), HALF)
+            self.target_dataset = taken(self.eval_dataset, halves.choosing)
+            self.eval_dataset = taken(self.eval_dataset, halves.measuring)
+        return replace(recipe, select=method.aimed(goal))
+
+    def target_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
+        """The target without the columns the model does not take, and the collator."""
+        return self._taken_columns(self.target_dataset, "target")
 
     def _padding_collator(self) -> Collator:
         if self.processing_class is not None:
@@ -326,16 +363,16 @@ class TrainerMixin(_AnyTrainer):
 
     def training_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
         """The training data without the columns the model does not take, and the collator."""
-        if hasattr(self.train_dataset, "column_names"):
-            return self._remove_unused_columns(self.train_dataset, "training"), self.data_collator
-        return self.train_dataset, self._get_collator_with_removed_columns(self.data_collator, "training")
+        return self._taken_columns(self.train_dataset, "training")
 
     def validation_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
         """The same of the validation data."""
-        if hasattr(self.eval_dataset, "column_names"):
-            return self._remove_unused_columns(self.eval_dataset, "evaluation"), self.data_collator
-        collate = self._get_collator_with_removed_columns(self.data_collator, "evaluation")
-        return self.eval_dataset, collate
+        return self._taken_columns(self.eval_dataset, "evaluation")
+
+    def _taken_columns(self, dataset: Any, name: str) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
+        if hasattr(dataset, "column_names"):
+            return self._remove_unused_columns(dataset, name), self.data_collator
+        return dataset, self._get_collator_with_removed_columns(self.data_collator, name)
 
 
 class Trainer(TrainerMixin, transformers.Trainer):

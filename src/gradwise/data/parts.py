@@ -95,11 +95,11 @@ def load_parts(
         notes.append(f"{common} of {len(target)} target samples also stand in the training data.")
     if target is not None and validation is not None:
         validation, note = _unlike(validation, target, "the target's")
-        return Parts(train, validation, target, tuple([*notes, *note, *_warned(train, validation)]))
+        return Parts(train, validation, target, (*notes, *note, *_warned(train, validation)))
     whole = target or validation
     splits = target is not None or goal == "validation" or settings.target_share is not None
     if whole is None or not splits:
-        return Parts(train, validation, None, tuple([*notes, *_warned(train, validation)]))
+        return Parts(train, validation, None, (*notes, *_warned(train, validation)))
     name = "target" if target is not None else "validation"
     share = settings.target_share or HALF
     rows = split(list(whole.dataset["domain"]), len(whole), share)
@@ -121,13 +121,13 @@ def _unlike(measuring: Pool, others: Pool, of: str) -> tuple[Pool, list[str]]:
         return measuring, []
     if shared.all():
         raise DataError(f"All {len(measuring)} samples that would measure are among {of}; give others.")
-    sentence = f"{int(shared.sum())} of {len(measuring)} samples that measure are among {of}; they are left out."
+    sentence = (
+        f"{int(shared.sum())} of {len(measuring)} samples that measure are among {of}; they are left out."
+    )
     return measuring.take(np.flatnonzero(~shared)), [sentence]
 
 
 def _warned(train: Pool, validation: Pool | None) -> list[str]:
     if validation is None or not (common := overlap(train, validation)):
         return []
-    return [
-        f"Warning: {common} of {len(validation)} held-out samples also occur in the training data."
-    ]
+    return [f"Warning: {common} of {len(validation)} held-out samples also occur in the training data."]

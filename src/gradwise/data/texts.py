@@ -18,8 +18,8 @@ class Texts:
 
     Args:
         dataset: anything indexable of {"input_ids": [...]}.
-        tokenizer: turns tokens into text, whose words then count. If None, the tokens themselves count: with a
-            small vocabulary they are pieces of words, and say less.
+        tokenizer: turns tokens into text, whose words then count. If None, the tokens themselves count; with
+            a small vocabulary they are pieces of words, and say less.
         rows: positions of the samples. If unset, all of them.
 
     >>> texts = Texts([{"input_ids": [5, 6, 7]}, {"input_ids": [5]}])

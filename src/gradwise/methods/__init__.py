@@ -13,6 +13,7 @@ from gradwise.methods.baselines import (
     AllLayers,
     Balanced,
     CosineTop,
+    Dsir,
     EasyFirst,
     FullAnneal,
     FullData,
@@ -23,15 +24,18 @@ from gradwise.methods.baselines import (
     Interleave,
     KCenter,
     LengthTop,
+    Less,
     LossAnneal,
     LossTop,
     MostUsefulFirst,
+    Nearest,
     RandomAnneal,
     RandomSubset,
     RoundRobinLayers,
     Shuffle,
     StaticLayers,
     TopLayers,
+    Tsds,
     UniformLayers,
 )
 from gradwise.methods.d3 import D3
@@ -41,7 +45,17 @@ from gradwise.methods.grace import Grace
 from gradwise.methods.grass import Grass
 
 Select = Annotated[
-    FullData | RandomSubset | LossTop | LengthTop | GradNormTop | KCenter | Grace,
+    FullData
+    | RandomSubset
+    | LossTop
+    | LengthTop
+    | GradNormTop
+    | KCenter
+    | Dsir
+    | Nearest
+    | Less
+    | Tsds
+    | Grace,
     Field(discriminator="method"),
 ]
 OrderBy = Annotated[

@@ -37,6 +37,10 @@ class Size:
     """Optimizer steps during which the selection counts."""
     batch: int
     """Samples of a step."""
+    picks: int = 0
+    """Samples of the selection."""
+    aside: int = 0
+    """Target samples, which are scored besides."""
 
 
 @dataclass(frozen=True)

@@ -140,11 +140,11 @@ class Selector(Method):
         return False
 
     @property
-    def warm_up(self) -> WarmUp | None:
+    def trained_before(self) -> WarmUp | None:
         """Training that must precede the scoring run; None for none."""
         return None
 
-    def towards(self, *, target: bool, validation: bool) -> Literal["target", "validation"] | None:  # noqa: ARG002
+    def towards(self, *, target: bool, validation: bool) -> Literal["target", "validation"] | None:
         """The set that it selects towards, given which sets there are; None for none.
 
         Raises:
@@ -152,12 +152,12 @@ class Selector(Method):
         """
         return None
 
-    def aimed(self, goal: Literal["target", "validation"] | None) -> Self:  # noqa: ARG002
+    def aimed(self, goal: Literal["target", "validation"] | None) -> Self:
         """The same method with its target settled."""
         return self
 
-    def first_stage(self, signals: Signals, target: Signals) -> FirstStage | None:  # noqa: ARG002
-        """What the texts of a pool and of a target say before a model is asked; None where that is nothing."""
+    def first_stage(self, signals: Signals, target: Signals) -> FirstStage | None:
+        """What the texts of a pool and a target say before a model is asked; None where that is nothing."""
         return None
 
     def size_in_run(self, pool: int, mean_tokens: Callable[[], float]) -> int:

@@ -88,6 +88,8 @@ class Wording:
     """(N,) words in random order, or lines repeated."""
     closeness: float
     """How far the closest samples are on the way from the pool's average (0) to the target's own (1)."""
+    size: int
+    """Samples of the selection."""
 
     def best(self, count: int) -> NDArray[np.int64]:
         """The closest samples, best first; ties go to the earlier one."""
@@ -118,7 +120,9 @@ def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wordi
     score = np.where(garbled, score - spread, score)
     best = np.argsort(-score, kind="stable")[:size]
     reached = np.average([row[best].max() if len(found) > 1 else row[best].mean() for row in scores])
-    return Wording(score, garbled, _between(float(scores.mean()), float(np.mean(halves)), float(reached)))
+    return Wording(
+        score, garbled, _between(float(scores.mean()), float(np.mean(halves)), float(reached)), size
+    )
 
 
 def _itself(target: Texts, rows: NDArray[np.int64], pool: Counts) -> float:
@@ -192,8 +196,8 @@ def far_from(closeness: float) -> str | None:
     if closeness >= FAR:
         return None
     return (
-        f"The pool holds little that resembles the target: the picks are {closeness:.0%} of the way from random "
-        "samples to the target's own, so that a random part or all of the data may do as well."
+        f"The pool holds little that resembles the target: the picks are {closeness:.0%} of the way from "
+        "random samples to the target's own, so that a random part or all of the data may do as well."
     )
 
 

@@ -66,9 +66,9 @@ class Affinity:
     """The same on average over the text's distinct n-grams, with probabilities of finding an n-gram in a text
     and the target's drawn towards the pool's: what `Grace` ranks by. A line that is repeated counts once."""
     cohesion: NDArray[np.float64]
-    """Pointwise mutual information of neighbouring words, less that of words further apart, in nats on average
-    and by the counts of the other texts: about zero where words are in random order. Only words after a space
-    count, since what is written in one piece stays together when words are shuffled."""
+    """Pointwise mutual information of neighbouring words less that of words further apart, on average and in
+    nats, by the counts of the other texts: about zero where words are in random order. Only words after a
+    space count, since what is written in one piece stays together when words are shuffled."""
     variety: NDArray[np.float64]
     """Share of a text's bigrams that are distinct; low where lines are repeated."""
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Subset
 
 from gradwise.data import label_words
+from gradwise.data.texts import Texts
 from gradwise.errors import DataError
 from gradwise.recipe import Recipe
 from gradwise.signals import Signals
@@ -32,6 +33,8 @@ class Scorer(NamedTuple):
     samples: Any
     """Sample i is sample i of the training data."""
     collate: Collate
+    target: Any = None
+    """The target samples in the model's tokens, where those are not the trained model's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +119,13 @@ class Samples:
             weight=self.weight,
             num_tokens=self.label_tokens if "num_tokens" in needs else None,
             words=self.words if "words" in needs else None,
+            texts=self.texts if "texts" in needs else None,
         )
+
+    @property
+    def texts(self) -> Texts:
+        """The texts of all samples; read when they are asked for."""
+        return Texts(self.inputs, getattr(self.collate, "tokenizer", None))
 
     def _column(self, name: str) -> NDArray[Any] | None:
         if name not in (getattr(self.dataset, "column_names", None) or ()):
@@ -142,6 +151,8 @@ class RunContext:
     """Whether another model than the one that trains computes the signals."""
     optimizer: Optimizer | None = None
     validation: Samples | None = None
+    target: Samples | None = None
+    """Examples of what the model should become good at, which measure nothing."""
     validation_sets: int = 0
     """Sets of validation data that were given."""
     layout: Layout | None = None
@@ -151,6 +162,8 @@ class RunContext:
     """What training computes in; None for the weights' own type."""
     device: str = "cpu"
     max_grad_norm: float = 0.0
+    learning_rate: float = 0.0
+    """Highest rate of the run."""
     adam: bool = True
     """Whether the optimizer keeps second moments of gradients."""
     sharded: bool = False

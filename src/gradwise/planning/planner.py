@@ -11,9 +11,10 @@ from gradwise.planning.context import RunContext
 from gradwise.planning.decider import Cost, Decider
 from gradwise.planning.epochs import continued, cut_where_due
 from gradwise.planning.ordering import Ordering
-from gradwise.planning.scoring import check_samples, pool_signals
+from gradwise.planning.scoring import check_samples, selection_signals
 from gradwise.planning.selecting import Selecting
 from gradwise.recipe import Recipe
+from gradwise.signals.wanted import QUANTITIES
 from gradwise.training.layout import Layout, Schedule
 from gradwise.training.plan import Plan
 
@@ -81,8 +82,8 @@ class Planner:
     def _score(self, context: RunContext) -> None:
         """Score the pool once for all decisions that need it before the first step."""
         needs = self.selecting.needs | self.ordering.needs
-        scored = pool_signals(context, needs, self.selecting.rows)
-        if needs:
+        scored = selection_signals(context, needs, self.selecting.rows)
+        if needs & {*QUANTITIES, "num_tokens"}:
             context.record.event(
                 "signals",
                 0,

@@ -10,12 +10,17 @@ from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError
 from gradwise.methods.costs import Speeds
-from gradwise.methods.interfaces import Arrays, Method, Selector
+from gradwise.methods.interfaces import Arrays, Method, Selector, WarmUp
 from gradwise.numerics.sampling import evenly
+from gradwise.numerics.streams import stream
 from gradwise.planning.context import RunContext, Samples, Scorer, taken
 from gradwise.planning.shared import key_of, measured_once
+from gradwise.probing import Probe
 from gradwise.signals import Signals, collect
 from gradwise.signals.wanted import QUANTITIES
+
+TARGET = "target"
+"""Folder of the target's signals, beside those of the pool, where signals are kept."""
 
 GRADIENT_SETTINGS = ("parameters", "grad_dim", "grad_dtype")
 """Settings that gradients depend on, besides the seed."""
@@ -43,6 +48,8 @@ class PoolSignals(NamedTuple):
     """What computing them cost."""
     shared: bool = False
     """Whether another run computed them."""
+    target: Signals | None = None
+    """Signals of the target samples, where the selection aims at some."""
 
     @property
     def bad(self) -> NDArray[np.int64]:
@@ -95,7 +102,7 @@ def pool_signals(
         RecipeError: domains are needed and the data have no such column, or the model is sharded.
         DataError: a weight is negative or no number.
     """
-    known = context.train.described(needs & {"words"})
+    known = context.train.described(needs & {"words", "texts"})
     if "domain" in needs and known.domain is None:
         raise RecipeError(
             "order: interleave, order.units: domains and select.domain_minimum need a `domain` column in the "
@@ -145,6 +152,70 @@ def pool_signals(
     return PoolSignals(replace(known, **done.arrays), rows, done.seconds, done.shared)  # type: ignore[arg-type]
 
 
+def selection_signals(
+    context: RunContext, needs: frozenset[str], rows: NDArray[np.int64] | None = None
+) -> PoolSignals:
+    """What the first selection of a run is made from: signals of the pool, and of a target if there is one.
+
+    Args:
+        context, needs, rows: as of `pool_signals`.
+    """
+    method = context.recipe.select
+    if method.trained_before is not None:
+        return _after_warm_up(context, method.trained_before, needs)
+    scored = pool_signals(context, needs, rows)
+    if not method.aims:
+        return scored
+    start = time.perf_counter()
+    target = target_signals(context, method.needs)
+    return scored._replace(target=target, seconds=scored.seconds + time.perf_counter() - start)
+
+
+def _after_warm_up(context: RunContext, warm_up: WarmUp, needs: frozenset[str]) -> PoolSignals:
+    """Gradients at the checkpoints of a warm-up, side by side: the pool's divided by the root of Adam's
+    second moments, the target's as they are."""
+    start, scorer, pool = time.perf_counter(), context.scorer(), len(context.train)
+    batch = context.recipe.train.batch_size if context.layout is None else context.layout.batch_size
+    chosen = stream(context.seed, "warm-up").permutation(pool)[: max(1, round(warm_up.fraction * pool))]
+    optimizer = adamw(scorer.model, context.learning_rate)
+    probe = Probe(
+        scorer.model,
+        optimizer,
+        scorer.samples,
+        scorer.collate,
+        clip=context.max_grad_norm,
+        batch_tokens=context.recipe.signals.batch_tokens,
+        autocast=context.autocast,
+    )
+    per_epoch = -(-len(chosen) // batch)
+    steps, done = per_epoch * warm_up.epochs, 0
+    own, aims = [], []
+    # Where scoring could resume, it would be at other weights.
+    moved = replace(context, optimizer=optimizer, store=None, shared=None)
+    with probe.training() as step:
+        for epoch in range(warm_up.epochs):
+            order = stream(context.seed, "warm-up order", epoch).permutation(chosen)
+            for samples in np.array_split(order, per_epoch):
+                step(samples, context.learning_rate * (1 - done / steps))
+                done += 1
+            quantities = sorted(needs & set(QUANTITIES))
+            own.append(_collect(moved, scorer, None, quantities, use_optimizer=True))
+            aims.append(target_signals(moved, needs))
+    grads = np.concatenate([np.asarray(each.grad) for each in own], axis=1)
+    known = replace(
+        context.train.described(needs | {"num_tokens"}),
+        grad=grads,
+        ok=np.logical_and.reduce([each.ok for each in own]),
+    )
+    target = replace(aims[0], grad=np.concatenate([np.asarray(each.grad) for each in aims], axis=1))
+    return PoolSignals(known, None, time.perf_counter() - start, target=target)
+
+
+def adamw(model: Any, rate: float) -> torch.optim.Optimizer:
+    """AdamW without weight decay over what a model trains, as before the first step."""
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
+
+
 def signals_now(
     context: RunContext, rows: NDArray[np.int64], needs: frozenset[str], *, use_optimizer: bool = False
 ) -> Signals:
@@ -174,6 +245,28 @@ def validation_signals(
     assert context.validation is not None and context.model is not None
     scorer = Scorer(context.model, spread_over(context.validation, most), context.validation.collate)
     return _collect(context, scorer, None, sorted(needs & set(QUANTITIES)), use_optimizer=use_optimizer)
+
+
+def target_signals(context: RunContext, needs: frozenset[str], *, use_optimizer: bool = False) -> Signals:
+    """Signals of the target samples at the present weights, with their domains and texts.
+
+    Args:
+        context: of the run.
+        needs: names of signals.
+        use_optimizer: divide gradients by the root of the optimizer's second moments.
+    """
+    samples = context.target
+    assert samples is not None
+    quantities = sorted(needs & set(QUANTITIES))
+    found = Signals(len(samples))
+    if quantities:
+        aside = replace(context, store=None if context.store is None else context.store.parent / TARGET)
+        scorer = context.scorer()
+        inputs = samples.inputs if scorer.target is None else scorer.target
+        own = Scorer(scorer.model, inputs, scorer.collate)
+        found = _collect(aside, own, None, quantities, use_optimizer=use_optimizer)
+    tokens = samples.label_tokens if "num_tokens" in needs else found.num_tokens
+    return replace(found, domain=samples.domain, texts=samples.texts, num_tokens=tokens)
 
 
 def spread_over(samples: Samples, most: int | None) -> Any:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gradwise.errors import RecipeError
 from gradwise.methods.costs import Forecast, Size, Speeds
 from gradwise.methods.decision import Selection
-from gradwise.methods.interfaces import Arrays, SelectionState, Selector
+from gradwise.methods.interfaces import Arrays, FirstStage, SelectionState, Selector
 from gradwise.planning.context import RunContext
 from gradwise.planning.decider import Cost, Decider, rounded, served
 from gradwise.planning.epochs import (
@@ -27,7 +27,13 @@ from gradwise.planning.epochs import (
 )
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.picks import keep_picks
-from gradwise.planning.scoring import PoolSignals, mean_label_tokens, measured_speeds, signals_now
+from gradwise.planning.scoring import (
+    PoolSignals,
+    mean_label_tokens,
+    measured_speeds,
+    signals_now,
+    target_signals,
+)
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
@@ -57,6 +63,7 @@ def first_selection(
     order_needs: frozenset[str] = frozenset(),
     forecast: Forecast | None = None,
     took: dict[str, float] | None = None,
+    first: FirstStage | None = None,
 ) -> FirstSelection:
     """What a method selects before the first step, in a run or outside of one.
 
@@ -67,7 +74,9 @@ def first_selection(
         order_needs: signals by which the selection is put in order.
         forecast: how often the selection is refreshed.
         took: gets the seconds of its parts.
+        first: how the texts of the pool compare with the target's, where the method asks that.
     """
+    target = scored.target
     state = method.begin(
         scored.signals,
         looked=scored.rows,
@@ -76,11 +85,34 @@ def first_selection(
         device=context.device,
         took=took,
         forecast=forecast,
+        target=target,
+        first=first,
     )
     known = scored.signals if scored.rows is None else context.train.described(order_needs | {"num_tokens"})
-    selection = method.pick(state, known, seed=context.seed).without(scored.bad)
+    selection = method.pick(state, known, target=target, seed=context.seed).without(scored.bad)
     selection = selection.weighing(context.recipe.weights)
     return FirstSelection(selection, state, known)
+
+
+def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:
+    """What the texts of the pool and of the target say before a model is asked; written to the record."""
+    if context.target is None or not method.aims:
+        return None
+    start = time.perf_counter()
+    pool = context.train.described(method.needs & {"texts", "num_tokens"})
+    target = Signals(len(context.target), domain=context.target.domain, texts=context.target.texts)
+    first = method.first_stage(pool, target)
+    if first is not None:
+        context.record.event(
+            "ngrams",
+            0,
+            time.perf_counter() - start,
+            samples=len(pool),
+            target=len(target),
+            garbled=int(first.garbled.sum()),
+            closeness=first.closeness,
+        )
+    return first
 
 
 class Selecting(Decider):
@@ -110,6 +142,7 @@ class Selecting(Decider):
         self._forecast: Forecast | None = None
         self._steps = 0
         self._rows: NDArray[np.int64] | None = None
+        self._first: FirstStage | None = None
         self._scored: PoolSignals | None = None
         self._state: SelectionState | None = None
         self._picks: NDArray[np.int64] | None = None
@@ -132,6 +165,7 @@ class Selecting(Decider):
 
     def prepare(self, context: RunContext) -> RunContext:
         method, scores_all = context.recipe.select, bool(self._ordering.needs & set(QUANTITIES))
+        self._first = compared_texts(method, context)
         start = time.perf_counter()
         size = partial(self._size, context)
         budgeted = method.budgeted(
@@ -152,18 +186,20 @@ class Selecting(Decider):
                 f"order: {self._ordering.method.method} needs signals of all samples, and select.candidates "
                 f"scores {candidates:,} of {pool:,}; give candidates: all."
             )
-        self._rows = budgeted.method.rows_to_score(pool, context.train.domain, context.seed)
+        self._rows = budgeted.method.rows_to_score(pool, context.train.domain, context.seed, self._first)
         return replace(context, recipe=recipe)
 
     def _size(self, context: RunContext) -> Size:
         """The run's size before anything is selected, without its annealing phase."""
         layout, pool = context.in_run, len(context.train)
-        self._steps = layout.max_steps
-        if not self._steps:
+        self._steps, picks = layout.max_steps, 0
+        if not self._steps or context.target is not None:
             picks = context.recipe.select.size_in_run(pool, partial(mean_label_tokens, context.train))
+        if not self._steps:
             self._steps = math.ceil(layout.epochs * math.ceil(picks / layout.batch_size))
         annealing = 0 if self._last is None else decay_steps(self._last, self._steps)
-        return Size(pool, self._steps - annealing, layout.batch_size)
+        aside = 0 if context.target is None else len(context.target)
+        return Size(pool, self._steps - annealing, layout.batch_size, picks, aside)
 
     def _once(self, context: RunContext) -> str | None:
         """Why the selection cannot be refreshed, if so."""
@@ -190,6 +226,7 @@ class Selecting(Decider):
             order_needs=self._ordering.needs,
             forecast=self._forecast,
             took=took,
+            first=self._first,
         )
         took["selection"] = time.perf_counter() - start - sum(took.values())
         self._state = state if state is not None and state.every else None
@@ -244,8 +281,9 @@ class Selecting(Decider):
             context.record.event("refresh", step, seconds, anchors=0, digest=plan.digest)
             return plan
         measured = signals_now(context, state.sample[anchors], method.needs)
+        target = target_signals(context, method.needs) if method.aims else None
         took = {"signals": time.perf_counter() - start}
-        done = method.refresh(state, anchors, measured, step, device=context.device)
+        done = method.refresh(state, anchors, measured, step, target=target, device=context.device)
         took["graph"] = done.graph_seconds
         took["propagation"] = time.perf_counter() - start - sum(took.values())
         before = self.picked(context)

@@ -93,6 +93,23 @@ class Probe:
         with self._lent(), torch.no_grad():
             return self._losses(samples)
 
+    @contextmanager
+    def training(self) -> Iterator[Callable[[Samples, float], None]]:
+        """Train, and take it back at the end: yields a function that makes one step, on some samples and at a
+        learning rate."""
+
+        def step(samples: Samples, rate: float) -> None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self._step(samples)
+
+        with kept(self.model, self.optimizer), torch.inference_mode(False):
+            yield step
+
+    def held_out(self, samples: Samples) -> NDArray[np.float64]:
+        """(m,) own-mean losses at the weights as they are within `training`, without dropout."""
+        return self._evaluated(np.asarray(samples))
+
     def lookahead(
         self, units: Sequence[Samples], on: Samples, only: NDArray[np.bool_] | None = None
     ) -> Ahead:

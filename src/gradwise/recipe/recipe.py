@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from gradwise.atomic import write_text
+from gradwise.data.parts import Goal
 from gradwise.data.settings import Data
 from gradwise.errors import RecipeError
 from gradwise.evaluation.settings import Metrics
@@ -159,6 +160,12 @@ class Recipe(Settings):
         """Signals that its methods use."""
         parts = [part for part in (self.select, self.order, self.anneal) if part is not None]
         return frozenset().union(*(part.needs for part in parts))
+
+    @property
+    def goal(self) -> Goal | None:
+        """The set that `select` aims at; raises RecipeError where it is not given."""
+        data = self.data or Data()
+        return self.select.towards(target=data.target is not None, validation=data.validation is not None)
 
     def filled_from(self, earlier: "Recipe") -> "Recipe":
         """This recipe with what an earlier run of the same methods measured, where it leaves that open."""

@@ -32,6 +32,8 @@ FILES = (
     "scores.json",
 )  # fmt: skip
 FOLDERS = ("plan", "checkpoints", MODEL)
+WHICH = {"fingerprint": "", "held_out_fingerprint": "held-out ", "target_fingerprint": "target "}
+"""Names of the data whose fingerprints are kept."""
 
 
 class RunDirectory:
@@ -143,7 +145,7 @@ class RunDirectory:
         before = read_json(self.environment_file, take=lambda found: str(found["data"].get(key, fingerprint)))
         if before != fingerprint:
             raise CheckpointError(
-                f"The {'held-out ' if key != 'fingerprint' else ''}data have changed since the run in "
+                f"The {WHICH[key]}data have changed since the run in "
                 f"{self.path} was started (fingerprint {before[:12]}, now {fingerprint[:12]}); restore "
                 "them, or give --out a new folder."
             )

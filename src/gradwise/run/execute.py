@@ -10,8 +10,9 @@ from typing import Any
 import transformers
 
 from gradwise.console import on_terminal, say
-from gradwise.data import Collator, load, overlap
+from gradwise.data import Collator
 from gradwise.data.chat import with_template
+from gradwise.data.parts import load_parts
 from gradwise.errors import RecipeError
 from gradwise.ranks import check_same, is_first, on_each, on_first, world_size
 from gradwise.recipe import Data, Model, Recipe
@@ -119,7 +120,7 @@ def _arguments(recipe: Recipe, run: RunDirectory, bars: bool) -> Any:
         output_dir=run.checkpoints,
         seed=recipe.seed,
         ranks=world_size(),
-        validation=data.validation is not None,
+        validation=data.validation is not None or data.target is not None,
         bars=bars,
         last=None if recipe.anneal is None else recipe.anneal.last,
     )
@@ -147,16 +148,19 @@ def _build(
     """
     model_settings, data = _present(recipe.model, Model), _present(recipe.data, Data)
     tokenizer = load_tokenizer(model_settings)
-    pool = load(data, "train", tokenizer, progress=shown)
-    tell(str(pool.report))
-    held_out = load(data, "validation", tokenizer, progress=shown) if data.validation is not None else None
-    if held_out is not None and (common := overlap(pool, held_out)):
-        tell(
-            f"Warning: {common} of {len(held_out.dataset)} held-out samples also occur in the training data."
-        )
+    goal = recipe.goal
+    parts = load_parts(data, tokenizer, goal=goal, progress=shown)
+    pool, held_out = parts.train, parts.validation
+    for sentence in (str(pool.report), *parts.notes):
+        tell(sentence)
+    target = parts.target if goal is not None else None
+    if parts.target is not None and target is None:
+        tell(f"Note: select: {recipe.select.method} does not use data.target.")
     first = is_first()
     if first:
         run.check_data(pool.fingerprint)
+        if target is not None:
+            run.check_data(target.fingerprint, key="target_fingerprint")
     wanted = score and due(recipe)
     scoring = Scoring.of(recipe, tokenizer, held_out, bars=shown, tell=tell) if wanted else None
     transformers.set_seed(recipe.seed)
@@ -168,7 +172,7 @@ def _build(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     took = time.perf_counter() - start
     tell(f"{model_settings.name}: {parameters / 1e6:,.1f} M parameters, loaded in {took:.0f} s")
-    proxy = load_proxy(recipe, pool, progress=shown)
+    proxy = load_proxy(recipe, pool, target, progress=shown)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -183,6 +187,7 @@ def _build(
         unpack_if_needed=data.packing == "auto",
         shared_signals=shared,
         proxy=proxy,
+        target_dataset=None if target is None else target.dataset,
     )
     trainer.session.tell = tell
     if recipe.train.early_stopping_patience is not None:
@@ -194,11 +199,13 @@ def _build(
     described = {"fingerprint": pool.fingerprint, "report": pool.report.as_dict()}
     if held_out is not None:
         described["held_out_fingerprint"] = held_out.fingerprint
+    if target is not None:
+        described["target_fingerprint"] = target.fingerprint
     size = {"name": model_settings.name, "revision": model_settings.revision, "parameters": parameters}
     if first:
         run.note_environment(environment(data=described, model=size))
     show_progress(trainer, shown)
-    return trainer, scoring, [part.fingerprint for part in (pool, held_out) if part is not None]
+    return trainer, scoring, [part.fingerprint for part in (pool, held_out, target) if part is not None]
 
 
 def _execute(trainer: Trainer, run: RunDirectory, tell: Tell, scoring: Scoring | None) -> Outcome:

@@ -25,7 +25,7 @@ from gradwise.ranks import is_first, on_each, on_first, world_size
 from gradwise.recipe import Recipe
 from gradwise.run.model import Tell, check_length, load_tokenizer
 from gradwise.run.records import records_of
-from gradwise.run.select import SIGNALS, Selected, choose
+from gradwise.run.select import SIGNALS, TARGET, Selected, choose
 from gradwise.run.signals import joined, placed_model, sections
 from gradwise.signals.vocabulary import check_tokens
 from gradwise.signals.wanted import QUANTITIES
@@ -63,7 +63,7 @@ def order_samples(
     if order.influence is not None and recipe.model is None:
         raise RecipeError("The recipe names no model; give model.name, a hub name or a local folder.")
     joined(recipe)
-    names = (ORDERED, SUMMARY, GRAPH, SIGNALS)
+    names = (ORDERED, SUMMARY, GRAPH, SIGNALS, TARGET)
     with claimed(out.expanduser(), "order", names) as folder:
         return _ordered(recipe, order, folder, text=text, tell=tell, progress=progress)
 

@@ -12,6 +12,7 @@ import torch
 from gradwise.atomic import write_json
 from gradwise.data import load
 from gradwise.data.chat import with_template
+from gradwise.data.parts import load_parts
 from gradwise.data.pool import Pool
 from gradwise.errors import GradwiseError, RecipeError, SignalError
 from gradwise.evaluation import EvaluationError, Prepared, prepare, score
@@ -25,7 +26,8 @@ from gradwise.signals.given_back import check_measurable
 
 def due(recipe: Recipe) -> bool:
     """Whether a run of the recipe is measured by anything."""
-    return bool(recipe.metrics) or (recipe.data is not None and recipe.data.validation is not None)
+    data = recipe.data
+    return bool(recipe.metrics) or (data is not None and bool(data.validation or data.target))
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,19 @@ def score_saved(recipe: Recipe, run: RunDirectory, device: torch.device, *, bars
     """Measure the model that a finished run saved; all ranks must call it. False where it was interrupted."""
     assert recipe.model is not None and recipe.data is not None
     tokenizer = load_tokenizer(recipe.model)
-    given = recipe.data.validation is not None
-    held_out = load(recipe.data, "validation", tokenizer, progress=bars) if given else None
+    held_out = _measuring(recipe, tokenizer, bars=bars)
     if held_out is not None:
         run.check_data(held_out.fingerprint, key="held_out_fingerprint")
     scoring = Scoring.of(recipe, tokenizer, held_out, bars=bars, tell=tell)
     model = load_saved_model(recipe.model, run.model, tell=tell).to(device)
     scoring.check_model(model)
     return scoring.write(model, run, first=is_first())
+
+
+def _measuring(recipe: Recipe, tokenizer: Any, *, bars: bool) -> Pool | None:
+    """The held-out samples of the run; all parts are read where samples had to be kept apart."""
+    data = recipe.data
+    assert data is not None
+    if data.target is not None or recipe.goal is not None or data.target_share is not None:
+        return load_parts(data, tokenizer, goal=recipe.goal, progress=bars).validation
+    return load(data, "validation", tokenizer, progress=bars) if data.validation is not None else None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gradwise.atomic import write_json, write_text
 from gradwise.console import say
 from gradwise.data import Collator, Pool, load, overlap
+from gradwise.data.parts import Goal, load_parts
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, add_file, claimed
 from gradwise.methods.decision import Selection
@@ -22,8 +23,8 @@ from gradwise.methods.interfaces import Annealer
 from gradwise.planning import RunContext, Samples, Scorer
 from gradwise.planning.annealing import candidates
 from gradwise.planning.picks import write_picks
-from gradwise.planning.scoring import PoolSignals, pool_signals, validation_signals
-from gradwise.planning.selecting import first_selection
+from gradwise.planning.scoring import PoolSignals, pool_signals, selection_signals, validation_signals
+from gradwise.planning.selecting import compared_texts, first_selection
 from gradwise.precision import autocast_of
 from gradwise.ranks import check_same, is_first, on_each, on_first
 from gradwise.recipe import Model, Recipe
@@ -35,7 +36,7 @@ from gradwise.signals.wanted import QUANTITIES
 from gradwise.training.record import Record
 
 PICKS, RECORDS, SUMMARY = "picks.parquet", "records.jsonl", "selection.json"
-SIGNALS, VALIDATION = "signals", "validation"
+SIGNALS, VALIDATION, TARGET = "signals", "validation", "target"
 LOOKED = "looked.npy"
 """Beside the signals: which samples of the pool they are of, where not of all."""
 
@@ -77,7 +78,7 @@ def select_samples(
 def _claimed(recipe: Recipe, out: Path, text: bool) -> Iterator[OwnedFolder]:
     """The folder, refused before anything is read where it holds something else."""
     joined(recipe)
-    names = (PICKS, SUMMARY, SIGNALS, VALIDATION) + ((RECORDS,) if text else ())
+    names = (PICKS, SUMMARY, SIGNALS, VALIDATION, TARGET) + ((RECORDS,) if text else ())
     with claimed(out.expanduser(), "selection", names) as folder:
         yield folder
 
@@ -106,26 +107,33 @@ def choose(
     Raises:
         GradwiseError: in one clear sentence.
     """
-    pool, tokenizer = on_each(lambda: _pool(recipe, recipe.model, tell, progress))
+    goal = recipe.goal
+    recipe = replace(recipe, select=recipe.select.aimed(goal))
+    pool, target, tokenizer = on_each(lambda: _parts(recipe, goal, tell, progress))
     check_same(pool.fingerprint, "The data")
     if advice := recipe.select.standalone_advice():
         tell(advice)
-    context = _context(recipe, out, pool, tokenizer, store=out / SIGNALS, tell=tell, progress=progress)
+    context = _context(
+        recipe, out, pool, tokenizer, target=target, store=out / SIGNALS, tell=tell, progress=progress
+    )
     method, count = recipe.select, len(pool)
-    rows, selection = method.rows_to_score(count, context.train.domain, recipe.seed), None
+    first = compared_texts(method, context)
+    rows, selection = method.rows_to_score(count, context.train.domain, recipe.seed, first), None
     if rows is not None and more & set(QUANTITIES):
         raise RecipeError(
             f"order: {recipe.order.method} needs signals of all samples, and select.candidates scores "
             f"{len(rows):,} of {count:,}; give candidates: all."
         )
     if not method.needs & set(QUANTITIES) and more & set(QUANTITIES):
-        unscored = pool_signals(context, method.needs | {"num_tokens"})
-        selection = first_selection(method, context, unscored).selection
+        unscored = selection_signals(context, method.needs | {"num_tokens"})
+        selection = first_selection(method, context, unscored, first=first).selection
         picked = np.unique(selection.indices)
         rows = picked if len(picked) < count else None
-    scored = pool_signals(context, method.needs | more | {"num_tokens"}, rows)
     if selection is None:
-        selection = first_selection(method, context, scored).selection
+        scored = selection_signals(context, method.needs | more | {"num_tokens"}, rows)
+        selection = first_selection(method, context, scored, first=first).selection
+    else:
+        scored = pool_signals(context, method.needs | more | {"num_tokens"}, rows)
     if advice := method.advice(selection):
         tell(advice)
     measured = (method.needs | more) & set(QUANTITIES)
@@ -133,7 +141,15 @@ def choose(
 
 
 def _context(
-    recipe: Recipe, out: Path, pool: Pool, tokenizer: Any, *, store: Path, tell: Tell, progress: bool
+    recipe: Recipe,
+    out: Path,
+    pool: Pool,
+    tokenizer: Any,
+    *,
+    target: Pool | None = None,
+    store: Path,
+    tell: Tell,
+    progress: bool,
 ) -> RunContext:
     """What the decisions of a recipe may use outside of a run; the model is loaded when signals are
     needed."""
@@ -142,8 +158,8 @@ def _context(
 
     @cache
     def scorer() -> Scorer:
-        measures = on_each(lambda: what_measures(recipe, pool, tokenizer, progress=progress))
-        check_tokens(*measures)
+        measures = on_each(lambda: what_measures(recipe, pool, target, tokenizer, progress=progress))
+        check_tokens(*measures[:3])
         return Scorer(*measures)
 
     return RunContext(
@@ -153,6 +169,8 @@ def _context(
         record=Record(out, writes=False),
         folder=out,
         proxied=recipe.signals.model is not None,
+        target=None if target is None else Samples(target.dataset, target.dataset, samples.collate),
+        learning_rate=recipe.train.learning_rate,
         tokenizer=tokenizer,
         autocast=autocast_of(recipe.train.arguments),
         store=store,
@@ -169,6 +187,19 @@ def _pool(recipe: Recipe, model: Model | None, tell: Tell, progress: bool) -> tu
     pool = load(data, "train", tokenizer, progress=progress and is_first())
     tell(str(pool.report))
     return pool, tokenizer
+
+
+def _parts(recipe: Recipe, goal: Goal | None, tell: Tell, progress: bool) -> tuple[Pool, Pool | None, Any]:
+    """The training data, the target if `select` aims at one, and the tokenizer."""
+    if goal is None:
+        pool, tokenizer = _pool(recipe, recipe.model, tell, progress)
+        return pool, None, tokenizer
+    settings, data = sections(recipe)
+    tokenizer = load_tokenizer(recipe.model or settings)
+    parts = load_parts(data, tokenizer, goal=goal, progress=progress and is_first())
+    for sentence in (str(parts.train.report), *parts.notes):
+        tell(sentence)
+    return parts.train, parts.target, tokenizer
 
 
 def select_annealing(

@@ -24,7 +24,7 @@ from gradwise.signals.wanted import QUANTITIES
 
 ROWS = "rows.parquet"
 
-Part = Literal["train", "validation"]
+Part = Literal["train", "validation", "target"]
 
 
 class Measures(NamedTuple):
@@ -33,6 +33,8 @@ class Measures(NamedTuple):
     model: Any
     samples: Any
     collate: Any
+    target: Any = None
+    """The target samples in the model's tokens, where those are not the trained model's."""
 
 
 def collect_signals(
@@ -83,9 +85,9 @@ def into_store(
     recipe: Recipe, measures: Measures, out: Path, *, want: Sequence[str], tell: Tell, progress: bool
 ) -> Signals:
     """One scoring run as a recipe's `signals` asks for it, kept in the folder `out`."""
-    check_tokens(*measures)
+    check_tokens(*measures[:3])
     return collect(
-        *measures,
+        *measures[:3],
         want=want,  # type: ignore[arg-type]
         parameters=recipe.signals.parameters,
         grad_dim=recipe.signals.grad_dim,
@@ -99,9 +101,12 @@ def into_store(
     )
 
 
-def what_measures(recipe: Recipe, pool: Pool, tokenizer: Any, *, progress: bool) -> Measures:
-    """The model that decides for a recipe, with the pool's records in its tokens, row by row."""
-    proxy = load_proxy(recipe, pool, progress=progress)
+def what_measures(
+    recipe: Recipe, pool: Pool, target: Pool | None, tokenizer: Any, *, progress: bool
+) -> Measures:
+    """The model that decides for a recipe, with the pool's records in its tokens, row by row, and the
+    target's."""
+    proxy = load_proxy(recipe, pool, target, progress=progress)
     if proxy is not None:
         return proxy
     return Measures(placed_model(recipe), pool.dataset, Collator.for_tokenizer(tokenizer))
@@ -113,7 +118,7 @@ def placed_model(recipe: Recipe) -> Any:
     return _placed(recipe, load_model(sections(recipe)[0], recipe.adapter))
 
 
-def load_proxy(recipe: Recipe, pool: Pool, *, progress: bool) -> Measures | None:
+def load_proxy(recipe: Recipe, pool: Pool, target: Pool | None, *, progress: bool) -> Measures | None:
     """The model under `signals` with the pool's records in its tokens, row by row; None where there is none,
     or nothing to measure.
 
@@ -129,8 +134,14 @@ def load_proxy(recipe: Recipe, pool: Pool, *, progress: bool) -> Measures | None
     theirs = load(_keeping_all(data), "train", tokenizer, progress=progress)
     rows = _aligned(pool, theirs)
     model = _placed(recipe, load_model(settings))
-    proxy = Measures(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer))
-    check_tokens(*proxy)
+    aims = None
+    if target is not None:
+        goal = recipe.goal
+        assert goal is not None
+        whole = load(_keeping_all(data), goal, tokenizer, progress=progress)
+        aims = whole.dataset.select(_aligned(target, whole))
+    proxy = Measures(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer), aims)
+    check_tokens(*proxy[:3])
     return proxy
 
 

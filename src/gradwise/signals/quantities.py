@@ -70,9 +70,7 @@ class Signals:
         for each in fields(self):
             values = getattr(self, each.name)
             if isinstance(values, Texts) and len(values) != self.size:
-                raise SignalError(
-                    f"Signals of {self.size} samples need as many texts; found {len(values)}."
-                )
+                raise SignalError(f"Signals of {self.size} samples need as many texts; found {len(values)}.")
             if isinstance(values, np.ndarray) and (not values.ndim or len(values) != self.size):
                 raise SignalError(
                     f"Signals of {self.size} samples need as many rows of {each.name}; found shape "

@@ -25,11 +25,13 @@ from gradwise.methods.baselines.select import (
     LossTop,
     RandomSubset,
 )
+from gradwise.methods.baselines.targeted import Dsir, Less, Nearest, Tsds
 
 __all__ = [
     "AllLayers",
     "Balanced",
     "CosineTop",
+    "Dsir",
     "EasyFirst",
     "FullAnneal",
     "FullData",
@@ -40,14 +42,17 @@ __all__ = [
     "Interleave",
     "KCenter",
     "LengthTop",
+    "Less",
     "LossAnneal",
     "LossTop",
     "MostUsefulFirst",
+    "Nearest",
     "RandomAnneal",
     "RandomSubset",
     "RoundRobinLayers",
     "Shuffle",
     "StaticLayers",
     "TopLayers",
+    "Tsds",
     "UniformLayers",
 ]

@@ -22,8 +22,13 @@ class _TowardsTarget(AlwaysTargeted):
     """What the four have in common."""
 
     def pick(
-        self, state: Any, signals: Signals, *, target: Signals | None = None, seed: int = 0
-    ) -> Selection:  # noqa: ARG002
+        self,
+        state: Any,  # noqa: ARG002
+        signals: Signals,
+        *,
+        target: Signals | None = None,
+        seed: int = 0,
+    ) -> Selection:
         return self.select(signals, target=target, seed=seed)
 
     def select(self, signals: Signals, *, target: Signals | None = None, seed: int = 0) -> Selection:
@@ -130,18 +135,21 @@ class Less(_TowardsTarget):
     needs: ClassVar[frozenset[str]] = frozenset({"grad"})
 
     @property
-    def warm_up(self) -> WarmUp:
+    def trained_before(self) -> WarmUp:
         return WarmUp(self.warm_up_fraction, self.checkpoints)
 
     def _ranked(
-        self, signals: Signals, target: Signals, seed: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], str]:  # noqa: ARG002
+        self,
+        signals: Signals,
+        target: Signals,
+        seed: int,  # noqa: ARG002
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], str]:
         own, aims = (np.asarray(each.require("grad", self.method)) for each in (signals, target))
         if own.shape[1] != aims.shape[1] or own.shape[1] % self.checkpoints:
             raise SignalError(
-                f"less needs gradients of {self.checkpoints} checkpoints side by side, as many numbers for the "
-                f"pool as for the target; found {own.shape[1]} and {aims.shape[1]}. Give checkpoints: 1 for "
-                "gradients at the present weights."
+                f"less needs gradients of {self.checkpoints} checkpoints side by side, as many numbers for "
+                f"the pool as for the target; found {own.shape[1]} and {aims.shape[1]}. Give checkpoints: 1 "
+                "for gradients at the present weights."
             )
         subtasks = Subtasks.of_domains(target.domain, len(target))
         usable = np.isfinite(aims).all(axis=1)
@@ -160,7 +168,8 @@ class Less(_TowardsTarget):
         best_of = scores.max(axis=0)
         best_of[~np.isfinite(own).all(axis=1)] = -np.inf
         best = np.argsort(-best_of, kind="stable")[: self.size(int(np.isfinite(best_of).sum()))]
-        return best, np.where(np.isfinite(best_of), best_of, -1.0), "its gradient is among the most like the target's"
+        scores = np.where(np.isfinite(best_of), best_of, -1.0)
+        return best, scores, "its gradient is among the most like the target's"
 
 
 @dataclass(frozen=True)
@@ -215,10 +224,8 @@ def _units(signals: Signals, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     return unit_rows(embedding - embedding.mean(axis=0))
 
 
-def _cosines(
-    signals: Signals, target: Signals, by: str
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Samples with a finite embedding, and (m, n) their cosines with the target samples, around their mean."""
+def _cosines(signals: Signals, target: Signals, by: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Samples with a finite embedding, and (m, n) cosines of the target samples with them."""
     own = np.asarray(signals.require("embedding", by))
     aims = np.asarray(target.require("embedding", f"{by}, of the target samples,"))
     rows = np.flatnonzero(np.isfinite(own).all(axis=1))

@@ -25,6 +25,9 @@ from gradwise.methods.towards import (
 )
 from gradwise.signals import Signals
 
+AIMED: tuple[Kind, ...] = ("relevance", "alignment")
+"""Kinds of importance that look at the target."""
+
 SURVIVORS = 4
 """Samples that are scored for each one picked, after n-grams ranked them all."""
 
@@ -97,6 +100,18 @@ def words_of(signals: Signals, target: Signals, size: int) -> Wording:
         Subtasks.of_domains(target.domain, len(target)),
         size,
     )
+
+
+def aimed_at(state: State, aim: Aim, words: Wording | None, size: int) -> State:
+    """A state with what the target adds to it."""
+    cosines = aim.direction.cosines(state.embedding.astype(np.float64) - aim.centre)
+    if words is None:
+        best = np.argsort(-state.importance, kind="stable")[:size]
+        closeness = aim.direction.closeness(cosines, best) if aim.centre.size > 1 else None
+        return state.changed(bounds=aim.bounds, closeness=closeness)
+    others = words.best(size + len(state.looked)) if len(state.looked) < state.pool else None
+    by_words = ranks_of(words, state.sample)
+    return state.changed(bounds=aim.bounds, by_words=by_words, ranked=others, closeness=words.closeness)
 
 
 def ranks_of(words: Wording, rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -66,13 +66,14 @@ def forecast(
     training = size.steps * size.batch * speeds.train
     allowed = overhead * training
     if candidates is None:
-        candidates = _affordable(size.pool, speeds, allowed * (1 if every == 0 else FIRST_PART))
-    first = _first_scoring(candidates, speeds)
+        seconds = allowed * (1 if every == 0 else FIRST_PART) - size.aside * speeds.score
+        candidates = _affordable(size.pool, speeds, seconds)
+    first = _first_scoring(candidates, speeds) + size.aside * speeds.score
     left = allowed - first
     share = USUAL_ANCHORS if anchors is None else anchors
     fewest = min(candidates, FEWEST_SCORED if anchors is None else 1)
     if every is None:
-        each = speeds.startup + max(fewest, int(share * candidates)) * speeds.score
+        each = speeds.startup + (size.aside + max(fewest, int(share * candidates))) * speeds.score
         count = int(min(left / each, MOST_REFRESHES, size.steps / FEWEST_STEPS - 1)) if left > 0 else 0
         if count == 0:
             return forecast(size, speeds, overhead, every=0, candidates=settled, anchors=anchors)
@@ -80,7 +81,7 @@ def forecast(
     count = -(-size.steps // every) - 1 if every else 0
     if anchors is None and count:
         # What is left is for the refreshes: as many samples each as it pays for.
-        paid = (left / count - speeds.startup) / speeds.score / candidates
+        paid = ((left / count - speeds.startup) / speeds.score - size.aside) / candidates
         share = float(np.clip(paid, min(fewest / candidates, 0.5), 0.5))
     # A hair, or rounding could lose a sample.
     scored = max(1, int(share * candidates + 1e-9))
@@ -93,7 +94,7 @@ def forecast(
         steps=size.steps,
         training=training,
         first=first,
-        refreshes=count * (speeds.startup + scored * speeds.score),
+        refreshes=count * (speeds.startup + (size.aside + scored) * speeds.score),
     )
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Kind = Literal["alignment", "relevance", "loss", "norm", "head_norm"]
 
 NEEDS: dict[str, str] = {
-    "alignment": "grad", "relevance": "embedding", "loss": "loss", "norm": "grad_norm", "head_norm": "head_norm",
+    "alignment": "grad", "relevance": "embedding", "loss": "loss", "norm": "grad_norm",
+    "head_norm": "head_norm",
 }  # fmt: skip
 """The signal each kind is made of."""
 

@@ -13,10 +13,12 @@ from pydantic import Field
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.costs import Forecast, Size, Speeds
 from gradwise.methods.decision import Selection, check_signals, domain_mix
-from gradwise.methods.grace.costs import EXACT_UP_TO, USUAL_ANCHORS, forecast, single
+from gradwise.methods.grace.aim import AIMED, SURVIVORS, Aim, aim_again, aim_of, aimed_at, words_of
+from gradwise.methods.grace.budget import budgeted, decide_once
+from gradwise.methods.grace.costs import EXACT_UP_TO, USUAL_ANCHORS
 from gradwise.methods.grace.importance import NEEDS, Kind, Target, finite_rows, importance
 from gradwise.methods.grace.nodes import nodes_of, rows_of
-from gradwise.methods.grace.pick import Amount, choose, filled, random_picks, selection
+from gradwise.methods.grace.pick import Amount, choose, filled, minimum_of, random_picks, selection
 from gradwise.methods.grace.refresh import (
     SHARE_RANGE,
     AnchorSignals,
@@ -28,14 +30,10 @@ from gradwise.methods.grace.refresh import (
 )
 from gradwise.methods.grace.state import State
 from gradwise.methods.interfaces import Arrays, Budgeted
-from gradwise.methods.subset import Subset
-from gradwise.numerics.facility import Minimum
+from gradwise.methods.towards import Targeted, Wording, check_target, far_from
 from gradwise.numerics.sampling import stratified_sample
 from gradwise.settings import default_of
 from gradwise.signals import Signals
-
-USUAL_OVERHEAD = 0.15
-"""Share of the training time that deciding may take if `overhead` is unset."""
 
 REFRESHING = ("anchors", "staleness", "propagate", "beta", "min_agreement", "drift")
 """Settings of what happens at a refresh."""
@@ -48,7 +46,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
-class Grace(Subset):
+class Grace(Targeted):
     """A coreset by coverage and importance, kept fresh while training (GRACE, arXiv 2604.11810).
 
     Maximises F(S) = trade_off * mean_i max_{j in S} sim(i, j) + (1 - trade_off) * mean_{j in S} s_j on the
@@ -67,16 +65,17 @@ class Grace(Subset):
     tokens: Annotated[int, Field(ge=1)] | None = None
     """Budget in label tokens, instead of a share or a number of samples."""
 
-    importance: Kind = "head_norm"
+    importance: Kind | None = None
     """What a sample is worth in itself: `head_norm` (of the output head's gradient; no backward pass through
-    the model), `alignment` (mean cosine of its gradient with the others'), `loss`, or `norm` (of its
-    gradient). By `loss` and `norm` garbage is worth most."""
+    the model), `alignment` (mean cosine of its gradient with the others', or with the target's), `loss`, or
+    `norm` (of its gradient). By `loss` and `norm` garbage is worth most. With a target also `relevance` (mean
+    cosine of its embedding with the target's). If unset, `relevance` with a target, otherwise `head_norm`."""
 
     by_length: bool = True
     """Scale importance by the sample's label tokens over their mean: from a token's to the sample's."""
 
-    trade_off: Share = 0.9
-    """Weight of coverage; the rest is that of importance."""
+    trade_off: Share | None = None
+    """Weight of coverage; the rest is that of importance. If unset, 0.9; with a target 0.5."""
 
     neighbours: Annotated[int, Field(ge=1)] = 16
     """k of the k-NN graph."""
@@ -138,6 +137,14 @@ class Grace(Subset):
         self._refuse("refresh_every: 0 selects once", REFRESHING, self.refresh_every == 0)
         self._refuse("anchors: 1 scores all candidates again", UNUSED_BY_ALL, self.anchors == 1)
         self._refuse("beta: 0 propagates nothing", ("propagate",), self.beta == 0)
+        self._refuse("relevance to a target has no length", ("by_length",), self.aims)
+        if self.aims and self.importance not in (None, *AIMED):
+            raise RecipeError(
+                f"select.importance: {self.importance} does not look at the target; give "
+                f"{' or '.join(AIMED)}, or leave select.target out."
+            )
+        if self.importance == "relevance" and not self.aims:
+            raise RecipeError("select.importance: relevance needs a target; give select.target.")
         unused = () if self.importance == "loss" else ("importance",)
         self._refuse("trade_off: 1 counts coverage alone", (*unused, "by_length"), self.trade_off == 1)
 
@@ -154,40 +161,69 @@ class Grace(Subset):
     @property
     def kind(self) -> Kind:
         """What importance is made of: where coverage alone counts, the loss, which comes with embeddings."""
-        return "loss" if self.trade_off == 1 else self.importance
+        if self.trade_off == 1 and not self.aims:
+            return "loss"
+        return self.importance or ("relevance" if self.aims else "head_norm")
+
+    @property
+    def coverage_weight(self) -> float:
+        """`trade_off`, or its default."""
+        return (0.5 if self.aims else 0.9) if self.trade_off is None else self.trade_off
 
     @property
     def needs(self) -> frozenset[str]:
         """The signals it decides by."""
         needed = {"embedding", "num_tokens", NEEDS[self.kind]}
-        return frozenset(needed | ({"domain"} if self.domain_minimum else set()))
+        more = {name for name, asked in (("domain", self.domain_minimum), ("texts", self.aims)) if asked}
+        return frozenset(needed | more)
 
-    def select(self, signals: Signals, *, seed: int = 0) -> Selection:
+    def select(self, signals: Signals, *, target: Signals | None = None, seed: int = 0) -> Selection:
         """A coreset of the pool, once.
 
+        Args:
+            signals: of the pool.
+            target: of examples of what the model should become good at, collected alike. Their `domain`s are
+                subtasks, each of which gets its share.
+            seed: of what is left to chance.
+
         Raises:
-            SignalError: when a signal it needs is missing, or no sample can be used.
+            SignalError: when a signal it needs is missing, or no sample can be used; or a target is set and
+                not given.
         """
         check_signals(signals, self.method, seed=seed)
-        looked = self.rows_to_score(len(signals), signals.domain, seed)
+        if target is not None and not self.aims:
+            return replace(self, target="target").select(signals, target=target, seed=seed)
+        first = self.first_stage(signals, check_target(target, self.method)) if self.aims else None
+        looked = self.rows_to_score(len(signals), signals.domain, seed, first)
         if looked is None:
-            return self.pick(self.begin(signals, seed=seed), signals, seed=seed)
-        state = self.begin(signals.take(looked), looked=looked, pool=len(signals), seed=seed)
-        picked = self.pick(state, signals, seed=seed)
+            state = self.begin(signals, seed=seed, target=target, first=first)
+            picked = self.pick(state, signals, seed=seed)
+        else:
+            state = self.begin(
+                signals.take(looked),
+                looked=looked,
+                pool=len(signals),
+                seed=seed,
+                target=target,
+                first=first,
+            )
+            picked = self.pick(state, signals, seed=seed)
         if advice := self.advice(picked):
             warnings.warn(advice, stacklevel=2)
         return picked
 
     def advice(self, selection: Selection) -> str | None:
-        """A sentence on picks that were drawn at random to fill the budget, and on what to do; None if there
-        are none."""
+        """A sentence on picks that were drawn at random to fill the budget, and on what to do, or on a pool
+        that holds little that resembles the target; None if there is nothing to say."""
+        if (closeness := selection.details.get("closeness")) is not None:
+            return far_from(closeness)
         found = random_picks(selection.details, len(selection.indices))
         size = next(name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None)
         more = "overhead, or candidates: all" if self.candidates is None else "candidates"
         return found and f"grace: {found}. Give more select.{more}, or a smaller {size}, to choose them all."
 
     def standalone_advice(self) -> str | None:
-        if self.candidates is not None:
+        if self.candidates is not None or self.aims:
             return None
         return (
             "grace scores all samples here; a run scores as many as its overhead affords. Give "
@@ -206,84 +242,45 @@ class Grace(Subset):
     ) -> Budgeted:
         """How many samples are scored, how often the selection is refreshed, and what that should cost.
 
-        Speeds are measured only where something follows from them and the settings have none: the training
-        steps that are timed took a third of what deciding took on a model of 135 M parameters.
-
         Raises:
             RecipeError: the given overhead cannot be kept, or a setting has no effect in this run.
         """
         changed = [name for name in REFRESHING if getattr(self, name) != default_of(Grace, name)]
-        every, candidates = self.refresh_every, self.candidates
-        if once:
-            if every or changed:
-                setting = "refresh_every" if every else changed[0]
-                raise RecipeError(
-                    f"select.{setting} is about selecting again, and {once}; leave one of them out."
-                )
-            every = 0
-        if scores_all:
-            candidates = candidates or "all"
-        run, own = size(), self.speeds
-        scored = (
-            None if candidates is None else run.pool if candidates == "all" else min(candidates, run.pool)
-        )
-        dial = USUAL_OVERHEAD if self.overhead is None else self.overhead
-        if own is None and self.overhead is None and scored is not None and every == 0:
-            found = single(scored, run.steps)
-        else:
-            own = own or speeds()
-            found = forecast(run, own, dial, candidates=scored, every=every, anchors=self.anchors)
-        if self.overhead is not None and found.share is not None and found.share > self.overhead:
-            raise RecipeError(
-                f"select.overhead is {self.overhead:g}, but scoring {found.candidates:,} samples"
-                + (f" and some of them again every {found.every} steps" if found.every else "")
-                + f" is expected to take {found.share:.2g} of the training time; give a larger overhead, "
-                "fewer candidates, rarer refreshes, or a smaller model under signals.model."
-            )
-        sentence = [str(found)]
-        if found.share is not None and self.overhead is None and found.share > 1.005 * dial:
-            sentence.append(
-                f"that is more than the default overhead of {dial:.0%}, since the recipe's settings ask for "
-                "it; give select.overhead to bound it"
-            )
-        if not found.every and changed:
-            sentence.append(f"without a refresh select.{changed[0]} has no effect; give more overhead")
-        filled = replace(
-            self,
-            speeds=own,
-            search=self.searches(found.candidates),
-            candidates="all" if found.candidates == run.pool else found.candidates,
-        )
-        return Budgeted(filled, found, "; ".join(sentence) + ".")
+        return budgeted(self, size, speeds, once=once, scores_all=scores_all, changed=changed)
 
     def warm_up(self) -> None:
-        """Decide once and again over a few random samples: what numba compiles the first time on a machine
-        takes seconds, and belongs to no selection."""
-        rng, count = np.random.default_rng(0), 64
-        signals = Signals(
-            count,
-            embedding=rng.standard_normal((count, 8), dtype=np.float32),
-            grad=rng.standard_normal((count, 8), dtype=np.float32),
-            loss=rng.random(count, dtype=np.float32),
-            grad_norm=rng.random(count, dtype=np.float32),
-            head_norm=rng.random(count, dtype=np.float32),
-            num_tokens=np.full(count, 5, dtype=np.int32),
-            domain=np.full(count, "any"),
-        )
-        some = replace(self, fraction=0.5, count=None, tokens=None, candidates="all", search="exact")
-        state = some.begin(signals)
-        some.pick(state, signals)
-        anchors = some.anchors_at(state, 1)
-        elsewhere = replace(signals, embedding=-np.asarray(signals.embedding)).take(anchors)
-        some.pick(some.refresh(state, anchors, elsewhere, 1).state, signals)
+        decide_once(self)
+
+    def first_stage(self, signals: Signals, target: Signals) -> Wording | None:
+        """How the words of all samples compare with the target's; None where texts are not known."""
+        if not self.aims or signals.texts is None or target.texts is None:
+            return None
+        return words_of(signals, target, self._usual_size(signals))
+
+    def _usual_size(self, signals: Signals) -> int:
+        """Samples of the selection, estimated where the budget is in tokens."""
+        if self.tokens is None:
+            return self.size(len(signals))
+        tokens = np.asarray(signals.require("num_tokens", "grace with tokens"), dtype=np.float64)
+        return min(len(signals), max(1, round(self.tokens / max(1.0, float(tokens.mean())))))
 
     def rows_to_score(
-        self, pool: int, domain: NDArray[np.str_] | None, seed: int
+        self,
+        pool: int,
+        domain: NDArray[np.str_] | None,
+        seed: int,
+        first: Wording | None = None,
     ) -> NDArray[np.int64] | None:
-        """The samples that `candidates` scores, ascending; None where that is all of them, or unset."""
-        if not isinstance(self.candidates, int) or self.candidates >= pool:
+        """The samples that `candidates` scores, ascending; None where that is all of them.
+
+        If `candidates` is unset, all are scored, and with a target `SURVIVORS` for each pick.
+        """
+        count = self.candidates
+        if first is not None and count is None:
+            count = SURVIVORS * first.size
+        if not isinstance(count, int) or count >= pool:
             return None
-        return stratified_sample(pool, self.candidates, domain, seed)
+        return stratified_sample(pool, count, domain, seed) if first is None else np.sort(first.best(count))
 
     def begin(
         self,
@@ -297,6 +294,8 @@ class Grace(Subset):
         progress: Callable[[int], object] | None = None,
         took: dict[str, float] | None = None,
         forecast: Forecast | None = None,
+        target: Signals | None = None,
+        first: Wording | None = None,
     ) -> State:
         """What to remember of the first scoring run of a pool.
 
@@ -310,6 +309,8 @@ class Grace(Subset):
             progress: gets the number of rows whose neighbours are found.
             took: gets the seconds that the graph took, as "graph".
             forecast: how often the selection is refreshed. If unset, never.
+            target: signals of the target samples, where the selection aims at some.
+            first: how the words of the whole pool compare with theirs.
         """
         check_signals(signals, self.method, seed=seed)
         looked = np.arange(len(signals)) if looked is None else looked
@@ -328,28 +329,35 @@ class Grace(Subset):
         )
         if took is not None:
             took["graph"] = time.perf_counter() - start
-        first = usable[nodes.first]
+        stands = usable[nodes.first]
         mean_tokens = None
-        if self.by_length:
-            mean_tokens = float(signals.require("num_tokens", "grace with by_length")[first].mean())
-        target = self._target(signals, first)
+        if self.by_length and not self.aims:
+            mean_tokens = float(signals.require("num_tokens", "grace with by_length")[stands].mean())
+        size = self._usual_size(signals) if first is None else first.size
+        towards = (
+            aim_of(self.kind, signals, stands, target, size, nodes.centre)
+            if self.aims
+            else self._target(signals, stands)
+        )
         state = State(
             pool=pool or len(signals),
             looked=looked,
             rows=looked[usable],
             node=nodes.node,
-            sample=looked[first],
+            sample=looked[stands],
             centre=nodes.centre,
             placed=nodes.placed,
-            embedding=np.array(embedding[first], dtype=np.float32),
-            importance=importance(self.kind, signals, first, mean_tokens=mean_tokens, target=target),
-            measured_at=np.full(len(first), step),
+            embedding=np.array(embedding[stands], dtype=np.float32),
+            importance=importance(self.kind, signals, stands, mean_tokens=mean_tokens, target=towards),
+            measured_at=np.full(len(stands), step),
             graph=nodes.graph,
             share=self.anchors or USUAL_ANCHORS,
-            target=None if target is None else target.mean,
+            target=towards.mean if isinstance(towards, Target) else None,
             mean_tokens=mean_tokens,
             seed=seed,
         )
+        if isinstance(towards, Aim):
+            state = aimed_at(state, towards, first, size)
         if forecast is None or not forecast.every:
             return state
         # The forecast counts samples; where some are copies, the same cost covers more of the nodes.
@@ -365,18 +373,30 @@ class Grace(Subset):
     def restored(arrays: Arrays) -> State:
         return State.of_arrays(arrays)
 
-    def pick(self, state: State, signals: Signals, *, seed: int = 0) -> Selection:
+    def pick(
+        self,
+        state: State,
+        signals: Signals,
+        *,
+        target: Signals | None = None,  # noqa: ARG002
+        seed: int = 0,
+    ) -> Selection:
         """A coreset by what is known now.
 
         Args:
             state: of the candidates.
             signals: of the whole pool; only what does not change counts: tokens, domains, weights.
+            target: not needed again.
             seed: of what is filled at random, if few samples were scored.
         """
         tokens = signals.num_tokens
         whole = self._budget(state, signals)
         budget = whole.part(state)
-        chosen = choose(state, budget, self.trade_off, self._minimum(state, budget, signals))
+        minimum = None
+        if self.domain_minimum:
+            domain = signals.require("domain", "grace with domain_minimum")
+            minimum = minimum_of(state, budget, domain, self.domain_minimum)
+        chosen = choose(state, budget, self.coverage_weight, minimum)
         when = f"after refresh {state.refreshes}" if state.refreshes else "at the start"
         picked = selection(
             state, chosen, budget, weighted=self.weighted, summary=f"in the coreset chosen {when}"
@@ -388,6 +408,8 @@ class Grace(Subset):
                 f"select.tokens is {self.tokens}, and no sample has so few label tokens; give more."
             )
         details = picked.details | domain_mix(signals.domain, picked.indices)
+        if state.closeness is not None:
+            details["closeness"] = state.closeness
         if tokens is not None:
             details["label_tokens"] = int(np.asarray(tokens)[picked.indices].sum())
         picked.details.update(details)
@@ -408,7 +430,14 @@ class Grace(Subset):
         return anchors_of(state, step, self.staleness)
 
     def refresh(
-        self, state: State, anchors: NDArray[np.int64], signals: Signals, step: int, *, device: str = "cpu"
+        self,
+        state: State,
+        anchors: NDArray[np.int64],
+        signals: Signals,
+        step: int,
+        *,
+        target: Signals | None = None,
+        device: str = "cpu",
     ) -> Refreshed:
         """The state after some nodes were scored again.
 
@@ -417,6 +446,7 @@ class Grace(Subset):
             anchors: (a,) nodes, ascending.
             signals: of those a nodes, in the same order; nodes that are not ok keep their values.
             step: optimizer steps done.
+            target: signals of the target samples as they are now, where the selection aims at some.
             device: where exact neighbours are searched.
         """
         usable = self._usable(signals)
@@ -426,14 +456,14 @@ class Grace(Subset):
                 "grace scored its anchors again, and not one has a finite embedding and importance; the "
                 "model may have diverged."
             )
-        target = None
+        towards = aim_again(state, self.kind, target) if self.aims else None
         if state.target is not None:
             grads = np.asarray(signals.grad)[rows].astype(np.float64)
-            target = Target(state.target, len(state)).moved(grads)
+            towards = Target(state.target, len(state)).moved(grads)
         found = AnchorSignals(
             anchors[rows],
             np.asarray(signals.require("embedding", "grace"), dtype=np.float32)[rows],
-            importance(self.kind, signals, rows, mean_tokens=state.mean_tokens, target=target),
+            importance(self.kind, signals, rows, mean_tokens=state.mean_tokens, target=towards),
         )
         how = Propagation(self.propagate == "change", self.beta, self.drift)
         done = refresh(state, found, how, step, asked=len(anchors), device=device)
@@ -442,7 +472,7 @@ class Grace(Subset):
         after = done.state.changed(
             share=1.0 if self.anchors == 1 else share,
             allowance=left,
-            target=None if target is None else target.mean,
+            target=towards.mean if isinstance(towards, Target) else None,
         )
         return replace(done, state=after)
 
@@ -478,19 +508,6 @@ class Grace(Subset):
             )
             return "exact"
         return "approximate"
-
-    def _minimum(self, state: State, budget: Amount, signals: Signals) -> Minimum | None:
-        """The minimum for each domain: `domain_minimum` times its proportional part, at most its nodes."""
-        if not self.domain_minimum:
-            return None
-        domain = signals.require("domain", "grace with domain_minimum")
-        names, codes = np.unique(domain[state.rows], return_inverse=True)
-        assert budget.count is not None
-        share = np.bincount(codes, minlength=len(names)) / len(codes)
-        group = np.searchsorted(names, domain[state.sample])
-        # A billionth, or a part that comes out whole could round to one less.
-        least = np.floor(self.domain_minimum * share * min(budget.count, len(state)) + 1e-9).astype(np.int64)
-        return Minimum(group, np.minimum(least, np.bincount(group, minlength=len(names))))
 
 
 def _has_faiss() -> bool:

@@ -90,6 +90,17 @@ def choose(state: State, budget: Amount, trade_off: float, minimum: Minimum | No
     return Coreset(picks, problem.value(picks), coverage, problem.covered(picks), valued)
 
 
+def minimum_of(state: State, budget: Amount, domain: NDArray[np.str_], share: float) -> Minimum:
+    """The minimum for each domain: `share` times its proportional part, at most its nodes."""
+    names, codes = np.unique(domain[state.rows], return_inverse=True)
+    assert budget.count is not None
+    part = np.bincount(codes, minlength=len(names)) / len(codes)
+    group = np.searchsorted(names, domain[state.sample])
+    # A billionth, or a part that comes out whole could round to one less.
+    least = np.floor(share * part * min(budget.count, len(state)) + 1e-9).astype(np.int64)
+    return Minimum(group, np.minimum(least, np.bincount(group, minlength=len(names))))
+
+
 def _coverage(state: State, picks: NDArray[np.int64]) -> float:
     return Facility.of(state.graph, np.zeros(len(state)), 1, 1.0, state.counts).coverage(picks)
 
