@@ -422,3 +422,52 @@ class TestRefresh:
                 assert np.array_equal(again.arrays()[name], values), name
                 assert again.arrays()[name].dtype == values.dtype, name
             assert np.array_equal(grace.pick(again, found).indices, grace.pick(state, found).indices)
+
+
+class TestAsPublished:
+    """The paper's formulas taken literally."""
+
+    def state(self, **changes: Any) -> tuple[Any, Any, Any]:
+        found = signals(n=80)
+        grace = gw.Grace.published(count=15, neighbours=5, **changes)
+        return grace, found, grace.begin(found)
+
+    def test_anchors_have_the_highest_priority_and_none_is_drawn(self):
+        grace, _, state = self.state(staleness=0.3)
+        state = state.changed(measured_at=np.arange(80) % 7)
+        ages, values = 20 - state.measured_at, state.importance
+        ids, sims = state.graph.used
+        distance = np.zeros(80)
+        for i in range(80):
+            positive = [max(float(sim), 0.0) for sim in sims[i]]
+            mean = sum(a * values[j] for a, j in zip(positive, ids[i], strict=True)) / sum(positive)
+            distance[i] = abs(values[i] - mean)
+
+        def ranks(of: np.ndarray) -> np.ndarray:
+            below, same = (of[:, None] > of).sum(axis=1), (of[:, None] == of).sum(axis=1)
+            return (below + (same - 1) / 2) / (len(of) - 1)
+
+        priority = 0.3 * ranks(ages) + 0.7 * ranks(distance)
+        anchors = grace.anchors_at(state, 20)
+        assert len(anchors) == 8
+        # Spread over the graph: the best of all, then each the best that is no neighbour of those before.
+        chosen: list[int] = []
+        for row in np.argsort(-priority, kind="stable"):
+            if len(chosen) < 8 and not any(row in ids[other] for other in chosen):
+                chosen.append(int(row))
+        assert anchors.tolist() == sorted(chosen)
+
+    def test_values_spread_by_equation_21(self):
+        grace, found, state = self.state()
+        anchors = grace.anchors_at(state, 50)
+        later = repeated(replace(found, grad_norm=found.grad_norm * 1.5 + 0.2), anchors)
+        after = grace.refresh(state, anchors, later, 50).state
+        new = state.importance.copy()
+        new[anchors] = later.grad_norm
+        ids, sims = state.graph.used
+        for i in range(80):
+            alphas = [max(float(sim), 0.0) for sim in sims[i]]
+            spread = sum(a * new[j] for a, j in zip(alphas, ids[i], strict=True)) / sum(alphas)
+            expected = new[i] if i in anchors else 0.5 * state.importance[i] + 0.5 * spread
+            assert after.importance[i] == pytest.approx(expected)
+        assert after.share == state.share, "the number of anchors does not adapt"

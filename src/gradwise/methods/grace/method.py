@@ -19,6 +19,7 @@ from gradwise.methods.grace.costs import EXACT_UP_TO, USUAL_ANCHORS
 from gradwise.methods.grace.importance import NEEDS, Kind, Target, finite_rows, importance
 from gradwise.methods.grace.nodes import nodes_of, rows_of
 from gradwise.methods.grace.pick import Amount, choose, filled, minimum_of, random_picks, selection
+from gradwise.methods.grace.published import AsPublished
 from gradwise.methods.grace.refresh import (
     SHARE_RANGE,
     AnchorSignals,
@@ -35,18 +36,17 @@ from gradwise.numerics.sampling import stratified_sample
 from gradwise.settings import default_of
 from gradwise.signals import Signals
 
-REFRESHING = ("anchors", "staleness", "propagate", "beta", "min_agreement", "drift")
+REFRESHING = ("anchors", "random_anchors", "staleness", "propagate", "beta", "min_agreement", "drift")
 """Settings of what happens at a refresh."""
 
-UNUSED_BY_ALL = ("staleness", "min_agreement", "drift")
-"""Those without effect where a refresh scores all candidates; how far propagation agrees is still "
-"reported."""
+UNUSED_BY_ALL = ("random_anchors", "staleness", "min_agreement", "drift")
+"""Those without effect where a refresh scores all candidates; agreement is still reported."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
-class Grace(Targeted):
+class Grace(AsPublished, Targeted):
     """A coreset by coverage and importance, kept fresh while training (GRACE, arXiv 2604.11810).
 
     Maximises F(S) = trade_off * mean_i max_{j in S} sim(i, j) + (1 - trade_off) * mean_{j in S} s_j on the
@@ -85,15 +85,14 @@ class Grace(Targeted):
     writes into its recipe what `auto` came to where more than 100,000 samples are scored."""
 
     weighted: bool = False
-    """Show each pick as often as the number of samples it stands for says, within a factor of four."""
+    """Weigh each pick by the number of samples it stands for, within a factor of four; see `weights`."""
 
     domain_minimum: Share = 0.0
     """Least share of its proportional part that every domain keeps; 1 selects from each in proportion."""
 
     overhead: Annotated[float, Field(gt=0)] | None = None
-    """Share of the training time that deciding may take in a run. Whatever of `candidates`, `refresh_every`
-    and `anchors` is unset follows from it and from `speeds`. If unset, it is 0.15; settings that cost more
-    are then obeyed and said to, while a given overhead refuses them."""
+    """Share of the training time that deciding may take in a run; unset `candidates`, `refresh_every` and
+    `anchors` follow from it and from `speeds`. If unset, 0.15, and settings that cost more are only noted."""
 
     speeds: Speeds | None = None
     """How fast the machine trains and scores, in seconds. If unset, a run measures it before its first step
@@ -107,8 +106,10 @@ class Grace(Targeted):
     """Optimizer steps from one selection to the next; 0 selects once."""
 
     anchors: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the candidates that the first refresh scores again; later refreshes adapt it. 1 scores all of
-    them at every refresh, and nothing is propagated."""
+    """Share of the candidates that the first refresh scores again; it adapts. 1 propagates nothing."""
+
+    random_anchors: Share = 0.75
+    """Share of the anchors drawn at random (at least 8), not by priority; 0 for the authors' rule."""
 
     staleness: Share = 0.5
     """Weight of age against being unlike one's neighbours in what is measured first."""
@@ -119,8 +120,8 @@ class Grace(Targeted):
     beta: Share = 0.5
     """How far the others follow their neighbours."""
 
-    min_agreement: Annotated[float, Field(ge=-1, le=1)] = 0.8
-    """Rank correlation of guessed and measured importance below which the next refresh measures more."""
+    min_agreement: Annotated[float, Field(ge=-1, le=1)] | None = 0.8
+    """Rank correlation of guessed and measured importance below which refreshes grow; null for one size."""
 
     drift: Annotated[float, Field(ge=0, le=2)] = 0.05
     """1 - cosine beyond which an embedding's place in the graph is repaired."""
@@ -427,7 +428,7 @@ class Grace(Targeted):
 
     def anchors_at(self, state: State, step: int) -> NDArray[np.int64]:
         """The nodes to score again at a step; `state.sample` gives their samples."""
-        return anchors_of(state, step, self.staleness)
+        return anchors_of(state, step, self.staleness, self.random_anchors)
 
     def refresh(
         self,
@@ -465,7 +466,7 @@ class Grace(Targeted):
             np.asarray(signals.require("embedding", "grace"), dtype=np.float32)[rows],
             importance(self.kind, signals, rows, mean_tokens=state.mean_tokens, target=towards),
         )
-        how = Propagation(self.propagate == "change", self.beta, self.drift)
+        how = Propagation(self.propagate == "change", self.beta, self.drift, self.random_anchors)
         done = refresh(state, found, how, step, asked=len(anchors), device=device)
         share = next_share(state.share, done.agreement, self.min_agreement, state.least_share)
         left = None if state.allowance is None else max(0, state.allowance - len(anchors))

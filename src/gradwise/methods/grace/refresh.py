@@ -23,10 +23,10 @@ SHARE_RANGE = (0.02, 0.5)
 """Between what the share of anchors adapts."""
 
 AT_RANDOM, FEWEST_AT_RANDOM = 0.75, 8
-"""Share of the anchors that is drawn at random rather than by priority, and their number at least. Samples of
-high priority are unlike their neighbours: they say little about others, and too much good of propagation. On
-a real run with 5 % anchors the rank correlation of losses was 0.05 by priority alone, 0.72 with three
-quarters drawn, and much the same with all of them drawn (docs/log.md)."""
+"""Share of the anchors that is usually drawn at random rather than by priority, and their number at least.
+Samples of high priority are unlike their neighbours: they say little about others, and too much good of
+propagation. On a real run with 5 % anchors the rank correlation of losses was 0.05 by priority alone, 0.72
+with three quarters drawn, and much the same with all of them drawn (docs/log.md)."""
 
 GROWS, SHRINKS = 1.5, 1.25
 """By what the share is multiplied where guesses do not agree, and divided where they do."""
@@ -53,6 +53,8 @@ class Propagation:
     beta: float
     drift: float
     """1 - cosine beyond which an anchor's place in the graph is repaired."""
+    at_random: float = AT_RANDOM
+    """Share of the anchors that was drawn at random."""
 
     def guesses(
         self, old: NDArray[Any], found: AnchorSignals, measured: NDArray[Any], state: State
@@ -71,8 +73,8 @@ class Refreshed:
 
     state: State
     agreement: float | None
-    """Spearman's correlation of guessed and measured importance over the anchors drawn at random; None where
-    it has none."""
+    """Spearman's correlation of guessed and measured importance over the anchors drawn at random (all of
+    them, where none was drawn); None where it has none."""
     embedding_agreement: float | None
     """Mean cosine of guessed and measured embeddings around the centre, over the same."""
     moved: int
@@ -93,18 +95,20 @@ class Refreshed:
         }
 
 
-def anchors_of(state: State, step: int, staleness: float) -> NDArray[np.int64]:
+def anchors_of(state: State, step: int, staleness: float, at_random: float = AT_RANDOM) -> NDArray[np.int64]:
     """The nodes to measure at a step, ascending: some at random, and those of highest priority, spread over
     the graph; none once the allowance is used up."""
     count = int(np.clip(round(state.share * len(state)), 1, len(state)))
     count = count if state.allowance is None else min(count, state.allowance)
     ranked = priority(step - state.measured_at, state.importance, state.graph, staleness)
-    return spread(state.graph, ranked, count, drawn_of(state, step, count))
+    return spread(state.graph, ranked, count, drawn_of(state, step, count, at_random))
 
 
-def drawn_of(state: State, step: int, count: int) -> NDArray[np.int64]:
+def drawn_of(state: State, step: int, count: int, at_random: float = AT_RANDOM) -> NDArray[np.int64]:
     """Those of `count` anchors that are drawn at random, ascending; the same whenever they are asked for."""
-    some = min(count, max(FEWEST_AT_RANDOM, round(AT_RANDOM * count)))
+    if not at_random:
+        return np.zeros(0, dtype=np.int64)
+    some = min(count, max(FEWEST_AT_RANDOM, round(at_random * count)))
     rng = stream(state.seed, "grace anchors", step, state.refreshes)
     return np.sort(rng.choice(len(state), some, replace=False))
 
@@ -121,7 +125,8 @@ def refresh(
     embedding = how.guesses(state.embedding, found, found.embedding, state)
     shift = found.embedding.astype(np.float64) - state.embedding[found.anchors]
     centre = state.centre + np.average(shift, axis=0, weights=state.counts[found.anchors])
-    drawn = np.isin(found.anchors, drawn_of(state, step, asked))
+    drawn = np.isin(found.anchors, drawn_of(state, step, asked, how.at_random))
+    drawn = drawn if drawn.any() or how.at_random else np.ones(len(drawn), dtype=bool)
     agreement = _correlation(importance[found.anchors[drawn]], found.importance[drawn])
     placed = unit(found.embedding - centre)
     guessed = unit(embedding[found.anchors] - centre)
@@ -160,12 +165,17 @@ def refresh(
     return Refreshed(after, agreement, embedding_agreement, len(moved), searched, graph_seconds)
 
 
-def next_share(share: float, agreement: float | None, wanted: float, least: float = SHARE_RANGE[0]) -> float:
-    """Share of anchors of the next refresh: more where propagation cannot be trusted, fewer where it can.
+def next_share(
+    share: float, agreement: float | None, wanted: float | None, least: float = SHARE_RANGE[0]
+) -> float:
+    """Share of anchors of the next refresh: more where propagation cannot be trusted, fewer where it can; the
+    same if no agreement is wanted.
 
     >>> round(next_share(0.1, agreement=0.4, wanted=0.8), 3), round(next_share(0.1, 0.9, 0.8), 3)
     (0.15, 0.08)
     """
+    if wanted is None:
+        return share
     trusted = agreement is None or agreement >= wanted
     return float(np.clip(share / SHRINKS if trusted else share * GROWS, least, SHARE_RANGE[1]))
 
