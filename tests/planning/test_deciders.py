@@ -19,8 +19,21 @@ from gradwise.signals.wanted import QUANTITIES
 from tests.conftest import same_weights
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{name: {"count": 12} for name in ("random", "loss_top", "length_top", "grad_norm_top", "k_center")},
+    **{
+        name: {"count": 12}
+        for name in (
+            "random",
+            "loss_top",
+            "length_top",
+            "grad_norm_top",
+            "k_center",
+            "dsir",
+            "nearest",
+            "tsds",
+        )
+    },
     "grace": {"count": 12, "candidates": "all", "refresh_every": 2, "anchors": 0.5},
+    "less": {"count": 12, "checkpoints": 2, "warm_up_fraction": 0.2},
     "d3": {"probes": 2, "target_samples": 4, "overhead": 1.0},
 }
 """What a method needs to be told; the others have defaults for everything."""
@@ -31,10 +44,13 @@ def _members(union: Any, section: str) -> list[Any]:
     return [pytest.param(section, cls, id=f"{section}-{cls.__name__}") for cls in classes]
 
 
+AIMED = ("dsir", "nearest", "less", "tsds")
+"""Methods that cannot do without a target."""
+
 METHODS = [*_members(Select, "select"), *_members(OrderBy, "order"), *_members(Anneal, "anneal")]
 every_method = pytest.mark.parametrize(("section", "cls"), METHODS)
 
-KNOWN = {*QUANTITIES, "num_tokens", "domain", "words"}
+KNOWN = {*QUANTITIES, "num_tokens", "domain", "words", "texts"}
 
 
 def _method(section: str, cls: Any) -> Any:
@@ -65,6 +81,7 @@ def make(story_model, arguments, speeches: Any) -> Callable[..., gw.Trainer]:
             arguments(name, max_steps=6, **settings),
             train_dataset=speeches.select(range(24)),
             eval_dataset=speeches.select(range(24, 36)),
+            target_dataset=speeches.select(range(36, 44)) if method.method in AIMED else None,
             recipe=gw.Recipe.from_dict({section: gw.Recipe(**{section: method}).to_dict()[section]}),
         )
         trainer.session.tell = lambda _: None

@@ -13,7 +13,7 @@ from datasets import concatenate_datasets
 
 import gradwise as gw
 from gradwise.methods.costs import Speeds
-from gradwise.methods.grace import method
+from gradwise.methods.grace import nodes
 from gradwise.numerics import knn
 from gradwise.planning import scoring, selecting
 from tests.conftest import same_weights
@@ -148,9 +148,9 @@ def test_what_was_measured_is_written_down_and_used_again(run: Any, tmp_path: Pa
 def test_the_search_that_auto_came_to_is_written_down(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(method, "EXACT_UP_TO", 50)
+    monkeypatch.setattr(nodes, "EXACT_UP_TO", 50)
     for installed, search in ((True, "approximate"), (False, "exact")):
-        monkeypatch.setattr(method, "_has_faiss", lambda found=installed: found)
+        monkeypatch.setattr(nodes, "find_spec", lambda _, found=installed: found or None)
         grace = gw.Grace(fraction=0.25, candidates="all", refresh_every=0)
         with warnings.catch_warnings(record=True):
             trainer, _ = run(grace, name=search)

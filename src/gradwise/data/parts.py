@@ -5,21 +5,18 @@ do both, it is split, once and for all seeds, so that the runs of a comparison a
 samples.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from gradwise.data.load import load
+from gradwise.data.loading import load
 from gradwise.data.pool import Pool, found_in, overlap
-from gradwise.data.settings import Data
+from gradwise.data.settings import Data, Goal
 from gradwise.errors import DataError
 from gradwise.numerics.sampling import interleaved
 from gradwise.numerics.streams import stream
-
-Goal = Literal["target", "validation"]
-"""The set that a selection aims at."""
 
 HALF = 0.5
 """Share of a set that chooses, if `data.target_share` is unset."""
@@ -49,7 +46,7 @@ def split(domains: list[str] | None, count: int, share: float) -> Split:
     """
     if count < 2:
         raise DataError(
-            f"Choosing and measuring need samples of their own, and there is {count} in all; give more, or "
+            f"Choosing and measuring need different samples, and there is {count} in all; give more, or "
             "both data.target and data.validation."
         )
     shuffled = stream(0, "target split").permutation(count)

@@ -22,6 +22,9 @@ Role = Literal[
     "domain",
     "weight",
 ]
+Goal = Literal["target", "validation"]
+"""The set that a selection aims at."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwise.data.pool import ragged
 from gradwise.numerics.ngrams import Chunk, token_ids, word_ids
 
 CHUNK = 10_000
@@ -50,6 +49,8 @@ class Texts:
     def _tokens(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         if hasattr(self.dataset, "select_columns"):
             dataset = self.dataset if self.rows is None else self.dataset.select(self.rows)
+            from gradwise.data.pool import ragged  # here, since it brings `datasets`
+
             yield from ragged(dataset, "input_ids")
             return
         rows = np.arange(len(self)) if self.rows is None else self.rows

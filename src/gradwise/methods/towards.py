@@ -6,20 +6,19 @@ best sample, and the highest of them counts (`joint`). A sample that serves two 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from gradwise.data.settings import Goal
 from gradwise.data.texts import Texts
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import check_signals
 from gradwise.methods.subset import Subset
 from gradwise.numerics.ngrams import Affinity, Counts, affinity
 from gradwise.signals import Signals
-
-Goal = Literal["target", "validation"]
 
 FEWEST = 8
 """Target samples of a subtask; smaller ones are put together, since few samples are no direction."""
@@ -249,7 +248,7 @@ class AlwaysTargeted(Targeted):
 
 
 def check_target(target: Signals | None, by: str) -> Signals:
-    """The target's signals; raises SignalError where there are none."""
+    """The target's signals; raises SignalError if they are not given."""
     if target is None:
         raise SignalError(
             f"{by} selects towards a target: give `target=`, signals of examples of what the model should "

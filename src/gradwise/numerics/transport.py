@@ -22,7 +22,7 @@ def spread_mass(
             neighbours.
         neighbours: nearest points of each target point that can get mass.
 
-    >>> spread_mass(np.array([[0.0, 0.1, 9.0]]), np.ones(3), 0.0, 3).tolist()
+    >>> spread_mass(np.array([[0.0, 0.1, 9.0]]), np.ones(3), 0.0, 3).round(6).tolist()
     [1.0, 0.0, 0.0]
     """
     count, points = distances.shape

@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from gradwise.atomic import write_text
-from gradwise.data.parts import Goal
-from gradwise.data.settings import Data
+from gradwise.data.settings import Data, Goal
 from gradwise.errors import RecipeError
 from gradwise.evaluation.settings import Metrics
 from gradwise.folders import FORMAT, OLDEST, check_format

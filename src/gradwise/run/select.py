@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from gradwise.atomic import write_json, write_text
 from gradwise.console import say
 from gradwise.data import Collator, Pool, load, overlap
-from gradwise.data.parts import Goal, load_parts
+from gradwise.data.parts import load_parts
+from gradwise.data.settings import Goal
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, add_file, claimed
 from gradwise.methods.decision import Selection

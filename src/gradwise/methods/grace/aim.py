@@ -1,8 +1,8 @@
 """GRACE towards a target: relevance takes the place of importance, and coverage counts the relevant region.
 
 A cascade, cheap first. Hashed n-grams rank the whole pool without a model; `SURVIVORS` samples for each pick
-go on to the model. Their embeddings (`relevance`) or gradients (`alignment`) are compared with the target's
-mean direction, which spreads over the k-NN graph at refreshes as importance does. Both ranks count alike.
+are then scored by the model. Their embeddings (`relevance`) or gradients (`alignment`) are compared with the
+target's mean direction, and changes spread over the k-NN graph at refreshes. Both ranks count alike.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from gradwise.methods.towards import (
 from gradwise.signals import Signals
 
 AIMED: tuple[Kind, ...] = ("relevance", "alignment")
-"""Kinds of importance that look at the target."""
+"""Kinds of importance that compare samples with the target."""
 
 SURVIVORS = 4
 """Samples that are scored for each one picked, after n-grams ranked them all."""

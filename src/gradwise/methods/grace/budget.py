@@ -10,6 +10,7 @@ from gradwise.errors import RecipeError
 from gradwise.methods.costs import Size, Speeds
 from gradwise.methods.grace.aim import SURVIVORS
 from gradwise.methods.grace.costs import forecast, single
+from gradwise.methods.grace.nodes import search_of
 from gradwise.methods.interfaces import Budgeted
 from gradwise.signals import Signals
 
@@ -73,7 +74,7 @@ def budgeted(
     filled = replace(
         method,
         speeds=own,
-        search=method.searches(found.candidates),
+        search=search_of(method.search, found.candidates),
         candidates="all" if found.candidates == pool else found.candidates,
     )
     return Budgeted(filled, found, "; ".join(sentence) + ".")

@@ -15,9 +15,9 @@ from gradwise.methods.costs import Forecast, Size, Speeds
 from gradwise.methods.decision import Selection, check_signals, domain_mix
 from gradwise.methods.grace.aim import AIMED, SURVIVORS, Aim, aim_again, aim_of, aimed_at, words_of
 from gradwise.methods.grace.budget import budgeted, decide_once
-from gradwise.methods.grace.costs import EXACT_UP_TO, USUAL_ANCHORS
+from gradwise.methods.grace.costs import USUAL_ANCHORS
 from gradwise.methods.grace.importance import NEEDS, Kind, Target, finite_rows, importance
-from gradwise.methods.grace.nodes import nodes_of, rows_of
+from gradwise.methods.grace.nodes import nodes_of, rows_of, search_of
 from gradwise.methods.grace.pick import Amount, choose, filled, minimum_of, random_picks, selection
 from gradwise.methods.grace.published import AsPublished
 from gradwise.methods.grace.refresh import (
@@ -141,7 +141,7 @@ class Grace(AsPublished, Targeted):
         self._refuse("relevance to a target has no length", ("by_length",), self.aims)
         if self.aims and self.importance not in (None, *AIMED):
             raise RecipeError(
-                f"select.importance: {self.importance} does not look at the target; give "
+                f"select.importance: {self.importance} does not compare with the target; give "
                 f"{' or '.join(AIMED)}, or leave select.target out."
             )
         if self.importance == "relevance" and not self.aims:
@@ -196,19 +196,9 @@ class Grace(AsPublished, Targeted):
             return replace(self, target="target").select(signals, target=target, seed=seed)
         first = self.first_stage(signals, check_target(target, self.method)) if self.aims else None
         looked = self.rows_to_score(len(signals), signals.domain, seed, first)
-        if looked is None:
-            state = self.begin(signals, seed=seed, target=target, first=first)
-            picked = self.pick(state, signals, seed=seed)
-        else:
-            state = self.begin(
-                signals.take(looked),
-                looked=looked,
-                pool=len(signals),
-                seed=seed,
-                target=target,
-                first=first,
-            )
-            picked = self.pick(state, signals, seed=seed)
+        scored = signals if looked is None else signals.take(looked)
+        state = self.begin(scored, looked=looked, pool=len(signals), seed=seed, target=target, first=first)
+        picked = self.pick(state, signals, seed=seed)
         if advice := self.advice(picked):
             warnings.warn(advice, stacklevel=2)
         return picked
@@ -323,7 +313,7 @@ class Grace(AsPublished, Targeted):
         nodes = nodes_of(
             np.asarray(rows_of(embedding, usable), dtype=np.float32),
             self.neighbours,
-            approximate=self.searches(len(usable)) == "approximate",
+            approximate=search_of(self.search, len(usable)) == "approximate",
             device=device,
             seed=seed,
             progress=progress,
@@ -334,12 +324,13 @@ class Grace(AsPublished, Targeted):
         mean_tokens = None
         if self.by_length and not self.aims:
             mean_tokens = float(signals.require("num_tokens", "grace with by_length")[stands].mean())
-        size = self._usual_size(signals) if first is None else first.size
-        towards = (
-            aim_of(self.kind, signals, stands, target, size, nodes.centre)
-            if self.aims
-            else self._target(signals, stands)
-        )
+        size, towards = 0, None
+        if self.aims:
+            size = len(stands) if self.count is None else self.count
+            size = min(len(stands), size) if first is None else first.size
+            towards = aim_of(self.kind, signals, stands, target, size, nodes.centre)
+        else:
+            towards = self._target(signals, stands)
         state = State(
             pool=pool or len(signals),
             looked=looked,
@@ -487,31 +478,3 @@ class Grace(AsPublished, Targeted):
         embedding = np.asarray(signals.require("embedding", "grace"))
         finite = finite_rows(embedding) & finite_rows(needed.reshape(len(signals), -1))
         return finite if signals.ok is None else finite & signals.ok
-
-    def searches(self, rows: int) -> Literal["auto", "exact", "approximate"]:
-        """How the neighbours of `rows` samples are found; `auto` where both would be the exact search.
-
-        Raises:
-            RecipeError: the approximate search is asked for, and faiss is not installed.
-        """
-        if self.search == "approximate" and not _has_faiss():
-            raise RecipeError(
-                "select.search is approximate, and faiss is not installed; install the extra `faiss`, or "
-                "give search: exact."
-            )
-        if self.search != "auto" or rows <= EXACT_UP_TO:
-            return self.search
-        if not _has_faiss():
-            warnings.warn(
-                f"The neighbours of {rows:,} samples are searched exactly, which takes long; install the "
-                "extra `faiss` for an approximate search with a measured recall, or score fewer candidates.",
-                stacklevel=4,
-            )
-            return "exact"
-        return "approximate"
-
-
-def _has_faiss() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("faiss") is not None

@@ -4,17 +4,23 @@ The hidden states of a language model share a large common part, so that any two
 their mean they tell samples apart.
 """
 
+import warnings
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
+from gradwise.errors import RecipeError
+from gradwise.methods.grace.costs import EXACT_UP_TO
 from gradwise.numerics import KnnGraph, knn_graph
 from gradwise.numerics.nearest import unit
 from gradwise.numerics.rows import first_equal
+
+Search = Literal["auto", "exact", "approximate"]
 
 COPY = 1 - 1e-6
 """Cosine above which two samples are copies."""
@@ -87,3 +93,30 @@ def _joined(graph: KnnGraph) -> NDArray[np.int32]:
 def _first_of(label: NDArray[np.integer]) -> NDArray[np.int64]:
     """Place of the first member of each label."""
     return np.unique(label, return_index=True)[1]
+
+
+def search_of(search: Search, rows: int) -> Search:
+    """How the neighbours of `rows` samples are found; `auto` where both would be the exact search.
+
+    Args:
+        search: as it was set.
+        rows: number of samples.
+
+    Raises:
+        RecipeError: the approximate search is asked for, and faiss is not installed.
+    """
+    installed = find_spec("faiss") is not None
+    if search == "approximate" and not installed:
+        raise RecipeError(
+            "select.search is approximate, and faiss is not installed; install the extra `faiss`, or give "
+            "search: exact."
+        )
+    if search != "auto" or rows <= EXACT_UP_TO:
+        return search
+    if not installed:
+        warnings.warn(
+            f"The neighbours of {rows:,} samples are searched exactly, which takes long; install the extra "
+            "`faiss` for an approximate search with a measured recall, or score fewer candidates.",
+            stacklevel=4,
+        )
+    return "approximate" if installed else "exact"

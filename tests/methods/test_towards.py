@@ -1,0 +1,271 @@
+"""Selection towards a target: shares of subtasks, junk that imitates the target, copies, unrelated pools."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradwise as gw
+from gradwise.data.texts import Texts
+from gradwise.errors import RecipeError, SignalError
+from gradwise.methods.towards import FAR, Subtasks, bounds, joint, wording
+from gradwise.numerics.ngrams import word_ids
+from gradwise.numerics.transport import spread_mass
+from gradwise.signals import Signals
+
+BAKERY = "Anna bakes {a} loaves and sells {b} of them. How many are left? {a}-{b}={c}, so {c} are left."
+TRAINS = "A train leaves at {a} and travels for {b} hours. When does it arrive? At {a}+{b}={c} o'clock."
+PLAYS = [
+    "My lord, the {0} of {1} comes hither with his men, and bids thee lay down thy sword before the gate.",
+    "Speak, gentle {0}, for the night is long and {1} hath not yet slept beneath these cold grey towers.",
+    "What news from {0}? The king of {1} is fallen, and all his banners burn upon the eastern shore.",
+]
+NAMES = ["York", "Kent", "Wales", "Norfolk", "Lancaster", "Rome", "Athens", "France", "Scotland", "Sicily"]
+
+
+class FromTexts(Texts):
+    """Texts that are given as they are."""
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__([{"input_ids": [0]}] * len(texts))
+        self.texts = texts
+
+    def take(self, rows: Any) -> "FromTexts":
+        return FromTexts([self.texts[int(row)] for row in rows])
+
+    def chunks(self) -> Any:
+        for start in range(0, len(self.texts), 7):
+            yield word_ids(self.texts[start : start + 7])
+
+
+def problems(form: str, count: int, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    pairs = rng.integers(2, 99, (count, 2)).tolist()
+    return [form.format(a=a + b, b=b, c=a) for a, b in pairs]
+
+
+def speeches(count: int, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [PLAYS[n % 3].format(*rng.choice(NAMES, 2, replace=False)) for n in range(count)]
+
+
+def signals(texts: list[str], seed: int = 0, **values: Any) -> Signals:
+    """With embeddings that say nothing, so that words decide."""
+    rng = np.random.default_rng(seed)
+    embedding = rng.standard_normal((len(texts), 8)).astype(np.float32)
+    tokens = np.full(len(texts), 9, dtype=np.int32)
+    return Signals(len(texts), texts=FromTexts(texts), embedding=embedding, num_tokens=tokens, **values)
+
+
+class TestJoint:
+    def test_one_subtask_ranks_as_it_is(self) -> None:
+        scores = np.random.default_rng(0).standard_normal((1, 9))
+        assert np.array_equal(joint(scores, np.ones(1), 3), scores[0])
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_each_subtask_gets_its_share(self, seed: int) -> None:
+        """However much higher the scores of one are."""
+        rng = np.random.default_rng(seed)
+        scores, shares = rng.random((2, 400)) * [[1.0], [100.0]], np.array([0.75, 0.25])
+        best = np.argsort(-joint(scores, shares, 40))[:40]
+        over = scores - bounds(scores, shares, 40)[:, None]
+        assert 0.5 <= (over.argmax(axis=0)[best] == 0).mean() <= 1.0
+        assert (scores[1] >= np.sort(scores[1])[-10]).nonzero()[0].tolist()
+        assert set(np.argsort(-scores[1])[:5]) <= set(best.tolist())
+
+    def test_small_domains_are_one_subtask(self) -> None:
+        domain = np.array(["a"] * 10 + ["b"] * 3 + ["c"] * 2)
+        found = Subtasks.of_domains(domain, 15)
+        assert found.names == ("a", "others")
+        assert found.shares.tolist() == pytest.approx([2 / 3, 1 / 3])
+
+
+def _garbled(text: str, kind: str, rng: np.random.Generator) -> str:
+    words = text.split()
+    if kind == "shuffled":
+        return " ".join(rng.permutation(words))
+    return " ".join(words[:7] * 6)
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "repeated"])
+@pytest.mark.parametrize("seed", range(4))
+def test_garbage_that_imitates_the_target_stays_under_its_share(kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    good, other = problems(BAKERY, 60, seed) + problems(TRAINS, 60, seed + 50), speeches(120, seed)
+    junk = [_garbled(text, kind, rng) for text in problems(BAKERY, 30, seed + 99)]
+    pool, target = good + other + junk, problems(BAKERY, 40, seed + 7)
+    for method in (gw.Grace(count=30, target="target"), gw.Grace(count=30, target="target", trade_off=0.0)):
+        picked = method.select(signals(pool, seed), target=signals(target, seed + 1)).indices
+        assert (picked >= 240).mean() <= 30 / len(pool)
+        assert (picked < 120).mean() > 0.9
+
+
+def test_each_subtask_has_picks() -> None:
+    pool = problems(BAKERY, 60, 1) + problems(TRAINS, 60, 2) + speeches(60, 3)
+    texts = problems(BAKERY, 20, 4) + problems(TRAINS, 20, 5)
+    target = signals(texts, 6, domain=np.array(["bakery"] * 20 + ["trains"] * 20))
+    picked = gw.Grace(count=20, target="target").select(signals(pool), target=target).indices
+    assert (picked < 60).sum() >= 6
+    assert ((picked >= 60) & (picked < 120)).sum() >= 6
+
+
+def test_no_copy_while_a_distinct_sample_is_left() -> None:
+    pool = [problems(BAKERY, 1, 0)[0]] * 30 + problems(BAKERY, 30, 1)
+    known = signals(pool)
+    embedding = np.array(known.embedding)
+    embedding[:30] = embedding[0]
+    known = Signals(60, texts=known.texts, embedding=embedding, num_tokens=known.num_tokens)
+    picked = gw.Grace(count=20, target="target").select(known, target=signals(problems(BAKERY, 10, 2), 9))
+    assert (picked.indices < 30).sum() <= 1
+
+
+def test_a_pool_without_anything_relevant_is_said() -> None:
+    target = FromTexts(problems(BAKERY, 40, 1))
+    subtasks = Subtasks.of_domains(None, 40)
+    far = wording(FromTexts(speeches(200, 2)), target, subtasks, 20)
+    near = wording(FromTexts(speeches(150, 2) + problems(BAKERY, 50, 3)), target, subtasks, 20)
+    assert far.closeness < FAR < near.closeness
+    with pytest.warns(UserWarning, match="little that resembles the target"):
+        gw.Grace(count=20, target="target").select(signals(speeches(200, 2)), target=signals(target.texts))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        gw.Grace(count=5, target="target"),
+        gw.baselines.Dsir(count=5),
+        gw.baselines.Nearest(count=5),
+        gw.baselines.Tsds(count=5),
+        gw.baselines.Less(count=5, checkpoints=1),
+    ],
+    ids=lambda method: method.method,
+)
+class TestEvery:
+    def test_picks_differ_and_repeat_by_seed(self, method: Any) -> None:
+        pool, target = signals(problems(BAKERY, 40, 1)), signals(problems(BAKERY, 9, 2), 5)
+        grads = {"grad": np.random.default_rng(3).standard_normal((40, 6)).astype(np.float32)}
+        aims = {"grad": np.random.default_rng(4).standard_normal((9, 6)).astype(np.float32)}
+        pool, target = gw.Signals(**vars(pool) | grads), gw.Signals(**vars(target) | aims)
+        first = method.select(pool, target=target, seed=1)
+        assert len(set(first.indices.tolist())) == 5
+        assert np.array_equal(first.indices, method.select(pool, target=target, seed=1).indices)
+
+    def test_a_target_is_needed(self, method: Any) -> None:
+        with pytest.raises(SignalError, match="target"):
+            method.select(signals(problems(BAKERY, 40, 1)))
+
+
+def test_nearest_takes_turns() -> None:
+    pool = np.eye(4, dtype=np.float32)[[0, 0, 1, 1, 2, 3]] + 0.01 * np.arange(6)[:, None].astype(np.float32)
+    target = Signals(2, embedding=np.eye(4, dtype=np.float32)[[0, 1]])
+    picked = gw.baselines.Nearest(count=4).select(Signals(6, embedding=pool), target=target)
+    assert sorted(picked.indices.tolist()) == [0, 1, 2, 3]
+
+
+def test_less_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    pool, aims = rng.standard_normal((12, 8)), rng.standard_normal((20, 8))
+    domain = np.array(["a"] * 10 + ["b"] * 10)
+    score = np.full(12, -np.inf)
+    for part in (slice(0, 10), slice(10, 20)):
+        total = np.zeros(12)
+        for rate, block in ((0.75, slice(0, 4)), (0.25, slice(4, 8))):
+            mean = aims[part, block].mean(axis=0)
+            lengths = np.linalg.norm(pool[:, block], axis=1) * np.linalg.norm(mean)
+            total += rate * (pool[:, block] @ mean) / lengths
+        score = np.maximum(score, total)
+    method = gw.baselines.Less(count=5, checkpoints=2)
+    picked = method.select(Signals(12, grad=pool), target=Signals(20, grad=aims, domain=domain))
+    assert picked.indices.tolist() == np.argsort(-score)[:5].tolist()
+
+
+def test_mass_is_the_optimum_of_a_linear_program() -> None:
+    from scipy.optimize import linprog
+
+    rng = np.random.default_rng(0)
+    for spread in (0.1, 0.4, 0.8):
+        d, density = rng.random((3, 7)), 1 + rng.random(7)
+        found = spread_mass(d, density, spread, 7)
+        scale = np.abs(np.sort(d, axis=1)).mean()
+        # Variables: 3 x 7 couplings, then the cap.
+        cost = np.append((1 - spread) * d.ravel() / scale, spread * 3)
+        rows = np.kron(np.eye(3), np.ones(7))
+        caps = np.hstack([np.diag(np.tile(density, 3)), -np.ones((21, 1))])
+        best = linprog(cost, caps, np.zeros(21), np.hstack([rows, np.zeros((3, 1))]), np.full(3, 1 / 3))
+        moved = best.x[:21].reshape(3, 7).sum(axis=0)
+        assert np.abs(found - moved).max() < 1e-3
+
+
+class TestRecipes:
+    def test_a_target_that_is_not_given(self) -> None:
+        with pytest.raises(RecipeError, match=r"give data\.target"):
+            _ = gw.Recipe(select=gw.Grace(count=5, target="target")).goal
+        with pytest.raises(RecipeError, match="none is given"):
+            _ = gw.Recipe(select=gw.baselines.Dsir(count=5)).goal
+
+    def test_which_set_a_selection_aims_at(self) -> None:
+        def goal(select: Any, **data: str) -> str | None:
+            return gw.Recipe.from_dict({"data": {"train": "t", **data}, "select": select}).goal
+
+        grace = {"method": "grace", "count": 5}
+        assert goal(grace, validation="v") is None
+        assert goal(grace, validation="v", target="g") == "target"
+        assert goal(grace | {"target": "validation"}, validation="v") == "validation"
+        assert goal({"method": "dsir", "count": 5}, validation="v") == "validation"
+        with pytest.raises(RecipeError, match="no effect"):
+            goal(grace | {"target": "validation"}, validation="v", target="g")
+
+    def test_importance_that_ignores_the_target(self) -> None:
+        with pytest.raises(RecipeError, match="relevance or alignment"):
+            gw.Grace(count=5, target="target", importance="loss")
+        with pytest.raises(RecipeError, match="needs a target"):
+            gw.Grace(count=5, importance="relevance")
+
+
+def _write(path: Path, texts: list[str]) -> str:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+class TestParts:
+    """What chooses never measures."""
+
+    @pytest.fixture
+    def tokenizer(self, stories: Path) -> Any:
+        from gradwise.recipe import Model
+        from gradwise.run.model import load_tokenizer
+
+        return load_tokenizer(Model(name=str(stories)))
+
+    def _parts(self, tmp_path: Path, tokenizer: Any, goal: Any, **parts: list[str]) -> Any:
+        from gradwise.data import Data
+        from gradwise.data.parts import load_parts
+
+        files = {name: _write(tmp_path / f"{name}.jsonl", texts) for name, texts in parts.items()}
+        return load_parts(Data(**files), tokenizer, goal=goal, progress=False)
+
+    @pytest.mark.parametrize("given", ["target", "validation"])
+    def test_a_single_set_is_split(self, tmp_path: Path, tokenizer: Any, given: Any) -> None:
+        texts = problems(BAKERY, 11, 1)
+        parts = self._parts(tmp_path, tokenizer, given, train=speeches(9, 1), **{given: texts})
+        chooses, measures = (set(map(tuple, part.dataset["input_ids"])) for part in parts[2:0:-1])
+        assert len(parts.target) + len(parts.validation) == 11
+        assert not chooses & measures
+        assert any("is split" in note for note in parts.notes)
+
+    def test_common_samples_do_not_measure(self, tmp_path: Path, tokenizer: Any) -> None:
+        texts = problems(BAKERY, 9, 1)
+        parts = self._parts(
+            tmp_path, tokenizer, "target", train=speeches(9, 1), target=texts[:6], validation=texts[4:]
+        )
+        assert (len(parts.target), len(parts.validation)) == (6, 3)
+        assert any("2 of 5 samples that measure are among the target's" in note for note in parts.notes)
+
+    def test_what_stands_in_the_pool_does_not_measure(self, tmp_path: Path, tokenizer: Any) -> None:
+        texts = problems(BAKERY, 20, 1)
+        parts = self._parts(tmp_path, tokenizer, "target", train=[*speeches(9, 1), *texts[:10]], target=texts)
+        trains = set(map(tuple, parts.train.dataset["input_ids"]))
+        assert not trains & set(map(tuple, parts.validation.dataset["input_ids"]))
+        assert any("also stand in the training data" in note for note in parts.notes)
