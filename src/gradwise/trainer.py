@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from gradwise.data import Collator, check_dropped
-from gradwise.data.parts import HALF, split
+from gradwise.data.parts import split
+from gradwise.data.settings import HALF
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.folders import OwnedFolder
 from gradwise.planning import FixedPlanner, Planner
@@ -128,7 +129,8 @@ class TrainerMixin(_AnyTrainer):
     def _aimed(self, recipe: Recipe, target_dataset: Any, plan: Plan | None) -> Recipe:
         """The recipe with its target settled; the evaluation data keep only what measures."""
         self.target_dataset, method = target_dataset, recipe.select
-        single = self.eval_dataset is not None and not isinstance(self.eval_dataset, dict)
+        given: Any = self.eval_dataset
+        single = given is not None and not isinstance(given, dict)
         if target_dataset is not None:
             if plan is not None or replace(recipe, select=method.aimed("target")).select.aims is False:
                 what = "a plan" if plan is not None else f"select: {method.method}"
@@ -144,9 +146,9 @@ class TrainerMixin(_AnyTrainer):
             return replace(recipe, select=method.aimed("target"))
         goal = method.towards(target=False, validation=single)
         if goal == "validation":
-            halves = split(None, len(self.eval_dataset), HALF)
-            self.target_dataset = taken(self.eval_dataset, halves.choosing)
-            self.eval_dataset = taken(self.eval_dataset, halves.measuring)
+            halves = split(None, len(given), HALF)
+            self.target_dataset = taken(given, halves.choosing)
+            self.eval_dataset = taken(given, halves.measuring)
         return replace(recipe, select=method.aimed(goal))
 
     def target_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:

@@ -51,7 +51,8 @@ def measure(tmp_path: Path) -> Measure:
 
     def measure(function: str, validation: Any = None, **settings: Any) -> dict[str, Score]:
         setting = Function(path=f"{tmp_path}/metrics.py:{function}", **settings)
-        return called(setting, found(setting), "model", "tokenizer", validation)
+        tokenizer: Any = "tokenizer"
+        return called(setting, found(setting), "model", tokenizer, validation)
 
     return measure
 
@@ -92,7 +93,8 @@ def test_of_an_installed_package():
 def test_takes_what_the_user_gave(tmp_path: Path):
     (tmp_path / "seen.py").write_text("def seen(*given):\n    global got\n    got = given\n    return 1\n")
     function = found(Function(path=f"{tmp_path}/seen.py:seen"))
-    called(Function(path="seen.py:seen"), function, "m", "t", "v")
+    tokenizer: Any = "t"
+    called(Function(path="seen.py:seen"), function, "m", tokenizer, "v")
     assert function.__globals__["got"] == ("m", "t", "v")
 
 

@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from gradwise.data.settings import HALF
 from gradwise.errors import RecipeError
 from gradwise.plain import plain
 from gradwise.recipe import Recipe, tree
@@ -76,7 +77,20 @@ def parse_arms(words: list[str], recipe: Recipe, *, fraction: float | None = Non
                 f"--arms: two arms are called {shown(arm.name)}; give one a name of its own, such as "
                 f"again={arm.spec}."
             )
-    return arms
+    return _measured_alike(arms)
+
+
+def _measured_alike(arms: list[Arm]) -> list[Arm]:
+    """All arms measured by the same samples, where one of them lets a part of the validation data choose."""
+    if not any(arm.recipe.goal == "validation" for arm in arms):
+        return arms
+    return [replace(arm, recipe=_with_share(arm.recipe)) for arm in arms]
+
+
+def _with_share(recipe: Recipe) -> Recipe:
+    data = recipe.data
+    assert data is not None
+    return replace(recipe, data=replace(data, target_share=data.target_share or HALF))
 
 
 def presets() -> dict[str, list[str]]:

@@ -140,7 +140,7 @@ def _check_recipe(recipe: Recipe, metric: str) -> None:
         raise RecipeError(
             "train.early_stopping_patience would give arms different lengths; leave it out of a comparison."
         )
-    known = [HELD_OUT_LOSS] if recipe.data.validation is not None else []
+    known = [HELD_OUT_LOSS] if recipe.data.validation or recipe.data.target else []
     known += recipe.metrics.names
     if not known:
         raise RecipeError(

@@ -14,7 +14,8 @@ import transformers
 from numpy.typing import NDArray
 
 from gradwise.comparison.budget import Calibrated, Speed, steps_within_tokens
-from gradwise.data import Collator, Pool, load, overlap
+from gradwise.data import Collator, Pool, overlap
+from gradwise.data.parts import load_parts
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, claimed
 from gradwise.methods.baselines import FullData, Shuffle
@@ -38,11 +39,10 @@ def check_data(recipe: Recipe) -> tuple[int, int]:
     """Read both parts of the data; how many held-out samples are trained on, and how many there are."""
     assert recipe.model is not None and recipe.data is not None
     tokenizer = load_tokenizer(recipe.model)
-    pool = load(recipe.data, "train", tokenizer, progress=False)
-    if recipe.data.validation is None:
+    parts = load_parts(recipe.data, tokenizer, goal=recipe.goal, progress=False)
+    if parts.validation is None:
         return 0, 0
-    held_out = load(recipe.data, "validation", tokenizer, progress=False)
-    return overlap(pool, held_out), len(held_out)
+    return overlap(parts.train, parts.validation), len(parts.validation)
 
 
 def steps_of_recipe(recipe: Recipe, folder: Path, shared: Path) -> int:
@@ -129,13 +129,18 @@ class Workbench:
         self.packed = recipe.data.max_length if recipe.data.packing else None
         self.unpack_if_needed = recipe.data.packing == "auto"
         self.tokenizer = load_tokenizer(recipe.model)
-        self.pool: Pool = load(recipe.data, "train", self.tokenizer, progress=False)
-        self.held_out = None
-        if recipe.anneal is not None and recipe.data.validation is not None:
-            self.held_out = load(recipe.data, "validation", self.tokenizer, progress=False).dataset
+        goal = recipe.goal
+        parts = load_parts(recipe.data, self.tokenizer, goal=goal, progress=False)
+        self.pool = parts.train
+        self.held_out: Any = None
+        self.target: Pool | None = None
+        if recipe.anneal is not None and parts.validation is not None:
+            self.held_out = parts.validation.dataset
+        if goal is not None and parts.target is not None:
+            self.target = parts.target
         transformers.set_seed(recipe.seed)
         self.model = load_model(recipe.model, recipe.adapter)
-        self.proxy = load_proxy(recipe, self.pool, progress=False)
+        self.proxy = load_proxy(recipe, self.pool, self.target, progress=False)
 
     def planned(self, recipe: Recipe | None = None, *, steps: int | None = None) -> Trainer:
         """A trainer that has decided what to train on, and done nothing else.
@@ -194,6 +199,7 @@ class Workbench:
             unpack_if_needed=self.unpack_if_needed,
             shared_signals=self.shared,
             proxy=self.proxy,
+            target_dataset=None if self.target is None or plan is not None else self.target.dataset,
         )
 
 

@@ -13,13 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from gradwise.data.loading import load
 from gradwise.data.pool import Pool, found_in, overlap
-from gradwise.data.settings import Data, Goal
+from gradwise.data.settings import HALF, Data, Goal
 from gradwise.errors import DataError
 from gradwise.numerics.sampling import interleaved
 from gradwise.numerics.streams import stream
-
-HALF = 0.5
-"""Share of a set that chooses, if `data.target_share` is unset."""
 
 
 class Split(NamedTuple):

@@ -22,6 +22,9 @@ Role = Literal[
     "domain",
     "weight",
 ]
+HALF = 0.5
+"""Share of a set that chooses, if `data.target_share` is unset."""
+
 Goal = Literal["target", "validation"]
 """The set that a selection aims at."""
 

@@ -118,7 +118,7 @@ def choose(
         recipe, out, pool, tokenizer, target=target, store=out / SIGNALS, tell=tell, progress=progress
     )
     method, count = recipe.select, len(pool)
-    first = compared_texts(method, context)
+    first: Any = compared_texts(method, context)
     rows, selection = method.rows_to_score(count, context.train.domain, recipe.seed, first), None
     if rows is not None and more & set(QUANTITIES):
         raise RecipeError(
