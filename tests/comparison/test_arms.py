@@ -55,10 +55,20 @@ class TestPresets:
         assert presets()["lora"] == [ADAPTER]
 
     def test_every_preset_makes_a_recipe_with_its_method(self, recipe: Recipe) -> None:
+        aimed = Recipe.from_dict(
+            recipe.to_dict() | {"data": {"train": "train.jsonl", "target": "like.jsonl"}}
+        )
         for name, sections in presets().items():
             for section in sections:
-                found = getattr(arm(f"{section}.{name}", recipe), section)
+                found = getattr(arm(f"{section}.{name}", aimed), section)
                 assert found.method == name
+
+    def test_all_arms_are_measured_by_the_same_half(self, recipe: Recipe) -> None:
+        values = recipe.to_dict() | {"data": {"train": "train.jsonl", "validation": "valid.jsonl"}}
+        arms = parse_arms(["full", "dsir"], Recipe.from_dict(values), fraction=0.1)
+        assert [each.recipe.data.target_share for each in arms] == [0.5, 0.5]
+        (alone,) = parse_arms(["full"], Recipe.from_dict(values))
+        assert alone.recipe.data.target_share is None
 
     def test_full_is_full_data_shuffled_through_all_layers_whatever_the_recipe(self, recipe: Recipe) -> None:
         found = arm("full", recipe)

@@ -17,7 +17,7 @@ starts from the recipe as it stands.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
