@@ -66,9 +66,9 @@ class TestPresets:
     def test_all_arms_are_measured_by_the_same_half(self, recipe: Recipe) -> None:
         values = recipe.to_dict() | {"data": {"train": "train.jsonl", "validation": "valid.jsonl"}}
         arms = parse_arms(["full", "dsir"], Recipe.from_dict(values), fraction=0.1)
-        assert [each.recipe.data.target_share for each in arms] == [0.5, 0.5]
+        assert [each.recipe.to_dict()["data"]["target_share"] for each in arms] == [0.5, 0.5]
         (alone,) = parse_arms(["full"], Recipe.from_dict(values))
-        assert alone.recipe.data.target_share is None
+        assert alone.recipe.to_dict()["data"]["target_share"] is None
 
     def test_full_is_full_data_shuffled_through_all_layers_whatever_the_recipe(self, recipe: Recipe) -> None:
         found = arm("full", recipe)

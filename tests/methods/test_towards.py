@@ -1,6 +1,7 @@
 """Selection towards a target: shares of subtasks, junk that imitates the target, copies, unrelated pools."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,9 @@ def test_a_pool_without_anything_relevant_is_said() -> None:
 class TestEvery:
     def test_picks_differ_and_repeat_by_seed(self, method: Any) -> None:
         pool, target = signals(problems(BAKERY, 40, 1)), signals(problems(BAKERY, 9, 2), 5)
-        grads = {"grad": np.random.default_rng(3).standard_normal((40, 6)).astype(np.float32)}
-        aims = {"grad": np.random.default_rng(4).standard_normal((9, 6)).astype(np.float32)}
-        pool, target = gw.Signals(**vars(pool) | grads), gw.Signals(**vars(target) | aims)
+        grads: Any = {"grad": np.random.default_rng(3).standard_normal((40, 6)).astype(np.float32)}
+        aims: Any = {"grad": np.random.default_rng(4).standard_normal((9, 6)).astype(np.float32)}
+        pool, target = replace(pool, **grads), replace(target, **aims)
         first = method.select(pool, target=target, seed=1)
         assert len(set(first.indices.tolist())) == 5
         assert np.array_equal(first.indices, method.select(pool, target=target, seed=1).indices)

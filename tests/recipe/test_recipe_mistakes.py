@@ -45,7 +45,7 @@ MISTAKES = [
         "order.method: unknown method 'sorted'; known: balanced, d3, easy_first, given, herding, influence, "
         "interleave, shuffle.",
     ),
-    ("select: {method: lossy}", "select.method: unknown method 'lossy'; did you mean 'loss_top'?"),
+    ("select: {method: loss_tip}", "select.method: unknown method 'loss_tip'; did you mean 'loss_top'?"),
     ("layers: {active: 3}", "layers needs a method; found {'active': 3}."),
     (
         "model: {name: a, attention: spda}",

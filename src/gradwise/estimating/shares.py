@@ -6,7 +6,7 @@ training takes 3 per sample, and a scoring run 1, or 3 where it needs gradients.
 
 from typing import Any
 
-from gradwise.methods.grace.method import USUAL_OVERHEAD
+from gradwise.methods.grace.budget import USUAL_OVERHEAD
 from gradwise.recipe import Recipe
 
 GRADIENTS = {"grad", "grad_norm"}
