@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
@@ -129,7 +129,7 @@ class TrainerMixin(_AnyTrainer):
     def _aimed(self, recipe: Recipe, target_dataset: Any, plan: Plan | None) -> Recipe:
         """The recipe with its target settled; the evaluation data keep only what measures."""
         self.target_dataset, method = target_dataset, recipe.select
-        given: Any = self.eval_dataset
+        given = cast("Any", self.eval_dataset)
         single = given is not None and not isinstance(given, dict)
         if target_dataset is not None:
             if plan is not None or replace(recipe, select=method.aimed("target")).select.aims is False:

@@ -159,9 +159,11 @@ class TestEvery:
 
 
 def test_nearest_takes_turns() -> None:
-    pool = np.eye(4, dtype=np.float32)[[0, 0, 1, 1, 2, 3]] + 0.01 * np.arange(6)[:, None].astype(np.float32)
+    pool = np.eye(4)[[0, 0, 1, 1, 2, 3]] + 0.01 * np.arange(6)[:, None]
     target = Signals(2, embedding=np.eye(4, dtype=np.float32)[[0, 1]])
-    picked = gw.baselines.Nearest(count=4).select(Signals(6, embedding=pool), target=target)
+    picked = gw.baselines.Nearest(count=4).select(
+        Signals(6, embedding=pool.astype(np.float32)), target=target
+    )
     assert sorted(picked.indices.tolist()) == [0, 1, 2, 3]
 
 
