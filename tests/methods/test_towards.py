@@ -246,7 +246,7 @@ class TestParts:
         from gradwise.data import Data
         from gradwise.data.parts import load_parts
 
-        files = {name: _write(tmp_path / f"{name}.jsonl", texts) for name, texts in parts.items()}
+        files: Any = {name: _write(tmp_path / f"{name}.jsonl", texts) for name, texts in parts.items()}
         return load_parts(Data(**files), tokenizer, goal=goal, progress=False)
 
     @pytest.mark.parametrize("given", ["target", "validation"])
