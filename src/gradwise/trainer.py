@@ -146,7 +146,7 @@ class TrainerMixin(_AnyTrainer):
             return replace(recipe, select=method.aimed("target"))
         goal = method.towards(target=False, validation=single)
         if goal == "validation":
-            halves = split(None, len(given), HALF)
+            halves = split(None, len(given or ()), HALF)
             self.target_dataset = taken(given, halves.choosing)
             self.eval_dataset = taken(given, halves.measuring)
         return replace(recipe, select=method.aimed(goal))
