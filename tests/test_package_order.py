@@ -50,7 +50,7 @@ ORDER = [
 """Packages and modules of `gradwise`, each after all that it uses."""
 
 LARGEST_SHARE_OF_ANY = 0.10
-"""Of the annotated parameters; the aim is 0.05."""
+"""Largest share of annotated parameters whose type is Any; the aim is 0.05."""
 
 CLASSES = "Grace|D3|Direct|Grass|LayerPolicy|AllLayers|Subset|Annealer|Selector|Orderer|InfluenceOrder|Phase"
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -24,12 +24,9 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from gradwise.data import Collator, check_dropped
-from gradwise.data.parts import split
-from gradwise.data.settings import HALF
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.folders import OwnedFolder
 from gradwise.planning import FixedPlanner, Planner
-from gradwise.planning.context import taken
 from gradwise.precision import autocast_of, autocasting
 from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
@@ -44,6 +41,7 @@ from gradwise.training.offload import offload_state
 from gradwise.training.plan import Plan
 from gradwise.training.saving import check_saves
 from gradwise.training.support import check_indexable, check_phase, check_supported
+from gradwise.training.target import target_of
 from gradwise.training.trackers import add_trackers, guard_trackers, without_trackers
 from gradwise.training.weighting import KEY, WeightedLoss
 
@@ -103,7 +101,9 @@ class TrainerMixin(_AnyTrainer):
         guard_trackers(self.callback_handler.callbacks)
         add_trackers(self, trackers)
         check_supported(self, recipe)
-        recipe = self._aimed(recipe, target_dataset, plan)
+        target = target_of(recipe.select, target_dataset, self.eval_dataset, planned=plan is not None)
+        self.target_dataset, self.eval_dataset = target.samples, target.evaluation
+        recipe = replace(recipe, select=target.method)
         if _is_plain_collator(self.data_collator) and "data_collator" not in kwargs and len(args) < 3:
             self.data_collator = self._padding_collator()
         shared = None if shared_signals is None else _path(shared_signals)
@@ -125,31 +125,8 @@ class TrainerMixin(_AnyTrainer):
         self._verified: Path | None = None
         self._save_limit = self.args.save_total_limit
         self.add_callback(SessionCallback(self.session))
-
-    def _aimed(self, recipe: Recipe, target_dataset: Any, plan: Plan | None) -> Recipe:
-        """The recipe with its target settled; the evaluation data keep only what measures."""
-        self.target_dataset, method = target_dataset, recipe.select
-        given = cast("Any", self.eval_dataset)
-        single = given is not None and not isinstance(given, dict)
-        if target_dataset is not None:
-            if plan is not None or replace(recipe, select=method.aimed("target")).select.aims is False:
-                what = "a plan" if plan is not None else f"select: {method.method}"
-                raise RecipeError(
-                    f"target_dataset has no effect with {what}; leave it out, or select by a method that "
-                    "takes a target: grace, dsir, nearest, less or tsds."
-                )
-            if not len(target_dataset) or "input_ids" not in target_dataset[0]:
-                raise RecipeError(
-                    "target_dataset must hold samples with input_ids (and labels), tokenised as the training "
-                    "data are."
-                )
-            return replace(recipe, select=method.aimed("target"))
-        goal = method.towards(target=False, validation=single)
-        if goal == "validation":
-            halves = split(None, len(given or ()), HALF)
-            self.target_dataset = taken(given, halves.choosing)
-            self.eval_dataset = taken(given, halves.measuring)
-        return replace(recipe, select=method.aimed(goal))
+        for sentence in target.notes:
+            self.session.say(sentence)
 
     def target_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
         """The target without the columns the model does not take, and the collator."""

@@ -44,9 +44,6 @@ def _members(union: Any, section: str) -> list[Any]:
     return [pytest.param(section, cls, id=f"{section}-{cls.__name__}") for cls in classes]
 
 
-AIMED = ("dsir", "nearest", "less", "tsds")
-"""Methods that cannot do without a target."""
-
 METHODS = [*_members(Select, "select"), *_members(OrderBy, "order"), *_members(Anneal, "anneal")]
 every_method = pytest.mark.parametrize(("section", "cls"), METHODS)
 
@@ -81,7 +78,7 @@ def make(story_model, arguments, speeches: Any) -> Callable[..., gw.Trainer]:
             arguments(name, max_steps=6, **settings),
             train_dataset=speeches.select(range(24)),
             eval_dataset=speeches.select(range(24, 36)),
-            target_dataset=speeches.select(range(36, 44)) if method.method in AIMED else None,
+            target_dataset=speeches.select(range(36, 44)) if getattr(method, "aims", False) else None,
             recipe=gw.Recipe.from_dict({section: gw.Recipe(**{section: method}).to_dict()[section]}),
         )
         trainer.session.tell = lambda _: None
@@ -135,6 +132,58 @@ def test_stopped_and_resumed_equals_uninterrupted(
     resumed.train(resume_from_checkpoint=True)
     assert resumed.session.plan.digest == whole.session.plan.digest
     assert same_weights(resumed.model, whole.model)
+
+
+@pytest.mark.parametrize("importance", ["relevance", "alignment"])
+def test_a_refreshed_selection_towards_a_target_resumes(make: Any, importance: Any) -> None:
+    method = gw.Grace(
+        count=12, candidates="all", refresh_every=2, anchors=0.5, target="target", importance=importance
+    )
+    whole = make("whole", "select", method)
+    whole.train()
+    first = make("parts", "select", method)
+    first.add_callback(StopAt(first, 3))
+    first.train()
+    assert first.state.global_step == 3
+    resumed = make("parts", "select", method)
+    resumed.train(resume_from_checkpoint=True)
+    assert same_weights(whole.model, resumed.model)
+    events = [json.loads(line) for line in (Path(whole.args.output_dir) / "events.jsonl").open()]
+    assert [line["event"] for line in events].count("refresh") == 2
+    (words,) = [line for line in events if line["event"] == "ngrams"]
+    assert (words["samples"], words["target"]) == (24, 8)
+
+
+def test_a_half_of_the_evaluation_data_chooses(
+    story_model: Any, arguments: Any, speeches: Any, capsys: Any
+) -> None:
+    options: dict[str, Any] = {
+        "train_dataset": speeches.select(range(24)),
+        "recipe": gw.Recipe(select=gw.Grace(count=6, target="validation")),
+    }
+    trainer = gw.Trainer(
+        story_model(), arguments("run"), eval_dataset=speeches.select(range(24, 34)), **options
+    )
+    rows = [set(map(tuple, part["input_ids"])) for part in (trainer.target_dataset, trainer.eval_dataset)]
+    assert [len(part) for part in rows] == [5, 5]
+    assert not rows[0] & rows[1]
+    options |= {
+        "eval_dataset": speeches.select(range(24, 30)),
+        "target_dataset": speeches.select(range(28, 34)),
+    }
+    trainer = gw.Trainer(story_model(), arguments("other"), **options)
+    assert len(trainer.eval_dataset) == 4
+
+
+def test_a_target_without_effect_is_refused(story_model: Any, arguments: Any, speeches: Any) -> None:
+    with pytest.raises(gw.RecipeError, match="target_dataset has no effect with select: random"):
+        gw.Trainer(
+            story_model(),
+            arguments("run"),
+            train_dataset=speeches.select(range(24)),
+            target_dataset=speeches.select(range(24, 30)),
+            recipe=gw.Recipe(select=gw.baselines.RandomSubset(count=6)),
+        )
 
 
 @every_method

@@ -40,7 +40,7 @@ def collect(
     from gradwise.recipe import Recipe
     from gradwise.signals.wanted import DEFAULT, QUANTITIES
 
-    if part not in ("train", "validation"):
+    if part not in ("train", "validation", "target"):
         raise RecipeError(f"--part is train or validation; found {part!r}.")
     chosen: Literal["train", "validation"] = "validation" if part == "validation" else "train"
     folder = out or Path("signals") / recipe.stem

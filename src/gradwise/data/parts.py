@@ -5,7 +5,7 @@ do both, it is split, once and for all seeds, so that the runs of a comparison a
 samples.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,11 @@ class Split(NamedTuple):
 
     choosing: NDArray[np.int64]
     measuring: NDArray[np.int64]
+
+    def sentence(self, what: str) -> str:
+        """How the set was split, for the user."""
+        chosen, others = len(self.choosing), len(self.measuring)
+        return f"{what} is split: {chosen} of its samples choose, {others} others measure."
 
 
 def split(domains: list[str] | None, count: int, share: float) -> Split:
@@ -97,10 +102,7 @@ def load_parts(
     name = "target" if target is not None else "validation"
     share = settings.target_share or HALF
     rows = split(list(whole.dataset["domain"]), len(whole), share)
-    notes.append(
-        f"data.{name} is split: {len(rows.choosing)} of its samples choose, {len(rows.measuring)} others "
-        "measure."
-    )
+    notes.append(rows.sentence(f"data.{name}"))
     target, measuring = whole.take(rows.choosing), whole.take(rows.measuring)
     for others, of in ((target, "those that choose"), (train, "the training data")):
         measuring, note = _unlike(measuring, others, of)
@@ -109,16 +111,26 @@ def load_parts(
 
 
 def _unlike(measuring: Pool, others: Pool, of: str) -> tuple[Pool, list[str]]:
-    """The samples that are not among others, and a sentence where some are."""
-    shared = found_in(measuring.dataset, others.dataset)
-    if not shared.any():
-        return measuring, []
-    if shared.all():
-        raise DataError(f"All {len(measuring)} samples that would measure are among {of}; give others.")
-    sentence = (
-        f"{int(shared.sum())} of {len(measuring)} samples that measure are among {of}; they are left out."
-    )
-    return measuring.take(np.flatnonzero(~shared)), [sentence]
+    rows, note = unlike(measuring.dataset, others.dataset, of)
+    return (measuring.take(rows) if note else measuring), note
+
+
+def unlike(measuring: Any, others: Any, of: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Rows of the samples that are not among others, and a sentence where some are.
+
+    Args:
+        measuring, others: samples with input_ids.
+        of: what the others are, for the sentence.
+
+    Raises:
+        DataError: no sample is left.
+    """
+    shared = found_in(measuring, others)
+    count = int(shared.sum())
+    if count == len(shared):
+        raise DataError(f"All {count} samples that would measure are among {of}; give others.")
+    sentence = f"{count} of {len(shared)} samples that measure are among {of}; they are left out."
+    return np.flatnonzero(~shared), [sentence] if count else []
 
 
 def _warned(train: Pool, validation: Pool | None) -> list[str]:

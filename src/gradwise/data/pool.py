@@ -119,7 +119,7 @@ def common_samples(train: datasets.Dataset, validation: datasets.Dataset) -> int
     return int(found_in(validation, train).sum())
 
 
-def found_in(samples: Any, others: datasets.Dataset) -> np.ndarray:
+def found_in(samples: Any, others: Any) -> np.ndarray:
     """(N,) bool: whether each sample has exactly the tokens of one of `others`."""
     own = [digest(ids) for ids in _rows(samples)]
     wanted = set(own)
@@ -135,7 +135,10 @@ def digest(*arrays: np.ndarray) -> bytes:
     return state.digest()
 
 
-def _rows(dataset: datasets.Dataset) -> Iterator[np.ndarray]:
+def _rows(dataset: Any) -> Iterator[np.ndarray]:
+    if not hasattr(dataset, "select_columns"):
+        yield from (np.asarray(dataset[place]["input_ids"]) for place in range(len(dataset)))
+        return
     for offsets, values in ragged(dataset, "input_ids"):
         yield from np.split(values, offsets[1:-1])
 

@@ -100,9 +100,9 @@ class WarmUp(NamedTuple):
     """Training before a selection, that is taken back once its checkpoints were scored."""
 
     fraction: float
-    """Of the pool, at random."""
+    """Fraction of the pool that it trains on, drawn at random."""
     epochs: int
-    """Each ends in a checkpoint."""
+    """Number of epochs, each of which ends in a checkpoint."""
 
 
 class Refreshed(Protocol):

@@ -17,15 +17,14 @@ from gradwise.data.texts import Texts
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import check_signals
 from gradwise.methods.subset import Subset
-from gradwise.numerics.ngrams import Affinity, Counts, affinity
+from gradwise.numerics.ngrams import Counts, affinities, affinity
 from gradwise.signals import Signals
 
 FEWEST = 8
 """Target samples of a subtask; smaller ones are put together, since few samples are no direction."""
 
 FAR = 0.25
-"""Closeness below which a pool is said to hold little that resembles the target. It was 0.45 and more for
-targets with a related domain in the pool, and below 0.15 for plays and stories with word problems."""
+"""Closeness below which a pool is said to hold little that resembles the target."""
 
 
 @dataclass(frozen=True)
@@ -106,22 +105,18 @@ def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wordi
     """
     pool = Counts.of(texts.chunks())
     own = affinity(target.chunks(), pool, Counts.of(target.chunks()), member=False)
-    found: list[Affinity] = []
-    halves: list[float] = []
-    for number in range(len(subtasks.names)):
-        rows = np.flatnonzero(subtasks.of == number)
-        found.append(affinity(texts.chunks(), pool, Counts.of(target.take(rows).chunks())))
-        halves.append(_itself(target, rows, pool))
+    parts = [np.flatnonzero(subtasks.of == number) for number in range(len(subtasks.names))]
+    found = affinities(texts.chunks(), pool, [Counts.of(target.take(rows).chunks()) for rows in parts])
+    halves = [_itself(target, rows, pool) for rows in parts]
     garbled = found[0].garbled(own)
     scores = np.stack([each.ratio for each in found])
     score = joint(scores, subtasks.shares, size)
     spread = float(np.ptp(score)) + 1.0
     score = np.where(garbled, score - spread, score)
     best = np.argsort(-score, kind="stable")[:size]
-    reached = np.average([row[best].max() if len(found) > 1 else row[best].mean() for row in scores])
-    return Wording(
-        score, garbled, _between(float(scores.mean()), float(np.mean(halves)), float(reached)), size
-    )
+    nearest = scores.max(axis=0)
+    closeness = _between(float(nearest.mean()), float(np.mean(halves)), float(nearest[best].mean()))
+    return Wording(score, garbled, closeness, size)
 
 
 def _itself(target: Texts, rows: NDArray[np.int64], pool: Counts) -> float:
@@ -148,8 +143,6 @@ class Direction:
     """(T, k) mean of the target samples' vectors brought to unit length."""
     shares: NDArray[np.float64]
     """(T,) of the selection."""
-    itself: float
-    """Mean cosine of target samples with the others of their subtask."""
 
     @staticmethod
     def of(vectors: NDArray[Any], subtasks: Subtasks) -> "Direction":
@@ -158,23 +151,15 @@ class Direction:
         if not rows.size:
             raise SignalError("No target sample has finite signals; give other target samples.")
         units, own = unit_rows(vectors[rows].astype(np.float64)), subtasks.of[rows]
-        means, alone = [], []
-        for number in range(len(subtasks.names)):
-            some = units[own == number]
-            means.append(some.mean(axis=0) if len(some) else np.zeros(units.shape[1]))
-            if len(some) > 1:
-                alone.append((len(some) * (some @ means[-1]) - 1) / (len(some) - 1))
-        itself = float(np.concatenate(alone).mean()) if alone else 1.0
-        return Direction(np.stack(means), subtasks.shares, itself)
+        means = [
+            units[own == number].mean(axis=0) if (own == number).any() else np.zeros(units.shape[1])
+            for number in range(len(subtasks.names))
+        ]
+        return Direction(np.stack(means), subtasks.shares)
 
     def cosines(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
         """(T, n) mean cosine of each vector with the target samples of each subtask."""
         return self.means @ unit_rows(vectors.astype(np.float64)).T
-
-    def closeness(self, cosines: NDArray[np.float64], picks: NDArray[np.int64]) -> float:
-        """As of `Wording`, from the (T, n) cosines of the samples that were scored."""
-        reached = cosines.max(axis=0)[picks].mean() if len(picks) else cosines.mean()
-        return _between(float(cosines.mean()), self.itself, float(reached))
 
 
 def unit_rows(vectors: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ All counts are whole numbers and all scores are of one text alone, so that no re
 the texts or on how they are divided into chunks.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,12 @@ class Affinity:
         return (self.cohesion < least) | (self.variety < variety)
 
 
+def compile_kernels() -> None:
+    """Compile what numba compiles the first time on a machine, which takes seconds."""
+    chunk = word_ids(["two words"])
+    _ = affinity([chunk], Counts.of([chunk]), Counts.of([chunk]))
+
+
 def affinity(
     chunks: Iterable[Chunk], pool: Counts, target: Counts, *, member: bool = True, smoothing: float = 0.0
 ) -> Affinity:
@@ -98,22 +104,39 @@ def affinity(
         member: whether the texts are counted in `pool`; their own n-grams then do not count in `cohesion`.
         smoothing: n-grams of the pool's distribution that are added to the target's in `weight`.
     """
+    return affinities(chunks, pool, [target], member=member, smoothing=smoothing)[0]
+
+
+def affinities(
+    chunks: Iterable[Chunk],
+    pool: Counts,
+    targets: Sequence[Counts],
+    *,
+    member: bool = True,
+    smoothing: float = 0.0,
+) -> list[Affinity]:
+    """Compare texts with several targets while reading the texts once; arguments as of `affinity`."""
+    tables = [_tables(pool, target, smoothing) for target in targets]
+    parts: list[list[NDArray[np.float64]]] = [[np.zeros((0, 4))] for _ in targets]
+    start = 0
+    for offsets, words in chunks:
+        for (log_weight, log_ratio, seen), found in zip(tables, parts, strict=True):
+            scores = np.zeros((len(offsets) - 1, 4))
+            _score(offsets, words, start, log_weight, log_ratio, pool.total, int(member), seen, scores)
+            found.append(scores)
+        start += len(offsets) - 1
+    return [Affinity(*np.concatenate(found).T) for found in parts]
+
+
+def _tables(pool: Counts, target: Counts, smoothing: float) -> tuple[NDArray[Any], ...]:
+    """By counter: log weight, log ratio, and the text that was last seen there."""
     buckets = len(pool.total)
     p = (pool.total + 1e-8) / (pool.total.sum() + 1e-8 * buckets)
     aimed = target.total + smoothing * p + 1e-8
-    log_weight = np.log(aimed / aimed.sum()) - np.log(p)
     in_pool = (pool.texts + 0.5) / (pool.size + 1.0)
     in_target = (target.texts + PRIOR_TEXTS * in_pool) / (target.size + PRIOR_TEXTS)
-    log_ratio = np.log(in_target / in_pool)
     seen = np.full(buckets, -1, np.int64)
-    parts: list[NDArray[np.float64]] = [np.zeros((0, 4))]
-    start = 0
-    for offsets, words in chunks:
-        found = np.zeros((len(offsets) - 1, 4))
-        _score(offsets, words, start, log_weight, log_ratio, pool.total, int(member), seen, found)
-        start += len(found)
-        parts.append(found)
-    return Affinity(*np.concatenate(parts).T)
+    return np.log(aimed / aimed.sum()) - np.log(p), np.log(in_target / in_pool), seen
 
 
 def word_ids(texts: list[str]) -> Chunk:

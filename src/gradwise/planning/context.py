@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import Subset
 
 from gradwise.data import label_words
 from gradwise.data.texts import Texts
 from gradwise.errors import DataError
 from gradwise.recipe import Recipe
 from gradwise.signals import Signals
+from gradwise.signals.samples import rows_of
 from gradwise.training.layout import Layout
 from gradwise.training.record import Record
 
@@ -91,7 +91,7 @@ class Samples:
     def label_tokens_of(self, rows: NDArray[np.int64] | None) -> NDArray[np.int32]:
         """(n,) label tokens of some samples, or of all; counted through the collator where it makes the
         labels (TRL's)."""
-        samples = taken(self.inputs, rows)
+        samples = rows_of(self.inputs, rows)
         if "labels" not in (getattr(samples, "column_names", None) or ()):
             batches = (self.collate([samples[i]]) for i in range(len(samples)))
             counts = [int((batch["labels"][..., 1:] != -100).sum()) for batch in batches]
@@ -192,13 +192,6 @@ class RunContext:
         """How a plan becomes steps, in a run."""
         assert self.layout is not None
         return self.layout
-
-
-def taken(samples: Any, rows: NDArray[np.int64] | None) -> Any:
-    """Some rows of samples, or all of them."""
-    if rows is None:
-        return samples
-    return samples.select(rows) if hasattr(samples, "select") else Subset(samples, rows.tolist())
 
 
 def _counts(labels: Any) -> NDArray[np.int64]:

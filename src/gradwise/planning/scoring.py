@@ -13,10 +13,11 @@ from gradwise.methods.costs import Speeds
 from gradwise.methods.interfaces import Arrays, Method, Selector, WarmUp
 from gradwise.numerics.sampling import evenly
 from gradwise.numerics.streams import stream
-from gradwise.planning.context import RunContext, Samples, Scorer, taken
+from gradwise.planning.context import RunContext, Samples, Scorer
 from gradwise.planning.shared import key_of, measured_once
 from gradwise.probing import Probe
 from gradwise.signals import Signals, collect
+from gradwise.signals.samples import rows_of
 from gradwise.signals.wanted import QUANTITIES
 
 TARGET = "target"
@@ -141,7 +142,7 @@ def pool_signals(
             options = {name: getattr(settings, name) for name in GRADIENT_SETTINGS} | {"seed": context.seed}
         key = key_of(
             scorer.model,
-            taken(scorer.samples, rows),
+            rows_of(scorer.samples, rows),
             quantities=quantities or ["num_tokens"],
             batch_tokens=settings.batch_tokens,
             collator=repr(scorer.collate),
@@ -272,7 +273,7 @@ def target_signals(context: RunContext, needs: frozenset[str], *, use_optimizer:
 def spread_over(samples: Samples, most: int | None) -> Any:
     """The inputs of `most` samples, evenly spread over all of them; all where there are no more."""
     count = len(samples)
-    return taken(samples.inputs, None if most is None or most >= count else evenly(count, most))
+    return rows_of(samples.inputs, None if most is None or most >= count else evenly(count, most))
 
 
 def in_pool(context: RunContext, signals: Signals, rows: NDArray[np.int64], needs: frozenset[str]) -> Signals:
@@ -302,7 +303,7 @@ def _collect(
     settings = context.recipe.signals
     return collect(
         scorer.model,
-        taken(scorer.samples, rows),
+        rows_of(scorer.samples, rows),
         scorer.collate,
         want=quantities,  # type: ignore[arg-type]
         parameters=settings.parameters,

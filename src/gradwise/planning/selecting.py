@@ -15,6 +15,7 @@ from gradwise.errors import RecipeError
 from gradwise.methods.costs import Forecast, Size, Speeds
 from gradwise.methods.decision import Selection
 from gradwise.methods.interfaces import Arrays, FirstStage, SelectionState, Selector
+from gradwise.numerics.ngrams import compile_kernels
 from gradwise.planning.context import RunContext
 from gradwise.planning.decider import Cost, Decider, rounded, served
 from gradwise.planning.epochs import (
@@ -98,6 +99,7 @@ def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:
     """What the texts of the pool and of the target say before a model is asked; written to the record."""
     if context.target is None or not method.aims:
         return None
+    compile_kernels()
     start = time.perf_counter()
     pool = context.train.described(method.needs & {"texts", "num_tokens"})
     target = Signals(len(context.target), domain=context.target.domain, texts=context.target.texts)

@@ -106,10 +106,6 @@ class Probe:
         with kept(self.model, self.optimizer), torch.inference_mode(False):
             yield step
 
-    def held_out(self, samples: Samples) -> NDArray[np.float64]:
-        """(m,) own-mean losses at the weights as they are within `training`, without dropout."""
-        return self._evaluated(np.asarray(samples))
-
     def lookahead(
         self, units: Sequence[Samples], on: Samples, only: NDArray[np.bool_] | None = None
     ) -> Ahead:

@@ -57,7 +57,7 @@ class RunResult:
     epochs: float | None = None
     """Over the selection."""
     share: float | None = None
-    """Of the training data that the first selection kept."""
+    """Share of the training data that the first selection kept."""
 
     @property
     def lowest(self) -> float | None:

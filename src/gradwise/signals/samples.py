@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import Subset
 
 from gradwise.data import Collator, check_dropped, ragged
 from gradwise.errors import SignalError
@@ -273,3 +274,10 @@ def _sums(flags: NDArray[np.bool_], offsets: NDArray) -> NDArray[np.int64]:
 def _positions(model: Any) -> int:
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     return int(getattr(config, "max_position_embeddings", None) or np.iinfo(np.int32).max)
+
+
+def rows_of(samples: Any, rows: NDArray[np.int64] | None) -> Any:
+    """Some rows of samples, or all of them."""
+    if rows is None:
+        return samples
+    return samples.select(rows) if hasattr(samples, "select") else Subset(samples, rows.tolist())

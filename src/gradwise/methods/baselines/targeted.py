@@ -1,5 +1,6 @@
 """Selections towards a target that others have published: DSIR, nearest neighbours, LESS, TSDS."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -47,11 +48,11 @@ class _TowardsTarget(AlwaysTargeted):
         weights = None if signals.weight is None else signals.weight[indices]
         return Selection(indices, why=(why,), weights=weights, scores=scores[indices])
 
+    @abstractmethod
     def _ranked(
         self, signals: Signals, target: Signals, seed: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], str]:
         """The picks in order, the score of every sample of the pool, and the reason."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -102,14 +102,11 @@ def words_of(signals: Signals, target: Signals, size: int) -> Wording:
     )
 
 
-def aimed_at(state: State, aim: Aim, words: Wording | None, size: int) -> State:
+def aimed_at(state: State, aim: Aim, words: Wording | None) -> State:
     """A state with what the target adds to it."""
-    cosines = aim.direction.cosines(state.embedding.astype(np.float64) - aim.centre)
     if words is None:
-        best = np.argsort(-state.importance, kind="stable")[:size]
-        closeness = aim.direction.closeness(cosines, best) if aim.centre.size > 1 else None
-        return state.changed(bounds=aim.bounds, closeness=closeness)
-    others = words.best(size + len(state.looked)) if len(state.looked) < state.pool else None
+        return state.changed(bounds=aim.bounds)
+    others = words.best(words.size + len(state.looked)) if len(state.looked) < state.pool else None
     by_words = ranks_of(words, state.sample)
     return state.changed(bounds=aim.bounds, by_words=by_words, ranked=others, closeness=words.closeness)
 
@@ -128,7 +125,8 @@ def combined(scores: NDArray[np.float64], by_words: NDArray[np.float64] | None) 
 
 
 def region(scores: NDArray[np.float64], size: float) -> NDArray[np.float64]:
-    """(m,) 1 for the relevant nodes, whose coverage counts, 0 for others."""
+    """(m,) 1 for the relevant nodes, whose coverage counts, 0 for others; 1 for all if none is relevant."""
     count = min(len(scores), max(1, round(REGION * size)))
     least = -np.partition(-scores, count - 1)[count - 1]
-    return ((scores >= least) & (scores > 0)).astype(np.float64)
+    relevant = (scores >= least) & (scores > 0)
+    return (relevant if relevant.any() else np.ones(len(scores))).astype(np.float64)

@@ -324,7 +324,6 @@ class Grace(AsPublished, Targeted):
         mean_tokens = None
         if self.by_length and not self.aims:
             mean_tokens = float(signals.require("num_tokens", "grace with by_length")[stands].mean())
-        size, towards = 0, None
         if self.aims:
             size = len(stands) if self.count is None else self.count
             size = min(len(stands), size) if first is None else first.size
@@ -349,7 +348,7 @@ class Grace(AsPublished, Targeted):
             seed=seed,
         )
         if isinstance(towards, Aim):
-            state = aimed_at(state, towards, first, size)
+            state = aimed_at(state, towards, first)
         if forecast is None or not forecast.every:
             return state
         # The forecast counts samples; where some are copies, the same cost covers more of the nodes.

@@ -89,7 +89,7 @@ def state_forms(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, Form]]:
 
 
 def forms_of(state: dict[str, Any]) -> dict[str, Form]:
-    """Of the tensors of one parameter that are streamed."""
+    """Sizes and types of the streamed tensors of one parameter."""
     return {name: (value.shape, value.dtype) for name, value in state.items() if is_streamed(value)}
 
 

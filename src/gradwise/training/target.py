@@ -1,0 +1,71 @@
+"""The target of a Trainer's selection: given, or a half of its evaluation data."""
+
+from typing import Any, NamedTuple
+
+from gradwise.data.parts import split, unlike
+from gradwise.data.settings import HALF
+from gradwise.errors import RecipeError
+from gradwise.methods.interfaces import Selector
+from gradwise.signals.samples import rows_of
+
+
+class Target(NamedTuple):
+    """What chooses, and what is left to measure."""
+
+    method: Selector
+    """With its target settled."""
+    samples: Any
+    """Examples of what the model should become good at; None where the selection has no target."""
+    evaluation: Any
+    """The evaluation data without samples that choose."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user."""
+
+
+def target_of(method: Selector, given: Any, evaluation: Any, *, planned: bool) -> Target:
+    """What a selection aims at.
+
+    Args:
+        method: that selects.
+        given: the target, if the user gave one.
+        evaluation: the evaluation data: None, one set, or several by name.
+        planned: whether a plan takes the place of the selection.
+
+    Raises:
+        RecipeError: a target has no effect, or one is needed and there is none.
+        DataError: the evaluation data are too few to be split, or all of them are among the target's.
+    """
+    single = evaluation is not None and not isinstance(evaluation, dict)
+    if given is None:
+        goal = method.towards(target=False, validation=single)
+        if goal is None:
+            return Target(method, None, evaluation)
+        if not hasattr(evaluation, "__len__"):
+            raise RecipeError(
+                "The eval_dataset is to choose and has no length; give one that can be indexed, or a "
+                "target_dataset."
+            )
+        halves = split(None, len(evaluation), HALF)
+        aimed, measuring = (rows_of(evaluation, rows) for rows in halves)
+        return Target(method.aimed(goal), aimed, *_apart(measuring, aimed, halves.sentence("eval_dataset")))
+    if planned or not method.aimed("target").aims:
+        what = "a plan" if planned else f"select: {method.method}"
+        raise RecipeError(
+            f"target_dataset has no effect with {what}; leave it out, or select by a method that takes a "
+            "target: grace, dsir, nearest, less or tsds."
+        )
+    if not len(given) or "input_ids" not in given[0]:
+        raise RecipeError(
+            "target_dataset must hold samples with input_ids (and labels), tokenised as the training data."
+        )
+    if not single:
+        return Target(method.aimed("target"), given, evaluation)
+    return Target(method.aimed("target"), given, *_apart(evaluation, given))
+
+
+def _apart(measuring: Any, choosing: Any, *said: str) -> tuple[Any, tuple[str, ...]]:
+    """The samples that measure without those that choose, and what to say."""
+    if not hasattr(measuring, "__len__") or not len(measuring) or "input_ids" not in measuring[0]:
+        return measuring, said
+    rows, note = unlike(measuring, choosing, "the target's")
+    return (rows_of(measuring, rows) if note else measuring), (*said, *note)
