@@ -22,7 +22,7 @@ def collect(
             "first four and what the recipe's methods need."
         ),
     ] = None,
-    part: Annotated[str, typer.Option(help="Which part of the data: train or validation.")] = "train",
+    part: Annotated[str, typer.Option(help="Which part of the data: train, validation or target.")] = "train",
     plot: Annotated[
         bool, typer.Option(help="Draw the distribution of each signal beside the store.")
     ] = False,
@@ -40,9 +40,10 @@ def collect(
     from gradwise.recipe import Recipe
     from gradwise.signals.wanted import DEFAULT, QUANTITIES
 
-    if part not in ("train", "validation", "target"):
-        raise RecipeError(f"--part is train or validation; found {part!r}.")
-    chosen: Literal["train", "validation"] = "validation" if part == "validation" else "train"
+    parts: dict[str, Literal["train", "validation", "target"]]
+    parts = {"train": "train", "validation": "validation", "target": "target"}
+    if part not in parts:
+        raise RecipeError(f"--part is {', '.join(parts)}; found {part!r}.")
     folder = out or Path("signals") / recipe.stem
     loaded = Recipe.load(recipe, set_)
     from gradwise.run.progress import quiet_libraries
@@ -54,7 +55,7 @@ def collect(
         wanted = [name.strip() for name in want.split(",") if name.strip()]
     tell = say if is_first() else _silent
     with quiet_libraries(on_terminal()):
-        signals = collect_signals(loaded, folder, want=wanted, part=chosen, tell=tell)
+        signals = collect_signals(loaded, folder, want=wanted, part=parts[part], tell=tell)
     if not is_first():
         return
     kept = int(signals.ok.sum()) if signals.ok is not None else len(signals)

@@ -40,12 +40,13 @@ def target_of(method: Selector, given: Any, evaluation: Any, *, planned: bool) -
         goal = method.towards(target=False, validation=single)
         if goal is None:
             return Target(method, None, evaluation)
-        if not hasattr(evaluation, "__len__"):
+        count = len(evaluation) if hasattr(evaluation, "__len__") else None
+        if count is None:
             raise RecipeError(
                 "The eval_dataset is to choose and has no length; give one that can be indexed, or a "
                 "target_dataset."
             )
-        halves = split(None, len(evaluation), HALF)
+        halves = split(None, count, HALF)
         aimed, measuring = (rows_of(evaluation, rows) for rows in halves)
         return Target(method.aimed(goal), aimed, *_apart(measuring, aimed, halves.sentence("eval_dataset")))
     if planned or not method.aimed("target").aims:
