@@ -76,9 +76,9 @@ class Affinity:
         """(N,) whether a text's words are in random order, or most of it is repeated, when compared with a
         target's texts.
 
-        Measured with texts of six sets whose words were shuffled, and with lines repeated three times and
-        more: shuffled texts have a cohesion of 0.07 at the median and 0.3 at the 95th percentile; of 95 % of
-        natural ones it is above 0.43.
+        In 15 pools (`benchmarks.grace.words`) the cohesion of shuffled texts was at most 0.17 at the median
+        and 0.48 at the 95th percentile, that of 95 % of the natural ones above 0.45. Texts of one repeated
+        sentence had a variety of 0.34 at most, 95 % of the natural ones of 0.66 and more.
         """
         if not len(target.ratio):
             return np.zeros(len(self.ratio), dtype=bool)

@@ -40,7 +40,7 @@ def target_of(method: Selector, given: Any, evaluation: Any, *, planned: bool) -
         goal = method.towards(target=False, validation=single)
         if goal is None:
             return Target(method, None, evaluation)
-        count = len(evaluation) if hasattr(evaluation, "__len__") else None
+        count = len(evaluation or ()) if hasattr(evaluation, "__len__") else None
         if count is None:
             raise RecipeError(
                 "The eval_dataset is to choose and has no length; give one that can be indexed, or a "
