@@ -36,7 +36,7 @@ ARMS = (
     "random", "full", "words", "embeddings", "gradients", "words + embeddings", "all three", "nearest",
     "dsir", "dsir, 1e-8",
 )  # fmt: skip
-NAMES = ("SVAMP", "PIQA", "AQuA")
+NAMES = ("SVAMP", "PIQA")
 
 
 def records() -> list[list[dict[str, str]]]:
