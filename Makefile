@@ -65,5 +65,5 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.base
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[lora,trl,eval,faiss,demo,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[lora,trl,eval,faiss,lightning,demo,docs,dev]'
 	@touch $@

@@ -45,3 +45,33 @@ def test_a_state_of_another_plan_is_refused() -> None:
         PlanSampler(PLAN).load_state_dict(PlanSampler(Plan.of([[0]])).state_dict())
     with pytest.raises(PlanError, match="outside"):
         PlanSampler(PLAN).load_state_dict({"position": 11, "digest": PLAN.digest})
+
+
+def test_iterating_again_starts_the_plan_again() -> None:
+    sampler = PlanSampler(PLAN)
+    assert [list(sampler) for _ in range(2)] == [PLAN.indices.tolist()] * 2
+    assert len(sampler) == len(PLAN)
+    again = PlanSampler(PLAN)
+    again.load_state_dict(sampler.state_dict())  # taken at the plan's end
+    assert list(again) == PLAN.indices.tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_iteration_may_be_an_epoch_of_the_plan(workers: int) -> None:
+    halves = Plan((*PLAN.segments[:1], *(Segment(part, 1, ("half",)) for part in ([0, 3], [1, 4, 2]))), 5)  # type: ignore[arg-type]
+    sampler = PlanSampler(halves, by_epoch=True)
+    loader = DataLoader(range(5), sampler=sampler, batch_size=2, num_workers=workers)  # type: ignore[arg-type]
+    served = []
+    for _ in range(3):
+        assert (len(sampler), len(loader)) == (5, 3)
+        served.append([int(index) for batch in loader for index in batch])
+    assert served == [[4, 2, 0, 1, 3], [0, 3, 1, 4, 2], [4, 2, 0, 1, 3]]
+
+
+@pytest.mark.parametrize("used", range(11))
+def test_an_epoch_resumes_within_itself(used: int) -> None:
+    sampler = PlanSampler(PLAN, by_epoch=True)
+    sampler.load_state_dict({"position": used, "digest": PLAN.digest})
+    assert len(sampler) == 5
+    rest = PLAN.indices.tolist()[used:] or PLAN.indices.tolist()
+    assert list(sampler) == rest[: 5 - used % 5]
