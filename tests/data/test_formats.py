@@ -152,3 +152,33 @@ def test_weights_multiply_and_must_be_positive():
     for bad in ("x", None, 0, -1, float("nan"), float("inf")):
         with pytest.raises(UnreadableError, match="weight"):
             form.weight({"w": bad})
+
+
+def test_sharegpt_turns_are_messages():
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello", "weight": 0}]
+    assert sample({"conversations": turns, "id": 7}) == Chat([ASK, SAY], unlearned=frozenset({1}))
+    system = {"role": "system", "content": "Be kind."}
+    found = sample({"conversations": turns, "system": "Be kind."})
+    assert found == Chat([system, ASK, SAY], unlearned=frozenset({2}))
+    assert sample({"conversations": [ASK, SAY]}) == Chat([ASK, SAY])
+    call = {"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'}
+    calls = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": 1}}]}
+    found = sample({"conversations": [turns[0], call, {"from": "observation", "value": "2"}]})
+    assert found == Chat([ASK, calls, {"role": "tool", "content": "2"}])
+    with pytest.raises(UnreadableError, match="turn 1 is from 'narrator'; known are human, user"):
+        sample({"conversations": [{"from": "narrator", "value": "x"}]})
+    with pytest.raises(UnreadableError, match="message 1 has no text"):
+        sample({"conversations": [{"from": "human"}]})
+
+
+def test_a_record_of_another_format_is_read_by_its_own():
+    mixed = detect(Source("f.jsonl"), ["messages", "prompt", "completion", "text"])
+    pair = {"messages": None, "prompt": "q", "completion": "a", "text": float("nan")}
+    assert mixed.of(pair).sample(pair) == Pair("q", "a", "q")
+    assert mixed.of({"text": "a"}).name == "text"
+    assert mixed.of({"prompt": "q"}) == mixed
+    for first in ({"question": "q", "answer": "a"}, {"prompt": "q", "completion": "a"}):
+        form = detect(Source("f.jsonl"), ["prompt", "completion", "question", "answer"], first)
+        assert form.name.startswith(next(iter(first)))
+    only = detect(Source("f.jsonl", format="messages"), ["messages", "text"])
+    assert only.of({"text": "a"}) == only

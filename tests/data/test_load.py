@@ -196,10 +196,13 @@ def test_a_batch_of_unreadable_lines_does_not_hide_the_format_of_the_rest(storie
     assert (pool.report.unreadable, pool.report.kept) == (1000, 4)
 
 
-def test_the_format_is_settled_by_the_start_of_a_file(stories, jsonl):
+def test_a_format_that_comes_later_in_a_file_is_named(stories, jsonl):
     path = jsonl([{"prompt": str(n), "completion": "yes"} for n in range(1000)] + [{"text": "odd"}] * 1000)
     with pytest.raises(DataError, match=r"line 1001: no field `prompt`.* found: text"):
-        load(Data(train=Source(path)), "train", stories)
+        load(Data(train=Source(path, format="prompt_completion")), "train", stories)
+    report = load(Data(train=Source(path), allow=LENIENT), "train", stories).report
+    assert report.kept == 2000
+    assert report.notes == (f"{Path(path).stem} mixes formats: prompt_completion, text",)
 
 
 def test_the_same_tokens_with_other_labels_are_no_duplicate(stories, jsonl):
@@ -250,3 +253,19 @@ def test_loader_workers_leave_the_pools_file_where_it_is(stories, jsonl):
         )
         assert sum(len(batch["input_ids"]) for batch in loader) == 4
     assert hashlib.sha256(file.read_bytes()).digest() == held
+
+
+def test_a_file_that_mixes_formats_says_so_if_its_prompts_differ(stories, tmp_path: Path):
+    turns = [{"from": "human", "value": "a "}, {"from": "gpt", "value": "yes"}]
+    rows = [{"conversations": turns}, *FOUR, {"text": "once upon a time"}]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = Data(train=Source(str(tmp_path / "mixed.jsonl")), chat_template=UNMARKED, allow=LENIENT)
+    pool = load(data, "train", stories)
+    assert (pool.report.kept, pool.report.unreadable) == (6, 0)
+    (note,) = [note for note in pool.report.notes if "written in 2 ways" in note]
+    assert "those of prompt_completion, conversations" in note and "not read" not in " ".join(
+        pool.report.notes
+    )
+    same = load(replace(data, template="chat"), "train", stories)
+    assert not [note for note in same.report.notes if "written in" in note]
+    assert list(same.dataset[0]["input_ids"]) == list(same.dataset[1]["input_ids"])

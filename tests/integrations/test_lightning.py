@@ -100,3 +100,13 @@ def test_epochs_of_different_lengths_need_the_loader_again(fit: Any) -> None:
         fit(plan=plan)
     module = fit(plan=plan, reload_dataloaders_every_n_epochs=1)
     assert module.samples() == plan.indices.tolist()
+
+
+def test_what_an_abandoned_iterator_drew_is_served_again() -> None:
+    from gradwise.integrations.lightning import EpochSampler
+
+    sampler = EpochSampler(PLAN)
+    sampler.use(2, last=False)
+    ahead = iter(sampler)
+    assert [next(ahead), next(ahead)] == [0, 1]
+    assert list(sampler) == [0, 1, 3, 5]

@@ -7,8 +7,9 @@ The plain layouts:
     instruction         ### Task\\n{instruction}\\n\\n### Input\\n{input}\\n\\n### Response\\n{output}
                         (without the input's part where it is blank)
 
-Conversations, the format `messages` and lists of messages as prompt and completion, are in
-`gradwise.data.messages`. A null, and the NaN that tables have in its place, is an empty text.
+Conversations, the formats `messages` and `conversations` (ShareGPT's) and lists of messages as prompt and
+completion, are in `gradwise.data.messages`. A null, and the NaN that tables have in its place, is an empty
+text.
 """
 
 import math
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradwise.data.messages import Chat, continued, conversation
+from gradwise.data.messages import Chat, continued, conversation, from_sharegpt
 from gradwise.data.records import Record, UnreadableError, few
 from gradwise.data.settings import FormatName, Role, Source
 from gradwise.errors import DataError
@@ -24,11 +25,13 @@ from gradwise.errors import DataError
 # In the order of detection; the first role lists hold what must be there, the second what may be.
 FORMATS: dict[FormatName, tuple[tuple[Role, ...], tuple[str, ...]]] = {
     "messages": (("messages",), ("tools",)),
+    "conversations": (("conversations",), ("system", "tools")),
     "prompt_completion": (("prompt", "completion"), ("tools",)),
     "instruction": (("instruction", "output"), ("input",)),
     "question_answer": (("question", "answer"), ()),
     "text": (("text",), ()),
 }
+CHATS: frozenset[FormatName] = frozenset({"messages", "conversations"})
 _PAIRS: tuple[FormatName, ...] = ("prompt_completion", "instruction", "question_answer")
 
 
@@ -66,6 +69,14 @@ class Format:
     name: FormatName
     source: Source
 
+    def of(self, values: dict[str, Any]) -> "Format":
+        """This format; for a record that has nothing of it, in a file that mixes formats, the one it fits."""
+        columns = [self.source.fields.get(role, role) for role in FORMATS[self.name][0]]
+        if self.source.format != "auto" or not all(_is_missing(values.get(column)) for column in columns):
+            return self
+        fitting = _fitting(self.source, _filled(values))
+        return Format(fitting[0], self.source) if _is_clear(fitting) else self
+
     def unread(self, columns: list[str]) -> list[str]:
         """Those of the columns that nobody reads."""
         needed, optional = FORMATS[self.name]
@@ -90,6 +101,9 @@ class Format:
                 )
         if self.name == "messages":
             return conversation(named["messages"], named.get("tools"))
+        if self.name == "conversations":
+            turns = from_sharegpt(named["conversations"], named.get("system"))
+            return conversation(turns, named.get("tools"))
         if self.name == "prompt_completion" and isinstance(named["prompt"], list):
             return continued(named["prompt"], named["completion"], named.get("tools"))
         texts = {role: _text(named.get(role), role) for role in (*needed, "input")}
@@ -122,11 +136,11 @@ class Format:
         return self.source.weight * weight
 
 
-def detect(source: Source, columns: list[str]) -> Format:
+def detect(source: Source, columns: list[str], first: dict[str, Any] | None = None) -> Format:
     """The format of a source whose records have these `columns`, in the file's own names.
 
-    Detection takes `messages` first, then the one pair of prompt and completion that is complete, then
-    `text`.
+    Detection takes conversations first, then the one pair of prompt and completion that is complete, then
+    `text`. Where several pairs are complete, as in a file that mixes formats, the `first` record decides.
 
     Raises:
         DataError: no format or several fit, or `fields` names a column or a role of no use here.
@@ -136,7 +150,7 @@ def detect(source: Source, columns: list[str]) -> Format:
             raise DataError(
                 f"{source.path}: `fields` takes {role} from {column!r}; the columns are {few(columns)}"
             )
-    name = source.format if source.format != "auto" else _guess(source, columns)
+    name = source.format if source.format != "auto" else _guess(source, columns, _filled(first or {}))
     needed, optional = FORMATS[name]
     idle = [role for role in source.fields if role not in (*needed, *optional, "domain", "weight")]
     if idle:
@@ -148,14 +162,26 @@ def detect(source: Source, columns: list[str]) -> Format:
     return Format(name, source)
 
 
-def _guess(source: Source, columns: list[str]) -> FormatName:
+def _fitting(source: Source, columns: list[str]) -> list[FormatName]:
     named = rename(dict.fromkeys(columns), source)
-    fitting: list[FormatName] = [
-        name for name, (needed, _) in FORMATS.items() if all(role in named for role in needed)
-    ]
+    return [name for name, (needed, _) in FORMATS.items() if all(role in named for role in needed)]
+
+
+def _is_clear(fitting: list[FormatName]) -> bool:
+    pairs = sum(name in _PAIRS for name in fitting)
+    return bool(fitting) and (fitting[0] not in (*_PAIRS, "text") or pairs < 2)
+
+
+def _filled(values: dict[str, Any]) -> list[str]:
+    return [name for name, value in values.items() if not _is_missing(value)]
+
+
+def _guess(source: Source, columns: list[str], first: list[str]) -> FormatName:
+    fitting = _fitting(source, columns)
+    for found in (fitting, _fitting(source, first)):
+        if _is_clear(found):
+            return found[0]
     pairs = [name for name in fitting if name in _PAIRS]
-    if fitting and (fitting[0] == "messages" or len(pairs) < 2):
-        return fitting[0]
     problem = f"fits {' and '.join(pairs)}; say which with `format`" if pairs else "fits no format"
     known = "; ".join(f"{name}: {' + '.join(needed)}" for name, (needed, _) in FORMATS.items())
     raise DataError(

@@ -22,11 +22,11 @@ from transformers import PreTrainedTokenizerBase
 from gradwise.atomic import not_written, writing
 from gradwise.console import Progress, on_terminal
 from gradwise.data.chat import template_text
-from gradwise.data.formats import Format, Sample, columns_of, detect
+from gradwise.data.formats import CHATS, Format, Sample, columns_of, detect
 from gradwise.data.pool import Pool
 from gradwise.data.read import Part, read
 from gradwise.data.records import Record, UnreadableError, few
-from gradwise.data.settings import Data, Source
+from gradwise.data.settings import Data, FormatName, Source
 from gradwise.data.tokenise import Tokeniser
 from gradwise.data.writer import Row, SampleWriter
 from gradwise.errors import DataError
@@ -74,12 +74,14 @@ def load(
     ):
         writer = SampleWriter(settings, part, file)
         unread: dict[str, list[str]] = {}
+        formats: dict[str, set[FormatName]] = {}
         for source, item in found:
-            for row in _rows(source, item, tokenise, unread):
+            for row in _rows(source, item, tokenise, unread, formats):
                 writer.write(row)
                 bar.update()
         files = [item.note for _, item in found if item.note]
-        report, fingerprint = writer.close([*files, *_columns(unread), *tokenise.chat.notes])
+        notes = [*_columns(unread), *_mixtures(formats, settings.template), *tokenise.chat.notes]
+        report, fingerprint = writer.close([*files, *notes])
     return Pool(datasets.Dataset.from_file(str(path)), report, fingerprint)
 
 
@@ -127,10 +129,34 @@ def _columns(unread: dict[str, list[str]]) -> list[str]:
     return [f"columns not read in {few(files, 3)}: {columns}" for columns, files in unread.items()]
 
 
-def _rows(source: Source, part: Part, tokenise: Tokeniser, unread: dict[str, list[str]]) -> Iterator[Row]:
+def _mixtures(formats: dict[str, set[FormatName]], template: str) -> list[str]:
+    """Sentences on files that mix formats, and on prompts that are written in several ways."""
+    notes = [
+        f"{name} mixes formats: {', '.join(sorted(found))}"
+        for name, found in formats.items()
+        if len(found) > 1
+    ]
+    found = set[FormatName]().union(*formats.values())
+    ways = sorted(found - {"text", *CHATS} if template == "plain" else ()) + sorted(found & CHATS)[:1]
+    if len(ways) > 1:
+        notes.append(
+            f"Warning: prompts are written in {len(ways)} ways, those of {', '.join(ways)}; data.template: "
+            "chat writes all of them with the chat template"
+        )
+    return notes
+
+
+def _rows(
+    source: Source,
+    part: Part,
+    tokenise: Tokeniser,
+    unread: dict[str, list[str]],
+    formats: dict[str, set[FormatName]],
+) -> Iterator[Row]:
     """One row for every record of one file or dataset, whatever becomes of it.
 
-    Adds the part's name to `unread`, under the columns of the part that are not read.
+    Adds the part's name to `unread`, under the columns of the part that are not read, and its records'
+    formats to `formats`, under the name.
     """
     records = part.records()
     batch = list(islice(records, BATCH))
@@ -139,15 +165,19 @@ def _rows(source: Source, part: Part, tokenise: Tokeniser, unread: dict[str, lis
     form = None
     while batch:
         if form is None and (columns := columns_of(batch)):
-            form = detect(source, columns)
-            if idle := form.unread(columns):
-                unread.setdefault(few(idle), []).append(part.name)
-        yield from _batch(batch, form, part.name, tokenise)
+            form = detect(source, columns, next(each.values for each in batch if each.values))
+            for found in {each.name: each for each in (form.of(record.values) for record in batch)}.values():
+                columns = found.unread(columns)
+            if columns:
+                unread.setdefault(few(columns), []).append(part.name)
+        forms = [form.of(record.values) if form is not None else None for record in batch]
+        formats.setdefault(part.name, set()).update(each.name for each in forms if each is not None)
+        yield from _batch(batch, forms, part.name, tokenise)
         batch = list(islice(records, BATCH))
 
 
-def _batch(batch: list[Record], form: Format | None, name: str, tokenise: Tokeniser) -> Iterator[Row]:
-    understood = [_understood(record, form, name) for record in batch]
+def _batch(batch: list[Record], forms: list[Format | None], name: str, tokenise: Tokeniser) -> Iterator[Row]:
+    understood = [_understood(record, form, name) for record, form in zip(batch, forms, strict=True)]
     tokens = iter(tokenise([sample for _, sample in understood if sample is not None]))
     for row, sample in understood:
         yield row if sample is None else row._replace(outcome=next(tokens))

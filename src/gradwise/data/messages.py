@@ -11,6 +11,8 @@
     images, audio, ...    refused, since gradwise trains on text
     any other key         goes to the chat template
 
+ShareGPT's `from` and `value` stand for role and content; human and gpt are the user and the assistant there.
+
 A null is a key that is not there. Only the assistant's turns are learned, and of those only the ones that say
 something. A key that sounds like a mask and is not in this list is refused, because trainers differ in what
 such keys mean. `tools` beside the messages goes to the chat template too. What a chat template must write and
@@ -26,6 +28,12 @@ from typing import Any
 from gradwise.data.records import UnreadableError, few
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
+_SHAREGPT = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "function_call"), "assistant"),
+    **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
+    "system": "system",
+}
 _SPEAKERS = ("system", "developer", "user", "assistant", "tool", "function")
 _LEARNED = ("weight", "loss", "train", "training", "trainable")
 _NOT_LEARNED = ("ignore", "masked")
@@ -77,6 +85,30 @@ def continued(prompt: Any, completion: Any, tools: Any = None) -> Chat:
     after, unlearned = _messages(completion, "completion")
     first = len(before)
     return Chat(before + after, _tools(tools), first, frozenset(first + number for number in unlearned))
+
+
+def from_sharegpt(turns: Any, system: Any = None) -> list[Any]:
+    """Messages of ShareGPT's turns; those that have roles already stay; raises UnreadableError."""
+    found = _parsed(turns, "conversations")
+    if not isinstance(found, list) or not found:
+        raise UnreadableError("the field for conversations must hold a list of turns with `from` and `value`")
+    messages = [_from_sharegpt(turn, number + 1) for number, turn in enumerate(found)]
+    spoken = isinstance(system, str) and system.strip()
+    return [{"role": "system", "content": system}, *messages] if spoken else messages
+
+
+def _from_sharegpt(turn: Any, number: int) -> Any:
+    if not isinstance(turn, dict) or "from" not in turn:
+        return turn
+    speaker, value = turn["from"], turn.get("value")
+    if speaker not in _SHAREGPT:
+        raise UnreadableError(
+            f"turn {number} is from {str(speaker)[:40]!r}; known are {', '.join(_SHAREGPT)}"
+        )
+    rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
+    if speaker == "function_call":
+        return {**rest, "role": "assistant", "tool_calls": [_parsed(value, f"the call in turn {number}")]}
+    return {**rest, "role": _SHAREGPT[speaker], "content": value}
 
 
 def _is_said(message: dict[str, Any]) -> bool:

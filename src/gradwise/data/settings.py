@@ -8,7 +8,9 @@ from pydantic import BeforeValidator, Field
 
 from gradwise.settings import Settings
 
-FormatName = Literal["text", "prompt_completion", "instruction", "question_answer", "messages"]
+FormatName = Literal[
+    "text", "prompt_completion", "instruction", "question_answer", "messages", "conversations"
+]
 Role = Literal[
     "text",
     "prompt",
@@ -19,6 +21,8 @@ Role = Literal[
     "question",
     "answer",
     "messages",
+    "conversations",
+    "system",
     "domain",
     "weight",
 ]
@@ -39,10 +43,8 @@ class Source(Settings):
     """A .jsonl, .json, .parquet or .csv file, a folder of such files, a folder written by `save_to_disk`, or
     the name of a dataset on the hub. Relative paths start from the recipe's folder."""
 
-    format: Literal["auto", "text", "prompt_completion", "instruction", "question_answer", "messages"] = (
-        "auto"
-    )
-    """Format of the records; `auto` infers it from the columns."""
+    format: FormatName | Literal["auto"] = "auto"
+    """Format of the records; `auto` infers it from the columns, record by record where a file mixes them."""
 
     split: str | None = None
     """Split of a hub dataset, of a saved `DatasetDict`, or of a folder whose files are named after splits
