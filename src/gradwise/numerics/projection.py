@@ -46,7 +46,9 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def fold_with_signs(values: Tensor, size: int, seed: int, offset: int = 0) -> Tensor:
+def fold_with_signs(
+    values: Tensor, size: int, seed: int, offset: int = 0, *, part: tuple[int, int] | None = None
+) -> Tensor:
     """A linear sketch whose squared length estimates that of a tensor (AMS sketch with `size` buckets).
 
     Each value gets a random sign and is added to one of `size` sums. The sketches of parts, such as
@@ -61,6 +63,8 @@ def fold_with_signs(values: Tensor, size: int, seed: int, offset: int = 0) -> Te
         offset: sum that the first value goes to. Tensors that share a sketch should continue where the last
             one ended. When small tensors all began at the first sum, they crowded there, and norms were 9 %
             off.
+        part: (start, total) where `values` are a contiguous part of a tensor with `total` values, as its
+            shard is; the sketches of all parts add up to that of the tensor.
 
     Returns:
         (size,) float32 on the device of `values`.
@@ -70,13 +74,14 @@ def fold_with_signs(values: Tensor, size: int, seed: int, offset: int = 0) -> Te
     True
     """
     generator = torch.Generator(device=values.device).manual_seed(stream_seed(seed, "signs of a sketch"))
-    signs = torch.empty(values.numel(), dtype=torch.int8, device=values.device)
+    start, total = part or (0, values.numel())
+    signs = torch.empty(total, dtype=torch.int8, device=values.device)
     signs.random_(0, 2, generator=generator).mul_(2).sub_(1)
-    signed = values.reshape(-1).float() * signs
+    signed = values.reshape(-1).float() * signs[start : start + values.numel()]
     whole = signed.numel() // size * size
     sketch = signed[:whole].view(-1, size).sum(dim=0)
     sketch[: signed.numel() - whole] += signed[whole:]
-    return sketch.roll(offset)
+    return sketch.roll(offset + start)
 
 
 def _signs(rng: np.random.Generator, count: int) -> Tensor:

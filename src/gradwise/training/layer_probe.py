@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gradwise.numerics import fold_with_signs
+from gradwise.training.sharding import local_part, sum_over_shards
 
 SKETCH = 4096
 """Numbers per layer in the sketch of its gradients: norms come out within 1.1 % (one sigma)."""
@@ -59,13 +60,15 @@ class LayerProbe:
         if self.ranks > 1:
             dist.all_reduce(self._sketches)
             self._sketches /= self.ranks
+        sum_over_shards(self._sketches, self.layers[0][0])
         return self._sketches.square().sum(dim=1)
 
     def _hook(self, layer: int, seed: int, offset: int) -> Callable[[Tensor], None]:
         def fold_and_drop(parameter: Tensor) -> None:
             if parameter.grad is not None:
                 self.seen = True
-                sketch = fold_with_signs(parameter.grad, SKETCH, seed, offset)
+                gradient, part = local_part(parameter.grad)
+                sketch = fold_with_signs(gradient, SKETCH, seed, offset, part=part)
                 self._sketches[layer] += sketch.to(self.device)
                 parameter.grad = None
 

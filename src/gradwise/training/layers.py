@@ -10,6 +10,9 @@ Works around any torch optimizer and any training loop:
         optimizer.step()
         optimizer.zero_grad()
 
+A model sharded by FSDP2 (`fully_shard`) works the same way; make the switch after sharding, with the
+optimizer of the sharded parameters.
+
 Every parameter is in the optimizer from the start. A frozen one has no gradient, so torch's optimizers
 neither move it nor decay it nor count a step for it. While the switch is `probing`, all layers are measured
 and every gradient is dropped as soon as its size is taken: there is nothing for the optimizer to do, and no
@@ -35,6 +38,7 @@ from gradwise.text import shown
 from gradwise.training.in_backward import UpdateInBackward, check_update_in_backward
 from gradwise.training.layer_probe import LayerProbe
 from gradwise.training.offload import StateStream, offload_state
+from gradwise.training.sharding import check_sharding, is_sharded, norm_over_shards
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,17 @@ class LayerSwitch:
         _check_optimizer(optimizer, (*self.layers, self.outside))
         self.policy, self.optimizer, self.seed = policy, optimizer, seed
         self.ranks = dist.get_world_size() if average_ranks and dist.is_initialized() else 1
+        self.sharded = is_sharded(self._parameters())
+        if self.sharded:
+            check_sharding([*self.layers, self.outside])
+            _check_sharded(policy, averages=average_ranks, in_backward=in_backward)
         self.device = self.layers[0][0].device
         sizes = [float(sum(p.numel() for p in layer)) for layer in self.layers]
         self._sizes = torch.tensor(sizes, dtype=torch.float32, device=self.device)
         self.active: tuple[int, ...] = ()
         self._scores = np.full(len(self.layers), np.nan)  # of layers that were never measured
         self.draws = 0
+        self._drawn: set[int] = set()  # layers that have optimizer state
         self._steps = 0
         self._within_step = False
         self.probes_left = policy.probes_in(steps)
@@ -213,8 +222,8 @@ class LayerSwitch:
         self._steps += 1
 
     def _check_learned(self) -> None:
-        """Refuse a step in which nothing of this model was learned; another rank may have learned "
-        "something."""
+        """Refuse a step in which nothing of this model was learned; another rank may have learned
+        something."""
         learned = self._probe.seen if self.probing and self._probe else self._has_gradient()
         if not learned and self.ranks == 1:
             raise SignalError(
@@ -231,7 +240,7 @@ class LayerSwitch:
         """Keep the norm of a layer's gradient while it is there."""
         if self.policy.measures and layer < len(self.layers):
             gradients = [p.grad for p in self.layers[layer] if p.grad is not None]
-            self._norms[layer] = _norm(gradients, self.device)
+            self._norms[layer] = norm_over_shards(gradients, self.device)
 
     def _note_probe(self, loss_scale: float | Tensor) -> None:
         assert self._probe is not None
@@ -270,6 +279,7 @@ class LayerSwitch:
             "active": list(self.active),
             "scores": [None if np.isnan(score) else float(score) for score in self._scores],
             "draws": self.draws,
+            "drawn": sorted(self._drawn),
             "steps": self._steps,
             "probes_left": self.probes_left,
             "window": self._window.tolist(),
@@ -278,7 +288,7 @@ class LayerSwitch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume where `state_dict` was taken; raises CheckpointError for another policy or model."""
-        if not isinstance(state, dict) or state.keys() != self.state_dict().keys():
+        if not isinstance(state, dict) or state.keys() | {"drawn"} != self.state_dict().keys():
             raise CheckpointError(f"The state is none that a LayerSwitch has given; found {shown(state)}.")
         layers = (list(self.names), len(self.layers))
         if not same_settings(state["policy"], self.policy) or state["layers"] not in layers:
@@ -295,11 +305,14 @@ class LayerSwitch:
         self._measured = torch.tensor(state["measured"], dtype=torch.float32, device=self.device)
         if state["active"]:
             self._activate(tuple(state["active"]))
+        self._drawn = set(state.get("drawn", range(len(self.layers))))
+        # torch.distributed.checkpoint fills in state that was not saved, counted as one step.
+        self._forget(set(range(len(self.layers))) - self._drawn)
 
     def _take_scores(self) -> None:
         """Fold the window into the scores: the only time that the device is waited for."""
         measured = (self._window / self._measured).cpu()  # 0 / 0 = NaN: not seen in this window
-        if self.ranks > 1:
+        if self.ranks > 1 or self.sharded:
             # Averaged gradients are equal on all ranks up to the order of a sum; draws must be equal exactly.
             shared = measured.to(self.device)
             dist.broadcast(shared, src=0)
@@ -318,11 +331,17 @@ class LayerSwitch:
     def _activate(self, active: tuple[int, ...]) -> None:
         left = set(self.active) - set(active)
         self.active = active
+        self._drawn.update(active)
         self._set_trainable(active, outside=self.policy.embeddings == "always")
         if self.policy.state == "drop":
-            for layer in left:
-                for parameter in self.layers[layer]:
-                    self.optimizer.state.pop(parameter, None)
+            self._drawn -= left
+            self._forget(left)
+
+    def _forget(self, layers: set[int]) -> None:
+        """Drop the optimizer's state of layers."""
+        for layer in layers:
+            for parameter in self.layers[layer]:
+                self.optimizer.state.pop(parameter, None)
 
     def _set_trainable(self, layers: Any, *, outside: bool) -> None:
         chosen = set(layers)
@@ -371,12 +390,6 @@ def _without_input_gradients(model: Any) -> Callable[[], None]:
     return model.enable_input_require_grads
 
 
-def _norm(gradients: list[Tensor], device: torch.device) -> Tensor:
-    """Norm over several tensors, in float32 whatever their type."""
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32).to(device) for gradient in gradients]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=device)
-
-
 def _require_gradient(parameters: tuple[nn.Parameter, ...], required: bool) -> None:
     for parameter in parameters:
         parameter.requires_grad_(required)
@@ -393,6 +406,19 @@ def _check_kinds(model: Any, policy: Any, optimizer: Any) -> None:
     for name, (given, kind) in wanted.items():
         if not isinstance(given, kind):
             raise RecipeError(f"LayerSwitch needs a {kind.__name__} as its {name}; found {shown(given)}.")
+
+
+def _check_sharded(policy: LayerPolicy, *, averages: bool, in_backward: bool) -> None:
+    refused = {
+        "average_ranks=True, since FSDP2 averages gradients itself": averages,
+        "in_backward=True, since a layer's update would wait for the other ranks": in_backward,
+        "state: offload, whose host memory holds whole tensors": policy.state == "offload",
+    }
+    for reason, applies in refused.items():
+        if applies:
+            raise RecipeError(
+                f"LayerSwitch on a model sharded by FSDP2 does not take {reason}; leave it out."
+            )
 
 
 def _check_optimizer(optimizer: Optimizer, layers: tuple[tuple[nn.Parameter, ...], ...]) -> None:

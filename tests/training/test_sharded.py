@@ -1,0 +1,132 @@
+"""A model sharded by FSDP2 over two processes draws the layers and gets the weights that one process gets."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, distribute_tensor
+
+from gradwise import LayerSwitch, RecipeError
+from gradwise.methods import Grass
+from gradwise.numerics import fold_with_signs
+from tests.training.sharded_worker import train
+
+WORKER = Path(__file__).with_name("sharded_worker.py")
+
+STEPS, STOPPED = 6, 3
+
+POLICIES: dict[str, dict[str, Any]] = {
+    # Drawn from the start, so that the first forward pass has frozen blocks.
+    "lisa": {"method": "lisa", "active": 2, "period": 2, "embeddings": "always"},
+    "grass": {"method": "grass", "active": 2, "period": 2, "probe": 2},
+    "grass, with embeddings, state dropped": {
+        "method": "grass",
+        "active": 3,
+        "period": 2,
+        "probe": 2,
+        "embeddings": "sampled",
+        "state": "drop",
+    },
+}
+
+
+def test_sketches_of_shards_add_up() -> None:
+    values = torch.randn(7, 5)
+    whole = fold_with_signs(values, 8, seed=3, offset=2)
+    parts = [
+        fold_with_signs(values[rows], 8, seed=3, offset=2, part=(rows.start * 5, 35))
+        for rows in (slice(0, 4), slice(4, 7))
+    ]
+    torch.testing.assert_close(parts[0] + parts[1], whole)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every policy on one process and on two, from the start, stopped within an interval, and resumed from
+    what the other number of ranks saved."""
+    folder = tmp_path_factory.mktemp("sharded")
+    names = {name: str(number) for number, name in enumerate(POLICIES)}
+    for name, policy in POLICIES.items():
+        train(policy, STEPS, folder / f"one-{names[name]}")
+        train(policy, STOPPED, folder / f"one-{names[name]}-stopped")
+    jobs = []
+    for name, policy in POLICIES.items():
+        two = str(folder / f"two-{names[name]}")
+        jobs += [
+            {"policy": policy, "steps": STEPS, "out": two},
+            {"policy": policy, "steps": STOPPED, "out": f"{two}-stopped"},
+            {
+                "policy": policy,
+                "steps": STEPS,
+                "out": f"{two}-resumed",
+                "resume": str(folder / f"one-{names[name]}-stopped.pt"),
+            },
+        ]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, str(WORKER), str(folder / "jobs.json")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, policy in POLICIES.items():
+        stopped = folder / f"two-{names[name]}-stopped.pt"
+        train(policy, STEPS, folder / f"one-{names[name]}-resumed", resume=stopped)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("which", ["two-{}", "two-{}-resumed", "one-{}-resumed"])
+def test_one_process_is_two(runs: Path, name: str, which: str) -> None:
+    number = list(POLICIES).index(name)
+    one, other = f"one-{number}", which.format(number)
+    a, b = (json.loads((runs / f"{each}.json").read_text()) for each in (one, other))
+    assert a["draws"][-len(b["draws"]) :] == b["draws"]
+    assert a["losses"][-len(b["losses"]) :] == pytest.approx(b["losses"], abs=1e-5)
+    assert a["scores"] == pytest.approx(b["scores"], rel=1e-4)
+    weights, others = (torch.load(runs / f"{each}.pt", weights_only=True)["model"] for each in (one, other))
+    start = torch.load(runs / f"one-{number}-stopped.pt", weights_only=True)["model"]
+    for key, value in weights.items():
+        torch.testing.assert_close(others[key], value, rtol=0, atol=2e-5)
+    assert any((weights[key] - start[key]).abs().max() > 1e-3 for key in weights)
+
+
+class TestRefusals:
+    @pytest.fixture
+    def one_rank(self) -> Any:
+        torch.distributed.init_process_group(
+            "gloo", rank=0, world_size=1, store=torch.distributed.HashStore()
+        )
+        yield init_device_mesh("cpu", (1,))
+        torch.distributed.destroy_process_group()
+
+    @pytest.mark.parametrize(
+        ("policy", "options", "words"),
+        [
+            (Grass(active=2, state="offload"), {}, "state: offload"),
+            (Grass(active=2), {"average_ranks": True}, "average_ranks"),
+            (Grass(active=2), {"in_backward": True}, "in_backward"),
+        ],
+    )
+    def test_what_it_cannot_do_is_refused(
+        self, one_rank: Any, tiny_llama: Any, policy: Grass, options: dict[str, bool], words: str
+    ) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        model = tiny_llama()
+        fully_shard(model, mesh=one_rank)
+        optimizer = torch.optim.AdamW(model.parameters())
+        with pytest.raises(RecipeError, match=words):
+            LayerSwitch(model, policy, optimizer, **options)
+
+    def test_a_model_that_is_sharded_in_part_is_refused(self, one_rank: Any, tiny_llama: Any) -> None:
+        model = tiny_llama()
+        weight = distribute_tensor(model.lm_head.weight.detach(), one_rank, [Replicate()])
+        model.lm_head.weight = torch.nn.Parameter(weight)
+        with pytest.raises(RecipeError, match="call fully_shard on the whole model"):
+            LayerSwitch(model, Grass(active=2), torch.optim.AdamW(model.parameters()))
