@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import gradwise as gw
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 32,
     "num_attention_heads": 2,
@@ -39,7 +39,9 @@ def train(policy: dict[str, Any], steps: int, out: Path, resume: Path | None = N
             fully_shard(block)
         fully_shard(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    switch = gw.LayerSwitch(model, gw.Recipe.from_dict({"layers": policy}).layers.policy, optimizer)
+    drawn = gw.Recipe.from_dict({"layers": policy}).layers.policy
+    assert drawn is not None
+    switch = gw.LayerSwitch(model, drawn, optimizer)
     step, draws, losses = 0, [], []
     if resume is not None:
         saved = torch.load(resume, weights_only=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, distribute_tensor
 
@@ -99,9 +100,7 @@ def test_one_process_is_two(runs: Path, name: str, which: str) -> None:
 class TestRefusals:
     @pytest.fixture
     def one_rank(self) -> Any:
-        torch.distributed.init_process_group(
-            "gloo", rank=0, world_size=1, store=torch.distributed.HashStore()
-        )
+        torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=HashStore())
         yield init_device_mesh("cpu", (1,))
         torch.distributed.destroy_process_group()
 

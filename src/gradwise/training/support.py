@@ -127,7 +127,9 @@ def _when(condition: Any, reason: str) -> str | None:
 def _check_layer_policy(trainer: Any, args: Any) -> None:
     refusals = {
         "DeepSpeed fixes the trainable parameters when it starts": trainer.is_deepspeed_enabled,
-        "layers under FSDP are not supported yet": trainer.is_fsdp_enabled,
+        "layers under a Trainer's FSDP were never tried; in your own loop fully_shard and LayerSwitch work": (
+            trainer.is_fsdp_enabled
+        ),
         "DataParallel splits the model within a process; start one per GPU with torchrun": args.n_gpu > 1,
         f"the optimizer {args.optim} updates during the backward pass": any(
             name in str(getattr(args.optim, "value", args.optim)) for name in FUSED_INTO_BACKWARD
