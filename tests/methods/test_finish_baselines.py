@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 import gradwise as gw
-from gradwise.methods.baselines import CosineTop, FullAnneal, Herding, LossAnneal, RandomAnneal
+from gradwise.methods.baselines import (
+    CosineTop,
+    FullAnneal,
+    GradNormAnneal,
+    Herding,
+    LossAnneal,
+    PerplexityAnneal,
+    RandomAnneal,
+)
 from gradwise.numerics import herd_towards
 
 RNG = np.random.default_rng(0)
@@ -15,12 +23,13 @@ POOL = gw.Signals(
     60,
     grad=RNG.standard_normal((60, 8)).astype(np.float32),
     loss=RNG.random(60, dtype=np.float32),
+    grad_norm=np.linspace(1, 2, 60, dtype=np.float32),
     num_tokens=RNG.integers(1, 20, 60).astype(np.int32),
     domain=np.array(["a", "b"])[RNG.integers(0, 2, 60)],
     weight=RNG.random(60),
 )
 HELD_OUT = gw.Signals(20, grad=RNG.standard_normal((20, 8)).astype(np.float32) + 0.5)
-METHODS = (CosineTop, Herding, LossAnneal, RandomAnneal)
+METHODS = (CosineTop, GradNormAnneal, Herding, LossAnneal, PerplexityAnneal, RandomAnneal)
 
 
 def units(signals: gw.Signals) -> np.ndarray:
@@ -81,14 +90,16 @@ class TestAll:
         if method is RandomAnneal:
             pytest.skip("looks at nothing; the planner leaves such samples out")
         grad, loss = np.asarray(POOL.grad).copy(), np.asarray(POOL.loss).copy()
-        grad[:30], loss[:30] = np.nan, np.nan
-        found = method(count=30).select(replace(POOL, grad=grad, loss=loss), validation=HELD_OUT)
+        norm = np.linalg.norm(grad, axis=1)
+        grad[:30], loss[:30], norm[:30] = np.nan, np.nan, np.nan
+        pool = replace(POOL, grad=grad, loss=loss, grad_norm=norm)
+        found = method(count=30).select(pool, validation=HELD_OUT)
         assert sorted(found.indices.tolist()) == list(range(30, 60))
-        marked = replace(POOL, grad=grad, loss=loss, ok=np.arange(60) >= 30)
+        marked = replace(pool, ok=np.arange(60) >= 30)
         assert min(method(count=30).select(marked, validation=HELD_OUT).indices) >= 30
         assert len(method().select(marked, validation=HELD_OUT, room=50).indices) == 30
         with pytest.raises(gw.RecipeError, match="30 samples can be chosen from, which does not make 31"):
-            method(count=31).select(replace(POOL, grad=grad, loss=loss), validation=HELD_OUT)
+            method(count=31).select(pool, validation=HELD_OUT)
 
     def test_need_a_size(self, method: Any) -> None:
         with pytest.raises(gw.RecipeError, match="give fraction, count or tokens"):

@@ -18,9 +18,11 @@ from gradwise.methods.baselines import (
     FullAnneal,
     FullData,
     GivenOrder,
+    GradNormAnneal,
     GradNormTop,
     HerdedOrder,
     Herding,
+    InfoBatch,
     Interleave,
     KCenter,
     LengthTop,
@@ -29,6 +31,7 @@ from gradwise.methods.baselines import (
     LossTop,
     MostUsefulFirst,
     Nearest,
+    PerplexityAnneal,
     RandomAnneal,
     RandomSubset,
     RoundRobinLayers,
@@ -67,7 +70,15 @@ Layers = Annotated[
     Field(discriminator="method"),
 ]
 Anneal = Annotated[
-    Direct | FullAnneal | RandomAnneal | LossAnneal | CosineTop | Herding,
+    Direct
+    | FullAnneal
+    | RandomAnneal
+    | LossAnneal
+    | PerplexityAnneal
+    | GradNormAnneal
+    | InfoBatch
+    | CosineTop
+    | Herding,
     Field(discriminator="method"),
 ]
 

@@ -149,6 +149,18 @@ def whole_rows(
     return rows
 
 
+def rounded_at_random(weights: Vector, rng: np.random.Generator) -> Ids:
+    """(n,) places drawn with weights in 0..1 as their probabilities, ascending; as many as the weights sum
+    to, up or down to a whole number.
+
+    >>> rounded_at_random(np.array([1.0, 0.0, 0.25, 0.75]), np.random.default_rng(0)).tolist()
+    [0, 3]
+    """
+    partial = np.flatnonzero((weights > 0) & (weights < 1))
+    ends = np.floor(np.concatenate([[0.0], np.cumsum(weights[partial])]) + rng.random() + WHOLE)
+    return np.sort(np.concatenate([np.flatnonzero(weights == 1), partial[np.diff(ends) > 0]]))
+
+
 def _cheaper_kept(optimum: BudgetedTop, a: Vector, count: float) -> Ids:
     """(count,) the fully taken rows and the cheapest of the partly taken ones, ascending."""
     w = optimum.weights

@@ -114,16 +114,53 @@ def longest_sum(
     costs = np.asarray(a, dtype=np.float64)
     sizes = None if sizes is None else np.asarray(sizes, dtype=np.float64)
     limits = _Limits(costs, count, float(budget), sizes)
-    squares = rows.squares()
-    eigenvalue, axes = _principal(rows)
     # ||X^T w||^2 <= lam_1 ||w||^2 <= lam_1 sum w, and by Cauchy and Schwarz <= sum w * sum w_i ||x_i||^2.
     most = count if sizes is None else int(np.searchsorted(np.cumsum(np.sort(sizes)), count, side="right"))
-    bound = most * min(eigenvalue, upper_bound(squares, costs, count, budget, sizes=sizes))
-    directions = _starts(rows, axes, starts - 1, seed)
-    scores = np.column_stack([squares, rows.times(directions)])
-    candidates, steps = _climbed(rows, scores, limits)
+    best, steps, least = _climbed(rows, limits, starts, seed)
+    candidates = [limits.rounded(climb.optimum, climb.scores) for climb in best]
     picks, objective = _exchanged(rows, candidates, limits)
-    return Movement(picks, objective, bound, steps)
+    return Movement(picks, objective, most * least, steps)
+
+
+@dataclass(frozen=True)
+class WeightedMovement:
+    """The longest sum of the search with weights that need not be whole, and a bound on all."""
+
+    optimum: BudgetedTop
+    """Weights of the rows; at most two are neither 0 nor 1."""
+    objective: float
+    """||sum_i w_i x_i||^2."""
+    bound: float
+    """Upper bound on the objective of any weights within the limits."""
+    steps: int
+
+
+def longest_weighted_sum(
+    rows: Rows,
+    a: ArrayLike,
+    total: float,
+    budget: float,
+    *,
+    starts: int = 8,
+    seed: int = 0,
+    sizes: ArrayLike | None = None,
+) -> WeightedMovement:
+    """Weights in 0..1 with a sum of rows as long as can be found: `longest_sum` before it is rounded.
+
+    A convex function is largest at a corner of the weights that are allowed, so however many rows there are,
+    at most two have a weight between 0 and 1.
+
+    Args:
+        rows, a, budget, starts, seed: as of `longest_sum`.
+        total: sum of the weights, each times its row's size.
+        sizes: (N,) positive; the default is 1, and `total` is then a whole number.
+    """
+    sizes = None if sizes is None else np.asarray(sizes, dtype=np.float64)
+    limits = _Limits(np.asarray(a, dtype=np.float64), total, float(budget), sizes)
+    best, steps, least = _climbed(rows, limits, starts, seed)
+    longest = max(best, key=lambda climb: climb.value)
+    most = total if sizes is None else total / float(sizes.min())
+    return WeightedMovement(longest.optimum, longest.value, most * least, steps)
 
 
 def _principal(rows: Rows) -> tuple[float, Matrix]:
@@ -150,8 +187,12 @@ def _starts(rows: Rows, axes: Matrix, count: int, seed: int) -> Matrix:
 # ---- climbs ------------------------------------------------------------------------------------------------
 
 
-def _climbed(rows: Rows, scores: Matrix, limits: _Limits) -> tuple[list[Ids], int]:
-    """Whole rows from the best climbs, and their steps. One climb starts with each column of the scores."""
+def _climbed(rows: Rows, limits: _Limits, starts: int, seed: int) -> tuple[list["_Climb"], int, float]:
+    """The best climbs, their steps, and the smaller of lam_1 and the largest sum of w_i ||x_i||^2."""
+    squares = rows.squares()
+    eigenvalue, axes = _principal(rows)
+    longest = upper_bound(squares, limits.costs, limits.count, limits.budget, sizes=limits.sizes)
+    scores = np.column_stack([squares, rows.times(_starts(rows, axes, starts - 1, seed))])
     climbs = [_Climb(limits, np.zeros(rows.width)) for _ in scores.T]
     for step in range(SCREENED):
         scores = rows.times(np.array([climb.ahead for climb in climbs]).T) if step else scores
@@ -159,7 +200,7 @@ def _climbed(rows: Rows, scores: Matrix, limits: _Limits) -> tuple[list[Ids], in
             climb.step(rows, c.copy())
     best = sorted(climbs, key=lambda climb: -climb.value)[:FOLLOWED]
     steps = SCREENED + max(climb.finish(rows) for climb in best)
-    return [limits.rounded(climb.optimum, climb.scores) for climb in best], steps
+    return best, steps, min(eigenvalue, longest)
 
 
 class _Climb:

@@ -1,6 +1,15 @@
 """The baselines that every method is compared with."""
 
-from gradwise.methods.baselines.anneal import CosineTop, FullAnneal, Herding, LossAnneal, RandomAnneal
+from gradwise.methods.baselines.anneal import (
+    CosineTop,
+    FullAnneal,
+    GradNormAnneal,
+    Herding,
+    InfoBatch,
+    LossAnneal,
+    PerplexityAnneal,
+    RandomAnneal,
+)
 from gradwise.methods.baselines.layers import (
     AllLayers,
     RoundRobinLayers,
@@ -36,9 +45,11 @@ __all__ = [
     "FullAnneal",
     "FullData",
     "GivenOrder",
+    "GradNormAnneal",
     "GradNormTop",
     "HerdedOrder",
     "Herding",
+    "InfoBatch",
     "Interleave",
     "KCenter",
     "LengthTop",
@@ -47,6 +58,7 @@ __all__ = [
     "LossTop",
     "MostUsefulFirst",
     "Nearest",
+    "PerplexityAnneal",
     "RandomAnneal",
     "RandomSubset",
     "RoundRobinLayers",

@@ -1,14 +1,15 @@
-"""Baselines for the annealing phase: everything, at random, by loss, by cosine, by herding."""
+"""Baselines for the annealing phase: everything, at random, by loss, by gradient, by herding, InfoBatch."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.decision import Selection, check_signals, domain_mix
+from gradwise.methods.decision import Selection, check_signals, domain_mix, share_of
 from gradwise.methods.interfaces import Annealer
 from gradwise.methods.validation import check_aligned, validation_rows
 from gradwise.numerics.coresets import herd_towards
@@ -63,10 +64,14 @@ class _Ranked(Annealer):
         return Selection(
             picks,
             why=(what,),
-            weights=None if signals.weight is None else signals.weight[picks],
+            weights=self._weights(signals, picks),
             scores=None if scores is None else scores[:count],
             details=details,
         )
+
+    def _weights(self, signals: Signals, picks: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """(n,) weights of the picks; those of the data by default."""
+        return None if signals.weight is None else signals.weight[picks]
 
     @abstractmethod
     def _ranked(
@@ -119,6 +124,79 @@ class LossAnneal(_Ranked):
     def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
         scores = signals.require("loss", "loss_top").astype(np.float64)
         return *_best_first(scores, "loss"), "highest loss as the phase began"
+
+
+@dataclass(frozen=True)
+class PerplexityAnneal(_Ranked):
+    """The samples with the highest perplexity as the annealing phase begins: the ranking of the loss, which
+    DiReCT's authors report as a baseline of its own."""
+
+    method: Literal["perplexity_top"] = "perplexity_top"
+    """Highest perplexity first."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
+
+    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+        loss = signals.require("loss", "perplexity_top").astype(np.float64)
+        best, losses = _best_first(loss, "loss")
+        return best, np.exp(losses), "highest perplexity as the phase began"
+
+
+@dataclass(frozen=True)
+class GradNormAnneal(_Ranked):
+    """The samples with the longest gradient as the annealing phase begins."""
+
+    method: Literal["grad_norm_top"] = "grad_norm_top"
+    """Longest gradient first."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"grad_norm"})
+
+    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+        scores = signals.require("grad_norm", "grad_norm_top").astype(np.float64)
+        return *_best_first(scores, "gradient norm"), "longest gradient as the phase began"
+
+
+@dataclass(frozen=True)
+class InfoBatch(_Ranked):
+    """Random pruning of samples whose loss is below the mean; those that remain of them count for more, so
+    that the expected gradient is kept (Qin et al. 2024, arXiv 2303.04947).
+
+    The authors prune again in every epoch; here each of the `times` selections prunes once.
+    """
+
+    method: Literal["infobatch"] = "infobatch"
+    """Low losses pruned at random, the remaining ones weighted up."""
+
+    rescale: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = 1.25
+    """Weight of the remaining samples with a loss below the mean, as DiReCT's authors set it; null for what
+    keeps the expected gradient."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
+
+    def budget(self, pool: int, room: int | None = None) -> int:
+        """As many as the settings say; if they say nothing, 80 %, as in DiReCT's comparisons."""
+        if self.fraction is None and self.count is None:
+            return share_of(0.8, pool, "anneal")
+        return super().budget(pool, room)
+
+    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+        loss = signals.require("loss", "infobatch").astype(np.float64)
+        mixed = stream(seed, "infobatch").permutation(np.flatnonzero(np.isfinite(loss)))
+        low = loss[mixed] < np.nanmean(loss[mixed])
+        if count < len(mixed) - low.sum():
+            raise RecipeError(
+                f"anneal: infobatch keeps all samples with a loss above the mean, {len(mixed) - low.sum():,} "
+                f"of {len(mixed):,}, and {count:,} are to be kept; keep at least as many."
+            )
+        ranked = np.concatenate([mixed[~low], mixed[low]])
+        return ranked, loss[ranked], "kept by infobatch"
+
+    def _weights(self, signals: Signals, picks: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        loss = signals.require("loss", "infobatch").astype(np.float64)
+        low = loss < np.nanmean(loss[np.isfinite(loss)])
+        rescale = self.rescale or low.sum() / max(1, low[picks].sum())
+        weights = np.where(low[picks], rescale, 1.0)
+        return weights if signals.weight is None else weights * signals.weight[picks]
 
 
 @dataclass(frozen=True)

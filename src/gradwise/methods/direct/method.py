@@ -34,12 +34,21 @@ from gradwise.methods.direct.problem import (
     usable,
     without_copies,
 )
+from gradwise.methods.direct.published import AsPublished
 from gradwise.methods.interfaces import Annealer
 from gradwise.methods.validation import check_aligned
-from gradwise.numerics.budgeted import budgeted_top, least_cost, upper_bound, whole_rows
-from gradwise.numerics.movement import longest_sum
+from gradwise.numerics.budgeted import (
+    BudgetedTop,
+    budgeted_top,
+    least_cost,
+    rounded_at_random,
+    upper_bound,
+    whole_rows,
+)
+from gradwise.numerics.movement import longest_sum, longest_weighted_sum
 from gradwise.numerics.rows import Rows
 from gradwise.numerics.spectrum import Spectrum
+from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
 
 USUAL_TAU = {"curvature": 1.0, "paper": 0.1}
@@ -48,7 +57,7 @@ USUAL_TAU = {"curvature": 1.0, "paper": 0.1}
 
 
 @dataclass(frozen=True)
-class Direct(Annealer):
+class Direct(AsPublished, Annealer):
     """The samples whose gradients move furthest where the validation data's curvature allows it.
 
     >>> rng = np.random.default_rng(0)
@@ -71,6 +80,23 @@ class Direct(Annealer):
     """Largest cost of the picks in stiff directions, as a fraction of the average cost. A value that cannot
     be met is refused. If unset, it is 1, and for `paper` 0.1 as in the paper, raised as far as necessary."""
 
+    tau_relative: bool = True
+    """Whether `tau` is a fraction of the average cost; false for a bound on the cost itself, as in the
+    paper's Eq. 2."""
+
+    variant: Literal["subset", "weights"] = "subset"
+    """`subset` picks samples; `weights` gives samples weights that sum to the number to keep (the paper's
+    Algorithm 1) and act as the recipe's `weights` says."""
+
+    largest_weight: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    """Largest weight of a sample with `variant: weights`; null for no limit, as in the paper, where at most
+    two samples get all of the weight."""
+
+    rounding: Literal["cheapest", "random"] = "cheapest"
+    """What becomes of the two samples, at most, that the optimum takes in part: the cheapest are kept and
+    exchanges follow, or they are drawn with their weights as probabilities, so that the budget is met on
+    average."""
+
     stiff: Annotated[float, Field(gt=0, le=1)] = 0.945
     """Share of the spectrum's trace that the stiff directions hold."""
 
@@ -83,8 +109,8 @@ class Direct(Annealer):
     precondition: bool = False
     """In a run: divide gradients by the root of Adam's second moments, as its updates are."""
 
-    copies: Annotated[int, Field(ge=1)] = 1
-    """Most picks among samples that are alike."""
+    copies: Annotated[int, Field(ge=1)] | None = 1
+    """Most picks among samples that are alike; null for no limit."""
 
     alike: Annotated[float, Field(ge=0.95, le=1)] = 0.999
     """Cosine of gradients above which samples count as copies of each other."""
@@ -99,6 +125,14 @@ class Direct(Annealer):
     @property
     def uses_optimizer(self) -> bool:
         return self.precondition
+
+    def check(self) -> None:
+        super().check()
+        if self.variant == "weights" and (self.tokens is not None or self.rounding == "random"):
+            given = "tokens" if self.tokens is not None else "rounding: random"
+            raise RecipeError(f"anneal.{given} is about picked samples; leave it or variant: weights out.")
+        if self.variant != "weights" and self.largest_weight is not None:
+            raise RecipeError("anneal.largest_weight is about variant: weights; leave it out.")
 
     def select(
         self,
@@ -124,17 +158,19 @@ class Direct(Annealer):
         """
         check_signals(signals, self.method, seed=seed)
         problem, z = self._problem(signals, validation, curvature, room)
-        tau = kept_to(problem, self.tau, USUAL_TAU[self.objective])
+        unit = problem.unit(relative=self.tau_relative)
+        tau = kept_to(problem, self.tau, USUAL_TAU[self.objective], unit)
         # At the least share the budget is what the cheapest cost, to the last bit.
-        budget = tau * problem.usual_cost
-        if tau == problem.least_tau:
+        budget = tau * unit
+        if tau == problem.least_tau(unit):
             budget = max(budget, least_cost(problem.costs, problem.count, sizes=problem.sizes))
         if self.objective == "paper":
             found = self._by_movement(problem, budget, seed)
         else:
             found = self._by_descent(problem, z, budget, seed)
         found["details"]["curvature"] = "given" if curvature is not None else "gradients of samples"
-        return self._selection(signals, problem, z, found, tau, budget)
+        found["details"] |= {"tau": tau, "least_tau": problem.least_tau(unit)}
+        return self._selection(signals, problem, z, found, budget)
 
     def _problem(
         self, signals: Signals, validation: Signals | None, curvature: Spectrum | None, room: int | None
@@ -177,8 +213,12 @@ class Direct(Annealer):
                     f"anneal.tokens is {self.tokens}, and the shortest sample has {sizes.min():.0f} label "
                     "tokens; give more."
                 )
+        largest = None
+        if self.variant == "weights":
+            largest = min(count, self.largest_weight or count)
+            sizes, count = np.ones(len(rows)), count / largest
         costs = stiff_costs(gradients, spectrum, stiff)
-        return Problem(rows, gradients, spectrum, stiff, costs, sizes, count, set_aside, copies), z
+        return Problem(rows, gradients, spectrum, stiff, costs, sizes, count, set_aside, copies, largest), z
 
     def _by_movement(self, problem: Problem, budget: float, seed: int) -> dict[str, Any]:
         stiffest = float(problem.spectrum.values[0])
@@ -190,17 +230,34 @@ class Direct(Annealer):
                 f"direct with objective paper: the {problem.stiff} stiff directions hold all of the pool's "
                 "movement, so that none is left to be flat; lower `stiff`, or give a larger grad_dim."
             )
-        found = longest_sum(
-            flat, problem.costs, problem.count, budget, starts=self.starts, seed=seed, sizes=problem.sizes
-        )
-        scores = flat.times(flat.sum_of(found.rows))
+        limits = (problem.costs, problem.count, budget)
+        starts: dict[str, Any] = {"starts": self.starts, "seed": seed, "sizes": problem.sizes}
+        if self.variant == "subset" and self.rounding == "cheapest":
+            found = longest_sum(flat, *limits, **starts)
+            places, weights, total = found.rows, None, flat.sum_of(found.rows)
+        else:
+            found = longest_weighted_sum(flat, *limits, **starts)
+            places, weights = self._taken(problem, found.optimum, seed)
+            total = flat.sum_of(places, weights)
         return {
-            "places": found.rows,
-            "scores": scores,
-            "objective": found.objective,
-            "bound": found.bound,
+            "places": places,
+            "weights": weights,
+            "scores": flat.times(total),
+            "objective": float(total @ total),
+            "bound": found.bound * (problem.largest or 1.0) ** 2,
             "details": {"steps": found.steps},
         }
+
+    def _taken(
+        self, problem: Problem, optimum: BudgetedTop, seed: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+        """Places of an optimum that is not rounded to the cheapest rows, and their weights if they have
+        some."""
+        if self.variant == "subset":
+            rng = stream(seed, "direct rounding")
+            return rounded_at_random(optimum.weights, rng), None
+        places = np.flatnonzero(optimum.weights > 0)
+        return places, optimum.weights[places] * (problem.largest or 1.0)
 
     def _by_descent(
         self, problem: Problem, z: NDArray[np.float64], budget: float, seed: int
@@ -209,13 +266,19 @@ class Direct(Annealer):
         scores = problem.gradients.times(way.direction)
         check_aligned(scores / np.sqrt(problem.gradients.squares()), "direct")
         best = budgeted_top(scores, problem.costs, problem.count, budget, sizes=problem.sizes)
-        places = whole_rows(best, scores, problem.costs, problem.count, budget, sizes=problem.sizes)
+        if self.variant == "subset" and self.rounding == "cheapest":
+            places = whole_rows(best, scores, problem.costs, problem.count, budget, sizes=problem.sizes)
+            weights = None
+        else:
+            places, weights = self._taken(problem, best, seed)
         ridge = None if math.isinf(way.ridge) else way.ridge
+        bound = upper_bound(scores, problem.costs, problem.count, budget, sizes=problem.sizes)
         return {
             "places": places,
+            "weights": weights,
             "scores": scores,
-            "objective": float(scores[places].sum()),
-            "bound": upper_bound(scores, problem.costs, problem.count, budget, sizes=problem.sizes),
+            "objective": float(scores[places] @ (np.ones(len(places)) if weights is None else weights)),
+            "bound": bound * (problem.largest or 1.0),
             "details": {"ridge": ridge, "multiplier": best.multiplier},
         }
 
@@ -225,23 +288,25 @@ class Direct(Annealer):
         problem: Problem,
         z: NDArray[np.float64],
         found: dict[str, Any],
-        tau: float,
         budget: float,
     ) -> Selection:
         """Best first, with what each pick is there for."""
-        places, scores = found["places"], found["scores"]
+        places, scores, weights = found["places"], found["scores"], found["weights"]
         if not places.size:
             raise RecipeError("anneal: no sample fits the budget; give a larger tau, or more tokens.")
-        places = places[np.argsort(-scores[places], kind="stable")]
+        best = np.argsort(-scores[places], kind="stable")
+        places = places[best]
         indices = problem.rows[places]
-        spent, usual = math.fsum(problem.costs[places]), float(problem.costs.mean())
+        shares = np.ones(len(places)) if weights is None else weights[best] / (problem.largest or 1.0)
+        weights = None if weights is None else weights[best]
+        if signals.weight is not None:
+            weights = signals.weight[indices] * (1.0 if weights is None else weights)
+        spent, usual = math.fsum(problem.costs[places] * shares), float(problem.costs.mean())
         relative = problem.costs[places] / usual if usual > 0 else np.zeros(len(places))
         cosine = _cosines(problem.gradients, places, z.mean(axis=0))
         details = {
             "objective": found["objective"],
             "bound": found["bound"],
-            "tau": tau,
-            "least_tau": problem.least_tau,
             "budget_used": spent / budget if budget > 0 else 0.0,
             "copies_left_out": problem.copies,
             "set_aside": problem.set_aside,
@@ -262,7 +327,7 @@ class Direct(Annealer):
         return Selection(
             indices,
             why=why,
-            weights=None if signals.weight is None else signals.weight[indices],
+            weights=weights,
             scores=scores[places],
             objective=found["objective"],
             summary=f"picked by direct, {what}",

@@ -41,6 +41,9 @@ class Problem:
     """Samples of the pool that cannot be used."""
     copies: int
     """Samples left out because enough of their copies are there."""
+    largest: float | None = None
+    """Largest weight of a sample, where samples get weights; `sizes` are then 1, and `count` is the sum of
+    weights divided by it."""
 
     @property
     def flat(self) -> Rows:
@@ -54,11 +57,15 @@ class Problem:
         whole = float(len(self.costs)) if self.sizes is None else float(self.sizes.sum())
         return float(self.costs.sum()) * self.count / whole
 
-    @property
-    def least_tau(self) -> float:
-        """The smallest fraction of the usual cost that can be met."""
+    def unit(self, *, relative: bool) -> float:
+        """The budget that `tau` 1 stands for: the usual cost, or 1 in the paper's units, whose projected
+        gradients are as long as ours and are multiplied by the root of their k numbers."""
+        return self.usual_cost if relative else 1 / (self.gradients.width * (self.largest or 1.0))
+
+    def least_tau(self, unit: float) -> float:
+        """The smallest `tau` that can be met."""
         least = least_cost(self.costs, self.count, sizes=self.sizes)
-        return least / self.usual_cost if self.usual_cost > 0 else 0.0
+        return least / unit if unit > 0 else 0.0
 
 
 def usable(signals: Signals) -> NDArray[np.int64]:
@@ -126,9 +133,11 @@ def target_gradients(validation: Signals | None, how: Normalise) -> NDArray[np.f
 
 
 def without_copies(
-    grad: Any, rows: NDArray[np.int64], cosine: float, most: int
+    grad: Any, rows: NDArray[np.int64], cosine: float, most: int | None
 ) -> tuple[NDArray[np.int64], int]:
     """The first `most` rows of each group of similar ones, and how many rows were left out."""
+    if most is None:
+        return rows, 0
     leader = alike(grad, cosine, rows=rows)
     if np.array_equal(leader, np.arange(len(rows))):
         return rows, 0
@@ -150,25 +159,28 @@ def stiff_costs(gradients: Rows, spectrum: Spectrum, stiff: int) -> NDArray[np.f
     return costs * gradients.scale**2
 
 
-def kept_to(problem: Problem, tau: float | None, usual: float) -> float:
-    """The share of the usual cost to keep to.
+def kept_to(problem: Problem, tau: float | None, usual: float, unit: float) -> float:
+    """The budget to keep to, in units.
 
     Args:
-        problem: whose least share counts.
+        problem: whose least cost counts.
         tau: the given value; it is met or refused.
         usual: what to take where nothing was; raised as far as it must be.
+        unit: the cost that `tau` is counted in.
 
     Raises:
         RecipeError: the given value cannot be met.
     """
-    least = problem.least_tau
+    least = problem.least_tau(unit)
     if tau is None:
         return max(usual, least)
     if tau < least:
+        samples = problem.sizes is None or problem.largest is not None
+        relative = unit == problem.usual_cost
         raise RecipeError(
-            f"anneal.tau is {tau:g}, but the {problem.count:,.0f} "
-            f"{'samples' if problem.sizes is None else 'label tokens'} with the least cost in stiff "
-            f"directions already cost {least:.4g} of what as many cost on average; give tau: "
+            f"anneal.tau is {tau:g}, but the {problem.count * (problem.largest or 1):,.0f} "
+            f"{'samples' if samples else 'label tokens'} with the least cost in stiff directions already "
+            f"cost {least:.4g}{' of what as many cost on average' if relative else ''}; give tau: "
             f"{_rounded_up(least)} or more, choose fewer, or leave tau out to have it raised as far as it "
             "must be."
         )
