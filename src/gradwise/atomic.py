@@ -33,7 +33,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: object) -> None:
     """Replace the file at `path` by `values` as indented JSON."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 

@@ -183,7 +183,7 @@ def add_file(path: Path, content: bytes) -> None:
         write_bytes(path, content)
 
 
-def mark(path: Path, kind: str, **contents: Any) -> None:
+def mark(path: Path, kind: str, **contents: object) -> None:
     """Write a folder's marker; `claimed` does, and who writes folders within a claimed one."""
     marker = {"format": FORMAT, "kind": kind, "gradwise": version("gradwise"), **contents}
     write_json(path / MARKER, {**marker, "sha256": _digest(marker)})

@@ -9,7 +9,7 @@ from gradwise.errors import PlanError
 from gradwise.text import shown
 
 
-def places(values: Any, what: str, size: int | None = None) -> NDArray[np.int64]:
+def places(values: object, what: str, size: int | None = None) -> NDArray[np.int64]:
     """(n,) values as places of a data set.
 
     Args:

@@ -18,7 +18,7 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _SECRET_KEY = re.compile(rf"(?i)(?:^token|(?:^|[_.-]){SECRET})$")
 
 
-def plain(value: Any, key: str = "", depth: int = 0) -> Any:
+def plain(value: object, key: str = "", depth: int = 0) -> Any:
     """A copy of a value, tuples made lists.
 
     Args:
@@ -41,7 +41,7 @@ def plain(value: Any, key: str = "", depth: int = 0) -> Any:
     return value
 
 
-def check_scalar(value: Any, key: str) -> None:
+def check_scalar(value: object, key: str) -> None:
     """Raise RecipeError unless the value is None, a truth value, a finite number, or text without secrets."""
     problem = None
     if isinstance(value, bool | None):
@@ -60,7 +60,7 @@ def check_scalar(value: Any, key: str) -> None:
         raise RecipeError(f"{clipped(key)}: {problem}; found {shown(value)}.")
 
 
-def _name(name: Any, above: str) -> str:
+def _name(name: object, above: str) -> str:
     """A key of a mapping."""
     if not isinstance(name, str):
         raise RecipeError(
@@ -75,5 +75,5 @@ def _name(name: Any, above: str) -> str:
     return name
 
 
-def _below(above: str, name: Any) -> str:
+def _below(above: str, name: object) -> str:
     return f"{above}.{name}" if above else str(name)

@@ -3,14 +3,13 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def autocast_of(settings: Any) -> torch.dtype | None:
+def autocast_of(settings: object) -> torch.dtype | None:
     """The type that training computes in under autocast, or None if it computes in the weights' own type.
 
     Args:

@@ -106,7 +106,7 @@ def on_each(work: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
-def check_same(value: Any, what: str) -> None:
+def check_same(value: object, what: str) -> None:
     """Raise GradwiseError on every rank where `value` differs between ranks; a collective call.
 
     Args:

@@ -6,8 +6,6 @@ The trainer subclass in `gradwise.trainer` only forwards the Trainer's own calls
 `after_step`; `save` for a checkpoint; `close` at the end.
 """
 
-import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -23,28 +21,27 @@ from transformers import TrainingArguments
 
 from gradwise import console
 from gradwise.data import token_lengths
-from gradwise.errors import CheckpointError, GradwiseError, RecipeError
+from gradwise.errors import GradwiseError
 from gradwise.folders import OwnedFolder, claimed
 from gradwise.host import HostTrainer, context_of, samples_of
 from gradwise.planning import Planner, RunContext, Samples
 from gradwise.precision import autocast_of
 from gradwise.ranks import check_same, is_first, on_first, wait_for_all
 from gradwise.recipe import Recipe
+from gradwise.resuming import check_plan, decisive_sections, opened
 from gradwise.signals.vocabulary import check_tokens
+from gradwise.switching import layer_switch, run_probe
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training import packing, recipe_file
 from gradwise.training.batches import Batches
 from gradwise.training.feeder import Feeder
-from gradwise.training.held_out import HELD_OUT_LOSS, HeldOutLoss
+from gradwise.training.held_out import HeldOutLoss, record_name
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.layout import Layout, ledger, loader_settings, packer
 from gradwise.training.plan import Plan
 from gradwise.training.record import FILES, NonFiniteError, Record
 from gradwise.training.saving import written
 from gradwise.training.timing import seconds_per_sample
-
-DECISIVE = ("select", "order", "layers", "anneal", "signals", "weights", "seed")
-"""Sections of a recipe that decide what a run trains on and how."""
 
 
 class Session:
@@ -197,30 +194,15 @@ class Session:
         self.plan = self._layout = self._samples = None
         self.stop_requested = self.stopped = False
         self.saved_step = self._decided_at = -1
-        self._state, self.recipe = on_first(lambda: self._opened(resume))
+        self._state, self.recipe = on_first(
+            lambda: opened(self.recipe, resume, self.output, self.folder, self.record)
+        )
         state = self._state
         self.record.start(state["record"] if state else None)
         recipe_file.write(self.recipe, self.folder)
         if state:
             self.saved_step = state["step"]
             self.record.event("resume", state["step"], 0.0, checkpoint=str(resume))
-
-    def _opened(self, resume: Path | None) -> tuple[dict[str, Any] | None, Recipe]:
-        """The state of the checkpoint to resume from, once it is known to be this run's, and the recipe with
-        what the run has measured."""
-        output = self.output
-        checkpoints.discard_torn(output)
-        if resume:
-            state = checkpoints.read_state(resume)
-            recipe = self._checked(state["decisions"])
-            self.record.check(state["record"])
-            return state, recipe
-        if any(checkpoints.is_finished(path) for path in checkpoints.checkpoints(output)):
-            raise CheckpointError(
-                f"{output} holds checkpoints of an earlier run; resume it (resume_from_checkpoint=True) or "
-                "give another output_dir."
-            )
-        return None, recipe_file.with_measurements(self.recipe, self.folder)
 
     def resolve(self, recipe: Recipe) -> None:
         """Follow a recipe into which measurements were filled, once it is written; a collective call."""
@@ -231,10 +213,8 @@ class Session:
     def prepare(self) -> DataLoader[Any]:
         """Make or load the plan, and return the ledger that the Trainer counts its steps by."""
         given = self.trainer.eval_dataset
-        for dataset in (
-            self.trainer.train_dataset,
-            *(given.values() if isinstance(given, dict) else [given]),
-        ):
+        held_out = given.values() if isinstance(given, dict) else [given]
+        for dataset in (self.trainer.train_dataset, *held_out):
             check_tokens(self.trainer.model, dataset, self.trainer.data_collator)
         self._settle_packing()
         if self.plan is None:
@@ -296,24 +276,7 @@ class Session:
         source, state = self.resumed_from, self._state
         assert source is not None and state is not None
         plan, arrays = on_first(lambda: checkpoints.read_decided(source))
-        if plan.digest != state["plan"]:
-            raise CheckpointError(f"The plan in {source} is not the one the checkpoint was taken with.")
-        pool = len(self.trainer.train_dataset)
-        if plan.pool != pool:
-            raise CheckpointError(
-                f"The checkpoint {self.resumed_from} was trained on {plan.pool} samples, "
-                f"the data now have {pool}; give the same data, or start a new run."
-            )
-        batches = self.layout.cut(plan)
-        if state["step"] > batches.steps or batches.used(state["step"]) != state["position"]:
-            raise CheckpointError(
-                f"The checkpoint {self.resumed_from} was taken with another batch size; give the same one."
-            )
-        if self.layout.epochs_needed(plan) > plan.epochs_of_run:
-            raise CheckpointError(
-                f"The run in {self.resumed_from} was planned for {plan.epochs_of_run} epochs; "
-                "a longer one is a new run."
-            )
+        check_plan(plan, state, source, self.layout, pool=len(self.trainer.train_dataset))
         context = self.context()
         self.planner.load_state_dict(arrays, context)
         self.planner.check_resumed(context, plan, state["step"])
@@ -321,53 +284,19 @@ class Session:
 
     def decisions(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it resumes."""
-        return _decisions(self.recipe)
+        return decisive_sections(self.recipe)
 
-    def _checked(self, stored: dict[str, Any]) -> Recipe:
-        """The recipe with what the run has measured; raises CheckpointError where it decides otherwise."""
-        try:
-            # As a recipe, so that settings which a later version added have their defaults.
-            earlier = Recipe.from_dict(stored)
-        except RecipeError as error:
-            raise CheckpointError(f"The settings in {self.resumed_from} cannot be read: {error}") from None
-        recipe = self.recipe.filled_from(earlier)
-        before = _decisions(earlier)
-        for name, now in _decisions(recipe).items():
-            then = before[name]
-            if name == "anneal" and not recipe_file.annealed(self.folder):
-                then, now = recipe_file.binding(then), recipe_file.binding(now)
-            if then != now:
-                raise CheckpointError(
-                    f"The checkpoint {self.resumed_from} was taken with {name} = {then}, now it is {now}; "
-                    "resume with the same settings, or start a new run."
-                )
-        return recipe
-
-    def begin(self, model: nn.Module, optimizer: Any) -> None:
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer exists and a checkpoint, if any, is loaded: put the layer switch around them."""
         self._begin_switch(model, optimizer)
         self.record.start_clock()
 
-    def _begin_switch(self, model: nn.Module, optimizer: Any) -> None:
-        self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    def _begin_switch(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         policy = self.recipe.layers.policy
+        self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if policy is None:
             return
-        ranks = self.args.world_size
-        inner = getattr(optimizer, "optimizer", optimizer)
-        self.switch = LayerSwitch(
-            model,
-            policy,
-            inner,
-            seed=self.recipe.seed,
-            average_ranks=ranks > 1,
-            steps=self.trainer.state.max_steps,
-        )
-        if ranks > 1:
-            # What DistributedDataParallel would have done on wrapping.
-            with torch.no_grad():
-                for tensor in (*model.parameters(), *model.buffers()):
-                    dist.broadcast(tensor, src=0)
+        self.switch = layer_switch(model, policy, optimizer, self.trainer, seed=self.recipe.seed)
         self.trainable = 0
         if self._state is not None:
             self.switch.load_state_dict(self._state["layers"])
@@ -392,32 +321,16 @@ class Session:
         if self.switch is None or self._over():
             return
         if self.switch.probing:
-            self._run_probe(self.switch)
+            assert self._feeder is not None
+            with self.metrics_kept():
+                steps, seconds = run_probe(self.switch, self.trainer, self._feeder, self._loss_scale)
+            self.record.event("probe", self.step, seconds, steps=steps)
         draw = self.switch.before_step()
         if draw is not None:
             details = draw.as_dict()
             trainable = self.switch.trainable
             self.trainable = max(self.trainable, trainable)
             self.record.event("layers", self.step, details.pop("seconds"), **details, trainable=trainable)
-
-    def _run_probe(self, switch: LayerSwitch) -> None:
-        """Measure all layers on the first steps' samples; nothing else of the run changes."""
-        assert self._feeder is not None
-        start, done = time.perf_counter(), 0
-        cuda = list(range(torch.cuda.device_count())) if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(cuda), self.metrics_kept():
-            while switch.probing:
-                left = switch.probes_left
-                switch.before_step()
-                self.trainer.probe(self._feeder.step(done % self.schedule.steps))
-                switch.after_backward(self._loss_scale())
-                if switch.probes_left == left:
-                    scaler = self.trainer.accelerator.scaler
-                    scaler.update(scaler.get_scale() / 2)
-                else:
-                    done += 1
-        self._feeder.close()
-        self.record.event("probe", self.step, time.perf_counter() - start, steps=done)
 
     def metrics_kept(self) -> AbstractContextManager[None]:
         """A trainer that keeps metrics of its own (TRL's) must not count what trains nothing."""
@@ -499,7 +412,7 @@ class Session:
         timings = ("_runtime", "_per_second")
         self.record.evaluation(
             self.step,
-            {_record_name(name): value for name, value in metrics.items() if not name.endswith(timings)},
+            {record_name(name): value for name, value in metrics.items() if not name.endswith(timings)},
         )
 
     def ends_epoch(self) -> bool:
@@ -528,8 +441,7 @@ class Session:
 
         Raises:
             GradwiseError: the loss or a gradient was not finite since the last checkpoint; weights that may
-            be
-                spoilt are not saved.
+                be spoilt are not saved.
             StorageError: the checkpoint cannot be written; earlier ones are left as they were.
         """
         if self.saved_step == self.step:
@@ -577,17 +489,6 @@ class Session:
         scaler = getattr(self.trainer.accelerator, "scaler", None)
         # Asked in a way that leaves the scale on its device.
         return scaler.scale(torch.ones((), device=self.args.device)) if scaler is not None else 1.0
-
-
-def _decisions(recipe: Recipe) -> dict[str, Any]:
-    settings = recipe.to_dict()
-    return {name: settings[name] for name in DECISIVE}
-
-
-def _record_name(metric: str) -> str:
-    """The held-out loss by its own name, of several evaluation sets with the set's after it."""
-    found = re.fullmatch(f"eval_(?:(.+)_)?{HELD_OUT_LOSS}", metric)
-    return metric if found is None else "/".join([HELD_OUT_LOSS, *filter(None, found.groups())])
 
 
 def _listed(samples: Any, most: int = 8) -> str:

@@ -31,7 +31,7 @@ def stoppable(first: Callable[[str], Any], again: Callable[[str], Any]) -> Itera
     process, before = os.getpid(), {each: signal.getsignal(each) for each in SIGNALS}
     asked: list[float] = []
 
-    def handle(number: int, _: Any) -> None:
+    def handle(number: int, _: object) -> None:
         if os.getpid() != process:  # a forked process, until it has handlers of its own
             return
         now = time.monotonic()
@@ -64,7 +64,7 @@ def spared() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def spare_worker(*_: Any) -> None:
+def spare_worker(*_: object) -> None:
     """Leave signals to the parent, which stops its workers itself; a DataLoader's `worker_init_fn`.
 
     Of the parent's own SIGTERM the worker dies as before. It also ends when the parent dies, which torch's

@@ -1,7 +1,6 @@
 """Text from anywhere, made fit to be shown: no control characters, no secrets, no longer than a message."""
 
 import re
-from typing import Any
 
 CONTROL = re.compile(
     # C0 and C1 controls but for tab and line feed, marks that separate lines or reverse text, surrogates.
@@ -34,7 +33,7 @@ def clean(text: str) -> str:
     )
 
 
-def shown(value: Any, most: int = 100) -> str:
+def shown(value: object, most: int = 100) -> str:
     """A value as messages show it: its repr, cut short, with credentials masked."""
     try:
         text = repr(value[: most + 1] if isinstance(value, str) else value)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradwise.data import Collator, check_dropped
 from gradwise.errors import CheckpointError, RecipeError
@@ -137,7 +138,7 @@ class TrainerMixin(_AnyTrainer):
             return Collator.for_tokenizer(self.processing_class)
         return Collator(getattr(self.model.config, "pad_token_id", None) or 0)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: object, **kwargs: object) -> Any:
         """Train; with `resume_from_checkpoint=True` resume from the latest whole checkpoint in output_dir.
 
         Raises:
@@ -189,7 +190,7 @@ class TrainerMixin(_AnyTrainer):
             for name, value in kept.items():
                 setattr(own, name, value)
 
-    def hyperparameter_search(self, *_: Any, **__: Any) -> Any:
+    def hyperparameter_search(self, *_: object, **__: object) -> Any:
         """Refused: its trials share one output_dir, whose checkpoints would be those of different runs."""
         raise RecipeError("gradwise does not search hyperparameters; start one run for each setting.")
 
@@ -210,9 +211,10 @@ class TrainerMixin(_AnyTrainer):
                     f"There is no whole checkpoint in {self.args.output_dir} to resume from."
                 )
             return found, passed_over
-        if _path(resume) != self._verified:
-            checkpoints.check_whole(_path(resume))
-        return _path(resume), []
+        path = _path(str(resume))
+        if path != self._verified:
+            checkpoints.check_whole(path)
+        return path, []
 
     def last_checkpoint(self) -> tuple[Path | None, list[str]]:
         """The latest whole checkpoint in output_dir, and a sentence for each later one that is not."""
@@ -224,7 +226,7 @@ class TrainerMixin(_AnyTrainer):
         check_saves(self)  # here, since the Trainer has aligned the model's special tokens by now
         return self.session.prepare()
 
-    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+    def get_eval_dataloader(self, *args: object, **kwargs: object) -> DataLoader[Any]:
         """As the underlying Trainer's, with every sample; its workers leave signals to this process."""
         dropping, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
@@ -235,7 +237,12 @@ class TrainerMixin(_AnyTrainer):
             loader.worker_init_fn = spare_worker
         return loader
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:  # noqa: ARG002
+    def get_batch_samples(
+        self,
+        epoch_iterator: object,  # noqa: ARG002
+        num_batches: int,  # noqa: ARG002
+        device: torch.device,
+    ) -> tuple[list[Any], Any]:
         """The plan's micro-batches of the current step, and their label tokens over all ranks."""
         self.session.draw_layers()
         self.session.decide()
@@ -244,7 +251,7 @@ class TrainerMixin(_AnyTrainer):
         self.session.count_tokens(tokens)
         return parts, tokens
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+    def create_optimizer(self, *args: object, **kwargs: object) -> Any:
         """As the underlying Trainer's; state that is to be offloaded is, before a checkpoint's is loaded."""
         optimizer = super().create_optimizer(*args, **kwargs)
         policy = self.session.recipe.layers.policy
@@ -253,7 +260,7 @@ class TrainerMixin(_AnyTrainer):
             offload_state(getattr(optimizer, "optimizer", optimizer), [*groups.blocks, groups.outside])
         return optimizer
 
-    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+    def create_scheduler(self, num_training_steps: int, *args: object, **kwargs: object) -> Any:
         """As the Trainer's, with a decay given as a share of the steps turned into a number of them."""
         warming = self.args.get_warmup_steps(num_training_steps)
         if warming >= num_training_steps:
@@ -271,10 +278,10 @@ class TrainerMixin(_AnyTrainer):
             self.args.lr_scheduler_kwargs = own
         return super().create_scheduler(num_training_steps, *args, **kwargs)
 
-    def _tokens_of(self, parts: list[Any], device: Any) -> Any:
+    def _tokens_of(self, parts: list[Any], device: torch.device) -> Any:
         return super().get_batch_samples(iter(parts), len(parts), device)[1]
 
-    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: object, inputs: object, *args: object, **kwargs: object) -> torch.Tensor:
         """One micro-batch, and after the last one of a step a measurement of the gradient."""
         loss = self._weighted_step(model, inputs, *args, **kwargs)
         self.session.after_micro_batch(loss)
@@ -301,7 +308,7 @@ class TrainerMixin(_AnyTrainer):
         for part in parts:
             self._weighted_step(self.model_wrapped, part, tokens)
 
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+    def _get_grad_norm(self, *args: object, **kwargs: object) -> Any:
         self.last_grad_norm = super()._get_grad_norm(*args, **kwargs)
         return self.last_grad_norm
 
@@ -310,7 +317,7 @@ class TrainerMixin(_AnyTrainer):
         with self.session.record.uncharged():
             return super().evaluate(*args, **kwargs)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self, *args: object, **kwargs: object) -> Any:
         """As the underlying Trainer's, on any number of ranks, with the held-out loss among its metrics."""
         held_out = self.session.held_out
         with held_out.measuring():
@@ -319,12 +326,14 @@ class TrainerMixin(_AnyTrainer):
             output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_{HELD_OUT_LOSS}"] = loss
         return output
 
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: object, **kwargs: object
+    ) -> Any:
         """As the underlying Trainer's, which the held-out loss is read from."""
         with self.session.held_out.batch(model, inputs) as inputs:
             return super().prediction_step(model, inputs, *args, **kwargs)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _save_checkpoint(self, *args: object, **kwargs: object) -> None:
         save = super()._save_checkpoint
         self.session.save(lambda: save(*args, **kwargs), self._save_limit)
 
@@ -348,7 +357,7 @@ class TrainerMixin(_AnyTrainer):
         """The same of the validation data."""
         return self._taken_columns(self.eval_dataset, "evaluation")
 
-    def _taken_columns(self, dataset: Any, name: str) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
+    def _taken_columns(self, dataset: object, name: str) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
         if hasattr(dataset, "column_names"):
             return self._remove_unused_columns(dataset, name), self.data_collator
         return dataset, self._get_collator_with_removed_columns(self.data_collator, name)
@@ -398,22 +407,26 @@ class SessionCallback(TrainerCallback):
         self._save_at_epoch_end = False
         self._all_done = False
 
-    def on_train_begin(self, *_: Any, model: Any = None, optimizer: Any = None, **__: Any) -> None:
+    def on_train_begin(
+        self, *_: object, model: nn.Module, optimizer: torch.optim.Optimizer, **__: object
+    ) -> None:
         self.session.begin(model, optimizer)
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
+    def on_step_begin(self, *_: object, **__: object) -> None:
         self.session.before_step()
 
-    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+    def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
         self.session.before_update()
 
-    def on_epoch_begin(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+    def on_epoch_begin(self, _: object, state: TrainerState, control: TrainerControl, **__: object) -> None:
         # The Trainer would make one more step when resumed from the last step of a run that ends within an
         # epoch.
         self._all_done = state.global_step >= state.max_steps or control.should_training_stop
         control.should_training_stop = self._all_done
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.session.after_step(state.epoch, self.session.trainer.last_grad_norm)
         if state.global_step < state.max_steps and self.session.should_stop():
             self.session.stopped = control.should_training_stop = True
@@ -423,36 +436,36 @@ class SessionCallback(TrainerCallback):
             # resume behind it and never make it. So the checkpoint waits for the epoch's end.
             control.should_save, self._save_at_epoch_end = False, True
 
-    def on_epoch_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
+    def on_epoch_end(self, _: object, __: object, control: TrainerControl, **___: object) -> None:
         if self._all_done or (self.session.stopped and not self.session.ends_epoch()):
             # Not the end of an epoch, whatever the Trainer says: what is due there comes after resuming.
             control.should_evaluate = control.should_log = control.should_save = False
         if self._save_at_epoch_end:
             control.should_save, self._save_at_epoch_end = True, False
 
-    def on_evaluate(self, *_: Any, metrics: Any = None, **__: Any) -> None:
+    def on_evaluate(self, *_: object, metrics: dict[str, Any] | None = None, **__: object) -> None:
         self.session.after_evaluation(metrics or {})
 
 
 def _prepared_unwrapped(
-    prepare: Callable[..., Any], model: Any, device_placement: Any = None, **_: Any
+    prepare: Callable[..., Any], model: object, device_placement: Any = None, **_: object
 ) -> Any:
     """accelerate's own preparation (precision, compilation) without the wrapper for data parallelism."""
     return prepare(model, device_placement=device_placement, evaluation_mode=True)
 
 
-def _path(path: Any) -> Path:
+def _path(path: str | Path) -> Path:
     return Path(path).expanduser()
 
 
-def _check_output(args: Any) -> None:
+def _check_output(args: object) -> None:
     """Refuse an output_dir that is no folder, in which the Trainer could not even be made."""
     output = getattr(args, "output_dir", None)
     if output and (Path(output).is_symlink() or Path(output).exists()) and not Path(output).is_dir():
         raise RecipeError(f"TrainingArguments.output_dir is {output}, which is no folder; give another one.")
 
 
-def _check_given(recipe: Any, plan: Any, packed_length: Any, unpack_if_needed: bool) -> None:
+def _check_given(recipe: object, plan: object, packed_length: object, unpack_if_needed: bool) -> None:
     if not isinstance(recipe, Recipe):
         raise RecipeError(
             f"recipe must be a gradwise.Recipe, as gradwise.Recipe.load reads one from a file; found "
@@ -485,7 +498,7 @@ def _check_sections(recipe: Recipe) -> None:
             )
 
 
-def _is_plain_collator(collator: Any) -> bool:
+def _is_plain_collator(collator: object) -> bool:
     """Whether nobody chose a collator: the Trainer's defaults cannot pad labels."""
     defaults = (transformers.DataCollatorWithPadding,)
     return collator is transformers.default_data_collator or type(collator) in defaults

@@ -62,6 +62,12 @@ def test_a_mistake_keeps_its_code(gradwise: Start, tmp_path: Path, streams: Any)
     assert gradwise("train", "--help", **streams).code == 0
 
 
+@pytest.mark.parametrize("words", [["schema"], ["--help"]], ids=str)
+def test_what_libraries_print_to_a_full_disk_ends_no_command(gradwise: Start, words: list[str]) -> None:
+    command = gradwise(*words, out=FULL)
+    assert (command.code, command.stderr) == (0, "")
+
+
 def test_nothing_steers_the_terminal(gradwise: Start, short: Project) -> None:
     escape = "\x1b[2J"
     (short.folder / f"a{escape}").mkdir()

@@ -113,7 +113,7 @@ def _methods(section: str) -> dict[str, type[Settings]]:
     return known
 
 
-def _classes(hint: Any) -> Iterator[type[Settings]]:
+def _classes(hint: object) -> Iterator[type[Settings]]:
     if isinstance(hint, type) and issubclass(hint, Settings):
         yield hint
     for argument in get_args(hint):

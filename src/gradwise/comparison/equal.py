@@ -60,7 +60,7 @@ class _Equaliser:
         self.folder.contents["budget"]["amount"] = amount
         self.folder.save()
 
-    def ask(self, arm: Arm, call: str, *, copies: int = 1, **arguments: Any) -> list[Any]:
+    def ask(self, arm: Arm, call: str, *, copies: int = 1, **arguments: object) -> list[Any]:
         """What a function of the workbench finds out about an arm, done by `copies` processes at once.
 
         Raises:

@@ -162,7 +162,7 @@ def _changes(base: Tree, arm: Arm) -> Tree:
     return {section: own[section] for section in own if own[section] != base[section]}
 
 
-def _different(there: Any, here: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _different(there: object, here: object, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(there, dict) and isinstance(here, dict):
         for name in dict.fromkeys([*there, *here]):
             yield from _different(there.get(name), here.get(name), f"{key}.{name}" if key else str(name))

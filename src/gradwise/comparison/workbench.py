@@ -157,7 +157,7 @@ class Workbench:
         trainer.session.record.stop_clock()
         return trainer
 
-    def timed(self, decided: Any, count: int) -> Speed:
+    def timed(self, decided: object, count: int) -> Speed:
         """Seconds before and per step, over `count` steps of a plan besides those that warm up."""
         recipe = _for_timing(self.recipe)
         plan = _spread(decided, WARMING_UP + count)
@@ -203,7 +203,7 @@ class Workbench:
         )
 
 
-def _with_arguments(recipe: Recipe, **changes: Any) -> Recipe:
+def _with_arguments(recipe: Recipe, **changes: object) -> Recipe:
     """With TrainingArguments changed, and nothing that evaluates, saves or reports."""
     idle = ("eval_", "per_device_eval", "load_best", "metric_for_best", "greater_is", "push_to_hub", "hub_")
     idle += ("save_", "logging_", "report_to")

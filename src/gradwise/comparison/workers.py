@@ -143,7 +143,7 @@ class WorkerPool:
 
     @contextlib.contextmanager
     def _stoppable(self) -> Iterator[None]:
-        def stop(*_: Any) -> None:
+        def stop(*_: object) -> None:
             self.stops += 1
             for one in self.underway:
                 one.process.terminate()

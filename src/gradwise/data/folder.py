@@ -189,5 +189,5 @@ def _patterns(files: Any) -> dict[str, list[str]]:
     return {"train": entries}
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value]

@@ -215,11 +215,11 @@ def _written(name: FormatName, texts: dict[str, str]) -> Sample:
     return Pair("\n\n".join([*parts, "### Response\n"]), texts["output"], ask)
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
-def _text(value: Any, role: str) -> str:
+def _text(value: object, role: str) -> str:
     if _is_missing(value):
         return ""
     if isinstance(value, str):

@@ -73,13 +73,13 @@ class Chat:
         return spoken and not self.turns
 
 
-def conversation(messages: Any, tools: Any = None) -> Chat:
+def conversation(messages: object, tools: object = None) -> Chat:
     """A conversation to learn from all of the assistant's turns; raises UnreadableError."""
     found, unlearned = _messages(messages, "messages")
     return Chat(found, _tools(tools), 0, frozenset(unlearned))
 
 
-def continued(prompt: Any, completion: Any, tools: Any = None) -> Chat:
+def continued(prompt: object, completion: object, tools: object = None) -> Chat:
     """A conversation whose completion alone is learned; raises UnreadableError."""
     before, _ = _messages(prompt, "prompt")
     after, unlearned = _messages(completion, "completion")
@@ -116,7 +116,7 @@ def _is_said(message: dict[str, Any]) -> bool:
     return message["role"] == "assistant" and bool(calls or message.get("content", "").strip())
 
 
-def _messages(value: Any, role: str) -> tuple[list[dict[str, Any]], list[int]]:
+def _messages(value: object, role: str) -> tuple[list[dict[str, Any]], list[int]]:
     found = _parsed(value, role)
     if not isinstance(found, list) or not found:
         raise UnreadableError(f"the field for {role} must hold a list of messages with `role` and `content`")
@@ -129,7 +129,7 @@ def _messages(value: Any, role: str) -> tuple[list[dict[str, Any]], list[int]]:
     return messages, unlearned
 
 
-def _message(value: Any, number: int) -> dict[str, Any]:
+def _message(value: object, number: int) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
         found = few(list(value)) if isinstance(value, dict) else f"a {type(value).__name__}"
         raise UnreadableError(
@@ -151,7 +151,7 @@ def _message(value: Any, number: int) -> dict[str, Any]:
     return message
 
 
-def _part(part: Any, number: int) -> str:
+def _part(part: object, number: int) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         if masks := [key for key, item in part.items() if item is not None and _MASK.search(key)]:
             raise UnreadableError(f"message {number} has `{masks[0]}` in a part of its content; {_INSTEAD}")
@@ -222,14 +222,14 @@ def _learned(message: dict[str, Any], number: int) -> bool:
     return False not in learned
 
 
-def _tools(value: Any) -> list[Any] | None:
+def _tools(value: object) -> list[Any] | None:
     tools = _parsed(value or None, "tools")
     if tools is not None and not isinstance(tools, list):
         raise UnreadableError(f"the field for tools holds a {type(tools).__name__}; a list is needed")
     return [_tool(tool) for tool in tools] if tools else None
 
 
-def _tool(value: Any) -> dict[str, Any]:
+def _tool(value: object) -> dict[str, Any]:
     tool = _parsed(value, "tools")
     if not isinstance(tool, dict):
         raise UnreadableError(f"the field for tools lists a {type(tool).__name__}; objects are needed")
@@ -240,7 +240,7 @@ def _tool(value: Any) -> dict[str, Any]:
     return {**tool, "function": function} if "function" in tool else function
 
 
-def _parsed(value: Any, role: str) -> Any:
+def _parsed(value: object, role: str) -> Any:
     """What JSON text holds; tables have lists and objects in that form at times."""
     if not isinstance(value, str):
         return value

@@ -115,7 +115,7 @@ def _unlike(measuring: Pool, others: Pool, of: str) -> tuple[Pool, list[str]]:
     return (measuring.take(rows) if note else measuring), note
 
 
-def unlike(measuring: Any, others: Any, of: str) -> tuple[NDArray[np.int64], list[str]]:
+def unlike(measuring: Any, others: object, of: str) -> tuple[NDArray[np.int64], list[str]]:
     """Rows of the samples that are not among others, and a sentence where some are.
 
     Args:

@@ -119,7 +119,7 @@ def common_samples(train: datasets.Dataset, validation: datasets.Dataset) -> int
     return int(found_in(validation, train).sum())
 
 
-def found_in(samples: Any, others: Any) -> np.ndarray:
+def found_in(samples: object, others: object) -> np.ndarray:
     """(N,) bool: whether each sample has exactly the tokens of one of `others`."""
     own = [digest(ids) for ids in _rows(samples)]
     wanted = set(own)

@@ -57,7 +57,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters |= {name: _at_run_time(function) for name, function in own.items()}
         self._left = STEPS
 
-    def refill(self, values: Any) -> None:
+    def refill(self, values: object) -> None:
         """Start a new budget for a rendering of `values`, which adds steps for each value and character."""
         self._left = STEPS
         for leaf in leaves(values):
@@ -105,7 +105,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _spend_characters(self, count: int) -> None:
         self._spend(max(0, count) // _CHARACTERS)
 
-    def _built(self, value: Any) -> Any:
+    def _built(self, value: object) -> Any:
         """Charge for a value that a template made or writes."""
         most = (self._left + 1) * _CHARACTERS
         size = len(value) if isinstance(value, str) else _size(value, most)
@@ -132,7 +132,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         skip = int(hasattr(function, "jinja_pass_arg"))  # the environment or the context comes first
 
         @wraps(function)
-        def counted(*args: Any, **kwargs: Any) -> Any:
+        def counted(*args: object, **kwargs: object) -> Any:
             value = args[skip] if len(args) > skip else ""
             if not isinstance(value, str):
                 self._spend(_length(value))
@@ -186,7 +186,7 @@ def _length(value: Any) -> int:
     return len(value) if hasattr(value, "__len__") else 1
 
 
-def leaves(value: Any) -> Iterator[Any]:
+def leaves(value: object) -> Iterator[Any]:
     """All that nested containers hold, each as often as it would be written."""
     stack = [value]
     while stack:
@@ -200,7 +200,7 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _size(value: Any, most: int) -> int:
+def _size(value: object, most: int) -> int:
     """What a value counts for, in characters: each part of it as much as a step; counting stops above
     `most`."""
     total = 0

@@ -82,7 +82,7 @@ class Allowed(Settings):
     """Malformed, or without a field that the format needs; they are left out."""
 
 
-def _path_is_source(value: Any) -> Any:
+def _path_is_source(value: object) -> Any:
     if isinstance(value, str):
         return {"path": value}
     if isinstance(value, list):

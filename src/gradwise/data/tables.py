@@ -76,7 +76,7 @@ def _record(found: dict[str, Any] | str, origin: Origin) -> Record:
     return Record(origin, {name: _without_nulls(value) for name, value in found.items()})
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: object) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

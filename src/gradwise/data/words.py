@@ -16,7 +16,7 @@ CHUNK = 10_000
 """Samples that are read at a time where they come one by one."""
 
 
-def label_words(dataset: Any, width: int = WIDTH) -> NDArray[np.float32]:
+def label_words(dataset: object, width: int = WIDTH) -> NDArray[np.float32]:
     """(N, width) a sketch of how often each token is to be predicted, of length one for every sample.
 
     To a model that expects nothing yet, a sample's gradient with respect to the output head is as good as

@@ -152,7 +152,7 @@ def _alternatives(recipe: Recipe, traced: Trace) -> dict[str, Recipe]:
     return found
 
 
-def _with_arguments(recipe: Recipe, **arguments: Any) -> Recipe:
+def _with_arguments(recipe: Recipe, **arguments: object) -> Recipe:
     return replace(recipe, train=replace(recipe.train, arguments={**recipe.train.arguments, **arguments}))
 
 

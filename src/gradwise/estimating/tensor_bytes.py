@@ -58,7 +58,9 @@ class TensorBytes(TorchDispatchMode):
             del self._kept[key]
             self.alive[kept[1]] -= kept[2]
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         tensors = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
         self.add([t for t in tensors if t.untyped_storage()._cdata not in self._kept], BUFFERS)

@@ -153,7 +153,7 @@ def _pretend_on_cpu(model: nn.Module) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _dtype(settings: Model, config: Any) -> torch.dtype:
+def _dtype(settings: Model, config: object) -> torch.dtype:
     if settings.dtype != "auto":
         return getattr(torch, settings.dtype)
     own = getattr(config, "dtype", None)
@@ -180,7 +180,7 @@ def _draw(model: nn.Module, recipe: Recipe) -> LayerGroups | None:
     return groups
 
 
-def _passes(model: Any, batch: dict[str, Any], passes: int, recipe: Recipe) -> Phase:
+def _passes(model: nn.Module, batch: dict[str, Any], passes: int, recipe: Recipe) -> Phase:
     """Forward and backward; the second micro-batch finds the gradients of the first."""
     counted = TensorBytes()
     with counted.following(model):
@@ -258,7 +258,7 @@ def _state_bytes(recipe: Recipe, parameters: list[nn.Parameter]) -> int:
     return tensors + 4 * len(parameters)  # step counts
 
 
-def _update(model: Any, recipe: Recipe, state: int) -> Phase:
+def _update(model: nn.Module, recipe: Recipe, state: int) -> Phase:
     """The optimizer's step: weights, gradients, state, and what it computes in between."""
     counted = TensorBytes()
     with FakeTensorMode(), counted.following(model):

@@ -41,7 +41,9 @@ def check_installed(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 @contextmanager
-def harness(model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, bars: bool) -> Iterator[Any]:
+def harness(
+    model: object, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, bars: bool
+) -> Iterator[Any]:
     """lm-eval's view of a model. It turns the model to evaluation mode and bare greedy decoding: use it
     within `given_back`."""
     from lm_eval.models import huggingface

@@ -157,7 +157,7 @@ def _tasks(model: Any, tokenizer: Any, prepared: Prepared, seed: int, bars: bool
     return scores
 
 
-def _task(view: Any, task: Task, prepared: Prepared, bars: bool) -> Score:
+def _task(view: object, task: Task, prepared: Prepared, bars: bool) -> Score:
     try:
         if isinstance(task, LmEval):
             return known.known_score(view, task, prepared.known[task.name], bars=bars)

@@ -104,14 +104,14 @@ class _Asker:
         return choices
 
 
-def _answers(value: Any) -> tuple[str, ...]:
+def _answers(value: object) -> tuple[str, ...]:
     answers = tuple(str(answer).strip() for answer in (value if isinstance(value, list | tuple) else [value]))
     if not answers or not all(answers):
         raise DataError("the answer is empty")
     return answers
 
 
-def _position(value: Any, choices: tuple[str, ...]) -> int:
+def _position(value: object, choices: tuple[str, ...]) -> int:
     """Position of a choice that is given by its text, its number from 0, or its letter from A."""
     text = str(value).strip()
     if not isinstance(value, int) and text in choices:

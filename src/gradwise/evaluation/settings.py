@@ -172,11 +172,11 @@ class Function(Settings):
         return self.name or self.path.rpartition(":")[2]
 
 
-def _bare_name(value: Any) -> Any:
+def _bare_name(value: object) -> Any:
     return {"kind": "lm_eval", "name": value} if isinstance(value, str) else value
 
 
-def _bare_path(value: Any) -> Any:
+def _bare_path(value: object) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 

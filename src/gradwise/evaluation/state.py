@@ -4,7 +4,6 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ _TOKENIZER = ("padding_side", "truncation_side", "pad_token", "chat_template")
 
 
 @contextmanager
-def given_back(model: nn.Module, tokenizer: Any) -> Iterator[None]:
+def given_back(model: nn.Module, tokenizer: object) -> Iterator[None]:
     """Restore, at the end: modes, requires_grad, generation settings, padding, and all random states."""
     modes = {module: module.training for module in model.modules()}
     learns = {parameter: parameter.requires_grad for parameter in model.parameters()}

@@ -85,7 +85,7 @@ class Template:
             raise DataError(f"{_last(self.key)}: {_one_line(error)}; {_columns(record)}") from None
 
 
-def _defined(value: Any) -> Any:
+def _defined(value: object) -> Any:
     if isinstance(value, jinja2.Undefined):
         str(value)  # a strict one says what is missing
     return value

@@ -3,11 +3,10 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
-def metrics_kept(trainer: Any) -> Iterator[None]:
+def metrics_kept(trainer: object) -> Iterator[None]:
     """Give TRL's running metrics and token count back as they were found."""
     names = [name for name in ("_metrics", "_total_train_tokens") if hasattr(trainer, name)]
     kept = {name: copy.deepcopy(getattr(trainer, name)) for name in names}

@@ -194,7 +194,7 @@ class Selector(Method):
         """Compile what is compiled at the first use, so that it is not timed."""
 
     def rows_to_score(
-        self, pool: int, domain: NDArray[np.str_] | None, seed: int, first: Any = None
+        self, pool: int, domain: NDArray[np.str_] | None, seed: int, first: object = None
     ) -> Places | None:
         """The samples to score, ascending; None for all of them.
 
@@ -217,24 +217,24 @@ class Selector(Method):
         took: dict[str, float] | None = None,
         forecast: Forecast | None = None,
         target: Signals | None = None,
-        first: Any = None,
+        first: object = None,
     ) -> SelectionState | None:
         """What to remember of the first scoring run; None for a method that remembers nothing."""
         return None
 
     def pick(
-        self, state: Any, signals: Signals, *, target: Signals | None = None, seed: int = 0
+        self, state: object, signals: Signals, *, target: Signals | None = None, seed: int = 0
     ) -> Selection:
         """The selection by what is known now; `signals` are those of the whole pool."""
         return self.select(signals, seed=seed)
 
-    def anchors_at(self, state: Any, step: int) -> Places:
+    def anchors_at(self, state: object, step: int) -> Places:
         """The nodes to score again at a step."""
         raise NotImplementedError
 
     def refresh(
         self,
-        state: Any,
+        state: object,
         anchors: Places,
         signals: Signals,
         step: int,
@@ -272,7 +272,7 @@ class Orderer(Method):
         entries: Places | None = None,
         *,
         target: Signals | None = None,
-        probe: Any = None,
+        probe: object = None,
         epoch: int = 0,
         seed: int = 0,
     ) -> Order:

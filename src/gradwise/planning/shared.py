@@ -75,7 +75,7 @@ def measured_once(
     return found
 
 
-def key_of(model: torch.nn.Module, samples: Any, **settings: Any) -> dict[str, Any]:
+def key_of(model: torch.nn.Module, samples: object, **settings: object) -> dict[str, Any]:
     """What per-sample values depend on: weights, architecture, tokens, software, and `settings`.
 
     Args:
@@ -112,7 +112,7 @@ def _config_digest(model: torch.nn.Module) -> str:
     return hashlib.blake2b(details.encode(), digest_size=16).hexdigest()
 
 
-def _data_digest(samples: Any) -> str:
+def _data_digest(samples: object) -> str:
     state = hashlib.blake2b(digest_size=16)
     for lengths, values in _columns(samples):
         state.update(np.ascontiguousarray(lengths, dtype="<i8").tobytes())

@@ -14,7 +14,7 @@ from gradwise.signals.given_back import settle, uncompiled
 
 
 @contextmanager
-def kept(model: nn.Module, optimizer: Any) -> Iterator[Callable[[], None]]:
+def kept(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Callable[[], None]]:
     """Yields a function that puts weights, buffers and the optimizer back, to be called as often as needed;
     at the end, also after an exception, that is done once more, and gradients, modes and random states are
     given back too.
@@ -79,7 +79,7 @@ class _Optimizer:
             group.update(copy.deepcopy(settings))
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: object) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 

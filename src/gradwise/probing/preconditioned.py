@@ -31,7 +31,10 @@ class Preconditioned:
 
     @classmethod
     def of(
-        cls, optimizer: Any, weights: Sequence[nn.Parameter], gradients: Iterable[list[Tensor]] = ()
+        cls,
+        optimizer: torch.optim.Optimizer,
+        weights: Sequence[nn.Parameter],
+        gradients: Iterable[list[Tensor]] = (),
     ) -> "Preconditioned":
         """By an optimizer's present moments; one that is not of Adam's kind counts as SGD.
 
@@ -59,7 +62,7 @@ class Preconditioned:
         return cls(scales)
 
     @staticmethod
-    def known(optimizer: Any, weights: Sequence[nn.Parameter]) -> bool:
+    def known(optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter]) -> bool:
         """Whether the present moments are enough."""
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         return all(_has_moments(optimizer, groups[id(p)], p) for p in weights)
@@ -114,7 +117,7 @@ def sketch(tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _has_moments(optimizer: Any, group: dict[str, Any], parameter: nn.Parameter) -> bool:
+def _has_moments(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> bool:
     """Whether nothing more is needed of a parameter."""
     return "betas" not in group or "exp_avg_sq" in optimizer.state.get(parameter, {})
 

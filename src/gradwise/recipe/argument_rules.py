@@ -160,7 +160,7 @@ NEEDS += [
 ]
 
 
-def check_value(key: str, hint: Any, value: Any) -> None:
+def check_value(key: str, hint: object, value: object) -> None:
     """Refuse a value out of range, or that none of the choices is; raises RecipeError."""
     words = value.split() if key == "debug" and isinstance(value, str) else [value]
     for choices in _enumerations(hint):
@@ -172,7 +172,7 @@ def check_value(key: str, hint: Any, value: Any) -> None:
         _check_range(key, RANGES[key], value)
 
 
-def _check_range(key: str, allowed: Any, value: Any) -> None:
+def _check_range(key: str, allowed: Any, value: object) -> None:
     try:
         TypeAdapter(allowed).validate_python(value, strict=allowed is bool)
     except ValidationError as error:
@@ -191,7 +191,7 @@ def check_together(schedule: str, arguments: Given) -> None:
     _check_optim_args(arguments)
 
 
-def _enumerations(hint: Any) -> Iterator[Any]:
+def _enumerations(hint: object) -> Iterator[Any]:
     """The enumerations anywhere in an annotation."""
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         yield hint
@@ -199,7 +199,7 @@ def _enumerations(hint: Any) -> Iterator[Any]:
         yield from _enumerations(part)
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 

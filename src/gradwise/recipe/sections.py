@@ -140,7 +140,7 @@ class Adapter(Settings):
         check_adapter(self.method, self.options)
 
 
-def _name_is_model(value: Any) -> Any:
+def _name_is_model(value: object) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 

@@ -152,7 +152,7 @@ def as_csv(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def _inert(value: Any) -> Any:
+def _inert(value: object) -> Any:
     """Text that would begin a formula, with an apostrophe before it; numbers as they are.
 
     A carriage return, which Python's writer leaves unquoted, would begin a new row with what follows it.

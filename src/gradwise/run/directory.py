@@ -227,7 +227,7 @@ def _scores(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: {each: score[each] for each in names} for name, score in found["scores"].items()}
 
 
-def _differences(there: Any, here: Any, key: str = "") -> Iterator[str]:
+def _differences(there: object, here: object, key: str = "") -> Iterator[str]:
     if isinstance(there, dict) and isinstance(here, dict):
         for name in dict.fromkeys([*there, *here]):
             below = f"{key}.{name}" if key else name

@@ -23,7 +23,7 @@ from gradwise.run.progress import quiet_libraries, show_progress
 from gradwise.run.scoring import Scoring, due, score_saved
 from gradwise.run.signals import load_proxy
 from gradwise.stopping import stoppable
-from gradwise.trainer import Trainer
+from gradwise.trainer import Trainer, TrainerMixin
 from gradwise.training.arguments import training_arguments
 from gradwise.training.early_stopping import EarlyStopping
 
@@ -134,7 +134,7 @@ def _arguments(recipe: Recipe, run: RunDirectory, bars: bool) -> Any:
 def _build(
     recipe: Recipe,
     run: RunDirectory,
-    arguments: Any,
+    arguments: object,
     *,
     tell: Tell,
     shown: bool,
@@ -239,7 +239,7 @@ def _sharded(trainer: Trainer) -> bool:
     return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
 
-def _close(trainer: Any, run: RunDirectory) -> None:
+def _close(trainer: TrainerMixin, run: RunDirectory) -> None:
     record = trainer.session.record
     record.event(
         "finished",
@@ -270,7 +270,7 @@ def _until_stopped(trainer: Trainer, tell: Tell) -> AbstractContextManager[None]
     return stoppable(ask, interrupt)
 
 
-def _present(section: Any, kind: type) -> Any:
+def _present(section: object, kind: type) -> Any:
     assert isinstance(section, kind)
     return section
 

@@ -197,7 +197,7 @@ def _check_attention(settings: Model, model: Any) -> None:
         )
 
 
-def _drop_ineffective(model: Any, tell: Tell) -> None:
+def _drop_ineffective(model: object, tell: Tell) -> None:
     """Unset generation settings that contradict others; transformers refuses to save them.
 
     They have no effect: with `do_sample: false`, for example, `temperature` has none. So the saved model

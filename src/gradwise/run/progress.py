@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import transformers
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gradwise.console import Lines, on_terminal
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 class Bar(ProgressCallback):
     """The Trainer's bars, with the loss beside them instead of a line for each log."""
 
-    def on_log(self, _: Any, state: Any, __: Any, logs: Any = None, **___: Any) -> None:
+    def on_log(
+        self, _: object, state: TrainerState, __: object, logs: dict[str, Any] | None = None, **___: object
+    ) -> None:
         if state.is_world_process_zero and self.training_bar is not None and logs:
             shown = {name: float(logs[name]) for name in ("loss", "eval_loss") if name in logs}
             self.training_bar.set_postfix({**getattr(self, "_shown", {}), **shown})
@@ -33,10 +35,10 @@ class LogLines(TrainerCallback):
         self._steps: Lines | None = None
         self._batches: Lines | None = None
 
-    def on_train_begin(self, _: Any, state: Any, __: Any, **___: Any) -> None:
+    def on_train_begin(self, _: object, state: TrainerState, __: object, **___: object) -> None:
         self._steps = Lines("training", state.max_steps, "steps", done=state.global_step)
 
-    def on_step_end(self, _: Any, state: Any, __: Any, **___: Any) -> None:
+    def on_step_end(self, _: object, state: TrainerState, __: object, **___: object) -> None:
         if self._steps is not None:
             self._steps.update(state.global_step, self._figures)
 
@@ -46,7 +48,7 @@ class LogLines(TrainerCallback):
             self._batches = Lines("evaluation", total, "batches")
         self._batches.update(self._batches.done + 1)
 
-    def on_evaluate(self, *_: Any, **__: Any) -> None:
+    def on_evaluate(self, *_: object, **__: object) -> None:
         self._batches = None
 
     def _figures(self) -> str:

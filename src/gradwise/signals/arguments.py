@@ -16,11 +16,11 @@ class _Kind(NamedTuple):
     fits: Any
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _names(value: Any) -> bool:
+def _names(value: object) -> bool:
     parts = [value] if isinstance(value, str) else value
     return isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts)
 
@@ -56,5 +56,5 @@ def check_arguments(given: dict[str, Any]) -> None:
             raise SignalError(f"{name} must be {what}; found {_found(given[name])}.")
 
 
-def _found(value: Any) -> str:
+def _found(value: object) -> str:
     return f"a {type(value).__name__} without any" if isinstance(value, nn.Module) else shown(value)

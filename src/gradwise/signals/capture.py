@@ -62,7 +62,9 @@ class Capture(TorchFunctionMode):
         """Back to ordinary rows."""
         self._expert_rows = None
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         handler = HANDLERS.get(func)
         passed_over = self._head_only and self._owner is None
         # What runs without gradients gets none from autograd either.
@@ -72,17 +74,21 @@ class Capture(TorchFunctionMode):
 
     # ---- uses, by function -------------------------------------------------------------------------------
 
-    def _linear(self, func: Any, input: Tensor, weight: Any, bias: Any = None) -> Tensor:
+    def _linear(
+        self, func: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
         """x W^T + b."""
         found = self._tracer.matrix(weight)
         return self._product(func(input, weight, bias), input, found, bias, flipped=False)
 
-    def _addmm(self, func: Any, input: Any, mat1: Tensor, mat2: Any, **scales: Any) -> Tensor:
+    def _addmm(
+        self, func: Callable[..., Any], input: Tensor, mat1: Tensor, mat2: Tensor, **scales: Any
+    ) -> Tensor:
         """b + x W."""
         out = func(input, mat1, mat2, **scales)
         return out if scales else self._product(out, mat1, self._tracer.matrix(mat2), input, flipped=True)
 
-    def _matmul(self, func: Any, input: Any, other: Any, **options: Any) -> Tensor:
+    def _matmul(self, func: Callable[..., Any], input: Tensor, other: Tensor, **options: Any) -> Tensor:
         """x W, or W x^T as Mamba has it."""
         out = func(input, other, **options)
         left = self._tracer.matrix(input)
@@ -90,7 +96,7 @@ class Capture(TorchFunctionMode):
             return self._product(out, other.mT, left, None, flipped=False, turned=True)
         return self._product(out, input, self._tracer.matrix(other), None, flipped=True)
 
-    def _mm(self, func: Any, input: Any, mat2: Any, **options: Any) -> Tensor:
+    def _mm(self, func: Callable[..., Any], input: Tensor, mat2: Tensor, **options: Any) -> Tensor:
         """x W."""
         return self._matmul(func, input, mat2, **options)
 
@@ -117,7 +123,9 @@ class Capture(TorchFunctionMode):
 
         return self._watched(out, arrived)
 
-    def _embedding(self, func: Any, input: Any, weight: Any, *rest: Any, **options: Any) -> Tensor:
+    def _embedding(
+        self, func: Callable[..., Any], input: Any, weight: Any, *rest: Any, **options: Any
+    ) -> Tensor:
         """Rows of a table."""
         ids, out = input, func(input, weight, *rest, **options)
         found = self._tracer.matrix(weight)
@@ -134,7 +142,7 @@ class Capture(TorchFunctionMode):
             ids, out = ids.expand(self._samples, -1), out.expand(self._samples, -1, -1)
         return self._watched(out, self._sums.lookup(found.matrix, ids, padding))
 
-    def _scaled(self, func: Any, input: Any, other: Any, **options: Any) -> Tensor:
+    def _scaled(self, func: Callable[..., Any], input: Any, other: Any, **options: Any) -> Tensor:
         """w * x, the gain of a norm, on either side."""
         out = func(input, other, **options)
         for gain, x in ((input, other), (other, input)):
@@ -150,7 +158,13 @@ class Capture(TorchFunctionMode):
         return self._watched(out, lambda g: self._sums.vector(name, rows.summed(_wide(g) * _wide(x))))
 
     def _normed(
-        self, func: Any, input: Tensor, normalized_shape: Any, weight: Any = None, *rest: Any, **options: Any
+        self,
+        func: Callable[..., Any],
+        input: Tensor,
+        normalized_shape: Any,
+        weight: Any = None,
+        *rest: Any,
+        **options: Any,
     ) -> Any:
         """Layer norm and RMS norm with their gain, and the layer norm's offset."""
         out = func(input, normalized_shape, weight, *rest, **options)
@@ -175,13 +189,13 @@ class Capture(TorchFunctionMode):
 
         return self._watched(out, arrived)
 
-    def _cast(self, func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    def _cast(self, func: Callable[..., Any], tensor: Any, *args: Any, **kwargs: Any) -> Any:
         """A copy in another type: what comes back to it is the parameter's own gradient."""
         out = func(tensor, *args, **kwargs)
         self._tracer.stands_for(out, tensor)
         return out
 
-    def _shifted(self, func: Any, input: Any, other: Any, **options: Any) -> Any:
+    def _shifted(self, func: Callable[..., Any], input: Any, other: Any, **options: Any) -> Any:
         """1 + w, as Gemma's norms have it: what comes back is w's own gradient."""
         out = func(input, other, **options)
         for tensor, number in ((input, other), (other, input)):
@@ -189,7 +203,9 @@ class Capture(TorchFunctionMode):
                 self._tracer.stands_for(out, tensor)
         return out
 
-    def _kept_from_learning(self, _: Any, tensor: Tensor, *_requires_grad: Any, **_kwargs: Any) -> Tensor:
+    def _kept_from_learning(
+        self, _: object, tensor: Tensor, *_requires_grad: object, **_kwargs: object
+    ) -> Tensor:
         """A hook that makes the embeddings require a gradient (`enable_input_require_grads`) would hide which
         outputs are the first that depend on the scope."""
         return tensor
@@ -227,11 +243,11 @@ class _Anchored(torch.autograd.Function):
     """Joins a tensor to the backward graph. No leaf of it: an operation in place may follow."""
 
     @staticmethod
-    def forward(_: Any, __: Tensor, out: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(_: object, __: Tensor, out: Tensor) -> Tensor:  # type: ignore[override]
         return out.detach()
 
     @staticmethod
-    def backward(_: Any, __: Tensor) -> tuple[None, None]:  # type: ignore[override]
+    def backward(_: object, __: Tensor) -> tuple[None, None]:  # type: ignore[override]
         return None, None
 
 

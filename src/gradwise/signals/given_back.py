@@ -82,7 +82,7 @@ def _one_expert_at_a_time(model: nn.Module) -> Iterator[None]:
             config._experts_implementation = before
 
 
-def settle(optimizer: Any) -> None:
+def settle(optimizer: torch.optim.Optimizer) -> None:
     """Wait for the copies under way where an optimizer's state is offloaded to host memory, before its state
     is read or changed."""
     if (stream := getattr(optimizer, "offloaded_state", None)) is not None:

@@ -127,7 +127,7 @@ class Head:
         return weight
 
     def logits(
-        self, batch: dict[str, Any], positions: LabelPositions, captures: Sequence[Any], hidden: Any
+        self, batch: dict[str, Any], positions: LabelPositions, captures: Sequence[Any], hidden: object
     ) -> Tensor:
         """(n, V) logits that predict the label tokens.
 

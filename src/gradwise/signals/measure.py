@@ -229,7 +229,7 @@ class HiddenState:
             raise SignalError(f"layer is {layer}, but the model has {len(blocks)} blocks.")
         self.from_head = False
 
-        def hook(_: Any, __: Any, out: Any) -> None:
+        def hook(_: object, __: object, out: Any) -> None:
             self.keep(out[0] if isinstance(out, tuple) else out)
 
         handle = blocks[layer].register_forward_hook(hook)
@@ -286,5 +286,5 @@ def _rows_replaced(
     }
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _moved(value: object, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value

@@ -229,7 +229,7 @@ def _asked(scope: Scope, wanted: Wanted, precondition: Any) -> Asked:
     )
 
 
-def configuration_digest(model: Any) -> str:
+def configuration_digest(model: nn.Module) -> str:
     """A hash of what else the values depend on: the model's configuration (positions, norms, caps) and the
     attention it runs with."""
     config: Any = getattr(model, "config", None)
@@ -267,6 +267,6 @@ def _check_ranks_agree(request: Mapping[str, Any]) -> None:
             )
 
 
-def _pad_token(model: Any) -> int:
+def _pad_token(model: nn.Module) -> int:
     token = getattr(model.config, "pad_token_id", None)
     return token if isinstance(token, int) and token >= 0 else 0

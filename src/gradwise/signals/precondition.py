@@ -79,7 +79,7 @@ class Preconditioner:
         return 1 / (self._moments[name].to(like.dtype).flatten().sqrt() + self._eps)
 
 
-def _moments(optimizer: Any, scope: Scope) -> tuple[dict[str, Tensor], float]:
+def _moments(optimizer: torch.optim.Optimizer, scope: Scope) -> tuple[dict[str, Tensor], float]:
     optimizer = getattr(optimizer, "optimizer", optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise SignalError(

@@ -87,7 +87,7 @@ class _Chosen:
         return {name: value for name, value in sample.items() if name in self.names}
 
 
-def check_indexable(dataset: Any) -> None:
+def check_indexable(dataset: object) -> None:
     """Raise SignalError for what has no samples by position."""
     indexable = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if not indexable or isinstance(dataset, Mapping):
@@ -219,7 +219,7 @@ def _check_lists(dataset: Any, name: str) -> None:
         )
 
 
-def _flat(values: Any, name: str, place: int) -> NDArray[Any]:
+def _flat(values: object, name: str, place: int) -> NDArray[Any]:
     integers = name in ("input_ids", "labels")
     try:
         found = np.asarray(values).reshape(-1)

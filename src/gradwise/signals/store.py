@@ -131,7 +131,7 @@ class Store(Sheet):
         """As it stands on disk."""
         return read_manifest(self.path)
 
-    def note(self, **what: Any) -> None:
+    def note(self, **what: object) -> None:
         """Replace entries of the manifest; does nothing on ranks other than the first."""
         if self._owned.writes:
             write_json(self.path / MANIFEST, {**self.manifest, **what})
@@ -325,6 +325,6 @@ def _check_same(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None
         raise SignalError(f"{path} holds signals of another request: {described}. Give another folder.")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,7 +1,7 @@
 """Which parameters are linear weights: those that a forward pass multiplies activations by as matrices."""
 
 from bisect import bisect, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -45,7 +45,9 @@ class _Uses(TorchFunctionMode):
         for name, parameter in parameters:
             self._note(parameter, frozenset([name]))
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         copied: frozenset[str] = frozenset()
         for place, value in (*enumerate(args), *(kwargs or {}).items()):
@@ -75,7 +77,7 @@ class _Uses(TorchFunctionMode):
         return self._places[at][2] if known else frozenset()
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     """Tensors in an argument or a result."""
     if isinstance(value, Tensor):
         yield value

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradwise.training.record import Record
 
@@ -27,7 +27,14 @@ class EarlyStopping(EarlyStoppingCallback):
         )
         control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, Any] | None = None,
+        **_: object,
+    ) -> None:
         super().on_evaluate(args, state, control, metrics or {})
         patience = self.early_stopping_patience
         if self.early_stopping_patience_counter < patience or state.global_step >= state.max_steps:

@@ -6,6 +6,7 @@ repeated so that every rank has as many. While a loop is measured here, each ran
 and repeated samples have no labels. So `eval_loss` is then what one process finds.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import TrainingArguments
 
@@ -49,13 +50,13 @@ class HeldOutLoss:
             args.average_tokens_across_devices = before
 
     @contextmanager
-    def batch(self, model: Any, inputs: Any) -> Iterator[Any]:
+    def batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[Any]:
         """Around the forward pass of one batch; gives the inputs to use."""
         inputs = self._without_repeated(inputs)
         labels = _labels(inputs)
         sums: list[float] = []
 
-        def read(_: Any, __: Any, output: Any) -> None:
+        def read(_: object, __: object, output: Mapping[str, Any]) -> None:
             if labels is not None and not sums and isinstance(output, Mapping):
                 sums.extend(_summed_loss(output, labels))
 
@@ -79,7 +80,7 @@ class HeldOutLoss:
             loss, tokens, unread = sums.tolist()
         return loss / tokens if tokens and not unread else None
 
-    def _without_repeated(self, inputs: Any) -> Any:
+    def _without_repeated(self, inputs: Mapping[str, Any]) -> Any:
         """The batch with nothing to learn of the samples that only fill up the last round over the ranks."""
         accelerator = self._accelerator
         state, ranks = accelerator.gradient_state, accelerator.num_processes
@@ -97,7 +98,7 @@ class HeldOutLoss:
         return {**inputs, "labels": labels}
 
 
-def _labels(inputs: Any) -> Tensor | None:
+def _labels(inputs: Mapping[str, Any]) -> Tensor | None:
     """(B, T) labels of a batch, if it has such."""
     labels = inputs.get("labels") if hasattr(inputs, "get") else None
     return labels if isinstance(labels, Tensor) and labels.ndim == 2 else None
@@ -132,3 +133,9 @@ def _summed_loss(output: Mapping[str, Any], labels: Tensor) -> list[float]:
         tokens = _count(labels)
         return [float(loss) * tokens if tokens else 0.0]
     return []
+
+
+def record_name(metric: str) -> str:
+    """The held-out loss by its own name, of several evaluation sets with the set's after it."""
+    found = re.fullmatch(f"eval_(?:(.+)_)?{HELD_OUT_LOSS}", metric)
+    return metric if found is None else "/".join([HELD_OUT_LOSS, *filter(None, found.groups())])

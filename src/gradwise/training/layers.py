@@ -397,7 +397,7 @@ def _require_gradient(parameters: tuple[nn.Parameter, ...], required: bool) -> N
             parameter.grad = None
 
 
-def _check_kinds(model: Any, policy: Any, optimizer: Any) -> None:
+def _check_kinds(model: nn.Module, policy: object, optimizer: torch.optim.Optimizer) -> None:
     wanted = {
         "model": (model, nn.Module),
         "policy": (policy, LayerPolicy),

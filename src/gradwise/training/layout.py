@@ -119,7 +119,7 @@ class Layout:
         return math.ceil(self.max_steps / self.cut(one_epoch).steps_per_epoch)
 
 
-def packer(dataset: Any, longest: int) -> Packer:
+def packer(dataset: object, longest: int) -> Packer:
     """Packs samples of a data set into rows of at most `longest` tokens; raises DataError if one has more."""
     lengths = token_lengths(dataset)
     if (lengths > longest).any():

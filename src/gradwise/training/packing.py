@@ -28,7 +28,7 @@ neighbour's tokens differ, and where the sample is computed alone."""
 Ids = list[int]
 
 
-def settled(collate: Any, problem: Callable[[], str | None], *, unpack: bool) -> str | None:
+def settled(collate: object, problem: Callable[[], str | None], *, unpack: bool) -> str | None:
     """Why a run trains unpacked; None if packing gives each sample what it has alone. A collective call.
 
     Args:
@@ -50,7 +50,7 @@ def settled(collate: Any, problem: Callable[[], str | None], *, unpack: bool) ->
     return found
 
 
-def check_packed_rows(dataset: Any, collate: Any, problem: Callable[[], str | None]) -> None:
+def check_packed_rows(dataset: object, collate: object, problem: Callable[[], str | None]) -> None:
     """Refuse samples that are packed rows themselves where the model does not keep them apart."""
     if not isinstance(collate, Collator) or not starts_again(dataset):
         return
@@ -62,7 +62,7 @@ def check_packed_rows(dataset: Any, collate: Any, problem: Callable[[], str | No
 
 
 def problem(
-    model: Any, samples: Any, collate: Collator, *, rows: int, autocast: torch.dtype | None
+    model: nn.Module, samples: object, collate: Collator, *, rows: int, autocast: torch.dtype | None
 ) -> str | None:
     """Why a model cannot learn from packed rows, in a sentence without its full stop; None if it can, or if
     no process holds the whole model and nothing can be tried.
@@ -163,7 +163,9 @@ def _sample(ids: Ids) -> dict[str, Ids]:
     return {"input_ids": ids, "labels": ids}
 
 
-def _logits(model: Any, batch: dict[str, Any], device: torch.device, autocast: torch.dtype | None) -> Tensor:
+def _logits(
+    model: nn.Module, batch: dict[str, Any], device: torch.device, autocast: torch.dtype | None
+) -> Tensor:
     """(B, T, V), each token's without their mean, as training computes them."""
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
     with autocasting(device, autocast):

@@ -125,7 +125,7 @@ class Record:
                 )
             read_lines(path, size=state[name])
 
-    def step(self, loss: Tensor, **values: Any) -> None:
+    def step(self, loss: Tensor, **values: object) -> None:
         """Note one optimizer step; tensors stay on their device until `flush`."""
         self._losses.append(loss.detach().float())
         self._steps.append({**values, "seconds": round(self.seconds, 3)})
@@ -134,7 +134,7 @@ class Record:
         """Note the results of an evaluation after `step` steps; to be flushed before."""
         self._append("metrics", [{"step": step, **metrics, "seconds": round(self.seconds, 3)}])
 
-    def event(self, kind: str, step: int, seconds: float, **what: Any) -> None:
+    def event(self, kind: str, step: int, seconds: float, **what: object) -> None:
         """Note a decision: when, what it cost, what changed."""
         self._append("events", [{"event": kind, "step": step, "seconds": round(seconds, 4), **what}])
 

@@ -110,7 +110,7 @@ class PlanSampler(Sampler[int]):
         self.position = int(state["position"])
 
 
-def _checked(plan: Any) -> Plan:
+def _checked(plan: object) -> Plan:
     if not isinstance(plan, Plan):
         raise PlanError(f"A PlanSampler serves a gradwise.Plan; found {type(plan).__name__}.")
     return plan

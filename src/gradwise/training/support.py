@@ -3,11 +3,14 @@
 from typing import Any
 
 import torch
+import transformers
+from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
 from gradwise.ranks import world_size
 from gradwise.recipe import Recipe
 from gradwise.training.arguments import decay_steps
+from gradwise.training.feeder import Indexable
 from gradwise.training.weighting import check_weighted
 
 FUSED_INTO_BACKWARD = ("lomo", "adalomo", "layerwise")
@@ -39,7 +42,7 @@ def check_supported(trainer: Any, recipe: Recipe) -> None:
         check_weighted(trainer)
 
 
-def check_phase(args: Any, given: dict[str, Any], last: float, steps: int) -> None:
+def check_phase(args: TrainingArguments, given: dict[str, Any], last: float, steps: int) -> None:
     """Raise RecipeError where the learning rate would not decay in the annealing phase, and only there.
 
     Args:
@@ -61,7 +64,7 @@ def check_phase(args: Any, given: dict[str, Any], last: float, steps: int) -> No
         )
 
 
-def check_indexable(dataset: Any) -> None:
+def check_indexable(dataset: Indexable) -> None:
     """Raise RecipeError for training data that a plan cannot point into."""
     if not all(hasattr(dataset, method) for method in ("__getitem__", "__len__")):
         raise RecipeError(
@@ -72,7 +75,7 @@ def check_indexable(dataset: Any) -> None:
         raise RecipeError("The training data set is empty.")
 
 
-def _refused_arguments(args: Any) -> dict[str, str | None]:
+def _refused_arguments(args: TrainingArguments) -> dict[str, str | None]:
     config = args.accelerator_config
     return {
         "auto_find_batch_size": _when(args.auto_find_batch_size, "it would change which samples form a step"),
@@ -111,7 +114,7 @@ def _refused_arguments(args: Any) -> dict[str, str | None]:
     }
 
 
-def _check_ranks(args: Any) -> None:
+def _check_ranks(args: TrainingArguments) -> None:
     """Refuse arguments under which every process would take itself for the only one."""
     if args.world_size != world_size():
         raise RecipeError(
@@ -120,11 +123,11 @@ def _check_ranks(args: Any) -> None:
         )
 
 
-def _when(condition: Any, reason: str) -> str | None:
+def _when(condition: object, reason: str) -> str | None:
     return reason if condition else None
 
 
-def _check_layer_policy(trainer: Any, args: Any) -> None:
+def _check_layer_policy(trainer: transformers.Trainer, args: TrainingArguments) -> None:
     refusals = {
         "DeepSpeed fixes the trainable parameters when it starts": trainer.is_deepspeed_enabled,
         "layers under a Trainer's FSDP were never tried; in your own loop fully_shard and LayerSwitch work": (

@@ -64,7 +64,7 @@ def _guard(tracker: Any) -> None:
 
 def _tolerated(tracker: Any, event: str, react: Callable[..., Any], failed: list[bool]) -> Callable[..., Any]:
     @functools.wraps(react)
-    def tolerated(*args: Any, **kwargs: Any) -> Any:
+    def tolerated(*args: object, **kwargs: object) -> Any:
         if failed:
             return None
         try:

@@ -95,7 +95,7 @@ class WeightedLoss:
         num_items_in_batch: Tensor | int | None = None,
         ignore_index: int = NO_LOSS,
         shift_labels: Tensor | None = None,
-        **_: Any,
+        **_: object,
     ) -> Tensor:
         """As transformers' `ForCausalLMLoss`, token by token."""
         self._called = True

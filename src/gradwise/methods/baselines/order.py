@@ -3,7 +3,7 @@ useful first."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class EpochOrder(Orderer):
         entries: Entries | None = None,
         *,
         target: Signals | None = None,
-        probe: Any = None,  # noqa: ARG002
+        probe: object = None,  # noqa: ARG002
         epoch: int = 0,
         seed: int = 0,
     ) -> Order:
@@ -52,7 +52,7 @@ class Shuffle(EpochOrder):
     method: Literal["shuffle"] = "shuffle"
     """A new random order each epoch."""
 
-    def _ordered(self, given: Entries, mixed: Entries, signals: Any, target: Any, epoch: int) -> Order:  # noqa: ARG002
+    def _ordered(self, given: Entries, mixed: Entries, signals: object, target: object, epoch: int) -> Order:  # noqa: ARG002
         return Order(mixed, why=(f"shuffled in epoch {epoch}",))
 
 
@@ -63,7 +63,7 @@ class GivenOrder(EpochOrder):
     method: Literal["given"] = "given"
     """As the data, or the selection, have it."""
 
-    def _ordered(self, given: Entries, mixed: Entries, signals: Any, target: Any, epoch: int) -> Order:  # noqa: ARG002
+    def _ordered(self, given: Entries, mixed: Entries, signals: object, target: object, epoch: int) -> Order:  # noqa: ARG002
         return Order(given, why=("in the order given",))
 
 
@@ -77,7 +77,7 @@ class EasyFirst(EpochOrder):
 
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
 
-    def _ordered(self, given: Entries, mixed: Entries, signals: Signals, target: Any, epoch: int) -> Order:  # noqa: ARG002
+    def _ordered(self, given: Entries, mixed: Entries, signals: Signals, target: object, epoch: int) -> Order:  # noqa: ARG002
         loss = signals.require("loss", "easy_first")
         return Order(mixed[np.argsort(loss[mixed], kind="stable")], why=("easiest first, by loss",))
 
@@ -92,7 +92,7 @@ class Interleave(EpochOrder):
 
     needs: ClassVar[frozenset[str]] = frozenset({"domain"})
 
-    def _ordered(self, given: Entries, mixed: Entries, signals: Signals, target: Any, epoch: int) -> Order:  # noqa: ARG002
+    def _ordered(self, given: Entries, mixed: Entries, signals: Signals, target: object, epoch: int) -> Order:  # noqa: ARG002
         domain = signals.require("domain", "interleave")
         return Order(mixed[interleaved(domain[mixed])], why=("domains interleaved",))
 
@@ -115,7 +115,7 @@ class Balanced(Orderer):
         entries: Entries | None = None,
         *,
         target: Signals | None = None,  # noqa: ARG002
-        probe: Any = None,  # noqa: ARG002
+        probe: object = None,  # noqa: ARG002
         epoch: int = 0,
         seed: int = 0,
     ) -> Order:
@@ -138,7 +138,7 @@ class HerdedOrder(EpochOrder):
 
     needs: ClassVar[frozenset[str]] = frozenset({"grad"})
 
-    def _ordered(self, given: Entries, mixed: Entries, signals: Signals, target: Any, epoch: int) -> Order:  # noqa: ARG002
+    def _ordered(self, given: Entries, mixed: Entries, signals: Signals, target: object, epoch: int) -> Order:  # noqa: ARG002
         rows = np.asarray(signals.require("grad", "herding")[mixed])
         known = np.isfinite(rows).all(axis=1)
         usable = mixed[known]

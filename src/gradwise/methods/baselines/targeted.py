@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ class _TowardsTarget(AlwaysTargeted):
 
     def pick(
         self,
-        state: Any,  # noqa: ARG002
+        state: object,  # noqa: ARG002
         signals: Signals,
         *,
         target: Signals | None = None,

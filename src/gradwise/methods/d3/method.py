@@ -171,7 +171,7 @@ class D3(InfluenceOrder):
         entries: NDArray[np.int64] | None = None,
         *,
         target: Signals | None = None,
-        probe: Any = None,
+        probe: object = None,
         epoch: int = 0,
         seed: int = 0,
     ) -> Order:

@@ -7,7 +7,7 @@ class AsPublished:
     """Gives `Grace` its preset."""
 
     @classmethod
-    def published(cls, **changes: Any) -> Self:
+    def published(cls, **changes: object) -> Self:
         """The paper's settings as far as they are known: importance from gradients, anchors by priority
         alone, values propagated by Eq. 21 (beta = 1/2), all samples scored, budgets matched in steps.
 

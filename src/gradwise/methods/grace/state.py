@@ -68,7 +68,7 @@ class State:
         """(m,) samples that a node stands for."""
         return np.bincount(self.node, minlength=len(self.sample))
 
-    def changed(self, **values: Any) -> "State":
+    def changed(self, **values: object) -> "State":
         """The same with some values replaced."""
         return replace(self, **values)
 

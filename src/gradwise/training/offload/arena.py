@@ -93,7 +93,7 @@ def forms_of(state: dict[str, Any]) -> dict[str, Form]:
     return {name: (value.shape, value.dtype) for name, value in state.items() if is_streamed(value)}
 
 
-def is_streamed(value: Any) -> bool:
+def is_streamed(value: object) -> bool:
     """Whether a value of an optimizer's state is a tensor; scalars stay where the optimizer keeps them."""
     return isinstance(value, Tensor) and value.dim() > 0 and value.numel() > 0
 

@@ -210,7 +210,7 @@ class StateStream:
             self._update_all()
         self._groups, self.optimizer.param_groups = self.optimizer.param_groups, []
 
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self, *_: object) -> None:
         assert self._groups is not None
         self.optimizer.param_groups, self._groups = self._groups, None
 

@@ -1,0 +1,65 @@
+"""The layer switch of a run: put around the Trainer's optimizer, and its first measurement of all layers."""
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gradwise.host import HostTrainer
+from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.training.feeder import Feeder
+from gradwise.training.layers import LayerSwitch
+
+
+def layer_switch(
+    model: nn.Module,
+    policy: LayerPolicy,
+    optimizer: torch.optim.Optimizer,
+    trainer: HostTrainer,
+    *,
+    seed: int,
+) -> LayerSwitch:
+    """A switch for the trainer's model and optimizer; a collective call, after which all ranks have the same
+    weights."""
+    ranks = trainer.args.world_size
+    switch = LayerSwitch(
+        model,
+        policy,
+        getattr(optimizer, "optimizer", optimizer),
+        seed=seed,
+        average_ranks=ranks > 1,
+        steps=trainer.state.max_steps,
+    )
+    if ranks > 1:
+        # What DistributedDataParallel would have done on wrapping.
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                dist.broadcast(tensor, src=0)
+    return switch
+
+
+def run_probe(
+    switch: LayerSwitch, trainer: HostTrainer, feeder: Feeder, loss_scale: Callable[[], float | Tensor]
+) -> tuple[int, float]:
+    """Measure all layers on the first steps' samples; nothing else of the run changes.
+
+    Returns:
+        Steps measured, and the seconds it took.
+    """
+    start, done = time.perf_counter(), 0
+    cuda = list(range(torch.cuda.device_count())) if trainer.args.device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        while switch.probing:
+            left = switch.probes_left
+            switch.before_step()
+            trainer.probe(feeder.step(done % feeder.batches.steps))
+            switch.after_backward(loss_scale())
+            if switch.probes_left == left:  # the scaled gradient overflowed
+                scaler = trainer.accelerator.scaler
+                scaler.update(scaler.get_scale() / 2)
+            else:
+                done += 1
+    feeder.close()
+    return done, time.perf_counter() - start
