@@ -70,6 +70,7 @@ class TestTrain:
             "model",
             "plan",
             "recipe.yaml",
+            "report.html",
             "scores.json",
         }
         assert {path.name for path in run.iterdir()} == names | {MARKER, LOCK}
@@ -174,6 +175,13 @@ class TestTrain:
             float(value) for value in re.findall(r"training loss at \w+ +([\d.]+)", command.stdout)
         )
         assert last < first
+        first_page = (project.folder / "run" / "report.html").read_text()
+        assert "training loss, last step" in first_page
+        again = gradwise("report", "run")
+        assert again.code == 0 and "report.html" in again.stdout
+        assert (project.folder / "run" / "report.html").read_text() == first_page
+        refused = gradwise("report", ".")
+        assert refused.code == 2 and "holds no run and no comparison" in refused.stderr
 
     def test_an_adapter_is_what_is_trained_and_saved(self, gradwise: Start, project: Project):
         project.recipe["adapter"] = {"method": "lora", "r": 2}

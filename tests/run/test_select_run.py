@@ -11,8 +11,9 @@ import pytest
 
 import gradwise as gw
 from gradwise import Data, DataError, Model, Recipe, Source, Train, baselines
+from gradwise.numerics.plane import principal_plane
 from gradwise.planning import scoring
-from gradwise.report.pool import draw_pool, principal_plane
+from gradwise.report.pool import draw_pool
 from gradwise.run import train
 from gradwise.run.select import select_samples
 from gradwise.training import Plan

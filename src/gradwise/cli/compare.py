@@ -90,6 +90,9 @@ def compare(
     )
     say(outcome.table)
     say(f"\n{outcome.folder}: results.csv, runs.csv (and .parquet), table.txt, loss_by_*.png")
+    from gradwise.report.page.write import write_at_end
+
+    write_at_end(outcome.folder, metric=metric)
     if outcome.stopped:
         say("Stopped; the same command resumes it.")
     if outcome.stopped or outcome.failed:

@@ -45,7 +45,10 @@ def train(
     if not outcome.finished:
         raise typer.Exit(1)
     if is_first():
+        from gradwise.report.page.write import write_at_end
+
         say(summary(outcome.run))
+        write_at_end(outcome.run.path)
         if plot and "coreset" in plots:
             from gradwise.report.coreset import draw_coreset
 

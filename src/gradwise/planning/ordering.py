@@ -177,6 +177,7 @@ class Ordering(Decider):
             parts=rounded(took),
             **details,
             **({"unmeasured": problem} if problem else {}),
+            **({"graph": self._graph.step} if self._graph is not None else {}),
             digest=result.digest,
         )
         return result

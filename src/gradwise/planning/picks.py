@@ -8,11 +8,42 @@ import pyarrow
 
 from gradwise.atomic import write_parquet
 from gradwise.methods.decision import Selection
+from gradwise.numerics.plane import principal_plane
+from gradwise.numerics.sampling import evenly
 from gradwise.planning.context import RunContext
+from gradwise.planning.scoring import PoolSignals
 from gradwise.ranks import on_first
 
 PREVIEWED = 64
 """Tokens of a sample that are shown."""
+
+PLACED = 2000
+"""Samples of the pool whose places are written, evenly spread over it."""
+
+
+def keep_pool(context: RunContext, scored: PoolSignals) -> None:
+    """Write `plan/pool.parquet` into a run's folder: domains of some samples of the pool and, where
+    embeddings were computed, their places in the plane of the two largest principal components."""
+    domain, embedding = context.train.domain, scored.signals.embedding
+    rows = np.arange(len(context.train)) if scored.rows is None else scored.rows
+    usable = np.flatnonzero(
+        np.ones(len(rows), dtype=bool) if scored.signals.ok is None else scored.signals.ok
+    )
+    if (domain is None and embedding is None) or not len(usable):
+        return
+
+    def write() -> None:
+        shown = usable[evenly(len(usable), PLACED)]
+        columns: dict[str, Any] = {"index": rows[shown]}
+        if domain is not None:
+            columns["domain"] = list(domain[rows[shown]])
+        if embedding is not None:
+            plane, share = principal_plane(np.asarray(embedding[shown], dtype=np.float64))
+            columns |= {"x": plane[:, 0], "y": plane[:, 1], "variance": np.full(len(shown), share)}
+        write_parquet(context.folder / "plan" / "pool.parquet", pyarrow.table(columns))
+
+    with context.record.uncharged():
+        on_first(write)
 
 
 def keep_picks(context: RunContext, selection: Selection, *, step: int) -> None:

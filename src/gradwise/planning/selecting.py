@@ -27,7 +27,7 @@ from gradwise.planning.epochs import (
     repeated,
 )
 from gradwise.planning.ordering import Ordering
-from gradwise.planning.picks import keep_picks
+from gradwise.planning.picks import keep_picks, keep_pool
 from gradwise.planning.scoring import (
     PoolSignals,
     mean_label_tokens,
@@ -244,6 +244,7 @@ class Selecting(Decider):
         plan = replace(plan, until=epochs) if ahead < epochs else plan
         if self._state is None and self._keeps:
             self._chosen = np.unique(selection.indices)
+        keep_pool(context, self._scored)
         self._picks, self._scored = selection.indices, None
         keep_picks(context, selection, step=0)
         if advice := method.advice(selection):

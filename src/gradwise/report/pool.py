@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gradwise.errors import SignalError
 from gradwise.folders import add_file
+from gradwise.numerics.plane import principal_plane
 from gradwise.signals import Signals
 from gradwise.stored import damaged
 
@@ -67,13 +68,3 @@ def pool_picture(signals: Signals, picks: NDArray[np.int64]) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()
-
-
-def principal_plane(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """(N, 2) coordinates, and the share of the variance in them."""
-    centred = x - x.mean(axis=0)
-    values, vectors = np.linalg.eigh(centred.T @ centred)
-    if len(values) < 2:
-        return np.column_stack([centred[:, 0], np.zeros(len(x))]), 1.0
-    total = float(values.sum())
-    return centred @ vectors[:, [-1, -2]], float(values[-2:].sum()) / total if total > 0 else 1.0

@@ -181,7 +181,7 @@ def as_text(results: Results, metric: str = HELD_OUT_LOSS) -> str:
     notes."""
     parts = [_heading(results)]
     parts += [_values(results, name) for name in ordered_metrics(results, metric)]
-    parts += [_costs(results), "\n".join(_wrapped(note) for note in _notes(results, metric))]
+    parts += [_costs(results), "\n".join(_wrapped(note) for note in report_notes(results, metric))]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -272,7 +272,8 @@ def _costs(results: Results) -> str:
     return f"{title}\n{aligned(head, lines, left=(0,))}"
 
 
-def _notes(results: Results, metric: str) -> list[str]:
+def report_notes(results: Results, metric: str) -> list[str]:
+    """What a reader should know besides the numbers, a sentence each."""
     notes, known = list(results.notes), results.metrics()
     if known and metric not in known:
         notes.append(f"No run has the metric {metric!r}; there are: {', '.join(known)}.")

@@ -1,0 +1,315 @@
+"""Order, layers, annealing samples, time: what the other decisions of a run were made from and cost."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gradwise.errors import GradwiseError
+from gradwise.report.influence import Graph
+from gradwise.report.page.charts import (
+    Axes,
+    Bar,
+    Grid,
+    Line,
+    bar_chart,
+    both,
+    heat_map,
+    line_chart,
+)
+from gradwise.report.page.charts import Cell as Spot
+from gradwise.report.page.document import Block, Figure, Folded, Heading, Paragraph, duration
+from gradwise.report.page.files import RunFiles
+
+NODES = 24
+"""Nodes of a graph that are shown, those with the largest influence on the target."""
+
+DRAWS = 60
+"""Draws of layers that are shown singly; of more, means of stretches."""
+
+
+# ---- the order ---------------------------------------------------------------------------------------------
+
+
+def order(run: RunFiles) -> list[Block]:
+    """The graph of influence, first and last."""
+    steps = {event["graph"] for event in run.of("order") if event.get("graph") is not None}
+    run.missing += [
+        f"plan/graph-{step}.parquet is missing." for step in sorted(steps - run.steps_of("graph"))
+    ]
+    steps = sorted(steps | run.steps_of("graph"))
+    shown = [steps[0], steps[-1]] if len(steps) > 1 else steps
+    graphs = [
+        graph for step in shown if (graph := run.take(f"plan/graph-{step}.parquet", _read, None)) is not None
+    ]
+    blocks: list[Block] = []
+    if graphs:
+        blocks.append(
+            Paragraph(
+                "How training on one unit first (row) changes the loss of another (column). Blue: it "
+                "helps; orange: it hurts. A dot marks an influence that is larger than its noise and that "
+                "the order follows. The bars show how much of the target's loss a step on the unit takes off."
+            )
+        )
+    for graph in graphs:
+        kept = graph.of(graph.largest(NODES))
+        cut = (
+            f"{len(kept.names)} of {len(graph.names)} units, those with the largest influence"
+            if len(graph.names) > NODES
+            else f"{len(graph.names)} units"
+        )
+        title = f"Measured before step {graph.step + 1:,}: {cut}, precedences: {int(kept.precedes.sum()):,}"
+        blocks += [Heading(title), Figure(both(lambda width, kept=kept: heat_map(_grid(kept), width)))]
+        if listed := _listed(kept):
+            blocks.append(Folded("Precedences, the strongest first", "\n".join(listed)))
+    return blocks
+
+
+def _read(path: Any) -> Graph | None:
+    try:
+        return Graph.read(path)
+    except GradwiseError as error:
+        if "no arc" in str(error):
+            return None
+        raise
+
+
+def _grid(graph: Graph) -> Grid:
+    finite = np.abs(graph.weight[np.isfinite(graph.weight)])
+    reach = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+    cells = [
+        [
+            Spot(
+                float(graph.weight[row, column]) / reach,
+                _arc(graph, row, column),
+                bool(graph.precedes[row, column]),
+            )
+            for column in range(len(graph.names))
+        ]
+        for row in range(len(graph.names))
+    ]
+    return Grid(
+        cells,
+        graph.names,
+        graph.names,
+        f"influence of {len(graph.names)} units on one another",
+        side=graph.influence.tolist(),
+        side_label="share of the loss",
+        bottom="trained on after",
+        named=True,
+    )
+
+
+def _arc(graph: Graph, row: int, column: int) -> str:
+    source, target = graph.names[row], graph.names[column]
+    if row == column:
+        return source
+    weight = graph.weight[row, column]
+    if not math.isfinite(weight):
+        return f"{source} before {target}: not measured"
+    bound = ", a precedence" if graph.precedes[row, column] else ""
+    return f"{source} before {target}: {weight:+.3g} of its loss{bound}"
+
+
+def _listed(graph: Graph) -> list[str]:
+    rows, columns = np.nonzero(graph.precedes)
+    found = sorted(zip(rows, columns, strict=True), key=lambda at: -graph.weight[at])
+    return [
+        f"{graph.names[row]} before {graph.names[column]} ({graph.weight[row, column]:+.3g})"
+        for row, column in found[:60]
+    ]
+
+
+# ---- layers ------------------------------------------------------------------------------------------------
+
+
+def layers(run: RunFiles) -> list[Block]:
+    """Which layers were active in each draw, over how probable each was; and how often each was."""
+    draws = [event for event in run.of("layers") if isinstance(event.get("active"), list)]
+    count = max((len(event.get("scores") or event.get("probabilities") or []) for event in draws), default=0)
+    count = max(count, max((max(event["active"], default=-1) + 1 for event in draws), default=0))
+    if not draws or not count:
+        return []
+    active = np.zeros((len(draws), count))
+    for number, event in enumerate(draws):
+        active[number, [layer for layer in event["active"] if 0 <= layer < count]] = 1
+    strength = _table(draws, "probabilities", count)
+    scores = _table(draws, "scores", count)
+    size = -(-len(draws) // DRAWS)
+    columns = [slice(start, start + size) for start in range(0, len(draws), size)]
+    top = np.nanmax(strength) if np.isfinite(strength).any() else 1.0
+    rows = range(count - 1, -1, -1)
+    cells = [
+        [
+            Spot(
+                _mean(strength[own, layer]) / top if np.isfinite(strength).any() else 0.06,
+                _draw_tip(draws, own, layer, active, strength, scores),
+                bool(active[own, layer].mean() >= 0.5),
+            )
+            for own in columns
+        ]
+        for layer in rows
+    ]
+    names = [f"layer {layer}" for layer in rows]
+    grid = Grid(
+        cells,
+        names,
+        [str(draws[own.start]["step"] + 1) for own in columns],
+        "active layers over the run",
+        side=[float(active[:, layer].mean()) for layer in rows],
+        side_label="share active",
+        bottom="first step of the draw",
+    )
+    caption = "Colour: the probability of being drawn. Dot: active. "
+    caption += f"Each column stands for {size} draws." if size > 1 else "A column for each draw."
+    return [Figure(both(lambda width: heat_map(grid, width)), caption)]
+
+
+def _table(draws: Sequence[dict], key: str, count: int) -> np.ndarray:
+    """(draws, layers) of a list that events carry; NaN where one has none."""
+    found = np.full((len(draws), count), np.nan)
+    for number, event in enumerate(draws):
+        values = event.get(key) or []
+        found[number, : len(values)] = [math.nan if value is None else value for value in values]
+    return found
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+
+
+def _draw_tip(
+    draws: Sequence[dict],
+    own: slice,
+    layer: int,
+    active: np.ndarray,
+    strength: np.ndarray,
+    scores: np.ndarray,
+) -> str:
+    words = [f"layer {layer}, from step {draws[own.start]['step'] + 1:,}"]
+    share = active[own, layer].mean()
+    words.append("active" if share == 1 else "not active" if share == 0 else f"active in {share:.0%}")
+    for name, values in (("probability", strength), ("score", scores)):
+        if math.isfinite(value := _mean(values[own, layer])):
+            words.append(f"{name} {value:.3g}")
+    return ", ".join(words)
+
+
+# ---- the annealing phase -----------------------------------------------------------------------------------
+
+
+def spectrum(run: RunFiles) -> list[Block]:
+    """The spectrum that samples of the annealing phase were chosen by."""
+    steps = run.steps_of("spectrum")
+    steps |= {event["step"] for event in run.of("anneal") if "stiff_directions" in event}
+    blocks: list[Block] = []
+    for step in sorted(steps):
+        details = run.details(f"plan/spectrum-{step}.json")
+        if details:
+            blocks += run.take(
+                f"plan/spectrum-{step}.json", lambda _, details=details: _spectrum(details), []
+            )
+    return blocks
+
+
+def _spectrum(details: dict[str, Any]) -> list[Block]:
+    found, stiff = details["spectrum"], int(details["stiff_directions"])
+    values = np.array(found["values"], dtype=np.float64) / found["trace"]
+    number = list(range(1, len(values) + 1))
+    pool, picks = (np.array(found[name], dtype=np.float64) for name in ("pool_energy", "picks_energy"))
+    elbow = (0.5, stiff + 0.5, f"{stiff} stiff directions")
+    above = Axes("eigenvector, stiffest first", "share of the curvature", 230, log=True, shade=elbow)
+    below = Axes(
+        "eigenvector, stiffest first", "share of the gradients' squared length", 230, log=True, shade=elbow
+    )
+    curve = [Line("", number, values.tolist(), 0)]
+    energy = [
+        Line("pool", number, np.maximum(pool, 1e-7).tolist(), 6),
+        Line("picks", number, np.maximum(picks, 1e-7).tolist(), 1),
+    ]
+    inside = [float(part[:stiff].sum()) for part in (pool, picks)]
+    sentence = (
+        f"The loss is steep along {stiff} directions, which hold {values[:stiff].sum():.0%} of the curvature "
+        f"that {details['validation_samples']:,} validation samples show, and nearly flat along all others. "
+        "Steps along steep directions mostly undo one another, so samples were sought whose gradients lie in "
+        f"the flat ones: of the picks' gradients {inside[1]:.0%} lies in the steep directions, of the pool's "
+        f"{inside[0]:.0%}."
+    )
+    return [
+        Paragraph(sentence),
+        Figure(
+            both(lambda width: line_chart(curve, above, width)),
+            "The spectrum of the curvature; shaded up to its elbow.",
+        ),
+        Figure(
+            both(lambda width: line_chart(energy, below, width)),
+            "Where the gradients of the pool and of the picks point.",
+            (("pool", "c6"), ("picks", "c1")),
+        ),
+    ]
+
+
+# ---- time --------------------------------------------------------------------------------------------------
+
+
+def time(run: RunFiles) -> list[Block]:
+    """Seconds of training and of each decision, against the forecast."""
+    spent = {
+        name: sum(event.get("seconds") or 0.0 for event in run.events if event["event"] in kinds)
+        for name, kinds in _KINDS.items()
+    }
+    total = run.finished.get("seconds") or (run.steps[-1].get("seconds") if run.steps else None)
+    if not total or not run.events:
+        return []
+    training = max(0.0, total - sum(spent.values()))
+    forecast = next(iter(reversed(run.of("forecast"))), {})
+    expected = {"training steps": forecast.get("training")}
+    if forecast.get("first") is not None:
+        expected["select"] = forecast["first"] + (forecast.get("refreshes") or 0.0)
+    named = {"training steps": training, **spent}
+    bars = [
+        Bar(
+            _called(run, name),
+            seconds,
+            place,
+            f"{duration(seconds)} ({seconds / total:.0%})",
+            expected.get(name),
+        )
+        for place, (name, seconds) in enumerate(named.items())
+        if seconds > 0
+    ]
+    words = f"The run is charged {duration(total)}; evaluation, checkpoints and loading are not counted."
+    if forecast.get("share") is not None and training > 0:
+        words += (
+            f" Selecting was forecast to take {forecast['share']:.1%} of the training time and took "
+            f"{spent['select'] / training:.1%}."
+        )
+    caption = "Dark marks: the forecast." if any(bar.expected is not None for bar in bars) else ""
+    blocks: list[Block] = [
+        Paragraph(words),
+        Figure(both(lambda width: bar_chart(bars, "seconds", width)), caption),
+    ]
+    if memory := run.finished.get("peak_memory"):
+        blocks.append(
+            Paragraph(
+                f"The peak memory was {memory / 2**30:.2f} GiB; the command gradwise estimate shows a "
+                "recipe's memory by part."
+            )
+        )
+    return blocks
+
+
+_KINDS = {
+    "select": ("signals", "ngrams", "plan", "refresh", "epochs"),
+    "order": ("order",),
+    "layers": ("layers", "probe"),
+    "anneal": ("anneal",),
+    "measuring speeds": ("forecast",),
+}
+"""Events by what they are charged to."""
+
+
+def _called(run: RunFiles, name: str) -> str:
+    method = run.section(name).get("method")
+    return f"{name}: {method}" if method else name

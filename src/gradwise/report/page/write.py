@@ -1,0 +1,45 @@
+"""Writes the page about a folder: a run or a comparison."""
+
+from pathlib import Path
+
+from gradwise.console import say
+from gradwise.errors import RecipeError
+from gradwise.report.page.comparison import comparison_page
+from gradwise.report.page.document import REPORT, place
+from gradwise.report.page.run import run_page
+from gradwise.report.reading import HELD_OUT_LOSS
+from gradwise.text import clipped
+
+
+def write_page(
+    folder: Path, out: Path | None = None, *, text: bool = True, metric: str = HELD_OUT_LOSS
+) -> Path:
+    """Write the page about a run or a comparison; returns its path.
+
+    Args:
+        folder: a run directory, or the folder of a comparison.
+        out: the file. If unset, `report.html` in the folder.
+        text: show texts of samples.
+        metric: what the first table of a comparison is about.
+
+    Raises:
+        GradwiseError: the folder holds neither, or the file cannot be written.
+    """
+    if not folder.is_dir():
+        raise RecipeError(f"{folder} is no folder; give a run directory or the folder of a comparison.")
+    if (folder / "comparison.yaml").is_file():
+        page = comparison_page(folder, metric)
+    else:
+        page = run_page(folder, text=text)
+    path = folder / REPORT if out is None else out.expanduser()
+    place(page, path)
+    return path
+
+
+def write_at_end(folder: Path, *, metric: str = HELD_OUT_LOSS) -> None:
+    """Write the page at the end of a run or a comparison, and say where; a failure is only a warning."""
+    try:
+        say(f"Report: {write_page(folder, metric=metric)}")
+    except Exception as error:  # the run is done and saved, whatever a drawing makes of its record
+        reason = clipped(" ".join(str(error).split()) or type(error).__name__, 300).rstrip(".")
+        say(f"Warning: the report could not be written ({reason}); `gradwise report {folder}` tries again.")
