@@ -16,7 +16,7 @@ def report(
         str, typer.Option(help="What the first table of a comparison is about.")
     ] = "held_out_loss",
 ) -> None:
-    """Write one HTML page that shows what was run and what came of it, readable without a network.
+    """Write one HTML page on what was run and how it ended, readable without a network.
 
     `train` and `compare` write it at their end. Files that are missing or damaged are named on the page.
     """

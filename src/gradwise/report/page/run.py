@@ -77,7 +77,7 @@ def _guarded(run: RunFiles, what: str, make: Callable[[RunFiles], T], instead: T
 
 
 def lead(run: RunFiles) -> str:
-    """What was run and what came of it, in two or three sentences."""
+    """What was run and how it ended, in two or three sentences."""
     plan = next(iter(run.of("plan")), {})
     name = Path(
         str(run.section("model").get("name") or run.environment.get("model", {}).get("name") or "A model")
