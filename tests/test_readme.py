@@ -139,7 +139,7 @@ def test_comparing_runs(tmp_path: Path) -> None:
 def test_every_command_is_run_by_a_test() -> None:
     """Those that are not in this file are in tests/cli."""
     here = {"train", "collect", "select", "order", "compare"}
-    assert {line.split()[1] for line in commands()} == here | {"demo", "schema"}
+    assert {line.split()[1] for line in commands()} == here | {"demo", "report", "schema"}
 
 
 def test_the_first_command_comes_within_25_lines() -> None:
