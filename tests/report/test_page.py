@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -321,3 +323,67 @@ def test_a_report_that_cannot_be_written_is_a_warning(run: Path, capsys: pytest.
     assert re.search(
         r"Warning: the report could not be written \(.+\); `gradwise report", capsys.readouterr().out
     )
+
+
+# ---- in a browser ------------------------------------------------------------------------------------------
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+BEFORE = """<script>window.errors = [];
+addEventListener("error", (event) => errors.push(event.message));
+addEventListener("securitypolicyviolation", (event) => errors.push(event.violatedDirective));
+const error = console.error; console.error = (...all) => { errors.push(all.join(" ")); error(...all); };</script>"""
+
+AFTER = """<script>{
+const shown = [...document.querySelectorAll("svg")].filter((each) => each.getBoundingClientRect().width > 100);
+const colour = () => getComputedStyle(document.body).backgroundColor;
+const [light, button] = [colour(), document.getElementById("theme")];
+button.click();
+const figure = shown.find((each) => each.querySelector("[data-tip]"));
+figure.focus();
+figure.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+const tip = document.getElementById("tip").textContent;
+const table = document.querySelector("table"), column = COLUMN;
+const cells = () => [...table.tBodies[0].rows].map((row) => row.cells[column].dataset.sort);
+const heads = table.querySelectorAll("th button");
+heads[column].click(); const up = cells(); heads[column].click();
+document.title = JSON.stringify({
+  errors, tip, up, down: cells(), figures: shown.length, themes: [light, colour()],
+  fetched: performance.getEntriesByType("resource").map((each) => each.name),
+  wide: document.documentElement.scrollWidth > innerWidth,
+});
+}</script>"""
+
+
+def browsed(page: str, column: int, tmp_path: Path) -> dict[str, Any]:
+    """What a browser makes of a page: figures on the screen, errors, requests, the tip that an arrow key
+    shows, a column of the first table sorted both ways."""
+    path = tmp_path / "browsed.html"
+    path.write_text(
+        page.replace("<head>", f"<head>{BEFORE}").replace(
+            "</body>", AFTER.replace("COLUMN", str(column)) + "</body>"
+        )
+    )
+    command = [
+        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1000,900", "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+    assert title is not None, done.stderr[-2000:]
+    return json.loads(unescape(title[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_in_a_browser_figures_tables_and_themes_work_without_a_request(
+    finished: Path, compared: Path, tmp_path: Path
+) -> None:
+    for page, column, figures in ((run_page(finished), 0, 9), (comparison_page(compared), 3, 4)):
+        found = browsed(html(page), column, tmp_path)
+        assert found["errors"] == [] and found["fetched"] == []
+        assert found["figures"] >= figures and found["tip"] and not found["wide"]
+        assert found["themes"][0] != found["themes"][1]
+        numbers = [float(value) for value in found["up"] if value]
+        assert len(numbers) > 2 and numbers == sorted(numbers)
+        assert [float(value) for value in found["down"] if value] == numbers[::-1]
