@@ -332,10 +332,11 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 BEFORE = """<script>window.errors = [];
 addEventListener("error", (event) => errors.push(event.message));
 addEventListener("securitypolicyviolation", (event) => errors.push(event.violatedDirective));
-const error = console.error; console.error = (...all) => { errors.push(all.join(" ")); error(...all); };</script>"""
+console.error = (...all) => errors.push(all.join(" "));</script>"""
 
 AFTER = """<script>{
-const shown = [...document.querySelectorAll("svg")].filter((each) => each.getBoundingClientRect().width > 100);
+const figures = [...document.querySelectorAll("svg")];
+const shown = figures.filter((each) => each.getBoundingClientRect().width > 100);
 const colour = () => getComputedStyle(document.body).backgroundColor;
 const [light, button] = [colour(), document.getElementById("theme")];
 button.click();
@@ -365,8 +366,8 @@ def browsed(page: str, column: int, tmp_path: Path) -> dict[str, Any]:
         )
     )
     command = [
-        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-        "--window-size=1000,900", "--dump-dom", path.as_uri(),
+        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,900", "--dump-dom", path.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)

@@ -215,6 +215,31 @@ def test_killed_and_resumed_is_never_killed(sources: dict[str, Any], tmp_path: P
 
 
 @pytest.mark.slow
+def test_all_four_killed_ten_times_is_never_killed(sources: dict[str, Any], tmp_path: Path) -> None:
+    settings = recipe(
+        sources,
+        schedule="wsd",
+        select={**GRACE, "fraction": 0.5, "refresh_every": 3},
+        order={**D3, "units": "batches", "probes": 1},
+        anneal={"method": "direct", "last": 0.5, "count": 8},
+        signals={"grad_dim": 32},
+    )
+    run_whole(settings, tmp_path / "whole")
+    expected = what_counts(tmp_path / "whole")
+    kinds = {event["event"] for event in expected["events"]}
+    assert kinds >= {"plan", "refresh", "order", "layers", "anneal"}
+    steps = sum("loss" in line for line in expected["metrics"])
+    rng = random.Random(0)
+    kills = [
+        run_and_kill(settings, tmp_path / "killed", rng.randrange(0, steps - 3), rng.random() * 0.15)
+        for _ in range(10)
+    ]
+    assert any(kills), "no kill came before the end"
+    run_whole(settings, tmp_path / "killed")
+    assert what_counts(tmp_path / "killed") == expected
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_killed_at_operations_on_files_is_never_killed(sources: dict[str, Any], tmp_path: Path) -> None:
     """Kills that timers rarely hit: between the creation of a folder and its marker, for example."""
