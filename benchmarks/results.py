@@ -19,7 +19,7 @@ from benchmarks import overview
 from benchmarks.common.frame import RESULTS, ROOT
 from benchmarks.common.tables import Claim, Content, Page, plural, table
 from benchmarks.compare import page as compare
-from benchmarks.d3 import commutator, planted, published
+from benchmarks.d3 import commutator, planted, printed_rule, published
 from benchmarks.d3 import cost as d3_cost
 from benchmarks.d3 import solver as d3_solver
 from benchmarks.direct import curvature, decay, sketch
@@ -42,7 +42,7 @@ PAGES: dict[str, ModuleType] = {
     "grace-propagation": propagation, "grace-overhead": overhead, "grace-words": words,
     "grace-targets": targets,
     "d3-commutator": commutator, "d3-planted": planted, "d3-cost": d3_cost, "d3-solver": d3_solver,
-    "d3-published": published,
+    "d3-published": published, "d3-printed_rule": printed_rule,
     "direct-solver": direct_solver, "direct-million": direct_million, "direct-curvature": curvature,
     "direct-sketch": sketch, "direct-decay": decay,
     "layers": layers, "estimate-memory": estimate, "robustness-data": robustness_data,

@@ -1,14 +1,48 @@
 """The presets that do what the papers state, against the papers' formulas taken literally."""
 
+import copy
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import gradwise as gw
 from gradwise.errors import RecipeError
 from gradwise.numerics.budgeted import rounded_at_random
+
+ROOT = Path(__file__).parents[2]
+STORIES = ROOT / "src/gradwise/demo/assets/stories260K"
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "preset"),
+    [
+        ("grace", "select", gw.Grace.published()),
+        ("d3", "order", gw.D3.published()),
+        ("grass", "layers", gw.Grass.published(state="offload")),
+        ("direct", "anneal", gw.Direct.published(last=0.9)),
+    ],
+)
+def test_a_recipe_holds_the_preset(name: str, section: str, preset: Any) -> None:
+    recipe = gw.Recipe.load(ROOT / "recipes" / "published" / f"{name}.yaml")
+    assert getattr(recipe, section) == preset
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["grace", "d3", "grass", "direct"])
+def test_a_recipe_runs_on_the_story_model(name: str, tmp_path: Path) -> None:
+    shorter = {"direct": ["train.epochs=0.05"], "grass": ["train.epochs=0.3"]}.get(name, [])
+    overrides = [f"model.name={STORIES}", *shorter]
+    recipe = gw.Recipe.load(ROOT / "recipes" / "published" / f"{name}.yaml", overrides)
+    train(recipe, tmp_path / "run", tell=lambda _: None, progress=False)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] > 0
+
 
 # ---- DiReCT ------------------------------------------------------------------------------------------------
 
@@ -182,3 +216,127 @@ def test_perplexity_ranks_as_loss_does_and_gradient_norms_by_themselves() -> Non
     assert by_perplexity.indices.tolist() == gw.baselines.LossAnneal(count=6).select(pool).indices.tolist()
     by_norm = gw.baselines.GradNormAnneal(count=6).select(pool)
     assert by_norm.indices.tolist() == np.argsort(-np.asarray(pool.grad_norm))[:6].tolist()
+
+
+# ---- D3 ----------------------------------------------------------------------------------------------------
+
+RATE = 1e-4
+
+
+class Micro:
+    """Five micro-batches of three speeches on the story model, each loss and gradient by hand."""
+
+    def __init__(self, model: torch.nn.Module, speeches: Any) -> None:
+        self.model = model.eval()
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self.rows = speeches.select(range(15))
+        self.batches = [np.arange(3 * n, 3 * n + 3) for n in range(5)]
+        self.probe = gw.Probe(model, torch.optim.AdamW(self.weights, lr=RATE), self.rows)
+
+    def loss(self, samples: Any, model: Any = None) -> torch.Tensor:
+        """The mean over all label tokens of some samples."""
+        total, tokens = torch.zeros(()), 0
+        for sample in samples:
+            row = self.rows[int(sample)]
+            ids, labels = (torch.tensor(row[name]) for name in ("input_ids", "labels"))
+            logits = (model or self.model)(input_ids=ids[None]).logits[0, :-1]
+            total = total + torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum")
+            tokens += int((labels[1:] != -100).sum())
+        return total / tokens
+
+    def gradient(self, samples: Any, *, graph: bool = False) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(self.loss(samples), self.weights, create_graph=graph))
+
+
+@pytest.fixture(scope="module")
+def micro(_story_model: Any, speeches: Any) -> Micro:
+    return Micro(copy.deepcopy(_story_model), speeches)
+
+
+def products(a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+
+
+def test_d3_curvatures_are_those_of_hutchinsons_diagonal(micro: Micro) -> None:
+    everything = np.arange(6)
+    found = micro.probe.diagonal_curvatures(micro.batches[:2], everything, 2, np.random.default_rng(3))
+    drawn = torch.Generator().manual_seed(int(np.random.default_rng(3).integers(2**63)))
+    diagonal = [torch.zeros_like(p) for p in micro.weights]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        for _ in range(2):
+            v = [(torch.randint(2, p.shape, generator=drawn) * 2 - 1).float() for p in micro.weights]
+            hv = torch.autograd.grad(products(micro.gradient(everything, graph=True), v), micro.weights)
+            diagonal = [h + each * own / 2 for h, each, own in zip(diagonal, v, hv, strict=True)]
+    squares = ([g**2 for g in micro.gradient(batch)] for batch in micro.batches[:2])
+    expected = [float(products(diagonal, each)) for each in squares]
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def measured(method: Any, micro: Micro) -> tuple[Any, list[int]]:
+    """The graph of the five micro-batches, and their order."""
+    units = method.units_of(np.arange(15), None, 3)
+    rng = np.random.default_rng(0)
+    graph = method.measured(micro.probe, units, edges="", rng=rng, probes=None)
+    return graph, method.arranged(units, graph, np.zeros(0), rng, seed=0).order.tolist()
+
+
+def test_the_printed_estimate_asks_for_lambda_descending(micro: Micro) -> None:
+    """Algorithms 4 and 5 with a Gaussian sketch: the order costs nothing, so that no swap is accepted."""
+    graph, order = measured(gw.D3.published(hessian_probes=1), micro)
+    lambdas, gamma = graph.influence, 100 * RATE
+    assert order == sorted(range(5), key=lambda unit: -lambdas[unit]) and order != list(range(5))
+    flat = np.array([torch.cat([g.ravel() for g in micro.gradient(b)]).numpy() for b in micro.batches])
+    sketched = flat @ np.random.default_rng(1).standard_normal((flat.shape[1], 50)) / np.sqrt(50)
+    a = np.zeros((5, 5))
+    for i, j in itertools.permutations(range(5), 2):
+        a[i, j] = -gamma * sketched[j] @ sketched[i] + gamma**2 / 2 * lambdas[j]
+    assert cost(a, order) <= 1e-9 * np.abs(a).max() < cost(a, order[::-1])
+    assert all(cost(a, swapped) > cost(a, order) for swapped in swaps(order))
+
+
+def cost(a: np.ndarray, order: list[int]) -> float:
+    """Advantages max(0, S_ij), S = A^T - A, of pairs placed the other way."""
+    s = a.T - a
+    return sum(max(0.0, s[order[q], order[p]]) for p in range(len(order)) for q in range(p + 1, len(order)))
+
+
+def swaps(order: list[int]) -> Any:
+    for p, q in itertools.combinations(range(len(order)), 2):
+        swapped = list(order)
+        swapped[p], swapped[q] = swapped[q], swapped[p]
+        yield swapped
+
+
+def test_d3_by_definition_tries_a_plain_step_on_each(micro: Micro) -> None:
+    before = {name: each.clone() for name, each in micro.model.state_dict().items()}
+    graph, order = measured(gw.D3.published(rule="trial"), micro)
+    assert all(torch.equal(each, before[name]) for name, each in micro.model.state_dict().items())
+    a = np.zeros((5, 5))
+    for i, batch in enumerate(micro.batches):
+        moved, gradient = copy.deepcopy(micro.model), micro.gradient(batch)
+        with torch.no_grad():
+            for parameter, g in zip(moved.parameters(), gradient, strict=True):
+                parameter -= 100 * RATE * g
+            for j, other in enumerate(micro.batches):
+                a[i, j] = float(micro.loss(other, moved)) - float(micro.loss(other))
+    np.testing.assert_allclose(-graph.weight, a, atol=2e-5)
+    every = (cost(-graph.weight, list(each)) for each in itertools.permutations(range(5)))
+    assert cost(-graph.weight, order) == pytest.approx(min(every), abs=1e-12)
+
+
+def test_chunks_begin_again_with_each_epoch(story_model: Any, arguments: Any, speeches: Any) -> None:
+    """Five batches an epoch in chunks of two: measured before steps 0, 2, 4 and 5, 7, 9."""
+    trainer = gw.Trainer(
+        story_model(),
+        arguments("chunks", num_train_epochs=2, lr_scheduler_type="constant"),
+        train_dataset=speeches.select(range(20)),
+        recipe=gw.Recipe(order=gw.D3.published(chunk=2, hessian_probes=1, hessian_samples=2)),
+    )
+    trainer.train()
+    assert trainer.session.plan is not None
+    segments = trainer.session.plan.segments
+    epochs = [np.concatenate([each.indices for each in segments if each.epoch == n]) for n in range(2)]
+    assert [sorted(epoch.tolist()) for epoch in epochs] == [list(range(20))] * 2
+    lines = (Path(trainer.args.output_dir) / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [event["step"] for event in events if event["event"] == "order"] == [0, 2, 4, 5, 7, 9]

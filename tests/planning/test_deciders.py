@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "grace": {"count": 12, "candidates": "all", "refresh_every": 2, "anchors": 0.5},
     "less": {"count": 12, "checkpoints": 2, "warm_up_fraction": 0.2},
+    "d3_published": {"chunk": 2, "hessian_probes": 1},
     "d3": {"probes": 2, "target_samples": 4, "overhead": 1.0},
 }
 """What a method needs to be told; the others have defaults for everything."""

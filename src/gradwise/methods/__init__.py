@@ -41,7 +41,7 @@ from gradwise.methods.baselines import (
     Tsds,
     UniformLayers,
 )
-from gradwise.methods.d3 import D3
+from gradwise.methods.d3 import D3, PublishedD3
 from gradwise.methods.decision import Order, Selection
 from gradwise.methods.direct import Direct
 from gradwise.methods.grace import Grace
@@ -62,7 +62,15 @@ Select = Annotated[
     Field(discriminator="method"),
 ]
 OrderBy = Annotated[
-    Shuffle | GivenOrder | EasyFirst | Interleave | Balanced | HerdedOrder | MostUsefulFirst | D3,
+    Shuffle
+    | GivenOrder
+    | EasyFirst
+    | Interleave
+    | Balanced
+    | HerdedOrder
+    | MostUsefulFirst
+    | D3
+    | PublishedD3,
     Field(discriminator="method"),
 ]
 Layers = Annotated[

@@ -312,6 +312,8 @@ class Timetable(NamedTuple):
     """Scoring cost as a fraction of training cost, in forward/backward passes per sample."""
     problem: str | None = None
     """Why nothing is measured, if so."""
+    restarts: bool = False
+    """Whether the count of steps begins again with each epoch and with the annealing phase."""
 
 
 class InfluenceOrder(Orderer, ABC):

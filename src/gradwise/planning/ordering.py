@@ -44,6 +44,7 @@ class Ordering(Decider):
         self.method, self._batch_size = method, batch_size
         self._influence = method.influence
         self._onsets: tuple[int, ...] = ()
+        self._steps_per_epoch = 0
         self._timetable = Timetable(0, 0)
         self._graph: InfluenceGraph | None = None
         self._group: NDArray[Any] | None = None
@@ -107,6 +108,7 @@ class Ordering(Decider):
         if self._group is not None:
             nodes = len(np.unique(self._group))
         self._timetable = influence.timetable(steps, batches.batch_size, nodes)
+        self._steps_per_epoch = batches.steps_per_epoch if self._timetable.restarts else 0
         if self._timetable.problem is None:
             return {}
         self._say_once(context, self._timetable.problem)
@@ -127,7 +129,11 @@ class Ordering(Decider):
         return self._measures(step) or (self.recurs and step in self._onsets)
 
     def _measures(self, step: int) -> bool:
-        return self.recurs and step % self._timetable.every == 0
+        if not self.recurs:
+            return False
+        if not self._steps_per_epoch:
+            return step % self._timetable.every == 0
+        return step in self._onsets or step % self._steps_per_epoch % self._timetable.every == 0
 
     def _say_once(self, context: RunContext, sentence: str) -> None:
         if sentence not in self._said:
@@ -255,7 +261,8 @@ class Ordering(Decider):
     def state_dict(self) -> Arrays:
         if self._influence is None:
             return {}
-        arrays: Arrays = {"timetable": np.array([self._timetable.every, self._timetable.probes])}
+        timetable = [self._timetable.every, self._timetable.probes, self._steps_per_epoch]
+        arrays: Arrays = {"timetable": np.array(timetable)}
         if self._graph is not None:
             arrays |= {f"{GRAPH}{name}": values for name, values in self._graph.arrays().items()}
         if self._group is not None and self._group.dtype.kind != "U":  # domains are read again from the data
@@ -265,7 +272,7 @@ class Ordering(Decider):
     def load_state_dict(self, arrays: Arrays, context: RunContext) -> None:
         if self._influence is None:
             return
-        every, probes = (int(value) for value in arrays["timetable"])
+        every, probes, self._steps_per_epoch = (int(value) for value in arrays["timetable"])
         self._timetable = Timetable(every, probes)
         graph = {name[len(GRAPH) :]: values for name, values in arrays.items() if name.startswith(GRAPH)}
         self._graph = InfluenceGraph.of_arrays(graph) if graph else None

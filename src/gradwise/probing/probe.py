@@ -215,6 +215,55 @@ class Probe:
                 target_loss=target,
             )
 
+    def plain_steps(
+        self, units: Sequence[Samples], length: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Token-mean losses of units (n,), and (n, n) after a step on each of them: a plain step of this
+        length along its gradient, without the optimizer, without clipping, without dropout."""
+        with kept(self.model, self.optimizer) as give_back, self._lent(), torch.inference_mode(False):
+            weights = self._weights()
+            before, after = self._unit_losses(units), np.empty((len(units), len(units)))
+            for number, unit in enumerate(units):
+                with torch.enable_grad():
+                    _, gradients = self._gradient(unit, weights)
+                with torch.no_grad():
+                    for parameter, gradient in zip(weights, gradients, strict=True):
+                        parameter.sub_(gradient, alpha=length)
+                after[number] = self._unit_losses(units)
+                give_back()
+            return before, after
+
+    def diagonal_curvatures(
+        self, units: Sequence[Samples], on: Samples, probes: int, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """(n,) g_u^T diag(h) g_u of every unit, with Hutchinson's estimate of the Hessian's diagonal,
+        h = mean of v * (H v) over random signs v.
+
+        Args:
+            units: samples of each.
+            on: samples whose mean loss has the Hessian.
+            probes: number of vectors v.
+            rng: draws them.
+        """
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        with self._lent(), torch.inference_mode(False), torch.enable_grad():
+            weights = self._weights()
+            diagonal = [torch.zeros_like(p) for p in weights]
+            for _ in range(probes):
+                signs = [
+                    (torch.randint(2, p.shape, generator=generator) * 2 - 1).to(p.device, p.dtype)
+                    for p in weights
+                ]
+                _, _, turned = self._turned(on, weights, signs)
+                for total, sign, row in zip(diagonal, signs, turned, strict=True):
+                    total += sign * row / probes
+            curvatures: list[float] = []
+            for unit in units:
+                _, gradient = self._gradient(unit, weights)
+                pairs = zip(diagonal, gradient, strict=True)
+                curvatures.append(sum(float((h.double() * g.double() ** 2).sum()) for h, g in pairs))
+            return np.array(curvatures)
+
     # ---- how -----------------------------------------------------------------------------------------------
 
     def _weights(self) -> list[nn.Parameter]:
@@ -299,6 +348,17 @@ class Probe:
             for inputs, positions in self._batches(samples)
         ]
         return torch.cat(found).double().cpu().numpy()
+
+    def _unit_losses(self, units: Sequence[Samples]) -> NDArray[np.float64]:
+        """(n,) token-mean losses."""
+        losses: list[float] = []
+        with torch.no_grad():
+            for unit in units:
+                batches = list(self._batches(unit))
+                tokens = sum(int(positions.counts.sum()) for _, positions in batches)
+                self._check_tokens(unit, tokens)
+                losses.append(sum(float(self._token_sum(*batch)) for batch in batches) / tokens)
+        return np.array(losses)
 
     def _token_sum(self, inputs: dict[str, Any], positions: LabelPositions) -> Tensor:
         logits = self._logits(inputs, positions)

@@ -101,6 +101,7 @@ def _complete(recipe: Recipe) -> Recipe:
         raise RecipeError("The recipe names no model; give model.name, a hub name or a local folder.")
     if recipe.data is None or recipe.data.train is None:
         raise RecipeError("The recipe names no training data; give data.train.")
+    _check_packing(recipe)
     if recipe.model.dtype == "float16" and recipe.adapter is None:
         raise RecipeError(
             "model.dtype: float16 cannot be trained, since its gradients overflow and vanish; use bfloat16, "
@@ -111,6 +112,24 @@ def _complete(recipe: Recipe) -> Recipe:
         recipe = replace(recipe, model=replace(recipe.model, revision=revision))
     # So that the recipe in the run directory can be run from anywhere.
     return recipe.anchored()
+
+
+def _check_packing(recipe: Recipe) -> None:
+    """Refuse what cannot go with packing, before a model is loaded."""
+    assert recipe.data is not None
+    if recipe.data.packing is not True:
+        return  # with `auto`, the model decides whether rows are packed
+    refused = {
+        "anneal": recipe.anneal is not None,
+        f"order: {recipe.order.method}": recipe.order.influence is not None,
+        "select.refresh_every": bool(getattr(recipe.select, "refresh_every", None)),
+    }
+    for what, is_refused in refused.items():
+        if is_refused:
+            raise RecipeError(
+                f"{what} cannot go with packing, since it decides between steps of a fixed number of samples; "
+                "set data.packing: false, or leave it out (docs/guide/limits.md)."
+            )
 
 
 def _arguments(recipe: Recipe, run: RunDirectory, bars: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from gradwise.methods.d3.graph import InfluenceGraph
 from gradwise.methods.d3.method import D3
+from gradwise.methods.d3.published import PublishedD3
 from gradwise.methods.d3.units import Units
 
-__all__ = ["D3", "InfluenceGraph", "Units"]
+__all__ = ["D3", "InfluenceGraph", "PublishedD3", "Units"]

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from gradwise.numerics.streams import stream
 from gradwise.probing.answers import Bends
 from gradwise.settings import default_of
 from gradwise.signals import Signals
+
+if TYPE_CHECKING:
+    from gradwise.methods.d3.published import PublishedD3
 
 SIZE = 16
 """Samples of a unit outside of a run, at most."""
@@ -124,6 +127,23 @@ class D3(InfluenceOrder):
             raise RecipeError(f"order.commit is {self.commit}, more than the window of {self.window}.")
         if self.units == "samples" and self.size not in (None, 1):
             raise RecipeError(f"order.units: samples are units of one; found size {self.size}.")
+
+    @staticmethod
+    def published(**changes: Any) -> "PublishedD3":
+        """The paper's Algorithm 1: chunks of 60 batches drawn at random, in the order of the printed
+        estimate, lambda descending; `rule="trial"` takes Def. 3.1 literally, with gamma = 100 eta.
+
+        Not published, and therefore ours: lambda is of whole gradients, and the Hessian is that of 16 samples.
+
+        Args:
+            changes: settings of `gradwise.methods.d3.PublishedD3` that differ.
+
+        >>> D3.published(chunk=20).method
+        'd3_published'
+        """
+        from gradwise.methods.d3.published import PublishedD3
+
+        return PublishedD3(**changes)
 
     @property
     def _kinds(self) -> str:
