@@ -2,9 +2,9 @@
 
     python -m benchmarks.d3.printed_rule
 
-A model of 8 weights, two samples (x_i, y_i), l_i = (theta . x_i - y_i)^2 / 2, both orders of one plain gradient
-step on each, and the sum of both losses after them. A rule is right where it places first what really is
-better first. With x of unit length Def. 3.1 is exact up to its sign; with Gaussian x lengths differ. The
+A model of 8 weights, two samples (x_i, y_i), l_i = (theta . x_i - y_i)^2 / 2, both orders of one plain
+gradient step on each, and the sum of both losses after them. A rule is right where it places first what
+really is better first. With x of unit length both samples are as long; with Gaussian x they are not. The
 printed estimate is -gamma g_j.g_i + gamma^2/2 lambda_j with lambda_j = g_j^T diag(H) g_j, of the exact
 diagonal of the total loss's Hessian. Beside it: of 60 samples, how many of 20,000 swaps lower the cost of the
 order that sorts lambda, under the printed estimate with first-order terms of a random sketch.
@@ -91,8 +91,8 @@ def page(content: Content) -> Page:
         ],
         claims=[
             Claim(
-                "The published D³'s printed estimate, its definition and our commutator name the better order of "
-                f"two steps, {kind} x",
+                "The published D³'s printed estimate, its definition and our commutator name the better "
+                f"order of two steps, {kind} x",
                 f"{entry['printed']:.3f}, {entry['definition']:.3f}, {entry['commutator']:.3f}",
             )
             for kind, entry in signs.items()

@@ -13,6 +13,7 @@ import torch
 import gradwise as gw
 from gradwise.errors import RecipeError
 from gradwise.numerics.budgeted import rounded_at_random
+from gradwise.run import train
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "src/gradwise/demo/assets/stories260K"
@@ -24,7 +25,7 @@ STORIES = ROOT / "src/gradwise/demo/assets/stories260K"
         ("grace", "select", gw.Grace.published()),
         ("d3", "order", gw.D3.published()),
         ("grass", "layers", gw.Grass.published(state="offload")),
-        ("direct", "anneal", gw.Direct.published(last=0.9)),
+        ("direct", "anneal", gw.Direct.published(last=0.85)),
     ],
 )
 def test_a_recipe_holds_the_preset(name: str, section: str, preset: Any) -> None:
@@ -32,16 +33,30 @@ def test_a_recipe_holds_the_preset(name: str, section: str, preset: Any) -> None
     assert getattr(recipe, section) == preset
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["grace", "d3", "grass", "direct"])
 def test_a_recipe_runs_on_the_story_model(name: str, tmp_path: Path) -> None:
-    shorter = {"direct": ["train.epochs=0.05"], "grass": ["train.epochs=0.3"]}.get(name, [])
+    shorter = {"direct": ["train.epochs=0.2"], "grass": ["train.epochs=0.3"]}.get(name, [])
     overrides = [f"model.name={STORIES}", *shorter]
     recipe = gw.Recipe.load(ROOT / "recipes" / "published" / f"{name}.yaml", overrides)
-    train(recipe, tmp_path / "run", tell=lambda _: None, progress=False)
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["steps"] > 0
+    outcome = train(recipe, tmp_path / "run", tell=lambda _: None, progress=False)
+    assert outcome.finished and outcome.steps > 0
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        {"anneal": gw.Direct(count=4)},
+        {"order": gw.D3(size=4)},
+        {"select": gw.Grace(count=4, refresh_every=5)},
+    ],
+)
+def test_packing_is_refused_before_the_model_is_loaded(decision: Any, tmp_path: Path) -> None:
+    common: Any = {"model": {"name": "no/such"}, "data": {"train": "none.jsonl", "packing": True}}
+    recipe = gw.Recipe(**common, train={"schedule": "wsd"}, **decision)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="cannot go with packing"):
+        train(recipe, tmp_path / "run", tell=lambda _: None, progress=False)
 
 
 # ---- DiReCT ------------------------------------------------------------------------------------------------

@@ -127,8 +127,8 @@ def _check_packing(recipe: Recipe) -> None:
     for what, is_refused in refused.items():
         if is_refused:
             raise RecipeError(
-                f"{what} cannot go with packing, since it decides between steps of a fixed number of samples; "
-                "set data.packing: false, or leave it out (docs/guide/limits.md)."
+                f"{what} cannot go with packing, since it decides between steps of a fixed number of "
+                "samples; set data.packing: false, or leave it out (docs/guide/limits.md)."
             )
 
 

@@ -133,7 +133,7 @@ class D3(InfluenceOrder):
         """The paper's Algorithm 1: chunks of 60 batches drawn at random, in the order of the printed
         estimate, lambda descending; `rule="trial"` takes Def. 3.1 literally, with gamma = 100 eta.
 
-        Not published, and therefore ours: lambda is of whole gradients, and the Hessian is that of 16 samples.
+        Not published, and therefore ours: lambda is of whole gradients, the Hessian that of 16 samples.
 
         Args:
             changes: settings of `gradwise.methods.d3.PublishedD3` that differ.
