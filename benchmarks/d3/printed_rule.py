@@ -91,11 +91,10 @@ def page(content: Content) -> Page:
         ],
         claims=[
             Claim(
-                "The published D³'s printed estimate, its definition and our commutator name the better "
-                f"order of two steps, {kind} x",
-                f"{entry['printed']:.3f}, {entry['definition']:.3f}, {entry['commutator']:.3f}",
+                "The printed estimate of D³, its definition and our commutator name the better order of "
+                "two steps, Gaussian x",
+                ", ".join(f"{signs['gaussian'][rule]:.3f}" for rule in reversed(RULES)),
             )
-            for kind, entry in signs.items()
         ],
     )
 
