@@ -36,6 +36,7 @@ class HostTrainer(Protocol):
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
     last_grad_norm: Any
+    callback_handler: Any
     proxy: Any
 
     def training_samples(self) -> tuple[Any, Collate]:

@@ -42,6 +42,7 @@ from gradwise.training.plan import Plan
 from gradwise.training.record import FILES, NonFiniteError, Record
 from gradwise.training.saving import written
 from gradwise.training.timing import seconds_per_sample
+from gradwise.training.trackers import one_run
 
 
 class Session:
@@ -203,6 +204,12 @@ class Session:
         if state:
             self.saved_step = state["step"]
             self.record.event("resume", state["step"], 0.0, checkpoint=str(resume))
+
+    def tracked(self, resume: Path | None) -> AbstractContextManager[None]:
+        """Around training: trackers see one run, however often it is resumed."""
+        step = self._state["step"] if resume and self._state else None
+        callbacks = self.trainer.callback_handler.callbacks
+        return one_run(callbacks, self.folder, self.record.run, resumed_at=step, say=self.say)
 
     def resolve(self, recipe: Recipe) -> None:
         """Follow a recipe into which measurements were filled, once it is written; a collective call."""

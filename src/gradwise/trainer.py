@@ -99,8 +99,8 @@ class TrainerMixin(_AnyTrainer):
         _check_output(kwargs.get("args", args[1] if len(args) > 1 else None))
         with without_trackers([*args, *kwargs.values()]) as trackers:
             super().__init__(*args, **kwargs)
-        guard_trackers(self.callback_handler.callbacks)
-        add_trackers(self, trackers)
+        guard_trackers(self.callback_handler.callbacks, self._layer_numbers)
+        add_trackers(self, trackers, self._layer_numbers)
         check_supported(self, recipe)
         target = target_of(recipe.select, target_dataset, self.eval_dataset, planned=plan is not None)
         self.target_dataset, self.eval_dataset = target.samples, target.evaluation
@@ -153,7 +153,7 @@ class TrainerMixin(_AnyTrainer):
             resume = self._checkpoint(resume_from_checkpoint)
             self.session.open(resume)
             try:
-                with self._own_settings(resumed=resume is not None):
+                with self._own_settings(resumed=resume is not None), self.session.tracked(resume):
                     result = super().train(str(resume) if resume else None, *args, **kwargs)
                 self.session.flush()
                 if self.session.stopped:
@@ -161,6 +161,13 @@ class TrainerMixin(_AnyTrainer):
                 return result
             finally:
                 self.session.close()
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As the underlying Trainer's; a training loss comes with the numbers of the latest decisions."""
+        super().log(logs | self.session.record.numbers if "loss" in logs else logs, *args, **kwargs)
+
+    def _layer_numbers(self) -> dict[str, float]:
+        return self.session.record.layers
 
     def _check_columns(self) -> None:
         """Refuse what the underlying Trainer would drop though it matters."""

@@ -1,6 +1,8 @@
 """Trackers that fail are left out with one warning, and the run finishes."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,3 +61,65 @@ def test_other_callbacks_still_end_it(story_model: Callable[[], Any], arguments:
     trainer = gw.Trainer(story_model(), arguments(max_steps=3), Collator(0), speeches, callbacks=[_Failing()])
     with pytest.raises(OSError, match="the server is gone"):
         trainer.train()
+
+
+def test_decisions_are_tracked_as_one_run_over_a_resume(
+    story_model: Callable[[], Any], arguments: Any, speeches: Any, tmp_path: Path, capsys: Any
+) -> None:
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    recipe = gw.Recipe(layers=gw.Grass(active=2, period=2, probe=1))
+
+    def trainer(steps: int) -> Any:
+        own = arguments(
+            max_steps=steps,
+            report_to=["tensorboard"],
+            disable_tqdm=False,
+            save_strategy="steps",
+            save_steps=4,
+        )
+        return gw.Trainer(
+            story_model(), own, Collator(0), speeches, eval_dataset=speeches, recipe=recipe,
+            run_dir=tmp_path / "run",
+        )  # fmt: skip
+
+    first = trainer(6)
+    first.train()
+    first.evaluate()
+    resumed = trainer(6)
+    resumed.train(resume_from_checkpoint=str(Path(resumed.args.output_dir) / "checkpoint-4"))
+    folder = tmp_path / "run" / "tensorboard"
+    assert f"TensorBoard: tensorboard --logdir {folder}" in capsys.readouterr().out
+    found = reading.EventAccumulator(str(folder))
+    found.Reload()
+    steps = [event.step for event in found.Scalars("train/loss")]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    tags = set(found.Tags()["scalars"])
+    assert {
+        "train/deciding_seconds",
+        "train/active_layers",
+        "train/layer_score/0",
+        "eval/held_out_loss",
+    } <= tags
+    active = {n: [e.value for e in found.Scalars(f"train/layer_active/{n}")] for n in range(5)}
+    assert [sum(column) for column in zip(*active.values(), strict=True)] == [2.0] * 6
+    deciding = [event.value for event in found.Scalars("train/deciding_seconds")]
+    assert deciding == sorted(deciding) and deciding[0] > 0
+    assert not any("layer_score" in name for line in resumed.state.log_history for name in line)
+
+
+def test_wandb_sees_one_run(
+    story_model: Callable[[], Any], arguments: Any, speeches: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Wandb(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            seen.append((os.environ["WANDB_RUN_ID"], os.environ["WANDB_RESUME"]))
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "wandb", Wandb)
+    for steps, resume in ((2, None), (2, True)):
+        own = arguments(max_steps=steps, report_to=["wandb"], save_strategy="steps", save_steps=1)
+        trainer = gw.Trainer(story_model(), own, Collator(0), speeches)
+        trainer.train(resume_from_checkpoint=resume)
+    assert seen == [(trainer.session.record.run, "allow")] * 2
+    assert "WANDB_RUN_ID" not in os.environ

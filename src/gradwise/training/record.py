@@ -30,6 +30,11 @@ from gradwise.atomic import writing
 from gradwise.errors import CheckpointError, GradwiseError
 from gradwise.stored import read_lines
 
+SHOWN = ("numbers", "layers")
+TRACKED = ("coverage", "agreement", "importance", "closeness", "objective")
+"""Numbers of decisions that trackers show."""
+NO_DECISIONS = ("resume", "unpacked", "forecast", "early_stop", "finished")
+
 FILES = {"metrics": "metrics.jsonl", "events": "events.jsonl"}
 
 
@@ -59,6 +64,10 @@ class Record:
         self.latest: dict[str, Any] = {}
         """The last step that was written."""
         self.run = ""
+        self.numbers: dict[str, float] = {}
+        """What trackers show of the decisions: the latest of each number, and `deciding_seconds` in all."""
+        self.layers: dict[str, float] = {}
+        """The same of single layers: `layer_score/3`, and `layer_active/3`, which is 0 or 1."""
         self._open = False
         self._charged = 0.0
         self._since: float | None = None
@@ -104,6 +113,7 @@ class Record:
         self.run = state["run"] if state else uuid.uuid4().hex
         self._open = True
         self._charged = state["seconds"] if state else 0.0
+        self.numbers, self.layers = (dict(state.get(name, {})) if state else {} for name in SHOWN)
         self._since = None if state else time.perf_counter()
         if self.writes:
             for name, file_name in FILES.items():
@@ -136,7 +146,21 @@ class Record:
 
     def event(self, kind: str, step: int, seconds: float, **what: object) -> None:
         """Note a decision: when, what it cost, what changed."""
+        self._show(kind, seconds, what)
         self._append("events", [{"event": kind, "step": step, "seconds": round(seconds, 4), **what}])
+
+    def _show(self, kind: str, seconds: float, what: dict[str, Any]) -> None:
+        if kind in NO_DECISIONS:
+            return
+        self.numbers["deciding_seconds"] = self.numbers.get("deciding_seconds", 0.0) + seconds
+        self.numbers |= {name: what[name] for name in TRACKED if isinstance(what.get(name), int | float)}
+        if kind == "layers":
+            scores, active = what["scores"], what["active"]
+            self.numbers["active_layers"] = len(active)
+            self.layers = {
+                f"layer_score/{n}": score for n, score in enumerate(scores) if math.isfinite(score)
+            }
+            self.layers |= {f"layer_active/{n}": float(n in active) for n in range(len(scores))}
 
     def flush(self, *, check_gradient: bool = True) -> None:
         """Write the steps noted so far; a collective call where there are several ranks.
@@ -168,6 +192,7 @@ class Record:
     def state(self) -> dict[str, Any]:
         """Where both files stand, forced to disk; goes into a checkpoint. To be flushed before."""
         state: dict[str, Any] = {"run": self.run, "seconds": self.seconds}
+        state |= {name: dict(getattr(self, name)) for name in SHOWN}
         for name, file_name in FILES.items():
             path = self.folder / file_name
             if self.writes and path.exists():

@@ -69,7 +69,8 @@ def check_indexable(dataset: Indexable) -> None:
     if not all(hasattr(dataset, method) for method in ("__getitem__", "__len__")):
         raise RecipeError(
             "gradwise needs a training data set that can be indexed, since a plan names samples by position; "
-            f"found {type(dataset).__name__}."
+            f"found {type(dataset).__name__}. For layers alone on streamed data give a transformers.Trainer "
+            "the callback gradwise.integrations.callback.LayerCallback."
         )
     if not len(dataset):
         raise RecipeError("The training data set is empty.")
