@@ -30,10 +30,6 @@ class LayerCallback(TrainerCallback):
     """
 
     def __init__(self, layers: LayerPolicy, *, seed: int = 0) -> None:
-        if not isinstance(layers, LayerPolicy):
-            raise RecipeError(
-                f"LayerCallback takes a layer policy such as gw.Grass(active=2); found {layers!r}."
-            )
         self.layers, self.seed = layers, seed
         self.switch: LayerSwitch | None = None
 
