@@ -5,7 +5,7 @@ BIN := .venv/bin
 # One thread per process: pytest-xdist brings the other cores, and two thread pools on one core wait for each other.
 QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: demo test test-fast test-slow test-exhaustive lint types bench clean
+.PHONY: demo docs test test-fast test-slow test-exhaustive lint types bench clean
 
 demo: .venv/.demo
 	$(BIN)/gradwise demo
@@ -25,6 +25,11 @@ test-slow: .venv/.dev
 # More kills, ranks, arms and recipes than there is time for on each change.
 test-exhaustive: .venv/.dev
 	$(QUIET) $(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive
+
+# The site, in docs/_build.
+docs: .venv/.dev
+	$(BIN)/python docs/settings.py
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -1,0 +1,124 @@
+"""Writes docs/reference/settings.md from the recipe's schema: `python docs/settings.py`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gradwise.recipe import Recipe
+
+PAGE = Path(__file__).parent / "reference" / "settings.md"
+HEAD = """# Every setting
+
+Written from the recipe's schema by `python docs/settings.py`; do not edit. `gradwise schema` prints the
+schema itself for editors. A setting without a value in the column "default" must be given;
+`null` there means unset.
+"""
+DECISIONS = ("select", "order", "layers", "anneal")
+
+
+def page() -> str:
+    """The whole page."""
+    schema = Recipe.schema()
+    parts = [HEAD, "## Recipe\n", _table(_sections(schema))]
+    for name, section in schema["properties"].items():
+        kinds = _referred(section, schema["$defs"])
+        if kinds:
+            parts.append(f"## `{name}`\n\n{_first_paragraph(section)}\n")
+        for kind in kinds:
+            parts += _kind(kind, name in DECISIONS)
+    shown = {
+        kind["title"] for part in schema["properties"].values() for kind in _referred(part, schema["$defs"])
+    }
+    for name in ("Source", "Allowed", "Function", "Choice", "Generate", "LmEval", "Speeds"):
+        if name not in shown and name in schema["$defs"]:
+            parts.append(f"## {NESTED[name]}\n")
+            parts += _kind(schema["$defs"][name], False)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _sections(schema: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's own settings; the sections that follow have their types below."""
+    found = {}
+    for name, section in schema["properties"].items():
+        kind = "method" if name in DECISIONS else "section"
+        kinds = _referred(section, schema["$defs"])
+        own = {key: section[key] for key in ("default", "description") if key in section}
+        found[name] = {**own, "type": f"[{kind}](#{name})"} if kinds else section
+    return found
+
+
+NESTED = {
+    "Source": "A source of `data.train`, `data.validation`, `data.target`",
+    "Allowed": "`data.allow`",
+    "Function": "`metrics`: a function of yours",
+    "Choice": "`metrics`: multiple choice",
+    "Generate": "`metrics`: generated answers",
+    "LmEval": "`metrics`: lm-eval",
+    "Speeds": "Measured speeds",
+}
+
+
+def _kind(kind: dict[str, Any], is_method: bool) -> list[str]:
+    properties = {name: each for name, each in kind["properties"].items() if name != "method"}
+    head = [f"### `{kind['properties']['method']['default']}`\n"] if is_method else []
+    own = {name: each for name, each in properties.items() if "description" in each or "default" in each}
+    table = _table(own, set(kind.get("required", ()))) if own else "It has no settings.\n"
+    return [*head, f"{_first_paragraph(kind)}\n", table]
+
+
+def _referred(section: dict[str, Any], defs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The kinds of settings that a section may hold."""
+    if "$ref" in section:
+        kind = defs[section["$ref"].rsplit("/", 1)[-1]]
+        return [kind] if "properties" in kind else []
+    inner = [*section.get("anyOf", ()), *section.get("oneOf", ())]
+    return [kind for each in inner for kind in _referred(each, defs)]
+
+
+def _table(properties: dict[str, Any], required: set[str] | None = None) -> str:
+    lines = ["| setting | type | default | what it is |", "|---|---|---|---|"]
+    for name, each in properties.items():
+        default = "" if name in (required or ()) else _default(each.get("default"))
+        lines.append(f"| `{name}` | {_type(each)} | {default} | {_cell(each.get('description', ''))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return "its own" if isinstance(value, dict) and len(text) > 40 else f"`{text}`"
+
+
+def _type(each: dict[str, Any]) -> str:
+    if "$ref" in each:
+        return _cell(f"{each['$ref'].rsplit('/', 1)[-1]}")
+    if "const" in each or "enum" in each:
+        return " or ".join(f"`{value}`" for value in each.get("enum", [each.get("const")]))
+    if inner := [*each.get("anyOf", ()), *each.get("oneOf", ())]:
+        return " or ".join(dict.fromkeys(_type(part) for part in inner))
+    if each.get("type") == "array":
+        return f"list of {_type(each.get('items', {}))}"
+    return {
+        "object": "mapping",
+        "integer": "integer",
+        "number": "number",
+        "string": "text",
+        "boolean": "boolean",
+    }.get(each.get("type", ""), each.get("type", "any")) + _range(each)
+
+
+def _range(each: dict[str, Any]) -> str:
+    signs = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    found = [f"{word} {each[key]:g}" for key, word in signs.items() if key in each]
+    return " " + ", ".join(found) if found else ""
+
+
+def _first_paragraph(each: dict[str, Any]) -> str:
+    return _cell(each.get("description", "").split(">>>")[0])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
