@@ -31,9 +31,10 @@ napoleon_use_ivar = True
 
 def _as_rst(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
     """Docstrings are plain text with `code`; what reStructuredText would take for markup is escaped."""
-    parts = re.split(r"(`[^`]+`)", "\n".join(lines))
+    text = re.sub(r"(`[^`]+`)(?=\w)", r"\1\0", "\n".join(lines))
+    parts = re.split(r"(`[^`]+`)", text)
     escaped = (f"`{part}`" if part.startswith("`") else re.sub(r"([|*])", r"\\\1", part) for part in parts)
-    lines[:] = "".join(escaped).split("\n")
+    lines[:] = "".join(escaped).replace("\0", "\\ ").split("\n")
 
 
 def setup(app: Any) -> None:
