@@ -85,7 +85,7 @@ RECIPES = {
     "grace": {"select": {"method": "grace", "fraction": 0.2, "candidates": "all", "refresh_every": 3}},
     "target": {"select": {"method": "grace", "fraction": 0.2, "target": "validation"}},
     "direct": {"anneal": {"method": "direct", "last": 0.5}, "train": {"schedule": "wsd"}},
-    "d3": {"order": {"method": "d3", "units": "domains", "edges": "first_order"}},
+    "d3": {"order": {"method": "d3", "units": "batches", "edges": "first_order"}},
     "grass": {"layers": {"method": "grass", "active": 2}},
 }
 
