@@ -204,7 +204,7 @@ def test_every_recipe_runs(path: Path, stories: Path, tmp_path: Path) -> None:
         "train.bf16=false",
     ]
     if gw.Recipe.load(path).goal == "target":
-        changes.append(f"data.target={tmp_path / 'gsm8k_held_out.jsonl'}")
+        changes.append(f"data.target={tmp_path / 'gsm8k_train.jsonl'}")
     outcome = train(gw.Recipe.load(path, changes), tmp_path / "out", tell=lambda _: None, progress=False)
     assert outcome.finished and outcome.steps == 3
     assert any("eval_loss" in line for line in outcome.run.metrics())
