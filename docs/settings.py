@@ -47,6 +47,7 @@ def _sections(schema: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+WORDS = {"object": "mapping", "string": "text"}
 NESTED = {
     "Source": "A source of `data.train`, `data.validation`, `data.target`",
     "Allowed": "`data.allow`",
@@ -97,13 +98,8 @@ def _type(each: dict[str, Any]) -> str:
         return " or ".join(dict.fromkeys(_type(part) for part in inner))
     if each.get("type") == "array":
         return f"list of {_type(each.get('items', {}))}"
-    return {
-        "object": "mapping",
-        "integer": "integer",
-        "number": "number",
-        "string": "text",
-        "boolean": "boolean",
-    }.get(each.get("type", ""), each.get("type", "any")) + _range(each)
+    kind = str(each.get("type", "any"))
+    return WORDS.get(kind, kind) + _range(each)
 
 
 def _range(each: dict[str, Any]) -> str:
