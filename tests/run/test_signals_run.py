@@ -15,6 +15,7 @@ from gradwise.recipe import SignalSettings
 from gradwise.run import train
 from gradwise.run.signals import collect_signals
 from gradwise.training import Plan
+from gradwise.training.checkpoint import PLAN
 
 
 @pytest.fixture
@@ -46,8 +47,8 @@ def proxy(tmp_path: Path, stories: Path) -> Path:
 
 def picked(recipe: Recipe, out: Path) -> list[int]:
     train(recipe, out, tell=lambda _: None, progress=False)
-    (saved,) = (out / "plan").iterdir()
-    return sorted(int(index) for segment in Plan.load(saved).segments for index in segment.indices)
+    plan = Plan.load(out / "plan" / PLAN)
+    return sorted(int(index) for segment in plan.segments for index in segment.indices)
 
 
 def test_a_model_is_its_own_proxy(recipe: Recipe, stories: Path, tmp_path: Path) -> None:

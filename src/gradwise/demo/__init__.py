@@ -71,10 +71,10 @@ def smollm2_recipe() -> Recipe:
 def _mixed() -> Data:
     """Speeches and sums to choose from; speeches choose and measure."""
     return Data(
-        train=(
+        train=[
             Source(str(ASSETS / "gsm8k_train.jsonl"), domain="sums"),
             Source(str(ASSETS / "plays_train.jsonl"), domain="plays"),
-        ),
+        ],
         validation=Source(str(ASSETS / "plays_held_out.jsonl")),
         max_length=128,
         template="plain",
