@@ -41,7 +41,7 @@ types: .venv/.dev
 # A script for each claim; `python -m benchmarks.NAME --help` says more.
 BENCHMARKS := signals.cost signals.accuracy signals.precondition signals.peers signals.store \
 	grace.speed grace.million grace.importance grace.propagation grace.overhead grace.words grace.targets \
-	direct.solver direct.million direct.curvature direct.sketch \
+	direct.solver direct.million direct.curvature direct.sketch direct.target \
 	d3.commutator d3.planted d3.cost d3.solver d3.published robustness.data layers.estimate
 TASKS := small_llama smollm2 grace_importance grace_dirty_10 grace_clean_10 grace_dirty_05 grace_dirty_30 \
 	grace_llama grace_smollm2 orders_tune orders_pretrain orders_smollm2

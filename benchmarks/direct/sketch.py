@@ -20,7 +20,7 @@ from benchmarks.common.smollm2 import STORIES
 from benchmarks.common.tables import Claim, Content, Page, number, table
 from gradwise.demo import ASSETS
 from gradwise.methods.direct.descent import descent
-from gradwise.methods.direct.problem import clipped, lengths_of, mean_tokens, target_gradients
+from gradwise.methods.direct.problem import lengths_of, mean_tokens, relative_lengths, target_gradients
 from gradwise.numerics import Spectrum
 
 SPEECHES, VALIDATION, COPIES, JUNK, PICKED = 140, 40, 75, 30, 40
@@ -71,7 +71,9 @@ def measure() -> dict[str, Any]:
         }
     for clip in (True, False):
         for tau in TAUS:
-            by_seed = [_picks(*sketches[1024, seed], tau=tau, clip=clip) for seed in SEEDS]
+            by_seed = [
+                _picks(*sketches[1024, seed], tau=tau, outliers="clip" if clip else "keep") for seed in SEEDS
+            ]
             key = f"{'clipped' if clip else 'as they are'}, tau {tau:g}"
             entry["clip"][key] = {
                 "random tokens": [int(((p >= NOISE) & (p < NOISE + JUNK)).sum()) for p in by_seed],
@@ -85,15 +87,16 @@ def _sample(row: list[int]) -> dict[str, list[int]]:
 
 
 def _picks(pool: gw.Signals, validation: gw.Signals, **settings: Any) -> np.ndarray:
-    return gw.Direct(count=PICKED, **settings).select(pool, validation=validation).indices
+    how: dict[str, Any] = {"normalise": "length", "outliers": "clip", "held_out_check": False} | settings
+    return gw.Direct(count=PICKED, **how).select(pool, validation=validation).indices
 
 
 def _scores(pool: gw.Signals, validation: gw.Signals) -> np.ndarray:
     """The objective's value of each sample by unprojected gradients."""
-    z, rows = target_gradients(validation, "length"), np.arange(len(pool))
-    scale = lengths_of(pool, rows, "length", mean_tokens(validation, "length"))
+    (z, unit), rows = target_gradients(validation, "length"), np.arange(len(pool))
+    scale = lengths_of(pool, rows, "length", mean_tokens(validation, "length")) / unit
     direction = descent(z, Spectrum.of_rows(z)).direction
-    return np.asarray(pool.grad) @ direction * clipped(pool, rows, scale, z)
+    return np.asarray(pool.grad) @ direction * scale / np.maximum(1, relative_lengths(pool, rows, validation))
 
 
 def _lengths(whole: list[gw.Signals]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,8 +12,17 @@ from scipy.optimize import linprog
 
 import gradwise as gw
 from benchmarks.direct.published import gaussian_sketch, published
+from gradwise.methods.direct.check import HeldOutCheck, held_out_check
 from gradwise.methods.direct.descent import descent
-from gradwise.methods.direct.problem import clipped, lengths_of, mean_tokens, stiff_costs, without_copies
+from gradwise.methods.direct.problem import (
+    lengths_of,
+    mean_tokens,
+    relative_lengths,
+    stiff_costs,
+    unlikeness,
+    without_copies,
+    without_outliers,
+)
 from gradwise.numerics import Rows, Spectrum
 
 OBJECTIVES = ("curvature", "paper")
@@ -38,34 +47,51 @@ def signals(n: int, k: int = 24, seed: int = 0, tokens: bool = True) -> gw.Signa
 POOL, HELD_OUT = signals(400, seed=1), signals(80, seed=2)
 
 
+PLAIN: dict[str, Any] = {"normalise": "length", "outliers": "clip", "held_out_check": False}
+"""Settings of `prepared`."""
+
+
 def prepared(pool: gw.Signals, validation: gw.Signals) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients of both, normalised for length, those of the pool clipped."""
+    """Gradients of both, normalised for length, those of the pool clipped, in the median length's unit."""
     usual = mean_tokens(validation, "length")
     g, z = (
         np.asarray(each.grad, float) * lengths_of(each, np.arange(len(each)), "length", usual)[:, None]
         for each in (pool, validation)
     )
-    longest = np.quantile(np.linalg.norm(z, axis=1), 0.95)
-    return g * np.minimum(1, longest / np.linalg.norm(g, axis=1))[:, None], z
+    lengths = np.linalg.norm(z, axis=1)
+    g = g * np.minimum(1, np.quantile(lengths, 0.95) / np.linalg.norm(g, axis=1))[:, None]
+    return g / np.median(lengths), z / np.median(lengths)
 
 
-def costs_of(pool: gw.Signals, validation: gw.Signals, stiff: float = 0.945) -> np.ndarray:
-    """a_i by its definition."""
+def costs_of(
+    pool: gw.Signals, validation: gw.Signals, along: np.ndarray | None = None, stiff: float = 0.945
+) -> np.ndarray:
+    """a_i by its definition; movement along a direction costs nothing."""
     g, z = prepared(pool, validation)
     values, vectors = np.linalg.eigh(z.T @ z / len(z))
     values, vectors = values[::-1], vectors[:, ::-1]
     count = int(np.searchsorted(np.cumsum(values) / values.sum(), stiff)) + 1
+    if along is not None:
+        g = g - np.outer(g @ along, along)
     return ((g @ vectors[:, :count]) ** 2 * values[:count]).sum(axis=1)
+
+
+def way_down(validation: gw.Signals, seed: int = 0) -> np.ndarray:
+    """The direction of descent by `PLAIN`."""
+    z = prepared(validation, validation)[1]
+    return descent(z, Spectrum.of_rows(z), seed=seed).direction
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @given(count=st.integers(1, 200), slack=st.floats(0, 1), seed=st.integers(0, 20))
 def test_count_and_budget_are_kept_exactly(objective: Any, count: int, slack: float, seed: int) -> None:
     pool = signals(200, seed=seed)
-    costs = costs_of(pool, HELD_OUT)
+    costs = costs_of(pool, HELD_OUT, way_down(HELD_OUT) if objective == "curvature" else None)
     least = math.fsum(np.sort(costs)[:count]) / (costs.mean() * count)
     tau = least * (1 + 1e-6) + slack
-    found = gw.Direct(count=count, tau=tau, objective=objective, starts=3).select(pool, validation=HELD_OUT)
+    settings: dict[str, Any] = {**PLAIN, "held_out_check": True}
+    method = gw.Direct(count=count, tau=tau, objective=objective, starts=3, **settings)
+    found = method.select(pool, validation=HELD_OUT)
     assert len(set(found.indices.tolist())) == count
     assert costs[found.indices].sum() <= tau * costs.mean() * count * (1 + 1e-5)
     assert found.details["budget_used"] <= 1
@@ -74,12 +100,13 @@ def test_count_and_budget_are_kept_exactly(objective: Any, count: int, slack: fl
 
 
 def test_curvature_is_the_linear_program_of_a_general_solver() -> None:
-    found = gw.Direct(count=40, tau=0.6).select(POOL, validation=HELD_OUT)
+    found = gw.Direct(count=40, tau=0.6, **PLAIN).select(POOL, validation=HELD_OUT)
     g, z = prepared(POOL, HELD_OUT)
     ridge = found.details["ridge"]
     h = z.T @ z / len(z)
     d = np.linalg.solve(h + ridge * np.linalg.eigvalsh(h)[-1] * np.eye(len(h)), z.mean(axis=0))
-    c, a = g @ (d / np.linalg.norm(d)), costs_of(POOL, HELD_OUT)
+    d = d / np.linalg.norm(d)
+    c, a = g @ d, costs_of(POOL, HELD_OUT, d)
     best = linprog(
         -c, A_ub=a[None], b_ub=[0.6 * a.mean() * 40], A_eq=np.ones((1, 400)), b_eq=[40], bounds=(0, 1)
     )
@@ -97,7 +124,7 @@ def test_paper_is_at_least_as_good_as_the_published_steps(tau: float) -> None:
         pool = signals(200, seed=10 + seed)
         sketched = replace(pool, grad=gaussian_sketch(np.asarray(pool.grad, float), 20, seed))
         held_out = replace(HELD_OUT, grad=gaussian_sketch(np.asarray(HELD_OUT.grad, float), 20, seed))
-        found = gw.Direct(count=20, tau=tau, objective="paper").select(sketched, validation=held_out)
+        found = gw.Direct(count=20, tau=tau, objective="paper", **PLAIN).select(sketched, validation=held_out)
         a = costs_of(sketched, held_out)
         g, z = prepared(sketched, held_out)
         spectrum = Spectrum.of_rows(z)
@@ -111,26 +138,26 @@ def test_paper_is_at_least_as_good_as_the_published_steps(tau: float) -> None:
 
 class TestTau:
     def test_one_that_cannot_be_kept_to_is_refused_with_the_smallest_that_can(self) -> None:
-        costs = costs_of(POOL, HELD_OUT)
+        costs = costs_of(POOL, HELD_OUT, way_down(HELD_OUT))
         least = np.sort(costs)[:100].sum() / (costs.mean() * 100)
         with pytest.raises(
             gw.RecipeError, match=r"anneal.tau is 0.01, .* give tau: ([0-9.]+) or more"
         ) as caught:
-            gw.Direct(count=100, tau=0.01).select(POOL, validation=HELD_OUT)
+            gw.Direct(count=100, tau=0.01, **PLAIN).select(POOL, validation=HELD_OUT)
         named = float(str(caught.value).split("give tau: ")[1].split()[0])
         assert named == pytest.approx(least, rel=0.02)
-        found = gw.Direct(count=100, tau=named).select(POOL, validation=HELD_OUT)
+        found = gw.Direct(count=100, tau=named, **PLAIN).select(POOL, validation=HELD_OUT)
         assert found.details["budget_used"] <= 1
 
     def test_unless_given_it_is_raised_as_far_as_it_must_be(self) -> None:
-        found = gw.Direct(count=300).select(POOL, validation=HELD_OUT)
-        assert found.details["tau"] >= found.details["least_tau"] > 0.1
+        found = gw.Direct(count=300, objective="paper").select(POOL, validation=HELD_OUT)
+        assert found.details["tau"] == found.details["least_tau"] > 0.1
         assert found.details["budget_used"] <= 1
 
     def test_the_least_leaves_no_choice(self) -> None:
-        costs = costs_of(POOL, HELD_OUT)
-        least = gw.Direct(count=50).select(POOL, validation=HELD_OUT).details["least_tau"]
-        found = gw.Direct(count=50, tau=least).select(POOL, validation=HELD_OUT)
+        costs = costs_of(POOL, HELD_OUT, way_down(HELD_OUT))
+        least = gw.Direct(count=50, **PLAIN).select(POOL, validation=HELD_OUT).details["least_tau"]
+        found = gw.Direct(count=50, tau=least, **PLAIN).select(POOL, validation=HELD_OUT)
         cheapest = set(np.argsort(costs)[:50].tolist())
         assert len(cheapest & set(found.indices.tolist())) >= 49
 
@@ -213,7 +240,7 @@ class TestMistakes:
     @pytest.mark.parametrize("objective", OBJECTIVES)
     def test_a_single_validation_sample_means_plain_alignment(self, objective: Any) -> None:
         one = HELD_OUT.take(np.array([3]))
-        found = gw.Direct(count=5, tau=5.0, objective=objective).select(POOL, validation=one)
+        found = gw.Direct(count=5, tau=500.0, objective=objective, **PLAIN).select(POOL, validation=one)
         assert (found.details["effective_rank"], found.details["stiff_directions"]) == (1.0, 1)
         if objective == "curvature":
             assert found.details["ridge"] is None
@@ -223,8 +250,8 @@ class TestMistakes:
 
 def test_another_curvature_is_named() -> None:
     z = prepared(POOL, HELD_OUT)[1]
-    own = gw.Direct(count=9).select(POOL, validation=HELD_OUT)
-    same = gw.Direct(count=9).select(POOL, validation=HELD_OUT, curvature=Spectrum.of_rows(z))
+    own = gw.Direct(count=9, **PLAIN).select(POOL, validation=HELD_OUT)
+    same = gw.Direct(count=9, **PLAIN).select(POOL, validation=HELD_OUT, curvature=Spectrum.of_rows(z))
     assert own.indices.tolist() == same.indices.tolist()
     assert (own.details["curvature"], same.details["curvature"]) == ("gradients of samples", "given")
 
@@ -258,10 +285,10 @@ def test_samples_that_are_not_finite_are_set_aside() -> None:
 
 
 def test_picks_say_why_and_come_best_first() -> None:
-    found = gw.Direct(count=12, tau=1.0).select(POOL, validation=HELD_OUT)
+    found = gw.Direct(count=12, tau=1.0, **PLAIN).select(POOL, validation=HELD_OUT)
     assert found.scores is not None and np.all(np.diff(found.scores) <= 0)
     assert len(found.why) == 12 and found.why[0].startswith("pick 1 by descent: ")
-    costs = costs_of(POOL, HELD_OUT)
+    costs = costs_of(POOL, HELD_OUT, way_down(HELD_OUT))
     np.testing.assert_allclose(found.columns["stiff_cost"], costs[found.indices] / costs.mean(), rtol=1e-4)
     g = np.asarray(POOL.grad)[found.indices]
     b = prepared(POOL, HELD_OUT)[1].mean(axis=0)
@@ -291,25 +318,118 @@ def test_how_long_the_pools_samples_are_on_average_changes_no_choice() -> None:
     """Ten times as many tokens in every sample of the pool, and gradients that are noisy accordingly."""
     assert POOL.num_tokens is not None
     longer = replace(POOL, num_tokens=10 * POOL.num_tokens, grad=np.asarray(POOL.grad) / np.sqrt(10))
-    picks = [gw.Direct(count=30).select(pool, validation=HELD_OUT) for pool in (POOL, longer)]
+    picks = [gw.Direct(count=30, **PLAIN).select(pool, validation=HELD_OUT) for pool in (POOL, longer)]
     assert set(picks[0].indices.tolist()) == set(picks[1].indices.tolist())
 
 
-def test_clipping_leaves_directions_and_most_lengths() -> None:
-    rows = np.arange(400)
-    z = np.asarray(HELD_OUT.grad, dtype=np.float64)
-    before, after = np.ones(400), clipped(POOL, rows, np.ones(400), z)
-    lengths = np.linalg.norm(np.asarray(POOL.grad), axis=1)
-    longest = np.quantile(np.linalg.norm(z, axis=1), 0.95)
-    np.testing.assert_allclose(after * lengths, np.minimum(before * lengths, longest), rtol=1e-5)
-    assert 0.85 < (after == 1).mean() < 1
+def test_relative_lengths_are_their_definition() -> None:
+    rows = np.array([3, 50, 399])
+    g, z = (np.linalg.norm(np.asarray(each.grad, float), axis=1) for each in (POOL, HELD_OUT))
+    assert POOL.num_tokens is not None and HELD_OUT.num_tokens is not None
+    longest = np.quantile(z * np.sqrt(HELD_OUT.num_tokens), 0.95)
+    expected = (g * np.sqrt(POOL.num_tokens))[rows] / longest
+    np.testing.assert_allclose(relative_lengths(POOL, rows, HELD_OUT), expected, rtol=1e-5)
+
+
+def test_outliers_are_left_out_while_enough_remain() -> None:
+    relative = np.array([0.5, 3.0, 1.0, 2.0, 0.9, 4.0])
+    each = np.ones(6)
+    assert without_outliers(relative, each, 1).tolist() == [0, 2, 4]
+    assert without_outliers(relative, each, 2).tolist() == [0, 2, 3, 4]
+    assert without_outliers(relative, each, 5).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_stiff_costs_are_their_definition() -> None:
     spectrum = Spectrum.of_rows(np.asarray(HELD_OUT.grad))
     g = np.asarray(POOL.grad, dtype=np.float64)
-    expected = ((g @ spectrum.vectors[:, :3]) ** 2 * spectrum.values[:3]).sum(axis=1)
-    np.testing.assert_allclose(stiff_costs(Rows(np.asarray(POOL.grad)), spectrum, 3), expected, rtol=1e-4)
+    along = np.asarray(HELD_OUT.grad, dtype=np.float64).mean(axis=0)
+    along /= np.linalg.norm(along)
+    for free, rest in ((None, g), (along, g - np.outer(g @ along, along))):
+        expected = ((rest @ spectrum.vectors[:, :3]) ** 2 * spectrum.values[:3]).sum(axis=1)
+        costs = stiff_costs(Rows(np.asarray(POOL.grad)), spectrum, 3, free)
+        np.testing.assert_allclose(costs, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("factor", [1e-30, 1e25])
+def test_the_unit_of_gradients_changes_no_pick(objective: Any, factor: float) -> None:
+    pool, held_out = (replace(s, grad=np.asarray(s.grad) * np.float32(factor)) for s in (POOL, HELD_OUT))
+    for how in ("unit", "length", "none"):
+        method = gw.Direct(count=30, objective=objective, normalise=how)  # type: ignore[arg-type]
+        plain, scaled = method.select(POOL, validation=HELD_OUT), method.select(pool, validation=held_out)
+        assert scaled.indices.tolist() == plain.indices.tolist()
+    assert scaled.details["copies_left_out"] == plain.details["copies_left_out"]
+
+
+class TestHeldOutCheck:
+    def test_good_picks_are_used_and_shown_beside_random_ones(self) -> None:
+        found = gw.Direct(count=20).select(POOL, validation=HELD_OUT)
+        check = found.details["check"]
+        assert (check["samples"], check["use"]) == (80, "picks") and "fallback" not in found.details
+        assert check["picks"] >= check["random"] - 2 * check["noise"]
+
+    def test_is_its_definition(self) -> None:
+        rng = np.random.default_rng(1)
+        g, z = rng.standard_normal((30, 5)), rng.standard_normal((12, 5)) + 0.3
+        seen: list[np.ndarray] = []
+
+        def choose(half: np.ndarray) -> np.ndarray:
+            seen.append(half)
+            return np.argsort(-(g @ half.mean(axis=0)))[:4]
+
+        rows = Rows(g.astype(np.float32))
+        check = held_out_check(choose, lambda half: np.arange(4), rows, z, 4, seed=3)
+        assert check is not None and len(seen) == 2
+        effects = []
+        for own, other in (seen, seen[::-1]):
+            step = g[choose(own)].sum(axis=0)
+            effects.append(other @ step / np.sqrt(np.mean((other @ step) ** 2)))
+        assert check.picks == pytest.approx(np.mean(effects), rel=1e-4)
+        assert sorted(map(tuple, np.concatenate(seen[:2]).tolist())) == sorted(map(tuple, z.tolist()))
+
+    @pytest.mark.parametrize(
+        ("picks", "cosine", "use"), [(0.5, 0.9, "picks"), (0.2, 0.6, "cosine"), (0.2, 0.1, "random")]
+    )
+    def test_the_better_of_the_others_is_used(self, picks: float, cosine: float, use: str) -> None:
+        check = HeldOutCheck(40, picks, cosine, random=0.55, noise=0.1, cosine_noise=0.1)
+        assert check.use == use
+        assert (check.sentence() is None) == (use == "picks")
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_the_fallback_keeps_count_and_budget(self, monkeypatch: Any, objective: Any) -> None:
+        monkeypatch.setattr(HeldOutCheck, "use", "random")
+        found = gw.Direct(count=30, tau=0.8, objective=objective).select(POOL, validation=HELD_OUT)
+        assert len(set(found.indices.tolist())) == 30 and found.details["budget_used"] <= 1
+        stays = objective == "paper"
+        assert ("stay" if stays else "random ones take their place") in found.details["fallback"]
+        plain = gw.Direct(count=30, tau=0.8, objective=objective, held_out_check=False)
+        same = plain.select(POOL, validation=HELD_OUT).indices.tolist() == found.indices.tolist()
+        assert same == stays
+
+    def test_too_few_validation_samples_say_nothing(self) -> None:
+        found = gw.Direct(count=9).select(POOL, validation=HELD_OUT.take(np.arange(7)))
+        assert "check" not in found.details
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_pool_orthogonal_to_the_validation_gradients_is_refused(objective: Any) -> None:
+    x = np.zeros((30, 24), dtype=np.float32)
+    pool, held_out = x.copy(), x.copy()
+    rng = np.random.default_rng(0)
+    pool[:, :12], held_out[:, 12:] = rng.random((30, 12)), rng.random((30, 12))
+    tokens = np.full(30, 9, dtype=np.int32)
+    with pytest.raises(gw.SignalError, match="orthogonal to the target"):
+        gw.Direct(count=3, objective=objective).select(
+            gw.Signals(30, grad=pool, num_tokens=tokens),
+            validation=gw.Signals(30, grad=held_out, num_tokens=tokens),
+        )
+
+
+def test_nineteen_of_twenty_validation_gradients_of_zero_are_refused() -> None:
+    grad = np.asarray(HELD_OUT.grad).copy()
+    grad[:76] = 0
+    with pytest.raises(gw.SignalError, match="76 of 80 validation samples have no gradient"):
+        gw.Direct(count=3).select(POOL, validation=replace(HELD_OUT, grad=grad))
 
 
 class TestDescent:
@@ -389,3 +509,68 @@ class TestOnARealModel:
         same = len(set(picks[0].tolist()) & set(picks[1].tolist()))
         # Other picks of nearly the same worth: their Jaccard index is 0.45 here; by chance it would be 0.08.
         assert same / (80 - same) > 0.3
+
+
+def mixed(counts: dict[str, int], k: int = 48, seed: int = 0) -> gw.Signals:
+    """Gradients of domains, each with a common part and a direction of its own; `random` ones are long and
+    point anywhere, `short` ones are long and noisy, `repeat` ones are short and alike."""
+    rng, bases = np.random.default_rng(seed), np.random.default_rng(5).standard_normal((6, k)) / np.sqrt(k)
+    parts, lengths = [], []
+    for name, count in counts.items():
+        noise = rng.standard_normal((count, k)) / np.sqrt(k)
+        if name == "random":
+            parts.append(bases[5] + 4 * noise)
+        elif name == "short":
+            parts.append(bases[5] + 5 * noise)
+        elif name == "repeat":
+            parts.append(0.7 * bases[4] + 0.05 * noise)
+        else:
+            parts.append(bases[0] + 0.8 * bases[1 + "abc".index(name)] + noise)
+        lengths += [2 if name == "short" else 40] * count
+    domain = np.repeat(list(counts), list(counts.values()))
+    return gw.Signals(
+        len(domain),
+        grad=np.concatenate(parts).astype(np.float32),
+        num_tokens=np.array(lengths, dtype=np.int32),
+        domain=domain,
+    )
+
+
+class TestTarget:
+    POOL: ClassVar[gw.Signals] = mixed({"a": 300, "b": 300, "c": 300}, seed=1)
+
+    def test_validation_samples_like_the_pool_are_no_target(self) -> None:
+        for seed in range(5):
+            held_out = mixed({"a": 20, "b": 20, "c": 20}, seed=10 + seed)
+            details = gw.Direct(count=40).select(self.POOL, validation=held_out).details
+            assert details["direction"] == "curvature" and details["unlike_pool"] < 0.05
+            assert details["tau"] == 1
+
+    def test_towards_a_target_the_picks_are_those_of_cosine(self) -> None:
+        held_out = mixed({"a": 60}, seed=3)
+        direct = gw.Direct(count=40, outliers="keep").select(self.POOL, validation=held_out)
+        cosine = gw.baselines.CosineTop(count=40).select(self.POOL, validation=held_out)
+        assert direct.details["direction"] == "alignment" and direct.details["unlike_pool"] > 0.2
+        assert sorted(direct.indices) == sorted(cosine.indices)
+        assert (self.POOL.domain[direct.indices] == "a").mean() > 0.9
+        bounded = gw.Direct(count=40, tau=0.9).select(self.POOL, validation=held_out).details
+        assert bounded["tau"] == 0.9 and bounded["budget_used"] <= 1
+
+    def test_unlikeness_is_the_share_of_the_square_that_noise_does_not_explain(self) -> None:
+        rng = np.random.default_rng(0)
+        z, g = (
+            rng.standard_normal((4000, 4)) + 1.0,
+            rng.standard_normal((4000, 4)) + np.array([1.0, 1.0, 1.0, 0.0]),
+        )
+        assert unlikeness(z, Rows(g.astype(np.float32))) == pytest.approx(0.25, abs=0.02)
+        assert unlikeness(z[:7], Rows(g.astype(np.float32))) == 0
+
+
+@pytest.mark.parametrize("kind", ["random", "short", "repeat"])
+@pytest.mark.parametrize("target", [{"a": 20, "b": 20, "c": 20}, {"a": 60}], ids=["mix", "target"])
+def test_each_kind_of_junk_stays_under_its_share(kind: str, target: dict[str, int]) -> None:
+    for seed in range(12):
+        pool = mixed({"a": 120, "b": 120, "c": 120, kind: 40}, seed=100 + seed)
+        found = gw.Direct(count=40).select(pool, validation=mixed(target, seed=200 + seed), seed=seed)
+        assert pool.domain is not None
+        assert (pool.domain[found.indices] == kind).mean() <= 0.1, seed

@@ -220,5 +220,8 @@ def _near_copies(
 
 def _unit(values: NDArray[np.floating]) -> NDArray[np.float32]:
     rows = np.asarray(values, dtype=np.float32)
+    # Squares of very long or short rows leave the range of single precision.
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
+    rows = rows / np.where(largest > 0, largest, 1)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32, copy=False)

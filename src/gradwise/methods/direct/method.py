@@ -7,11 +7,13 @@ a_i = sum over stiff j of lam_j (g_i . v_j)^2, and differ in what they ask of th
 - `paper` (section 4 of the paper): the longest movement in the flat directions, ||sum_i w_i g_i,flat||^2,
   whichever way it points.
 - `curvature`: movement along (H + ridge I)^-1 b, the validation loss's way down, as in
-  `gradwise.methods.direct.descent`.
+  `gradwise.methods.direct.descent`. Movement along it costs nothing; a_i is of the rest of g_i.
+- `alignment`: movement along b itself, within no budget unless `tau` is given. Where the validation samples
+  are a target, b is stiff, and to bound movement along it is to forbid what helps (docs/log.md).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -20,19 +22,24 @@ from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import Selection, check_signals, domain_mix
-from gradwise.methods.direct.descent import descent
+from gradwise.methods.direct.check import held_out_check
+from gradwise.methods.direct.descent import Descent, descent
 from gradwise.methods.direct.details import spectrum_details, warn_of_unknown_curvature
 from gradwise.methods.direct.problem import (
     Normalise,
+    Outliers,
+    Pool,
     Problem,
-    clipped,
     kept_to,
     lengths_of,
     mean_tokens,
+    relative_lengths,
     stiff_costs,
     target_gradients,
+    unlikeness,
     usable,
     without_copies,
+    without_outliers,
 )
 from gradwise.methods.direct.published import AsPublished
 from gradwise.methods.interfaces import Annealer
@@ -40,7 +47,6 @@ from gradwise.methods.validation import check_aligned
 from gradwise.numerics.budgeted import (
     BudgetedTop,
     budgeted_top,
-    least_cost,
     rounded_at_random,
     upper_bound,
     whole_rows,
@@ -51,9 +57,19 @@ from gradwise.numerics.spectrum import Spectrum
 from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
 
-USUAL_TAU = {"curvature": 1.0, "paper": 0.1}
+USUAL_TAU = {"curvature": 1.0, "paper": 0.1, "alignment": math.inf}
 """The authors' share for their objective; for ours what random picks have, which ended runs best
 (docs/log.md)."""
+
+TARGET = 0.15
+"""Unlikeness from which on the validation samples are a target. Samples of the pool's own mix had 0, of MMLU
+0.11 to 0.12, of plays and GSM8K 0.24 to 0.31, of SVAMP 0.50 to 0.71 (docs/log.md)."""
+
+FALLBACKS = {
+    "cosine": "the samples with the highest cosine to the validation gradient",
+    "random": "random ones",
+}
+"""What takes the place of picks that the held-out check rejects."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +88,16 @@ class Direct(AsPublished, Annealer):
     method: Literal["direct"] = "direct"
     """Against the curvature's spectrum."""
 
-    objective: Literal["curvature", "paper"] = "curvature"
-    """`curvature` moves along the validation loss's way down; `paper` moves as far as possible in flat
-    directions, whichever way."""
+    objective: Literal["auto", "curvature", "alignment", "paper"] = "auto"
+    """`curvature` moves along the validation loss's way down, slowly where it curves; `alignment` moves along
+    its gradient; `paper` moves as far as possible in flat directions, whichever way. `auto` is `alignment`
+    where the validation samples are a target, whose mean gradient is far from the pool's, and `curvature`
+    where they are like the pool."""
 
     tau: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Largest cost of the picks in stiff directions, as a fraction of the average cost. A value that cannot
-    be met is refused. If unset, it is 1, and for `paper` 0.1 as in the paper, raised as far as necessary."""
+    be met is refused. If unset, it is 1; for `paper` 0.1 as in the authors' code, raised as far as necessary;
+    and there is no bound for `alignment`."""
 
     tau_relative: bool = True
     """Whether `tau` is a fraction of the average cost; false for a bound on the cost itself, as in the
@@ -100,11 +119,19 @@ class Direct(AsPublished, Annealer):
     stiff: Annotated[float, Field(gt=0, le=1)] = 0.945
     """Share of the spectrum's trace that the stiff directions hold."""
 
-    normalise: Normalise = "length"
-    """How gradients are made comparable: `length` (times the root of the label tokens), `unit`, or `none`."""
+    normalise: Normalise = "unit"
+    """How gradients are made comparable: `unit` length, `length` (times the root of the label tokens), or
+    `none`."""
 
-    clip: bool = True
-    """Cut gradients that are longer than those of 95 % of the validation samples to that length."""
+    outliers: Outliers = "leave_out"
+    """What happens to samples whose gradients are longer than those of 95 % of the validation samples, such
+    as random tokens: `leave_out`, as long as twice as many remain as are picked; `clip` to that length; or
+    `keep`."""
+
+    held_out_check: bool = True
+    """Compare the picks with random ones on validation samples that did not choose them. If they are worse
+    beyond noise, the highest cosines or random picks take their place, and the run says so; picks of
+    `objective: paper` stay."""
 
     precondition: bool = False
     """In a run: divide gradients by the root of Adam's second moments, as its updates are."""
@@ -157,45 +184,54 @@ class Direct(AsPublished, Annealer):
             SignalError: no sample can be used, or nothing is known of the validation data.
         """
         check_signals(signals, self.method, seed=seed)
-        problem, z = self._problem(signals, validation, curvature, room)
-        unit = problem.unit(relative=self.tau_relative)
-        tau = kept_to(problem, self.tau, USUAL_TAU[self.objective], unit)
-        # At the least share the budget is what the cheapest cost, to the last bit.
-        budget = tau * unit
-        if tau == problem.least_tau(unit):
-            budget = max(budget, least_cost(problem.costs, problem.count, sizes=problem.sizes))
-        if self.objective == "paper":
-            found = self._by_movement(problem, budget, seed)
+        z, length = target_gradients(validation, self.normalise)
+        rows, pool = self._pool(signals, validation, z.shape[1], room)
+        spectrum = Spectrum.of_rows(z) if curvature is None else _checked(curvature, z.shape[1])
+        scale = self._scale(signals, rows, validation) / length
+        gradients = Rows(signals.require("grad", "direct"), rows, scale)
+        unlike = unlikeness(z, gradients)
+        if self.objective == "auto":
+            objective = "alignment" if unlike > TARGET else "curvature"
+            settled = replace(self, objective=objective)
         else:
-            found = self._by_descent(problem, z, budget, seed)
-        found["details"]["curvature"] = "given" if curvature is not None else "gradients of samples"
-        found["details"] |= {"tau": tau, "least_tau": problem.least_tau(unit)}
-        return self._selection(signals, problem, z, found, budget)
+            settled = self
+        problem = settled._problem(pool._replace(length=length), gradients, spectrum, z, seed)
+        tau = kept_to(problem, self.tau, USUAL_TAU[settled.objective], relative=self.tau_relative)
+        found = settled._solved(problem, tau, seed)
+        if self.held_out_check and self.variant == "subset":
+            found = settled._checked_by_halves(signals, problem, z, tau, found, curvature, seed)
+        found["details"] |= {
+            "direction": settled.objective,
+            "unlike_pool": round(unlike, 4),
+            "tau": None if math.isinf(tau) else tau,
+            "least_tau": problem.least_tau(relative=self.tau_relative),
+            "curvature": "given" if curvature is not None else "gradients of samples",
+        }
+        budget = problem.budget(tau, relative=self.tau_relative)
+        return settled._selection(signals, problem, z, found, budget)
 
-    def _problem(
-        self, signals: Signals, validation: Signals | None, curvature: Spectrum | None, room: int | None
-    ) -> tuple[Problem, NDArray[np.float64]]:
-        z = target_gradients(validation, self.normalise)
+    def _scale(
+        self, signals: Signals, rows: NDArray[np.int64], validation: Signals | None
+    ) -> NDArray[np.float64]:
+        """(n,) what the gradients are multiplied with."""
+        scale = lengths_of(signals, rows, self.normalise, mean_tokens(validation, self.normalise))
+        if self.outliers == "clip":
+            scale = scale / np.maximum(1, relative_lengths(signals, rows, validation))
+        return scale
+
+    def _pool(
+        self, signals: Signals, validation: Signals | None, width: int, room: int | None
+    ) -> tuple[NDArray[np.int64], Pool]:
+        """(n,) places of the samples to choose from, and what is known of them."""
         rows = usable(signals)
         grad: Any = signals.grad
-        if grad.shape[1] != z.shape[1]:
+        if grad.shape[1] != width:
             raise SignalError(
                 f"direct: the pool's gradients have {grad.shape[1]} numbers, the validation samples' "
-                f"{z.shape[1]}; collect both with the same grad_dim."
+                f"{width}; collect both with the same grad_dim."
             )
         set_aside = len(signals) - len(rows)
         rows, copies = without_copies(grad, rows, self.alike, self.copies)
-        scale = lengths_of(signals, rows, self.normalise, mean_tokens(validation, self.normalise))
-        gradients = Rows(grad, rows, clipped(signals, rows, scale, z) if self.clip else scale)
-        spectrum = Spectrum.of_rows(z) if curvature is None else curvature
-        if not isinstance(spectrum, Spectrum):
-            raise SignalError(f"direct: curvature must be a Spectrum; found {type(spectrum).__name__}.")
-        if len(spectrum.vectors) != z.shape[1]:
-            raise SignalError(
-                f"direct: the curvature given has {len(spectrum.vectors)} dimensions, the gradients "
-                f"{z.shape[1]}."
-            )
-        stiff = spectrum.stiff(self.stiff)
         sizes, count = None, 0.0
         if self.tokens is None:
             count = float(self.budget(len(rows) if self.fraction is None else len(signals), room))
@@ -213,12 +249,75 @@ class Direct(AsPublished, Annealer):
                     f"anneal.tokens is {self.tokens}, and the shortest sample has {sizes.min():.0f} label "
                     "tokens; give more."
                 )
-        largest = None
+        kept, amounts = np.arange(len(rows)), np.ones(len(rows)) if sizes is None else sizes
+        if self.outliers == "leave_out":
+            kept = without_outliers(relative_lengths(signals, rows, validation), amounts, count)
+        outliers = len(rows) - len(kept)
+        sizes, largest = None if sizes is None else sizes[kept], None
         if self.variant == "weights":
             largest = min(count, self.largest_weight or count)
-            sizes, count = np.ones(len(rows)), count / largest
-        costs = stiff_costs(gradients, spectrum, stiff)
-        return Problem(rows, gradients, spectrum, stiff, costs, sizes, count, set_aside, copies, largest), z
+            sizes, count = np.ones(len(kept)), count / largest
+        return rows[kept], Pool(rows[kept], sizes, count, set_aside, copies, outliers, largest)
+
+    def _problem(
+        self, pool: Pool, gradients: Rows, spectrum: Spectrum, z: NDArray[np.float64], seed: int
+    ) -> Problem:
+        way = None
+        if self.objective == "curvature":
+            way = descent(z, spectrum, seed=seed)
+        elif self.objective == "alignment":
+            mean = z.mean(axis=0)
+            way = Descent(mean / (np.linalg.norm(mean) or 1.0), math.inf, ())
+        stiff = spectrum.stiff(self.stiff)
+        along = None if way is None else way.direction
+        return Problem(pool, gradients, spectrum, stiff, stiff_costs(gradients, spectrum, stiff, along), way)
+
+    def _solved(self, problem: Problem, tau: float, seed: int) -> dict[str, Any]:
+        """Places of the picks, what they were ranked by, and details."""
+        budget = problem.budget(tau, relative=self.tau_relative)
+        if self.objective == "paper":
+            return self._by_movement(problem, budget, seed)
+        return self._by_descent(problem, budget, seed)
+
+    def _checked_by_halves(
+        self,
+        signals: Signals,
+        problem: Problem,
+        z: NDArray[np.float64],
+        tau: float,
+        found: dict[str, Any],
+        curvature: Spectrum | None,
+        seed: int,
+    ) -> dict[str, Any]:
+        """The solution with its check, or what takes its place, within the same budget."""
+
+        def choose(half: NDArray[np.float64]) -> NDArray[np.int64]:
+            spectrum = Spectrum.of_rows(half) if curvature is None else curvature
+            own = self._problem(problem.pool, problem.gradients, spectrum, half, seed)
+            return self._solved(own, max(tau, own.least_tau(relative=self.tau_relative)), seed)["places"]
+
+        def by_cosine(half: NDArray[np.float64]) -> NDArray[np.int64]:
+            return problem.best(_cosine_to(problem.gradients, half.mean(axis=0)), math.inf)
+
+        shrunk = np.full(len(problem.rows), 1 / problem.pool.length)
+        trained = Rows(signals.require("grad", "direct"), problem.rows, shrunk)
+        check = held_out_check(choose, by_cosine, trained, z, len(found["places"]), seed)
+        if check is None:
+            return found
+        found["details"]["check"] = check.details()
+        sentence = check.sentence()
+        if sentence is None:
+            return found
+        stays = self.objective == "paper"
+        instead = "they stay, as published" if stays else f"{FALLBACKS[check.use]} take their place"
+        found["details"]["fallback"] = f"{sentence}; {instead}."
+        if stays:
+            return found
+        scores = stream(seed, "random annealing").random(len(problem.rows))
+        if check.use == "cosine":
+            scores = _cosine_to(problem.gradients, z.mean(axis=0))
+        places = problem.best(scores, problem.budget(tau, relative=self.tau_relative))
+        return found | {"places": places, "scores": scores, "objective": float(scores[places].sum())}
 
     def _by_movement(self, problem: Problem, budget: float, seed: int) -> dict[str, Any]:
         stiffest = float(problem.spectrum.values[0])
@@ -244,7 +343,7 @@ class Direct(AsPublished, Annealer):
             "weights": weights,
             "scores": flat.times(total),
             "objective": float(total @ total),
-            "bound": found.bound * (problem.largest or 1.0) ** 2,
+            "bound": found.bound * (problem.pool.largest or 1.0) ** 2,
             "details": {"steps": found.steps},
         }
 
@@ -257,12 +356,11 @@ class Direct(AsPublished, Annealer):
             rng = stream(seed, "direct rounding")
             return rounded_at_random(optimum.weights, rng), None
         places = np.flatnonzero(optimum.weights > 0)
-        return places, optimum.weights[places] * (problem.largest or 1.0)
+        return places, optimum.weights[places] * (problem.pool.largest or 1.0)
 
-    def _by_descent(
-        self, problem: Problem, z: NDArray[np.float64], budget: float, seed: int
-    ) -> dict[str, Any]:
-        way = descent(z, problem.spectrum, seed=seed)
+    def _by_descent(self, problem: Problem, budget: float, seed: int) -> dict[str, Any]:
+        way = problem.way
+        assert way is not None
         scores = problem.gradients.times(way.direction)
         check_aligned(scores / np.sqrt(problem.gradients.squares()), "direct")
         best = budgeted_top(scores, problem.costs, problem.count, budget, sizes=problem.sizes)
@@ -278,7 +376,7 @@ class Direct(AsPublished, Annealer):
             "weights": weights,
             "scores": scores,
             "objective": float(scores[places] @ (np.ones(len(places)) if weights is None else weights)),
-            "bound": bound * (problem.largest or 1.0),
+            "bound": bound * (problem.pool.largest or 1.0),
             "details": {"ridge": ridge, "multiplier": best.multiplier},
         }
 
@@ -297,7 +395,7 @@ class Direct(AsPublished, Annealer):
         best = np.argsort(-scores[places], kind="stable")
         places = places[best]
         indices = problem.rows[places]
-        shares = np.ones(len(places)) if weights is None else weights[best] / (problem.largest or 1.0)
+        shares = np.ones(len(places)) if weights is None else weights[best] / (problem.pool.largest or 1.0)
         weights = None if weights is None else weights[best]
         if signals.weight is not None:
             weights = signals.weight[indices] * (1.0 if weights is None else weights)
@@ -308,8 +406,9 @@ class Direct(AsPublished, Annealer):
             "objective": found["objective"],
             "bound": found["bound"],
             "budget_used": spent / budget if budget > 0 else 0.0,
-            "copies_left_out": problem.copies,
-            "set_aside": problem.set_aside,
+            "copies_left_out": problem.pool.copies,
+            "outliers_left_out": problem.pool.outliers,
+            "set_aside": problem.pool.set_aside,
             "validation_samples": len(z),
             **found["details"],
             **spectrum_details(problem, places),
@@ -319,7 +418,9 @@ class Direct(AsPublished, Annealer):
             warn_of_unknown_curvature(details)
         if signals.num_tokens is not None:
             details["label_tokens"] = int(np.asarray(signals.num_tokens)[indices].sum())
-        what = "flat movement" if self.objective == "paper" else "descent"
+        what = {"paper": "flat movement", "alignment": "alignment"}.get(self.objective, "descent")
+        if "fallback" in details and self.objective != "paper":
+            what = details["check"]["use"]
         why = tuple(
             f"pick {rank} by {what}: {score:.4g}, stiff cost {cost:.2g} of the average"
             for rank, (score, cost) in enumerate(zip(scores[places], relative, strict=True), start=1)
@@ -334,6 +435,22 @@ class Direct(AsPublished, Annealer):
             columns={"stiff_cost": relative, "cosine": cosine},
             details=details,
         )
+
+
+def _checked(curvature: Any, width: int) -> Spectrum:
+    if not isinstance(curvature, Spectrum):
+        raise SignalError(f"direct: curvature must be a Spectrum; found {type(curvature).__name__}.")
+    if len(curvature.vectors) != width:
+        raise SignalError(
+            f"direct: the curvature given has {len(curvature.vectors)} dimensions, the gradients {width}."
+        )
+    return curvature
+
+
+def _cosine_to(gradients: Rows, b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) cosine of each gradient with b."""
+    length = float(np.linalg.norm(b))
+    return gradients.times(b / (length or 1.0)) / np.sqrt(gradients.squares())
 
 
 def _cosines(gradients: Rows, places: NDArray[np.int64], b: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,38 +1,35 @@
 """What DiReCT chooses from and by: usable rows, their stiff costs, the budget, and how far it is kept."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError, SignalError
+from gradwise.methods.direct.descent import Descent
 from gradwise.methods.validation import validation_rows
-from gradwise.numerics.budgeted import least_cost
+from gradwise.numerics.budgeted import budgeted_top, least_cost, whole_rows
 from gradwise.numerics.rows import Rows, alike
 from gradwise.numerics.spectrum import Spectrum
 from gradwise.signals import Signals
 
 Normalise = Literal["length", "unit", "none"]
 
+Outliers = Literal["leave_out", "clip", "keep"]
+
 USUAL_LENGTH = 0.95
-"""Quantile of the validation gradients' lengths beyond which the pool's are cut to it."""
+"""Quantile of the validation gradients' lengths beyond which a sample of the pool is an outlier."""
+
+CHOICE = 2.0
+"""Samples left to choose from, as a multiple of those to choose. Outliers are kept if fewer would be left."""
 
 
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """Shapes: n samples that may be chosen, gradients of k numbers."""
+class Pool(NamedTuple):
+    """The n samples that may be chosen, without regard to what they are chosen for."""
 
     rows: NDArray[np.int64]
-    """(n,) places in the pool, ascending: finite, not zero, not a copy too many."""
-    gradients: Rows
-    """Normalised gradients of these samples."""
-    spectrum: Spectrum
-    """Spectrum of the validation gradients."""
-    stiff: int
-    """k*, how many of its directions are stiff."""
-    costs: NDArray[np.float64]
-    """(n,) a_i = sum over stiff j of lam_j (g_i . v_j)^2."""
+    """(n,) places in the pool, ascending: finite, not zero, not a copy too many, no outlier."""
     sizes: NDArray[np.float64] | None
     """(n,) label tokens, where these are what is counted."""
     count: float
@@ -41,9 +38,42 @@ class Problem:
     """Samples of the pool that cannot be used."""
     copies: int
     """Samples left out because enough of their copies are there."""
+    outliers: int
+    """Samples left out because their gradients are longer than those of nearly all validation samples."""
     largest: float | None = None
     """Largest weight of a sample, where samples get weights; `sizes` are then 1, and `count` is the sum of
     weights divided by it."""
+    length: float = 1.0
+    """What all gradients were divided by, so that no power of theirs overflows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Shapes: n samples that may be chosen, gradients of k numbers."""
+
+    pool: Pool
+    gradients: Rows
+    """Normalised gradients of the samples."""
+    spectrum: Spectrum
+    """Spectrum of the validation gradients."""
+    stiff: int
+    """k*, how many of its directions are stiff."""
+    costs: NDArray[np.float64]
+    """(n,) a_i = sum over stiff j of lam_j (g_i . v_j)^2."""
+    way: Descent | None
+    """The direction of descent; None for the authors' objective, which has none."""
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return self.pool.rows
+
+    @property
+    def sizes(self) -> NDArray[np.float64] | None:
+        return self.pool.sizes
+
+    @property
+    def count(self) -> float:
+        return self.pool.count
 
     @property
     def flat(self) -> Rows:
@@ -60,12 +90,26 @@ class Problem:
     def unit(self, *, relative: bool) -> float:
         """The budget that `tau` 1 stands for: the usual cost, or 1 in the paper's units, whose projected
         gradients are as long as ours and are multiplied by the root of their k numbers."""
-        return self.usual_cost if relative else 1 / (self.gradients.width * (self.largest or 1.0))
+        if relative:
+            return self.usual_cost
+        return 1 / (self.gradients.width * (self.pool.largest or 1.0) * self.pool.length**4)
 
-    def least_tau(self, unit: float) -> float:
+    def least_tau(self, *, relative: bool) -> float:
         """The smallest `tau` that can be met."""
-        least = least_cost(self.costs, self.count, sizes=self.sizes)
+        least, unit = least_cost(self.costs, self.count, sizes=self.sizes), self.unit(relative=relative)
         return least / unit if unit > 0 else 0.0
+
+    def budget(self, tau: float, *, relative: bool) -> float:
+        """Total cost of the picks, at most; at the least tau what the cheapest cost, to the last bit."""
+        budget = tau * self.unit(relative=relative)
+        if tau == self.least_tau(relative=relative):
+            budget = max(budget, least_cost(self.costs, self.count, sizes=self.sizes))
+        return budget
+
+    def best(self, scores: NDArray[np.float64], budget: float) -> NDArray[np.int64]:
+        """Places of whole rows with the highest scores within a budget."""
+        optimum = budgeted_top(scores, self.costs, self.count, budget, sizes=self.sizes)
+        return whole_rows(optimum, scores, self.costs, self.count, budget, sizes=self.sizes)
 
 
 def usable(signals: Signals) -> NDArray[np.int64]:
@@ -106,19 +150,42 @@ def lengths_of(
     return np.ones(len(rows))
 
 
-def clipped(signals: Signals, rows: NDArray[np.int64], scale: NDArray[np.float64], z: NDArray[Any]) -> Any:
-    """(n,) the factors that leave no gradient longer than nearly all of the validation samples' are.
+def relative_lengths(
+    signals: Signals, rows: NDArray[np.int64], validation: Signals | None
+) -> NDArray[np.float64]:
+    """(n,) gradient lengths, normalised for label tokens, over that of nearly all validation samples.
 
-    Random tokens have long gradients, which point a little everywhere, and so also along what is to be
-    learned (benchmarks/direct_sketch.py).
+    Random tokens have gradients twice as long as those of text, which point a little everywhere, and so also
+    along what is to be learned: cut to the usual length, they still were most of the picks in some pools; by
+    their cosine as well (benchmarks/direct/junk.py).
     """
-    longest = float(np.quantile(np.linalg.norm(z, axis=1), USUAL_LENGTH))
-    lengths = np.sqrt(Rows(signals.require("grad", "direct"), rows).squares()) * scale
-    return scale * np.minimum(1.0, longest / lengths)
+    known = validation is not None and signals.num_tokens is not None and validation.num_tokens is not None
+    how: Normalise = "length" if known else "none"
+    usual = mean_tokens(validation, how)
+    theirs = validation_rows(validation, "direct")
+    assert validation is not None
+
+    def lengths(own: Signals, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+        squares = Rows(own.require("grad", "direct"), chosen).squares()
+        return np.sqrt(squares) * lengths_of(own, chosen, how, usual)
+
+    return lengths(signals, rows) / float(np.quantile(lengths(validation, theirs), USUAL_LENGTH))
 
 
-def target_gradients(validation: Signals | None, how: Normalise) -> NDArray[np.float64]:
-    """(M, k) normalised gradients of the validation samples that have one.
+def without_outliers(
+    relative: NDArray[np.float64], sizes: NDArray[np.float64], count: float
+) -> NDArray[np.int64]:
+    """(m,) places, ascending, whose relative length is at most 1. The shortest others join them until there
+    are `CHOICE` times as many as are to be chosen, or half of those that need not be chosen are there."""
+    order = np.argsort(relative, kind="stable")
+    wanted = min(CHOICE * count, (count + sizes.sum()) / 2) * (1 - 1e-12)
+    enough = int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1
+    return np.sort(order[: max(enough, int((relative <= 1).sum()))])
+
+
+def target_gradients(validation: Signals | None, how: Normalise) -> tuple[NDArray[np.float64], float]:
+    """(M, k) normalised gradients of the validation samples that have one, and what they were divided by: the
+    median of their lengths, so that no power of theirs overflows.
 
     Raises:
         SignalError: no sample has a gradient, or nearly none.
@@ -129,7 +196,31 @@ def target_gradients(validation: Signals | None, how: Normalise) -> NDArray[np.f
     if how == "unit":
         rows = rows[Rows(grad).squares()[rows] > 0]
     scale = lengths_of(validation, rows, how, mean_tokens(validation, how))
-    return np.asarray(grad[rows], dtype=np.float64) * scale[:, None]
+    z = np.asarray(grad[rows], dtype=np.float64) * scale[:, None]
+    lengths = np.linalg.norm(z, axis=1)
+    unit = float(np.median(lengths[lengths > 0]))
+    return z / unit, unit
+
+
+def unlikeness(z: NDArray[np.float64], gradients: Rows) -> float:
+    """How far the mean gradient b of the validation samples is from the pool's g: |b - g|^2 / |b|^2, both
+    squares less what their standard errors contribute.
+
+    About 0 where the samples are drawn from the pool's mix; 0 where the difference could be noise.
+
+    Args:
+        z: (M, k) validation gradients.
+        gradients: (n, k) of the pool, normalised alike.
+    """
+    if len(z) < 8:
+        return 0.0
+    b, g = z.mean(axis=0), gradients.sum_of(np.arange(len(gradients))) / len(gradients)
+    own = float(np.square(z - b).sum()) / (len(z) * (len(z) - 1))
+    noise = own + max(0.0, float(gradients.squares().mean() - g @ g)) / len(gradients)
+    apart, length = float(np.square(b - g).sum()), float(b @ b)
+    if apart <= 2 * noise or length <= 2 * own:
+        return 0.0
+    return (apart - noise) / (length - own)
 
 
 def without_copies(
@@ -149,36 +240,48 @@ def without_copies(
     return kept, len(rows) - len(kept)
 
 
-def stiff_costs(gradients: Rows, spectrum: Spectrum, stiff: int) -> NDArray[np.float64]:
-    """(n,) a_i, read a part at a time."""
-    values = spectrum.values[:stiff]
-    directions = (spectrum.vectors[:, :stiff] * np.sqrt(values)).astype(np.float32)
+def stiff_costs(
+    gradients: Rows, spectrum: Spectrum, stiff: int, along: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """(n,) a_i, read a part at a time.
+
+    Args:
+        gradients, spectrum, stiff: as in `Problem`.
+        along: (k,) of length 1, a direction that costs nothing. Where validation samples have much in common,
+            the direction of descent is stiff itself, and to forbid it is to forbid what helps.
+    """
+    vectors = spectrum.vectors[:, :stiff]
+    if along is not None:
+        vectors = vectors - np.outer(along, along @ vectors)
+    directions = (vectors * np.sqrt(spectrum.values[:stiff])).astype(np.float32)
     costs = np.empty(len(gradients))
     for part, rows in gradients.parts():
-        costs[part] = ((rows @ directions).astype(np.float64) ** 2).sum(axis=1)
-    return costs * gradients.scale**2
+        costs[part] = (((rows @ directions).astype(np.float64) * gradients.scale[part, None]) ** 2).sum(
+            axis=1
+        )
+    return costs
 
 
-def kept_to(problem: Problem, tau: float | None, usual: float, unit: float) -> float:
+def kept_to(problem: Problem, tau: float | None, usual: float, *, relative: bool) -> float:
     """The budget to keep to, in units.
 
     Args:
         problem: whose least cost counts.
         tau: the given value; it is met or refused.
         usual: what to take where nothing was; raised as far as it must be.
-        unit: the cost that `tau` is counted in.
+        relative: whether tau is a share of the usual cost.
 
     Raises:
         RecipeError: the given value cannot be met.
     """
-    least = problem.least_tau(unit)
+    least = problem.least_tau(relative=relative)
     if tau is None:
         return max(usual, least)
     if tau < least:
-        samples = problem.sizes is None or problem.largest is not None
-        relative = unit == problem.usual_cost
+        largest = problem.pool.largest
+        samples = problem.sizes is None or largest is not None
         raise RecipeError(
-            f"anneal.tau is {tau:g}, but the {problem.count * (problem.largest or 1):,.0f} "
+            f"anneal.tau is {tau:g}, but the {problem.count * (largest or 1):,.0f} "
             f"{'samples' if samples else 'label tokens'} with the least cost in stiff directions already "
             f"cost {least:.4g}{' of what as many cost on average' if relative else ''}; give tau: "
             f"{_rounded_up(least)} or more, choose fewer, or leave tau out to have it raised as far as it "

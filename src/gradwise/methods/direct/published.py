@@ -28,7 +28,8 @@ class AsPublished:
             "objective": "paper",
             "tau_relative": False,
             "normalise": "none",
-            "clip": False,
+            "outliers": "keep",
+            "held_out_check": False,
             "copies": None,
             "validation_samples": None,
         }

@@ -1,0 +1,78 @@
+"""Records and gradients of stories260K for DiReCT's benchmarks of junk and of targets."""
+
+import csv
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import gradwise as gw
+from benchmarks.common.frame import BUILD, DATA, build_folder
+from benchmarks.common.records import TEXTS, as_prompt, chunks, instructions, shuffled
+from benchmarks.common.smollm2 import STORIES
+
+INSTRUCTIONS = ("gsm8k", "dolly", "commonsense")
+SETS = (*TEXTS, *INSTRUCTIONS)
+SEED = 20261129
+
+Rows = dict[str, list[list[int]]]
+"""Token ids by kind."""
+
+
+def texts(name: str) -> list[str]:
+    """All texts of a set, in one fixed random order."""
+    if name in TEXTS:
+        pieces = shuffled(chunks((DATA / TEXTS[name]).read_text(encoding="utf-8")))
+        return [piece["text"] for piece in pieces if len(piece["text"]) > 100]
+    if name == "svamp":
+        records = json.loads((DATA / "arithmetic" / "SVAMP.json").read_text(encoding="utf-8"))
+        return [f"{record['instruction']}\n{record['output']}" for record in shuffled(records)]
+    if name == "mmlu":
+        rows = [row for path in sorted((DATA / "mmlu" / "val").glob("*.csv")) for row in _rows(path)]
+        made = ["{}\nA. {}\nB. {}\nC. {}\nD. {}\nAnswer: {}".format(*row) for row in rows]
+        return [made[i] for i in np.random.default_rng(SEED).permutation(len(made))]
+    prompts = [as_prompt(record, name) for record in shuffled(instructions(name))]
+    return [record["prompt"] + record["completion"] for record in prompts]
+
+
+def token_rows(name: str, count: int, length: int) -> list[list[int]]:
+    """The first records of a set, cut to a length in tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(STORIES)
+    return [tokenizer(text)["input_ids"][:length] for text in texts(name)[:count]]
+
+
+def samples(rows: list[list[int]]) -> list[dict[str, list[int]]]:
+    """Samples whose every token is learned."""
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def signals(name: str, rows: Rows) -> dict[str, gw.Signals]:
+    """Projected gradients by kind, at the published weights; kept in `build`."""
+
+    def fill(folder: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(STORIES)
+        for kind, own in rows.items():
+            gw.collect(
+                model, samples(own), want=("loss", "grad"), grad_dim=1024, store=folder / kind,
+                progress=False, tell=lambda _: None,
+            )  # fmt: skip
+
+    folder = build_folder(BUILD / f"direct-{name}", partial(fill))
+    return {kind: gw.Signals.open(folder / kind) for kind in rows}
+
+
+def joined(parts: list[gw.Signals]) -> gw.Signals:
+    """Several in one."""
+    arrays: dict[str, Any] = {
+        field: np.concatenate([np.asarray(getattr(part, field)) for part in parts])
+        for field in ("grad", "loss", "num_tokens", "ok")
+    }
+    return gw.Signals(sum(map(len, parts)), **arrays)
+
+
+def _rows(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        return list(csv.reader(lines))
