@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 from transformers import TrainerCallback
 
 import gradwise as gw
@@ -153,6 +154,61 @@ def test_a_refreshed_selection_towards_a_target_resumes(make: Any, importance: A
     assert [line["event"] for line in events].count("refresh") == 2
     (words,) = [line for line in events if line["event"] == "ngrams"]
     assert (words["samples"], words["target"]) == (24, 8)
+
+
+def test_a_trial_is_taken_back_and_its_recipe_repeats_the_run(make: Any, monkeypatch: Any) -> None:
+    """The recipe with the winner gives the same run without a race."""
+    from gradwise.planning import race
+
+    method = gw.Trial(contenders=["random", "cosine_top", "direct"], count=8, steps=3)
+    inner, seen = race._losses, []
+
+    def watched(context: Any, *args: Any) -> Any:
+        model, optimizer = context.model, context.optimizer
+        before = [p.detach().clone() for p in model.parameters()]
+        moments = [s["exp_avg"].clone() for s in optimizer.state.values()]
+        rates = [g["lr"] for g in optimizer.param_groups]
+        chance = torch.get_rng_state()
+        found = inner(context, *args)
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        after = [s["exp_avg"] for s in optimizer.state.values()]
+        assert moments and all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+        assert rates == [g["lr"] for g in optimizer.param_groups]
+        assert torch.equal(chance, torch.get_rng_state())
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr(race, "_losses", watched)
+    whole = make("whole", "anneal", method)
+    whole.train()
+    (losses,) = seen
+    assert not np.array_equal(losses["random"], losses["before"])
+    events = [json.loads(line) for line in (Path(whole.args.output_dir) / "events.jsonl").open()]
+    (trial,) = [line for line in events if line["event"] == "trial"]
+    assert trial["winner"] == min(trial["losses"], key=trial["losses"].get)
+    assert trial["judges"] == 6 and trial["seconds"] > 0
+    (anneal,) = [line for line in events if line["event"] == "anneal"]
+    assert anneal["parts"]["trial"] > 0
+    settled = gw.Recipe.load(Path(whole.args.output_dir) / "recipe.yaml").anneal
+    assert isinstance(settled, gw.Trial) and settled.winner == trial["winner"]
+    again = make("again", "anneal", settled)
+    again.train()
+    assert len(seen) == 1
+    assert same_weights(again.model, whole.model)
+    assert again.session.plan.digest == whole.session.plan.digest
+
+
+def test_a_trial_refuses_what_it_cannot_judge(make: Any) -> None:
+    with pytest.raises(gw.RecipeError, match="at least two different methods"):
+        gw.Trial(contenders=["random"])
+    with pytest.raises(gw.RecipeError, match="none of the contenders"):
+        gw.Trial(winner="full")
+    with pytest.raises(gw.RecipeError, match="only a run can do"):
+        gw.Trial(count=2).select(gw.Signals(4))
+    trainer = make("few", "anneal", gw.Trial())
+    trainer.eval_dataset = trainer.eval_dataset.select(range(7))
+    with pytest.raises(gw.RecipeError, match="7 are too few"):
+        trainer.train()
 
 
 def test_a_half_of_the_evaluation_data_chooses(

@@ -46,6 +46,7 @@ from gradwise.methods.decision import Order, Selection
 from gradwise.methods.direct import Direct
 from gradwise.methods.grace import Grace
 from gradwise.methods.grass import Grass
+from gradwise.methods.trial import Trial
 
 Select = Annotated[
     FullData
@@ -86,8 +87,21 @@ Anneal = Annotated[
     | GradNormAnneal
     | InfoBatch
     | CosineTop
-    | Herding,
+    | Herding
+    | Trial,
     Field(discriminator="method"),
 ]
 
-__all__ = ["D3", "Anneal", "Direct", "Grace", "Grass", "Layers", "Order", "OrderBy", "Select", "Selection"]
+__all__ = [
+    "D3",
+    "Anneal",
+    "Direct",
+    "Grace",
+    "Grass",
+    "Layers",
+    "Order",
+    "OrderBy",
+    "Select",
+    "Selection",
+    "Trial",
+]

@@ -447,6 +447,15 @@ class Annealer(Method):
         """
 
     @property
+    def tried(self) -> "dict[str, Annealer]":
+        """Methods of which a run tries each for `steps` steps; empty for none."""
+        return {}
+
+    def chosen(self) -> "Annealer | None":
+        """The method that selects; None until a trial was held."""
+        return self
+
+    @property
     def uses_optimizer(self) -> bool:
         """Whether gradients are divided by the root of the optimizer's second moments."""
         return False

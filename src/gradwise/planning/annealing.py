@@ -20,6 +20,7 @@ from gradwise.planning.decider import Cost, Decider, rounded, served
 from gradwise.planning.epochs import epoch_length, epochs_from, laid_out, part_of, repeated
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.picks import keep_picks
+from gradwise.planning.race import halves, race
 from gradwise.planning.scoring import MORE, in_pool, scoring_speed, signals_now, validation_signals
 from gradwise.planning.selecting import Selecting
 from gradwise.ranks import on_first
@@ -105,6 +106,8 @@ class Annealing(Decider):
         assert held_out is not None
         if not hasattr(held_out.dataset, "__len__"):
             raise RecipeError(f"anneal: {name} needs an eval_dataset that can be indexed.")
+        if self.method.tried:
+            halves(held_out)
         if shared := _in_common(context.train, held_out):
             sentence = (
                 f"{shared} of {len(held_out)} validation samples also occur in the training data: {name} "
@@ -129,7 +132,17 @@ class Annealing(Decider):
             assert context.validation is not None
             held_out = len(context.validation)
             scored += min(held_out, self.method.validation_samples or held_out)
-        return Cost(seconds=self.method.times * (speed.startup + scored * speed.per_sample))
+        return Cost(
+            seconds=self.method.times * (speed.startup + scored * speed.per_sample)
+            + self._race_seconds(context)
+        )
+
+    def _race_seconds(self, context: RunContext) -> float:
+        method: Any = self.method
+        if not method.tried or method.winner is not None or context.time_training is None:
+            return 0.0
+        each = context.time_training(evenly(len(context.train), MORE))
+        return len(method.tried) * method.steps * context.in_run.batch_size * each
 
     # ---- when ----------------------------------------------------------------------------------------------
 
@@ -173,14 +186,25 @@ class Annealing(Decider):
         rows = candidates(method, context.train, np.unique(pool), context.seed, number)
         needs, optimizer = method.needs | self._ordering.needs, method.uses_optimizer
         signals = signals_now(context, rows, needs, use_optimizer=optimizer)
-        validation = None
+        validation, judges, choosing = None, None, context
+        if method.tried:
+            assert context.validation is not None
+            chooses, judges = halves(context.validation)
+            choosing = replace(context, validation=chooses)
         if method.validation_needs:
             validation = validation_signals(
-                context, method.validation_needs, method.validation_samples, use_optimizer=optimizer
+                choosing, method.validation_needs, method.validation_samples, use_optimizer=optimizer
             )
         took = {"signals": time.perf_counter() - start}
         seed = context.seed if not number else stream_seed(context.seed, "annealing round", number)
+        if judges is not None:
+            method = self._settled(
+                context, judges, signals, validation, rows, room=room, seed=seed, step=step
+            )
+            took["trial"] = time.perf_counter() - start - sum(took.values())
         picked = method.select(signals, validation=validation, room=room, seed=seed)
+        if "fallback" in picked.details:
+            context.say(f"Warning: {picked.details['fallback']}")
         reason = picked.why[0] if picked.summary is None else picked.summary
         selection = replace(picked, indices=rows[picked.indices], summary=f"in the annealing phase: {reason}")
         selection = selection.weighing(context.recipe.weights)
@@ -193,7 +217,7 @@ class Annealing(Decider):
             "anneal",
             step,
             time.perf_counter() - start,
-            method=method.method,
+            method=self.method.method,
             round=number + 1,
             looked_at=len(rows),
             room=room,
@@ -203,6 +227,31 @@ class Annealing(Decider):
             **{name: value for name, value in selection.details.items() if name != "spectrum"},
         )
         return after
+
+    def _settled(
+        self,
+        context: RunContext,
+        judges: Samples,
+        signals: Signals,
+        validation: Signals | None,
+        rows: NDArray[np.int64],
+        *,
+        room: int,
+        seed: int,
+        step: int,
+    ) -> Annealer:
+        """The contender that won, now or earlier; written into the recipe before it is used."""
+        method: Any = context.recipe.anneal
+        if method.winner is None:
+            picks = {}
+            for name, each in method.tried.items():
+                picked = each.select(signals, validation=validation, room=room, seed=seed)
+                picks[name] = replace(picked, indices=rows[picked.indices])
+            won = race(context, picks, judges, steps=method.steps, most=method.judges, step=step)
+            method = replace(method, winner=won)
+            context.save_recipe(replace(context.recipe, anneal=method))
+        self.method = method
+        return method.chosen()
 
     def _following(
         self,

@@ -133,6 +133,33 @@ class Probe:
                 give_back()
         return Ahead(before, after)
 
+    def runs(
+        self, runs: Sequence[Sequence[Samples]], on: Samples
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(m,) losses of samples now, and (runs, m) after several steps of the optimizer, each run from the
+        present weights at learning rates that fall linearly to zero.
+
+        Args:
+            runs: of each its steps, and of each step its samples; a step is as in `lookahead`.
+            on: (m,) samples whose losses are compared.
+
+        Raises:
+            SignalError: when a step's samples have no label token.
+        """
+        places = np.asarray(on)
+        with kept(self.model, self.optimizer) as give_back, torch.inference_mode(False):
+            before, after = self._evaluated(places), np.empty((len(runs), len(places)))
+            for number, steps in enumerate(runs):
+                groups = self.optimizer.param_groups
+                rates = [float(group["lr"] or group.get("initial_lr", 0.0)) for group in groups]
+                for done, samples in enumerate(steps):
+                    for group, rate in zip(groups, rates, strict=True):
+                        group["lr"] = rate * (1 - done / len(steps))
+                    self._step(samples)
+                after[number] = self._evaluated(places)
+                give_back()
+        return before, after
+
     def orders(self, nodes: Sequence[Sequence[Samples]], on: Samples) -> Orders:
         """The losses of samples after the steps of one node and then those of another, for every two nodes
         and in both orders, each from the present weights: n * n times a node's steps are made. Takes two

@@ -1,0 +1,102 @@
+"""Lets several annealing selections train for a few steps each, and follows the one that did best.
+
+What a selection is worth can be predicted only roughly, and a few real steps cost little beside the gradients
+of a pool. The contenders choose by one half of the validation samples; the other half, which chose nothing,
+judges them.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from gradwise.errors import RecipeError
+from gradwise.methods.baselines.anneal import CosineTop, FullAnneal, Herding, RandomAnneal
+from gradwise.methods.decision import Selection
+from gradwise.methods.direct import Direct
+from gradwise.methods.interfaces import Annealer
+from gradwise.signals import Signals
+
+Contender = Literal["direct", "cosine_top", "herding", "random", "full"]
+
+CLASSES: dict[str, type[Annealer]] = {
+    "direct": Direct,
+    "cosine_top": CosineTop,
+    "herding": Herding,
+    "random": RandomAnneal,
+    "full": FullAnneal,
+}
+
+
+@dataclass(frozen=True)
+class Trial(Annealer):
+    """The selection after which a few steps lower the held-out loss most.
+
+    >>> Trial(contenders=["direct", "random"], fraction=0.2).chosen() is None
+    True
+    >>> Trial(contenders=["direct", "random"], fraction=0.2, winner="random").chosen().fraction
+    0.2
+    """
+
+    method: Literal["trial"] = "trial"
+    """A short race between other methods."""
+
+    contenders: list[Contender] = ("direct", "cosine_top", "random")  # type: ignore[assignment]
+    """Methods that are tried, with their defaults; sizes and the like are those given here. Among equals the
+    first wins."""
+
+    steps: Annotated[int, Field(ge=1)] = 8
+    """Optimizer steps that each contender is tried for, at a learning rate that falls to zero; all of it is
+    taken back."""
+
+    judges: Annotated[int, Field(ge=1)] | None = 256
+    """Most validation samples that judge, out of the half that does not choose; null for all of the half."""
+
+    winner: Contender | None = None
+    """The contender that is used. If unset, a run finds it as the annealing phase begins, and writes it into
+    its recipe before it is used."""
+
+    left_to_run: ClassVar[tuple[str, ...]] = ("winner",)
+    needs: ClassVar[frozenset[str]] = Direct.needs | CosineTop.needs | Herding.needs
+    validation_needs: ClassVar[frozenset[str]] = Direct.validation_needs
+
+    def check(self) -> None:
+        super().check()
+        if len(set(self.contenders)) < 2 or len(set(self.contenders)) < len(self.contenders):
+            raise RecipeError(
+                f"anneal.contenders must name at least two different methods; found {self.contenders}."
+            )
+        if self.winner is not None and self.winner not in self.contenders:
+            raise RecipeError(
+                f"anneal.winner is {self.winner}, which is none of the contenders "
+                f"{', '.join(self.contenders)}."
+            )
+
+    @property
+    def tried(self) -> dict[str, Annealer]:
+        shared = {each.name: getattr(self, each.name) for each in fields(Annealer)}
+        return {name: CLASSES[name](**shared) for name in self.contenders}
+
+    def chosen(self) -> Annealer | None:
+        return None if self.winner is None else self.tried[self.winner]
+
+    def select(
+        self,
+        signals: Signals,
+        *,
+        validation: Signals | None = None,
+        room: int | None = None,
+        seed: int = 0,
+    ) -> Selection:
+        """What the winner selects; see `Annealer.select`.
+
+        Raises:
+            RecipeError: there is no winner yet, since only a run can race.
+        """
+        winner = self.chosen()
+        if winner is None:
+            raise RecipeError(
+                "anneal: a trial trains the model for a few steps, which only a run can do; give "
+                "anneal.winner, or train."
+            )
+        return winner.select(signals, validation=validation, room=room, seed=seed)

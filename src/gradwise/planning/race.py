@@ -1,0 +1,112 @@
+"""A short race between selections, each trained on from the present weights."""
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.errors import RecipeError
+from gradwise.methods.decision import Selection
+from gradwise.numerics.sampling import evenly
+from gradwise.numerics.streams import stream
+from gradwise.planning.context import RunContext, Samples
+from gradwise.probing import Probe
+from gradwise.ranks import on_first
+from gradwise.signals.samples import rows_of
+
+FEWEST = 4
+"""Validation samples that a half must have to choose or to judge."""
+
+
+def halves(samples: Samples) -> tuple[Samples, Samples]:
+    """The validation samples that choose, and those that judge; the same for every seed."""
+    count = len(samples)
+    if count < 2 * FEWEST:
+        raise RecipeError(
+            f"anneal: a trial chooses by one half of the validation samples and judges by the other; {count} "
+            f"are too few, give at least {2 * FEWEST}."
+        )
+    mixed = stream(0, "trial halves").permutation(count)
+    return tuple(  # type: ignore[return-value]
+        Samples(rows_of(samples.dataset, rows), rows_of(samples.inputs, rows), samples.collate)
+        for rows in (np.sort(mixed[: count // 2]), np.sort(mixed[count // 2 :]))
+    )
+
+
+def race(
+    context: RunContext,
+    selections: dict[str, Selection],
+    judges: Samples,
+    *,
+    steps: int,
+    most: int | None,
+    step: int,
+) -> str:
+    """The selection after which the judges' mean loss is lowest; weights, optimizer and random states are as
+    before. The first rank tries, and tells the others.
+
+    Args:
+        context: of the run.
+        selections: of each contender, positions in the pool.
+        judges: samples that chose nothing.
+        steps: of each contender.
+        most: judges that are used, evenly spread.
+        step: optimizer steps done, for the record.
+    """
+    start = time.perf_counter()
+    losses = on_first(lambda: _losses(context, selections, judges, steps, most))
+    # Rounded, so that a difference in the last bits of a sum decides nothing.
+    means = {name: float(f"{each.mean():.6g}") for name, each in losses.items() if name != "before"}
+    winner = min(means, key=lambda name: means[name])
+    others = [losses[name] for name in means if name != winner]
+    apart = [float(np.std(losses[winner] - each, ddof=1) / np.sqrt(len(each))) for each in others]
+    context.record.event(
+        "trial",
+        step,
+        time.perf_counter() - start,
+        winner=winner,
+        losses=means,
+        before=float(f"{losses['before'].mean():.6g}"),
+        noise=float(f"{max(apart):.3g}"),
+        judges=len(losses["before"]),
+        steps=steps,
+    )
+    shown = ", ".join(f"{name} {loss:.4f}" for name, loss in means.items())
+    context.say(f"anneal: {winner} wins the trial of {steps} steps (held-out loss: {shown}).")
+    return winner
+
+
+def _losses(
+    context: RunContext, selections: dict[str, Selection], judges: Samples, steps: int, most: int | None
+) -> dict[str, NDArray[np.float64]]:
+    """(m,) of the judges, before and after each contender."""
+    assert context.model is not None and context.optimizer is not None
+    probe = Probe(
+        context.model,
+        context.optimizer,
+        context.train.inputs,
+        context.train.collate,
+        target=judges.inputs,
+        clip=context.max_grad_norm,
+        batch_tokens=context.recipe.signals.batch_tokens,
+        autocast=context.autocast,
+    )
+    on = probe.target
+    if most is not None and most < len(on):
+        on = on[evenly(len(on), most)]
+    runs = [_batches(context, each.indices, steps) for each in selections.values()]
+    before, after = probe.runs(runs, on)
+    return {"before": before, **dict(zip(selections, after, strict=True))}
+
+
+def _batches(context: RunContext, picks: NDArray[np.int64], steps: int) -> list[Any]:
+    """Samples of each step: every pick once in random order before any comes again. Picks without a label
+    token teach nothing and are left out."""
+    learnt = picks[context.train.label_tokens_of(picks) > 0]
+    if not learnt.size:
+        raise RecipeError("anneal: a contender picked only samples without a label token; give other data.")
+    size, rng = context.in_run.batch_size, stream(context.seed, "trial order")
+    turns = -(-steps * size // len(learnt))
+    entries = np.concatenate([rng.permutation(learnt) for _ in range(turns)])[: steps * size]
+    return np.split(entries, steps)
