@@ -448,7 +448,7 @@ class Annealer(Method):
 
     @property
     def tried(self) -> "dict[str, Annealer]":
-        """Methods of which a run tries each for `steps` steps; empty for none."""
+        """Methods that a run tries for `steps` steps each; empty for none."""
         return {}
 
     def chosen(self) -> "Annealer | None":
