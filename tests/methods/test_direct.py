@@ -552,6 +552,7 @@ class TestTarget:
         cosine = gw.baselines.CosineTop(count=40).select(self.POOL, validation=held_out)
         assert direct.details["direction"] == "alignment" and direct.details["unlike_pool"] > 0.2
         assert sorted(direct.indices) == sorted(cosine.indices)
+        assert self.POOL.domain is not None
         assert (self.POOL.domain[direct.indices] == "a").mean() > 0.9
         bounded = gw.Direct(count=40, tau=0.9).select(self.POOL, validation=held_out).details
         assert bounded["tau"] == 0.9 and bounded["budget_used"] <= 1

@@ -342,8 +342,8 @@ class Direct(AsPublished, Annealer):
             "places": places,
             "weights": weights,
             "scores": flat.times(total),
-            "objective": float(total @ total),
-            "bound": found.bound * (problem.pool.largest or 1.0) ** 2,
+            "objective": float(total @ total) * problem.pool.length**2,
+            "bound": found.bound * ((problem.pool.largest or 1.0) * problem.pool.length) ** 2,
             "details": {"steps": found.steps},
         }
 
