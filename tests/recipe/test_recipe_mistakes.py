@@ -42,8 +42,8 @@ MISTAKES = [
     ),
     (
         "order: sorted",
-        "order.method: unknown method 'sorted'; known: balanced, d3, d3_published, easy_first, given, herding, "
-        "influence, interleave, shuffle.",
+        "order.method: unknown method 'sorted'; known: balanced, d3, d3_published, easy_first, given, "
+        "herding, influence, interleave, shuffle.",
     ),
     ("select: {method: loss_tip}", "select.method: unknown method 'loss_tip'; did you mean 'loss_top'?"),
     ("layers: {active: 3}", "layers needs a method; found {'active': 3}."),
