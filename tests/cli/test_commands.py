@@ -155,6 +155,7 @@ class TestTrain:
         assert measured(run) == measured(second)
         assert Recipe.load(run / "recipe.yaml") == Recipe.load(second / "recipe.yaml")
 
+    @pytest.mark.exhaustive
     def test_another_seed_trains_other_weights(self, gradwise: Start, project: Project):
         for seed in ("1", "2"):
             assert gradwise("train", project.path, "--out", seed, "--set", f"seed={seed}").code == 0
@@ -282,9 +283,8 @@ class TestStopping:
             assert time.monotonic() < end, "not reached in time"
             time.sleep(0.01)
 
-    @pytest.mark.parametrize(
-        "kind", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)]
-    )
+    @pytest.mark.exhaustive
+    @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
     def test_a_stopped_run_goes_on_as_if_it_had_not_been(
         self, start: Start, gradwise: Start, long: Project, never_stopped: Path, kind: signal.Signals
     ):

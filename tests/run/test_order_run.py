@@ -162,6 +162,7 @@ def test_only_picked_samples_are_ordered_and_measured(recipe: Recipe, tmp_path: 
     assert len(found.graph) == 2
 
 
+@pytest.mark.exhaustive
 def test_stopped_scoring_resumes(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signals = replace(recipe.signals, batch_tokens=400)
     chosen = replace(recipe, order=baselines.HerdedOrder(), signals=signals)

@@ -85,8 +85,13 @@ def in_type(recipe: Recipe, computed: str) -> Recipe:
 
 TYPES = {"bf16": torch.bfloat16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
+EACH = [
+    pytest.param(name, dtype, marks=[] if name == "bf16" else [pytest.mark.exhaustive])
+    for name, dtype in TYPES.items()
+]
 
-@pytest.mark.parametrize(("computed", "dtype"), TYPES.items())
+
+@pytest.mark.parametrize(("computed", "dtype"), EACH)
 def test_a_run_computes_in_one_type(
     recipe: Recipe, seen: Any, tmp_path: Path, computed: str, dtype: Any
 ) -> None:
@@ -95,7 +100,7 @@ def test_a_run_computes_in_one_type(
     assert seen == {name: {dtype} for name in seen}
 
 
-@pytest.mark.parametrize(("computed", "dtype"), TYPES.items())
+@pytest.mark.parametrize(("computed", "dtype"), EACH)
 def test_commands_compute_as_the_recipe_trains(
     recipe: Recipe, seen: Any, tmp_path: Path, computed: str, dtype: Any
 ) -> None:

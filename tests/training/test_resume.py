@@ -214,7 +214,7 @@ def test_killed_and_resumed_is_never_killed(sources: dict[str, Any], tmp_path: P
     assert what_counts(tmp_path / "killed") == expected
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_four_killed_ten_times_is_never_killed(sources: dict[str, Any], tmp_path: Path) -> None:
     settings = recipe(
         sources,

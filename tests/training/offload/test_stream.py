@@ -111,8 +111,15 @@ def _same(one: Any, other: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("kind", "settings"), [(torch.optim.AdamW, ADAMW), (torch.optim.SGD, SGD)])
+@pytest.mark.parametrize(
+    ("kind", "settings", "dtype"),
+    [
+        (torch.optim.AdamW, ADAMW, torch.bfloat16),
+        pytest.param(torch.optim.AdamW, ADAMW, torch.float32, marks=pytest.mark.exhaustive),
+        pytest.param(torch.optim.SGD, SGD, torch.float32, marks=pytest.mark.exhaustive),
+        pytest.param(torch.optim.SGD, SGD, torch.bfloat16, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_200_steps_are_those_of_kept_state(tiny_llama, dtype: torch.dtype, kind: type, settings: Any) -> None:
     """With redraws, accumulation, clipping, a schedule, and a resume in the middle of a period."""
     kept = Run.of(tiny_llama(3).to(dtype), "keep", kind=kind, settings=settings).steps(200)
