@@ -263,6 +263,7 @@ class TestStopping:
             stopped_at
         ]
 
+    @pytest.mark.exhaustive
     def test_a_signal_to_the_whole_group_stops_it_as_one_to_itself(
         self, start: Start, gradwise: Start, project: Project, command: list[Any]
     ) -> None:

@@ -45,6 +45,7 @@ def test_each_way_to_train_runs(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_first_steps_run(
     stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -273,6 +273,7 @@ class TestPrepare:
             prepare(Metrics(tasks=[endless]), tokenizer).check_length(model, tokenizer, told.append)
 
     @pytest.mark.slow
+    @pytest.mark.exhaustive
     def test_a_task_that_lm_eval_does_not_know(self, tokenizer: Any):
         with pytest.raises(
             RecipeError, match=r"hellaswagg: lm-eval has no task of that name; did you mean 'hellaswag'"

@@ -15,6 +15,7 @@ def graphs_of(kind: str, edges: str) -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_would_be_overwritten_comes_first() -> None:
     """On the mean over seeds: a single one may come out within its noise (2 of 12 below zero, by less than
     half a standard error)."""
