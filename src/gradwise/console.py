@@ -179,15 +179,15 @@ class Lines:
         return f"{duration(seconds / made * (self.total - self.done))} left"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
+def duration(seconds: float, digits: int = 0) -> str:
+    """Seconds as people say them, with `digits` decimals below a minute.
 
-    >>> duration(5.2), duration(125), duration(7500)
-    ('5 s', '2 min 5 s', '2 h 5 min')
+    >>> duration(5.2), duration(5.2, digits=1), duration(125), duration(7500)
+    ('5 s', '5.2 s', '2 min 5 s', '2 h 5 min')
     """
     whole = max(0, round(seconds))
     if whole < 60:
-        return f"{whole} s"
+        return f"{max(0.0, seconds):.{digits}f} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -8,6 +8,7 @@ The trainer subclass in `gradwise.trainer` only forwards the Trainer's own calls
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import TrainingArguments
 
 from gradwise import console
 from gradwise.data import token_lengths
+from gradwise.data.records import few
 from gradwise.errors import GradwiseError
 from gradwise.folders import OwnedFolder, claimed
 from gradwise.host import HostTrainer, context_of, samples_of
@@ -206,7 +208,7 @@ class Session:
             self.record.event("resume", state["step"], 0.0, checkpoint=str(resume))
 
     def tracked(self, resume: Path | None) -> AbstractContextManager[None]:
-        """Around training: trackers see one run, however often it is resumed."""
+        """Let trackers see one run, however often it is resumed, while it trains."""
         step = self._state["step"] if resume and self._state else None
         callbacks = self.trainer.callback_handler.callbacks
         return one_run(callbacks, self.folder, self.record.run, resumed_at=step, say=self.say)
@@ -239,15 +241,14 @@ class Session:
         call."""
         trainer, samples = self.trainer, self._known_samples()[0]
 
-        def problem() -> str | None:
-            return packing.problem(
-                trainer.model,
-                samples.inputs,
-                trainer.data_collator,
-                rows=self.args.train_batch_size,
-                autocast=autocast_of(self.args),
-            )
-
+        problem = partial(
+            packing.problem,
+            trainer.model,
+            samples.inputs,
+            trainer.data_collator,
+            rows=self.args.train_batch_size,
+            autocast=autocast_of(self.args),
+        )
         if self.packed_length is None:
             packing.check_packed_rows(samples.dataset, trainer.data_collator, problem)
             return
@@ -382,18 +383,14 @@ class Session:
     def after_step(self, epoch: float, grad_norm: Any) -> None:
         """Note the step that was just done; `step` already counts it."""
         assert self._loss is not None
-        known = {
+        values = {
             "learning_rate": self._learning_rate,
             "grad_norm": grad_norm,
             "input_tokens": self.input_tokens(self.step - 1),
             "label_tokens": self._tokens,
         }
-        self.record.step(
-            self._loss,
-            step=self.step,
-            epoch=round(epoch, 6),
-            **{name: value for name, value in known.items() if value is not None},
-        )
+        known = {name: value for name, value in values.items() if value is not None}
+        self.record.step(self._loss, step=self.step, epoch=round(epoch, 6), **known)
         if self._at_logging_step():
             self.flush()
 
@@ -409,7 +406,7 @@ class Session:
             last = checkpoints.last_whole(self.output, contents=False)[0]
             raise GradwiseError(
                 f"The training {error.quantity} is {error.value} at step {error.step} "
-                f"(samples {_listed(samples)} of the data). Lower the learning rate or check them. "
+                f"(samples {few(samples.tolist(), 8)} of the data). Lower the learning rate or check them. "
                 f"Last whole checkpoint: {last or 'none'}."
             ) from None
 
@@ -496,11 +493,6 @@ class Session:
         scaler = getattr(self.trainer.accelerator, "scaler", None)
         # Asked in a way that leaves the scale on its device.
         return scaler.scale(torch.ones((), device=self.args.device)) if scaler is not None else 1.0
-
-
-def _listed(samples: Any, most: int = 8) -> str:
-    names = [str(sample) for sample in samples[:most]]
-    return ", ".join(names) + (", ..." if len(samples) > most else "")
 
 
 def _silent(_: str) -> None:

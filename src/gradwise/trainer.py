@@ -34,14 +34,21 @@ from gradwise.recipe import Recipe
 from gradwise.session import Session
 from gradwise.stopping import spare_worker
 from gradwise.structure import group_layers
-from gradwise.text import shown
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.arguments import DECAY_SHARE, decay_steps
 from gradwise.training.held_out import HELD_OUT_LOSS
 from gradwise.training.offload import offload_state
 from gradwise.training.plan import Plan
 from gradwise.training.saving import check_saves
-from gradwise.training.support import check_indexable, check_phase, check_supported
+from gradwise.training.support import (
+    check_given,
+    check_indexable,
+    check_output,
+    check_phase,
+    check_planned,
+    check_sections,
+    check_supported,
+)
 from gradwise.training.target import target_of
 from gradwise.training.trackers import add_trackers, guard_trackers, without_trackers
 from gradwise.training.weighting import KEY, WeightedLoss
@@ -89,14 +96,14 @@ class TrainerMixin(_AnyTrainer):
                 `select.target` is `validation`, half of the eval_dataset chooses and the other half measures.
         """
         recipe = Recipe() if recipe is None else recipe
-        _check_given(recipe, plan, packed_length, unpack_if_needed)
+        check_given(recipe, plan, packed_length, unpack_if_needed)
         if recipe.signals.model is not None and proxy is None:
             raise RecipeError("signals.model is for `gradwise train`; with a Trainer, give it a `proxy`.")
         if plan is not None:
-            _check_planned(recipe)
+            check_planned(recipe)
         self.proxy = proxy
-        _check_sections(recipe)
-        _check_output(kwargs.get("args", args[1] if len(args) > 1 else None))
+        check_sections(recipe)
+        check_output(kwargs.get("args", args[1] if len(args) > 1 else None))
         with without_trackers([*args, *kwargs.values()]) as trackers:
             super().__init__(*args, **kwargs)
         guard_trackers(self.callback_handler.callbacks, self._layer_numbers)
@@ -463,46 +470,6 @@ def _prepared_unwrapped(
 
 def _path(path: str | Path) -> Path:
     return Path(path).expanduser()
-
-
-def _check_output(args: object) -> None:
-    """Refuse an output_dir that is no folder, in which the Trainer could not even be made."""
-    output = getattr(args, "output_dir", None)
-    if output and (Path(output).is_symlink() or Path(output).exists()) and not Path(output).is_dir():
-        raise RecipeError(f"TrainingArguments.output_dir is {output}, which is no folder; give another one.")
-
-
-def _check_given(recipe: object, plan: object, packed_length: object, unpack_if_needed: bool) -> None:
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(
-            f"recipe must be a gradwise.Recipe, as gradwise.Recipe.load reads one from a file; found "
-            f"{shown(recipe)}."
-        )
-    if plan is not None and not isinstance(plan, Plan):
-        raise RecipeError(
-            f"plan must be a gradwise.Plan, as gradwise.Plan.of makes one; found {shown(plan)}."
-        )
-    if packed_length is not None and (not isinstance(packed_length, int) or packed_length < 2):
-        raise RecipeError(f"packed_length must be a whole number from 2; found {shown(packed_length)}.")
-    if unpack_if_needed and packed_length is None:
-        raise RecipeError("unpack_if_needed has no effect without packed_length; leave it out.")
-
-
-def _check_planned(recipe: Recipe) -> None:
-    default = Recipe()
-    for section in ("select", "order", "anneal"):
-        if getattr(recipe, section) != getattr(default, section):
-            raise RecipeError(f"A plan says what is trained on to the end; leave {section} out, or the plan.")
-
-
-def _check_sections(recipe: Recipe) -> None:
-    default = Recipe()
-    for section in ("model", "data", "train", "adapter", "metrics"):
-        if getattr(recipe, section) != getattr(default, section):
-            raise RecipeError(
-                f"The recipe's section {section!r} is for `gradwise train`; with a Trainer, pass it through "
-                "the trainer's own arguments and leave it out of the recipe."
-            )
 
 
 def _is_plain_collator(collator: object) -> bool:

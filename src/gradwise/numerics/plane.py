@@ -7,7 +7,7 @@ SMALL = 512
 """Dimensions up to which components are exact; of longer vectors a subspace iteration finds them."""
 
 ITERATIONS, EXTRA = 30, 6
-"""Of the subspace iteration, and how many directions it follows besides the two."""
+"""Number of subspace iterations, and of directions followed beyond the two that are kept."""
 
 
 def principal_plane(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:

@@ -198,10 +198,10 @@ class Annealing(Decider):
         took = {"signals": time.perf_counter() - start}
         seed = context.seed if not number else stream_seed(context.seed, "annealing round", number)
         if judges is not None:
-            method = self._settled(
+            method, raced = self._settled(
                 context, judges, signals, validation, rows, room=room, seed=seed, step=step
             )
-            took["trial"] = time.perf_counter() - start - sum(took.values())
+            start += raced  # charged by the trial's own event
         picked = method.select(signals, validation=validation, room=room, seed=seed)
         if "fallback" in picked.details:
             context.say(f"Warning: {picked.details['fallback']}")
@@ -239,19 +239,21 @@ class Annealing(Decider):
         room: int,
         seed: int,
         step: int,
-    ) -> Annealer:
-        """The contender that won, now or earlier; written into the recipe before it is used."""
+    ) -> tuple[Annealer, float]:
+        """The contender that won, now or earlier, and the seconds of the race. The winner is written into
+        the recipe before it is used."""
         method: Any = context.recipe.anneal
+        seconds = 0.0
         if method.winner is None:
             picks = {}
             for name, each in method.tried.items():
                 picked = each.select(signals, validation=validation, room=room, seed=seed)
                 picks[name] = replace(picked, indices=rows[picked.indices])
-            won = race(context, picks, judges, steps=method.steps, most=method.judges, step=step)
+            won, seconds = race(context, picks, judges, steps=method.steps, most=method.judges, step=step)
             method = replace(method, winner=won)
             context.save_recipe(replace(context.recipe, anneal=method))
         self.method = method
-        return method.chosen()
+        return method.chosen(), seconds
 
     def _following(
         self,

@@ -1,12 +1,13 @@
 """A short race between selections, each trained on from the present weights."""
 
+import math
 import time
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwise.errors import RecipeError
+from gradwise.errors import GradwiseError, RecipeError
 from gradwise.methods.decision import Selection
 from gradwise.numerics.sampling import evenly
 from gradwise.numerics.streams import stream
@@ -42,9 +43,9 @@ def race(
     steps: int,
     most: int | None,
     step: int,
-) -> str:
-    """The selection after which the judges' mean loss is lowest; weights, optimizer and random states are as
-    before. The first rank tries, and tells the others.
+) -> tuple[str, float]:
+    """The selection after which the judges' mean loss is lowest, and the seconds that were taken; weights,
+    optimizer and random states are as before. The first rank tries, and tells the others.
 
     Args:
         context: of the run.
@@ -58,13 +59,19 @@ def race(
     losses = on_first(lambda: _losses(context, selections, judges, steps, most))
     # Rounded, so that a difference in the last bits of a sum decides nothing.
     means = {name: float(f"{each.mean():.6g}") for name, each in losses.items() if name != "before"}
-    winner = min(means, key=lambda name: means[name])
+    finite = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+    if not finite:
+        raise GradwiseError(
+            "anneal: no contender has a finite held-out loss after the trial; lower the learning rate."
+        )
+    winner = min(finite, key=lambda name: finite[name])
     others = [losses[name] for name in means if name != winner]
     apart = [float(np.std(losses[winner] - each, ddof=1) / np.sqrt(len(each))) for each in others]
+    seconds = time.perf_counter() - start
     context.record.event(
         "trial",
         step,
-        time.perf_counter() - start,
+        seconds,
         winner=winner,
         losses=means,
         before=float(f"{losses['before'].mean():.6g}"),
@@ -74,7 +81,7 @@ def race(
     )
     shown = ", ".join(f"{name} {loss:.4f}" for name, loss in means.items())
     context.say(f"anneal: {winner} wins the trial of {steps} steps (held-out loss: {shown}).")
-    return winner
+    return winner, seconds
 
 
 def _losses(

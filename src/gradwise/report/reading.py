@@ -1,6 +1,7 @@
 """Reads what a comparison left behind: its `comparison.yaml` and its run directories. Writes nothing."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import yaml
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.report.statistics import Direction
 from gradwise.stored import damaged, read_json, read_lines
+from gradwise.training.record import NOT_DECIDING
 
 HELD_OUT_LOSS = "held_out_loss"
 
-NOT_DECIDING = ("finished", "resume")
-"""Events that are no decisions."""
+
+def deciding_seconds(events: Iterable[dict[str, Any]]) -> float:
+    """Seconds that the decisions of a run took; events of one that was damaged may lack them."""
+    return sum(event.get("seconds") or 0.0 for event in events if event["event"] not in NOT_DECIDING)
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ def _result(folder: Path, arm: str, seed: int) -> RunResult:
         steps=steps[-1]["step"] if steps else 0,
         tokens=sum(line.get("input_tokens", 0) for line in steps),
         seconds=ends[-1]["seconds"] if ends else (steps[-1]["seconds"] if steps else 0.0),
-        deciding=sum(event["seconds"] for event in events if event["event"] not in NOT_DECIDING),
+        deciding=deciding_seconds(events),
         memory=ends[-1].get("peak_memory") if ends else None,
         epochs=steps[-1].get("epoch") if steps else None,
         share=_share(next((event for event in events if event["event"] == "plan"), {})),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gradwise.methods.grace.pick import random_picks
-from gradwise.report.reading import NOT_DECIDING
+from gradwise.report.reading import deciding_seconds
 from gradwise.run.directory import RunDirectory
 from gradwise.stored import damaged
 
@@ -33,7 +33,7 @@ def _table(run: RunDirectory, metrics: list[dict[str, Any]], events: list[dict[s
             _share(finished["trainable_parameters"], finished["total_parameters"]),
         ),
         ("peak memory", f"{finished['peak_memory'] / 2**30:.2f} GiB"),
-        ("time", f"{finished['seconds']:,.0f} s ({_deciding(events):,.1f} s of it deciding)"),
+        ("time", f"{finished['seconds']:,.0f} s ({deciding_seconds(events):,.1f} s of it deciding)"),
         *_kept_to(events, finished["seconds"]),
         *_at_random(events),
         ("model", str(run.model)),
@@ -69,10 +69,6 @@ def _share(part: int, whole: int) -> str:
     return f"{part / 1e6:,.2f} M of {whole / 1e6:,.2f} M ({part / whole:.0%})"
 
 
-def _deciding(events: list[dict[str, Any]]) -> float:
-    return sum(event["seconds"] for event in events if event["event"] not in NOT_DECIDING)
-
-
 def _at_random(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Picks that GRACE filled its budget with, not having scored enough samples to choose them."""
     planned = next((event for event in events if event["event"] == "plan"), {})
@@ -87,7 +83,7 @@ def _at_random(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
 def _kept_to(events: list[dict[str, Any]], seconds: float) -> list[tuple[str, str]]:
     """What GRACE said that it would spend, and what it did, as shares of the training time."""
     forecasts = [event for event in events if event["event"] == "forecast"]
-    training = seconds - _deciding(events)
+    training = seconds - deciding_seconds(events)
     if not forecasts or training <= 0:
         return []
     spent = sum(event["seconds"] for event in events if event["event"] in ("signals", "plan", "refresh"))

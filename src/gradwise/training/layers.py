@@ -110,7 +110,6 @@ class LayerSwitch:
         self.active: tuple[int, ...] = ()
         self._scores = np.full(len(self.layers), np.nan)  # of layers that were never measured
         self.draws = 0
-        self._drawn: set[int] = set()  # layers that have optimizer state
         self._steps = 0
         self._within_step = False
         self.probes_left = policy.probes_in(steps)
@@ -279,7 +278,7 @@ class LayerSwitch:
             "active": list(self.active),
             "scores": [None if np.isnan(score) else float(score) for score in self._scores],
             "draws": self.draws,
-            "drawn": sorted(self._drawn),
+            "with_state": self._with_state(),
             "steps": self._steps,
             "probes_left": self.probes_left,
             "window": self._window.tolist(),
@@ -288,7 +287,7 @@ class LayerSwitch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume where `state_dict` was taken; raises CheckpointError for another policy or model."""
-        if not isinstance(state, dict) or state.keys() | {"drawn"} != self.state_dict().keys():
+        if not isinstance(state, dict) or state.keys() | {"with_state"} != self.state_dict().keys():
             raise CheckpointError(f"The state is none that a LayerSwitch has given; found {shown(state)}.")
         layers = (list(self.names), len(self.layers))
         if not same_settings(state["policy"], self.policy) or state["layers"] not in layers:
@@ -305,9 +304,9 @@ class LayerSwitch:
         self._measured = torch.tensor(state["measured"], dtype=torch.float32, device=self.device)
         if state["active"]:
             self._activate(tuple(state["active"]))
-        self._drawn = set(state.get("drawn", range(len(self.layers))))
-        # torch.distributed.checkpoint fills in state that was not saved, counted as one step.
-        self._forget(set(range(len(self.layers))) - self._drawn)
+        if (layers_with_state := state.get("with_state")) is not None:
+            # torch.distributed.checkpoint fills in state that was not saved, counted as one step.
+            self._forget(set(range(len(self.layers))) - set(layers_with_state))
 
     def _take_scores(self) -> None:
         """Fold the window into the scores: the only time that the device is waited for."""
@@ -331,11 +330,16 @@ class LayerSwitch:
     def _activate(self, active: tuple[int, ...]) -> None:
         left = set(self.active) - set(active)
         self.active = active
-        self._drawn.update(active)
         self._set_trainable(active, outside=self.policy.embeddings == "always")
         if self.policy.state == "drop":
-            self._drawn -= left
             self._forget(left)
+
+    def _with_state(self) -> list[int] | None:
+        """Layers for which the optimizer keeps state; None where it is kept in host memory."""
+        if self.stream is not None:
+            return None
+        state = self.optimizer.state
+        return [n for n, layer in enumerate(self.layers) if any(state.get(p) for p in layer)]
 
     def _forget(self, layers: set[int]) -> None:
         """Drop the optimizer's state of layers."""

@@ -33,7 +33,8 @@ from gradwise.stored import read_lines
 SHOWN = ("numbers", "layers")
 TRACKED = ("coverage", "agreement", "importance", "closeness", "objective")
 """Numbers of decisions that trackers show."""
-NO_DECISIONS = ("resume", "unpacked", "forecast", "early_stop", "finished")
+NOT_DECIDING = ("finished", "resume")
+"""Events whose seconds are not the cost of a decision."""
 
 FILES = {"metrics": "metrics.jsonl", "events": "events.jsonl"}
 
@@ -150,7 +151,7 @@ class Record:
         self._append("events", [{"event": kind, "step": step, "seconds": round(seconds, 4), **what}])
 
     def _show(self, kind: str, seconds: float, what: dict[str, Any]) -> None:
-        if kind in NO_DECISIONS:
+        if kind in NOT_DECIDING:
             return
         self.numbers["deciding_seconds"] = self.numbers.get("deciding_seconds", 0.0) + seconds
         self.numbers |= {name: what[name] for name in TRACKED if isinstance(what.get(name), int | float)}

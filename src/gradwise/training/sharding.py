@@ -4,13 +4,13 @@ A sharded parameter is a DTensor. Its gradient is averaged over the ranks before
 gets its own rows. So gradients need no further averaging, and their squared norms are sums over the shards.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from gradwise.errors import RecipeError
 
@@ -21,18 +21,18 @@ def is_sharded(parameters: Iterable[Tensor]) -> bool:
 
 
 def check_sharding(layers: Sequence[Sequence[nn.Parameter]]) -> None:
-    """Raise RecipeError for parameters that are sharded otherwise than FSDP2 shards them, along rows."""
+    """Raise RecipeError for parameters that are not sharded as FSDP2 does by default: all of them, along
+    their first dimension, over one dimension of the mesh."""
     parameters = [parameter for layer in layers for parameter in layer]
     sharded = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
-    if sharded and len(sharded) < len(parameters):
+    if len(sharded) < len(parameters):
         raise RecipeError(
             f"{len(parameters) - len(sharded)} of {len(parameters)} parameters are not sharded; call "
             "fully_shard on the whole model after its blocks."
         )
     for parameter in sharded:
-        others = [place for place in parameter.placements if place.is_shard() and type(place) is not Shard]
-        others += [place for place in parameter.placements if isinstance(place, Shard) and place.dim != 0]
-        if others or any(place.is_partial() for place in parameter.placements):
+        split = [placement for placement in parameter.placements if not placement.is_replicate()]
+        if len(split) > 1 or any(type(place) is not Shard or place.dim != 0 for place in split):
             raise RecipeError(
                 f"A parameter is placed as {parameter.placements}, and layers can be switched only where "
                 "parameters are sharded along their first dimension, as fully_shard does by default."
@@ -40,21 +40,26 @@ def check_sharding(layers: Sequence[Sequence[nn.Parameter]]) -> None:
 
 
 def local_part(tensor: Tensor) -> tuple[Tensor, tuple[int, int] | None]:
-    """What this rank holds of a tensor, and its (start, total) in the flattened whole; None if it is all."""
-    if not isinstance(tensor, DTensor):
-        return tensor, None
-    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    row = tensor[0].numel() if tensor.dim() > 1 and len(tensor) else 1
-    return tensor.to_local(), (offset[0] * row, tensor.numel()) if tensor.dim() else None
+    """What this rank holds of a tensor, and its (start, total) in the flattened whole; None if it is all.
+
+    Without a collective call, since it is used within the backward pass.
+    """
+    dimension = _split_dimension(tensor)
+    if dimension is None:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor, None
+    assert isinstance(tensor, DTensor)
+    # As torch.chunk splits rows: all parts but the last ones have the same size.
+    rows = -(-len(tensor) // tensor.device_mesh.size(dimension))
+    first = min(tensor.device_mesh.get_local_rank(dimension) * rows, len(tensor))
+    return tensor.to_local(), (first * math.prod(tensor.shape[1:]), tensor.numel())
 
 
 def sum_over_shards(values: Tensor, like: Tensor) -> None:
-    """Add up, in place, what each rank computed of its own shards; `like` is a parameter that is sharded
-    so."""
-    if isinstance(like, DTensor):
-        for dimension, placement in enumerate(like.placements):
-            if placement.is_shard():
-                dist.all_reduce(values, group=like.device_mesh.get_group(dimension))
+    """Add up, in place, what each rank computed of its own shards; `like` is a tensor that is sharded so."""
+    dimension = _split_dimension(like)
+    if dimension is not None:
+        assert isinstance(like, DTensor)
+        dist.all_reduce(values, group=like.device_mesh.get_group(dimension))
 
 
 def norm_over_shards(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -71,3 +76,10 @@ def norm_over_shards(gradients: Sequence[Tensor], device: torch.device) -> Tenso
     square = norm.square()
     sum_over_shards(square, gradients[0])
     return square.sqrt()
+
+
+def _split_dimension(tensor: Tensor) -> int | None:
+    """Dimension of the mesh over which a tensor's rows are split; None for none."""
+    if not isinstance(tensor, DTensor):
+        return None
+    return next((n for n, place in enumerate(tensor.placements) if place.is_shard()), None)

@@ -1,5 +1,6 @@
 """What a Trainer's settings must be for gradwise to honour them all; others are refused, with why."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from transformers import TrainingArguments
 from gradwise.errors import RecipeError
 from gradwise.ranks import world_size
 from gradwise.recipe import Recipe
+from gradwise.text import shown
 from gradwise.training.arguments import decay_steps
 from gradwise.training.feeder import Indexable
+from gradwise.training.plan import Plan
 from gradwise.training.weighting import check_weighted
 
 FUSED_INTO_BACKWARD = ("lomo", "adalomo", "layerwise")
@@ -74,6 +77,49 @@ def check_indexable(dataset: Indexable) -> None:
         )
     if not len(dataset):
         raise RecipeError("The training data set is empty.")
+
+
+def check_output(args: object) -> None:
+    """Refuse an output_dir that is no folder, in which the Trainer could not even be made."""
+    output = getattr(args, "output_dir", None)
+    if output and (Path(output).is_symlink() or Path(output).exists()) and not Path(output).is_dir():
+        raise RecipeError(f"TrainingArguments.output_dir is {output}, which is no folder; give another one.")
+
+
+def check_given(recipe: object, plan: object, packed_length: object, unpack_if_needed: bool) -> None:
+    """Refuse what is not what a trainer is given under these names."""
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(
+            f"recipe must be a gradwise.Recipe, as gradwise.Recipe.load reads one from a file; found "
+            f"{shown(recipe)}."
+        )
+    if plan is not None and not isinstance(plan, Plan):
+        raise RecipeError(
+            f"plan must be a gradwise.Plan, as gradwise.Plan.of makes one; found {shown(plan)}."
+        )
+    if packed_length is not None and (not isinstance(packed_length, int) or packed_length < 2):
+        raise RecipeError(f"packed_length must be a whole number from 2; found {shown(packed_length)}.")
+    if unpack_if_needed and packed_length is None:
+        raise RecipeError("unpack_if_needed has no effect without packed_length; leave it out.")
+
+
+def check_planned(recipe: Recipe) -> None:
+    """Refuse decisions beside a plan that was given."""
+    default = Recipe()
+    for section in ("select", "order", "anneal"):
+        if getattr(recipe, section) != getattr(default, section):
+            raise RecipeError(f"A plan says what is trained on to the end; leave {section} out, or the plan.")
+
+
+def check_sections(recipe: Recipe) -> None:
+    """Refuse sections that stand for a trainer's own arguments."""
+    default = Recipe()
+    for section in ("model", "data", "train", "adapter", "metrics"):
+        if getattr(recipe, section) != getattr(default, section):
+            raise RecipeError(
+                f"The recipe's section {section!r} is for `gradwise train`; with a Trainer, pass it through "
+                "the trainer's own arguments and leave it out of the recipe."
+            )
 
 
 def _refused_arguments(args: TrainingArguments) -> dict[str, str | None]:

@@ -41,7 +41,7 @@ class Trial(Annealer):
     method: Literal["trial"] = "trial"
     """A short race between other methods."""
 
-    contenders: list[Contender] = ("direct", "cosine_top", "random")  # type: ignore[assignment]
+    contenders: tuple[Contender, ...] = ("direct", "cosine_top", "random")
     """Methods that are tried, with their defaults; sizes and the like are those given here. Among equals the
     first wins."""
 
@@ -64,7 +64,7 @@ class Trial(Annealer):
         super().check()
         if len(set(self.contenders)) < 2 or len(set(self.contenders)) < len(self.contenders):
             raise RecipeError(
-                f"anneal.contenders must name at least two different methods; found {self.contenders}."
+                f"anneal.contenders must name at least two different methods; found {list(self.contenders)}."
             )
         if self.winner is not None and self.winner not in self.contenders:
             raise RecipeError(

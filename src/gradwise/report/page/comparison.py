@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gradwise.console import duration
 from gradwise.report.curves import mean_curve
 from gradwise.report.page.charts import (
     COLOURS,
@@ -27,7 +28,6 @@ from gradwise.report.page.document import (
     Paragraph,
     Section,
     Table,
-    duration,
     number,
 )
 from gradwise.report.reading import HELD_OUT_LOSS, Results, read_results
@@ -234,7 +234,7 @@ def _costs(results: Results, rows: list[Row]) -> list[Block]:
 
 
 def _spent(row: Row) -> str:
-    return f"{duration(row['seconds'])}, {duration(row['deciding_seconds'] or 0.0)} deciding"
+    return f"{duration(row['seconds'], 1)}, {duration(row['deciding_seconds'] or 0.0, 1)} deciding"
 
 
 def _runs(results: Results) -> list[Block]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gradwise.console import duration
 from gradwise.errors import GradwiseError
 from gradwise.report.influence import Graph
 from gradwise.report.page.charts import (
@@ -19,7 +20,7 @@ from gradwise.report.page.charts import (
     line_chart,
 )
 from gradwise.report.page.charts import Cell as Spot
-from gradwise.report.page.document import Block, Figure, Folded, Heading, Paragraph, duration
+from gradwise.report.page.document import Block, Figure, Folded, Heading, Paragraph
 from gradwise.report.page.files import RunFiles
 
 NODES = 24
@@ -273,13 +274,13 @@ def time(run: RunFiles) -> list[Block]:
             _called(run, name),
             seconds,
             place,
-            f"{duration(seconds)} ({seconds / total:.0%})",
+            f"{duration(seconds, 1)} ({seconds / total:.0%})",
             expected.get(name),
         )
         for place, (name, seconds) in enumerate(named.items())
         if seconds > 0
     ]
-    words = f"The run is charged {duration(total)}; evaluation, checkpoints and loading are not counted."
+    words = f"The run is charged {duration(total, 1)}; evaluation, checkpoints and loading are not counted."
     if forecast.get("share") is not None and training > 0:
         words += (
             f" Selecting was forecast to take {forecast['share']:.1%} of the training time and took "
@@ -304,7 +305,7 @@ _KINDS = {
     "select": ("signals", "ngrams", "plan", "refresh", "epochs"),
     "order": ("order",),
     "layers": ("layers", "probe"),
-    "anneal": ("anneal",),
+    "anneal": ("anneal", "trial"),
     "measuring speeds": ("forecast",),
 }
 """Events by what they are charged to."""

@@ -165,19 +165,6 @@ def sample_text(text: object) -> str:
     return clipped(str(text), MOST_CHARACTERS)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(8.25), duration(150), duration(9000)
-    ('8.2 s', '2 min 30 s', '2 h 30 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
-
-
 @cache
 def _environment() -> jinja2.Environment:
     """Values of text are cleaned before they are escaped; markup that was made here is left as it is."""

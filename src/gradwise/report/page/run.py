@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from gradwise.console import duration
 from gradwise.errors import RecipeError
 from gradwise.report.page import decisions, losses, pool
 from gradwise.report.page.document import (
@@ -17,10 +18,9 @@ from gradwise.report.page.document import (
     Page,
     Paragraph,
     Section,
-    duration,
 )
 from gradwise.report.page.files import RunFiles
-from gradwise.report.reading import NOT_DECIDING
+from gradwise.report.reading import deciding_seconds
 
 T = TypeVar("T")
 
@@ -133,10 +133,8 @@ def _facts(run: RunFiles) -> list[Fact]:
         facts.append(Fact("samples selected", f"{plan['selected']:,}", f"of {plan['pool']:,}"))
     end = run.finished
     if end:
-        deciding = sum(
-            event.get("seconds") or 0 for event in run.events if event["event"] not in NOT_DECIDING
-        )
-        facts.append(Fact("time", duration(end["seconds"]), f"{duration(deciding)} of it deciding"))
+        deciding = deciding_seconds(run.events)
+        facts.append(Fact("time", duration(end["seconds"], 1), f"{duration(deciding, 1)} of it deciding"))
         if end.get("peak_memory"):
             facts.append(
                 Fact("peak memory", f"{end['peak_memory'] / 2**30:.2f} GiB", "of the process or device")
