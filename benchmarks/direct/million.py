@@ -36,7 +36,8 @@ def measure(objective: str) -> dict[str, Any]:
         pool = Signals(MILLION, grad=grad, num_tokens=tokens)
         rows = np.random.default_rng(2).standard_normal((256, WIDTH)).astype(np.float32)
         validation = Signals(256, grad=rows * _decay() + _common(), num_tokens=tokens[:256])
-        method: Any = Direct(fraction=0.1, tau=0.5, objective=objective)  # type: ignore[arg-type]
+        settings: Any = {"fraction": 0.1, "tau": 0.5, "objective": objective, "held_out_check": False}
+        method = Direct(**settings)
         start = time.perf_counter()
         selection = method.select(pool, validation=validation)
         seconds = time.perf_counter() - start

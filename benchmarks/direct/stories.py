@@ -17,6 +17,12 @@ from benchmarks.common.smollm2 import STORIES
 INSTRUCTIONS = ("gsm8k", "dolly", "commonsense")
 SETS = (*TEXTS, *INSTRUCTIONS)
 SEED = 20261129
+FILES = {
+    "svamp": "arithmetic/SVAMP.json", "piqa": "commonsense/test/piqa.json",
+    "siqa": "commonsense/test/social_i_qa.json",
+}  # fmt: skip
+"""Sets of instructions with outputs that are targets only."""
+JUNK = ("random tokens", "fragments", "repeated words")
 
 Rows = dict[str, list[list[int]]]
 """Token ids by kind."""
@@ -27,8 +33,8 @@ def texts(name: str) -> list[str]:
     if name in TEXTS:
         pieces = shuffled(chunks((DATA / TEXTS[name]).read_text(encoding="utf-8")))
         return [piece["text"] for piece in pieces if len(piece["text"]) > 100]
-    if name == "svamp":
-        records = json.loads((DATA / "arithmetic" / "SVAMP.json").read_text(encoding="utf-8"))
+    if name in FILES:
+        records = json.loads((DATA / FILES[name]).read_text(encoding="utf-8"))
         return [f"{record['instruction']}\n{record['output']}" for record in shuffled(records)]
     if name == "mmlu":
         rows = [row for path in sorted((DATA / "mmlu" / "val").glob("*.csv")) for row in _rows(path)]
@@ -42,6 +48,16 @@ def token_rows(name: str, count: int, length: int) -> list[list[int]]:
     """The first records of a set, cut to a length in tokens."""
     tokenizer = AutoTokenizer.from_pretrained(STORIES)
     return [tokenizer(text)["input_ids"][:length] for text in texts(name)[:count]]
+
+
+def junk_rows(kind: str, count: int, length: int) -> list[list[int]]:
+    """Rows of one kind of junk: tokens at random, the first eight tokens of a record, six words over and
+    over."""
+    if kind == "random tokens":
+        size = len(AutoTokenizer.from_pretrained(STORIES))
+        return np.random.default_rng(SEED).integers(3, size, (count, length)).tolist()
+    rows = token_rows("dolly", 1000 + count, length)[1000:]
+    return [row[:8] if kind == "fragments" else (row[:6] * length)[:length] for row in rows]
 
 
 def samples(rows: list[list[int]]) -> list[dict[str, list[int]]]:

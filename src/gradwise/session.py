@@ -406,8 +406,8 @@ class Session:
             last = checkpoints.last_whole(self.output, contents=False)[0]
             raise GradwiseError(
                 f"The training {error.quantity} is {error.value} at step {error.step} "
-                f"(samples {few(list(map(str, samples)), 8)} of the data). Lower the learning rate or check them. "
-                f"Last whole checkpoint: {last or 'none'}."
+                f"(samples {few(list(map(str, samples)), 8)} of the data). Lower the learning rate or check "
+                f"them. Last whole checkpoint: {last or 'none'}."
             ) from None
 
     def after_evaluation(self, metrics: dict[str, Any]) -> None:

@@ -57,16 +57,7 @@ def race(
     """
     start = time.perf_counter()
     losses = on_first(lambda: _losses(context, selections, judges, steps, most))
-    # Rounded, so that a difference in the last bits of a sum decides nothing.
-    means = {name: float(f"{each.mean():.6g}") for name, each in losses.items() if name != "before"}
-    finite = {name: mean for name, mean in means.items() if math.isfinite(mean)}
-    if not finite:
-        raise GradwiseError(
-            "anneal: no contender has a finite held-out loss after the trial; lower the learning rate."
-        )
-    winner = min(finite, key=lambda name: finite[name])
-    others = [losses[name] for name in means if name != winner]
-    apart = [float(np.std(losses[winner] - each, ddof=1) / np.sqrt(len(each))) for each in others]
+    winner, means, noise = decided(losses)
     seconds = time.perf_counter() - start
     context.record.event(
         "trial",
@@ -75,13 +66,39 @@ def race(
         winner=winner,
         losses=means,
         before=float(f"{losses['before'].mean():.6g}"),
-        noise=float(f"{max(apart):.3g}"),
+        noise=noise,
         judges=len(losses["before"]),
         steps=steps,
     )
     shown = ", ".join(f"{name} {loss:.4f}" for name, loss in means.items())
     context.say(f"anneal: {winner} wins the trial of {steps} steps (held-out loss: {shown}).")
     return winner, seconds
+
+
+def decided(losses: dict[str, NDArray[np.float64]]) -> tuple[str, dict[str, float], float]:
+    """The winner, the mean loss after each contender, and the standard error of the winner's lead, the
+    largest over contenders.
+
+    Args:
+        losses: (m,) of the judges after each contender, and `before`.
+
+    Raises:
+        GradwiseError: no mean is finite.
+
+    >>> decided({"before": np.ones(2), "a": np.full(2, np.nan), "b": np.array([0.5, 0.7])})[:2]
+    ('b', {'a': nan, 'b': 0.6})
+    """
+    # Rounded, so that a difference in the last bits of a sum decides nothing.
+    means = {name: float(f"{each.mean():.6g}") for name, each in losses.items() if name != "before"}
+    finite = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+    if not finite:
+        raise GradwiseError(
+            "anneal: no contender has a finite held-out loss after the trial; lower the learning rate."
+        )
+    winner = min(finite, key=lambda name: finite[name])
+    others = [losses[name] for name in finite if name != winner]
+    apart = [float(np.std(losses[winner] - each, ddof=1) / np.sqrt(len(each))) for each in others]
+    return winner, means, float(f"{max(apart, default=0.0):.3g}")
 
 
 def _losses(

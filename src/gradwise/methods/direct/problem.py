@@ -156,8 +156,7 @@ def relative_lengths(
     """(n,) gradient lengths, normalised for label tokens, over that of nearly all validation samples.
 
     Random tokens have gradients twice as long as those of text, which point a little everywhere, and so also
-    along what is to be learned: cut to the usual length, they still were most of the picks in some pools; by
-    their cosine as well (benchmarks/direct/junk.py).
+    along what is to be learned (benchmarks/direct/target.py shows how much junk is picked if they are kept).
     """
     known = validation is not None and signals.num_tokens is not None and validation.num_tokens is not None
     how: Normalise = "length" if known else "none"
