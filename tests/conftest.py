@@ -9,7 +9,7 @@ os.environ.update(
 import copy
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def some(values: Iterable[Any], every: int = 2) -> list[Any]:
+    """Parameters of a test: each `every`-th value in the ordinary suite, all in the exhaustive one."""
+    return [
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=[pytest.mark.exhaustive])
+        if number % every
+        else value
+        for number, value in enumerate(values)
+    ]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -185,7 +185,17 @@ def test_the_yaml_shown_is_a_recipe() -> None:
     assert any(each.data is not None and each.goal == "target" for each in recipes)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+LONG = {"seven-billion", "anneal-checkpoint", "noisy-scrape"}
+"""Recipes that take ten seconds and are much like others."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.exhaustive] if path.stem in LONG else [])
+        for path in sorted((ROOT / "recipes").glob("*.yaml"))
+    ],
+)
 def test_every_recipe_runs(path: Path, stories: Path, tmp_path: Path) -> None:
     """With the model and some of the data that are at hand in place of the hub's, and for three steps."""
     for name, count in (("gsm8k_train", 48), ("gsm8k_held_out", 8)):

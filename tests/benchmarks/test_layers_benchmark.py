@@ -44,6 +44,7 @@ def entry(content: dict[str, Any], arm: str) -> dict[str, Any]:
     return content["entries"][f"quality/{arm}/0"]
 
 
+@pytest.mark.exhaustive
 def test_every_measurement_is_there(content: dict[str, Any]) -> None:
     by_arm = [f"quality/{arm}/0" for arm in ARMS]
     assert set(content["entries"]) == {"untrained/held_out", "timing/steps", *by_arm}

@@ -312,6 +312,7 @@ class TestStopping:
         assert identical(run.path, never_stopped)
         assert measured(run.path) == measured(never_stopped)
 
+    @pytest.mark.exhaustive
     def test_a_killed_run_goes_on_too(
         self, start: Start, gradwise: Start, long: Project, never_stopped: Path
     ):
