@@ -52,8 +52,11 @@ def page(content: Content) -> Page:
         command="python -m benchmarks.d3.published --lolib FOLDER",
         sections=[table(["n", "instances", "mean gap", "largest", "seconds"], rows)],
         claims=[
-            Claim(f"D³'s solver on published instances of {n} items: mean gap to the best known", f"{gap} %")
-            for n, _, gap, _, _ in rows
+            Claim(
+                f"D³'s solver on published instances of {' and '.join(row[0] for row in rows)} items: "
+                "mean gap to the best known",
+                ", ".join(f"{row[2]} %" for row in rows),
+            )
         ],
     )
 

@@ -135,27 +135,22 @@ def described(gradients: Gradients, gram: NDArray) -> dict[str, Any]:
 
 def page(content: Content) -> Page:
     parts = ["![Errors by length](figures/signals-accuracy.png)"]
-    claims = []
+    ratios = []
     for name, title in TITLES.items():
         if entries := list(of_kind(content, f"size/{name}").values()):
             parts += _sizes(content["entries"][f"true/{name}"], title, entries)
-            claims.append(_claim(title, entries))
+            ratios.append(_rms(entries, "gradwise", "1024", 0) / _rms(entries, "dense", "1024", 0))
         if entries := list(of_kind(content, f"side/{name}").values()):
             parts += _sides(title, entries)
+    claim = f"Error of inner products over a dense Gaussian projection's, k = 1,024, {len(ratios)} models"
     return Page(
         sections=parts,
-        claims=claims,
+        claims=[Claim(claim, f"{min(ratios):.2f} to {max(ratios):.2f}")],
     )
 
 
 def _rms(entries: list[dict[str, Any]], projection: str, size: str, place: int) -> float:
     return root_mean_square([entry["errors"][projection][size][place] for entry in entries])
-
-
-def _claim(title: str, entries: list[dict[str, Any]]) -> Claim:
-    ratio = _rms(entries, "gradwise", "1024", 0) / _rms(entries, "dense", "1024", 0)
-    text = f"Error of inner products over that of a dense Gaussian projection, k = 1,024, {title}"
-    return Claim(text, f"{ratio:.2f}", str(len(entries)))
 
 
 def _sizes(true: dict[str, Any], title: str, entries: list[dict[str, Any]]) -> list[str]:
