@@ -162,7 +162,7 @@ def test_a_trial_is_taken_back_and_its_recipe_repeats_the_run(make: Any, monkeyp
     """The recipe with the winner gives the same run without a race."""
     from gradwise.planning import race
 
-    method = gw.Trial(contenders=["random", "cosine_top", "direct"], count=8, steps=3)
+    method = gw.Trial(contenders=("random", "cosine_top", "direct"), count=8, steps=3)
     inner, seen = race._losses, []
 
     def watched(context: Any, *args: Any) -> Any:
@@ -212,7 +212,7 @@ def test_a_trial_is_taken_back_and_its_recipe_repeats_the_run(make: Any, monkeyp
 
 def test_a_trial_refuses_what_it_cannot_judge(make: Any) -> None:
     with pytest.raises(gw.RecipeError, match="at least two different methods"):
-        gw.Trial(contenders=["random"])
+        gw.Trial(contenders=("random",))
     with pytest.raises(gw.RecipeError, match="none of the contenders"):
         gw.Trial(winner="full")
     with pytest.raises(gw.RecipeError, match="only a run can do"):

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, distribute_tensor
 
@@ -99,8 +98,9 @@ def test_one_process_is_two(runs: Path, name: str, which: str) -> None:
 
 class TestRefusals:
     @pytest.fixture
-    def one_rank(self) -> Any:
-        torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=HashStore())
+    def one_rank(self, tmp_path: Path) -> Any:
+        meeting = f"file://{tmp_path}/meeting"
+        torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method=meeting)
         yield init_device_mesh("cpu", (1,))
         torch.distributed.destroy_process_group()
 
