@@ -185,7 +185,14 @@ def test_the_yaml_shown_is_a_recipe() -> None:
     assert any(each.data is not None and each.goal == "target" for each in recipes)
 
 
-LONG = {"seven-billion", "anneal-checkpoint", "noisy-scrape"}
+LONG = {
+    "seven-billion",
+    "anneal-checkpoint",
+    "noisy-scrape",
+    "plays_direct",
+    "plays_grace",
+    "chat_lora_mixed",
+}
 """Recipes that take ten seconds and are much like others."""
 
 

@@ -192,6 +192,7 @@ class TestTrain:
         assert saved
         assert all("lora_" in name for name in saved)
 
+    @pytest.mark.exhaustive
     def test_the_coreset_is_drawn_as_it_developed(self, gradwise: Start, project: Project):
         project.recipe["select"] = {
             "method": "grace", "count": 16, "candidates": "all", "refresh_every": 2, "anchors": 0.3,
@@ -228,6 +229,7 @@ class TestTrain:
         written = Recipe.load(project.folder / "run" / "recipe.yaml")
         assert isinstance(written.anneal, Direct) and written.anneal.last == 0.34
 
+    @pytest.mark.exhaustive
     def test_the_last_phase_alone(self, gradwise: Start, project: Project):
         project.recipe["train"]["schedule"] = "wsd"
         project.recipe["anneal"] = {"method": "direct", "count": 5}

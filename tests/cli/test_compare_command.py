@@ -185,6 +185,7 @@ class TestFinished:
         refused(server.start(folder, *command).wait(), "c holds another comparison; different: ", said)
         assert contents(folder / "c") == before
 
+    @pytest.mark.exhaustive
     def test_arms_and_seeds_can_be_added(self, folder: Path, server: Server) -> None:
         before = contents(folder / "c" / "runs" / "full")
         command = server.start(

@@ -11,6 +11,7 @@ from gradwise.comparison.folder import ComparisonFolder
 from gradwise.folders import claimed
 from tests.cli.small_project import Command, Project, Start
 from tests.cli.test_compare_command import contents, refused
+from tests.conftest import some
 
 
 class TestMistakes:
@@ -21,28 +22,37 @@ class TestMistakes:
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
-        [
-            (["--arms", "full,randon"], "unknown arm 'randon'; did you mean 'random'?"),
-            (["--arms", ","], "--arms names no arm"),
-            (
-                ["--arms", "full", "--seeds", "many"],
-                "--seeds takes a number such as 5, or a list such as 0,3,7",
-            ),
-            (["--arms", "full", "--seeds", "0"], "--seeds takes a number such as 5"),
-            (["--arms", "full", "--seeds", "1,1"], "a list of different seeds"),
-            (["--arms", "full", "--budget", "miles"], "--budget: 'miles' is no budget"),
-            (["--arms", "full,random"], "random selects a part of the data, and nothing says how much"),
-            (
-                ["--arms", "full", "--reference", "lora"],
-                "--reference: 'lora' is none of the arms; found full.",
-            ),
-            (
-                ["--arms", "full,lisa", "--pairs", "full:grass"],
-                "--pairs: 'grass' is none of the arms; found full, lisa.",
-            ),
-            (["--arms", "full,lisa", "--pairs", "full"], "--pairs takes two arms each, such as grass:lisa"),
-            (["--arms", "full", "--metric", "accuracy"], "unknown metric 'accuracy'; known: held_out_loss."),
-        ],
+        some(
+            [
+                (["--arms", "full,randon"], "unknown arm 'randon'; did you mean 'random'?"),
+                (["--arms", ","], "--arms names no arm"),
+                (
+                    ["--arms", "full", "--seeds", "many"],
+                    "--seeds takes a number such as 5, or a list such as 0,3,7",
+                ),
+                (["--arms", "full", "--seeds", "0"], "--seeds takes a number such as 5"),
+                (["--arms", "full", "--seeds", "1,1"], "a list of different seeds"),
+                (["--arms", "full", "--budget", "miles"], "--budget: 'miles' is no budget"),
+                (["--arms", "full,random"], "random selects a part of the data, and nothing says how much"),
+                (
+                    ["--arms", "full", "--reference", "lora"],
+                    "--reference: 'lora' is none of the arms; found full.",
+                ),
+                (
+                    ["--arms", "full,lisa", "--pairs", "full:grass"],
+                    "--pairs: 'grass' is none of the arms; found full, lisa.",
+                ),
+                (
+                    ["--arms", "full,lisa", "--pairs", "full"],
+                    "--pairs takes two arms each, such as grass:lisa",
+                ),
+                (
+                    ["--arms", "full", "--metric", "accuracy"],
+                    "unknown metric 'accuracy'; known: held_out_loss.",
+                ),
+            ],
+            4,
+        ),
         ids=str,
     )
     def test_in_what_was_asked(
@@ -63,15 +73,17 @@ class TestMistakes:
 
     @pytest.mark.parametrize(
         ("out", "said"),
-        [
-            ("recipe.yaml", "recipe.yaml is a file, not a folder; give another one."),
-            ("dangling", "dangling is a broken link, not a folder; give another one."),
-            ("/proc/c", "Cannot write to /proc/c: "),
-            ("recipe.yaml/c", "Cannot write to recipe.yaml/c: Not a directory"),
-            (".", "holds files that gradwise did not write ("),
-            ("run", "run holds a training run, not a comparison; give another folder."),
-            ("other", "other holds another comparison; different: train.batch_size was 4, now 8."),
-        ],
+        some(
+            [
+                ("recipe.yaml", "recipe.yaml is a file, not a folder; give another one."),
+                ("dangling", "dangling is a broken link, not a folder; give another one."),
+                ("/proc/c", "Cannot write to /proc/c: "),
+                ("recipe.yaml/c", "Cannot write to recipe.yaml/c: Not a directory"),
+                (".", "holds files that gradwise did not write ("),
+                ("run", "run holds a training run, not a comparison; give another folder."),
+                ("other", "other holds another comparison; different: train.batch_size was 4, now 8."),
+            ]
+        ),
     )
     def test_a_place_that_cannot_be_written(
         self, gradwise: Start, project: Project, out: str, said: str

@@ -50,6 +50,17 @@ def _members(union: Any, section: str) -> list[Any]:
 
 METHODS = [*_members(Select, "select"), *_members(OrderBy, "order"), *_members(Anneal, "anneal")]
 every_method = pytest.mark.parametrize(("section", "cls"), METHODS)
+OWN = (gw.Grace, gw.D3, gw.Direct, gw.Trial)
+several_methods = pytest.mark.parametrize(
+    ("section", "cls"),
+    [
+        one
+        if one.values[1] in OWN or number % 3 == 0
+        else pytest.param(*one.values, id=one.id, marks=[pytest.mark.exhaustive])
+        for number, one in enumerate(METHODS)
+    ],
+)
+"""The four methods and every third of their baselines; all of them in the exhaustive suite."""
 
 KNOWN = {*QUANTITIES, "num_tokens", "domain", "words", "texts"}
 
@@ -103,7 +114,7 @@ def test_needs_are_signals_that_exist(section: str, cls: Any) -> None:
     assert getattr(method, "validation_needs", frozenset()) <= KNOWN
 
 
-@every_method
+@several_methods
 def test_stopped_and_resumed_equals_uninterrupted(
     make: Any, section: str, cls: Any, monkeypatch: Any
 ) -> None:
@@ -255,7 +266,7 @@ def test_a_target_without_effect_is_refused(story_model: Any, arguments: Any, sp
         )
 
 
-@every_method
+@several_methods
 def test_what_is_remembered_is_plain_arrays(make: Any, section: str, cls: Any) -> None:
     """What a decider keeps, another takes, and gives back the same."""
     trainer = make("run", section, _method(section, cls))
@@ -275,7 +286,7 @@ def test_what_is_remembered_is_plain_arrays(make: Any, section: str, cls: Any) -
         assert all(one == two for one, two in due)
 
 
-@every_method
+@several_methods
 def test_events_say_what_was_decided(make: Any, tmp_path: Path, section: str, cls: Any) -> None:
     method = _method(section, cls)
     trainer = make("run", section, method)

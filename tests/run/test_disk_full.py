@@ -17,6 +17,7 @@ from gradwise.run import train
 from gradwise.run.order import order_samples
 from gradwise.run.select import select_samples
 from gradwise.run.signals import collect_signals
+from tests.conftest import some
 from tests.signals.processes import start
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -96,7 +97,7 @@ WAYS: dict[str, tuple[int, Callable[[gw.Recipe, Path], Any], dict[str, Any], str
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", some(WAYS))
 def test_the_sentence_is_true(recipe: Any, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
     room, work, sections, path = WAYS[name]
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
