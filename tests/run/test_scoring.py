@@ -23,7 +23,6 @@ from tests.conftest import some
 
 FUNCTIONS = """
 import torch
-from tests.conftest import some
 def weight(model, tokenizer, validation):
     open("calls", "a").write("x")
     return {"sum": sum(float(p.detach().abs().sum()) for p in model.parameters()), "drawn": torch.rand(1)}
