@@ -130,8 +130,8 @@ class Direct(AsPublished, Annealer):
 
     held_out_check: bool = True
     """Compare the picks with random ones on validation samples that did not choose them. If they are worse
-    beyond noise, the highest cosines or random picks take their place, and the run says so; picks of
-    `objective: paper` stay."""
+    by more than 0.7 standard errors, the highest cosines or random picks take their place, and the run says
+    so; picks of `objective: paper` stay."""
 
     precondition: bool = False
     """In a run: divide gradients by the root of Adam's second moments, as its updates are."""
