@@ -21,11 +21,12 @@ from benchmarks.common import tables
 from benchmarks.common.frame import Script
 from benchmarks.common.tables import Claim, Content, Page
 from gradwise import Collator, Trainer
-from gradwise.estimating import TensorBytes, estimate
+from gradwise.estimating import estimate
 from gradwise.methods import Grass
 from gradwise.methods.baselines import AllLayers, UniformLayers
 from gradwise.recipe import Adapter, Data, Model, Recipe, Train
 from gradwise.training.adapter import with_adapter
+from gradwise.training.tensor_bytes import TensorBytes
 
 SMOLLM2 = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,

@@ -14,6 +14,7 @@ from gradwise.planning.context import Collate
 from gradwise.precision import autocast_of
 from gradwise.recipe import Recipe
 from gradwise.training.layout import Layout
+from gradwise.training.memory import StepMemory
 from gradwise.training.record import Record
 
 
@@ -38,6 +39,7 @@ class HostTrainer(Protocol):
     last_grad_norm: Any
     callback_handler: Any
     proxy: Any
+    step_memory: StepMemory
 
     def training_samples(self) -> tuple[Any, Collate]:
         """The training data without the columns that the model does not take, and the collate function."""

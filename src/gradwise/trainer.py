@@ -37,6 +37,7 @@ from gradwise.structure import group_layers
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.arguments import DECAY_SHARE, decay_steps
 from gradwise.training.held_out import HELD_OUT_LOSS
+from gradwise.training.memory import StepMemory
 from gradwise.training.offload import offload_state
 from gradwise.training.plan import Plan
 from gradwise.training.saving import check_saves
@@ -132,6 +133,7 @@ class TrainerMixin(_AnyTrainer):
         self.last_grad_norm: Any = None
         self._verified: Path | None = None
         self._save_limit = self.args.save_total_limit
+        self.step_memory = StepMemory()
         self.add_callback(SessionCallback(self.session))
         for sentence in target.notes:
             self.session.say(sentence)
@@ -297,7 +299,8 @@ class TrainerMixin(_AnyTrainer):
 
     def training_step(self, model: object, inputs: object, *args: object, **kwargs: object) -> torch.Tensor:
         """One micro-batch, and after the last one of a step a measurement of the gradient."""
-        loss = self._weighted_step(model, inputs, *args, **kwargs)
+        with self.step_memory.passes(self.state.global_step):
+            loss = self._weighted_step(model, inputs, *args, **kwargs)
         self.session.after_micro_batch(loss)
         if self.accelerator.sync_gradients:
             self.session.after_backward()
@@ -320,7 +323,8 @@ class TrainerMixin(_AnyTrainer):
         tokens = self._tokens_of(parts, self.args.device)
         self.current_gradient_accumulation_steps = len(parts)
         for part in parts:
-            self._weighted_step(self.model_wrapped, part, tokens)
+            with self.step_memory.probe():
+                self._weighted_step(self.model_wrapped, part, tokens)
 
     def _get_grad_norm(self, *args: object, **kwargs: object) -> Any:
         self.last_grad_norm = super()._get_grad_norm(*args, **kwargs)
@@ -425,12 +429,24 @@ class SessionCallback(TrainerCallback):
         self, *_: object, model: nn.Module, optimizer: torch.optim.Optimizer, **__: object
     ) -> None:
         self.session.begin(model, optimizer)
+        trainer = self.session.trainer
+        trainer.step_memory.begin(
+            self.session.record,
+            trainer.model,
+            optimizer,
+            switch=self.session.switch,
+            steps=trainer.state.max_steps,
+            followed=not (
+                trainer.args.torch_compile or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+            ),
+        )
 
     def on_step_begin(self, *_: object, **__: object) -> None:
         self.session.before_step()
 
     def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
         self.session.before_update()
+        self.session.trainer.step_memory.before_update(self.session.step)
 
     def on_epoch_begin(self, _: object, state: TrainerState, control: TrainerControl, **__: object) -> None:
         # The Trainer would make one more step when resumed from the last step of a run that ends within an
@@ -442,6 +458,7 @@ class SessionCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self.session.after_step(state.epoch, self.session.trainer.last_grad_norm)
+        self.session.trainer.step_memory.after_update(state.global_step)
         if state.global_step < state.max_steps and self.session.should_stop():
             self.session.stopped = control.should_training_stop = True
             args.load_best_model_at_end = False

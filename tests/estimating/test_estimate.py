@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from benchmarks.layers.estimate import arms, compare
 from gradwise import Data, Direct, Grace, Grass, Model, Recipe, RecipeError, Train
 from gradwise.cli.estimate import estimate as command
-from gradwise.estimating import TensorBytes, estimate
+from gradwise.estimating import estimate
 from gradwise.estimating.estimate import bytes_of
 from gradwise.methods.baselines import UniformLayers
+from gradwise.training.tensor_bytes import TensorBytes
 
 SMALL = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,

@@ -24,6 +24,7 @@ from gradwise.report.page.document import MOST_CHARACTERS, html
 from gradwise.report.page.run import run_page
 from gradwise.report.page.write import write_at_end, write_page
 from gradwise.run import train
+from gradwise.training.tensor_bytes import PARTS, PHASES
 from tests.conftest import ROOT
 from tests.report.synthetic import Folder, jsonl
 
@@ -117,6 +118,24 @@ def test_a_run_of_all_four_methods_has_every_section(finished: Path) -> None:
     assert "stands for" in section(text, "samples") and "verse" in section(text, "samples")
     assert "stiff directions" in section(text, "annealing")
     assert "annealing phase" in section(text, "loss") and "samples replaced" in section(text, "loss")
+
+
+def test_memory_is_shown_by_part_beside_its_forecast(run: Path) -> None:
+    def shown(*more: dict[str, Any], without: str = "") -> str:
+        jsonl(run / "events.jsonl", [*(event for event in known if event["event"] != without), *more])
+        page = run_page(run)
+        assert not page.missing
+        return section(html(page), "time")
+
+    known = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    text = shown()
+    assert "Memory by part" in text and "forward and backward" in text
+    assert all(f"{part}: " in text for part in PARTS) and "Parts that change" in text
+    assert 'class="forecast"' not in text.partition("Memory by part")[2]
+    memory = {phase: dict.fromkeys(PARTS, 2**20) for phase in PHASES}
+    forecast = {"event": "estimate", "step": 0, "seconds": 0.1, "memory": memory}
+    assert shown(forecast).partition("Memory by part")[2].count('class="forecast"') == 2 * (len(PARTS) + 1)
+    assert "Memory by part" not in shown(without="memory")
 
 
 def test_every_draw_of_layers_is_a_column_with_its_active_layers_marked(finished: Path) -> None:

@@ -1,6 +1,5 @@
 """What a recipe will need: peak memory by part and shares of time, before anything is loaded."""
 
 from gradwise.estimating.estimate import Estimate, estimate
-from gradwise.estimating.tensor_bytes import TensorBytes
 
-__all__ = ["Estimate", "TensorBytes", "estimate"]
+__all__ = ["Estimate", "estimate"]

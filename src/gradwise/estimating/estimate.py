@@ -8,15 +8,8 @@ from gradwise.estimating.shares import cost_per_sample, shares
 from gradwise.estimating.trace import Trace, trace
 from gradwise.methods import Grass
 from gradwise.recipe import Adapter, Recipe
+from gradwise.training.tensor_bytes import PARTS
 
-PARTS = (
-    "weights",
-    "embeddings and head",
-    "gradients",
-    "optimizer state",
-    "activations",
-    "temporary buffers",
-)
 GIBI = 2**30
 
 

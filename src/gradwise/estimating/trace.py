@@ -18,7 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gradwise.errors import RecipeError
-from gradwise.estimating.tensor_bytes import BUFFERS, TensorBytes
 from gradwise.recipe import Model, Recipe
 from gradwise.run.model import configuration
 from gradwise.structure import LayerGroups, group_layers
@@ -26,8 +25,8 @@ from gradwise.training.adapter import with_adapter
 from gradwise.training.arguments import micro_batch
 from gradwise.training.layer_probe import LayerProbe
 from gradwise.training.offload.arena import UNIT_BYTES, state_forms, units_of
+from gradwise.training.tensor_bytes import BUFFERS, GRADIENTS, PASSES, PROBE, STATE, UPDATE, TensorBytes
 
-STATE = "optimizer state"
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
 """By the first part of the Trainer's name for an optimizer, such as `adamw_torch_fused`."""
 
@@ -188,7 +187,7 @@ def _passes(model: nn.Module, batch: dict[str, Any], passes: int, recipe: Recipe
             with _autocast(recipe):
                 loss = model(**batch).loss
             loss.backward()
-    return Phase("forward and backward", dict(+counted.at_peak))
+    return Phase(PASSES, dict(+counted.at_peak))
 
 
 def _probe(recipe: Recipe, rows: int, length: int) -> Phase:
@@ -201,7 +200,7 @@ def _probe(recipe: Recipe, rows: int, length: int) -> Phase:
     ids = torch.zeros(rows, length, dtype=torch.long)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
     with _probing(probe):
-        return Phase("probe", _passes(model, batch, 1, recipe).parts)
+        return Phase(PROBE, _passes(model, batch, 1, recipe).parts)
 
 
 @contextmanager
@@ -270,5 +269,5 @@ def _update(model: nn.Module, recipe: Recipe, state: int) -> Phase:
     room = (
         0 if "fused" in name else gradients if torch.cuda.is_available() else max(p.nbytes for p in trained)
     )
-    parts = Counter(counted.alive) + Counter({"gradients": gradients, STATE: state, BUFFERS: room})
-    return Phase("update", dict(parts))
+    parts = Counter(counted.alive) + Counter({GRADIENTS: gradients, STATE: state, BUFFERS: room})
+    return Phase(UPDATE, dict(parts))

@@ -12,6 +12,7 @@ from gradwise.errors import CheckpointError, RecipeError
 from gradwise.report.statistics import Direction
 from gradwise.stored import damaged, read_json, read_lines
 from gradwise.training.record import NOT_DECIDING
+from gradwise.training.tensor_bytes import PASSES, PHASES, STATE, UPDATE
 
 HELD_OUT_LOSS = "held_out_loss"
 
@@ -19,6 +20,23 @@ HELD_OUT_LOSS = "held_out_loss"
 def deciding_seconds(events: Iterable[dict[str, Any]]) -> float:
     """Seconds that the decisions of a run took; events of one that was damaged may lack them."""
     return sum(event.get("seconds") or 0.0 for event in events if event["event"] not in NOT_DECIDING)
+
+
+def measured_memory(events: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Bytes by part at the peak of each phase of a run; empty where none was measured.
+
+    Forward and backward were followed in one early step; the optimizer state beside them is the largest that
+    the run came to have, where it stays on the device.
+    """
+    measured = [event for event in events if event["event"] == "memory"]
+    found: dict[str, dict[str, int]] = {}
+    for event in measured:
+        for name, parts in event["phases"].items():
+            found[name] = max(found.get(name, {}), parts, key=lambda each: sum(each.values()))
+    if PASSES in found and UPDATE in found and not any(event.get("host") for event in measured):
+        largest = max(event["phases"][UPDATE][STATE] for event in measured if UPDATE in event["phases"])
+        found[PASSES] = found[PASSES] | {STATE: largest}
+    return {name: found[name] for name in PHASES if name in found}
 
 
 @dataclass(frozen=True)

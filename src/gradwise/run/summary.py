@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from gradwise.atomic import size_text
 from gradwise.methods.grace.pick import random_picks
-from gradwise.report.reading import deciding_seconds
+from gradwise.report.reading import deciding_seconds, measured_memory
 from gradwise.run.directory import RunDirectory
 from gradwise.stored import damaged
 
@@ -33,6 +34,7 @@ def _table(run: RunDirectory, metrics: list[dict[str, Any]], events: list[dict[s
             _share(finished["trainable_parameters"], finished["total_parameters"]),
         ),
         ("peak memory", f"{finished['peak_memory'] / 2**30:.2f} GiB"),
+        *_by_part(events),
         ("time", f"{finished['seconds']:,.0f} s ({deciding_seconds(events):,.1f} s of it deciding)"),
         *_kept_to(events, finished["seconds"]),
         *_at_random(events),
@@ -67,6 +69,17 @@ def _score(name: str, found: dict[str, Any]) -> tuple[str, str]:
 
 def _share(part: int, whole: int) -> str:
     return f"{part / 1e6:,.2f} M of {whole / 1e6:,.2f} M ({part / whole:.0%})"
+
+
+def _by_part(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The peak of all tensors, and the two largest parts of it."""
+    phases = measured_memory(events)
+    if not phases:
+        return []
+    parts = max(phases.values(), key=lambda found: sum(found.values()))
+    largest = sorted(parts, key=lambda part: -parts[part])[:2]
+    named = ", ".join(f"{part} {size_text(parts[part])}" for part in largest)
+    return [("tensors at the peak", f"{size_text(sum(parts.values()))}: {named}")]
 
 
 def _at_random(events: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ from gradwise.stored import read_lines
 SHOWN = ("numbers", "layers")
 TRACKED = ("coverage", "agreement", "importance", "closeness", "objective")
 """Numbers of decisions that trackers show."""
-NOT_DECIDING = ("finished", "resume")
+NOT_DECIDING = ("finished", "resume", "memory")
 """Events whose seconds are not the cost of a decision."""
 
 FILES = {"metrics": "metrics.jsonl", "events": "events.jsonl"}

@@ -358,7 +358,8 @@ def bar_chart(bars: Sequence[Bar], label: str, width: int) -> Canvas:
             class_=f"fill c{bar.colour % COLOURS}",
             tip=f"{bar.name}: {bar.text}",
         )
-        canvas.text(scale(bar.value) + 6, top + 14, bar.text, "tick")
+        end = scale(max(bar.value, bar.expected or 0.0))
+        canvas.text(end + 6, top + 14, bar.text, "tick")
         if bar.expected is not None:
             canvas.add(
                 "rect",

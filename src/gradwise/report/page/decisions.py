@@ -22,6 +22,7 @@ from gradwise.report.page.charts import (
 from gradwise.report.page.charts import Cell as Spot
 from gradwise.report.page.document import Block, Figure, Folded, Heading, Paragraph
 from gradwise.report.page.files import RunFiles
+from gradwise.report.page.memory import memory
 
 NODES = 24
 """Nodes of a graph that are shown, those with the largest influence on the target."""
@@ -291,14 +292,14 @@ def time(run: RunFiles) -> list[Block]:
         Paragraph(words),
         Figure(both(lambda width: bar_chart(bars, "seconds", width)), caption),
     ]
-    if memory := run.finished.get("peak_memory"):
+    if peak := run.finished.get("peak_memory"):
         blocks.append(
             Paragraph(
-                f"The peak memory was {memory / 2**30:.2f} GiB; the command gradwise estimate shows a "
-                "recipe's memory by part."
+                f"The peak memory of the process or device was {peak / 2**30:.2f} GiB, with data and "
+                "scoring; the command gradwise estimate foretells a recipe's memory."
             )
         )
-    return blocks
+    return [*blocks, *memory(run)]
 
 
 _KINDS = {

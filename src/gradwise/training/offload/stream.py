@@ -87,6 +87,8 @@ class StateStream:
         self._place_of: dict[nn.Parameter, Place] = {}
         self._slots: list[Slot] = []
         self._slot_size = 0
+        self.on_device = 0
+        """Bytes of state that have been on the device at once, at most."""
         self._order: dict[Place, None] = {}
         self._waiting: deque[Place] = deque()
         self._passes: Counter[nn.Parameter] = Counter()
@@ -196,6 +198,7 @@ class StateStream:
         if not fits and (self.device.room() >= self._slot_size or (forced and left is None)):
             left = Slot(self.device.empty(self._slot_size), self.device.now())
             self._slots.append(left)
+            self.on_device = max(self.on_device, len(self._slots) * self._slot_size)
         return left
 
     # ---- the update --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-BUFFERS, ACTIVATIONS, GRADIENTS = "temporary buffers", "activations", "gradients"
+WEIGHTS, ENDS, GRADIENTS, STATE, ACTIVATIONS, BUFFERS = PARTS = (
+    "weights",
+    "embeddings and head",
+    "gradients",
+    "optimizer state",
+    "activations",
+    "temporary buffers",
+)
+"""Parts of a run's memory, in the order in which they are shown."""
+
+PASSES, UPDATE, PROBE = PHASES = "forward and backward", "update", "probe"
+"""Phases of a run, whose peaks differ."""
 
 
 class TensorBytes(TorchDispatchMode):
@@ -69,19 +80,18 @@ class TensorBytes(TorchDispatchMode):
     @contextmanager
     def following(self, model: nn.Module) -> Iterator["TensorBytes"]:
         """Count in the block, with the model's weights, what its backward pass saves, and its gradients."""
-        embeddings = {id(module.weight) for module in _ends(model)}
-        weights = list(model.parameters())
-        self.add([p for p in weights if id(p) in embeddings], "embeddings and head")
-        self.add([p for p in weights if id(p) not in embeddings], "weights")
-        self.add(model.buffers(), "weights")
-        own = {tensor.untyped_storage()._cdata for tensor in (*weights, *model.buffers())}
+        weights = weights_of(model)
+        for part, tensors in weights.items():
+            self.add(tensors, part)
+        own = {tensor.untyped_storage()._cdata for tensors in weights.values() for tensor in tensors}
 
         def save(tensor: Tensor) -> Tensor:
             if tensor.untyped_storage()._cdata not in own:
                 self.add([tensor], ACTIVATIONS)
             return tensor
 
-        handles = [p.register_post_accumulate_grad_hook(self._gradient) for p in weights if p.requires_grad]
+        learning = [p for p in model.parameters() if p.requires_grad]
+        handles = [p.register_post_accumulate_grad_hook(self._gradient) for p in learning]
         try:
             with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), self:
                 self.reset()
@@ -95,7 +105,14 @@ class TensorBytes(TorchDispatchMode):
             self.add([parameter.grad], GRADIENTS)
 
 
-def _ends(model: Any) -> list[Any]:
-    """Input embeddings and head, which may share their weight."""
-    found: list[Callable[[], Any]] = [model.get_input_embeddings, model.get_output_embeddings]
-    return [module for module in (get() for get in found) if hasattr(module, "weight")]
+def weights_of(model: nn.Module) -> dict[str, list[Tensor]]:
+    """Parameters and buffers; input embeddings and head, which may share their weight, apart."""
+    ends: set[int] = set()
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        with suppress(AttributeError, NotImplementedError):
+            ends |= {id(p) for p in getattr(model, name)().parameters()}
+    weights = list(model.parameters())
+    return {
+        WEIGHTS: [*(p for p in weights if id(p) not in ends), *model.buffers()],
+        ENDS: [p for p in weights if id(p) in ends],
+    }
