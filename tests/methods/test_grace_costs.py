@@ -73,7 +73,7 @@ class TestForecast:
     def test_says_what_it_comes_to(self):
         found = forecast(Size(pool=1000, steps=100, batch=10), Speeds(0.3, 0.1), 0.5)
         assert str(found) == (
-            "grace scores 1,000 samples and selects again every 17 steps; deciding is expected to take "
+            "grace scores 1,000 samples and selects again every 17 steps; that is expected to take "
             "150.0 s, 50% of 300.0 s of training"
         )
 

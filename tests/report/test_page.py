@@ -132,8 +132,8 @@ def test_memory_is_shown_by_part_beside_its_forecast(run: Path) -> None:
     assert "Memory by part" in text and "forward and backward" in text
     assert all(f"{part}: " in text for part in PARTS) and "Parts that change" in text
     assert 'class="forecast"' not in text.partition("Memory by part")[2]
-    memory = {phase: dict.fromkeys(PARTS, 2**20) for phase in PHASES}
-    forecast = {"event": "estimate", "step": 0, "seconds": 0.1, "memory": memory}
+    parts = {phase: dict.fromkeys(PARTS, 2**20) for phase in PHASES}
+    forecast = {"event": "memory", "step": 2, "seconds": 0.1, "phases": parts, "forecast": parts}
     assert shown(forecast).partition("Memory by part")[2].count('class="forecast"') == 2 * (len(PARTS) + 1)
     assert "Memory by part" not in shown(without="memory")
 

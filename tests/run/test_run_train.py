@@ -263,21 +263,22 @@ class TestSummary:
             "record": str(made.path),
         }
 
-    @pytest.mark.parametrize(("share", "told"), [(0.125, ", forecast 12.5%"), (None, "")])
-    def test_what_grace_forecast_beside_what_it_spent(
-        self, run: Callable[..., RunDirectory], share: float | None, told: str
-    ):
+    @pytest.mark.parametrize("known", [True, False])
+    def test_what_was_forecast_beside_what_was_spent(self, run: Callable[..., RunDirectory], known: bool):
         made = run({"step": 1, "loss": 3.0})
-        refreshes = [
-            {"event": "forecast", "seconds": 1.0, "share": share},
+        expected = {"select": 0.125, "layers": 0.01, "anneal": None} if known else {"select": None}
+        told = [
+            {"event": "forecast", "seconds": 1.0},
             {"event": "refresh", "seconds": 4.2},
+            {"event": "plan", "seconds": 0.0, "expected": expected},
         ]
-        first = "".join(json.dumps(line) + "\n" for line in refreshes)
+        first = "".join(json.dumps(line) + "\n" for line in told)
         made.events_file.write_text(first + made.events_file.read_text())
         found = {name: value.strip() for name, value in self.rows(made).items()}
         assert found["time"] == "100 s (8.9 s of it deciding)"
         # Signals and plan took 3 s, the refresh 4.2 s, of 91 s of training.
-        assert found["grace"] == "7.9% of the training time" + told
+        bill = "select 8%, forecast 12%; layers 1%, forecast 1%" if known else None
+        assert found.get("deciding over training") == bill
 
     def test_no_before_that_was_not_measured_before(self, run: Callable[..., RunDirectory]):
         found = self.rows(run({"step": 1, "loss": 3.0}, {"step": 1, "eval_loss": 2.25}))

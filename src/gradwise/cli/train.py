@@ -38,10 +38,11 @@ def train(
             "--plot draws how grace's coreset develops, the influences that d3 orders by and the spectrum "
             f"that direct selects by, and {used}; leave it out."
         )
+    from gradwise.estimating import expected_memory
     from gradwise.run import train as run_recipe
     from gradwise.run.summary import summary
 
-    outcome = run_recipe(loaded, out or Path("runs") / recipe.stem)
+    outcome = run_recipe(loaded, out or Path("runs") / recipe.stem, foresee=expected_memory)
     if not outcome.finished:
         raise typer.Exit(1)
     if is_first():

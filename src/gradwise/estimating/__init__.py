@@ -1,5 +1,5 @@
 """What a recipe will need: peak memory by part and shares of time, before anything is loaded."""
 
-from gradwise.estimating.estimate import Estimate, estimate
+from gradwise.estimating.estimate import Estimate, estimate, expected_memory
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "expected_memory"]

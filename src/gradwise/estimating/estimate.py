@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradwise.errors import RecipeError
-from gradwise.estimating.shares import cost_per_sample, shares
 from gradwise.estimating.trace import Trace, trace
 from gradwise.methods import Grass
+from gradwise.planning.shares import cost_per_sample, shares
+from gradwise.ranks import world_size
 from gradwise.recipe import Adapter, Recipe
 from gradwise.training.tensor_bytes import PARTS
 
@@ -119,6 +120,18 @@ def estimate(recipe: Recipe, memory: int | None = None) -> Estimate:
     changes.sort(key=lambda change: change.peak)
     training = cost_per_sample(recipe, traced.layers)
     return Estimate(traced, memory, training, shares(recipe, traced.layers), tuple(changes))
+
+
+def expected_memory(recipe: Recipe) -> dict[str, dict[str, int]] | None:
+    """Bytes of each part at the peak of each phase of a run; None where they cannot be foretold, since a run
+    does not depend on it."""
+    if world_size() > 1:
+        return None
+    try:
+        phases = trace(recipe).phases
+    except Exception:  # a model may do what cannot be done without storage
+        return None
+    return {phase.name: {part: phase.parts.get(part, 0) for part in PARTS} for phase in phases}
 
 
 def _alternatives(recipe: Recipe, traced: Trace) -> dict[str, Recipe]:

@@ -41,6 +41,8 @@ class Size:
     """Samples of the selection."""
     aside: int = 0
     """Target samples, which are scored besides."""
+    held_out: int = 0
+    """Validation samples."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,6 @@ class Forecast:
         if self.share is None:
             return scores
         return (
-            f"{scores}; deciding is expected to take "
+            f"{scores}; that is expected to take "
             f"{self.first + self.refreshes:,.1f} s, {self.share:.0%} of {self.training:,.1f} s of training"
         )

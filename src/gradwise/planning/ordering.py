@@ -114,6 +114,11 @@ class Ordering(Decider):
         self._say_once(context, self._timetable.problem)
         return {"unmeasured": self._timetable.problem}
 
+    @property
+    def expected(self) -> float | None:
+        """Cost of measuring over that of ordinary training; None for an order that measures nothing."""
+        return None if self._influence is None else self._timetable.cost
+
     def forecast(self, context: RunContext) -> Cost:  # noqa: ARG002
         return Cost(fraction=self._timetable.cost)
 

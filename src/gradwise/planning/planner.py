@@ -4,7 +4,10 @@ due."""
 import time
 from collections.abc import Iterator
 
+import numpy as np
+
 from gradwise.errors import CheckpointError, PlanError
+from gradwise.methods.costs import Size
 from gradwise.methods.interfaces import Arrays
 from gradwise.planning.annealing import Annealing
 from gradwise.planning.context import RunContext
@@ -13,8 +16,10 @@ from gradwise.planning.epochs import continued, cut_where_due
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.scoring import check_samples, selection_signals
 from gradwise.planning.selecting import Selecting
+from gradwise.planning.shares import ORDINARY, Share, cost_per_sample, deciding, shares
 from gradwise.recipe import Recipe
 from gradwise.signals.wanted import QUANTITIES
+from gradwise.structure import group_layers
 from gradwise.training.layout import Layout, Schedule
 from gradwise.training.plan import Plan
 
@@ -66,6 +71,9 @@ class Planner:
         if context.recipe.anneal is None:
             _check_weighted(context, plan)
         plan = self._cut(context.in_run, plan)
+        expected = self._expected(context, plan)
+        if sentence := deciding(expected):
+            context.say(sentence)
         context.record.event(
             "plan",
             0,
@@ -75,9 +83,32 @@ class Planner:
             length=len(plan),
             epochs=plan.epochs_of_run,
             digest=plan.digest,
+            expected={name: part["share"] for name, part in expected.items()},
             **details,
         )
         return plan
+
+    def _expected(self, context: RunContext, plan: Plan) -> dict[str, Share]:
+        """What each decision of the run is expected to cost, over what training costs."""
+        recipe, layout = context.recipe, context.in_run
+        held_out = context.validation.dataset if context.validation else ()
+        size = Size(
+            pool=len(context.train),
+            steps=layout.schedule(plan).steps,
+            batch=layout.batch_size,
+            picks=len(np.unique(plan.indices)),
+            aside=0 if context.target is None else len(context.target),
+            held_out=len(held_out) if hasattr(held_out, "__len__") else 0,
+        )
+        layers = 0
+        if recipe.layers.policy is not None and context.model is not None:
+            layers = len(group_layers(context.model).blocks)
+        training = cost_per_sample(recipe, layers) / ORDINARY
+        measured = {"select": self.selecting.expected, "order": self.ordering.expected}
+        known = {name: share for name, share in measured.items() if share is not None}
+        if "order" in known:
+            known["order"] /= training
+        return shares(recipe, layers, size, known)
 
     def _score(self, context: RunContext) -> None:
         """Score the pool once for all decisions that need it before the first step."""

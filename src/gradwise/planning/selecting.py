@@ -259,6 +259,11 @@ class Selecting(Decider):
 
     # ---- while the run trains ------------------------------------------------------------------------------
 
+    @property
+    def expected(self) -> float | None:
+        """Cost of all selections over that of training, by measured speeds; None where none were."""
+        return None if self._forecast is None else self._forecast.share
+
     def forecast(self, context: RunContext) -> Cost:  # noqa: ARG002
         if self._forecast is None:
             return Cost()

@@ -22,6 +22,31 @@ def deciding_seconds(events: Iterable[dict[str, Any]]) -> float:
     return sum(event.get("seconds") or 0.0 for event in events if event["event"] not in NOT_DECIDING)
 
 
+CHARGED = {
+    "select": ("signals", "ngrams", "plan", "refresh", "epochs"),
+    "order": ("order",),
+    "layers": ("layers", "probe"),
+    "anneal": ("anneal", "trial"),
+    "measuring speeds": ("forecast",),
+}
+"""Events by what they are charged to."""
+
+
+def charged(events: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of each decision of a run."""
+    known = list(events)
+    return {
+        name: sum(event.get("seconds") or 0.0 for event in known if event["event"] in kinds)
+        for name, kinds in CHARGED.items()
+    }
+
+
+def expected_shares(events: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """What each decision was forecast to take, over the training time; without what was not known."""
+    planned = next((event for event in events if event["event"] == "plan"), {})
+    return {name: share for name, share in planned.get("expected", {}).items() if share is not None}
+
+
 def measured_memory(events: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Bytes by part at the peak of each phase of a run; empty where none was measured.
 

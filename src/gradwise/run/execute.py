@@ -1,6 +1,7 @@
 """One run from recipe to trained model: load, decide, train, save, score; resumed wherever it stopped."""
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import transformers
 
+from gradwise.atomic import size_text
 from gradwise.console import on_terminal, say
 from gradwise.data import Collator
 from gradwise.data.chat import with_template
@@ -26,6 +28,9 @@ from gradwise.stopping import stoppable
 from gradwise.trainer import Trainer, TrainerMixin
 from gradwise.training.arguments import training_arguments
 from gradwise.training.early_stopping import EarlyStopping
+
+Foresee = Callable[[Recipe], dict[str, dict[str, int]] | None]
+"""Bytes by part of each phase that a recipe will need; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ def train(
     progress: bool = True,
     shared: Path | None = None,
     score: bool = True,
+    foresee: Foresee | None = None,
 ) -> Outcome:
     """Run a recipe in a folder, or resume the run of the same recipe that was stopped there.
 
@@ -60,6 +66,8 @@ def train(
         shared: folder of signals that runs share.
         score: measure the final model and write `scores.json`, where the recipe gives validation data or
             metrics.
+        foresee: gives the memory that the recipe will need, by phase and part, to be compared with what the
+            run measures. If unset, nothing is compared.
 
     Returns:
         The outcome; `finished` is False after Ctrl-C or SIGTERM, with a checkpoint saved.
@@ -82,6 +90,7 @@ def train(
             scored = not score or _scored(recipe, run, arguments.device, tell=tell, shown=shown)
             return Outcome(run, scored, _steps_done(run))
         build = partial(_build, recipe, run, arguments, tell=tell, shown=shown, shared=shared, score=score)
+        build = partial(build, foresee=foresee if first else None)
         trainer, scoring, fingerprints = on_each(build)
         check_same(fingerprints, "The data")
         return _execute(trainer, run, tell, scoring)
@@ -159,6 +168,7 @@ def _build(
     shown: bool,
     shared: Path | None,
     score: bool,
+    foresee: Foresee | None,
 ) -> tuple[Trainer, Scoring | None, list[str]]:
     """Everything that a run needs, read and checked; calls nothing collective.
 
@@ -182,6 +192,10 @@ def _build(
             run.check_data(target.fingerprint, key="target_fingerprint")
     wanted = score and due(recipe)
     scoring = Scoring.of(recipe, tokenizer, held_out, bars=shown, tell=tell) if wanted else None
+    foreseen = foresee(recipe) if foresee is not None else None
+    if foreseen:
+        peak = max(sum(parts.values()) for parts in foreseen.values())
+        tell(f"Tensors are expected to take at most {size_text(peak)} of memory.")
     transformers.set_seed(recipe.seed)
     start = time.perf_counter()
     model = load_model(model_settings, recipe.adapter, tell=tell)
@@ -209,6 +223,7 @@ def _build(
         target_dataset=None if target is None else target.dataset,
     )
     trainer.session.tell = tell
+    trainer.step_memory.forecast = foreseen
     if recipe.train.early_stopping_patience is not None:
         trainer.add_callback(
             EarlyStopping(trainer.session.record, trainer.session.say, recipe.train.early_stopping_patience)

@@ -4,7 +4,7 @@ from typing import Any
 
 from gradwise.atomic import size_text
 from gradwise.methods.grace.pick import random_picks
-from gradwise.report.reading import deciding_seconds, measured_memory
+from gradwise.report.reading import charged, deciding_seconds, expected_shares, measured_memory
 from gradwise.run.directory import RunDirectory
 from gradwise.stored import damaged
 
@@ -94,12 +94,10 @@ def _at_random(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _kept_to(events: list[dict[str, Any]], seconds: float) -> list[tuple[str, str]]:
-    """What GRACE said that it would spend, and what it did, as shares of the training time."""
-    forecasts = [event for event in events if event["event"] == "forecast"]
-    training = seconds - deciding_seconds(events)
-    if not forecasts or training <= 0:
+    """What decisions were forecast to take, and what they took, as shares of the training time."""
+    spent, training = charged(events), seconds - deciding_seconds(events)
+    expected = expected_shares(events)
+    if not expected or training <= 0:
         return []
-    spent = sum(event["seconds"] for event in events if event["event"] in ("signals", "plan", "refresh"))
-    share = forecasts[-1]["share"]
-    forecast = "" if share is None else f", forecast {share:.1%}"
-    return [("grace", f"{spent / training:.1%} of the training time{forecast}")]
+    named = [f"{name} {spent[name] / training:.0%}, forecast {share:.0%}" for name, share in expected.items()]
+    return [("deciding over training", "; ".join(named))]

@@ -42,6 +42,8 @@ class StepMemory:
     def __init__(self) -> None:
         self._record: Record | None = None
         self._phases: dict[str, Parts] = {}
+        self.forecast: dict[str, Parts] | None = None
+        """What the phases were expected to take; written beside what the step that is followed took."""
 
     def begin(
         self,
@@ -118,6 +120,8 @@ class StepMemory:
         self._phases[UPDATE][STATE] = _bytes(on_device) + came
         phases = {name: {part: parts.get(part, 0) for part in PARTS} for name, parts in self._phases.items()}
         more: dict[str, Any] = {"host": host} if host else {}
+        if self.forecast and step == self._second + 1:
+            more["forecast"] = self.forecast
         device = next(self._model.parameters()).device
         if device.type == "cuda":
             more["allocated"] = torch.cuda.max_memory_allocated(device)

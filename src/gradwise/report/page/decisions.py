@@ -23,6 +23,7 @@ from gradwise.report.page.charts import Cell as Spot
 from gradwise.report.page.document import Block, Figure, Folded, Heading, Paragraph
 from gradwise.report.page.files import RunFiles
 from gradwise.report.page.memory import memory
+from gradwise.report.reading import charged, expected_shares
 
 NODES = 24
 """Nodes of a graph that are shown, those with the largest influence on the target."""
@@ -257,18 +258,13 @@ def _spectrum(details: dict[str, Any]) -> list[Block]:
 
 def time(run: RunFiles) -> list[Block]:
     """Seconds of training and of each decision, against the forecast."""
-    spent = {
-        name: sum(event.get("seconds") or 0.0 for event in run.events if event["event"] in kinds)
-        for name, kinds in _KINDS.items()
-    }
     total = run.finished.get("seconds") or (run.steps[-1].get("seconds") if run.steps else None)
     if not total or not run.events:
         return []
+    spent = charged(run.events)
     training = max(0.0, total - sum(spent.values()))
-    forecast = next(iter(reversed(run.of("forecast"))), {})
-    expected = {"training steps": forecast.get("training")}
-    if forecast.get("first") is not None:
-        expected["select"] = forecast["first"] + (forecast.get("refreshes") or 0.0)
+    # The forecast is in shares of the training time, which is known by now.
+    expected = {name: share * training for name, share in expected_shares(run.events).items()}
     named = {"training steps": training, **spent}
     bars = [
         Bar(
@@ -282,11 +278,10 @@ def time(run: RunFiles) -> list[Block]:
         if seconds > 0
     ]
     words = f"The run is charged {duration(total, 1)}; evaluation, checkpoints and loading are not counted."
-    if forecast.get("share") is not None and training > 0:
-        words += (
-            f" Selecting was forecast to take {forecast['share']:.1%} of the training time and took "
-            f"{spent['select'] / training:.1%}."
-        )
+    if expected and training > 0:
+        took = sum(spent[name] for name in expected) / training
+        foretold = sum(expected.values()) / training
+        words += f" Deciding was forecast to take {foretold:.0%} of the training time and took {took:.0%}."
     caption = "Dark marks: the forecast." if any(bar.expected is not None for bar in bars) else ""
     blocks: list[Block] = [
         Paragraph(words),
@@ -300,16 +295,6 @@ def time(run: RunFiles) -> list[Block]:
             )
         )
     return [*blocks, *memory(run)]
-
-
-_KINDS = {
-    "select": ("signals", "ngrams", "plan", "refresh", "epochs"),
-    "order": ("order",),
-    "layers": ("layers", "probe"),
-    "anneal": ("anneal", "trial"),
-    "measuring speeds": ("forecast",),
-}
-"""Events by what they are charged to."""
 
 
 def _called(run: RunFiles, name: str) -> str:

@@ -19,7 +19,7 @@ def memory(run: RunFiles) -> list[Block]:
     peak = max(phases, key=lambda name: sum(phases[name].values()))
     parts, total = phases[peak], sum(phases[peak].values())
     unit, size = _unit_of(total)
-    forecast = next((event["memory"] for event in reversed(run.of("estimate")) if "memory" in event), {})
+    forecast = next((event["forecast"] for event in run.of("memory") if "forecast" in event), {})
     expected = forecast.get(peak, {})
     named = {part: parts.get(part, 0) for part in PARTS} | {"peak": total}
     known = expected | ({"peak": sum(expected.values())} if expected else {})

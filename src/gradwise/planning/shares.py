@@ -1,0 +1,198 @@
+"""Computing time of a run's decisions as shares of its training, by arithmetic on forward passes.
+
+A forward pass over a sample counts 1, the gradient of activations 1, the gradient of weights 1. So ordinary
+training takes 3 per sample, and a scoring run 1, or 3 where it needs gradients. `gradwise estimate` knows the
+recipe alone; a run knows its size as well, and what its methods have measured.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gradwise.methods.costs import Size
+from gradwise.methods.grace.budget import USUAL_OVERHEAD
+from gradwise.methods.grace.costs import USUAL_ANCHORS
+from gradwise.recipe import Recipe
+from gradwise.signals.wanted import QUANTITIES
+
+GRADIENTS = {"grad", "grad_norm"}
+"""Signals that need a backward pass."""
+
+ORDINARY = 3.0
+"""Forward passes that ordinary training on a sample is worth."""
+
+Share = dict[str, Any]
+"""`share` of the training time, None where it is not known, and `why`."""
+
+
+def cost_per_sample(recipe: Recipe, layers: int) -> float:
+    """Forward passes that training on one sample is worth; with a layer policy averaged over uniform
+    draws."""
+    recomputed = 1.0 if _checkpointing(recipe) else 0.0
+    policy = recipe.layers.policy
+    if policy is not None and layers:
+        active = min(policy.active, layers)
+        # The expected index of the lowest of `active` layers drawn out of `layers`, from 0.
+        reached = 1 - (layers - active) / (active + 1) / layers
+        return 1 + reached * (1 + recomputed) + active / layers
+    return 2 + recomputed + (1.0 if recipe.adapter is None else 0.0)
+
+
+def shares(
+    recipe: Recipe, layers: int, size: Size | None = None, expected: Mapping[str, float] | None = None
+) -> dict[str, Share]:
+    """For each section that decides by a model: its time as a share of the training time, and how that was
+    found.
+
+    Args:
+        recipe: of the run.
+        layers: blocks that a layer policy draws from.
+        size: of the run. If unset, what depends on it is None.
+        expected: shares by section that the run has found otherwise.
+    """
+    training = cost_per_sample(recipe, layers)
+    run = _Run(recipe, size, training)
+    found = {
+        "select": _selecting(run),
+        "order": _ordering(run),
+        "layers": _probing(run),
+        "anneal": _annealing(run),
+    }
+    for name, share in (expected or {}).items():
+        method: Any = getattr(recipe, name)
+        found[name] = {"share": share, "why": f"{method.method}: by what the run has measured and planned"}
+    return {name: share for name, share in found.items() if share is not None}
+
+
+def deciding(found: Mapping[str, Share]) -> str | None:
+    """The forecast in a sentence; None where no section costs anything."""
+    if not found:
+        return None
+    named = [f"{name} {_percent(part['share'])}" for name, part in found.items()]
+    total = sum(part["share"] or 0.0 for part in found.values())
+    least = "at least " if any(part["share"] is None for part in found.values()) else ""
+    return f"Deciding is expected to take {least}{_percent(total)} of the training time: {', '.join(named)}."
+
+
+class _Run:
+    """What is known of a run's size."""
+
+    def __init__(self, recipe: Recipe, size: Size | None, training: float) -> None:
+        self.recipe, self.size, self.training = recipe, size, training
+        select: Any = recipe.select
+        count, steps = getattr(select, "count", None), recipe.train.arguments.get("max_steps", -1)
+        if count and steps <= 0:
+            steps = math.ceil(recipe.train.epochs * math.ceil(count / recipe.train.batch_size))
+        self.steps: int | None = size.steps if size else steps if steps > 0 else None
+        self.batch = size.batch if size else recipe.train.batch_size
+
+    def share(self, passes: float) -> float | None:
+        """Forward passes as a share of the training's."""
+        return passes / (self.training * self.steps * self.batch) if self.steps else None
+
+    def scored(self, needs: Iterable[str], samples: int | None) -> float | None:
+        """Scoring some samples, or all of the pool for None, as a share of the training."""
+        passes = passes_of(needs)
+        samples = self.size.pool if samples is None and self.size else samples
+        if samples is not None:
+            return self.share(passes * samples)
+        if self.steps or getattr(self.recipe.select, "tokens", None):
+            return None
+        # The steps are as many as the epochs over a fraction of the pool have, however large it is.
+        fraction = getattr(self.recipe.select, "fraction", None) or 1.0
+        return passes / (self.training * fraction * self.recipe.train.epochs)
+
+
+def passes_of(needs: Iterable[str]) -> float:
+    """Forward passes that scoring one sample is worth."""
+    measured = set(needs) & set(QUANTITIES)
+    return 0.0 if not measured else ORDINARY if measured & GRADIENTS else 1.0
+
+
+def _selecting(run: _Run) -> Share | None:
+    method: Any = run.recipe.select
+    if not passes_of(method.needs):
+        return None
+    if run.recipe.signals.model is not None:
+        return {"share": None, "why": f"{method.method}: scores with signals.model"}
+    if not hasattr(method, "overhead"):
+        return _once_over_the_pool(run, method)
+    if method.overhead is not None or method.candidates is None:
+        share = USUAL_OVERHEAD if method.overhead is None else method.overhead
+        return {"share": share, "why": f"{method.method}: at most its overhead"}
+    candidates = None if method.candidates == "all" else method.candidates
+    first = run.scored(method.needs, candidates)
+    if method.refresh_every is None:
+        share = None if first is None else max(first, USUAL_OVERHEAD)
+        return {"share": share, "why": f"{method.method}: its candidates, or its overhead"}
+    refreshes = 0
+    if method.refresh_every:
+        refreshes = None if run.steps is None else max(0, math.ceil(run.steps / method.refresh_every) - 1)
+    anchors = USUAL_ANCHORS if method.anchors is None else method.anchors
+    share = None if first is None or refreshes is None else first * (1 + refreshes * anchors)
+    return {"share": share, "why": f"{method.method}: its candidates and {refreshes or 'no'} refreshes"}
+
+
+def _ordering(run: _Run) -> Share | None:
+    method: Any = run.recipe.order
+    if hasattr(method, "overhead"):
+        # A share of the forward and backward passes of ordinary training.
+        share = method.overhead * ORDINARY / run.training
+        return {"share": share, "why": f"{method.method}: at most its overhead"}
+    if not passes_of(method.needs) or set(method.needs) <= set(run.recipe.select.needs):
+        return None
+    return _once_over_the_pool(run, method)
+
+
+def _once_over_the_pool(run: _Run, method: Any) -> Share:
+    share = run.scored(method.needs, None)
+    why = (
+        f"{method.method}: scores the pool once, {passes_of(method.needs):g} forward passes a sample against "
+        f"{run.training:.2f}"
+    )
+    return {"share": share, "why": why if share is not None else f"{why}; depends on the size of the pool"}
+
+
+def _probing(run: _Run) -> Share | None:
+    policy = run.recipe.layers.policy
+    if policy is None or not policy.probes:
+        return None
+    probes = policy.probes_in(run.steps)
+    why = f"{policy.method}: {probes} steps measure all layers before the first update"
+    if run.steps is None:
+        return {"share": None, "why": f"{why}; the share depends on the number of steps"}
+    return {"share": run.share(ORDINARY * probes * run.batch), "why": why}
+
+
+def _annealing(run: _Run) -> Share | None:
+    method: Any = run.recipe.anneal
+    if method is None or not passes_of(method.needs | method.validation_needs):
+        return None
+    held_out: int | None = 0
+    if method.validation_needs and run.size:
+        usable = run.size.held_out // (2 if method.tried else 1)
+        held_out = min(usable, method.validation_samples or usable)
+    elif method.validation_needs:
+        held_out = method.validation_samples
+    pool = run.size.pool if run.size else None
+    if method.pool == "selection" and run.size:
+        pool = run.size.picks or pool
+    candidates = method.candidates if pool is None else min(pool, method.candidates or pool)
+    why = f"{method.method}: {method.times} selections, {passes_of(method.needs):g} forward passes a sample"
+    if candidates is None or held_out is None:
+        return {"share": None, "why": f"{why}; depends on the size of the pool"}
+    scored = candidates * passes_of(method.needs) + held_out * passes_of(method.validation_needs)
+    passes = method.times * scored
+    if method.tried and method.winner is None:
+        passes += len(method.tried) * method.steps * run.batch * run.training
+        passes += (len(method.tried) + 1) * (held_out if method.judges is None else method.judges)
+    return {"share": run.share(passes), "why": why}
+
+
+def _percent(share: float | None) -> str:
+    return "?" if share is None else f"{share:.0%}"
+
+
+def _checkpointing(recipe: Recipe) -> bool:
+    given = recipe.train.arguments
+    return bool(given.get("gradient_checkpointing") or given.get("activation_checkpointing"))
