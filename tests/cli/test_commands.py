@@ -99,7 +99,7 @@ class TestTrain:
         assert held_out[-1]["eval_loss"] < held_out[0]["eval_loss"]
 
     def check_events(self, run: Path):
-        events = RunDirectory(run).events()
+        events = [event for event in RunDirectory(run).events() if event["event"] != "memory"]
         kinds = [event["event"] for event in events]
         assert kinds == ["signals", "plan", "probe", "layers", "layers", "finished"]
         assert all(event["seconds"] >= 0 for event in events)
@@ -133,7 +133,7 @@ class TestTrain:
         changed = {
             name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
         }
-        drawn = {layer for event in RunDirectory(run).events()[3:5] for layer in event["active"]}
+        drawn = {layer for event in RunDirectory(run).events() for layer in event.get("active", ())}
         assert {int(name.split(".")[2]) for name in changed} == drawn
 
     def check_told(self, run: Path):

@@ -277,7 +277,7 @@ class TestSummary:
         found = {name: value.strip() for name, value in self.rows(made).items()}
         assert found["time"] == "100 s (8.9 s of it deciding)"
         # Signals and plan took 3 s, the refresh 4.2 s, of 91 s of training.
-        bill = "select 8%, forecast 12%; layers 1%, forecast 1%" if known else None
+        bill = "select 8%, forecast 12%; layers 1%, forecast 1%; measuring speeds 1%" if known else None
         assert found.get("deciding over training") == bill
 
     def test_no_before_that_was_not_measured_before(self, run: Callable[..., RunDirectory]):

@@ -100,4 +100,6 @@ def _kept_to(events: list[dict[str, Any]], seconds: float) -> list[tuple[str, st
     if not expected or training <= 0:
         return []
     named = [f"{name} {spent[name] / training:.0%}, forecast {share:.0%}" for name, share in expected.items()]
+    if measuring := spent["measuring speeds"]:
+        named.append(f"measuring speeds {measuring / training:.0%}")
     return [("deciding over training", "; ".join(named))]
