@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ class HostTrainer(Protocol):
     lr_scheduler: Any
     train_dataset: Any
     eval_dataset: Any
+    anneal_dataset: Any
     target_dataset: Any
     data_collator: Any
     processing_class: Any
@@ -43,6 +44,11 @@ class HostTrainer(Protocol):
 
     def training_samples(self) -> tuple[Any, Collate]:
         """The training data without the columns that the model does not take, and the collate function."""
+        ...
+
+    def planned_samples(self) -> tuple[Any, Any, Collate]:
+        """What a plan points into: the training data and behind them those of the annealing phase only; the
+        same without the columns that the model does not take; and the collate function."""
         ...
 
     def validation_samples(self) -> tuple[Any, Collate]:
@@ -62,12 +68,24 @@ class HostTrainer(Protocol):
         ...
 
 
-def samples_of(trainer: HostTrainer) -> tuple[Samples, Samples | None]:
-    """A trainer's training samples, and its validation samples if it has a single set of them."""
-    train = Samples(trainer.train_dataset, *trainer.training_samples())
+class RunSamples(NamedTuple):
+    """The samples of a run."""
+
+    train: Samples
+    validation: Samples | None
+    """None unless there is a single set of them."""
+    planned: Samples
+    """What a plan points into: the training samples, and behind them those of the annealing phase only."""
+
+
+def samples_of(trainer: HostTrainer) -> RunSamples:
+    """A trainer's samples."""
+    planned = train = Samples(trainer.train_dataset, *trainer.training_samples())
+    if trainer.anneal_dataset is not None:
+        planned = Samples(*trainer.planned_samples())
     if trainer.eval_dataset is None or isinstance(trainer.eval_dataset, dict):
-        return train, None
-    return train, Samples(trainer.eval_dataset, *trainer.validation_samples())
+        return RunSamples(train, None, planned)
+    return RunSamples(train, Samples(trainer.eval_dataset, *trainer.validation_samples()), planned)
 
 
 def target_of(trainer: HostTrainer) -> Samples | None:
@@ -79,8 +97,7 @@ def target_of(trainer: HostTrainer) -> Samples | None:
 def context_of(
     trainer: HostTrainer,
     recipe: Recipe,
-    train: Samples,
-    validation: Samples | None,
+    samples: RunSamples,
     *,
     layout: Layout,
     record: Record,
@@ -91,6 +108,7 @@ def context_of(
     time_training: Callable[[NDArray[np.int64]], float],
 ) -> RunContext:
     """What a decision may use of a trainer as it stands; arguments as the fields of `RunContext`."""
+    train = samples.train
     args, optimizer, given = trainer.args, trainer.optimizer, trainer.eval_dataset
     asked = str(getattr(args.optim, "value", args.optim)).lower()
 
@@ -102,13 +120,14 @@ def context_of(
     return RunContext(
         recipe=recipe,
         train=train,
+        planned=samples.planned,
         scorer=scorer,
         record=record,
         folder=folder,
         model=trainer.model,
         proxied=trainer.proxy is not None,
         optimizer=getattr(optimizer, "optimizer", optimizer),
-        validation=validation,
+        validation=samples.validation,
         target=target_of(trainer),
         validation_sets=0 if given is None else len(given) if isinstance(given, dict) else 1,
         layout=layout,

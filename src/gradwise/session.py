@@ -25,8 +25,8 @@ from gradwise.data import token_lengths
 from gradwise.data.records import few
 from gradwise.errors import GradwiseError
 from gradwise.folders import OwnedFolder, claimed
-from gradwise.host import HostTrainer, context_of, samples_of
-from gradwise.planning import Planner, RunContext, Samples
+from gradwise.host import HostTrainer, RunSamples, context_of, samples_of
+from gradwise.planning import Planner, RunContext
 from gradwise.precision import autocast_of
 from gradwise.ranks import check_same, is_first, on_first, wait_for_all
 from gradwise.recipe import Recipe
@@ -91,7 +91,7 @@ class Session:
         self.tell: Callable[[str], object] = _silent if trainer.args.disable_tqdm else console.say
         """Gets sentences for the user, on the first rank."""
         self._layout: Layout | None = None
-        self._samples: tuple[Samples, Samples | None] | None = None
+        self._samples: RunSamples | None = None
         self._state: dict[str, Any] | None = None
         self._decided_at = -1
         self._feeder: Feeder | None = None
@@ -127,7 +127,7 @@ class Session:
         if self._layout is None:
             pack = None
             if self.packed_length is not None:
-                pack = packer(self.trainer.train_dataset, self.packed_length)
+                pack = packer(self._known_samples().planned.dataset, self.packed_length)
             takes_counts = self.trainer.model_accepts_loss_kwargs
             weighted = self.recipe.weights == "loss"
             self._layout = Layout.of(self.args, pack=pack, takes_counts=takes_counts, weighted=weighted)
@@ -135,12 +135,10 @@ class Session:
 
     def context(self) -> RunContext:
         """What a decision may use now."""
-        train, validation = self._known_samples()
         return context_of(
             self.trainer,
             self.recipe,
-            train,
-            validation,
+            self._known_samples(),
             layout=self.layout,
             record=self.record,
             folder=self.folder,
@@ -155,7 +153,7 @@ class Session:
         if self.args.process_index == 0:
             self.tell(sentence)
 
-    def _known_samples(self) -> tuple[Samples, Samples | None]:
+    def _known_samples(self) -> RunSamples:
         if self._samples is None:
             self._samples = samples_of(self.trainer)
         return self._samples
@@ -165,7 +163,7 @@ class Session:
             return seconds_per_sample(
                 self.trainer.model,
                 self.trainer.loss_of,
-                self._known_samples()[0].batches(rows, self.layout.micro_batch),
+                self._known_samples().train.batches(rows, self.layout.micro_batch),
                 device=self.args.device,
             )
 
@@ -223,23 +221,23 @@ class Session:
         """Make or load the plan, and return the ledger that the Trainer counts its steps by."""
         given = self.trainer.eval_dataset
         held_out = given.values() if isinstance(given, dict) else [given]
-        for dataset in (self.trainer.train_dataset, *held_out):
+        planned = self._known_samples().planned
+        for dataset in (planned.dataset, *held_out):
             check_tokens(self.trainer.model, dataset, self.trainer.data_collator)
         self._settle_packing()
         if self.plan is None:
             self.plan = self._resumed_plan() if self.resumed_from else self.planner.first(self.context())
             self._save_plan(self.plan)
         batches = self.layout.cut(self.plan)
-        samples, collate = self.trainer.training_samples()
-        self._feeder = Feeder(batches, samples, collate, **loader_settings(self.args))
-        columns = getattr(self.trainer.train_dataset, "column_names", None) or ()
-        self._lengths = token_lengths(self.trainer.train_dataset) if "input_ids" in columns else None
+        self._feeder = Feeder(batches, planned.inputs, planned.collate, **loader_settings(self.args))
+        columns = getattr(planned.dataset, "column_names", None) or ()
+        self._lengths = token_lengths(planned.dataset) if "input_ids" in columns else None
         return ledger(batches)
 
     def _settle_packing(self) -> None:
         """Refuse packing, or do without it, if it would not give each sample what it has alone; a collective
         call."""
-        trainer, samples = self.trainer, self._known_samples()[0]
+        trainer, samples = self.trainer, self._known_samples().train
 
         problem = partial(
             packing.problem,
@@ -284,7 +282,7 @@ class Session:
         source, state = self.resumed_from, self._state
         assert source is not None and state is not None
         plan, arrays = on_first(lambda: checkpoints.read_decided(source))
-        check_plan(plan, state, source, self.layout, pool=len(self.trainer.train_dataset))
+        check_plan(plan, state, source, self.layout, pool=len(self._known_samples().planned))
         context = self.context()
         self.planner.load_state_dict(arrays, context)
         self.planner.check_resumed(context, plan, state["step"])

@@ -35,6 +35,7 @@ from gradwise.session import Session
 from gradwise.stopping import spare_worker
 from gradwise.structure import group_layers
 from gradwise.training import checkpoint as checkpoints
+from gradwise.training.annealing_data import appended, check_annealing_data
 from gradwise.training.arguments import DECAY_SHARE, decay_steps
 from gradwise.training.held_out import HELD_OUT_LOSS
 from gradwise.training.memory import StepMemory
@@ -75,6 +76,7 @@ class TrainerMixin(_AnyTrainer):
         shared_signals: str | Path | None = None,
         proxy: Any = None,
         target_dataset: Any = None,
+        anneal_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
         """As the underlying Trainer, and:
@@ -93,8 +95,11 @@ class TrainerMixin(_AnyTrainer):
                 sample i of the training data; what `signals.model` of a recipe stands for. A fourth part, if
                 there is one, is the target in the same tokens.
             target_dataset: examples of what the model should become good at, tokenised as the training data
-                are; a selection that aims at a target aims at them. They measure nothing. If unset and
-                `select.target` is `validation`, half of the eval_dataset chooses and the other half measures.
+                are; a selection that aims at a target aims at them, and `anneal` chooses by them. They
+                measure nothing. If unset and `select.target` is `validation`, half of the eval_dataset
+                chooses and the other half measures.
+            anneal_dataset: samples that only the annealing phase trains on, with the columns of the training
+                data; what `anneal.data` of a recipe stands for.
         """
         recipe = Recipe() if recipe is None else recipe
         check_given(recipe, plan, packed_length, unpack_if_needed)
@@ -110,7 +115,9 @@ class TrainerMixin(_AnyTrainer):
         guard_trackers(self.callback_handler.callbacks, self._layer_numbers)
         add_trackers(self, trackers, self._layer_numbers)
         check_supported(self, recipe)
-        target = target_of(recipe.select, target_dataset, self.eval_dataset, planned=plan is not None)
+        check_annealing_data(recipe, anneal_dataset, self.train_dataset, proxied=proxy is not None)
+        self.anneal_dataset = anneal_dataset
+        target = target_of(recipe, target_dataset, self.eval_dataset, planned=plan is not None)
         self.target_dataset, self.eval_dataset = target.samples, target.evaluation
         recipe = replace(recipe, select=target.method)
         if _is_plain_collator(self.data_collator) and "data_collator" not in kwargs and len(args) < 3:
@@ -185,6 +192,7 @@ class TrainerMixin(_AnyTrainer):
             held_out = self.eval_dataset
             for samples in (
                 self.train_dataset,
+                *([] if self.anneal_dataset is None else [self.anneal_dataset]),
                 *(held_out.values() if isinstance(held_out, dict) else [held_out]),
             ):
                 check_dropped(samples, self._signature_columns, type(self.model).__name__)
@@ -370,6 +378,12 @@ class TrainerMixin(_AnyTrainer):
     def training_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
         """The training data without the columns the model does not take, and the collator."""
         return self._taken_columns(self.train_dataset, "training")
+
+    def planned_samples(self) -> tuple[Any, Any, Callable[[list[Any]], dict[str, Any]]]:
+        """What a plan points into: the training data, and behind them those of the annealing phase only; the
+        same without the columns that the model does not take; and the collator."""
+        both = appended(self.train_dataset, self.anneal_dataset)
+        return both, *self._taken_columns(both, "training")
 
     def validation_samples(self) -> tuple[Any, Callable[[list[Any]], dict[str, Any]]]:
         """The same of the validation data."""

@@ -10,9 +10,9 @@ import pytest
 from datasets import concatenate_datasets
 
 import gradwise as gw
+from gradwise.methods.annealer import Annealer
 from gradwise.methods.baselines import CosineTop, FullAnneal, Herding, LossAnneal, RandomAnneal
 from gradwise.methods.direct import Direct
-from gradwise.methods.interfaces import Annealer
 from tests.conftest import same_weights, some
 
 EVERY_METHOD = [

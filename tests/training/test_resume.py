@@ -19,7 +19,7 @@ import gradwise as gw
 from gradwise.data import Collator
 from gradwise.run import train
 from gradwise.training.checkpoint import checkpoints, is_finished, last_whole
-from tests.conftest import same_weights, some
+from tests.conftest import ROOT, same_weights, some
 from tests.disturbance import Disturbance
 from tests.signals.processes import ended, start
 
@@ -116,6 +116,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 SPEEDS = {"train": 0.01, "score": 0.003, "startup": 0.001}
 GRACE = {"method": "grace", "candidates": "all", "speeds": SPEEDS}
 D3 = {"method": "d3", "target_samples": 4, "overhead": 2.0}
+OWN = str(ROOT / "src" / "gradwise" / "demo" / "assets" / "gsm8k_held_out.jsonl")
+"""Files of an annealing phase."""
 
 TRIES = [
     {"workers": 0, "passes": 1},
@@ -187,6 +189,13 @@ TRIES = [
         "signals": {"grad_dim": 32},
     },
     {"workers": 0, "passes": 1, "order": {**D3, "units": "samples", "probes": 1}, "layers": "all"},
+    {
+        "workers": 2,
+        "passes": 2,
+        "schedule": "wsd",
+        "anneal": {"method": "direct", "last": 0.5, "data": OWN, "share": 0.5, "times": 2},
+        "signals": {"grad_dim": 32},
+    },
 ]
 
 

@@ -227,7 +227,8 @@ def _check_overlap(
     """Refuse to judge by held-out data that are trained on."""
     known = folder.contents["data"]
     for arm in arms:
-        name = arm.name if "data" in folder.contents["arms"][arm.name]["changes"] else "recipe"
+        changed = "data" in folder.contents["arms"][arm.name]["changes"]
+        name = arm.name if changed or arm.recipe.annealing_data is not None else "recipe"
         if name in known or pool.stops:
             continue
         shown.say("Checking the data.")

@@ -39,10 +39,13 @@ def check_data(recipe: Recipe) -> tuple[int, int]:
     """Read both parts of the data; how many held-out samples are trained on, and how many there are."""
     assert recipe.model is not None and recipe.data is not None
     tokenizer = load_tokenizer(recipe.model)
-    parts = load_parts(recipe.data, tokenizer, goal=recipe.goal, progress=False)
+    parts = load_parts(
+        recipe.data, tokenizer, goal=recipe.goal, annealing=recipe.annealing_data, progress=False
+    )
     if parts.validation is None:
         return 0, 0
-    return overlap(parts.train, parts.validation), len(parts.validation)
+    trained = parts.train if parts.annealing is None else parts.train.followed_by(parts.annealing)
+    return overlap(trained, parts.validation), len(parts.validation)
 
 
 def steps_of_recipe(recipe: Recipe, folder: Path, shared: Path) -> int:
@@ -129,14 +132,15 @@ class Workbench:
         self.packed = recipe.data.max_length if recipe.data.packing else None
         self.unpack_if_needed = recipe.data.packing == "auto"
         self.tokenizer = load_tokenizer(recipe.model)
-        goal = recipe.goal
-        parts = load_parts(recipe.data, self.tokenizer, goal=goal, progress=False)
-        self.pool = parts.train
+        parts = load_parts(
+            recipe.data, self.tokenizer, goal=recipe.goal, annealing=recipe.annealing_data, progress=False
+        )
+        self.pool, self.annealing = parts.train, parts.annealing
         self.held_out: Any = None
         self.target: Pool | None = None
         if recipe.anneal is not None and parts.validation is not None:
             self.held_out = parts.validation.dataset
-        if goal is not None and parts.target is not None:
+        if recipe.aims:
             self.target = parts.target
         transformers.set_seed(recipe.seed)
         self.model = load_model(recipe.model, recipe.adapter)
@@ -200,6 +204,7 @@ class Workbench:
             shared_signals=self.shared,
             proxy=self.proxy,
             target_dataset=None if self.target is None or plan is not None else self.target.dataset,
+            anneal_dataset=None if self.annealing is None or plan is not None else self.annealing.dataset,
         )
 
 

@@ -26,15 +26,15 @@ from gradwise.data.formats import CHATS, Format, Sample, columns_of, detect
 from gradwise.data.pool import Pool
 from gradwise.data.read import Part, read
 from gradwise.data.records import Record, UnreadableError, few
-from gradwise.data.settings import Data, FormatName, Source
+from gradwise.data.settings import Data, FormatName, Source, Sources
 from gradwise.data.tokenise import Tokeniser
-from gradwise.data.writer import Row, SampleWriter
+from gradwise.data.writer import Row, SampleWriter, setting
 from gradwise.errors import DataError
 from gradwise.temporary import TemporaryFolder
 
 BATCH = 1000
 
-PartName = Literal["train", "validation", "target"]
+PartName = Literal["train", "validation", "target", "anneal"]
 
 
 def load(
@@ -42,6 +42,7 @@ def load(
     part: PartName,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    sources: Sources = None,
     progress: bool = True,
     base: Path | None = None,
 ) -> Pool:
@@ -51,6 +52,7 @@ def load(
         settings: the recipe's `data`.
         part: which of its parts.
         tokenizer: the model's; it is not changed.
+        sources: of `anneal`, which the recipe's `data` does not name.
         progress: show how far it is.
         base: the folder that relative paths start from; by default the current one.
 
@@ -58,7 +60,8 @@ def load(
         DataError: the part is not given, a source cannot be read, more records are flawed than
             `settings.allow` tolerates, or too few are left.
     """
-    found = [(source, item) for source in _sources(settings, part) for item in read(source, base)]
+    given = sources if part == "anneal" else getattr(settings, part)
+    found = [(source, item) for source in _several(given, part) for item in read(source, base)]
     tokenise = Tokeniser(
         tokenizer,
         settings.max_length,
@@ -85,11 +88,10 @@ def load(
     return Pool(datasets.Dataset.from_file(str(path)), report, fingerprint)
 
 
-def _sources(settings: Data, part: PartName) -> list[Source]:
-    given = getattr(settings, part)
+def _several(given: Sources, part: PartName) -> list[Source]:
     sources = [given] if isinstance(given, Source) else given
     if not sources:
-        raise DataError(f"data.{part} names no source; give a file, a folder or a hub dataset there")
+        raise DataError(f"{setting(part)} names no source; give a file, a folder or a hub dataset there")
     return sources
 
 

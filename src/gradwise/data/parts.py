@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gradwise.data.loading import load
 from gradwise.data.pool import Pool, found_in, overlap
-from gradwise.data.settings import HALF, Data, Goal
+from gradwise.data.settings import HALF, Data, Goal, Sources
 from gradwise.errors import DataError
 from gradwise.numerics.sampling import interleaved
 from gradwise.numerics.streams import stream
@@ -68,10 +68,17 @@ class Parts(NamedTuple):
     """What a selection aims at."""
     notes: tuple[str, ...]
     """Sentences on samples in common, and on a set that was split."""
+    annealing: Pool | None = None
+    """What only the annealing phase trains on."""
 
 
 def load_parts(
-    settings: Data, tokenizer: PreTrainedTokenizerBase, *, goal: Goal | None, progress: bool = True
+    settings: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    goal: Goal | None,
+    annealing: Sources = None,
+    progress: bool = True,
 ) -> Parts:
     """Read all parts of the data, and keep those that choose apart from those that measure.
 
@@ -79,11 +86,51 @@ def load_parts(
         settings: the recipe's `data`.
         tokenizer: the model's.
         goal: the set that the selection aims at; None for no aim.
+        annealing: the recipe's `anneal.data`.
         progress: show how far it is.
 
     Raises:
         DataError: a part cannot be read, or is too small to be split.
     """
+    parts = _chosen_and_measured(settings, tokenizer, goal, progress)
+    if annealing is None:
+        return parts
+    added = load(settings, "anneal", tokenizer, sources=annealing, progress=progress)
+    notes = []
+    if common := overlap(parts.train, added):
+        notes.append(f"{common} of {len(added)} samples of anneal.data also stand in the training data.")
+    if parts.validation is not None and (common := overlap(added, parts.validation)):
+        notes.append(
+            f"Warning: {common} of {len(parts.validation)} held-out samples also occur in anneal.data."
+        )
+    return parts._replace(annealing=added, notes=(*parts.notes, *notes))
+
+
+def load_choosing(
+    settings: Data, tokenizer: PreTrainedTokenizerBase, *, goal: Goal | None, progress: bool = True
+) -> Pool | None:
+    """The samples by which an annealing selection chooses: the target, or else the validation data, without
+    the part of them that only measures. None where neither is given. Arguments as of `load_parts`."""
+    if settings.target is None and settings.validation is None:
+        return None
+    part = "validation" if settings.target is None else "target"
+    whole = load(settings, part, tokenizer, progress=progress)
+    alone = settings.target is None or settings.validation is None
+    return whole.take(_split(settings, whole).choosing) if alone and _splits(settings, goal) else whole
+
+
+def _splits(settings: Data, goal: Goal | None) -> bool:
+    """Whether a set that is alone both chooses and measures."""
+    return settings.target is not None or goal == "validation" or settings.target_share is not None
+
+
+def _split(settings: Data, whole: Pool) -> Split:
+    return split(list(whole.dataset["domain"]), len(whole), settings.target_share or HALF)
+
+
+def _chosen_and_measured(
+    settings: Data, tokenizer: PreTrainedTokenizerBase, goal: Goal | None, progress: bool
+) -> Parts:
     train = load(settings, "train", tokenizer, progress=progress)
     validation = None
     if settings.validation is not None:
@@ -96,12 +143,10 @@ def load_parts(
         validation, note = _unlike(validation, target, "the target's")
         return Parts(train, validation, target, (*notes, *note, *_warned(train, validation)))
     whole = target or validation
-    splits = target is not None or goal == "validation" or settings.target_share is not None
-    if whole is None or not splits:
+    if whole is None or not _splits(settings, goal):
         return Parts(train, validation, None, (*notes, *_warned(train, validation)))
     name = "target" if target is not None else "validation"
-    share = settings.target_share or HALF
-    rows = split(list(whole.dataset["domain"]), len(whole), share)
+    rows = _split(settings, whole)
     notes.append(rows.sentence(f"data.{name}"))
     target, measuring = whole.take(rows.choosing), whole.take(rows.measuring)
     for others, of in ((target, "those that choose"), (train, "the training data")):

@@ -84,6 +84,12 @@ class Pool:
         contents = hashlib.sha256(f"{self.fingerprint} {rows.tolist()}".encode())
         return Pool(self.dataset.select(rows), self.report, contents.hexdigest())
 
+    def followed_by(self, other: "Pool") -> "Pool":
+        """These samples, and behind them those of another pool; the report stays that of these."""
+        contents = hashlib.sha256(f"{self.fingerprint} {other.fingerprint}".encode())
+        both = datasets.concatenate_datasets([self.dataset, other.dataset])
+        return Pool(both, self.report, contents.hexdigest())
+
     @cached_property
     def domains(self) -> dict[str, int]:
         """Number of samples of each domain, in the order in which the domains first occur."""

@@ -36,6 +36,11 @@ _FLAWS = {
 }
 
 
+def setting(part: str) -> str:
+    """The setting that names the sources of a part of the data."""
+    return "anneal.data" if part == "anneal" else f"data.{part}"
+
+
 class Row(NamedTuple):
     """One record's outcome: its tokens, None if it is blank, or why it is unreadable."""
 
@@ -103,10 +108,12 @@ class SampleWriter:
         report = Report(**self._count, examples=examples, notes=notes)
         problems = [self._excess(kind) for kind in _FLAWS]
         if any(problems):
-            raise DataError(f"data.{self._part}: " + "\n".join(problem for problem in problems if problem))
+            raise DataError(
+                f"{setting(self._part)}: " + "\n".join(problem for problem in problems if problem)
+            )
         if report.kept < (2 if self._part == "train" else 1):
             needed = "training needs two samples or more" if report.kept else "nothing is left"
-            raise DataError(f"data.{self._part}: {needed}. {report}")
+            raise DataError(f"{setting(self._part)}: {needed}. {report}")
         return report, self._hash.hexdigest()
 
     def _warnings(self) -> list[str]:

@@ -1,8 +1,8 @@
 """The methods: which samples, in which order, through which layers, and which samples in the annealing phase.
 
 A new method is a frozen settings dataclass with its own `method` literal that derives from one of the classes
-in `gradwise.methods.interfaces` (or from `LayerPolicy`), added to one union below. Recipe, schema, command
-line and trainer follow from that.
+in `gradwise.methods.interfaces` (or from `Annealer` or `LayerPolicy`), added to one union below. Recipe,
+schema, command line and trainer follow from that.
 """
 
 from typing import Annotated

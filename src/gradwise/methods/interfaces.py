@@ -1,4 +1,4 @@
-"""What planning asks of a method: a selector, an order, an annealing selection. Layers have a file of their
+"""What planning asks of a method: a selector, an order. Layers and annealing selections have files of their
 own.
 
 A method is a frozen settings dataclass that derives from one of these classes. The base classes answer every
@@ -8,15 +8,13 @@ question of planning for a method that decides once, so that planning never asks
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from gradwise.errors import RecipeError
 from gradwise.methods.costs import Forecast, Size, Speeds
-from gradwise.methods.decision import Order, Selection, share_of
+from gradwise.methods.decision import Order, Selection
 from gradwise.settings import Settings
 from gradwise.signals import Signals
 
@@ -391,104 +389,3 @@ class InfluenceOrder(Orderer, ABC):
     @abstractmethod
     def standalone_cost(self, signals: Signals, entries: Places, *, seed: int) -> str | None:
         """A sentence on the cost of measuring the influences of a whole epoch at once, where it is high."""
-
-
-# ---- anneal
-
-
-@dataclass(frozen=True)
-class Annealer(Method):
-    """Chooses what the annealing phase trains on, in which the learning rate decays."""
-
-    last: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Fraction of the run's steps in the annealing phase, over which the learning rate decays."""
-
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Fraction of the candidates to keep."""
-
-    count: Annotated[int, Field(ge=1)] | None = None
-    """Number of samples to keep. If fraction, count and tokens are unset, as many as the phase trains on, so
-    that each is seen once."""
-
-    tokens: Annotated[int, Field(ge=1)] | None = None
-    """Budget in label tokens, instead of a fraction or a number of samples."""
-
-    times: Annotated[int, Field(ge=1)] = 1
-    """Number of selections: one as the phase begins, further ones at even distances within it."""
-
-    pool: Literal["all", "selection"] = "all"
-    """Samples to choose from: all of the training data, or what `select` had picked by then."""
-
-    candidates: Annotated[int, Field(ge=2)] | None = None
-    """Number of samples that are scored, drawn at random with every domain in proportion. If unset, all."""
-
-    validation_samples: Annotated[int, Field(ge=1)] | None = 256
-    """Number of validation samples that are scored, evenly spread over them; null for all."""
-
-    validation_needs: ClassVar[frozenset[str]] = frozenset()
-    """Signals of the validation samples that it decides by."""
-
-    @abstractmethod
-    def select(
-        self,
-        signals: Signals,
-        *,
-        validation: Signals | None = None,
-        room: int | None = None,
-        seed: int = 0,
-    ) -> Selection:
-        """The samples to keep.
-
-        Args:
-            signals: of the candidates.
-            validation: of the validation samples, where the method uses them.
-            room: samples that the phase trains on; None outside of a run.
-            seed: of what is left to chance.
-        """
-
-    @property
-    def tried(self) -> "dict[str, Annealer]":
-        """Methods that a run tries for `steps` steps each; empty for none."""
-        return {}
-
-    def chosen(self) -> "Annealer | None":
-        """The method that selects; None until a trial was held."""
-        return self
-
-    @property
-    def uses_optimizer(self) -> bool:
-        """Whether gradients are divided by the root of the optimizer's second moments."""
-        return False
-
-    def check(self) -> None:
-        given = [name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise RecipeError(f"anneal: give one of fraction, count and tokens; found {' and '.join(given)}.")
-        if self.count is not None and self.candidates is not None and self.count > self.candidates:
-            raise RecipeError(
-                f"anneal.count is {self.count}, and anneal.candidates scores only {self.candidates} samples; "
-                "score more."
-            )
-
-    def budget(self, pool: int, room: int | None = None) -> int:
-        """How many of `pool` samples to keep, if no number of tokens decides that.
-
-        Args:
-            pool: samples to choose from.
-            room: samples that the phase trains on; None outside of a run.
-
-        Raises:
-            RecipeError: there are fewer, or no setting says how many.
-        """
-        if self.fraction is not None:
-            return share_of(self.fraction, pool, "anneal")
-        if self.count is None and room is None:
-            raise RecipeError("anneal: give fraction, count or tokens, since no run says how many.")
-        if self.count is None:
-            assert room is not None
-            return min(pool, room)
-        if self.count > pool:
-            raise RecipeError(
-                f"anneal.count is {self.count}, but only {pool} samples can be chosen from; lower it."
-            )
-        return self.count

@@ -3,7 +3,10 @@
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,14 +14,25 @@ from numpy.typing import NDArray
 
 from gradwise.atomic import write_json
 from gradwise.errors import CheckpointError, RecipeError
+from gradwise.methods.annealer import Annealer
 from gradwise.methods.decision import Selection
-from gradwise.methods.interfaces import Annealer
-from gradwise.numerics.sampling import evenly, stratified_sample
+from gradwise.methods.interfaces import Arrays
+from gradwise.numerics.sampling import evenly
 from gradwise.numerics.streams import stream_seed
 from gradwise.planning.context import RunContext, Samples
 from gradwise.planning.decider import Cost, Decider, rounded, served
-from gradwise.planning.epochs import epoch_length, epochs_from, laid_out, part_of, repeated
+from gradwise.planning.epochs import (
+    FAR_APART,
+    epoch_length,
+    epochs_from,
+    joined,
+    laid_out,
+    part_of,
+    rearranged,
+    repeated,
+)
 from gradwise.planning.ordering import Ordering
+from gradwise.planning.phase import Part, Parts, chosen, counts, parts_of, scored_parts, together, turns
 from gradwise.planning.picks import keep_picks
 from gradwise.planning.race import halves, race
 from gradwise.planning.scoring import MORE, in_pool, scoring_speed, signals_now, validation_signals
@@ -62,6 +76,7 @@ class Annealing(Decider):
     ) -> None:
         self.method, self._selecting, self._ordering = method, selecting, ordering
         self._freezes_layers = freezes_layers
+        self._added = 0
 
     # ---- before the first step -----------------------------------------------------------------------------
 
@@ -75,11 +90,15 @@ class Annealing(Decider):
             )
         if measures and context.sharded:
             raise RecipeError(f"anneal: {name} cannot measure a sharded model yet; take random or full.")
-        pool = len(context.train)
-        if method.pool == "all" and (method.count or 0) > pool:
-            raise RecipeError(
-                f"anneal.count is {method.count}, but only {pool} samples can be chosen from; lower it."
-            )
+        self._added = context.added
+        for part in self._parts(context):
+            if method.pool != "all" and part.rows[0] == 0:
+                continue  # its size is known when the phase begins
+            count, there = method.part(part.share).count or 0, len(part.rows)
+            if count > there:
+                raise RecipeError(
+                    f"anneal.count is {count}, but only {there} samples can be chosen from; lower it."
+                )
         if method.uses_optimizer and (not context.adam or self._freezes_layers):
             raise RecipeError(
                 "anneal.precondition divides by Adam's second moments of every parameter; it needs an "
@@ -90,13 +109,22 @@ class Annealing(Decider):
         if method.validation_needs:
             self._check_validation(context)
 
+    def _parts(self, context: RunContext, pool: NDArray[np.int64] | None = None) -> Parts:
+        """What is chosen from; by default from all of the training samples, where from any."""
+        count = len(context.train)
+        return parts_of(self.method, np.arange(count) if pool is None else pool, count, context.added)
+
     def _check_validation(self, context: RunContext) -> None:
         """Refuse validation data that cannot be scored; warn where they would mislead."""
         name, held_out = self.method.method, context.validation
+        if context.target is not None:
+            if self.method.tried:
+                halves(context.target)
+            return
         if not context.validation_sets:
             raise RecipeError(
                 f"anneal: {name} selects by the gradients of validation data, and none are given; give "
-                "data.validation (or an eval_dataset)."
+                "data.validation (or an eval_dataset), or data.target."
             )
         if context.validation_sets > 1:
             raise RecipeError(
@@ -108,7 +136,7 @@ class Annealing(Decider):
             raise RecipeError(f"anneal: {name} needs an eval_dataset that can be indexed.")
         if self.method.tried:
             halves(held_out)
-        if shared := _in_common(context.train, held_out):
+        if shared := _in_common(context.annealing.train, held_out):
             sentence = (
                 f"{shared} of {len(held_out)} validation samples also occur in the training data: {name} "
                 "will rank them highest, and the validation loss will flatter the run. Remove them from one."
@@ -117,20 +145,28 @@ class Annealing(Decider):
             warnings.warn(sentence, stacklevel=2)
 
     def planned(self, context: RunContext, plan: Plan) -> dict[str, Any]:
-        self._ordering.annealing_at(self.onsets(context.in_run.schedule(plan)))
-        return {}
+        schedule, parts = context.in_run.schedule(plan), self._parts(context)
+        onsets = self.onsets(schedule)
+        self._ordering.annealing_at(onsets)
+        for start, stop in pairwise((*onsets, schedule.steps)):
+            room = (stop - start) * schedule.batches.batch_size
+            if not all(counts(parts, room)):
+                raise RecipeError(
+                    f"anneal.share is {self.method.share}, of {room} samples from step {start} on: one of "
+                    "the two kinds of data would have none of them; give another share."
+                )
+        return {"added": self._added} if self._added else {}
 
     def forecast(self, context: RunContext) -> Cost:
         """What the selections will take, estimated from a few samples at the present weights."""
         needs = (self.method.needs | self._ordering.needs) & set(QUANTITIES)
         if not needs:
             return Cost()
-        pool = len(context.train)
-        speed = scoring_speed(context, evenly(pool, MORE), needs)
-        scored = min(pool, self.method.candidates or pool)
+        speed = scoring_speed(context, evenly(len(context.train), MORE), needs)
+        parts = scored_parts(self.method, context.annealing.train, self._parts(context), context.seed)
+        scored = sum(len(part.rows) for part in parts)
         if self.method.validation_needs:
-            assert context.validation is not None
-            held_out = len(context.validation)
+            held_out = len(_choosing(context))
             scored += min(held_out, self.method.validation_samples or held_out)
         return Cost(
             seconds=self.method.times * (speed.startup + scored * speed.per_sample)
@@ -177,42 +213,41 @@ class Annealing(Decider):
     # ---- selecting -----------------------------------------------------------------------------------------
 
     def decide(self, context: RunContext, plan: Plan, step: int) -> Plan:
-        start, method = time.perf_counter(), self.method
+        start, method, phase = time.perf_counter(), self.method, context.annealing
         schedule = context.in_run.schedule(plan)
         batches, onsets = schedule.batches, self.onsets(schedule)
         number = onsets.index(step)
         room = batches.entries_between(step, (*onsets, schedule.steps)[number + 1])
-        pool = np.arange(len(context.train)) if method.pool == "all" else self._selecting.picked(context)
-        rows = candidates(method, context.train, np.unique(pool), context.seed, number)
+        pool = None if method.pool == "all" else np.unique(self._selecting.picked(context))
+        parts = scored_parts(method, phase.train, self._parts(context, pool), context.seed, number)
+        rows = np.concatenate([part.rows for part in parts])
         needs, optimizer = method.needs | self._ordering.needs, method.uses_optimizer
-        signals = signals_now(context, rows, needs, use_optimizer=optimizer)
-        validation, judges, choosing = None, None, context
-        if method.tried:
-            assert context.validation is not None
-            chooses, judges = halves(context.validation)
-            choosing = replace(context, validation=chooses)
+        signals = signals_now(phase, rows, needs, use_optimizer=optimizer)
+        validation, judges = None, None
         if method.validation_needs:
+            chooses = _choosing(context)
+            if method.tried:
+                chooses, judges = halves(chooses)
             validation = validation_signals(
-                choosing, method.validation_needs, method.validation_samples, use_optimizer=optimizer
+                replace(context, validation=chooses),
+                method.validation_needs,
+                method.validation_samples,
+                use_optimizer=optimizer,
             )
         took = {"signals": time.perf_counter() - start}
         seed = context.seed if not number else stream_seed(context.seed, "annealing round", number)
+        choose = partial(chosen, parts=parts, signals=signals, validation=validation, room=room, seed=seed)
         if judges is not None:
-            method, raced = self._settled(
-                context, judges, signals, validation, rows, room=room, seed=seed, step=step
-            )
+            method, raced = self._settled(phase, judges, parts, choose, step)
             start += raced  # charged by the trial's own event
-        picked = method.select(signals, validation=validation, room=room, seed=seed)
-        if "fallback" in picked.details:
-            context.say(f"Warning: {picked.details['fallback']}")
-        reason = picked.why[0] if picked.summary is None else picked.summary
-        selection = replace(picked, indices=rows[picked.indices], summary=f"in the annealing phase: {reason}")
-        selection = selection.weighing(context.recipe.weights)
-        known = in_pool(context, signals, rows, self._ordering.needs)
-        after = self._following(context, schedule, plan, selection, known, step, FIRST_ORDER * (number + 1))
+        selections = [self._weighed(context, each) for each in choose(method)]
+        known = in_pool(phase, signals, rows, self._ordering.needs)
+        first_order = FIRST_ORDER * (number + 1)
+        after = self._following(phase, schedule, plan, parts, selections, known, step, first_order)
         took["selection"] = time.perf_counter() - start - sum(took.values())
-        _write_spectrum(context, selection, step)
-        keep_picks(context, selection, step=step)
+        selection = together(selections)
+        _write_spectrum(phase, selection, step)
+        keep_picks(phase, selection, step=step)
         context.record.event(
             "anneal",
             step,
@@ -224,79 +259,106 @@ class Annealing(Decider):
             selected=len(np.unique(selection.indices)),
             parts=rounded(took),
             digest=after.digest,
+            **({"from_own_data": _counted(parts[-1], selections[-1])} if self._added else {}),
             **{name: value for name, value in selection.details.items() if name != "spectrum"},
         )
         return after
 
+    def _weighed(self, context: RunContext, picked: Selection) -> Selection:
+        """A selection with its weights as the recipe asks, and what to say of its samples in a plan."""
+        if "fallback" in picked.details:
+            context.say(f"Warning: {picked.details['fallback']}")
+        reason = picked.why[0] if picked.summary is None else picked.summary
+        described = replace(picked, summary=f"in the annealing phase: {reason}")
+        return described.weighing(context.recipe.weights)
+
     def _settled(
         self,
-        context: RunContext,
+        phase: RunContext,
         judges: Samples,
-        signals: Signals,
-        validation: Signals | None,
-        rows: NDArray[np.int64],
-        *,
-        room: int,
-        seed: int,
+        parts: Parts,
+        choose: Callable[[Annealer], list[Selection]],
         step: int,
     ) -> tuple[Annealer, float]:
         """The contender that won, now or earlier, and the seconds of the race. The winner is written into
         the recipe before it is used."""
-        method: Any = context.recipe.anneal
+        method: Any = phase.recipe.anneal
         seconds = 0.0
         if method.winner is None:
-            picks = {}
-            for name, each in method.tried.items():
-                picked = each.select(signals, validation=validation, room=room, seed=seed)
-                picks[name] = replace(picked, indices=rows[picked.indices])
-            won, seconds = race(context, picks, judges, steps=method.steps, most=method.judges, step=step)
+            picks = {name: choose(each) for name, each in method.tried.items()}
+            won, seconds = race(
+                phase, picks, parts, judges, steps=method.steps, most=method.judges, step=step
+            )
             method = replace(method, winner=won)
-            context.save_recipe(replace(context.recipe, anneal=method))
+            phase.save_recipe(replace(phase.recipe, anneal=method))
         self.method = method
         return method.chosen(), seconds
 
     def _following(
         self,
-        context: RunContext,
+        phase: RunContext,
         schedule: Schedule,
         plan: Plan,
-        selection: Selection,
+        parts: Parts,
+        selections: list[Selection],
         known: Signals,
         step: int,
         first_order: int,
     ) -> Plan:
-        """The plan with repetitions of the selection from `step` on, across epochs, so that every pick is
-        served once before any is served again."""
+        """The plan with repetitions of the selections from `step` on, across epochs, so that every pick of a
+        part is served once before any of that part is served again."""
         steps = schedule.batches.steps_per_epoch
         epochs, length = epochs_from(plan, step // steps), epoch_length(plan)
         lengths = [length] * len(epochs)
-        lengths[0] -= step % steps * context.in_run.batch_size
-        served_entries = repeated(
-            selection,
-            self._ordering,
-            known,
-            first=first_order,
-            length=sum(lengths),
-            epoch=0,
-            seed=context.seed,
-        )
+        lengths[0] -= step % steps * phase.in_run.batch_size
+        entries = [
+            repeated(
+                selection,
+                self._ordering,
+                known,
+                first=first_order + number * FAR_APART // 2,
+                length=count,
+                epoch=0,
+                seed=phase.seed,
+            )
+            for number, (selection, count) in enumerate(
+                zip(selections, counts(parts, sum(lengths)), strict=True)
+            )
+        ]
+        mixed = rearranged(joined(entries, sum(lengths), 0), turns(parts, sum(lengths)))
         ends = np.cumsum(lengths)
         segments: list[Segment] = [
-            replace(part_of(served_entries, int(end - length), int(end)), epoch=epoch)
+            replace(part_of(mixed, int(end - length), int(end)), epoch=epoch)
             for epoch, length, end in zip(epochs, lengths, ends, strict=True)
         ]
         return laid_out(plan, segments, served(schedule, step), epochs)
 
+    # ---- checkpoints ---------------------------------------------------------------------------------------
 
-def candidates(
-    method: Annealer, samples: Samples, pool: NDArray[np.int64], seed: int, number: int = 0
-) -> NDArray[np.int64]:
-    """The samples that are scored, ascending: all of a pool, or some that are drawn for one round."""
-    if method.candidates is None or method.candidates >= len(pool):
-        return pool
-    domain = None if samples.domain is None else samples.domain[pool]
-    drawn = stream_seed(seed, "annealing candidates", number)
-    return pool[stratified_sample(len(pool), method.candidates, domain, drawn)]
+    def state_dict(self) -> Arrays:
+        return {"added": np.array(self._added)} if self._added else {}
+
+    def load_state_dict(self, arrays: Arrays, context: RunContext) -> None:
+        self._added = context.added
+        if (before := int(arrays.get("added", 0))) != self._added:
+            raise CheckpointError(
+                f"The run was started with {before} samples for its annealing phase only, now there are "
+                f"{self._added}; give the same data, or start a new run."
+            )
+
+
+def _choosing(context: RunContext) -> Samples:
+    """The samples by which is chosen: those of a target, which measure nothing, or else those that
+    measure."""
+    samples = context.validation if context.target is None else context.target
+    assert samples is not None
+    return samples
+
+
+def _counted(part: Part, selection: Selection) -> dict[str, Any]:
+    """What was chosen from the phase's own samples, for the record."""
+    selected = len(np.unique(selection.indices))
+    return {"share": part.share, "looked_at": len(part.rows), "selected": selected}
 
 
 def _write_spectrum(context: RunContext, selection: Selection, step: int) -> None:

@@ -2,7 +2,7 @@
 trainer."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
@@ -145,6 +145,9 @@ class RunContext:
     record: Record
     folder: Path
     """The run's folder; decisions are written below it."""
+    planned: Samples | None = None
+    """What a plan points into, if it is more than the training samples: behind them those of the annealing
+    phase only."""
     model: nn.Module | None = None
     """The model that trains; None in a command that loads none."""
     proxied: bool = False
@@ -186,6 +189,24 @@ class RunContext:
     def seed(self) -> int:
         """The run's seed."""
         return self.recipe.seed
+
+    @property
+    def added(self) -> int:
+        """Number of samples that only the annealing phase trains on."""
+        return 0 if self.planned is None else len(self.planned) - len(self.train)
+
+    @property
+    def annealing(self) -> "RunContext":
+        """The same in the annealing phase, whose own samples come behind the training samples."""
+        planned = self.planned
+        if planned is None or not self.added:
+            return self
+
+        def scorer() -> Scorer:
+            assert self.model is not None
+            return Scorer(self.model, planned.inputs, planned.collate)
+
+        return replace(self, train=planned, scorer=scorer)
 
     @property
     def in_run(self) -> Layout:

@@ -93,7 +93,8 @@ class Ordering(Decider):
 
     def _groups(self, influence: InfluenceOrder, signals: Signals, seed: int) -> NDArray[Any] | None:
         """(N,) the group of every sample; clusters are made once, at the weights the run starts from."""
-        if influence.grouped and self._group is None:
+        # Samples of the annealing phase only come behind the others.
+        if influence.grouped and (self._group is None or len(self._group) < len(signals)):
             self._group = influence.groups(signals, seed=seed)
         return self._group
 
@@ -150,7 +151,7 @@ class Ordering(Decider):
     def decide(self, context: RunContext, plan: Plan, step: int) -> Plan:
         """The plan with what is ahead in the order that influence asks for; its segments keep their
         lengths."""
-        influence = self._influence
+        influence, context = self._influence, context.annealing
         assert influence is not None
         start = time.perf_counter()
         schedule = context.in_run.schedule(plan)
@@ -285,7 +286,7 @@ class Ordering(Decider):
         self._graph = InfluenceGraph.of_arrays(graph) if graph else None
         self._group = arrays.get("group")
         if self._influence.grouped and self._group is None:
-            self._group = self._influence.groups(context.train.described(), seed=context.seed)
+            self._group = self._influence.groups(context.annealing.train.described(), seed=context.seed)
 
 
 def _split(piece: Segment, like: list[Segment]) -> list[Segment]:

@@ -3,6 +3,7 @@ due."""
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -66,6 +67,7 @@ class Planner:
         self._score(context)
         start = time.perf_counter()
         plan, details = self.selecting.first_plan(context)
+        plan = replace(plan, pool=len(context.annealing.train))
         for decider in self.deciders:
             details |= decider.planned(context, plan)
         if context.recipe.anneal is None:
@@ -79,7 +81,7 @@ class Planner:
             0,
             time.perf_counter() - start,
             order=self.ordering.method.method,
-            pool=plan.pool,
+            pool=len(context.train),
             length=len(plan),
             epochs=plan.epochs_of_run,
             digest=plan.digest,

@@ -12,6 +12,7 @@ from gradwise.methods.decision import Selection
 from gradwise.numerics.sampling import evenly
 from gradwise.numerics.streams import stream
 from gradwise.planning.context import RunContext, Samples
+from gradwise.planning.phase import Parts, counts, turns
 from gradwise.probing import Probe
 from gradwise.ranks import on_first
 from gradwise.signals.samples import rows_of
@@ -37,7 +38,8 @@ def halves(samples: Samples) -> tuple[Samples, Samples]:
 
 def race(
     context: RunContext,
-    selections: dict[str, Selection],
+    selections: dict[str, list[Selection]],
+    parts: Parts,
     judges: Samples,
     *,
     steps: int,
@@ -49,14 +51,15 @@ def race(
 
     Args:
         context: of the run.
-        selections: of each contender, positions in the pool.
+        selections: of each contender, one for each part of the phase.
+        parts: of the phase.
         judges: samples that chose nothing.
         steps: of each contender.
         most: judges that are used, evenly spread.
         step: optimizer steps done, for the record.
     """
     start = time.perf_counter()
-    losses = on_first(lambda: _losses(context, selections, judges, steps, most))
+    losses = on_first(lambda: _losses(context, selections, parts, judges, steps, most))
     winner, means, noise = decided(losses)
     seconds = time.perf_counter() - start
     context.record.event(
@@ -102,7 +105,12 @@ def decided(losses: dict[str, NDArray[np.float64]]) -> tuple[str, dict[str, floa
 
 
 def _losses(
-    context: RunContext, selections: dict[str, Selection], judges: Samples, steps: int, most: int | None
+    context: RunContext,
+    selections: dict[str, list[Selection]],
+    parts: Parts,
+    judges: Samples,
+    steps: int,
+    most: int | None,
 ) -> dict[str, NDArray[np.float64]]:
     """(m,) of the judges, before and after each contender."""
     assert context.model is not None and context.optimizer is not None
@@ -119,18 +127,24 @@ def _losses(
     on = probe.target
     if most is not None and most < len(on):
         on = on[evenly(len(on), most)]
-    runs = [_batches(context, each.indices, steps) for each in selections.values()]
+    runs = [_batches(context, each, parts, steps) for each in selections.values()]
     before, after = probe.runs(runs, on)
     return {"before": before, **dict(zip(selections, after, strict=True))}
 
 
-def _batches(context: RunContext, picks: NDArray[np.int64], steps: int) -> list[Any]:
-    """Samples of each step: every pick once in random order before any comes again. Picks without a label
-    token teach nothing and are left out."""
-    learnt = picks[context.train.label_tokens_of(picks) > 0]
-    if not learnt.size:
-        raise RecipeError("anneal: a contender picked only samples without a label token; give other data.")
+def _batches(context: RunContext, picked: list[Selection], parts: Parts, steps: int) -> list[Any]:
+    """Samples of each step: every pick of a part once in random order before any comes again, the parts by
+    their shares. Picks without a label token teach nothing and are left out."""
     size, rng = context.in_run.batch_size, stream(context.seed, "trial order")
-    turns = -(-steps * size // len(learnt))
-    entries = np.concatenate([rng.permutation(learnt) for _ in range(turns)])[: steps * size]
-    return np.split(entries, steps)
+    entries = []
+    for selection, count in zip(picked, counts(parts, steps * size), strict=True):
+        learnt = selection.indices[context.train.label_tokens_of(selection.indices) > 0]
+        if not learnt.size:
+            raise RecipeError(
+                "anneal: a contender picked only samples without a label token; give other data."
+            )
+        rounds = -(-count // len(learnt))
+        entries.append(
+            np.concatenate([learnt[:0], *(rng.permutation(learnt) for _ in range(rounds))])[:count]
+        )
+    return np.split(np.concatenate(entries)[turns(parts, steps * size)], steps)

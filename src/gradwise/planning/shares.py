@@ -174,13 +174,15 @@ def _annealing(run: _Run) -> Share | None:
         held_out = min(usable, method.validation_samples or usable)
     elif method.validation_needs:
         held_out = method.validation_samples
-    pool = run.size.pool if run.size else None
-    if method.pool == "selection" and run.size:
+    # How many samples the files of the phase hold is not known here.
+    pool = run.size.pool if run.size and method.data is None else None
+    if method.pool == "selection" and pool is not None and run.size:
         pool = run.size.picks or pool
     candidates = method.candidates if pool is None else min(pool, method.candidates or pool)
     why = f"{method.method}: {method.times} selections, {passes_of(method.needs):g} forward passes a sample"
     if candidates is None or held_out is None:
-        return {"share": None, "why": f"{why}; depends on the size of the pool"}
+        where = "the pool" if method.data is None else "anneal.data"
+        return {"share": None, "why": f"{why}; depends on the size of {where}"}
     scored = candidates * passes_of(method.needs) + held_out * passes_of(method.validation_needs)
     passes = method.times * scored
     if method.tried and method.winner is None:

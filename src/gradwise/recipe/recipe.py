@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from gradwise.atomic import write_text
-from gradwise.data.settings import Data, Goal
+from gradwise.data.settings import Data, Goal, Sources
 from gradwise.errors import RecipeError
 from gradwise.evaluation.settings import Metrics
 from gradwise.folders import FORMAT, OLDEST, check_format
@@ -24,6 +24,7 @@ from gradwise.recipe.mistakes import naming, validate
 from gradwise.recipe.sections import Adapter, Model, SignalSettings, Train
 from gradwise.recipe.yaml_text import read_yaml, to_yaml
 from gradwise.settings import Settings
+from gradwise.signals.wanted import QUANTITIES
 from gradwise.text import shown
 
 
@@ -90,7 +91,11 @@ class Recipe(Settings):
                 f"weights: loss weighs the model's own loss, and train.{given[0]} replaces it; leave one of "
                 "them out."
             )
-        if self.anneal is None or self.train == Train():
+        if self.anneal is None:
+            return
+        if self.data is not None or self.anneal.data is not None:
+            self.check_annealing_data(self.anneal.data is not None, proxied=self.signals.model is not None)
+        if self.train == Train():
             return
         if self.train.early_stopping_patience is not None:
             raise RecipeError(
@@ -106,6 +111,29 @@ class Recipe(Settings):
             raise RecipeError(
                 f"anneal.last is {self.anneal.last:g} and train.decay {self.train.decay:g}; the annealing "
                 "phase is the decay, so give one of them."
+            )
+
+    def check_annealing_data(self, given: bool, *, proxied: bool) -> None:
+        """Raise RecipeError for what cannot go with data for the annealing phase only, or without.
+
+        Args:
+            given: whether there are such data.
+            proxied: whether another model than the one that trains computes the signals.
+        """
+        assert self.anneal is not None
+        self.anneal.check_data(given)
+        if not given or not self.order.needs & set(QUANTITIES):
+            return
+        name = self.order.method
+        if proxied:
+            raise RecipeError(
+                f"order: {name} uses what signals.model measures, which are the training data and not "
+                "anneal.data; leave one of them out."
+            )
+        if self.order.influence is not None:
+            raise RecipeError(
+                f"order: {name} makes clusters of the training data before the first step, and anneal.data "
+                "have no place in them; give order.units: domains, batches or samples."
             )
 
     @classmethod
@@ -165,6 +193,16 @@ class Recipe(Settings):
         """The set that `select` aims at; raises RecipeError where it is not given."""
         data = self.data or Data()
         return self.select.towards(target=data.target is not None, validation=data.validation is not None)
+
+    @property
+    def aims(self) -> bool:
+        """Whether `select` or `anneal` chooses by samples that `data` keeps apart for that."""
+        return self.goal is not None or (self.anneal is not None and bool(self.anneal.validation_needs))
+
+    @property
+    def annealing_data(self) -> Sources:
+        """Sources of what only the annealing phase trains on."""
+        return None if self.anneal is None else self.anneal.data
 
     def filled_from(self, earlier: "Recipe") -> "Recipe":
         """This recipe with what an earlier run of the same methods measured, where it leaves that open."""

@@ -70,7 +70,13 @@ def anchor_paths(values: Tree, folder: Path) -> None:
     for model in (values.get("model"), proxy):
         if isinstance(model, dict) and isinstance(model.get("name"), str):
             model["name"] = _anchored(model["name"], folder)
-    for section, anchor in (("data", _anchor_data), ("train", _anchor_train), ("metrics", _anchor_metrics)):
+    anchors = {
+        "data": _anchor_data,
+        "anneal": _anchor_annealing,
+        "train": _anchor_train,
+        "metrics": _anchor_metrics,
+    }
+    for section, anchor in anchors.items():
         if isinstance(values.get(section), dict):
             anchor(values[section], folder)
 
@@ -80,14 +86,22 @@ def _anchor_data(data: Tree, folder: Path) -> None:
     if isinstance(template, str) and not ("{{" in template or "{%" in template):
         data["chat_template"] = str(_located(template, folder)[0])
     for part in ("train", "validation", "target"):
-        sources = data.get(part)
-        if isinstance(sources, str):
-            data[part] = _anchored(sources, folder)
-        for position, source in enumerate(sources if isinstance(sources, list) else [sources]):
-            if isinstance(source, str) and isinstance(sources, list):
-                sources[position] = _anchored(source, folder)
-            elif isinstance(source, dict) and isinstance(source.get("path"), str):
-                source["path"] = _anchored(source["path"], folder)
+        _anchor_sources(data, part, folder)
+
+
+def _anchor_annealing(anneal: Tree, folder: Path) -> None:
+    _anchor_sources(anneal, "data", folder)
+
+
+def _anchor_sources(section: Tree, key: str, folder: Path) -> None:
+    sources = section.get(key)
+    if isinstance(sources, str):
+        section[key] = _anchored(sources, folder)
+    for position, source in enumerate(sources if isinstance(sources, list) else [sources]):
+        if isinstance(source, str) and isinstance(sources, list):
+            sources[position] = _anchored(source, folder)
+        elif isinstance(source, dict) and isinstance(source.get("path"), str):
+            source["path"] = _anchored(source["path"], folder)
 
 
 def _anchor_train(train: Tree, folder: Path) -> None:

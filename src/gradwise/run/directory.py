@@ -32,7 +32,12 @@ FILES = (
     "scores.json",
 )  # fmt: skip
 FOLDERS = ("plan", "checkpoints", MODEL)
-WHICH = {"fingerprint": "", "held_out_fingerprint": "held-out ", "target_fingerprint": "target "}
+WHICH = {
+    "fingerprint": "",
+    "held_out_fingerprint": "held-out ",
+    "target_fingerprint": "target ",
+    "anneal_fingerprint": "annealing ",
+}
 """Names of the data whose fingerprints are kept."""
 
 

@@ -177,19 +177,20 @@ def _build(
     """
     model_settings, data = _present(recipe.model, Model), _present(recipe.data, Data)
     tokenizer = load_tokenizer(model_settings)
-    goal = recipe.goal
-    parts = load_parts(data, tokenizer, goal=goal, progress=shown)
-    pool, held_out = parts.train, parts.validation
-    for sentence in (str(pool.report), *parts.notes):
+    parts = load_parts(data, tokenizer, goal=recipe.goal, annealing=recipe.annealing_data, progress=shown)
+    pool, held_out, annealing = parts.train, parts.validation, parts.annealing
+    reports = [str(pool.report), *([] if annealing is None else [f"Annealing phase: {annealing.report}"])]
+    for sentence in (*reports, *parts.notes):
         tell(sentence)
-    target = parts.target if goal is not None else None
+    target = parts.target if recipe.aims else None
     if parts.target is not None and target is None:
         tell(f"Note: select: {recipe.select.method} does not use data.target.")
     first = is_first()
+    pools = {"fingerprint": pool, "target_fingerprint": target, "anneal_fingerprint": annealing}
+    fingerprints = {key: part.fingerprint for key, part in pools.items() if part is not None}
     if first:
-        run.check_data(pool.fingerprint)
-        if target is not None:
-            run.check_data(target.fingerprint, key="target_fingerprint")
+        for key, fingerprint in fingerprints.items():
+            run.check_data(fingerprint, key=key)
     wanted = score and due(recipe)
     scoring = Scoring.of(recipe, tokenizer, held_out, bars=shown, tell=tell) if wanted else None
     foreseen = foresee(recipe) if foresee is not None else None
@@ -221,6 +222,7 @@ def _build(
         shared_signals=shared,
         proxy=proxy,
         target_dataset=None if target is None else target.dataset,
+        anneal_dataset=None if annealing is None else annealing.dataset,
     )
     trainer.session.tell = tell
     trainer.step_memory.forecast = foreseen
@@ -230,16 +232,17 @@ def _build(
         )
     if scoring is not None:
         scoring.check_whole(_sharded(trainer))
-    described = {"fingerprint": pool.fingerprint, "report": pool.report.as_dict()}
+    described = {**fingerprints, "report": pool.report.as_dict()}
     if held_out is not None:
         described["held_out_fingerprint"] = held_out.fingerprint
-    if target is not None:
-        described["target_fingerprint"] = target.fingerprint
+    if annealing is not None:
+        described["anneal_report"] = annealing.report.as_dict()
     size = {"name": model_settings.name, "revision": model_settings.revision, "parameters": parameters}
     if first:
         run.note_environment(environment(data=described, model=size))
     show_progress(trainer, shown)
-    return trainer, scoring, [part.fingerprint for part in (pool, held_out, target) if part is not None]
+    held_out_too = [] if held_out is None else [held_out.fingerprint]
+    return trainer, scoring, [*fingerprints.values(), *held_out_too]
 
 
 def _execute(trainer: Trainer, run: RunDirectory, tell: Tell, scoring: Scoring | None) -> Outcome:

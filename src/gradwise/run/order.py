@@ -183,7 +183,7 @@ def _write(
     columns = _columns(chosen, found)
     left_out: list[str] = []
     if text:
-        records = list(records_of(sections(recipe)[1], chosen.pool, found.indices))
+        records = list(records_of(sections(recipe)[1].train, chosen.pool, found.indices))
         own, left_out = _own_columns(records, columns)
         columns |= own
     if left_out:

@@ -6,17 +6,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwise.data import Data, Pool
+from gradwise.data import Pool
 from gradwise.data.read import read
+from gradwise.data.settings import Sources
 from gradwise.errors import DataError
 
 
-def records_of(data: Data, pool: Pool, indices: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
+def records_of(sources: Sources, pool: Pool, indices: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
     """The record of each sample, in the order given; of large data only those asked for are kept.
 
     Args:
-        data: the recipe's.
-        pool: what its training part gave.
+        sources: of the samples.
+        pool: what was read from them.
         indices: places in the pool; repeats are allowed.
 
     Raises:
@@ -26,7 +27,7 @@ def records_of(data: Data, pool: Pool, indices: NDArray[np.int64]) -> Iterator[d
     origins = list(zip(chosen["domain"], chosen["origin"], strict=True))
     wanted = {origin for _, origin in origins}
     found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for source in data.train if isinstance(data.train, list) else [data.train]:
+    for source in sources if isinstance(sources, list) else [sources]:
         for part in read(source):  # type: ignore[arg-type]
             for record in part.records():
                 if str(record.origin) in wanted:

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from gradwise.atomic import write_json, write_text
 from gradwise.console import say
 from gradwise.data import Collator, Pool, load, overlap
-from gradwise.data.parts import load_parts
-from gradwise.data.settings import Goal
+from gradwise.data.parts import load_choosing, load_parts
+from gradwise.data.settings import Goal, Sources
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, add_file, claimed
+from gradwise.methods.annealer import Annealer
 from gradwise.methods.decision import Selection
-from gradwise.methods.interfaces import Annealer
 from gradwise.planning import RunContext, Samples, Scorer
-from gradwise.planning.annealing import candidates
+from gradwise.planning.phase import chosen, parts_of, scored_parts, together
 from gradwise.planning.picks import write_picks
 from gradwise.planning.scoring import PoolSignals, pool_signals, selection_signals, validation_signals
 from gradwise.planning.selecting import compared_texts, first_selection
@@ -69,8 +69,17 @@ def select_samples(
         selection, scored = chosen.selection, chosen.scored
         by = {"select": recipe.to_dict()["select"]}
         summary = _summary(by, chosen.context, chosen.pool, scored.seconds, selection)
+        sources = sections(recipe)[1].train
         on_first(
-            lambda: _write(chosen.context, folder, chosen.pool, selection, scored.rows, summary, text=text)
+            lambda: _write(
+                chosen.context,
+                folder,
+                chosen.pool,
+                selection,
+                scored.rows,
+                summary,
+                sources if text else None,
+            )
         )
     return selection
 
@@ -221,19 +230,22 @@ def select_annealing(
     if recipe.signals.model is not None:
         raise RecipeError("anneal measures the model that trains; leave signals.model out.")
     with _claimed(recipe, out, text) as folder:
-        pool, tokenizer = on_each(lambda: _pool(recipe, recipe.model, tell, progress))
+        pool, added, tokenizer = on_each(lambda: _phase_pool(recipe, phase, tell, progress))
         check_same(pool.fingerprint, "The data")
+        training = np.arange(len(pool) - added)
+        whole = parts_of(phase, training, len(training), added)
         if phase.tokens is None:
-            phase.budget(len(pool))  # refused before anything is measured
+            for part in whole:
+                phase.part(part.share).budget(len(part.rows))  # refused before anything is measured
         store = folder.path / SIGNALS
         context = _context(recipe, folder.path, pool, tokenizer, store=store, tell=tell, progress=progress)
-        everything = np.arange(len(pool))
-        rows = candidates(phase, context.train, everything, recipe.seed)
+        parts = scored_parts(phase, context.train, whole, recipe.seed)
+        rows = np.concatenate([part.rows for part in parts])
         quantities = (phase.needs | phase.validation_needs) & set(QUANTITIES)
         validation = None
         if phase.validation_needs:
             held_out = on_each(
-                lambda: _validating(recipe, phase, pool, tokenizer, tell=tell, progress=progress)
+                lambda: _choosing(recipe, phase, pool, tokenizer, tell=tell, progress=progress)
             )
             context = replace(
                 context,
@@ -246,32 +258,62 @@ def select_annealing(
             context = replace(context, store=store)
         some = None if len(rows) == len(pool) else rows
         scored = pool_signals(context, quantities | {"num_tokens"}, some)
-        selection = phase.select(scored.signals, validation=validation, seed=recipe.seed)
-        selection = replace(selection, indices=rows[selection.indices])
+        selection = together(
+            chosen(phase, parts, scored.signals, validation=validation, room=None, seed=recipe.seed)
+        )
         by = {"anneal": recipe.to_dict()["anneal"]}
         summary = _summary(by, context, pool, scored.seconds, selection)
-        on_first(lambda: _write(context, folder, pool, selection, some, summary, text=text))
+        sources = _sources(recipe, phase) if text else None
+        on_first(lambda: _write(context, folder, pool, selection, some, summary, sources))
     return selection
 
 
-def _validating(
+def _phase_pool(recipe: Recipe, phase: Annealer, tell: Tell, progress: bool) -> tuple[Pool, int, Any]:
+    """The samples of the annealing phase: those of its own files behind the training samples that it mixes
+    them with; how many are its own; and the tokenizer."""
+    if phase.data is None:
+        pool, tokenizer = _pool(recipe, recipe.model, tell, progress)
+        return pool, 0, tokenizer
+    settings, data = sections(recipe)
+    tokenizer = load_tokenizer(recipe.model or settings)
+    shown = progress and is_first()
+    own = load(data, "anneal", tokenizer, sources=phase.data, progress=shown)
+    tell(f"Annealing phase: {own.report}")
+    if phase.share in (None, 1):
+        return own, len(own), tokenizer
+    pool, _ = _pool(recipe, recipe.model, tell, progress)
+    return pool.followed_by(own), len(own), tokenizer
+
+
+def _sources(recipe: Recipe, phase: Annealer) -> Sources:
+    """What the pool of `_phase_pool` was read from, in its order."""
+    training = sections(recipe)[1].train
+    if phase.data is None:
+        return training
+    if phase.share in (None, 1):
+        return phase.data
+    several = [each if isinstance(each, list) else [each] for each in (training, phase.data)]
+    return [source for sources in several for source in sources if source is not None]
+
+
+def _choosing(
     recipe: Recipe, phase: Annealer, pool: Pool, tokenizer: Any, *, tell: Tell, progress: bool
 ) -> Any:
-    """The validation samples."""
+    """The samples that the method chooses by."""
     data = recipe.data
     assert data is not None
-    if data.validation is None:
+    samples = load_choosing(data, tokenizer, goal=recipe.goal, progress=progress and is_first())
+    if samples is None:
         raise RecipeError(
             f"anneal: {phase.method} selects by the gradients of validation data, and none are given; give "
-            "data.validation."
+            "data.validation, or data.target."
         )
-    held_out = load(data, "validation", tokenizer, progress=progress and is_first())
-    if shared := overlap(pool, held_out):
+    if data.target is None and (shared := overlap(pool, samples)):
         tell(
-            f"Warning: {shared} of {len(held_out)} validation samples also occur in the training data, and "
+            f"Warning: {shared} of {len(samples)} validation samples also occur in the training data, and "
             f"{phase.method} will rank them highest. Remove them from one."
         )
-    return held_out.dataset
+    return samples.dataset
 
 
 def _write(
@@ -281,14 +323,14 @@ def _write(
     selection: Selection,
     rows: NDArray[np.int64] | None,
     summary: dict[str, Any],
-    *,
-    text: bool,
+    sources: Sources,
 ) -> None:
-    """Picks, records and summary; and beside the signals, which samples they are of."""
+    """Picks, summary and, from the sources if there are any, records; and beside the signals, which samples
+    they are of."""
     out = folder.path
-    write_picks(out / PICKS, selection, pool.dataset, context.tokenizer if text else None)
-    if text:
-        records = records_of(sections(context.recipe)[1], pool, selection.indices)
+    write_picks(out / PICKS, selection, pool.dataset, context.tokenizer if sources else None)
+    if sources:
+        records = records_of(sources, pool, selection.indices)
         lines = [json.dumps(record, ensure_ascii=False, default=str) for record in records]
         write_text(out / RECORDS, "".join(f"{line}\n" for line in lines))
     else:

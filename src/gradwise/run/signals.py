@@ -134,10 +134,8 @@ def load_proxy(recipe: Recipe, pool: Pool, target: Pool | None, *, progress: boo
     theirs = load(_keeping_all(data), "train", tokenizer, progress=progress)
     rows = _aligned(pool, theirs)
     model = _placed(recipe, load_model(settings))
-    aims = None
-    if target is not None:
-        goal = recipe.goal
-        assert goal is not None
+    aims, goal = None, recipe.goal
+    if target is not None and goal is not None:
         whole = load(_keeping_all(data), goal, tokenizer, progress=progress)
         aims = whole.dataset.select(_aligned(target, whole))
     proxy = Measures(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer), aims)

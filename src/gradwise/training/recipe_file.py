@@ -13,7 +13,7 @@ from gradwise.stored import read_lines
 
 NAME = "recipe.yaml"
 
-BINDING = ("last", "times", "method", "pool")
+BINDING = ("last", "times", "method", "pool", "data")
 """Settings of `anneal` that bind a run before its annealing phase begins: when a plan is cut, which data and
 optimizer the run was checked for, and whether its checkpoints hold what was selected. A budget that cannot be
 kept shows only when the phase begins; with another one the run resumes."""

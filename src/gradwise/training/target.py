@@ -1,4 +1,4 @@
-"""The target of a Trainer's selection: given, or a half of its evaluation data."""
+"""The target of a Trainer's decisions: given, or a half of its evaluation data."""
 
 from typing import Any, NamedTuple
 
@@ -6,6 +6,7 @@ from gradwise.data.parts import split, unlike
 from gradwise.data.settings import HALF
 from gradwise.errors import RecipeError
 from gradwise.methods.interfaces import Selector
+from gradwise.recipe import Recipe
 from gradwise.signals.samples import rows_of
 
 
@@ -15,18 +16,18 @@ class Target(NamedTuple):
     method: Selector
     """With its target settled."""
     samples: Any
-    """Examples of what the model should become good at; None where the selection has no target."""
+    """Examples of what the model should become good at; None where nothing is chosen by them."""
     evaluation: Any
     """The evaluation data without samples that choose."""
     notes: tuple[str, ...] = ()
     """Sentences for the user."""
 
 
-def target_of(method: Selector, given: Any, evaluation: Any, *, planned: bool) -> Target:
-    """What a selection aims at.
+def target_of(recipe: Recipe, given: Any, evaluation: Any, *, planned: bool) -> Target:
+    """What `select` and `anneal` choose by.
 
     Args:
-        method: that selects.
+        recipe: of the run.
         given: the target, if the user gave one.
         evaluation: the evaluation data: None, one set, or several by name.
         planned: whether a plan takes the place of the selection.
@@ -35,6 +36,8 @@ def target_of(method: Selector, given: Any, evaluation: Any, *, planned: bool) -
         RecipeError: a target has no effect, or one is needed and there is none.
         DataError: the evaluation data are too few to be split, or all of them are among the target's.
     """
+    method = recipe.select
+    chooses = recipe.anneal is not None and bool(recipe.anneal.validation_needs)
     single = evaluation is not None and not isinstance(evaluation, dict)
     if given is None:
         goal = method.towards(target=False, validation=single)
@@ -49,11 +52,11 @@ def target_of(method: Selector, given: Any, evaluation: Any, *, planned: bool) -
         halves = split(None, count, HALF)
         aimed, measuring = (rows_of(evaluation, rows) for rows in halves)
         return Target(method.aimed(goal), aimed, *_apart(measuring, aimed, halves.sentence("eval_dataset")))
-    if planned or not method.aimed("target").aims:
+    if planned or not (chooses or method.aimed("target").aims):
         what = "a plan" if planned else f"select: {method.method}"
         raise RecipeError(
             f"target_dataset has no effect with {what}; leave it out, or select by a method that takes a "
-            "target: grace, dsir, nearest, less or tsds."
+            "target: grace, dsir, nearest, less or tsds (or anneal by direct, cosine_top or herding)."
         )
     if not len(given) or "input_ids" not in given[0]:
         raise RecipeError(

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
+from gradwise.methods.annealer import Annealer
 from gradwise.methods.decision import Selection, check_signals, domain_mix, share_of
-from gradwise.methods.interfaces import Annealer
 from gradwise.methods.validation import check_aligned, validation_rows
 from gradwise.numerics.coresets import herd_towards
 from gradwise.numerics.rows import Rows

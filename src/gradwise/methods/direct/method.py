@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
+from gradwise.methods.annealer import Annealer
 from gradwise.methods.decision import Selection, check_signals, domain_mix
 from gradwise.methods.direct.check import held_out_check
 from gradwise.methods.direct.descent import Descent, descent
@@ -42,7 +43,6 @@ from gradwise.methods.direct.problem import (
     without_outliers,
 )
 from gradwise.methods.direct.published import AsPublished
-from gradwise.methods.interfaces import Annealer
 from gradwise.methods.validation import check_aligned
 from gradwise.numerics.budgeted import (
     BudgetedTop,

@@ -11,10 +11,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from gradwise.errors import RecipeError
+from gradwise.methods.annealer import Annealer
 from gradwise.methods.baselines.anneal import CosineTop, FullAnneal, Herding, RandomAnneal
 from gradwise.methods.decision import Selection
 from gradwise.methods.direct import Direct
-from gradwise.methods.interfaces import Annealer
 from gradwise.signals import Signals
 
 Contender = Literal["direct", "cosine_top", "herding", "random", "full"]

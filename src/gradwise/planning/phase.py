@@ -1,0 +1,144 @@
+"""What the annealing phase is made of: samples of its own, training samples, or both in stated shares.
+
+Its own samples have the positions behind the training samples. Where both are trained on, the method chooses
+among each part on its own, and the parts take turns, so that every stretch of the phase has their shares.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwise.methods.annealer import Annealer
+from gradwise.methods.decision import Selection
+from gradwise.numerics.sampling import stratified_sample
+from gradwise.numerics.streams import stream_seed
+from gradwise.planning.context import Samples
+from gradwise.signals import Signals
+
+
+class Part(NamedTuple):
+    """Samples to choose from, for a share of the phase."""
+
+    rows: NDArray[np.int64]
+    """Positions, ascending."""
+    share: float = 1.0
+    """Of the phase's entries."""
+
+
+Parts = Sequence[Part]
+"""One part; or the training samples' and then that of the phase's own samples."""
+
+
+def parts_of(method: Annealer, pool: NDArray[np.int64], count: int, added: int) -> Parts:
+    """The parts of a phase.
+
+    Args:
+        method: that chooses.
+        pool: training samples to choose from, ascending.
+        count: training samples in all.
+        added: samples of the phase's own, behind them.
+    """
+    if not added:
+        return (Part(pool),)
+    own = Part(np.arange(count, count + added), method.share or 1.0)
+    return (own,) if own.share == 1 else (Part(pool, 1 - own.share), own)
+
+
+def scored_parts(method: Annealer, samples: Samples, parts: Parts, seed: int, number: int = 0) -> Parts:
+    """The parts with the samples that are scored in one round: all of them, or some that are drawn."""
+    drawn = stream_seed(seed, "annealing candidates", number)
+    found = []
+    for rows, share in parts:
+        count = method.part(share).candidates
+        if count is not None and count < len(rows):
+            domain = None if samples.domain is None else samples.domain[rows]
+            rows = rows[stratified_sample(len(rows), count, domain, drawn)]
+        found.append(Part(rows, share))
+    return tuple(found)
+
+
+def counts(parts: Parts, length: int) -> list[int]:
+    """Entries of each part in a phase of `length`."""
+    own = _of_last(parts, length)
+    return [length - own, own][-len(parts) :]
+
+
+def turns(parts: Parts, length: int) -> NDArray[np.int64]:
+    """(length,) the order in which entries of the parts take turns, as places among the first part's entries
+    and the last one's behind them; every stretch has the parts' shares to within one entry.
+
+    >>> turns((Part(np.arange(4), 0.5), Part(np.arange(4, 6), 0.5)), 4)
+    array([2, 0, 3, 1])
+    """
+    if len(parts) == 1:
+        return np.arange(length)
+    last = np.diff([_of_last(parts, place) for place in range(length + 1)]).astype(bool)
+    order = np.empty(length, dtype=np.int64)
+    order[~last] = np.arange(length - last.sum())
+    order[last] = np.arange(length - last.sum(), length)
+    return order
+
+
+def _of_last(parts: Parts, length: int) -> int:
+    return math.floor(length * parts[-1].share + 0.5)
+
+
+def chosen(
+    method: Annealer,
+    parts: Parts,
+    signals: Signals,
+    *,
+    validation: Signals | None,
+    room: int | None,
+    seed: int,
+) -> list[Selection]:
+    """What a method keeps of each part, as positions among all samples.
+
+    Args:
+        method: that chooses.
+        parts: with the samples that were scored.
+        signals: of those, one part after the other.
+        validation: of the samples that it chooses by.
+        room: entries of the phase; None outside of a run.
+        seed: of what is left to chance.
+    """
+    found, start = [], 0
+    rooms = [None] * len(parts) if room is None else counts(parts, room)
+    for (rows, share), entries in zip(parts, rooms, strict=True):
+        own = signals if len(parts) == 1 else signals.take(np.arange(start, start + len(rows)))
+        picked = method.part(share).select(own, validation=validation, room=entries, seed=seed)
+        found.append(replace(picked, indices=rows[picked.indices]))
+        start += len(rows)
+    return found
+
+
+def together(selections: list[Selection]) -> Selection:
+    """Selections of the parts as one; its details are the last one's, with the first one's in `training`."""
+    first, last = selections[0], selections[-1]
+    if len(selections) == 1:
+        return last
+    training = {name: value for name, value in first.details.items() if name != "spectrum"}
+    weights = [np.ones(len(each.indices)) if each.weights is None else each.weights for each in selections]
+    weighted = any(each.weights is not None for each in selections)
+    columns: dict[str, Any] = {
+        name: np.ma.concatenate([first.columns[name], last.columns[name]])
+        for name in first.columns
+        if name in last.columns
+    }
+    return Selection(
+        np.concatenate([each.indices for each in selections]),
+        why=tuple(why for each in selections for why in _reasons(each)),
+        weights=np.concatenate(weights) if weighted else None,
+        columns=columns,
+        details=last.details | {"training": training},
+        in_loss=last.in_loss,
+    )
+
+
+def _reasons(selection: Selection) -> tuple[str, ...]:
+    count = len(selection.indices)
+    return selection.why if len(selection.why) == count else selection.why * count
