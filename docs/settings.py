@@ -49,7 +49,7 @@ def _sections(schema: dict[str, Any]) -> dict[str, Any]:
 
 WORDS = {"object": "mapping", "string": "text"}
 NESTED = {
-    "Source": "A source of `data.train`, `data.validation`, `data.target`",
+    "Source": "A source of `data.train`, `data.validation`, `data.target`, `anneal.data`",
     "Allowed": "`data.allow`",
     "Function": "`metrics`: a function of yours",
     "Choice": "`metrics`: multiple choice",

@@ -186,7 +186,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("anneal", "sections", "sentence"),
         [
-            ({"share": 0.5}, {}, r"anneal\.share is 0\.5, .* there are none; give anneal\.data"),
+            ({"share": 0.5}, {}, r"anneal\.share is 0\.5, .* is not given; give it"),
             ({"data": "x.jsonl", "pool": "selection"}, {}, "leave pool out, or give a share below 1"),
             ({"data": "x.jsonl", "share": 0}, {}, "greater than 0"),
             (
@@ -214,7 +214,7 @@ class TestRefused:
         [
             (None, {}, "no effect without `anneal`"),
             (RandomAnneal(data="x.jsonl"), {"anneal_dataset": None}, "give it an `anneal_dataset`"),
-            (RandomAnneal(share=0.5), {"anneal_dataset": None}, "there are none"),
+            (RandomAnneal(share=0.5), {"anneal_dataset": None}, "is not given; give it"),
             (RandomAnneal(), {"anneal_dataset": []}, "must hold samples by position; found list"),
             (RandomAnneal(), {"anneal_dataset": [1]}, r"with its columns \(domain, input_ids, labels\)"),
         ],

@@ -116,7 +116,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 SPEEDS = {"train": 0.01, "score": 0.003, "startup": 0.001}
 GRACE = {"method": "grace", "candidates": "all", "speeds": SPEEDS}
 D3 = {"method": "d3", "target_samples": 4, "overhead": 2.0}
-OWN = str(ROOT / "src" / "gradwise" / "demo" / "assets" / "gsm8k_held_out.jsonl")
+OWN = str(ROOT / "src" / "gradwise" / "demo" / "assets" / "plays_held_out.jsonl")
 """Files of an annealing phase."""
 
 TRIES = [

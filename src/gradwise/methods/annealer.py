@@ -101,8 +101,8 @@ class Annealer(Method):
         """Raise RecipeError for settings that contradict whether the phase has data of its own."""
         if self.share is not None and not given:
             raise RecipeError(
-                f"anneal.share is {self.share:g}, the share of the samples that come from anneal.data, and "
-                "there are none; give anneal.data (with a Trainer: an anneal_dataset), or leave share out."
+                f"anneal.share is {self.share:g}, the share of the samples that come from anneal.data, which "
+                "is not given; give it (with a Trainer: an anneal_dataset), or leave share out."
             )
         if given and self.share in (None, 1) and self.pool == "selection":
             raise RecipeError(

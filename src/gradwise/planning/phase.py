@@ -1,4 +1,4 @@
-"""What the annealing phase is made of: samples of its own, training samples, or both in stated shares.
+"""What the annealing phase is made of: its own samples, training samples, or both in stated shares.
 
 Its own samples have the positions behind the training samples. Where both are trained on, the method chooses
 among each part on its own, and the parts take turns, so that every stretch of the phase has their shares.
