@@ -220,7 +220,8 @@ def test_every_recipe_runs(path: Path, stories: Path, tmp_path: Path) -> None:
         "train.batch_size=8",
         "train.bf16=false",
     ]
-    if gw.Recipe.load(path).goal == "target":
+    data = gw.Recipe.load(path).data
+    if data is not None and data.target is not None:
         changes.append(f"data.target={tmp_path / 'gsm8k_train.jsonl'}")
     outcome = train(gw.Recipe.load(path, changes), tmp_path / "out", tell=lambda _: None, progress=False)
     assert outcome.finished and outcome.steps == 3

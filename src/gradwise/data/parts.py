@@ -99,6 +99,8 @@ def load_parts(
     notes = []
     if common := overlap(parts.train, added):
         notes.append(f"{common} of {len(added)} samples of anneal.data also stand in the training data.")
+    if parts.target is not None and (common := overlap(added, parts.target)):
+        notes.append(f"{common} of {len(parts.target)} target samples also stand in anneal.data.")
     if parts.validation is not None and (common := overlap(added, parts.validation)):
         notes.append(
             f"Warning: {common} of {len(parts.validation)} held-out samples also occur in anneal.data."

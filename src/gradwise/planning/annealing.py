@@ -110,7 +110,7 @@ class Annealing(Decider):
             self._check_validation(context)
 
     def _parts(self, context: RunContext, pool: NDArray[np.int64] | None = None) -> Parts:
-        """What is chosen from; by default from all of the training samples, where from any."""
+        """What is chosen from; of the training samples those of `pool`, or all if it is unset."""
         count = len(context.train)
         return parts_of(self.method, np.arange(count) if pool is None else pool, count, context.added)
 
