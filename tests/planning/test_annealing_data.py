@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import gradwise as gw
 from gradwise.methods.annealer import Annealer
@@ -35,7 +36,7 @@ ANNEALERS = [
     CosineTop(),
     Herding(),
     RandomAnneal(),
-    gw.Trial(contenders=["cosine_top", "random"], steps=2),
+    gw.Trial(contenders=("cosine_top", "random"), steps=2),
     LossAnneal(),
     PerplexityAnneal(),
     GradNormAnneal(),
@@ -77,7 +78,7 @@ def make(story_model: Any, arguments: Any, speeches: Any) -> Make:
     return make
 
 
-def phase_of(trainer: Any) -> tuple[np.ndarray, np.ndarray]:
+def phase_of(trainer: Any) -> list[NDArray[np.int64]]:
     """What was trained on before the phase and in it."""
     samples = np.concatenate([trainer.session.schedule.samples(step) for step in range(STEPS)])
     return np.split(samples, [ONSET * BATCH])
@@ -213,7 +214,11 @@ class TestRefused:
         ("anneal", "changed", "sentence"),
         [
             (None, {}, "no effect without `anneal`"),
-            (RandomAnneal(data="x.jsonl"), {"anneal_dataset": None}, "give it an `anneal_dataset`"),
+            (
+                RandomAnneal(data=gw.Source("x.jsonl")),
+                {"anneal_dataset": None},
+                "give it an .anneal_dataset",
+            ),
             (RandomAnneal(share=0.5), {"anneal_dataset": None}, "is not given; give it"),
             (RandomAnneal(), {"anneal_dataset": []}, "must hold samples by position; found list"),
             (RandomAnneal(), {"anneal_dataset": [1]}, r"with its columns \(domain, input_ids, labels\)"),
@@ -246,7 +251,7 @@ def recipe(stories: Path, few_speeches: Callable[..., gw.Data], tmp_path: Path) 
         data=few_speeches(max_length=100, allow={"cut": 1.0}),
         train=gw.Train(batch_size=2, learning_rate=1e-30, schedule="wsd", arguments=arguments),
         order=gw.baselines.GivenOrder(),
-        anneal=gw.Direct(last=0.5, data=str(tmp_path / "own.jsonl"), share=0.4, count=10),
+        anneal=gw.Direct(last=0.5, data=gw.Source(str(tmp_path / "own.jsonl")), share=0.4, count=10),
     )
 
 
@@ -288,7 +293,7 @@ def test_in_a_run_and_outside_of_one_the_same_are_chosen(recipe: gw.Recipe, tmp_
 
 def test_alone_outside_of_a_run_the_training_data_are_not_read(recipe: gw.Recipe, tmp_path: Path) -> None:
     assert recipe.data is not None and recipe.anneal is not None
-    unread = replace(recipe.data, train=str(tmp_path / "missing.jsonl"))
+    unread = replace(recipe.data, train=gw.Source(str(tmp_path / "missing.jsonl")))
     alone = replace(recipe, data=unread, anneal=replace(recipe.anneal, share=None))
     picked = select_annealing(alone, tmp_path / "picks", tell=lambda _: None, progress=False)
     assert len(picked.indices) == 10 and picked.indices.max() < 12
