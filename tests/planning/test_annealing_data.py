@@ -11,6 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 import gradwise as gw
+from gradwise.comparison.arms import parse_arms
+from gradwise.estimating.shares import shares
 from gradwise.methods.annealer import Annealer
 from gradwise.methods.baselines import (
     CosineTop,
@@ -297,3 +299,11 @@ def test_alone_outside_of_a_run_the_training_data_are_not_read(recipe: gw.Recipe
     alone = replace(recipe, data=unread, anneal=replace(recipe.anneal, share=None))
     picked = select_annealing(alone, tmp_path / "picks", tell=lambda _: None, progress=False)
     assert len(picked.indices) == 10 and picked.indices.max() < 12
+
+
+def test_another_method_as_an_arm_keeps_the_files(recipe: gw.Recipe) -> None:
+    found = parse_arms(["full", "anneal.random", "anneal.full"], recipe)
+    phases = [arm.recipe.anneal for arm in found]
+    assert recipe.anneal is not None and phases[0] is None
+    assert [(each.data, each.share) for each in phases[1:] if each] == 2 * [(recipe.anneal.data, 0.4)]
+    assert shares(recipe, layers=5)["anneal"]["share"] is None, "the files' size is not known"
