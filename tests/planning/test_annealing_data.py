@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 import gradwise as gw
 from gradwise.comparison.arms import parse_arms
-from gradwise.estimating.shares import shares
 from gradwise.methods.annealer import Annealer
 from gradwise.methods.baselines import (
     CosineTop,
@@ -26,6 +25,7 @@ from gradwise.methods.baselines import (
 )
 from gradwise.planning import Samples
 from gradwise.planning.phase import Part, chosen, counts, parts_of, scored_parts, together, turns
+from gradwise.planning.shares import shares
 from gradwise.run import train
 from gradwise.run.select import select_annealing
 from gradwise.training import Plan
