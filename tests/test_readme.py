@@ -68,6 +68,7 @@ def run(command: str, out: Path, *more: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_training_runs(tmp_path: Path) -> None:
     assert "held-out loss after" in run("gradwise train", tmp_path / "out")
     shown = re.search(r"runs/plays/\n(.*?)```", TEXT, re.DOTALL)

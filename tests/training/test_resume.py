@@ -203,7 +203,7 @@ TRIES = [
 @pytest.mark.parametrize(
     "number",
     [
-        pytest.param(number, marks=[pytest.mark.exhaustive] if number % 6 else [])
+        pytest.param(number, marks=[pytest.mark.exhaustive] if number % 12 else [])
         for number in range(len(TRIES))
     ],
 )
