@@ -147,7 +147,8 @@ def test_an_overhead_that_allows_nothing_is_said(story_model, arguments, speeche
     sentences: list[str] = []
     trainer.session.tell = sentences.append
     trainer.train()
-    (sentence,) = sentences
+    forecast, sentence = sentences
+    assert forecast.startswith("Deciding is expected to take ")
     assert "only balanced" in sentence and "order.overhead allows 1 " in sentence
 
 
