@@ -147,7 +147,7 @@ def test_an_overhead_that_allows_nothing_is_said(story_model, arguments, speeche
     sentences: list[str] = []
     trainer.session.tell = sentences.append
     trainer.train()
-    forecast, sentence = sentences
+    sentence, forecast = sentences
     assert forecast.startswith("Deciding is expected to take ")
     assert "only balanced" in sentence and "order.overhead allows 1 " in sentence
 
