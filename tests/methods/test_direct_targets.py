@@ -18,7 +18,7 @@ class TestHeldOutCheck:
         found = gw.Direct(count=20).select(POOL, validation=HELD_OUT)
         check = found.details["check"]
         assert (check["samples"], check["use"]) == (80, "picks") and "fallback" not in found.details
-        assert check["picks"] >= check["random"] - 2 * check["noise"]
+        assert check["picks"] >= check["random"] - 0.7 * check["noise"]
 
     def test_is_its_definition(self) -> None:
         rng = np.random.default_rng(1)
@@ -40,7 +40,8 @@ class TestHeldOutCheck:
         assert sorted(map(tuple, np.concatenate(seen[:2]).tolist())) == sorted(map(tuple, z.tolist()))
 
     @pytest.mark.parametrize(
-        ("picks", "cosine", "use"), [(0.5, 0.9, "picks"), (0.2, 0.6, "cosine"), (0.2, 0.1, "random")]
+        ("picks", "cosine", "use"),
+        [(0.49, 0.9, "picks"), (0.47, 0.6, "cosine"), (0.47, 0.49, "cosine"), (0.47, 0.47, "random")],
     )
     def test_the_better_of_the_others_is_used(self, picks: float, cosine: float, use: str) -> None:
         check = HeldOutCheck(40, picks, cosine, random=0.55, noise=0.1, cosine_noise=0.1)

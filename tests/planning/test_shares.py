@@ -16,7 +16,7 @@ from gradwise.methods.trial import Trial
 from gradwise.planning.shares import deciding, shares
 from gradwise.recipe import Train
 
-SIZE = Size(pool=80, steps=10, batch=4, held_out=12)
+SIZE = Size(pool=80, steps=10, batch=4, choosing=12)
 """Training takes 3 x 10 x 4 = 120 forward passes."""
 
 GRACE = gw.Grace(count=20, candidates=40, refresh_every=4, anchors=0.25)
@@ -49,6 +49,15 @@ def test_shares_are_those_worked_out_by_hand(name: str) -> None:
     assert {name: part["share"] for name, part in found.items()} == pytest.approx(expected)
     assert all(part["why"] for part in found.values())
     assert shares(recipe, 5, SIZE, dict.fromkeys(expected, 0.07)).keys() == expected.keys()
+
+
+@pytest.mark.parametrize(("share", "scored"), [(None, 30), (0.5, 110)])
+def test_samples_of_the_phase_alone_are_scored_with_those_they_are_mixed_with(
+    share: float | None, scored: int
+) -> None:
+    recipe = gw.Recipe(train=Train(batch_size=4, schedule="wsd"), anneal=gw.Direct(share=share))
+    found = shares(recipe, 5, replace(SIZE, added=30))
+    assert found["anneal"]["share"] == pytest.approx(3 * (scored + 12) / 120)
 
 
 def test_without_the_size_of_the_pool_only_what_the_recipe_says_is_known() -> None:

@@ -25,7 +25,8 @@ from gradwise.training.adapter import with_adapter
 from gradwise.training.arguments import micro_batch
 from gradwise.training.layer_probe import LayerProbe
 from gradwise.training.offload.arena import UNIT_BYTES, state_forms, units_of
-from gradwise.training.tensor_bytes import BUFFERS, GRADIENTS, PASSES, PROBE, STATE, UPDATE, TensorBytes
+from gradwise.training.recorded import BUFFERS, GRADIENTS, PASSES, PROBE, STATE, UPDATE
+from gradwise.training.tensor_bytes import TensorBytes
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
 """By the first part of the Trainer's name for an optimizer, such as `adamw_torch_fused`."""

@@ -41,8 +41,10 @@ class Size:
     """Samples of the selection."""
     aside: int = 0
     """Target samples, which are scored besides."""
-    held_out: int = 0
-    """Validation samples."""
+    choosing: int = 0
+    """Samples by which an annealing selection chooses: the target's, or else the validation samples."""
+    added: int = 0
+    """Samples that only the annealing phase trains on."""
 
 
 @dataclass(frozen=True)

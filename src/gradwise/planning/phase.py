@@ -26,7 +26,7 @@ class Part(NamedTuple):
     rows: NDArray[np.int64]
     """Positions, ascending."""
     share: float = 1.0
-    """Of the phase's entries."""
+    """Fraction of the phase's entries that come from this part."""
 
 
 Parts = Sequence[Part]

@@ -93,14 +93,15 @@ class Planner:
     def _expected(self, context: RunContext, plan: Plan) -> dict[str, Share]:
         """What each decision of the run is expected to cost, over what training costs."""
         recipe, layout = context.recipe, context.in_run
-        held_out = context.validation.dataset if context.validation else ()
+        choosing = context.validation if context.target is None else context.target
         size = Size(
             pool=len(context.train),
             steps=layout.schedule(plan).steps,
             batch=layout.batch_size,
             picks=len(np.unique(plan.indices)),
             aside=0 if context.target is None else len(context.target),
-            held_out=len(held_out) if hasattr(held_out, "__len__") else 0,
+            choosing=len(choosing) if choosing is not None and hasattr(choosing.dataset, "__len__") else 0,
+            added=context.added,
         )
         layers = 0
         if recipe.layers.policy is not None and context.model is not None:

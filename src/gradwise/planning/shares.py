@@ -170,14 +170,11 @@ def _annealing(run: _Run) -> Share | None:
         return None
     held_out: int | None = 0
     if method.validation_needs and run.size:
-        usable = run.size.held_out // (2 if method.tried else 1)
+        usable = run.size.choosing // (2 if method.tried else 1)
         held_out = min(usable, method.validation_samples or usable)
     elif method.validation_needs:
         held_out = method.validation_samples
-    # How many samples the files of the phase hold is not known here.
-    pool = run.size.pool if run.size and method.data is None else None
-    if method.pool == "selection" and pool is not None and run.size:
-        pool = run.size.picks or pool
+    pool = None if run.size is None else _choosable(method, run.size)
     candidates = method.candidates if pool is None else min(pool, method.candidates or pool)
     why = f"{method.method}: {method.times} selections, {passes_of(method.needs):g} forward passes a sample"
     if candidates is None or held_out is None:
@@ -189,6 +186,14 @@ def _annealing(run: _Run) -> Share | None:
         passes += len(method.tried) * method.steps * run.batch * run.training
         passes += (len(method.tried) + 1) * (held_out if method.judges is None else method.judges)
     return {"share": run.share(passes), "why": why}
+
+
+def _choosable(method: Any, size: Size) -> int:
+    """Samples that an annealing selection chooses from."""
+    training = size.picks if method.pool == "selection" and size.picks else size.pool
+    if not size.added:
+        return training
+    return size.added + (0 if method.share in (None, 1) else training)
 
 
 def _percent(share: float | None) -> str:

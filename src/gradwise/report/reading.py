@@ -11,8 +11,7 @@ import yaml
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.report.statistics import Direction
 from gradwise.stored import damaged, read_json, read_lines
-from gradwise.training.record import NOT_DECIDING
-from gradwise.training.tensor_bytes import PASSES, PHASES, STATE, UPDATE
+from gradwise.training.recorded import NOT_DECIDING, PASSES, PHASES, STATE, UPDATE
 
 HELD_OUT_LOSS = "held_out_loss"
 

@@ -17,17 +17,9 @@ from torch import Tensor, nn
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.offload.arena import is_streamed
 from gradwise.training.record import Record
+from gradwise.training.recorded import GRADIENTS, PARTS, PASSES, PROBE, STATE, UPDATE
 from gradwise.training.sharding import local_part
-from gradwise.training.tensor_bytes import (
-    GRADIENTS,
-    PARTS,
-    PASSES,
-    PROBE,
-    STATE,
-    UPDATE,
-    TensorBytes,
-    weights_of,
-)
+from gradwise.training.tensor_bytes import TensorBytes, weights_of
 
 Parts = dict[str, int]
 """Bytes by part."""

@@ -29,13 +29,11 @@ from torch import Tensor
 from gradwise.atomic import writing
 from gradwise.errors import CheckpointError, GradwiseError
 from gradwise.stored import read_lines
+from gradwise.training.recorded import NOT_DECIDING
 
 SHOWN = ("numbers", "layers")
 TRACKED = ("coverage", "agreement", "importance", "closeness", "objective")
 """Numbers of decisions that trackers show."""
-NOT_DECIDING = ("finished", "resume", "memory")
-"""Events whose seconds are not the cost of a decision."""
-
 FILES = {"metrics": "metrics.jsonl", "events": "events.jsonl"}
 
 

@@ -12,18 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-WEIGHTS, ENDS, GRADIENTS, STATE, ACTIVATIONS, BUFFERS = PARTS = (
-    "weights",
-    "embeddings and head",
-    "gradients",
-    "optimizer state",
-    "activations",
-    "temporary buffers",
-)
-"""Parts of a run's memory, in the order in which they are shown."""
-
-PASSES, UPDATE, PROBE = PHASES = "forward and backward", "update", "probe"
-"""Phases of a run, whose peaks differ."""
+from gradwise.training.recorded import ACTIVATIONS, BUFFERS, ENDS, GRADIENTS, WEIGHTS
 
 
 class TensorBytes(TorchDispatchMode):

@@ -63,7 +63,8 @@ USUAL_TAU = {"curvature": 1.0, "paper": 0.1, "alignment": math.inf}
 
 TARGET = 0.15
 """Unlikeness from which on the validation samples are a target. Samples of the pool's own mix had 0, of MMLU
-0.11 to 0.12, of plays and GSM8K 0.24 to 0.31, of SVAMP 0.50 to 0.71 (docs/log.md)."""
+0.11 to 0.13, of sets that the pool did without 0.18 to 0.63, of PIQA, SIQA and SVAMP 0.53 to 0.72
+(benchmarks/direct/target.py)."""
 
 FALLBACKS = {
     "cosine": "the samples with the highest cosine to the validation gradient",
