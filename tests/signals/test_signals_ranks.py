@@ -165,6 +165,7 @@ def test_ranks_with_other_weights(tmp_path: Path, in_store: bool):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_under_torchrun(tmp_path: Path, whole: Path):
     """For real: two processes of their own, one of them killed in the middle; then started again."""
     store = tmp_path / "store"

@@ -106,6 +106,7 @@ def test_equals_a_loop_by_hand(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_ranks_equal_a_loop_by_hand(
     data: Dataset, stories: Path, story_model: Callable[[], Any], tmp_path: Path
 ) -> None:
