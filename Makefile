@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # One thread per process: pytest-xdist brings the other cores, and two thread pools on one core wait for each other.
 QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+# Hundreds of tests start processes, and each would compile gradwise where the environment forbids to keep bytecode.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo docs test test-all test-fast test-slow test-exhaustive lint types bench clean
 
@@ -59,8 +61,7 @@ bench: .venv/.dev .venv/.demo
 clean:
 	rm -rf .venv runs
 
-# Modules are compiled when they are first imported: to compile all of every package takes a minute.
-INSTALL := $(BIN)/pip install -q --disable-pip-version-check --no-compile -c constraints.txt
+INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
 # torch first and alone: whatever else is installed then finds the build that constraints.txt names.
 .venv/.base: pyproject.toml constraints.txt

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from gradwise.numerics.kernels import compiled, parts
 from gradwise.numerics.knn import KnnGraph
@@ -203,6 +202,8 @@ def _means(
 
 def _ranks(values: NDArray[np.floating] | NDArray[np.integer]) -> NDArray[np.float64]:
     """Mean ranks scaled to 0..1; equal values have equal ranks."""
+    from scipy.stats import rankdata  # a third of the time that commands take to start
+
     return (rankdata(values) - 1) / max(1, len(values) - 1)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from gradwise.errors import SignalError
 from gradwise.numerics.kernels import parts
@@ -122,6 +121,8 @@ def worth(values: NDArray[np.float64]) -> Worth:
         return Worth(np.zeros(len(values)), np.zeros(0, dtype=np.int64))
     highest = np.percentile(np.abs(values), USUALLY_HIGHEST)
     over = np.flatnonzero((values > OUTLIER * highest) & (highest > 0))
+    from scipy.stats import rankdata  # a third of the time that commands take to start
+
     scores = (rankdata(values) - 1) / (len(values) - 1)
     return Worth(scores, over[np.argsort(-values[over], kind="stable")])
 
