@@ -48,6 +48,49 @@ def _small_llama() -> Task:
     )
 
 
+FOUR: tuple[tuple[str, ...], ...] = (
+    ("random", "full", "grace", "d3", "grass", "direct", "together"),
+    ("grace_published", "d3_published", "grass_published", "direct_published", "together_published"),
+    ("lisa", "random_anneal"),
+)
+FOUR_TEXT = (
+    "Each of the four methods alone, and all four together, as recommended and with the published settings "
+    "(`recipes/published`, brought to this size). `random` and `grace*` keep a quarter of the records; "
+    "`full`, `d3*`, `grass*` and `lisa` train on all of them, `direct*` and `random_anneal` on all of them "
+    "until the last quarter of the steps, for which they choose samples. Layer policies update two of six "
+    "blocks at a time, with embeddings, head and final norm frozen. Learning rates were not tuned here: they "
+    "are the best of [compare-small_llama](compare-small_llama.md), one for layer policies and the runs "
+    "together, one for all others."
+)
+
+
+def _four() -> Task:
+    arms = {name: f"{HERE}/arms/four/{name}.yaml" for together in FOUR for name in together}
+    text = f"The small Llama (8.9 M parameters), fine-tuned on 480 records of three sets. {FOUR_TEXT}"
+    claims = {
+        "grace": ("GRACE's quarter against a random one", "random"),
+        "d3": ("D³ against a shuffle", "full"),
+        "grass": ("GRASS against full training", "full"),
+        "direct": ("DiReCT's last quarter against the data as they come", "full"),
+        "together": ("all four methods against full training", "full"),
+        "together_published": ("all four as published against full training", "full"),
+    }
+    return Task(
+        name="four",
+        title="the four methods alone and together, small Llama",
+        text=text,
+        prepare=small_llama.build,
+        arms=arms,
+        comparisons=both_budgets(*FOUR),
+        claims=tuple(
+            (budget, f"Small Llama: {label}", arm, reference)
+            for budget in ("steps", "time")
+            for arm, (label, reference) in claims.items()
+        ),
+        own_rates=True,
+    )
+
+
 def _smollm2() -> Task:
     return Task(
         name="smollm2",
@@ -272,6 +315,7 @@ RANDOM, FULL = ("random",), ("full",)
 TUNED = {"random": (3e-4, 1e-3)}
 TASKS: dict[str, Callable[[], Task]] = {
     "small_llama": _small_llama,
+    "four": _four,
     "smollm2": _smollm2,
     "grace_importance": _grace_importance,
     "grace_clean_10": lambda: _grace(

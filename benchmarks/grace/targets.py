@@ -1,16 +1,19 @@
-"""Selection towards a target: short fine-tuning of the story model on what rankings pick.
+"""Selection towards a target: short fine-tuning of the story model on what methods pick.
 
-    python -m benchmarks.grace.targets      # two hours on one core
+    python -m benchmarks.grace.targets      # an hour and a half on one core
 
-Pools have about 1,000 short records of six sets. Each ranking picks 80 by closeness to 64 target samples,
-and its picks are judged by the held-out loss on 100 others. `words` are n-grams of words, `embeddings` mean
-cosines, `all three` adds mean cosines of gradients; a sum adds ranks. `grace` is the method's default with a
-target, `dsir` and `nearest` are the baselines. Training takes 60 steps of 8 samples for every arm, so all
-arms make equally many steps; what deciding costs is not charged here. GSM8K is also a set of the pool, the
-other targets are not.
+Pools have 1,600 short records of six sets. Each method picks 80 or 160 of them (5 or 10 %) by 64 target
+samples, and its picks are judged by the held-out loss on 100 others. Every arm trains for 60 steps of 8
+samples. `full` takes all of the pool. `full, longer` gets as many steps more as the scoring and choosing of
+`grace` took time, so that both take equally long. `trial` tries `grace`, `dsir`, `random` and `full` for 15
+steps each, with half of the target samples choosing and the other half judging, and is what the winner picks
+by all of them; its own cost is not charged to `full, longer`. GSM8K is also a set of the pool, the other
+targets are not.
 """
 
 import json
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,20 +26,28 @@ from benchmarks.common.records import COMMONSENSE, as_prompt, chunks, instructio
 from benchmarks.common.tables import Content, Page, compared_claims, comparisons, of_kind, table
 from benchmarks.grace.words import TARGETS, TEXTS
 from gradwise.data import Collator, Data, Source, load
+from gradwise.data.texts import Texts
 from gradwise.methods.baselines import Dsir, Nearest
 from gradwise.methods.grace import Grace
-from gradwise.methods.towards import Direction, Subtasks, percentiles, wording
 from gradwise.probing import Probe
 from gradwise.recipe import Model
 from gradwise.run.model import load_model, load_tokenizer
 from gradwise.signals import Signals, collect
 
 STORIES = Model(name=str(ROOT.parent / "shared" / "models" / "stories260K"))
-SIZE, SHORT, PICKS, TARGET, MEASURED = 1000, 260, 80, 64, 100
+SIZE, SHORT, PICKS, MORE, TARGET, MEASURED = 1600, 260, 80, 160, 64, 100
 STEPS, BATCH, RATE = 60, 8, 2e-3
+TRIAL = 15
+"""Steps of each contender."""
 SEEDS = range(5)
 NAMES = ("SVAMP", "PIQA", "SIQA", "GSM8K")
-CLAIMS = (("GRACE with a target against all of the data at equal steps", "grace", "full"),)
+CONTENDERS = ("grace", "dsir", "random", "full")
+LONGER = "full, longer"
+CLAIMS = (
+    ("GRACE with a target against all of the data, equal steps", "grace", "full"),
+    ("GRACE with a target against all of the data, equal time", "grace", LONGER),
+)
+REFERENCES = ("random", "full", LONGER, "grace")
 
 
 def records() -> list[list[dict[str, str]]]:
@@ -83,65 +94,121 @@ def measure(name: str, seed: int) -> dict[str, dict[str, float]]:
     collate = Collator.for_tokenizer(load_tokenizer(STORIES))
     model = load_model(STORIES)
     pool, target = (
-        collect(model, samples[part], collate, want=("embedding", "grad"), grad_dim=512, progress=False)
+        collect(model, samples[part], collate, want=("embedding",), progress=False)
         for part in ("pool", "target")
     )
-    picked = rankings(pool, target, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     probe = Probe(model, optimizer, samples["pool"], collate, target=samples["measured"], clip=1.0)
+    picked = picks(pool, target, seed, PICKS)
+    longer = steps_for(partial(chosen_by_grace, model, samples, collate, seed), probe, seed)
     found = {arm: trained(probe, rows, seed) for arm, rows in picked.items()}
-    print(name, seed, found, flush=True)
-    return {"arms": found}
+    more = {arm: rows for arm, rows in picks(pool, target, seed, MORE).items() if arm != "full"}
+    tenth = {arm: trained(probe, rows, seed) for arm, rows in more.items()}
+    found[LONGER] = trained(probe, picked["full"], seed, STEPS + longer)
+    judged = Probe(model, optimizer, samples["pool"], collate, target=samples["target"], clip=1.0)
+    losses = raced(judged, pool, target, seed)
+    winner = min(losses, key=lambda arm: losses[arm])
+    print(name, seed, found, longer, losses, flush=True)
+    tenth |= {arm: found[arm] for arm in ("full", LONGER)}
+    shares = {"5 %": found | {"trial": found[winner]}, "10 %": tenth}
+    return {"arms": shares, "longer": longer, "trial": losses}
 
 
-def rankings(pool: Signals, target: Signals, seed: int) -> dict[str, np.ndarray]:
-    """Picks of every arm."""
-    subtasks = Subtasks.of_domains(None, len(target))
-    assert pool.texts is not None and target.texts is not None
-    scores = {"words": percentiles(wording(pool.texts, target.texts, subtasks, PICKS).score)}
-    for arm, signal in (("embeddings", "embedding"), ("gradients", "grad")):
-        own, aims = (np.asarray(each.require(signal, arm), dtype=np.float64) for each in (pool, target))
-        centre = own.mean(axis=0) if signal == "embedding" else 0.0
-        scores[arm] = percentiles(Direction.of(aims - centre, subtasks).cosines(own - centre)[0])
-    scores["words + embeddings"] = scores["words"] + scores["embeddings"]
-    scores["all three"] = scores["words + embeddings"] + scores["gradients"]
-    best = {arm: np.argsort(-values, kind="stable")[:PICKS] for arm, values in scores.items()}
-    del best["gradients"]
+def picks(pool: Signals, target: Signals, seed: int, count: int) -> dict[str, np.ndarray]:
+    """What each arm trains on."""
     selectors = {
-        "grace": Grace(count=PICKS),
-        "nearest": Nearest(count=PICKS),
-        "dsir": Dsir(count=PICKS),
+        "grace": Grace(count=count),
+        "nearest": Nearest(count=count),
+        "dsir": Dsir(count=count),
     }
     chosen = {arm: method.select(pool, target=target, seed=seed).indices for arm, method in selectors.items()}
-    random = np.random.default_rng([seed, 4]).permutation(len(pool))[:PICKS]
-    return {"random": random, "full": np.arange(len(pool)), **best, **chosen}
+    random = np.random.default_rng([seed, 4]).permutation(len(pool))[:count]
+    return {"random": random, "full": np.arange(len(pool)), **chosen}
 
 
-def trained(probe: Probe, rows: np.ndarray, seed: int) -> float:
+def chosen_by_grace(model: Any, samples: dict[str, Any], collate: Collator, seed: int) -> None:
+    """All that GRACE does before the first step: compare words, score what is left, choose."""
+    method, tokenizer = Grace(count=PICKS, target="target"), load_tokenizer(STORIES)
+    texts = {part: Texts(samples[part], tokenizer) for part in ("pool", "target")}
+    words = {part: Signals(len(samples[part]), texts=texts[part]) for part in texts}
+    first = method.first_stage(words["pool"], words["target"])
+    looked = method.rows_to_score(SIZE, None, seed, first)
+    scored, target = (
+        collect(model, rows, collate, want=("embedding",), progress=False)
+        for rows in (samples["pool"].select(looked), samples["target"])
+    )
+    state = method.begin(scored, looked=looked, pool=SIZE, seed=seed, target=target, first=first)
+    method.pick(state, Signals(SIZE, num_tokens=np.ones(SIZE, np.int32)), seed=seed)
+
+
+def steps_for(deciding: Callable[[], None], probe: Probe, seed: int) -> int:
+    """Training steps that take as long as deciding; medians of three, side by side."""
+    rows = np.random.default_rng([seed, 6]).permutation(SIZE)[: 10 * BATCH]
+    deciding()  # compiles
+    ratios = []
+    for _ in range(3):
+        start = time.perf_counter()
+        deciding()
+        took = time.perf_counter() - start
+        with probe.training() as step:
+            start = time.perf_counter()
+            for samples in np.split(rows, 10):
+                step(samples, RATE)
+            ratios.append(10 * took / (time.perf_counter() - start))
+    return round(float(np.median(ratios)))
+
+
+def raced(probe: Probe, pool: Signals, target: Signals, seed: int) -> dict[str, float]:
+    """Loss of the judging half of the target after each contender's trial."""
+    mixed = np.random.default_rng([seed, 7]).permutation(TARGET)
+    own, judges = np.sort(mixed[: TARGET // 2]), np.sort(mixed[TARGET // 2 :])
+    picked = picks(pool, target.take(own), seed, PICKS)
+    runs = [np.split(in_turns(picked[arm], TRIAL, [seed, 8]), TRIAL) for arm in CONTENDERS]
+    _, after = probe.runs(runs, probe.target[judges])
+    return {arm: round(float(losses.mean()), 4) for arm, losses in zip(CONTENDERS, after, strict=True)}
+
+
+def in_turns(rows: np.ndarray, steps: int, seed: list[int]) -> np.ndarray:
+    """Samples of all steps, in epochs of random order."""
+    rng, epochs = np.random.default_rng(seed), -(-steps * BATCH // len(rows))
+    return np.concatenate([rng.permutation(rows) for _ in range(epochs)])[: steps * BATCH]
+
+
+def trained(probe: Probe, rows: np.ndarray, seed: int, steps: int = STEPS) -> float:
     """Mean loss of the held-out samples after the steps, which are taken back."""
-    rng = np.random.default_rng([seed, 5])
-    passes = -(-STEPS * BATCH // len(rows))
-    order = np.concatenate([rng.permutation(rows) for _ in range(passes)])[: STEPS * BATCH]
     with probe.training() as step:
-        for number, samples in enumerate(np.split(order, STEPS)):
-            step(samples, RATE * min(1.0, (number + 1) / 10) * (1 - number / STEPS))
+        for number, samples in enumerate(np.split(in_turns(rows, steps, [seed, 5]), steps)):
+            step(samples, RATE * min(1.0, (number + 1) / 10) * (1 - number / steps))
         return round(float(probe.losses(probe.target).mean()), 4)
 
 
 def page(content: Content) -> Page:
-    losses: dict[str, dict[str, dict[int, float]]] = {name: {} for name in NAMES}
+    losses: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
+    longer: dict[str, list[int]] = {name: [] for name in NAMES}
+    won: dict[str, list[str]] = {name: [] for name in NAMES}
     for key, entry in of_kind(content, "loss").items():
         name, seed = key.split("/")
-        for arm, loss in entry["arms"].items():
-            losses[name].setdefault(arm, {})[int(seed)] = loss
+        longer[name].append(entry["longer"])
+        won[name].append(min(entry["trial"], key=lambda arm: entry["trial"][arm]))
+        for share, arms in entry["arms"].items():
+            for arm, loss in arms.items():
+                losses.setdefault(name, {}).setdefault(share, {}).setdefault(arm, {})[int(seed)] = loss
     sections, claims = [], []
-    for name, by_arm in losses.items():
-        means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
-        listed = table(["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means])
-        sections.append("\n\n".join([f"## {name}", listed, *comparisons(by_arm, ["random", "full"])]))
+    for name, shares in losses.items():
+        said = (
+            f"`{LONGER}` takes {min(longer[name])} to {max(longer[name])} steps more. The trial was won by "
+            f"{', '.join(f'`{arm}`' for arm in won[name])}."
+        )
+        for share, by_arm in shares.items():
+            means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
+            rows = [[f"`{arm}`", f"{value:.3f}"] for value, arm in means]
+            listed = table(["arm", "mean held-out loss"], rows)
+            compared = comparisons(by_arm, list(REFERENCES))
+            sections.append("\n\n".join([f"## {name}, {share}", listed, said, *compared]))
+        by_arm = shares["5 %"]
         named = [(f"{text}: {name}", arm, reference) for text, arm, reference in CLAIMS]
-        if len(by_arm.get("grace", {})) > 2:  # two seeds have no interval
-            claims += compared_claims(by_arm, ["random", "full"], named)
+        if len(by_arm["grace"]) > 2:  # two seeds have no interval
+            claims += compared_claims(by_arm, list(REFERENCES), named)
     return Page(sections=sections, claims=claims)
 
 

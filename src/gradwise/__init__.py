@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         RecipeError,
         SignalError,
     )
-    from gradwise.methods import D3, Direct, Grace, Grass, Order, Selection, Trial, baselines
+    from gradwise.methods import D3, Direct, Grace, Grass, Order, Selection, SelectTrial, Trial, baselines
     from gradwise.probing import Probe
     from gradwise.recipe import Adapter, Metrics, Model, Recipe, Train
     from gradwise.signals import Signals, collect
@@ -42,7 +42,9 @@ _HOMES = {
         ],
         "gradwise.errors",
     ),
-    **dict.fromkeys(["D3", "Direct", "Grace", "Grass", "Order", "Selection", "Trial"], "gradwise.methods"),
+    **dict.fromkeys(
+        ["D3", "Direct", "Grace", "Grass", "Order", "SelectTrial", "Selection", "Trial"], "gradwise.methods"
+    ),
     "Probe": "gradwise.probing",
     **dict.fromkeys(["Adapter", "Metrics", "Model", "Recipe", "Train"], "gradwise.recipe"),
     **dict.fromkeys(["Signals", "collect"], "gradwise.signals"),
@@ -74,6 +76,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Segment",
+    "SelectTrial",
     "Selection",
     "SignalError",
     "Signals",

@@ -13,6 +13,7 @@ from gradwise.planning import RunContext, Samples, Scorer
 from gradwise.planning.context import Collate
 from gradwise.precision import autocast_of
 from gradwise.recipe import Recipe
+from gradwise.training.arguments import new_optimizer
 from gradwise.training.layout import Layout
 from gradwise.training.memory import StepMemory
 from gradwise.training.record import Record
@@ -61,6 +62,10 @@ class HostTrainer(Protocol):
 
     def loss_of(self, inputs: dict[str, Any]) -> Tensor:
         """The training loss of a batch, computed as training does."""
+        ...
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """The parameters that weight decay acts on."""
         ...
 
     def probe(self, parts: list[dict[str, Any]]) -> None:
@@ -143,4 +148,7 @@ def context_of(
         say=say,
         save_recipe=save_recipe,
         time_training=time_training,
+        make_optimizer=lambda: new_optimizer(
+            args, trainer.model, trainer.get_decay_parameter_names(trainer.model)
+        ),
     )

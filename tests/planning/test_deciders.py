@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         )
     },
     "grace": {"count": 12, "candidates": "all", "refresh_every": 2, "anchors": 0.5},
+    "trial": {"count": 12, "steps": 2},
     "less": {"count": 12, "checkpoints": 2, "warm_up_fraction": 0.2},
     "d3_published": {"chunk": 2, "hessian_probes": 1},
     "d3": {"probes": 2, "target_samples": 4, "overhead": 1.0},
@@ -50,7 +51,7 @@ def _members(union: Any, section: str) -> list[Any]:
 
 METHODS = [*_members(Select, "select"), *_members(OrderBy, "order"), *_members(Anneal, "anneal")]
 every_method = pytest.mark.parametrize(("section", "cls"), METHODS)
-OWN = (gw.Grace, gw.D3, gw.Direct, gw.Trial)
+OWN = (gw.Grace, gw.D3, gw.Direct, gw.Trial, gw.SelectTrial)
 several_methods = pytest.mark.parametrize(
     ("section", "cls"),
     [

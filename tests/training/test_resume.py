@@ -202,10 +202,7 @@ TRIES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
-    [
-        pytest.param(number, marks=[pytest.mark.exhaustive] if number % 12 else [])
-        for number in range(len(TRIES))
-    ],
+    [pytest.param(number, marks=[pytest.mark.exhaustive] if number else []) for number in range(len(TRIES))],
 )
 def test_killed_and_resumed_is_never_killed(sources: dict[str, Any], tmp_path: Path, number: int) -> None:
     settings = recipe(sources, **TRIES[number])

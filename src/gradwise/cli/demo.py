@@ -22,7 +22,7 @@ def demo(
         Path | None, typer.Option(help="Folder of both; if unset, runs/demo or runs/demo-tiny.")
     ] = None,
 ) -> None:
-    """Fine-tune a small model (with --tiny by all four methods), then compare the methods alone and together.
+    """Fine-tune a small model by all four methods at once, then compare the methods alone and together.
 
     Model and data come with gradwise. Ends in a table and in two reports; the same command resumes.
     """

@@ -46,7 +46,7 @@ from gradwise.methods.decision import Order, Selection
 from gradwise.methods.direct import Direct
 from gradwise.methods.grace import Grace
 from gradwise.methods.grass import Grass
-from gradwise.methods.trial import Trial
+from gradwise.methods.trial import SelectTrial, Trial
 
 Select = Annotated[
     FullData
@@ -59,7 +59,8 @@ Select = Annotated[
     | Nearest
     | Less
     | Tsds
-    | Grace,
+    | Grace
+    | SelectTrial,
     Field(discriminator="method"),
 ]
 OrderBy = Annotated[
@@ -102,6 +103,7 @@ __all__ = [
     "Order",
     "OrderBy",
     "Select",
+    "SelectTrial",
     "Selection",
     "Trial",
 ]

@@ -138,6 +138,15 @@ class Selector(Method):
         return False
 
     @property
+    def tried(self) -> "dict[str, Selector]":
+        """Methods that a run tries before its first step; empty for none."""
+        return {}
+
+    def chosen(self) -> "Selector | None":
+        """The method that selects; None until a trial was held."""
+        return self
+
+    @property
     def trained_before(self) -> WarmUp | None:
         """Training that must precede the scoring run; None for none."""
         return None

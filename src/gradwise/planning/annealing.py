@@ -227,7 +227,7 @@ class Annealing(Decider):
         if method.validation_needs:
             chooses = _choosing(context)
             if method.tried:
-                chooses, judges = halves(chooses)
+                _, chooses, judges = halves(chooses)
             validation = validation_signals(
                 replace(context, validation=chooses),
                 method.validation_needs,

@@ -184,6 +184,8 @@ class RunContext:
     """Writes the recipe with what was measured, before anything depends on it; a collective call."""
     time_training: Callable[[NDArray[np.int64]], float] | None = None
     """Measures the seconds per sample of a training step, over some samples."""
+    make_optimizer: Callable[[], Optimizer] | None = None
+    """Makes an optimizer such as the run's, for steps that are tried before it exists."""
 
     @property
     def seed(self) -> int:

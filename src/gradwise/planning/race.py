@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,22 +18,37 @@ from gradwise.ranks import on_first
 from gradwise.signals.samples import rows_of
 
 FEWEST = 4
-"""Validation samples that a half must have to choose or to judge."""
+"""Samples that a half must have to choose or to judge."""
+
+EVENTS = {"select": "select_trial", "anneal": "trial"}
+"""Names of the events, by section of the recipe."""
 
 
-def halves(samples: Samples) -> tuple[Samples, Samples]:
-    """The validation samples that choose, and those that judge; the same for every seed."""
+class Halves(NamedTuple):
+    """Validation or target samples of a trial, in two parts."""
+
+    rows: NDArray[np.int64]
+    """Positions of those that choose, ascending."""
+    choosing: Samples
+    judging: Samples
+
+
+def halves(samples: Samples, section: str = "anneal") -> Halves:
+    """The samples that choose, and those that judge; the same for every seed."""
     count = len(samples)
     if count < 2 * FEWEST:
+        kind = "validation" if section == "anneal" else "target"
         raise RecipeError(
-            f"anneal: a trial chooses by one half of the validation samples and judges by the other; {count} "
+            f"{section}: a trial chooses by one half of the {kind} samples and judges by the other; {count} "
             f"are too few, give at least {2 * FEWEST}."
         )
     mixed = stream(0, "trial halves").permutation(count)
-    return tuple(  # type: ignore[return-value]
-        Samples(rows_of(samples.dataset, rows), rows_of(samples.inputs, rows), samples.collate)
-        for rows in (np.sort(mixed[: count // 2]), np.sort(mixed[count // 2 :]))
-    )
+    rows, others = np.sort(mixed[: count // 2]), np.sort(mixed[count // 2 :])
+    return Halves(rows, *(_some(samples, each) for each in (rows, others)))
+
+
+def _some(samples: Samples, rows: NDArray[np.int64]) -> Samples:
+    return Samples(rows_of(samples.dataset, rows), rows_of(samples.inputs, rows), samples.collate)
 
 
 def race(
@@ -44,7 +59,9 @@ def race(
     *,
     steps: int,
     most: int | None,
-    step: int,
+    step: int = 0,
+    section: str = "anneal",
+    spent: float = 0.0,
 ) -> tuple[str, float]:
     """The selection after which the judges' mean loss is lowest, and the seconds that were taken; weights,
     optimizer and random states are as before. The first rank tries, and tells the others.
@@ -57,15 +74,17 @@ def race(
         steps: of each contender.
         most: judges that are used, evenly spread.
         step: optimizer steps done, for the record.
+        section: of the recipe.
+        spent: seconds that the contenders took to choose, where nothing else is charged with them.
     """
     start = time.perf_counter()
     losses = on_first(lambda: _losses(context, selections, parts, judges, steps, most))
-    winner, means, noise = decided(losses)
+    winner, means, noise = decided(losses, section)
     seconds = time.perf_counter() - start
     context.record.event(
-        "trial",
+        EVENTS[section],
         step,
-        seconds,
+        spent + seconds,
         winner=winner,
         losses=means,
         before=float(f"{losses['before'].mean():.6g}"),
@@ -74,16 +93,19 @@ def race(
         steps=steps,
     )
     shown = ", ".join(f"{name} {loss:.4f}" for name, loss in means.items())
-    context.say(f"anneal: {winner} wins the trial of {steps} steps (held-out loss: {shown}).")
+    context.say(f"{section}: {winner} wins the trial of {steps} steps (held-out loss: {shown}).")
     return winner, seconds
 
 
-def decided(losses: dict[str, NDArray[np.float64]]) -> tuple[str, dict[str, float], float]:
+def decided(
+    losses: dict[str, NDArray[np.float64]], section: str = "anneal"
+) -> tuple[str, dict[str, float], float]:
     """The winner, the mean loss after each contender, and the standard error of the winner's lead, the
     largest over contenders.
 
     Args:
         losses: (m,) of the judges after each contender, and `before`.
+        section: of the recipe.
 
     Raises:
         GradwiseError: no mean is finite.
@@ -96,7 +118,7 @@ def decided(losses: dict[str, NDArray[np.float64]]) -> tuple[str, dict[str, floa
     finite = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     if not finite:
         raise GradwiseError(
-            "anneal: no contender has a finite held-out loss after the trial; lower the learning rate."
+            f"{section}: no contender has a finite held-out loss after the trial; lower the learning rate."
         )
     winner = min(finite, key=lambda name: finite[name])
     others = [losses[name] for name in finite if name != winner]
@@ -113,10 +135,10 @@ def _losses(
     most: int | None,
 ) -> dict[str, NDArray[np.float64]]:
     """(m,) of the judges, before and after each contender."""
-    assert context.model is not None and context.optimizer is not None
+    assert context.model is not None and context.make_optimizer is not None
     probe = Probe(
         context.model,
-        context.optimizer,
+        context.make_optimizer() if context.optimizer is None else context.optimizer,
         context.train.inputs,
         context.train.collate,
         target=judges.inputs,
@@ -141,7 +163,7 @@ def _batches(context: RunContext, picked: list[Selection], parts: Parts, steps: 
         learnt = selection.indices[context.train.label_tokens_of(selection.indices) > 0]
         if not learnt.size:
             raise RecipeError(
-                "anneal: a contender picked only samples without a label token; give other data."
+                "A contender of the trial picked only samples without a label token; give other data."
             )
         rounds = -(-count // len(learnt))
         entries.append(

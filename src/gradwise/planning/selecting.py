@@ -27,7 +27,9 @@ from gradwise.planning.epochs import (
     repeated,
 )
 from gradwise.planning.ordering import Ordering
+from gradwise.planning.phase import Part
 from gradwise.planning.picks import keep_picks, keep_pool
+from gradwise.planning.race import halves, race
 from gradwise.planning.scoring import (
     PoolSignals,
     mean_label_tokens,
@@ -89,7 +91,9 @@ def first_selection(
         target=target,
         first=first,
     )
-    known = scored.signals if scored.rows is None else context.train.described(order_needs | {"num_tokens"})
+    known = scored.signals
+    if scored.rows is not None:
+        known = context.train.described(order_needs | method.needs | {"num_tokens"})
     selection = method.pick(state, known, target=target, seed=context.seed).without(scored.bad)
     selection = selection.weighing(context.recipe.weights)
     return FirstSelection(selection, state, known)
@@ -165,15 +169,36 @@ class Selecting(Decider):
 
     # ---- before the first step -----------------------------------------------------------------------------
 
+    def check(self, context: RunContext) -> None:
+        method = context.recipe.select
+        if not method.tried or method.chosen() is not None:
+            return
+        if context.sharded:
+            raise RecipeError(
+                "select: a trial trains a whole model, and this one is sharded; give select.winner, or take "
+                "one of the contenders."
+            )
+        if "full" in method.tried and not context.in_run.max_steps:
+            raise RecipeError(
+                "select: a trial compares all of the data with a part of them at equal steps, and the run is "
+                "to take epochs, which are longer over all of them; give train.max_steps, or leave full out "
+                "of select.contenders."
+            )
+        assert context.target is not None
+        halves(context.target, self.name)
+
     def prepare(self, context: RunContext) -> RunContext:
         method, scores_all = context.recipe.select, bool(self._ordering.needs & set(QUANTITIES))
-        self._first = compared_texts(method, context)
+        self._first = compared_texts(method, self._choosing(context))
         start = time.perf_counter()
         size = partial(self._size, context)
         budgeted = method.budgeted(
             size, partial(_speeds, context, method), once=self._once(context), scores_all=scores_all
         )
         if budgeted is None:
+            if not scores_all:
+                rows, pool = method.rows_to_score, len(context.train)
+                self._rows = rows(pool, context.train.domain, context.seed, self._first)
             return context
         filled = {name: getattr(budgeted.method, name) for name in method.left_to_run}
         # Written down before anything depends on it.
@@ -190,6 +215,44 @@ class Selecting(Decider):
             )
         self._rows = budgeted.method.rows_to_score(pool, context.train.domain, context.seed, self._first)
         return replace(context, recipe=recipe)
+
+    def _choosing(self, context: RunContext) -> RunContext:
+        """The context with the target samples that choose: half of them where the others are to judge."""
+        if context.target is None or context.recipe.select.chosen() is not None:
+            return context
+        return replace(context, target=halves(context.target, self.name).choosing)
+
+    def settled(self, context: RunContext) -> RunContext:
+        """The context with the winner of a trial in its recipe, where one is to be held: each contender
+        selects by one half of the target samples, trains for some steps, and is judged by the other half."""
+        trial: Any = context.recipe.select
+        if trial.chosen() is not None:
+            return context
+        assert self._scored is not None and self._scored.target is not None and context.target is not None
+        start = time.perf_counter()
+        half = halves(context.target, self.name)
+        scored = self._scored._replace(target=self._scored.target.take(half.rows))
+        choosing = replace(context, target=half.choosing)
+        picks = {
+            name: [first_selection(method, choosing, scored, first=self._first).selection]
+            for name, method in trial.tried.items()
+        }
+        winner, _ = race(
+            context,
+            picks,
+            (Part(np.arange(len(context.train))),),
+            half.judging,
+            steps=trial.steps,
+            most=trial.judges,
+            section=self.name,
+            spent=time.perf_counter() - start,
+        )
+        recipe = replace(context.recipe, select=replace(trial, winner=winner))
+        context.save_recipe(recipe)
+        context = replace(context, recipe=recipe)
+        # By all of the target samples now.
+        self._first = compared_texts(_method(context), context)
+        return context
 
     def _size(self, context: RunContext) -> Size:
         """The run's size before anything is selected, without its annealing phase."""
@@ -220,7 +283,7 @@ class Selecting(Decider):
         """The plan of a run that begins, not yet cut; and plain values for the record."""
         assert self._scored is not None
         start, took = time.perf_counter(), {}
-        method, seed, layout = context.recipe.select, context.seed, context.in_run
+        method, seed, layout = _method(context), context.seed, context.in_run
         selection, state, known = first_selection(
             method,
             context,
@@ -250,7 +313,7 @@ class Selecting(Decider):
         if advice := method.advice(selection):
             context.say(advice)
         return plan, {
-            "select": method.method,
+            "select": context.recipe.select.method,
             "selected": len(np.unique(selection.indices)),
             "weighted": selection.weights is not None,
             "parts": rounded(took),
@@ -359,12 +422,14 @@ class Selecting(Decider):
 
     def load_state_dict(self, arrays: Arrays, context: RunContext) -> None:
         self._chosen = arrays.get(CHOSEN)
-        self._state = context.recipe.select.restored(arrays) if arrays and self._chosen is None else None
+        self._state = _method(context).restored(arrays) if arrays and self._chosen is None else None
 
 
 def _method(context: RunContext) -> Selector:
-    """The method, with what was measured on this machine."""
-    return context.recipe.select
+    """The method that selects, with what was measured on this machine."""
+    method = context.recipe.select.chosen()
+    assert method is not None
+    return method
 
 
 def _speeds(context: RunContext, method: Selector) -> Speeds:

@@ -111,6 +111,9 @@ def passes_of(needs: Iterable[str]) -> float:
 
 def _selecting(run: _Run) -> Share | None:
     method: Any = run.recipe.select
+    if method.tried and method.chosen() is None:
+        return _raced(run, method)
+    method = method.chosen()
     if not passes_of(method.needs):
         return None
     if run.recipe.signals.model is not None:
@@ -131,6 +134,16 @@ def _selecting(run: _Run) -> Share | None:
     anchors = USUAL_ANCHORS if method.anchors is None else method.anchors
     share = None if first is None or refreshes is None else first * (1 + refreshes * anchors)
     return {"share": share, "why": f"{method.method}: its candidates and {refreshes or 'no'} refreshes"}
+
+
+def _raced(run: _Run, method: Any) -> Share:
+    """Scoring the pool, and the steps of the contenders."""
+    why = f"{method.method}: {len(method.tried)} contenders, {method.steps} steps each"
+    scored = run.scored(method.needs, None)
+    raced = run.share(len(method.tried) * method.steps * run.batch * run.training)
+    if scored is None or raced is None:
+        return {"share": None, "why": f"{why}; depends on the size of the pool and the number of steps"}
+    return {"share": scored + raced, "why": why}
 
 
 def _ordering(run: _Run) -> Share | None:

@@ -22,7 +22,7 @@ def deciding_seconds(events: Iterable[dict[str, Any]]) -> float:
 
 
 CHARGED = {
-    "select": ("signals", "ngrams", "plan", "refresh", "epochs"),
+    "select": ("signals", "ngrams", "select_trial", "plan", "refresh", "epochs"),
     "order": ("order",),
     "layers": ("layers", "probe"),
     "anneal": ("anneal", "trial"),

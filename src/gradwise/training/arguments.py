@@ -1,6 +1,7 @@
 """From a recipe's `train` section to the Hugging Face Trainer's arguments."""
 
 import json
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -201,10 +202,48 @@ def _check_json(key: str, path: Path) -> None:
         raise RecipeError(f"train.{key}: {path} must hold a JSON object; found {shown(found)}.")
 
 
+OF_A_MODEL = ("galore", "apollo", "lomo")
+"""Optimizers that want the model itself."""
+
+
+def new_optimizer(
+    made: TrainingArguments, model: torch.nn.Module, decaying: Collection[str]
+) -> torch.optim.Optimizer:
+    """An optimizer of the kind and settings that a run trains with, over what its model trains.
+
+    Args:
+        made: arguments of the run.
+        model: that it trains.
+        decaying: names of the parameters that weight decay acts on.
+
+    Raises:
+        RecipeError: the optimizer is one that changes the model.
+    """
+    optim = made.optim.value  # type: ignore[union-attr]
+    if any(name in optim for name in OF_A_MODEL):
+        raise RecipeError(
+            f"train.optim: {optim} changes the model itself, so that steps with it cannot be tried before a "
+            "run; take another optimizer, or do without a trial."
+        )
+    kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(made)
+    groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[name in decaying].append(parameter)
+    return kind(
+        [
+            {"params": own, "weight_decay": made.weight_decay if decays else 0.0}
+            for decays, own in groups.items()
+            if own
+        ],
+        **settings,
+    )
+
+
 def _check_optimizer(made: TrainingArguments) -> None:
     """Raise what making the optimizer would: a missing package, an argument out of range."""
     optim = made.optim.value  # type: ignore[union-attr]
-    if any(name in optim for name in ("galore", "apollo", "lomo")):  # which want the model itself
+    if any(name in optim for name in OF_A_MODEL):
         name = next(name for name in ("galore_torch", "apollo_torch", "lomo_optim") if name[:4] in optim)
         if find_spec(name) is None:
             raise ImportError(f"optim: {optim} needs the package {name}; install it.")

@@ -1,5 +1,6 @@
 """A short race between methods, from the present weights."""
 
 from gradwise.methods.trial.method import Trial
+from gradwise.methods.trial.selecting import SelectTrial
 
-__all__ = ["Trial"]
+__all__ = ["SelectTrial", "Trial"]

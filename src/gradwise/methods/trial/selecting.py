@@ -1,0 +1,126 @@
+"""Lets several selections train for a few steps each, and follows the one that did best.
+
+No way of selecting towards a target is best on every target, and some are worse than random samples on some
+(docs/results/grace-targets.md). A few real steps tell more than any score. One half of the target samples
+chooses for the trial, the other half judges it; the winner then selects by all of them.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from gradwise.errors import RecipeError
+from gradwise.methods.baselines.select import FullData, RandomSubset
+from gradwise.methods.baselines.targeted import Dsir, Nearest, Tsds
+from gradwise.methods.decision import Selection
+from gradwise.methods.grace import Grace
+from gradwise.methods.interfaces import FirstStage, Places, Selector
+from gradwise.methods.towards import AlwaysTargeted
+from gradwise.signals import Signals
+from gradwise.signals.wanted import QUANTITIES
+
+Contender = Literal["grace", "dsir", "nearest", "tsds", "random", "full"]
+
+NO_RUN = (
+    "select: a trial trains the model for a few steps, which only a run can do; give select.winner, or train."
+)
+
+
+@dataclass(frozen=True)
+class SelectTrial(AlwaysTargeted):
+    """The selection after which a few steps lower the loss on target samples most.
+
+    >>> SelectTrial(contenders=["dsir", "full"], count=8, winner="dsir").chosen().count
+    8
+    """
+
+    method: Literal["trial"] = "trial"
+    """A short race between other methods towards a target."""
+
+    contenders: tuple[Contender, ...] = ("grace", "dsir", "random", "full")
+    """Methods that are tried, with their defaults; each selects once, `fraction` or `count` samples. Among
+    equals the first wins."""
+
+    steps: Annotated[int, Field(ge=1)] = 15
+    """Optimizer steps that each contender is tried for, at a learning rate that falls to zero; all of it is
+    taken back."""
+
+    judges: Annotated[int, Field(ge=1)] | None = 256
+    """Most target samples that judge, out of the half that does not choose; null for all of the half."""
+
+    winner: Contender | None = None
+    """The contender that selects. If unset, a run finds it before its first step, and writes it into its
+    recipe before it is used."""
+
+    left_to_run: ClassVar[tuple[str, ...]] = ("winner",)
+
+    def check(self) -> None:
+        super().check()
+        if len(set(self.contenders)) < max(2, len(self.contenders)):
+            raise RecipeError(
+                f"select.contenders must name at least two different methods; found {list(self.contenders)}."
+            )
+        if self.winner is not None and self.winner not in self.contenders:
+            raise RecipeError(
+                f"select.winner is {self.winner}, which is none of the contenders "
+                f"{', '.join(self.contenders)}."
+            )
+
+    @property
+    def tried(self) -> dict[str, Selector]:
+        size = {"fraction": self.fraction, "count": self.count}
+        aimed = size | {"target": self.target or "target"}
+        made: dict[str, Selector] = {
+            "grace": Grace(**aimed, refresh_every=0),
+            "dsir": Dsir(**aimed),
+            "nearest": Nearest(**aimed),
+            "tsds": Tsds(**aimed),
+            "random": RandomSubset(**size),
+            "full": FullData(),
+        }
+        return {name: made[name] for name in self.contenders}
+
+    def chosen(self) -> Selector | None:
+        return None if self.winner is None else self.tried[self.winner]
+
+    @property
+    def _asked(self) -> list[Selector]:
+        """The contenders that still matter."""
+        chosen = self.chosen()
+        return list(self.tried.values()) if chosen is None else [chosen]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The signals that one of the contenders decides by."""
+        return frozenset().union(*(method.needs for method in self._asked))
+
+    def first_stage(self, signals: Signals, target: Signals) -> FirstStage | None:
+        found = (method.first_stage(signals, target) for method in self._asked)
+        return next((stage for stage in found if stage is not None), None)
+
+    def rows_to_score(
+        self, pool: int, domain: NDArray[np.str_] | None, seed: int, first: object = None
+    ) -> Places | None:
+        """The samples that the one contender scores that asks a model; all where there are several."""
+        measuring = [method for method in self._asked if method.needs & set(QUANTITIES)]
+        return measuring[0].rows_to_score(pool, domain, seed, first) if len(measuring) == 1 else None
+
+    def select(self, signals: Signals, *, target: Signals | None = None, seed: int = 0) -> Selection:
+        """What the winner selects.
+
+        Raises:
+            RecipeError: there is no winner yet, since only a run can race.
+        """
+        winner = self.chosen()
+        if winner is None:
+            raise RecipeError(NO_RUN)
+        select: Any = winner.select
+        return select(signals, seed=seed, **({"target": target} if winner.aims else {}))
+
+    def standalone_advice(self) -> str | None:
+        if self.winner is not None:
+            return None
+        raise RecipeError(NO_RUN)
