@@ -1,8 +1,8 @@
 """Selection towards a target: short fine-tuning of the story model on what methods pick.
 
-    python -m benchmarks.grace.targets      # an hour and a half on one core
+    python -m benchmarks.grace.targets      # an hour on one core
 
-Pools have 1,600 short records of six sets. Each method picks 80 or 160 of them (5 or 10 %) by 64 target
+Pools have about 1,600 short records of six sets. Each method picks 80 or 160 of them (5 or 10 %) by 64 target
 samples, and its picks are judged by the held-out loss on 100 others. Every arm trains for 60 steps of 8
 samples. `full` takes all of the pool. `full, longer` gets as many steps more as the scoring and choosing of
 `grace` took time, so that both take equally long. `trial` tries `grace`, `dsir`, `random` and `full` for 15
@@ -129,21 +129,22 @@ def picks(pool: Signals, target: Signals, seed: int, count: int) -> dict[str, np
 def chosen_by_grace(model: Any, samples: dict[str, Any], collate: Collator, seed: int) -> None:
     """All that GRACE does before the first step: compare words, score what is left, choose."""
     method, tokenizer = Grace(count=PICKS, target="target"), load_tokenizer(STORIES)
+    size = len(samples["pool"])
     texts = {part: Texts(samples[part], tokenizer) for part in ("pool", "target")}
     words = {part: Signals(len(samples[part]), texts=texts[part]) for part in texts}
     first = method.first_stage(words["pool"], words["target"])
-    looked = method.rows_to_score(SIZE, None, seed, first)
+    looked = method.rows_to_score(size, None, seed, first)
     scored, target = (
         collect(model, rows, collate, want=("embedding",), progress=False)
         for rows in (samples["pool"].select(looked), samples["target"])
     )
-    state = method.begin(scored, looked=looked, pool=SIZE, seed=seed, target=target, first=first)
-    method.pick(state, Signals(SIZE, num_tokens=np.ones(SIZE, np.int32)), seed=seed)
+    state = method.begin(scored, looked=looked, pool=size, seed=seed, target=target, first=first)
+    method.pick(state, Signals(size, num_tokens=np.ones(size, np.int32)), seed=seed)
 
 
 def steps_for(deciding: Callable[[], None], probe: Probe, seed: int) -> int:
     """Training steps that take as long as deciding; medians of three, side by side."""
-    rows = np.random.default_rng([seed, 6]).permutation(SIZE)[: 10 * BATCH]
+    rows = np.random.default_rng([seed, 6]).permutation(len(probe.dataset))[: 10 * BATCH]
     deciding()  # compiles
     ratios = []
     for _ in range(3):
