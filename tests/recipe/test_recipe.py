@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 
-from gradwise import Adapter, Data, Grass, Model, Recipe, RecipeError, Source, Train, baselines
+from gradwise import Adapter, Data, Grass, Model, Recipe, RecipeError, Source, Train, baselines, demo
 from gradwise.evaluation import Choice, Function, Generate, LmEval, Metrics
 from gradwise.run.model import load_model
 from tests.recipe.strategies import EVERY_METHOD, named, recipes
@@ -322,3 +322,17 @@ def test_warnings_of_peft_are_told_once(stories: Path):
     told: list[str] = []
     load_model(Model(name=str(stories)), Adapter(method="ln_tuning"), tell=told.append)
     assert len(told) == 1 and told[0].startswith("Warning: adapter: Unsupported layer type")
+
+
+def test_the_demo_and_its_recipe_file_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apart from the model, which the demo takes from a package."""
+    monkeypatch.setattr(demo, "_smollm2_folder", lambda: Path("anywhere"))
+    shown = Recipe.load(Path(__file__).parents[2] / "recipes" / "all-four.yaml").to_dict()
+    ran = demo.smollm2_recipe().to_dict()
+    for values in (shown, ran):
+        del values["model"]
+        for part in ("train", "validation"):
+            sources = values["data"][part]
+            for source in sources if isinstance(sources, list) else [sources]:
+                source["path"] = Path(source["path"]).name
+    assert shown == ran

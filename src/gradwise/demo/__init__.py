@@ -52,7 +52,7 @@ def smollm2_recipe() -> Recipe:
     """
     return Recipe(
         model=Model(name=str(_smollm2_folder()), gguf_file=SMOLLM2_FILE),
-        data=replace(_mixed(), validation=Source(str(ASSETS / "gsm8k_held_out.jsonl")), max_length=256),
+        data=replace(_mixed(), validation=Source(str(ASSETS / "gsm8k_held_out.jsonl")), max_length=192),
         train=Train(
             epochs=1,
             batch_size=8,
@@ -60,10 +60,10 @@ def smollm2_recipe() -> Recipe:
             schedule="wsd",
             arguments={"per_device_train_batch_size": 4, "warmup_steps": 0.1, "save_total_limit": 1},
         ),
-        select=Grace(count=96, candidates=160, refresh_every=5, anchors=0.1, domain_minimum=0.5),
+        select=Grace(count=64, candidates=96, refresh_every=4, anchors=0.1, domain_minimum=0.5),
         order=D3(units="domains", probes=1, target_samples=4, overhead=0.3),
         layers=Grass(active=2, period=3, probe=1),
-        anneal=Direct(last=0.25, count=16, candidates=32, validation_samples=12),
+        anneal=Direct(last=0.25, count=16, candidates=24, validation_samples=12),
     )
 
 
