@@ -15,7 +15,7 @@ from gradwise.precision import autocast_of
 from gradwise.recipe import Recipe
 from gradwise.training.layout import Layout
 from gradwise.training.memory import StepMemory
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 
 
 class HostTrainer(Protocol):
@@ -100,7 +100,7 @@ def context_of(
     samples: RunSamples,
     *,
     layout: Layout,
-    record: Record,
+    record: RunRecord,
     folder: Path,
     shared: Path | None,
     say: Callable[[str], object],

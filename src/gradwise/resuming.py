@@ -9,7 +9,7 @@ from gradwise.training import checkpoint as checkpoints
 from gradwise.training import recipe_file
 from gradwise.training.layout import Layout
 from gradwise.training.plan import Plan
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 
 DECISIVE = ("select", "order", "layers", "anneal", "signals", "weights", "seed")
 """Sections of a recipe that decide what a run trains on and how."""
@@ -22,7 +22,7 @@ def decisive_sections(recipe: Recipe) -> dict[str, Any]:
 
 
 def opened(
-    recipe: Recipe, resume: Path | None, output: Path, folder: Path, record: Record
+    recipe: Recipe, resume: Path | None, output: Path, folder: Path, record: RunRecord
 ) -> tuple[dict[str, Any] | None, Recipe]:
     """The state of the checkpoint to resume from, once it is known to be this run's, and the recipe with what
     the run has measured.

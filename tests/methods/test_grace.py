@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import gradwise as gw
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.grace.importance import Target, importance, worth
+from gradwise.methods.grace.importance import MeanDirection, importance, worth
 from gradwise.methods.grace.nodes import nodes_of
 from gradwise.methods.grace.refresh import SHARE_RANGE, drawn_of, next_share
 from gradwise.methods.grace.state import State
@@ -53,7 +53,9 @@ class TestSelect:
             "loss": found.loss,
             "norm": found.grad_norm,
             "head_norm": found.head_norm,
-            "alignment": Target.of(found.grad.astype(np.float64)).alignment(found.grad.astype(np.float64)),
+            "alignment": MeanDirection.of(found.grad.astype(np.float64)).alignment(
+                found.grad.astype(np.float64)
+            ),
         }[kind]
         expected = facility_location(graph, worth(values.astype(np.float64)).scores, 12, 0.3)
         assert picked.indices.tolist() == expected.tolist()
@@ -181,7 +183,7 @@ class TestImportance:
     def test_alignment_leaves_the_sample_itself_out(self):
         grads = np.random.default_rng(0).standard_normal((9, 5))
         units = grads / np.linalg.norm(grads, axis=1, keepdims=True)
-        target = Target.of(grads)
+        target = MeanDirection.of(grads)
         for i, found in enumerate(target.alignment(grads)):
             others = np.delete(units, i, axis=0)
             assert found == pytest.approx((others @ units[i]).mean())
@@ -189,17 +191,17 @@ class TestImportance:
         assert target.alignment(grads[[4, 7]]) == pytest.approx(target.alignment(grads)[[4, 7]])
         assert target.moved(-grads).mean == pytest.approx(-target.mean)
         assert target.moved(grads[:1]).mean == pytest.approx((8 * target.mean + units[0]) / 9)
-        assert Target.of(grads[:1]).alignment(grads[:1]).tolist() == [0]
+        assert MeanDirection.of(grads[:1]).alignment(grads[:1]).tolist() == [0]
 
     def test_alignment_does_not_go_by_size(self):
         """Garbage has large gradients; without a gradient there is nothing to agree."""
         grads = np.random.default_rng(0).standard_normal((9, 5))
         scale = np.geomspace(1e-3, 1e6, 9)[:, None]
-        assert Target.of(scale * grads).alignment(scale * grads) == pytest.approx(
-            Target.of(grads).alignment(grads)
+        assert MeanDirection.of(scale * grads).alignment(scale * grads) == pytest.approx(
+            MeanDirection.of(grads).alignment(grads)
         )
         grads[3] = 0
-        assert Target.of(grads).alignment(grads)[3] == 0
+        assert MeanDirection.of(grads).alignment(grads)[3] == 0
 
     def test_length_counts_where_it_is_asked_for(self):
         found, rows = signals(), np.arange(60)

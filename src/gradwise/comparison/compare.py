@@ -13,7 +13,7 @@ from gradwise.comparison.budget import Budget, parse_budget
 from gradwise.comparison.equal import equalise
 from gradwise.comparison.folder import ComparisonFolder
 from gradwise.comparison.pairs import Pairs
-from gradwise.comparison.progress import Progress
+from gradwise.comparison.progress import ComparisonProgress
 from gradwise.comparison.runs import FAILURE, LOG, is_done, prepare_folder, run_recipe
 from gradwise.comparison.workers import Task, WorkerPool, start_server
 from gradwise.errors import DataError, RecipeError
@@ -188,7 +188,7 @@ def _run_all(
 ) -> bool:
     """Make what is to be made; whether any of it was stopped."""
     start_server()
-    shown = Progress(sys.stderr.isatty() if options.progress is None else options.progress)
+    shown = ComparisonProgress(sys.stderr.isatty() if options.progress is None else options.progress)
     _check_overlap(folder, arms, pool, options, shown)
     if not pool.stops:
         equalise(folder, arms, pool, shown)
@@ -222,7 +222,7 @@ def _tasks(folder: ComparisonFolder, todo: list[tuple[Arm, int]], options: Optio
 
 
 def _check_overlap(
-    folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, options: Options, shown: Progress
+    folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, options: Options, shown: ComparisonProgress
 ) -> None:
     """Refuse to judge by held-out data that are trained on."""
     known = folder.contents["data"]

@@ -11,7 +11,7 @@ from typing import Any
 from gradwise.comparison.arms import Arm
 from gradwise.comparison.budget import Calibrated, Speed, seconds_for, steps_within_seconds
 from gradwise.comparison.folder import ComparisonFolder
-from gradwise.comparison.progress import Progress
+from gradwise.comparison.progress import ComparisonProgress
 from gradwise.comparison.workers import Task, WorkerPool
 from gradwise.errors import GradwiseError, RecipeError
 
@@ -24,7 +24,7 @@ UNKNOWN_BUDGET = 5.0
 """The same, while the budget itself is still to be measured."""
 
 
-def equalise(folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, shown: Progress) -> None:
+def equalise(folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, shown: ComparisonProgress) -> None:
     """Find the steps of all runs that do not have theirs yet, and write them into `folder.contents`.
 
     An arm for which there is no such number (its budget is spent before the first step, or measuring it
@@ -49,7 +49,7 @@ def equalise(folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, shown:
 class _Equaliser:
     """What the three ways have in common: work in other processes, and where results go."""
 
-    def __init__(self, folder: ComparisonFolder, pool: WorkerPool, shown: Progress) -> None:
+    def __init__(self, folder: ComparisonFolder, pool: WorkerPool, shown: ComparisonProgress) -> None:
         self.folder, self.pool, self.shown = folder, pool, shown
 
     def amount(self) -> float | None:

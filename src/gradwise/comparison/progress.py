@@ -20,7 +20,7 @@ TAIL = 8192
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} runs, {remaining} left{postfix}"
 
 
-class Progress:
+class ComparisonProgress:
     """Shows how a comparison proceeds.
 
     Args:

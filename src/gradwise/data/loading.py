@@ -24,7 +24,7 @@ from gradwise.console import Progress, on_terminal
 from gradwise.data.chat import template_text
 from gradwise.data.formats import CHATS, Format, Sample, columns_of, detect
 from gradwise.data.pool import Pool
-from gradwise.data.read import Part, read
+from gradwise.data.read import SourcePart, read
 from gradwise.data.records import Record, UnreadableError, few
 from gradwise.data.settings import Data, FormatName, Source, Sources
 from gradwise.data.tokenise import Tokeniser
@@ -150,7 +150,7 @@ def _mixtures(formats: dict[str, set[FormatName]], template: str) -> list[str]:
 
 def _rows(
     source: Source,
-    part: Part,
+    part: SourcePart,
     tokenise: Tokeniser,
     unread: dict[str, list[str]],
     formats: dict[str, set[FormatName]],

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.numerics.kernels import parts
-from gradwise.numerics.nearest import Neighbours, Progress, UnitRows, nearest, ranked
+from gradwise.numerics.nearest import Neighbours, OnProgress, UnitRows, nearest, ranked
 from gradwise.numerics.streams import stream, stream_seed
 
 ENOUGH = 0.98
@@ -37,7 +37,7 @@ class Index(Protocol):
 
 
 def nearly_nearest(
-    x: UnitRows, count: int, k: int, *, seed: int = 0, progress: Progress | None = None
+    x: UnitRows, count: int, k: int, *, seed: int = 0, progress: OnProgress | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], float]:
     """Neighbours of all rows, and the share of the true `k` nearest among the first k of them.
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradwise.numerics.kernels import compiled, in_threads, parts
-from gradwise.numerics.nearest import Progress, UnitRows, cosine, nearest, products, slack, unit
+from gradwise.numerics.nearest import OnProgress, UnitRows, cosine, nearest, products, slack, unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ def knn_graph(
     approximate: bool = False,
     device: str = "cpu",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> KnnGraph:
     """The k-NN graph of the rows of `x`.
 

@@ -21,7 +21,7 @@ from gradwise.recipe import Recipe
 from gradwise.signals import Signals
 from gradwise.signals.samples import rows_of
 from gradwise.training.layout import Layout
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 
 Collate = Callable[[list[Any]], dict[str, Any]]
 
@@ -142,7 +142,7 @@ class RunContext:
     train: Samples
     scorer: Callable[[], Scorer]
     """Gives what computes signals of the training samples; loads it if need be."""
-    record: Record
+    record: RunRecord
     folder: Path
     """The run's folder; decisions are written below it."""
     planned: Samples | None = None

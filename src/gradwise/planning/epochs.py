@@ -18,7 +18,7 @@ from gradwise.training.batches import Batches
 from gradwise.training.plan import Plan, Segment
 
 
-class Orders(Protocol):
+class EpochOrderer(Protocol):
     """Puts the entries of an epoch in order."""
 
     def order(self, signals: Signals, entries: NDArray[np.int64], *, epoch: int, seed: int) -> Order: ...
@@ -73,7 +73,7 @@ def continued(plan: Plan) -> Plan:
     return laid_out(kept, new, len(kept.segments), range(last, new[-1].epoch + 1))
 
 
-def make_plan(selection: Selection, order: Orders, signals: Signals, *, epochs: int, seed: int) -> Plan:
+def make_plan(selection: Selection, order: EpochOrderer, signals: Signals, *, epochs: int, seed: int) -> Plan:
     """The plan of a run whose selection is made once, one segment per epoch.
 
     Weights become whole copies, rounded again each epoch so that every sample gets its share in expectation;
@@ -93,7 +93,14 @@ def make_plan(selection: Selection, order: Orders, signals: Signals, *, epochs: 
 
 
 def repeated(
-    selection: Selection, order: Orders, signals: Signals, *, first: int, length: int, epoch: int, seed: int
+    selection: Selection,
+    order: EpochOrderer,
+    signals: Signals,
+    *,
+    first: int,
+    length: int,
+    epoch: int,
+    seed: int,
 ) -> Segment:
     """`length` entries of an epoch: a selection as often as that takes, each time in a new order, the last
     one cut off.
@@ -181,7 +188,7 @@ def entries_of(selection: Selection, epoch: int, seed: int) -> NDArray[np.int64]
     return np.repeat(selection.indices, copies)
 
 
-def _segment(selection: Selection, order: Orders, signals: Signals, epoch: int, seed: int) -> Segment:
+def _segment(selection: Selection, order: EpochOrderer, signals: Signals, epoch: int, seed: int) -> Segment:
     entries = entries_of(selection, epoch, seed)
     ordered = order.order(signals, entries, epoch=epoch, seed=seed)
     if not np.array_equal(np.sort(ordered.indices), np.sort(entries)):

@@ -24,7 +24,7 @@ from gradwise.errors import SignalError
 from gradwise.folders import claimed
 from gradwise.locks import FileLock
 from gradwise.stored import damaged
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 
 Arrays = dict[str, NDArray[Any]]
 SECONDS = "seconds"
@@ -45,7 +45,7 @@ class SharedSignals:
 
 
 def measured_once(
-    folder: Path, key: dict[str, Any], measure: Callable[[], Arrays], record: Record
+    folder: Path, key: dict[str, Any], measure: Callable[[], Arrays], record: RunRecord
 ) -> SharedSignals:
     """The arrays for `key` out of `folder`, measured and put there if nobody has yet.
 

@@ -25,7 +25,7 @@ from gradwise.signals.given_back import uncompiled
 from gradwise.signals.head import LabelPositions
 from gradwise.signals.samples import check_indexable
 
-Samples = Sequence[int] | NDArray[np.int64]
+SampleIndices = Sequence[int] | NDArray[np.int64]
 
 STRETCH = 1 << 16
 """Numbers of each vector that are multiplied at a time."""
@@ -88,17 +88,17 @@ class Probe:
         groups = self.optimizer.param_groups
         return max(float(group["lr"] or group.get("initial_lr", 0.0)) for group in groups)
 
-    def losses(self, samples: Samples) -> NDArray[np.float64]:
+    def losses(self, samples: SampleIndices) -> NDArray[np.float64]:
         """(m,) own-mean losses at the present weights, without dropout."""
         with self._lent(), torch.no_grad():
             return self._losses(samples)
 
     @contextmanager
-    def training(self) -> Iterator[Callable[[Samples, float], None]]:
+    def training(self) -> Iterator[Callable[[SampleIndices, float], None]]:
         """Train, and take it back at the end: yields a function that makes one step, on some samples and at a
         learning rate."""
 
-        def step(samples: Samples, rate: float) -> None:
+        def step(samples: SampleIndices, rate: float) -> None:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self._step(samples)
@@ -107,7 +107,7 @@ class Probe:
             yield step
 
     def lookahead(
-        self, units: Sequence[Samples], on: Samples, only: NDArray[np.bool_] | None = None
+        self, units: Sequence[SampleIndices], on: SampleIndices, only: NDArray[np.bool_] | None = None
     ) -> Ahead:
         """The losses of samples after one step of the optimizer on each unit, each from the present weights.
 
@@ -134,7 +134,7 @@ class Probe:
         return Ahead(before, after)
 
     def runs(
-        self, runs: Sequence[Sequence[Samples]], on: Samples
+        self, runs: Sequence[Sequence[SampleIndices]], on: SampleIndices
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(m,) losses of samples now, and (runs, m) after several steps of the optimizer, each run from the
         present weights at learning rates that fall linearly to zero.
@@ -160,7 +160,7 @@ class Probe:
                 give_back()
         return before, after
 
-    def orders(self, nodes: Sequence[Sequence[Samples]], on: Samples) -> Orders:
+    def orders(self, nodes: Sequence[Sequence[SampleIndices]], on: SampleIndices) -> Orders:
         """The losses of samples after the steps of one node and then those of another, for every two nodes
         and in both orders, each from the present weights: n * n times a node's steps are made. Takes two
         copies of weights and optimizer.
@@ -191,13 +191,13 @@ class Probe:
                 to_present()
         return Orders(before, alone, both)
 
-    def sketches(self, units: Sequence[Samples]) -> NDArray[np.float32]:
+    def sketches(self, units: Sequence[SampleIndices]) -> NDArray[np.float32]:
         """(n, SKETCH) of the units' gradients: their cosines tell which units are alike."""
         with self._lent(), torch.inference_mode(False), torch.enable_grad():
             weights = self._weights()
             return np.stack([sketch(self._gradient(unit, weights)[1]).cpu().numpy() for unit in units])
 
-    def bends(self, units: Sequence[Samples], towards: Samples, *, hessian: bool = True) -> Bends:
+    def bends(self, units: Sequence[SampleIndices], towards: SampleIndices, *, hessian: bool = True) -> Bends:
         """Products of gradients and of Hessians for every pair of units, with one Hessian-vector product for
         each (spec of D3, the commutator of two steps).
 
@@ -243,7 +243,7 @@ class Probe:
             )
 
     def plain_steps(
-        self, units: Sequence[Samples], length: float
+        self, units: Sequence[SampleIndices], length: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Token-mean losses of units (n,), and (n, n) after a step on each of them: a plain step of this
         length along its gradient, without the optimizer, without clipping, without dropout."""
@@ -261,7 +261,7 @@ class Probe:
             return before, after
 
     def diagonal_curvatures(
-        self, units: Sequence[Samples], on: Samples, probes: int, rng: np.random.Generator
+        self, units: Sequence[SampleIndices], on: SampleIndices, probes: int, rng: np.random.Generator
     ) -> NDArray[np.float64]:
         """(n,) g_u^T diag(h) g_u of every unit, with Hutchinson's estimate of the Hessian's diagonal,
         h = mean of v * (H v) over random signs v.
@@ -300,7 +300,7 @@ class Probe:
             raise SignalError("No parameter of the model requires a gradient; there is no step to measure.")
         return weights
 
-    def _step(self, unit: Samples) -> None:
+    def _step(self, unit: SampleIndices) -> None:
         """One step of the optimizer, in the mode the model is found in."""
         weights = self._weights()
         with torch.enable_grad():
@@ -316,7 +316,7 @@ class Probe:
         for parameter in weights:
             parameter.grad = None
 
-    def _gradient(self, samples: Samples, weights: list[nn.Parameter]) -> tuple[float, list[Tensor]]:
+    def _gradient(self, samples: SampleIndices, weights: list[nn.Parameter]) -> tuple[float, list[Tensor]]:
         """The token-mean loss and its gradient, which nobody accumulates."""
         total, gradients = 0.0, [torch.zeros_like(p) for p in weights]
         batches = list(self._batches(samples))
@@ -332,7 +332,7 @@ class Probe:
         return total, gradients
 
     def _turned(
-        self, samples: Samples, weights: list[nn.Parameter], direction: list[Tensor]
+        self, samples: SampleIndices, weights: list[nn.Parameter], direction: list[Tensor]
     ) -> tuple[float, list[Tensor], list[Tensor]]:
         """Loss, gradient, and the Hessian times a direction."""
         total = 0.0
@@ -357,7 +357,7 @@ class Probe:
             total += float(loss.detach())
         return total, gradients, turned
 
-    def _evaluated(self, samples: Samples) -> NDArray[np.float64]:
+    def _evaluated(self, samples: SampleIndices) -> NDArray[np.float64]:
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
@@ -367,7 +367,7 @@ class Probe:
             for module in training:
                 module.training = True
 
-    def _losses(self, samples: Samples) -> NDArray[np.float64]:
+    def _losses(self, samples: SampleIndices) -> NDArray[np.float64]:
         if not len(samples):
             return np.zeros(0)
         found = [
@@ -376,7 +376,7 @@ class Probe:
         ]
         return torch.cat(found).double().cpu().numpy()
 
-    def _unit_losses(self, units: Sequence[Samples]) -> NDArray[np.float64]:
+    def _unit_losses(self, units: Sequence[SampleIndices]) -> NDArray[np.float64]:
         """(n,) token-mean losses."""
         losses: list[float] = []
         with torch.no_grad():
@@ -397,7 +397,7 @@ class Probe:
         with autocasting(self.device, self.autocast):
             return self.model(**inputs, use_cache=False).logits[:, :-1][positions.mask]
 
-    def _batches(self, samples: Samples) -> Iterator[tuple[dict[str, Any], LabelPositions]]:
+    def _batches(self, samples: SampleIndices) -> Iterator[tuple[dict[str, Any], LabelPositions]]:
         """As many samples at once as `batch_tokens` allows, in the order given."""
         own = len(self.dataset)
         rows = [self.dataset[int(p)] if p < own else self._aims[int(p) - own] for p in samples]
@@ -413,7 +413,7 @@ class Probe:
             yield batch, LabelPositions.of(batch.pop("labels"))
             start = stop
 
-    def _check_tokens(self, samples: Samples, tokens: int) -> None:
+    def _check_tokens(self, samples: SampleIndices, tokens: int) -> None:
         if not tokens:
             raise SignalError(f"The samples {list(samples)[:8]} have no label token; no step can be tried.")
 

@@ -37,7 +37,7 @@ Direction = Literal["lower", "higher"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ArmDifference:
     """One arm against another, over the seeds that both have."""
 
     arm: str
@@ -57,7 +57,7 @@ class Comparison:
 
 def compare(
     values: Mapping[str, Mapping[int, float]], reference: str, better: Direction = "lower"
-) -> list[Comparison]:
+) -> list[ArmDifference]:
     """Every other arm against `reference`: `compare_pairs` of a table with one reference.
 
     >>> found = compare({"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {0: 0.5, 1: 1.49, 2: 2.51}}, "a")
@@ -71,7 +71,7 @@ def compare_pairs(
     values: Mapping[str, Mapping[int, float]],
     pairs: Iterable[tuple[str, str]],
     better: Direction = "lower",
-) -> list[Comparison]:
+) -> list[ArmDifference]:
     """The comparisons of a table, corrected together.
 
     Args:
@@ -95,7 +95,7 @@ def compare_pairs(
     raw = {pair: p for pair, gap in gaps.items() if (p := p_value(gap)) is not None}
     corrected, ends = holm(raw), intervals(gaps, raw)
     return [
-        Comparison(
+        ArmDifference(
             *pair,
             len(gap),
             *mean_sd(values[pair[0]]),

@@ -10,8 +10,8 @@ from typing import Any
 
 from gradwise.report import statistics
 from gradwise.report.overfitting import overfitting
-from gradwise.report.reading import HELD_OUT_LOSS, Pair, Results, RunResult
-from gradwise.report.statistics import ENOUGH, FEWEST, UNTOLD, Comparison
+from gradwise.report.reading import HELD_OUT_LOSS, ArmPair, Results, RunResult
+from gradwise.report.statistics import ENOUGH, FEWEST, UNTOLD, ArmDifference
 
 Row = dict[str, Any]
 
@@ -65,7 +65,7 @@ def _mean_sd(values: dict[int, float]) -> Row:
     return {"mean": value, "sd": None if sd is None or math.isnan(sd) else sd}
 
 
-def _judged(pair: Pair | None, one: Comparison | None) -> Row:
+def _judged(pair: ArmPair | None, one: ArmDifference | None) -> Row:
     low, high = one.interval if one is not None and one.interval is not None else (None, None)
     return {
         "against": None if pair is None else pair.against,

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.offload.arena import is_streamed
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 from gradwise.training.recorded import GRADIENTS, PARTS, PASSES, PROBE, STATE, UPDATE
 from gradwise.training.sharding import local_part
 from gradwise.training.tensor_bytes import TensorBytes, weights_of
 
-Parts = dict[str, int]
+BytesByPart = dict[str, int]
 """Bytes by part."""
 
 
@@ -32,14 +32,14 @@ class StepMemory:
     """
 
     def __init__(self) -> None:
-        self._record: Record | None = None
-        self._phases: dict[str, Parts] = {}
-        self.forecast: dict[str, Parts] | None = None
+        self._record: RunRecord | None = None
+        self._phases: dict[str, BytesByPart] = {}
+        self.forecast: dict[str, BytesByPart] | None = None
         """What the phases were expected to take; written beside what the step that is followed took."""
 
     def begin(
         self,
-        record: Record,
+        record: RunRecord,
         model: nn.Module,
         optimizer: Any,
         *,
@@ -140,5 +140,5 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(local_part(tensor)[0].nbytes for tensor in tensors)
 
 
-def _larger(known: Parts, other: Parts) -> Parts:
+def _larger(known: BytesByPart, other: BytesByPart) -> BytesByPart:
     return dict(max(known, other, key=lambda parts: sum(parts.values())))

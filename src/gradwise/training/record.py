@@ -47,7 +47,7 @@ class NonFiniteError(GradwiseError):
         self.value = value
 
 
-class Record:
+class RunRecord:
     """Writes both files. All ranks keep one, since losses are averaged over ranks; only the first writes.
 
     Args:

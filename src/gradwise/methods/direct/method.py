@@ -27,9 +27,9 @@ from gradwise.methods.direct.check import held_out_check
 from gradwise.methods.direct.descent import Descent, descent
 from gradwise.methods.direct.details import spectrum_details, warn_of_unknown_curvature
 from gradwise.methods.direct.problem import (
+    CandidatePool,
     Normalise,
     Outliers,
-    Pool,
     Problem,
     kept_to,
     lengths_of,
@@ -42,7 +42,7 @@ from gradwise.methods.direct.problem import (
     without_copies,
     without_outliers,
 )
-from gradwise.methods.direct.published import AsPublished
+from gradwise.methods.direct.published import PublishedDirect
 from gradwise.methods.validation import check_aligned
 from gradwise.numerics.budgeted import (
     BudgetedTop,
@@ -74,7 +74,7 @@ FALLBACKS = {
 
 
 @dataclass(frozen=True)
-class Direct(AsPublished, Annealer):
+class Direct(PublishedDirect, Annealer):
     """The samples whose gradients move furthest where the validation data's curvature allows it.
 
     >>> rng = np.random.default_rng(0)
@@ -222,7 +222,7 @@ class Direct(AsPublished, Annealer):
 
     def _pool(
         self, signals: Signals, validation: Signals | None, width: int, room: int | None
-    ) -> tuple[NDArray[np.int64], Pool]:
+    ) -> tuple[NDArray[np.int64], CandidatePool]:
         """(n,) places of the samples to choose from, and what is known of them."""
         rows = usable(signals)
         grad: Any = signals.grad
@@ -258,10 +258,10 @@ class Direct(AsPublished, Annealer):
         if self.variant == "weights":
             largest = min(count, self.largest_weight or count)
             sizes, count = np.ones(len(kept)), count / largest
-        return rows[kept], Pool(rows[kept], sizes, count, set_aside, copies, outliers, largest)
+        return rows[kept], CandidatePool(rows[kept], sizes, count, set_aside, copies, outliers, largest)
 
     def _problem(
-        self, pool: Pool, gradients: Rows, spectrum: Spectrum, z: NDArray[np.float64], seed: int
+        self, pool: CandidatePool, gradients: Rows, spectrum: Spectrum, z: NDArray[np.float64], seed: int
     ) -> Problem:
         way = None
         if self.objective == "curvature":

@@ -25,7 +25,7 @@ CHOICE = 2.0
 """Samples left to choose from, as a multiple of those to choose. Outliers are kept if fewer would be left."""
 
 
-class Pool(NamedTuple):
+class CandidatePool(NamedTuple):
     """The n samples that may be chosen, without regard to what they are chosen for."""
 
     rows: NDArray[np.int64]
@@ -51,7 +51,7 @@ class Pool(NamedTuple):
 class Problem:
     """Shapes: n samples that may be chosen, gradients of k numbers."""
 
-    pool: Pool
+    pool: CandidatePool
     gradients: Rows
     """Normalised gradients of the samples."""
     spectrum: Spectrum

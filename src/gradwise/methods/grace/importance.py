@@ -48,7 +48,7 @@ def importance(
     rows: NDArray[np.int64],
     *,
     mean_tokens: float | None = None,
-    target: "Target | Aim | None" = None,
+    target: "MeanDirection | Aim | None" = None,
 ) -> NDArray[np.float64]:
     """(n,) of some samples of a pool.
 
@@ -62,11 +62,11 @@ def importance(
             `rows`.
     """
     values = np.asarray(signals.require(NEEDS[kind], f"grace with importance {kind}"))
-    if target is not None and not isinstance(target, Target):
+    if target is not None and not isinstance(target, MeanDirection):
         return target.importance(values[rows])
     if kind == "alignment":
         grads = values[rows].astype(np.float64)
-        found = (target or Target.of(grads)).alignment(grads)
+        found = (target or MeanDirection.of(grads)).alignment(grads)
     else:
         found = values[rows].astype(np.float64)
     if mean_tokens is None:
@@ -75,7 +75,7 @@ def importance(
 
 
 @dataclass(frozen=True)
-class Target:
+class MeanDirection:
     """The mean direction of a number of samples' gradients, that others are aligned with."""
 
     mean: NDArray[np.float64]
@@ -83,9 +83,9 @@ class Target:
     count: int
 
     @staticmethod
-    def of(grads: NDArray[np.float64]) -> "Target":
+    def of(grads: NDArray[np.float64]) -> "MeanDirection":
         """That of (n, k) gradients."""
-        return Target(_unit(grads).mean(axis=0), len(grads))
+        return MeanDirection(_unit(grads).mean(axis=0), len(grads))
 
     def alignment(self, grads: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n,) mean cosines, -1..1, of gradients, (n, k), with those of the others.
@@ -97,10 +97,10 @@ class Target:
         units = _unit(grads)
         return (self.count * (units @ self.mean) - np.square(units).sum(axis=1)) / (self.count - 1)
 
-    def moved(self, grads: NDArray[np.float64]) -> "Target":
+    def moved(self, grads: NDArray[np.float64]) -> "MeanDirection":
         """The mean after some of its samples, (a, k), were scored again."""
         share = len(grads) / self.count
-        return Target((1 - share) * self.mean + share * _unit(grads).mean(axis=0), self.count)
+        return MeanDirection((1 - share) * self.mean + share * _unit(grads).mean(axis=0), self.count)
 
 
 def _unit(grads: NDArray[np.float64]) -> NDArray[np.float64]:
