@@ -18,11 +18,11 @@ from gradwise.comparison.runs import FAILURE, LOG, is_done, prepare_folder, run_
 from gradwise.comparison.workers import Task, WorkerPool, start_server
 from gradwise.errors import DataError, RecipeError
 from gradwise.recipe import Recipe
-from gradwise.report.comparison import write_report
 from gradwise.report.reading import HELD_OUT_LOSS, Results, read_results
+from gradwise.report.tables import write_report
 from gradwise.text import shown
 
-RUN = "gradwise.comparison.execute:run"
+RUN = "gradwise.comparison.runs:run"
 CHECK_DATA = "gradwise.comparison.workbench:check_data"
 
 DEFAULT_REFERENCE = "random"

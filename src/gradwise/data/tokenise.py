@@ -5,10 +5,10 @@ in use. A token is learned if any of its characters is, so one that straddles th
 completion. Special tokens at the start and the end are there once, whoever writes them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -16,13 +16,18 @@ from transformers import PreTrainedTokenizerBase
 from gradwise.data.chat import ChatTemplate, Span
 from gradwise.data.formats import Chat, Pair, Sample, Text
 from gradwise.data.records import UnreadableError, reason
-from gradwise.data.shorten import start_of
 
 NO_LOSS = -100
 _TAIL = 3  # learned tokens at the end among which an end token is looked for; a line feed may follow it
 
 
 _LONG = 16  # characters to a token, below which a text is tokenised whole without further thought
+
+_CHARACTERS_PER_TOKEN = 8
+_SPARE = 16  # tokens beyond those compared: special ones may stand at the end
+
+Encode = Callable[[list[str]], Sequence[Any]]
+"""Gives the tokens of each text of a batch."""
 
 
 class Tokens(NamedTuple):
@@ -247,3 +252,30 @@ def _by_offset(item: _Spelled, offsets: np.ndarray) -> np.ndarray:
     # character.
     start = np.maximum(np.minimum(start, end - 1), 0)
     return before[end] > before[start]
+
+
+def start_of(text: str, count: int, reach: int, encode: Encode) -> str:
+    """A start of `text` with the same first `count` tokens, or all of it where that is no more work.
+
+    Args:
+        text: any text.
+        count: how many tokens must be the same.
+        reach: characters of the longest token.
+        encode: tokenises a batch.
+
+    Why a start can stand for the whole: let no token of the vocabulary have more than `reach` characters. The
+    tokens of the whole text then end somewhere among the last `reach` characters of the start, say at q, and
+    the tokens before q are those of the text up to q alone: a merge of byte-pair encoding across q would have
+    lasted, and the best segmentation of a unigram model goes through q. So where the texts up to every such q
+    agree on their first tokens, the whole text begins with them too.
+    """
+    size = _CHARACTERS_PER_TOKEN * count + reach
+    while size * (reach + 1) < len(text):
+        start = text[:size]
+        (tokens,) = encode([start])
+        if len(tokens) >= count + _SPARE:
+            ends = encode([start[: size - back] for back in range(1, reach)])
+            if all(list(end[:count]) == list(tokens[:count]) for end in ends):
+                return start
+        size *= 2
+    return text
