@@ -305,7 +305,8 @@ def _checked(path: Path, kind: str, patterns: set[str], shared: bool, error: Err
     """The folder's marker, if it has one; raises what stands against claiming it."""
     if not path.is_dir():
         if _exists(path):
-            raise error(f"{path} is {_described(path)}, not a folder; give another one.")
+            found = "a broken link" if path.is_symlink() and not path.exists() else "a file"
+            raise error(f"{path} is {found}, not a folder; give another one.")
         return None
     marker = read_marker(path, error)
     if marker is not None:
@@ -326,10 +327,6 @@ def _checked(path: Path, kind: str, patterns: set[str], shared: bool, error: Err
             f"{path} holds files that gradwise did not write ({found}); give a new folder, or an empty one."
         )
     return None
-
-
-def _described(path: Path) -> str:
-    return "a broken link" if path.is_symlink() and not path.exists() else "a file"
 
 
 @contextmanager

@@ -119,7 +119,8 @@ def compare(
         if reference is not None:
             pairs = [*pairs, *((arm.name, reference) for arm in parsed if arm.name != reference)]
         folder.ask(recipe, parsed, chosen, compared_with, wanted, pairs)
-        todo = _todo(folder, parsed, chosen)
+        # Seed by seed over all arms: a comparison that is stopped early is still paired.
+        todo = [(arm, seed) for seed in chosen for arm in parsed if not is_done(folder.run(arm.name, seed))]
         stopped = bool(todo) and _run_all(folder, parsed, todo, pool, options)
         return _report(folder, metric, stopped=stopped, changed=bool(todo))
 
@@ -176,11 +177,6 @@ def _seeds(asked: int | Sequence[int], recipe: Recipe) -> list[int]:
     if min(seeds) < 0 or max(seeds) >= 2**32:
         raise RecipeError(f"--seeds: seeds lie between 0 and {2**32 - 1}; found {shown(asked)}.")
     return seeds
-
-
-def _todo(folder: ComparisonFolder, arms: list[Arm], seeds: list[int]) -> list[tuple[Arm, int]]:
-    """Runs to make, seed by seed over all arms: a comparison that is stopped early is still paired."""
-    return [(arm, seed) for seed in seeds for arm in arms if not is_done(folder.run(arm.name, seed))]
 
 
 def _run_all(

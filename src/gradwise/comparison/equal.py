@@ -6,7 +6,7 @@ Calibrations run under the load that runs will meet: with --jobs 2, two copies o
 from collections.abc import Callable
 from dataclasses import asdict
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 from gradwise.comparison.arms import Arm
 from gradwise.comparison.budget import Calibrated, Speed, seconds_for, steps_within_seconds
@@ -60,6 +60,15 @@ class _Equaliser:
         self.folder.contents["budget"]["amount"] = amount
         self.folder.save()
 
+    def counted(self, reference: Arm, unit: Literal["steps", "tokens"]) -> bool:
+        """Whether the budget is known; if it is not, it becomes what the reference's recipe asks for."""
+        if self.amount() is None:
+            self.shown.say(f"Counting the {unit} of {reference.name}.")
+            if not (values := self.ask(reference, f"{unit}_of_recipe")):
+                return False
+            self.settle(values[0])
+        return True
+
     def ask(self, arm: Arm, call: str, *, copies: int = 1, **arguments: object) -> list[Any]:
         """What a function of the workbench finds out about an arm, done by `copies` processes at once.
 
@@ -95,22 +104,13 @@ class _Equaliser:
 
 
 def _by_steps(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
-    if found.amount() is None:
-        found.shown.say(f"Counting the steps of {reference.name}.")
-        values = found.ask(reference, "steps_of_recipe")
-        if not values:
-            return
-        found.settle(values[0])
-    found.each(arms, lambda _: int(found.amount() or 0))
+    if found.counted(reference, "steps"):
+        found.each(arms, lambda _: int(found.amount() or 0))
 
 
 def _by_tokens(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
-    if found.amount() is None:
-        found.shown.say(f"Counting the tokens of {reference.name}.")
-        values = found.ask(reference, "tokens_of_recipe")
-        if not values:
-            return
-        found.settle(values[0])
+    if not found.counted(reference, "tokens"):
+        return
 
     def steps(arm: Arm) -> dict[int, int] | None:
         known: dict[int, int] = found.folder.contents["steps"].get(arm.name, {})

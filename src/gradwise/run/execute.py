@@ -88,7 +88,8 @@ def train(
             on_first(run.check_model)
             tell(f"The run in {run.path} is finished already.")
             scored = not score or _scored(recipe, run, arguments.device, tell=tell, shown=shown)
-            return Outcome(run, scored, _steps_done(run))
+            steps = max((line["step"] for line in run.metrics()), default=0)
+            return Outcome(run, scored, steps)
         build = partial(_build, recipe, run, arguments, tell=tell, shown=shown, shared=shared, score=score)
         build = partial(build, foresee=foresee if first else None)
         trainer, scoring, fingerprints = on_each(build)
@@ -288,10 +289,6 @@ def _close(trainer: TrainerMixin, run: RunDirectory) -> None:
     )
     record.state()  # forces the record to disk before the model makes the run count as finished
     run.save_model(trainer.save_model)
-
-
-def _steps_done(run: RunDirectory) -> int:
-    return max((line["step"] for line in run.metrics()), default=0)
 
 
 def _until_stopped(trainer: Trainer, tell: Tell) -> AbstractContextManager[None]:

@@ -168,10 +168,6 @@ class Tracer:
         # Copies that stand for a parameter, held so that their ids stay theirs.
         self._copies: dict[int, tuple[Tensor, str]] = {}
 
-    def forget(self) -> None:
-        """Let go of the copies of one forward pass."""
-        self._copies.clear()
-
     def stands_for(self, copy: Tensor, original: Tensor) -> None:
         """Note that a gradient with respect to `copy` is one with respect to `original`."""
         name = self.name(original)

@@ -104,7 +104,7 @@ class Store(Sheet):
         with writing(self.path):
             self._done_file = self._opened(self.path / DONE)
             self._files = {name: self._opened(self._file(name)) for name in self.columns}
-        self._starts = {name: _header_size(self._file(name)) for name in self.columns}
+        self._starts = {name: _header(self._file(name))[1] for name in self.columns}
 
     def _opened(self, path: Path) -> int:
         file = os.open(path, os.O_RDWR)
@@ -303,10 +303,6 @@ def _make_array(path: Path, shape: tuple[int, ...], dtype: str) -> None:
         header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         npy.write_array_header_2_0(file, header)
         file.truncate(file.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize)
-
-
-def _header_size(path: Path) -> int:
-    return _header(path)[1]
 
 
 def _header(path: Path) -> tuple[tuple[tuple[int, ...], bool, np.dtype], int]:

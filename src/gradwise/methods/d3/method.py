@@ -344,7 +344,7 @@ class D3(InfluenceOrder):
         names = tuple(units.names[node] for node in nodes)
         if edges == "orders":
             return replace(self._both_ways(probe, names, units, rng), rate=probe.rate)
-        drawn = [self._drawn(units, node, probes or self.probes, rng) for node in nodes]
+        drawn = [rng.permutation(units.of_node(node))[: probes or self.probes] for node in nodes]
         target = self._aims(probe, units, drawn, rng)
         if edges == "lookahead":
             return replace(self._looked_ahead(probe, names, drawn, target), rate=probe.rate)
@@ -456,9 +456,6 @@ class D3(InfluenceOrder):
             worth[np.ix_(to, to)] = graph.worth(self.early, units.whole)[np.ix_(of, of)]
             before[np.ix_(to, to)] = graph.precedences(self.threshold)[np.ix_(of, of)]
         return units.node[: units.whole], worth, before
-
-    def _drawn(self, units: Units, node: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        return rng.permutation(units.of_node(node))[:count]
 
     def _both_ways(
         self, probe: Any, names: tuple[str, ...], units: Units, rng: np.random.Generator

@@ -137,7 +137,7 @@ def _metric(rows: list[Row], name: str) -> list[Block]:
                 row["difference"],
                 row["interval_low"],
                 row["interval_high"],
-                _look(row["verdict"]) or "quiet",
+                LOOKS.get(_word(row["verdict"]), "quiet"),
                 f"{row['difference']:+.4f}, {row['verdict'].removesuffix(PRELIMINARY)}",
             )
             for row in compared
@@ -168,10 +168,6 @@ def _metric(rows: list[Row], name: str) -> list[Block]:
         for row in rows
     ]
     return [*blocks, Table(f"verdicts on {name}", columns, cells)]
-
-
-def _look(verdict: str) -> str:
-    return next((look for word, look in LOOKS.items() if verdict.startswith(word)), "")
 
 
 def _word(verdict: str) -> str:

@@ -219,7 +219,9 @@ class StateStream:
 
     def _update_all(self) -> None:
         self._prepare()
-        places = [place for place in self._in_order() if self._is_due(place)]
+        # By the time of their gradients; those whose gradients came otherwise last.
+        ordered = dict.fromkeys([*self._order, *self._places])
+        places = [place for place in ordered if any(p.grad is not None for p in place.unit.parameters)]
         for number, place in enumerate(places):
             self._bring_in(place, forced=True)
             for following in places[number + 1 : number + SLOTS]:
@@ -267,13 +269,6 @@ class StateStream:
                 if value is not view:  # made by this step, or replaced in it
                     view.copy_(value)
                 state[piece.parameter][piece.name] = host[piece.parameter, piece.name]
-
-    def _in_order(self) -> Iterable[Place]:
-        """Units by the time of their gradients; those whose gradients came otherwise last."""
-        return dict.fromkeys([*self._order, *self._places])
-
-    def _is_due(self, place: Place) -> bool:
-        return any(p.grad is not None for p in place.unit.parameters)
 
     def _has_state(self, place: Place) -> bool:
         state = self.optimizer.state
