@@ -125,10 +125,10 @@ class TestTrain:
         model: Any = AutoModelForCausalLM.from_pretrained(run / "model")
         tokenizer = AutoTokenizer.from_pretrained(run / "model")
         ids = tokenizer("Once upon a time", return_tensors="pt")["input_ids"]
-        told = tokenizer.decode(
+        text = tokenizer.decode(
             model.generate(ids, max_new_tokens=5, do_sample=False)[0], skip_special_tokens=True
         )
-        assert re.match("Once upon a time.", told)
+        assert re.match("Once upon a time.", text)
         before = AutoModelForCausalLM.from_pretrained(stories).state_dict()
         changed = {
             name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
@@ -224,8 +224,8 @@ class TestTrain:
         assert command.code == 0, command.stderr
         drawn = project.folder / command.stdout.splitlines()[-1].removeprefix("Drawn: ")
         assert drawn.name == "spectrum-4.png" and drawn.read_bytes().startswith(b"\x89PNG")
-        (told,) = [e for e in RunDirectory(project.folder / "run").events() if e["event"] == "anneal"]
-        assert (told["step"], told["selected"], told["room"]) == (4, 5, 16)
+        (event,) = [e for e in RunDirectory(project.folder / "run").events() if e["event"] == "anneal"]
+        assert (event["step"], event["selected"], event["room"]) == (4, 5, 16)
         written = Recipe.load(project.folder / "run" / "recipe.yaml")
         assert isinstance(written.anneal, Direct) and written.anneal.last == 0.34
 
@@ -233,11 +233,11 @@ class TestTrain:
     def test_the_last_phase_alone(self, gradwise: Start, project: Project):
         project.recipe["train"]["schedule"] = "wsd"
         project.recipe["anneal"] = {"method": "direct", "count": 5}
-        command = gradwise("select", project.path, "--anneal", "--out", "finish", "--plot")
+        command = gradwise("select", project.path, "--anneal", "--out", "phase", "--plot")
         assert command.code == 0, command.stderr
-        assert "5 samples picked by direct: finish" in command.stdout
-        assert (project.folder / "finish" / "spectrum.png").read_bytes().startswith(b"\x89PNG")
-        assert len((project.folder / "finish" / "records.jsonl").read_text().splitlines()) == 5
+        assert "5 samples picked by direct: phase" in command.stdout
+        assert (project.folder / "phase" / "spectrum.png").read_bytes().startswith(b"\x89PNG")
+        assert len((project.folder / "phase" / "records.jsonl").read_text().splitlines()) == 5
         project.recipe["anneal"] = {"method": "random", "count": 5}
         command = gradwise("select", project.path, "--anneal", "--out", "random", "--plot")
         assert command.code == 2
@@ -298,18 +298,18 @@ class TestStopping:
         assert command.code == 1
         assert not command.stderr
         assert f"{kind.name}: stopping after this step, with a checkpoint." in command.stdout
-        told = re.search(
+        stopped = re.search(
             r"Stopped after step (\d+) of 120; a checkpoint is saved. Run the same command", command.stdout
         )
-        assert told
-        assert is_finished(run.checkpoints / f"checkpoint-{told[1]}")
+        assert stopped
+        assert is_finished(run.checkpoints / f"checkpoint-{stopped[1]}")
         assert not run.model.exists()
         steps_before = run.metrics_file.read_bytes()
 
         again = gradwise("train", long.path, "--out", "run")
         assert again.code == 0, again.stderr
-        assert f"Resuming from {Path('run') / 'checkpoints' / f'checkpoint-{told[1]}'}" in again.stdout
-        assert [event["step"] for event in run.events() if event["event"] == "resume"] == [int(told[1])]
+        assert f"Resuming from {Path('run') / 'checkpoints' / f'checkpoint-{stopped[1]}'}" in again.stdout
+        assert [event["step"] for event in run.events() if event["event"] == "resume"] == [int(stopped[1])]
         assert run.metrics_file.read_bytes().startswith(steps_before)
         assert identical(run.path, never_stopped)
         assert measured(run.path) == measured(never_stopped)

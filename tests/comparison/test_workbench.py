@@ -1,4 +1,4 @@
-"""What is known of an arm before it runs: a last phase is decided later, and charged for all the same."""
+"""What is known of an arm before it runs: its annealing phase is decided later, and charged all the same."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Formats: told from columns, with the user's own names; and what a record of each kind says."""
+"""Formats: detected from columns, with the user's own names; and what a record of each kind says."""
 
 import pytest
 

@@ -222,7 +222,7 @@ class TestWindows:
         order = windows.order(np.arange(units), np.eye(nodes)[node], 1.0)
         assert sorted(order.tolist()) == list(range(units))
         left, at, place = [], 0, 0
-        while place < units:  # the windows again: what was looked at together when a unit was committed
+        while place < units:  # the windows again: what was compared when a unit was committed
             more = window - len(left)
             left += list(range(at, min(at + more, units)))
             at = min(at + more, units)

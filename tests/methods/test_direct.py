@@ -117,7 +117,7 @@ def test_curvature_is_the_linear_program_of_a_general_solver() -> None:
 @pytest.mark.parametrize("tau", [0.4, 0.8, 1.5])
 @pytest.mark.exhaustive
 def test_paper_is_at_least_as_good_as_the_published_steps(tau: float) -> None:
-    """Among picks that keep to the budget; the published ones need not."""
+    """Among picks within the budget; the published steps may exceed it."""
     for seed in range(3):
         pool = signals(200, seed=10 + seed)
         sketched = replace(pool, grad=gaussian_sketch(np.asarray(pool.grad, float), 20, seed))

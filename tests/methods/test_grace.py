@@ -257,15 +257,15 @@ class TestRefresh:
         anchors = grace.anchors_at(state, 10)
         assert anchors.tolist() == list(range(60))
         after = grace.refresh(state, anchors, later, 10).state
-        anew = grace.begin(later, step=10)
-        after_arrays, anew_arrays = after.changed(refreshes=0).arrays(), anew.arrays()
-        assert after_arrays.keys() == anew_arrays.keys()
+        fresh = grace.begin(later, step=10)
+        after_arrays, fresh_arrays = after.changed(refreshes=0).arrays(), fresh.arrays()
+        assert after_arrays.keys() == fresh_arrays.keys()
         for name, values in after_arrays.items():
             if not name.startswith("graph."):
-                assert np.array_equal(values, anew_arrays[name]), name
-        for one, other in zip(after.graph.used, anew.graph.used, strict=True):
+                assert np.array_equal(values, fresh_arrays[name]), name
+        for one, other in zip(after.graph.used, fresh.graph.used, strict=True):
             assert np.array_equal(one, other)
-        assert np.array_equal(grace.pick(after, later).indices, grace.pick(anew, later).indices)
+        assert np.array_equal(grace.pick(after, later).indices, grace.pick(fresh, later).indices)
         assert after.share == 1.0
 
     def test_beta_of_zero_changes_anchors_only(self):
@@ -329,16 +329,16 @@ class TestRefresh:
         assert again.importance == pytest.approx(level.importance, rel=1e-5)
 
     def test_copies_weigh_in_the_centre(self):
-        """Measuring all of a pool with copies is beginning anew, too."""
+        """Measuring all of a pool with copies equals a fresh start, too."""
         once = signals(n=30)
         index = np.concatenate([np.arange(30), np.repeat(np.arange(5), 9)])
         pool, later = repeated(once, index), repeated(self.moved(once), index)
         grace = gw.Grace(importance="loss", by_length=False, count=10, anchors=1.0)
         state = grace.begin(pool)
         after = grace.refresh(state, np.arange(30), later.take(np.arange(30)), 10).state
-        anew = grace.begin(later, step=10)
-        assert np.array_equal(after.centre, anew.centre)
-        assert np.array_equal(after.graph.used[0], anew.graph.used[0])
+        fresh = grace.begin(later, step=10)
+        assert np.array_equal(after.centre, fresh.centre)
+        assert np.array_equal(after.graph.used[0], fresh.graph.used[0])
 
     def test_the_graph_is_that_of_what_moved(self):
         found = signals()
@@ -348,8 +348,8 @@ class TestRefresh:
             anchors = grace.anchors_at(state, step)
             done = grace.refresh(state, anchors, repeated(self.moved(found, step), anchors), step)
             state, moved = done.state, moved + done.moved
-            anew = knn_graph(state.placed, 16)
-            assert np.array_equal(state.graph.used[0], anew.used[0])
+            fresh = knn_graph(state.placed, 16)
+            assert np.array_equal(state.graph.used[0], fresh.used[0])
         assert moved > 0
 
     def test_small_drift_leaves_the_graph(self):

@@ -260,10 +260,10 @@ def test_curvature_tells_which_order_ends_lower(kind: str, rate: float):
         bends = gw.Probe(network, optimizer, data).bends(UNITS, TARGET)
         assert bends.along is not None
         for (u, v), gain in commuted(network, optimizer, data).items():
-            told = bends.along[u, v] - bends.along[v, u]
+            expected = bends.along[u, v] - bends.along[v, u]
             # A step moves a tenth of its whole way at once, with a momentum of 0.9.
-            assert gain == pytest.approx(0.1 * told, rel=0.2, abs=0.02 * np.abs(bends.along).max())
-            agreed.append(np.sign(told) == np.sign(gain))
+            assert gain == pytest.approx(0.1 * expected, rel=0.2, abs=0.02 * np.abs(bends.along).max())
+            agreed.append(np.sign(expected) == np.sign(gain))
     assert np.mean(agreed) > 0.9
 
 

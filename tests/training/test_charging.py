@@ -1,4 +1,4 @@
-"""What a run is charged: deciding and training, not being looked at or kept safe; resumes change nothing."""
+"""What a run is charged: deciding and training, not evaluation and checkpoints; resuming changes nothing."""
 
 import json
 import time

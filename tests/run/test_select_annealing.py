@@ -1,4 +1,4 @@
-"""`select_annealing`: what a run's last phase would train on, were its model the recipe's."""
+"""`select_annealing`: what a run's annealing phase would train on if its model were the recipe's."""
 
 import json
 from collections.abc import Callable
