@@ -56,6 +56,8 @@ def nearly_nearest(
     """
     rng = stream(seed, "queries that measure the recall")
     sample = np.sort(rng.choice(len(x), min(SAMPLE, len(x)), replace=False))
+    # The recall that is reported is measured on this data; a constant from another pool would say nothing
+    # here.
     exact = nearest(x, sample, k).ids
     index = _index(x, seed)
     while True:
@@ -85,11 +87,13 @@ def _index(x: UnitRows, seed: int) -> Index:
     rows = stream(seed, "rows that place the cells").choice(len(x), min(50 * cells, len(x)), replace=False)
     index.train(x[np.sort(rows)])
     index.add(x)
+    # The least that is tried; the loop above doubles it until the sample's recall suffices.
     index.nprobe = min(4, cells)
     return cast(Index, index)
 
 
 def _search(index: Index, x: UnitRows, queries: NDArray[np.int64], count: int) -> Neighbours:
+    # One more than asked, because a query usually finds itself first.
     candidates = index.search(x[queries], count + 1)[1].astype(np.int32)
     # A query finds itself, unless more than `count` copies of it come first.
     candidates[candidates == queries[:, None]] = -1
