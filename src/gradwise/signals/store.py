@@ -58,6 +58,7 @@ class Store(Sheet):
         self.path = path
         self.columns = columns
         self._size = size
+        # As JSON has it, so that tuples and lists compare equal with what an earlier run has written.
         self._request = json.loads(json.dumps(request))
         self._open = ExitStack()
         try:
@@ -155,6 +156,8 @@ class Store(Sheet):
         for name, rows_of in values.items():
             for row, value in zip(rows.tolist(), rows_of, strict=True):
                 self._put(name, row, value[None])
+        # Last, so that a kill in between leaves the block to be measured again, never one that counts without
+        # its rows.
         self._write(self._done_file, b"\1", block)
 
     def _put(self, name: str, row: int, values: NDArray) -> None:
@@ -175,6 +178,8 @@ class Store(Sheet):
     def close(self, blocks: Sequence[NDArray[np.int64]]) -> dict[str, NDArray]:
         with writing(self.path):
             for file in (*self._files.values(), self._done_file):
+                # On disk before the manifest says complete: after a power failure it would otherwise vouch
+                # for holes.
                 os.fsync(file)
         wait_for_all()
         on_first(lambda: self._check_done(len(blocks)))
@@ -275,6 +280,8 @@ def _digests(path: Path, columns: Mapping[str, Column]) -> dict[str, Stamp]:
 
 def _check_contents(path: Path, columns: Mapping[str, Column], digests: Mapping[str, Stamp]) -> None:
     files = {name: _column_file(path, name) for name in columns}
+    # Small stores are read whole whenever they are opened; of larger ones the time of the last change must
+    # do.
     everything = sum(file.stat().st_size for file in files.values()) <= ALWAYS_READ
     changed = {
         name: file
@@ -302,6 +309,7 @@ def _make_array(path: Path, shape: tuple[int, ...], dtype: str) -> None:
     with path.open("wb") as file:
         header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         npy.write_array_header_2_0(file, header)
+        # Holes read as zeros; whether a row was measured is in its flags, never in its numbers.
         file.truncate(file.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize)
 
 

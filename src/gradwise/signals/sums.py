@@ -135,6 +135,8 @@ class GradientSums:
         """A matrix multiplies `x`; returns what takes the gradient of the product when it arrives."""
         self._uses[matrix] += 1
         folded = self._folded_input(matrix, x, input_is_row)
+        # A projection needs only the folded input. Exact norms need the activations themselves, which is the
+        # memory that they cost.
         kept = x if self.squares is not None or self.whole is not None else None
 
         def arrived(gradient: Tensor) -> None:
@@ -145,6 +147,8 @@ class GradientSums:
                 first, second = (kept, gradient) if input_is_row else (gradient, kept)
                 product = _Product(rows.grouped(_wide(first)), rows.grouped(_wide(second)))
                 self._add(matrix, self._preconditioned(matrix, product))
+            # Released as soon as they are used: closures live as long as the backward graph, and a batch's
+            # activations would add up.
             kept = folded = None
 
         return arrived
@@ -201,6 +205,8 @@ class GradientSums:
         bucket, entry = projection.row.one_hot(ids, like=folded)
         if row_scale is not None:
             entry = entry * row_scale[ids]
+        # A unit vector folds to one signed entry, so a lookup adds its rows to a small table instead of
+        # forming a vocabulary-sized matrix.
         size = projection.row.size
         places = bucket + torch.arange(len(ids), device=ids.device)[:, None] * size
         table = folded.new_zeros(len(ids) * size, folded.shape[-1])
@@ -214,6 +220,7 @@ class GradientSums:
         if self.projected is not None and self.asked.projector is not None:
             self.projected += self.asked.projector.vector(name, gradient_Bd.shape[1])(gradient_Bd)
         if self.squares is not None:
+            # Uses of a vector add up before they are squared, for the same reason.
             self._vectors[name] = self._vectors.get(name, 0) + gradient_Bd
         if self.whole is not None:
             start = self._offsets[name]
@@ -253,6 +260,8 @@ class GradientSums:
             return
         uses = self._waiting.setdefault(matrix, [])
         uses.append(use)
+        # A matrix that is used twice, as a tied one is, has a gradient of one sum. Its norm has to wait for
+        # the last use.
         if len(uses) == self._uses[matrix]:
             del self._waiting[matrix]
             self._square(matrix.name, self._norms_of_sum(matrix, uses))
