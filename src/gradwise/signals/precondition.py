@@ -4,7 +4,7 @@ A sample's gradient is never formed, so the divisor d = sqrt(v) + eps of a matri
 form: with the means r_i of its rows, c_j of its columns and m of all, d_ij is taken as r_i c_j / m (the form
 that Adafactor gives v itself, arXiv 1804.04235, eq. 4), and rows and columns are divided apart. It is exact
 where d has rank one; how far it is from the full division in a trained model is measured in
-`benchmarks/signals.py`. Vectors are divided exactly.
+`benchmarks/signals/precondition.py`. Vectors are divided exactly.
 """
 
 import hashlib

@@ -66,11 +66,15 @@ def importance(
         return target.importance(values[rows])
     if kind == "alignment":
         grads = values[rows].astype(np.float64)
+        # A mean cosine, not an inner product: garbage has the longest gradients, and as an inner product it
+        # was picked for them; as a cosine it stays at 1 to 3 % of the picks (docs/log.md).
         found = (target or MeanDirection.of(grads)).alignment(grads)
     else:
         found = values[rows].astype(np.float64)
     if mean_tokens is None:
         return found
+    # Per sample instead of per token, the head's norm finds both kinds of garbage: random characters, where
+    # it is low, and snippets, where it is high (docs/log.md).
     return found * signals.require("num_tokens", "grace")[rows] / mean_tokens
 
 
@@ -95,6 +99,7 @@ class MeanDirection:
         if self.count < 2:
             return np.zeros(len(grads))
         units = _unit(grads)
+        # The mean over all n less the sample's own unit vector, whose inner product with itself is 1.
         return (self.count * (units @ self.mean) - np.square(units).sum(axis=1)) / (self.count - 1)
 
     def moved(self, grads: NDArray[np.float64]) -> "MeanDirection":
@@ -120,6 +125,8 @@ def worth(values: NDArray[np.float64]) -> Worth:
     if np.ptp(values) == 0:
         return Worth(np.zeros(len(values)), np.zeros(0, dtype=np.int64))
     highest = np.percentile(np.abs(values), USUALLY_HIGHEST)
+    # Only listed: as ranks they weigh no more than any other high value. Clipped at the 99th percentile
+    # instead, the head norm let more garbage than its share into a selection of 30 % (docs/log.md).
     over = np.flatnonzero((values > OUTLIER * highest) & (highest > 0))
     from scipy.stats import rankdata  # a third of the time that commands take to start
 

@@ -268,6 +268,7 @@ class Grace(PublishedGrace, Targeted):
         """
         count = self.candidates
         if first is not None and count is None:
+            # n-grams rank the whole pool without a model; only the best few per pick are worth a scoring run.
             count = SURVIVORS * first.size
         if not isinstance(count, int) or count >= pool:
             return None
@@ -349,6 +350,7 @@ class Grace(PublishedGrace, Targeted):
         )
         if isinstance(towards, Aim):
             state = aimed_at(state, towards, first)
+        # Without a refresh there is no share to adapt and no allowance to spend.
         if forecast is None or not forecast.every:
             return state
         # The forecast counts samples; where some are copies, the same cost covers more of the nodes.
@@ -406,6 +408,8 @@ class Grace(PublishedGrace, Targeted):
         picked.details.update(details)
         if signals.weight is None:
             return picked
+        # Weights of the data and of the coreset are independent reasons to see a sample more often, so they
+        # multiply.
         own = signals.weight[picked.indices]
         return replace(picked, weights=own if picked.weights is None else own * picked.weights)
 
@@ -459,8 +463,10 @@ class Grace(PublishedGrace, Targeted):
         how = Propagation(self.propagate == "change", self.beta, self.drift, self.random_anchors)
         done = refresh(state, found, how, step, asked=len(anchors), device=device)
         share = next_share(state.share, done.agreement, self.min_agreement, state.least_share)
+        # Anchors that could not be used have been scored all the same, so they count against the allowance.
         left = None if state.allowance is None else max(0, state.allowance - len(anchors))
         after = done.state.changed(
+            # anchors: 1 promises that nothing is ever propagated, whatever the agreement.
             share=1.0 if self.anchors == 1 else share,
             allowance=left,
             target=towards.mean if isinstance(towards, MeanDirection) else None,
