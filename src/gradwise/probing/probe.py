@@ -154,6 +154,7 @@ class Probe:
                 rates = [float(group["lr"] or group.get("initial_lr", 0.0)) for group in groups]
                 for done, samples in enumerate(steps):
                     for group, rate in zip(groups, rates, strict=True):
+                        # As the annealing phase that such a run stands for: its rate falls linearly to zero.
                         group["lr"] = rate * (1 - done / len(steps))
                     self._step(samples)
                 after[number] = self._evaluated(places)
@@ -180,6 +181,8 @@ class Probe:
                 for samples in steps:
                     self._step(samples)
                 alone[first] = self._evaluated(places)
+                # A second copy, at the end of the first node's steps: n nodes then cost n^2 runs of steps
+                # instead of 2 n^2.
                 with kept(self.model, self.optimizer) as to_first:
                     for then, others in enumerate(nodes):
                         if then == first:
@@ -219,6 +222,8 @@ class Probe:
             target, aim = self._gradient(towards, weights)
             gradients: Any = ()
             if not Preconditioned.known(self.optimizer, weights):
+                # Before its first step Adam has no second moments; these gradients give it those that they
+                # would leave.
                 gradients = chain((self._gradient(unit, weights)[1] for unit in units), [aim])
             way = Preconditioned.of(self.optimizer, weights, gradients)
             direction = way(aim)
@@ -228,6 +233,8 @@ class Probe:
             for unit in units:
                 if hessian:
                     loss, gradient, turned = self._turned(unit, weights, direction)
+                    # H_u P g_E: one Hessian product per unit gives the commutators with all others as inner
+                    # products.
                     turns.append(vectors.of(turned))
                 else:
                     loss, gradient = self._gradient(unit, weights)
@@ -277,6 +284,7 @@ class Probe:
             weights = self._weights()
             diagonal = [torch.zeros_like(p) for p in weights]
             for _ in range(probes):
+                # Drawn on the CPU, so that the estimate is the same on every device.
                 signs = [
                     (torch.randint(2, p.shape, generator=generator) * 2 - 1).to(p.device, p.dtype)
                     for p in weights
@@ -306,6 +314,7 @@ class Probe:
         with torch.enable_grad():
             _, gradients = self._gradient(unit, weights)
         for parameter, gradient in zip(weights, gradients, strict=True):
+            # The run's own optimizer makes the step, with moments, decay and clipping as training will.
             parameter.grad = gradient
         for group in self.optimizer.param_groups:
             # The first step of a warm-up would move nothing; given back with the rest.
@@ -406,6 +415,7 @@ class Probe:
             stop, longest = start, 0
             while stop < len(rows):
                 longest = max(longest, len(rows[stop]["input_ids"]))
+                # In the order given, unlike a scoring run's: the samples of a step belong together.
                 if stop > start and longest * (stop + 1 - start) > self.batch_tokens:
                     break
                 stop += 1

@@ -92,6 +92,7 @@ class StepMemory:
         if self._record is None:
             return
         draws = self._switch.draws if self._switch else 0
+        # Only a draw changes which gradients and states exist, so steps between two draws are not measured.
         drawn, self._draws = draws != self._draws, draws
         if not (drawn or step == self._second or step + 1 >= self._steps):
             return
@@ -116,6 +117,7 @@ class StepMemory:
             more["forecast"] = self.forecast
         device = next(self._model.parameters()).device
         if device.type == "cuda":
+            # Never reset: the run's own peak, or that of a benchmark around it, would be lost (docs/log.md).
             more["allocated"] = torch.cuda.max_memory_allocated(device)
         self._phases, self._counted = {}, None
         self._record.event("memory", step, self._took + time.perf_counter() - start, phases=phases, **more)
