@@ -83,6 +83,8 @@ def on_first(work: Callable[[], T]) -> T:
     group = _group()
     if group is None:
         return work()
+    # The error is shared like a value: a rank that failed before the broadcast would leave the others
+    # waiting.
     value, error = _outcome(work) if group.get_rank() == 0 else (None, None)
     shared: list[Any] = [(value, _portable(error))]
     group.broadcast_object_list(shared, src=0)
@@ -100,6 +102,8 @@ def on_each(work: Callable[[], T]) -> T:
     if _group() is None:
         return work()
     value, error = _outcome(work)
+    # Every rank learns of every failure before any of them goes on, so that none waits in the next collective
+    # call.
     errors = [each for each in gathered(_portable(error)) if each is not None]
     if errors:
         raise error or errors[0]

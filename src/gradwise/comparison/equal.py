@@ -127,6 +127,7 @@ def _by_time(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
         measured = _calibrated(found, reference)
         if measured is None:
             return
+        # The budget is what the reference needs for its own steps, so that the reference makes exactly these.
         found.settle(round(seconds_for(measured.speed, measured.steps), 3))
 
     def steps(arm: Arm) -> int | None:
@@ -145,6 +146,8 @@ def _calibrated(found: _Equaliser, arm: Arm) -> Calibrated | None:
         found.shown.say(f"Measuring the speed of {arm.name}.")
         amount = found.amount()
         seconds = UNKNOWN_BUDGET if amount is None else min(LONGEST_CALIBRATION, amount / 10)
+        # As many copies as there will be runs at once: a step took two to four times as long under a load of
+        # 5 to 8 (docs/log.md).
         values: list[Calibrated] = found.ask(arm, "calibrate", copies=found.pool.jobs, seconds=seconds)
         if len(values) < found.pool.jobs:
             return None
@@ -159,6 +162,7 @@ def _calibrated(found: _Equaliser, arm: Arm) -> Calibrated | None:
         }
         found.folder.save()
     kept = contents[arm.name]
+    # A speed that was measured under another load is another speed.
     if kept["jobs"] != found.pool.jobs:
         raise RecipeError(
             f"The speed of {arm.name} was measured with --jobs {kept['jobs']}; resume with the same."

@@ -172,10 +172,13 @@ class Tokeniser:
         except Exception as error:  # a word that a tokenizer without an unknown token does not know
             if len(batch) == 1:
                 return [UnreadableError(f"the tokenizer refuses it ({reason(error)})")]
+            # One by one, so that a single text that the tokenizer refuses does not take a batch with it.
             return [found for item in batch for found in self._try_to_tokenise([item], chat)]
 
     def _tokens(self, batch: list[_Spelled], chat: bool) -> list[Tokens]:
         """Tokenise texts that all want, or all do not want, the tokenizer's special tokens."""
+        # Only fast tokenizers know which characters a token covers; for others prefixes are tokenised as
+        # well.
         by_offset = bool(self.tokenizer.is_fast) and any(item.spans is not None for item in batch)
         done = []
         for item, found in zip(batch, self._encode([x.text for x in batch], chat, by_offset), strict=True):
@@ -214,6 +217,7 @@ class Tokeniser:
             return np.ones(len(ids), dtype=bool)
         mask = np.zeros(len(ids), dtype=bool)
         for start, end in item.spans:
+            # What comes after the text's end, such as an end token, belongs to the completion.
             last = len(ids) if end == len(item.text) else self._shared(item.text[:end], ids, item.chat)
             mask[self._shared(item.text[:start], ids, item.chat) : last] = True
         return mask
@@ -227,10 +231,12 @@ class Tokeniser:
     def _finish(self, ids: np.ndarray, learned: np.ndarray, chat: bool) -> Tokens:
         """Close with one end token unless a chat template was applied, and cut to length."""
         if not chat and self._end is not None:
+            # The text ends with an end token that the data wrote, and the tokenizer has added another.
             if len(ids) > 1 and ids[-1] == ids[-2] == self._end and self._adds_end:
                 ids, learned = ids[:-1], learned[:-1]
             if len(ids) == 0 or ids[-1] != self._end:
                 ids, learned = np.append(ids, np.int32(self._end)), np.append(learned, True)
+            # The end token is always learned: a model that never sees it as a target does not stop.
             learned[-1] = True
         cut = len(ids) > self.max_length
         tail = ids[learned][-_TAIL:]
@@ -274,8 +280,10 @@ def start_of(text: str, count: int, reach: int, encode: Encode) -> str:
         start = text[:size]
         (tokens,) = encode([start])
         if len(tokens) >= count + _SPARE:
+            # One text for each place at which the tokens of the whole can be divided.
             ends = encode([start[: size - back] for back in range(1, reach)])
             if all(list(end[:count]) == list(tokens[:count]) for end in ends):
                 return start
+        # The start did not hold as many tokens as are kept, or its end changed them: twice as much is tried.
         size *= 2
     return text
