@@ -160,9 +160,9 @@ def claimed(
             _leave(owned, lock)
 
 
-def check_claimable(path: Path, kind: str, error: Error = RecipeError) -> None:
+def check_claimable(path: Path, kind: str) -> None:
     """Raise what `claimed` would raise; leaves nothing behind."""
-    _leave(*_claim(path, kind, set(), False, False, error))
+    _leave(*_claim(path, kind, set(), False, False, RecipeError))
 
 
 def add_file(path: Path, content: bytes) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from gradwise.console import on_terminal, say
 from gradwise.errors import RecipeError
-from gradwise.ranks import is_first
+from gradwise.ranks import is_first, say_first
 
 
 def collect(
@@ -54,7 +54,7 @@ def collect(
     else:
         wanted = [name.strip() for name in want.split(",") if name.strip()]
     with quiet_libraries(on_terminal()):
-        signals = collect_signals(loaded, folder, want=wanted, part=parts[part], tell=_say_first)
+        signals = collect_signals(loaded, folder, want=wanted, part=parts[part], tell=say_first)
     if not is_first():
         return
     kept = int(signals.ok.sum()) if signals.ok is not None else len(signals)
@@ -104,7 +104,7 @@ def select(
     from gradwise.run.select import PICKS, SIGNALS, SUMMARY, select_annealing, select_samples
 
     with quiet_libraries(on_terminal()):
-        picked = (select_annealing if anneal else select_samples)(loaded, folder, text=text, tell=_say_first)
+        picked = (select_annealing if anneal else select_samples)(loaded, folder, text=text, tell=say_first)
     if not is_first():
         return
     method: Any = loaded.anneal if anneal else loaded.select
@@ -160,7 +160,7 @@ def order(
     from gradwise.run.progress import quiet_libraries
 
     with quiet_libraries(on_terminal()):
-        found = order_samples(loaded, folder, text=text, tell=_say_first)
+        found = order_samples(loaded, folder, text=text, tell=say_first)
     if not is_first():
         return
     say(f"{len(found.indices):,} samples ordered by {by.method}: {folder / ORDERED}")
@@ -174,9 +174,3 @@ def order(
         from gradwise.report.influence import draw_graph
 
         say(f"Drawn: {draw_graph(folder / GRAPH, folder / 'graph.png')}")
-
-
-def _say_first(sentence: str) -> None:
-    """Print on the first rank only."""
-    if is_first():
-        say(sentence)

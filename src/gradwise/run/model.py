@@ -16,19 +16,13 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from gradwise.console import say
 from gradwise.errors import RecipeError
-from gradwise.ranks import is_first
+from gradwise.ranks import say_first
 from gradwise.recipe import Adapter, Model
 from gradwise.run.model_errors import explained
 from gradwise.run.model_files import ADAPTER, CONFIG, damage, local_folder, read_json, stored
 
 Tell = Callable[[str], None]
-
-
-def _say(sentence: str) -> None:
-    if is_first():
-        say(sentence)
 
 
 def load_tokenizer(settings: Model) -> Any:
@@ -42,7 +36,7 @@ def load_tokenizer(settings: Model) -> Any:
     return tokenizer
 
 
-def load_model(settings: Model, adapter: Adapter | None = None, *, tell: Tell = _say) -> Any:
+def load_model(settings: Model, adapter: Adapter | None = None, *, tell: Tell = say_first) -> Any:
     """The model in the requested dtype, with its adapter if there is one.
 
     Weights are read from safetensors only (or from the named GGUF file): pickled ones could run code. A model
@@ -73,7 +67,7 @@ def load_model(settings: Model, adapter: Adapter | None = None, *, tell: Tell = 
     return model
 
 
-def load_saved_model(settings: Model, folder: Path, *, tell: Tell = _say) -> Any:
+def load_saved_model(settings: Model, folder: Path, *, tell: Tell = say_first) -> Any:
     """The model that a run of these settings saved; an adapter is put on the model it was trained over."""
     saved = replace(settings, name=str(folder), revision=None)
     if _base_of_adapter(saved) is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from gradwise.signals.rows import SampleRows
+from gradwise.signals.rows import SampleRows, wide
 from gradwise.signals.scope import Found, Scope, Tracer
 from gradwise.signals.sums import GradientSums
 
@@ -124,7 +124,7 @@ class Capture(TorchFunctionMode):
             if use is not None:
                 use(gradient.mT if turned else gradient)
             if bias_name is not None:
-                self._sums.vector(bias_name, rows.summed(_wide(gradient)))
+                self._sums.vector(bias_name, rows.summed(wide(gradient)))
 
         return self._watched(out, arrived)
 
@@ -160,7 +160,7 @@ class Capture(TorchFunctionMode):
         return out
 
     def _gained(self, out: Tensor, name: str, x: Tensor, rows: SampleRows) -> Tensor:
-        return self._watched(out, lambda g: self._sums.vector(name, rows.summed(_wide(g) * _wide(x))))
+        return self._watched(out, lambda g: self._sums.vector(name, rows.summed(wide(g) * wide(x))))
 
     def _normed(
         self,
@@ -190,9 +190,9 @@ class Capture(TorchFunctionMode):
         def arrived(gradient: Tensor) -> None:
             if gain_name is not None:
                 bare = func(kept, normalized_shape, None, eps=eps)
-                self._sums.vector(gain_name, rows.summed(_wide(gradient) * _wide(bare)))
+                self._sums.vector(gain_name, rows.summed(wide(gradient) * wide(bare)))
             if bias_name is not None:
-                self._sums.vector(bias_name, rows.summed(_wide(gradient)))
+                self._sums.vector(bias_name, rows.summed(wide(gradient)))
 
         return self._watched(out, arrived)
 
@@ -260,10 +260,6 @@ class _Anchored(torch.autograd.Function):
     @staticmethod
     def backward(_: object, __: Tensor) -> tuple[None, None]:  # type: ignore[override]
         return None, None
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 _T: Any = torch.Tensor

@@ -132,9 +132,9 @@ def influence(
     return None
 
 
-def starts_again(samples: Any, most: int = 8) -> bool:
+def starts_again(samples: Any) -> bool:
     """Whether some of a data set's first samples are packed rows: their positions start again."""
-    positions = [samples[place].get("position_ids", [0]) for place in range(min(len(samples), most))]
+    positions = [samples[place].get("position_ids", [0]) for place in range(min(len(samples), 8))]
     return any(bool((torch.as_tensor(each).diff() != 1).any()) for each in positions)
 
 

@@ -231,8 +231,8 @@ class Plan:
         whole = int(np.searchsorted(self.starts, position, side="right")) - 1
         if whole and (len(other.digests) < whole or self.digests[whole - 1] != other.digests[whole - 1]):
             return False
-        # Within the segment that is being served, digests say nothing of its first entries; these are
-        # compared themselves.
+        # Digests cover whole segments: the first entries of the one that is being served are compared
+        # themselves.
         held = position - int(self.starts[0])
         return held <= len(other) and bool(np.array_equal(self.indices[:held], other.indices[:held]))
 
