@@ -93,6 +93,7 @@ def train(
         build = partial(_build, recipe, run, arguments, tell=tell, shown=shown, shared=shared, score=score)
         build = partial(build, foresee=foresee if first else None)
         trainer, scoring, fingerprints = on_each(build)
+        # Ranks that read different files would train on different samples under the same numbers.
         check_same(fingerprints, "The data")
         return _execute(trainer, run, tell, scoring)
 
@@ -198,6 +199,7 @@ def _build(
     if foreseen:
         peak = max(sum(parts.values()) for parts in foreseen.values())
         tell(f"Tensors are expected to take at most {size_text(peak)} of memory.")
+    # A fresh adapter is drawn at random while the model loads.
     transformers.set_seed(recipe.seed)
     start = time.perf_counter()
     model = load_model(model_settings, recipe.adapter, tell=tell)

@@ -27,6 +27,8 @@ def spectrum_details(problem: Problem, places: NDArray[np.int64]) -> dict[str, A
     everyone = _energy(problem, np.arange(len(own)))
     picks = _energy(problem, np.sort(places))
     flat = 1 - everyone[: problem.stiff].sum()
+    # Energy outside of all eigenvectors lies where the validation samples have no gradient: not flat, but
+    # unknown.
     known = float(everyone[problem.stiff :].sum() / flat) if flat > 0 else 1.0
     return {
         "stiff_directions": problem.stiff,
