@@ -83,6 +83,7 @@ def samples_of(trainer: HostTrainer) -> RunSamples:
     planned = train = Samples(trainer.train_dataset, *trainer.training_samples())
     if trainer.anneal_dataset is not None:
         planned = Samples(*trainer.planned_samples())
+    # Several sets by name measure different things; a decision would have to guess which of them counts.
     if trainer.eval_dataset is None or isinstance(trainer.eval_dataset, dict):
         return RunSamples(train, None, planned)
     return RunSamples(train, Samples(trainer.eval_dataset, *trainer.validation_samples()), planned)

@@ -37,6 +37,7 @@ def opened(
     Raises:
         CheckpointError: the checkpoint is another run's, or a new run would be mixed with an earlier one.
     """
+    # Before anything is compared: what a killed process left half written must not be resumed from.
     checkpoints.discard_torn(output)
     if resume:
         state = checkpoints.read_state(resume)
@@ -93,6 +94,7 @@ def check_plan(plan: Plan, state: dict[str, Any], checkpoint: Path, layout: Layo
             f"the data now have {pool}; give the same data, or start a new run."
         )
     batches = layout.cut(plan)
+    # The number of samples served by then differs where the batch size or the packing does.
     if state["step"] > batches.steps or batches.used(state["step"]) != state["position"]:
         raise CheckpointError(
             f"The checkpoint {checkpoint} was taken with another batch size; give the same one."

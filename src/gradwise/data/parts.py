@@ -51,6 +51,7 @@ def split(domains: list[str] | None, count: int, share: float) -> Split:
             f"Choosing and measuring need different samples, and there is {count} in all; give more, or "
             "both data.target and data.validation."
         )
+    # Not the run's seed: the runs of a comparison must be measured by the same samples.
     shuffled = stream(0, "target split").permutation(count)
     if domains is not None:
         shuffled = shuffled[interleaved(np.asarray(domains)[shuffled])]
@@ -151,6 +152,7 @@ def _chosen_and_measured(
     rows = _split(settings, whole)
     notes.append(rows.sentence(f"data.{name}"))
     target, measuring = whole.take(rows.choosing), whole.take(rows.measuring)
+    # What was chosen by, or trained on, would be measured as better than it is.
     for others, of in ((target, "those that choose"), (train, "the training data")):
         measuring, note = _unlike(measuring, others, of)
         notes += note

@@ -138,6 +138,8 @@ def _check_configuration(settings: Model) -> None:
     layers, tokens, width = (
         getattr(config, name, None) or 0 for name in ("num_hidden_layers", "vocab_size", "hidden_size")
     )
+    # A config.json with a digit too many would take all memory before transformers finds that the weights do
+    # not fit.
     if layers > weights or tokens * width > 8 * size:
         raise RecipeError(
             f"model.name: {folder / CONFIG} describes {layers:,} layers and {tokens:,} tokens, but the "
@@ -242,6 +244,7 @@ def _with_saved_adapter(model: Any, settings: Model, tell: Tell) -> Any:
         model = PeftModel.from_pretrained(model, settings.name, is_trainable=True)
         # Again, since only this reports what was missing.
         report = model.load_adapter(settings.name, "default", is_trainable=True)
+    # Missing weights would be random, and PEFT only warns of them.
     found = {"missing_keys": report.missing_keys, "unexpected_keys": report.unexpected_keys}
     _check_weights(settings, "the adapter", found | {"mismatched_keys": []}, tell)
     return model
@@ -301,6 +304,7 @@ def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
     config = type(model.config).from_dict(
         {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
     )
+    # Without storage of its own: the weights are assigned, not copied.
     with torch.device("meta"):
         fresh = type(model)(config)
     fresh.load_state_dict(model.state_dict(), assign=True)
