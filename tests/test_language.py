@@ -3,6 +3,7 @@
 Each entry of `BANNED` is a pattern, what to write instead, and a sentence that the pattern must find.
 """
 
+import ast
 import re
 from typing import NamedTuple
 
@@ -102,9 +103,21 @@ def lines() -> list[tuple[str, str]]:
     return found
 
 
+def names() -> list[tuple[str, str]]:
+    """Place and words of every function and class name of several words."""
+    found = []
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and "_" in node.name:
+                    place = f"{path.relative_to(ROOT).as_posix()}:{node.lineno}"
+                    found.append((place, node.name.replace("_", " ").strip()))
+    return found
+
+
 @pytest.fixture(scope="module")
 def every_line() -> list[tuple[str, str]]:
-    return lines()
+    return lines() + names()
 
 
 @pytest.mark.parametrize("banned", BANNED, ids=lambda banned: banned.example)

@@ -58,7 +58,7 @@ class TestTrain:
         self.check_metrics(run)
         self.check_events(run)
         self.check_model(run, stories)
-        self.check_told(run)
+        self.check_warned(run)
         self.check_recipe_runs_again(run, gradwise)
 
     def check_files(self, run: Path):
@@ -136,7 +136,7 @@ class TestTrain:
         drawn = {layer for event in RunDirectory(run).events() for layer in event.get("active", ())}
         assert {int(name.split(".")[2]) for name in changed} == drawn
 
-    def check_told(self, run: Path):
+    def check_warned(self, run: Path):
         assert "24 records read, 24 kept" in self.told
         before, after = (float(value) for value in re.findall(r"held-out loss \w+ +([\d.]+)", self.told))
         assert after < before
@@ -161,15 +161,13 @@ class TestTrain:
             assert gradwise("train", project.path, "--out", seed, "--set", f"seed={seed}").code == 0
         assert not identical(project.folder / "1", project.folder / "2")
 
-    def test_goes_to_runs_and_the_recipes_name_unless_told_otherwise(self, gradwise: Start, project: Project):
+    def test_by_default_goes_to_runs_and_the_recipes_name(self, gradwise: Start, project: Project):
         project.recipe["train"] = {"max_steps": 1}
         project.recipe["layers"] = "all"
         assert gradwise("train", project.path).code == 0
         assert (project.folder / "runs" / "recipe" / "model").is_dir()
 
-    def test_without_held_out_data_the_summary_tells_of_the_training_loss(
-        self, gradwise: Start, project: Project
-    ):
+    def test_without_held_out_data_the_summary_has_the_training_loss(self, gradwise: Start, project: Project):
         del project.recipe["data"]["validation"]
         command = gradwise("train", project.path, "--out", "run")
         first, last = (
@@ -217,7 +215,7 @@ class TestTrain:
         assert "select is full, order is shuffle" in command.stderr
         assert not (project.folder / "run").exists()
 
-    def test_a_last_phase_and_what_it_was_chosen_by(self, gradwise: Start, project: Project):
+    def test_an_annealing_phase_and_what_it_was_chosen_by(self, gradwise: Start, project: Project):
         project.recipe["train"]["schedule"] = "wsd"
         project.recipe["anneal"] = {"method": "direct", "last": 0.34, "count": 5}
         command = gradwise("train", project.path, "--out", "run", "--plot")
@@ -230,7 +228,7 @@ class TestTrain:
         assert isinstance(written.anneal, Direct) and written.anneal.last == 0.34
 
     @pytest.mark.exhaustive
-    def test_the_last_phase_alone(self, gradwise: Start, project: Project):
+    def test_the_annealing_phase_alone(self, gradwise: Start, project: Project):
         project.recipe["train"]["schedule"] = "wsd"
         project.recipe["anneal"] = {"method": "direct", "count": 5}
         command = gradwise("select", project.path, "--anneal", "--out", "phase", "--plot")
@@ -287,7 +285,7 @@ class TestStopping:
 
     @pytest.mark.exhaustive
     @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-    def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    def test_a_stopped_run_resumes_as_if_it_had_not_been(
         self, start: Start, gradwise: Start, long: Project, never_stopped: Path, kind: signal.Signals
     ):
         command = start("train", long.path, "--out", "run")
@@ -315,7 +313,7 @@ class TestStopping:
         assert measured(run.path) == measured(never_stopped)
 
     @pytest.mark.exhaustive
-    def test_a_killed_run_goes_on_too(
+    def test_a_killed_run_resumes_too(
         self, start: Start, gradwise: Start, long: Project, never_stopped: Path
     ):
         command = start("train", long.path, "--out", "run")

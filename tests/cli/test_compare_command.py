@@ -222,7 +222,7 @@ class TestStopping:
         return ["compare", project.path, *ARMS, "--seeds", "2", "--budget", f"steps={self.STEPS}"]
 
     @pytest.mark.exhaustive
-    def test_killed_in_the_middle_it_goes_on_without_repeating_a_finished_run(
+    def test_killed_in_the_middle_it_resumes_without_repeating_a_finished_run(
         self, start: Start, gradwise: Start, project: Project, command: list[Any]
     ) -> None:
         first, second = (project.folder / "c" / "runs" / arm / "seed-0" for arm in ("full", "random"))
@@ -245,7 +245,7 @@ class TestStopping:
         assert [line["step"] for line in steps_of(second)] == list(range(1, self.STEPS + 1))
 
     @pytest.mark.exhaustive
-    def test_asked_to_stop_it_saves_a_checkpoint_and_goes_on(
+    def test_asked_to_stop_it_saves_a_checkpoint_and_resumes(
         self, start: Start, gradwise: Start, project: Project, command: list[Any]
     ) -> None:
         run = project.folder / "c" / "runs" / "full" / "seed-0"

@@ -182,7 +182,7 @@ class TestMistakes:
             ("nowhere.yaml", "Cannot read the recipe nowhere.yaml"),
         ],
     )
-    def test_are_told_in_a_sentence(self, recipe: Recipe, words: str, said: str) -> None:
+    def test_are_refused_in_a_sentence(self, recipe: Recipe, words: str, said: str) -> None:
         assert said in refusal(words, recipe, fraction=0.5)
 
     @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def sample(values: dict, **given):
         (["prompt", "text"], "text"),
     ],
 )
-def test_the_format_is_told_from_the_columns(columns, name):
+def test_the_format_is_detected_from_the_columns(columns, name):
     assert detect(Source("f.jsonl"), columns).name == name
 
 

@@ -135,7 +135,7 @@ def test_paper_is_at_least_as_good_as_the_published_steps(tau: float) -> None:
 
 
 class TestTau:
-    def test_one_that_cannot_be_kept_to_is_refused_with_the_smallest_that_can(self) -> None:
+    def test_one_that_cannot_be_met_is_refused_with_the_smallest_that_can(self) -> None:
         costs = costs_of(POOL, HELD_OUT, way_down(HELD_OUT))
         least = np.sort(costs)[:100].sum() / (costs.mean() * 100)
         with pytest.raises(
@@ -147,7 +147,7 @@ class TestTau:
         found = gw.Direct(count=100, tau=named, **PLAIN).select(POOL, validation=HELD_OUT)
         assert found.details["budget_used"] <= 1
 
-    def test_unless_given_it_is_raised_as_far_as_it_must_be(self) -> None:
+    def test_the_default_is_raised_as_far_as_it_must_be(self) -> None:
         found = gw.Direct(count=300, objective="paper").select(POOL, validation=HELD_OUT)
         assert found.details["tau"] == found.details["least_tau"] > 0.1
         assert found.details["budget_used"] <= 1

@@ -62,7 +62,7 @@ class TestSelect:
         assert picked.scores == pytest.approx(values[expected])
 
     @pytest.mark.parametrize("size", [{"fraction": 0.5}, {"count": 1}, {"count": 60}, {"tokens": 300}])
-    def test_keeps_to_its_budget(self, size: dict[str, Any]):
+    def test_stays_within_its_budget(self, size: dict[str, Any]):
         found = signals()
         picked = gw.Grace(**size).select(found)
         assert len(set(picked.indices.tolist())) == len(picked.indices)
@@ -193,7 +193,7 @@ class TestImportance:
         assert target.moved(grads[:1]).mean == pytest.approx((8 * target.mean + units[0]) / 9)
         assert MeanDirection.of(grads[:1]).alignment(grads[:1]).tolist() == [0]
 
-    def test_alignment_does_not_go_by_size(self):
+    def test_alignment_does_not_depend_on_size(self):
         """Garbage has large gradients; without a gradient there is nothing to agree."""
         grads = np.random.default_rng(0).standard_normal((9, 5))
         scale = np.geomspace(1e-3, 1e6, 9)[:, None]
@@ -249,7 +249,7 @@ class TestRefresh:
 
     @pytest.mark.parametrize("how", ["value", "change"])
     @pytest.mark.parametrize("kind", ["loss", "alignment"])
-    def test_measuring_all_is_beginning_anew(self, how: Any, kind: Any):
+    def test_measuring_all_equals_a_fresh_start(self, how: Any, kind: Any):
         found = signals()
         grace = gw.Grace(importance=kind, by_length=False, count=15, anchors=1.0, propagate=how)
         state = grace.begin(found)
@@ -294,7 +294,7 @@ class TestRefresh:
         unlike = np.abs(state.importance - neighbour_mean(state.importance, state.graph))
         assert unlike[np.setdiff1d(anchors, drawn)].mean() > 1.5 * unlike[drawn].mean()
 
-    def test_only_drawn_anchors_tell_how_good_propagation_is(self):
+    def test_only_drawn_anchors_judge_propagation(self):
         found = signals(n=400)
         grace = gw.Grace(importance="loss", by_length=False, count=15, anchors=0.1)
         state = grace.begin(found)

@@ -243,7 +243,7 @@ def test_room_counts_what_is_served(run: Any, parts: Any) -> None:
     assert event["room"] == event["selected"] == len(set(np.concatenate(served).tolist()))
 
 
-def test_a_tau_that_cannot_be_kept_to_can_be_mended(story_model, arguments, parts, tmp_path: Path) -> None:
+def test_a_tau_that_cannot_be_met_can_be_mended(story_model, arguments, parts, tmp_path: Path) -> None:
     def make(tau: float, **changes: Any) -> gw.Trainer:
         settings = arguments(
             "mended",

@@ -92,7 +92,7 @@ def _counting(function: Any, calls: list[int]) -> Any:
     return counted
 
 
-def test_a_narrow_dial_looks_at_few_and_fills_at_random(run: Any) -> None:
+def test_a_narrow_dial_scores_few_and_fills_at_random(run: Any) -> None:
     trainer, events = run(gw.Grace(fraction=0.25, overhead=0.05))
     (forecast,), (plan,) = of_kind(events, "forecast"), of_kind(events, "plan")
     assert forecast["candidates"] == 16
@@ -111,13 +111,13 @@ def test_no_speed_is_measured_where_none_would_change_anything(
 ) -> None:
     monkeypatch.setattr(selecting, "measured_speeds", lambda *_, **__: pytest.fail("speeds were measured"))
     asked: list[tuple[Any, int]] = [("all", 80), (1000, 80), (30, 30)]
-    for candidates, looked_at in asked:
+    for candidates, scored in asked:
         recipe = gw.Recipe(select=gw.Grace(fraction=0.25, candidates=candidates, refresh_every=0))
         name = f"of-{candidates}"
         gw.Trainer(story_model(), arguments(name), train_dataset=speeches, recipe=recipe).train()
         lines = (tmp_path / name / "events.jsonl").read_text().splitlines()
         (forecast,) = of_kind([json.loads(line) for line in lines], "forecast")
-        assert (forecast["candidates"], forecast["every"], forecast["share"]) == (looked_at, 0, None)
+        assert (forecast["candidates"], forecast["every"], forecast["share"]) == (scored, 0, None)
 
 
 def test_without_a_word_on_overhead_what_is_settled_is_done(run: Any) -> None:
@@ -160,7 +160,7 @@ def test_the_search_that_auto_came_to_is_written_down(
     assert filled.search == search
 
 
-def test_an_order_that_needs_to_know_all_has_all_looked_at(run: Any) -> None:
+def test_an_order_that_needs_all_scores_has_all_scored(run: Any) -> None:
     easy = gw.baselines.EasyFirst()
     _, events = run(gw.Grace(fraction=0.25, refresh_every=0), order=easy)
     assert of_kind(events, "forecast")[0]["candidates"] == 80

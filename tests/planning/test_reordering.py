@@ -57,7 +57,7 @@ MEASURING = [
 
 
 @pytest.mark.parametrize("order", some(MEASURING, 3), ids=lambda d3: f"{d3.units}-{d3.edges}")
-def test_every_pass_holds_every_sample_once(run: Any, order: D3, tmp_path: Path) -> None:
+def test_every_epoch_holds_every_sample_once(run: Any, order: D3, tmp_path: Path) -> None:
     trainer, events = run(order)
     for entries in epochs(trainer):
         assert sorted(entries.tolist()) == list(range(72))
@@ -152,7 +152,7 @@ def test_an_overhead_that_allows_nothing_is_said(story_model, arguments, speeche
     assert "only balanced" in sentence and "order.overhead allows 1 " in sentence
 
 
-def test_before_a_warm_up_the_peak_is_looked_at(run: Any, tmp_path: Path) -> None:
+def test_before_a_warm_up_the_peak_rate_counts(run: Any, tmp_path: Path) -> None:
     """Its first step moves nothing."""
     order = D3(units="domains", edges="lookahead", probes=2, target_samples=4, overhead=0.25)
     _, (event,) = run(order, lr_scheduler_type="linear", warmup_steps=4)

@@ -105,7 +105,7 @@ def test_without_a_folder_everything_is_as_it_was(
     assert alone.session.plan.digest == shared.session.plan.digest
 
 
-def test_other_weights_data_or_batches_are_measured_anew(
+def test_other_weights_data_or_batches_are_measured_again(
     train: Any, measurings: list[float], story_model: Callable[[], Any], speeches: Dataset
 ) -> None:
     train("a", LOSS_TOP)

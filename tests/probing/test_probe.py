@@ -127,7 +127,7 @@ def test_looking_ahead_sees_what_a_real_step_does(optimizer_of: Callable[..., An
 
 
 @pytest.mark.parametrize("optimizer_of", [adam, sgd], ids=["adam", "sgd"])
-def test_both_ways_round_are_what_real_training_comes_to(optimizer_of: Callable[..., Any]):
+def test_both_orders_equal_real_training(optimizer_of: Callable[..., Any]):
     data, network = samples(), model()
     optimizer = optimizer_of(network.parameters())
     trained(network, optimizer, data)
@@ -197,7 +197,7 @@ class TestNothingIsLeftBehind:
         assert same(before, everything(network, optimizer))
         assert network.lm_head.weight.grad is gradient
 
-    def test_a_run_goes_on_as_if_nobody_had_asked(self):
+    def test_a_run_continues_as_if_nobody_had_asked(self):
         data, runs = samples(), []
         for asks in (False, True):
             network = model(dropout=0.2)

@@ -318,7 +318,7 @@ def test_what_peft_would_ignore_is_refused(stories: Path, options: dict[str, Any
         load_model(Model(name=str(stories)), Adapter(options=options))
 
 
-def test_warnings_of_peft_are_told_once(stories: Path):
+def test_warnings_of_peft_are_shown_once(stories: Path):
     messages: list[str] = []
     load_model(Model(name=str(stories)), Adapter(method="ln_tuning"), tell=messages.append)
     assert len(messages) == 1 and messages[0].startswith("Warning: adapter: Unsupported layer type")

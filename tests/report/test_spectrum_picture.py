@@ -38,6 +38,6 @@ def test_what_was_chosen_shows(tmp_path: Path) -> None:
     )
 
 
-def test_a_run_without_one_is_told_so(tmp_path: Path) -> None:
+def test_a_run_without_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(gw.RecipeError, match="only `anneal: direct` uses one"):
         draw_spectra(tmp_path)

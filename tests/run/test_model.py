@@ -175,7 +175,7 @@ class TestWeights:
         tiny_llama(layers=1, tie_word_embeddings=True).model.save_pretrained(tmp_path)
         load_model(Model(name=str(tmp_path)))  # the embeddings are its head
 
-    def test_unused_ones_are_told(self, folder: Path, story_model: Callable[[], Any]):
+    def test_unused_ones_are_named(self, folder: Path, story_model: Callable[[], Any]):
         change_weights(folder / "model.safetensors", lambda weights: weights.update(extra=torch.ones(2)))
         messages: list[str] = []
         assert same_weights(load_model(Model(name=str(folder)), tell=messages.append), story_model())

@@ -130,7 +130,7 @@ def test_d3_orders_as_it_does_in_python(
     assert graph == again.graph.columns(d3.threshold)
 
 
-def test_what_is_told_of_it(recipe: Recipe, tmp_path: Path) -> None:
+def test_its_summary(recipe: Recipe, tmp_path: Path) -> None:
     found = ordered(recipe, tmp_path / "out")
     stored = json.loads((tmp_path / "out" / "order.json").read_text())
     assert stored["sha256"] == hashlib.sha256(found.indices.astype("<i8").tobytes()).hexdigest()
@@ -290,7 +290,7 @@ def test_both_orders_are_tried_and_the_cost_is_stated(recipe: Recipe, tmp_path: 
     assert np.isnan(np.diag(weight)).all() and weight[0, 1] == -weight[1, 0] != 0.0
 
 
-def test_no_trial_is_made_on_the_samples_that_it_is_told_by(
+def test_no_trial_is_made_on_the_samples_that_judge_it(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the trial steps would take all samples there are."""

@@ -188,7 +188,7 @@ class TestTrain:
         thread.join()
         assert outcomes[0].finished
 
-    def test_held_out_samples_that_are_trained_on_are_told(self, recipe: Recipe):
+    def test_held_out_samples_that_are_trained_on_are_named(self, recipe: Recipe):
         messages: list[str] = []
         data = Data(train=Source(path="train.jsonl"), validation=Source(path="train.jsonl"), max_length=400)
         train(replace(recipe, data=data), "run", tell=messages.append)

@@ -229,7 +229,7 @@ def test_projections_of_what_autograd_gave():
     assert plain.shape == there.shape
 
 
-def test_told_once_and_not_at_all_where_it_does_not_matter(recwarn: pytest.WarningsRecorder):
+def test_warned_once_and_not_at_all_where_it_does_not_matter(recwarn: pytest.WarningsRecorder):
     collect(replaced(KernelLinear), POOL, want="grad", parameters="*mlp*weight", progress=False)
     collect(replaced(KernelLinear), POOL, want=("loss", "head_norm"), progress=False)
     assert not [one for one in recwarn if issubclass(one.category, UserWarning)]

@@ -96,7 +96,7 @@ def test_what_comes_after_the_last_step_costs_nothing(trainer: Any) -> None:
     assert run.session.record.seconds == seconds >= metrics(run)[-1]["seconds"] - 0.001
 
 
-def test_going_on_from_a_checkpoint_costs_nothing_but_the_steps(
+def test_resuming_from_a_checkpoint_costs_nothing_but_the_steps(
     trainer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = trainer(save_strategy="steps", save_steps=2)
@@ -136,7 +136,7 @@ def test_data_without_columns_have_no_input_tokens(
 
 
 class TestClock:
-    def test_stands_and_goes_on(self, tmp_path: Path) -> None:
+    def test_stops_and_continues(self, tmp_path: Path) -> None:
         record = RunRecord(tmp_path)
         record.start()
         with record.uncharged():

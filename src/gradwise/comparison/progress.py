@@ -67,10 +67,10 @@ class ComparisonProgress:
             self.say(f"{result.task.name}: failed: {result.failure} See {result.task.log}.")
         elif not self.bars:
             run = read_run(result.task.log.parent, "", 0)
-            self.say(f"[{self._done}/{self._total}] {result.task.name}: {_told(run)}")
+            self.say(f"[{self._done}/{self._total}] {result.task.name}: {_described(run)}")
 
 
-def _told(run: RunResult) -> str:
+def _described(run: RunResult) -> str:
     metric = HELD_OUT_LOSS if HELD_OUT_LOSS in run.scores else next(iter(run.scores), None)
     score = f"{metric} {run.scores[metric].value:.4f}, " if metric else ""
     return f"{score}{run.steps:,} steps, {run.seconds:,.1f} s ({run.deciding:,.1f} s of it deciding)"
