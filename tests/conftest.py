@@ -57,7 +57,7 @@ def short_collections() -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real data beside the repository; where there are none, the tests that need them are skipped."""
+    """Real data beside the repository; tests that need them are skipped where they are missing."""
     if not (ROOT.parent / "shared").is_dir():
         pytest.skip("needs the reference data in ../shared")
     return ROOT.parent / "shared"
@@ -109,8 +109,7 @@ def few_speeches(tmp_path: Path, stories: Path) -> Callable[..., Data]:
 
 @pytest.fixture
 def tiny_llama() -> Callable[..., LlamaForCausalLM]:
-    """Makes a random Llama; four layers of 16 dimensions unless told otherwise, the same weights each
-    time."""
+    """Makes a random Llama, by default with four layers of 16 dimensions; the same weights each time."""
 
     def make(layers: int = 4, **changes: Any) -> LlamaForCausalLM:
         torch.manual_seed(0)

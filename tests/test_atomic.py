@@ -77,11 +77,11 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path: Path):
         "try: write_bytes(Path(sys.argv[1]), bytes(5000))\n"
         "except GradwiseError as error: print(error)\n"
     )
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "file"], capture_output=True, text=True, check=True
     )
     assert re.search(
-        r"file could not be written: File too large \(.*GiB free\). Make room and run the same", told.stdout
+        r"file could not be written: File too large \(.*GiB free\). Make room and run the same", output.stdout
     )
     assert (tmp_path / "file").read_text() == "old"
     assert names(tmp_path) == ["file"]

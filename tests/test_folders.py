@@ -86,8 +86,8 @@ class TestClaimed:
         path = tmp_path / "mine" / name
         path.parent.mkdir(parents=True)
         path.write_text("mine")
-        told = refusal(tmp_path / "mine", kind)
-        assert f"holds files that gradwise did not write ({name.split('/')[0]})" in told
+        message = refusal(tmp_path / "mine", kind)
+        assert f"holds files that gradwise did not write ({name.split('/')[0]})" in message
 
     def test_many_names_are_cut_short(self, tmp_path: Path):
         for name in "dcba":
@@ -115,8 +115,8 @@ class TestClaimed:
     def test_a_kind_for_a_kind(self, tmp_path: Path):
         with claimed(tmp_path / "x", "run", ("a",)):
             (tmp_path / "x" / "a").touch()
-        told = refusal(tmp_path / "x", "selection")
-        assert told == f"{tmp_path / 'x'} holds a training run, not a selection; give another folder."
+        message = refusal(tmp_path / "x", "selection")
+        assert message == f"{tmp_path / 'x'} holds a training run, not a selection; give another folder."
 
     def test_the_class_of_the_error_is_the_callers(self, tmp_path: Path):
         (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""The names that other programs call, and that looking at the package costs nothing."""
+"""The names that other programs call; listing them imports nothing heavy."""
 
 import importlib.metadata
 import json

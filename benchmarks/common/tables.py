@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradwise.report.statistics import Comparison, compare, mean_sd
+from gradwise.report.statistics import ArmDifference, compare, mean_sd
 
 __all__ = ["mean_sd"]
 
@@ -86,7 +86,7 @@ def plural(count: int, word: str) -> str:
     return f"{count} {word}{'s' if count != 1 else ''}"
 
 
-def comparison_row(one: Comparison) -> list[str]:
+def comparison_row(one: ArmDifference) -> list[str]:
     """A row below `COMPARISON_HEAD`."""
     interval = f"{one.interval[0]:+.4f} to {one.interval[1]:+.4f}" if one.interval else "-"
     p = "< 0.001" if one.p is not None and one.p < 0.001 else number(one.p, 3)
@@ -103,7 +103,7 @@ def comparisons(losses: Losses, references: Sequence[str]) -> list[str]:
     return parts
 
 
-def _compared(losses: Losses, references: Sequence[str], reference: str) -> list[Comparison]:
+def _compared(losses: Losses, references: Sequence[str], reference: str) -> list[ArmDifference]:
     """All arms against one of the references, without the references before it."""
     earlier = references[: references.index(reference)]
     arms = {arm: losses[arm] for arm in losses if arm not in earlier}
@@ -126,7 +126,7 @@ def compared_claims(
     ]
 
 
-def _claim(text: str, one: Comparison) -> Claim:
+def _claim(text: str, one: ArmDifference) -> Claim:
     interval = f" ({one.interval[0]:+.3f} to {one.interval[1]:+.3f})" if one.interval else ""
     return Claim(text, f"{one.difference:+.3f}{interval}", str(one.seeds), one.verdict)
 

@@ -24,7 +24,7 @@ from benchmarks.common.tables import Claim, Content, Page, table
 from benchmarks.d3.two_steps import (
     EACH,
     LENGTH,
-    Samples,
+    ProblemSamples,
     double_model,
     loss_of,
     optimizer_of,
@@ -54,7 +54,7 @@ PROBES = {"all": (EACH, 12), "four": (4, 12)}
 class Estimates:
     """D³'s graphs at one state."""
 
-    def __init__(self, model: Any, optimizer: Any, samples: Samples, seed: int) -> None:
+    def __init__(self, model: Any, optimizer: Any, samples: ProblemSamples, seed: int) -> None:
         data = [sample for unit in samples.units for sample in unit]
         self.probe = gw.Probe(model, optimizer, data, target=samples.target)
         group = np.repeat(np.array(samples.names), EACH)
@@ -135,10 +135,10 @@ def estimated(kind: str, seed: int) -> dict[str, Any]:
     return entry
 
 
-def _warm(kind: str, seed: int) -> tuple[Samples, Any, Any]:
+def _warm(kind: str, seed: int) -> tuple[ProblemSamples, Any, Any]:
     """Samples, model and optimizer of the state at which everything is measured."""
     torch.manual_seed(seed)
-    samples, model = Samples(seed), double_model()
+    samples, model = ProblemSamples(seed), double_model()
     optimizer = optimizer_of(kind, model)
     for batch in samples.warming:
         step(model, optimizer, batch)

@@ -51,7 +51,7 @@ def _lines(name: str) -> list[str]:
     return (ASSETS / name).read_text(encoding="utf-8").splitlines()
 
 
-class Samples:
+class ProblemSamples:
     """The samples of a seed: units, target, batches for warming up."""
 
     def __init__(self, seed: int) -> None:
@@ -172,7 +172,7 @@ class State:
                 group["betas"] = betas
 
 
-def truth(model: Any, optimizer: Any, samples: Samples) -> dict[str, np.ndarray]:
+def truth(model: Any, optimizer: Any, samples: ProblemSamples) -> dict[str, np.ndarray]:
     """(n, n) L(v then u) - L(u then v) by [u, v]: positive where u should come first.
 
     Computed twice: after momentum has run out (`flushed`), and right after the two steps (`raw`). Model and

@@ -29,7 +29,7 @@ from benchmarks.common.tables import Claim, Content, Page, mean, of_kind, table
 from benchmarks.grace.pools import clean_recipe
 from gradwise.data import Collator, Data, load
 from gradwise.methods.grace import Grace
-from gradwise.methods.grace.importance import Target, importance
+from gradwise.methods.grace.importance import MeanDirection, importance
 from gradwise.methods.grace.state import State
 from gradwise.numerics.nearest import unit
 from gradwise.numerics.propagation import priority, spread
@@ -180,7 +180,7 @@ def replay(kind: Any, share: float, variant: Variant) -> dict[str, Any]:
 def _exact_importance(kind: Any, exact: Signals, state: State) -> NDArray[np.float64]:
     target = None
     if kind == "alignment":
-        target = Target.of(exact.require("grad", "this")[state.sample].astype(np.float64))
+        target = MeanDirection.of(exact.require("grad", "this")[state.sample].astype(np.float64))
     return importance(kind, exact, state.sample, target=target)
 
 

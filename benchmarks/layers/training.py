@@ -34,7 +34,7 @@ from gradwise.training.arguments import training_arguments
 
 
 @dataclass
-class Parts:
+class PeakParts:
     """Largest bytes of each part of a run's memory."""
 
     gradients: int = 0
@@ -50,7 +50,7 @@ class Parts:
 class SizeCallback(TrainerCallback):
     """Records the bytes of gradients and optimizer state around every update."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: PeakParts) -> None:
         self.parts = parts
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
@@ -63,7 +63,7 @@ class SizeCallback(TrainerCallback):
 class MeasuredTrainer(Trainer):
     """gradwise's trainer; records what the forward pass saves."""
 
-    parts: Parts
+    parts: PeakParts
 
     def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         switch = self.session.switch
@@ -191,13 +191,15 @@ class Runner:
             data_collator=Collator.for_tokenizer(self.tokenizer),
             recipe=Recipe(layers=settings.layers, seed=settings.seed),
         )
-        trainer.parts = Parts()
+        trainer.parts = PeakParts()
         trainer.add_callback(SizeCallback(trainer.parts))
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         return trainer
 
 
-def _memory(model: Any, parts: Parts, peak: int, events: list[dict[str, Any]], arm: Arm) -> dict[str, Any]:
+def _memory(
+    model: Any, parts: PeakParts, peak: int, events: list[dict[str, Any]], arm: Arm
+) -> dict[str, Any]:
     layers = [event for event in events if event["event"] == "layers"]
     draws = [event["active"] for event in layers]
     drop = getattr(arm.layers, "state", "keep") == "drop"

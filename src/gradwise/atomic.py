@@ -44,6 +44,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         StorageError: the file cannot be written; the old one is still there.
     """
+    # In the same folder, since a rename is atomic only within one file system; the process's number keeps two
+    # writers apart.
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}"[:200])
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +58,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        # A rename is an entry of the folder, which a loss of power can undo even though the file's content is
+        # on disk.
         sync_folder(path.parent)
 
 
@@ -160,6 +164,7 @@ def difference(folder: Path, digests: Digests, *, contents: bool = True) -> str 
     for name, (size, _) in digests.items():
         path = folder / name
         found = path.stat().st_size if path.is_file() else None
+        # Sizes first, which need no reading: most damage is a file that was cut short.
         if found != size:
             return f"{name} is missing" if found is None else f"{name} has {found} bytes instead of {size}"
     if not contents:

@@ -95,6 +95,7 @@ class OwnedFolder:
                     f"{entry} was not written by gradwise and would be overwritten; move it, or give another "
                     "folder."
                 )
+        # Named before it is written, so that a kill in between leaves no file without an owner.
         self.files |= new
         self.write_marker()
 
@@ -159,9 +160,9 @@ def claimed(
             _leave(owned, lock)
 
 
-def check_claimable(path: Path, kind: str, error: Error = RecipeError) -> None:
+def check_claimable(path: Path, kind: str) -> None:
     """Raise what `claimed` would raise; leaves nothing behind."""
-    _leave(*_claim(path, kind, set(), False, False, error))
+    _leave(*_claim(path, kind, set(), False, False, RecipeError))
 
 
 def add_file(path: Path, content: bytes) -> None:
@@ -198,6 +199,7 @@ def read_marker(path: Path, error: Error = RecipeError) -> Marker | None:
     try:
         contents = json.loads((path / MARKER).read_text(encoding="utf-8"))
         found, _ = contents["format"], contents["kind"]
+        # A marker decides what may be deleted. A damaged one must not name other files than were written.
         if contents.pop("sha256") != _digest(contents):
             raise ValueError("its content does not match its digest")
     except (FileNotFoundError, NotADirectoryError):
@@ -238,6 +240,7 @@ def _claim(
     path: Path, kind: str, patterns: set[str], shared: bool, wait: bool, error: Error
 ) -> tuple[OwnedFolder, FileLock]:
     with _refused(path, error):
+        # Before anything is created: a folder that is refused stays as it was.
         _checked(path, kind, patterns, shared, error)
         made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
         before = frozenset() if made else frozenset(entry.name for entry in path.iterdir())
@@ -270,6 +273,7 @@ def _take(owned: OwnedFolder, marker: Marker | None, patterns: set[str]) -> None
         return
     owned.files, owned.digests = set(marker["files"]), marker["digests"]
     owned.reserve(*patterns)
+    # What is added from now on would be misread by the version that wrote the old marker.
     if marker["format"] != FORMAT:
         owned.write_marker()
 
@@ -305,7 +309,8 @@ def _checked(path: Path, kind: str, patterns: set[str], shared: bool, error: Err
     """The folder's marker, if it has one; raises what stands against claiming it."""
     if not path.is_dir():
         if _exists(path):
-            raise error(f"{path} is {_described(path)}, not a folder; give another one.")
+            found = "a broken link" if path.is_symlink() and not path.exists() else "a file"
+            raise error(f"{path} is {found}, not a folder; give another one.")
         return None
     marker = read_marker(path, error)
     if marker is not None:
@@ -326,10 +331,6 @@ def _checked(path: Path, kind: str, patterns: set[str], shared: bool, error: Err
             f"{path} holds files that gradwise did not write ({found}); give a new folder, or an empty one."
         )
     return None
-
-
-def _described(path: Path) -> str:
-    return "a broken link" if path.is_symlink() and not path.exists() else "a file"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from gradwise.recipe import Recipe
 from gradwise.training.arguments import new_optimizer
 from gradwise.training.layout import Layout
 from gradwise.training.memory import StepMemory
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 
 
 class HostTrainer(Protocol):
@@ -88,6 +88,7 @@ def samples_of(trainer: HostTrainer) -> RunSamples:
     planned = train = Samples(trainer.train_dataset, *trainer.training_samples())
     if trainer.anneal_dataset is not None:
         planned = Samples(*trainer.planned_samples())
+    # Several sets by name measure different things; a decision would have to guess which of them counts.
     if trainer.eval_dataset is None or isinstance(trainer.eval_dataset, dict):
         return RunSamples(train, None, planned)
     return RunSamples(train, Samples(trainer.eval_dataset, *trainer.validation_samples()), planned)
@@ -105,7 +106,7 @@ def context_of(
     samples: RunSamples,
     *,
     layout: Layout,
-    record: Record,
+    record: RunRecord,
     folder: Path,
     shared: Path | None,
     say: Callable[[str], object],

@@ -75,6 +75,7 @@ class FileLock:
                 FileLock._changed.wait()
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             self._key = _key(os.fstat(handle))
+            # With the process's id, since a forked child has this table but not the lock.
             FileLock._held[self._key] = os.getpid()
         self._handle = handle
         try:
@@ -84,6 +85,7 @@ class FileLock:
             if isinstance(error, OSError) and error.errno in _TAKEN:
                 raise LockedError("another process holds it") from None
             raise
+        # Whoever held it before may have deleted it; a lock on a deleted file would keep nobody out.
         if self.path.exists() and _key(self.path.stat()) == self._key:
             return True
         self.release()

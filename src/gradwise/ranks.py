@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from gradwise.console import say
 from gradwise.errors import GradwiseError
 
 T = TypeVar("T")
@@ -30,6 +31,12 @@ def world_size() -> int:
 def is_first() -> bool:
     """Whether this is the first rank, or the only process."""
     return rank() == 0
+
+
+def say_first(sentence: str) -> None:
+    """Print a sentence, on the first rank only."""
+    if is_first():
+        say(sentence)
 
 
 def connected() -> tuple[int, int]:
@@ -83,6 +90,8 @@ def on_first(work: Callable[[], T]) -> T:
     group = _group()
     if group is None:
         return work()
+    # The error is shared like a value: a rank that failed before the broadcast would leave the others
+    # waiting.
     value, error = _outcome(work) if group.get_rank() == 0 else (None, None)
     shared: list[Any] = [(value, _portable(error))]
     group.broadcast_object_list(shared, src=0)
@@ -100,6 +109,7 @@ def on_each(work: Callable[[], T]) -> T:
     if _group() is None:
         return work()
     value, error = _outcome(work)
+    # Every rank learns of every failure before any continues, so that none waits in the next collective call.
     errors = [each for each in gathered(_portable(error)) if each is not None]
     if errors:
         raise error or errors[0]

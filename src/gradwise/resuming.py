@@ -9,7 +9,7 @@ from gradwise.training import checkpoint as checkpoints
 from gradwise.training import recipe_file
 from gradwise.training.layout import Layout
 from gradwise.training.plan import Plan
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 
 DECISIVE = ("select", "order", "layers", "anneal", "signals", "weights", "seed")
 """Sections of a recipe that decide what a run trains on and how."""
@@ -22,7 +22,7 @@ def decisive_sections(recipe: Recipe) -> dict[str, Any]:
 
 
 def opened(
-    recipe: Recipe, resume: Path | None, output: Path, folder: Path, record: Record
+    recipe: Recipe, resume: Path | None, output: Path, folder: Path, record: RunRecord
 ) -> tuple[dict[str, Any] | None, Recipe]:
     """The state of the checkpoint to resume from, once it is known to be this run's, and the recipe with what
     the run has measured.
@@ -37,6 +37,7 @@ def opened(
     Raises:
         CheckpointError: the checkpoint is another run's, or a new run would be mixed with an earlier one.
     """
+    # Before anything is compared: what a killed process left half written must not be resumed from.
     checkpoints.discard_torn(output)
     if resume:
         state = checkpoints.read_state(resume)
@@ -93,6 +94,7 @@ def check_plan(plan: Plan, state: dict[str, Any], checkpoint: Path, layout: Layo
             f"the data now have {pool}; give the same data, or start a new run."
         )
     batches = layout.cut(plan)
+    # The number of samples served by then differs where the batch size or the packing does.
     if state["step"] > batches.steps or batches.used(state["step"]) != state["position"]:
         raise CheckpointError(
             f"The checkpoint {checkpoint} was taken with another batch size; give the same one."

@@ -41,7 +41,7 @@ from gradwise.training.held_out import HeldOutLoss, record_name
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.layout import Layout, ledger, loader_settings, packer
 from gradwise.training.plan import Plan
-from gradwise.training.record import FILES, NonFiniteError, Record
+from gradwise.training.record import FILES, NonFiniteError, RunRecord
 from gradwise.training.saving import written
 from gradwise.training.timing import seconds_per_sample
 from gradwise.training.trackers import one_run
@@ -79,7 +79,7 @@ class Session:
         self.packed_length = packed_length
         self.unpack_if_needed = unpack_if_needed
         self.plan: Plan | None = None
-        self.record = Record(self.folder, writes=is_first())
+        self.record = RunRecord(self.folder, writes=is_first())
         self.held_out = HeldOutLoss(trainer.args, trainer.accelerator)
         self.resumed_from: Path | None = None
         self.stop_requested = False

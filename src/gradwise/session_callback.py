@@ -57,6 +57,7 @@ class SessionCallback(TrainerCallback):
         self.session.trainer.step_memory.after_update(state.global_step)
         if state.global_step < state.max_steps and self.session.should_stop():
             self.session.stopped = control.should_training_stop = True
+            # A stopped run resumes from its last weights; the best ones belong to its end.
             args.load_best_model_at_end = False
         if control.should_save and (self.session.ends_epoch() or self.session.stopped):
             # The evaluation due at the epoch's end comes after this; a run killed between the two would

@@ -26,25 +26,24 @@ def read_json(path: Path, error: Error = CheckpointError, take: Callable[[Any], 
         return take(found)
 
 
-def read_lines(path: Path, error: Error = CheckpointError, size: int | None = None) -> list[dict[str, Any]]:
+def read_lines(path: Path, size: int | None = None) -> list[dict[str, Any]]:
     """The whole lines of a JSONL file, each an object; none where there is no file.
 
     Args:
         path: the file.
-        error: the class of what is raised.
         size: largest number of bytes to read.
 
     Raises:
-        GradwiseError: the file is damaged; names the first line that is not an object.
+        CheckpointError: the file is damaged; names the first line that is not an object.
     """
     if not path.exists():
         return []
-    with damaged(path, error):
+    with damaged(path):
         # A kill can leave the last line half written; it is cut off at the next resume.
         lines = path.read_bytes()[:size].split(b"\n")[:-1]
     found = []
     for number, line in enumerate(lines, 1):
-        with damaged(path, error, where=f"line {number}: "):
+        with damaged(path, where=f"line {number}: "):
             found.append({**json.loads(line)})
     return found
 

@@ -50,6 +50,7 @@ def run_probe(
     """
     start, done = time.perf_counter(), 0
     cuda = list(range(torch.cuda.device_count())) if trainer.args.device.type == "cuda" else []
+    # Dropout in the probe must not move the stream that the first step will draw from.
     with torch.random.fork_rng(cuda):
         while switch.probing:
             left = switch.probes_left
@@ -58,6 +59,8 @@ def run_probe(
             switch.after_backward(loss_scale())
             if switch.probes_left == left:  # the scaled gradient overflowed
                 scaler = trainer.accelerator.scaler
+                # The scaler lowers its scale only from what an optimizer's step has found, and a probe makes
+                # none.
                 scaler.update(scaler.get_scale() / 2)
             else:
                 done += 1

@@ -135,6 +135,8 @@ class TrainerMixin(_AnyTrainer):
             packed_length=packed_length,
             unpack_if_needed=unpack_if_needed,
         )
+        # DistributedDataParallel refuses layers that freeze after wrapping. The switch averages the active
+        # layers' gradients itself.
         if recipe.layers.policy is not None and self.args.world_size > 1:
             self.accelerator.prepare_model = partial(_prepared_unwrapped, self.accelerator.prepare_model)
         self.last_grad_norm: Any = None
@@ -172,6 +174,7 @@ class TrainerMixin(_AnyTrainer):
                 with self._own_settings(resumed=resume is not None), self.session.tracked(resume):
                     result = super().train(str(resume) if resume else None, *args, **kwargs)
                 self.session.flush()
+                # The record first: a resumed run cuts it back to its checkpoint.
                 if self.session.stopped:
                     self._save_checkpoint(self.model_wrapped, None)
                 return result
@@ -252,6 +255,8 @@ class TrainerMixin(_AnyTrainer):
 
     def get_eval_dataloader(self, *args: object, **kwargs: object) -> DataLoader[Any]:
         """As the underlying Trainer's, with every sample; its workers leave signals to this process."""
+        # drop_last is about training steps; an evaluation that drops samples would compare runs on different
+        # ones.
         dropping, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             loader = super().get_eval_dataloader(*args, **kwargs)
@@ -268,6 +273,8 @@ class TrainerMixin(_AnyTrainer):
         device: torch.device,
     ) -> tuple[list[Any], Any]:
         """The plan's micro-batches of the current step, and their label tokens over all ranks."""
+        # Here, and not in a callback: the Trainer asks for the batches of a step before it tells callbacks
+        # that the step begins.
         self.session.draw_layers()
         self.session.decide()
         parts = self.session.batches()
@@ -416,6 +423,7 @@ def with_gradwise(cls: type) -> Any:
         raise RecipeError(f"with_gradwise takes a subclass of transformers.Trainer; found {cls!r}.")
     if issubclass(cls, TrainerMixin):
         return cls
+    # A subclass that serves batches itself would have them replaced by the plan's, without a word.
     for method in ("get_train_dataloader", "get_batch_samples", "_get_train_sampler"):
         if getattr(cls, method) is not getattr(transformers.Trainer, method):
             raise RecipeError(

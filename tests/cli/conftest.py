@@ -31,7 +31,7 @@ def start(server: Server, tmp_path: Path) -> Iterator[Start]:
     yield start
     for command in started:
         if command.code is None:
-            with contextlib.suppress(ProcessLookupError):  # it came to its end meanwhile
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
                 os.kill(command.pid, signal.SIGKILL)
             command.wait()
 

@@ -58,7 +58,7 @@ class TestTrain:
         self.check_metrics(run)
         self.check_events(run)
         self.check_model(run, stories)
-        self.check_told(run)
+        self.check_warned(run)
         self.check_recipe_runs_again(run, gradwise)
 
     def check_files(self, run: Path):
@@ -125,10 +125,10 @@ class TestTrain:
         model: Any = AutoModelForCausalLM.from_pretrained(run / "model")
         tokenizer = AutoTokenizer.from_pretrained(run / "model")
         ids = tokenizer("Once upon a time", return_tensors="pt")["input_ids"]
-        told = tokenizer.decode(
+        text = tokenizer.decode(
             model.generate(ids, max_new_tokens=5, do_sample=False)[0], skip_special_tokens=True
         )
-        assert re.match("Once upon a time.", told)
+        assert re.match("Once upon a time.", text)
         before = AutoModelForCausalLM.from_pretrained(stories).state_dict()
         changed = {
             name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
@@ -136,7 +136,7 @@ class TestTrain:
         drawn = {layer for event in RunDirectory(run).events() for layer in event.get("active", ())}
         assert {int(name.split(".")[2]) for name in changed} == drawn
 
-    def check_told(self, run: Path):
+    def check_warned(self, run: Path):
         assert "24 records read, 24 kept" in self.told
         before, after = (float(value) for value in re.findall(r"held-out loss \w+ +([\d.]+)", self.told))
         assert after < before
@@ -161,15 +161,13 @@ class TestTrain:
             assert gradwise("train", project.path, "--out", seed, "--set", f"seed={seed}").code == 0
         assert not identical(project.folder / "1", project.folder / "2")
 
-    def test_goes_to_runs_and_the_recipes_name_unless_told_otherwise(self, gradwise: Start, project: Project):
+    def test_by_default_goes_to_runs_and_the_recipes_name(self, gradwise: Start, project: Project):
         project.recipe["train"] = {"max_steps": 1}
         project.recipe["layers"] = "all"
         assert gradwise("train", project.path).code == 0
         assert (project.folder / "runs" / "recipe" / "model").is_dir()
 
-    def test_without_held_out_data_the_summary_tells_of_the_training_loss(
-        self, gradwise: Start, project: Project
-    ):
+    def test_without_held_out_data_the_summary_has_the_training_loss(self, gradwise: Start, project: Project):
         del project.recipe["data"]["validation"]
         command = gradwise("train", project.path, "--out", "run")
         first, last = (
@@ -217,27 +215,27 @@ class TestTrain:
         assert "select is full, order is shuffle" in command.stderr
         assert not (project.folder / "run").exists()
 
-    def test_a_last_phase_and_what_it_was_chosen_by(self, gradwise: Start, project: Project):
+    def test_an_annealing_phase_and_what_it_was_chosen_by(self, gradwise: Start, project: Project):
         project.recipe["train"]["schedule"] = "wsd"
         project.recipe["anneal"] = {"method": "direct", "last": 0.34, "count": 5}
         command = gradwise("train", project.path, "--out", "run", "--plot")
         assert command.code == 0, command.stderr
         drawn = project.folder / command.stdout.splitlines()[-1].removeprefix("Drawn: ")
         assert drawn.name == "spectrum-4.png" and drawn.read_bytes().startswith(b"\x89PNG")
-        (told,) = [e for e in RunDirectory(project.folder / "run").events() if e["event"] == "anneal"]
-        assert (told["step"], told["selected"], told["room"]) == (4, 5, 16)
+        (event,) = [e for e in RunDirectory(project.folder / "run").events() if e["event"] == "anneal"]
+        assert (event["step"], event["selected"], event["room"]) == (4, 5, 16)
         written = Recipe.load(project.folder / "run" / "recipe.yaml")
         assert isinstance(written.anneal, Direct) and written.anneal.last == 0.34
 
     @pytest.mark.exhaustive
-    def test_the_last_phase_alone(self, gradwise: Start, project: Project):
+    def test_the_annealing_phase_alone(self, gradwise: Start, project: Project):
         project.recipe["train"]["schedule"] = "wsd"
         project.recipe["anneal"] = {"method": "direct", "count": 5}
-        command = gradwise("select", project.path, "--anneal", "--out", "finish", "--plot")
+        command = gradwise("select", project.path, "--anneal", "--out", "phase", "--plot")
         assert command.code == 0, command.stderr
-        assert "5 samples picked by direct: finish" in command.stdout
-        assert (project.folder / "finish" / "spectrum.png").read_bytes().startswith(b"\x89PNG")
-        assert len((project.folder / "finish" / "records.jsonl").read_text().splitlines()) == 5
+        assert "5 samples picked by direct: phase" in command.stdout
+        assert (project.folder / "phase" / "spectrum.png").read_bytes().startswith(b"\x89PNG")
+        assert len((project.folder / "phase" / "records.jsonl").read_text().splitlines()) == 5
         project.recipe["anneal"] = {"method": "random", "count": 5}
         command = gradwise("select", project.path, "--anneal", "--out", "random", "--plot")
         assert command.code == 2
@@ -287,7 +285,7 @@ class TestStopping:
 
     @pytest.mark.exhaustive
     @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-    def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    def test_a_stopped_run_resumes_as_if_it_had_not_been(
         self, start: Start, gradwise: Start, long: Project, never_stopped: Path, kind: signal.Signals
     ):
         command = start("train", long.path, "--out", "run")
@@ -298,24 +296,24 @@ class TestStopping:
         assert command.code == 1
         assert not command.stderr
         assert f"{kind.name}: stopping after this step, with a checkpoint." in command.stdout
-        told = re.search(
+        stopped = re.search(
             r"Stopped after step (\d+) of 120; a checkpoint is saved. Run the same command", command.stdout
         )
-        assert told
-        assert is_finished(run.checkpoints / f"checkpoint-{told[1]}")
+        assert stopped
+        assert is_finished(run.checkpoints / f"checkpoint-{stopped[1]}")
         assert not run.model.exists()
         steps_before = run.metrics_file.read_bytes()
 
         again = gradwise("train", long.path, "--out", "run")
         assert again.code == 0, again.stderr
-        assert f"Resuming from {Path('run') / 'checkpoints' / f'checkpoint-{told[1]}'}" in again.stdout
-        assert [event["step"] for event in run.events() if event["event"] == "resume"] == [int(told[1])]
+        assert f"Resuming from {Path('run') / 'checkpoints' / f'checkpoint-{stopped[1]}'}" in again.stdout
+        assert [event["step"] for event in run.events() if event["event"] == "resume"] == [int(stopped[1])]
         assert run.metrics_file.read_bytes().startswith(steps_before)
         assert identical(run.path, never_stopped)
         assert measured(run.path) == measured(never_stopped)
 
     @pytest.mark.exhaustive
-    def test_a_killed_run_goes_on_too(
+    def test_a_killed_run_resumes_too(
         self, start: Start, gradwise: Start, long: Project, never_stopped: Path
     ):
         command = start("train", long.path, "--out", "run")

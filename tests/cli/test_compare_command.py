@@ -68,7 +68,7 @@ def folder(server: Server, stories: Path, tmp_path_factory: pytest.TempPathFacto
     ).wait()
     assert command.code == 0, command.stdout + command.stderr
     assert not command.stderr
-    (project.folder / "told").write_text(command.stdout)
+    (project.folder / "output.txt").write_text(command.stdout)
     return project.folder
 
 
@@ -89,22 +89,22 @@ class TestFinished:
                 assert evaluated == [0, 1, 2, 3, 4]
 
     def test_says_what_was_asked(self, folder: Path) -> None:
-        told = yaml.safe_load((folder / "c" / "comparison.yaml").read_text())
-        assert told["seeds"] == [0, 1, 2]
-        assert told["reference"] == "random"
-        assert told["budget"] == {"kind": "steps", "amount": 4.0, "margin": 0.05}
-        assert told["steps"] == {"full": 4, "random": 4}
-        assert told["arms"]["random"]["changes"]["select"] == {
+        stored = yaml.safe_load((folder / "c" / "comparison.yaml").read_text())
+        assert stored["seeds"] == [0, 1, 2]
+        assert stored["reference"] == "random"
+        assert stored["budget"] == {"kind": "steps", "amount": 4.0, "margin": 0.05}
+        assert stored["steps"] == {"full": 4, "random": 4}
+        assert stored["arms"]["random"]["changes"]["select"] == {
             "method": "random",
             "fraction": 0.5,
             "count": None,
         }
-        assert told["data"] == {"recipe": {"shared": 0, "held_out": 4}}
+        assert stored["data"] == {"recipe": {"shared": 0, "held_out": 4}}
 
     def test_the_table_is_of_the_scores(self, folder: Path) -> None:
-        told = (folder / "told").read_text()
+        output = (folder / "output.txt").read_text()
         table = (folder / "c" / "table.txt").read_text()
-        assert table.strip() in told
+        assert table.strip() in output
         assert max(len(line) for line in table.splitlines()) <= 100
         assert "Verdicts on fewer than 5 seeds are preliminary" in table
         found = {row["arm"]: row for row in rows(folder / "c", "results")}
@@ -157,10 +157,10 @@ class TestFinished:
     ) -> None:
         copy = tmp_path / "c"
         shutil.copytree(folder / "c", copy)
-        told = yaml.safe_load((copy / "comparison.yaml").read_text())
+        stored = yaml.safe_load((copy / "comparison.yaml").read_text())
         for name in ("pairs", "requested_pairs"):
-            del told[name]
-        (copy / "comparison.yaml").write_text(yaml.safe_dump(told))
+            del stored[name]
+        (copy / "comparison.yaml").write_text(yaml.safe_dump(stored))
         command = ["compare", folder / "recipe.yaml", *ARMS[:-1], copy, "--seeds", "3", "--budget", "steps=4"]
         for more in (["--reference", "full", "--pairs", "full:random"], []):
             done = server.start(folder, *command, *more).wait()
@@ -222,7 +222,7 @@ class TestStopping:
         return ["compare", project.path, *ARMS, "--seeds", "2", "--budget", f"steps={self.STEPS}"]
 
     @pytest.mark.exhaustive
-    def test_killed_in_the_middle_it_goes_on_without_repeating_a_finished_run(
+    def test_killed_in_the_middle_it_resumes_without_repeating_a_finished_run(
         self, start: Start, gradwise: Start, project: Project, command: list[Any]
     ) -> None:
         first, second = (project.folder / "c" / "runs" / arm / "seed-0" for arm in ("full", "random"))
@@ -245,7 +245,7 @@ class TestStopping:
         assert [line["step"] for line in steps_of(second)] == list(range(1, self.STEPS + 1))
 
     @pytest.mark.exhaustive
-    def test_asked_to_stop_it_saves_a_checkpoint_and_goes_on(
+    def test_asked_to_stop_it_saves_a_checkpoint_and_resumes(
         self, start: Start, gradwise: Start, project: Project, command: list[Any]
     ) -> None:
         run = project.folder / "c" / "runs" / "full" / "seed-0"
@@ -337,12 +337,12 @@ def test_equal_tokens_are_as_many_whole_steps_as_fit(gradwise: Start, project: P
     command = ["compare", project.path, "--arms", "full,length_top", "--out", "c", "--seeds", "2"]
     done = gradwise(*command, "--budget", f"tokens={budget}")
     assert done.code == 0, done.stdout + done.stderr
-    told = yaml.safe_load((project.folder / "c" / "comparison.yaml").read_text())
+    stored = yaml.safe_load((project.folder / "c" / "comparison.yaml").read_text())
     for arm in ("full", "length_top"):
         for seed in range(2):
             steps = steps_of(project.folder / "c" / "runs" / arm / f"seed-{seed}")
             tokens = [line["input_tokens"] for line in steps]
-            assert len(steps) == told["steps"][arm][seed]
+            assert len(steps) == stored["steps"][arm][seed]
             assert budget - 4 * 64 < sum(tokens) <= budget
     mean = {row["arm"]: float(row["steps"]) for row in rows(project.folder / "c", "results")}
     assert mean["length_top"] < mean["full"]  # its samples are longer
@@ -357,15 +357,16 @@ def test_equal_time_ends_every_whole_schedule_within_calibrated_steps(
     command = ["compare", project.path, "--arms", "full,lisa,loss_top", "--out", "c", "--seeds", "1"]
     done = gradwise(*command, "--budget", "time=3", "--fraction", "0.5", "--jobs", "2")
     assert done.code == 0, done.stdout + done.stderr
-    told = yaml.safe_load((project.folder / "c" / "comparison.yaml").read_text())
+    stored = yaml.safe_load((project.folder / "c" / "comparison.yaml").read_text())
     for arm in ("full", "lisa", "loss_top"):
-        speed = told["calibration"][arm]
-        planned = speed["deciding"] + speed["start"] + told["steps"][arm] * speed["step"]
+        speed = stored["calibration"][arm]
+        planned = speed["deciding"] + speed["start"] + stored["steps"][arm] * speed["step"]
         assert 2.85 - 1.001 * speed["step"] < planned <= 2.851
         steps = steps_of(project.folder / "c" / "runs" / arm / "seed-0")
-        assert len(steps) == told["steps"][arm]
-        assert steps[-1]["learning_rate"] < 0.1 * steps[0]["learning_rate"]  # the schedule came to its end
-    assert told["calibration"]["loss_top"]["deciding"] > told["calibration"]["full"]["deciding"]
+        assert len(steps) == stored["steps"][arm]
+        # The schedule was followed to its end.
+        assert steps[-1]["learning_rate"] < 0.1 * steps[0]["learning_rate"]
+    assert stored["calibration"]["loss_top"]["deciding"] > stored["calibration"]["full"]["deciding"]
     # Measured once, by the calibration; the run was charged for it all the same.
     events = RunDirectory(project.folder / "c" / "runs" / "loss_top" / "seed-0").events()
     (signals,) = [event for event in events if event["event"] == "signals"]
@@ -382,8 +383,8 @@ def test_what_the_reference_does_is_the_budget_unless_one_is_given(gradwise: Sta
             "--budget", kind, "--out", kind,
         )  # fmt: skip
         assert done.code == 0, done.stdout + done.stderr
-        told = yaml.safe_load((project.folder / kind / "comparison.yaml").read_text())
+        stored = yaml.safe_load((project.folder / kind / "comparison.yaml").read_text())
         assert (
             len(steps_of(project.folder / kind / "runs" / "random" / "seed-0")) == 4
         )  # 2 epochs, 12 samples
-        assert amount is None or told["budget"]["amount"] == amount
+        assert amount is None or stored["budget"]["amount"] == amount

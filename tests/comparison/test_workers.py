@@ -108,7 +108,7 @@ class TestStopping:
         threading.Thread(target=later).start()
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-    def test_one_that_can_go_on_is_no_failure_and_nothing_new_begins(
+    def test_one_that_can_resume_is_no_failure_and_nothing_new_begins(
         self, task: Any, tmp_path: Path, number: signal.Signals
     ) -> None:
         begun, pool = tmp_path / "begun", WorkerPool()
@@ -128,7 +128,7 @@ class TestStopping:
         list(WorkerPool().run([task("settings")]))
         assert signal.getsignal(signal.SIGTERM) == before
 
-    def test_a_crew_that_is_abandoned_leaves_nobody_behind(self, task: Any, tmp_path: Path) -> None:
+    def test_an_abandoned_pool_leaves_no_process_behind(self, task: Any, tmp_path: Path) -> None:
         begun = tmp_path / "begun"
 
         def interrupt(_: Any) -> None:
@@ -141,14 +141,14 @@ class TestStopping:
         assert not (tmp_path / "woke").exists()
 
     @staticmethod
-    def crew_of_its_own(function: str, folder: Path) -> subprocess.Popen[bytes]:
+    def separate_pool(function: str, folder: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", TASKS, function, str(folder / "begun"), str(folder / "log")]
         return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
 
     @pytest.mark.slow
     @pytest.mark.exhaustive
     def test_ctrl_c_on_a_terminal_asks_once_though_it_reaches_everybody(self, tmp_path: Path) -> None:
-        parent = self.crew_of_its_own("counts_signals", tmp_path)
+        parent = self.separate_pool("counts_signals", tmp_path)
         wait_for(tmp_path / "begun")
         os.killpg(parent.pid, signal.SIGINT)
         assert parent.wait() == 0
@@ -156,7 +156,7 @@ class TestStopping:
 
     @pytest.mark.slow
     def test_a_killed_parent_leaves_nobody_behind(self, tmp_path: Path) -> None:
-        parent = self.crew_of_its_own("sleeps", tmp_path)
+        parent = self.separate_pool("sleeps", tmp_path)
         pid = wait_for(tmp_path / "begun")
         parent.kill()
         parent.wait()

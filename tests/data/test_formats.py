@@ -1,4 +1,4 @@
-"""Formats: told from columns, with the user's own names; and what a record of each kind says."""
+"""Formats: detected from columns, with the user's own names; and what a record of each kind says."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def sample(values: dict, **given):
         (["prompt", "text"], "text"),
     ],
 )
-def test_the_format_is_told_from_the_columns(columns, name):
+def test_the_format_is_detected_from_the_columns(columns, name):
     assert detect(Source("f.jsonl"), columns).name == name
 
 

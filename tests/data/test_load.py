@@ -169,7 +169,7 @@ def test_contents_alone_decide_the_fingerprint(stories, jsonl, tmp_path):
     assert fingerprint(jsonl(moved)) != first
 
 
-def test_a_file_that_changed_is_read_anew(stories, jsonl):
+def test_a_file_that_changed_is_read_again(stories, jsonl):
     data = Data(train=Source(jsonl(FOUR)))
     before = load(data, "train", stories)
     jsonl([*FOUR, *FOUR])

@@ -153,7 +153,7 @@ def test_what_a_template_leaves_out_is_noted(stories):
     ]
 
 
-def test_marks_without_a_turn_each_are_told_apart_by_the_prompt(stories):
+def test_marks_without_a_turn_each_are_distinguished_by_the_prompt(stories):
     marked = "{% generation %}{{ m.content }}"
     twice = MARKED.replace(marked, marked + "{% endgeneration %}\n{% generation %}")
     assert learned(stories, saying(), twice) == "first<|end|>\nhello<|end|>\n"

@@ -23,7 +23,7 @@ def test_overlap_countsvalidation_samples_that_stand_in_train(train, validation)
     assert overlap(pool(train), pool(validation)) == sum(row in train for row in validation)
 
 
-def test_overlap_looks_at_tokens_and_not_at_labels():
+def test_overlap_compares_tokens_and_not_labels():
     train, validation = pool([[1, 2], [3]]), pool([[1, 2], [1, 2], [2, 1]])
     unlearned = validation.dataset.map(lambda row: {"labels": [-100] * len(row["input_ids"])})
     assert overlap(train, replace(validation, dataset=unlearned)) == 2

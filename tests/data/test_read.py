@@ -149,7 +149,7 @@ def test_relative_paths_start_from_the_base(tmp_path):
         (b"[" * 100_000, "nested too deeply"),
     ],
 )
-def test_a_flawed_line_is_told_apart_and_reading_goes_on(tmp_path, line, said):
+def test_a_flawed_line_is_named_and_reading_continues(tmp_path, line, said):
     path = tmp_path / "train.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n' + line + b'\n{"text": "b"}\n')
     first, flawed, last = everything(path)
@@ -162,7 +162,7 @@ def test_a_flawed_line_is_told_apart_and_reading_goes_on(tmp_path, line, said):
 @pytest.mark.parametrize(
     ("row", "said"), [(b"1", "1 values where"), (b"1,2,3", "3 values"), (b"\xff,2", "not UTF-8")]
 )
-def test_a_flawed_row_of_csv_is_told_apart(tmp_path, row, said):
+def test_a_flawed_row_of_csv_is_named(tmp_path, row, said):
     path = tmp_path / "a.csv"
     path.write_bytes(b"question,answer\n" + row + b"\n3,4\n")
     flawed, last = everything(path)

@@ -1,4 +1,4 @@
-"""Long texts: the tokens that are kept are those of the whole text, of which no more is tokenised."""
+"""Long texts: the tokens that are kept are those of the whole text, although only its start is tokenised."""
 
 import random
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks.layers.estimate import arms, compare
 from gradwise import Data, Direct, Grace, Grass, Model, Recipe, RecipeError, Train
-from gradwise.cli.estimate import estimate as command
+from gradwise.cli.train import estimate as command
 from gradwise.estimating import estimate
 from gradwise.estimating.estimate import bytes_of
 from gradwise.methods.baselines import UniformLayers

@@ -33,7 +33,7 @@ BEGINNINGS = (
 
 @pytest.fixture
 def stories_questions(records: Write) -> str:
-    """Beginnings of stories, each with four ways to go on, of different lengths."""
+    """Beginnings of stories, each with four continuations of different lengths."""
     ends = ("girl named Lily.", "bed", "park with her mom and played all day", "happy and wanted to help")
     return records(
         *(

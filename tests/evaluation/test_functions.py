@@ -1,4 +1,4 @@
-"""The user's own metrics: found and called, and every way in which they fail told in a sentence."""
+"""The user's own metrics: found and called, and every way in which they fail named in a sentence."""
 
 import re
 import sys

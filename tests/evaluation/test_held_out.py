@@ -79,17 +79,17 @@ def test_one_domain_is_no_news(kind: str, rows: Dataset, story_model: Callable[[
 def test_samples_without_a_finite_loss_are_left_out_and_named(
     rows: Dataset, story_model: Callable[[], Any], tokenizer: Any
 ):
-    model, told = story_model(), []
+    model, messages = story_model(), []
     worst = rows[0]["input_ids"]
     others: list[Any] = [row for row in rows if not set(row["input_ids"]) & {worst[5]}]  # type: ignore[call-overload]
     with torch.no_grad():
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
         model.model.embed_tokens.weight[worst[5]] = torch.nan
     given = Dataset.from_list([rows[0] | {"origin": "held.jsonl:17"}, *others])
-    scores = held_out_loss(model, tokenizer, given, progress=False, tell=told.append)
+    scores = held_out_loss(model, tokenizer, given, progress=False, tell=messages.append)
     assert scores["held_out_loss"].samples == len(others)
     assert scores["held_out_loss"].value == pytest.approx(slowly(model, others), rel=1e-5)
-    assert told == [
+    assert messages == [
         f"Warning: 1 of {len(given)} held-out samples have no finite loss and are left out of the score "
         "(first: held.jsonl:17)."
     ]

@@ -254,13 +254,13 @@ class TestPrepare:
             prepare(Metrics(tasks=tasks), tokenizer)
 
     def test_positions(self, tasks: Any, story_model: Make, tokenizer: Any, stories_questions: str):
-        told: list[str] = []
+        messages: list[str] = []
         model = story_model()
-        prepare(Metrics(tasks=tasks), tokenizer).check_length(model, tokenizer, told.append)
-        assert told == []
+        prepare(Metrics(tasks=tasks), tokenizer).check_length(model, tokenizer, messages.append)
+        assert messages == []
         wordy = Generate(name="w", path=stories_questions, prompt="start", answer="label", max_new_tokens=500)
-        prepare(Metrics(tasks=[wordy]), tokenizer).check_length(model, tokenizer, told.append)
-        assert told == [
+        prepare(Metrics(tasks=[wordy]), tokenizer).check_length(model, tokenizer, messages.append)
+        assert messages == [
             "Warning: 1 of 6 questions of w are longer, with their answer, than the model's 512 positions; "
             "they will lose their beginning."
         ]
@@ -270,7 +270,7 @@ class TestPrepare:
         with pytest.raises(
             RecipeError, match=r"w\.max_new_tokens is 512, but the model has only 512 positions"
         ):
-            prepare(Metrics(tasks=[endless]), tokenizer).check_length(model, tokenizer, told.append)
+            prepare(Metrics(tasks=[endless]), tokenizer).check_length(model, tokenizer, messages.append)
 
     @pytest.mark.slow
     @pytest.mark.exhaustive

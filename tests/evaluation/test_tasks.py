@@ -61,8 +61,8 @@ def by_hand(model: Any, tokenizer: Any, path: str) -> list[dict[str, Any]]:
     rows = []
     for question in questions(generate(path), tokenizer):
         ids = tokenizer(question.prompt, return_tensors="pt")["input_ids"]
-        told = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
-        rows.append({"start": question.prompt, "ends": tokenizer.decode(told, skip_special_tokens=True)})
+        answer = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+        rows.append({"start": question.prompt, "ends": tokenizer.decode(answer, skip_special_tokens=True)})
     return rows
 
 

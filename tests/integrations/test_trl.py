@@ -100,7 +100,7 @@ def test_selection_and_layers_on_conversations(sft, tmp_path: Path) -> None:
 
 
 def test_the_probe_does_not_count_in_trls_metrics(sft) -> None:
-    told = []
+    logged = []
     for probe in (1, 3):
         recipe = gw.Recipe(layers=gw.Grass(active=5, embeddings="always", probe=probe))
         trainer = sft(f"probe{probe}", cls=gw.with_gradwise(trl.SFTTrainer), recipe=recipe)
@@ -109,13 +109,13 @@ def test_the_probe_does_not_count_in_trls_metrics(sft) -> None:
             {k: v for k, v in line.items() if "time" not in k and "second" not in k}
             for line in trainer.state.log_history
         ]
-        told.append(
+        logged.append(
             [
                 {k: v for k, v in line.items() if k in ("num_tokens", "entropy", "mean_token_accuracy")}
                 for line in own
             ]
         )
-    assert told[0] == told[1] and told[0][0]
+    assert logged[0] == logged[1] and logged[0][0]
 
 
 def test_stopped_and_resumed(sft) -> None:

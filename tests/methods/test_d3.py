@@ -100,7 +100,7 @@ class TestTheGraph:
         assert graph.weight == pytest.approx(np.array([[2 / 6, 0.5 / 2], [0.0, 1 / 2]]))
         assert graph.influence == pytest.approx([0.2, -0.2])
 
-    def test_both_ways_round_are_worth_what_the_target_gains(self) -> None:
+    def test_both_orders_are_worth_what_the_target_gains(self) -> None:
         rng = np.random.default_rng(0)
         before, both = 4 + rng.random(6), 2 + rng.random((3, 3, 6))
         both[np.arange(3), np.arange(3)] = np.nan
@@ -123,7 +123,7 @@ class TestTheGraph:
         assert np.isfinite(graph.worth(1.0, 3)).all()
         assert not graph.precedences(0.0)[0, 1] and not graph.precedences(0.0)[1, 0]
 
-    def test_noise_is_the_spread_of_parts_drawn_anew(self) -> None:
+    def test_noise_is_the_spread_of_parts_drawn_again(self) -> None:
         """Directions of many graphs, each from parts of its own, scatter as the noise says."""
         rng, found, details = np.random.default_rng(0), [], []
         turned, moved = rng.standard_normal((2, 3, 8))
@@ -169,7 +169,7 @@ class TestTheGraph:
         for i, j in zip(*np.nonzero(before), strict=True):
             assert weight[i, j] - weight[j, i] > threshold * noise[i, j]
 
-    def test_nothing_follows_where_noise_cannot_be_told(self) -> None:
+    def test_nothing_follows_where_noise_is_unknown(self) -> None:
         graph = InfluenceGraph(
             ("a", "b"), np.array([[0, 9.0], [0, 0]]), np.full((2, 2), np.nan), np.zeros(2), ""
         )
@@ -207,9 +207,7 @@ class TestTheGraph:
 
 class TestWindows:
     @given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 9), st.floats(0, 1))
-    def test_precedences_hold_among_what_is_looked_at_together(
-        self, seed: int, units: int, window: int, share: float
-    ) -> None:
+    def test_precedences_hold_within_a_window(self, seed: int, units: int, window: int, share: float) -> None:
         rng = np.random.default_rng(seed)
         nodes = 5
         hidden = rng.permutation(nodes)
@@ -222,7 +220,7 @@ class TestWindows:
         order = windows.order(np.arange(units), np.eye(nodes)[node], 1.0)
         assert sorted(order.tolist()) == list(range(units))
         left, at, place = [], 0, 0
-        while place < units:  # the windows again: what was looked at together when a unit was committed
+        while place < units:  # the windows again: what was compared when a unit was committed
             more = window - len(left)
             left += list(range(at, min(at + more, units)))
             at = min(at + more, units)
@@ -233,7 +231,7 @@ class TestWindows:
             place += count
 
     @pytest.mark.parametrize("seed", range(5))
-    def test_a_whole_pass_in_one_window_holds_all_precedences_and_the_best_value(self, seed: int) -> None:
+    def test_an_epoch_in_one_window_holds_all_precedences_and_the_best_value(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         worth = rng.standard_normal((6, 6))
         windows = Windows(np.arange(6), worth, np.zeros((6, 6), dtype=bool), None, 4, 0)
@@ -264,7 +262,7 @@ def test_what_the_graph_does_not_care_about_stays_as_it_came() -> None:
     assert windows.order(base, np.eye(3)[node], None).tolist() == base.tolist()
 
 
-def test_differences_within_their_error_are_worth_nothing() -> None:
+def test_differences_within_noise_are_worth_nothing() -> None:
     weight = np.array([[0.0, 3.0, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     graph = InfluenceGraph(("a", "b", "c"), weight, np.ones((3, 3)), np.zeros(3), "curvature")
     assert graph.worth(0.0, 3).tolist() == [[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]

@@ -117,7 +117,7 @@ def test_curvature_is_the_linear_program_of_a_general_solver() -> None:
 @pytest.mark.parametrize("tau", [0.4, 0.8, 1.5])
 @pytest.mark.exhaustive
 def test_paper_is_at_least_as_good_as_the_published_steps(tau: float) -> None:
-    """Among picks that keep to the budget; the published ones need not."""
+    """Among picks within the budget; the published steps may exceed it."""
     for seed in range(3):
         pool = signals(200, seed=10 + seed)
         sketched = replace(pool, grad=gaussian_sketch(np.asarray(pool.grad, float), 20, seed))
@@ -135,7 +135,7 @@ def test_paper_is_at_least_as_good_as_the_published_steps(tau: float) -> None:
 
 
 class TestTau:
-    def test_one_that_cannot_be_kept_to_is_refused_with_the_smallest_that_can(self) -> None:
+    def test_one_that_cannot_be_met_is_refused_with_the_smallest_that_can(self) -> None:
         costs = costs_of(POOL, HELD_OUT, way_down(HELD_OUT))
         least = np.sort(costs)[:100].sum() / (costs.mean() * 100)
         with pytest.raises(
@@ -147,7 +147,7 @@ class TestTau:
         found = gw.Direct(count=100, tau=named, **PLAIN).select(POOL, validation=HELD_OUT)
         assert found.details["budget_used"] <= 1
 
-    def test_unless_given_it_is_raised_as_far_as_it_must_be(self) -> None:
+    def test_the_default_is_raised_as_far_as_it_must_be(self) -> None:
         found = gw.Direct(count=300, objective="paper").select(POOL, validation=HELD_OUT)
         assert found.details["tau"] == found.details["least_tau"] > 0.1
         assert found.details["budget_used"] <= 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import gradwise as gw
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.grace.importance import Target, importance, worth
+from gradwise.methods.grace.importance import MeanDirection, importance, worth
 from gradwise.methods.grace.nodes import nodes_of
 from gradwise.methods.grace.refresh import SHARE_RANGE, drawn_of, next_share
 from gradwise.methods.grace.state import State
@@ -53,14 +53,16 @@ class TestSelect:
             "loss": found.loss,
             "norm": found.grad_norm,
             "head_norm": found.head_norm,
-            "alignment": Target.of(found.grad.astype(np.float64)).alignment(found.grad.astype(np.float64)),
+            "alignment": MeanDirection.of(found.grad.astype(np.float64)).alignment(
+                found.grad.astype(np.float64)
+            ),
         }[kind]
         expected = facility_location(graph, worth(values.astype(np.float64)).scores, 12, 0.3)
         assert picked.indices.tolist() == expected.tolist()
         assert picked.scores == pytest.approx(values[expected])
 
     @pytest.mark.parametrize("size", [{"fraction": 0.5}, {"count": 1}, {"count": 60}, {"tokens": 300}])
-    def test_keeps_to_its_budget(self, size: dict[str, Any]):
+    def test_stays_within_its_budget(self, size: dict[str, Any]):
         found = signals()
         picked = gw.Grace(**size).select(found)
         assert len(set(picked.indices.tolist())) == len(picked.indices)
@@ -181,7 +183,7 @@ class TestImportance:
     def test_alignment_leaves_the_sample_itself_out(self):
         grads = np.random.default_rng(0).standard_normal((9, 5))
         units = grads / np.linalg.norm(grads, axis=1, keepdims=True)
-        target = Target.of(grads)
+        target = MeanDirection.of(grads)
         for i, found in enumerate(target.alignment(grads)):
             others = np.delete(units, i, axis=0)
             assert found == pytest.approx((others @ units[i]).mean())
@@ -189,17 +191,17 @@ class TestImportance:
         assert target.alignment(grads[[4, 7]]) == pytest.approx(target.alignment(grads)[[4, 7]])
         assert target.moved(-grads).mean == pytest.approx(-target.mean)
         assert target.moved(grads[:1]).mean == pytest.approx((8 * target.mean + units[0]) / 9)
-        assert Target.of(grads[:1]).alignment(grads[:1]).tolist() == [0]
+        assert MeanDirection.of(grads[:1]).alignment(grads[:1]).tolist() == [0]
 
-    def test_alignment_does_not_go_by_size(self):
+    def test_alignment_does_not_depend_on_size(self):
         """Garbage has large gradients; without a gradient there is nothing to agree."""
         grads = np.random.default_rng(0).standard_normal((9, 5))
         scale = np.geomspace(1e-3, 1e6, 9)[:, None]
-        assert Target.of(scale * grads).alignment(scale * grads) == pytest.approx(
-            Target.of(grads).alignment(grads)
+        assert MeanDirection.of(scale * grads).alignment(scale * grads) == pytest.approx(
+            MeanDirection.of(grads).alignment(grads)
         )
         grads[3] = 0
-        assert Target.of(grads).alignment(grads)[3] == 0
+        assert MeanDirection.of(grads).alignment(grads)[3] == 0
 
     def test_length_counts_where_it_is_asked_for(self):
         found, rows = signals(), np.arange(60)
@@ -247,7 +249,7 @@ class TestRefresh:
 
     @pytest.mark.parametrize("how", ["value", "change"])
     @pytest.mark.parametrize("kind", ["loss", "alignment"])
-    def test_measuring_all_is_beginning_anew(self, how: Any, kind: Any):
+    def test_measuring_all_equals_a_fresh_start(self, how: Any, kind: Any):
         found = signals()
         grace = gw.Grace(importance=kind, by_length=False, count=15, anchors=1.0, propagate=how)
         state = grace.begin(found)
@@ -255,15 +257,15 @@ class TestRefresh:
         anchors = grace.anchors_at(state, 10)
         assert anchors.tolist() == list(range(60))
         after = grace.refresh(state, anchors, later, 10).state
-        anew = grace.begin(later, step=10)
-        after_arrays, anew_arrays = after.changed(refreshes=0).arrays(), anew.arrays()
-        assert after_arrays.keys() == anew_arrays.keys()
+        fresh = grace.begin(later, step=10)
+        after_arrays, fresh_arrays = after.changed(refreshes=0).arrays(), fresh.arrays()
+        assert after_arrays.keys() == fresh_arrays.keys()
         for name, values in after_arrays.items():
             if not name.startswith("graph."):
-                assert np.array_equal(values, anew_arrays[name]), name
-        for one, other in zip(after.graph.used, anew.graph.used, strict=True):
+                assert np.array_equal(values, fresh_arrays[name]), name
+        for one, other in zip(after.graph.used, fresh.graph.used, strict=True):
             assert np.array_equal(one, other)
-        assert np.array_equal(grace.pick(after, later).indices, grace.pick(anew, later).indices)
+        assert np.array_equal(grace.pick(after, later).indices, grace.pick(fresh, later).indices)
         assert after.share == 1.0
 
     def test_beta_of_zero_changes_anchors_only(self):
@@ -292,7 +294,7 @@ class TestRefresh:
         unlike = np.abs(state.importance - neighbour_mean(state.importance, state.graph))
         assert unlike[np.setdiff1d(anchors, drawn)].mean() > 1.5 * unlike[drawn].mean()
 
-    def test_only_drawn_anchors_tell_how_good_propagation_is(self):
+    def test_only_drawn_anchors_judge_propagation(self):
         found = signals(n=400)
         grace = gw.Grace(importance="loss", by_length=False, count=15, anchors=0.1)
         state = grace.begin(found)
@@ -327,16 +329,16 @@ class TestRefresh:
         assert again.importance == pytest.approx(level.importance, rel=1e-5)
 
     def test_copies_weigh_in_the_centre(self):
-        """Measuring all of a pool with copies is beginning anew, too."""
+        """Measuring all of a pool with copies equals a fresh start, too."""
         once = signals(n=30)
         index = np.concatenate([np.arange(30), np.repeat(np.arange(5), 9)])
         pool, later = repeated(once, index), repeated(self.moved(once), index)
         grace = gw.Grace(importance="loss", by_length=False, count=10, anchors=1.0)
         state = grace.begin(pool)
         after = grace.refresh(state, np.arange(30), later.take(np.arange(30)), 10).state
-        anew = grace.begin(later, step=10)
-        assert np.array_equal(after.centre, anew.centre)
-        assert np.array_equal(after.graph.used[0], anew.graph.used[0])
+        fresh = grace.begin(later, step=10)
+        assert np.array_equal(after.centre, fresh.centre)
+        assert np.array_equal(after.graph.used[0], fresh.graph.used[0])
 
     def test_the_graph_is_that_of_what_moved(self):
         found = signals()
@@ -346,8 +348,8 @@ class TestRefresh:
             anchors = grace.anchors_at(state, step)
             done = grace.refresh(state, anchors, repeated(self.moved(found, step), anchors), step)
             state, moved = done.state, moved + done.moved
-            anew = knn_graph(state.placed, 16)
-            assert np.array_equal(state.graph.used[0], anew.used[0])
+            fresh = knn_graph(state.placed, 16)
+            assert np.array_equal(state.graph.used[0], fresh.used[0])
         assert moved > 0
 
     def test_small_drift_leaves_the_graph(self):

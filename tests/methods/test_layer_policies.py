@@ -154,7 +154,7 @@ class TestFrequencies:
             assert np.ptp(turns) <= 1
         assert turns.tolist() == [2 * active] * 5
 
-    def test_round_robin_goes_on_where_it_left_off(self):
+    def test_round_robin_continues_where_it_left_off(self):
         turns = [RoundRobinLayers(active=2).draw(SCORES, number, seed=9).tolist() for number in range(4)]
         assert turns == [[0, 1], [2, 3], [0, 4], [1, 2]]
 

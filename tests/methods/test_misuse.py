@@ -15,7 +15,7 @@ from gradwise.signals import Signals
 
 SELECT = [gw.Grace, baselines.RandomSubset, baselines.LossTop, baselines.LengthTop, baselines.KCenter]
 ORDER = [baselines.Shuffle, baselines.GivenOrder, baselines.EasyFirst, baselines.Interleave, gw.D3]
-FINISH = [gw.Direct, baselines.RandomAnneal, baselines.LossAnneal, baselines.CosineTop, baselines.Herding]
+ANNEALERS = [gw.Direct, baselines.RandomAnneal, baselines.LossAnneal, baselines.CosineTop, baselines.Herding]
 
 
 def signals(n: int = 20, **changes: Any) -> Signals:
@@ -64,7 +64,7 @@ def test_orders(method: Any) -> None:
     assert sorted(method().order(signals(), [3, 1, 2]).indices.tolist()) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("method", FINISH)
+@pytest.mark.parametrize("method", ANNEALERS)
 def test_annealing_selections(method: Any) -> None:
     for found in (None, [1, 2], signals(0)):
         refused(lambda found=found: method(count=3).select(found, validation=signals(5)))
@@ -210,7 +210,7 @@ def test_numbers_of_random_streams(numbers: dict[str, Any]) -> None:
     for method in ORDER:
         refused(lambda method=method: method().order(signals(), **numbers), "needs seed")
         refused(lambda method=method: method().order(signals(), epoch=-1), "needs epoch")
-    for method in FINISH:
+    for method in ANNEALERS:
         refused(
             lambda method=method: method(count=3).select(signals(), validation=signals(5), **numbers), "seed"
         )

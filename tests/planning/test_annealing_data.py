@@ -51,8 +51,8 @@ Make = Callable[..., Any]
 
 @pytest.fixture
 def make(story_model: Any, arguments: Any, speeches: Any) -> Make:
-    """A trainer over 24 samples in eight steps of four, of which the last four are the phase; twelve other
-    samples are the phase's own."""
+    """A trainer over 24 samples in eight steps of four, the last four of them the annealing phase, for which
+    there are twelve more samples."""
 
     def make(
         anneal: Annealer | None,
@@ -273,15 +273,15 @@ def test_a_recipe_finds_the_files_from_its_own_folder(recipe: gw.Recipe, tmp_pat
 def test_in_a_run_and_outside_of_one_the_same_are_chosen(recipe: gw.Recipe, tmp_path: Path) -> None:
     """By the half of a target that chooses; and a run whose files have changed is not resumed."""
     assert recipe.data is not None
-    told: list[str] = []
+    messages: list[str] = []
     aimed = replace(recipe, data=replace(recipe.data, validation=None, target=recipe.data.validation))
     picked = select_annealing(aimed, tmp_path / "picks", tell=lambda _: None, progress=False)
-    train(aimed, tmp_path / "run", tell=told.append, progress=False)
+    train(aimed, tmp_path / "run", tell=messages.append, progress=False)
     plan = Plan.load(tmp_path / "run" / "plan" / "plan.safetensors")
     phase = plan.indices[10:]
     assert set(phase.tolist()) == set(picked.indices.tolist())
     assert np.sum(phase >= 20) == np.sum(picked.indices >= 20) == 4
-    assert any("4 of its samples choose, 4 others measure" in line for line in told)
+    assert any("4 of its samples choose, 4 others measure" in line for line in messages)
     records = [json.loads(line) for line in (tmp_path / "picks" / "records.jsonl").read_text().splitlines()]
     own = {json.loads(line)["text"] for line in (tmp_path / "own.jsonl").read_text().splitlines()}
     assert [record["text"] in own for record in records] == (picked.indices >= 20).tolist()
@@ -290,7 +290,7 @@ def test_in_a_run_and_outside_of_one_the_same_are_chosen(recipe: gw.Recipe, tmp_
     lines = (tmp_path / "own.jsonl").read_text().splitlines()
     (tmp_path / "own.jsonl").write_text("\n".join(lines[::-1]) + "\n")
     with pytest.raises(gw.CheckpointError, match="The annealing data have changed since the run in"):
-        train(aimed, tmp_path / "run", tell=told.append, progress=False)
+        train(aimed, tmp_path / "run", tell=messages.append, progress=False)
 
 
 def test_alone_outside_of_a_run_the_training_data_are_not_read(recipe: gw.Recipe, tmp_path: Path) -> None:

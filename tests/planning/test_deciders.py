@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "d3_published": {"chunk": 2, "hessian_probes": 1},
     "d3": {"probes": 2, "target_samples": 4, "overhead": 1.0},
 }
-"""What a method needs to be told; the others have defaults for everything."""
+"""Settings that a method requires; the others have defaults for everything."""
 
 
 def _members(union: Any, section: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""GRACE's dial in a run: measured once, obeyed or refused, the same for whoever starts the run anew."""
+"""GRACE's dial in a run: measured once, obeyed or refused, the same when the run is started again."""
 
 import json
 import warnings
@@ -46,26 +46,26 @@ def of_kind(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 def test_everything_follows_from_the_share_that_is_allowed(run: Any) -> None:
-    """25 steps of 4 samples take 10 s; half of that is a first pass over all 80 and anchors."""
+    """25 steps of 4 samples take 10 s; half of that pays for scoring all 80 once, and for anchors."""
     _, events = run(gw.Grace(fraction=0.25, overhead=0.5))
-    (told,) = of_kind(events, "forecast")
-    assert (told["candidates"], told["training"]) == (80, 10.0)
-    assert told["share"] <= 0.5
+    (forecast,) = of_kind(events, "forecast")
+    assert (forecast["candidates"], forecast["training"]) == (80, 10.0)
+    assert forecast["share"] <= 0.5
     refreshed = of_kind(events, "refresh")
     assert of_kind(events, "plan")[0]["parts"].keys() == {"graph", "selection"}
     for event in refreshed:
         assert event["parts"].keys() == {"signals", "graph", "propagation", "selection"}
-    assert [event["step"] for event in refreshed] == list(range(told["every"], 25, told["every"]))
-    assert sum(event["anchors"] for event in refreshed) <= told["allowance"]
+    assert [event["step"] for event in refreshed] == list(range(forecast["every"], 25, forecast["every"]))
+    assert sum(event["anchors"] for event in refreshed) <= forecast["allowance"]
 
 
 def test_refreshes_measure_what_was_forecast_where_samples_are_copies(run: Any, speeches: Any) -> None:
     """The forecast counts samples; of 80 samples that are each there twice only 40 can be measured."""
     twice = concatenate_datasets([speeches.select(range(40))] * 2)
     _, events = run(gw.Grace(fraction=0.25, overhead=0.3), data=twice)
-    (told,), refreshed = of_kind(events, "forecast"), of_kind(events, "refresh")
+    (forecast,), refreshed = of_kind(events, "forecast"), of_kind(events, "refresh")
     assert of_kind(events, "plan")[0]["distinct"] == 40
-    assert refreshed[0]["anchors"] == pytest.approx(told["anchors"] * told["candidates"], abs=1)
+    assert refreshed[0]["anchors"] == pytest.approx(forecast["anchors"] * forecast["candidates"], abs=1)
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,10 @@ def _counting(function: Any, calls: list[int]) -> Any:
     return counted
 
 
-def test_a_narrow_dial_looks_at_few_and_fills_at_random(run: Any) -> None:
+def test_a_narrow_dial_scores_few_and_fills_at_random(run: Any) -> None:
     trainer, events = run(gw.Grace(fraction=0.25, overhead=0.05))
-    (told,), (plan,) = of_kind(events, "forecast"), of_kind(events, "plan")
-    assert told["candidates"] == 16
+    (forecast,), (plan,) = of_kind(events, "forecast"), of_kind(events, "plan")
+    assert forecast["candidates"] == 16
     assert plan["looked_at"] == 16
     assert plan["at_random"] == 20 - int(16 / 1.5)
     assert len(set(trainer.session.plan.indices[:20].tolist())) == 20
@@ -111,13 +111,13 @@ def test_no_speed_is_measured_where_none_would_change_anything(
 ) -> None:
     monkeypatch.setattr(selecting, "measured_speeds", lambda *_, **__: pytest.fail("speeds were measured"))
     asked: list[tuple[Any, int]] = [("all", 80), (1000, 80), (30, 30)]
-    for candidates, looked_at in asked:
+    for candidates, scored in asked:
         recipe = gw.Recipe(select=gw.Grace(fraction=0.25, candidates=candidates, refresh_every=0))
         name = f"of-{candidates}"
         gw.Trainer(story_model(), arguments(name), train_dataset=speeches, recipe=recipe).train()
         lines = (tmp_path / name / "events.jsonl").read_text().splitlines()
-        (told,) = of_kind([json.loads(line) for line in lines], "forecast")
-        assert (told["candidates"], told["every"], told["share"]) == (looked_at, 0, None)
+        (forecast,) = of_kind([json.loads(line) for line in lines], "forecast")
+        assert (forecast["candidates"], forecast["every"], forecast["share"]) == (scored, 0, None)
 
 
 def test_without_a_word_on_overhead_what_is_settled_is_done(run: Any) -> None:
@@ -160,7 +160,7 @@ def test_the_search_that_auto_came_to_is_written_down(
     assert filled.search == search
 
 
-def test_an_order_that_needs_to_know_all_has_all_looked_at(run: Any) -> None:
+def test_an_order_that_needs_all_scores_has_all_scored(run: Any) -> None:
     easy = gw.baselines.EasyFirst()
     _, events = run(gw.Grace(fraction=0.25, refresh_every=0), order=easy)
     assert of_kind(events, "forecast")[0]["candidates"] == 80

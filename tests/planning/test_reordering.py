@@ -19,7 +19,7 @@ from tests.conftest import same_weights, some
 
 @pytest.fixture
 def run(story_model, arguments, speeches, tmp_path: Path) -> Callable[..., Any]:
-    """Two passes over 72 samples of three domains in steps of four; returns the trainer and its events."""
+    """Two epochs over 72 samples of three domains in steps of four; returns the trainer and its events."""
 
     def run(
         order: Any, *, name: str = "run", held_out: Any = None, sections: Any = None, **changes: Any
@@ -30,12 +30,12 @@ def run(story_model, arguments, speeches, tmp_path: Path) -> Callable[..., Any]:
             eval_dataset=held_out, recipe=gw.Recipe(order=order, **(sections or {})),
         )  # fmt: skip
         trainer.train()
-        return trainer, told(tmp_path / name)
+        return trainer, order_events(tmp_path / name)
 
     return run
 
 
-def told(folder: Path) -> list[dict[str, Any]]:
+def order_events(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "events.jsonl").read_text().splitlines()
     return [event for line in lines if (event := json.loads(line))["event"] == "order"]
 
@@ -57,7 +57,7 @@ MEASURING = [
 
 
 @pytest.mark.parametrize("order", some(MEASURING, 3), ids=lambda d3: f"{d3.units}-{d3.edges}")
-def test_every_pass_holds_every_sample_once(run: Any, order: D3, tmp_path: Path) -> None:
+def test_every_epoch_holds_every_sample_once(run: Any, order: D3, tmp_path: Path) -> None:
     trainer, events = run(order)
     for entries in epochs(trainer):
         assert sorted(entries.tolist()) == list(range(72))
@@ -129,8 +129,8 @@ def test_units_are_batches_of_one_domain(run: Any) -> None:
 
 
 def test_overhead_bounds_how_often_is_measured(run: Any) -> None:
-    """36 steps of four: 144 passes. With two probes of three domains and four of a target a curvature costs
-    3 * 2 * 6 + 4 = 40, the first one 3 * 2 * 2 more."""
+    """36 steps of four cost 144 forward/backward runs. With two probes of three domains and four of a target,
+    a curvature costs 3 * 2 * 6 + 4 = 40, the first one 3 * 2 * 2 more."""
     settings: Any = {"probes": 2, "target_samples": 4}
     assert [e["step"] for e in run(D3(units="domains", **settings, overhead=0.4), name="a")[1]] == [0]
     assert [e["step"] for e in run(D3(units="domains", **settings, overhead=0.65), name="b")[1]] == [0, 18]
@@ -152,11 +152,11 @@ def test_an_overhead_that_allows_nothing_is_said(story_model, arguments, speeche
     assert "only balanced" in sentence and "order.overhead allows 1 " in sentence
 
 
-def test_before_a_warm_up_the_peak_is_looked_at(run: Any, tmp_path: Path) -> None:
+def test_before_a_warm_up_the_peak_rate_counts(run: Any, tmp_path: Path) -> None:
     """Its first step moves nothing."""
     order = D3(units="domains", edges="lookahead", probes=2, target_samples=4, overhead=0.25)
-    _, (told,) = run(order, lr_scheduler_type="linear", warmup_steps=4)
-    assert told["nodes"] == 3 and told["step"] == 0
+    _, (event,) = run(order, lr_scheduler_type="linear", warmup_steps=4)
+    assert event["nodes"] == 3 and event["step"] == 0
     table = pyarrow.parquet.read_table(tmp_path / "run" / "plan" / "graph-0.parquet")
     assert np.all(table["weight"].to_numpy() != 0)
 
@@ -165,13 +165,13 @@ def test_a_balanced_run_is_balanced_by_its_words_and_measures_nothing(run: Any) 
     trainer, events = run(Balanced(), num_train_epochs=4)
     assert events == []
     words = label_words(trainer.train_dataset)
-    passes = epochs(trainer)
-    for entries in passes:
+    orders = epochs(trainer)
+    for entries in orders:
         assert sorted(entries.tolist()) == list(range(72))
         rng = np.random.default_rng(0)
         by_chance = min(imbalance(words, rng.permutation(72)) for _ in range(100))
         assert imbalance(words, entries) < by_chance
-    assert len({tuple(entries.tolist()) for entries in passes}) >= 3
+    assert len({tuple(entries.tolist()) for entries in orders}) >= 3
 
 
 def test_with_grace_before_and_direct_at_the_end(run: Any, speeches: Any, monkeypatch: Any) -> None:

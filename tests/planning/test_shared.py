@@ -17,7 +17,7 @@ from gradwise.data import Collator
 from gradwise.methods.baselines import EasyFirst, GradNormTop, LengthTop, LossTop
 from gradwise.planning import scoring
 from gradwise.planning.shared import key_of, measured_once
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 
 COST = 0.3
 
@@ -105,7 +105,7 @@ def test_without_a_folder_everything_is_as_it_was(
     assert alone.session.plan.digest == shared.session.plan.digest
 
 
-def test_other_weights_data_or_batches_are_measured_anew(
+def test_other_weights_data_or_batches_are_measured_again(
     train: Any, measurings: list[float], story_model: Callable[[], Any], speeches: Dataset
 ) -> None:
     train("a", LOSS_TOP)
@@ -131,7 +131,7 @@ def test_tokens_are_shared_too(train: Any, tmp_path: Path) -> None:
 
 
 def test_a_failed_measuring_leaves_nothing_behind(tmp_path: Path) -> None:
-    record = Record(tmp_path)
+    record = RunRecord(tmp_path)
     record.start()
 
     def fail() -> Any:
@@ -158,7 +158,7 @@ def test_the_key_is_of_contents(story_model: Callable[[], Any], speeches: Datase
 
 
 def _measure_slowly(folder: Path, number: int) -> None:
-    record = Record(folder / str(number))
+    record = RunRecord(folder / str(number))
     record.start()
 
     def measure() -> Any:

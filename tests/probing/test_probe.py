@@ -127,7 +127,7 @@ def test_looking_ahead_sees_what_a_real_step_does(optimizer_of: Callable[..., An
 
 
 @pytest.mark.parametrize("optimizer_of", [adam, sgd], ids=["adam", "sgd"])
-def test_both_ways_round_are_what_real_training_comes_to(optimizer_of: Callable[..., Any]):
+def test_both_orders_equal_real_training(optimizer_of: Callable[..., Any]):
     data, network = samples(), model()
     optimizer = optimizer_of(network.parameters())
     trained(network, optimizer, data)
@@ -197,7 +197,7 @@ class TestNothingIsLeftBehind:
         assert same(before, everything(network, optimizer))
         assert network.lm_head.weight.grad is gradient
 
-    def test_a_run_goes_on_as_if_nobody_had_asked(self):
+    def test_a_run_continues_as_if_nobody_had_asked(self):
         data, runs = samples(), []
         for asks in (False, True):
             network = model(dropout=0.2)
@@ -260,10 +260,10 @@ def test_curvature_tells_which_order_ends_lower(kind: str, rate: float):
         bends = gw.Probe(network, optimizer, data).bends(UNITS, TARGET)
         assert bends.along is not None
         for (u, v), gain in commuted(network, optimizer, data).items():
-            told = bends.along[u, v] - bends.along[v, u]
+            expected = bends.along[u, v] - bends.along[v, u]
             # A step moves a tenth of its whole way at once, with a momentum of 0.9.
-            assert gain == pytest.approx(0.1 * told, rel=0.2, abs=0.02 * np.abs(bends.along).max())
-            agreed.append(np.sign(told) == np.sign(gain))
+            assert gain == pytest.approx(0.1 * expected, rel=0.2, abs=0.02 * np.abs(bends.along).max())
+            agreed.append(np.sign(expected) == np.sign(gain))
     assert np.mean(agreed) > 0.9
 
 

@@ -86,7 +86,7 @@ on_files = {"path": words | tricky, "prompt": words | tricky, "answer": words | 
 tasks = st.tuples(
     st.builds(
         Generate,
-        name=st.just("told"),
+        name=st.just("answers"),
         extract=st.none() | st.sampled_from(["[0-9]+", "no: (.*)"]),
         take=st.sampled_from(["first", "last"]),
         stop=st.lists(tricky, max_size=2),

@@ -318,10 +318,10 @@ def test_what_peft_would_ignore_is_refused(stories: Path, options: dict[str, Any
         load_model(Model(name=str(stories)), Adapter(options=options))
 
 
-def test_warnings_of_peft_are_told_once(stories: Path):
-    told: list[str] = []
-    load_model(Model(name=str(stories)), Adapter(method="ln_tuning"), tell=told.append)
-    assert len(told) == 1 and told[0].startswith("Warning: adapter: Unsupported layer type")
+def test_warnings_of_peft_are_shown_once(stories: Path):
+    messages: list[str] = []
+    load_model(Model(name=str(stories)), Adapter(method="ln_tuning"), tell=messages.append)
+    assert len(messages) == 1 and messages[0].startswith("Warning: adapter: Unsupported layer type")
 
 
 def test_the_demo_and_its_recipe_file_are_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ class TestTrainingArguments:
         assert (made.per_device_train_batch_size, made.gradient_accumulation_steps) == (2, 8)
         assert (made.dataloader_num_workers, made.report_to, made.gradient_checkpointing) == (2, [], True)
 
-    def test_held_out_data_are_evaluated_unless_told_otherwise(self):
+    def test_held_out_data_are_evaluated_by_default(self):
         assert (
             built(Train(), validation=True).eval_strategy,
             built(Train(), validation=True).eval_on_start,

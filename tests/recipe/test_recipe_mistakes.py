@@ -1,4 +1,4 @@
-"""Every mistake in a recipe is told in terms of the key, what was found, and what is allowed."""
+"""Every mistake in a recipe is described by the key, what was found, and what is allowed."""
 
 import re
 from dataclasses import replace

@@ -21,7 +21,7 @@ class Folder:
 
     def comparison(self, arms: Sequence[str], seeds: int = 3, **changes: Any) -> Path:
         """Write comparison.yaml; returns the folder."""
-        told = {
+        contents = {
             "arms": {arm: {"spec": arm, "changes": {}} for arm in arms},
             "seeds": list(range(seeds)),
             "reference": arms[0],
@@ -33,7 +33,7 @@ class Folder:
             "data": {},
             "notes": [],
         }
-        (self.path / "comparison.yaml").write_text(yaml.safe_dump(told | changes, sort_keys=False))
+        (self.path / "comparison.yaml").write_text(yaml.safe_dump(contents | changes, sort_keys=False))
         return self.path
 
     def run(

@@ -39,7 +39,7 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
     assert read.precedes.any() and np.isnan(np.diag(read.weight)).all()
 
 
-def test_a_node_of_which_no_arc_leads_away(tmp_path: Path) -> None:
+def test_a_node_without_outgoing_arcs(tmp_path: Path) -> None:
     read = Graph.read(written(tmp_path / "graph.parquet", graph(sparse=True)))
     assert read.names[-1] == "node 0" and np.isnan(read.influence[-1])
     assert graph_picture([read]).startswith(b"\x89PNG")
@@ -75,7 +75,7 @@ def test_precedences_show(tmp_path: Path) -> None:
     assert graph_picture([read]) == graph_picture([read]) != graph_picture([free])
 
 
-def test_nothing_to_draw_is_told(tmp_path: Path) -> None:
+def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
     with pytest.raises(gw.RecipeError, match="only `order: d3` measures influence"):
         draw_graph(tmp_path, tmp_path / "graph.png")
     single = written(tmp_path / "graph.parquet", graph(1))

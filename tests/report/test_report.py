@@ -12,10 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from gradwise import RecipeError
-from gradwise.report.comparison import write_report
 from gradwise.report.curves import COLOURS, loss_curves, mean_curve
 from gradwise.report.reading import Point, Results, read_results, read_run
-from gradwise.report.tables import as_csv, as_parquet, as_text, results_rows, runs_rows
+from gradwise.report.tables import as_csv, as_parquet, as_text, results_rows, runs_rows, write_report
 from tests.report.synthetic import Folder, jsonl
 
 ACCURACY = {"accuracy": {"value": 0.5, "better": "higher", "samples": 9}}

@@ -1,4 +1,4 @@
-"""The picture of a spectrum, from what a selection tells of itself."""
+"""The picture of a spectrum, from the details of a selection."""
 
 import json
 from pathlib import Path
@@ -32,10 +32,12 @@ def test_what_was_chosen_shows(tmp_path: Path) -> None:
     first = details()
     other = first | {"spectrum": first["spectrum"] | {"picks_energy": first["spectrum"]["pool_energy"]}}
     assert spectrum_picture(first) == spectrum_picture(first) != spectrum_picture(other)
-    (tmp_path / "told.json").write_text(json.dumps(first))
-    assert draw_spectrum(tmp_path / "told.json", tmp_path / "a.png").read_bytes() == spectrum_picture(first)
+    (tmp_path / "details.json").write_text(json.dumps(first))
+    assert draw_spectrum(tmp_path / "details.json", tmp_path / "a.png").read_bytes() == spectrum_picture(
+        first
+    )
 
 
-def test_a_run_without_one_is_told_so(tmp_path: Path) -> None:
+def test_a_run_without_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(gw.RecipeError, match="only `anneal: direct` uses one"):
         draw_spectra(tmp_path)

@@ -108,7 +108,7 @@ class TestIntervals:
     @staticmethod
     def of_table(
         rng: np.random.Generator, effects: list[float], seeds: int = 5
-    ) -> list[statistics.Comparison]:
+    ) -> list[statistics.ArmDifference]:
         shared = rng.normal(size=seeds)
         arms = {
             f"a{k}": dict(enumerate(shared + gap + rng.normal(size=seeds))) for k, gap in enumerate(effects)
@@ -135,7 +135,7 @@ class TestIntervals:
     def test_all_of_a_table_cover_in_9_of_10_tables_and_uncorrected_ones_do_not(
         self, effects: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def covered(one: statistics.Comparison, true: float) -> bool:
+        def covered(one: statistics.ArmDifference, true: float) -> bool:
             assert one.interval is not None
             return one.interval[0] <= true <= one.interval[1]
 

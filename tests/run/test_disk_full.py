@@ -51,7 +51,7 @@ def message(room: int, work: Callable[[], Any]) -> str:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         try:
             work()
-            theirs.send("came to its end")
+            theirs.send("finished")
         except gw.GradwiseError as error:
             theirs.send(str(error))
         except BaseException as error:
@@ -109,7 +109,7 @@ def test_the_sentence_is_true(recipe: Any, tmp_path: Path, name: str, monkeypatc
         found
     )
     assert "Traceback" not in found
-    # With room, the same call comes to its end, whatever the failed one left.
+    # With room, the same call succeeds, whatever the failed one left.
     work(settings, tmp_path / "out")
     assert not list((tmp_path / "out").rglob(".gradwise-tmp-*"))
 

@@ -97,9 +97,9 @@ class TestWhole:
                 weights["lm_head.weight"] = embeddings.clone()
 
         change_weights(folder / "model.safetensors", change)
-        told: list[str] = []
-        assert same_weights(load_model(Model(name=str(folder)), tell=told.append), story_model())
-        assert not told
+        messages: list[str] = []
+        assert same_weights(load_model(Model(name=str(folder)), tell=messages.append), story_model())
+        assert not messages
 
     def test_an_adapter_learns_on(self, adapter: Path, folder: Path):
         loaded = load_model(Model(name=str(adapter)))
@@ -114,9 +114,9 @@ class TestWhole:
 
     def test_generation_settings_that_contradict_each_other(self, folder: Path, tmp_path: Path):
         change_json(folder / "generation_config.json", do_sample=False, temperature=0.6, top_p=0.9)
-        told: list[str] = []
-        model = load_model(Model(name=str(folder)), tell=told.append)
-        assert len(told) == 1 and "generation settings temperature, top_p have no effect" in told[0]
+        messages: list[str] = []
+        model = load_model(Model(name=str(folder)), tell=messages.append)
+        assert len(messages) == 1 and "generation settings temperature, top_p have no effect" in messages[0]
         model.generation_config.max_new_tokens = 7
         model.save_pretrained(tmp_path / "saved")
         saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
@@ -175,11 +175,11 @@ class TestWeights:
         tiny_llama(layers=1, tie_word_embeddings=True).model.save_pretrained(tmp_path)
         load_model(Model(name=str(tmp_path)))  # the embeddings are its head
 
-    def test_unused_ones_are_told(self, folder: Path, story_model: Callable[[], Any]):
+    def test_unused_ones_are_named(self, folder: Path, story_model: Callable[[], Any]):
         change_weights(folder / "model.safetensors", lambda weights: weights.update(extra=torch.ones(2)))
-        told: list[str] = []
-        assert same_weights(load_model(Model(name=str(folder)), tell=told.append), story_model())
-        assert len(told) == 1 and "1 weight of" in told[0] and "(extra); left out" in told[0]
+        messages: list[str] = []
+        assert same_weights(load_model(Model(name=str(folder)), tell=messages.append), story_model())
+        assert len(messages) == 1 and "1 weight of" in messages[0] and "(extra); left out" in messages[0]
 
     def test_of_an_adapter(self, adapter: Path):
         file = adapter / "adapter_model.safetensors"

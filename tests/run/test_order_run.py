@@ -130,14 +130,14 @@ def test_d3_orders_as_it_does_in_python(
     assert graph == again.graph.columns(d3.threshold)
 
 
-def test_what_is_told_of_it(recipe: Recipe, tmp_path: Path) -> None:
+def test_its_summary(recipe: Recipe, tmp_path: Path) -> None:
     found = ordered(recipe, tmp_path / "out")
-    told = json.loads((tmp_path / "out" / "order.json").read_text())
-    assert told["sha256"] == hashlib.sha256(found.indices.astype("<i8").tobytes()).hexdigest()
-    assert (told["order"]["method"], told["order"]["size"], told["seed"]) == ("d3", 4, 3)
-    assert told["domains"] == {"gsm8k": EACH, "plays": EACH}
-    assert told["objective"] == found.objective and "imbalance" in told
-    assert told["seconds_measuring"] > 0 and told["pool"] == told["ordered"] == 2 * EACH
+    stored = json.loads((tmp_path / "out" / "order.json").read_text())
+    assert stored["sha256"] == hashlib.sha256(found.indices.astype("<i8").tobytes()).hexdigest()
+    assert (stored["order"]["method"], stored["order"]["size"], stored["seed"]) == ("d3", 4, 3)
+    assert stored["domains"] == {"gsm8k": EACH, "plays": EACH}
+    assert stored["objective"] == found.objective and "imbalance" in stored
+    assert stored["seconds_measuring"] > 0 and stored["pool"] == stored["ordered"] == 2 * EACH
 
 
 def test_the_same_command_gives_the_same_order(recipe: Recipe, tmp_path: Path) -> None:
@@ -212,11 +212,11 @@ def test_columns_that_records_do_not_agree_on(recipe: Recipe, tmp_path: Path) ->
     path = tmp_path / "nested.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     data = replace(recipe.data, train=Source(path=str(path)))
-    told: list[str] = []
+    messages: list[str] = []
     chosen = replace(recipe, data=data, order=baselines.Interleave())
-    order_samples(chosen, tmp_path / "out", tell=told.append, progress=False)
+    order_samples(chosen, tmp_path / "out", tell=messages.append, progress=False)
     found = table(tmp_path / "out")
-    assert "level" not in found and any("level cannot be a column" in sentence for sentence in told)
+    assert "level" not in found and any("level cannot be a column" in sentence for sentence in messages)
     assert found["record_index"] == [100 + index for index in found["index"]]
     assert found["notes"] == [records[index]["notes"] for index in found["index"]]
     assert "record_domain" not in found and set(found["domain"]) == {"a", "b"}
@@ -290,7 +290,7 @@ def test_both_orders_are_tried_and_the_cost_is_stated(recipe: Recipe, tmp_path: 
     assert np.isnan(np.diag(weight)).all() and weight[0, 1] == -weight[1, 0] != 0.0
 
 
-def test_no_trial_is_made_on_the_samples_that_it_is_told_by(
+def test_no_trial_is_made_on_the_samples_that_judge_it(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the trial steps would take all samples there are."""

@@ -46,7 +46,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[torch.dtype]]:
         while frame is not None:
             callers.add(frame.f_code.co_name)
             frame = frame.f_back
-        if "used_otherwise" not in callers:  # which looks at how weights are used, not at what comes out
+        if "used_otherwise" not in callers:  # which inspects how weights are used, not the results
             for name in callers & CALLERS:
                 found[name].add(out.dtype)
         return out
@@ -107,7 +107,7 @@ def test_commands_compute_as_the_recipe_trains(
     recipe, quiet = in_type(recipe, computed), {"tell": lambda _: None, "progress": False}
     collect_signals(recipe, tmp_path / "signals", want=["grad", "head_norm"], **quiet)
     select_samples(recipe, tmp_path / "picks", **quiet)
-    select_annealing(recipe, tmp_path / "finish", **quiet)
+    select_annealing(recipe, tmp_path / "phase", **quiet)
     ahead = gw.D3(units="clusters", size=2, probes=2, target_samples=2, edges="lookahead")
     order_samples(replace(recipe, order=ahead), tmp_path / "order", **quiet)
     assert seen.keys() >= COMMANDS

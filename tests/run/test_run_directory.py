@@ -35,7 +35,7 @@ class TestOpened:
         with run.opened(RECIPE):
             assert Recipe.load(run.recipe_file) == RECIPE
 
-    def test_a_run_under_way_goes_on_with_its_own_recipe_only(self, run: RunDirectory):
+    def test_a_run_under_way_resumes_with_its_own_recipe_only(self, run: RunDirectory):
         with run.opened(RECIPE):
             step(run)
         with run.opened(RECIPE):
@@ -48,7 +48,7 @@ class TestOpened:
         )
         assert Recipe.load(run.recipe_file) == RECIPE
 
-    def test_before_the_last_phase_its_budget_may_be_mended(self, run: RunDirectory):
+    def test_before_the_annealing_phase_its_budget_may_be_mended(self, run: RunDirectory):
         first, mended = (replace(RECIPE, anneal=Direct(count=5, tau=tau)) for tau in (0.1, 0.9))
         others = (Direct(count=5, last=0.3), Direct(count=5, pool="selection"), CosineTop(count=5))
         with run.opened(first):
@@ -124,7 +124,7 @@ class TestOpened:
         assert all(path.read_text() == "mine" for path in mine)
 
     @pytest.mark.parametrize("name", FILES)
-    def test_a_folder_in_place_of_a_file_and_the_other_way_round(self, run: RunDirectory, name: str):
+    def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder(self, run: RunDirectory, name: str):
         with run.opened(RECIPE):
             pass
         path = run.path / name
@@ -264,7 +264,7 @@ class TestModel:
             (lambda model: (model / "weights").write_text("v"), "the content of weights has changed"),
         ],
     )
-    def test_one_that_was_damaged_is_told(self, run: RunDirectory, damage: Any, found: str):
+    def test_one_that_was_damaged_is_named(self, run: RunDirectory, damage: Any, found: str):
         with run.opened(RECIPE):
             step(run)
             run.save_model(self.write)

@@ -42,15 +42,15 @@ def recipe(tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch) -> Re
 
 class TestTrain:
     def test_outcome(self, recipe: Recipe):
-        told: list[str] = []
-        outcome = train(recipe, "run", tell=told.append)
+        messages: list[str] = []
+        outcome = train(recipe, "run", tell=messages.append)
         assert (outcome.finished, outcome.steps, outcome.run.path) == (True, 2, Path("run"))
-        assert [line.split(":")[0] for line in told] == ["8 records read, 8 kept", str(recipe.model.name)]  # type: ignore[union-attr]
-        assert "0.3 M parameters" in told[1]
+        assert [line.split(":")[0] for line in messages] == ["8 records read, 8 kept", str(recipe.model.name)]  # type: ignore[union-attr]
+        assert "0.3 M parameters" in messages[1]
 
-        again = train(recipe, "run", tell=told.append)
+        again = train(recipe, "run", tell=messages.append)
         assert (again.finished, again.steps) == (True, 2)
-        assert told[2:] == ["The run in run is finished already."]
+        assert messages[2:] == ["The run in run is finished already."]
 
     def test_the_saved_recipe_runs_from_anywhere(
         self, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,7 +143,7 @@ class TestTrain:
         asked = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_tensors="pt")
         model = load_saved_model(changed.model, out.model)  # type: ignore[arg-type]
         assert model.generate(**asked, max_new_tokens=3).shape[1] <= asked["input_ids"].shape[1] + 3
-        # A run goes on from what it saved, adapter or not.
+        # A run resumes from what it saved, adapter or not.
         again = replace(recipe, model=Model(name=str(out.model)))
         assert train(again, "again", tell=lambda _: None).finished
 
@@ -154,9 +154,11 @@ class TestTrain:
         settings = {"do_sample": False, "temperature": 0.6, "top_p": 0.9}
         (tmp_path / "model" / "generation_config.json").chmod(0o644)
         (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
-        told: list[str] = []
-        out = train(replace(recipe, model=Model(name=str(tmp_path / "model"))), "run", tell=told.append).run
-        assert sum("generation settings temperature, top_p have no effect" in line for line in told) == 1
+        messages: list[str] = []
+        out = train(
+            replace(recipe, model=Model(name=str(tmp_path / "model"))), "run", tell=messages.append
+        ).run
+        assert sum("generation settings temperature, top_p have no effect" in line for line in messages) == 1
         saved = json.loads((out.model / "generation_config.json").read_text())
         assert saved["do_sample"] is False and not {"temperature", "top_p"} & saved.keys()
 
@@ -186,12 +188,12 @@ class TestTrain:
         thread.join()
         assert outcomes[0].finished
 
-    def test_held_out_samples_that_are_trained_on_are_told(self, recipe: Recipe):
-        told: list[str] = []
+    def test_held_out_samples_that_are_trained_on_are_named(self, recipe: Recipe):
+        messages: list[str] = []
         data = Data(train=Source(path="train.jsonl"), validation=Source(path="train.jsonl"), max_length=400)
-        train(replace(recipe, data=data), "run", tell=told.append)
+        train(replace(recipe, data=data), "run", tell=messages.append)
         assert any(
-            "Warning: 8 of 8 held-out samples also occur in the training data" in line for line in told
+            "Warning: 8 of 8 held-out samples also occur in the training data" in line for line in messages
         )
 
 
@@ -267,12 +269,12 @@ class TestSummary:
     def test_what_was_forecast_beside_what_was_spent(self, run: Callable[..., RunDirectory], known: bool):
         made = run({"step": 1, "loss": 3.0})
         expected = {"select": 0.125, "layers": 0.01, "anneal": None} if known else {"select": None}
-        told = [
+        events = [
             {"event": "forecast", "seconds": 1.0},
             {"event": "refresh", "seconds": 4.2},
             {"event": "plan", "seconds": 0.0, "expected": expected},
         ]
-        first = "".join(json.dumps(line) + "\n" for line in told)
+        first = "".join(json.dumps(line) + "\n" for line in events)
         made.events_file.write_text(first + made.events_file.read_text())
         found = {name: value.strip() for name, value in self.rows(made).items()}
         assert found["time"] == "100 s (8.9 s of it deciding)"

@@ -106,22 +106,22 @@ class TestWritten:
             assert recipe.data is not None
             data = replace(recipe.data, chat_template=chat)
             recipe = replace(recipe, data=data, metrics=replace(recipe.metrics, tasks=tasks))
-        told: list[str] = []
+        messages: list[str] = []
         run = train(recipe, "run", tell=silent).run
         before, model = run.scores(), {path: path.stat().st_mtime_ns for path in run.model.iterdir()}
         events = run.events_file.read_bytes()
         run.scores_file.unlink()
-        outcome = train(recipe, "run", tell=told.append)
+        outcome = train(recipe, "run", tell=messages.append)
         assert (outcome.finished, outcome.steps) == (True, 2)
-        assert told == ["The run in run is finished already.", "Its model is not scored yet; scoring it."]
+        assert messages == ["The run in run is finished already.", "Its model is not scored yet; scoring it."]
         assert run.scores() == before
         assert {path: path.stat().st_mtime_ns for path in run.model.iterdir()} == model
         assert run.events_file.read_bytes() == events
 
-        told.clear()
+        messages.clear()
         written = run.scores_file.stat().st_mtime_ns
-        train(recipe, "run", tell=told.append)
-        assert told == ["The run in run is finished already."]
+        train(recipe, "run", tell=messages.append)
+        assert messages == ["The run in run is finished already."]
         assert run.scores_file.stat().st_mtime_ns == written
 
     def test_in_the_precision_of_the_training(self, recipe: Recipe):
@@ -144,9 +144,9 @@ class TestWritten:
 
     def test_not_where_it_is_not_wanted(self, recipe: Recipe):
         run = train(recipe, "run", tell=silent, score=False).run
-        told: list[str] = []
-        assert train(recipe, "run", tell=told.append, score=False).finished
-        assert told == ["The run in run is finished already."]
+        messages: list[str] = []
+        assert train(recipe, "run", tell=messages.append, score=False).finished
+        assert messages == ["The run in run is finished already."]
         assert not run.scored
         train(recipe, "run", tell=silent)
         assert run.scored
@@ -192,10 +192,10 @@ class TestFailures:
         assert run.events_file.read_bytes() == events
 
     def test_interrupted(self, recipe: Recipe):
-        told: list[str] = []
-        outcome = train(with_function(recipe, "interrupted"), "run", tell=told.append)
+        messages: list[str] = []
+        outcome = train(with_function(recipe, "interrupted"), "run", tell=messages.append)
         assert not outcome.finished
-        assert told[-1] == (
+        assert messages[-1] == (
             "Stopped while scoring; the model is saved in run/model. The same command scores it."
         )
         assert RunDirectory("run").finished and not RunDirectory("run").scored
@@ -285,8 +285,10 @@ def test_sharding_is_refused_before_training(recipe: Recipe, monkeypatch: pytest
     monkeypatch.setattr("gradwise.run.execute._sharded", lambda _: True)
     with pytest.raises(RecipeError, match="metrics cannot be taken on a model that FSDP or DeepSpeed shards"):
         train(recipe, "run", tell=silent)
-    told: list[str] = []
-    outcome = train(replace(recipe, metrics=Metrics()), "run", tell=told.append)
+    messages: list[str] = []
+    outcome = train(replace(recipe, metrics=Metrics()), "run", tell=messages.append)
     assert outcome.finished and not outcome.run.scored
-    assert told[-1] == "The model is sharded and not scored here; the same command in one process scores it."
+    assert (
+        messages[-1] == "The model is sharded and not scored here; the same command in one process scores it."
+    )
     assert train(recipe, "run", tell=silent).run.scored

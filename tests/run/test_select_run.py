@@ -112,7 +112,7 @@ def test_the_plane_is_that_of_most_variance() -> None:
     assert share == pytest.approx((81 + 16) / 100, abs=0.03)
 
 
-def test_a_recipe_without_data_is_told_so(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_recipe_without_data_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises((gw.RecipeError, DataError), match="names no data"):
         selected(replace(recipe, data=None), tmp_path / "out")
 

@@ -128,7 +128,7 @@ def test_mixture_of_experts_keeps_them_apart():
 
 
 def test_the_shortest_samples_may_be_poisoned():
-    """The rehearsal tries the shortest ones first; it goes on to others."""
+    """The rehearsal tries the shortest ones first; then it tries others."""
     short = [sample(4, POISON), sample(4, POISON, 6)]
     with pytest.warns(UserWarning, match="2 of 10 samples set aside"):
         found = measured([*short, *GOOD])

@@ -213,7 +213,7 @@ def test_a_table_looked_up_by_columns_is_lost():
 
 
 class TestLost:
-    """Uses whose rows cannot be told apart are noted, if a gradient comes back to them."""
+    """Uses whose rows cannot be assigned to samples are noted, if a gradient comes back to them."""
 
     @pytest.mark.parametrize(
         "use",

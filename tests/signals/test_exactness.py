@@ -244,7 +244,7 @@ class TestNothingAboutBatchesMatters:
         self._same(measured(make(name, torch.float64), "all", POOL, wider, grad_dim=64).values, together)
 
     def test_as_many_samples_as_tokens(self, name: str, together: dict[str, Tensor]):
-        """B = T: were rows told apart by sizes, here they would be mixed up."""
+        """B = T: if rows were distinguished by their sizes, they would be mixed up here."""
         rows = [dict(sample) for sample in samples(8, longest=8, shortest=8)]
         model = make(name, torch.float64)
         found = measured(model, "all", rows, grad_dim=64).values

@@ -1,4 +1,4 @@
-"""The measuring pass against one sample at a time in double precision, and that it gives everything back."""
+"""A scoring run against one sample at a time in double precision; it restores the model as it was."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What cannot be watched is found out before the pass, told, and measured exactly all the same."""
+"""What cannot be captured is found before the scoring run, reported, and still measured exactly."""
 
 import re
 from typing import Any, ClassVar
@@ -193,9 +193,9 @@ def test_statistics_over_the_batch_where_the_shortest_samples_are_not_finite():
         model.model.embed_tokens.weight[50] = torch.nan
     bad = [{"input_ids": [4, 50, 6][:n], "labels": [4, 50, 6][:n]} for n in (2, 3)]
     good = [sample for sample in POOL if 50 not in sample["input_ids"]]
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as warned:
         signals = collect(model, [*bad, *good], want=("loss", "grad"), progress=False)
-    assert any("influence each other" in str(one.message) for one in told)
+    assert any("influence each other" in str(one.message) for one in warned)
     assert signals.ok is not None
     assert signals.ok.tolist() == [False, False] + [True] * len(good)
 
@@ -229,7 +229,7 @@ def test_projections_of_what_autograd_gave():
     assert plain.shape == there.shape
 
 
-def test_told_once_and_not_at_all_where_it_does_not_matter(recwarn: pytest.WarningsRecorder):
+def test_warned_once_and_not_at_all_where_it_does_not_matter(recwarn: pytest.WarningsRecorder):
     collect(replaced(KernelLinear), POOL, want="grad", parameters="*mlp*weight", progress=False)
     collect(replaced(KernelLinear), POOL, want=("loss", "head_norm"), progress=False)
     assert not [one for one in recwarn if issubclass(one.category, UserWarning)]

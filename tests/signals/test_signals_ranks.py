@@ -112,7 +112,7 @@ def test_killing_one_rank(tmp_path: Path, whole: Path, victim: int, then: int):
     assert contents(store) == contents(whole)
 
 
-def test_a_single_rank_goes_on_with_what_several_began_and_the_other_way_round(tmp_path: Path, whole: Path):
+def test_one_rank_resumes_what_several_began_and_several_what_one_began(tmp_path: Path, whole: Path):
     store = tmp_path / "store"
     assert ended(start_ranks(1, tmp_path, _one_dies, store, 0)[0]) == -9
     assert [ended(process) for process in start_ranks(2, tmp_path, _to_store, store)] == [0, 0]
@@ -131,7 +131,7 @@ class TestEveryRankIsTold:
         processes = start_ranks(2, tmp_path, _refused, store, options, sentence)
         assert [ended(process, 30) for process in processes] == [0, 0]
 
-    def test_another_pass(self, tmp_path: Path):
+    def test_another_scoring_run(self, tmp_path: Path):
         collected(tmp_path / "store", want="loss")
         self.check(tmp_path, tmp_path / "store", "another request")
 

@@ -200,7 +200,7 @@ class TestRefused:
         ],
         ids=str,
     )
-    def test_another_pass(self, store: Path, change: Any, named: str):
+    def test_another_scoring_run(self, store: Path, change: Any, named: str):
         before = contents(store)
         with pytest.raises(SignalError, match=f"holds signals of another request: .*{named}.*another folder"):
             collected(store, **change)

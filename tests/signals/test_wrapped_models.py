@@ -42,7 +42,7 @@ class TestHalfPrecision:
     @pytest.mark.parametrize("name", ["Llama", "Gemma2", "GPT2", "Mixtral", "LoRA on Llama"])
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_near_the_same_weights_in_float32(self, name: str, dtype: torch.dtype):
-        """bfloat16 has 8 bits: 0.4 % per operation, of which there are dozens."""
+        """bfloat16 has 8 bits: 0.4 % per operation, over dozens of operations."""
         half = make(name).to(dtype)
         full = make(name).to(dtype).float()
         one, other = (measured(model, parameters="all") for model in (half, full))
@@ -274,7 +274,7 @@ class TestRefused:
 
 
 def test_packing_collators_go_one_by_one():
-    """A collator that strings samples together in one row: no sample can be told apart there."""
+    """A collator that joins samples in one row, where no sample can be distinguished."""
 
     def strung(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return Collator(0)([rows])

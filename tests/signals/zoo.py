@@ -115,7 +115,7 @@ def leaking(model: Any) -> Any:
 
 
 def samples(count: int = 7, longest: int = 20, seed: int = 0, shortest: int = 4) -> list[dict[str, Any]]:
-    """Random tokens, of which the first one to three are a prompt without labels."""
+    """Random tokens; the first one to three are a prompt without labels."""
     rng, made = np.random.default_rng(seed), []
     for _ in range(count):
         ids = rng.integers(3, VOCABULARY, int(rng.integers(shortest, longest + 1))).tolist()

@@ -1,4 +1,4 @@
-"""What a run is charged: deciding and training, not being looked at or kept safe; resumes change nothing."""
+"""What a run is charged: deciding and training, not evaluation and checkpoints; resuming changes nothing."""
 
 import json
 import time
@@ -15,7 +15,7 @@ import gradwise as gw
 from gradwise.data import Collator
 from gradwise.methods.baselines import RandomSubset
 from gradwise.training import saving
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 
 SLEEP = 0.5
 
@@ -96,7 +96,7 @@ def test_what_comes_after_the_last_step_costs_nothing(trainer: Any) -> None:
     assert run.session.record.seconds == seconds >= metrics(run)[-1]["seconds"] - 0.001
 
 
-def test_going_on_from_a_checkpoint_costs_nothing_but_the_steps(
+def test_resuming_from_a_checkpoint_costs_nothing_but_the_steps(
     trainer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = trainer(save_strategy="steps", save_steps=2)
@@ -136,8 +136,8 @@ def test_data_without_columns_have_no_input_tokens(
 
 
 class TestClock:
-    def test_stands_and_goes_on(self, tmp_path: Path) -> None:
-        record = Record(tmp_path)
+    def test_stops_and_continues(self, tmp_path: Path) -> None:
+        record = RunRecord(tmp_path)
         record.start()
         with record.uncharged():
             before = record.seconds
@@ -152,11 +152,11 @@ class TestClock:
         assert json.loads((tmp_path / "metrics.jsonl").read_text())["seconds"] == round(before, 3)
 
     def test_a_resumed_record_waits_until_all_is_set_up(self, tmp_path: Path) -> None:
-        record = Record(tmp_path)
+        record = RunRecord(tmp_path)
         record.start()
         record.charge(5)
         state = record.state()
-        again = Record(tmp_path)
+        again = RunRecord(tmp_path)
         again.start(state)
         time.sleep(0.02)
         assert again.seconds == state["seconds"] >= 5

@@ -24,7 +24,7 @@ RECIPE = gw.Recipe(select=LossTop(fraction=0.5), layers=gw.Grass(active=2, perio
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with three checkpoints, of which every test takes a copy."""
+    """A run's folder with three checkpoints; every test copies it."""
     return tmp_path_factory.mktemp("whole") / "out"
 
 

@@ -78,7 +78,7 @@ def test_with_a_layer_policy(tiny_llama, policy: Any, state: str) -> None:
     assert results[0][1] == results[1][1]
 
 
-def test_a_layer_of_which_the_loss_uses_a_part_is_updated_at_the_step() -> None:
+def test_a_layer_used_in_part_is_updated_at_the_step() -> None:
     layer = nn.ModuleDict({"used": nn.Linear(2, 2), "unused": nn.Linear(2, 2)})
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     UpdateInBackward(optimizer, [list(layer.parameters())])

@@ -284,7 +284,7 @@ def test_everything_is_given_back(tiny_llama) -> None:
 
 
 class Planted(nn.Module):
-    """Eight blocks, of which only two at a time have anything to learn: the target moves along their
+    """Eight blocks; only two at a time have anything to learn, because the target moves along their
     directions."""
 
     def __init__(self) -> None:
@@ -404,7 +404,7 @@ def test_it_works_on_a_compiled_model(tiny_llama) -> None:
 
 
 class TestMisuse:
-    """A loop that calls things in another order, or for another model, is told so."""
+    """A loop that calls things in another order, or for another model, is refused."""
 
     def switch(self, tiny_llama: Any, policy: Any = None) -> tuple[Any, Any, LayerSwitch]:
         model = tiny_llama()

@@ -147,7 +147,7 @@ def test_what_was_begun_and_not_finished_is_deleted_but_for_the_users_files(make
 
 def test_two_writers_are_refused(make: Any, tmp_path: Path):
     """Also in one process; and whether they share the record, the checkpoints, or both."""
-    told = []
+    messages = []
 
     class Meanwhile(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -160,12 +160,12 @@ def test_two_writers_are_refused(make: Any, tmp_path: Path):
             ):
                 with pytest.raises(gw.RecipeError, match="Another process is writing to") as caught:
                     other.train()
-                told.append(str(caught.value))
+                messages.append(str(caught.value))
 
     trainer = make()
     trainer.add_callback(Meanwhile())
     trainer.train()
-    assert len(told) == 3
+    assert len(messages) == 3
     assert make().train(resume_from_checkpoint=True).global_step == 3
 
 

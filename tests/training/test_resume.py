@@ -65,7 +65,7 @@ def run_whole(settings: gw.Recipe, out: Path) -> None:
 
 
 def run_and_kill(settings: gw.Recipe, out: Path, step: int, delay: float) -> bool:
-    """SIGKILL the run `delay` seconds after it has shown `step` steps; False when it came to its end
+    """SIGKILL the run `delay` seconds after it has shown `step` steps; False when it ended
     before."""
     # Forked, so that a try costs no imports.
     process = multiprocessing.get_context("fork").Process(target=_in_own_group, args=(settings, out))
@@ -270,15 +270,15 @@ def test_a_checkpoint_cut_short_is_passed_over_or_named(sources: dict[str, Any],
     out = tmp_path / "cut"
     while not run_and_kill(settings, out, 12, 0.0):
         pytest.fail("the run ended before it could be killed")
-    told: list[str] = []
+    messages: list[str] = []
     found = [path for path in checkpoints(out / "checkpoints") if is_finished(path)]
     assert len(found) == 2
     weights = found[-1] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     earlier, sentences = last_whole(out / "checkpoints")
     assert earlier == found[0] and "model.safetensors has" in " ".join(sentences)
-    train(settings, out, tell=told.append, progress=False)
-    assert any("damaged" in sentence for sentence in told)
+    train(settings, out, tell=messages.append, progress=False)
+    assert any("damaged" in sentence for sentence in messages)
     assert what_counts(out) == what_counts(tmp_path / "whole")
 
 
@@ -307,7 +307,7 @@ def _with_room_for(room: int, settings: gw.Recipe, out: Path, writer: Any) -> No
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
     try:
         run_whole(settings, out)
-        writer.send("came to its end")
+        writer.send("finished")
     except BaseException as error:
         writer.send(f"{type(error).__name__}: {error}")
 

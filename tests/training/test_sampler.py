@@ -17,7 +17,7 @@ def test_a_loader_serves_the_plan(workers: int, batch_size: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_it_goes_on_behind_what_training_used(workers: int) -> None:
+def test_it_continues_behind_what_training_used(workers: int) -> None:
     sampler = PlanSampler(PLAN)
     loader = DataLoader(range(5), sampler=sampler, batch_size=2, num_workers=workers)  # type: ignore[arg-type]
     stream = iter(loader)

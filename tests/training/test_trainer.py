@@ -184,7 +184,7 @@ def test_every_policy_trains_what_it_draws(
 
 
 def test_the_probe_leaves_no_trace_in_the_run(story_model, arguments, speeches, tmp_path: Path) -> None:
-    """Its steps are in the events, charged; metrics, plan and optimizer know nothing of it."""
+    """Its steps are in the events, charged; metrics, plan and optimizer do not show it."""
     recipe = gw.Recipe(layers=gw.Grass(active=2, probe=3))
     train(story_model(), arguments(gradient_accumulation_steps=2), speeches, recipe)
     events = lines(tmp_path / "out", "events.jsonl")

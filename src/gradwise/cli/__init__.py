@@ -1,4 +1,4 @@
-"""The command line: one file per command; whatever goes wrong ends in a sentence and an exit code."""
+"""The command line: whatever goes wrong ends in a sentence and an exit code."""
 
 import os
 import sys
@@ -39,10 +39,10 @@ def main() -> None:
     if not on_terminal():
         # Bars of libraries that ask nobody; read when tqdm is first imported, which is after this.
         os.environ.setdefault("TQDM_DISABLE", "1")
-    from gradwise.cli import collect, compare, demo, estimate, order, report, schema, select, train
+    from gradwise.cli import compare, demo, schema, steps, train
 
-    commands = (train.train, collect.collect, select.select, order.order, compare.compare, demo.demo)
-    for command in (*commands, report.report, estimate.estimate, schema.schema):
+    commands = (train.train, steps.collect, steps.select, steps.order, compare.compare, demo.demo)
+    for command in (*commands, train.report, train.estimate, schema.schema):
         app.command()(command)
     for argument in sys.argv[1:]:
         if CONTROL.search(argument):

@@ -1,5 +1,6 @@
-"""`gradwise train`: run a recipe."""
+"""`gradwise train`, with `estimate` before it and `report` after it."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from gradwise.console import say
 from gradwise.errors import RecipeError
+from gradwise.ranks import is_first
 
 
 def train(
@@ -26,7 +28,6 @@ def train(
     ] = False,
 ) -> None:
     """Train a model as a recipe says; the same command resumes a run that was stopped."""
-    from gradwise.ranks import is_first
     from gradwise.recipe import Recipe
 
     loaded = Recipe.load(recipe, set_)
@@ -65,3 +66,46 @@ def train(
 
             for path in draw_spectra(outcome.run.path):
                 say(f"Drawn: {path}")
+
+
+def estimate(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of the device, such as 24GiB. If unset, nothing is judged.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a setting: --set layers.active=4. Repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
+) -> None:
+    """Foretell a recipe's peak memory and shares of time, by part, and what to change if it does not fit.
+
+    Only the model's configuration is read: no weights, no data.
+    """
+    from gradwise.estimating import estimate as estimate_recipe
+    from gradwise.estimating.estimate import bytes_of
+    from gradwise.recipe import Recipe
+    from gradwise.run.progress import quiet_libraries
+
+    size = None if memory is None else bytes_of(memory)
+    with quiet_libraries(False):
+        found = estimate_recipe(Recipe.load(recipe, set_), size)
+    say(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run directory, or the folder of a comparison.")],
+    out: Annotated[Path | None, typer.Option(help="The file; if unset, report.html in the folder.")] = None,
+    text: Annotated[bool, typer.Option("--text/--no-text", help="Show how texts of samples begin.")] = True,
+    metric: Annotated[
+        str, typer.Option(help="What the first table of a comparison is about.")
+    ] = "held_out_loss",
+) -> None:
+    """Write one HTML page on what was run and how it ended, readable without a network.
+
+    `train` and `compare` write it at their end. Files that are missing or damaged are named on the page.
+    """
+    from gradwise.report.page.write import write_page
+
+    path = write_page(folder.expanduser(), out, text=text, metric=metric)
+    say(f"Report: {path} (open it in a browser)")

@@ -13,16 +13,16 @@ from gradwise.comparison.budget import Budget, parse_budget
 from gradwise.comparison.equal import equalise
 from gradwise.comparison.folder import ComparisonFolder
 from gradwise.comparison.pairs import Pairs
-from gradwise.comparison.progress import Progress
+from gradwise.comparison.progress import ComparisonProgress
 from gradwise.comparison.runs import FAILURE, LOG, is_done, prepare_folder, run_recipe
 from gradwise.comparison.workers import Task, WorkerPool, start_server
 from gradwise.errors import DataError, RecipeError
 from gradwise.recipe import Recipe
-from gradwise.report.comparison import write_report
 from gradwise.report.reading import HELD_OUT_LOSS, Results, read_results
+from gradwise.report.tables import write_report
 from gradwise.text import shown
 
-RUN = "gradwise.comparison.execute:run"
+RUN = "gradwise.comparison.runs:run"
 CHECK_DATA = "gradwise.comparison.workbench:check_data"
 
 DEFAULT_REFERENCE = "random"
@@ -119,7 +119,8 @@ def compare(
         if reference is not None:
             pairs = [*pairs, *((arm.name, reference) for arm in parsed if arm.name != reference)]
         folder.ask(recipe, parsed, chosen, compared_with, wanted, pairs)
-        todo = _todo(folder, parsed, chosen)
+        # Seed by seed over all arms: a comparison that is stopped early is still paired.
+        todo = [(arm, seed) for seed in chosen for arm in parsed if not is_done(folder.run(arm.name, seed))]
         stopped = bool(todo) and _run_all(folder, parsed, todo, pool, options)
         return _report(folder, metric, stopped=stopped, changed=bool(todo))
 
@@ -178,17 +179,12 @@ def _seeds(asked: int | Sequence[int], recipe: Recipe) -> list[int]:
     return seeds
 
 
-def _todo(folder: ComparisonFolder, arms: list[Arm], seeds: list[int]) -> list[tuple[Arm, int]]:
-    """Runs to make, seed by seed over all arms: a comparison that is stopped early is still paired."""
-    return [(arm, seed) for seed in seeds for arm in arms if not is_done(folder.run(arm.name, seed))]
-
-
 def _run_all(
     folder: ComparisonFolder, arms: list[Arm], todo: list[tuple[Arm, int]], pool: WorkerPool, options: Options
 ) -> bool:
     """Make what is to be made; whether any of it was stopped."""
     start_server()
-    shown = Progress(sys.stderr.isatty() if options.progress is None else options.progress)
+    shown = ComparisonProgress(sys.stderr.isatty() if options.progress is None else options.progress)
     _check_overlap(folder, arms, pool, options, shown)
     if not pool.stops:
         equalise(folder, arms, pool, shown)
@@ -222,7 +218,7 @@ def _tasks(folder: ComparisonFolder, todo: list[tuple[Arm, int]], options: Optio
 
 
 def _check_overlap(
-    folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, options: Options, shown: Progress
+    folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, options: Options, shown: ComparisonProgress
 ) -> None:
     """Refuse to judge by held-out data that are trained on."""
     known = folder.contents["data"]

@@ -6,12 +6,12 @@ Calibrations run under the load that runs will meet: with --jobs 2, two copies o
 from collections.abc import Callable
 from dataclasses import asdict
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 from gradwise.comparison.arms import Arm
 from gradwise.comparison.budget import Calibrated, Speed, seconds_for, steps_within_seconds
 from gradwise.comparison.folder import ComparisonFolder
-from gradwise.comparison.progress import Progress
+from gradwise.comparison.progress import ComparisonProgress
 from gradwise.comparison.workers import Task, WorkerPool
 from gradwise.errors import GradwiseError, RecipeError
 
@@ -24,7 +24,7 @@ UNKNOWN_BUDGET = 5.0
 """The same, while the budget itself is still to be measured."""
 
 
-def equalise(folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, shown: Progress) -> None:
+def equalise(folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, shown: ComparisonProgress) -> None:
     """Find the steps of all runs that do not have theirs yet, and write them into `folder.contents`.
 
     An arm for which there is no such number (its budget is spent before the first step, or measuring it
@@ -49,7 +49,7 @@ def equalise(folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, shown:
 class _Equaliser:
     """What the three ways have in common: work in other processes, and where results go."""
 
-    def __init__(self, folder: ComparisonFolder, pool: WorkerPool, shown: Progress) -> None:
+    def __init__(self, folder: ComparisonFolder, pool: WorkerPool, shown: ComparisonProgress) -> None:
         self.folder, self.pool, self.shown = folder, pool, shown
 
     def amount(self) -> float | None:
@@ -59,6 +59,15 @@ class _Equaliser:
         """The budget is known now."""
         self.folder.contents["budget"]["amount"] = amount
         self.folder.save()
+
+    def counted(self, reference: Arm, unit: Literal["steps", "tokens"]) -> bool:
+        """Whether the budget is known; if it is not, it becomes what the reference's recipe asks for."""
+        if self.amount() is None:
+            self.shown.say(f"Counting the {unit} of {reference.name}.")
+            if not (values := self.ask(reference, f"{unit}_of_recipe")):
+                return False
+            self.settle(values[0])
+        return True
 
     def ask(self, arm: Arm, call: str, *, copies: int = 1, **arguments: object) -> list[Any]:
         """What a function of the workbench finds out about an arm, done by `copies` processes at once.
@@ -95,22 +104,13 @@ class _Equaliser:
 
 
 def _by_steps(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
-    if found.amount() is None:
-        found.shown.say(f"Counting the steps of {reference.name}.")
-        values = found.ask(reference, "steps_of_recipe")
-        if not values:
-            return
-        found.settle(values[0])
-    found.each(arms, lambda _: int(found.amount() or 0))
+    if found.counted(reference, "steps"):
+        found.each(arms, lambda _: int(found.amount() or 0))
 
 
 def _by_tokens(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
-    if found.amount() is None:
-        found.shown.say(f"Counting the tokens of {reference.name}.")
-        values = found.ask(reference, "tokens_of_recipe")
-        if not values:
-            return
-        found.settle(values[0])
+    if not found.counted(reference, "tokens"):
+        return
 
     def steps(arm: Arm) -> dict[int, int] | None:
         known: dict[int, int] = found.folder.contents["steps"].get(arm.name, {})
@@ -127,6 +127,7 @@ def _by_time(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
         measured = _calibrated(found, reference)
         if measured is None:
             return
+        # The budget is what the reference needs for its own steps, so that the reference makes exactly these.
         found.settle(round(seconds_for(measured.speed, measured.steps), 3))
 
     def steps(arm: Arm) -> int | None:
@@ -145,6 +146,8 @@ def _calibrated(found: _Equaliser, arm: Arm) -> Calibrated | None:
         found.shown.say(f"Measuring the speed of {arm.name}.")
         amount = found.amount()
         seconds = UNKNOWN_BUDGET if amount is None else min(LONGEST_CALIBRATION, amount / 10)
+        # As many copies as there will be runs at once: a step took two to four times as long under a load of
+        # 5 to 8 (docs/log.md).
         values: list[Calibrated] = found.ask(arm, "calibrate", copies=found.pool.jobs, seconds=seconds)
         if len(values) < found.pool.jobs:
             return None
@@ -159,6 +162,7 @@ def _calibrated(found: _Equaliser, arm: Arm) -> Calibrated | None:
         }
         found.folder.save()
     kept = contents[arm.name]
+    # A speed that was measured under another load is another speed.
     if kept["jobs"] != found.pool.jobs:
         raise RecipeError(
             f"The speed of {arm.name} was measured with --jobs {kept['jobs']}; resume with the same."

@@ -33,7 +33,8 @@ def pairs_of(recipes: Mapping[str, Recipe], reference: str, requested: Pairs) ->
 def _own_reference(arm: str, recipes: Mapping[str, Recipe], reference: str) -> str:
     """The reference, or an arm that trains on everything in the usual way where the arm differs from that in
     fewer sections: an order or a layer policy is no selection, and is not compared with one."""
-    plain = [name for name in recipes if not _decides(recipes[name])]
+    # These train on all data, shuffled, through all layers.
+    plain = [name for name, recipe in recipes.items() if not {*DECISIONS} & {*differing(recipe, Recipe())}]
     if arm in plain:
         plain = plain[: plain.index(arm)]
     return min([reference, *plain], key=lambda other: len(differing(recipes[arm], recipes[other])))
@@ -60,11 +61,6 @@ def _effective(recipe: Recipe) -> dict[str, Any]:
     if recipe.anneal is not None and recipe.train.schedule == "wsd" and recipe.train.decay is None:
         values["train"] = values["train"] | {"decay": recipe.anneal.last}
     return values
-
-
-def _decides(recipe: Recipe) -> bool:
-    """Whether anything but all data, shuffled, through all layers is asked for."""
-    return bool(set(DECISIONS) & set(differing(recipe, Recipe())))
 
 
 def check_pairs(pairs: Iterable[tuple[str, str]], arms: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 import gc
 
-import gradwise.comparison.execute
+import gradwise.comparison.runs
 import gradwise.comparison.workbench  # noqa: F401
 
 # Out of the collector's sight: going through it takes half a second in every process, which a run would be

@@ -20,7 +20,7 @@ TAIL = 8192
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} runs, {remaining} left{postfix}"
 
 
-class Progress:
+class ComparisonProgress:
     """Shows how a comparison proceeds.
 
     Args:
@@ -67,10 +67,10 @@ class Progress:
             self.say(f"{result.task.name}: failed: {result.failure} See {result.task.log}.")
         elif not self.bars:
             run = read_run(result.task.log.parent, "", 0)
-            self.say(f"[{self._done}/{self._total}] {result.task.name}: {_told(run)}")
+            self.say(f"[{self._done}/{self._total}] {result.task.name}: {_described(run)}")
 
 
-def _told(run: RunResult) -> str:
+def _described(run: RunResult) -> str:
     metric = HELD_OUT_LOSS if HELD_OUT_LOSS in run.scores else next(iter(run.scores), None)
     score = f"{metric} {run.scores[metric].value:.4f}, " if metric else ""
     return f"{score}{run.steps:,} steps, {run.seconds:,.1f} s ({run.deciding:,.1f} s of it deciding)"

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from gradwise.atomic import writing
+from gradwise.comparison.workers import StoppedError
 from gradwise.folders import claimed
 from gradwise.recipe import Recipe
+from gradwise.run import train
 from gradwise.run.directory import FILES
 
 EVALUATIONS = 10
@@ -20,6 +22,8 @@ FEWEST_BETWEEN = 10
 
 LOG, FAILURE = "log.txt", "failure.txt"
 """In a run directory: what the run prints; and why it failed, until it is tried again."""
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def run_recipe(recipe: Recipe, seed: int, steps: int) -> Recipe:
@@ -61,3 +65,23 @@ def prepare_folder(folder: Path) -> None:
         owned.remove(FAILURE)
         with writing(folder / LOG):
             (folder / LOG).touch()
+
+
+def run(recipe: Recipe, folder: Path, shared: Path, *, keep_checkpoints: bool, discard_model: bool) -> None:
+    """Make a run, or what is left of it.
+
+    Args:
+        recipe: as `run_recipe` makes it.
+        folder: the run directory.
+        shared: folder of signals that runs share.
+        keep_checkpoints: leave them when the run is finished.
+        discard_model: delete the final weights once they are scored; the run stays finished.
+
+    Raises:
+        StoppedError: when it was asked to stop, with a checkpoint saved.
+        GradwiseError: as `gradwise.run.train` does.
+    """
+    outcome = train(recipe, folder, shared=shared)
+    if not outcome.finished:
+        raise StoppedError
+    outcome.run.tidy(weights=WEIGHTS if discard_model else (), keep_checkpoints=keep_checkpoints)

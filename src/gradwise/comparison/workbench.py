@@ -78,8 +78,11 @@ def steps_for_tokens(
             seeded, asked = replace(recipe, seed=seed), 1
             while True:
                 tokens = _tokens(bench.planned(seeded, steps=asked))
+                # The plan is long enough once it exceeds the budget; only then is the number of whole steps
+                # known.
                 if tokens.sum() > amount:
                     break
+                # A tenth more than the mean step suggests, since later steps may be shorter.
                 asked = math.ceil(1.1 * len(tokens) * amount / tokens.sum()) + 1
             steps[seed] = steps_within_tokens(tokens, amount)
     return steps
@@ -169,8 +172,10 @@ class Workbench:
         metrics, events = (read_lines(self.folder.path / f"{name}.jsonl") for name in ("metrics", "events"))
         ends = [line["seconds"] for line in metrics if "loss" in line]
         draws = [line for line in events if line["event"] == "layers"]
+        # The first steps allocate memory, once for a run of any length.
         timed = len(ends) - WARMING_UP
         step = (ends[-1] - ends[WARMING_UP - 1]) / timed
+        # What the first steps took beyond their share; measured noise must not make it negative.
         start = max(0.0, ends[WARMING_UP - 1] - WARMING_UP * step)
         if draws:
             # Here every step draws; in the run one in `period` does.

@@ -106,6 +106,8 @@ class WorkerPool:
                         look([one.task for one in self.underway])
             finally:
                 for one in self.underway:
+                    # Only after an exception of this process: runs that were asked to stop have ended by
+                    # themselves.
                     one.process.kill()
                     one.process.join()
                 self.underway.clear()
@@ -115,6 +117,7 @@ class WorkerPool:
             task = next(waiting, None)
             if task is None:
                 return
+            # The slot decides the GPU: two runs share one only where there are fewer GPUs than jobs.
             free = min(set(range(self.jobs)) - {one.slot for one in self.underway})
             self.underway.append(_started(task, free, self.jobs))
 
@@ -137,6 +140,7 @@ class WorkerPool:
         code = one.process.exitcode
         if kind == "done":
             return Result(one.task, value=value)
+        # A process that the signal reached before it could handle it has nothing to save yet.
         if kind == "stopped" or (kind == "died" and self.stops and code in (-signal.SIGTERM, -signal.SIGINT)):
             return Result(one.task, stopped=True)
         return Result(one.task, failure=value if kind == "failed" else _death(code, one.task.log))
@@ -175,6 +179,7 @@ def _started(task: Task, slot: int, jobs: int) -> Underway:
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(task, theirs, _share(slot, jobs)), name=task.name)
     process.start()
+    # Only the child holds this end now, so that its death closes the pipe.
     theirs.close()
     return Underway(task, process, ours, slot)
 
@@ -232,6 +237,7 @@ def _work(task: Task, answers: Any, share: Share) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
     import torch
 
+    # Two torch threads beside another job on two cores took ten times as long as one (docs/log.md).
     torch.set_num_threads(share.threads)
     try:
         _redirect(task.log)

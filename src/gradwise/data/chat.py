@@ -65,6 +65,8 @@ def _environment() -> Sandbox:
     made = Sandbox(filters, trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     made.add_extension(_Generation)
     made.globals |= {name: value for name, value in theirs.globals.items() if name != "lipsum"}
+    # A template that asks for the date would give other tokens each day, and the fingerprint of the data with
+    # them.
     made.globals["strftime_now"] = DATE.strftime
     return made
 
@@ -126,6 +128,7 @@ class ChatTemplate:
         _, words = _compiled(template)
         self._check_written(chat, words)
         self._dated |= "strftime_now" in words
+        # The marks would be taken for the template's own.
         if any(isinstance(leaf, str) and (_START in leaf or _END in leaf) for leaf in leaves(chat.messages)):
             raise UnreadableError("its text holds U+FDD0 or U+FDD1, which are no characters")
         text, spans = _spans(self._render(chat, len(chat.messages)))
@@ -148,6 +151,7 @@ class ChatTemplate:
         if marked is None:
             return self._by_prefix(chat, text, limit)
         turns = [number for number, message in enumerate(chat.messages) if message["role"] == "assistant"]
+        # Every turn of the assistant is learned, so that the template's own marks are the answer.
         if turns == chat.turns:
             return marked
         if len(turns) == len(marked):
@@ -210,6 +214,7 @@ class ChatTemplate:
         """The first `count` messages rendered; `text`, the whole conversation, must begin with them."""
         if count == len(chat.messages):
             return text
+        # Only where each rendering begins with the one before are the gained characters the turn's words.
         prefix, _ = _spans(self._render(chat, count))
         if not text.startswith(prefix):
             raise DataError(
@@ -269,6 +274,7 @@ def with_template(tokenizer: Any, given: str | None) -> Any:
     """
     if given is None:
         return tokenizer
+    # The caller's tokenizer stays as it is; the copy is saved beside the model with the template it learned.
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = template_text(given)
     _compiled(tokenizer.chat_template)

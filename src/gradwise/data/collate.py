@@ -33,6 +33,7 @@ class Collator:
         cls, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None = None
     ) -> "Collator":
         """Pad with the tokenizer's padding token, else its end token, else token 0."""
+        # Padding is masked and has no label, so that any token of the vocabulary will do.
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         return cls(next(token for token in known if isinstance(token, int)), pad_to_multiple_of, tokenizer)
 
@@ -60,6 +61,8 @@ class Collator:
             made = [_tensors(row) for row in rows]  # type: ignore[arg-type]
             if not any(_start_again(row) for row in made):
                 for row in made:
+                    # Only for plain samples. transformers derives the mask of packed ones from their
+                    # positions, and only where no mask is given.
                     row.setdefault("attention_mask", torch.ones_like(row["input_ids"]))
         else:
             made = [_packed([row] if isinstance(row, Mapping) else row) for row in rows]

@@ -143,6 +143,7 @@ def _jsonl(path: Path, name: str) -> Iterator[Record]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
+                # Editors on Windows begin files with it; JSON does not know it.
                 line = line.removeprefix(_BOM)
             if line.strip():
                 yield _json_line(line, decoder, Origin(name, number))
@@ -169,6 +170,7 @@ def _json(path: Path, name: str) -> Iterator[Record]:
         start = file.read(4096).removeprefix(_BOM).lstrip()
     if start.startswith(b"["):
         yield from _json_array(path, name)
+    # As lines it would fail at the first one with words that say nothing about the cause.
     elif start.partition(b"\n")[0].strip() == b"{":
         raise DataError(
             f"{name} holds one object over several lines; a .json file holds an array of records, or one "
@@ -189,6 +191,7 @@ def _json_array(path: Path, name: str) -> Iterator[Record]:
     at = _skip(text, text.index("[") + 1)
     line, counted = 1, 0
     while not text.startswith("]", at):
+        # Counted from the last record on: from the start it would cost the square of the file.
         line, counted = line + text.count("\n", counted, at), at
         try:
             record, at = decoder.record(text, at, Origin(name, line))
@@ -218,6 +221,7 @@ def _csv(path: Path, name: str) -> Iterator[Record]:
         max(csv.field_size_limit(), 2**31 - 1)
     )  # the default refuses documents above 128 KiB
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        # Without `strict` a stray quote swallows the rest of the file into one field.
         reader = csv.reader(file, strict=True)
         try:
             header = [column.strip() and column for column in next(reader, [])]

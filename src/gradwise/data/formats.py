@@ -72,6 +72,7 @@ class Format:
     def of(self, values: dict[str, Any]) -> "Format":
         """This format; for a record that has nothing of it, in a file that mixes formats, the one it fits."""
         columns = [self.source.fields.get(role, role) for role in FORMATS[self.name][0]]
+        # A file may mix formats; only a record that fills no column of the file's own format takes another.
         if self.source.format != "auto" or not all(_is_missing(values.get(column)) for column in columns):
             return self
         fitting = _fitting(self.source, _filled(values))
@@ -131,6 +132,7 @@ class Format:
             weight = math.nan
         if _is_missing(weight):
             raise UnreadableError(f"no number in the field `{column}`, which `fields` names as the weight")
+        # A weight of 0 is a sample that is never seen, which leaving the record out says better.
         if not 0 < self.source.weight * weight < math.inf:
             raise UnreadableError(f"the weight is {weight:g}; a finite number above 0 is needed")
         return self.source.weight * weight
@@ -178,6 +180,7 @@ def _filled(values: dict[str, Any]) -> list[str]:
 
 def _guess(source: Source, columns: list[str], first: list[str]) -> FormatName:
     fitting = _fitting(source, columns)
+    # By all columns, and where several pairs are complete by those that the first record fills.
     for found in (fitting, _fitting(source, first)):
         if _is_clear(found):
             return found[0]

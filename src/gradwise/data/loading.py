@@ -24,7 +24,7 @@ from gradwise.console import Progress, on_terminal
 from gradwise.data.chat import template_text
 from gradwise.data.formats import CHATS, Format, Sample, columns_of, detect
 from gradwise.data.pool import Pool
-from gradwise.data.read import Part, read
+from gradwise.data.read import SourcePart, read
 from gradwise.data.records import Record, UnreadableError, few
 from gradwise.data.settings import Data, FormatName, Source, Sources
 from gradwise.data.tokenise import Tokeniser
@@ -108,6 +108,7 @@ class _Written(io.FileIO):
             left = memoryview(content).cast("B")
             size = len(left)
             while left:
+                # A raw file may take a part of what it is given, and says so only by a number.
                 left = left[super().write(left) or 0 :]
             return size
         except OSError as error:
@@ -150,7 +151,7 @@ def _mixtures(formats: dict[str, set[FormatName]], template: str) -> list[str]:
 
 def _rows(
     source: Source,
-    part: Part,
+    part: SourcePart,
     tokenise: Tokeniser,
     unread: dict[str, list[str]],
     formats: dict[str, set[FormatName]],
@@ -167,6 +168,7 @@ def _rows(
     form = None
     while batch:
         if form is None and (columns := columns_of(batch)):
+            # By the first batch that has a readable record: a file may begin with blank or broken lines.
             form = detect(source, columns, next(each.values for each in batch if each.values))
             for found in {each.name: each for each in (form.of(record.values) for record in batch)}.values():
                 columns = found.unread(columns)

@@ -36,6 +36,7 @@ def pack(lengths: np.ndarray, max_length: int) -> np.ndarray:
     while offsets[-1] < len(lengths):
         start = offsets[-1]
         before = ends[start] - lengths[start]
+        # One binary search for each row instead of a step for each sample.
         offsets.append(int(np.searchsorted(ends, before + max_length, side="right")))
     return np.asarray(offsets, dtype=np.int64)
 
@@ -63,6 +64,7 @@ def even_rows(offsets: np.ndarray, rows: int) -> np.ndarray:
     heapq.heapify(widest)
     for _ in range(rows - count):
         width, start = heapq.heappop(widest)
+        # `width` is negative, for the heap's sake: the left half takes the odd sample.
         left = (1 - width) // 2
         heapq.heappush(widest, (-left, start))
         heapq.heappush(widest, (width + left, start + left))

@@ -51,6 +51,7 @@ def split(domains: list[str] | None, count: int, share: float) -> Split:
             f"Choosing and measuring need different samples, and there is {count} in all; give more, or "
             "both data.target and data.validation."
         )
+    # Not the run's seed: the runs of a comparison must be measured by the same samples.
     shuffled = stream(0, "target split").permutation(count)
     if domains is not None:
         shuffled = shuffled[interleaved(np.asarray(domains)[shuffled])]
@@ -58,7 +59,7 @@ def split(domains: list[str] | None, count: int, share: float) -> Split:
     return Split(np.sort(shuffled[:chosen]), np.sort(shuffled[chosen:]))
 
 
-class Parts(NamedTuple):
+class DataParts(NamedTuple):
     """The data of a run."""
 
     train: Pool
@@ -79,7 +80,7 @@ def load_parts(
     goal: Goal | None,
     annealing: Sources = None,
     progress: bool = True,
-) -> Parts:
+) -> DataParts:
     """Read all parts of the data, and keep those that choose apart from those that measure.
 
     Args:
@@ -132,7 +133,7 @@ def _split(settings: Data, whole: Pool) -> Split:
 
 def _chosen_and_measured(
     settings: Data, tokenizer: PreTrainedTokenizerBase, goal: Goal | None, progress: bool
-) -> Parts:
+) -> DataParts:
     train = load(settings, "train", tokenizer, progress=progress)
     validation = None
     if settings.validation is not None:
@@ -143,18 +144,19 @@ def _chosen_and_measured(
         notes.append(f"{common} of {len(target)} target samples also stand in the training data.")
     if target is not None and validation is not None:
         validation, note = _unlike(validation, target, "the target's")
-        return Parts(train, validation, target, (*notes, *note, *_warned(train, validation)))
+        return DataParts(train, validation, target, (*notes, *note, *_warned(train, validation)))
     whole = target or validation
     if whole is None or not _splits(settings, goal):
-        return Parts(train, validation, None, (*notes, *_warned(train, validation)))
+        return DataParts(train, validation, None, (*notes, *_warned(train, validation)))
     name = "target" if target is not None else "validation"
     rows = _split(settings, whole)
     notes.append(rows.sentence(f"data.{name}"))
     target, measuring = whole.take(rows.choosing), whole.take(rows.measuring)
+    # What was chosen by, or trained on, would be measured as better than it is.
     for others, of in ((target, "those that choose"), (train, "the training data")):
         measuring, note = _unlike(measuring, others, of)
         notes += note
-    return Parts(train, measuring, target, tuple(notes))
+    return DataParts(train, measuring, target, tuple(notes))
 
 
 def _unlike(measuring: Pool, others: Pool, of: str) -> tuple[Pool, list[str]]:

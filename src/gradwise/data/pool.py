@@ -107,6 +107,7 @@ class Pool:
         parts = []
         for offsets, labels in ragged(self.dataset, "labels"):
             learned = labels != NO_LOSS
+            # The first token of a sample is never predicted, whatever its label.
             learned[offsets[:-1]] = False
             parts.append(np.diff(np.concatenate([[0], np.cumsum(learned)])[offsets]))
         return np.concatenate([np.zeros(0), *parts]).astype(np.int32)
@@ -128,6 +129,7 @@ def common_samples(train: datasets.Dataset, validation: datasets.Dataset) -> int
 def found_in(samples: object, others: object) -> np.ndarray:
     """(N,) bool: whether each sample has exactly the tokens of one of `others`."""
     own = [digest(ids) for ids in _rows(samples)]
+    # Only the smaller part's digests are held; the other part streams past them.
     wanted = set(own)
     found = {key for ids in _rows(others) if (key := digest(ids)) in wanted}
     return np.array([key in found for key in own], dtype=bool)
@@ -158,6 +160,7 @@ def ragged(dataset: datasets.Dataset, column: str) -> Iterator[tuple[np.ndarray,
     arrow = dataset.select_columns(column).with_format("arrow")
     tables: Any = arrow.iter(batch_size=10_000)  # pyarrow.Table, whatever `datasets` declares
     for table in tables:
+        # One flat array for each chunk of rows, without a Python object for each sample.
         lists = table.column(column).combine_chunks()
         lists = lists.chunk(0) if isinstance(lists, pyarrow.ChunkedArray) else lists
         lengths = np.asarray(lists.value_lengths())

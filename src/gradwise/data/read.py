@@ -19,7 +19,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcePart:
     """One file or one dataset of a source.
 
     Attributes:
@@ -35,7 +35,7 @@ class Part:
     note: str = ""
 
 
-def read(source: Source, base: Path | None = None) -> list[Part]:
+def read(source: Source, base: Path | None = None) -> list[SourcePart]:
     """Find what `source` names. Files are not opened yet; their records stream when asked for.
 
     Args:
@@ -74,15 +74,15 @@ def _refuse(source: Source, key: str, what: str) -> None:
         raise DataError(f"{source.path} is {what}, for which `{key}: {found}` means nothing; leave it out")
 
 
-def _folder(source: Source, path: Path) -> list[Part]:
+def _folder(source: Source, path: Path) -> list[SourcePart]:
     listing = files_of(source, path)
     notes = [listing.note] + [""] * len(listing.files)
     return [_file(path / file, file, note) for file, note in zip(listing.files, notes, strict=False)]
 
 
-def _file(path: Path, shown: PurePosixPath, note: str = "") -> Part:
+def _file(path: Path, shown: PurePosixPath, note: str = "") -> SourcePart:
     name = whole_characters(str(shown))
-    return Part(
+    return SourcePart(
         whole_characters(name_of(shown)),
         lambda: read_file(path, name),
         lambda: count_rows(path),
@@ -90,7 +90,7 @@ def _file(path: Path, shown: PurePosixPath, note: str = "") -> Part:
     )
 
 
-def _saved(source: Source, path: Path) -> Part:
+def _saved(source: Source, path: Path) -> SourcePart:
     try:
         found = datasets.load_from_disk(path)
     except Exception as error:
@@ -104,7 +104,7 @@ def _saved(source: Source, path: Path) -> Part:
     return _dataset(found[split], source, path.name)
 
 
-def _hub(source: Source) -> Part:
+def _hub(source: Source) -> SourcePart:
     try:
         found = datasets.load_dataset(source.path, source.config, split=source.split or "train")
     except Exception as error:
@@ -116,11 +116,11 @@ def _hub(source: Source) -> Part:
     return _dataset(found, source, source.path)
 
 
-def _dataset(found: datasets.Dataset, source: Source, name: str) -> Part:
+def _dataset(found: datasets.Dataset, source: Source, name: str) -> SourcePart:
     try:
         found.data.table.validate(full=True)  # or damaged offsets would crash the process
     except pyarrow.ArrowException as error:
         if "UTF8" not in str(error):  # a flaw of single rows
             raise DataError(f"{source.path} is not a readable saved dataset ({reason(error)})") from None
     name = whole_characters(name)
-    return Part(name, lambda: dataset_rows(found, name), lambda: len(found))
+    return SourcePart(name, lambda: dataset_rows(found, name), lambda: len(found))

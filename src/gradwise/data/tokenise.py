@@ -5,10 +5,10 @@ in use. A token is learned if any of its characters is, so one that straddles th
 completion. Special tokens at the start and the end are there once, whoever writes them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -16,13 +16,18 @@ from transformers import PreTrainedTokenizerBase
 from gradwise.data.chat import ChatTemplate, Span
 from gradwise.data.formats import Chat, Pair, Sample, Text
 from gradwise.data.records import UnreadableError, reason
-from gradwise.data.shorten import start_of
 
 NO_LOSS = -100
 _TAIL = 3  # learned tokens at the end among which an end token is looked for; a line feed may follow it
 
 
 _LONG = 16  # characters to a token, below which a text is tokenised whole without further thought
+
+_CHARACTERS_PER_TOKEN = 8
+_SPARE = 16  # tokens beyond those compared: special ones may stand at the end
+
+Encode = Callable[[list[str]], Sequence[Any]]
+"""Gives the tokens of each text of a batch."""
 
 
 class Tokens(NamedTuple):
@@ -167,10 +172,13 @@ class Tokeniser:
         except Exception as error:  # a word that a tokenizer without an unknown token does not know
             if len(batch) == 1:
                 return [UnreadableError(f"the tokenizer refuses it ({reason(error)})")]
+            # One by one, so that a single text that the tokenizer refuses does not take a batch with it.
             return [found for item in batch for found in self._try_to_tokenise([item], chat)]
 
     def _tokens(self, batch: list[_Spelled], chat: bool) -> list[Tokens]:
         """Tokenise texts that all want, or all do not want, the tokenizer's special tokens."""
+        # Only fast tokenizers know which characters a token covers; for others prefixes are tokenised as
+        # well.
         by_offset = bool(self.tokenizer.is_fast) and any(item.spans is not None for item in batch)
         done = []
         for item, found in zip(batch, self._encode([x.text for x in batch], chat, by_offset), strict=True):
@@ -209,6 +217,7 @@ class Tokeniser:
             return np.ones(len(ids), dtype=bool)
         mask = np.zeros(len(ids), dtype=bool)
         for start, end in item.spans:
+            # What comes after the text's end, such as an end token, belongs to the completion.
             last = len(ids) if end == len(item.text) else self._shared(item.text[:end], ids, item.chat)
             mask[self._shared(item.text[:start], ids, item.chat) : last] = True
         return mask
@@ -222,10 +231,12 @@ class Tokeniser:
     def _finish(self, ids: np.ndarray, learned: np.ndarray, chat: bool) -> Tokens:
         """Close with one end token unless a chat template was applied, and cut to length."""
         if not chat and self._end is not None:
+            # The text ends with an end token that the data wrote, and the tokenizer has added another.
             if len(ids) > 1 and ids[-1] == ids[-2] == self._end and self._adds_end:
                 ids, learned = ids[:-1], learned[:-1]
             if len(ids) == 0 or ids[-1] != self._end:
                 ids, learned = np.append(ids, np.int32(self._end)), np.append(learned, True)
+            # The end token is always learned: a model that never sees it as a target does not stop.
             learned[-1] = True
         cut = len(ids) > self.max_length
         tail = ids[learned][-_TAIL:]
@@ -247,3 +258,32 @@ def _by_offset(item: _Spelled, offsets: np.ndarray) -> np.ndarray:
     # character.
     start = np.maximum(np.minimum(start, end - 1), 0)
     return before[end] > before[start]
+
+
+def start_of(text: str, count: int, reach: int, encode: Encode) -> str:
+    """A start of `text` with the same first `count` tokens, or all of it where that is no more work.
+
+    Args:
+        text: any text.
+        count: how many tokens must be the same.
+        reach: characters of the longest token.
+        encode: tokenises a batch.
+
+    Why a start can stand for the whole: let no token of the vocabulary have more than `reach` characters. The
+    tokens of the whole text then end somewhere among the last `reach` characters of the start, say at q, and
+    the tokens before q are those of the text up to q alone: a merge of byte-pair encoding across q would have
+    lasted, and the best segmentation of a unigram model goes through q. So where the texts up to every such q
+    agree on their first tokens, the whole text begins with them too.
+    """
+    size = _CHARACTERS_PER_TOKEN * count + reach
+    while size * (reach + 1) < len(text):
+        start = text[:size]
+        (tokens,) = encode([start])
+        if len(tokens) >= count + _SPARE:
+            # One text for each place at which the tokens of the whole can be divided.
+            ends = encode([start[: size - back] for back in range(1, reach)])
+            if all(list(end[:count]) == list(tokens[:count]) for end in ends):
+                return start
+        # The start did not hold as many tokens as are kept, or its end changed them: twice as much is tried.
+        size *= 2
+    return text

@@ -16,8 +16,8 @@ CHUNK = 10_000
 """Samples that are read at a time where they come one by one."""
 
 
-def label_words(dataset: object, width: int = WIDTH) -> NDArray[np.float32]:
-    """(N, width) a sketch of how often each token is to be predicted, of length one for every sample.
+def label_words(dataset: object) -> NDArray[np.float32]:
+    """(N, WIDTH) a sketch of how often each token is to be predicted, of length one for every sample.
 
     To a model that expects nothing yet, a sample's gradient with respect to the output head is as good as
     these counts. Tokens are hashed to a place and a sign (Charikar et al. 2002), so that inner products of
@@ -26,21 +26,20 @@ def label_words(dataset: object, width: int = WIDTH) -> NDArray[np.float32]:
     Args:
         dataset: anything indexable of {"input_ids": [...], "labels": [...]}; without labels, which a collator
             will make, all tokens count.
-        width: of a row.
 
     >>> rows = label_words([{"labels": [1, 5, 5]}, {"labels": [2, 5, -100]}, {"labels": [1, -100]}])
     >>> rows.shape, float(rows[0] @ rows[1]), float(abs(rows[2]).sum())
     ((3, 256), 1.0, 0.0)
     """
-    chunks = [np.zeros((0, width), dtype=np.float32)]
+    chunks = [np.zeros((0, WIDTH), dtype=np.float32)]
     for offsets, labels in _labels(dataset):
         samples = len(offsets) - 1
         owner = np.repeat(np.arange(samples), np.diff(offsets))
         counts = labels != NO_LOSS
         counts[offsets[:-1][np.diff(offsets) > 0]] = False  # the first token is never predicted
-        place, sign = _hashed(labels[counts], width)
-        sums = np.bincount(owner[counts] * width + place, weights=sign, minlength=samples * width)
-        rows = sums.astype(np.float64).reshape(samples, width)  # of nothing, bincount makes whole numbers
+        place, sign = _hashed(labels[counts])
+        sums = np.bincount(owner[counts] * WIDTH + place, weights=sign, minlength=samples * WIDTH)
+        rows = sums.astype(np.float64).reshape(samples, WIDTH)  # of nothing, bincount makes whole numbers
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         chunks.append(np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0).astype(np.float32))
     return np.concatenate(chunks)
@@ -57,10 +56,10 @@ def _labels(dataset: Any) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]
         yield np.cumsum([0, *map(len, rows)]), np.concatenate(rows)
 
 
-def _hashed(tokens: NDArray[np.integer], width: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _hashed(tokens: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Place and sign of each token: products with odd numbers leave the upper bits well mixed."""
     mixed = tokens.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    place = ((mixed >> np.uint64(32)) % np.uint64(width)).astype(np.int64)
+    place = ((mixed >> np.uint64(32)) % np.uint64(WIDTH)).astype(np.int64)
     return place, 1.0 - 2.0 * ((mixed >> np.uint64(20)) & np.uint64(1)).astype(np.float64)

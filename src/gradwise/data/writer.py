@@ -79,12 +79,14 @@ class SampleWriter:
         if isinstance(row.outcome, UnreadableError):
             problem = f"{row.origin.words}: {row.outcome}"
             self._flaw("unreadable", row.origin, problem)
+            # Refused at the first one, before hours are spent on reading the rest.
             if self._settings.allow.unreadable == 0:
                 raise DataError(
                     f"{problem}. Correct it, or leave such records out: data.allow.unreadable is the share "
                     "of them to tolerate, now 0"
                 )
             return
+        # Counted, and still kept if the recipe tolerates it: a cut sample has tokens to learn from.
         if row.outcome is not None and row.outcome.cut:
             self._flaw("cut", row.origin)
         if row.outcome is None or not row.outcome.learned:

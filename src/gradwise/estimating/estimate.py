@@ -117,6 +117,7 @@ def estimate(recipe: Recipe, memory: int | None = None) -> Estimate:
             needed = trace(changed).peak.total
             if needed < traced.peak.total:
                 changes.append(Change(setting, needed))
+    # The change that saves most comes first.
     changes.sort(key=lambda change: change.peak)
     training = cost_per_sample(recipe, traced.layers)
     return Estimate(traced, memory, training, shares(recipe, traced.layers), tuple(changes))

@@ -77,13 +77,12 @@ def trace(recipe: Recipe) -> Trace:
     _check_known(recipe)
     train, length = recipe.train, recipe.data.max_length
     rows = micro_batch(train.batch_size, 1, train.arguments.get("per_device_train_batch_size"))
+    # The second micro-batch meets the first one's gradients, and none meets more than that.
     passes = min(2, train.batch_size // rows)
     with FakeTensorMode():
         model = _model(recipe)
         groups = _draw(model, recipe)
-        ids = torch.zeros(rows, length, dtype=torch.long)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
-        phases = [_passes(model, batch, passes, recipe)]
+        phases = [_passes(model, _batch(rows, length), passes, recipe)]
     state, host, slots = _state(recipe, model, groups)
     phases[0].parts[STATE] = state
     phases.append(_update(model, recipe, state + slots))
@@ -170,6 +169,7 @@ def _draw(model: nn.Module, recipe: Recipe) -> LayerGroups | None:
     layers = [*groups.blocks, *([groups.outside] if sampled else [])]
     policy.check_layers(len(layers))
     by_size = sorted(range(1, len(layers)), key=lambda n: -sum(p.numel() for p in layers[n]))
+    # The lowest block keeps all activations above it; the largest others have the most gradients and state.
     active = [0, *by_size[: policy.active - 1]]
     for number, layer in enumerate(layers):
         for parameter in layer:
@@ -178,6 +178,11 @@ def _draw(model: nn.Module, recipe: Recipe) -> LayerGroups | None:
         for parameter in groups.outside:
             parameter.requires_grad_(policy.embeddings == "always")
     return groups
+
+
+def _batch(rows: int, length: int) -> dict[str, torch.Tensor]:
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
 
 
 def _passes(model: nn.Module, batch: dict[str, Any], passes: int, recipe: Recipe) -> Phase:
@@ -198,10 +203,8 @@ def _probe(recipe: Recipe, rows: int, length: int) -> Phase:
     for parameter in groups.outside:
         parameter.requires_grad_(recipe.layers.policy.embeddings == "sampled")  # type: ignore[union-attr]
     probe = LayerProbe(groups.blocks, 1)
-    ids = torch.zeros(rows, length, dtype=torch.long)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
     with _probing(probe):
-        return Phase(PROBE, _passes(model, batch, 1, recipe).parts)
+        return Phase(PROBE, _passes(model, _batch(rows, length), 1, recipe).parts)
 
 
 @contextmanager
@@ -232,6 +235,7 @@ def _state(recipe: Recipe, model: nn.Module, groups: LayerGroups | None) -> tupl
     if policy.state == "drop":
         return _state_bytes(recipe, [p for p in model.parameters() if p.requires_grad]), 0, 0
     if policy.state == "keep":
+        # After enough draws every layer has had its turn, and `keep` keeps all of their state.
         return _state_bytes(recipe, every), 0, 0
     active = [p for layer in layers for p in layer if p.requires_grad]
     optimizer = _optimizer(recipe, active)
@@ -239,6 +243,7 @@ def _state(recipe: Recipe, model: nn.Module, groups: LayerGroups | None) -> tupl
     by_layer = [[stand_ins[p] for p in layer if p in stand_ins] for layer in layers]
     units = units_of(by_layer, state_forms(optimizer))
     largest = max((unit.size for unit in units), default=UNIT_BYTES)
+    # At the update two units are on the device without regard to room: the one that is updated and the next.
     return 0, _state_bytes(recipe, every), min(2, len(units)) * largest
 
 

@@ -31,7 +31,7 @@ def found(setting: Function) -> Callable[..., Any]:
         module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:
         raise RecipeError(
-            f"metrics.functions: {place} cannot be imported ({_told(error)}{_where(error, place)})."
+            f"metrics.functions: {place} cannot be imported ({_described(error)}{_where(error, place)})."
         ) from None
     function = getattr(module, name, None)
     if not callable(function):
@@ -88,7 +88,7 @@ def called(
     except Exception as error:
         place = setting.path.rpartition(":")[0]
         raise EvaluationError(
-            f"The metric {setting.called} failed ({_told(error)}{_where(error, place)})."
+            f"The metric {setting.called} failed ({_described(error)}{_where(error, place)})."
         ) from error
     samples = len(validation) if validation is not None else 0
     if not isinstance(result, dict):
@@ -99,7 +99,7 @@ def called(
     return {name: Score(finite(name, value), setting.better, samples) for name, value in named.items()}
 
 
-def _told(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
 
 

@@ -48,6 +48,7 @@ class LayerCallback(TrainerCallback):
         optimizer = parts["optimizer"]
         inner = getattr(optimizer, "optimizer", optimizer)
         self.switch = LayerSwitch(parts["model"], self.layers, inner, seed=self.seed, steps=state.max_steps)
+        # The Trainer has loaded the optimizer by now, whose state the switch's own refers to.
         if state.global_step:
             self.switch.load_state_dict(_read(_checkpoint(args, state) / FILE))
 

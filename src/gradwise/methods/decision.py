@@ -68,6 +68,7 @@ class Selection:
         """
         if weights != "loss" or self.weights is None:
             return self
+        # A loss that is multiplied by 0 would cost a forward and a backward and teach nothing.
         kept = self.without(self.indices[self.weights == 0])
         assert kept.weights is not None
         equal = np.all(kept.weights == kept.weights[0])
@@ -191,6 +192,7 @@ def domain_mix(domain: NDArray[np.str_] | None, indices: NDArray[np.int64]) -> d
 
 def share_of(fraction: float, pool: int, section: str) -> int:
     """How many of `pool` samples a fraction is; raises RecipeError where it is none."""
+    # Rounding to no sample is refused rather than turned into one, which would be another fraction.
     if fraction * pool < 0.5:
         raise RecipeError(
             f"{section}.fraction is {fraction:g}, which is none of {pool} samples; give a larger fraction, "

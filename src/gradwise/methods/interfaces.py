@@ -103,7 +103,7 @@ class WarmUp(NamedTuple):
     """Number of epochs, each of which ends in a checkpoint."""
 
 
-class Refreshed(Protocol):
+class RefreshResult(Protocol):
     """The state after a refresh, and how it went."""
 
     @property
@@ -248,7 +248,7 @@ class Selector(Method):
         *,
         target: Signals | None = None,
         device: str = "cpu",
-    ) -> Refreshed:
+    ) -> RefreshResult:
         """The state after some nodes were scored again."""
         raise NotImplementedError
 

@@ -36,6 +36,7 @@ USUAL_FLOOR = 0.1
 def known(scores: Scores) -> Scores:
     """(L,) scores in which layers that were never measured (NaN) have the mean of the others, or 1."""
     seen = scores[~np.isnan(scores)]
+    # Neither preferred nor avoided until it is seen.
     return np.where(np.isnan(scores), seen.mean() if seen.size else 1.0, scores)
 
 
@@ -195,6 +196,8 @@ class AdaptingPolicy(ProbedPolicy):
     def adapt(self, scores: Scores, measured: Scores) -> Scores:
         """Exponential smoothing of what was measured; frozen layers (NaN) keep their score, and layers that
         had none (NaN) take what was measured."""
+        # A layer that was never measured takes the measurement as it is, since there is nothing to smooth it
+        # with.
         old = np.where(np.isnan(scores), measured, scores)
         smoothed = self.smoothing * measured + (1 - self.smoothing) * old
         return np.where(np.isfinite(measured), smoothed, scores)
@@ -216,6 +219,8 @@ def log_softmax_with_floor(
     with np.errstate(over="ignore", divide="ignore"):
         logits = np.maximum((relative - relative.max()) / temperature, -1e300)
         log_softmax = logits - np.log(np.exp(logits).sum())
+        # floor + (1 - L floor) softmax, in logarithms: each layer has the floor, and the softmax shares out
+        # the rest.
         return np.logaddexp(np.log(floor), np.log(max(0.0, 1 - layers * floor)) + log_softmax)
 
 

@@ -45,6 +45,7 @@ class Subtasks:
         large = np.flatnonzero(sizes >= FEWEST)
         if len(large) == len(names):
             return Subtasks(tuple(map(str, names)), codes.astype(np.int64))
+        # Small subtasks share one direction: the mean of a few samples is mostly noise.
         place = np.full(len(names), len(large))
         place[large] = np.arange(len(large))
         return Subtasks((*map(str, names[large]), "others"), place[codes])
@@ -74,6 +75,7 @@ def bounds(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int) 
     if len(scores) == 1:
         return np.zeros(1)
     places = [min(scores.shape[1], max(1, round(share * size))) - 1 for share in shares]
+    # The score of the last sample that a subtask's share admits: above it each subtask has about its share.
     return np.array([-np.partition(-row, place)[place] for row, place in zip(scores, places, strict=True)])
 
 
@@ -107,12 +109,15 @@ def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wordi
     pool = Counts.of(texts.chunks())
     own = affinity(target.chunks(), pool, Counts.of(target.chunks()), member=False)
     parts = [np.flatnonzero(subtasks.of == number) for number in range(len(subtasks.names))]
+    # Texts are read twice, once for the pool's counts and once for the scores, and never held in memory.
     found = affinities(texts.chunks(), pool, [Counts.of(target.take(rows).chunks()) for rows in parts])
     halves = [_itself(target, rows, pool) for rows in parts]
     garbled = found[0].garbled(own)
     scores = np.stack([each.ratio for each in found])
     score = joint(scores, subtasks.shares, size)
     spread = float(np.ptp(score)) + 1.0
+    # Below all others rather than left out, so that a selection larger than the natural texts can still be
+    # filled. Shuffled words were up to 83 % of the picks before (docs/log.md).
     score = np.where(garbled, score - spread, score)
     best = np.argsort(-score, kind="stable")[:size]
     nearest = scores.max(axis=0)
@@ -165,6 +170,7 @@ class Direction:
 
 def unit_rows(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows of length one; rows of zeros stay what they are. No row's length overflows or vanishes."""
+    # Divided by the largest number first: squares of 1e200 overflow, and those of 1e-200 vanish.
     largest = np.abs(vectors).max(axis=1, keepdims=True)
     scaled = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
     length = np.linalg.norm(scaled, axis=1, keepdims=True)

@@ -33,6 +33,8 @@ def validation_rows(validation: Signals | None, by: str) -> NDArray[np.int64]:
     check_signals(validation, by, "validation signals")
     squares = Rows(validation.require("grad", f"{by}, of the validation samples,")).squares()
     fine = np.isfinite(squares) if validation.ok is None else np.isfinite(squares) & validation.ok
+    # With nearly all gradients zero the pool's order would decide: rows 0..K-1 would be picked without a
+    # word.
     without = len(squares) - int((fine & (squares > 0)).sum())
     if without >= MOST_ZERO * len(squares):
         raise SignalError(

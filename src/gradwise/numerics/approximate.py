@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.numerics.kernels import parts
-from gradwise.numerics.nearest import Neighbours, Progress, UnitRows, nearest, ranked
+from gradwise.numerics.nearest import Neighbours, OnProgress, UnitRows, nearest, ranked
 from gradwise.numerics.streams import stream, stream_seed
 
 ENOUGH = 0.98
@@ -37,7 +37,7 @@ class Index(Protocol):
 
 
 def nearly_nearest(
-    x: UnitRows, count: int, k: int, *, seed: int = 0, progress: Progress | None = None
+    x: UnitRows, count: int, k: int, *, seed: int = 0, progress: OnProgress | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], float]:
     """Neighbours of all rows, and the share of the true `k` nearest among the first k of them.
 
@@ -56,6 +56,8 @@ def nearly_nearest(
     """
     rng = stream(seed, "queries that measure the recall")
     sample = np.sort(rng.choice(len(x), min(SAMPLE, len(x)), replace=False))
+    # The recall that is reported is measured on this data; a constant from another pool would say nothing
+    # here.
     exact = nearest(x, sample, k).ids
     index = _index(x, seed)
     while True:
@@ -85,11 +87,13 @@ def _index(x: UnitRows, seed: int) -> Index:
     rows = stream(seed, "rows that place the cells").choice(len(x), min(50 * cells, len(x)), replace=False)
     index.train(x[np.sort(rows)])
     index.add(x)
+    # The least that is tried; the loop above doubles it until the sample's recall suffices.
     index.nprobe = min(4, cells)
     return cast(Index, index)
 
 
 def _search(index: Index, x: UnitRows, queries: NDArray[np.int64], count: int) -> Neighbours:
+    # One more than asked, because a query usually finds itself first.
     candidates = index.search(x[queries], count + 1)[1].astype(np.int32)
     # A query finds itself, unless more than `count` copies of it come first.
     candidates[candidates == queries[:, None]] = -1

@@ -62,6 +62,7 @@ class Balance:
         left, placed = list(range(len(preferred))), list[int]()
         units = np.asarray(preferred, dtype=np.int64)
         for _ in range(count):
+            # Only units that no unplaced one must precede: precedences hold even where the limit cannot.
             free = [i for i in left if precedences is None or not precedences[left, i].any()]
             chosen = free[self._first_within(units[free])]
             self.total = self.total + self.centred[units[chosen]]

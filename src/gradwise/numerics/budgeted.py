@@ -83,6 +83,7 @@ def budgeted_top(
     """
     program = _Program.of(c, a, count, sizes)
     weights, multiplier = _optimum(program, float(budget))
+    # Amounts become weights again by division, which leaves 1 - 1e-16 where a row is wholly taken.
     if program.room is not None:
         weights = np.clip(weights / program.room, 0, 1)
         rounded = np.round(weights)
@@ -157,6 +158,8 @@ def rounded_at_random(weights: Vector, rng: np.random.Generator) -> Ids:
     [0, 3]
     """
     partial = np.flatnonzero((weights > 0) & (weights < 1))
+    # Systematic sampling: one random offset decides all rows, so the number drawn differs from the sum of the
+    # weights by less than one.
     ends = np.floor(np.concatenate([[0.0], np.cumsum(weights[partial])]) + rng.random() + WHOLE)
     return np.sort(np.concatenate([np.flatnonzero(weights == 1), partial[np.diff(ends) > 0]]))
 
@@ -310,10 +313,14 @@ def _optimum(program: _Program, budget: float) -> tuple[Vector, float]:
     if math.isnan(budget):
         raise ValueError("The budget is not a number.")
     low, high = program.filling(0.0), program.filling(math.inf)
+    # Sums of tenths round: without this a filling that meets the smallest feasible budget exactly was judged
+    # to exceed it (docs/log.md).
     rounding = ROUNDING * max(abs(budget), _dot(np.abs(program.cost), high.amounts))
+    # The cheapest filling is the last one that a growing multiplier reaches: above the budget there is none.
     if high.cost > budget + rounding:
         raise InfeasibleError(math.fsum(program.cost * high.amounts), budget)
     budget = max(budget, high.cost)
+    # Without the budget the best rows are affordable already, so that its multiplier is 0.
     if low.cost <= budget + rounding:
         return low.amounts, 0.0
     amounts, ids = np.zeros(len(program.value)), np.arange(len(program.value))
@@ -331,10 +338,12 @@ def _optimum(program: _Program, budget: float) -> tuple[Vector, float]:
         middle = program.filling(multiplier)
         if not halve and not _better(program, middle, low, multiplier):
             break
+        # The bracket keeps one filling on either side of the budget; the optimum mixes the last two.
         if middle.cost > budget:
             low = middle
         else:
             high = middle
+        # With an infinite end the keys have no finite range, and no row is certain yet.
         if high.multiplier < math.inf:
             program, ids, low, high, budget = _narrowed(program, ids, low, high, budget, amounts)
     amounts[ids] = _mixed(program, low.amounts, high.amounts, budget)

@@ -40,6 +40,8 @@ def herd(x: ArrayLike, block: int | None = None) -> NDArray[np.int64]:
     if not np.isfinite(centred).all():
         row = np.flatnonzero(~np.isfinite(centred).all(axis=1))[0]
         raise ValueError(f"Row {row} holds a value that is not finite.")
+    # Around the mean the aim is a sum of zero, so that a prefix has the mean of all rows when its sum
+    # vanishes.
     centred -= centred.mean(axis=0) if len(centred) else 0.0
     order, total = [np.empty(0, dtype=np.int64)], np.zeros(centred.shape[1])
     block = block or max(1, len(centred))
@@ -84,6 +86,8 @@ def herd_towards(x: ArrayLike, target: ArrayLike, count: int) -> NDArray[np.int6
     owed, free = np.zeros(x.shape[1]), np.ones(len(x), dtype=np.bool_)
     picks = np.empty(count, dtype=np.int64)
     for number in range(count):
+        # Each pick owes one more target; what it gives is taken off. The sum of the picks then stays near n
+        # times the target, so that the error of the mean falls as 1/n.
         owed += target
         scores = np.where(free, x @ owed.astype(np.float32), -np.inf)
         picks[number] = np.argmax(scores)

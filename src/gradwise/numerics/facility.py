@@ -172,6 +172,8 @@ def facility_location(
     if costs.shape != (len(graph),) or not np.all(costs > 0):
         raise ValueError(f"Expected {len(graph)} positive costs, one for each row.")
     problem = Facility.of(graph, scores, budget / costs.mean(), trade_off, counts)
+    # Neither greedy alone has a bound under costs: by gain it may take one row that uses up the budget, by
+    # gain per cost many cheap ones. The better of the two reaches 1/2 (1 - 1/e).
     by_gain, by_gain_per_cost = problem.greedy(budget, costs), problem.greedy(budget, costs, by_cost=True)
     return by_gain_per_cost if problem.value(by_gain_per_cost) > problem.value(by_gain) else by_gain
 
@@ -215,6 +217,7 @@ def _gain(
 
     `state` (N, 2) holds how well each row is covered beside its count, so that both come in one cache line.
     """
+    # The row itself is not in its own section of the transpose; its share c_j (1 - covered) comes first.
     gain = np.float64(state[j, 1]) * (1.0 - state[j, 0])
     for place in range(starts[j], starts[j + 1]):
         i = who[place]
@@ -246,6 +249,7 @@ def _lazy_greedy(
         gain = _gain(j, starts, who, sims, state, scale, worth)
         key[j] = gain / costs[j] if by_cost else gain
     heap = np.arange(n)
+    # Heapify from the last parent up, in O(n), rather than insert n rows in O(n log n).
     for top in range(n // 2 - 1, -1, -1):
         _sift(heap, key, top, n)
     picks = np.empty(n, dtype=np.int64)
@@ -256,6 +260,8 @@ def _lazy_greedy(
         # Picks that other groups are owed are reserved for them.
         reserved = owed.sum() - (1 if owed[group[j]] > 0 else 0)
         fits = spent + costs[j] + reserved <= budget
+        # The key is from before the last pick. By submodularity it is an upper bound, so the row goes back
+        # with its present gain, and only a row whose key is up to date is picked.
         if fits and computed_at[j] < picked:
             gain = _gain(j, starts, who, sims, state, scale, worth)
             key[j] = gain / costs[j] if by_cost else gain
@@ -266,6 +272,7 @@ def _lazy_greedy(
                 picked += 1
                 spent += costs[j]
                 owed[group[j]] = max(0, owed[group[j]] - 1)
+                # A pick covers itself fully, sim(j, j) = 1, whatever the graph says of it.
                 state[j, 0] = 1
                 for place in range(starts[j], starts[j + 1]):
                     state[who[place], 0] = max(state[who[place], 0], sims[place])
@@ -309,6 +316,7 @@ def _covered(
     by, similarity = np.full(n, -1, dtype=np.int64), np.zeros(n)
     for place in range(len(picks)):
         j = picks[place]
+        # A copy that is covered with similarity 1 stays with the earlier pick.
         if similarity[j] < 1.0:
             by[j], similarity[j] = place, 1.0
         for entry in range(starts[j], starts[j + 1]):

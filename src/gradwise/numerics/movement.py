@@ -72,6 +72,8 @@ class _Limits:
 
     def among(self, places: Ids, weights: Vector) -> "_Limits":
         """The limits for the rows at some places while all others keep their weights."""
+        # What the rows outside of the climb cost is spent already; only what remains is shared among the rows
+        # of the climb.
         others = weights.copy()
         others[places] = 0
         sizes = None if self.sizes is None else self.sizes[places]
@@ -115,6 +117,7 @@ def longest_sum(
     sizes = None if sizes is None else np.asarray(sizes, dtype=np.float64)
     limits = _Limits(costs, count, float(budget), sizes)
     # ||X^T w||^2 <= lam_1 ||w||^2 <= lam_1 sum w, and by Cauchy and Schwarz <= sum w * sum w_i ||x_i||^2.
+    # With sizes, no more rows than the smallest ones that fit together can be picked.
     most = count if sizes is None else int(np.searchsorted(np.cumsum(np.sort(sizes)), count, side="right"))
     best, steps, least = _climbed(rows, limits, starts, seed)
     candidates = [limits.rounded(climb.optimum, climb.scores) for climb in best]
@@ -192,6 +195,8 @@ def _climbed(rows: Rows, limits: _Limits, starts: int, seed: int) -> tuple[list[
     squares = rows.squares()
     eigenvalue, axes = _principal(rows)
     longest = upper_bound(squares, limits.costs, limits.count, limits.budget, sizes=limits.sizes)
+    # The first climb starts with the longest rows: ||x_i||^2 as scores. The others start with products in
+    # given directions.
     scores = np.column_stack([squares, rows.times(_starts(rows, axes, starts - 1, seed))])
     climbs = [_Climb(limits, np.zeros(rows.width)) for _ in scores.T]
     for step in range(SCREENED):

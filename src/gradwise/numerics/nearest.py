@@ -20,7 +20,7 @@ from gradwise.numerics.kernels import compiled, in_threads, parts
 UnitRows = NDArray[np.float32]
 """(N, h) rows of length 1 or 0."""
 
-Progress = Callable[[int], object]
+OnProgress = Callable[[int], object]
 """Called with the number of queries that were answered since the last call."""
 
 TILE = 2048
@@ -74,7 +74,7 @@ def nearest(
     count: int,
     *,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Neighbours:
     """The exact `count` nearest rows of each query, the query itself excluded.
 
@@ -166,7 +166,7 @@ class Heaps:
         return Candidates(self.ids, self.lowest)
 
 
-def _of_all_rows(x: UnitRows, count: int, progress: Progress | None) -> Candidates:
+def _of_all_rows(x: UnitRows, count: int, progress: OnProgress | None) -> Candidates:
     """Candidates of every row. Products are symmetric, so only half of the tiles are computed."""
     heaps, queries = Heaps(len(x), count), np.arange(len(x))
     tiles = list(parts(len(x), TILE))
@@ -189,7 +189,7 @@ def _transposed(tile: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _of_some_rows(
-    x: UnitRows, queries: NDArray[np.int64], count: int, progress: Progress | None
+    x: UnitRows, queries: NDArray[np.int64], count: int, progress: OnProgress | None
 ) -> Candidates:
     heaps = Heaps(len(queries), count)
     for part in parts(len(queries), TILE):
@@ -202,7 +202,7 @@ def _of_some_rows(
 
 
 def _on_device(
-    x: UnitRows, queries: NDArray[np.int64], count: int, device: str, progress: Progress | None
+    x: UnitRows, queries: NDArray[np.int64], count: int, device: str, progress: OnProgress | None
 ) -> Candidates:
     import torch
 

@@ -131,9 +131,12 @@ def affinities(
 def _tables(pool: Counts, target: Counts, smoothing: float) -> tuple[NDArray[Any], ...]:
     """By counter: log weight, log ratio, and the text that was last seen there."""
     buckets = len(pool.total)
+    # 1e-8 as in the authors' code. Alone it makes `weight` prefer the shortest texts where the target is
+    # small (losses of 5.15 and 5.54, docs/log.md), so callers add `smoothing` as well.
     p = (pool.total + 1e-8) / (pool.total.sum() + 1e-8 * buckets)
     aimed = target.total + smoothing * p + 1e-8
     in_pool = (pool.texts + 0.5) / (pool.size + 1.0)
+    # Drawn towards the pool's share, so that an n-gram of one target text among few is worth little.
     in_target = (target.texts + PRIOR_TEXTS * in_pool) / (target.size + PRIOR_TEXTS)
     seen = np.full(buckets, -1, np.int64)
     return np.log(aimed / aimed.sum()) - np.log(p), np.log(in_target / in_pool), seen
@@ -205,6 +208,8 @@ def _count(
                 if seen[found] != start + row:
                     seen[found] = start + row
                     texts[found] += 1
+            # The lowest bit is set in every predecessor: a bigram has one bucket whether or not a space came
+            # before.
             before = word | np.uint64(1)
 
 
@@ -243,6 +248,8 @@ def _score(
                 pair = _pair(words, place - skip, place, buckets)
                 before = _bucket(words[place - skip], np.uint64(0), buckets)
                 expected = total[at] * (total[before] / everything)
+                # Pointwise mutual information with one occurrence added on both sides, so that a pair never
+                # seen elsewhere counts as little evidence rather than as minus infinity.
                 bound = np.log((max(0, total[pair] - own[pair]) + 1.0) / (expected + 1.0))
                 if words[place] & np.uint64(1):
                     sums[min(skip, 2) - 1] += bound
@@ -258,7 +265,9 @@ def _score(
         for place in range(first + 1, last):
             own[_pair(words, place - 1, place, buckets)] = 0
         found[row, 0] = weight
+        # SHORT unseen n-grams are added, since the mean over a few words is mostly luck.
         found[row, 1] = (ratio + SHORT * unseen) / (distinct + SHORT)
+        # Neighbours less words further apart: a topic raises both alike, an order of words only the first.
         found[row, 2] = sums[0] / max(1.0, pairs[0]) - sums[1] / max(1.0, pairs[1])
         found[row, 3] = distinct_pairs / max(1, last - first - 1)
 

@@ -67,8 +67,11 @@ def linear_order(
     if max_moves is not None and max_moves < 0:
         raise ValueError(f"max_moves must not be negative; found {max_moves}.")
     problem = _Problem.of(weights, precedences)
+    # Between strongly connected components every positive gain points the same way, so that their order is
+    # known and only the inside of each is searched.
     parts = components((problem.gains > 0) | problem.before)
     rng = stream(seed, "search for a linear order")
+    # Moves are shared out by pairs, since a component's search needs moves in proportion to them.
     pairs = sum(len(part) ** 2 for part in parts if len(part) > EXACT)
     order: list[Order] = []
     for part in parts:
@@ -146,6 +149,8 @@ def break_cycles(weights: ArrayLike, seed: int = 0, max_moves: int | None = None
     if np.any(w < 0):
         i, j = np.argwhere(w < 0)[0]
         raise ValueError(f"Weights of arcs must not be negative; the one from {i} to {j} is {w[i, j]}.")
+    # Backward arcs of the best order are a feedback arc set of least weight: what an order gains, the arcs
+    # that it reverses lose.
     place = np.argsort(linear_order(w, seed, max_moves))
     backwards = (w > 0) & (place[:, None] > place[None, :])
     removed = backwards & ~_harmless(w, backwards)
@@ -218,7 +223,10 @@ class _Problem:
     def searched(self, rng: np.random.Generator, moves: int) -> Order:
         """The best order of a search with this many moves."""
         moves = min(moves, 2**62)  # what numba's integers hold
+        # Infinite walls let one sum of gains hold both the value and the precedences: no move across one ever
+        # gains.
         walls = np.where(self.before, np.inf, np.where(self.before.T, -np.inf, self.gains))
+        # No order can do better than the larger weight of every free pair; a search that reaches this stops.
         bound = np.where(self.before, self.gains, np.where(self.before.T, 0, np.maximum(self.gains, 0))).sum()
         # Start with the items of the largest net gain. Becker (1967) sorts by the quotient instead.
         first = linear_extension(self.before, np.argsort(-self.gains.sum(axis=1), kind="stable"))
@@ -265,6 +273,8 @@ def _best_by_subsets(gains: Matrix, successors: NDArray[np.int64], tolerance: fl
             for i in range(n):
                 if rest >> i & 1:
                     value += gains[i, j]
+            # Only a gain beyond rounding replaces an earlier item, so that equal orders are decided by the
+            # lower item on every machine.
             if value > best[subset] + tolerance:
                 best[subset], last[subset] = value, j
     order, subset = np.empty(n, dtype=np.int64), (1 << n) - 1

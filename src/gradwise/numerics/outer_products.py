@@ -28,6 +28,7 @@ def squared_norms(r_BTR: Tensor, c_BTC: Tensor, most: int = MOST) -> Tensor:
     columns = c_BTC.shape[2]
     if not length:
         return r_BTR.new_zeros(batch)
+    # T^2 (R + C) multiplications by inner products, T R C by matrices; T cancels.
     by_inner_products = length * (rows + columns) < rows * columns
     width = length * length if by_inner_products else rows * columns
     norms = _from_inner_products if by_inner_products else _from_matrices
@@ -70,5 +71,7 @@ def squared_norm_with_lookup(r_TR: Tensor, c_TC: Tensor, ids_S: Tensor, d_SC: Te
     This is the norm for a weight that is both multiplied with and looked up in, such as a tied embedding.
     """
     ids_U, rows_UC = gathered_rows(ids_S, d_SC)
+    # Twice the inner product of both sums, which a tied weight's norm needs: the norms of its two uses do not
+    # add up by themselves.
     cross = (r_TR[:, ids_U] * (c_TC @ rows_UC.mT)).sum()
     return squared_norms(r_TR[None], c_TC[None])[0] + 2 * cross + rows_UC.square().sum()

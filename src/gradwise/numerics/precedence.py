@@ -48,6 +48,7 @@ def linear_extension(before: Relation, preferred: Order) -> Order:
             break
         order[placed] = item
         placed += 1
+        # Never 0 again, so that a placed item is not chosen twice.
         predecessors[item] = -1
         for j in range(n):
             if before[item, j]:
@@ -71,6 +72,7 @@ def components(arcs: Relation) -> list[NDArray[np.int64]]:
     between = np.zeros((count, count), dtype=np.bool_)
     starts, ends = np.nonzero(arcs)
     between[labels[starts], labels[ends]] = True
+    # Arcs within a component say nothing about the order of components.
     np.fill_diagonal(between, False)
     lowest = np.unique(labels, return_index=True)[1]
     members = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])

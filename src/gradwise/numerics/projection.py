@@ -76,11 +76,14 @@ def fold_with_signs(
     generator = torch.Generator(device=values.device).manual_seed(stream_seed(seed, "signs of a sketch"))
     start, total = part or (0, values.numel())
     signs = torch.empty(total, dtype=torch.int8, device=values.device)
+    # Signs of the whole tensor are drawn also for a shard, so that a shard's signs are those of its place.
     signs.random_(0, 2, generator=generator).mul_(2).sub_(1)
     signed = values.reshape(-1).float() * signs[start : start + values.numel()]
+    # Rows of `size` values add up without a gather; the rest of the last row is added to the first sums.
     whole = signed.numel() // size * size
     sketch = signed[:whole].view(-1, size).sum(dim=0)
     sketch[: signed.numel() - whole] += signed[whole:]
+    # Turning the sums is the same as having begun at another one, and keeps the values in whole rows.
     return sketch.roll(offset + start)
 
 
@@ -126,6 +129,7 @@ class Fold:
     def __call__(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., size) in the type of the sums."""
         factors, size = self.factors(x), self.size
+        # Each coordinate has a sum of its own: the fold is then exact and only changes signs.
         if size == self.dimension:
             return x * factors
         if x.device.type != "cpu":
@@ -162,6 +166,7 @@ class Deal:
 
     def __init__(self, count: int, size: int, rng: np.random.Generator) -> None:
         self.count, self.size = count, size
+        # A permutation, not independent draws: every sum gets the same number of terms to within one.
         order = rng.permutation(max(count, size))[:count]
         self._order, self._signs = torch.as_tensor(order.astype(np.int64)), _signs(rng, count)
 

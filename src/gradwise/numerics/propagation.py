@@ -93,8 +93,11 @@ def sweep_change(
     moved = values.copy()
     if not beta or not anchors.size:
         return moved
+    # What training did to the anchors. It raises and lowers whole neighbourhoods, while a neighbour's value
+    # says little about a sample's own (docs/log.md: rank correlation 0.83 by changes, 0.20 by values).
     change = measured - values[anchors]
     mean_change = change.mean(axis=0)
+    # The mean of all anchors reaches every row, also those without an anchor nearby, whose best guess it is.
     moved += mean_change
     for rows, means in _means(change - mean_change, graph, among=anchors):
         moved[rows] += beta * means
@@ -122,6 +125,8 @@ def priority(
         graph: of the rows.
         share: weight of staleness, 0..1.
     """
+    # GRACE's second reason to recompute: a value that its neighbours do not explain, which propagation would
+    # therefore get wrong.
     distance = np.abs(values - neighbour_mean(values, graph))
     return share * _ranks(staleness) + (1 - share) * _ranks(distance)
 
@@ -146,6 +151,7 @@ def spread(
     """
     if not 0 <= count <= len(graph):
         raise ValueError(f"Cannot choose {count} of {len(graph)} rows.")
+    # Stable, so that equal priorities fall to the lower row and anchors do not depend on the machine.
     order = np.argsort(-priorities, kind="stable")
     is_chosen = np.zeros(len(graph), dtype=np.bool_)
     if chosen is not None:
@@ -189,6 +195,8 @@ def _means(
         weights = np.maximum(sims, 0).astype(np.float64)
         if place is not None:
             ids = place[ids]
+            # Neighbours outside of `among` have no value here. Their weight is 0, and any valid place stands
+            # in for them.
             weights *= ids >= 0
             ids = np.maximum(ids, 0)
         total = weights.sum(axis=1)

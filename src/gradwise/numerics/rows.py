@@ -72,6 +72,7 @@ class Rows:
 
     def times(self, p: NDArray[np.floating]) -> NDArray[np.float64]:
         """(N, ...) inner products of the rows with the columns of `p` (k, ...)."""
+        # Projecting the few columns of p once gives the same products as projecting every row.
         p = self.projected(np.asarray(p, dtype=np.float64)).astype(np.float32)
         result = np.empty((len(self), *p.shape[1:]))
         for part, rows in self.parts():
@@ -110,6 +111,8 @@ class Rows:
         """(k, k) sum of the rows' outer products with themselves, X^T X."""
         total = np.zeros((self.width, self.width))
         for part, rows in self.parts():
+            # Sums of each part are formed in single precision and added in double, so that a million rows do
+            # not drown the last ones.
             scaled = rows * self.scale[part, None].astype(np.float32)
             total += scaled.T @ scaled
         return self.projected(self.projected(total).T)
@@ -210,7 +213,11 @@ def _near_copies(
         row = int(distinct[place])
         if row in leader:
             continue
+        # The tree is asked again row by row: the pairs of a pool of copies all at once would take memory of
+        # N^2.
         near = distinct[np.asarray(tree.query_ball_point(projected[row], radius), dtype=np.int64)]
+        # Only later rows follow, and none that has a leader: so no two leaders are alike, whatever the order
+        # of the tree.
         later = np.array([other for other in near.tolist() if other > row and other not in leader])
         if later.size:
             unit_row, unit_later = (_unit(rows.x[rows.chosen[ids]]) for ids in ([row], later))

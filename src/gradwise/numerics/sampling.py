@@ -34,6 +34,7 @@ def stratified_sample(pool: int, count: int, domain: ArrayLike | None, seed: int
     """
     shuffled = stream(seed, "stratified sample").permutation(pool)
     if domain is not None:
+        # Every prefix of interleaved groups has them in proportion, so that any count is stratified.
         shuffled = shuffled[interleaved(np.asarray(domain)[shuffled])]
     return np.sort(shuffled[:count])
 

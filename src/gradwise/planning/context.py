@@ -21,7 +21,7 @@ from gradwise.recipe import Recipe
 from gradwise.signals import Signals
 from gradwise.signals.samples import rows_of
 from gradwise.training.layout import Layout
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 
 Collate = Callable[[list[Any]], dict[str, Any]]
 
@@ -92,10 +92,13 @@ class Samples:
         """(n,) label tokens of some samples, or of all; counted through the collator where it makes the
         labels (TRL's)."""
         samples = rows_of(self.inputs, rows)
+        # TRL's collators make the labels, so that nothing but a collated sample says how many there are.
         if "labels" not in (getattr(samples, "column_names", None) or ()):
             batches = (self.collate([samples[i]]) for i in range(len(samples)))
             counts = [int((batch["labels"][..., 1:] != -100).sum()) for batch in batches]
         elif hasattr(samples, "with_format"):
+            # Arrow's buffers are counted in place. As Python lists a pool of a million samples would take
+            # gigabytes.
             tables = samples.select_columns("labels").with_format("arrow").iter(batch_size=10_000)
             counts = [
                 count for table in tables for chunk in table["labels"].chunks for count in _counts(chunk)
@@ -142,7 +145,7 @@ class RunContext:
     train: Samples
     scorer: Callable[[], Scorer]
     """Gives what computes signals of the training samples; loads it if need be."""
-    record: Record
+    record: RunRecord
     folder: Path
     """The run's folder; decisions are written below it."""
     planned: Samples | None = None

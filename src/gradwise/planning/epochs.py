@@ -18,7 +18,7 @@ from gradwise.training.batches import Batches
 from gradwise.training.plan import Plan, Segment
 
 
-class Orders(Protocol):
+class EpochOrderer(Protocol):
     """Puts the entries of an epoch in order."""
 
     def order(self, signals: Signals, entries: NDArray[np.int64], *, epoch: int, seed: int) -> Order: ...
@@ -50,6 +50,8 @@ def epoch_length(plan: Plan) -> int:
 def laid_out(plan: Plan, segments: list[Segment], after: int, epochs: range) -> Plan:
     """The plan with segments of `epochs` in place of all but its first `after`. If the run is longer than a
     plan, the epochs before are dropped."""
+    # A run of a million epochs would otherwise be laid out at once; `continued` makes the next ones when
+    # these are served.
     more = plan.epochs_of_run > epochs.stop
     new = replace(
         plan, segments=(*plan.segments[:after], *segments), until=plan.epochs_of_run if more else None
@@ -69,11 +71,12 @@ def continued(plan: Plan) -> Plan:
     for epoch in range(plan.epochs, min(plan.until, plan.epochs + last - plan.first_epoch)):
         parts = list(plan.of_epoch(plan.first_epoch + 1 + epoch - plan.epochs))
         new.append(joined(parts, sum(map(len, parts)), epoch))
+    # The last epoch becomes the first of the new plan, which the next continuation skips.
     kept = plan.from_epoch(last)
     return laid_out(kept, new, len(kept.segments), range(last, new[-1].epoch + 1))
 
 
-def make_plan(selection: Selection, order: Orders, signals: Signals, *, epochs: int, seed: int) -> Plan:
+def make_plan(selection: Selection, order: EpochOrderer, signals: Signals, *, epochs: int, seed: int) -> Plan:
     """The plan of a run whose selection is made once, one segment per epoch.
 
     Weights become whole copies, rounded again each epoch so that every sample gets its share in expectation;
@@ -93,7 +96,14 @@ def make_plan(selection: Selection, order: Orders, signals: Signals, *, epochs: 
 
 
 def repeated(
-    selection: Selection, order: Orders, signals: Signals, *, first: int, length: int, epoch: int, seed: int
+    selection: Selection,
+    order: EpochOrderer,
+    signals: Signals,
+    *,
+    first: int,
+    length: int,
+    epoch: int,
+    seed: int,
 ) -> Segment:
     """`length` entries of an epoch: a selection as often as that takes, each time in a new order, the last
     one cut off.
@@ -111,6 +121,7 @@ def repeated(
         raise PlanError("The selection is empty; there is nothing to train on.")
     parts: list[Segment] = []
     while sum(len(part) for part in parts) < length:
+        # Each repetition has a number of its own, so that it gets another order and other roundings.
         parts.append(_segment(selection, order, signals, first + FAR_APART * len(parts), seed))
     return joined(parts, length, epoch)
 
@@ -148,12 +159,14 @@ def cut_where_due(plan: Plan, batches: Batches, due: Callable[[int], bool], afte
     changed = plan.segments[after].epoch if after < len(plan.segments) else plan.epochs
     epoch, start, places = -1, 0, []
     for number, segment in enumerate(plan.segments):
+        # Cuts are counted from the start of an epoch, since each epoch ends with a short batch.
         if segment.epoch != epoch:
             epoch, start = segment.epoch, 0
             first = epoch * batches.steps_per_epoch
             steps = range(first + 1, first + batches.steps_per_epoch)
             places = [(step - first) * batches.batch_size for step in steps if epoch >= changed and due(step)]
         if number >= after:
+            # No cut at the edges: a segment without entries would have nothing to decide over.
             inner = [place - start for place in places if 0 < place - start < len(segment)]
             segments += [part_of(segment, *edge) for edge in pairwise([0, *inner, len(segment)])]
         start += len(segment)
@@ -177,13 +190,16 @@ def entries_of(selection: Selection, epoch: int, seed: int) -> NDArray[np.int64]
     weights = selection.weights
     if weights is None or selection.in_loss or np.all(weights == weights[0]):
         return selection.indices
+    # Another rounding in each epoch, so that a weight of 1.5 gives one copy in half of the epochs and two in
+    # the others.
     copies = multiplicities(weights, len(weights), stream(seed, "copies by weight", epoch))
     return np.repeat(selection.indices, copies)
 
 
-def _segment(selection: Selection, order: Orders, signals: Signals, epoch: int, seed: int) -> Segment:
+def _segment(selection: Selection, order: EpochOrderer, signals: Signals, epoch: int, seed: int) -> Segment:
     entries = entries_of(selection, epoch, seed)
     ordered = order.order(signals, entries, epoch=epoch, seed=seed)
+    # An order that loses or repeats a sample would change the selection unseen.
     if not np.array_equal(np.sort(ordered.indices), np.sort(entries)):
         raise PlanError(f"The order of epoch {epoch} does not hold exactly the selected samples.")
     place = np.zeros(len(signals), dtype=np.int32)

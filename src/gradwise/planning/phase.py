@@ -44,6 +44,7 @@ def parts_of(method: Annealer, pool: NDArray[np.int64], count: int, added: int) 
     """
     if not added:
         return (Part(pool),)
+    # Behind the training samples, so that a plan numbers both without a second index.
     own = Part(np.arange(count, count + added), method.share or 1.0)
     return (own,) if own.share == 1 else (Part(pool, 1 - own.share), own)
 
@@ -76,6 +77,8 @@ def turns(parts: Parts, length: int) -> NDArray[np.int64]:
     """
     if len(parts) == 1:
         return np.arange(length)
+    # An entry belongs to the phase's own samples where their rounded number grows: so every prefix has the
+    # shares to within one entry.
     last = np.diff([_of_last(parts, place) for place in range(length + 1)]).astype(bool)
     order = np.empty(length, dtype=np.int64)
     order[~last] = np.arange(length - last.sum())

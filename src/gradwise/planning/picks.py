@@ -72,7 +72,10 @@ def write_picks(path: Path, selection: Selection, dataset: Any, tokenizer: Any =
             columns[name] = list(own[name])
     count = len(indices)
     columns["why"] = list(selection.why) if len(selection.why) == count else list(selection.why) * count
-    columns |= {name: _nulls_where_masked(values) for name, values in selection.columns.items()}
+    columns |= {
+        name: pyarrow.array(np.ma.getdata(values), mask=np.ma.getmaskarray(values))
+        for name, values in selection.columns.items()
+    }
     if selection.weights is not None:
         columns["weight"] = np.asarray(selection.weights)
     readable = hasattr(tokenizer, "batch_decode") and "input_ids" in getattr(dataset, "column_names", ())
@@ -80,7 +83,3 @@ def write_picks(path: Path, selection: Selection, dataset: Any, tokenizer: Any =
         begun = [list(dataset[int(index)]["input_ids"][:PREVIEWED]) for index in indices]
         columns["text"] = tokenizer.batch_decode(begun, skip_special_tokens=True)
     write_parquet(path, pyarrow.table(columns))
-
-
-def _nulls_where_masked(values: Any) -> pyarrow.Array:
-    return pyarrow.array(np.ma.getdata(values), mask=np.ma.getmaskarray(values))

@@ -24,7 +24,7 @@ from gradwise.errors import SignalError
 from gradwise.folders import claimed
 from gradwise.locks import FileLock
 from gradwise.stored import damaged
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 
 Arrays = dict[str, NDArray[Any]]
 SECONDS = "seconds"
@@ -45,7 +45,7 @@ class SharedSignals:
 
 
 def measured_once(
-    folder: Path, key: dict[str, Any], measure: Callable[[], Arrays], record: Record
+    folder: Path, key: dict[str, Any], measure: Callable[[], Arrays], record: RunRecord
 ) -> SharedSignals:
     """The arrays for `key` out of `folder`, measured and put there if nobody has yet.
 
@@ -60,6 +60,8 @@ def measured_once(
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     path, lock = folder / f"{name}.npz", folder / f".{name}.lock"
+    # Waiting for another run says nothing about what this one would have cost. The time that measuring took
+    # is charged below, whoever measured.
     with record.uncharged():
         with _claimed(folder):  # refused before anything is measured
             lock.touch()  # or the folder, empty again, would go with the claim
@@ -106,6 +108,8 @@ def _weights_digest(model: torch.nn.Module) -> str:
 def _config_digest(model: torch.nn.Module) -> str:
     config: Any = getattr(model, "config", None)
     values = config.to_dict() if hasattr(config, "to_dict") else {}
+    # What has no part in a loss must not keep two runs from sharing: the Trainer changes such keys as it
+    # begins.
     own = {name: value for name, value in values.items() if not name.endswith(NO_PART_IN_VALUES)}
     attention = getattr(config, "_attn_implementation", None)
     details = json.dumps([type(model).__name__, attention, own], sort_keys=True, default=str)

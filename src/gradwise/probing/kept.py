@@ -72,6 +72,8 @@ class _Optimizer:
             del state[parameter]
         with torch.no_grad():
             for parameter, own in self.state.items():
+                # In place, since others may hold these tensors: offloaded state has its views in one piece of
+                # host memory.
                 state[parameter] = {name: _returned(*pair) for name, pair in own.items()}
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=True):
             for name in [name for name in group if name != "params" and name not in settings]:

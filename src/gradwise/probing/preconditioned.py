@@ -51,12 +51,15 @@ class Preconditioned:
         for parameter in weights:
             group, state = groups[id(parameter)], optimizer.state.get(parameter, {})
             if "betas" not in group:
+                # A gradient moves the weights by lr (1 + mu + mu^2 + ...) in total: momentum has then run
+                # out.
                 scales.append(_Scale(_rate(group) / (1 - float(group.get("momentum", 0.0)))))
             elif parameter in second:
                 scales.append(_Scale(_rate(group), second[parameter], 0.0, group.get("eps", 1e-8)))
             else:
                 beta, steps = float(group["betas"][1]), float(state.get("step", 1))
                 mean = state["exp_avg_sq"].to(parameter.device) / (1 - beta**steps)
+                # The bias-corrected weight that the next squared gradient will have among all so far.
                 share = (1 - beta) / (1 - beta ** (steps + 1))
                 scales.append(_Scale(_rate(group), mean, share, group.get("eps", 1e-8)))
         return cls(scales)

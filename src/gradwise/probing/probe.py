@@ -25,7 +25,7 @@ from gradwise.signals.given_back import uncompiled
 from gradwise.signals.head import LabelPositions
 from gradwise.signals.samples import check_indexable
 
-Samples = Sequence[int] | NDArray[np.int64]
+SampleIndices = Sequence[int] | NDArray[np.int64]
 
 STRETCH = 1 << 16
 """Numbers of each vector that are multiplied at a time."""
@@ -88,17 +88,17 @@ class Probe:
         groups = self.optimizer.param_groups
         return max(float(group["lr"] or group.get("initial_lr", 0.0)) for group in groups)
 
-    def losses(self, samples: Samples) -> NDArray[np.float64]:
+    def losses(self, samples: SampleIndices) -> NDArray[np.float64]:
         """(m,) own-mean losses at the present weights, without dropout."""
         with self._lent(), torch.no_grad():
             return self._losses(samples)
 
     @contextmanager
-    def training(self) -> Iterator[Callable[[Samples, float], None]]:
+    def training(self) -> Iterator[Callable[[SampleIndices, float], None]]:
         """Train, and take it back at the end: yields a function that makes one step, on some samples and at a
         learning rate."""
 
-        def step(samples: Samples, rate: float) -> None:
+        def step(samples: SampleIndices, rate: float) -> None:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self._step(samples)
@@ -107,7 +107,7 @@ class Probe:
             yield step
 
     def lookahead(
-        self, units: Sequence[Samples], on: Samples, only: NDArray[np.bool_] | None = None
+        self, units: Sequence[SampleIndices], on: SampleIndices, only: NDArray[np.bool_] | None = None
     ) -> Ahead:
         """The losses of samples after one step of the optimizer on each unit, each from the present weights.
 
@@ -134,7 +134,7 @@ class Probe:
         return Ahead(before, after)
 
     def runs(
-        self, runs: Sequence[Sequence[Samples]], on: Samples
+        self, runs: Sequence[Sequence[SampleIndices]], on: SampleIndices
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(m,) losses of samples now, and (runs, m) after several steps of the optimizer, each run from the
         present weights at learning rates that fall linearly to zero.
@@ -154,13 +154,14 @@ class Probe:
                 rates = [float(group["lr"] or group.get("initial_lr", 0.0)) for group in groups]
                 for done, samples in enumerate(steps):
                     for group, rate in zip(groups, rates, strict=True):
+                        # As the annealing phase that such a run stands for: its rate falls linearly to zero.
                         group["lr"] = rate * (1 - done / len(steps))
                     self._step(samples)
                 after[number] = self._evaluated(places)
                 give_back()
         return before, after
 
-    def orders(self, nodes: Sequence[Sequence[Samples]], on: Samples) -> Orders:
+    def orders(self, nodes: Sequence[Sequence[SampleIndices]], on: SampleIndices) -> Orders:
         """The losses of samples after the steps of one node and then those of another, for every two nodes
         and in both orders, each from the present weights: n * n times a node's steps are made. Takes two
         copies of weights and optimizer.
@@ -180,6 +181,8 @@ class Probe:
                 for samples in steps:
                     self._step(samples)
                 alone[first] = self._evaluated(places)
+                # A second copy, at the end of the first node's steps: n nodes then cost n^2 runs of steps
+                # instead of 2 n^2.
                 with kept(self.model, self.optimizer) as to_first:
                     for then, others in enumerate(nodes):
                         if then == first:
@@ -191,13 +194,13 @@ class Probe:
                 to_present()
         return Orders(before, alone, both)
 
-    def sketches(self, units: Sequence[Samples]) -> NDArray[np.float32]:
+    def sketches(self, units: Sequence[SampleIndices]) -> NDArray[np.float32]:
         """(n, SKETCH) of the units' gradients: their cosines tell which units are alike."""
         with self._lent(), torch.inference_mode(False), torch.enable_grad():
             weights = self._weights()
             return np.stack([sketch(self._gradient(unit, weights)[1]).cpu().numpy() for unit in units])
 
-    def bends(self, units: Sequence[Samples], towards: Samples, *, hessian: bool = True) -> Bends:
+    def bends(self, units: Sequence[SampleIndices], towards: SampleIndices, *, hessian: bool = True) -> Bends:
         """Products of gradients and of Hessians for every pair of units, with one Hessian-vector product for
         each (spec of D3, the commutator of two steps).
 
@@ -219,6 +222,8 @@ class Probe:
             target, aim = self._gradient(towards, weights)
             gradients: Any = ()
             if not Preconditioned.known(self.optimizer, weights):
+                # Before its first step Adam has no second moments; these gradients give it those that they
+                # would leave.
                 gradients = chain((self._gradient(unit, weights)[1] for unit in units), [aim])
             way = Preconditioned.of(self.optimizer, weights, gradients)
             direction = way(aim)
@@ -228,6 +233,8 @@ class Probe:
             for unit in units:
                 if hessian:
                     loss, gradient, turned = self._turned(unit, weights, direction)
+                    # H_u P g_E: one Hessian product per unit gives the commutators with all others as inner
+                    # products.
                     turns.append(vectors.of(turned))
                 else:
                     loss, gradient = self._gradient(unit, weights)
@@ -243,7 +250,7 @@ class Probe:
             )
 
     def plain_steps(
-        self, units: Sequence[Samples], length: float
+        self, units: Sequence[SampleIndices], length: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Token-mean losses of units (n,), and (n, n) after a step on each of them: a plain step of this
         length along its gradient, without the optimizer, without clipping, without dropout."""
@@ -261,7 +268,7 @@ class Probe:
             return before, after
 
     def diagonal_curvatures(
-        self, units: Sequence[Samples], on: Samples, probes: int, rng: np.random.Generator
+        self, units: Sequence[SampleIndices], on: SampleIndices, probes: int, rng: np.random.Generator
     ) -> NDArray[np.float64]:
         """(n,) g_u^T diag(h) g_u of every unit, with Hutchinson's estimate of the Hessian's diagonal,
         h = mean of v * (H v) over random signs v.
@@ -277,6 +284,7 @@ class Probe:
             weights = self._weights()
             diagonal = [torch.zeros_like(p) for p in weights]
             for _ in range(probes):
+                # Drawn on the CPU, so that the estimate is the same on every device.
                 signs = [
                     (torch.randint(2, p.shape, generator=generator) * 2 - 1).to(p.device, p.dtype)
                     for p in weights
@@ -300,12 +308,13 @@ class Probe:
             raise SignalError("No parameter of the model requires a gradient; there is no step to measure.")
         return weights
 
-    def _step(self, unit: Samples) -> None:
+    def _step(self, unit: SampleIndices) -> None:
         """One step of the optimizer, in the mode the model is found in."""
         weights = self._weights()
         with torch.enable_grad():
             _, gradients = self._gradient(unit, weights)
         for parameter, gradient in zip(weights, gradients, strict=True):
+            # The run's own optimizer makes the step, with moments, decay and clipping as training will.
             parameter.grad = gradient
         for group in self.optimizer.param_groups:
             # The first step of a warm-up would move nothing; given back with the rest.
@@ -316,7 +325,7 @@ class Probe:
         for parameter in weights:
             parameter.grad = None
 
-    def _gradient(self, samples: Samples, weights: list[nn.Parameter]) -> tuple[float, list[Tensor]]:
+    def _gradient(self, samples: SampleIndices, weights: list[nn.Parameter]) -> tuple[float, list[Tensor]]:
         """The token-mean loss and its gradient, which nobody accumulates."""
         total, gradients = 0.0, [torch.zeros_like(p) for p in weights]
         batches = list(self._batches(samples))
@@ -332,7 +341,7 @@ class Probe:
         return total, gradients
 
     def _turned(
-        self, samples: Samples, weights: list[nn.Parameter], direction: list[Tensor]
+        self, samples: SampleIndices, weights: list[nn.Parameter], direction: list[Tensor]
     ) -> tuple[float, list[Tensor], list[Tensor]]:
         """Loss, gradient, and the Hessian times a direction."""
         total = 0.0
@@ -357,7 +366,7 @@ class Probe:
             total += float(loss.detach())
         return total, gradients, turned
 
-    def _evaluated(self, samples: Samples) -> NDArray[np.float64]:
+    def _evaluated(self, samples: SampleIndices) -> NDArray[np.float64]:
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
@@ -367,7 +376,7 @@ class Probe:
             for module in training:
                 module.training = True
 
-    def _losses(self, samples: Samples) -> NDArray[np.float64]:
+    def _losses(self, samples: SampleIndices) -> NDArray[np.float64]:
         if not len(samples):
             return np.zeros(0)
         found = [
@@ -376,7 +385,7 @@ class Probe:
         ]
         return torch.cat(found).double().cpu().numpy()
 
-    def _unit_losses(self, units: Sequence[Samples]) -> NDArray[np.float64]:
+    def _unit_losses(self, units: Sequence[SampleIndices]) -> NDArray[np.float64]:
         """(n,) token-mean losses."""
         losses: list[float] = []
         with torch.no_grad():
@@ -397,7 +406,7 @@ class Probe:
         with autocasting(self.device, self.autocast):
             return self.model(**inputs, use_cache=False).logits[:, :-1][positions.mask]
 
-    def _batches(self, samples: Samples) -> Iterator[tuple[dict[str, Any], LabelPositions]]:
+    def _batches(self, samples: SampleIndices) -> Iterator[tuple[dict[str, Any], LabelPositions]]:
         """As many samples at once as `batch_tokens` allows, in the order given."""
         own = len(self.dataset)
         rows = [self.dataset[int(p)] if p < own else self._aims[int(p) - own] for p in samples]
@@ -406,6 +415,7 @@ class Probe:
             stop, longest = start, 0
             while stop < len(rows):
                 longest = max(longest, len(rows[stop]["input_ids"]))
+                # In the order given, unlike a scoring run's: the samples of a step belong together.
                 if stop > start and longest * (stop + 1 - start) > self.batch_tokens:
                     break
                 stop += 1
@@ -413,7 +423,7 @@ class Probe:
             yield batch, LabelPositions.of(batch.pop("labels"))
             start = stop
 
-    def _check_tokens(self, samples: Samples, tokens: int) -> None:
+    def _check_tokens(self, samples: SampleIndices, tokens: int) -> None:
         if not tokens:
             raise SignalError(f"The samples {list(samples)[:8]} have no label token; no step can be tried.")
 

@@ -72,7 +72,7 @@ def anchor_paths(values: Tree, folder: Path) -> None:
             model["name"] = _anchored(model["name"], folder)
     anchors = {
         "data": _anchor_data,
-        "anneal": _anchor_annealing,
+        "anneal": lambda anneal, folder: _anchor_sources(anneal, "data", folder),
         "train": _anchor_train,
         "metrics": _anchor_metrics,
     }
@@ -87,10 +87,6 @@ def _anchor_data(data: Tree, folder: Path) -> None:
         data["chat_template"] = str(_located(template, folder)[0])
     for part in ("train", "validation", "target"):
         _anchor_sources(data, part, folder)
-
-
-def _anchor_annealing(anneal: Tree, folder: Path) -> None:
-    _anchor_sources(anneal, "data", folder)
 
 
 def _anchor_sources(section: Tree, key: str, folder: Path) -> None:

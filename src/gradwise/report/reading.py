@@ -64,7 +64,7 @@ def measured_memory(events: Iterable[dict[str, Any]]) -> dict[str, dict[str, int
 
 
 @dataclass(frozen=True)
-class Score:
+class RunScore:
     """What a finished run was measured to be."""
 
     value: float
@@ -90,7 +90,7 @@ class RunResult:
     finished: bool = False
     failure: str | None = None
     """Why it failed, if it did."""
-    scores: dict[str, Score] = field(default_factory=dict)
+    scores: dict[str, RunScore] = field(default_factory=dict)
     curve: tuple[Point, ...] = ()
     steps: int = 0
     tokens: int = 0
@@ -114,7 +114,7 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ArmPair:
     """Two arms that are compared."""
 
     arm: str
@@ -137,7 +137,7 @@ class Results:
     notes: tuple[str, ...] = ()
     failed_arms: dict[str, str] = field(default_factory=dict)
     """Arms that could not even start, and why."""
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[ArmPair, ...] = ()
     """First one for every arm but the reference, then those asked for."""
 
     def of_arm(self, arm: str) -> list[RunResult]:
@@ -188,13 +188,13 @@ def read_results(folder: Path) -> Results:
     )
 
 
-def _pairs(contents: dict[str, Any], path: Path) -> tuple[Pair, ...]:
+def _pairs(contents: dict[str, Any], path: Path) -> tuple[ArmPair, ...]:
     """As the folder has them; a folder of an earlier version compares every arm with the reference."""
     arms, reference = contents["arms"], contents["reference"]
     if "pairs" not in contents:
-        return tuple(Pair(arm, reference) for arm in arms if arm != reference)
+        return tuple(ArmPair(arm, reference) for arm in arms if arm != reference)
     with damaged(path, RecipeError):
-        pairs = [Pair(one["arm"], one["against"], tuple(one["differs"])) for one in contents["pairs"]]
+        pairs = [ArmPair(one["arm"], one["against"], tuple(one["differs"])) for one in contents["pairs"]]
         if unknown := {name for pair in pairs for name in (pair.arm, pair.against)} - arms.keys():
             raise ValueError(f"a pair names {min(unknown)!r}, which is no arm")
     return tuple(pairs)
@@ -265,8 +265,8 @@ def _curve(metrics: list[dict[str, Any]]) -> tuple[Point, ...]:
     return tuple(points)
 
 
-def _scores(path: Path) -> dict[str, Score]:
+def _scores(path: Path) -> dict[str, RunScore]:
     if not path.exists():
         return {}
     found = read_json(path)["scores"]
-    return {name: Score(float(score["value"]), score["better"]) for name, score in found.items()}
+    return {name: RunScore(float(score["value"]), score["better"]) for name, score in found.items()}

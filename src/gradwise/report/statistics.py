@@ -37,7 +37,7 @@ Direction = Literal["lower", "higher"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ArmDifference:
     """One arm against another, over the seeds that both have."""
 
     arm: str
@@ -57,7 +57,7 @@ class Comparison:
 
 def compare(
     values: Mapping[str, Mapping[int, float]], reference: str, better: Direction = "lower"
-) -> list[Comparison]:
+) -> list[ArmDifference]:
     """Every other arm against `reference`: `compare_pairs` of a table with one reference.
 
     >>> found = compare({"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {0: 0.5, 1: 1.49, 2: 2.51}}, "a")
@@ -71,7 +71,7 @@ def compare_pairs(
     values: Mapping[str, Mapping[int, float]],
     pairs: Iterable[tuple[str, str]],
     better: Direction = "lower",
-) -> list[Comparison]:
+) -> list[ArmDifference]:
     """The comparisons of a table, corrected together.
 
     Args:
@@ -91,11 +91,13 @@ def compare_pairs(
         )
         for arm, against in pairs
     }
+    # Only seeds that both have are paired: seeds decide data and order, so that a pair shares much of what is
+    # luck.
     gaps = {pair: gap for pair, gap in gaps.items() if len(gap)}
     raw = {pair: p for pair, gap in gaps.items() if (p := p_value(gap)) is not None}
     corrected, ends = holm(raw), intervals(gaps, raw)
     return [
-        Comparison(
+        ArmDifference(
             *pair,
             len(gap),
             *mean_sd(values[pair[0]]),
@@ -122,6 +124,8 @@ def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     """
     corrected, highest = {}, 0.0
     for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        # Never below the p-value of the comparison before it, or a larger difference could come out as less
+        # certain.
         highest = max(highest, min(1.0, p * (len(p_values) - place)))
         corrected[name] = highest
     return corrected
@@ -149,7 +153,9 @@ def intervals(
     decided = next((k for k, name in enumerate(ranked) if p_values[name] * (count - k) >= LEVEL), count)
     ends = {}
     for place, name in enumerate(ranked):
+        # The step of Holm's procedure that this comparison reached; the undecided ones share the last step.
         shares = count - min(place, decided)
+        # Bonferroni's interval excludes 0 as well, and covers at its full level.
         if p_values[name] * count < LEVEL:
             shares = count
         ends[name] = t_interval(differences[name], LEVEL / shares)
@@ -172,6 +178,7 @@ def p_value(differences: NDArray[np.float64]) -> float | None:
     if len(differences) < FEWEST:
         return None
     error = differences.std(ddof=1) / math.sqrt(len(differences))
+    # Deterministic runs that differ by nothing but a setting without effect give exactly equal losses.
     if error == 0:
         return 1.0 if differences.mean() == 0 else 0.0
     return float(2 * special.stdtr(len(differences) - 1, -abs(differences.mean()) / error))

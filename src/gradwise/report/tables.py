@@ -1,17 +1,20 @@
-"""A comparison's numbers as rows, and rows as text, CSV and Parquet."""
+"""A comparison's numbers as rows, and rows as text, CSV and Parquet, written with its curves."""
 
 import csv
 import io
 import math
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from gradwise.atomic import write_bytes, write_text
 from gradwise.report import statistics
+from gradwise.report.curves import AXES, loss_curves
 from gradwise.report.overfitting import overfitting
-from gradwise.report.reading import HELD_OUT_LOSS, Pair, Results, RunResult
-from gradwise.report.statistics import ENOUGH, FEWEST, UNTOLD, Comparison
+from gradwise.report.reading import HELD_OUT_LOSS, ArmPair, Results, RunResult
+from gradwise.report.statistics import ENOUGH, FEWEST, UNTOLD, ArmDifference
 
 Row = dict[str, Any]
 
@@ -22,6 +25,28 @@ WIDTH = 100
 
 UNITS = {"steps": "optimizer steps", "tokens": "input tokens", "time": "s charged, deciding included"}
 """What each kind of budget is counted in."""
+
+
+def write_report(results: Results, folder: Path, metric: str, *, draw: bool = True) -> str:
+    """Write all of it into `folder` and return the text.
+
+    Args:
+        results: what was read of the comparison.
+        folder: gets results.csv, runs.csv, both as .parquet, table.txt and loss_by_*.png.
+        metric: the first table's.
+        draw: draw curves even where they have been drawn.
+    """
+    text = as_text(results, metric)
+    for name, rows in (("results", results_rows(results, metric)), ("runs", runs_rows(results))):
+        write_text(folder / f"{name}.csv", as_csv(rows))
+        write_bytes(folder / f"{name}.parquet", as_parquet(rows))
+    if any(len(run.curve) > 1 for run in results.runs):
+        for axis in AXES:
+            path = folder / f"loss_by_{axis}.png"
+            if draw or not path.exists():
+                write_bytes(path, loss_curves(results, axis))
+    write_text(folder / "table.txt", text + "\n")
+    return text
 
 
 def results_rows(results: Results, metric: str = HELD_OUT_LOSS) -> list[Row]:
@@ -65,7 +90,7 @@ def _mean_sd(values: dict[int, float]) -> Row:
     return {"mean": value, "sd": None if sd is None or math.isnan(sd) else sd}
 
 
-def _judged(pair: Pair | None, one: Comparison | None) -> Row:
+def _judged(pair: ArmPair | None, one: ArmDifference | None) -> Row:
     low, high = one.interval if one is not None and one.interval is not None else (None, None)
     return {
         "against": None if pair is None else pair.against,

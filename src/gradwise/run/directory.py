@@ -181,6 +181,8 @@ class RunDirectory:
             (partial / "training_args.bin").unlink(missing_ok=True)
             self.owned.digests[MODEL] = sync_files(partial)
             self.owned.write_marker()
+            # One move, so that a model is there whole or not at all: its presence means that the run is
+            # finished.
             partial.rename(self.model)
             sync_folder(self.path)
 
@@ -205,6 +207,8 @@ class RunDirectory:
         """
         with claimed(self.path, "run") as self._owned:
             for path in [path for pattern in weights for path in self.model.glob(pattern)]:
+                # Out of the marker first: a kill in between leaves a file that nobody checks, not a model
+                # that looks damaged.
                 if self.owned.digests[MODEL].pop(path.name, None):
                     self.owned.write_marker()
                     path.unlink()

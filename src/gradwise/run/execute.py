@@ -88,10 +88,12 @@ def train(
             on_first(run.check_model)
             tell(f"The run in {run.path} is finished already.")
             scored = not score or _scored(recipe, run, arguments.device, tell=tell, shown=shown)
-            return Outcome(run, scored, _steps_done(run))
+            steps = max((line["step"] for line in run.metrics()), default=0)
+            return Outcome(run, scored, steps)
         build = partial(_build, recipe, run, arguments, tell=tell, shown=shown, shared=shared, score=score)
         build = partial(build, foresee=foresee if first else None)
         trainer, scoring, fingerprints = on_each(build)
+        # Ranks that read different files would train on different samples under the same numbers.
         check_same(fingerprints, "The data")
         return _execute(trainer, run, tell, scoring)
 
@@ -197,6 +199,7 @@ def _build(
     if foreseen:
         peak = max(sum(parts.values()) for parts in foreseen.values())
         tell(f"Tensors are expected to take at most {size_text(peak)} of memory.")
+    # A fresh adapter is drawn at random while the model loads.
     transformers.set_seed(recipe.seed)
     start = time.perf_counter()
     model = load_model(model_settings, recipe.adapter, tell=tell)
@@ -288,10 +291,6 @@ def _close(trainer: TrainerMixin, run: RunDirectory) -> None:
     )
     record.state()  # forces the record to disk before the model makes the run count as finished
     run.save_model(trainer.save_model)
-
-
-def _steps_done(run: RunDirectory) -> int:
-    return max((line["step"] for line in run.metrics()), default=0)
 
 
 def _until_stopped(trainer: Trainer, tell: Tell) -> AbstractContextManager[None]:

@@ -16,19 +16,13 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from gradwise.console import say
 from gradwise.errors import RecipeError
-from gradwise.ranks import is_first
+from gradwise.ranks import say_first
 from gradwise.recipe import Adapter, Model
 from gradwise.run.model_errors import explained
 from gradwise.run.model_files import ADAPTER, CONFIG, damage, local_folder, read_json, stored
 
 Tell = Callable[[str], None]
-
-
-def _say(sentence: str) -> None:
-    if is_first():
-        say(sentence)
 
 
 def load_tokenizer(settings: Model) -> Any:
@@ -42,7 +36,7 @@ def load_tokenizer(settings: Model) -> Any:
     return tokenizer
 
 
-def load_model(settings: Model, adapter: Adapter | None = None, *, tell: Tell = _say) -> Any:
+def load_model(settings: Model, adapter: Adapter | None = None, *, tell: Tell = say_first) -> Any:
     """The model in the requested dtype, with its adapter if there is one.
 
     Weights are read from safetensors only (or from the named GGUF file): pickled ones could run code. A model
@@ -73,7 +67,7 @@ def load_model(settings: Model, adapter: Adapter | None = None, *, tell: Tell = 
     return model
 
 
-def load_saved_model(settings: Model, folder: Path, *, tell: Tell = _say) -> Any:
+def load_saved_model(settings: Model, folder: Path, *, tell: Tell = say_first) -> Any:
     """The model that a run of these settings saved; an adapter is put on the model it was trained over."""
     saved = replace(settings, name=str(folder), revision=None)
     if _base_of_adapter(saved) is None:
@@ -144,6 +138,8 @@ def _check_configuration(settings: Model) -> None:
     layers, tokens, width = (
         getattr(config, name, None) or 0 for name in ("num_hidden_layers", "vocab_size", "hidden_size")
     )
+    # A config.json with a digit too many would take all memory before transformers finds that the weights do
+    # not fit.
     if layers > weights or tokens * width > 8 * size:
         raise RecipeError(
             f"model.name: {folder / CONFIG} describes {layers:,} layers and {tokens:,} tokens, but the "
@@ -248,6 +244,7 @@ def _with_saved_adapter(model: Any, settings: Model, tell: Tell) -> Any:
         model = PeftModel.from_pretrained(model, settings.name, is_trainable=True)
         # Again, since only this reports what was missing.
         report = model.load_adapter(settings.name, "default", is_trainable=True)
+    # Missing weights would be random, and PEFT only warns of them.
     found = {"missing_keys": report.missing_keys, "unexpected_keys": report.unexpected_keys}
     _check_weights(settings, "the adapter", found | {"mismatched_keys": []}, tell)
     return model
@@ -307,6 +304,7 @@ def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
     config = type(model.config).from_dict(
         {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
     )
+    # Without storage of its own: the weights are assigned, not copied.
     with torch.device("meta"):
         fresh = type(model)(config)
     fresh.load_state_dict(model.state_dict(), assign=True)

@@ -82,6 +82,7 @@ def _ordered(
         measured = bool(order.needs & set(QUANTITIES))
         signals = signals if measured else context.train.described(order.needs)
         rows = scored.rows if measured else rows
+    # Orders count within the scored samples; `rows` brings their places back to the pool's afterwards.
     entries = np.searchsorted(rows, entries_of(chosen.selection.without(scored.bad), 0, recipe.seed))
     probe = None
     if influence is not None:

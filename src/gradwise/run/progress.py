@@ -9,13 +9,13 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gradwise.console import Lines, on_terminal
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 
 if TYPE_CHECKING:
     from gradwise.trainer import Trainer
 
 
-class Bar(ProgressCallback):
+class ProgressBar(ProgressCallback):
     """The Trainer's bars, with the loss beside them instead of a line for each log."""
 
     def on_log(
@@ -30,7 +30,7 @@ class Bar(ProgressCallback):
 class LogLines(TrainerCallback):
     """Lines with the step, its loss and learning rate, and the time left."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: RunRecord) -> None:
         self.record = record
         self._steps: Lines | None = None
         self._batches: Lines | None = None
@@ -62,7 +62,7 @@ def show_progress(trainer: "Trainer", shown: bool) -> None:
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     if shown and trainer.is_world_process_zero():
-        trainer.add_callback(Bar() if on_terminal() else LogLines(trainer.session.record))
+        trainer.add_callback(ProgressBar() if on_terminal() else LogLines(trainer.session.record))
 
 
 @contextmanager

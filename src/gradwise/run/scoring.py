@@ -77,6 +77,7 @@ class Scoring:
         Raises:
             GradwiseError: something could not be measured; says that the model is saved.
         """
+        # Not the run's seconds: scoring comes after the event `finished`.
         start = time.perf_counter()
         try:
             device = next(model.parameters()).device

@@ -34,7 +34,7 @@ from gradwise.run.records import records_of
 from gradwise.run.signals import joined, sections, what_measures
 from gradwise.signals.vocabulary import check_tokens
 from gradwise.signals.wanted import QUANTITIES
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 
 PICKS, RECORDS, SUMMARY = "picks.parquet", "records.jsonl", "selection.json"
 SIGNALS, VALIDATION, TARGET = "signals", "validation", "target"
@@ -176,7 +176,7 @@ def _context(
         recipe=recipe,
         train=samples,
         scorer=scorer,
-        record=Record(out, writes=False),
+        record=RunRecord(out, writes=False),
         folder=out,
         proxied=recipe.signals.model is not None,
         target=None if target is None else Samples(target.dataset, target.dataset, samples.collate),

@@ -67,6 +67,7 @@ def collect_signals(
     measures, pool = on_each(lambda: _measured(recipe, part, tell, progress))
     check_same(pool.fingerprint, "The data")
     signals = into_store(recipe, measures, out, want=want, tell=tell, progress=progress)
+    # Last: a store that is complete without it is still a store, and the next run of the command adds it.
     on_first(lambda: add_file(out / ROWS, parquet_bytes(_rows(pool))))
     return signals
 

@@ -79,6 +79,8 @@ def with_copies(
     block_of = np.zeros(len(first), dtype=np.int64)
     for number, rows in enumerate(blocks):
         block_of[rows] = number
+    # Copies go into the block of their first, where its values are at hand and are written without another
+    # forward pass.
     copies = order[first[order] != order]
     theirs = block_of[first[copies]]
     copies = copies[np.argsort(theirs, kind="stable")]
@@ -94,6 +96,8 @@ def batches(
     each."""
     cut, start = [], 0
     while start < len(order):
+        # The first row of a batch is its longest, so that its length times the number of rows is what padding
+        # makes of it.
         rows = max(1, batch_tokens // int(lengths[order[start]]))
         cut.append(order[start : start + rows])
         start += rows

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from gradwise.signals.rows import SampleRows
+from gradwise.signals.rows import SampleRows, wide
 from gradwise.signals.scope import Found, Scope, Tracer
 from gradwise.signals.sums import GradientSums
 
@@ -68,6 +68,8 @@ class Capture(TorchFunctionMode):
         handler = HANDLERS.get(func)
         passed_over = self._head_only and self._owner is None
         # What runs without gradients gets none from autograd either.
+        # Within `head_only` only the head runs with an owner of rows; a tied embedding is looked up without
+        # one.
         if handler is None or passed_over or not torch.is_grad_enabled():
             return func(*args, **(kwargs or {}))
         return handler(self, func, *args, **(kwargs or {}))
@@ -86,12 +88,15 @@ class Capture(TorchFunctionMode):
     ) -> Tensor:
         """b + x W."""
         out = func(input, mat1, mat2, **scales)
+        # alpha and beta would scale the gradient. Such a use is not captured; the rehearsal finds it.
         return out if scales else self._product(out, mat1, self._tracer.matrix(mat2), input, flipped=True)
 
     def _matmul(self, func: Callable[..., Any], input: Tensor, other: Tensor, **options: Any) -> Tensor:
         """x W, or W x^T as Mamba has it."""
         out = func(input, other, **options)
         left = self._tracer.matrix(input)
+        # W x^T has samples in its columns. Its transpose is x W^T, so that gradients are turned as they
+        # arrive.
         if left is not None and isinstance(other, Tensor) and other.ndim >= 2:
             return self._product(out, other.mT, left, None, flipped=False, turned=True)
         return self._product(out, input, self._tracer.matrix(other), None, flipped=True)
@@ -119,7 +124,7 @@ class Capture(TorchFunctionMode):
             if use is not None:
                 use(gradient.mT if turned else gradient)
             if bias_name is not None:
-                self._sums.vector(bias_name, rows.summed(_wide(gradient)))
+                self._sums.vector(bias_name, rows.summed(wide(gradient)))
 
         return self._watched(out, arrived)
 
@@ -155,7 +160,7 @@ class Capture(TorchFunctionMode):
         return out
 
     def _gained(self, out: Tensor, name: str, x: Tensor, rows: SampleRows) -> Tensor:
-        return self._watched(out, lambda g: self._sums.vector(name, rows.summed(_wide(g) * _wide(x))))
+        return self._watched(out, lambda g: self._sums.vector(name, rows.summed(wide(g) * wide(x))))
 
     def _normed(
         self,
@@ -178,14 +183,16 @@ class Capture(TorchFunctionMode):
             return self._lost(out, gain_name or bias_name)
         after = rest[1:] if layer_norm else rest
         eps = after[0] if after else options.get("eps", 1e-5 if layer_norm else None)
+        # Only the input is kept. The norm without its gain is computed again when the gradient arrives,
+        # rather than held through the whole backward pass.
         kept = input.detach()
 
         def arrived(gradient: Tensor) -> None:
             if gain_name is not None:
                 bare = func(kept, normalized_shape, None, eps=eps)
-                self._sums.vector(gain_name, rows.summed(_wide(gradient) * _wide(bare)))
+                self._sums.vector(gain_name, rows.summed(wide(gradient) * wide(bare)))
             if bias_name is not None:
-                self._sums.vector(bias_name, rows.summed(_wide(gradient)))
+                self._sums.vector(bias_name, rows.summed(wide(gradient)))
 
         return self._watched(out, arrived)
 
@@ -224,6 +231,8 @@ class Capture(TorchFunctionMode):
                 return None
             owner = self._expert_rows(found.matrix.slice)
             return SampleRows(self._samples, owner) if count == len(owner) else None
+        # Two ways in which models lay out a batch: (B, T, d), or (B T, d) with each sample's rows in one
+        # stretch.
         in_batches = x.ndim >= 3 and len(x) == self._samples
         in_stretches = x.ndim == 2 and count % self._samples == 0
         return SampleRows(self._samples) if in_batches or in_stretches else None
@@ -231,6 +240,8 @@ class Capture(TorchFunctionMode):
     def _watched(self, out: Tensor, arrived: Callable[[Tensor], None]) -> Tensor:
         if not out.requires_grad:
             out = _Anchored.apply(self.anchor, out)
+        # A hook on the output, since the weight itself needs no gradient: the weight-gradient products, a
+        # third of a training step, are never made.
         out.register_hook(arrived)
         return out
 
@@ -249,10 +260,6 @@ class _Anchored(torch.autograd.Function):
     @staticmethod
     def backward(_: object, __: Tensor) -> tuple[None, None]:  # type: ignore[override]
         return None, None
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 _T: Any = torch.Tensor

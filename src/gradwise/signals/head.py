@@ -77,6 +77,8 @@ class LabelPositions:
         wide = logits_nV if logits_nV.dtype == torch.float64 else logits_nV.float()
         losses_n = functional.cross_entropy(wide, self.targets, reduction="none")
         sums_B = losses_n.new_zeros(self.samples).index_add(0, self.owner, losses_n)
+        # Divided by the sample's own label tokens: the batch's number would scale each gradient by its
+        # neighbours' lengths.
         return sums_B / self.counts
 
     def pooled(self, hidden_BTh: Tensor, pooling: str, batch: dict[str, Any]) -> Tensor:
@@ -88,6 +90,7 @@ class LabelPositions:
             chosen_BT = functional.pad(self.mask, (1, 0))
         elif pooling == "last":
             order = torch.arange(real_BT.shape[1], device=real_BT.device)
+            # The last real token, whichever side is padded.
             last = (real_BT * (order + 1)).argmax(dim=1)
             chosen_BT = order == last[:, None]
         else:
@@ -157,6 +160,8 @@ class Head:
                 hidden.keep(args[0])
             for capture in captures:
                 inside.enter_context(capture.rows_owned_by(positions.owner))
+            # With prompts masked most positions count for nothing, and the head is the largest matrix of a
+            # small model.
             return positions.gather(args[0]), *args[1:]
 
         handles = [

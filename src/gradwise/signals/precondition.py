@@ -4,7 +4,7 @@ A sample's gradient is never formed, so the divisor d = sqrt(v) + eps of a matri
 form: with the means r_i of its rows, c_j of its columns and m of all, d_ij is taken as r_i c_j / m (the form
 that Adafactor gives v itself, arXiv 1804.04235, eq. 4), and rows and columns are divided apart. It is exact
 where d has rank one; how far it is from the full division in a trained model is measured in
-`benchmarks/signals.py`. Vectors are divided exactly.
+`benchmarks/signals/precondition.py`. Vectors are divided exactly.
 """
 
 import hashlib
@@ -62,6 +62,7 @@ class Preconditioner:
             v = self._moments[matrix.name]
             v = (v if matrix.slice is None else v[matrix.slice]).to(accumulator(v.dtype))
             divisor = v.reshape(matrix.rows, matrix.columns).sqrt() + self._eps
+            # d_ij ~ r_i c_j / m: the two sides each take sqrt(m), so that their product has the right size.
             root = divisor.mean().sqrt()
             self._scales[matrix] = root / divisor.mean(dim=1), root / divisor.mean(dim=0)
         return self._scales[matrix]
@@ -98,5 +99,7 @@ def _moments(optimizer: torch.optim.Optimizer, scope: Scope) -> tuple[dict[str, 
                 if "exp_avg_sq" in state:
                     steps = float(state.get("step", 1))
                     mean = state["exp_avg_sq"].to(parameter.device)
+                    # Early in a run Adam's moments are far below their final size; its update corrects for
+                    # that, and so must we.
                     found[names[parameter]] = mean / (1 - beta**steps)
     return found, eps

@@ -46,3 +46,8 @@ class SampleRows:
         if self.owner is None:
             return flat.view(self.samples, -1, flat.shape[-1]).sum(dim=1)
         return flat.new_zeros(self.samples, flat.shape[-1]).index_add_(0, self.owner, flat)
+
+
+def wide(values: Tensor) -> Tensor:
+    """In the type in which gradients are summed: at least single precision."""
+    return values if values.dtype == torch.float64 else values.float()

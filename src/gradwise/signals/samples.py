@@ -51,6 +51,7 @@ class Inspection:
         for indices in self.problems.values():
             well[indices] = False
         good = np.flatnonzero(well)
+        # Stable: samples of equal length keep the order of the data.
         return good[np.argsort(-self.lengths[good], kind="stable")]
 
 
@@ -62,6 +63,7 @@ def inputs_only(dataset: Any, model: nn.Module) -> Any:
     """
     whole: Any = model
     base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+    # The Trainer drops other columns as well, so that a collator sees the same samples in both.
     taken = {*signatures.signature(base.forward).parameters, "labels"}
     if "input_ids" not in taken:  # a wrapper that passes everything on
         return dataset
@@ -124,6 +126,7 @@ def inspect(dataset: Any, model: nn.Module, collate: Callable[[list[Any]], Any])
         learned = labels != NO_LOSS
         learned[offsets[:-1][np.diff(offsets) > 0]] = False  # the first token is never predicted
         tokens[rows] = _sums(learned, offsets)
+        # On a GPU an id outside of the table ends the process with an assertion that names no sample.
         wrong = (ids < 0) | (ids >= vocabulary) | (learned & ((labels < 0) | (labels >= vocabulary)))
         foreign[rows] = _sums(wrong, offsets) > 0
         # Each column has its own digest, so that chunks may be of any size.
@@ -158,6 +161,7 @@ def _firsts(contents: NDArray[np.bytes_], known: bool) -> NDArray[np.int64]:
     if not known:
         return np.arange(len(contents))
     _, places, inverse = np.unique(contents, return_index=True, return_inverse=True)
+    # np.unique gives the first place of each content, which makes the earliest of several copies their first.
     return places[inverse]
 
 

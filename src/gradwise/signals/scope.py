@@ -62,7 +62,10 @@ def resolve(model: nn.Module, parameters: str | Sequence[str]) -> Scope:
         SignalError: when nothing matches, with the nearest thing to do.
     """
     named = {
-        name: p for name, p in model.named_parameters() if p.is_floating_point() and p.dtype.itemsize > 1
+        # Weights of eight bits or fewer have no gradient that autograd could give.
+        name: p
+        for name, p in model.named_parameters()
+        if p.is_floating_point() and p.dtype.itemsize > 1
     }
     adapted = hasattr(model, "peft_config")
     if parameters in ("all", "blocks") and not adapted:
@@ -105,6 +108,7 @@ def _in_blocks(model: nn.Module, named: dict[str, nn.Parameter], adapted: bool) 
     # Some models hold their blocks in several lists: attention apart from feed-forward, or two stacks.
     prefixes = tuple(f"{name}." for name, each in outermost_lists(model).items() if len(each) == len(blocks))
     inside = {name: p for name, p in named.items() if name.startswith(prefixes)}
+    # An adapter's base weights are frozen: the gradient that training follows is that of the adapter alone.
     if adapted:
         return {name: p for name, p in inside.items() if p.requires_grad and p.ndim >= 2}
     convolutions = {
@@ -168,10 +172,6 @@ class Tracer:
         # Copies that stand for a parameter, held so that their ids stay theirs.
         self._copies: dict[int, tuple[Tensor, str]] = {}
 
-    def forget(self) -> None:
-        """Let go of the copies of one forward pass."""
-        self._copies.clear()
-
     def stands_for(self, copy: Tensor, original: Tensor) -> None:
         """Note that a gradient with respect to `copy` is one with respect to `original`."""
         name = self.name(original)
@@ -204,6 +204,7 @@ def _view_of(name: str, base: Tensor, view: Tensor) -> Found | None:
         return None
     rows, columns = base.shape[-2:]
     slice_size = rows * columns
+    # A slice of a stack of experts begins at a multiple of a matrix; anything else is no whole expert.
     number, within = divmod(int(view.storage_offset() - base.storage_offset()), slice_size)
     if within:
         return None

@@ -78,6 +78,7 @@ class InMemory(Sheet):
 
     def close(self, blocks: Sequence[NDArray[np.int64]]) -> dict[str, NDArray]:
         if connected()[1] > 1:
+            # Each rank has NaN where others measured, so that only finished blocks are exchanged.
             finished = np.flatnonzero(self._done).tolist()
             mine = {b: {name: array[blocks[b]] for name, array in self._arrays.items()} for b in finished}
             for share in gathered(mine):
@@ -105,5 +106,7 @@ def stored(values: NDArray, column: Column) -> tuple[NDArray, NDArray[np.bool_]]
     before = np.linalg.norm(values.astype(np.float64), axis=-1)
     with np.errstate(invalid="ignore"):
         after = np.linalg.norm(kept.astype(np.float64), axis=-1)
+        # The length of a row is what selections compare; a change of 1 % is about three digits, all that half
+        # precision has.
         held = np.isfinite(after) & (np.abs(after - before) <= 1e-2 * before)
     return kept, held | ~np.isfinite(before)

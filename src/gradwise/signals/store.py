@@ -58,6 +58,7 @@ class Store(Sheet):
         self.path = path
         self.columns = columns
         self._size = size
+        # As JSON has it, so that tuples and lists compare equal with what an earlier run has written.
         self._request = json.loads(json.dumps(request))
         self._open = ExitStack()
         try:
@@ -104,7 +105,7 @@ class Store(Sheet):
         with writing(self.path):
             self._done_file = self._opened(self.path / DONE)
             self._files = {name: self._opened(self._file(name)) for name in self.columns}
-        self._starts = {name: _header_size(self._file(name)) for name in self.columns}
+        self._starts = {name: _header(self._file(name))[1] for name in self.columns}
 
     def _opened(self, path: Path) -> int:
         file = os.open(path, os.O_RDWR)
@@ -155,6 +156,8 @@ class Store(Sheet):
         for name, rows_of in values.items():
             for row, value in zip(rows.tolist(), rows_of, strict=True):
                 self._put(name, row, value[None])
+        # Last, so that a kill in between leaves the block to be measured again, never one that counts without
+        # its rows.
         self._write(self._done_file, b"\1", block)
 
     def _put(self, name: str, row: int, values: NDArray) -> None:
@@ -175,6 +178,8 @@ class Store(Sheet):
     def close(self, blocks: Sequence[NDArray[np.int64]]) -> dict[str, NDArray]:
         with writing(self.path):
             for file in (*self._files.values(), self._done_file):
+                # On disk before the manifest says complete: after a power failure it would otherwise vouch
+                # for holes.
                 os.fsync(file)
         wait_for_all()
         on_first(lambda: self._check_done(len(blocks)))
@@ -275,6 +280,8 @@ def _digests(path: Path, columns: Mapping[str, Column]) -> dict[str, Stamp]:
 
 def _check_contents(path: Path, columns: Mapping[str, Column], digests: Mapping[str, Stamp]) -> None:
     files = {name: _column_file(path, name) for name in columns}
+    # Small stores are read whole whenever they are opened; of larger ones the time of the last change must
+    # do.
     everything = sum(file.stat().st_size for file in files.values()) <= ALWAYS_READ
     changed = {
         name: file
@@ -302,11 +309,8 @@ def _make_array(path: Path, shape: tuple[int, ...], dtype: str) -> None:
     with path.open("wb") as file:
         header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         npy.write_array_header_2_0(file, header)
+        # Holes read as zeros; whether a row was measured is in its flags, never in its numbers.
         file.truncate(file.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize)
-
-
-def _header_size(path: Path) -> int:
-    return _header(path)[1]
 
 
 def _header(path: Path) -> tuple[tuple[tuple[int, ...], bool, np.dtype], int]:

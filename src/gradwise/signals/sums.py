@@ -16,7 +16,7 @@ from torch import Tensor
 from gradwise.numerics.outer_products import gathered_rows, squared_norm_with_lookup, squared_norms
 from gradwise.numerics.projection import Deal, Fold, MatrixProjection, accumulator, seeded, side_for
 from gradwise.signals.precondition import Preconditioner
-from gradwise.signals.rows import SampleRows
+from gradwise.signals.rows import SampleRows, wide
 from gradwise.signals.scope import Matrix, Scope
 
 
@@ -135,6 +135,8 @@ class GradientSums:
         """A matrix multiplies `x`; returns what takes the gradient of the product when it arrives."""
         self._uses[matrix] += 1
         folded = self._folded_input(matrix, x, input_is_row)
+        # A projection needs only the folded input. Exact norms need the activations themselves, which is the
+        # memory that they cost.
         kept = x if self.squares is not None or self.whole is not None else None
 
         def arrived(gradient: Tensor) -> None:
@@ -143,8 +145,10 @@ class GradientSums:
                 self._project(matrix, folded, gradient, rows, input_is_row)
             if kept is not None:
                 first, second = (kept, gradient) if input_is_row else (gradient, kept)
-                product = _Product(rows.grouped(_wide(first)), rows.grouped(_wide(second)))
+                product = _Product(rows.grouped(wide(first)), rows.grouped(wide(second)))
                 self._add(matrix, self._preconditioned(matrix, product))
+            # Released as soon as they are used: closures live as long as the backward graph, and a batch's
+            # activations would add up.
             kept = folded = None
 
         return arrived
@@ -182,7 +186,7 @@ class GradientSums:
         self._uses[matrix] += 1
 
         def arrived(gradient: Tensor) -> None:
-            column = _wide(gradient)
+            column = wide(gradient)
             if padding is not None:
                 column = column.masked_fill((ids == padding)[..., None], 0.0)
             self._project_lookup(matrix, ids, column)
@@ -201,6 +205,8 @@ class GradientSums:
         bucket, entry = projection.row.one_hot(ids, like=folded)
         if row_scale is not None:
             entry = entry * row_scale[ids]
+        # A unit vector folds to one signed entry, so a lookup adds its rows to a small table instead of
+        # forming a vocabulary-sized matrix.
         size = projection.row.size
         places = bucket + torch.arange(len(ids), device=ids.device)[:, None] * size
         table = folded.new_zeros(len(ids) * size, folded.shape[-1])
@@ -214,6 +220,7 @@ class GradientSums:
         if self.projected is not None and self.asked.projector is not None:
             self.projected += self.asked.projector.vector(name, gradient_Bd.shape[1])(gradient_Bd)
         if self.squares is not None:
+            # Uses of a vector add up before they are squared, for the same reason.
             self._vectors[name] = self._vectors.get(name, 0) + gradient_Bd
         if self.whole is not None:
             start = self._offsets[name]
@@ -221,13 +228,13 @@ class GradientSums:
 
     def parameter(self, name: str, gradient: Tensor) -> None:
         """A parameter's whole gradient for a batch of one sample."""
-        wide = _wide(gradient)
-        if wide.ndim < 2:
-            self.vector(name, wide.reshape(1, -1))
+        gradient = wide(gradient)
+        if gradient.ndim < 2:
+            self.vector(name, gradient.reshape(1, -1))
             return
-        parts = wide if wide.ndim == 3 else wide.flatten(1)[None]
+        parts = gradient if gradient.ndim == 3 else gradient.flatten(1)[None]
         for number, part in enumerate(parts):
-            matrix = Matrix(name, number if wide.ndim == 3 else None, *part.shape)
+            matrix = Matrix(name, number if gradient.ndim == 3 else None, *part.shape)
             row_scale, column_scale = self._scale(matrix, 0), self._scale(matrix, 1)
             if row_scale is not None and column_scale is not None:
                 part = part * row_scale[:, None] * column_scale
@@ -253,6 +260,8 @@ class GradientSums:
             return
         uses = self._waiting.setdefault(matrix, [])
         uses.append(use)
+        # A matrix that is used twice, as a tied one is, has a gradient of one sum. Its norm has to wait for
+        # the last use.
         if len(uses) == self._uses[matrix]:
             del self._waiting[matrix]
             self._square(matrix.name, self._norms_of_sum(matrix, uses))
@@ -314,7 +323,3 @@ class GradientSums:
 def _joined(parts: list[Tensor]) -> Tensor:
     """One behind the other along the rows; without a copy where there is one."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()

@@ -29,6 +29,8 @@ def used_otherwise(model: nn.Module) -> set[str]:
             bare(input_ids=ids, use_cache=False)
         except Exception:  # a model that needs other inputs as well: nothing is known of its parameters
             return set()
+    # A weight that is multiplied somewhere counts as linear even if it is also used otherwise, as a tied
+    # embedding is.
     return uses.others - uses.products
 
 

@@ -109,7 +109,10 @@ def training_arguments(
         RecipeError: for combinations that the Trainer refuses.
     """
     given = dict(train.arguments)
+    # The batch size is global: ranks and accumulation share it, and the same recipe trains alike on any
+    # number of them.
     size = micro_batch(train.batch_size, ranks, given.pop("per_device_train_batch_size", None))
+    # Two, so that a damaged last checkpoint leaves one to resume from.
     given.setdefault("save_total_limit", 2)
     given.setdefault("logging_steps", 10)
     # Host memory is pinned for a GPU only; without one torch warns and does nothing.
@@ -249,4 +252,5 @@ def _check_optimizer(made: TrainingArguments) -> None:
             raise ImportError(f"optim: {optim} needs the package {name}; install it.")
         return
     kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(made)
+    # Made once over a single number, so that a wrong argument shows before a model is loaded.
     kind([torch.nn.Parameter(torch.zeros(1))], **settings)

@@ -71,11 +71,14 @@ class Batches:
         rows = np.bincount(epochs, weights=self._rows).astype(np.int64)
         passes = -(-rows // (self.micro_batch * self.ranks))
         steps = self._steps_of_epochs
+        # The Trainer multiplies one number of steps by the number of epochs, and would end too early or too
+        # late.
         if np.any(steps != steps[0]) or np.any(passes != passes[0]):
             raise PlanError(
                 "Every epoch of a plan must have the same number of steps and of passes; found "
                 f"{steps.tolist()} steps and {passes.tolist()} passes."
             )
+        # A step that a segment ends in the middle of accumulation would mix rows of two decisions.
         inner = self._rows[:-1][epochs[1:] == epochs[:-1]]
         if self.batch_size > self.micro_batch * self.ranks and np.any(inner % self.batch_size):
             raise PlanError(
@@ -93,6 +96,8 @@ class Batches:
         offsets = [self.pack(segment.indices) for segment in self.plan.segments]
         if len(offsets) == self.plan.epochs - self.plan.first_epoch:
             most = max(len(starts) for starts in offsets) - 1
+            # Packing gives epochs different numbers of rows; the Trainer uses one number of steps for all, so
+            # rows are split.
             offsets = [even_rows(starts, most) for starts in offsets]
         return offsets
 
@@ -199,6 +204,8 @@ class Batches:
             MicroBatch(chunk, weights=_acting(weights and weights[number * self.micro_batch :][: len(chunk)]))
             for number, chunk in enumerate(chunks)
         ]
+        # A rank without rows still has to call the model as often as the others, or their collectives wait
+        # for it forever. What it computes has no label.
         stand_in = MicroBatch(rows[:1], counts=False)
         mine = range(self.rank, -(-len(chunks) // self.ranks) * self.ranks, self.ranks)
         return [parts[number] if number < len(parts) else stand_in for number in mine]

@@ -131,6 +131,7 @@ def last_whole(folder: Path, *, contents: bool = True) -> tuple[Path | None, lis
                 lost.append(str(error))
             continue
         return checkpoint, passed_over
+    # Damaged, and not merely unfinished: work is there that a copy or a repair may bring back.
     if lost:
         raise CheckpointError(f"{lost[0]} No earlier one is whole; to start from step 0, delete {folder}.")
     return None, passed_over
@@ -158,6 +159,8 @@ def begin(checkpoint: Path) -> None:
     delete(checkpoint)
     with writing(checkpoint):
         checkpoint.mkdir(parents=True, exist_ok=True)
+        # What lies there before anything is written is somebody else's, and stays when the checkpoint is
+        # deleted.
         foreign = [name for name in _all_files(checkpoint) if name != MARKER]
     mark(checkpoint, "checkpoint", complete=False, digests={}, foreign=foreign)
 
@@ -218,6 +221,7 @@ def finish(checkpoint: Path, state: dict[str, Any]) -> None:
     apart = {MARKER, *(begun["foreign"] if begun else ())}
     with writing(checkpoint):
         digests = {name: digest for name, digest in sync_files(checkpoint).items() if name not in apart}
+    # Last, after every file is on disk: until then the folder counts as torn.
     mark(checkpoint, "checkpoint", complete=True, digests=digests)
     with writing(checkpoint.parent):
         sync_folder(checkpoint.parent)
@@ -270,6 +274,8 @@ def rotate(newest: Path, limit: int | None, best: str | None) -> None:
         return
     run = read_state(newest)["run"]
     ours = [path for path in checkpoints(newest.parent) if is_finished(path) and _run(path) == run]
+    # Only this run's: an output folder may hold the checkpoints of an earlier run, which are not ours to
+    # rotate.
     kept = {newest.resolve(), *([Path(best).resolve()] if best else [])}
     spare = [path for path in ours if path.resolve() not in kept]
     for checkpoint in spare[: max(0, len(ours) - limit)]:

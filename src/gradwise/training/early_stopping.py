@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 
 
 class EarlyStopping(EarlyStoppingCallback):
@@ -16,7 +16,7 @@ class EarlyStopping(EarlyStoppingCallback):
     between its last evaluation and its end then makes no further step.
     """
 
-    def __init__(self, record: Record, say: Callable[[str], object], patience: int) -> None:
+    def __init__(self, record: RunRecord, say: Callable[[str], object], patience: int) -> None:
         super().__init__(patience)
         self._record, self._say = record, say
 

@@ -64,11 +64,14 @@ class Feeder:
 
     def step(self, step: int) -> list[dict[str, Any]]:
         """The collated micro-batches of this rank in `step`."""
+        # A resumed run or a new plan asks for another step than the next; workers then begin there, and
+        # nothing is skipped by reading it.
         if self._stream is None or step != self._next or step > self._end:
             self._open(step)
         assert self._stream is not None
         served = [self._served(next(self._stream), part) for part in self.batches.of_step(step)]
         self._next = step + 1
+        # Closed at once: a decision before the next step may replace what workers would fetch ahead.
         if step == self._end:
             self.close()
         return served
@@ -110,6 +113,7 @@ class Feeder:
             raise DataError(
                 "The collator returns no labels, so a rank without samples cannot be left out of a step."
             )
+        # Without labels it adds nothing to the loss, which is a sum over label tokens.
         return {**batch, "labels": torch.full_like(batch["labels"], -100)}
 
 

@@ -43,6 +43,8 @@ class HeldOutLoss:
         """Around one evaluation loop; a collective call."""
         self._sum, self._tokens, self._complete = 0.0, 0, True
         args = self._args
+        # With it on, transformers divides each rank's sum by all ranks' label tokens, and the loss comes out
+        # too small.
         before, args.average_tokens_across_devices = args.average_tokens_across_devices, False
         try:
             yield
@@ -129,6 +131,7 @@ def _summed_loss(output: Mapping[str, Any], labels: Tensor) -> list[float]:
             for kept in [targets != NO_LOSS]
         ]
         return [sum(torch.stack(each).tolist())]
+    # An auxiliary loss, of a mixture of experts for example, is in `loss` and is no held-out loss.
     if loss is not None and output.get("aux_loss") is None:  # a fused kernel's, the mean over label tokens
         tokens = _count(labels)
         return [float(loss) * tokens if tokens else 0.0]

@@ -69,6 +69,7 @@ class UpdateInBackward:
                 "call optimizer.step() after every backward pass, or update at the step."
             )
         layer = self.layers[number]
+        # Parameters of a layer finish in any order; its norm and its update need all of them.
         missing = self._missing.get(number, sum(1 for p in layer if p.requires_grad)) - 1
         self._missing[number] = missing
         if not missing:
@@ -86,6 +87,7 @@ class UpdateInBackward:
             stream.update(learned)
         else:
             step_on(self.optimizer, learned)
+        # Freed at once: at most one layer's gradient exists at a time, which is what this mode is for.
         for parameter in learned:
             parameter.grad = None
         self.updated.add(number)

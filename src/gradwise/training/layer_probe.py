@@ -44,6 +44,8 @@ class LayerProbe:
         for number, layer in enumerate(self.layers):
             offset = 0
             for place, parameter in enumerate(layer):
+                # Another seed and start for each parameter: when all started at the same sum, small ones
+                # collided there and norms were 9 % off (docs/log.md).
                 hook = self._hook(number, seed=number * 1_000_003 + place, offset=offset)
                 self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
                 offset = (offset + parameter.numel()) % SKETCH
@@ -58,8 +60,11 @@ class LayerProbe:
         """(L,) float32 squared norm of each layer's gradient, averaged over ranks before the norm is
         taken."""
         if self.ranks > 1:
+            # The accumulated gradient is the ranks' mean; its sketch is the mean of their sketches, and only
+            # then has it a norm.
             dist.all_reduce(self._sketches)
             self._sketches /= self.ranks
+        # Sketches are linear, so that of a sharded layer is the sum of its shards' sketches.
         sum_over_shards(self._sketches, self.layers[0][0])
         return self._sketches.square().sum(dim=1)
 

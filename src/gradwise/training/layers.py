@@ -108,6 +108,8 @@ class LayerSwitch:
         sizes = [float(sum(p.numel() for p in layer)) for layer in self.layers]
         self._sizes = torch.tensor(sizes, dtype=torch.float32, device=self.device)
         self.active: tuple[int, ...] = ()
+        # float64 from the start: scores that were float32 until a checkpoint was loaded were smoothed
+        # differently in the tenth digit (docs/log.md).
         self._scores = np.full(len(self.layers), np.nan)  # of layers that were never measured
         self.draws = 0
         self._steps = 0
@@ -161,6 +163,7 @@ class LayerSwitch:
             assert self._probe is not None
             self._probe.attach()
             return None
+        # Two cadences: T_s steps between draws, T_u between updates of the scores.
         draws, adapts = (not self._steps % every for every in (self.policy.period, self.policy.adapts_every))
         if within or not (draws or adapts):
             return None
@@ -215,8 +218,12 @@ class LayerSwitch:
             for layer in self.active:
                 if layer not in self._norms:
                     self._measure_layer(layer)
+                # Layers that were updated within the backward pass have dropped their gradients and were
+                # measured there.
                 norms[layer] = self._norms[layer]
             self._norms.clear()
+            # m_l of GRASS: ||g_l|| / sqrt(N_l), summed here over the window's steps and divided by their
+            # number later.
             self._note(norms / self._sizes.sqrt() / loss_scale)
         self._steps += 1
 
@@ -244,6 +251,7 @@ class LayerSwitch:
     def _note_probe(self, loss_scale: float | Tensor) -> None:
         assert self._probe is not None
         self._probe.detach()
+        # sqrt(||g_l||^2 / N_l), from the squared length of each layer's sketch.
         norms = (self._probe.squares() / self._sizes).sqrt() / loss_scale
         overflowed = [self.names[layer] for layer in (~torch.isfinite(norms)).nonzero().flatten().tolist()]
         if overflowed and float(loss_scale) == 1.0:
@@ -368,6 +376,7 @@ def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
             parameter.grad = torch.zeros_like(parameter)
         by_kind.setdefault((parameter.grad.dtype, parameter.grad.device), []).append(parameter.grad)
     for gradients in by_kind.values():
+        # One message for all layers: a call for each tensor would cost its latency several hundred times.
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
         flat /= ranks
@@ -426,6 +435,7 @@ def _check_sharded(policy: LayerPolicy, *, averages: bool, in_backward: bool) ->
 
 
 def _check_optimizer(optimizer: Optimizer, layers: tuple[tuple[nn.Parameter, ...], ...]) -> None:
+    # A parameter outside of the optimizer would never move, also when its layer is drawn.
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = sum(1 for layer in layers for p in layer if id(p) not in held)
     if missing:

@@ -96,6 +96,7 @@ class Layout:
             pack=self.pack,
             weighted=self.weighted,
         )
+        # Averaged over ranks, a rank without samples would shrink the others' gradients.
         if batches.has_stand_ins and not self.weights_by_tokens:
             raise RecipeError(
                 "The last step of an epoch has fewer samples than all ranks need, and this model or "
@@ -110,6 +111,7 @@ class Layout:
 
     def schedule_of(self, batches: Batches) -> Schedule:
         """A plan that is cut already, and the length of the run."""
+        # Rounded up as the Trainer does for a number of epochs that is not whole.
         return Schedule(batches, self.max_steps or math.ceil(self.epochs * batches.steps_per_epoch))
 
     def epochs_needed(self, one_epoch: Plan) -> int:
@@ -132,6 +134,8 @@ def packer(dataset: object, longest: int) -> Packer:
 
 def ledger(batches: Batches) -> DataLoader[Any]:
     """What the Trainer counts an epoch's micro-batches and samples by; it is never drawn from."""
+    # The Trainer takes the length of this for num_train_samples and logs; batches come from
+    # `get_batch_samples`.
     samples: Any = range(sum(len(segment) for segment in batches.plan.of_epoch(batches.plan.first_epoch)))
     return DataLoader(samples, batch_sampler=[[0]] * batches.micro_batches_per_epoch)
 

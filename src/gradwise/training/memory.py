@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.offload.arena import is_streamed
-from gradwise.training.record import Record
+from gradwise.training.record import RunRecord
 from gradwise.training.recorded import GRADIENTS, PARTS, PASSES, PROBE, STATE, UPDATE
 from gradwise.training.sharding import local_part
 from gradwise.training.tensor_bytes import TensorBytes, weights_of
 
-Parts = dict[str, int]
+BytesByPart = dict[str, int]
 """Bytes by part."""
 
 
@@ -32,14 +32,14 @@ class StepMemory:
     """
 
     def __init__(self) -> None:
-        self._record: Record | None = None
-        self._phases: dict[str, Parts] = {}
-        self.forecast: dict[str, Parts] | None = None
+        self._record: RunRecord | None = None
+        self._phases: dict[str, BytesByPart] = {}
+        self.forecast: dict[str, BytesByPart] | None = None
         """What the phases were expected to take; written beside what the step that is followed took."""
 
     def begin(
         self,
-        record: Record,
+        record: RunRecord,
         model: nn.Module,
         optimizer: Any,
         *,
@@ -92,6 +92,7 @@ class StepMemory:
         if self._record is None:
             return
         draws = self._switch.draws if self._switch else 0
+        # Only a draw changes which gradients and states exist, so steps between two draws are not measured.
         drawn, self._draws = draws != self._draws, draws
         if not (drawn or step == self._second or step + 1 >= self._steps):
             return
@@ -116,6 +117,7 @@ class StepMemory:
             more["forecast"] = self.forecast
         device = next(self._model.parameters()).device
         if device.type == "cuda":
+            # Never reset: the run's own peak, or that of a benchmark around it, would be lost (docs/log.md).
             more["allocated"] = torch.cuda.max_memory_allocated(device)
         self._phases, self._counted = {}, None
         self._record.event("memory", step, self._took + time.perf_counter() - start, phases=phases, **more)
@@ -140,5 +142,5 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(local_part(tensor)[0].nbytes for tensor in tensors)
 
 
-def _larger(known: Parts, other: Parts) -> Parts:
+def _larger(known: BytesByPart, other: BytesByPart) -> BytesByPart:
     return dict(max(known, other, key=lambda parts: sum(parts.values())))

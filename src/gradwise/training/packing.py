@@ -100,6 +100,7 @@ def influence(
     exact = (autocast or compute.dtype) in (torch.float32, torch.float64)
     beside_other, by_itself = EXACT if exact else COARSE
     first, middle, last, other = _samples(tokens)
+    # A second row, where the run has several: some models are right for a single row only.
     more = [[last, first]] if rows > 1 else []
 
     def logits(*packed: list[Ids]) -> list[Tensor]:
@@ -113,6 +114,8 @@ def influence(
 
     try:
         with _evaluating(model):
+            # Logits, not the loss: of 48 architectures whose packed samples see each other, 8 changed the
+            # summed loss by less than 1e-4, while single logits moved by 0.1 to 13 % (docs/log.md).
             together = logits([first, middle, last], *more)
             beside = logits([first, other, last], *more)
             alone = [
@@ -129,9 +132,9 @@ def influence(
     return None
 
 
-def starts_again(samples: Any, most: int = 8) -> bool:
+def starts_again(samples: Any) -> bool:
     """Whether some of a data set's first samples are packed rows: their positions start again."""
-    positions = [samples[place].get("position_ids", [0]) for place in range(min(len(samples), most))]
+    positions = [samples[place].get("position_ids", [0]) for place in range(min(len(samples), 8))]
     return any(bool((torch.as_tensor(each).diff() != 1).any()) for each in positions)
 
 
@@ -152,6 +155,7 @@ def _samples(tokens: Sequence[int]) -> list[Ids]:
     """Three samples, and what the second becomes: each of its tokens is another one."""
     stream = (list(tokens) * sum(LENGTHS))[: sum(LENGTHS)]
     known = sorted(set(stream))
+    # Every token of the neighbour changes, so that a leak through any of them shows.
     following = dict(
         zip(known, [*known[1:], known[0] if len(known) > 1 else max(0, known[0] - 1)], strict=True)
     )
@@ -170,6 +174,7 @@ def _logits(
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
     with autocasting(device, autocast):
         logits = model(**inputs).logits.float()
+    # Their mean over the vocabulary changes no probability, and would hide differences beside its size.
     return logits - logits.mean(dim=-1, keepdim=True)
 
 

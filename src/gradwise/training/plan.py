@@ -195,6 +195,8 @@ class Plan:
         digests: list[str] = []
         start = f"{DIGESTED} {self.pool}" if self.dropped is None else self.dropped.digest
         for segment in self.segments:
+            # A chain: a segment's digest covers all before it, so that comparing two plans needs one
+            # comparison.
             digests.append(_digest(digests[-1] if digests else start, segment))
         return tuple(digests)
 
@@ -229,6 +231,8 @@ class Plan:
         whole = int(np.searchsorted(self.starts, position, side="right")) - 1
         if whole and (len(other.digests) < whole or self.digests[whole - 1] != other.digests[whole - 1]):
             return False
+        # Digests cover whole segments: the first entries of the one that is being served are compared
+        # themselves.
         held = position - int(self.starts[0])
         return held <= len(other) and bool(np.array_equal(self.indices[:held], other.indices[:held]))
 
@@ -276,6 +280,7 @@ def _segment(number: int, described: dict, arrays: dict[str, NDArray]) -> Segmen
 
 def _digest(before: str, segment: Segment) -> str:
     digest = hashlib.sha256(before.encode())
+    # Also what is said: two plans that train alike for different reasons are different decisions.
     digest.update(json.dumps([segment.epoch, len(segment), segment.why]).encode())
     for name in _TYPES:
         values = getattr(segment, name)

@@ -47,7 +47,7 @@ class NonFiniteError(GradwiseError):
         self.value = value
 
 
-class Record:
+class RunRecord:
     """Writes both files. All ranks keep one, since losses are averaged over ranks; only the first writes.
 
     Args:
@@ -120,6 +120,8 @@ class Record:
                 with writing(path):
                     self.folder.mkdir(parents=True, exist_ok=True)
                     path.touch()
+                    # Lines after the checkpoint belong to steps that will be made again; without the cut they
+                    # would be there twice.
                     os.truncate(path, state[name] if state else 0)
 
     def check(self, state: dict[str, Any]) -> None:
@@ -172,6 +174,7 @@ class Record:
         """
         if not self._steps:
             return
+        # Read from the device once for all steps since the last flush: each read waits for the device.
         losses = torch.stack(self._losses)
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(losses)
@@ -183,6 +186,7 @@ class Record:
         for number, line in enumerate(lines):
             for name, quantity in checked.items():
                 if not math.isfinite(line.get(name, 0.0)):
+                    # The steps before the broken one are true, and show how it came to be.
                     self._append("metrics", lines[:number])
                     raise NonFiniteError(line["step"], quantity, line[name])
         self._append("metrics", lines)

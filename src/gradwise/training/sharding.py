@@ -70,6 +70,7 @@ def norm_over_shards(gradients: Sequence[Tensor], device: torch.device) -> Tenso
         torch.linalg.vector_norm(local_part(gradient)[0], dtype=torch.float32).to(device)
         for gradient in gradients
     ]
+    # In float32 whatever the gradients' type: squares in float16 overflow from 256 on.
     norm = torch.linalg.vector_norm(torch.stack(norms))
     if not is_sharded(gradients):
         return norm

@@ -46,6 +46,8 @@ class TensorBytes(TorchDispatchMode):
             if key in self._kept:
                 _, before, size = self._kept[key]
                 self.alive[before] -= size
+            # Storages rather than tensors: views share one, and counting them twice would double the
+            # activations.
             reference = weakref.ref(storage, partial(self._freed, key))
             self._kept[key] = reference, part, size
             self.alive[part] += size

@@ -82,6 +82,7 @@ def one_run(
         if _is(tracker, "tensorboard") and vars(tracker).get("logging_dir", "") is None:
             _open_tensorboard(tracker, folder / "tensorboard", resumed_at, say)
     ours = {"WANDB_RUN_ID": run, "WANDB_RESUME": "allow"} if any(_is(t, "wandb") for t in callbacks) else {}
+    # What the user has set wins.
     ours = {} if "WANDB_RUN_ID" in os.environ else ours
     os.environ.update(ours)
     try:
@@ -130,6 +131,7 @@ def _with_numbers(react: Callable[..., Any], more: Numbers) -> Callable[..., Any
 def _tolerated(tracker: Any, event: str, react: Callable[..., Any], failed: list[bool]) -> Callable[..., Any]:
     @functools.wraps(react)
     def tolerated(*args: object, **kwargs: object) -> Any:
+        # One failure is enough: a tracker that lost its connection would warn at every step.
         if failed:
             return None
         try:

@@ -45,6 +45,8 @@ def token_weights(batch: dict[str, Any], weights: Sequence[Sequence[float]], *, 
         return torch.tensor(weights, dtype=torch.float32).expand(labels.shape)
     longest = max(map(len, weights)) + 1  # padding, if any, is the last sequence of its row
     table = torch.tensor([[*row, *[0.0] * (longest - len(row))] for row in weights], dtype=torch.float32)
+    # A packed row's samples begin where positions start again at 0: counting these gives each token its
+    # sample.
     return table.gather(1, (batch["position_ids"] == 0).cumsum(1) - 1)
 
 
@@ -81,6 +83,7 @@ class WeightedLoss:
             del self.model._loss_function
             if before is not None:
                 self.model.loss_function = before
+        # A model that never calls `loss_function` would train without the weights, and nothing would show it.
         if not self._called:
             raise RecipeError(
                 f"weights: loss has no effect in {type(self.model).__name__}, whose forward pass computes a "
@@ -107,6 +110,7 @@ class WeightedLoss:
         losses = functional.cross_entropy(
             logits.float().view(-1, vocab_size), targets, ignore_index=ignore_index, reduction="none"
         )
+        # The step's plain number of tokens, not the weighted one, see the top of this file.
         tokens = (targets != ignore_index).sum() if num_items_in_batch is None else num_items_in_batch
         return (losses * weights).sum() / torch.as_tensor(tokens, device=losses.device)
 

@@ -182,6 +182,7 @@ class InfoBatch(_Ranked):
     def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
         loss = signals.require("loss", "infobatch").astype(np.float64)
         mixed = stream(seed, "infobatch").permutation(np.flatnonzero(np.isfinite(loss)))
+        # InfoBatch keeps what is above the mean whole and prunes at random below it.
         low = loss[mixed] < np.nanmean(loss[mixed])
         if count < len(mixed) - low.sum():
             raise RecipeError(
@@ -194,6 +195,7 @@ class InfoBatch(_Ranked):
     def _weights(self, signals: Signals, picks: NDArray[np.int64]) -> NDArray[np.float64] | None:
         loss = signals.require("loss", "infobatch").astype(np.float64)
         low = loss < np.nanmean(loss[np.isfinite(loss)])
+        # Without a given factor the pruned samples' share of the gradient is kept in expectation.
         rescale = self.rescale or low.sum() / max(1, low[picks].sum())
         weights = np.where(low[picks], rescale, 1.0)
         return weights if signals.weight is None else weights * signals.weight[picks]

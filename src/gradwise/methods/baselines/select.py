@@ -126,6 +126,7 @@ class KCenter(Subset):
         rows = np.flatnonzero(usable if signals.ok is None else usable & signals.ok)
         if not rows.size:
             raise SignalError("No sample has a finite embedding.")
+        # Hidden states share a large common part; around their mean they distinguish samples (docs/log.md).
         x = embedding[rows] - embedding[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
         indices = rows[k_center(x, self.size(rows.size))]
         weights = None if signals.weight is None else signals.weight[indices]

@@ -83,6 +83,8 @@ class Dsir(_TowardsTarget):
         pool = Counts.of(texts.chunks(), self.buckets)
         aim = Counts.of(texts_of(target, f"{self.method}, of the target samples,").chunks(), self.buckets)
         weight = affinity(texts.chunks(), pool, aim, smoothing=self.smoothing).weight
+        # Gumbel noise on logarithms makes the highest ones a draw without replacement in proportion to the
+        # weights.
         drawn = weight + stream(seed, "dsir").gumbel(size=len(weight))
         best = np.argsort(-drawn, kind="stable")[: self.size(len(weight))]
         return best, weight, "drawn by the likelihood of its n-grams under the target's"
@@ -105,6 +107,7 @@ class Nearest(_TowardsTarget):
         self, signals: Signals, target: Signals, seed: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], str]:
         rows, cosines = _cosines(signals, target, self.method)
+        # Targets take turns in a random order, or the first ones would always get their nearest sample.
         turns = stream(seed, "nearest turns").permutation(len(cosines))
         best = rows[_in_turns(cosines[turns], self.size(len(rows)))]
         scores = np.full(len(signals), -1.0)
@@ -154,6 +157,7 @@ class Less(_TowardsTarget):
             )
         subtasks = Subtasks.of_domains(target.domain, len(target))
         usable = np.isfinite(aims).all(axis=1)
+        # eta_c of LESS: the mean rate of each epoch of a linear decay, up to a factor that all scores share.
         rates = 1 - (np.arange(self.checkpoints) + 0.5) / self.checkpoints
         scores = np.zeros((len(subtasks.names), len(own)))
         for rate, pool, aim in zip(
@@ -206,6 +210,7 @@ class Tsds(_TowardsTarget):
         for start in range(0, len(near), 1024):
             some = near[start : start + 1024]
             apart = 1 - units[some] @ units.T
+            # An Epanechnikov kernel: near-copies divide one sample's mass among them.
             density[some] = np.maximum(0, 1 - np.square(apart / self.radius)).sum(axis=1)
         size = self.size(len(rows))
         mass = spread_mass(1 - cosines, density, self.spread, self.neighbours)

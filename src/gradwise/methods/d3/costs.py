@@ -31,6 +31,7 @@ def timetable(d3: "D3", steps: int, batch_size: int, nodes: int) -> Timetable:
     edges = d3.edges_in_run
     allowed = d3.overhead * steps * batch_size
     fewest = min(FEWEST, d3.probes)
+    # The most probes for which one measurement fits; what is left decides how often it is repeated.
     for probes in range(d3.probes, fewest - 1, -1):
         # Before its first step Adam has no second moments; they are taken from the gradients of all probes.
         squares = 0 if edges in ("lookahead", "orders") else nodes * probes * FIRST_ORDER

@@ -55,6 +55,8 @@ class InfluenceGraph:
         parts = np.argsort(owner, kind="stable").reshape(n, -1)
         if edges == "curvature":
             assert bends.along is not None
+            # <H_i P g_E, P g_j>: the second-order term that differs between the two orders of a step on i and
+            # one on j.
             of_parts = bends.along / bends.target_loss
         else:
             of_parts = bends.gains.T / bends.losses  # [i, j]: a step on i, the loss of j
@@ -86,6 +88,7 @@ class InfluenceGraph:
             own = np.flatnonzero((owner == j) & np.isfinite(ahead.before))
             if not len(own):
                 continue
+            # A share of j's loss, the normaliser of the specification's edge.
             weight[:, j] = taken[:, own].mean(axis=1) / ahead.before[own].mean()
             error = taken[:, own].std(axis=1, ddof=1) / np.sqrt(len(own)) if len(own) > 1 else np.nan
             spread[:, j] = error / ahead.before[own].mean()
@@ -107,12 +110,15 @@ class InfluenceGraph:
             np.where(np.isfinite(losses), losses, np.nan)
             for losses in (orders.before, orders.alone, orders.both)
         )
+        # What j before i ends above i before j, at each target sample. Both orders have the same steps, so
+        # that everything but the order cancels.
         gained = both.transpose(1, 0, 2) - both
         mean, count = _mean(gained, (2,)), np.isfinite(gained).sum(axis=2)
         squares = _mean((gained - mean[:, :, None]) ** 2, (2,))
         error = np.sqrt(np.divide(squares, count - 1, out=np.full_like(squares, np.nan), where=count > 1))
         scale = _mean(before, (0,)) * steps[:, None] * steps
         taken = _mean(before - alone, (1,)) / _mean(before, (0,)) / steps
+        # Halved, because weight[i, j] - weight[j, i] counts the difference twice.
         return cls(names, mean / 2 / scale, error / scale, np.nan_to_num(taken), edges="orders")
 
     def __len__(self) -> int:
@@ -143,6 +149,8 @@ class InfluenceGraph:
         # Half the difference is worth as much as the weights; within its standard error it is noise.
         worth = np.nan_to_num(self.weight - self.weight.T) / 2
         worth[np.abs(2 * worth) <= np.nan_to_num(self.noise)] = 0.0
+        # `early` is 0 by default: the authors put the most influential first, while by curvature they belong
+        # last, where what they taught is not forgotten (docs/log.md).
         worth += early * self.influence[:, None] / max(1, units)
         np.fill_diagonal(worth, 0.0)
         return worth
@@ -155,6 +163,8 @@ class InfluenceGraph:
             return newer
         rows = np.array([where[name] for name in newer.names], dtype=np.int64)
         ratio = newer.rate / self.rate
+        # Second-order effects grow with the square of the learning rate, first-order ones with the rate
+        # itself.
         grown = ratio**2 if self.edges in ("curvature", "orders") else ratio
 
         def mixed(old: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -163,6 +173,7 @@ class InfluenceGraph:
 
         square = np.ix_(rows, rows)
         old, new = grown * self.noise[square], newer.noise
+        # Two measurements err independently, so their errors add as squares.
         noise = np.hypot(keep * old, (1 - keep) * new)
         return replace(
             newer,

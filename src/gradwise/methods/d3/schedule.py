@@ -57,6 +57,7 @@ class Windows:
             waiting += base[at : at + more].tolist()
             at += more
             wish = [waiting[place] for place in self._best(waiting)]
+            # Only the first are committed: the rest is ordered again together with what comes next.
             count = min(self.commit, len(wish)) if at < len(base) else len(wish)
             nodes = self.node[wish]
             taken = balance.place(wish, count, self.before[np.ix_(nodes, nodes)])
@@ -75,9 +76,11 @@ class Windows:
     def _best(self, units: list[int]) -> NDArray[np.int64]:
         """Places of the units in the best order; what the graph does not care about stays as it came."""
         nodes = tuple(self.node[units].tolist())
+        # Windows of the same groups come again and again, and their best order is the same.
         if nodes not in self._known:
             square = np.ix_(nodes, nodes)
             worth = self.worth[square]
+            # Far below anything measured: it decides only between orders that the graph values alike.
             as_they_came = np.triu(np.full(worth.shape, TIE * (np.abs(worth).max() or 1.0)), 1)
             self._known[nodes] = linear_order(
                 worth + as_they_came, seed=self.seed, precedences=self.before[square]

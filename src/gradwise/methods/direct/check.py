@@ -94,8 +94,11 @@ def held_out_check(
         judges = z[other]
         chosen = [_effect(gradients, places, judges) for places in (choose(z[own]), by_cosine(z[own]))]
         draws = [
-            _effect(gradients, rng.choice(len(gradients), count, replace=False), judges) for _ in range(DRAWS)
+            # Several draws, since a single one is as noisy as the picks that it is to be compared with.
+            _effect(gradients, rng.choice(len(gradients), count, replace=False), judges)
+            for _ in range(DRAWS)
         ]
+        # Both halves judge once, so that every validation sample counts and none has chosen what it judges.
         effects.append(np.stack([*chosen, np.mean(draws, axis=0)]))
     picks, cosine, random = np.concatenate(effects, axis=1)
     noises = [float(np.std(each - random, ddof=1) / np.sqrt(len(z))) for each in (picks, cosine)]
@@ -105,6 +108,7 @@ def held_out_check(
 
 def _effect(gradients: Rows, places: NDArray[np.int64], judges: Values) -> Values:
     """(m,) of each judging sample: z.g / sqrt(g.H g) for the picks' mean gradient g."""
+    # g is the picks' sum; its length cancels in z.g / sqrt(g.H g), so that no mean is needed.
     along = judges @ gradients.sum_of(np.sort(places))
     curved = np.sqrt(np.mean(along**2))
     return along / curved if curved > 0 else along

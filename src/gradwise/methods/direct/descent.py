@@ -64,6 +64,8 @@ def _expected(z: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
             for place, ridge in enumerate(RIDGES):
                 d = _direction(mean, spectrum, float(ridge))
                 along, curved = other.mean(axis=0) @ d, np.mean((other @ d) ** 2)
+                # (b2.d)^2 / (2 d.H2 d), the decrease of the best step along d, by the half that did not
+                # choose d.
                 total[place] += np.sign(along) * along**2 / (2 * curved) if curved > 0 else 0.0
     return total / (2 * SPLITS)
 

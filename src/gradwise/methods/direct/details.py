@@ -13,7 +13,7 @@ from gradwise.numerics.sampling import evenly
 SHOWN = 256
 """Largest number of eigenvalues that are recorded; validation samples have at most as many."""
 
-LOOKED_AT = 8192
+SAMPLED = 8192
 """Rows whose energy is measured, evenly spread, where there are more."""
 
 WELL_KNOWN = 0.5
@@ -27,6 +27,8 @@ def spectrum_details(problem: Problem, places: NDArray[np.int64]) -> dict[str, A
     everyone = _energy(problem, np.arange(len(own)))
     picks = _energy(problem, np.sort(places))
     flat = 1 - everyone[: problem.stiff].sum()
+    # Energy outside of all eigenvectors lies where the validation samples have no gradient: not flat, but
+    # unknown.
     known = float(everyone[problem.stiff :].sum() / flat) if flat > 0 else 1.0
     return {
         "stiff_directions": problem.stiff,
@@ -56,7 +58,7 @@ def warn_of_unknown_curvature(details: dict[str, Any]) -> None:
 
 def _energy(problem: Problem, places: NDArray[np.int64]) -> NDArray[np.float64]:
     """(r,) share of the rows' squared length that lies along each eigenvector."""
-    places = places[evenly(len(places), LOOKED_AT)]
+    places = places[evenly(len(places), SAMPLED)]
     own = problem.gradients
     some = Rows(own.x, own.chosen[places], own.scale[places])
     along = np.zeros(len(problem.spectrum))

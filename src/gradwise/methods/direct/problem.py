@@ -25,7 +25,7 @@ CHOICE = 2.0
 """Samples left to choose from, as a multiple of those to choose. Outliers are kept if fewer would be left."""
 
 
-class Pool(NamedTuple):
+class CandidatePool(NamedTuple):
     """The n samples that may be chosen, without regard to what they are chosen for."""
 
     rows: NDArray[np.int64]
@@ -51,7 +51,7 @@ class Pool(NamedTuple):
 class Problem:
     """Shapes: n samples that may be chosen, gradients of k numbers."""
 
-    pool: Pool
+    pool: CandidatePool
     gradients: Rows
     """Normalised gradients of the samples."""
     spectrum: Spectrum
@@ -116,6 +116,8 @@ def usable(signals: Signals) -> NDArray[np.int64]:
     """Places of the samples whose gradients are finite and not zero."""
     grad = signals.require("grad", "direct")
     squares = Rows(grad).squares()
+    # A gradient of zeros has no direction, and one NaN would make every sum NaN: the authors' code then
+    # returns samples 0..K-1.
     fine = np.isfinite(squares) & (squares > 0)
     rows = np.flatnonzero(fine if signals.ok is None else fine & signals.ok)
     if not rows.size:
@@ -144,6 +146,8 @@ def lengths_of(
     """
     if how == "length":
         tokens = signals.require("num_tokens", "direct with normalise: length")[rows].astype(np.float64)
+        # sqrt(L): a mean over L tokens has noise of 1 / sqrt(L), so that short samples would seem to move
+        # most.
         return np.sqrt(tokens / usual)
     if how == "unit":
         return 1 / np.sqrt(Rows(signals.require("grad", "direct"), rows).squares())
@@ -197,6 +201,7 @@ def target_gradients(validation: Signals | None, how: Normalise) -> tuple[NDArra
     scale = lengths_of(validation, rows, how, mean_tokens(validation, how))
     z = np.asarray(grad[rows], dtype=np.float64) * scale[:, None]
     lengths = np.linalg.norm(z, axis=1)
+    # Fourth powers of a gradient occur in the paper's budget, and overflow for gradients of 1e80.
     unit = float(np.median(lengths[lengths > 0]))
     return z / unit, unit
 
@@ -214,9 +219,12 @@ def unlikeness(z: NDArray[np.float64], gradients: Rows) -> float:
     if len(z) < 8:
         return 0.0
     b, g = z.mean(axis=0), gradients.sum_of(np.arange(len(gradients))) / len(gradients)
+    # |b|^2 of M samples is too large by the variance of their mean; the distance to the pool by both
+    # variances.
     own = float(np.square(z - b).sum()) / (len(z) * (len(z) - 1))
     noise = own + max(0.0, float(gradients.squares().mean() - g @ g)) / len(gradients)
     apart, length = float(np.square(b - g).sum()), float(b @ b)
+    # With few validation samples most of the distance is noise. Then nothing speaks for a target.
     if apart <= 2 * noise or length <= 2 * own:
         return 0.0
     return (apart - noise) / (length - own)
@@ -251,6 +259,8 @@ def stiff_costs(
     """
     vectors = spectrum.vectors[:, :stiff]
     if along is not None:
+        # The direction of descent is projected out of the stiff ones: movement along it is what the phase is
+        # for.
         vectors = vectors - np.outer(along, along @ vectors)
     directions = (vectors * np.sqrt(spectrum.values[:stiff])).astype(np.float32)
     costs = np.empty(len(gradients))

@@ -3,7 +3,7 @@
 from typing import Any, Self
 
 
-class AsPublished:
+class PublishedDirect:
     """Gives `Direct` its preset."""
 
     @classmethod

@@ -107,13 +107,9 @@ def aimed_at(state: State, aim: Aim, words: Wording | None) -> State:
     if words is None:
         return state.changed(bounds=aim.bounds)
     others = words.best(words.size + len(state.looked)) if len(state.looked) < state.pool else None
-    by_words = ranks_of(words, state.sample)
+    score, garbled = words.score[state.sample], words.garbled[state.sample]
+    by_words = np.where(garbled, GARBLED, percentiles(score))
     return state.changed(bounds=aim.bounds, by_words=by_words, ranked=others, closeness=words.closeness)
-
-
-def ranks_of(words: Wording, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(n,) how the words of some samples rank among them, 0..1; `GARBLED` for garbled ones."""
-    return np.where(words.garbled[rows], GARBLED, percentiles(words.score[rows]))
 
 
 def combined(scores: NDArray[np.float64], by_words: NDArray[np.float64] | None) -> NDArray[np.float64]:

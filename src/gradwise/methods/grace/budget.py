@@ -43,11 +43,13 @@ def budgeted(
                 f"select.{setting} is about selecting again, and {once}; leave one of them out."
             )
         every = 0
+    # Another decision scores the whole pool anyway, and its signals are there for the taking.
     if scores_all:
         candidates = candidates or "all"
     run, own = size(), method.speeds
     pool = run.pool
     if method.aims and candidates is None:
+        # Words rank the pool for nothing; what is left to score is what they let through.
         run = replace(run, pool=min(pool, SURVIVORS * run.picks))
     scored = None if candidates is None else pool if candidates == "all" else min(candidates, pool)
     dial = USUAL_OVERHEAD if method.overhead is None else method.overhead

@@ -63,9 +63,13 @@ def forecast(
     (1000, 17, 0.5)
     """
     settled = candidates
+    # Everything is a share of this: what the run's own forward/backward runs take, at the speed measured
+    # before its first step.
     training = size.steps * size.batch * speeds.train
     allowed = overhead * training
     if candidates is None:
+        # A first scoring run that takes the whole budget leaves no refresh, and a pool that is scored once is
+        # stale after some steps.
         seconds = allowed * (1 if every == 0 else FIRST_PART) - size.aside * speeds.score
         candidates = _affordable(size.pool, speeds, seconds)
     first = _first_scoring(candidates, speeds) + size.aside * speeds.score
@@ -73,7 +77,10 @@ def forecast(
     share = USUAL_ANCHORS if anchors is None else anchors
     fewest = min(candidates, FEWEST_SCORED if anchors is None else 1)
     if every is None:
+        # A refresh scores the target again as well, since its direction moves with the model.
         each = speeds.startup + (size.aside + max(fewest, int(share * candidates))) * speeds.score
+        # As many refreshes as the rest pays for, yet at least FEWEST_STEPS apart: two in a row would find
+        # nothing changed.
         count = int(min(left / each, MOST_REFRESHES, size.steps / FEWEST_STEPS - 1)) if left > 0 else 0
         if count == 0:
             return forecast(size, speeds, overhead, every=0, candidates=settled, anchors=anchors)

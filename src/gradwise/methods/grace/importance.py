@@ -48,7 +48,7 @@ def importance(
     rows: NDArray[np.int64],
     *,
     mean_tokens: float | None = None,
-    target: "Target | Aim | None" = None,
+    target: "MeanDirection | Aim | None" = None,
 ) -> NDArray[np.float64]:
     """(n,) of some samples of a pool.
 
@@ -62,20 +62,24 @@ def importance(
             `rows`.
     """
     values = np.asarray(signals.require(NEEDS[kind], f"grace with importance {kind}"))
-    if target is not None and not isinstance(target, Target):
+    if target is not None and not isinstance(target, MeanDirection):
         return target.importance(values[rows])
     if kind == "alignment":
         grads = values[rows].astype(np.float64)
-        found = (target or Target.of(grads)).alignment(grads)
+        # A mean cosine, not an inner product: garbage has the longest gradients, and as an inner product it
+        # was picked for them; as a cosine it stays at 1 to 3 % of the picks (docs/log.md).
+        found = (target or MeanDirection.of(grads)).alignment(grads)
     else:
         found = values[rows].astype(np.float64)
     if mean_tokens is None:
         return found
+    # Per sample instead of per token, the head's norm finds both kinds of garbage: random characters, where
+    # it is low, and snippets, where it is high (docs/log.md).
     return found * signals.require("num_tokens", "grace")[rows] / mean_tokens
 
 
 @dataclass(frozen=True)
-class Target:
+class MeanDirection:
     """The mean direction of a number of samples' gradients, that others are aligned with."""
 
     mean: NDArray[np.float64]
@@ -83,9 +87,9 @@ class Target:
     count: int
 
     @staticmethod
-    def of(grads: NDArray[np.float64]) -> "Target":
+    def of(grads: NDArray[np.float64]) -> "MeanDirection":
         """That of (n, k) gradients."""
-        return Target(_unit(grads).mean(axis=0), len(grads))
+        return MeanDirection(_unit(grads).mean(axis=0), len(grads))
 
     def alignment(self, grads: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n,) mean cosines, -1..1, of gradients, (n, k), with those of the others.
@@ -95,12 +99,13 @@ class Target:
         if self.count < 2:
             return np.zeros(len(grads))
         units = _unit(grads)
+        # The mean over all n less the sample's own unit vector, whose inner product with itself is 1.
         return (self.count * (units @ self.mean) - np.square(units).sum(axis=1)) / (self.count - 1)
 
-    def moved(self, grads: NDArray[np.float64]) -> "Target":
+    def moved(self, grads: NDArray[np.float64]) -> "MeanDirection":
         """The mean after some of its samples, (a, k), were scored again."""
         share = len(grads) / self.count
-        return Target((1 - share) * self.mean + share * _unit(grads).mean(axis=0), self.count)
+        return MeanDirection((1 - share) * self.mean + share * _unit(grads).mean(axis=0), self.count)
 
 
 def _unit(grads: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -120,6 +125,8 @@ def worth(values: NDArray[np.float64]) -> Worth:
     if np.ptp(values) == 0:
         return Worth(np.zeros(len(values)), np.zeros(0, dtype=np.int64))
     highest = np.percentile(np.abs(values), USUALLY_HIGHEST)
+    # Only listed: as ranks they weigh no more than any other high value. Clipped at the 99th percentile
+    # instead, the head norm let more garbage than its share into a selection of 30 % (docs/log.md).
     over = np.flatnonzero((values > OUTLIER * highest) & (highest > 0))
     from scipy.stats import rankdata  # a third of the time that commands take to start
 

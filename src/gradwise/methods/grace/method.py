@@ -16,10 +16,10 @@ from gradwise.methods.decision import Selection, check_signals, domain_mix
 from gradwise.methods.grace.aim import AIMED, SURVIVORS, Aim, aim_again, aim_of, aimed_at, words_of
 from gradwise.methods.grace.budget import budgeted, decide_once
 from gradwise.methods.grace.costs import USUAL_ANCHORS
-from gradwise.methods.grace.importance import NEEDS, Kind, Target, finite_rows, importance
+from gradwise.methods.grace.importance import NEEDS, Kind, MeanDirection, finite_rows, importance
 from gradwise.methods.grace.nodes import nodes_of, rows_of, search_of
 from gradwise.methods.grace.pick import Amount, choose, filled, minimum_of, random_picks, selection
-from gradwise.methods.grace.published import AsPublished
+from gradwise.methods.grace.published import PublishedGrace
 from gradwise.methods.grace.refresh import (
     SHARE_RANGE,
     AnchorSignals,
@@ -46,7 +46,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
-class Grace(AsPublished, Targeted):
+class Grace(PublishedGrace, Targeted):
     """A coreset by coverage and importance, kept fresh while training (GRACE, arXiv 2604.11810).
 
     Maximises F(S) = trade_off * mean_i max_{j in S} sim(i, j) + (1 - trade_off) * mean_{j in S} s_j on the
@@ -268,6 +268,7 @@ class Grace(AsPublished, Targeted):
         """
         count = self.candidates
         if first is not None and count is None:
+            # n-grams rank the whole pool without a model; only the best few per pick are worth a scoring run.
             count = SURVIVORS * first.size
         if not isinstance(count, int) or count >= pool:
             return None
@@ -343,12 +344,13 @@ class Grace(AsPublished, Targeted):
             measured_at=np.full(len(stands), step),
             graph=nodes.graph,
             share=self.anchors or USUAL_ANCHORS,
-            target=towards.mean if isinstance(towards, Target) else None,
+            target=towards.mean if isinstance(towards, MeanDirection) else None,
             mean_tokens=mean_tokens,
             seed=seed,
         )
         if isinstance(towards, Aim):
             state = aimed_at(state, towards, first)
+        # Without a refresh there is no share to adapt and no allowance to spend.
         if forecast is None or not forecast.every:
             return state
         # The forecast counts samples; where some are copies, the same cost covers more of the nodes.
@@ -406,6 +408,8 @@ class Grace(AsPublished, Targeted):
         picked.details.update(details)
         if signals.weight is None:
             return picked
+        # Weights of the data and of the coreset are independent reasons to see a sample more often, so they
+        # multiply.
         own = signals.weight[picked.indices]
         return replace(picked, weights=own if picked.weights is None else own * picked.weights)
 
@@ -450,7 +454,7 @@ class Grace(AsPublished, Targeted):
         towards = aim_again(state, self.kind, target) if self.aims else None
         if state.target is not None:
             grads = np.asarray(signals.grad)[rows].astype(np.float64)
-            towards = Target(state.target, len(state)).moved(grads)
+            towards = MeanDirection(state.target, len(state)).moved(grads)
         found = AnchorSignals(
             anchors[rows],
             np.asarray(signals.require("embedding", "grace"), dtype=np.float32)[rows],
@@ -459,18 +463,20 @@ class Grace(AsPublished, Targeted):
         how = Propagation(self.propagate == "change", self.beta, self.drift, self.random_anchors)
         done = refresh(state, found, how, step, asked=len(anchors), device=device)
         share = next_share(state.share, done.agreement, self.min_agreement, state.least_share)
+        # Anchors that could not be used have been scored all the same, so they count against the allowance.
         left = None if state.allowance is None else max(0, state.allowance - len(anchors))
         after = done.state.changed(
+            # anchors: 1 promises that nothing is ever propagated, whatever the agreement.
             share=1.0 if self.anchors == 1 else share,
             allowance=left,
-            target=towards.mean if isinstance(towards, Target) else None,
+            target=towards.mean if isinstance(towards, MeanDirection) else None,
         )
         return replace(done, state=after)
 
-    def _target(self, signals: Signals, rows: NDArray[np.int64]) -> Target | None:
+    def _target(self, signals: Signals, rows: NDArray[np.int64]) -> MeanDirection | None:
         if self.kind != "alignment":
             return None
-        return Target.of(np.asarray(signals.require("grad", "grace"))[rows].astype(np.float64))
+        return MeanDirection.of(np.asarray(signals.require("grad", "grace"))[rows].astype(np.float64))
 
     def _usable(self, signals: Signals) -> NDArray[np.bool_]:
         needed = np.asarray(signals.require(NEEDS[self.kind], f"grace with importance {self.kind}"))

@@ -60,10 +60,13 @@ def nodes_of(embedding: NDArray[np.floating], k: int, **search: Any) -> Nodes:
     """
     centre = embedding.mean(axis=0, dtype=np.float64).astype(np.float32)
     x = unit(embedding - centre)
+    # First by equal bits, which costs one hash a row: twenty copies of a sample would fill every list of
+    # neighbours with themselves.
     first, node = np.unique(first_equal(x), return_inverse=True)
     placed = rows_of(x, first)
     graph = knn_graph(placed, k, spare=k, **search)
     joined = _joined(graph)
+    # Near-copies show only in the graph, so it is built again, over what remains.
     if joined.max(initial=-1) + 1 < len(first):
         node, first = joined[node], first[_first_of(joined)]
         placed = rows_of(x, first)
@@ -78,6 +81,7 @@ def rows_of(x: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
 
 def _joined(graph: KnnGraph) -> NDArray[np.int32]:
     """(m,) group of each row: those that a chain of copies connects, numbered by their first row."""
+    # Padding changes the last bits of a hidden state, which equal bits alone would miss.
     near = graph.sims > COPY
     if not near.any():
         return np.arange(len(graph), dtype=np.int32)

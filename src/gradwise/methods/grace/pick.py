@@ -79,11 +79,14 @@ def choose(state: State, budget: Amount, trade_off: float, minimum: Minimum | No
         picks = problem.greedy(size, minimum=minimum)
     else:
         assert budget.costs is not None
+        # A sample without a label token would cost nothing and be picked without end.
         costs = np.maximum(budget.costs[state.sample], 1)
         size = budget.tokens / costs.mean()
         if state.bounds is not None:
             counts *= region(valued.scores, size)
         problem = Facility.of(state.graph, valued.scores, size, trade_off, counts)
+        # With costs the better of the two greedies is guaranteed 1/2 (1 - 1/e) of the best
+        # (`facility_location`).
         both = [problem.greedy(budget.tokens, costs, by_cost=by_cost) for by_cost in (False, True)]
         picks = max(both, key=problem.value)
     coverage = problem.coverage(picks) / trade_off if trade_off else _coverage(state, picks)
@@ -95,6 +98,7 @@ def minimum_of(state: State, budget: Amount, domain: NDArray[np.str_], share: fl
     names, codes = np.unique(domain[state.rows], return_inverse=True)
     assert budget.count is not None
     part = np.bincount(codes, minlength=len(names)) / len(codes)
+    # A node has the domain of its first sample; copies of it in other domains are not asked.
     group = np.searchsorted(names, domain[state.sample])
     # A billionth, or a part that comes out whole could round to one less.
     least = np.floor(share * part * min(budget.count, len(state)) + 1e-9).astype(np.int64)
@@ -131,6 +135,8 @@ def selection(state: State, chosen: Coreset, budget: Amount, *, weighted: bool, 
         columns["words_percentile"] = 100 * np.maximum(state.by_words, 0)[chosen.picks]
     of = "importance" if state.bounds is None else "closeness to the target"
     why = [_reason(row, of) for row in zip(*(columns[name] for name in _SAID), strict=True)]
+    # A pick that stands for a tenth of the pool would otherwise be seen a hundred times as often as an
+    # outlier.
     weights = np.clip(covers / covers.mean(), *WEIGHT_RANGE) if weighted and len(covers) else None
     missing = 0 if budget.count is None else budget.count - len(samples)
     if missing > 0:

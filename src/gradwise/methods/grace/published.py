@@ -3,7 +3,7 @@
 from typing import Any, Self
 
 
-class AsPublished:
+class PublishedGrace:
     """Gives `Grace` its preset."""
 
     @classmethod

@@ -98,6 +98,7 @@ def anchors_of(state: State, step: int, staleness: float, at_random: float = AT_
     """The nodes to measure at a step, ascending: some at random, and those of highest priority, spread over
     the graph; none once the allowance is used up."""
     count = int(np.clip(round(state.share * len(state)), 1, len(state)))
+    # The forecast has paid for this many anchors over the whole run. What earlier refreshes took is gone.
     count = count if state.allowance is None else min(count, state.allowance)
     ranked = priority(step - state.measured_at, state.importance, state.graph, staleness)
     return spread(state.graph, ranked, count, drawn_of(state, step, count, at_random))
@@ -122,8 +123,13 @@ def refresh(
     """
     importance = how.guesses(state.importance, found, found.importance, state)
     embedding = how.guesses(state.embedding, found, found.embedding, state)
+    # A shift that all anchors share is a shift of the pool: it moves the centre, and not a single row of the
+    # graph.
     shift = found.embedding.astype(np.float64) - state.embedding[found.anchors]
     centre = state.centre + np.average(shift, axis=0, weights=state.counts[found.anchors])
+    # Agreement is judged by the random anchors alone. Those of high priority were chosen because their
+    # neighbours do not explain them; judged by all, the check was too optimistic about the rest
+    # (docs/log.md).
     drawn = np.isin(found.anchors, drawn_of(state, step, asked, how.at_random))
     drawn = drawn if drawn.any() or how.at_random else np.ones(len(drawn), dtype=bool)
     agreement = _correlation(importance[found.anchors[drawn]], found.importance[drawn])
@@ -141,6 +147,8 @@ def refresh(
         where, moved = unit(embedding - centre), np.arange(len(state))
     else:
         cosines = np.einsum("ah,ah->a", placed, state.placed[found.anchors])
+        # A small drift hardly changes the order of neighbours, while each moved row costs a search of the
+        # pool.
         far = 1 - cosines > how.drift
         moved = found.anchors[far]
         where = state.placed.copy()
@@ -175,6 +183,7 @@ def next_share(
     """
     if wanted is None:
         return share
+    # Without an agreement (fewer than three values, or all equal) nothing speaks for more anchors.
     trusted = agreement is None or agreement >= wanted
     return float(np.clip(share / SHRINKS if trusted else share * GROWS, least, SHARE_RANGE[1]))
 

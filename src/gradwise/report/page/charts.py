@@ -210,7 +210,7 @@ def scatter(clouds: Sequence[Cloud], x_label: str, y_label: str, width: int) -> 
 
 
 @dataclass(frozen=True)
-class Cell:
+class Spot:
     """One field of a heat map."""
 
     value: float
@@ -223,7 +223,7 @@ class Cell:
 class Grid:
     """A heat map."""
 
-    cells: Sequence[Sequence[Cell]]
+    cells: Sequence[Sequence[Spot]]
     rows: Sequence[str]
     columns: Sequence[str]
     label: str

@@ -18,7 +18,6 @@ from gradwise.report.page.charts import (
 from gradwise.report.page.document import (
     Block,
     Cell,
-    Column,
     Command,
     Figure,
     Folded,
@@ -28,6 +27,7 @@ from gradwise.report.page.document import (
     Paragraph,
     Section,
     Table,
+    TableColumn,
     number,
 )
 from gradwise.report.reading import HELD_OUT_LOSS, Results, read_results
@@ -137,7 +137,7 @@ def _metric(rows: list[Row], name: str) -> list[Block]:
                 row["difference"],
                 row["interval_low"],
                 row["interval_high"],
-                _look(row["verdict"]) or "quiet",
+                LOOKS.get(_word(row["verdict"]), "quiet"),
                 f"{row['difference']:+.4f}, {row['verdict'].removesuffix(PRELIMINARY)}",
             )
             for row in compared
@@ -148,9 +148,9 @@ def _metric(rows: list[Row], name: str) -> list[Block]:
         blocks.append(Figure(drawing, caption))
     numbers = ("seeds", "mean", "sd", "difference", "low", "high", "p")
     columns = [
-        *(Column(each, "short") for each in ("arm", "against")),
-        *(Column(each, "number") for each in numbers),
-        Column("verdict", "short"),
+        *(TableColumn(each, "short") for each in ("arm", "against")),
+        *(TableColumn(each, "number") for each in numbers),
+        TableColumn("verdict", "short"),
     ]
     cells = [
         [
@@ -168,10 +168,6 @@ def _metric(rows: list[Row], name: str) -> list[Block]:
         for row in rows
     ]
     return [*blocks, Table(f"verdicts on {name}", columns, cells)]
-
-
-def _look(verdict: str) -> str:
-    return next((look for word, look in LOOKS.items() if verdict.startswith(word)), "")
 
 
 def _word(verdict: str) -> str:
@@ -225,7 +221,7 @@ def _costs(results: Results, rows: list[Row]) -> list[Block]:
         ]
         for row in costs
     ]
-    columns = [Column("arm", "short"), *(Column(name, "number") for name in names)]
+    columns = [TableColumn("arm", "short"), *(TableColumn(name, "number") for name in names)]
     blocks: list[Block] = []
     if bars:
         blocks.append(Figure(both(lambda width: bar_chart(bars, "seconds per run, mean", width))))
@@ -240,7 +236,7 @@ def _spent(row: Row) -> str:
 def _runs(results: Results) -> list[Block]:
     looks = {"arm": "short", "metric": "short", "failure": "words"}
     names = ("arm", "seed", "metric", "value", "steps", "seconds", "failure")
-    columns = [Column(name, looks.get(name, "number")) for name in names]
+    columns = [TableColumn(name, looks.get(name, "number")) for name in names]
     cells = [
         [
             Cell(row["arm"]),

@@ -14,12 +14,12 @@ from gradwise.report.page.charts import (
     Bar,
     Grid,
     Line,
+    Spot,
     bar_chart,
     both,
     heat_map,
     line_chart,
 )
-from gradwise.report.page.charts import Cell as Spot
 from gradwise.report.page.document import Block, Figure, Folded, Heading, Paragraph
 from gradwise.report.page.files import RunFiles
 from gradwise.report.page.memory import memory

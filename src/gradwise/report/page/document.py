@@ -89,7 +89,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table; `look` is `number`, `words` or `sample` (text of the data)."""
 
     name: str
@@ -111,7 +111,7 @@ class Table:
     """A sortable table."""
 
     label: str
-    columns: Sequence[Column]
+    columns: Sequence[TableColumn]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     kind: ClassVar[str] = "table"

@@ -54,9 +54,9 @@ def blocks(run: RunFiles) -> list[Block]:
     caption = [] if size == 1 else [f"Each point of the training loss is the mean of {size} steps."]
     caption += ["A triangle marks a refresh of the selection."] if events else []
     caption += _best(evaluations, values)
-    found: list[Block] = [
-        Figure(both(lambda width: line_chart(lines, axes, width)), " ".join(caption), _legend(lines))
-    ]
+    legend = tuple((line.name, f"c{line.colour}") for line in lines) if len(lines) > 1 else ()
+    chart = both(lambda width: line_chart(lines, axes, width))
+    found: list[Block] = [Figure(chart, " ".join(caption), legend)]
     rates = [
         (line["step"], line["learning_rate"]) for line in run.steps if line.get("learning_rate") is not None
     ]
@@ -69,10 +69,6 @@ def blocks(run: RunFiles) -> list[Block]:
     if not values:
         found.append(Paragraph("The run was not evaluated on held-out data.", "small"))
     return found
-
-
-def _legend(lines: list[Line]) -> tuple[tuple[str, str], ...]:
-    return tuple((line.name, f"c{line.colour}") for line in lines) if len(lines) > 1 else ()
 
 
 def _event_text(event: dict) -> str:

@@ -21,12 +21,12 @@ from gradwise.report.page.charts import (
 from gradwise.report.page.document import (
     Block,
     Cell,
-    Column,
     Figure,
     Folded,
     Heading,
     Paragraph,
     Table,
+    TableColumn,
     number,
     sample_text,
 )
@@ -114,12 +114,12 @@ def _table(picks: list[Record], name: str, text: bool) -> Table:
     numbers = [key for key in numbers if key not in constant]
     texts = text and any(pick.get("text") for pick in picks)
     columns = [
-        Column("pick", "number"),
-        *([Column("text", "sample")] if texts else []),
-        Column("why", "words"),
+        TableColumn("pick", "number"),
+        *([TableColumn("text", "sample")] if texts else []),
+        TableColumn("why", "words"),
     ]
-    columns += [Column("domain", "short")] if first.get("domain") else []
-    columns += [Column(LABELS[key][0], "number") for key in numbers]
+    columns += [TableColumn("domain", "short")] if first.get("domain") else []
+    columns += [TableColumn(LABELS[key][0], "number") for key in numbers]
     rows = [
         [
             Cell(str(place + 1), place + 1),

@@ -41,7 +41,10 @@ def run_page(path: Path, *, text: bool = True) -> Page:
     if not any((path / name).is_file() for name in HOLDS):
         raise RecipeError(f"{path} holds no run and no comparison (none of {', '.join(HOLDS)}).")
     run = RunFiles.read(path)
-    sections = [_section(run, *parts) for parts in _sections(text)]
+    sections = [
+        Section(name, title, _guarded(run, f"The section '{title}'", make, []))
+        for name, title, make in _sections(text)
+    ]
     shown = [section for section in sections if section.blocks]
     named = _guarded(run, "The summary", lead, f"A run in {path.resolve().name}.")
     return Page("Training run", path.resolve().name, named, shown, list(dict.fromkeys(run.missing)))
@@ -60,10 +63,6 @@ def _sections(text: bool) -> list[tuple[str, str, Callable[[RunFiles], list[Bloc
         ("time", "Time and memory", decisions.time),
         ("notes", "Warnings and events", _notes),
     ]
-
-
-def _section(run: RunFiles, name: str, title: str, make: Callable[[RunFiles], list[Block]]) -> Section:
-    return Section(name, title, _guarded(run, f"The section '{title}'", make, []))
 
 
 def _guarded(run: RunFiles, what: str, make: Callable[[RunFiles], T], instead: T) -> T:

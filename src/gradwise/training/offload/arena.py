@@ -67,6 +67,8 @@ def state_forms(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, Form]]:
 
     Found by a step of the optimizer itself on tensors without storage.
     """
+    # The optimizer itself says what it keeps, on tensors without storage: a table of names would age with
+    # torch.
     shadow = copy.copy(optimizer)
     shadow.state = defaultdict(dict)
     pairs = [
@@ -75,6 +77,8 @@ def state_forms(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, Form]]:
         for parameter in group["params"]
     ]
     stand_ins = iter([stand_in for _, stand_in in pairs])
+    # Fused and foreach kernels do not run on tensors without storage; the state has the same form without
+    # them.
     plain = {"fused": False, "foreach": False, "capturable": False}
     shadow.param_groups = [
         {
@@ -102,6 +106,7 @@ def bare_step(optimizer: Optimizer) -> None:
     """The optimizer's update without the hooks around it."""
     step: Callable[..., Any] = type(optimizer).step
     if getattr(step, "hooked", False):
+        # torch wraps `step` in its hooks, and the stream is one of them.
         step = step.__wrapped__  # type: ignore[attr-defined]
     step(optimizer)
 
@@ -149,6 +154,7 @@ def _unit(parameters: Sequence[nn.Parameter], forms: dict[nn.Parameter, dict[str
         for name, form in forms[parameter].items():
             piece = Piece(parameter, name, form, offset)
             pieces.append(piece)
+            # Kernels read aligned addresses faster, and a view in another type needs one.
             offset += -(-piece.size // ALIGNMENT) * ALIGNMENT
     return Unit(tuple(parameters), tuple(pieces), offset)
 

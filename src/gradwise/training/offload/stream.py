@@ -164,6 +164,8 @@ class StateStream:
         assert isinstance(parameter, nn.Parameter)
         self._passes[parameter] += 1
         place = self._place_of.get(parameter)
+        # In an earlier pass of an accumulated step, state would take the room that the next forward pass
+        # needs.
         if place is None or self._passes[parameter] < self._passes_per_step:
             return
         if place not in self._order:
@@ -192,9 +194,12 @@ class StateStream:
         """A slot for another unit: a new one where there is room, otherwise the one that was left first."""
         if not self._slot_size:
             due = [place for place in self._places if any(p.requires_grad for p in place.unit.parameters)]
+            # Slots of one size, so that any unit fits any of them.
             self._slot_size = max(place.unit.size for place in due)
         left = next((slot for slot in self._slots if not slot.taken), None)
         fits = left is not None and len(self._slots) >= SLOTS
+        # Below the peak of the run so far memory costs nothing. Only the unit that is updated next may raise
+        # it.
         if not fits and (self.device.room() >= self._slot_size or (forced and left is None)):
             left = Slot(self.device.empty(self._slot_size), self.device.now())
             self._slots.append(left)
@@ -211,6 +216,8 @@ class StateStream:
             )
         with torch.no_grad():
             self._update_all()
+        # The update is made already. An empty list lets schedulers, scalers and hooks around `step` run as
+        # they would.
         self._groups, self.optimizer.param_groups = self.optimizer.param_groups, []
 
     def _after_step(self, *_: object) -> None:
@@ -219,7 +226,9 @@ class StateStream:
 
     def _update_all(self) -> None:
         self._prepare()
-        places = [place for place in self._in_order() if self._is_due(place)]
+        # By the time of their gradients; those whose gradients came otherwise last.
+        ordered = dict.fromkeys([*self._order, *self._places])
+        places = [place for place in ordered if any(p.grad is not None for p in place.unit.parameters)]
         for number, place in enumerate(places):
             self._bring_in(place, forced=True)
             for following in places[number + 1 : number + SLOTS]:
@@ -228,6 +237,7 @@ class StateStream:
             self._update(place)
         self.device.issued()
         if places:
+            # Known from the step before, since nothing says in advance which backward pass is the last.
             self._passes_per_step = max(self._passes.values(), default=0)
         self.discard()
 
@@ -268,13 +278,6 @@ class StateStream:
                     view.copy_(value)
                 state[piece.parameter][piece.name] = host[piece.parameter, piece.name]
 
-    def _in_order(self) -> Iterable[Place]:
-        """Units by the time of their gradients; those whose gradients came otherwise last."""
-        return dict.fromkeys([*self._order, *self._places])
-
-    def _is_due(self, place: Place) -> bool:
-        return any(p.grad is not None for p in place.unit.parameters)
-
     def _has_state(self, place: Place) -> bool:
         state = self.optimizer.state
         return any(piece.name in state.get(piece.parameter, {}) for piece in place.unit.pieces)
@@ -296,6 +299,7 @@ class StateStream:
         self._forms = {p: {**form, **present.get(p, {})} for p, form in forms.items()}
         units = units_of(self.layers, self._forms)
         memory, start = self.device.host(sum(unit.size for unit in units)), 0
+        # One copy moves a whole unit: hundreds of small copies would each pay the latency of a transfer.
         whole = torch.frombuffer(memory, dtype=torch.uint8)
         for unit in units:
             views = {(piece.parameter, piece.name): piece.view(memory, start) for piece in unit.pieces}
@@ -330,6 +334,7 @@ class StateStream:
     def _after_load(self, optimizer: Optimizer) -> None:
         loaded, self._loaded = self._loaded, {}
         forms = {p: {**self._forms.get(p, {}), **forms_of(state)} for p, state in loaded.items()}
+        # State keeps the type that it was saved in; another type or shape needs another arena.
         if any(self._forms.get(p) != form for p, form in forms.items()):
             self._places, self._place_of = [], {}
         for parameter, state in loaded.items():

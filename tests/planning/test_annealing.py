@@ -1,4 +1,4 @@
-"""The last phase: decided just as the learning rate begins to decay, from the weights as they then are."""
+"""The annealing phase: decided when the learning rate begins to decay, from the weights at that step."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def parts(speeches: Any) -> tuple[Any, Any]:
 
 @pytest.fixture
 def run(story_model, arguments, parts, tmp_path: Path) -> Callable[..., Any]:
-    """Trains with a last phase on a warmup-stable-decay schedule; returns the trainer, events and metrics."""
+    """Trains with an annealing phase on a WSD schedule; returns the trainer, events and metrics."""
 
     def run(anneal: Any, *, name: str = "run", select: Any = None, given: Any = None, **changes: Any) -> Any:
         sections = {"select": select or gw.baselines.FullData(), "anneal": anneal}
@@ -65,15 +65,15 @@ def decided(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_the_phase_and_the_decay_begin_together(run: Any, method: Annealer) -> None:
     """30 steps of 4 samples; the last six decay. Steps are numbered from 1 in the metrics."""
     trainer, events, metrics = run(method)
-    (told,) = decided(events)
-    assert told["step"] == 24
+    (event,) = decided(events)
+    assert event["step"] == 24
     rates = [line["learning_rate"] for line in metrics if "loss" in line]
     # The first step of the phase still has the peak: the schedule counts its own steps from 0.
     assert rates[:25] == [1e-3] * 25
     assert np.all(np.diff(rates[24:]) < 0)
     plan = trainer.session.plan
     last = plan.indices[24 * 4 :]
-    assert told["selected"] == told["room"] == len(last) == 24
+    assert event["selected"] == event["room"] == len(last) == 24
     assert len(set(last.tolist())) == 24, "each pick is seen once"
     assert plan.segments[-1].reason(0).startswith("in the annealing phase: ")
 
@@ -98,30 +98,30 @@ def test_measuring_leaves_model_and_random_state_as_they_were(run: Any, monkeypa
     assert same_weights(unmeasured.model, measured.model)
 
 
-def test_a_phase_that_crosses_epochs_is_one_row_of_passes(run: Any) -> None:
-    """Two epochs of 15 steps, of which the last 24 are the phase: 24 picks are gone through four times."""
+def test_a_phase_that_crosses_epochs_repeats_its_picks(run: Any) -> None:
+    """Two epochs of 15 steps, the last 24 of them the phase: its 24 picks are seen four times."""
     trainer, events, _ = run(RandomAnneal(count=24, last=0.8))
-    (told,) = decided(events)
-    assert (told["step"], told["room"]) == (6, 96)
+    (event,) = decided(events)
+    assert (event["step"], event["room"]) == (6, 96)
     entries = trainer.session.plan.indices[6 * 4 :]
-    passes = entries.reshape(4, 24)
-    for one in passes:
-        assert set(one.tolist()) == set(passes[0].tolist())
-    assert len({tuple(one.tolist()) for one in passes}) == 4, "each in an order of its own"
+    rounds = entries.reshape(4, 24)
+    for one in rounds:
+        assert set(one.tolist()) == set(rounds[0].tolist())
+    assert len({tuple(one.tolist()) for one in rounds}) == 4, "each in an order of its own"
 
 
 def test_several_rounds_divide_the_phase(run: Any) -> None:
     trainer, events, _ = run(Direct(times=3, last=0.5))
-    assert [told["step"] for told in decided(events)] == [15, 20, 25]
-    assert [told["room"] for told in decided(events)] == [20, 20, 20]
-    assert [told["round"] for told in decided(events)] == [1, 2, 3]
+    assert [event["step"] for event in decided(events)] == [15, 20, 25]
+    assert [event["room"] for event in decided(events)] == [20, 20, 20]
+    assert [event["round"] for event in decided(events)] == [1, 2, 3]
     for first in (15, 20, 25):
         assert len(set(trainer.session.plan.indices[4 * first : 4 * first + 20].tolist())) == 20
 
 
 def test_every_round_has_orders_of_its_own(run: Any) -> None:
     trainer, events, _ = run(FullAnneal(last=0.5, times=2), num_train_epochs=4)
-    assert [told["step"] for told in decided(events)] == [30, 45]
+    assert [event["step"] for event in decided(events)] == [30, 45]
     once, again = trainer.session.plan.indices[30 * 4 :].reshape(2, 60)
     assert sorted(once.tolist()) == sorted(again.tolist())
     assert once.tolist() != again.tolist()
@@ -131,11 +131,11 @@ def test_what_was_selected_before_can_be_the_pool(run: Any) -> None:
     grace = gw.Grace(count=20, candidates="all", refresh_every=3, anchors=0.5)
     trainer, events, _ = run(Direct(count=6, pool="selection"), select=grace, num_train_epochs=5)
     refreshed = [event["step"] for event in events if event["event"] == "refresh"]
-    (told,) = decided(events)
-    assert told["step"] == 20
+    (event,) = decided(events)
+    assert event["step"] == 20
     assert refreshed == [3, 6, 9, 12, 15, 18], "and none within the phase"
     indices = trainer.session.plan.indices
-    assert told["looked_at"] == 20
+    assert event["looked_at"] == 20
     last_selection = set(indices[18 * 4 : 20 * 4].tolist())
     assert len(set(indices[20 * 4 :].tolist())) == 6
     assert len(set(indices[20 * 4 :].tolist()) | last_selection) <= 20
@@ -150,10 +150,10 @@ def test_few_candidates_come_from_every_domain(run: Any, parts: Any) -> None:
 
 def test_what_is_written_of_the_choice(run: Any, tmp_path: Path) -> None:
     _, events, _ = run(Direct(count=9, tau=2.0))
-    (told,) = decided(events)
-    assert told["tau"] == 2.0
-    assert told["parts"].keys() == {"signals", "selection"}
-    assert "spectrum" not in told
+    (event,) = decided(events)
+    assert event["tau"] == 2.0
+    assert event["parts"].keys() == {"signals", "selection"}
+    assert "spectrum" not in event
     found = json.loads((tmp_path / "run" / "plan" / "spectrum-24.json").read_text())
     assert found["spectrum"]["values"] == sorted(found["spectrum"]["values"], reverse=True)
     assert len(found["spectrum"]["pool_energy"]) == len(found["spectrum"]["values"]) <= 20
@@ -196,7 +196,7 @@ def test_the_pool_stays_what_was_selected_through_all_rounds(run: Any, epochs: i
     random = gw.baselines.RandomSubset(count=40)
     phase = RandomAnneal(count=5, pool="selection", last=0.6, times=times)
     _, events, _ = run(phase, select=random, num_train_epochs=epochs)
-    assert [told["looked_at"] for told in decided(events)] == [40] * times
+    assert [event["looked_at"] for event in decided(events)] == [40] * times
 
 
 def test_a_resumed_run_knows_what_was_selected(story_model, arguments, parts, tmp_path: Path) -> None:
@@ -238,12 +238,12 @@ def test_room_counts_what_is_served(run: Any, parts: Any) -> None:
     trainer, events, _ = run(
         RandomAnneal(), given=(more, parts[1].select(range(2, 20))), dataloader_drop_last=True
     )
-    (told,) = decided(events)
-    served = [trainer.session.schedule.samples(step) for step in range(told["step"], 30)]
-    assert told["room"] == told["selected"] == len(set(np.concatenate(served).tolist()))
+    (event,) = decided(events)
+    served = [trainer.session.schedule.samples(step) for step in range(event["step"], 30)]
+    assert event["room"] == event["selected"] == len(set(np.concatenate(served).tolist()))
 
 
-def test_a_tau_that_cannot_be_kept_to_can_be_mended(story_model, arguments, parts, tmp_path: Path) -> None:
+def test_a_tau_that_cannot_be_met_can_be_mended(story_model, arguments, parts, tmp_path: Path) -> None:
     def make(tau: float, **changes: Any) -> gw.Trainer:
         settings = arguments(
             "mended",
@@ -320,7 +320,7 @@ def test_more_rounds_than_steps_are_as_many_as_steps(story_model, arguments, par
     whole, resumed = make(), make()
     whole.train()
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
-    assert [told["step"] for told in decided(events)] == [12, 13, 14]
+    assert [event["step"] for event in decided(events)] == [12, 13, 14]
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-13"))
     assert same_weights(whole.model, resumed.model)
 

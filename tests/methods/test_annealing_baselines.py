@@ -1,4 +1,4 @@
-"""The simple ways to finish a run, each against its definition."""
+"""Baselines of the annealing phase, each against its definition."""
 
 from dataclasses import replace
 from typing import Any
@@ -88,7 +88,7 @@ class TestAll:
 
     def test_never_pick_what_is_not_finite(self, method: Any) -> None:
         if method is RandomAnneal:
-            pytest.skip("looks at nothing; the planner leaves such samples out")
+            pytest.skip("uses no signal; the planner leaves such samples out")
         grad, loss = np.asarray(POOL.grad).copy(), np.asarray(POOL.loss).copy()
         norm = np.linalg.norm(grad, axis=1)
         grad[:30], loss[:30], norm[:30] = np.nan, np.nan, np.nan
@@ -105,9 +105,9 @@ class TestAll:
         with pytest.raises(gw.RecipeError, match="give fraction, count or tokens"):
             method().select(POOL, validation=HELD_OUT)
 
-    def test_need_validation_gradients_where_they_go_by_them(self, method: Any) -> None:
+    def test_need_validation_gradients_where_they_use_them(self, method: Any) -> None:
         if not method.validation_needs:
-            pytest.skip("does not look at them")
+            pytest.skip("does not use them")
         for nothing in (None, replace(HELD_OUT, grad=np.zeros((20, 8), np.float32))):
             with pytest.raises(gw.SignalError, match="gradient"):
                 method(count=3).select(POOL, validation=nothing)

@@ -1,4 +1,4 @@
-"""`select_annealing`: what a run's last phase would train on, were its model the recipe's."""
+"""`select_annealing`: what a run's annealing phase would train on if its model were the recipe's."""
 
 import json
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def test_validation_samples_are_spread_over_the_file(recipe: Recipe, tmp_path: P
     np.testing.assert_allclose(kept, every[[0, 2, 4, 7]], rtol=1e-4, atol=1e-5)
 
 
-def test_overlap_is_told(recipe: Recipe, tmp_path: Path) -> None:
+def test_overlap_is_reported(recipe: Recipe, tmp_path: Path) -> None:
     assert recipe.data is not None
     same = replace(recipe, data=replace(recipe.data, validation=recipe.data.train), anneal=Direct(count=3))
     details: list[str] = []
