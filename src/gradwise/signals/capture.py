@@ -211,8 +211,7 @@ class Capture(TorchFunctionMode):
         self, func: Callable[..., Any], tensor: Tensor, *requires_grad: object, **named: object
     ) -> Tensor:
         """A hook that makes the embeddings require a gradient (`enable_input_require_grads`) would hide which
-        outputs are the first that depend on the scope. FSDP2 sets that of whole parameters as it gathers them.
-        """
+        outputs are the first that depend on the scope. FSDP2 sets the same of parameters that it gathers."""
         return func(tensor, *requires_grad, **named) if isinstance(tensor, nn.Parameter) else tensor
 
     # ---- rows and the anchor ------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def lent(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode, eager, its parameters without gradients, random state untouched.
 
     A compiled model runs uncompiled, which gives the same numbers up to rounding; stacks of experts run one
-    expert after another, where every product can be seen. Parameters that FSDP2 shards are so before and after.
+    expert after another, where every product can be seen. What FSDP2 shards is sharded before and after.
     """
     bare = uncompiled(model)
     reshard(bare)

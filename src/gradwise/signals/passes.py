@@ -26,7 +26,7 @@ from gradwise.signals.quantities import Signals
 from gradwise.signals.rehearsal import Rehearsal, Verdict, by_autograd
 from gradwise.signals.samples import Inspection, check_indexable, inputs_only, inspect
 from gradwise.signals.scope import Scope
-from gradwise.signals.shards import units, whole_tensor
+from gradwise.signals.shards import Shards, class_name, units, whole_tensor
 from gradwise.signals.sheet import MEASURED, NOT_FINITE, NOT_HELD, Column, InMemory, Sheet, stored
 from gradwise.signals.store import Store, read, verify
 from gradwise.signals.sums import Asked, Projector
@@ -175,8 +175,10 @@ class Pass:
             by_autograd(self.model, batch, learning, self.autocast)
             return
         quantities: list[Quantity] = ["loss"]
-        quantities += ["grad_norm"] if kind.gradients else []
-        quantities += ["head_norm"] if kind.head else []
+        if kind.gradients:
+            quantities.append("grad_norm")
+        if kind.head:
+            quantities.append("head_norm")
         asked = Asked(self.scope, norms=True) if kind.gradients and self.scope is not None else None
         measure = Measurer(self.model, Wanted(tuple(quantities)), asked, kind.learning, self.autocast)
         with suppress(InseparableError):
@@ -218,7 +220,7 @@ class Pass:
         request: dict[str, Any] = {
             "size": len(self.dataset),
             "columns": columns,
-            "model": type(self.model).__name__,
+            "model": class_name(self.model),
             "weights": weights_digest(self.model),
             "configuration": configuration_digest(self.model),
             "autocast": None if self.autocast is None else str(self.autocast),
@@ -226,6 +228,8 @@ class Pass:
             "batch_tokens": self.batch_tokens,
             "blocks": blocks,
         }
+        if (gathered_in := Shards(self.model).computes_in) is not None:
+            request["mixed precision"] = str(gathered_in)
         if "embedding" in self.wanted:
             request |= {"pooling": self.wanted.pooling, "layer": self.wanted.layer}
         if self.asked is not None and self.scope is not None:

@@ -61,8 +61,10 @@ class Preconditioner:
         return cls(moments, eps)
 
     def _gather(self) -> None:
-        """Compute the scales of all matrices from moments that are sharded over ranks, gathered one at a time;
-        a collective call. What a forward pass asks for is then in this process."""
+        """Compute the scales of matrices now, from moments that are sharded over ranks; a collective call.
+
+        Moments are gathered one at a time, so no rank holds all of them.
+        """
         state = self._new_digest()
         for name in sorted(self._moments):
             whole = whole_tensor(self._moments[name])

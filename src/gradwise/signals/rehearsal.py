@@ -23,7 +23,7 @@ from gradwise.ranks import gathered
 from gradwise.signals.batching import Pool, batches
 from gradwise.signals.measure import Batch, InseparableError, Measured, Measurer
 from gradwise.signals.scope import kind, precise
-from gradwise.signals.shards import Shards, device_of
+from gradwise.signals.shards import Shards, class_name, device_of
 from gradwise.signals.sums import Asked
 from gradwise.signals.turns import Kind, Turns
 from gradwise.signals.wanted import Wanted
@@ -218,7 +218,7 @@ def _slow(model: nn.Module, unseen: Sequence[str] = (), mixed: Sequence[str] = (
         " Leave such parameters out with `parameters` where they do not matter." if unseen or mixed else ""
     )
     return (
-        f"{type(model).__name__}: {why}; signals are collected one sample at a time, which is exact and "
+        f"{class_name(model)}: {why}; signals are collected one sample at a time, which is exact and "
         f"takes several times as long.{advice}"
     )
 
@@ -253,9 +253,9 @@ def by_autograd(
         parameter.requires_grad_(True)
     try:
         with turn, torch.enable_grad():
-            with shards.watched(lambda sharded, now: whole.update({id(sharded): now})):
-                with autocasting(device, autocast):
-                    logits: Any = model(**inputs, use_cache=False).logits[0, :-1]
+            watched = shards.watched(lambda sharded, now: whole.update({id(sharded): now}))
+            with watched, autocasting(device, autocast):
+                logits: Any = model(**inputs, use_cache=False).logits[0, :-1]
             wide = logits if logits.dtype == torch.float64 else logits.float()
             loss = functional.cross_entropy(wide, labels)
             targets = [whole.get(id(parameter), parameter) for parameter in parameters.values()]

@@ -35,6 +35,14 @@ def units(model: nn.Module) -> list[Any]:
     return [] if kind is None else [module for module in model.modules() if isinstance(module, kind)]
 
 
+def class_name(model: nn.Module) -> str:
+    """The name of a model's class, of which FSDP makes a subclass of its own."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    kinds = type(model).__mro__
+    own = next((kind for kind in kinds if fsdp is None or not issubclass(kind, fsdp.FSDPModule)), kinds[0])
+    return own.__name__
+
+
 def is_distributed(parameter: Tensor) -> bool:
     """Whether a parameter is spread over ranks, by FSDP2 or otherwise."""
     return type(parameter).__name__ == "DTensor"
@@ -47,21 +55,21 @@ def check_shards(model: nn.Module) -> None:
         model: with its parameters sharded, as they are between forward passes.
     """
     distributed: list[Any] = [p for p in model.parameters() if is_distributed(p)]
-    name = type(model).__name__
+    name = class_name(model)
     if distributed and not units(model):
         raise SignalError(
-            f"{name} is spread over ranks by something else than FSDP2 (fully_shard), where its samples cannot be "
-            "measured; collect signals with a whole copy, or with a smaller model (signals.model)."
+            f"{name} is spread over ranks by something else than FSDP2 (fully_shard), where its samples "
+            "cannot be measured; collect signals with a whole copy, or with a smaller model (signals.model)."
         )
     if any(sum(not place.is_replicate() for place in p.placements) > 1 for p in distributed):
         raise SignalError(
-            f"{name} is split in two ways (FSDP2 with tensor or expert parallelism), where its samples cannot be "
-            "measured; shard it with fully_shard alone."
+            f"{name} is split in two ways (FSDP2 with tensor or expert parallelism), where its samples "
+            "cannot be measured; shard it with fully_shard alone."
         )
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of whole parameters that an earlier forward pass has left, as evaluation does. Not collective."""
+    """Let go of whole parameters that a forward pass has left, as evaluation does; not collective."""
     for unit in units(model):
         unit.reshard()
 
@@ -122,8 +130,8 @@ class Shards:
     def watched(
         self, gathered: Told, freed: Callable[[Iterable[nn.Parameter]], object] | None = None
     ) -> Iterator[None]:
-        """Within it, `gathered` hears of each whole parameter as its module's forward pass begins, and `freed`
-        of the sharded ones whose whole parameters may be gone as it ends."""
+        """Within it, `gathered` hears of each whole parameter as its module's forward pass begins, and
+        `freed` of the sharded ones whose whole parameters may be gone as it ends."""
         handles = []
         for unit in self.units:
             unit.reshard()  # one that is whole already would not follow its requires_grad
