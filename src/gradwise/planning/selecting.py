@@ -165,6 +165,14 @@ class Selecting(Decider):
 
     # ---- before the first step -----------------------------------------------------------------------------
 
+    def check(self, context: RunContext) -> None:
+        method = context.recipe.select
+        if method.trained_before is not None and context.sharded:
+            raise RecipeError(
+                f"select: {method.method} trains before it selects and takes the steps back, which a sharded "
+                "model cannot do yet; take another selection."
+            )
+
     def prepare(self, context: RunContext) -> RunContext:
         method, scores_all = context.recipe.select, bool(self._ordering.needs & set(QUANTITIES))
         self._first = compared_texts(method, context)
