@@ -145,8 +145,7 @@ def test_as_in_one_process(tmp_path: Path, names: list[str]) -> None:
 def stepped(model: Any, optimizer: Any, pool: Any, between: Callable[[], object]) -> None:
     """A step over two micro-batches, with something in between."""
     for number, rows in enumerate((pool[:2], pool[2:4])):
-        if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(number == 1)
+        model.set_requires_gradient_sync(number == 1)
         between()
         model(**Collator(0)(rows)).loss.backward()
         between()

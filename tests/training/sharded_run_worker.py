@@ -44,7 +44,7 @@ def run(job: dict[str, Any]) -> None:
         job["out"],
         per_device_train_batch_size=4 // ranks,
         learning_rate=1e-3,
-        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_type="warmup_stable_decay" if "anneal" in job["recipe"] else "constant",
         max_steps=8,
         save_strategy="no",
         logging_steps=1,
@@ -56,12 +56,12 @@ def run(job: dict[str, Any]) -> None:
     )
     options: dict[str, Any] = {}
     if job["sharded"] == "as it is loaded":
-        from transformers.distributed import DistributedConfig
+        from transformers.distributed.configuration_utils import DistributedConfig
 
         options["distributed_config"] = DistributedConfig(fsdp_size=ranks)
     # After the arguments, which connect the ranks.
     model = AutoModelForCausalLM.from_pretrained(job["model"], **options)
-    data = load_from_disk(job["data"])
+    data: Any = load_from_disk(job["data"])
     kind = ByAccelerate if job["sharded"] == "by accelerate" else gw.Trainer
     trainer = kind(
         model,

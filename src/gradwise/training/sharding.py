@@ -49,13 +49,14 @@ def shard_first(trainer: Any) -> None:
     """
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
+    plugin = trainer.accelerator.state.fsdp_plugin
     settings = {
-        "fsdp_config.activation_checkpointing": trainer.accelerator.state.fsdp_plugin.activation_checkpointing,
+        "fsdp_config.activation_checkpointing": plugin.activation_checkpointing,
         "torch_compile": trainer.args.torch_compile,
     }
     if found := [name for name, given in settings.items() if given]:
         raise RecipeError(
-            f"Samples are to be measured before the first step, for which FSDP2 must shard the model before "
+            "Samples are to be measured before the first step, for which FSDP2 must shard the model before "
             f"{found[0]} takes effect; leave it out (gradient_checkpointing is possible)."
         )
     trainer.model = trainer.model_wrapped = fsdp2_prepare_model(trainer.accelerator, trainer.model)
