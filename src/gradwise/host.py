@@ -13,6 +13,7 @@ from gradwise.planning import RunContext, Samples, Scorer
 from gradwise.planning.context import Collate
 from gradwise.precision import autocast_of
 from gradwise.recipe import Recipe
+from gradwise.signals.shards import units
 from gradwise.training.arguments import new_optimizer
 from gradwise.training.layout import Layout
 from gradwise.training.memory import StepMemory
@@ -94,6 +95,12 @@ def samples_of(trainer: HostTrainer) -> RunSamples:
     return RunSamples(train, Samples(trainer.eval_dataset, *trainer.validation_samples()), planned)
 
 
+def will_shard(trainer: HostTrainer) -> bool:
+    """Whether accelerate shards the trainer's model by FSDP2, as it does before the first step."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) == 2
+
+
 def target_of(trainer: HostTrainer) -> Samples | None:
     """A trainer's target samples, if it has any."""
     given = trainer.target_dataset
@@ -116,6 +123,8 @@ def context_of(
     """What a decision may use of a trainer as it stands; arguments as the fields of `RunContext`."""
     train = samples.train
     args, optimizer, given = trainer.args, trainer.optimizer, trainer.eval_dataset
+    by_fsdp2 = bool(units(trainer.model)) or will_shard(trainer)
+    sharded = by_fsdp2 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     asked = str(getattr(args.optim, "value", args.optim)).lower()
 
     def scorer() -> Scorer:
@@ -138,12 +147,14 @@ def context_of(
         validation_sets=0 if given is None else len(given) if isinstance(given, dict) else 1,
         layout=layout,
         tokenizer=trainer.processing_class,
-        autocast=autocast_of(args),
+        # accelerate's FSDP2 gathers weights in the type of mixed precision instead.
+        autocast=None if will_shard(trainer) else autocast_of(args),
         device="cuda" if args.device.type == "cuda" else "cpu",
         max_grad_norm=args.max_grad_norm,
         learning_rate=args.learning_rate,
         adam="adam" in asked if optimizer is None else "betas" in optimizer.param_groups[0],
-        sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
+        sharded=sharded,
+        measurable=by_fsdp2 or not sharded,
         shared=shared,
         progress=not args.disable_tqdm,
         say=say,

@@ -93,7 +93,7 @@ def on_first(work: Callable[[], T]) -> T:
     # The error is shared like a value: a rank that failed before the broadcast would leave the others
     # waiting.
     value, error = _outcome(work) if group.get_rank() == 0 else (None, None)
-    shared: list[Any] = [(value, _portable(error))]
+    shared: list[Any] = [(value, portable(error))]
     group.broadcast_object_list(shared, src=0)
     value, shared_error = shared[0]
     if shared_error is not None:
@@ -110,7 +110,7 @@ def on_each(work: Callable[[], T]) -> T:
         return work()
     value, error = _outcome(work)
     # Every rank learns of every failure before any continues, so that none waits in the next collective call.
-    errors = [each for each in gathered(_portable(error)) if each is not None]
+    errors = [each for each in gathered(portable(error)) if each is not None]
     if errors:
         raise error or errors[0]
     return value  # type: ignore[return-value]
@@ -127,7 +127,7 @@ def check_same(value: object, what: str) -> None:
     other = next((number for number, each in enumerate(found) if each != found[0]), None)
     if other is not None:
         sentence = f"{what} differ between rank 0 and rank {other}; give all ranks the same files."
-        raise _marked(GradwiseError(sentence))
+        raise marked(GradwiseError(sentence))
 
 
 def wait_for_all() -> None:
@@ -162,19 +162,20 @@ def _outcome(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     try:
         return work(), None
     except BaseException as error:
-        return None, _marked(error)
+        return None, marked(error)
 
 
-def _marked(error: BaseException) -> BaseException:
+def marked(error: BaseException) -> BaseException:
+    """The error, which every rank will raise."""
     error._everywhere = True  # type: ignore[attr-defined]
     return error
 
 
-def _portable(error: BaseException | None) -> BaseException | None:
+def portable(error: BaseException | None) -> BaseException | None:
     """The error itself where it survives pickling, otherwise one with the same message."""
     if error is None:
         return None
     try:
         return pickle.loads(pickle.dumps(error))
     except Exception:
-        return _marked(GradwiseError(str(error)))
+        return marked(GradwiseError(str(error)))

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from gradwise.data import Collator, check_dropped
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.folders import OwnedFolder
+from gradwise.host import will_shard
 from gradwise.planning import FixedPlanner, Planner
 from gradwise.precision import autocast_of, autocasting
 from gradwise.ranks import on_first
@@ -42,6 +43,7 @@ from gradwise.training.memory import StepMemory
 from gradwise.training.offload import offload_state
 from gradwise.training.plan import Plan
 from gradwise.training.saving import check_saves
+from gradwise.training.sharding import shard_first
 from gradwise.training.support import (
     check_given,
     check_indexable,
@@ -251,6 +253,9 @@ class TrainerMixin(_AnyTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The ledger that steps are counted by; the batches themselves come through `get_batch_samples`."""
         check_saves(self)  # here, since the Trainer has aligned the model's special tokens by now
+        measures = self.session.planner.measures_first and self.proxy is None
+        if will_shard(self) and measures and self.session.resumed_from is None:
+            shard_first(self)
         return self.session.prepare()
 
     def get_eval_dataloader(self, *args: object, **kwargs: object) -> DataLoader[Any]:

@@ -309,10 +309,26 @@ def test_a_checkpoint_of_another_version_is_refused(make: Any) -> None:
         trainer.session.planner.load_state_dict({"looked": np.arange(3)}, None)
 
 
-def test_a_sharded_model_is_refused_before_anything_is_spent(make: Any) -> None:
-    for section, method in (("order", gw.D3()), ("anneal", gw.Direct())):
-        trainer = make(section, section, method)
-        trainer.session.open(None)
-        context = replace(trainer.session.context(), sharded=True)
-        with pytest.raises(gw.RecipeError, match="cannot measure a sharded model yet"):
-            trainer.session.planner.first(context)
+@pytest.mark.parametrize(
+    ("section", "method", "measurable", "words"),
+    [
+        ("order", gw.D3(), True, "order: d3 makes trial steps, which a sharded model cannot do yet"),
+        ("anneal", gw.Trial(), True, "trains on each contender's picks"),
+        ("select", gw.baselines.Less(count=4), True, "trains before it selects"),
+        ("anneal", gw.Direct(), False, "cannot measure a model sharded by DeepSpeed or FSDP1"),
+        (
+            "select",
+            gw.Grace(count=4),
+            False,
+            "cannot measure the .* of a model sharded by DeepSpeed or FSDP1",
+        ),
+    ],
+)
+def test_what_a_sharded_model_cannot_do_is_refused(
+    make: Any, section: str, method: Any, measurable: bool, words: str
+) -> None:
+    trainer = make(section, section, method)
+    trainer.session.open(None)
+    context = replace(trainer.session.context(), sharded=True, measurable=measurable)
+    with pytest.raises(gw.RecipeError, match=words):
+        trainer.session.planner.first(context)

@@ -88,8 +88,16 @@ class Annealing(Decider):
                 f"anneal: {name} measures the model as it is when the learning rate begins to decay, and "
                 "signals.model measures with one that does not learn; leave one of them out."
             )
-        if measures and context.sharded:
-            raise RecipeError(f"anneal: {name} cannot measure a sharded model yet; take random or full.")
+        if measures and not context.measurable:
+            raise RecipeError(
+                f"anneal: {name} cannot measure a model sharded by DeepSpeed or FSDP1; shard it by FSDP2, or "
+                "take random or full."
+            )
+        if method.tried and context.sharded:
+            raise RecipeError(
+                f"anneal: {name} trains on each contender's picks and takes the steps back, which a sharded "
+                "model cannot do yet; take one of its contenders, such as direct."
+            )
         self._added = context.added
         for part in self._parts(context):
             if method.pool != "all" and part.rows[0] == 0:

@@ -174,6 +174,8 @@ class RunContext:
     """Whether the optimizer keeps second moments of gradients."""
     sharded: bool = False
     """Whether no process holds the whole model."""
+    measurable: bool = True
+    """Whether samples can be measured with the model as it is placed: whole, or sharded by FSDP2."""
     shared: Path | None = None
     """Folder in which several runs keep the signals that they have in common."""
     store: Path | None = None

@@ -65,7 +65,9 @@ class Ordering(Decider):
                 "packing: false, or take order: balanced."
             )
         if context.sharded:
-            raise RecipeError(f"order: {name} cannot measure a sharded model yet; take order: balanced.")
+            raise RecipeError(
+                f"order: {name} makes trial steps, which a sharded model cannot do yet; take order: balanced."
+            )
         check_precision(context.autocast)
         held_out = None if context.validation is None else context.validation.dataset
         if influence.target == "validation" and (

@@ -57,6 +57,11 @@ class Planner:
 
     # ---- before the first step -----------------------------------------------------------------------------
 
+    @property
+    def measures_first(self) -> bool:
+        """Whether samples are measured before the first step."""
+        return any(decider.needs & set(QUANTITIES) for decider in self.deciders)
+
     def first(self, context: RunContext) -> Plan:
         """The plan of a run that begins."""
         check_samples(context, self._methods)

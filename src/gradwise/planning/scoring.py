@@ -100,7 +100,8 @@ def pool_signals(
         rows: positions of the samples to score, ascending. If unset, all of them.
 
     Raises:
-        RecipeError: domains are needed and the data have no such column, or the model is sharded.
+        RecipeError: domains are needed and the data have no such column, or the model is sharded in a way in
+            which it cannot be measured.
         DataError: a weight is negative or no number.
     """
     known = context.train.described(needs & {"words", "texts"})
@@ -295,10 +296,11 @@ def _collect(
     *,
     use_optimizer: bool = False,
 ) -> Signals:
-    if context.sharded and not context.proxied:
+    if not context.measurable and not context.proxied:
         raise RecipeError(
-            f"select, order and anneal cannot measure the {quantities[0]} of a sharded model yet; use "
-            "others, or for the first two name a smaller model under signals.model."
+            f"select, order and anneal cannot measure the {quantities[0]} of a model sharded by DeepSpeed or "
+            "FSDP1; shard it by FSDP2, use others, or for the first two name a smaller model under "
+            "signals.model."
         )
     settings = context.recipe.signals
     return collect(

@@ -171,6 +171,11 @@ class Selecting(Decider):
 
     def check(self, context: RunContext) -> None:
         method = context.recipe.select
+        if method.trained_before is not None and context.sharded:
+            raise RecipeError(
+                f"select: {method.method} trains before it selects and takes the steps back, which a sharded "
+                "model cannot do yet; take another selection."
+            )
         if not method.tried or method.chosen() is not None:
             return
         if context.sharded:

@@ -156,7 +156,9 @@ def _optimizer(recipe: Recipe, model: Any, pool: Pool) -> tuple[Any, float]:
             bars=False,
         )
         if arguments.fsdp or arguments.deepspeed:
-            raise RecipeError("order: d3 cannot measure a sharded model yet; take order: balanced.")
+            raise RecipeError(
+                "order: d3 makes trial steps, which a sharded model cannot do yet; take order: balanced."
+            )
         try:
             # It insists on data where the recipe asks for evaluation, which nobody does here.
             trainer = transformers.Trainer(model=model, args=arguments, eval_dataset=pool.dataset)

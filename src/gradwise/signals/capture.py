@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -44,6 +44,10 @@ class Capture(TorchFunctionMode):
         self._samples = samples
         self._owner: Tensor | None = None
         self._expert_rows: Callable[[int], Tensor] | None = None
+
+    def gathered(self, sharded: Tensor, whole: Tensor) -> None:
+        """In this forward pass, `whole` is used in the place of a parameter that is sharded over ranks."""
+        self._tracer.stands_for(whole, sharded)
 
     @contextmanager
     def rows_owned_by(self, owner: Tensor) -> Iterator[None]:
@@ -211,11 +215,11 @@ class Capture(TorchFunctionMode):
         return out
 
     def _kept_from_learning(
-        self, _: object, tensor: Tensor, *_requires_grad: object, **_kwargs: object
+        self, func: Callable[..., Any], tensor: Tensor, *requires_grad: object, **named: object
     ) -> Tensor:
         """A hook that makes the embeddings require a gradient (`enable_input_require_grads`) would hide which
-        outputs are the first that depend on the scope."""
-        return tensor
+        outputs are the first that depend on the scope. FSDP2 sets the same of parameters that it gathers."""
+        return func(tensor, *requires_grad, **named) if isinstance(tensor, nn.Parameter) else tensor
 
     # ---- rows and the anchor ------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from gradwise.signals.given_back import lent, uncompiled
 from gradwise.signals.passes import Collate, Pass
 from gradwise.signals.quantities import Signals
 from gradwise.signals.scope import resolve
+from gradwise.signals.shards import device_of, reshard
 from gradwise.signals.wanted import DEFAULT, Quantity, Wanted
 
 
@@ -91,8 +92,9 @@ def collect(
     say = _teller(tell)
     start = time.perf_counter()
     # Before the model is lent, which hides the parameters that learn: of an adapted model, the scope.
+    reshard(uncompiled(model))
     scope = resolve(uncompiled(model), parameters) if wanted.gradients else None
-    autocast = autocast or autocast_here(next(model.parameters()).device)
+    autocast = autocast or autocast_here(device_of(model))
     with lent(model) as bare:
         one = Pass(bare, dataset, collator, wanted, scope, precondition, batch_tokens, say, autocast)
         signals = one.run(None if store is None else Path(store).expanduser(), start, progress)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gradwise.errors import SignalError
+from gradwise.signals.shards import check_shards, reshard, without_reduction
 
 
 @contextmanager
@@ -15,9 +16,10 @@ def lent(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode, eager, its parameters without gradients, random state untouched.
 
     A compiled model runs uncompiled, which gives the same numbers up to rounding; stacks of experts run one
-    expert after another, where every product can be seen.
+    expert after another, where every product can be seen. What FSDP2 shards is sharded before and after.
     """
     bare = uncompiled(model)
+    reshard(bare)
     check_measurable(bare)
     training = [module for module in bare.modules() if module.training]
     learning = [parameter for parameter in bare.parameters() if parameter.requires_grad]
@@ -27,6 +29,7 @@ def lent(model: nn.Module) -> Iterator[nn.Module]:
         stack.enter_context(torch.random.fork_rng(cuda))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_one_expert_at_a_time(bare))
+        stack.enter_context(without_reduction(bare))
         bare.eval()
         for parameter in learning:
             parameter.requires_grad_(False)
@@ -47,13 +50,12 @@ def uncompiled(model: nn.Module) -> Any:
 def check_measurable(model: nn.Module) -> None:
     """Raise SignalError for a model whose samples cannot be measured by themselves."""
     name = type(model).__name__
-    if name in ("FullyShardedDataParallel", "DeepSpeedEngine") or any(
-        type(parameter).__name__ == "DTensor" for parameter in model.parameters()
-    ):
+    if name in ("FullyShardedDataParallel", "DeepSpeedEngine"):
         raise SignalError(
-            f"Signals need the whole model in each process; {name} is sharded. Collect them with a copy that "
-            "is not, or with a smaller model (signals.model)."
+            f"{name} shards the model in a way in which its samples cannot be measured. Shard it by FSDP2 "
+            "(fully_shard), or collect signals with a whole copy or a smaller model (signals.model)."
         )
+    check_shards(model)
     adapters: Any = getattr(model, "peft_config", {})
     for adapter in adapters.values():
         if getattr(adapter, "is_prompt_learning", False) and "PREFIX" not in str(adapter.peft_type):

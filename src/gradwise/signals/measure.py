@@ -4,7 +4,7 @@ Shapes: B samples of up to T tokens, n label tokens in all, V the vocabulary, h 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,9 @@ from gradwise.precision import autocasting
 from gradwise.signals.capture import Capture
 from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.scope import Scope
+from gradwise.signals.shards import Shards, device_of
 from gradwise.signals.sums import Asked, GradientSums
+from gradwise.signals.turns import Kind, Turns
 from gradwise.signals.wanted import Wanted
 
 Batch = dict[str, Any]
@@ -58,6 +60,7 @@ class Measurer:
         unseen: parameters whose use cannot be watched; batches must then have one sample, and autograd gives
             these parameters' gradients.
         autocast: what forward passes compute in; None for the weights' own type.
+        turns: keeps ranks that share a sharded model in step; None for a model that is whole.
     """
 
     def __init__(
@@ -67,24 +70,34 @@ class Measurer:
         asked: Asked | None,
         unseen: tuple[str, ...] = (),
         autocast: torch.dtype | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.model = model
         self.wanted = wanted
         self.asked = asked
         self.unseen = unseen
+        self.shards = Shards(model)
         self.autocast = autocast
+        self.turns = turns
         self.head = Head(model)
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
         self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
 
     def __call__(self, batch: Batch, *, apart: bool = False) -> Measured:
         """Measure a padded batch with "labels"; with `apart`, each parameter's share of the norm as well."""
-        batch = {name: _moved(value, self.device) for name, value in batch.items()}
-        labels_BT = batch.pop("labels")
-        positions = LabelPositions.of(labels_BT)
-        if torch.float16 in (self.dtype, self.autocast) and self.asked is not None:
+        batch, positions = self._placed(batch)
+        computed = (self.dtype, self.autocast, self.shards.computes_in)
+        if torch.float16 in computed and self.asked is not None:
             return self._without_overflow(batch, positions, apart)
         return self._measure(batch, positions, 1.0, apart)
+
+    def once(self, batch: Batch) -> Measured:
+        """The same in exactly one run, whatever overflows."""
+        return self._measure(*self._placed(batch), 1.0, False)
+
+    def _placed(self, batch: Batch) -> tuple[Batch, LabelPositions]:
+        placed = {name: _moved(value, self.device) for name, value in batch.items()}
+        return placed, LabelPositions.of(placed.pop("labels"))
 
     def _without_overflow(self, batch: Batch, positions: LabelPositions, apart: bool) -> Measured:
         """Float16 gradients underflow unless scaled up; samples where that overflows are scaled less."""
@@ -106,10 +119,13 @@ class Measurer:
             if sums is not None
         ]
         found = Measured()
+        kind = Kind(gradients is not None, head_only is not None, self.unseen if gradients else ())
         grad_enabled = torch.set_grad_enabled(bool(captures))
-        with grad_enabled, self._unseen_learning() as unseen, ExitStack() as hooks:
+        with self._turn(kind), grad_enabled, self._unseen_learning() as unseen, ExitStack() as hooks:
             hidden = self._hidden_wanted(hooks)
             with ExitStack() as watching:
+                if captures:
+                    watching.enter_context(self._gathering_watched(captures, unseen))
                 for capture in captures:
                     watching.enter_context(capture)
                     watching.enter_context(experts_watched(self.model, capture, positions))
@@ -122,6 +138,24 @@ class Measurer:
             found.values["embedding"] = positions.pooled(hidden.state, self.wanted.pooling, batch)
         self._read(found, gradients, head_only, scale)
         return found
+
+    def _turn(self, kind: Kind) -> AbstractContextManager[None]:
+        return nullcontext() if self.turns is None else self.turns.taken(kind)
+
+    @contextmanager
+    def _gathering_watched(self, captures: list[Capture], unseen: dict[str, Tensor]) -> Iterator[None]:
+        """Whole parameters of a sharded model take the places of its own: captures follow them, and `unseen`
+        names them."""
+        names = {id(parameter): name for name, parameter in unseen.items()}
+
+        def gathered(sharded: Tensor, whole: Tensor) -> None:
+            for capture in captures:
+                capture.gathered(sharded, whole)
+            if id(sharded) in names:
+                unseen[names[id(sharded)]] = whole
+
+        with self.shards.watched(gathered):
+            yield
 
     def _seen(self, scope: Scope) -> Scope:
         return Scope({name: p for name, p in scope.parameters.items() if name not in self.unseen})
@@ -149,21 +183,21 @@ class Measurer:
         return hidden
 
     @contextmanager
-    def _unseen_learning(self) -> Iterator[dict[str, nn.Parameter]]:
+    def _unseen_learning(self) -> Iterator[dict[str, Tensor]]:
         unseen = (
             {} if self.asked is None else {name: self.asked.scope.parameters[name] for name in self.unseen}
         )
         for parameter in unseen.values():
             parameter.requires_grad_(True)
         try:
-            yield unseen
+            yield dict(unseen)
         finally:
             for parameter in unseen.values():
                 parameter.requires_grad_(False)
 
     @staticmethod
     def _backward(
-        total: Tensor, anchors: list[Tensor], unseen: dict[str, nn.Parameter], sums: GradientSums | None
+        total: Tensor, anchors: list[Tensor], unseen: dict[str, Tensor], sums: GradientSums | None
     ) -> None:
         targets = [*anchors, *unseen.values()]
         if not total.requires_grad:

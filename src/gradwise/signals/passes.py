@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,18 @@ from gradwise.data import Collator
 from gradwise.errors import SignalError
 from gradwise.ranks import connected, gathered, on_first
 from gradwise.signals.batching import Collate, Pool, batches, with_copies
-from gradwise.signals.measure import Measurer
+from gradwise.signals.measure import InseparableError, Measurer
 from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.quantities import Signals
-from gradwise.signals.rehearsal import Rehearsal, Verdict
+from gradwise.signals.rehearsal import Rehearsal, Verdict, by_autograd
 from gradwise.signals.samples import Inspection, check_indexable, inputs_only, inspect
 from gradwise.signals.scope import Scope
+from gradwise.signals.shards import Shards, class_name, units, whole_tensor
 from gradwise.signals.sheet import MEASURED, NOT_FINITE, NOT_HELD, Column, InMemory, Sheet, stored
 from gradwise.signals.store import Store, read, verify
 from gradwise.signals.sums import Asked, Projector
-from gradwise.signals.wanted import Wanted
+from gradwise.signals.turns import Kind, Turns
+from gradwise.signals.wanted import Quantity, Wanted
 
 NOTE_EVERY = 5.0
 """Seconds between notes of the time spent; a killed pass loses as much of it at most."""
@@ -66,7 +69,10 @@ class Pass:
             self.asked = _asked(scope, wanted, precondition)
         elif precondition is not None:
             raise SignalError("precondition changes gradients, but neither grad nor grad_norm is wanted.")
-        self.rehearsal = Rehearsal(model, self.pool, wanted, self.asked, batch_tokens, tell, autocast)
+        self.turns = Turns(self._joined) if units(model) else None
+        self.rehearsal = Rehearsal(
+            model, self.pool, wanted, self.asked, batch_tokens, tell, autocast, self.turns
+        )
 
     def run(self, path: Path | None, start: float, progress: bool) -> Signals:
         """Measure what is not yet on the sheet; `start` is when the cost began, by `time.perf_counter`."""
@@ -128,10 +134,11 @@ class Pass:
             sheet.leave_out(rows)
         number, ranks = connected()
         share = np.flatnonzero(~sheet.done())[number::ranks].tolist()
-        measure = Measurer(self.model, self.wanted, self.asked, verdict.unseen, self.autocast)
+        measure = Measurer(self.model, self.wanted, self.asked, verdict.unseen, self.autocast, self.turns)
         noted = time.perf_counter()
         total = sum(len(blocks[block]) for block in share)
-        with Progress("signals", total, "samples", shown=progress and number == 0) as bar:
+        together = nullcontext() if self.turns is None else self.turns.together()
+        with together, Progress("signals", total, "samples", shown=progress and number == 0) as bar:
             for block in share:
                 sheet.write(block, blocks[block], self._rows(measure, blocks[block], sheet.columns))
                 bar.update(len(blocks[block]))
@@ -158,6 +165,24 @@ class Pass:
                 values[name], held = stored(array, columns[name])
                 flags[~held] |= NOT_HELD
         return values
+
+    def _joined(self, kind: Kind) -> None:
+        """A run of another rank's kind, with the shortest sample; the result is of no use."""
+        batch = self.pool.batch(self.inspection.measurable()[-1:])
+        if kind.learning and not kind.gradients:
+            assert self.scope is not None
+            learning = {name: self.scope.parameters[name] for name in kind.learning}
+            by_autograd(self.model, batch, learning, self.autocast)
+            return
+        quantities: list[Quantity] = ["loss"]
+        if kind.gradients:
+            quantities.append("grad_norm")
+        if kind.head:
+            quantities.append("head_norm")
+        asked = Asked(self.scope, norms=True) if kind.gradients and self.scope is not None else None
+        measure = Measurer(self.model, Wanted(tuple(quantities)), asked, kind.learning, self.autocast)
+        with suppress(InseparableError):
+            measure.once(batch)
 
     # ---- what comes of it --------------------------------------------------------------------------------
 
@@ -195,7 +220,7 @@ class Pass:
         request: dict[str, Any] = {
             "size": len(self.dataset),
             "columns": columns,
-            "model": type(self.model).__name__,
+            "model": class_name(self.model),
             "weights": weights_digest(self.model),
             "configuration": configuration_digest(self.model),
             "autocast": None if self.autocast is None else str(self.autocast),
@@ -203,6 +228,8 @@ class Pass:
             "batch_tokens": self.batch_tokens,
             "blocks": blocks,
         }
+        if (gathered_in := Shards(self.model).computes_in) is not None:
+            request["mixed precision"] = str(gathered_in)
         if "embedding" in self.wanted:
             request |= {"pooling": self.wanted.pooling, "layer": self.wanted.layer}
         if self.asked is not None and self.scope is not None:
@@ -241,7 +268,10 @@ def configuration_digest(model: nn.Module) -> str:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A hash of every parameter and buffer, by name; several are hashed at a time."""
+    """A hash of every parameter and buffer, by name; several are hashed at a time.
+
+    That of a sharded model is the same as if it were whole; a collective call then.
+    """
 
     def one(item: tuple[str, Tensor]) -> bytes:
         name, tensor = item
@@ -250,8 +280,11 @@ def weights_digest(model: nn.Module) -> str:
         state.update(plain.flatten().view(torch.uint8).numpy().data)
         return state.digest()
 
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(one, model.state_dict().items()))
+    if units(model):  # gathered one by one, in the same order on all ranks
+        digests = [one((name, whole_tensor(tensor))) for name, tensor in model.state_dict().items()]
+    else:
+        with ThreadPoolExecutor() as pool:
+            digests = list(pool.map(one, model.state_dict().items()))
     return hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
 
 

@@ -18,6 +18,7 @@ from gradwise.errors import SignalError
 from gradwise.numerics.projection import accumulator
 from gradwise.signals.given_back import settle
 from gradwise.signals.scope import Matrix, Scope
+from gradwise.signals.shards import is_distributed, whole_tensor
 
 
 class Preconditioner:
@@ -29,9 +30,12 @@ class Preconditioner:
     """
 
     def __init__(self, moments: Mapping[str, Tensor], eps: float = 1e-8) -> None:
-        self._moments = moments
+        self._moments = dict(moments)
         self._eps = eps
         self._scales: dict[Matrix, tuple[Tensor, Tensor]] = {}
+        self._digest: str | None = None
+        if any(is_distributed(each) for each in moments.values()):
+            self._gather()
 
     @classmethod
     def of(cls, source: Any, scope: Scope) -> "Preconditioner":
@@ -56,28 +60,58 @@ class Preconditioner:
                 )
         return cls(moments, eps)
 
+    def _gather(self) -> None:
+        """Compute the scales of matrices now, from moments that are sharded over ranks; a collective call.
+
+        Moments are gathered one at a time, so no rank holds all of them.
+        """
+        state = self._new_digest()
+        for name in sorted(self._moments):
+            whole = whole_tensor(self._moments[name])
+            _add_to(state, name, whole)
+            if whole.ndim < 2:
+                self._moments[name] = whole
+                continue
+            del self._moments[name]
+            stack = whole if whole.ndim == 3 else whole.flatten(1)[None]
+            for number, part in enumerate(stack):
+                matrix = Matrix(name, number if whole.ndim == 3 else None, *part.shape)
+                self._scales[matrix] = self._scales_of(matrix, whole)
+        self._digest = state.hexdigest()
+
     def matrix(self, matrix: Matrix) -> tuple[Tensor, Tensor]:
         """(R,) and (C,) scales."""
         if matrix not in self._scales:
-            v = self._moments[matrix.name]
-            v = (v if matrix.slice is None else v[matrix.slice]).to(accumulator(v.dtype))
-            divisor = v.reshape(matrix.rows, matrix.columns).sqrt() + self._eps
-            # d_ij ~ r_i c_j / m: the two sides each take sqrt(m), so that their product has the right size.
-            root = divisor.mean().sqrt()
-            self._scales[matrix] = root / divisor.mean(dim=1), root / divisor.mean(dim=0)
+            self._scales[matrix] = self._scales_of(matrix, self._moments[matrix.name])
         return self._scales[matrix]
+
+    def _scales_of(self, matrix: Matrix, v: Tensor) -> tuple[Tensor, Tensor]:
+        v = (v if matrix.slice is None else v[matrix.slice]).to(accumulator(v.dtype))
+        divisor = v.reshape(matrix.rows, matrix.columns).sqrt() + self._eps
+        # d_ij ~ r_i c_j / m: the two sides each take sqrt(m), so that their product has the right size.
+        root = divisor.mean().sqrt()
+        return root / divisor.mean(dim=1), root / divisor.mean(dim=0)
 
     def digest(self) -> str:
         """A hash of eps and all moments, by which a store recognises them."""
-        state = hashlib.blake2b(repr(self._eps).encode(), digest_size=16)
+        if self._digest is not None:
+            return self._digest
+        state = self._new_digest()
         for name in sorted(self._moments):
-            state.update(name.encode())
-            state.update(self._moments[name].detach().cpu().double().numpy().tobytes())
+            _add_to(state, name, self._moments[name])
         return state.hexdigest()
+
+    def _new_digest(self) -> Any:
+        return hashlib.blake2b(repr(self._eps).encode(), digest_size=16)
 
     def vector(self, name: str, like: Tensor) -> Tensor:
         """(d,) scale of a vector."""
         return 1 / (self._moments[name].to(like.dtype).flatten().sqrt() + self._eps)
+
+
+def _add_to(digest: Any, name: str, moments: Tensor) -> None:
+    digest.update(name.encode())
+    digest.update(moments.detach().cpu().double().numpy().tobytes())
 
 
 def _moments(optimizer: torch.optim.Optimizer, scope: Scope) -> tuple[dict[str, Tensor], float]:

@@ -8,6 +8,7 @@ at a time, and autograd gives the gradients of the parameters that cannot be wat
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,10 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradwise.precision import autocasting
+from gradwise.ranks import gathered
 from gradwise.signals.batching import Pool, batches
 from gradwise.signals.measure import Batch, InseparableError, Measured, Measurer
 from gradwise.signals.scope import kind, precise
+from gradwise.signals.shards import Shards, class_name, device_of
 from gradwise.signals.sums import Asked
+from gradwise.signals.turns import Kind, Turns
 from gradwise.signals.wanted import Wanted
 
 PAIRS = 8
@@ -58,17 +62,29 @@ class Rehearsal:
     batch_tokens: int
     tell: Callable[[str], None]
     autocast: torch.dtype | None = None
+    turns: Turns | None = None
 
     def __post_init__(self) -> None:
         self.kept: dict[int, dict[str, NDArray]] = {}
         """What was measured of whole batches, by their first sample."""
 
     def verdict(self, order: NDArray[np.int64]) -> Verdict:
-        """How the model can be measured.
+        """How the model can be measured; a collective call for a model that is sharded.
 
         Args:
             order: distinct samples that can be measured, longest first.
         """
+        if self.turns is None:
+            return self._verdict(order)
+        with self.turns.together():
+            mine = self._verdict(order)
+        # All ranks try the same samples. Should rounding decide differently, the most careful verdict counts.
+        agreed = max(gathered(mine), key=lambda each: (each.one_at_a_time, len(each.unseen)))
+        if agreed != mine:
+            self.kept.clear()
+        return agreed
+
+    def _verdict(self, order: NDArray[np.int64]) -> Verdict:
         found = self._by_autograd(order)
         if found.one_at_a_time:
             return found
@@ -114,10 +130,10 @@ class Rehearsal:
         parameters = self.asked.scope.parameters
         plain = replace(self.asked, projector=None, whole=False, norms=True, preconditioner=None)
         compared = _representatives(list(parameters))
-        measure = Measurer(self.model, Wanted(("loss", "grad_norm")), plain, autocast=self.autocast)
+        measure = self._measurer(Wanted(("loss", "grad_norm")), plain)
         found = measure(together, apart=True)
         some = {name: parameters[name] for name in compared}
-        truth = [_autograd(self.model, batch, some, self.autocast) for batch in alone]
+        truth = [by_autograd(self.model, batch, some, self.autocast, self.turns) for batch in alone]
         if not all(loss.isfinite() for loss, _ in truth):
             return Verdict(tried=False)
         tolerance = 1e-2 if self._precise else 0.1
@@ -136,7 +152,7 @@ class Rehearsal:
             rows: the block.
             end: 0 for the first of its parts that are measured at once, -1 for the last.
         """
-        measure = Measurer(self.model, self.wanted, self.asked, autocast=self.autocast)
+        measure = self._measurer(self.wanted, self.asked)
         part = self.pool.parts(rows, measure.device)[end]
         if len(part) < 2 or int(rows[0]) in self.kept:
             return False
@@ -158,7 +174,7 @@ class Rehearsal:
     def _seen_in_half_precision(self, pair: NDArray[np.int64]) -> bool:
         """Whether either sample's hidden states differ by more than rounding when they are measured alone, or
         when the other one's tokens are replaced."""
-        measure = Measurer(self.model, Wanted(("loss", "embedding")), None, autocast=self.autocast)
+        measure = self._measurer(Wanted(("loss", "embedding")), None)
         batch = self.pool.batch(pair)
         together = measure(batch).values["embedding"].float()
         for place, neighbour in ((0, 1), (1, 0)):
@@ -172,10 +188,15 @@ class Rehearsal:
                     return True
         return False
 
+    def _measurer(self, wanted: Wanted, asked: Asked | None) -> Measurer:
+        return Measurer(self.model, wanted, asked, autocast=self.autocast, turns=self.turns)
+
     @property
     def _precise(self) -> bool:
         """Whether a sample comes out the same in other shapes to more than three digits."""
-        computed = self.autocast or next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        sharded = Shards(self.model).computes_in
+        own = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        computed = self.autocast or sharded or own
         return precise(computed) and torch.get_float32_matmul_precision() == "highest"
 
 
@@ -197,7 +218,7 @@ def _slow(model: nn.Module, unseen: Sequence[str] = (), mixed: Sequence[str] = (
         " Leave such parameters out with `parameters` where they do not matter." if unseen or mixed else ""
     )
     return (
-        f"{type(model).__name__}: {why}; signals are collected one sample at a time, which is exact and "
+        f"{class_name(model)}: {why}; signals are collected one sample at a time, which is exact and "
         f"takes several times as long.{advice}"
     )
 
@@ -212,25 +233,33 @@ def _representatives(names: list[str]) -> list[str]:
     return list(dict.fromkeys([*first.values(), *last.values()]))
 
 
-def _autograd(
-    model: nn.Module, batch: Batch, parameters: dict[str, nn.Parameter], autocast: torch.dtype | None
+def by_autograd(
+    model: nn.Module,
+    batch: Batch,
+    parameters: dict[str, nn.Parameter],
+    autocast: torch.dtype | None,
+    turns: Turns | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch of one sample, and squared norms by parameter, without any of the engine."""
-    device = next(model.parameters()).device
+    device, shards = device_of(model), Shards(model)
     inputs = {n: value.to(device) if isinstance(value, Tensor) else value for n, value in batch.items()}
     labels = inputs.pop("labels")[0, 1:]
     # Float16 gradients would underflow.
-    half = torch.float16 in (autocast, *(p.dtype for p in parameters.values()))
+    half = torch.float16 in (autocast, shards.computes_in, *(p.dtype for p in parameters.values()))
     scale = 2.0**12 if half else 1.0
+    turn = nullcontext() if turns is None else turns.taken(Kind(learning=tuple(parameters)))
+    whole: dict[int, Tensor] = {}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     try:
-        with torch.enable_grad():
-            with autocasting(device, autocast):
+        with turn, torch.enable_grad():
+            watched = shards.watched(lambda sharded, now: whole.update({id(sharded): now}))
+            with watched, autocasting(device, autocast):
                 logits: Any = model(**inputs, use_cache=False).logits[0, :-1]
             wide = logits if logits.dtype == torch.float64 else logits.float()
             loss = functional.cross_entropy(wide, labels)
-            found = torch.autograd.grad(loss * scale, list(parameters.values()), allow_unused=True)
+            targets = [whole.get(id(parameter), parameter) for parameter in parameters.values()]
+            found = torch.autograd.grad(loss * scale, targets, allow_unused=True)
     finally:
         for parameter in parameters.values():
             parameter.requires_grad_(False)

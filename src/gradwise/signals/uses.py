@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from gradwise.signals.given_back import lent
+from gradwise.signals.shards import Shards, device_of, is_distributed
 
 TOKENS = 8
 """Length of the sample that is tried."""
@@ -22,11 +23,12 @@ def used_otherwise(model: nn.Module) -> set[str]:
     function shows (a custom kernel) is not among the names.
     """
     whole: Any = model
-    device = next(model.parameters()).device
+    device = device_of(model)
     ids = torch.arange(TOKENS, device=device)[None] % int(whole.get_input_embeddings().weight.shape[0])
     with lent(model) as bare, torch.no_grad(), _Uses(bare.named_parameters()) as uses:
         try:
-            bare(input_ids=ids, use_cache=False)
+            with Shards(bare).watched(uses.gathered, uses.freed):
+                bare(input_ids=ids, use_cache=False)
         except Exception:  # a model that needs other inputs as well: nothing is known of its parameters
             return set()
     # A weight that is multiplied somewhere counts as linear even if it is also used otherwise, as a tied
@@ -44,8 +46,21 @@ class _Uses(TorchFunctionMode):
         self._places: list[tuple[int, int, frozenset[str]]] = []
         """Addresses from and to which a parameter, or a copy of several, lies in memory, ascending."""
         self._copies: list[Tensor] = []  # held, so that nothing else comes to lie there
+        self._sharded: dict[int, str] = {}
         for name, parameter in parameters:
-            self._note(parameter, frozenset([name]))
+            if is_distributed(parameter):
+                self._sharded[id(parameter)] = name
+            else:
+                self._note(parameter, frozenset([name]))
+
+    def gathered(self, sharded: Tensor, whole: Tensor) -> None:
+        """From here on a whole parameter is used in the place of a sharded one."""
+        self._note(whole, frozenset([self._sharded[id(sharded)]]))
+
+    def freed(self, sharded: Iterable[Tensor]) -> None:
+        """Whole parameters are gone, and something else may come to lie there."""
+        gone = {self._sharded[id(parameter)] for parameter in sharded}
+        self._places = [place for place in self._places if not place[2] <= gone]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None

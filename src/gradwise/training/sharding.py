@@ -6,6 +6,7 @@ gets its own rows. So gradients need no further averaging, and their squared nor
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,6 +38,28 @@ def check_sharding(layers: Sequence[Sequence[nn.Parameter]]) -> None:
                 f"A parameter is placed as {parameter.placements}, and layers can be switched only where "
                 "parameters are sharded along their first dimension, as fully_shard does by default."
             )
+
+
+def shard_first(trainer: Any) -> None:
+    """Let accelerate shard a trainer's model by FSDP2 now, and not only after the plan is made: samples are
+    measured before, and until then the model is on no accelerator.
+
+    Raises:
+        RecipeError: for settings that accelerate must follow before it shards.
+    """
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    plugin = trainer.accelerator.state.fsdp_plugin
+    settings = {
+        "fsdp_config.activation_checkpointing": plugin.activation_checkpointing,
+        "torch_compile": trainer.args.torch_compile,
+    }
+    if found := [name for name, given in settings.items() if given]:
+        raise RecipeError(
+            "Samples are to be measured before the first step, for which FSDP2 must shard the model before "
+            f"{found[0]} takes effect; leave it out (gradient_checkpointing is possible)."
+        )
+    trainer.model = trainer.model_wrapped = fsdp2_prepare_model(trainer.accelerator, trainer.model)
 
 
 def local_part(tensor: Tensor) -> tuple[Tensor, tuple[int, int] | None]:

@@ -1,0 +1,199 @@
+"""Models that FSDP2 (`fully_shard`) shards over ranks, as they are measured.
+
+Between forward passes a parameter is a DTensor, of which a rank holds some rows. In the forward and backward
+pass of its module, FSDP gathers the whole parameter, an ordinary tensor, and puts it in the DTensor's place.
+So a scope names DTensors, and whoever follows a forward pass is told which tensor stands for which of them.
+
+A whole parameter has no gradient of its own here, so nothing is averaged over ranks and no `.grad` changes.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradwise.errors import SignalError
+
+Told = Callable[[Tensor, Tensor], object]
+"""Gets a sharded parameter and the whole one that a forward pass uses in its place."""
+
+
+class _Slot(NamedTuple):
+    owner: nn.Module
+    name: str
+    sharded: nn.Parameter
+
+
+def units(model: nn.Module) -> list[Any]:
+    """The modules of a model that `fully_shard` was called on, outer before inner; empty for a model that is
+    whole in this process."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # without it nothing can be sharded so
+    kind = getattr(fsdp, "FSDPModule", None)
+    return [] if kind is None else [module for module in model.modules() if isinstance(module, kind)]
+
+
+def class_name(model: nn.Module) -> str:
+    """The name of a model's class, of which FSDP makes a subclass of its own."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    kinds = type(model).__mro__
+    own = next((kind for kind in kinds if fsdp is None or not issubclass(kind, fsdp.FSDPModule)), kinds[0])
+    return own.__name__
+
+
+def is_distributed(parameter: Tensor) -> bool:
+    """Whether a parameter is spread over ranks, by FSDP2 or otherwise."""
+    return type(parameter).__name__ == "DTensor"
+
+
+def check_shards(model: nn.Module) -> None:
+    """Raise SignalError for parameters that are spread over ranks in other ways than by FSDP2.
+
+    Args:
+        model: with its parameters sharded, as they are between forward passes.
+    """
+    distributed: list[Any] = [p for p in model.parameters() if is_distributed(p)]
+    name = class_name(model)
+    if distributed and not units(model):
+        raise SignalError(
+            f"{name} is spread over ranks by something else than FSDP2 (fully_shard), where its samples "
+            "cannot be measured; collect signals with a whole copy, or with a smaller model (signals.model)."
+        )
+    if any(sum(not place.is_replicate() for place in p.placements) > 1 for p in distributed):
+        raise SignalError(
+            f"{name} is split in two ways (FSDP2 with tensor or expert parallelism), where its samples "
+            "cannot be measured; shard it with fully_shard alone."
+        )
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of whole parameters that a forward pass has left, as evaluation does; not collective."""
+    for unit in units(model):
+        unit.reshard()
+
+
+@contextmanager
+def without_reduction(model: nn.Module) -> Iterator[None]:
+    """Nothing is averaged over ranks in it, and the model's parameters are sharded before and after it.
+
+    Gradients that a training step has accumulated without synchronisation so far stay as they are.
+    """
+    modules = units(model)
+    groups = [group for unit in modules for group in _groups(unit)]
+    before = [(group.reduce_grads, group.all_reduce_grads) for group in groups]
+    reshard(model)
+    for unit in modules:
+        unit.set_requires_gradient_sync(False, recurse=False)
+    try:
+        yield
+    except BaseException:
+        # FSDP would wait for the rest of a forward pass that was left halfway.
+        for unit in modules:
+            if _left_halfway(unit) and hasattr(unit, "reset_iter_state"):
+                unit.reset_iter_state()
+        raise
+    finally:
+        reshard(model)
+        for group, flags in zip(groups, before, strict=True):
+            group.reduce_grads, group.all_reduce_grads = flags
+
+
+class Shards:
+    """The sharded parameters of a lent model, and the whole ones that its forward passes use.
+
+    Args:
+        model: lent; whole or sharded.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.units = units(model)
+        reshard(model)
+        inner: dict[nn.Module, Any] = {module: unit for unit in self.units for module in unit.modules()}
+        self._slots: dict[int, list[_Slot]] = {id(unit): [] for unit in self.units}
+        for module, unit in inner.items():
+            for name, parameter in module.named_parameters(recurse=False):
+                if is_distributed(parameter):
+                    self._slots[id(unit)].append(_Slot(module, name, parameter))
+
+    def __bool__(self) -> bool:
+        return bool(self.units)
+
+    @property
+    def computes_in(self) -> torch.dtype | None:
+        """The type that whole parameters are gathered in, where it is not the weights' own."""
+        found = {_policy(unit) for unit in self.units} - {None}
+        return next(iter(found), None)
+
+    @contextmanager
+    def watched(
+        self, gathered: Told, freed: Callable[[Iterable[nn.Parameter]], object] | None = None
+    ) -> Iterator[None]:
+        """Within it, `gathered` hears of each whole parameter as its module's forward pass begins, and
+        `freed` of the sharded ones whose whole parameters may be gone as it ends."""
+        handles = []
+        for unit in self.units:
+            unit.reshard()  # one that is whole already would not follow its requires_grad
+            slots = self._slots[id(unit)]
+            handles.append(unit.register_forward_pre_hook(_teller(slots, gathered)))
+            if freed is not None:
+                handles.append(unit.register_forward_hook(_freer(slots, freed)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _teller(slots: list[_Slot], gathered: Told) -> Callable[..., None]:
+    def begin(*_: object) -> None:
+        for slot in slots:
+            whole = slot.owner._parameters[slot.name]
+            if whole is not None and whole is not slot.sharded:
+                gathered(slot.sharded, whole)
+
+    return begin
+
+
+def _freer(slots: list[_Slot], freed: Callable[[Iterable[nn.Parameter]], object]) -> Callable[..., None]:
+    def end(*_: object) -> None:
+        freed(slot.sharded for slot in slots)
+
+    return end
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model computes: FSDP2 can keep the shards of a model that computes on a GPU on the CPU."""
+    parameter: Any = next(model.parameters())
+    if is_distributed(parameter) and parameter.device_mesh.device_type != parameter.device.type:
+        return torch.device(parameter.device_mesh.device_type)
+    return parameter.device
+
+
+def whole_tensor(tensor: Any) -> Tensor:
+    """A tensor that may be spread over ranks, gathered on this one; collective if it is."""
+    return tensor.full_tensor() if is_distributed(tensor) else tensor
+
+
+# FSDP's own state has no public reading of these.
+
+
+def _groups(unit: Any) -> list[Any]:
+    state = unit._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    return [
+        group for group in (groups if groups is not None else [state._fsdp_param_group]) if group is not None
+    ]
+
+
+def _policy(unit: Any) -> torch.dtype | None:
+    return unit._get_fsdp_state()._mp_policy.param_dtype
+
+
+def _left_halfway(unit: Any) -> bool:
+    """Whether it is the root of a forward or backward pass that has not ended."""
+    state = unit._get_fsdp_state()
+    return state._is_root is True and any(
+        each._training_state.name != "IDLE" for each in (state, *state._state_ctx.all_states)
+    )

@@ -1,0 +1,96 @@
+"""Runs with decisions, on a model that FSDP2 shards over ranks; `test_sharded_decisions` compares them with
+those of one process.
+
+torchrun --nproc-per-node 2 sharded_run_worker.py JOBS.json
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from datasets import load_from_disk
+from transformers import AutoModelForCausalLM, TrainingArguments
+
+import gradwise as gw
+from gradwise.data import Collator
+from gradwise.signals.shards import units
+
+
+class ByAccelerate(gw.Trainer):
+    """A Trainer whose model accelerate shards by FSDP2, which it does for accelerators alone: on a CPU it has
+    to be told."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+        self.is_fsdp_enabled = True
+
+
+def run(job: dict[str, Any]) -> None:
+    """Train as a job says; weights, the plan and what was recorded go to its folder."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    arguments = TrainingArguments(
+        job["out"],
+        per_device_train_batch_size=4 // ranks,
+        learning_rate=1e-3,
+        lr_scheduler_type="warmup_stable_decay" if "anneal" in job["recipe"] else "constant",
+        max_steps=8,
+        save_strategy="no",
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **job.get("arguments", {}),
+    )
+    options: dict[str, Any] = {}
+    if job["sharded"] == "as it is loaded":
+        from transformers.distributed.configuration_utils import DistributedConfig
+
+        options["distributed_config"] = DistributedConfig(fsdp_size=ranks)
+    # After the arguments, which connect the ranks.
+    model = AutoModelForCausalLM.from_pretrained(job["model"], **options)
+    data: Any = load_from_disk(job["data"])
+    kind = ByAccelerate if job["sharded"] == "by accelerate" else gw.Trainer
+    trainer = kind(
+        model,
+        arguments,
+        Collator(0),
+        data.select(range(24)),
+        eval_dataset=data.select(range(24, 36)),
+        recipe=gw.Recipe.from_dict(job["recipe"]),
+    )
+    trainer.session.tell = lambda _: None
+    trainer.train()
+    assert bool(units(trainer.model)) == (job["sharded"] != "whole")
+    whole = {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value
+        for name, value in trainer.model.state_dict().items()
+    }
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        out = Path(job["out"])
+        torch.save(whole, out / "weights.pt")
+        plan = trainer.session.plan
+        assert plan is not None
+        np.save(out / "served.npy", plan.indices)
+
+
+def main(jobs: list[dict[str, Any]]) -> None:
+    torch.set_num_threads(1)
+    for job in jobs:
+        run(job)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
