@@ -1,6 +1,7 @@
 """The Trainer as a session sees it, and what decisions may use of it."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ from gradwise.planning import RunContext, Samples, Scorer
 from gradwise.planning.context import Collate
 from gradwise.precision import autocast_of
 from gradwise.recipe import Recipe
+from gradwise.training import packing
 from gradwise.training.layout import Layout
 from gradwise.training.memory import StepMemory
 from gradwise.training.record import Record
@@ -41,6 +43,7 @@ class HostTrainer(Protocol):
     callback_handler: Any
     proxy: Any
     step_memory: StepMemory
+    serves_itself: bool
 
     def training_samples(self) -> tuple[Any, Collate]:
         """The training data without the columns that the model does not take, and the collate function."""
@@ -61,6 +64,14 @@ class HostTrainer(Protocol):
 
     def loss_of(self, inputs: dict[str, Any]) -> Tensor:
         """The training loss of a batch, computed as training does."""
+        ...
+
+    def own_loader(self) -> Any:
+        """The loader that the trainer would use without gradwise."""
+        ...
+
+    def own_sampler(self) -> Any:
+        """The sampler of that loader."""
         ...
 
     def probe(self, parts: list[dict[str, Any]]) -> None:
@@ -86,6 +97,29 @@ def samples_of(trainer: HostTrainer) -> RunSamples:
     if trainer.eval_dataset is None or isinstance(trainer.eval_dataset, dict):
         return RunSamples(train, None, planned)
     return RunSamples(train, Samples(trainer.eval_dataset, *trainer.validation_samples()), planned)
+
+
+def unpacked(trainer: HostTrainer, samples: Samples, *, packs: bool, unpack: bool) -> str | None:
+    """Why a run that was to pack its samples trains unpacked, if it does; a collective call.
+
+    Args:
+        trainer: whose model would see the packed rows.
+        samples: to train on.
+        packs: whether samples are to be packed; otherwise they may be packed rows themselves.
+        unpack: train unpacked where the model does not keep packed samples apart, instead of refusing.
+    """
+    problem = partial(
+        packing.problem,
+        trainer.model,
+        samples.inputs,
+        trainer.data_collator,
+        rows=trainer.args.train_batch_size,
+        autocast=autocast_of(trainer.args),
+    )
+    if packs:
+        return packing.settled(trainer.data_collator, problem, unpack=unpack)
+    packing.check_packed_rows(samples.dataset, trainer.data_collator, problem)
+    return None
 
 
 def target_of(trainer: HostTrainer) -> Samples | None:

@@ -8,11 +8,11 @@ import transformers
 from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
+from gradwise.methods.baselines import GivenOrder
 from gradwise.ranks import world_size
 from gradwise.recipe import Recipe
 from gradwise.text import shown
 from gradwise.training.arguments import decay_steps
-from gradwise.training.feeder import Indexable
 from gradwise.training.plan import Plan
 from gradwise.training.weighting import check_weighted
 
@@ -67,16 +67,33 @@ def check_phase(args: TrainingArguments, given: dict[str, Any], last: float, ste
         )
 
 
-def check_indexable(dataset: Indexable) -> None:
-    """Raise RecipeError for training data that a plan cannot point into."""
-    if not all(hasattr(dataset, method) for method in ("__getitem__", "__len__")):
-        raise RecipeError(
-            "gradwise needs a training data set that can be indexed, since a plan names samples by position; "
-            f"found {type(dataset).__name__}. For layers alone on streamed data give a transformers.Trainer "
-            "the callback gradwise.integrations.callback.LayerCallback."
-        )
-    if not len(dataset):
-        raise RecipeError("The training data set is empty.")
+def check_own_loader(recipe: Recipe, *, given: bool, packs: bool, problem: str, plannable: bool) -> None:
+    """Raise RecipeError for what cannot be done where the trainer's own loader serves the samples.
+
+    Args:
+        recipe: of the run.
+        given: whether the user gave a plan.
+        packs: whether samples are to be packed.
+        problem: why the loader cannot be replaced.
+        plannable: whether a plan can say, before the first step, what the loader serves.
+    """
+    default = Recipe()
+    refused = {
+        "anneal": recipe.anneal is not None,
+        "weights: loss": recipe.weights == "loss",
+        "packed_length": packs,
+        "select": not plannable and recipe.select != default.select,
+        "order": not plannable and recipe.order not in (default.order, GivenOrder()),
+        "a plan": not plannable and given,
+    }
+    for name, asked in refused.items():
+        if asked:
+            rest = (
+                "`select` and `order` methods that score nothing, and `layers`"
+                if plannable
+                else "`layers` alone"
+            )
+            raise RecipeError(f"{name} cannot be used here: {problem}. Take {rest}.")
 
 
 def check_output(args: object) -> None:
