@@ -104,6 +104,12 @@ def test_layers_are_measured_and_switched(generated: Any, tmp_path: Path) -> Non
     assert tokens[1] == pytest.approx(2 * tokens[0], rel=0.2)
 
 
+def test_measuring_layers_does_not_shift_when_answers_are_generated(generated: Any) -> None:
+    recipe = gw.Recipe(order=gw.baselines.GivenOrder(), layers=gw.Grass(active=1, probe=1))
+    prompts = generated("out", recipe=recipe, config={"max_steps": 4, "num_iterations": 2})
+    assert prompts == [index for pair in (0, 0, 2) for index in (pair, pair + 1) for _ in range(4)]
+
+
 def test_stopped_and_resumed(grpo: Any) -> None:
     """Four steps are an epoch; the checkpoint lies in the second."""
     recipe = gw.Recipe(layers=gw.Grass(active=2, period=2, probe=1))

@@ -28,14 +28,12 @@ def stream(speeches: Dataset) -> Dataset:
 def streamed(story_model: Callable[[], Any], arguments: Callable[..., Any], stream: Dataset) -> Any:
     """Makes a Trainer on streamed data."""
 
-    def make(
-        name: str, *, recipe: gw.Recipe = GRASS, data: Any = None, cls: Any = None, **options: Any
-    ) -> Any:
-        settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2} | options
-        return (cls or gw.Trainer)(
-            story_model(), arguments(name, **settings), gw.Collator(0), data or stream.to_iterable_dataset(),
-            **({} if cls is transformers.Trainer else {"recipe": recipe}),
-        )  # fmt: skip
+    def make(name: str, *, recipe: gw.Recipe | None = GRASS, data: Any = None, **options: Any) -> Any:
+        settings = arguments(name, **({"max_steps": 6, "save_strategy": "steps", "save_steps": 2} | options))
+        data = data or stream.to_iterable_dataset()
+        if recipe is None:
+            return transformers.Trainer(story_model(), settings, gw.Collator(0), data)  # type: ignore[arg-type]
+        return gw.Trainer(story_model(), settings, gw.Collator(0), data, recipe=recipe)  # type: ignore[arg-type]
 
     return make
 
@@ -57,7 +55,7 @@ class Sized(IterableDataset):
 def test_without_decisions_it_is_the_plain_trainer(streamed: Any, accumulation: int) -> None:
     options = {"max_steps": 2, "gradient_accumulation_steps": accumulation}
     ours = streamed("ours", recipe=gw.Recipe(), **options)
-    theirs = streamed("theirs", cls=transformers.Trainer, **options)
+    theirs = streamed("theirs", recipe=None, **options)
     ours.train()
     theirs.train()
     assert same_weights(ours.model, theirs.model)
@@ -117,7 +115,10 @@ def test_a_plan_or_packing_of_a_stream_is_refused(
     story_model: Callable[[], Any], arguments: Callable[..., Any], stream: Dataset
 ) -> None:
     data: Any = stream.to_iterable_dataset()
-    for options, said in (({"plan": gw.Plan.of([[0]])}, "a plan"), ({"packed_length": 64}, "packed_length")):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"plan": gw.Plan.of([[0]])}, "a plan"), ({"packed_length": 64}, "packed_length"),
+    ]  # fmt: skip
+    for options, said in cases:
         with pytest.raises(gw.RecipeError, match=f"{said} cannot be used here"):
             gw.Trainer(story_model(), arguments(max_steps=2), gw.Collator(0), data, **options)
 

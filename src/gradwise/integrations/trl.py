@@ -30,7 +30,6 @@ def metrics_kept(trainer: Any) -> Iterator[None]:
 def repeated_prompts(sampler: object) -> RepeatedPrompts | None:
     """What takes the place of a sampler that repeats prompts for several answers (GRPO's, RLOO's); None for
     any other sampler."""
-    numbers = [getattr(sampler, name, None) for name in ("batch_size", "mini_repeat_count", "repeat_count")]
-    if not all(isinstance(number, int) for number in numbers):
-        return None
-    return RepeatedPrompts(*(int(number) for number in numbers))
+    values = [getattr(sampler, name, None) for name in ("batch_size", "mini_repeat_count", "repeat_count")]
+    numbers = [value for value in values if isinstance(value, int)]
+    return RepeatedPrompts(*numbers) if len(numbers) == len(values) else None

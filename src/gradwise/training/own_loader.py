@@ -45,11 +45,12 @@ class OwnLoader:
         begin: Callable[[int], object],
         start: Position = Position(),  # noqa: B008
     ) -> None:
-        self.length = len(loader) if has_length(loader) else None
+        self.length: int | None = len(loader) if has_length(loader) else None
         """Micro-batches of an epoch; None if not known."""
         self.position = start
         """After the steps that were served."""
-        self._loader, self._accumulation, self._begin = loader, accumulation, begin
+        self._loader: Any = loader
+        self._accumulation, self._begin = accumulation, begin
         self._epoch, self._read = start
         if self._read == self.length:
             self._epoch, self._read = self._epoch + 1, 0
@@ -95,15 +96,15 @@ class OwnLoader:
         """The first micro-batch of an epoch that training has not used."""
         self._begin(self._epoch)
         if hasattr(self._loader, "set_epoch"):
-            self._loader.set_epoch(self._epoch)  # type: ignore[attr-defined]
+            self._loader.set_epoch(self._epoch)
         # A loader draws a seed when it is opened. The random state belongs to the model, and has to be the
         # same in a run that was resumed since.
         with torch.random.fork_rng([]):
-            self._stream = iter(self._loader)
+            stream = self._stream = iter(self._loader)
             for _ in range(self._read):
-                next(self._stream, None)
+                next(stream, None)
             try:
-                batch = next(self._stream, None)
+                batch = next(stream, None)
             except ValueError as error:  # accelerate's word for a stream that is empty from the beginning
                 if "does not contain any data" not in str(error):
                     raise

@@ -24,7 +24,7 @@ def check_supported(trainer: Any, recipe: Recipe) -> None:
     """Raise RecipeError for a setting of the trainer that gradwise would have to ignore."""
     args = trainer.args
     _check_ranks(args)
-    for setting, refused in _refused_arguments(args).items():
+    for setting, refused in _refused_arguments(args, trainer.serves_itself).items():
         if refused:
             raise RecipeError(f"TrainingArguments.{setting} is set, but {refused}.")
     trained = [(name, p.dtype) for name, p in trainer.model.named_parameters() if p.requires_grad]
@@ -139,12 +139,12 @@ def check_sections(recipe: Recipe) -> None:
             )
 
 
-def _refused_arguments(args: TrainingArguments) -> dict[str, str | None]:
+def _refused_arguments(args: TrainingArguments, serves_itself: bool) -> dict[str, str | None]:
     config = args.accelerator_config
     return {
         "auto_find_batch_size": _when(args.auto_find_batch_size, "it would change which samples form a step"),
         "train_sampling_strategy": _when(
-            getattr(args, "train_sampling_strategy", "random") != "random",
+            getattr(args, "train_sampling_strategy", "random") != "random" and not serves_itself,
             "the recipe's `order` decides that",
         ),
         "ignore_data_skip": _when(args.ignore_data_skip, "resuming follows the plan"),
