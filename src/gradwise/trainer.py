@@ -441,6 +441,9 @@ class Trainer(TrainerMixin, transformers.Trainer):
 def with_gradwise(cls: type) -> Any:
     """The same abilities on another subclass of the Hugging Face Trainer, TRL's among them.
 
+    A class with a loader of its own keeps it. Where that repeats prompts (GRPO's, RLOO's), a plan says which
+    prompts and in which order; otherwise such a class takes layer policies alone.
+
     Args:
         cls: a subclass of `transformers.Trainer`.
 
