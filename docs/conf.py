@@ -37,6 +37,12 @@ def _as_rst(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: 
     lines[:] = "".join(escaped).replace("\0", "\\ ").split("\n")
 
 
+def _on_the_site(_app: Any, _name: str, source: list[str]) -> None:
+    """CONTRIBUTING.md lies outside of docs, and is a page of the site under another name."""
+    source[0] = source[0].replace("](../../CONTRIBUTING.md", "](../contributing.md")
+
+
 def setup(app: Any) -> None:
-    """Before napoleon, which comes at 500, makes its fields."""
+    """Docstrings come before napoleon, at 500, makes its fields."""
+    app.connect("source-read", _on_the_site)
     app.connect("autodoc-process-docstring", _as_rst, priority=400)

@@ -40,6 +40,7 @@ ORDER = [
     "resuming",
     "switching",
     "session",
+    "session_own_loader",
     "session_callback",
     "trainer",
     "report",

@@ -1,6 +1,7 @@
 """The Trainer as a session sees it, and what decisions may use of it."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from gradwise.planning.context import Collate
 from gradwise.precision import autocast_of
 from gradwise.recipe import Recipe
 from gradwise.signals.shards import units
+from gradwise.training import packing
 from gradwise.training.arguments import new_optimizer
 from gradwise.training.layout import Layout
 from gradwise.training.memory import StepMemory
@@ -43,6 +45,7 @@ class HostTrainer(Protocol):
     callback_handler: Any
     proxy: Any
     step_memory: StepMemory
+    serves_itself: bool
 
     def training_samples(self) -> tuple[Any, Collate]:
         """The training data without the columns that the model does not take, and the collate function."""
@@ -63,6 +66,14 @@ class HostTrainer(Protocol):
 
     def loss_of(self, inputs: dict[str, Any]) -> Tensor:
         """The training loss of a batch, computed as training does."""
+        ...
+
+    def own_loader(self) -> Any:
+        """The loader that the trainer would use without gradwise."""
+        ...
+
+    def own_sampler(self) -> Any:
+        """The sampler of that loader."""
         ...
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
@@ -99,6 +110,29 @@ def will_shard(trainer: HostTrainer) -> bool:
     """Whether accelerate shards the trainer's model by FSDP2, as it does before the first step."""
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     return trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) == 2
+
+
+def unpacked(trainer: HostTrainer, samples: Samples, *, packs: bool, unpack: bool) -> str | None:
+    """Why a run that was to pack its samples trains unpacked, if it does; a collective call.
+
+    Args:
+        trainer: whose model would see the packed rows.
+        samples: to train on.
+        packs: whether samples are to be packed; otherwise they may be packed rows themselves.
+        unpack: train unpacked where the model does not keep packed samples apart, instead of refusing.
+    """
+    problem = partial(
+        packing.problem,
+        trainer.model,
+        samples.inputs,
+        trainer.data_collator,
+        rows=trainer.args.train_batch_size,
+        autocast=autocast_of(trainer.args),
+    )
+    if packs:
+        return packing.settled(trainer.data_collator, problem, unpack=unpack)
+    packing.check_packed_rows(samples.dataset, trainer.data_collator, problem)
+    return None
 
 
 def target_of(trainer: HostTrainer) -> Samples | None:

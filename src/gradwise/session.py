@@ -8,7 +8,6 @@ The trainer subclass in `gradwise.trainer` only forwards the Trainer's own calls
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,15 @@ from gradwise.data import token_lengths
 from gradwise.data.records import few
 from gradwise.errors import GradwiseError
 from gradwise.folders import OwnedFolder, claimed
-from gradwise.host import HostTrainer, RunSamples, context_of, samples_of
+from gradwise.host import HostTrainer, RunSamples, context_of, samples_of, unpacked
 from gradwise.planning import Planner, RunContext
-from gradwise.precision import autocast_of
 from gradwise.ranks import check_same, is_first, on_first, wait_for_all
 from gradwise.recipe import Recipe
 from gradwise.resuming import check_plan, decisive_sections, opened
 from gradwise.signals.vocabulary import check_tokens
 from gradwise.switching import layer_switch, run_probe
 from gradwise.training import checkpoint as checkpoints
-from gradwise.training import packing, recipe_file
+from gradwise.training import recipe_file
 from gradwise.training.batches import Batches
 from gradwise.training.feeder import Feeder
 from gradwise.training.held_out import HeldOutLoss, record_name
@@ -59,6 +57,9 @@ class Session:
         packed_length: pack consecutive samples of the plan into rows of at most this many tokens.
         unpack_if_needed: train unpacked where packed samples would see each other, instead of refusing.
     """
+
+    follows_memory = True
+    """Whether each tensor of a step can be followed."""
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class Session:
         self.trainable = 0
         self.saved_step = -1
         self.planner = planner
-        self.tell: Callable[[str], object] = _silent if trainer.args.disable_tqdm else console.say
+        self.tell: Callable[[str], object] = (lambda _: None) if trainer.args.disable_tqdm else console.say
         """Gets sentences for the user, on the first rank."""
         self._layout: Layout | None = None
         self._samples: RunSamples | None = None
@@ -237,20 +238,8 @@ class Session:
     def _settle_packing(self) -> None:
         """Refuse packing, or do without it, if it would not give each sample what it has alone; a collective
         call."""
-        trainer, samples = self.trainer, self._known_samples().train
-
-        problem = partial(
-            packing.problem,
-            trainer.model,
-            samples.inputs,
-            trainer.data_collator,
-            rows=self.args.train_batch_size,
-            autocast=autocast_of(self.args),
-        )
-        if self.packed_length is None:
-            packing.check_packed_rows(samples.dataset, trainer.data_collator, problem)
-            return
-        found = packing.settled(trainer.data_collator, problem, unpack=self.unpack_if_needed)
+        samples, packs = self._known_samples().train, self.packed_length is not None
+        found = unpacked(self.trainer, samples, packs=packs, unpack=self.unpack_if_needed)
         if found is None:
             return
         self.packed_length = self._layout = None
@@ -319,6 +308,16 @@ class Session:
         assert self._feeder is not None
         return [] if self._over() else self._feeder.step(self.step)
 
+    def ahead(self, number: int) -> list[Any]:
+        """The micro-batches of the step `number` steps from now, without using them."""
+        assert self._feeder is not None
+        return self._feeder.step(number % self._feeder.batches.steps)
+
+    def rewind(self) -> None:
+        """Serve the step about to begin next, after others were measured ahead of it."""
+        assert self._feeder is not None
+        self._feeder.close()
+
     def draw_layers(self) -> None:
         """Draw the layers that the step about to begin updates, if it is time.
 
@@ -327,9 +326,9 @@ class Session:
         if self.switch is None or self._over():
             return
         if self.switch.probing:
-            assert self._feeder is not None
             with self.metrics_kept():
-                steps, seconds = run_probe(self.switch, self.trainer, self._feeder, self._loss_scale)
+                steps, seconds = run_probe(self.switch, self.trainer, self.ahead, self._loss_scale)
+            self.rewind()
             self.record.event("probe", self.step, seconds, steps=steps)
         draw = self.switch.before_step()
         if draw is not None:
@@ -400,13 +399,16 @@ class Session:
         try:
             self.record.flush(check_gradient=getattr(self.trainer.accelerator, "scaler", None) is None)
         except NonFiniteError as error:
-            samples = self.schedule.samples(error.step - 1)
             last = checkpoints.last_whole(self.output, contents=False)[0]
             raise GradwiseError(
                 f"The training {error.quantity} is {error.value} at step {error.step} "
-                f"(samples {few(list(map(str, samples)), 8)} of the data). Lower the learning rate or check "
-                f"them. Last whole checkpoint: {last or 'none'}."
+                f"({self.samples_named(error.step - 1)}). Lower the learning rate or check them. Last whole "
+                f"checkpoint: {last or 'none'}."
             ) from None
+
+    def samples_named(self, step: int) -> str:
+        """The samples of a step, as messages name them."""
+        return f"samples {few(list(map(str, self.schedule.samples(step))), 8)} of the data"
 
     def after_evaluation(self, metrics: dict[str, Any]) -> None:
         """Note the results of an evaluation, without what was timed in it."""
@@ -458,19 +460,24 @@ class Session:
             on_first(lambda: self._complete(target, limit))
             self.saved_step = self.step
 
+    @property
+    def position(self) -> Any:
+        """Where the data stand after the steps done, for a checkpoint."""
+        return self.schedule.used(self.step)
+
     def _complete(self, target: Path, limit: int | None) -> None:
         plan = self.plan
-        assert plan is not None
         state = {
             "run": self.record.run,
             "step": self.step,
             "decisions": self.decisions(),
-            "plan": plan.digest,
-            "position": self.schedule.used(self.step),
+            "plan": None if plan is None else plan.digest,
+            "position": self.position,
             "layers": self.switch.state_dict() if self.switch else None,
             "record": self.record.state(),
         }
-        plan.save(target / checkpoints.PLAN)
+        if plan is not None:
+            plan.save(target / checkpoints.PLAN)
         checkpoints.write_arrays(target, self.planner.state_dict())
         checkpoints.finish(target, state)
         checkpoints.rotate(target, limit, self.trainer.state.best_model_checkpoint)
@@ -491,7 +498,3 @@ class Session:
         scaler = getattr(self.trainer.accelerator, "scaler", None)
         # Asked in a way that leaves the scale on its device.
         return scaler.scale(torch.ones((), device=self.args.device)) if scaler is not None else 1.0
-
-
-def _silent(_: str) -> None:
-    pass

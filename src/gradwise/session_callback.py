@@ -32,9 +32,8 @@ class SessionCallback(TrainerCallback):
             optimizer,
             switch=self.session.switch,
             steps=trainer.state.max_steps,
-            followed=not (
-                trainer.args.torch_compile or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-            ),
+            followed=self.session.follows_memory
+            and not (trainer.args.torch_compile or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled),
         )
 
     def on_step_begin(self, *_: object, **__: object) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 from gradwise.host import HostTrainer
 from gradwise.methods.layer_policy import LayerPolicy
-from gradwise.training.feeder import Feeder
 from gradwise.training.layers import LayerSwitch
 
 
@@ -41,9 +41,18 @@ def layer_switch(
 
 
 def run_probe(
-    switch: LayerSwitch, trainer: HostTrainer, feeder: Feeder, loss_scale: Callable[[], float | Tensor]
+    switch: LayerSwitch,
+    trainer: HostTrainer,
+    ahead: Callable[[int], list[Any]],
+    loss_scale: Callable[[], float | Tensor],
 ) -> tuple[int, float]:
     """Measure all layers on the first steps' samples; nothing else of the run changes.
+
+    Args:
+        switch: that is probing.
+        trainer: of the run.
+        ahead: gives the micro-batches of a step, counted from the one about to begin.
+        loss_scale: what the loss is multiplied by at present.
 
     Returns:
         Steps measured, and the seconds it took.
@@ -55,7 +64,7 @@ def run_probe(
         while switch.probing:
             left = switch.probes_left
             switch.before_step()
-            trainer.probe(feeder.step(done % feeder.batches.steps))
+            trainer.probe(ahead(done))
             switch.after_backward(loss_scale())
             if switch.probes_left == left:  # the scaled gradient overflowed
                 scaler = trainer.accelerator.scaler
@@ -64,5 +73,4 @@ def run_probe(
                 scaler.update(scaler.get_scale() / 2)
             else:
                 done += 1
-    feeder.close()
     return done, time.perf_counter() - start

@@ -16,23 +16,25 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import transformers
 from torch import nn
 from torch.utils.data import DataLoader
 
-from gradwise.data import Collator, check_dropped
+from gradwise.data import Collator, check_dropped, is_indexable
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.folders import OwnedFolder
 from gradwise.host import will_shard
+from gradwise.integrations.trl import repeated_prompts
 from gradwise.planning import FixedPlanner, Planner
 from gradwise.precision import autocast_of, autocasting
 from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
 from gradwise.session import Session
 from gradwise.session_callback import SessionCallback
+from gradwise.session_own_loader import OwnLoaderSession
 from gradwise.stopping import spare_worker
 from gradwise.structure import group_layers
 from gradwise.training import checkpoint as checkpoints
@@ -46,8 +48,8 @@ from gradwise.training.saving import check_saves
 from gradwise.training.sharding import shard_first
 from gradwise.training.support import (
     check_given,
-    check_indexable,
     check_output,
+    check_own_loader,
     check_phase,
     check_planned,
     check_sections,
@@ -66,6 +68,9 @@ else:
 
 class TrainerMixin(_AnyTrainer):
     """What gradwise adds to a Trainer class; use `gradwise.Trainer` or `gradwise.with_gradwise(cls)`."""
+
+    serves_itself: ClassVar[bool] = False
+    """Whether the Trainer class has a loader of its own, which a plan must not replace."""
 
     def __init__(
         self,
@@ -128,7 +133,22 @@ class TrainerMixin(_AnyTrainer):
         folder = run_dir if isinstance(run_dir, OwnedFolder) else _path(run_dir or self.args.output_dir)
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         planner = Planner(recipe, batch_size) if plan is None else FixedPlanner(plan)
-        self.session = Session(
+        streamed = not is_indexable(self.train_dataset)
+        if streamed or self.serves_itself:
+            name = type(self.train_dataset).__name__ if streamed else type(self).__name__
+            why = (
+                f"a plan names samples by position, and the training data are a stream ({name})"
+                if streamed
+                else f"{name} serves its samples itself"
+            )
+            check_own_loader(
+                recipe,
+                given=plan is not None,
+                packs=packed_length is not None,
+                problem=why,
+                plannable=not streamed and repeated_prompts(self.own_sampler()) is not None,
+            )
+        self.session = (OwnLoaderSession if streamed or self.serves_itself else Session)(
             self,
             recipe,
             planner,
@@ -167,7 +187,8 @@ class TrainerMixin(_AnyTrainer):
             RecipeError: output_dir or run_dir holds files that gradwise did not write, under names that it
                 would write; or another run is writing there.
         """
-        check_indexable(self.train_dataset)
+        if is_indexable(self.train_dataset) and not len(self.train_dataset):
+            raise RecipeError("The training data set is empty.")
         self._check_columns()
         with self.session.claimed():
             resume = self._checkpoint(resume_from_checkpoint)
@@ -258,6 +279,19 @@ class TrainerMixin(_AnyTrainer):
             shard_first(self)
         return self.session.prepare()
 
+    def own_loader(self) -> DataLoader[Any]:
+        """The loader that the underlying Trainer would use."""
+        return super().get_train_dataloader()
+
+    def own_sampler(self) -> Any:
+        """The sampler of that loader, as the underlying Trainer makes it."""
+        return super()._get_train_sampler()
+
+    def _get_train_sampler(self, *args: object, **kwargs: object) -> Any:
+        """That of the plan's prompts, where a plan decides which of them the own loader repeats."""
+        prompts = getattr(self.session, "prompts", None)
+        return super()._get_train_sampler(*args, **kwargs) if prompts is None else prompts
+
     def get_eval_dataloader(self, *args: object, **kwargs: object) -> DataLoader[Any]:
         """As the underlying Trainer's, with every sample; its workers leave signals to this process."""
         # drop_last is about training steps; an evaluation that drops samples would compare runs on different
@@ -328,7 +362,8 @@ class TrainerMixin(_AnyTrainer):
 
     def _weighted_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The Trainer's forward and backward, with the weights that the micro-batch brings in its loss."""
-        weights = inputs.pop(KEY, None)
+        # Trainers that generate get a list of prompts.
+        weights = None if isinstance(inputs, list) else inputs.pop(KEY, None)
         with WeightedLoss(self.model).using(weights):
             return super().training_step(model, inputs, *args, **kwargs)
 
@@ -418,6 +453,9 @@ class Trainer(TrainerMixin, transformers.Trainer):
 def with_gradwise(cls: type) -> Any:
     """The same abilities on another subclass of the Hugging Face Trainer, TRL's among them.
 
+    A class with a loader of its own keeps it. Where that repeats prompts (GRPO's, RLOO's), a plan says which
+    prompts and in which order; otherwise such a class takes layer policies alone.
+
     Args:
         cls: a subclass of `transformers.Trainer`.
 
@@ -429,14 +467,17 @@ def with_gradwise(cls: type) -> Any:
     if issubclass(cls, TrainerMixin):
         return cls
     # A subclass that serves batches itself would have them replaced by the plan's, without a word.
-    for method in ("get_train_dataloader", "get_batch_samples", "_get_train_sampler"):
-        if getattr(cls, method) is not getattr(transformers.Trainer, method):
-            raise RecipeError(
-                f"{cls.__name__} has its own {method}, which a plan would replace; gradwise cannot serve it."
-            )
-    return type(
-        f"Gradwise{cls.__name__}", (TrainerMixin, cls), {"__doc__": cls.__doc__, "__module__": __name__}
-    )
+    if _has_own(cls, "get_batch_samples"):
+        raise RecipeError(
+            f"{cls.__name__} has its own get_batch_samples, which gradwise would replace; it cannot serve it."
+        )
+    serves = _has_own(cls, "get_train_dataloader") or _has_own(cls, "_get_train_sampler")
+    parts = {"__doc__": cls.__doc__, "__module__": __name__, "serves_itself": serves}
+    return type(f"Gradwise{cls.__name__}", (TrainerMixin, cls), parts)
+
+
+def _has_own(cls: type, method: str) -> bool:
+    return getattr(cls, method) is not getattr(transformers.Trainer, method)
 
 
 def _prepared_unwrapped(

@@ -62,15 +62,6 @@ def test_a_checkpoint_without_layers_is_refused(streamed: Any) -> None:
         streamed("whole").train(resume_from_checkpoint=str(saved))
 
 
-def test_a_stream_in_our_trainer_is_refused_with_the_callback(
-    story_model: Any, arguments: Any, speeches: Dataset
-) -> None:
-    data = speeches.to_iterable_dataset()
-    trainer = gw.Trainer(story_model(), arguments(max_steps=2), Collator(0), data)  # type: ignore[arg-type]
-    with pytest.raises(gw.RecipeError, match="LayerCallback"):
-        trainer.train()
-
-
 def test_the_axolotl_plugin_adds_the_callback() -> None:
     pytest.importorskip("axolotl.integrations.base")
     from gradwise.integrations.axolotl import GradwisePlugin

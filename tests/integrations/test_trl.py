@@ -128,6 +128,31 @@ def test_stopped_and_resumed(sft) -> None:
     assert equal(weights(whole), weights(resumed))
 
 
+def test_a_trainer_with_a_sampler_of_its_own_takes_layers_alone(
+    story_model, stories: Path, tmp_path: Path
+) -> None:
+    """KTO keeps mismatched pairs for its estimate of the KL divergence, so its order must stay."""
+
+    def kto(name: str, decisions: dict[str, Any]) -> Any:
+        rows = [{"prompt": f"once {n}", "completion": " upon a time", "label": n % 2 == 0} for n in range(8)]
+        settings = trl.KTOConfig(
+            str(tmp_path / name), max_steps=3, per_device_train_batch_size=4, report_to=[], use_cpu=True,
+            bf16=False, save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        return gw.with_gradwise(trl.KTOTrainer)(
+            model=story_model(), args=settings, train_dataset=Dataset.from_list(rows),
+            processing_class=AutoTokenizer.from_pretrained(stories), recipe=gw.Recipe.from_dict(decisions),
+        )  # fmt: skip
+
+    trainer = kto("layers", {"layers": {"method": "grass", "active": 1, "probe": 1, "period": 100}})
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name.split(".")[2] for name, p in trainer.model.named_parameters() if not p.equal(before[name])}
+    assert len(moved) == 1
+    with pytest.raises(gw.RecipeError, match=r"select cannot be used here: .*serves its samples itself"):
+        kto("selected", {"select": {"method": "random", "count": 4}})
+
+
 @pytest.mark.parametrize(
     ("decisions", "said"),
     [

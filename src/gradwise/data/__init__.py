@@ -11,7 +11,7 @@ from gradwise.data.settings import Allowed, Data, Source
 
 if TYPE_CHECKING:
     from gradwise.data.collate import Collator
-    from gradwise.data.columns import check_dropped
+    from gradwise.data.columns import check_dropped, is_indexable
     from gradwise.data.loading import load
     from gradwise.data.packing import even_rows, pack
     from gradwise.data.pool import Pool, Report, overlap, ragged, token_lengths
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Looked up on first use: a recipe imports the settings above, and should pull in nothing more.
 _HOMES = {
     "Collator": "gradwise.data.collate",
-    "check_dropped": "gradwise.data.columns",
+    **dict.fromkeys(["check_dropped", "is_indexable"], "gradwise.data.columns"),
     "load": "gradwise.data.loading",
     **dict.fromkeys(["even_rows", "pack"], "gradwise.data.packing"),
     **dict.fromkeys(["Pool", "Report", "overlap", "ragged", "token_lengths"], "gradwise.data.pool"),
@@ -36,6 +36,7 @@ __all__ = [
     "Source",
     "check_dropped",
     "even_rows",
+    "is_indexable",
     "label_words",
     "load",
     "overlap",

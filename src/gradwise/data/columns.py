@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import IterableDataset
 
 from gradwise.data.pool import ragged
 from gradwise.errors import DataError
@@ -20,6 +21,13 @@ OTHER_INPUTS = ("inputs_embeds", "pixel_values", "input_features")
 """Inputs that stand for what `input_ids` do not say."""
 
 
+def is_indexable(dataset: object) -> bool:
+    """Whether samples can be had by position, as a plan names them."""
+    # torch's streams inherit a `__getitem__` that only raises.
+    reads = all(hasattr(dataset, method) for method in ("__getitem__", "__len__"))
+    return reads and not isinstance(dataset, IterableDataset)
+
+
 def check_dropped(dataset: Any, taken: Container[str], model: str) -> None:
     """Raise DataError where a column says something that the model would not be given.
 
@@ -28,7 +36,7 @@ def check_dropped(dataset: Any, taken: Container[str], model: str) -> None:
         taken: names of the columns that the model is given.
         model: its name, for the message.
     """
-    if isinstance(dataset, dict) or not hasattr(dataset, "__getitem__") or not len(dataset):
+    if isinstance(dataset, dict) or not is_indexable(dataset) or not len(dataset):
         return
     names = getattr(dataset, "column_names", None) or dataset[0]
     if not isinstance(names, list | Mapping):

@@ -189,7 +189,7 @@ def _guess(source: Source, columns: list[str], first: list[str]) -> FormatName:
     known = "; ".join(f"{name}: {' + '.join(needed)}" for name, (needed, _) in FORMATS.items())
     raise DataError(
         f"{source.path} {problem}. Its columns are {few(columns)}; the formats are {known} "
-        "(the source's `fields` can map other names)"
+        "(the source's `fields` can map other names, as in fields: {completion: response})"
     )
 
 

@@ -56,7 +56,7 @@ class Report:
         for kind, flaw in words.items():
             if count := getattr(self, kind):
                 lines.append(f"  {count:,} {flaw} (first: {'; '.join(self.examples.get(kind, ()))})")
-        lines += [f"  Note: {note}" for note in self.notes]
+        lines += [f"  {note if note.startswith('Warning') else f'Note: {note}'}" for note in self.notes]
         return "\n".join(lines)
 
 

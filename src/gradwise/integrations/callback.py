@@ -1,4 +1,4 @@
-"""A layer policy as a callback of any Hugging Face Trainer: for streamed data, GRPO, and trainers elsewhere.
+"""A layer policy as a callback of any Hugging Face Trainer: for trainers that cannot be subclassed.
 
     trainer = transformers.Trainer(..., callbacks=[LayerCallback(Grass(active=2))])
 

@@ -25,9 +25,11 @@ def _table(run: RunDirectory, metrics: list[dict[str, Any]], events: list[dict[s
     if not ends or not metrics:
         raise ValueError(f"{run.metrics_file.name} or {run.events_file.name} was cut short")
     finished = ends[-1]
+    losses = _losses(metrics, run.scores().get("held_out_loss"))
+    shown = {"held_out_loss"} if any("eval_loss" in line for line in metrics) else set[str]()
     rows = [
-        *_losses(metrics, run.scores().get("held_out_loss")),
-        *(_score(name, found) for name, found in run.scores().items()),
+        *losses,
+        *(_score(name, found) for name, found in run.scores().items() if name not in shown),
         ("steps", f"{finished['step']:,}"),
         (
             "parameters updated at a time",
@@ -53,7 +55,8 @@ def _losses(metrics: list[dict[str, Any]], score: dict[str, Any] | None) -> list
         before, after = (line.get("held_out_loss", line["eval_loss"]) for line in (held_out[0], held_out[-1]))
         named = [("before", before)] * (held_out[0]["step"] == 0)
         named += [("after", score["value"] if score else after)]
-        return [(f"held-out loss {when}", f"{loss:.4f} nats per token") for when, loss in named]
+        over = f" over {score['samples']:,} samples" if score and score["samples"] else ""
+        return [(f"held-out loss {when}", f"{loss:.4f} nats per token{over}") for when, loss in named]
     training = [line["loss"] for line in metrics if "loss" in line]
     tenth = max(1, len(training) // 10)
     return [

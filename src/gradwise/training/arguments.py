@@ -135,7 +135,8 @@ def training_arguments(
         own = given.get("lr_scheduler_kwargs") or {}
         given["lr_scheduler_kwargs"] = {DECAY_SHARE: share, **shape, **own}
     _check_machine(given)
-    if on_cpu():
+    # Without it, `bf16` is refused where there is no accelerator, though a CPU computes in it.
+    if on_cpu() or not torch.accelerator.is_available():
         given.setdefault("use_cpu", True)
     try:
         made = TrainingArguments(

@@ -60,8 +60,8 @@ class Batches:
             )
         if not self.steps_per_epoch:
             raise RecipeError(
-                f"dataloader_drop_last leaves nothing of {len(self._offsets[0]) - 1} rows in batches of "
-                f"{self.micro_batch * self.ranks}; lower the batch size."
+                f"{len(self._offsets[0]) - 1} rows fill no batch of {self.micro_batch * self.ranks}, and "
+                "dataloader_drop_last leaves them out; lower the batch size."
             )
         self._check_epochs()
 

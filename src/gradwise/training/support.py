@@ -8,11 +8,11 @@ import transformers
 from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
+from gradwise.methods.baselines import GivenOrder
 from gradwise.ranks import world_size
 from gradwise.recipe import Recipe
 from gradwise.text import shown
 from gradwise.training.arguments import decay_steps
-from gradwise.training.feeder import Indexable
 from gradwise.training.plan import Plan
 from gradwise.training.weighting import check_weighted
 
@@ -24,7 +24,7 @@ def check_supported(trainer: Any, recipe: Recipe) -> None:
     """Raise RecipeError for a setting of the trainer that gradwise would have to ignore."""
     args = trainer.args
     _check_ranks(args)
-    for setting, refused in _refused_arguments(args).items():
+    for setting, refused in _refused_arguments(args, trainer.serves_itself).items():
         if refused:
             raise RecipeError(f"TrainingArguments.{setting} is set, but {refused}.")
     trained = [(name, p.dtype) for name, p in trainer.model.named_parameters() if p.requires_grad]
@@ -67,16 +67,33 @@ def check_phase(args: TrainingArguments, given: dict[str, Any], last: float, ste
         )
 
 
-def check_indexable(dataset: Indexable) -> None:
-    """Raise RecipeError for training data that a plan cannot point into."""
-    if not all(hasattr(dataset, method) for method in ("__getitem__", "__len__")):
-        raise RecipeError(
-            "gradwise needs a training data set that can be indexed, since a plan names samples by position; "
-            f"found {type(dataset).__name__}. For layers alone on streamed data give a transformers.Trainer "
-            "the callback gradwise.integrations.callback.LayerCallback."
-        )
-    if not len(dataset):
-        raise RecipeError("The training data set is empty.")
+def check_own_loader(recipe: Recipe, *, given: bool, packs: bool, problem: str, plannable: bool) -> None:
+    """Raise RecipeError for what cannot be done where the trainer's own loader serves the samples.
+
+    Args:
+        recipe: of the run.
+        given: whether the user gave a plan.
+        packs: whether samples are to be packed.
+        problem: why the loader cannot be replaced.
+        plannable: whether a plan can say, before the first step, what the loader serves.
+    """
+    default = Recipe()
+    refused = {
+        "anneal": recipe.anneal is not None,
+        "weights: loss": recipe.weights == "loss",
+        "packed_length": packs,
+        "select": not plannable and recipe.select != default.select,
+        "order": not plannable and recipe.order not in (default.order, GivenOrder()),
+        "a plan": not plannable and given,
+    }
+    for name, asked in refused.items():
+        if asked:
+            rest = (
+                "`select` and `order` methods that score nothing, and `layers`"
+                if plannable
+                else "`layers` alone"
+            )
+            raise RecipeError(f"{name} cannot be used here: {problem}. Take {rest}.")
 
 
 def check_output(args: object) -> None:
@@ -122,12 +139,12 @@ def check_sections(recipe: Recipe) -> None:
             )
 
 
-def _refused_arguments(args: TrainingArguments) -> dict[str, str | None]:
+def _refused_arguments(args: TrainingArguments, serves_itself: bool) -> dict[str, str | None]:
     config = args.accelerator_config
     return {
         "auto_find_batch_size": _when(args.auto_find_batch_size, "it would change which samples form a step"),
         "train_sampling_strategy": _when(
-            getattr(args, "train_sampling_strategy", "random") != "random",
+            getattr(args, "train_sampling_strategy", "random") != "random" and not serves_itself,
             "the recipe's `order` decides that",
         ),
         "ignore_data_skip": _when(args.ignore_data_skip, "resuming follows the plan"),

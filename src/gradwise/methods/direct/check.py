@@ -67,8 +67,8 @@ class HeldOutCheck:
             return None
         return (
             f"anneal: on {self.samples} validation samples that chose nothing, the picks of direct are "
-            f"predicted to do worse than random ones ({self.picks:.3g} against {self.random:.3g}, standard "
-            f"error {self.noise:.2g})"
+            f"predicted to lower the loss less than random ones (predicted effect {self.picks:.3g} against "
+            f"{self.random:.3g}, standard error {self.noise:.2g})"
         )
 
 
