@@ -100,6 +100,11 @@ def without_reduction(model: nn.Module) -> Iterator[None]:
             group.reduce_grads, group.all_reduce_grads = flags
 
 
+def gathered_in(model: nn.Module) -> torch.dtype | None:
+    """The type that FSDP's mixed precision gathers parameters in, and computes in; None for their own."""
+    return next((found for unit in units(model) if (found := _policy(unit)) is not None), None)
+
+
 class Shards:
     """The sharded parameters of a lent model, and the whole ones that its forward passes use.
 
@@ -116,15 +121,6 @@ class Shards:
             for name, parameter in module.named_parameters(recurse=False):
                 if is_distributed(parameter):
                     self._slots[id(unit)].append(_Slot(module, name, parameter))
-
-    def __bool__(self) -> bool:
-        return bool(self.units)
-
-    @property
-    def computes_in(self) -> torch.dtype | None:
-        """The type that whole parameters are gathered in, where it is not the weights' own."""
-        found = {_policy(unit) for unit in self.units} - {None}
-        return next(iter(found), None)
 
     @contextmanager
     def watched(
