@@ -26,8 +26,7 @@ from gradwise.signals.shards import units
 
 
 class ByAccelerate(gw.Trainer):
-    """A Trainer whose model accelerate shards by FSDP2, which it does for accelerators alone: on a CPU it has
-    to be told."""
+    """A Trainer whose model accelerate shards by FSDP2; by itself it does so only on accelerators."""
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 from datasets import Dataset
 
+import gradwise as gw
+from gradwise.training.sharding import shard_first
 from tests.training.sharded_run_worker import run
 
 WORKER = Path(__file__).with_name("sharded_run_worker.py")
@@ -77,6 +80,24 @@ def test_as_one_process_does(tmp_path: Path, stories: Path, speeches: Dataset, n
         alone, together = (torch.load(out / "weights.pt", weights_only=True) for out in (one, two))
         for key, values in alone.items():
             torch.testing.assert_close(together[key], values, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_what_must_come_before_sharding_is_refused(
+    story_model: Any, arguments: Any, speeches: Dataset, checkpointed: bool
+) -> None:
+    settings = {} if checkpointed else {"torch_compile": True}
+    trainer = gw.Trainer(story_model(), arguments(**settings), train_dataset=speeches)
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, activation_checkpointing=checkpointed
+    )
+    try:
+        with pytest.raises(
+            gw.RecipeError, match="activation_checkpointing" if checkpointed else "torch_compile"
+        ):
+            shard_first(trainer)
+    finally:
+        del trainer.accelerator.state.fsdp_plugin
 
 
 def _decisions(out: Path) -> list[dict[str, Any]]:

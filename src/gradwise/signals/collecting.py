@@ -46,11 +46,15 @@ def collect(
 
     With label tokens L_i, the own-mean loss is l_i = (1/|L_i|) sum over L_i of the cross entropy; gradients
     are of l_i, so none depends on what its sample was batched with. Without dropout and auxiliary losses. The
-    model is given back as it was found. Under torch.distributed each rank does its share of the batches, and
-    all return the same.
+    model is given back as it was found.
+
+    Under torch.distributed each rank does its share of the batches, and all return the same. So it is with a
+    model that FSDP2 (`fully_shard`) shards: each rank gathers one block of it at a time, all ranks make the
+    same number of forward/backward passes, and the signals are those of the whole model. Its parameters are
+    sharded when this returns.
 
     Args:
-        model: a causal language model, whole in this process.
+        model: a causal language model, whole in this process or sharded by FSDP2.
         dataset: anything indexable of {"input_ids": [...], "labels": [...]}; labels of -100 do not count.
         collator: makes a padded batch with "labels" out of samples; padding on the right by default.
         want: some of "loss", "embedding", "grad_norm", "grad" and "head_norm", or the methods that need them,

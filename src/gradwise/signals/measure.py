@@ -16,7 +16,7 @@ from gradwise.precision import autocasting
 from gradwise.signals.capture import Capture
 from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.scope import Scope
-from gradwise.signals.shards import Shards, device_of
+from gradwise.signals.shards import Shards, device_of, gathered_in
 from gradwise.signals.sums import Asked, GradientSums
 from gradwise.signals.turns import Kind, Turns
 from gradwise.signals.wanted import Wanted
@@ -86,7 +86,7 @@ class Measurer:
     def __call__(self, batch: Batch, *, apart: bool = False) -> Measured:
         """Measure a padded batch with "labels"; with `apart`, each parameter's share of the norm as well."""
         batch, positions = self._placed(batch)
-        computed = (self.dtype, self.autocast, self.shards.computes_in)
+        computed = (self.dtype, self.autocast, gathered_in(self.model))
         if torch.float16 in computed and self.asked is not None:
             return self._without_overflow(batch, positions, apart)
         return self._measure(batch, positions, 1.0, apart)

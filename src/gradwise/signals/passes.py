@@ -26,7 +26,7 @@ from gradwise.signals.quantities import Signals
 from gradwise.signals.rehearsal import Rehearsal, Verdict, by_autograd
 from gradwise.signals.samples import Inspection, check_indexable, inputs_only, inspect
 from gradwise.signals.scope import Scope
-from gradwise.signals.shards import Shards, class_name, units, whole_tensor
+from gradwise.signals.shards import class_name, gathered_in, units, whole_tensor
 from gradwise.signals.sheet import MEASURED, NOT_FINITE, NOT_HELD, Column, InMemory, Sheet, stored
 from gradwise.signals.store import Store, read, verify
 from gradwise.signals.sums import Asked, Projector
@@ -228,8 +228,8 @@ class Pass:
             "batch_tokens": self.batch_tokens,
             "blocks": blocks,
         }
-        if (gathered_in := Shards(self.model).computes_in) is not None:
-            request["mixed precision"] = str(gathered_in)
+        if (computed := gathered_in(self.model)) is not None:
+            request["mixed precision"] = str(computed)
         if "embedding" in self.wanted:
             request |= {"pooling": self.wanted.pooling, "layer": self.wanted.layer}
         if self.asked is not None and self.scope is not None:

@@ -23,7 +23,7 @@ from gradwise.ranks import gathered
 from gradwise.signals.batching import Pool, batches
 from gradwise.signals.measure import Batch, InseparableError, Measured, Measurer
 from gradwise.signals.scope import kind, precise
-from gradwise.signals.shards import Shards, class_name, device_of
+from gradwise.signals.shards import Shards, class_name, device_of, gathered_in
 from gradwise.signals.sums import Asked
 from gradwise.signals.turns import Kind, Turns
 from gradwise.signals.wanted import Wanted
@@ -194,9 +194,8 @@ class Rehearsal:
     @property
     def _precise(self) -> bool:
         """Whether a sample comes out the same in other shapes to more than three digits."""
-        sharded = Shards(self.model).computes_in
         own = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
-        computed = self.autocast or sharded or own
+        computed = self.autocast or gathered_in(self.model) or own
         return precise(computed) and torch.get_float32_matmul_precision() == "highest"
 
 
@@ -245,7 +244,7 @@ def by_autograd(
     inputs = {n: value.to(device) if isinstance(value, Tensor) else value for n, value in batch.items()}
     labels = inputs.pop("labels")[0, 1:]
     # Float16 gradients would underflow.
-    half = torch.float16 in (autocast, shards.computes_in, *(p.dtype for p in parameters.values()))
+    half = torch.float16 in (autocast, gathered_in(model), *(p.dtype for p in parameters.values()))
     scale = 2.0**12 if half else 1.0
     turn = nullcontext() if turns is None else turns.taken(Kind(learning=tuple(parameters)))
     whole: dict[int, Tensor] = {}

@@ -1,10 +1,12 @@
 """Models that FSDP2 (`fully_shard`) shards over ranks, as they are measured.
 
-Between forward passes a parameter is a DTensor, of which a rank holds some rows. In the forward and backward
-pass of its module, FSDP gathers the whole parameter, an ordinary tensor, and puts it in the DTensor's place.
-So a scope names DTensors, and whoever follows a forward pass is told which tensor stands for which of them.
+Between forward passes a parameter is a DTensor, and a rank holds some of its rows. In the forward and the
+backward pass of its module, FSDP gathers the whole parameter, an ordinary tensor, and puts it in the place of
+the DTensor.
+Scopes name the DTensors. Whatever follows a forward pass learns from `Shards.watched` which whole parameter
+stands for which DTensor.
 
-A whole parameter has no gradient of its own here, so nothing is averaged over ranks and no `.grad` changes.
+Parameters get no gradients here, so FSDP has none to average over ranks, and no `.grad` changes.
 """
 
 import sys
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from gradwise.errors import SignalError
 
-Told = Callable[[Tensor, Tensor], object]
+Follower = Callable[[Tensor, Tensor], object]
 """Gets a sharded parameter and the whole one that a forward pass uses in its place."""
 
 
@@ -36,7 +38,7 @@ def units(model: nn.Module) -> list[Any]:
 
 
 def class_name(model: nn.Module) -> str:
-    """The name of a model's class, of which FSDP makes a subclass of its own."""
+    """The name of a model's class, without the subclass that FSDP puts in its place."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     kinds = type(model).__mro__
     own = next((kind for kind in kinds if fsdp is None or not issubclass(kind, fsdp.FSDPModule)), kinds[0])
@@ -100,6 +102,11 @@ def without_reduction(model: nn.Module) -> Iterator[None]:
             group.reduce_grads, group.all_reduce_grads = flags
 
 
+def gathered_in(model: nn.Module) -> torch.dtype | None:
+    """The type that FSDP's mixed precision gathers parameters in, and computes in; None for their own."""
+    return next((found for unit in units(model) if (found := _policy(unit)) is not None), None)
+
+
 class Shards:
     """The sharded parameters of a lent model, and the whole ones that its forward passes use.
 
@@ -117,28 +124,19 @@ class Shards:
                 if is_distributed(parameter):
                     self._slots[id(unit)].append(_Slot(module, name, parameter))
 
-    def __bool__(self) -> bool:
-        return bool(self.units)
-
-    @property
-    def computes_in(self) -> torch.dtype | None:
-        """The type that whole parameters are gathered in, where it is not the weights' own."""
-        found = {_policy(unit) for unit in self.units} - {None}
-        return next(iter(found), None)
-
     @contextmanager
     def watched(
-        self, gathered: Told, freed: Callable[[Iterable[nn.Parameter]], object] | None = None
+        self, gathered: Follower, freed: Callable[[Iterable[nn.Parameter]], object] | None = None
     ) -> Iterator[None]:
-        """Within it, `gathered` hears of each whole parameter as its module's forward pass begins, and
-        `freed` of the sharded ones whose whole parameters may be gone as it ends."""
+        """Within it, `gathered` is called with each whole parameter as its module's forward pass begins, and
+        `freed`, as it ends, with the sharded ones whose whole parameters may be gone."""
         handles = []
         for unit in self.units:
             unit.reshard()  # one that is whole already would not follow its requires_grad
             slots = self._slots[id(unit)]
-            handles.append(unit.register_forward_pre_hook(_teller(slots, gathered)))
+            handles.append(unit.register_forward_pre_hook(_beginning(slots, gathered)))
             if freed is not None:
-                handles.append(unit.register_forward_hook(_freer(slots, freed)))
+                handles.append(unit.register_forward_hook(_end(slots, freed)))
         try:
             yield
         finally:
@@ -146,7 +144,7 @@ class Shards:
                 handle.remove()
 
 
-def _teller(slots: list[_Slot], gathered: Told) -> Callable[..., None]:
+def _beginning(slots: list[_Slot], gathered: Follower) -> Callable[..., None]:
     def begin(*_: object) -> None:
         for slot in slots:
             whole = slot.owner._parameters[slot.name]
@@ -156,7 +154,7 @@ def _teller(slots: list[_Slot], gathered: Told) -> Callable[..., None]:
     return begin
 
 
-def _freer(slots: list[_Slot], freed: Callable[[Iterable[nn.Parameter]], object]) -> Callable[..., None]:
+def _end(slots: list[_Slot], freed: Callable[[Iterable[nn.Parameter]], object]) -> Callable[..., None]:
     def end(*_: object) -> None:
         freed(slot.sharded for slot in slots)
 
