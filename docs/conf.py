@@ -43,6 +43,6 @@ def _on_the_site(_app: Any, _name: str, source: list[str]) -> None:
 
 
 def setup(app: Any) -> None:
-    """Docstrings come before napoleon, at 500, makes its fields."""
+    """Docstrings are escaped before napoleon, which comes at 500, makes its fields."""
     app.connect("source-read", _on_the_site)
     app.connect("autodoc-process-docstring", _as_rst, priority=400)

@@ -4,9 +4,8 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -16,7 +15,6 @@ from transformers import AutoTokenizer
 
 import gradwise as gw
 from gradwise.comparison.arms import presets
-from gradwise.methods.subset import Subset
 from gradwise.run import train
 from tests.conftest import ROOT
 
@@ -166,10 +164,7 @@ def _methods() -> list[tuple[str, str]]:
 
 def test_the_method_of_the_contributing_guide_selects() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    names: dict[str, Any] = {
-        "dataclass": dataclass, "ClassVar": ClassVar, "Literal": Literal, "np": np, "Subset": Subset,
-        "Signals": gw.Signals, "Selection": gw.Selection, "__name__": __name__,
-    }  # fmt: skip
+    names: dict[str, Any] = {"__name__": __name__}
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
     signals = gw.Signals(4, num_tokens=np.array([5, 2, 9, 3], dtype=np.int32))
     assert names["LengthBottom"](count=2).select(signals).indices.tolist() == [1, 3]

@@ -227,6 +227,15 @@ class TestTrain:
         written = Recipe.load(project.folder / "run" / "recipe.yaml")
         assert isinstance(written.anneal, Direct) and written.anneal.last == 0.34
 
+    def test_a_selection_says_where_it_lies_and_why(self, gradwise: Start, project: Project):
+        project.recipe["select"] = {"method": "random", "count": 5}
+        command = gradwise("select", project.path, "--out", "picked")
+        assert command.code == 0, command.stderr
+        assert "all of them: drawn at random with seed 0" in command.stdout
+        reasons, records = command.stdout.splitlines()[-1].split(", the records: ")
+        assert (project.folder / reasons.removeprefix("The picks with their reasons: ")).exists()
+        assert len((project.folder / records).read_text().splitlines()) == 5
+
     @pytest.mark.exhaustive
     def test_the_annealing_phase_alone(self, gradwise: Start, project: Project):
         project.recipe["train"]["schedule"] = "wsd"

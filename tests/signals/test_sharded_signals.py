@@ -215,7 +215,7 @@ class BrokenError(Exception):
 
 
 def _one_rank_fails(rank: int, batches: int) -> None:
-    """Its collator raises, in the rehearsal or later; all ranks raise the same, and can measure afterwards."""
+    """Its collator raises, in the rehearsal or later; all ranks raise the same and can measure afterwards."""
     calls = []
 
     def collator(rows: Any) -> Any:

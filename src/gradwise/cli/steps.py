@@ -101,7 +101,7 @@ def select(
     if anneal and plot and (loaded.anneal is None or loaded.anneal.plots != "spectrum"):
         raise RecipeError("--plot draws the spectrum that direct selects by; leave it out.")
     from gradwise.run.progress import quiet_libraries
-    from gradwise.run.select import PICKS, SIGNALS, SUMMARY, select_annealing, select_samples
+    from gradwise.run.select import PICKS, RECORDS, SIGNALS, SUMMARY, select_annealing, select_samples
 
     with quiet_libraries(on_terminal()):
         picked = (select_annealing if anneal else select_samples)(loaded, folder, text=text, tell=say_first)
@@ -109,8 +109,13 @@ def select(
         return
     method: Any = loaded.anneal if anneal else loaded.select
     say(f"{len(picked.indices):,} samples picked by {method.method}: {folder}")
-    for rank, (index, why) in enumerate(zip(picked.indices[:3], picked.why[:3], strict=False)):
-        say(f"  {rank + 1}. sample {index}: {why}")
+    if len(picked.why) == 1:
+        say(f"  all of them: {picked.why[0]}")
+    else:
+        for rank, (index, why) in enumerate(zip(picked.indices[:3], picked.why[:3], strict=False)):
+            say(f"  {rank + 1}. sample {index}: {why}")
+    records = f", the records: {folder / RECORDS}" if (folder / RECORDS).exists() else ""
+    say(f"The picks with their reasons: {folder / PICKS}{records}")
     if plot and anneal:
         from gradwise.report.spectrum import draw_spectrum
 
