@@ -43,7 +43,7 @@ def events(trainer: gw.Trainer, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("contenders", [("grace", "random"), ("dsir", "full")])
-def test_a_run_after_a_trial_is_the_winners_run(make: Make, contenders: tuple[str, ...]) -> None:
+def test_a_run_after_a_trial_is_the_winners_run(make: Make, contenders: Any) -> None:
     raced = make("raced", gw.SelectTrial(contenders=contenders, count=8, steps=3))
     raced.train()
     (trial,) = events(raced, "select_trial")
@@ -144,7 +144,7 @@ def test_settings_that_contradict_each_other(settings: Any, said: str) -> None:
 
 def test_without_a_run_there_must_be_a_winner() -> None:
     method = gw.SelectTrial(count=2, contenders=("nearest", "random"))
-    signals = gw.Signals(6, embedding=np.random.default_rng(0).standard_normal((6, 3)))
+    signals = gw.Signals(6, embedding=np.random.default_rng(0).standard_normal((6, 3), dtype="f4"))
     with pytest.raises(gw.RecipeError, match=r"only a run can do; give select\.winner"):
         method.select(signals, target=signals)
     with pytest.raises(gw.RecipeError, match=r"only a run can do; give select\.winner"):

@@ -202,8 +202,9 @@ class Selecting(Decider):
         )
         if budgeted is None:
             if not scores_all:
-                rows, pool = method.rows_to_score, len(context.train)
-                self._rows = rows(pool, context.train.domain, context.seed, self._first)
+                first: Any = self._first
+                pool = len(context.train)
+                self._rows = method.rows_to_score(pool, context.train.domain, context.seed, first)
             return context
         filled = {name: getattr(budgeted.method, name) for name in method.left_to_run}
         # Written down before anything depends on it.

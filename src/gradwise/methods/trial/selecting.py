@@ -71,8 +71,8 @@ class SelectTrial(AlwaysTargeted):
 
     @property
     def tried(self) -> dict[str, Selector]:
-        size = {"fraction": self.fraction, "count": self.count}
-        aimed = size | {"target": self.target or "target"}
+        size: dict[str, Any] = {"fraction": self.fraction, "count": self.count}
+        aimed: dict[str, Any] = {**size, "target": self.target or "target"}
         made: dict[str, Selector] = {
             "grace": Grace(**aimed, refresh_every=0),
             "dsir": Dsir(**aimed),
