@@ -427,7 +427,7 @@ def test_own_loaders_and_searches_are_refused(story_model, arguments, speeches) 
             recipe=gw.Recipe(select=gw.baselines.RandomSubset(count=4)),
         )
     trainer = own(story_model(), arguments(max_steps=2), COLLATOR, ids, recipe=gw.Recipe())
-    plain = OwnLoader(story_model(), arguments("plain", max_steps=2), COLLATOR, ids)
+    plain: Any = OwnLoader(story_model(), arguments("plain", max_steps=2), COLLATOR, ids)
     trainer.train()
     plain.train()
     assert same_weights(trainer.model, plain.model)
