@@ -280,7 +280,11 @@ class TrainerMixin(_AnyTrainer):
         return self.session.prepare()
 
     def own_loader(self) -> DataLoader[Any]:
-        """The loader that the underlying Trainer would use."""
+        """The loader that the underlying Trainer would use; every rank reads a stream itself."""
+        config = self.accelerator.dataloader_config
+        if config.dispatch_batches is None and not is_indexable(self.train_dataset):
+            # Otherwise the first rank joins the batches of all, which must then be of one length.
+            config.dispatch_batches = False
         return super().get_train_dataloader()
 
     def own_sampler(self) -> Any:

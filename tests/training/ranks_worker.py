@@ -30,7 +30,9 @@ def main(settings: dict[str, Any]) -> None:
         dataloader_pin_memory=False,
         **settings["arguments"],
     )
-    data = load_from_disk(settings["data"])
+    data: Any = load_from_disk(settings["data"])
+    if settings["streamed"]:
+        data = data.select_columns(["input_ids", "labels"]).to_iterable_dataset()
     trainer = gw.Trainer(model, arguments, Collator(0), data, recipe=gw.Recipe.from_dict(settings["recipe"]))  # type: ignore[arg-type]
     seen: list[list[list[int]]] = []
     inner = trainer.training_step

@@ -53,6 +53,7 @@ def run(
     recipe: dict[str, Any],
     *,
     resume: str | bool = False,
+    streamed: bool = False,
     **arguments: Any,
 ) -> Path:
     """Train under torchrun; 22 or 21 samples in batches of 8 leave an uneven last step."""
@@ -65,6 +66,7 @@ def run(
         "out": str(out),
         "recipe": recipe,
         "resume": resume,
+        "streamed": streamed,
         "arguments": {
             "per_device_train_batch_size": 2 if ranks == 2 else 4,
             "gradient_accumulation_steps": 2,
@@ -120,6 +122,18 @@ def test_one_rank_is_two_ranks(name: str, stories: Path, speeches: Dataset, tmp_
         for out in (one, two)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_stream_is_divided_between_ranks(stories: Path, speeches: Dataset, tmp_path: Path) -> None:
+    """Four steps of eight are two epochs of sixteen."""
+    data, recipe = speeches.select(range(16)), RECIPES["grass"]
+    one, two = (run(ranks, tmp_path, data, stories, recipe, streamed=True, max_steps=4) for ranks in (1, 2))
+    assert served(one, 1) == served(two, 2) == [*data["input_ids"]] * 2
+    assert draws(one) == draws(two)
+    alone = torch.load(one / "weights-0.pt")
+    for rank in range(2):
+        for key, values in torch.load(two / f"weights-{rank}.pt").items():
+            torch.testing.assert_close(values, alone[key], rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["grass", "grace, refreshed, through GRASS's layers", "d3, looking ahead"])

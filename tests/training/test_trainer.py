@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from torch.utils.data import DataLoader
 
 import gradwise as gw
 from gradwise.data import Collator
@@ -332,8 +333,6 @@ def test_settings_that_would_be_ignored_are_refused(
 def test_mistakes_are_named(story_model, arguments, speeches) -> None:
     with pytest.raises(gw.RecipeError, match="section 'model'"):
         gw.Trainer(story_model(), arguments(), COLLATOR, speeches, recipe=gw.Recipe(model=gw.Model(name="x")))
-    with pytest.raises(gw.RecipeError, match="indexed"):
-        train(story_model(), arguments(max_steps=1), speeches.to_iterable_dataset())
     with pytest.raises(gw.RecipeError, match="has 5 layers"):
         train(story_model(), arguments(), speeches, gw.Recipe(layers=gw.Grass(active=6)))
     with pytest.raises(gw.RecipeError, match="subclass of transformers"):
@@ -406,12 +405,32 @@ def test_asking_for_the_loader_leaves_the_record_alone(
 
 
 def test_own_loaders_and_searches_are_refused(story_model, arguments, speeches) -> None:
+    class OwnBatches(transformers.Trainer):
+        def get_batch_samples(self, *_: Any) -> Any:
+            return [], None
+
+    with pytest.raises(gw.RecipeError, match="its own get_batch_samples"):
+        gw.with_gradwise(OwnBatches)
+
     class OwnLoader(transformers.Trainer):
         def get_train_dataloader(self) -> Any:
-            return []
+            return DataLoader(self.train_dataset, batch_size=4, collate_fn=COLLATOR)  # type: ignore[arg-type]
 
-    with pytest.raises(gw.RecipeError, match="its own get_train_dataloader"):
-        gw.with_gradwise(OwnLoader)
+    ids = speeches.select_columns(["input_ids", "labels"])
+    own = gw.with_gradwise(OwnLoader)
+    with pytest.raises(gw.RecipeError, match=r"select cannot be used here: .*serves its samples itself"):
+        own(
+            story_model(),
+            arguments(),
+            COLLATOR,
+            ids,
+            recipe=gw.Recipe(select=gw.baselines.RandomSubset(count=4)),
+        )
+    trainer = own(story_model(), arguments(max_steps=2), COLLATOR, ids, recipe=gw.Recipe())
+    plain: Any = OwnLoader(story_model(), arguments("plain", max_steps=2), COLLATOR, ids)
+    trainer.train()
+    plain.train()
+    assert same_weights(trainer.model, plain.model)
     with pytest.raises(gw.RecipeError, match="does not search"):
         gw.Trainer(story_model(), arguments(), COLLATOR, speeches).hyperparameter_search()
 

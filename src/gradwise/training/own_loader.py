@@ -103,12 +103,7 @@ class OwnLoader:
             stream = self._stream = iter(self._loader)
             for _ in range(self._read):
                 next(stream, None)
-            try:
-                batch = next(stream, None)
-            except ValueError as error:  # accelerate's word for a stream that is empty from the beginning
-                if "does not contain any data" not in str(error):
-                    raise
-                batch = None
+            batch = next(stream, None)
         if batch is None and self._read:
             raise CheckpointError(
                 "The training data end before the checkpoint's place in them; give the same data."
