@@ -31,6 +31,12 @@ ROWS = {
         "GRACE, 10 % of a dirty pool, against all data, equal time": (
             "GRACE picks 10 % of a dirty pool, against all data, equal time"
         ),
+        "GRACE towards a target (SVAMP), 10 %, against all data, equal time": (
+            "GRACE's 10 % towards a target against all of the data, equal time: SVAMP"
+        ),
+        "GRACE towards a target (PIQA), 10 %, against all data, equal time": (
+            "GRACE's 10 % towards a target against all of the data, equal time: PIQA"
+        ),
     },
     "order: in which order?": {
         "balanced (baseline), fine-tuning, against a shuffle": (
@@ -47,9 +53,6 @@ ROWS = {
         "GRASS, SmolLM2-135M, against full training, equal steps": (
             "SmolLM2-135M-Instruct, equal steps: GRASS against full training"
         ),
-        "GRASS, SmolLM2-135M, against LISA, equal steps": (
-            "SmolLM2-135M-Instruct, equal steps: GRASS against LISA"
-        ),
         "GRASS, small Llama, against full training, equal time": (
             "Small Llama: GRASS against full training, equal time"
         ),
@@ -63,9 +66,8 @@ ROWS = {
             "Annealing the small Llama, clean pool: DiReCT before `objective: auto` against a random "
             "fifth, equal tokens"
         ),
-        "the paper's objective, a quarter junk, against a random fifth": (
-            "Annealing the small Llama, a quarter junk: the paper's objective against a random fifth, equal "
-            "tokens"
+        "the paper's objective, clean pool, against a random fifth": (
+            "Annealing the small Llama, clean pool: the paper's objective against a random fifth, equal tokens"
         ),
     },
 }

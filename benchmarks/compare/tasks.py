@@ -40,7 +40,6 @@ def _small_llama() -> Task:
         claims=(
             ("steps", "Small Llama: `loss_top`'s quarter against a random one", "loss_top", "random"),
             ("time", "Small Llama: GRASS against full training", "grass", "full"),
-            ("time", "Small Llama: LoRA against full training", "lora", "full"),
         ),
         own_rates=True,
         first_rates=dict.fromkeys(SELECTIONS, (1e-3, 3e-3, 1e-2)) | dict.fromkeys(LAYERS, (3e-3, 1e-2, 3e-2)),
@@ -70,7 +69,6 @@ def _four() -> Task:
     claims = {
         "grace": ("GRACE's quarter against a random one", "random"),
         "d3": ("D³ against a shuffle", "full"),
-        "grass": ("GRASS against full training", "full"),
         "direct": ("DiReCT's last quarter against the data as they come", "full"),
         "together": ("all four methods against full training", "full"),
         "together_published": ("all four as published against full training", "full"),
@@ -105,10 +103,7 @@ def _smollm2() -> Task:
         comparisons=both_budgets(
             ("random", "full", "loss_top"), ("length_top", "lora", "grass"), ("lisa", "easy_first")
         ),
-        claims=(
-            ("time", "SmolLM2-135M: GRASS against full training", "grass", "full"),
-            ("time", "SmolLM2-135M: LoRA against full training", "lora", "full"),
-        ),
+        claims=(("time", "SmolLM2-135M: GRASS against full training", "grass", "full"),),
         seeds=3,
         own_rates=True,
         first_rates=dict.fromkeys(SELECTIONS, (3e-4, 1e-3)) | dict.fromkeys(LAYERS, (1e-3, 3e-3)),
@@ -188,7 +183,7 @@ def _grace_llama() -> Task:
         prepare=lambda: (grace_pools.build(), small_llama.build()),
         arms=arms,
         comparisons=(Comparison("time", (tuple(arms),), ("random", "full")),),
-        claims=_grace_claims("Small Llama: GRACE picks 30 % of a dirty pool", {"time": ("random", "full")}),
+        claims=_grace_claims("Small Llama: GRACE picks 30 % of a dirty pool", {"time": FULL}),
         fraction=0.3,
     )
 
@@ -270,7 +265,6 @@ def _orders(
     arms = {name: ORDERS[name] for together in rounds for name in together}
     claims = {
         "balanced": "balanced order",
-        "herding": "herding by gradients",
         "d3_domains": "D³ with domains as units",
     }
     return Task(
@@ -318,13 +312,9 @@ TASKS: dict[str, Callable[[], Task]] = {
     "four": _four,
     "smollm2": _smollm2,
     "grace_importance": _grace_importance,
-    "grace_clean_10": lambda: _grace(
-        "clean", 0.1, GRACE_ALL, {"steps": RANDOM, "time": FULL}, seeds=3, first_rates=TUNED
-    ),
+    "grace_clean_10": lambda: _grace("clean", 0.1, GRACE_ALL, {"time": FULL}, seeds=3, first_rates=TUNED),
     "grace_dirty_05": lambda: _grace("dirty", 0.05, GRACE_FEW, {"time": RANDOM}),
-    "grace_dirty_10": lambda: _grace(
-        "dirty", 0.1, GRACE_ALL, {"steps": RANDOM, "time": (*RANDOM, *FULL)}, first_rates=TUNED
-    ),
+    "grace_dirty_10": lambda: _grace("dirty", 0.1, GRACE_ALL, {"time": (*RANDOM, *FULL)}, first_rates=TUNED),
     "grace_dirty_30": lambda: _grace("dirty", 0.3, GRACE_FEW, {"time": RANDOM}),
     "grace_llama": _grace_llama,
     "grace_smollm2": _grace_smollm2,

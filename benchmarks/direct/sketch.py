@@ -137,7 +137,6 @@ def page(content: Content) -> Page:
     clips = [[setting, *map(str, one["random tokens"])] for setting, one in entry["clip"].items()]
     seeds = [f"seed {seed}" for seed in SEEDS]
     least = min(entry["kept"]["1024"]["objective"])
-    counts = {name: entry["clip"][f"{name}, tau 1"]["random tokens"] for name in ("clipped", "as they are")}
     return Page(
         sections=[
             projected,
@@ -149,11 +148,6 @@ def page(content: Content) -> Page:
             Claim(
                 "DiReCT's objective with projections of 1,024 numbers, least share of the optimum",
                 number(least, 3),
-                "3",
-            ),
-            Claim(
-                "Random tokens among 40 picks: clipped gradients; unclipped",
-                "; ".join(f"{min(found)} to {max(found)}" for found in counts.values()),
                 "3",
             ),
         ],

@@ -81,10 +81,7 @@ def _quality(content: Content, runs: Runs) -> list[str]:
 
 
 def _quality_claims(model: str, runs: Runs) -> list[Claim]:
-    claims = (
-        (f"{model}, equal steps: GRASS against full training", "grass", "full"),
-        (f"{model}, equal steps: GRASS against LISA", "grass", "lisa"),
-    )
+    claims = ((f"{model}, equal steps: GRASS against full training", "grass", "full"),)
     return tables.compared_claims(tables.losses_of(runs), REFERENCES, claims)
 
 

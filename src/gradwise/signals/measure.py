@@ -82,12 +82,12 @@ class Measurer:
         self.head = Head(model)
         self.device = device_of(model)
         self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        self._computed = (self.dtype, autocast, gathered_in(model))
 
     def __call__(self, batch: Batch, *, apart: bool = False) -> Measured:
         """Measure a padded batch with "labels"; with `apart`, each parameter's share of the norm as well."""
         batch, positions = self._placed(batch)
-        computed = (self.dtype, self.autocast, gathered_in(self.model))
-        if torch.float16 in computed and self.asked is not None:
+        if torch.float16 in self._computed and self.asked is not None:
             return self._without_overflow(batch, positions, apart)
         return self._measure(batch, positions, 1.0, apart)
 
