@@ -67,7 +67,8 @@ ROWS = {
             "fifth, equal tokens"
         ),
         "the paper's objective, clean pool, against a random fifth": (
-            "Annealing the small Llama, clean pool: the paper's objective against a random fifth, equal tokens"
+            "Annealing the small Llama, clean pool: the paper's objective against a random fifth, equal "
+            "tokens"
         ),
     },
 }
