@@ -50,12 +50,11 @@ def _small_llama() -> Task:
 FOUR: tuple[tuple[str, ...], ...] = (
     ("random", "full", "grace", "d3", "grass", "direct", "together"),
     ("grace_published", "d3_published", "grass_published", "direct_published", "together_published"),
-    ("lisa", "random_anneal"),
 )
 FOUR_TEXT = (
     "Each of the four methods alone, and all four together, as recommended and with the published settings "
     "(`recipes/published`, brought to this size). `random` and `grace*` keep a quarter of the records; "
-    "`full`, `d3*`, `grass*` and `lisa` train on all of them, `direct*` and `random_anneal` on all of them "
+    "`full`, `d3*` and `grass*` train on all of them, `direct*` on all of them "
     "until the last quarter of the steps, for which they choose samples. Layer policies update two of six "
     "blocks at a time, with embeddings, head and final norm frozen. Learning rates were not tuned here: they "
     "are the best of [compare-small_llama](compare-small_llama.md), one for layer policies and the runs "
@@ -85,6 +84,25 @@ def _four() -> Task:
             for budget in ("steps", "time")
             for arm, (label, reference) in claims.items()
         ),
+        own_rates=True,
+    )
+
+
+def _periods() -> Task:
+    names = ("lisa_5", "lisa_25", "grass_5", "grass_10", "grass_25")
+    return Task(
+        name="periods",
+        title="steps between two draws of layers, small Llama",
+        text=(
+            "The small Llama (8.9 M parameters), fine-tuned on 480 records of three sets. `grass_N` and "
+            "`lisa_N` draw two of six blocks every N steps, GRASS by gradient norm as recommended, LISA "
+            "uniformly. Embeddings, head and final norm are frozen. One learning rate for all, the best of "
+            "[compare-small_llama](compare-small_llama.md), which was tuned with a draw every 5 steps."
+        ),
+        prepare=small_llama.build,
+        arms={name: f"{HERE}/arms/periods/{name}.yaml" for name in names},
+        comparisons=(Comparison("steps", (names,), ("grass_10", "lisa_25")),),
+        claims=(),
         own_rates=True,
     )
 
@@ -310,6 +328,7 @@ TUNED = {"random": (3e-4, 1e-3)}
 TASKS: dict[str, Callable[[], Task]] = {
     "small_llama": _small_llama,
     "four": _four,
+    "periods": _periods,
     "smollm2": _smollm2,
     "grace_importance": _grace_importance,
     "grace_clean_10": lambda: _grace("clean", 0.1, GRACE_ALL, {"time": FULL}, seeds=3, first_rates=TUNED),
