@@ -102,7 +102,7 @@ def _periods() -> Task:
         prepare=small_llama.build,
         arms={name: f"{HERE}/arms/periods/{name}.yaml" for name in names},
         comparisons=(Comparison("steps", (names,), ("grass_10", "lisa_25")),),
-        claims=(),
+        claims=(("steps", "Small Llama: GRASS drawing every 25 steps, not 10", "grass_25", "grass_10"),),
         own_rates=True,
     )
 

@@ -189,8 +189,13 @@ def page(content: Content) -> Page:
             losses,
             ["random"],
             (
-                (f"{start} D³ by curvature against a shuffle", "d3, free", "random"),
                 (f"{start} D³ by `orders` against a shuffle", "d3, free, orders", "random"),
+                # Curvature sees no prerequisite, as the page shows; a conflict it does see.
+                *(
+                    [(f"{start} D³ by curvature against a shuffle", "d3, free", "random")]
+                    if kind == "conflict"
+                    else []
+                ),
             ),
         )
     return Page(
