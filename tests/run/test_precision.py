@@ -22,13 +22,13 @@ from gradwise.run.signals import collect_signals
 
 CALLERS = {
     "seconds_per_sample", "scoring_speed", "first", "_refreshed", "run_probe", "decide", "_turned", "_step",
-    "_evaluated", "_autograd", "_measure", "training_step", "evaluate", "write", "collect_signals", "choose",
+    "_evaluated", "by_autograd", "_measure", "training_step", "evaluate", "write", "collect_signals", "choose",
     "select_annealing", "order_samples",
 }  # fmt: skip
 
 RUN = {
     "seconds_per_sample", "scoring_speed", "first", "_refreshed", "run_probe", "decide", "_turned",
-    "_autograd", "_measure", "training_step", "evaluate", "write",
+    "by_autograd", "_measure", "training_step", "evaluate", "write",
 }  # fmt: skip
 """What a run with all four methods calls: timing, scoring, refreshes, probes, training, evaluation."""
 
