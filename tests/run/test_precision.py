@@ -22,8 +22,8 @@ from gradwise.run.signals import collect_signals
 
 CALLERS = {
     "seconds_per_sample", "scoring_speed", "first", "_refreshed", "run_probe", "decide", "_turned", "_step",
-    "_evaluated", "by_autograd", "_measure", "training_step", "evaluate", "write", "collect_signals", "choose",
-    "select_annealing", "order_samples",
+    "_evaluated", "by_autograd", "_measure", "training_step", "evaluate", "write", "collect_signals",
+    "choose", "select_annealing", "order_samples",
 }  # fmt: skip
 
 RUN = {

@@ -56,7 +56,7 @@ def target_of(recipe: Recipe, given: Any, evaluation: Any, *, planned: bool) -> 
         what = "a plan" if planned else f"select: {method.method}"
         raise RecipeError(
             f"target_dataset has no effect with {what}; leave it out, or select by a method that takes a "
-            "target: grace, dsir, nearest, less or tsds (or anneal by direct, cosine_top or herding)."
+            "target: grace, dsir, nearest, less, tsds or trial (or anneal by direct, cosine_top or herding)."
         )
     if not len(given) or "input_ids" not in given[0]:
         raise RecipeError(
