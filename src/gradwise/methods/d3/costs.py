@@ -32,6 +32,7 @@ def timetable(d3: "D3", steps: int, batch_size: int, nodes: int) -> Timetable:
     allowed = d3.overhead * steps * batch_size
     fewest = min(FEWEST, d3.probes)
     # The most probes for which one measurement fits; what is left decides how often it is repeated.
+    squares = 0
     for probes in range(d3.probes, fewest - 1, -1):
         # Before its first step Adam has no second moments; they are taken from the gradients of all probes.
         squares = 0 if edges in ("lookahead", "orders") else nodes * probes * FIRST_ORDER
@@ -40,7 +41,7 @@ def timetable(d3: "D3", steps: int, batch_size: int, nodes: int) -> Timetable:
             every = max(_commit_steps(d3, batch_size), math.ceil(steps / int(left / cost)))
             return Timetable(every, probes, cost / (every * batch_size))
     fewer = "nodes or order.trial_steps" if edges == "orders" else "nodes"
-    needed = _cost(d3, nodes, fewest, batch_size)
+    needed = _cost(d3, nodes, fewest, batch_size) + squares
     problem = (
         f"order: d3 would need {needed:,.0f} forward/backward passes of a sample to measure the influence of "
         f"{nodes} nodes once, and order.overhead allows {allowed:,.0f} in this run; the order is only "
