@@ -54,6 +54,7 @@ from gradwise.training.support import (
     check_planned,
     check_sections,
     check_supported,
+    own_loader_problem,
 )
 from gradwise.training.target import target_of
 from gradwise.training.trackers import add_trackers, guard_trackers, without_trackers
@@ -133,22 +134,16 @@ class TrainerMixin(_AnyTrainer):
         folder = run_dir if isinstance(run_dir, OwnedFolder) else _path(run_dir or self.args.output_dir)
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         planner = Planner(recipe, batch_size) if plan is None else FixedPlanner(plan)
-        streamed = not is_indexable(self.train_dataset)
-        if streamed or self.serves_itself:
-            name = type(self.train_dataset).__name__ if streamed else type(self).__name__
-            why = (
-                f"a plan names samples by position, and the training data are a stream ({name})"
-                if streamed
-                else f"{name} serves its samples itself"
-            )
+        indexable = is_indexable(self.train_dataset)
+        if own := not indexable or self.serves_itself:
             check_own_loader(
                 recipe,
                 given=plan is not None,
                 packs=packed_length is not None,
-                problem=why,
-                plannable=not streamed and repeated_prompts(self.own_sampler()) is not None,
+                problem=own_loader_problem(self, indexable),
+                plannable=indexable and repeated_prompts(self.own_sampler()) is not None,
             )
-        self.session = (OwnLoaderSession if streamed or self.serves_itself else Session)(
+        self.session = (OwnLoaderSession if own else Session)(
             self,
             recipe,
             planner,

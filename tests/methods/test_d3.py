@@ -1,5 +1,8 @@
 """D3's units, graph and windows, against what can be said by hand."""
 
+import itertools
+import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -311,3 +314,22 @@ class TestMistakes:
     def test_contradictions_are_refused(self, settings: dict[str, Any], sentence: str) -> None:
         with pytest.raises(gw.RecipeError, match=sentence):
             D3(**settings)
+
+
+@pytest.mark.parametrize("edges", ["curvature", "lookahead", "first_order", "orders"])
+def test_what_a_measurement_would_need_is_more_than_is_allowed(edges: Any) -> None:
+    """And as much as it would need affords one."""
+    shares = (0.01, 0.05, 0.2, 0.5)
+    for share, steps, nodes in itertools.product(shares, (8, 40), (2, 5)):
+        probes: Any = {} if edges == "orders" else {"probes": 2}
+        d3 = D3(units="domains", edges=edges, target_samples=4, overhead=share, **probes)
+        problem = d3.timetable(steps, 8, nodes).problem
+        if problem is None:
+            continue
+        needed, allowed = (
+            int(re.findall(pattern, problem)[0].replace(",", ""))
+            for pattern in (r"need ([\d,]+)", r"allows ([\d,]+)")
+        )
+        assert needed >= allowed
+        enough = replace(d3, overhead=(needed + 1) / (steps * 8))
+        assert enough.timetable(steps, 8, nodes).problem is None

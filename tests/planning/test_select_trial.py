@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,9 @@ import torch
 
 import gradwise as gw
 from gradwise.data import Collator
-from gradwise.planning import race
+from gradwise.planning import race, selecting
 from gradwise.planning.race import halves
+from gradwise.run.select import select_samples
 from tests.conftest import same_weights
 
 Make = Callable[..., gw.Trainer]
@@ -22,14 +25,16 @@ Make = Callable[..., gw.Trainer]
 def make(story_model: Any, arguments: Any, speeches: Any) -> Make:
     """A trainer over 32 samples in four steps of four, with 12 target samples."""
 
-    def make(name: str, select: Any, targets: int = 12, **settings: Any) -> gw.Trainer:
+    def make(
+        name: str, select: Any, targets: int = 12, order: Any = "shuffle", **settings: Any
+    ) -> gw.Trainer:
         trainer = gw.Trainer(
             story_model(),
             arguments(name, **{"max_steps": 4, "lr_scheduler_type": "constant", **settings}),
             train_dataset=speeches.select(range(32)),
             eval_dataset=speeches.select(range(32, 36)),
             target_dataset=speeches.select(range(36, 36 + targets)),
-            recipe=gw.Recipe(select=select),
+            recipe=gw.Recipe(select=select, order=order),
         )
         trainer.session.tell = lambda _: None
         return trainer
@@ -53,16 +58,25 @@ def test_a_run_after_a_trial_is_the_winners_run(make: Make, contenders: Any) -> 
     stated.train()
     assert not events(stated, "select_trial"), "the winner is known"
     assert same_weights(raced.model, stated.model)
-    alone = {
-        "grace": gw.Grace(count=8, refresh_every=0),
-        "dsir": gw.baselines.Dsir(count=8),
-        "random": gw.baselines.RandomSubset(count=8),
-    }
-    if winner := alone.get(trial["winner"]):
-        plain = make("plain", winner) if trial["winner"] != "random" else None
-        if plain is not None:
-            plain.train()
-            assert same_weights(raced.model, plain.model)
+
+
+@pytest.mark.parametrize("winner", ["grace", "dsir", "random", "nearest"])
+@pytest.mark.parametrize("order", ["shuffle", "herding"])
+def test_whoever_wins_selects_as_a_recipe_that_names_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch, winner: Any, order: str
+) -> None:
+    """GRACE scores some samples of the pool where it is alone, and others have more of them scored."""
+    contenders: Any = ("grace", "dsir", "random") if winner != "nearest" else ("grace", "nearest")
+    decided = race.decided
+    monkeypatch.setattr(race, "decided", lambda *given: (winner, *decided(*given)[1:]))
+    raced = make("raced", gw.SelectTrial(contenders=contenders, count=4, steps=1), order=order)
+    raced.train()
+    (trial,) = events(raced, "select_trial")
+    assert trial["winner"] == winner
+    stated = make("stated", gw.SelectTrial(contenders=contenders, count=4, winner=winner), order=order)
+    stated.train()
+    assert same_weights(raced.model, stated.model)
+    assert set(raced.session.plan.indices) == set(stated.session.plan.indices)
 
 
 def test_losses_are_those_of_training_on_each_contenders_picks(
@@ -106,6 +120,30 @@ def test_losses_are_those_of_training_on_each_contenders_picks(
         assert trial["losses"][name] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
+def test_contenders_select_by_one_half_and_the_winner_by_all(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets: list[Any] = []
+    first_selection = selecting.first_selection
+
+    def watched(method: Any, context: Any, scored: Any, **more: Any) -> Any:
+        targets.append((method.method, context.target.inputs["input_ids"], np.array(scored.target.embedding)))
+        return first_selection(method, context, scored, **more)
+
+    monkeypatch.setattr(selecting, "first_selection", watched)
+    trainer = make("raced", gw.SelectTrial(contenders=("grace", "nearest"), count=4, steps=1))
+    trainer.train()
+    whole = trainer.session.context().target
+    assert whole is not None
+    half = halves(whole, "select")
+    (_, _, every), names = targets[-1], [name for name, _, _ in targets]
+    assert names[:2] == ["grace", "nearest"] and len(names) == 3
+    for _, ids, embedding in targets[:2]:
+        assert list(ids) == list(half.choosing.inputs["input_ids"])
+        assert np.array_equal(embedding, every[half.rows])
+    assert list(targets[-1][1]) == list(whole.inputs["input_ids"])
+
+
 def test_what_chooses_does_not_judge(make: Make) -> None:
     trainer = make("any", gw.SelectTrial(count=8))
     samples = trainer.session.context().target
@@ -147,9 +185,34 @@ def test_without_a_run_there_must_be_a_winner() -> None:
     signals = gw.Signals(6, embedding=np.random.default_rng(0).standard_normal((6, 3), dtype="f4"))
     with pytest.raises(gw.RecipeError, match=r"only a run can do; give select\.winner"):
         method.select(signals, target=signals)
-    with pytest.raises(gw.RecipeError, match=r"only a run can do; give select\.winner"):
-        method.standalone_advice()
     picked = gw.SelectTrial(count=2, contenders=("nearest", "random"), winner="nearest").select(
         signals, target=signals.take(np.array([1]))
     )
     assert 1 in picked.indices
+
+
+@pytest.mark.parametrize("winner", ["grace", "dsir", "random"])
+def test_the_command_selects_by_the_winner_alone(stories: Path, tmp_path: Path, winner: Any) -> None:
+    sources: dict[str, Any] = {}
+    for part, count in (("train", 24), ("target", 8), ("validation", 4)):
+        path = tmp_path / f"{part}.jsonl"
+        texts = [f"{'once upon a time ' * (1 + n % 3)}{part} {n}" for n in range(count)]
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        sources[part] = gw.Source(path=str(path))
+    recipe = gw.Recipe(
+        model=gw.Model(name=str(stories)),
+        data=gw.Data(**sources, max_length=32),
+        select=gw.SelectTrial(count=4, contenders=("grace", "dsir", "random"), winner=winner),
+    )
+    plainly = {"tell": lambda _: None, "progress": False}
+    alone = {
+        "grace": gw.Grace(count=4, refresh_every=0),
+        "dsir": gw.baselines.Dsir(count=4),
+        "random": gw.baselines.RandomSubset(count=4),
+    }[winner]
+    by_trial = select_samples(recipe, tmp_path / "trial", **plainly)
+    by_winner = select_samples(replace(recipe, select=alone), tmp_path / "alone", **plainly)
+    assert by_trial.indices.tolist() == by_winner.indices.tolist()
+    undecided = replace(recipe, select=replace(recipe.select, winner=None))
+    with pytest.raises(gw.RecipeError, match=r"only a run can do; give select\.winner"):
+        select_samples(undecided, tmp_path / "undecided", **plainly)

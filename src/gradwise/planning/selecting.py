@@ -149,6 +149,7 @@ class Selecting(Decider):
         self._steps = 0
         self._rows: NDArray[np.int64] | None = None
         self._first: FirstStage | None = None
+        self._first_by_half: FirstStage | None = None
         self._scored: PoolSignals | None = None
         self._state: SelectionState | None = None
         self._picks: NDArray[np.int64] | None = None
@@ -194,17 +195,16 @@ class Selecting(Decider):
 
     def prepare(self, context: RunContext) -> RunContext:
         method, scores_all = context.recipe.select, bool(self._ordering.needs & set(QUANTITIES))
-        self._first = compared_texts(method, self._choosing(context))
+        self._first = compared_texts(method, context)
         start = time.perf_counter()
         size = partial(self._size, context)
         budgeted = method.budgeted(
             size, partial(_speeds, context, method), once=self._once(context), scores_all=scores_all
         )
         if budgeted is None:
-            if not scores_all:
-                first: Any = self._first
-                pool = len(context.train)
-                self._rows = method.rows_to_score(pool, context.train.domain, context.seed, first)
+            self._rows = self._rows_of(method, context, self._first)
+            if method.chosen() is None:
+                self._prepare_trial(method, context)
             return context
         filled = {name: getattr(budgeted.method, name) for name in method.left_to_run}
         # Written down before anything depends on it.
@@ -222,11 +222,37 @@ class Selecting(Decider):
         self._rows = budgeted.method.rows_to_score(pool, context.train.domain, context.seed, self._first)
         return replace(context, recipe=recipe)
 
-    def _choosing(self, context: RunContext) -> RunContext:
-        """The context with the target samples that choose: half of them where the others are to judge."""
-        if context.target is None or context.recipe.select.chosen() is not None:
-            return context
-        return replace(context, target=halves(context.target, self.name).choosing)
+    def _rows_of(
+        self, method: Selector, context: RunContext, first: FirstStage | None
+    ) -> NDArray[np.int64] | None:
+        """The samples that a method without a budget scores; None for all of them."""
+        if self._ordering.needs & set(QUANTITIES):
+            return None
+        return method.rows_to_score(len(context.train), context.train.domain, context.seed, first)
+
+    def _prepare_trial(self, method: Selector, context: RunContext) -> None:
+        """Compare the texts with the half of the target that chooses as well, and score what either calls
+        for: contenders select by the half, the winner by all of it."""
+        assert context.target is not None
+        half = replace(context, target=halves(context.target, self.name).choosing)
+        self._first_by_half = compared_texts(method, half)
+        rows = self._rows_of(method, half, self._first_by_half)
+        self._rows = None if rows is None or self._rows is None else np.union1d(rows, self._rows)
+
+    def _scored_for(self, method: Selector, context: RunContext, first: FirstStage | None) -> PoolSignals:
+        """Of what a trial scored, that which a contender would have had alone."""
+        scored = self._scored
+        assert scored is not None
+        if self._ordering.needs & set(QUANTITIES):
+            return scored
+        if not method.needs & set(QUANTITIES):
+            known = context.train.described(method.needs | self._ordering.needs)
+            return scored._replace(signals=known, rows=None)
+        rows = self._rows_of(method, context, first)
+        if rows is None:
+            return scored
+        places = rows if scored.rows is None else np.searchsorted(scored.rows, rows)
+        return scored._replace(signals=scored.signals.take(places), rows=rows)
 
     def settled(self, context: RunContext) -> RunContext:
         """The context with the winner of a trial in its recipe, where one is to be held: each contender
@@ -235,14 +261,14 @@ class Selecting(Decider):
         if trial.chosen() is not None:
             return context
         assert self._scored is not None and self._scored.target is not None and context.target is not None
-        start = time.perf_counter()
+        start, first = time.perf_counter(), self._first_by_half
         half = halves(context.target, self.name)
-        scored = self._scored._replace(target=self._scored.target.take(half.rows))
+        aims = self._scored.target.take(half.rows)
         choosing = replace(context, target=half.choosing)
-        picks = {
-            name: [first_selection(method, choosing, scored, first=self._first).selection]
-            for name, method in trial.tried.items()
-        }
+        picks = {}
+        for name, method in trial.tried.items():
+            scored = self._scored_for(method, choosing, first)._replace(target=aims)
+            picks[name] = [first_selection(method, choosing, scored, first=first).selection]
         winner, _ = race(
             context,
             picks,
@@ -256,8 +282,7 @@ class Selecting(Decider):
         recipe = replace(context.recipe, select=replace(trial, winner=winner))
         context.save_recipe(recipe)
         context = replace(context, recipe=recipe)
-        # By all of the target samples now.
-        self._first = compared_texts(_method(context), context)
+        self._scored = self._scored_for(_method(context), context, self._first)
         return context
 
     def _size(self, context: RunContext) -> Size:

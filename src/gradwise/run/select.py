@@ -21,6 +21,7 @@ from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, add_file, claimed
 from gradwise.methods.annealer import Annealer
 from gradwise.methods.decision import Selection
+from gradwise.methods.trial.contenders import only_in_a_run
 from gradwise.planning import RunContext, Samples, Scorer
 from gradwise.planning.phase import chosen, parts_of, scored_parts, together
 from gradwise.planning.picks import write_picks
@@ -119,14 +120,17 @@ def choose(
     """
     goal = recipe.goal
     recipe = replace(recipe, select=recipe.select.aimed(goal))
+    method = recipe.select.chosen()
+    if method is None:
+        raise only_in_a_run("select")
     pool, target, tokenizer = on_each(lambda: _parts(recipe, goal, tell, progress))
     check_same(pool.fingerprint, "The data")
-    if advice := recipe.select.standalone_advice():
+    if advice := method.standalone_advice():
         tell(advice)
     context = _context(
         recipe, out, pool, tokenizer, target=target, store=out / SIGNALS, tell=tell, progress=progress
     )
-    method, count = recipe.select, len(pool)
+    count = len(pool)
     first: Any = compared_texts(method, context)
     rows, selection = method.rows_to_score(count, context.train.domain, recipe.seed, first), None
     if rows is not None and more & set(QUANTITIES):

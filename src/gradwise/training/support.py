@@ -67,6 +67,14 @@ def check_phase(args: TrainingArguments, given: dict[str, Any], last: float, ste
         )
 
 
+def own_loader_problem(trainer: Any, indexable: bool) -> str:
+    """Why the loader of a trainer cannot be replaced."""
+    if indexable:
+        return f"{type(trainer).__name__} serves its samples itself"
+    stream = type(trainer.train_dataset).__name__
+    return f"a plan names samples by position, and the training data are a stream ({stream})"
+
+
 def check_own_loader(recipe: Recipe, *, given: bool, packs: bool, problem: str, plannable: bool) -> None:
     """Raise RecipeError for what cannot be done where the trainer's own loader serves the samples.
 

@@ -10,11 +10,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from gradwise.errors import RecipeError
 from gradwise.methods.annealer import Annealer
 from gradwise.methods.baselines.anneal import CosineTop, FullAnneal, Herding, RandomAnneal
 from gradwise.methods.decision import Selection
 from gradwise.methods.direct import Direct
+from gradwise.methods.trial.contenders import check_contenders, only_in_a_run
 from gradwise.signals import Signals
 
 Contender = Literal["direct", "cosine_top", "herding", "random", "full"]
@@ -62,15 +62,7 @@ class Trial(Annealer):
 
     def check(self) -> None:
         super().check()
-        if len(set(self.contenders)) < 2 or len(set(self.contenders)) < len(self.contenders):
-            raise RecipeError(
-                f"anneal.contenders must name at least two different methods; found {list(self.contenders)}."
-            )
-        if self.winner is not None and self.winner not in self.contenders:
-            raise RecipeError(
-                f"anneal.winner is {self.winner}, which is none of the contenders "
-                f"{', '.join(self.contenders)}."
-            )
+        check_contenders("anneal", self.contenders, self.winner)
 
     @property
     def tried(self) -> dict[str, Annealer]:
@@ -95,8 +87,5 @@ class Trial(Annealer):
         """
         winner = self.chosen()
         if winner is None:
-            raise RecipeError(
-                "anneal: a trial trains the model for a few steps, which only a run can do; give "
-                "anneal.winner, or train."
-            )
+            raise only_in_a_run("anneal")
         return winner.select(signals, validation=validation, room=room, seed=seed)

@@ -12,21 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gradwise.errors import RecipeError
 from gradwise.methods.baselines.select import FullData, RandomSubset
 from gradwise.methods.baselines.targeted import Dsir, Nearest, Tsds
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
 from gradwise.methods.interfaces import FirstStage, Places, Selector
 from gradwise.methods.towards import AlwaysTargeted
+from gradwise.methods.trial.contenders import check_contenders, only_in_a_run
 from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
 
 Contender = Literal["grace", "dsir", "nearest", "tsds", "random", "full"]
-
-NO_RUN = (
-    "select: a trial trains the model for a few steps, which only a run can do; give select.winner, or train."
-)
 
 
 @dataclass(frozen=True)
@@ -59,15 +55,7 @@ class SelectTrial(AlwaysTargeted):
 
     def check(self) -> None:
         super().check()
-        if len(set(self.contenders)) < max(2, len(self.contenders)):
-            raise RecipeError(
-                f"select.contenders must name at least two different methods; found {list(self.contenders)}."
-            )
-        if self.winner is not None and self.winner not in self.contenders:
-            raise RecipeError(
-                f"select.winner is {self.winner}, which is none of the contenders "
-                f"{', '.join(self.contenders)}."
-            )
+        check_contenders("select", self.contenders, self.winner)
 
     @property
     def tried(self) -> dict[str, Selector]:
@@ -116,11 +104,6 @@ class SelectTrial(AlwaysTargeted):
         """
         winner = self.chosen()
         if winner is None:
-            raise RecipeError(NO_RUN)
+            raise only_in_a_run("select")
         select: Any = winner.select
         return select(signals, seed=seed, **({"target": target} if winner.aims else {}))
-
-    def standalone_advice(self) -> str | None:
-        if self.winner is not None:
-            return None
-        raise RecipeError(NO_RUN)
