@@ -61,7 +61,7 @@ def smollm2_recipe() -> Recipe:
             arguments={"per_device_train_batch_size": 4, "warmup_steps": 0.1, "save_total_limit": 1},
         ),
         select=Grace(count=64, candidates=96, refresh_every=4, anchors=0.1, domain_minimum=0.5),
-        order=D3(units="domains", probes=1, target_samples=4, overhead=0.4),
+        order=D3(units="domains", probes=2, target_samples=4, overhead=0.7),
         layers=Grass(active=2, period=3, probe=1),
         anneal=Direct(last=0.25, count=16, candidates=24, validation_samples=12),
     )
