@@ -160,23 +160,34 @@ class Lines:
         self._began, self._before = clock(), done
         self._due = self._began + FIRST_LINE
 
-    def update(self, done: int, figures: Callable[[], str] = str) -> None:
-        """A number is done in total; `figures` gives what else to show, if a line is due."""
+    def update(
+        self,
+        done: int,
+        figures: Callable[[], str] = str,
+        left: Callable[[], float | None] | None = None,
+    ) -> None:
+        """A number is done in total.
+
+        Args:
+            done: the number.
+            figures: gives what else to show, if a line is due.
+            left: gives the seconds left, if a line is due. If unset, by the mean rate so far.
+        """
         self.done = done
         now = self._clock()
         if now < self._due:
             return
         self._due = now + NEXT_LINE
-        more = [text for text in (figures(), self._left(now - self._began)) if text]
+        seconds = self._left(now - self._began) if left is None else left()
+        shown = "" if seconds is None else f"{duration(seconds)} left"
+        more = [text for text in (figures(), shown) if text]
         of = "" if self.total is None else f" of {self.total:,}"
         share = f" ({done / self.total:.0%})" if self.total else ""
         say(f"{self.what}: {', '.join([f'{done:,}{of} {self.unit}{share}', *more])}", error=True)
 
-    def _left(self, seconds: float) -> str:
+    def _left(self, seconds: float) -> float | None:
         made = self.done - self._before
-        if self.total is None or made <= 0:
-            return ""
-        return f"{duration(seconds / made * (self.total - self.done))} left"
+        return seconds / made * (self.total - self.done) if self.total is not None and made > 0 else None
 
 
 def duration(seconds: float, digits: int = 0) -> str:

@@ -39,7 +39,7 @@ from gradwise.training.held_out import HeldOutLoss, record_name
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.layout import Layout, ledger, loader_settings, packer
 from gradwise.training.plan import Plan
-from gradwise.training.record import FILES, NonFiniteError, RunRecord
+from gradwise.training.record import CHECKPOINT, FILES, NonFiniteError, RunRecord
 from gradwise.training.saving import written
 from gradwise.training.timing import seconds_per_sample
 from gradwise.training.trackers import one_run
@@ -451,7 +451,7 @@ class Session:
         if self.saved_step == self.step:
             return
         self.flush()
-        with self.record.uncharged():
+        with self.record.uncharged(CHECKPOINT):
             target = self.output / f"checkpoint-{self.step}"
             # The first rank owns the folder: it begins and ends it, the others come in between.
             on_first(lambda: checkpoints.begin(target))

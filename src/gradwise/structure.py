@@ -1,6 +1,7 @@
 """Finds a model's transformer blocks from its structure, and groups its trainable parameters by layer."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -40,6 +41,18 @@ def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
         )
     name = max(sizes, key=lambda candidate: sizes[candidate])
     return name, candidates[name]
+
+
+def head_and_width(model: nn.Module) -> tuple[float, int] | None:
+    """Share of a forward pass's multiplications that the output head takes, attention's products left out,
+    and the length of the hidden states; None for a model without a head or blocks."""
+    find: Any = getattr(model, "get_output_embeddings", None)
+    head = None if find is None else find()
+    weight = getattr(head, "weight", None)
+    if weight is None or not outermost_lists(model):
+        return None
+    blocks = sum(p.numel() for p in block_list(model)[1].parameters())
+    return weight.numel() / (weight.numel() + blocks), int(weight.shape[-1])
 
 
 def outermost_lists(model: nn.Module) -> dict[str, nn.ModuleList]:

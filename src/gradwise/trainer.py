@@ -44,6 +44,7 @@ from gradwise.training.held_out import HELD_OUT_LOSS
 from gradwise.training.memory import StepMemory
 from gradwise.training.offload import offload_state
 from gradwise.training.plan import Plan
+from gradwise.training.record import EVALUATION
 from gradwise.training.saving import check_saves
 from gradwise.training.sharding import shard_first
 from gradwise.training.support import (
@@ -386,7 +387,7 @@ class TrainerMixin(_AnyTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the underlying Trainer's; the run is not charged for it."""
-        with self.session.record.uncharged():
+        with self.session.record.uncharged(EVALUATION):
             return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args: object, **kwargs: object) -> Any:

@@ -119,8 +119,9 @@ def estimate(recipe: Recipe, memory: int | None = None) -> Estimate:
                 changes.append(Change(setting, needed))
     # The change that saves most comes first.
     changes.sort(key=lambda change: change.peak)
-    training = cost_per_sample(recipe, traced.layers)
-    return Estimate(traced, memory, training, shares(recipe, traced.layers), tuple(changes))
+    training = cost_per_sample(recipe, traced.layers, traced.shape)
+    found = shares(recipe, traced.layers, shape=traced.shape)
+    return Estimate(traced, memory, training, found, tuple(changes))
 
 
 def expected_memory(recipe: Recipe) -> dict[str, dict[str, int]] | None:

@@ -18,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gradwise.errors import RecipeError
+from gradwise.methods.passes import Shape
+from gradwise.planning.shape import model_shape
 from gradwise.recipe import Model, Recipe
 from gradwise.run.model import configuration
 from gradwise.structure import LayerGroups, group_layers
@@ -60,6 +62,8 @@ class Trace:
     """Micro-batches per step."""
     host: int
     """Bytes of optimizer state in host memory."""
+    shape: Shape
+    """What the time depends on, as far as the model says it."""
 
     @property
     def peak(self) -> Phase:
@@ -99,6 +103,7 @@ def trace(recipe: Recipe) -> Trace:
         micro_batch=rows,
         passes=train.batch_size // rows,
         host=host,
+        shape=model_shape(model),
     )
 
 

@@ -172,12 +172,13 @@ class Annealing(Decider):
             return Cost()
         speed = scoring_speed(context, evenly(len(context.train), MORE), needs)
         parts = scored_parts(self.method, context.annealing.train, self._parts(context), context.seed)
-        scored = sum(len(part.rows) for part in parts)
+        scored, runs = sum(len(part.rows) for part in parts), 1
         if self.method.validation_needs:
             held_out = len(_choosing(context))
             scored += min(held_out, self.method.validation_samples or held_out)
+            runs = 2
         return Cost(
-            seconds=self.method.times * (speed.startup + scored * speed.per_sample)
+            seconds=self.method.times * (runs * speed.startup + scored * speed.per_sample)
             + self._race_seconds(context)
         )
 

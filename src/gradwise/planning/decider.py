@@ -71,6 +71,15 @@ class Decider(ABC):
         """Whether to decide before a step."""
         return False
 
+    def costly_steps(self, schedule: Schedule) -> list[int]:
+        """The steps before which the decision is made, ascending, but for those at which it costs next to
+        nothing."""
+        return [step for step in range(schedule.steps) if self.due(step, schedule)] if self.recurs else []
+
+    def while_training(self, share: float) -> float:
+        """Of what the decision is expected to cost in all, the part that is not spent by the first step."""
+        return share
+
     @abstractmethod
     def decide(self, context: RunContext, plan: Plan, step: int) -> Plan:
         """The plan from `step` on; the segments that were served stay as they are.

@@ -136,6 +136,9 @@ class Ordering(Decider):
     def due(self, step: int, schedule: Schedule) -> bool:  # noqa: ARG002
         return self._measures(step) or (self.recurs and step in self._onsets)
 
+    def costly_steps(self, schedule: Schedule) -> list[int]:
+        return [step for step in range(schedule.steps) if self._measures(step)]
+
     def _measures(self, step: int) -> bool:
         if not self.recurs:
             return False

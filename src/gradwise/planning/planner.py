@@ -17,7 +17,8 @@ from gradwise.planning.epochs import continued, cut_where_due
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.scoring import check_samples, selection_signals
 from gradwise.planning.selecting import Selecting
-from gradwise.planning.shares import ORDINARY, Share, cost_per_sample, deciding, shares
+from gradwise.planning.shape import shape_of
+from gradwise.planning.shares import Share, cost_per_sample, deciding, measuring_share, shares
 from gradwise.recipe import Recipe
 from gradwise.signals.wanted import QUANTITIES
 from gradwise.structure import group_layers
@@ -92,6 +93,7 @@ class Planner:
             epochs=plan.epochs_of_run,
             digest=plan.digest,
             expected={name: part["share"] for name, part in expected.items()},
+            ahead=self._each(context, plan, expected),
             **details,
         )
         return plan
@@ -112,12 +114,29 @@ class Planner:
         layers = 0
         if recipe.layers.policy is not None and context.model is not None:
             layers = len(group_layers(context.model).blocks)
-        training = cost_per_sample(recipe, layers) / ORDINARY
-        measured = {"select": self.selecting.expected, "order": self.ordering.expected}
-        known = {name: share for name, share in measured.items() if share is not None}
-        if "order" in known:
-            known["order"] /= training
-        return shares(recipe, layers, size, known)
+        shape = shape_of(context, layout.schedule(plan))
+        passes = cost_per_sample(recipe, layers, shape)
+        known = {}
+        if (selecting := self.selecting.expected(size.steps, passes)) is not None:
+            known["select"] = selecting
+        if (measuring := self.ordering.expected) is not None:
+            known["order"] = measuring_share(recipe, measuring, passes)
+        return shares(recipe, layers, size, known, shape=shape)
+
+    def _each(self, context: RunContext, plan: Plan, expected: dict[str, Share]) -> dict[str, float]:
+        """What each decision that is due while the run trains is expected to cost, over what training costs,
+        by section."""
+        schedule, found = context.in_run.schedule(plan), {}
+        for decider in self.deciders:
+            share = expected.get(decider.name, {}).get("share")
+            times = len(decider.costly_steps(schedule))
+            if share is not None and times:
+                found[decider.name] = round(decider.while_training(share) / times, 6)
+        return found
+
+    def costly_steps(self, schedule: Schedule) -> dict[str, list[int]]:
+        """The steps before which each decision is made, by section."""
+        return {decider.name: decider.costly_steps(schedule) for decider in self.deciders}
 
     def _score(self, context: RunContext) -> None:
         """Score the pool once for all decisions that need it before the first step."""

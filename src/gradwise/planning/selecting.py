@@ -15,6 +15,7 @@ from gradwise.errors import RecipeError
 from gradwise.methods.costs import Forecast, Size, Speeds
 from gradwise.methods.decision import Selection
 from gradwise.methods.interfaces import Arrays, FirstStage, SelectionState, Selector
+from gradwise.methods.passes import ORDINARY
 from gradwise.numerics.ngrams import compile_kernels
 from gradwise.planning.context import RunContext
 from gradwise.planning.decider import Cost, Decider, rounded, served
@@ -147,6 +148,7 @@ class Selecting(Decider):
         self._last, self._keeps = last, keeps
         self._forecast: Forecast | None = None
         self._steps = 0
+        self._spent = 0.0
         self._rows: NDArray[np.int64] | None = None
         self._first: FirstStage | None = None
         self._first_by_half: FirstStage | None = None
@@ -166,7 +168,7 @@ class Selecting(Decider):
 
     def scored(self, signals: PoolSignals) -> None:
         """Take the signals that the first decision is made from."""
-        self._scored = signals
+        self._scored, self._spent = signals, signals.seconds
 
     # ---- before the first step -----------------------------------------------------------------------------
 
@@ -325,6 +327,7 @@ class Selecting(Decider):
             first=self._first,
         )
         took["selection"] = time.perf_counter() - start - sum(took.values())
+        self._spent += time.perf_counter() - start
         self._state = state if state is not None and state.every else None
         one = make_plan(selection, self._ordering, known, epochs=1, seed=seed)
         epochs = layout.epochs_needed(one)
@@ -353,10 +356,26 @@ class Selecting(Decider):
 
     # ---- while the run trains ------------------------------------------------------------------------------
 
-    @property
-    def expected(self) -> float | None:
-        """Cost of all selections over that of training, by measured speeds; None where none were."""
-        return None if self._forecast is None else self._forecast.share
+    def expected(self, steps: int, passes: float) -> float | None:
+        """Cost of all selections over that of training, by measured speeds; None where none were.
+
+        Args:
+            steps: of the run, its annealing phase included.
+            passes: forward passes that training on a sample is worth; speeds are measured where all weights
+                get gradients.
+        """
+        found = self._forecast
+        if found is None or found.training is None:
+            return None
+        training = found.training * steps / found.steps * passes / ORDINARY
+        # What the first selection took is known by now.
+        return (self._spent + found.refreshes) / training
+
+    def while_training(self, share: float) -> float:
+        found = self._forecast
+        if found is None or found.share is None:
+            return share
+        return share * found.refreshes / (self._spent + found.refreshes)
 
     def forecast(self, context: RunContext) -> Cost:  # noqa: ARG002
         if self._forecast is None:

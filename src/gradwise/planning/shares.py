@@ -1,8 +1,7 @@
 """Computing time of a run's decisions as shares of its training, by arithmetic on forward passes.
 
-A forward pass over a sample counts 1, the gradient of activations 1, the gradient of weights 1. So ordinary
-training takes 3 per sample, and a scoring run 1, or 3 where it needs gradients. `gradwise estimate` knows the
-recipe alone; a run knows its size as well, and what its methods have measured.
+The counts are those of `gradwise.methods.passes`. `gradwise estimate` knows the recipe alone; a run knows its
+size, the lengths of its samples and what its methods have measured as well.
 """
 
 import math
@@ -12,34 +11,61 @@ from typing import Any
 from gradwise.methods.costs import Size
 from gradwise.methods.grace.budget import USUAL_OVERHEAD
 from gradwise.methods.grace.costs import USUAL_ANCHORS
+from gradwise.methods.passes import ORDINARY, PROBE, Shape, adapting, measured, per_sample, scoring, training
 from gradwise.recipe import Recipe
-from gradwise.signals.wanted import QUANTITIES
-
-GRADIENTS = {"grad", "grad_norm"}
-"""Signals that need a backward pass."""
-
-ORDINARY = 3.0
-"""Forward passes that ordinary training on a sample is worth."""
 
 Share = dict[str, Any]
 """`share` of the training time, None where it is not known, and `why`."""
 
 
-def cost_per_sample(recipe: Recipe, layers: int) -> float:
+def cost_per_sample(recipe: Recipe, layers: int, shape: Shape) -> float:
     """Forward passes that training on one sample is worth; with a layer policy averaged over uniform
-    draws."""
+    draws.
+
+    Args:
+        recipe: of the run.
+        layers: blocks that a layer policy draws from.
+        shape: of the model.
+    """
+    head = shape.head
     recomputed = 1.0 if _checkpointing(recipe) else 0.0
     policy = recipe.layers.policy
     if policy is not None and layers:
         active = min(policy.active, layers)
         # The expected index of the lowest of `active` layers drawn out of `layers`, from 0.
         reached = 1 - (layers - active) / (active + 1) / layers
-        return 1 + reached * (1 + recomputed) + active / layers
-    return 2 + recomputed + (1.0 if recipe.adapter is None else 0.0)
+        trained = (1 - head) * active / layers + (head if policy.embeddings == "always" else 0.0)
+        return training(trained=trained, reached=reached, recomputed=recomputed, head=head)
+    if recipe.adapter is not None:
+        return training(trained=adapting(shape.width), recomputed=recomputed, head=head)
+    return training(recomputed=recomputed, head=head)
+
+
+def measuring_share(recipe: Recipe, cost: float, passes: float) -> float:
+    """What D3 takes as a share of the training time.
+
+    Args:
+        recipe: of the run.
+        cost: of its measurements, over ordinary training that updates all weights.
+        passes: that training on a sample is worth in this run.
+    """
+    method: Any = recipe.order
+    influence = method.influence
+    # Measuring uses the model as it trains, with the same weights frozen, and recomputes nothing.
+    own = passes - (1.0 if _checkpointing(recipe) else 0.0)
+    if influence is not None and influence.edges_in_run == "curvature":
+        # Differentiating twice multiplies the work of the backward pass alone, of which there is less.
+        return cost * ORDINARY / passes * (own - 1) / (ORDINARY - 1)
+    return cost * own / passes
 
 
 def shares(
-    recipe: Recipe, layers: int, size: Size | None = None, expected: Mapping[str, float] | None = None
+    recipe: Recipe,
+    layers: int,
+    size: Size | None = None,
+    expected: Mapping[str, float] | None = None,
+    *,
+    shape: Shape | None = None,
 ) -> dict[str, Share]:
     """For each section that decides by a model: its time as a share of the training time, and how that was
     found.
@@ -49,9 +75,10 @@ def shares(
         layers: blocks that a layer policy draws from.
         size: of the run. If unset, what depends on it is None.
         expected: shares by section that the run has found otherwise.
+        shape: of the model and its data.
     """
-    training = cost_per_sample(recipe, layers)
-    run = _Run(recipe, size, training)
+    shape = shape or Shape()
+    run = _Run(recipe, size, shape, cost_per_sample(recipe, layers, shape))
     found = {
         "select": _selecting(run),
         "order": _ordering(run),
@@ -77,8 +104,8 @@ def deciding(found: Mapping[str, Share]) -> str | None:
 class _Run:
     """What is known of a run's size."""
 
-    def __init__(self, recipe: Recipe, size: Size | None, training: float) -> None:
-        self.recipe, self.size, self.training = recipe, size, training
+    def __init__(self, recipe: Recipe, size: Size | None, shape: Shape, training: float) -> None:
+        self.recipe, self.size, self.shape, self.training = recipe, size, shape, training
         select: Any = recipe.select
         count, steps = getattr(select, "count", None), recipe.train.arguments.get("max_steps", -1)
         if count and steps <= 0:
@@ -86,27 +113,30 @@ class _Run:
         self.steps: int | None = size.steps if size else steps if steps > 0 else None
         self.batch = size.batch if size else recipe.train.batch_size
 
+    @property
+    def each(self) -> float:
+        """Forward passes over a mean sample that training on an entry of the plan is worth."""
+        return self.training * self.shape.padding
+
     def share(self, passes: float) -> float | None:
         """Forward passes as a share of the training's."""
-        return passes / (self.training * self.steps * self.batch) if self.steps else None
+        return passes / (self.each * self.steps * self.batch) if self.steps else None
 
-    def scored(self, needs: Iterable[str], samples: int | None) -> float | None:
-        """Scoring some samples, or all of the pool for None, as a share of the training."""
-        passes = passes_of(needs)
+    def scored(
+        self, needs: Iterable[str], samples: int | None, *, besides: Iterable[str] = ()
+    ) -> float | None:
+        """Scoring some samples, or all of the pool for None, as a share of the training; what is needed
+        `besides` is paid for already."""
         samples = self.size.pool if samples is None and self.size else samples
+        known, both = frozenset(besides), frozenset(needs) | frozenset(besides)
         if samples is not None:
-            return self.share(passes * samples)
+            return self.share(scoring(both, samples, self.shape) - scoring(known, samples, self.shape))
         if self.steps or getattr(self.recipe.select, "tokens", None):
             return None
         # The steps are as many as the epochs over a fraction of the pool have, however large it is.
         fraction = getattr(self.recipe.select, "fraction", None) or 1.0
-        return passes / (self.training * fraction * self.recipe.train.epochs)
-
-
-def passes_of(needs: Iterable[str]) -> float:
-    """Forward passes that scoring one sample is worth."""
-    measured = set(needs) & set(QUANTITIES)
-    return 0.0 if not measured else ORDINARY if measured & GRADIENTS else 1.0
+        passes = per_sample(both, self.shape) - per_sample(known, self.shape)
+        return passes / (self.each * fraction * self.recipe.train.epochs)
 
 
 def _selecting(run: _Run) -> Share | None:
@@ -114,7 +144,7 @@ def _selecting(run: _Run) -> Share | None:
     if method.tried and method.chosen() is None:
         return _raced(run, method)
     method = method.chosen()
-    if not passes_of(method.needs):
+    if not measured(method.needs):
         return None
     if run.recipe.signals.model is not None:
         return {"share": None, "why": f"{method.method}: scores with signals.model"}
@@ -132,15 +162,29 @@ def _selecting(run: _Run) -> Share | None:
     if method.refresh_every:
         refreshes = None if run.steps is None else max(0, math.ceil(run.steps / method.refresh_every) - 1)
     anchors = USUAL_ANCHORS if method.anchors is None else method.anchors
-    share = None if first is None or refreshes is None else first * (1 + refreshes * anchors)
+    share = None
+    if first is not None and refreshes is not None:
+        again = _refreshes(run, method, refreshes, anchors, candidates)
+        share = None if again is None else first + again
     return {"share": share, "why": f"{method.method}: its candidates and {refreshes or 'no'} refreshes"}
+
+
+def _refreshes(
+    run: _Run, method: Any, refreshes: int, anchors: float, candidates: int | None
+) -> float | None:
+    """Scoring the anchors, as often as the selection is refreshed."""
+    if not refreshes:
+        return 0.0
+    pool = candidates if candidates is not None or run.size is None else run.size.pool
+    each = None if pool is None else run.scored(method.needs, max(1, int(anchors * pool)))
+    return None if each is None else refreshes * each
 
 
 def _raced(run: _Run, method: Any) -> Share:
     """Scoring the pool, and the steps of the contenders."""
     why = f"{method.method}: {len(method.tried)} contenders, {method.steps} steps each"
     scored = run.scored(method.needs, None)
-    raced = run.share(len(method.tried) * method.steps * run.batch * run.training)
+    raced = run.share(len(method.tried) * method.steps * run.batch * run.each)
     if scored is None or raced is None:
         return {"share": None, "why": f"{why}; depends on the size of the pool and the number of steps"}
     return {"share": scored + raced, "why": why}
@@ -150,18 +194,18 @@ def _ordering(run: _Run) -> Share | None:
     method: Any = run.recipe.order
     if hasattr(method, "overhead"):
         # A share of the forward and backward passes of ordinary training.
-        share = method.overhead * ORDINARY / run.training
+        share = measuring_share(run.recipe, method.overhead, run.training)
         return {"share": share, "why": f"{method.method}: at most its overhead"}
-    if not passes_of(method.needs) or set(method.needs) <= set(run.recipe.select.needs):
+    if not measured(method.needs) - measured(run.recipe.select.needs):
         return None
-    return _once_over_the_pool(run, method)
+    return _once_over_the_pool(run, method, besides=run.recipe.select.needs)
 
 
-def _once_over_the_pool(run: _Run, method: Any) -> Share:
-    share = run.scored(method.needs, None)
+def _once_over_the_pool(run: _Run, method: Any, besides: Iterable[str] = ()) -> Share:
+    share = run.scored(method.needs, None, besides=besides)
+    passes = per_sample(frozenset(method.needs) | frozenset(besides), run.shape)
     why = (
-        f"{method.method}: scores the pool once, {passes_of(method.needs):g} forward passes a sample against "
-        f"{run.training:.2f}"
+        f"{method.method}: scores the pool once, {passes:.2g} forward passes a sample against {run.each:.2f}"
     )
     return {"share": share, "why": why if share is not None else f"{why}; depends on the size of the pool"}
 
@@ -174,12 +218,12 @@ def _probing(run: _Run) -> Share | None:
     why = f"{policy.method}: {probes} steps measure all layers before the first update"
     if run.steps is None:
         return {"share": None, "why": f"{why}; the share depends on the number of steps"}
-    return {"share": run.share(ORDINARY * probes * run.batch), "why": why}
+    return {"share": run.share(PROBE * run.shape.padding * probes * run.batch), "why": why}
 
 
 def _annealing(run: _Run) -> Share | None:
     method: Any = run.recipe.anneal
-    if method is None or not passes_of(method.needs | method.validation_needs):
+    if method is None or not measured(method.needs | method.validation_needs):
         return None
     held_out: int | None = 0
     if method.validation_needs and run.size:
@@ -189,14 +233,16 @@ def _annealing(run: _Run) -> Share | None:
         held_out = method.validation_samples
     pool = None if run.size is None else _choosable(method, run.size)
     candidates = method.candidates if pool is None else min(pool, method.candidates or pool)
-    why = f"{method.method}: {method.times} selections, {passes_of(method.needs):g} forward passes a sample"
+    passes = per_sample(method.needs, run.shape)
+    why = f"{method.method}: {method.times} selections, {passes:.2g} forward passes a sample"
     if candidates is None or held_out is None:
         where = "the pool" if method.data is None else "anneal.data"
         return {"share": None, "why": f"{why}; depends on the size of {where}"}
-    scored = candidates * passes_of(method.needs) + held_out * passes_of(method.validation_needs)
-    passes = method.times * scored
+    scored = scoring(method.needs, candidates, run.shape)
+    # The validation samples are a scoring run of their own.
+    passes = method.times * (scored + scoring(method.validation_needs, held_out, run.shape))
     if method.tried and method.winner is None:
-        passes += len(method.tried) * method.steps * run.batch * run.training
+        passes += len(method.tried) * method.steps * run.batch * run.each
         passes += (len(method.tried) + 1) * (held_out if method.judges is None else method.judges)
     return {"share": run.share(passes), "why": why}
 

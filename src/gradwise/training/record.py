@@ -34,6 +34,8 @@ from gradwise.training.recorded import NOT_DECIDING
 SHOWN = ("numbers", "layers")
 TRACKED = ("coverage", "agreement", "importance", "closeness", "objective")
 """Numbers of decisions that trackers show."""
+EVALUATION, CHECKPOINT, OTHER = "evaluation", "checkpoint", "other"
+"""What is not charged."""
 FILES = {"metrics": "metrics.jsonl", "events": "events.jsonl"}
 
 
@@ -67,6 +69,10 @@ class RunRecord:
         """What trackers show of the decisions: the latest of each number, and `deciding_seconds` in all."""
         self.layers: dict[str, float] = {}
         """The same of single layers: `layer_score/3`, and `layer_active/3`, which is 0 or 1."""
+        self.spent: dict[str, tuple[int, float]] = {}
+        """Number and seconds of events by kind, and of what is not charged by what it was."""
+        self.ahead: dict[str, float] = {}
+        """What the plan says of each decision while the run trains, by section, over the training time."""
         self._open = False
         self._charged = 0.0
         self._since: float | None = None
@@ -92,14 +98,23 @@ class RunRecord:
             _wait_for_accelerator()
             self._charged, self._since = self.seconds, None
 
+    @property
+    def deciding(self) -> float:
+        """Seconds of all decisions so far."""
+        uncharged = (EVALUATION, CHECKPOINT, OTHER)
+        return sum(
+            seconds for kind, (_, seconds) in self.spent.items() if kind not in (*NOT_DECIDING, *uncharged)
+        )
+
     @contextmanager
-    def uncharged(self) -> Iterator[None]:
-        """What happens inside costs the run nothing."""
-        running = self._since is not None
+    def uncharged(self, what: str = OTHER) -> Iterator[None]:
+        """What happens inside costs the run nothing; `what` it is says how it is counted."""
+        running, start = self._since is not None, time.perf_counter()
         self.stop_clock()
         try:
             yield
         finally:
+            self._count(what, time.perf_counter() - start)
             if running:
                 _wait_for_accelerator()
                 self.start_clock()
@@ -114,6 +129,7 @@ class RunRecord:
         self._charged = state["seconds"] if state else 0.0
         self.numbers, self.layers = (dict(state.get(name, {})) if state else {} for name in SHOWN)
         self._since = None if state else time.perf_counter()
+        self.spent, self.ahead = {}, {}
         if self.writes:
             for name, file_name in FILES.items():
                 path = self.folder / file_name
@@ -123,6 +139,13 @@ class RunRecord:
                     # Lines after the checkpoint belong to steps that will be made again; without the cut they
                     # would be there twice.
                     os.truncate(path, state[name] if state else 0)
+            for line in read_lines(self.folder / FILES["events"]) if state else ():
+                self._count(line["event"], line.get("seconds") or 0.0)
+                self.ahead = line.get("ahead", self.ahead)
+
+    def _count(self, kind: str, seconds: float) -> None:
+        times, total = self.spent.get(kind, (0, 0.0))
+        self.spent[kind] = (times + 1, total + seconds)
 
     def check(self, state: dict[str, Any]) -> None:
         """Raise CheckpointError where the files are not those that a checkpoint was taken with."""
@@ -148,6 +171,9 @@ class RunRecord:
     def event(self, kind: str, step: int, seconds: float, **what: object) -> None:
         """Note a decision: when, what it cost, what changed."""
         self._show(kind, seconds, what)
+        self._count(kind, seconds)
+        if isinstance(ahead := what.get("ahead"), dict):
+            self.ahead = ahead
         self._append("events", [{"event": kind, "step": step, "seconds": round(seconds, 4), **what}])
 
     def _show(self, kind: str, seconds: float, what: dict[str, Any]) -> None:

@@ -4,16 +4,10 @@ import math
 from typing import TYPE_CHECKING
 
 from gradwise.methods.interfaces import Timetable
+from gradwise.methods.passes import FIRST_ORDER, FORWARD, HESSIAN, STEP
 
 if TYPE_CHECKING:
     from gradwise.methods.d3.method import D3
-
-FORWARD, FIRST_ORDER, HESSIAN = 1 / 3, 2.0, 6.0
-"""Cost per sample of a forward run, of a per-sample gradient and of a per-sample Hessian-vector product, in
-forward/backward passes of a training step (docs/results/d3-cost.md; the two latter on a busy machine)."""
-
-STEP = 0.5
-"""Approximate cost of a trial step's update and of taking it back, in the same unit."""
 
 FEWEST = 2
 """Probe samples of a node below which the noise cannot be estimated."""
@@ -39,7 +33,8 @@ def timetable(d3: "D3", steps: int, batch_size: int, nodes: int) -> Timetable:
         left = allowed - squares
         if (cost := _cost(d3, nodes, probes, batch_size)) <= left:
             every = max(_commit_steps(d3, batch_size), math.ceil(steps / int(left / cost)))
-            return Timetable(every, probes, cost / (every * batch_size))
+            times = math.ceil(steps / every)
+            return Timetable(every, probes, (times * cost + squares) / (steps * batch_size))
     fewer = "nodes or order.trial_steps" if edges == "orders" else "nodes"
     needed = _cost(d3, nodes, fewest, batch_size) + squares
     problem = (

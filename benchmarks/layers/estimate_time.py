@@ -1,0 +1,219 @@
+"""Is the forecast of time right? Shares of deciding, and steps against full training, forecast and measured.
+
+    python -m benchmarks.layers.estimate_time     # half an hour on one core
+    python -m benchmarks.layers.estimate_time --subjects stories
+
+Each arm is a run of `gradwise.run.train`. All clocks of a run read processor time, so that other work on the
+machine does not count. In each round the arms run one after the other in one process. Measured shares are
+medians over the rounds. `forecast` is what the run itself says before its first step; `left` is the time left
+that the run shows after a tenth of its steps, over the time that it then still took.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from benchmarks.common import smollm2
+from benchmarks.common.frame import Script, build_folder, names_among
+from benchmarks.common.measure import silence
+from benchmarks.common.tables import Content, Page
+from gradwise.data import Data, Source
+from gradwise.data.settings import Allowed
+from gradwise.demo import ASSETS
+from gradwise.estimating import estimate
+from gradwise.methods import D3, Direct, Grace, Grass
+from gradwise.methods.baselines import UniformLayers
+from gradwise.recipe import Adapter, Model, Recipe, Train
+from gradwise.report.reading import charged, deciding_seconds, expected_shares
+from gradwise.run import progress, train
+from gradwise.run.progress import LogLines
+from gradwise.stored import read_lines
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a subject's runs are."""
+
+    title: str
+    steps: int
+    batch: int
+    length: int
+    scored: int
+    """Samples of the pool that a method scores."""
+    rounds: int
+
+
+SCALES = {
+    "stories": Scale("stories260K", 40, 8, 128, 160, 3),
+    "llama10m": Scale("Llama of 9.4 M parameters, random weights", 20, 8, 128, 128, 3),
+    "smollm2": Scale("SmolLM2-135M-Instruct", 10, 4, 96, 24, 1),
+}
+SHAPE = {
+    "vocab_size": 4096, "hidden_size": 384, "intermediate_size": 1280, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def arms(scale: Scale) -> dict[str, dict[str, Any]]:
+    """Sections of each arm's recipe."""
+    once: Any = Grace(fraction=0.25, candidates=scale.scored, refresh_every=0)
+    again: Any = replace(once, refresh_every=scale.steps // 4, anchors=0.25)
+    measuring: Any = D3(units="domains", probes=4, target_samples=8, overhead=1.0)
+    annealing: Any = Direct(
+        last=0.25, candidates=scale.scored // 2, count=scale.scored // 8, validation_samples=scale.scored // 8
+    )
+    grass: Any = Grass(active=2, period=5, probe=1)
+    return {
+        "full": {},
+        "grace, once": {"select": once},
+        "grace, refreshed": {"select": again},
+        "grace by gradients, refreshed": {"select": replace(again, importance="alignment")},
+        "grace, overhead 0.5": {"select": Grace(fraction=0.25, overhead=0.5)},
+        "d3": {"order": measuring},
+        "direct": {"anneal": annealing},
+        "grass": {"layers": grass},
+        "lisa": {"layers": UniformLayers(active=2, period=5)},
+        "lora": {"adapter": Adapter(method="lora", options={"r": 8, "lora_dropout": 0.0})},
+        "all four": {"select": again, "order": measuring, "layers": grass, "anneal": annealing},
+    }
+
+
+def recipe(subject: str, arm: str, folder: Path) -> Recipe:
+    """An arm's recipe; the pool is sums and speeches of plays."""
+    scale = SCALES[subject]
+    return Recipe(
+        model=_model(subject, folder),
+        data=Data(
+            train=[
+                Source(str(ASSETS / "gsm8k_train.jsonl"), domain="sums"),
+                Source(str(ASSETS / "plays_train.jsonl"), domain="plays"),
+            ],
+            validation=Source(str(ASSETS / "plays_held_out.jsonl")),
+            max_length=scale.length,
+            template="plain",
+            allow=Allowed(cut=1.0, empty=1.0),
+        ),
+        train=Train(
+            batch_size=scale.batch,
+            learning_rate=1e-4,
+            schedule="wsd",
+            decay=0.25,
+            arguments={
+                "max_steps": scale.steps, "save_strategy": "no", "eval_strategy": "steps",
+                "eval_steps": scale.steps // 2, "logging_steps": 1, "use_cpu": True, "report_to": "none",
+            },
+        ),
+        **arms(scale)[arm],
+    )  # fmt: skip
+
+
+def _model(subject: str, folder: Path) -> Model:
+    if subject == "stories":
+        return Model(name=str(smollm2.STORIES))
+    if subject == "smollm2":
+        return Model(name=str(smollm2.model_folder()))
+
+    def write(path: Path) -> None:
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(path)
+        AutoTokenizer.from_pretrained(smollm2.STORIES).save_pretrained(path)
+
+    return Model(name=str(build_folder(folder / "llama", write)))
+
+
+@contextmanager
+def processor_clock() -> Iterator[None]:
+    """All clocks of a run read processor time."""
+    with (
+        mock.patch.object(time, "perf_counter", time.process_time),
+        mock.patch.object(time, "monotonic", time.process_time),
+    ):
+        yield
+
+
+def measure(subject: str, arm: str, folder: Path) -> dict[str, Any]:
+    """Forecast and measured seconds of one run."""
+    asked, out = recipe(subject, arm, folder), folder / "run"
+    foretold = estimate(asked)
+    shutil.rmtree(out, ignore_errors=True)
+    with processor_clock(), silence(), left_noted() as noted:
+        began = time.perf_counter()
+        done = train(asked, out, tell=lambda _: None, progress=True, score=False)
+        whole = time.perf_counter() - began
+    if not done.finished:
+        raise SystemExit("Interrupted; run the same command to resume.")
+    events = read_lines(out / "events.jsonl")
+    seconds = next(event["seconds"] for event in events if event["event"] == "finished")
+    return {
+        "expected": expected_shares(events),
+        "recipe_alone": {name: part["share"] for name, part in foretold.shares.items()},
+        "forward_passes": foretold.training,
+        "spent": {name: round(value, 4) for name, value in charged(events).items() if value},
+        "training": round(seconds - deciding_seconds(events), 4),
+        "whole": round(whole, 4),
+        "left": noted,
+    }
+
+
+@contextmanager
+def left_noted() -> Iterator[list[dict[str, float]]]:
+    """After each step: the time left that a run shows, what the mean rate so far says, and the truth."""
+    noted: list[dict[str, float]] = []
+    began: list[float] = []
+
+    class Noting(LogLines):
+        def on_train_begin(self, *given: Any, **more: Any) -> None:
+            super().on_train_begin(*given, **more)
+            began.append(time.perf_counter())
+
+        def on_step_end(self, _: object, state: Any, __: object, **___: object) -> None:
+            now, done = time.perf_counter(), state.global_step
+            shown = self._time_left.seconds() if self._time_left is not None else None
+            rate = (now - began[-1]) / done * (state.max_steps - done)
+            noted.append({"step": done, "now": now, "shown": shown or 0.0, "rate": rate})
+
+        def on_train_end(self, *_: object, **__: object) -> None:
+            end = time.perf_counter()
+            for one in noted:
+                one["left"] = end - one.pop("now")
+
+    with mock.patch.object(progress, "LogLines", Noting):
+        yield noted
+
+
+def page(content: Content) -> Page:
+    raise NotImplementedError
+
+
+SCRIPT = Script(__doc__, "estimate-time")
+SCRIPT.add_argument("--subjects", type=names_among(SCALES), default=list(SCALES), help=", ".join(SCALES))
+SCRIPT.add_argument("--rounds", type=int, help="rounds of each subject (default: by subject)")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    options, result = SCRIPT.start()
+    with tempfile.TemporaryDirectory(prefix="gradwise-bench-") as name:
+        folder = Path(name)
+        # What numba compiles and libraries load the first time belongs to no arm.
+        for arm in arms(SCALES["stories"]):
+            measure("stories", arm, folder)
+        for subject in options.subjects:
+            for number in range(options.rounds or SCALES[subject].rounds):
+                for arm in arms(SCALES[subject]):
+                    result.once(f"run/{subject}/{arm}/{number}", partial(measure, subject, arm, folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What the forecast of time uses of a run's model and data: the share of the head, lengths, padding."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from gradwise.data import token_lengths
+from gradwise.methods.passes import Shape
+from gradwise.numerics.sampling import evenly
+from gradwise.planning.context import RunContext, Samples
+from gradwise.planning.scoring import mean_label_tokens
+from gradwise.structure import head_and_width
+from gradwise.training.layout import Layout, Schedule
+
+STEPS = 64
+"""Steps of a plan whose padding is counted."""
+
+ENDS = 0.02
+"""Quantile of the lengths that stands for the shortest samples."""
+
+
+def shape_of(context: RunContext, schedule: Schedule) -> Shape:
+    """The shape of a run; where something cannot be known without reading the data, the default.
+
+    Args:
+        context: of the run.
+        schedule: the plan in steps.
+    """
+    shape = Shape() if context.model is None else model_shape(context.model)
+    lengths = _lengths(context.annealing.train)
+    own = None if lengths is None else lengths[: len(context.train)]
+    if lengths is None or own is None or not own.sum():
+        return shape
+    mean = float(own.mean())
+    shortest, longest = (np.quantile(own, (ENDS, 1.0)) / mean).tolist()
+    return replace(
+        shape,
+        padding=_trained(lengths, schedule, context.in_run) / mean,
+        labelled=min(1.0, mean_label_tokens(context.train) / mean),
+        shortest=shortest,
+        longest=longest,
+    )
+
+
+def model_shape(model: nn.Module) -> Shape:
+    """What a model alone says."""
+    found = head_and_width(model)
+    return Shape() if found is None else Shape(head=found[0], width=found[1])
+
+
+def _lengths(samples: Samples) -> NDArray[np.int64] | None:
+    columns = getattr(samples.dataset, "column_names", None) or ()
+    return token_lengths(samples.dataset) if {"input_ids", "labels"} <= set(columns) else None
+
+
+def _trained(lengths: NDArray[np.int64], schedule: Schedule, layout: Layout) -> float:
+    """Tokens that training computes on for an entry of its plan, over steps from all over it."""
+    batches = schedule.batches
+    steps = evenly(min(schedule.steps, batches.steps), STEPS)
+    tokens = 0
+    for step in steps.tolist():
+        own = lengths[batches.samples(step)]
+        if layout.pack is not None:
+            tokens += int(own.sum())
+            continue
+        rows = np.split(own, range(layout.micro_batch, len(own), layout.micro_batch))
+        tokens += sum(len(each) * int(each.max()) for each in rows if len(each))
+    return tokens / (len(steps) * layout.batch_size)
