@@ -50,13 +50,17 @@ class Scale:
     length: int
     scored: int
     """Samples of the pool that a method scores."""
-    rounds: int
+    only: tuple[str, ...] = ()
+    """Arms that are run; empty for all."""
 
 
+SHORT = ("full", "grace, refreshed", "grass", "all four")
 SCALES = {
-    "stories": Scale("stories260K", 40, 8, 128, 160, 3),
-    "llama10m": Scale("Llama of 9.4 M parameters, random weights", 20, 8, 128, 128, 3),
-    "smollm2": Scale("SmolLM2-135M-Instruct", 10, 4, 96, 24, 1),
+    "stories": Scale("stories260K", 24, 8, 128, 96),
+    "llama10m": Scale("Llama of 9.8 M parameters, random weights", 12, 8, 128, 64),
+    "smollm2": Scale(
+        "SmolLM2-135M-Instruct", 8, 4, 64, 16, ("full", "grace, refreshed", "grass", "all four")
+    ),
 }
 SHAPE = {
     "vocab_size": 4096, "hidden_size": 384, "intermediate_size": 1280, "num_hidden_layers": 4,
@@ -67,9 +71,9 @@ SHAPE = {
 
 def arms(scale: Scale) -> dict[str, dict[str, Any]]:
     """Sections of each arm's recipe."""
-    once: Any = Grace(fraction=0.25, candidates=scale.scored, refresh_every=0)
-    again: Any = replace(once, refresh_every=scale.steps // 4, anchors=0.25)
-    measuring: Any = D3(units="domains", probes=4, target_samples=8, overhead=1.0)
+    once: Any = Grace(fraction=0.25, candidates=scale.scored, refresh_every=0, domain_minimum=1.0)
+    again: Any = replace(once, refresh_every=scale.steps // 3, anchors=0.25)
+    measuring: Any = D3(units="domains", size=4, probes=4, target_samples=8, overhead=1.0)
     annealing: Any = Direct(
         last=0.25, candidates=scale.scored // 2, count=scale.scored // 8, validation_samples=scale.scored // 8
     )
@@ -198,7 +202,7 @@ def page(content: Content) -> Page:
 
 SCRIPT = Script(__doc__, "estimate-time")
 SCRIPT.add_argument("--subjects", type=names_among(SCALES), default=list(SCALES), help=", ".join(SCALES))
-SCRIPT.add_argument("--rounds", type=int, help="rounds of each subject (default: by subject)")
+SCRIPT.add_argument("--rounds", type=int, default=1, help="runs of each arm (default: 1)")
 
 
 def main() -> None:
@@ -207,11 +211,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gradwise-bench-") as name:
         folder = Path(name)
         # What numba compiles and libraries load the first time belongs to no arm.
-        for arm in arms(SCALES["stories"]):
+        for arm in ("grace by gradients, refreshed", "all four"):
             measure("stories", arm, folder)
-        for subject in options.subjects:
-            for number in range(options.rounds or SCALES[subject].rounds):
-                for arm in arms(SCALES[subject]):
+        for number in range(options.rounds):
+            for subject in options.subjects:
+                for arm in SCALES[subject].only or arms(SCALES[subject]):
                     result.once(f"run/{subject}/{arm}/{number}", partial(measure, subject, arm, folder))
 
 
