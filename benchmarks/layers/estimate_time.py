@@ -54,7 +54,6 @@ class Scale:
     """Arms that are run; empty for all."""
 
 
-SHORT = ("full", "grace, refreshed", "grass", "all four")
 SCALES = {
     "stories": Scale("stories260K", 24, 8, 128, 96),
     "llama10m": Scale("Llama of 9.8 M parameters, random weights", 12, 8, 128, 64),

@@ -148,7 +148,6 @@ class Selecting(Decider):
         self._last, self._keeps = last, keeps
         self._forecast: Forecast | None = None
         self._steps = 0
-        self._spent = 0.0
         self._rows: NDArray[np.int64] | None = None
         self._first: FirstStage | None = None
         self._first_by_half: FirstStage | None = None
@@ -168,7 +167,7 @@ class Selecting(Decider):
 
     def scored(self, signals: PoolSignals) -> None:
         """Take the signals that the first decision is made from."""
-        self._scored, self._spent = signals, signals.seconds
+        self._scored = signals
 
     # ---- before the first step -----------------------------------------------------------------------------
 
@@ -327,7 +326,6 @@ class Selecting(Decider):
             first=self._first,
         )
         took["selection"] = time.perf_counter() - start - sum(took.values())
-        self._spent += time.perf_counter() - start
         self._state = state if state is not None and state.every else None
         one = make_plan(selection, self._ordering, known, epochs=1, seed=seed)
         epochs = layout.epochs_needed(one)
@@ -368,14 +366,13 @@ class Selecting(Decider):
         if found is None or found.training is None:
             return None
         training = found.training * steps / found.steps * passes / ORDINARY
-        # What the first selection took is known by now.
-        return (self._spent + found.refreshes) / training
+        return (found.first + found.refreshes) / training
 
     def while_training(self, share: float) -> float:
         found = self._forecast
         if found is None or found.share is None:
             return share
-        return share * found.refreshes / (self._spent + found.refreshes)
+        return share * found.refreshes / (found.first + found.refreshes)
 
     def forecast(self, context: RunContext) -> Cost:  # noqa: ARG002
         if self._forecast is None:
