@@ -26,7 +26,7 @@ from benchmarks.direct import curvature, decay, sketch, target
 from benchmarks.direct import million as direct_million
 from benchmarks.direct import solver as direct_solver
 from benchmarks.grace import importance, million, overhead, propagation, speed, targets, words
-from benchmarks.layers import estimate
+from benchmarks.layers import estimate, estimate_time
 from benchmarks.layers import page as layers
 from benchmarks.robustness import data as robustness_data
 from benchmarks.signals import accuracy, cost, peers, precondition, store
@@ -45,7 +45,8 @@ PAGES: dict[str, ModuleType] = {
     "d3-published": published, "d3-printed_rule": printed_rule,
     "direct-solver": direct_solver, "direct-million": direct_million, "direct-curvature": curvature,
     "direct-sketch": sketch, "direct-decay": decay, "direct-target": target,
-    "layers": layers, "estimate-memory": estimate, "robustness-data": robustness_data,
+    "layers": layers, "estimate-memory": estimate, "estimate-time": estimate_time,
+    "robustness-data": robustness_data,
 }  # fmt: skip
 """By the start of the result file's name; in the order of the index."""
 

@@ -200,7 +200,6 @@ def page(content: Content) -> Page:
         [f"{int(size):,}", f"{entry['seconds']:.0f}", f"{entry['per_second']:,}", f"{entry['gib'][1]:.2f}"]
         for size, entry in speed.items()
     ]
-    largest = speed[str(SIZES[-1])]
     over = sum(entry["of_picks"] > entry["of_pool"] for entry in shares.values())
     explained = (
         "Worst values over targets and seeds. Natural and garbage texts are compared by cohesion (shuffled) "
@@ -217,7 +216,6 @@ def page(content: Content) -> Page:
                 "garbage that imitates a target exceeds its share of the picks",
                 f"{over} of {len(shares)} selections", str(len(SEEDS)),
             ),
-            Claim("n-gram stage over a million texts of 100 words", f"{largest['per_second']:,} texts/s"),
         ],
     )  # fmt: skip
 

@@ -4,15 +4,17 @@
     python -m benchmarks.layers.estimate_time --subjects stories
 
 Each arm is a run of `gradwise.run.train`. All clocks of a run read processor time, so that other work on the
-machine does not count. In each round the arms run one after the other in one process. Measured shares are
-medians over the rounds. `forecast` is what the run itself says before its first step; `left` is the time left
-that the run shows after a tenth of its steps, over the time that it then still took.
+machine counts little. The arms run one after the other in one process, in each round. The pool is sums and
+speeches of plays. Forecasts are those that the run itself makes before its first step, and for steps those of
+`gradwise estimate`.
 """
 
+import math
 import shutil
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +28,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from benchmarks.common import smollm2
 from benchmarks.common.frame import Script, build_folder, names_among
 from benchmarks.common.measure import silence
-from benchmarks.common.tables import Content, Page
+from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 from gradwise.data import Data, Source
 from gradwise.data.settings import Allowed
 from gradwise.demo import ASSETS
@@ -195,8 +197,102 @@ def left_noted() -> Iterator[list[dict[str, float]]]:
         yield noted
 
 
+WITHIN = 0.25
+"""Relative error that a forecast may have."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A forecast beside what was measured."""
+
+    arm: str
+    what: str
+    """`step` for the time of a step over that of full training, or a section of the recipe."""
+    forecast: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Relative."""
+        return self.forecast / self.measured - 1
+
+
+def compared(content: Content, subject: str) -> list[Compared]:
+    """All forecasts of a subject; measured values are medians over the rounds."""
+    runs = _by_arm(content, subject)
+    full = _median(run["training"] for run in runs["full"])
+    found = []
+    for arm, own in runs.items():
+        step = own[0]["forward_passes"] / runs["full"][0]["forward_passes"]
+        if step != 1:
+            found.append(Compared(arm, "step", step, _median(run["training"] for run in own) / full))
+        for section in own[0]["expected"]:
+            forecast = _median(run["expected"][section] for run in own)
+            measured = _median(run["spent"][section] / run["training"] for run in own)
+            found.append(Compared(arm, section, forecast, measured))
+    return found
+
+
+def _by_arm(content: Content, subject: str) -> dict[str, list[dict[str, Any]]]:
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for key, run in of_kind(content, "run").items():
+        own, arm, _ = key.split("/")
+        if own == subject:
+            runs.setdefault(arm, []).append(run)
+    return runs
+
+
+def _early(run: dict[str, Any]) -> dict[str, float]:
+    """After a tenth of the steps, at least two."""
+    left = run["left"]
+    return left[max(2, math.ceil(len(left) / 10)) - 1]
+
+
+def _median(values: Iterable[float]) -> float:
+    return float(statistics.median(values))
+
+
 def page(content: Content) -> Page:
-    raise NotImplementedError
+    sections, everything, early = [], [], []
+    for subject, scale in SCALES.items():
+        found = compared(content, subject)
+        everything += found
+        rows = [
+            [
+                one.arm, f"`{one.what}`", f"{one.forecast:.3f}", f"{one.measured:.3f}",
+                f"{one.error:+.0%}{'' if abs(one.error) <= WITHIN else ' (miss)'}",
+            ]
+            for one in found
+        ]  # fmt: skip
+        sections += [
+            f"**{scale.title}**: {scale.steps} steps of {scale.batch} samples of at most {scale.length} "
+            "tokens; `step` is the training time over that of full training, the others are shares of the "
+            "arm's own training time.",
+            table(["arm", "part", "forecast", "measured", "error"], rows),
+        ]
+        for arm, runs in _by_arm(content, subject).items():
+            shown = _median(_early(run)["shown"] / _early(run)["left"] for run in runs)
+            rate = _median(_early(run)["rate"] / _early(run)["left"] for run in runs)
+            early.append((scale.title, arm, shown, rate))
+    sections += [
+        "**Time left**, after a tenth of the steps (at least two): what the run shows, and what the mean "
+        "rate of steps so far says, over the time that the run then still took.",
+        table(
+            ["model", "arm", "shown", "mean rate"],
+            [[title, arm, f"{shown:.2f}", f"{rate:.2f}"] for title, arm, shown, rate in early],
+        ),
+    ]
+    near = sum(abs(one.error) <= WITHIN for one in everything)
+    shown = [each[2] for each in early]
+    return Page(
+        sections,
+        [
+            Claim(
+                "Forecasts of time within 25 %; time left after a tenth of a run, over the truth",
+                f"{near} of {len(everything)}; {min(shown):.2f} to {max(shown):.2f}",
+            )
+        ],
+    )
 
 
 SCRIPT = Script(__doc__, "estimate-time")

@@ -87,9 +87,12 @@ def test_time_is_given_in_shares(recipe: Recipe) -> None:
     layers: Any = Grass(active=5, probe=2)
     train = Train(batch_size=4, schedule="wsd", arguments={"max_steps": 20})
     found = estimate(replace(recipe, layers=layers, select=Grace(fraction=0.5), anneal=Direct(), train=train))
-    assert found.training == 3.0
+    # Head: 512 by 64 of them; five blocks with all layers trained, but not the head.
+    head = found.traced.shape.head
+    assert found.traced.shape.width == 64 and head == pytest.approx(0.125, abs=0.01)
+    assert found.training == pytest.approx(3 - head)
     assert found.shares["select"]["share"] == 0.15
-    assert found.shares["layers"]["share"] == pytest.approx(2 / 20)
+    assert found.shares["layers"]["share"] == pytest.approx(2 * 3.4 / (20 * (3 - head)))
     assert found.shares["anneal"]["share"] is None and "size of the pool" in found.shares["anneal"]["why"]
 
 
