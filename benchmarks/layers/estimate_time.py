@@ -255,6 +255,8 @@ def _median(values: Iterable[float]) -> float:
 def page(content: Content) -> Page:
     sections, everything, early = [], [], []
     for subject, scale in SCALES.items():
+        if not _by_arm(content, subject):
+            continue
         found = compared(content, subject)
         everything += found
         rows = [

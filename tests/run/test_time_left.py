@@ -15,7 +15,7 @@ from gradwise.training.record import RunRecord
 
 
 class MadeUp:
-    """A run of 100 steps of a second each, with decisions that take as long as they are told to."""
+    """A run of 100 steps of a second each, with decisions of given lengths."""
 
     def __init__(self, decisions: dict[str, list[int]], **arguments: Any) -> None:
         settings = {

@@ -54,7 +54,7 @@ def measuring_share(recipe: Recipe, cost: float, passes: float) -> float:
     # Measuring uses the model as it trains, with the same weights frozen, and recomputes nothing.
     own = passes - (1.0 if _checkpointing(recipe) else 0.0)
     if influence is not None and influence.edges_in_run == "curvature":
-        # Differentiating twice multiplies the work of the backward pass alone, of which there is less.
+        # Differentiating twice multiplies the work of the backward pass alone, which frozen layers shorten.
         return cost * ORDINARY / passes * (own - 1) / (ORDINARY - 1)
     return cost * own / passes
 
