@@ -299,6 +299,7 @@ def page(content: Content) -> Page:
 
 SCRIPT = Script(__doc__, "estimate-time")
 SCRIPT.add_argument("--subjects", type=names_among(SCALES), default=list(SCALES), help=", ".join(SCALES))
+SCRIPT.add_argument("--arms", type=lambda text: text.split(";"), help="only these, separated by ;")
 SCRIPT.add_argument("--rounds", type=int, default=1, help="runs of each arm (default: 1)")
 
 
@@ -308,11 +309,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gradwise-bench-") as name:
         folder = Path(name)
         # What numba compiles and libraries load the first time belongs to no arm.
-        for arm in ("grace by gradients, refreshed", "all four"):
-            measure("stories", arm, folder)
+        measure("stories", "grace, once", folder)
         for number in range(options.rounds):
             for subject in options.subjects:
-                for arm in SCALES[subject].only or arms(SCALES[subject]):
+                for arm in options.arms or SCALES[subject].only or arms(SCALES[subject]):
                     result.once(f"run/{subject}/{arm}/{number}", partial(measure, subject, arm, folder))
 
 
