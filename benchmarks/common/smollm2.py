@@ -21,9 +21,9 @@ CHECK = 24
 LARGEST = 260
 """Characters of a problem with its answer; some 90 tokens."""
 
-DOMAINS = {"gsm8k": 12, "dolly": 12, "commonsense": 12}
+DOMAINS = {"gsm8k": 16, "dolly": 16, "commonsense": 16}
 """Records of three domains, for runs that need the domains."""
-DOMAINS_CHECK = 8
+DOMAINS_CHECK = 12
 """Held-out records of each domain."""
 DOMAINS_LARGEST = 230
 """Characters of a record as JSON; some 50 tokens."""

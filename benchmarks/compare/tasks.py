@@ -106,13 +106,12 @@ def _four_smollm2() -> Task:
         text=(
             f"SmolLM2-135M-Instruct, fine-tuned on {records} short records of GSM8K, Dolly and commonsense. "
             f"{FOUR_TEXT.format(blocks='30', tuned='compare-smollm2')} Of {held_out} held-out records, one "
-            "half is what `direct*` and `together*` choose by, and the other half measures all arms. The runs "
-            "are this short because of the time they take on one core, and some settings follow from that: "
-            "`direct` and `together` score 24 candidates for the annealing phase. The `overhead` of `d3` is "
-            "1.75, which is what one measurement takes: more than the training itself. The published D³ "
-            "estimates with 2 random vectors and 2 samples, where the authors have 5 vectors, and the whole "
-            "run is one of its chunks. The published GRACE selects again after 4 and 8 steps, and the "
-            "published GRASS draws every 5 steps instead of 25."
+            "half is what `direct*` and `together*` choose by, and the other half measures all arms. Runs "
+            "are this short because of the time they take on one core, and some settings follow from that. The "
+            "`overhead` of `d3` is 1.1, which is what one measurement takes: more than the training itself. The "
+            "published D³ estimates with 2 random vectors and 2 samples, where the authors have 5 vectors, and "
+            "the whole run is one of its chunks. The published GRACE selects again every 5 steps, and the "
+            "published GRASS draws every 8 steps instead of 25."
         ),
         prepare=smollm2.build_domains,
         arms=arms,
