@@ -78,15 +78,15 @@ def _four() -> Task:
         text=(
             "The small Llama (8.9 M parameters), fine-tuned on 480 records of three sets. "
             f"{FOUR_TEXT.format(blocks='six', tuned='compare-small_llama')} `direct*` and `together*` choose "
-            "by the held-out records that measure all arms, which is in their favour. The budget of time is "
-            "twice what full training takes for the 48 steps, because the decisions of `together` alone take "
-            "longer than those."
+            "by the held-out records that measure all arms, which is in their favour. The budget of time "
+            "is more than twice what full training takes for 48 steps, because the decisions of `together` "
+            "alone take longer than those; there is no table at equal time for the published settings."
         ),
         prepare=small_llama.build,
         arms=arms,
         comparisons=(
             Comparison("steps", FOUR, ("random", "full")),
-            Comparison("time", FOUR[:1], ("random", "full")),
+            Comparison("time", FOUR[:1], ("random", "full"), "50"),
         ),
         claims=tuple(
             (budget, f"Small Llama: {label}", arm, reference)
@@ -107,11 +107,11 @@ def _four_smollm2() -> Task:
             f"SmolLM2-135M-Instruct, fine-tuned on {records} short records of GSM8K, Dolly and commonsense. "
             f"{FOUR_TEXT.format(blocks='30', tuned='compare-smollm2')} Of {held_out} held-out records, one "
             "half is what `direct*` and `together*` choose by, and the other half measures all arms. Runs "
-            "are this short because of the time they take on one core, and some settings follow from that. The "
-            "`overhead` of `d3` is 1.1, which is what one measurement takes: more than the training itself. The "
-            "published D³ estimates with 2 random vectors and 2 samples, where the authors have 5 vectors, and "
-            "the whole run is one of its chunks. The published GRACE selects again every 5 steps, and the "
-            "published GRASS draws every 8 steps instead of 25."
+            "are this short because of the time they take on one core, and some settings follow from that. "
+            "The `overhead` of `d3` is 1.1, which is what one measurement takes: more than the training "
+            "itself. The published D³ estimates with 2 random vectors and 2 samples, where the authors "
+            "have 5 vectors, and the whole run is one of its chunks. The published GRACE selects again "
+            "every 5 steps, and the published GRASS draws every 8 steps instead of 25."
         ),
         prepare=smollm2.build_domains,
         arms=arms,
