@@ -1,10 +1,11 @@
 """Comparisons: learning rates and recipes; their runs are tested with `gradwise compare`."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.compare import rates
+from benchmarks.compare import rates, run
 from benchmarks.compare.run import missing
 from benchmarks.compare.task import Comparison
 from benchmarks.compare.tasks import TASKS
@@ -81,3 +82,13 @@ def test_a_command_names_arms_seeds_and_budget() -> None:
     assert after["--reference"] == ("random", "full")
     assert [len(each.split(",")) for each in after["--arms"]] == [3, 2]
     assert {parse_budget(each).amount for each in after["--budget"]} == {60.0}
+
+
+def test_runs_of_another_model_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Namespace(task="four", out=tmp_path / "four.json", threads=1)
+    for loss in (6.8661, 6.8659):
+        monkeypatch.setattr(run, "untrained_loss", lambda _, loss=loss: loss)
+        run.Benchmark(options)._check_model()
+    monkeypatch.setattr(run, "untrained_loss", lambda _: 6.8161)
+    with pytest.raises(SystemExit, match=r"another model.*6\.8661, and here 6\.8161"):
+        run.Benchmark(options)._check_model()
