@@ -30,6 +30,9 @@ row."""
 LARGEST = 320
 """Characters that a record for fine-tuning may have, so that runs take seconds."""
 
+UNUSED = {"gsm8k": 800, "dolly": 180, "commonsense": 800}
+"""Records among which `write_short` searches for short ones."""
+
 Record = dict[str, str]
 
 
@@ -123,6 +126,25 @@ def unused_records(name: str, count: int) -> list[Record]:
     return unused[:count]
 
 
+def write_short(folder: Path, train: dict[str, int], check: int, largest: int) -> None:
+    """Write short records for slow models: a file per domain to train on, and one that is held out.
+
+    Args:
+        folder: gets `gsm8k.jsonl`, `check-gsm8k.jsonl` and so on.
+        train: records to train on, by domain.
+        check: held-out records of each domain.
+        largest: a record has fewer characters than this, as JSON.
+    """
+    for name, count in train.items():
+        needed = count + check
+        short = [r for r in unused_records(name, UNUSED[name]) if _length(r) < largest][:needed]
+        if len(short) < needed:
+            raise SystemExit(f"{name} has {len(short)} short records; {needed} are needed.")
+        records = [as_prompt(record, name) for record in short]
+        write_jsonl(folder / f"{name}.jsonl", records[check:])
+        write_jsonl(folder / f"check-{name}.jsonl", records[:check])
+
+
 def held_out_records(part: str, count: int | None = None) -> list[Record]:
     """Records of a held-out part, at most `count` of every instruction set, as prompt and completion."""
     dealt = {name: deal(instructions(name), parts)[part][:count] for name, parts in INSTRUCTIONS.items()}
@@ -138,6 +160,10 @@ def question_of(record: Record) -> str:
     """The question alone: the same question with another answer counts as a repeat."""
     texts = [record.get(name, "") for name in ("question", "instruction", "input")]
     return " ".join(" ".join(texts).lower().split())
+
+
+def _length(record: Record) -> int:
+    return len(json.dumps(record, ensure_ascii=False))
 
 
 def as_prompt(record: Record, domain: str) -> Record:

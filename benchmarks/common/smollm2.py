@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common.frame import BUILD, DATA, build_folder
-from benchmarks.common.records import DEAL_SEED
+from benchmarks.common.records import DEAL_SEED, write_short
 from gradwise.atomic import write_text
 from gradwise.demo import ASSETS, smollm2_recipe
 from gradwise.recipe import Model
@@ -21,6 +21,13 @@ CHECK = 24
 LARGEST = 260
 """Characters of a problem with its answer; some 90 tokens."""
 
+DOMAINS = {"gsm8k": 16, "dolly": 16, "commonsense": 16}
+"""Records of three domains, for runs that need the domains."""
+DOMAINS_CHECK = 12
+"""Held-out records of each domain."""
+DOMAINS_LARGEST = 230
+"""Characters of a record as JSON; some 50 tokens."""
+
 
 def build(folder: Path = FOLDER) -> None:
     """The model and its data."""
@@ -31,6 +38,12 @@ def build(folder: Path = FOLDER) -> None:
 def model_folder(folder: Path = FOLDER) -> Path:
     """The model as safetensors, which load in one second; the packaged GGUF file takes ten."""
     return build_folder(folder / "model", _unpack)
+
+
+def build_domains(folder: Path = FOLDER) -> None:
+    """The model, and short records of three domains."""
+    build_folder(folder / "domains", lambda made: write_short(made, DOMAINS, DOMAINS_CHECK, DOMAINS_LARGEST))
+    model_folder(folder)
 
 
 def packaged() -> Model:

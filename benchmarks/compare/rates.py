@@ -15,7 +15,8 @@ from typing import Any
 
 from benchmarks.compare.task import Task
 from gradwise.atomic import write_text
-from gradwise.data import Data, load
+from gradwise.data import Data
+from gradwise.data.parts import load_parts
 from gradwise.evaluation.held_out import held_out_loss
 from gradwise.recipe import Model
 from gradwise.report.reading import HELD_OUT_LOSS, read_run
@@ -97,12 +98,13 @@ def loss_of_try(task: Task, arm: str, rate: float, shared: Path) -> float | None
 
 
 def untrained_loss(task: Task) -> float:
-    """Loss of the model before training, on the held-out records of the tables."""
+    """Loss of the model before training, on the held-out records that measure the runs of the tables."""
     recipe = task.recipe(next(iter(task.arms)))
     assert isinstance(recipe.model, Model) and isinstance(recipe.data, Data)
     tokenizer, model = load_tokenizer(recipe.model), load_model(recipe.model)
-    held_out = load(recipe.data, "validation", tokenizer, progress=False).dataset
-    return held_out_loss(model, tokenizer, held_out, progress=False)[HELD_OUT_LOSS].value
+    measuring = load_parts(recipe.data, tokenizer, goal=recipe.goal, progress=False).validation
+    assert measuring is not None
+    return held_out_loss(model, tokenizer, measuring.dataset, progress=False)[HELD_OUT_LOSS].value
 
 
 def write_rate(path: Path, rate: float) -> None:

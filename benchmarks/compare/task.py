@@ -1,6 +1,6 @@
 """A task of the comparison: a model, its data, arms, and budgets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,13 @@ class Comparison:
     """Arms that run together, one call after the other in the same folder; a call keeps the earlier arms."""
     references: tuple[str, ...]
     """Arms that the others are compared with; `gradwise compare` gets the first."""
+    amount: str = ""
+    """Of the budget, such as `60` for a minute; if empty, what the first reference spends."""
+
+    @property
+    def spent(self) -> str:
+        """The budget as `gradwise compare` takes it."""
+        return f"{self.budget}={self.amount}" if self.amount else self.budget
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -96,13 +103,19 @@ class Task:
         recipe = parse_arms([spec], Recipe.from_dict(values, source=source), fraction=self.fraction)[0].recipe
         return Recipe.from_dict(merged(recipe.to_dict(), changes or {}), source=source)
 
-    def command(self, comparison: Comparison, seeds: int, last: int | None = None) -> list[str]:
-        """`gradwise compare` for the arms of the first `last` rounds."""
-        arms = [self.arms[arm] for together in comparison.rounds[:last] for arm in together]
+    def command(
+        self, comparison: Comparison, seeds: int | list[int], arms: Iterable[str] | None = None
+    ) -> list[str]:
+        """`gradwise compare` for some arms, by default all, with the first seeds or with a list of them."""
+        names = list(comparison.arms if arms is None else arms)
         size = [] if self.fraction is None else ["--fraction", str(self.fraction)]
+        # A trailing comma makes a list of a single seed, which alone would be a number of seeds.
+        listed = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds)
+        first = comparison.references[0]
         return [
-            "gradwise", "compare", str(self.recipe_path.relative_to(ROOT)), "--arms", ",".join(arms),
-            "--seeds", str(seeds), "--budget", comparison.budget, "--reference", comparison.references[0],
+            "gradwise", "compare", str(self.recipe_path.relative_to(ROOT)), "--arms",
+            ",".join(self.arms[name] for name in names), "--seeds", listed, "--budget", comparison.spent,
+            "--reference", first if first in names else names[0],
             "--discard-models", *size, "--out", f"build/compare/{self.name}-{comparison.budget}",
         ]  # fmt: skip
 
@@ -119,6 +132,6 @@ class Task:
             "fraction": self.fraction,
             **tuning,
             "comparisons": [
-                {"budget": one.budget, "references": list(one.references)} for one in self.comparisons
+                {"budget": one.spent, "references": list(one.references)} for one in self.comparisons
             ],
         }

@@ -185,19 +185,10 @@ def page(content: Content) -> Page:
         ]
         parts += tables.comparisons(losses, ["random"])
         start = f"Planted {kind}: target's loss,"
-        claims += tables.compared_claims(
-            losses,
-            ["random"],
-            (
-                (f"{start} D³ by `orders` against a shuffle", "d3, free, orders", "random"),
-                # Curvature sees no prerequisite, as the page shows; a conflict it does see.
-                *(
-                    [(f"{start} D³ by curvature against a shuffle", "d3, free", "random")]
-                    if kind == "conflict"
-                    else []
-                ),
-            ),
-        )
+        # Curvature sees no prerequisite, as the page shows; a conflict it does see.
+        edges, arm = ("curvature", "d3, free") if kind == "conflict" else ("`orders`", "d3, free, orders")
+        text = f"{start} D³ by {edges} against a shuffle"
+        claims += tables.compared_claims(losses, ["random"], [(text, arm, "random")])
     return Page(
         sections=[*parts, *_directions(content), *_horizons(content)],
         claims=claims,

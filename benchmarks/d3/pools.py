@@ -1,12 +1,11 @@
 """Data for comparing orders: a file for each domain, so that the given order is one domain after the
 other."""
 
-import json
 from pathlib import Path
 
 from benchmarks.common import small_llama
 from benchmarks.common.frame import BUILD, build_folder
-from benchmarks.common.records import Record, as_prompt, unused_records, write_jsonl
+from benchmarks.common.records import as_prompt, unused_records, write_jsonl, write_short
 from benchmarks.grace import pools
 from gradwise.atomic import write_text
 
@@ -16,10 +15,8 @@ TUNE = {"gsm8k": 200, "dolly": 176, "commonsense": 200}
 SMOLLM2 = {"gsm8k": 32, "dolly": 32, "commonsense": 32}
 SMOLLM2_CHECK = 12
 """Held-out records of each domain."""
-UNUSED = {"gsm8k": 800, "dolly": 180, "commonsense": 800}
-"""Records among which the short ones are searched."""
 SMOLLM2_LARGEST = 400
-"""Characters of a record."""
+"""Characters of a record as JSON."""
 
 
 def pretrain(folder: Path = FOLDER / "pretrain") -> Path:
@@ -51,15 +48,4 @@ def _write_tune(folder: Path) -> None:
 
 
 def _write_smollm2(folder: Path) -> None:
-    for name, count in SMOLLM2.items():
-        needed = count + SMOLLM2_CHECK
-        short = [r for r in unused_records(name, UNUSED[name]) if _length(r) < SMOLLM2_LARGEST][:needed]
-        if len(short) < needed:
-            raise SystemExit(f"{name} has {len(short)} short records; {needed} are needed.")
-        records = [as_prompt(record, name) for record in short]
-        write_jsonl(folder / f"{name}.jsonl", records[SMOLLM2_CHECK:])
-        write_jsonl(folder / f"check-{name}.jsonl", records[:SMOLLM2_CHECK])
-
-
-def _length(record: Record) -> int:
-    return len(json.dumps(record, ensure_ascii=False))
+    write_short(folder, SMOLLM2, SMOLLM2_CHECK, SMOLLM2_LARGEST)

@@ -8,26 +8,30 @@ samples. `full` takes all of the pool. `full, longer` gets as many steps more as
 `grace` took time, so that both take equally long. `trial` tries `grace`, `dsir`, `random` and `full` for 15
 steps each, with half of the target samples choosing and the other half judging, and is what the winner picks
 by all of them; its own cost is not charged to `full, longer`. GSM8K is also a set of the pool, the other
-targets are not.
+targets are not. `less` warms up and scores as in a run, with gradients of 256 numbers at each of four
+checkpoints; `tsds` has its defaults. Both are measured at 10 % alone.
+
+The unrelated pool holds 1,600 speeches of plays, and the target is SVAMP.
 """
 
 import json
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from benchmarks.common.frame import BUILD, DATA, ROOT, Script
-from benchmarks.common.records import COMMONSENSE, as_prompt, chunks, instructions, write_jsonl
-from benchmarks.common.tables import Content, Page, compared_claims, comparisons, of_kind, table
+from benchmarks.common.records import COMMONSENSE, Record, as_prompt, chunks, instructions, write_jsonl
+from benchmarks.common.tables import Claim, Content, Page, compared_claims, comparisons, of_kind, table
 from benchmarks.grace.words import TARGETS, TEXTS
 from gradwise.data import Collator, Data, Source, load
 from gradwise.data.texts import Texts
-from gradwise.methods.baselines import Dsir, Nearest
+from gradwise.methods.baselines import Dsir, Less, Nearest, Tsds
 from gradwise.methods.grace import Grace
 from gradwise.probing import Probe
 from gradwise.recipe import Model
@@ -48,6 +52,8 @@ CLAIMS = (
     ("5 %", "A trial's 5 % towards a target against all of the data, equal steps", "trial", "full"),
 )
 REFERENCES = ("random", "full", LONGER, "grace")
+GRAD_DIM = 256
+"""Numbers of a gradient for `less`, at each checkpoint."""
 
 
 def records() -> list[list[dict[str, str]]]:
@@ -77,10 +83,32 @@ def tokenised(name: str, rows: list[dict[str, str]]) -> Any:
     return load(data, "train", load_tokenizer(STORIES), progress=False).dataset
 
 
-def measure(name: str, seed: int) -> dict[str, Any]:
-    """Loss on held-out target samples after training on each arm's picks."""
+def speeches() -> list[list[Record]]:
+    """Short speeches of plays, in which nothing resembles a sum."""
+    lines = (DATA / TEXTS["plays"]).read_text(encoding="utf-8").split("\n\n")
+    read = [{"prompt": "", "completion": line.strip(), "domain": "texts"} for line in lines if line.strip()]
+    return [_short(read, SHORT)]
+
+
+class Case(NamedTuple):
+    """A pool and a target of one seed, and the model before training."""
+
+    samples: dict[str, Any]
+    """Data sets: the pool, the target samples, and those that measure."""
+    model: Any
+    optimizer: torch.optim.Optimizer
+    collate: Collator
+    pool: Signals
+    target: Signals
+    probe: Probe
+    """Measures by the held-out target samples."""
+
+
+def case(name: str, seed: int, pools: list[list[Record]] | None = None) -> Case:
+    """The data of a target and a seed; by default the pool is mixed from six sets."""
     rng = np.random.default_rng([seed, 3])
-    pools = records()
+    kind = "" if pools is None else "-unrelated"
+    pools = records() if pools is None else pools
     drawn = [each[row] for each in pools for row in rng.permutation(len(each))[: SIZE // len(pools)]]
     read = json.loads((DATA / TARGETS[name]).read_text())
     aims = _short([as_prompt(record, name) for record in read], SHORT + 60)
@@ -90,7 +118,7 @@ def measure(name: str, seed: int) -> dict[str, Any]:
         "target": [aims[row] for row in order[:TARGET]],
         "measured": [aims[row] for row in order[TARGET : TARGET + MEASURED]],
     }
-    samples = {part: tokenised(f"{name}-{seed}-{part}", rows) for part, rows in parts.items()}
+    samples = {part: tokenised(f"{name}-{seed}{kind}-{part}", rows) for part, rows in parts.items()}
     collate = Collator.for_tokenizer(load_tokenizer(STORIES))
     model = load_model(STORIES)
     pool, target = (
@@ -99,6 +127,12 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     probe = Probe(model, optimizer, samples["pool"], collate, target=samples["measured"], clip=1.0)
+    return Case(samples, model, optimizer, collate, pool, target, probe)
+
+
+def measure(name: str, seed: int) -> dict[str, Any]:
+    """Loss on held-out target samples after training on each arm's picks."""
+    samples, model, optimizer, collate, pool, target, probe = case(name, seed)
     picked = picks(pool, target, seed, PICKS)
     longer = steps_for(partial(chosen_by_grace, model, samples, collate, seed), probe, seed)
     found = {arm: trained(probe, rows, seed) for arm, rows in picked.items()}
@@ -112,6 +146,54 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     tenth |= {arm: found[arm] for arm in ("full", LONGER)}
     shares = {"5 %": found | {"trial": found[winner]}, "10 %": tenth}
     return {"arms": shares, "longer": longer, "trial": losses}
+
+
+def peers(name: str, seed: int) -> dict[str, Any]:
+    """Loss after training on the picks of `less` and `tsds`."""
+    one = case(name, seed)
+    chosen = {
+        "tsds": Tsds(count=MORE).select(one.pool, target=one.target, seed=seed).indices,
+        "less": chosen_by_less(one, seed),
+    }
+    return {"arms": {arm: trained(one.probe, rows, seed) for arm, rows in chosen.items()}}
+
+
+def chosen_by_less(one: Case, seed: int) -> np.ndarray:
+    """What LESS picks, with gradients at the checkpoints of a warm-up, as in a run."""
+    method = Less(count=MORE)
+    warm_up, size = method.trained_before, len(one.samples["pool"])
+    rows = np.random.default_rng([seed, 9]).permutation(size)[: round(warm_up.fraction * size)]
+    steps = -(-len(rows) // BATCH)
+    found: dict[str, list[np.ndarray]] = {"pool": [], "target": []}
+    with one.probe.training() as step:
+        for epoch in range(warm_up.epochs):
+            order = np.random.default_rng([seed, 10, epoch]).permutation(rows)
+            for number, batch in enumerate(np.array_split(order, steps)):
+                step(batch, RATE * (1 - (epoch * steps + number) / (steps * warm_up.epochs)))
+            for part, grads in found.items():
+                moments = one.optimizer if part == "pool" else None
+                grads.append(
+                    collect(
+                        one.model, one.samples[part], one.collate, want=("grad",), grad_dim=GRAD_DIM,
+                        precondition=moments, progress=False,
+                    ).require("grad", "less")
+                )  # fmt: skip
+    pool, target = (Signals(len(grads[0]), grad=np.concatenate(grads, axis=1)) for grads in found.values())
+    return method.select(pool, target=target, seed=seed).indices
+
+
+def unrelated(seed: int) -> dict[str, Any]:
+    """Picks from a pool in which nothing resembles the target, and what gradwise says of it."""
+    one = case("SVAMP", seed, speeches())
+    chosen = picks(one.pool, one.target, seed, MORE)
+    method = Grace(count=MORE, target="target")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        closeness = method.select(one.pool, target=one.target, seed=seed).details["closeness"]
+    said = any("holds little that resembles the target" in str(warning.message) for warning in caught)
+    arms = {arm: trained(one.probe, rows, seed) for arm, rows in chosen.items()}
+    untrained = round(float(one.probe.losses(one.probe.target).mean()), 4)
+    return {"arms": arms, "closeness": closeness, "said": said, "untrained": untrained}
 
 
 def picks(pool: Signals, target: Signals, seed: int, count: int) -> dict[str, np.ndarray]:
@@ -194,6 +276,10 @@ def page(content: Content) -> Page:
         for share, arms in entry["arms"].items():
             for arm, loss in arms.items():
                 losses.setdefault(name, {}).setdefault(share, {}).setdefault(arm, {})[int(seed)] = loss
+    for key, entry in of_kind(content, "peers").items():
+        name, seed = key.split("/")
+        for arm, loss in entry["arms"].items():
+            losses[name]["10 %"].setdefault(arm, {})[int(seed)] = loss
     sections, claims = [], []
     for name, shares in losses.items():
         said = (
@@ -210,7 +296,42 @@ def page(content: Content) -> Page:
             if len(shares[share][arm]) > 2:  # two seeds have no interval
                 named = [(f"{text}: {name}", arm, reference)]
                 claims += compared_claims(shares[share], list(REFERENCES), named)
+    if found := of_kind(content, "unrelated"):
+        sections.append(_unrelated_section(found))
+        claims.append(_unrelated_claim(found))
     return Page(sections=sections, claims=claims)
+
+
+def _unrelated_losses(found: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
+    arms = next(iter(found.values()))["arms"]
+    return {arm: {int(seed): entry["arms"][arm] for seed, entry in found.items()} for arm in arms}
+
+
+def _unrelated_section(found: dict[str, dict[str, Any]]) -> str:
+    by_arm = _unrelated_losses(found)
+    means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
+    entries = list(found.values())
+    closeness = [entry["closeness"] for entry in entries]
+    said = (
+        f"The picks of `grace` are {min(closeness):.0%} to {max(closeness):.0%} of the way from random "
+        "samples to the target's own, and gradwise says that the pool holds little that resembles the target "
+        f"in {sum(entry['said'] for entry in entries)} of {len(entries)} seeds. Before training the loss is "
+        f"{np.mean([entry['untrained'] for entry in entries]):.3f}."
+    )
+    return "\n\n".join(
+        [
+            "## A pool without anything relevant: SVAMP from speeches, 10 %",
+            table(["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means]),
+            said,
+            *comparisons(by_arm, ["random", "full"]),
+        ]
+    )
+
+
+def _unrelated_claim(found: dict[str, dict[str, Any]]) -> Claim:
+    named = [("GRACE's 10 % of a pool unrelated to the target, against a random 10 %", "grace", "random")]
+    (claim,) = compared_claims(_unrelated_losses(found), ["random", "full"], named)
+    return claim
 
 
 SCRIPT = Script(__doc__, "grace-targets")
@@ -222,6 +343,11 @@ def main() -> None:
     for seed in SEEDS:
         for name in NAMES:
             result.once(f"loss/{name}/{seed}", partial(measure, name, seed))
+    for seed in SEEDS:
+        result.once(f"unrelated/{seed}", partial(unrelated, seed))
+    for seed in SEEDS:
+        for name in NAMES:
+            result.once(f"peers/{name}/{seed}", partial(peers, name, seed))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ class TrainerMixin(_AnyTrainer):
         shared_signals: str | Path | None = None,
         proxy: Any = None,
         target_dataset: Any = None,
+        target_for_select: bool = True,
         anneal_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -107,6 +108,7 @@ class TrainerMixin(_AnyTrainer):
                 are; a selection that aims at a target aims at them, and `anneal` chooses by them. They
                 measure nothing. If unset and `select.target` is `validation`, half of the eval_dataset
                 chooses and the other half measures.
+            target_for_select: if False, only `anneal` chooses by the target_dataset.
             anneal_dataset: samples that only the annealing phase trains on, with the columns of the training
                 data; what `anneal.data` of a recipe stands for.
         """
@@ -126,7 +128,9 @@ class TrainerMixin(_AnyTrainer):
         check_supported(self, recipe)
         check_annealing_data(recipe, anneal_dataset, self.train_dataset, proxied=proxy is not None)
         self.anneal_dataset = anneal_dataset
-        target = target_of(recipe, target_dataset, self.eval_dataset, planned=plan is not None)
+        target = target_of(
+            recipe, target_dataset, self.eval_dataset, planned=plan is not None, selects=target_for_select
+        )
         self.target_dataset, self.eval_dataset = target.samples, target.evaluation
         recipe = replace(recipe, select=target.method)
         if _is_plain_collator(self.data_collator) and "data_collator" not in kwargs and len(args) < 3:

@@ -1,11 +1,15 @@
 """Comparisons: learning rates and recipes; their runs are tested with `gradwise compare`."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.compare import rates
+from benchmarks.compare import rates, run
+from benchmarks.compare.run import missing
+from benchmarks.compare.task import Comparison
 from benchmarks.compare.tasks import TASKS
+from gradwise.comparison.budget import parse_budget
 from gradwise.recipe.yaml_text import read_yaml
 
 
@@ -60,3 +64,31 @@ def test_every_arm_is_a_recipe_and_trains_on_no_held_out_file(name: str) -> None
 def test_the_full_refresh_scores_everything() -> None:
     select = TASKS["grace_dirty_10"]().recipe("grace_full_refresh").select
     assert (select.method, select.candidates, select.anchors) == ("grace", "all", 1.0)  # type: ignore[union-attr]
+
+
+def test_only_missing_runs_are_asked_for() -> None:
+    done = {("a", 0), ("a", 1), ("b", 0)}
+    asked = missing(["a", "b", "c", "d"], [0, 1], lambda arm, seed: (arm, seed) in done)
+    assert asked == [(["b"], [1]), (["c", "d"], [0, 1])]
+
+
+def test_a_command_names_arms_seeds_and_budget() -> None:
+    task = TASKS["four"]()
+    comparison = Comparison("time", (("random", "full"), ("grace",)), ("random", "full"), "60")
+    whole, one = task.command(comparison, 5), task.command(comparison, [3], ["full", "grace"])
+    after = {word: (whole[place + 1], one[place + 1]) for place, word in enumerate(whole[:-1])}
+    # A number alone would be a number of seeds.
+    assert after["--seeds"] == ("5", "3,")
+    assert after["--reference"] == ("random", "full")
+    assert [len(each.split(",")) for each in after["--arms"]] == [3, 2]
+    assert {parse_budget(each).amount for each in after["--budget"]} == {60.0}
+
+
+def test_runs_of_another_model_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Namespace(task="four", out=tmp_path / "four.json", threads=1)
+    for loss in (6.8661, 6.8659):
+        monkeypatch.setattr(run, "untrained_loss", lambda _, loss=loss: loss)
+        run.Benchmark(options)._check_model()
+    monkeypatch.setattr(run, "untrained_loss", lambda _: 6.8161)
+    with pytest.raises(SystemExit, match=r"another model.*6\.8661, and here 6\.8161"):
+        run.Benchmark(options)._check_model()

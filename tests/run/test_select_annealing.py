@@ -102,3 +102,35 @@ def test_without_validation_data(recipe: Recipe, tmp_path: Path) -> None:
     bare = replace(recipe, data=replace(recipe.data, validation=None), anneal=Direct(count=3))
     with pytest.raises(gw.RecipeError, match=r"none are given; give data\.validation"):
         selected(bare, tmp_path / "out")
+
+
+def events(folder: Path) -> list[str]:
+    return [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def test_what_the_phase_chooses_by_is_no_target_of_the_selection(recipe: Recipe, tmp_path: Path) -> None:
+    """The choosing half of the validation data is for `anneal` alone, where `select` names no target."""
+    assert recipe.data is not None
+    halved = replace(
+        recipe,
+        data=replace(recipe.data, target_share=0.5),
+        select=gw.Grace(count=8),
+        anneal=Direct(count=4, last=0.5),
+    )
+    train(halved, tmp_path / "run", tell=lambda _: None, progress=False)
+    saved = Recipe.load(tmp_path / "run" / "recipe.yaml")
+    assert saved.select.target is None  # type: ignore[union-attr]
+    assert "ngrams" not in events(tmp_path / "run")
+
+
+def test_the_recipe_of_a_run_with_a_target_stays_whole(recipe: Recipe, tmp_path: Path) -> None:
+    assert recipe.data is not None
+    data = replace(recipe.data, validation=None, target=recipe.data.validation)
+    aimed = replace(recipe, data=data, select=gw.Grace(count=8))
+    train(aimed, tmp_path / "run", tell=lambda _: None, progress=False)
+    saved = Recipe.load(tmp_path / "run" / "recipe.yaml")
+    assert (saved.data, saved.train) == (aimed.anchored().data, aimed.train)
+    assert saved.model is not None and saved.select.target == "target"  # type: ignore[union-attr]
+    assert "ngrams" in events(tmp_path / "run")
+    (tmp_path / "run" / "model").rename(tmp_path / "model")  # as if it had been killed before its end
+    assert train(aimed, tmp_path / "run", tell=lambda _: None, progress=False).finished

@@ -209,6 +209,7 @@ class Workbench:
             shared_signals=self.shared,
             proxy=self.proxy,
             target_dataset=None if self.target is None or plan is not None else self.target.dataset,
+            target_for_select=self.recipe.goal is not None,
             anneal_dataset=None if self.annealing is None or plan is not None else self.annealing.dataset,
         )
 

@@ -121,6 +121,8 @@ def _complete(recipe: Recipe) -> Recipe:
     if recipe.model.revision is None and not Path(recipe.model.name).exists():
         revision = resolved_revision(recipe.model)
         recipe = replace(recipe, model=replace(recipe.model, revision=revision))
+    # The folder's recipe must name the target that the Trainer aims at, or the Trainer would replace it.
+    recipe = replace(recipe, select=recipe.select.aimed(recipe.goal))
     # So that the recipe in the run directory can be run from anywhere.
     return recipe.anchored()
 
@@ -185,7 +187,7 @@ def _build(
     for sentence in (*reports, *parts.notes):
         tell(sentence)
     target = parts.target if recipe.aims else None
-    if parts.target is not None and target is None:
+    if data.target is not None and target is None:
         tell(f"Note: select: {recipe.select.method} does not use data.target.")
     first = is_first()
     pools = {"fingerprint": pool, "target_fingerprint": target, "anneal_fingerprint": annealing}
@@ -225,6 +227,7 @@ def _build(
         shared_signals=shared,
         proxy=proxy,
         target_dataset=None if target is None else target.dataset,
+        target_for_select=recipe.goal is not None,
         anneal_dataset=None if annealing is None else annealing.dataset,
     )
     trainer.session.tell = tell

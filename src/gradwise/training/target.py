@@ -23,7 +23,7 @@ class Target(NamedTuple):
     """Sentences for the user."""
 
 
-def target_of(recipe: Recipe, given: Any, evaluation: Any, *, planned: bool) -> Target:
+def target_of(recipe: Recipe, given: Any, evaluation: Any, *, planned: bool, selects: bool = True) -> Target:
     """What `select` and `anneal` choose by.
 
     Args:
@@ -31,6 +31,7 @@ def target_of(recipe: Recipe, given: Any, evaluation: Any, *, planned: bool) -> 
         given: the target, if the user gave one.
         evaluation: the evaluation data: None, one set, or several by name.
         planned: whether a plan takes the place of the selection.
+        selects: whether `select` aims at the given target, or only `anneal` chooses by it.
 
     Raises:
         RecipeError: a target has no effect, or one is needed and there is none.
@@ -52,7 +53,8 @@ def target_of(recipe: Recipe, given: Any, evaluation: Any, *, planned: bool) -> 
         halves = split(None, count, HALF)
         aimed, measuring = (rows_of(evaluation, rows) for rows in halves)
         return Target(method.aimed(goal), aimed, *_apart(measuring, aimed, halves.sentence("eval_dataset")))
-    if planned or not (chooses or method.aimed("target").aims):
+    aimed_at = method.aimed("target") if selects else method
+    if planned or not (chooses or aimed_at.aims):
         what = "a plan" if planned else f"select: {method.method}"
         raise RecipeError(
             f"target_dataset has no effect with {what}; leave it out, or select by a method that takes a "
@@ -63,8 +65,8 @@ def target_of(recipe: Recipe, given: Any, evaluation: Any, *, planned: bool) -> 
             "target_dataset must hold samples with input_ids (and labels), tokenised as the training data."
         )
     if not single:
-        return Target(method.aimed("target"), given, evaluation)
-    return Target(method.aimed("target"), given, *_apart(evaluation, given))
+        return Target(aimed_at, given, evaluation)
+    return Target(aimed_at, given, *_apart(evaluation, given))
 
 
 def _apart(measuring: Any, choosing: Any, *said: str) -> tuple[Any, tuple[str, ...]]:
