@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -45,6 +45,7 @@ from gradwise.training.memory import StepMemory
 from gradwise.training.offload import offload_state
 from gradwise.training.plan import Plan
 from gradwise.training.saving import check_saves
+from gradwise.training.sharded_checkpoint import ShardedCheckpoints, allowed_to_save
 from gradwise.training.sharding import shard_first
 from gradwise.training.support import (
     check_given,
@@ -60,14 +61,8 @@ from gradwise.training.target import target_of
 from gradwise.training.trackers import add_trackers, guard_trackers, without_trackers
 from gradwise.training.weighting import KEY, WeightedLoss
 
-if TYPE_CHECKING:
-    # Any of the Trainer's subclasses, TRL's among them, may stand in its place.
-    from typing import Any as _AnyTrainer
-else:
-    _AnyTrainer = object
 
-
-class TrainerMixin(_AnyTrainer):
+class TrainerMixin(ShardedCheckpoints):
     """What gradwise adds to a Trainer class; use `gradwise.Trainer` or `gradwise.with_gradwise(cls)`."""
 
     serves_itself: ClassVar[bool] = False
@@ -118,7 +113,8 @@ class TrainerMixin(_AnyTrainer):
         self.proxy = proxy
         check_sections(recipe)
         check_output(kwargs.get("args", args[1] if len(args) > 1 else None))
-        with without_trackers([*args, *kwargs.values()]) as trackers:
+        given = [*args, *kwargs.values()]
+        with without_trackers(given) as trackers, allowed_to_save(given):
             super().__init__(*args, **kwargs)
         guard_trackers(self.callback_handler.callbacks, self._layer_numbers)
         add_trackers(self, trackers, self._layer_numbers)

@@ -14,6 +14,7 @@ from gradwise.recipe import Recipe
 from gradwise.text import shown
 from gradwise.training.arguments import decay_steps
 from gradwise.training.plan import Plan
+from gradwise.training.sharded_checkpoint import check_saves_sharded, saves
 from gradwise.training.weighting import check_weighted
 
 FUSED_INTO_BACKWARD = ("lomo", "adalomo", "layerwise")
@@ -43,6 +44,8 @@ def check_supported(trainer: Any, recipe: Recipe) -> None:
         _check_layer_policy(trainer, args)
     if recipe.weights == "loss":
         check_weighted(trainer)
+    if saves(args):
+        check_saves_sharded(trainer)
 
 
 def check_phase(args: TrainingArguments, given: dict[str, Any], last: float, steps: int) -> None:
