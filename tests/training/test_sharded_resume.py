@@ -1,6 +1,7 @@
 """Runs whose model FSDP2 shards stop and resume, on as many ranks or on another number of them."""
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -10,14 +11,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 
+import gradwise as gw
+from gradwise.training.sharded_checkpoint import (
+    check_state_can_be_saved,
+    load_state,
+    load_weights,
+    take_random_state,
+    whole_state,
+)
 from tests.training.sharded_run_worker import run
 from tests.training.test_sharded_decisions import GRACE, WORKER
 
 STOPPED = 3
 
 RECIPE = {"select": GRACE, "anneal": {"method": "direct", "last": 0.5, "count": 6}}
+
+BEST = {
+    **dict.fromkeys(("save_strategy", "eval_strategy"), "steps"),
+    **dict.fromkeys(("save_steps", "eval_steps"), 2),
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+}
 
 SHARDED = ("as it is loaded", "by accelerate")
 
@@ -38,7 +56,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, stories: Path, speeches: Data
     run(job("whole", "one, stopped", stopped_after=STOPPED))
     jobs = []
     for sharded in SHARDED:
-        dropping: dict[str, Any] = {"options": {"attention_dropout": 0.1}}
+        # Random numbers in each rank, evaluations before checkpoints, and the best weights at the end.
+        dropping: dict[str, Any] = {"options": {"attention_dropout": 0.1}, "arguments": BEST}
         shutil.copytree(folder / "one, stopped", folder / f"{sharded}, from one")
         jobs += [
             job(sharded, f"{sharded}, dropping", **dropping),
@@ -95,6 +114,93 @@ class TestResumed:
         for number, values in first.items():
             for name, value in values.items():
                 torch.testing.assert_close(second[number][name], value, rtol=1e-3, atol=1e-4)
+
+
+class ByAccelerate(gw.Trainer):
+    """A Trainer whose model accelerate would shard, with files of each rank's own."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        kind = "SHARDED_STATE_DICT" if self.args.run_name == "sharded" else "FULL_STATE_DICT"
+        self.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, state_dict_type=kind
+        )
+        self.is_fsdp_enabled = True
+
+
+class TestRefusals:
+    @pytest.fixture(autouse=True)
+    def _without_plugin(self) -> Any:
+        yield
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    def test_files_of_each_rank_are_refused_before_the_run(
+        self, story_model: Any, arguments: Any, speeches: Dataset
+    ) -> None:
+        saving = arguments(save_strategy="steps", run_name="sharded")
+        with pytest.raises(gw.RecipeError, match="state_dict_type is SHARDED_STATE_DICT"):
+            ByAccelerate(story_model(), saving, train_dataset=speeches)
+        ByAccelerate(story_model(), arguments(run_name="sharded"), train_dataset=speeches)
+
+    def test_an_adapter_that_accelerate_shards_is_refused_before_the_run(
+        self, story_model: Any, arguments: Any, speeches: Dataset
+    ) -> None:
+        peft = pytest.importorskip("peft")
+        model = peft.get_peft_model(story_model(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+        with pytest.raises(gw.RecipeError, match="adapter that accelerate shards"):
+            ByAccelerate(model, arguments(save_strategy="steps"), train_dataset=speeches)
+
+    def test_an_optimizer_with_state_of_other_forms_is_refused(self, story_model: Any) -> None:
+        optimizer = torch.optim.Adafactor(story_model().parameters())
+        with pytest.raises(gw.RecipeError, match="found torch.optim.Adafactor"):
+            check_state_can_be_saved(optimizer)
+
+    def test_state_and_weights_of_another_model_are_refused(
+        self, tiny_llama: Any, tmp_path: Path
+    ) -> None:
+        one, wider, deeper = tiny_llama(), tiny_llama(intermediate_size=48), tiny_llama(layers=5)
+        one.save_pretrained(tmp_path)
+        torch.save(whole_state(_stepped(one)), tmp_path / "optimizer.pt")
+        for other, words in ((wider, "of the shape"), (deeper, "lack 9 of 48 parameters")):
+            with pytest.raises(gw.errors.CheckpointError, match=words):
+                load_weights(other, tmp_path)
+        for other, words in ((wider, "of the shape"), (deeper, "of 39 parameters, and the model now trains 48")):
+            with pytest.raises(gw.errors.CheckpointError, match=words):
+                load_state(torch.optim.AdamW(other.parameters()), tmp_path / "optimizer.pt")
+
+
+def test_weights_in_several_files_are_read(tiny_llama: Any, tmp_path: Path) -> None:
+    model, other = tiny_llama(), tiny_llama()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    load_weights(other, tmp_path)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_rank_without_random_state_takes_the_first_ranks(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+    torch.save(states, tmp_path / "rng_state_0.pth")
+    drawn = (random.random(), np.random.rand(), torch.rand(1))
+    take_random_state(tmp_path, 0, 1)
+    assert (random.random(), np.random.rand(), torch.rand(1)) == drawn
+    take_random_state(tmp_path, 3, 4)
+    assert (random.random(), np.random.rand(), torch.rand(1)) == drawn
+    before = torch.get_rng_state()
+    take_random_state(tmp_path, 0, 2)  # has its own, which the Trainer loads
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def _stepped(model: torch.nn.Module) -> torch.optim.Optimizer:
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
 
 
 def _served(out: Path) -> list[int]:
