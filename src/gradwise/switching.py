@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradwise.host import HostTrainer
 from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.signals.shards import reshard, units
 from gradwise.training.layers import LayerSwitch
 
 
@@ -23,16 +24,17 @@ def layer_switch(
 ) -> LayerSwitch:
     """A switch for the trainer's model and optimizer; a collective call, after which all ranks have the same
     weights."""
-    ranks = trainer.args.world_size
+    reshard(model)  # evaluation leaves whole parameters, and the optimizer has the sharded ones
+    averages = trainer.args.world_size > 1 and not units(model)
     switch = LayerSwitch(
         model,
         policy,
         getattr(optimizer, "optimizer", optimizer),
         seed=seed,
-        average_ranks=ranks > 1,
+        average_ranks=averages,
         steps=trainer.state.max_steps,
     )
-    if ranks > 1:
+    if averages:
         # What DistributedDataParallel would have done on wrapping.
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):

@@ -26,7 +26,6 @@ from torch.utils.data import DataLoader
 from gradwise.data import Collator, check_dropped, is_indexable
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.folders import OwnedFolder
-from gradwise.host import will_shard
 from gradwise.integrations.trl import repeated_prompts
 from gradwise.planning import FixedPlanner, Planner
 from gradwise.precision import autocast_of, autocasting
@@ -46,7 +45,7 @@ from gradwise.training.offload import offload_state
 from gradwise.training.plan import Plan
 from gradwise.training.saving import check_saves
 from gradwise.training.sharded_checkpoint import ShardedCheckpoints, allowed_to_save
-from gradwise.training.sharding import shard_first
+from gradwise.training.sharding import by_accelerate, shard_first
 from gradwise.training.support import (
     check_given,
     check_output,
@@ -149,8 +148,8 @@ class TrainerMixin(ShardedCheckpoints):
             unpack_if_needed=unpack_if_needed,
         )
         # DistributedDataParallel refuses layers that freeze after wrapping. The switch averages the active
-        # layers' gradients itself.
-        if recipe.layers.policy is not None and self.args.world_size > 1:
+        # layers' gradients itself, unless FSDP2 does.
+        if recipe.layers.policy is not None and self.args.world_size > 1 and not by_accelerate(self):
             self.accelerator.prepare_model = partial(_prepared_unwrapped, self.accelerator.prepare_model)
         self.last_grad_norm: Any = None
         self._verified: Path | None = None
@@ -266,7 +265,7 @@ class TrainerMixin(ShardedCheckpoints):
         """The ledger that steps are counted by; the batches themselves come through `get_batch_samples`."""
         check_saves(self)  # here, since the Trainer has aligned the model's special tokens by now
         measures = self.session.planner.measures_first and self.proxy is None
-        if will_shard(self) and measures and self.session.resumed_from is None:
+        if by_accelerate(self) and measures and self.session.resumed_from is None:
             shard_first(self)
         return self.session.prepare()
 

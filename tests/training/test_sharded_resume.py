@@ -1,10 +1,7 @@
 """Runs whose model FSDP2 shards stop and resume, on as many ranks or on another number of them."""
 
-import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,8 @@ from gradwise.training.sharded_checkpoint import (
     whole_state,
 )
 from tests.training.sharded_run_worker import run
-from tests.training.test_sharded_decisions import GRACE, WORKER
+from tests.training.sharded_runs import launch, losses, served, weights
+from tests.training.test_sharded_decisions import GRACE
 
 STOPPED = 3
 
@@ -66,19 +64,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, stories: Path, speeches: Data
             job(sharded, f"{sharded}, to one", stopped_after=STOPPED),
             job(sharded, f"{sharded}, from one", resume=True),
         ]
-    _launch(folder, jobs)
+    launch(folder, jobs)
     for sharded in SHARDED:
         run(job("whole", f"{sharded}, to one", resume=True))
     return folder
-
-
-def _launch(folder: Path, jobs: list[dict[str, Any]]) -> None:
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, str(WORKER), str(folder / "jobs.json")], capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
@@ -87,18 +76,18 @@ class TestResumed:
     def test_equals_the_run_that_was_never_stopped(self, runs: Path, sharded: str) -> None:
         whole, resumed = (runs / f"{sharded}, dropping{end}" for end in ("", ", resumed"))
         assert (resumed / f"checkpoint-{STOPPED}").is_dir()
-        assert _served(whole) == _served(resumed)
-        first, second = _weights(whole), _weights(resumed)
+        assert served(whole) == served(resumed)
+        first, second = weights(whole), weights(resumed)
         assert all(torch.equal(values, second[name]) for name, values in first.items())
-        assert _losses(whole) == _losses(resumed)
+        assert losses(whole) == losses(resumed)
 
     @pytest.mark.parametrize("which", ["to one", "from one"])
     def test_on_another_number_of_ranks(self, runs: Path, sharded: str, which: str) -> None:
         one, resumed = runs / "one", runs / f"{sharded}, {which}"
-        assert _served(one) == _served(resumed)
-        assert _losses(one) == pytest.approx(_losses(resumed), abs=1e-3)
-        other = _weights(resumed)
-        for name, values in _weights(one).items():
+        assert served(one) == served(resumed)
+        assert losses(one) == pytest.approx(losses(resumed), abs=1e-3)
+        other = weights(resumed)
+        for name, values in weights(one).items():
             torch.testing.assert_close(other[name], values, rtol=1e-3, atol=2e-4)
 
     def test_a_checkpoint_has_the_files_of_one_process(self, runs: Path, sharded: str) -> None:
@@ -163,7 +152,7 @@ class TestRefusals:
         torch.save(whole_state(_stepped(one)), tmp_path / "optimizer.pt")
         for other, words in ((wider, "of the shape"), (deeper, "lack 9 of 48 parameters")):
             with pytest.raises(gw.errors.CheckpointError, match=words):
-                load_weights(other, tmp_path)
+                loadweights(other, tmp_path)
         for other, words in ((wider, "of the shape"), (deeper, "of 39 parameters, and the model now trains 48")):
             with pytest.raises(gw.errors.CheckpointError, match=words):
                 load_state(torch.optim.AdamW(other.parameters()), tmp_path / "optimizer.pt")
@@ -176,7 +165,7 @@ def test_weights_in_several_files_are_read(tiny_llama: Any, tmp_path: Path) -> N
             parameter.add_(1)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    load_weights(other, tmp_path)
+    loadweights(other, tmp_path)
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
 
@@ -201,16 +190,3 @@ def _stepped(model: torch.nn.Module) -> torch.optim.Optimizer:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     return optimizer
-
-
-def _served(out: Path) -> list[int]:
-    return np.load(out / "served.npy").tolist()
-
-
-def _weights(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "weights.pt", weights_only=True)
-
-
-def _losses(out: Path) -> list[float]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]

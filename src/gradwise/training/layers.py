@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 from gradwise.errors import CheckpointError, RecipeError, SignalError
 from gradwise.methods.layer_policy import LayerPolicy, Scores, known
 from gradwise.settings import same_settings
+from gradwise.signals.shards import units
 from gradwise.structure import group_layers
 from gradwise.text import shown
 from gradwise.training.in_backward import UpdateInBackward, check_update_in_backward
@@ -100,6 +101,7 @@ class LayerSwitch:
         _check_optimizer(optimizer, (*self.layers, self.outside))
         self.policy, self.optimizer, self.seed = policy, optimizer, seed
         self.ranks = dist.get_world_size() if average_ranks and dist.is_initialized() else 1
+        self._units = units(model)
         self.sharded = is_sharded(self._parameters())
         if self.sharded:
             check_sharding([*self.layers, self.outside])
@@ -356,6 +358,8 @@ class LayerSwitch:
                 self.optimizer.state.pop(parameter, None)
 
     def _set_trainable(self, layers: Any, *, outside: bool) -> None:
+        for unit in self._units:
+            unit.reshard()  # one that evaluation left whole would not follow its requires_grad
         chosen = set(layers)
         for number, layer in enumerate(self.layers):
             _require_gradient(layer, number in chosen)

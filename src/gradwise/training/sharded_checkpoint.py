@@ -25,7 +25,7 @@ from gradwise.ranks import is_first
 from gradwise.signals.shards import is_distributed, reshard, units
 from gradwise.stored import damaged, read_json
 from gradwise.training.offload.arena import SERVED
-from gradwise.training.sharding import as_shard, check_rows, local, own_rows, whole_on_host
+from gradwise.training.sharding import as_shard, by_accelerate, check_rows, local, own_rows, whole_on_host
 
 if TYPE_CHECKING:
     # Any of the Trainer's subclasses may stand in its place.
@@ -112,9 +112,9 @@ def saves(args: TrainingArguments) -> bool:
 
 def check_saves_sharded(trainer: Any) -> None:
     """Raise RecipeError for a trainer whose sharded model is set to be saved in a way that is not read here."""
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if not trainer.is_fsdp_enabled or getattr(plugin, "fsdp_version", 1) != 2:
+    if not by_accelerate(trainer):
         return
+    plugin = trainer.accelerator.state.fsdp_plugin
     if "FULL" not in str(plugin.state_dict_type):
         raise RecipeError(
             "Checkpoints of a model that FSDP2 shards are written whole, and fsdp_config.state_dict_type is "

@@ -53,6 +53,12 @@ def check_rows(parameters: Iterable[Tensor], what: str) -> None:
             )
 
 
+def by_accelerate(trainer: Any) -> bool:
+    """Whether accelerate shards a trainer's model by FSDP2, as it does before the first step."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) == 2
+
+
 def shard_first(trainer: Any) -> None:
     """Let accelerate shard a trainer's model by FSDP2 now, and not only after the plan is made: samples are
     measured before, and until then the model is on no accelerator.

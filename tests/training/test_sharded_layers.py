@@ -1,0 +1,90 @@
+"""Layer policies in a Trainer whose model FSDP2 shards over two processes: the draws and weights of one process,
+also when the run is stopped and resumed."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from tests.training.sharded_run_worker import run
+from tests.training.sharded_runs import draws, launch, losses, weights
+
+STOPPED = 3
+
+SHARDED = {"loaded": "as it is loaded", "accelerate": "by accelerate"}
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "grass": {
+        "recipe": {"layers": {"method": "grass", "active": 2, "period": 2, "probe": 2}},
+        # Each evaluation leaves the head whole on every rank, right before layers are drawn.
+        "arguments": {"gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 2},
+    },
+    "lisa": {
+        "recipe": {"layers": {"method": "lisa", "active": 2, "period": 2, "embeddings": "always"}},
+    },
+    "grass, embeddings drawn, state dropped": {
+        "recipe": {
+            "layers": {
+                "method": "grass",
+                "active": 3,
+                "period": 2,
+                "probe": 2,
+                "embeddings": "sampled",
+                "state": "drop",
+            },
+        },
+    },
+}
+"""The first is in the ordinary suite."""
+
+
+def some_policies() -> list[Any]:
+    names = list(POLICIES)
+    return [names[0], *(pytest.param(name, marks=pytest.mark.exhaustive) for name in names[1:])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", some_policies())
+def test_two_ranks_are_one_process(tmp_path: Path, stories: Path, speeches: Dataset, name: str) -> None:
+    speeches.save_to_disk(tmp_path / "data")
+
+    def job(sharded: str, out: str, **changes: Any) -> dict[str, Any]:
+        policy = POLICIES[name]
+        arguments = {"save_strategy": "steps", "save_steps": 100, **policy.get("arguments", {})}
+        where = {"model": str(stories), "data": str(tmp_path / "data"), "out": str(tmp_path / out)}
+        return {"sharded": sharded, **policy, **where, "arguments": arguments, **changes}
+
+    run(job("whole", "one"))
+    run(job("whole", "one, stopped", stopped_after=STOPPED))
+    jobs = []
+    for short, sharded in SHARDED.items():
+        shutil.copytree(tmp_path / "one, stopped", tmp_path / f"{short}, from one")
+        jobs += [
+            job(sharded, short),
+            job(sharded, f"{short}, resumed", stopped_after=STOPPED),
+            job(sharded, f"{short}, resumed", resume=True),
+            job(sharded, f"{short}, from one", resume=True),
+            job(sharded, f"{short}, to one", stopped_after=STOPPED),
+        ]
+    launch(tmp_path, jobs)
+    one = tmp_path / "one"
+    start = torch.load(tmp_path / "one, stopped" / "weights.pt", weights_only=True)
+    assert len(draws(one)) == 4
+    for short in SHARDED:
+        run(job("whole", f"{short}, to one", resume=True))
+        for which in ("", ", resumed", ", from one", ", to one"):
+            other = tmp_path / f"{short}{which}"
+            assert draws(other) == draws(one), other.name
+            assert losses(other) == pytest.approx(losses(one), abs=1e-3), other.name
+            found = weights(other)
+            for key, values in weights(one).items():
+                # Where a gradient is rounding error, AdamW's first step may differ by the learning rate, 1e-3.
+                torch.testing.assert_close(found[key], values, rtol=1e-3, atol=1e-3)
+        first, second = (weights(tmp_path / f"{short}{which}") for which in ("", ", resumed"))
+        assert all(torch.equal(values, second[key]) for key, values in first.items())
+    moved = [key for key, values in weights(one).items() if (values - start[key]).abs().max() > 1e-3]
+    assert any("layers" in key for key in moved)
+    assert any("embed" in key for key in moved) == (name != "grass")
