@@ -53,7 +53,9 @@ def test_two_ranks_are_one_process(tmp_path: Path, stories: Path, speeches: Data
 
     def job(sharded: str, out: str, **changes: Any) -> dict[str, Any]:
         policy = POLICIES[name]
-        arguments = {"save_strategy": "steps", "save_steps": 100, **policy.get("arguments", {})}
+        # With the default of 1e-8, AdamW's first step follows the sign of a gradient that is rounding error.
+        common = {"save_strategy": "steps", "save_steps": 100, "adam_epsilon": 1e-3}
+        arguments = {**common, **policy.get("arguments", {})}
         where = {"model": str(stories), "data": str(tmp_path / "data"), "out": str(tmp_path / out)}
         return {"sharded": sharded, **policy, **where, "arguments": arguments, **changes}
 
@@ -81,8 +83,7 @@ def test_two_ranks_are_one_process(tmp_path: Path, stories: Path, speeches: Data
             assert losses(other) == pytest.approx(losses(one), abs=1e-3), other.name
             found = weights(other)
             for key, values in weights(one).items():
-                # Where a gradient is rounding error, AdamW's first step may differ by the learning rate, 1e-3.
-                torch.testing.assert_close(found[key], values, rtol=1e-3, atol=1e-3)
+                torch.testing.assert_close(found[key], values, rtol=1e-3, atol=5e-5)
         first, second = (weights(tmp_path / f"{short}{which}") for which in ("", ", resumed"))
         assert all(torch.equal(values, second[key]) for key, values in first.items())
     moved = [key for key, values in weights(one).items() if (values - start[key]).abs().max() > 1e-3]
