@@ -264,9 +264,12 @@ class TrainerMixin(ShardedCheckpoints):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The ledger that steps are counted by; the batches themselves come through `get_batch_samples`."""
         check_saves(self)  # here, since the Trainer has aligned the model's special tokens by now
-        measures = self.session.planner.measures_first and self.proxy is None
-        if by_accelerate(self) and measures and self.session.resumed_from is None:
-            shard_first(self)
+        if by_accelerate(self):
+            # Until then, the model is on no accelerator, and the optimizer would get other parameters.
+            if self.session.measures_first:
+                shard_first(self, "Samples are to be measured before the first step")
+            elif self._offloads:
+                shard_first(self, "state: offload follows the sharded parameters")
         return self.session.prepare()
 
     def own_loader(self) -> DataLoader[Any]:
@@ -318,11 +321,15 @@ class TrainerMixin(ShardedCheckpoints):
     def create_optimizer(self, *args: object, **kwargs: object) -> Any:
         """As the underlying Trainer's; state that is to be offloaded is, before a checkpoint's is loaded."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        policy = self.session.recipe.layers.policy
-        if policy is not None and policy.state == "offload":
+        if self._offloads:
             groups = group_layers(self.model)
             offload_state(getattr(optimizer, "optimizer", optimizer), [*groups.blocks, groups.outside])
         return optimizer
+
+    @property
+    def _offloads(self) -> bool:
+        policy = self.session.recipe.layers.policy
+        return policy is not None and policy.state == "offload"
 
     def create_scheduler(self, num_training_steps: int, *args: object, **kwargs: object) -> Any:
         """As the Trainer's, with a decay given as a share of the steps turned into a number of them."""

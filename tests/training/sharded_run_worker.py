@@ -31,7 +31,9 @@ class ByAccelerate(gw.Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
-        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT")
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT"
+        )
         state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
         # As accelerate does; otherwise the next AcceleratorState() takes the type back.
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP

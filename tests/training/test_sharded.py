@@ -24,6 +24,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     # Drawn from the start, so that the first forward pass has frozen blocks.
     "lisa": {"method": "lisa", "active": 2, "period": 2, "embeddings": "always"},
     "grass": {"method": "grass", "active": 2, "period": 2, "probe": 2},
+    "grass, state offloaded": {"method": "grass", "active": 2, "period": 2, "probe": 2, "state": "offload"},
     "grass, with embeddings, state dropped": {
         "method": "grass",
         "active": 3,
@@ -96,6 +97,19 @@ def test_one_process_is_two(runs: Path, name: str, which: str) -> None:
     assert any((weights[key] - start[key]).abs().max() > 1e-3 for key in weights)
 
 
+@pytest.mark.slow
+def test_offloaded_state_is_kept_state_bit_for_bit(runs: Path) -> None:
+    kept, offloaded = (
+        torch.load(runs / f"two-{list(POLICIES).index(name)}.pt", weights_only=True)
+        for name in ("grass", "grass, state offloaded")
+    )
+    assert all(torch.equal(values, offloaded["model"][key]) for key, values in kept["model"].items())
+    for name, state in kept["optimizer"]["state"].items():
+        assert all(
+            torch.equal(value, offloaded["optimizer"]["state"][name][key]) for key, value in state.items()
+        )
+
+
 class TestRefusals:
     @pytest.fixture
     def one_rank(self, tmp_path: Path) -> Any:
@@ -107,7 +121,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("policy", "options", "words"),
         [
-            (Grass(active=2, state="offload"), {}, "state: offload"),
             (Grass(active=2), {"average_ranks": True}, "average_ranks"),
             (Grass(active=2), {"in_backward": True}, "in_backward"),
         ],

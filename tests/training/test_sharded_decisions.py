@@ -85,7 +85,7 @@ def test_what_must_come_before_sharding_is_refused(
         with pytest.raises(
             gw.RecipeError, match="activation_checkpointing" if checkpointed else "torch_compile"
         ):
-            shard_first(trainer)
+            shard_first(trainer, "Samples are to be measured")
     finally:
         del trainer.accelerator.state.fsdp_plugin
 

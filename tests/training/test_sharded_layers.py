@@ -1,5 +1,5 @@
-"""Layer policies in a Trainer whose model FSDP2 shards over two processes: the draws and weights of one process,
-also when the run is stopped and resumed."""
+"""Layer policies in a Trainer whose model FSDP2 shards over two processes have the draws and weights of one
+process, also when the run is stopped and resumed."""
 
 import shutil
 from pathlib import Path
@@ -17,13 +17,24 @@ STOPPED = 3
 SHARDED = {"loaded": "as it is loaded", "accelerate": "by accelerate"}
 
 POLICIES: dict[str, dict[str, Any]] = {
-    "grass": {
-        "recipe": {"layers": {"method": "grass", "active": 2, "period": 2, "probe": 2}},
+    "grass, state offloaded": {
+        "recipe": {"layers": {"method": "grass", "active": 2, "period": 2, "probe": 2, "state": "offload"}},
         # Each evaluation leaves the head whole on every rank, right before layers are drawn.
         "arguments": {"gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 2},
     },
     "lisa": {
         "recipe": {"layers": {"method": "lisa", "active": 2, "period": 2, "embeddings": "always"}},
+    },
+    "lisa, state offloaded": {
+        "recipe": {
+            "layers": {
+                "method": "lisa",
+                "active": 2,
+                "period": 2,
+                "embeddings": "always",
+                "state": "offload",
+            }
+        },
     },
     "grass, embeddings drawn, state dropped": {
         "recipe": {
@@ -59,6 +70,7 @@ def test_two_ranks_are_one_process(tmp_path: Path, stories: Path, speeches: Data
         where = {"model": str(stories), "data": str(tmp_path / "data"), "out": str(tmp_path / out)}
         return {"sharded": sharded, **policy, **where, "arguments": arguments, **changes}
 
+    offloads = POLICIES[name]["recipe"]["layers"].get("state") == "offload"
     run(job("whole", "one"))
     run(job("whole", "one, stopped", stopped_after=STOPPED))
     jobs = []
@@ -71,6 +83,9 @@ def test_two_ranks_are_one_process(tmp_path: Path, stories: Path, speeches: Data
             job(sharded, f"{short}, from one", resume=True),
             job(sharded, f"{short}, to one", stopped_after=STOPPED),
         ]
+        if offloads:
+            kept = {**POLICIES[name]["recipe"]["layers"], "state": "keep"}
+            jobs.append(job(sharded, f"{short}, kept", recipe={"layers": kept}))
     launch(tmp_path, jobs)
     one = tmp_path / "one"
     start = torch.load(tmp_path / "one, stopped" / "weights.pt", weights_only=True)
@@ -84,8 +99,10 @@ def test_two_ranks_are_one_process(tmp_path: Path, stories: Path, speeches: Data
             found = weights(other)
             for key, values in weights(one).items():
                 torch.testing.assert_close(found[key], values, rtol=1e-3, atol=5e-5)
-        first, second = (weights(tmp_path / f"{short}{which}") for which in ("", ", resumed"))
-        assert all(torch.equal(values, second[key]) for key, values in first.items())
+        first = weights(tmp_path / short)
+        for which in (", resumed", *([", kept"] if offloads else [])):
+            second = weights(tmp_path / f"{short}{which}")
+            assert all(torch.equal(values, second[key]) for key, values in first.items()), which
     moved = [key for key, values in weights(one).items() if (values - start[key]).abs().max() > 1e-3]
     assert any("layers" in key for key in moved)
-    assert any("embed" in key for key in moved) == (name != "grass")
+    assert any("embed" in key for key in moved) == (not name.startswith("grass, state offloaded"))

@@ -141,19 +141,20 @@ class TestRefusals:
 
     def test_an_optimizer_with_state_of_other_forms_is_refused(self, story_model: Any) -> None:
         optimizer = torch.optim.Adafactor(story_model().parameters())
-        with pytest.raises(gw.RecipeError, match="found torch.optim.Adafactor"):
+        with pytest.raises(gw.RecipeError, match=r"Adafactor\. Take one"):
             check_state_can_be_saved(optimizer)
 
-    def test_state_and_weights_of_another_model_are_refused(
-        self, tiny_llama: Any, tmp_path: Path
-    ) -> None:
+    def test_state_and_weights_of_another_model_are_refused(self, tiny_llama: Any, tmp_path: Path) -> None:
         one, wider, deeper = tiny_llama(), tiny_llama(intermediate_size=48), tiny_llama(layers=5)
         one.save_pretrained(tmp_path)
         torch.save(whole_state(_stepped(one)), tmp_path / "optimizer.pt")
         for other, words in ((wider, "of the shape"), (deeper, "lack 9 of 48 parameters")):
             with pytest.raises(gw.errors.CheckpointError, match=words):
-                loadweights(other, tmp_path)
-        for other, words in ((wider, "of the shape"), (deeper, "of 39 parameters, and the model now trains 48")):
+                load_weights(other, tmp_path)
+        for other, words in (
+            (wider, "of the shape"),
+            (deeper, "of 39 parameters, and the model now trains 48"),
+        ):
             with pytest.raises(gw.errors.CheckpointError, match=words):
                 load_state(torch.optim.AdamW(other.parameters()), tmp_path / "optimizer.pt")
 
@@ -165,7 +166,7 @@ def test_weights_in_several_files_are_read(tiny_llama: Any, tmp_path: Path) -> N
             parameter.add_(1)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    loadweights(other, tmp_path)
+    load_weights(other, tmp_path)
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
 

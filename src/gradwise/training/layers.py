@@ -105,7 +105,7 @@ class LayerSwitch:
         self.sharded = is_sharded(self._parameters())
         if self.sharded:
             check_sharding([*self.layers, self.outside])
-            _check_sharded(policy, averages=average_ranks, in_backward=in_backward)
+            _check_sharded(averages=average_ranks, in_backward=in_backward)
         self.device = self.layers[0][0].device
         sizes = [float(sum(p.numel() for p in layer)) for layer in self.layers]
         self._sizes = torch.tensor(sizes, dtype=torch.float32, device=self.device)
@@ -344,10 +344,8 @@ class LayerSwitch:
         if self.policy.state == "drop":
             self._forget(left)
 
-    def _with_state(self) -> list[int] | None:
-        """Layers for which the optimizer keeps state; None where it is kept in host memory."""
-        if self.stream is not None:
-            return None
+    def _with_state(self) -> list[int]:
+        """Layers for which the optimizer keeps state, wherever that is."""
         state = self.optimizer.state
         return [n for n, layer in enumerate(self.layers) if any(state.get(p) for p in layer)]
 
@@ -425,11 +423,10 @@ def _check_kinds(model: nn.Module, policy: object, optimizer: torch.optim.Optimi
             raise RecipeError(f"LayerSwitch needs a {kind.__name__} as its {name}; found {shown(given)}.")
 
 
-def _check_sharded(policy: LayerPolicy, *, averages: bool, in_backward: bool) -> None:
+def _check_sharded(*, averages: bool, in_backward: bool) -> None:
     refused = {
         "average_ranks=True, since FSDP2 averages gradients itself": averages,
         "in_backward=True, since a layer's update would wait for the other ranks": in_backward,
-        "state: offload, whose host memory holds whole tensors": policy.state == "offload",
     }
     for reason, applies in refused.items():
         if applies:

@@ -1,8 +1,8 @@
 """Checkpoints of a model that FSDP2 shards, in the files that a run in one process writes.
 
-transformers saves one rank's part of the optimizer's state for a model that it shards itself, and accelerate
-writes files that a run without FSDP cannot read. Here the first rank writes whole tensors, and each rank reads
-its own rows of them. So a checkpoint can be resumed on any number of ranks, sharded or not.
+transformers cannot save the optimizer's state of a model that it shards itself, and accelerate writes files
+that a run without FSDP cannot read. Here the first rank writes whole tensors, and each rank reads its own
+rows of them. So a checkpoint can be resumed on any number of ranks, sharded or not.
 """
 
 import random
@@ -42,6 +42,7 @@ class ShardedCheckpoints(_AnyTrainer):
 
     def create_optimizer(self, *args: object, **kwargs: object) -> Any:
         """As the underlying Trainer's; refuses one whose state could not be saved."""
+        reshard(self.model)  # evaluation leaves whole parameters
         optimizer = super().create_optimizer(*args, **kwargs)
         if units(self.model) and saves(self.args):
             check_state_can_be_saved(_inner(optimizer))
@@ -111,7 +112,7 @@ def saves(args: TrainingArguments) -> bool:
 
 
 def check_saves_sharded(trainer: Any) -> None:
-    """Raise RecipeError for a trainer whose sharded model is set to be saved in a way that is not read here."""
+    """Raise RecipeError for a trainer whose sharded model would be saved in a way that is not read here."""
     if not by_accelerate(trainer):
         return
     plugin = trainer.accelerator.state.fsdp_plugin

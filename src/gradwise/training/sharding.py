@@ -59,9 +59,12 @@ def by_accelerate(trainer: Any) -> bool:
     return trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) == 2
 
 
-def shard_first(trainer: Any) -> None:
-    """Let accelerate shard a trainer's model by FSDP2 now, and not only after the plan is made: samples are
-    measured before, and until then the model is on no accelerator.
+def shard_first(trainer: Any, why: str) -> None:
+    """Let accelerate shard a trainer's model by FSDP2 now, and not only once the optimizer is made.
+
+    Args:
+        trainer: whose model is not sharded yet.
+        why: what needs the model sharded before, as the sentence of an error begins.
 
     Raises:
         RecipeError: for settings that accelerate must follow before it shards.
@@ -75,8 +78,8 @@ def shard_first(trainer: Any) -> None:
     }
     if found := [name for name, given in settings.items() if given]:
         raise RecipeError(
-            "Samples are to be measured before the first step, for which FSDP2 must shard the model before "
-            f"{found[0]} takes effect; leave it out (gradient_checkpointing is possible)."
+            f"{why}, for which FSDP2 must shard the model before {found[0]} takes effect; leave it out "
+            "(gradient_checkpointing is possible)."
         )
     trainer.model = trainer.model_wrapped = fsdp2_prepare_model(trainer.accelerator, trainer.model)
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
