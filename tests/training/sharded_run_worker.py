@@ -75,13 +75,20 @@ def run(job: dict[str, Any]) -> None:
         options["distributed_config"] = DistributedConfig(fsdp_size=ranks)
     # After the arguments, which connect the ranks.
     model = AutoModelForCausalLM.from_pretrained(job["model"], **job.get("options", {}), **options)
+    if job.get("adapter"):
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     data: Any = load_from_disk(job["data"])
+    train = data.select(range(24))
+    if job.get("streamed"):
+        train = train.select_columns(["input_ids", "labels"]).to_iterable_dataset()
     kind = ByAccelerate if job["sharded"] == "by accelerate" else gw.Trainer
     trainer = kind(
         model,
         arguments,
         Collator(0),
-        data.select(range(24)),
+        train,
         eval_dataset=data.select(range(24, 36)),
         recipe=gw.Recipe.from_dict(job["recipe"]),
     )
@@ -96,9 +103,8 @@ def run(job: dict[str, Any]) -> None:
     if not dist.is_initialized() or dist.get_rank() == 0:
         out = Path(job["out"])
         torch.save(whole, out / "weights.pt")
-        plan = trainer.session.plan
-        assert plan is not None
-        np.save(out / "served.npy", plan.indices)
+        if (plan := trainer.session.plan) is not None:
+            np.save(out / "served.npy", plan.indices)
 
 
 def main(jobs: list[dict[str, Any]]) -> None:

@@ -68,6 +68,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "resume": str(folder / f"one-{names[name]}-stopped.pt"),
             },
         ]
+    jobs.append({"one_row": True, "out": str(folder / "one_row")})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -108,6 +109,24 @@ def test_offloaded_state_is_kept_state_bit_for_bit(runs: Path) -> None:
         assert all(
             torch.equal(value, offloaded["optimizer"]["state"][name][key]) for key, value in state.items()
         )
+
+
+@pytest.mark.slow
+def test_a_rank_may_hold_nothing_of_a_parameter(runs: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(4):
+        torch.manual_seed(step)
+        model(torch.randn(3, 4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = torch.load(runs / "one_row.pt", weights_only=True)
+    for weights, state in zip(found["weights"], found["states"], strict=True):
+        for number, parameter in enumerate(model.parameters()):
+            torch.testing.assert_close(weights[number], parameter.detach(), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(state[number]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+            assert state[number]["step"] == 4
 
 
 class TestRefusals:
