@@ -78,6 +78,7 @@ def run(job: dict[str, Any]) -> None:
     if job.get("adapter"):
         from peft import LoraConfig, get_peft_model
 
+        torch.manual_seed(0)
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     data: Any = load_from_disk(job["data"])
     train = data.select(range(24))
