@@ -102,8 +102,8 @@ def _mean(loss: torch.Tensor) -> float:
 
 
 def one_row(out: Path) -> None:
-    """Train a model of which a parameter has a single row, so that the second rank holds nothing of it, with
-    state kept and offloaded, saved and loaded halfway."""
+    """Train a model in which one parameter has a single row, so that the second rank holds nothing of it. The
+    state is kept or offloaded, saved and loaded halfway."""
     results = []
     for offload in (None, "cpu"):
         torch.manual_seed(0)

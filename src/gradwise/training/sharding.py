@@ -112,7 +112,7 @@ def own_rows(tensor: Tensor) -> tuple[int, int]:
 
 
 def as_shard(part: Tensor, like: Tensor) -> Tensor:
-    """A tensor of the shape of `like` and placed as it, of which this rank holds `part`, wherever that is;
+    """A tensor with the shape and placement of `like`, whose part on this rank is `part`, on any device;
     `part` itself if `like` is not sharded."""
     if not isinstance(like, DTensor):
         return part

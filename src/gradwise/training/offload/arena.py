@@ -104,8 +104,8 @@ def forms_of(state: dict[str, Any]) -> dict[str, Form]:
 
 
 def is_streamed(value: object) -> bool:
-    """Whether a value of an optimizer's state is a tensor of which this rank holds something; scalars stay
-    where the optimizer keeps them."""
+    """Whether a value of an optimizer's state is a tensor with elements on this rank; scalars stay where the
+    optimizer keeps them."""
     return isinstance(value, Tensor) and value.dim() > 0 and local(value).numel() > 0
 
 
