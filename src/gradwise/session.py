@@ -134,11 +134,6 @@ class Session:
             self._layout = Layout.of(self.args, pack=pack, takes_counts=takes_counts, weighted=weighted)
         return self._layout
 
-    @property
-    def measures_first(self) -> bool:
-        """Whether the first plan needs measurements of the trainer's own model."""
-        return self.planner.measures_first and self.trainer.proxy is None and self.resumed_from is None
-
     def context(self) -> RunContext:
         """What a decision may use now."""
         return context_of(

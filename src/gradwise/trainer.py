@@ -266,7 +266,8 @@ class TrainerMixin(ShardedCheckpoints):
         check_saves(self)  # here, since the Trainer has aligned the model's special tokens by now
         if by_accelerate(self):
             # Until then, the model is on no accelerator, and the optimizer would get other parameters.
-            if self.session.measures_first:
+            measures = self.session.planner.measures_first and self.proxy is None
+            if measures and self.session.resumed_from is None:
                 shard_first(self, "Samples are to be measured before the first step")
             elif self._offloads:
                 shard_first(self, "state: offload follows the sharded parameters")
