@@ -20,6 +20,7 @@ from gradwise.training.arguments import new_optimizer
 from gradwise.training.layout import Layout
 from gradwise.training.memory import StepMemory
 from gradwise.training.record import RunRecord
+from gradwise.training.sharding import by_accelerate
 
 
 class HostTrainer(Protocol):
@@ -106,12 +107,6 @@ def samples_of(trainer: HostTrainer) -> RunSamples:
     return RunSamples(train, Samples(trainer.eval_dataset, *trainer.validation_samples()), planned)
 
 
-def will_shard(trainer: HostTrainer) -> bool:
-    """Whether accelerate shards the trainer's model by FSDP2, as it does before the first step."""
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    return trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) == 2
-
-
 def unpacked(trainer: HostTrainer, samples: Samples, *, packs: bool, unpack: bool) -> str | None:
     """Why a run that was to pack its samples trains unpacked, if it does; a collective call.
 
@@ -157,7 +152,7 @@ def context_of(
     """What a decision may use of a trainer as it stands; arguments as the fields of `RunContext`."""
     train = samples.train
     args, optimizer, given = trainer.args, trainer.optimizer, trainer.eval_dataset
-    by_fsdp2 = bool(units(trainer.model)) or will_shard(trainer)
+    by_fsdp2 = bool(units(trainer.model)) or by_accelerate(trainer)
     sharded = by_fsdp2 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     asked = str(getattr(args.optim, "value", args.optim)).lower()
 
@@ -182,7 +177,7 @@ def context_of(
         layout=layout,
         tokenizer=trainer.processing_class,
         # accelerate's FSDP2 gathers weights in the type of mixed precision instead.
-        autocast=None if will_shard(trainer) else autocast_of(args),
+        autocast=None if by_accelerate(trainer) else autocast_of(args),
         device="cuda" if args.device.type == "cuda" else "cpu",
         max_grad_norm=args.max_grad_norm,
         learning_rate=args.learning_rate,

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from gradwise.host import HostTrainer
 from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.signals.shards import reshard
 from gradwise.training.layers import LayerSwitch
+from gradwise.training.sharding import is_sharded
 
 
 def layer_switch(
@@ -23,20 +25,23 @@ def layer_switch(
 ) -> LayerSwitch:
     """A switch for the trainer's model and optimizer; a collective call, after which all ranks have the same
     weights."""
+    reshard(model)  # evaluation leaves whole parameters, and the optimizer has the sharded ones
     ranks = trainer.args.world_size
     switch = LayerSwitch(
         model,
         policy,
         getattr(optimizer, "optimizer", optimizer),
         seed=seed,
-        average_ranks=ranks > 1,
+        # FSDP2 averages the gradients of what it shards itself.
+        average_ranks=ranks > 1 and not is_sharded(p for p in model.parameters() if p.requires_grad),
         steps=trainer.state.max_steps,
     )
     if ranks > 1:
         # What DistributedDataParallel would have done on wrapping.
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
-                dist.broadcast(tensor, src=0)
+                if not is_sharded([tensor]):
+                    dist.broadcast(tensor, src=0)
     return switch
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -26,7 +26,6 @@ from torch.utils.data import DataLoader
 from gradwise.data import Collator, check_dropped, is_indexable
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.folders import OwnedFolder
-from gradwise.host import will_shard
 from gradwise.integrations.trl import repeated_prompts
 from gradwise.planning import FixedPlanner, Planner
 from gradwise.precision import autocast_of, autocasting
@@ -46,7 +45,8 @@ from gradwise.training.offload import offload_state
 from gradwise.training.plan import Plan
 from gradwise.training.record import EVALUATION
 from gradwise.training.saving import check_saves
-from gradwise.training.sharding import shard_first
+from gradwise.training.sharded_checkpoint import ShardedCheckpoints, allowed_to_save
+from gradwise.training.sharding import by_accelerate, shard_in_time
 from gradwise.training.support import (
     check_given,
     check_output,
@@ -61,14 +61,8 @@ from gradwise.training.target import target_of
 from gradwise.training.trackers import add_trackers, guard_trackers, without_trackers
 from gradwise.training.weighting import KEY, WeightedLoss
 
-if TYPE_CHECKING:
-    # Any of the Trainer's subclasses, TRL's among them, may stand in its place.
-    from typing import Any as _AnyTrainer
-else:
-    _AnyTrainer = object
 
-
-class TrainerMixin(_AnyTrainer):
+class TrainerMixin(ShardedCheckpoints):
     """What gradwise adds to a Trainer class; use `gradwise.Trainer` or `gradwise.with_gradwise(cls)`."""
 
     serves_itself: ClassVar[bool] = False
@@ -121,7 +115,8 @@ class TrainerMixin(_AnyTrainer):
         self.proxy = proxy
         check_sections(recipe)
         check_output(kwargs.get("args", args[1] if len(args) > 1 else None))
-        with without_trackers([*args, *kwargs.values()]) as trackers:
+        given = [*args, *kwargs.values()]
+        with without_trackers(given) as trackers, allowed_to_save(given):
             super().__init__(*args, **kwargs)
         guard_trackers(self.callback_handler.callbacks, self._layer_numbers)
         add_trackers(self, trackers, self._layer_numbers)
@@ -158,8 +153,8 @@ class TrainerMixin(_AnyTrainer):
             unpack_if_needed=unpack_if_needed,
         )
         # DistributedDataParallel refuses layers that freeze after wrapping. The switch averages the active
-        # layers' gradients itself.
-        if recipe.layers.policy is not None and self.args.world_size > 1:
+        # layers' gradients itself, unless FSDP2 does.
+        if recipe.layers.policy is not None and self.args.world_size > 1 and not by_accelerate(self):
             self.accelerator.prepare_model = partial(_prepared_unwrapped, self.accelerator.prepare_model)
         self.last_grad_norm: Any = None
         self._verified: Path | None = None
@@ -274,9 +269,9 @@ class TrainerMixin(_AnyTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The ledger that steps are counted by; the batches themselves come through `get_batch_samples`."""
         check_saves(self)  # here, since the Trainer has aligned the model's special tokens by now
-        measures = self.session.planner.measures_first and self.proxy is None
-        if will_shard(self) and measures and self.session.resumed_from is None:
-            shard_first(self)
+        resumes = self.session.resumed_from is not None
+        measures = self.session.planner.measures_first and self.proxy is None and not resumes
+        shard_in_time(self, measures=measures, offloads=self._offloads)
         return self.session.prepare()
 
     def own_loader(self) -> DataLoader[Any]:
@@ -328,11 +323,15 @@ class TrainerMixin(_AnyTrainer):
     def create_optimizer(self, *args: object, **kwargs: object) -> Any:
         """As the underlying Trainer's; state that is to be offloaded is, before a checkpoint's is loaded."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        policy = self.session.recipe.layers.policy
-        if policy is not None and policy.state == "offload":
+        if self._offloads:
             groups = group_layers(self.model)
             offload_state(getattr(optimizer, "optimizer", optimizer), [*groups.blocks, groups.outside])
         return optimizer
+
+    @property
+    def _offloads(self) -> bool:
+        policy = self.session.recipe.layers.policy
+        return policy is not None and policy.state == "offload"
 
     def create_scheduler(self, num_training_steps: int, *args: object, **kwargs: object) -> Any:
         """As the Trainer's, with a decay given as a share of the steps turned into a number of them."""

@@ -15,10 +15,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from datasets import load_from_disk
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM, TrainerCallback, TrainerState, TrainingArguments
 
 import gradwise as gw
 from gradwise.data import Collator
@@ -31,9 +31,25 @@ class ByAccelerate(gw.Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
-        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT"
+        )
         state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+        # As accelerate does; otherwise the next AcceleratorState() takes the type back.
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         self.is_fsdp_enabled = True
+
+
+class StopAfter(TrainerCallback):
+    """Asks for a stop, as Ctrl-C does."""
+
+    def __init__(self, trainer: gw.Trainer, step: int | None) -> None:
+        self.trainer, self.step = trainer, step
+
+    def on_step_begin(self, _: object, state: TrainerState, *__: object, **___: object) -> None:
+        # Within the step, so that it is its last one.
+        if self.step is not None and state.global_step + 1 == self.step:
+            self.trainer.session.stop_requested = True
 
 
 def run(job: dict[str, Any]) -> None:
@@ -45,13 +61,12 @@ def run(job: dict[str, Any]) -> None:
         learning_rate=1e-3,
         lr_scheduler_type="warmup_stable_decay" if "anneal" in job["recipe"] else "constant",
         max_steps=8,
-        save_strategy="no",
         logging_steps=1,
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
         dataloader_pin_memory=False,
-        **job.get("arguments", {}),
+        **{"save_strategy": "no", **job.get("arguments", {})},
     )
     options: dict[str, Any] = {}
     if job["sharded"] == "as it is loaded":
@@ -59,19 +74,28 @@ def run(job: dict[str, Any]) -> None:
 
         options["distributed_config"] = DistributedConfig(fsdp_size=ranks)
     # After the arguments, which connect the ranks.
-    model = AutoModelForCausalLM.from_pretrained(job["model"], **options)
+    model = AutoModelForCausalLM.from_pretrained(job["model"], **job.get("options", {}), **options)
+    if job.get("adapter"):
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     data: Any = load_from_disk(job["data"])
+    train = data.select(range(24))
+    if job.get("streamed"):
+        train = train.select_columns(["input_ids", "labels"]).to_iterable_dataset()
     kind = ByAccelerate if job["sharded"] == "by accelerate" else gw.Trainer
     trainer = kind(
         model,
         arguments,
         Collator(0),
-        data.select(range(24)),
+        train,
         eval_dataset=data.select(range(24, 36)),
         recipe=gw.Recipe.from_dict(job["recipe"]),
     )
     trainer.session.tell = lambda _: None
-    trainer.train()
+    trainer.add_callback(StopAfter(trainer, job.get("stopped_after")))
+    trainer.train(resume_from_checkpoint=job.get("resume", False))
     assert bool(units(trainer.model)) == (job["sharded"] != "whole")
     whole = {
         name: value.full_tensor() if hasattr(value, "full_tensor") else value
@@ -80,9 +104,8 @@ def run(job: dict[str, Any]) -> None:
     if not dist.is_initialized() or dist.get_rank() == 0:
         out = Path(job["out"])
         torch.save(whole, out / "weights.pt")
-        plan = trainer.session.plan
-        assert plan is not None
-        np.save(out / "served.npy", plan.indices)
+        if (plan := trainer.session.plan) is not None:
+            np.save(out / "served.npy", plan.indices)
 
 
 def main(jobs: list[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import gradwise as gw
+from gradwise.training.sharded_checkpoint import load_state, whole_state
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
@@ -100,10 +101,41 @@ def _mean(loss: torch.Tensor) -> float:
     return float(loss)
 
 
+def one_row(out: Path) -> None:
+    """Train a model in which one parameter has a single row, so that the second rank holds nothing of it. The
+    state is kept or offloaded, saved and loaded halfway."""
+    results = []
+    for offload in (None, "cpu"):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 1))
+        fully_shard(model)
+        optimizer = gw.AdamW(model.parameters(), lr=1e-2, offload=offload)
+        for step in range(4):
+            torch.manual_seed(step)
+            model(torch.randn(3, 4)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step == 1:
+                state = whole_state(optimizer)
+                if dist.get_rank() == 0:
+                    torch.save(state, f"{out}.optimizer.pt")
+                dist.barrier()
+                optimizer = gw.AdamW(model.parameters(), lr=1.0, offload=offload)
+                load_state(optimizer, Path(f"{out}.optimizer.pt"))
+                dist.barrier()
+        results.append((model, whole_state(optimizer)))
+    weights = [[p.full_tensor() for p in model.parameters()] for model, _ in results]  # type: ignore[attr-defined]
+    if dist.get_rank() == 0:
+        torch.save({"weights": weights, "states": [state["state"] for _, state in results]}, f"{out}.pt")
+
+
 def main(jobs: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     for job in jobs:
+        if job.get("one_row"):
+            one_row(Path(job["out"]))
+            continue
         resume = Path(job["resume"]) if job.get("resume") else None
         train(job["policy"], job["steps"], Path(job["out"]), resume)
     dist.barrier()

@@ -24,6 +24,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     # Drawn from the start, so that the first forward pass has frozen blocks.
     "lisa": {"method": "lisa", "active": 2, "period": 2, "embeddings": "always"},
     "grass": {"method": "grass", "active": 2, "period": 2, "probe": 2},
+    "grass, state offloaded": {"method": "grass", "active": 2, "period": 2, "probe": 2, "state": "offload"},
     "grass, with embeddings, state dropped": {
         "method": "grass",
         "active": 3,
@@ -67,6 +68,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "resume": str(folder / f"one-{names[name]}-stopped.pt"),
             },
         ]
+    jobs.append({"one_row": True, "out": str(folder / "one_row")})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -96,6 +98,37 @@ def test_one_process_is_two(runs: Path, name: str, which: str) -> None:
     assert any((weights[key] - start[key]).abs().max() > 1e-3 for key in weights)
 
 
+@pytest.mark.slow
+def test_offloaded_state_is_kept_state_bit_for_bit(runs: Path) -> None:
+    kept, offloaded = (
+        torch.load(runs / f"two-{list(POLICIES).index(name)}.pt", weights_only=True)
+        for name in ("grass", "grass, state offloaded")
+    )
+    assert all(torch.equal(values, offloaded["model"][key]) for key, values in kept["model"].items())
+    for name, state in kept["optimizer"]["state"].items():
+        assert all(
+            torch.equal(value, offloaded["optimizer"]["state"][name][key]) for key, value in state.items()
+        )
+
+
+@pytest.mark.slow
+def test_a_rank_may_hold_nothing_of_a_parameter(runs: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(4):
+        torch.manual_seed(step)
+        model(torch.randn(3, 4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = torch.load(runs / "one_row.pt", weights_only=True)
+    for weights, state in zip(found["weights"], found["states"], strict=True):
+        for number, parameter in enumerate(model.parameters()):
+            torch.testing.assert_close(weights[number], parameter.detach(), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(state[number]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+            assert state[number]["step"] == 4
+
+
 class TestRefusals:
     @pytest.fixture
     def one_rank(self, tmp_path: Path) -> Any:
@@ -107,7 +140,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("policy", "options", "words"),
         [
-            (Grass(active=2, state="offload"), {}, "state: offload"),
             (Grass(active=2), {"average_ranks": True}, "average_ranks"),
             (Grass(active=2), {"in_backward": True}, "in_backward"),
         ],

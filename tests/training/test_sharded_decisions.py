@@ -1,12 +1,9 @@
 """Runs whose model FSDP2 shards over two ranks select, order and anneal as a run in one process does."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
@@ -15,8 +12,7 @@ from datasets import Dataset
 import gradwise as gw
 from gradwise.training.sharding import shard_first
 from tests.training.sharded_run_worker import run
-
-WORKER = Path(__file__).with_name("sharded_run_worker.py")
+from tests.training.sharded_runs import launch, served, weights
 
 SPEEDS = {"train": 0.01, "score": 0.003}
 
@@ -62,23 +58,17 @@ def test_as_one_process_does(tmp_path: Path, stories: Path, speeches: Dataset, n
         {**RUNS[name], "model": str(stories), "data": str(tmp_path / "data"), "out": str(tmp_path / name)}
         for name in names
     ]
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, str(WORKER), str(tmp_path / "jobs.json")], capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(tmp_path, jobs)
     for job in jobs:
         two, one = Path(job["out"]), Path(f"{job['out']}, whole")
         run({**job, "sharded": "whole", "out": str(one)})
-        served = [np.load(out / "served.npy").tolist() for out in (one, two)]
-        assert served[0] == served[1]
+        assert served(one) == served(two)
         decisions = [_decisions(out) for out in (one, two)]
         assert [event["event"] for event in decisions[0]] == [event["event"] for event in decisions[1]]
         for mine, theirs in zip(*decisions, strict=True):
             assert _numbers(mine) == pytest.approx(_numbers(theirs), rel=1e-3, abs=1e-3)
-        alone, together = (torch.load(out / "weights.pt", weights_only=True) for out in (one, two))
-        for key, values in alone.items():
+        together = weights(two)
+        for key, values in weights(one).items():
             torch.testing.assert_close(together[key], values, rtol=1e-3, atol=2e-4)
 
 
@@ -95,7 +85,7 @@ def test_what_must_come_before_sharding_is_refused(
         with pytest.raises(
             gw.RecipeError, match="activation_checkpointing" if checkpointed else "torch_compile"
         ):
-            shard_first(trainer)
+            shard_first(trainer, "Samples are to be measured")
     finally:
         del trainer.accelerator.state.fsdp_plugin
 

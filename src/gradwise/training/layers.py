@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 from gradwise.errors import CheckpointError, RecipeError, SignalError
 from gradwise.methods.layer_policy import LayerPolicy, Scores, known
 from gradwise.settings import same_settings
+from gradwise.signals.shards import units
 from gradwise.structure import group_layers
 from gradwise.text import shown
 from gradwise.training.in_backward import UpdateInBackward, check_update_in_backward
@@ -100,10 +101,11 @@ class LayerSwitch:
         _check_optimizer(optimizer, (*self.layers, self.outside))
         self.policy, self.optimizer, self.seed = policy, optimizer, seed
         self.ranks = dist.get_world_size() if average_ranks and dist.is_initialized() else 1
+        self._units = units(model)
         self.sharded = is_sharded(self._parameters())
         if self.sharded:
             check_sharding([*self.layers, self.outside])
-            _check_sharded(policy, averages=average_ranks, in_backward=in_backward)
+            _check_sharded(averages=average_ranks, in_backward=in_backward)
         self.device = self.layers[0][0].device
         sizes = [float(sum(p.numel() for p in layer)) for layer in self.layers]
         self._sizes = torch.tensor(sizes, dtype=torch.float32, device=self.device)
@@ -342,10 +344,8 @@ class LayerSwitch:
         if self.policy.state == "drop":
             self._forget(left)
 
-    def _with_state(self) -> list[int] | None:
-        """Layers for which the optimizer keeps state; None where it is kept in host memory."""
-        if self.stream is not None:
-            return None
+    def _with_state(self) -> list[int]:
+        """Layers for which the optimizer keeps state, wherever that is."""
         state = self.optimizer.state
         return [n for n, layer in enumerate(self.layers) if any(state.get(p) for p in layer)]
 
@@ -356,6 +356,8 @@ class LayerSwitch:
                 self.optimizer.state.pop(parameter, None)
 
     def _set_trainable(self, layers: Any, *, outside: bool) -> None:
+        for unit in self._units:
+            unit.reshard()  # one that evaluation left whole would not follow its requires_grad
         chosen = set(layers)
         for number, layer in enumerate(self.layers):
             _require_gradient(layer, number in chosen)
@@ -421,11 +423,10 @@ def _check_kinds(model: nn.Module, policy: object, optimizer: torch.optim.Optimi
             raise RecipeError(f"LayerSwitch needs a {kind.__name__} as its {name}; found {shown(given)}.")
 
 
-def _check_sharded(policy: LayerPolicy, *, averages: bool, in_backward: bool) -> None:
+def _check_sharded(*, averages: bool, in_backward: bool) -> None:
     refused = {
         "average_ranks=True, since FSDP2 averages gradients itself": averages,
         "in_backward=True, since a layer's update would wait for the other ranks": in_backward,
-        "state: offload, whose host memory holds whole tensors": policy.state == "offload",
     }
     for reason, applies in refused.items():
         if applies:

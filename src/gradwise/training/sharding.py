@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 from gradwise.errors import RecipeError
 
@@ -31,18 +32,56 @@ def check_sharding(layers: Sequence[Sequence[nn.Parameter]]) -> None:
             f"{len(parameters) - len(sharded)} of {len(parameters)} parameters are not sharded; call "
             "fully_shard on the whole model after its blocks."
         )
-    for parameter in sharded:
+    check_rows(sharded, "layers can be switched")
+
+
+def check_rows(parameters: Iterable[Tensor], what: str) -> None:
+    """Raise RecipeError for parameters that are split otherwise than by rows over one dimension of the mesh.
+
+    Args:
+        parameters: sharded or not.
+        what: needs them to be, as the sentence says it.
+    """
+    for parameter in parameters:
+        if not isinstance(parameter, DTensor):
+            continue
         split = [placement for placement in parameter.placements if not placement.is_replicate()]
         if len(split) > 1 or any(type(place) is not Shard or place.dim != 0 for place in split):
             raise RecipeError(
-                f"A parameter is placed as {parameter.placements}, and layers can be switched only where "
-                "parameters are sharded along their first dimension, as fully_shard does by default."
+                f"A parameter is placed as {parameter.placements}, and {what} only where parameters are "
+                "sharded along their first dimension, as fully_shard does by default."
             )
 
 
-def shard_first(trainer: Any) -> None:
-    """Let accelerate shard a trainer's model by FSDP2 now, and not only after the plan is made: samples are
-    measured before, and until then the model is on no accelerator.
+def by_accelerate(trainer: Any) -> bool:
+    """Whether accelerate shards a trainer's model by FSDP2, as it does before the first step."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) == 2
+
+
+def shard_in_time(trainer: Any, *, measures: bool, offloads: bool) -> None:
+    """Let accelerate shard a trainer's model now, if it is to and something needs that before the first step.
+
+    Args:
+        trainer: whose training is about to begin.
+        measures: whether samples are measured before the first step. Until accelerate shards it, the model is
+            on no accelerator, and the optimizer would get other parameters.
+        offloads: whether optimizer state is offloaded.
+    """
+    if not by_accelerate(trainer):
+        return
+    if measures:
+        shard_first(trainer, "Samples are to be measured before the first step")
+    elif offloads:
+        shard_first(trainer, "state: offload follows the sharded parameters")
+
+
+def shard_first(trainer: Any, why: str) -> None:
+    """Let accelerate shard a trainer's model by FSDP2 now, and not only once the optimizer is made.
+
+    Args:
+        trainer: whose model is not sharded yet.
+        why: what needs the model sharded before, as the sentence of an error begins.
 
     Raises:
         RecipeError: for settings that accelerate must follow before it shards.
@@ -56,8 +95,8 @@ def shard_first(trainer: Any) -> None:
     }
     if found := [name for name, given in settings.items() if given]:
         raise RecipeError(
-            "Samples are to be measured before the first step, for which FSDP2 must shard the model before "
-            f"{found[0]} takes effect; leave it out (gradient_checkpointing is possible)."
+            f"{why}, for which FSDP2 must shard the model before {found[0]} takes effect; leave it out "
+            "(gradient_checkpointing is possible)."
         )
     trainer.model = trainer.model_wrapped = fsdp2_prepare_model(trainer.accelerator, trainer.model)
 
@@ -67,14 +106,52 @@ def local_part(tensor: Tensor) -> tuple[Tensor, tuple[int, int] | None]:
 
     Without a collective call, since it is used within the backward pass.
     """
+    if _split_dimension(tensor) is None:
+        return local(tensor), None
+    return local(tensor), (own_rows(tensor)[0] * math.prod(tensor.shape[1:]), tensor.numel())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds, which shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def own_rows(tensor: Tensor) -> tuple[int, int]:
+    """The first of the rows that this rank holds of a tensor, and the one behind the last."""
     dimension = _split_dimension(tensor)
     if dimension is None:
-        return tensor.to_local() if isinstance(tensor, DTensor) else tensor, None
+        return 0, len(tensor)
     assert isinstance(tensor, DTensor)
     # As torch.chunk splits rows: all parts but the last ones have the same size.
     rows = -(-len(tensor) // tensor.device_mesh.size(dimension))
     first = min(tensor.device_mesh.get_local_rank(dimension) * rows, len(tensor))
-    return tensor.to_local(), (first * math.prod(tensor.shape[1:]), tensor.numel())
+    return first, min(first + rows, len(tensor))
+
+
+def as_shard(part: Tensor, like: Tensor) -> Tensor:
+    """A tensor with the shape and placement of `like`, whose part on this rank is `part`, on any device;
+    `part` itself if `like` is not sharded."""
+    if not isinstance(like, DTensor):
+        return part
+    form = TensorMeta(like.shape, like.stride(), part.dtype)
+    # DTensor.from_local would move a part in host memory to the mesh's device. FSDP makes its own shards so.
+    return DTensor(part, DTensorSpec(like.device_mesh, like.placements, form), requires_grad=False)
+
+
+def whole_on_host(value: Any, *, keep: bool) -> Any:
+    """A tensor in host memory, gathered if it is sharded; a collective call then.
+
+    Args:
+        value: a tensor, or anything else, which is returned as it is.
+        keep: whether this rank wants it; otherwise it gets None for a tensor.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if isinstance(value, DTensor):
+        mesh = value.device_mesh
+        part = value.to_local().to(mesh.device_type)  # gathered where ranks can send it
+        value = as_shard(part, value).full_tensor()  # type: ignore[union-attr]
+    return value.cpu() if keep else None
 
 
 def sum_over_shards(values: Tensor, like: Tensor) -> None:

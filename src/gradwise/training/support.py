@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
@@ -14,6 +13,8 @@ from gradwise.recipe import Recipe
 from gradwise.text import shown
 from gradwise.training.arguments import decay_steps
 from gradwise.training.plan import Plan
+from gradwise.training.sharded_checkpoint import check_saves_sharded, saves
+from gradwise.training.sharding import by_accelerate
 from gradwise.training.weighting import check_weighted
 
 FUSED_INTO_BACKWARD = ("lomo", "adalomo", "layerwise")
@@ -43,6 +44,8 @@ def check_supported(trainer: Any, recipe: Recipe) -> None:
         _check_layer_policy(trainer, args)
     if recipe.weights == "loss":
         check_weighted(trainer)
+    if saves(args):
+        check_saves_sharded(trainer)
 
 
 def check_phase(args: TrainingArguments, given: dict[str, Any], last: float, steps: int) -> None:
@@ -199,11 +202,11 @@ def _when(condition: object, reason: str) -> str | None:
     return reason if condition else None
 
 
-def _check_layer_policy(trainer: transformers.Trainer, args: TrainingArguments) -> None:
+def _check_layer_policy(trainer: Any, args: TrainingArguments) -> None:
     refusals = {
         "DeepSpeed fixes the trainable parameters when it starts": trainer.is_deepspeed_enabled,
-        "layers under a Trainer's FSDP were never tried; in your own loop fully_shard and LayerSwitch work": (
-            trainer.is_fsdp_enabled
+        "FSDP1 puts several layers' weights into one parameter; use FSDP2 (fsdp_config.version: 2)": (
+            trainer.is_fsdp_enabled and not by_accelerate(trainer)
         ),
         "DataParallel splits the model within a process; start one per GPU with torchrun": args.n_gpu > 1,
         f"the optimizer {args.optim} updates during the backward pass": any(

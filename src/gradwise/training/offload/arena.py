@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradwise.errors import RecipeError
+from gradwise.training.sharding import as_shard, local
 
 ALIGNMENT = 256
 """Bytes that tensors begin at multiples of, as the CUDA allocator's do."""
@@ -29,7 +30,7 @@ Form = tuple[torch.Size, torch.dtype]
 
 @dataclass(frozen=True)
 class Piece:
-    """One state tensor of one parameter."""
+    """One state tensor of one parameter, or what this rank holds of it."""
 
     parameter: nn.Parameter
     name: str
@@ -39,12 +40,17 @@ class Piece:
 
     def view(self, memory: Any, start: int = 0) -> Tensor:
         """The tensor at its place in a buffer of uint8, or in host memory that the unit begins at `start`
-        of; then it has a storage of its own size, so that saving it does not save the arena."""
+        of; then it has a storage of its own size, so that saving it does not save the arena.
+
+        Sharded if its parameter is: the memory holds this rank's part.
+        """
         (shape, dtype), size = self.form, self.size
         if isinstance(memory, Tensor):
-            return memory[self.offset : self.offset + size].view(dtype).view(shape)
-        count = size // dtype.itemsize
-        return torch.frombuffer(memory, dtype=dtype, count=count, offset=start + self.offset).view(shape)
+            flat = memory[self.offset : self.offset + size].view(dtype)
+        else:
+            count = size // dtype.itemsize
+            flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=start + self.offset)
+        return as_shard(flat.view(shape), self.parameter)
 
     @property
     def size(self) -> int:
@@ -94,12 +100,13 @@ def state_forms(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, Form]]:
 
 def forms_of(state: dict[str, Any]) -> dict[str, Form]:
     """Sizes and types of the streamed tensors of one parameter."""
-    return {name: (value.shape, value.dtype) for name, value in state.items() if is_streamed(value)}
+    return {name: (local(value).shape, value.dtype) for name, value in state.items() if is_streamed(value)}
 
 
 def is_streamed(value: object) -> bool:
-    """Whether a value of an optimizer's state is a tensor; scalars stay where the optimizer keeps them."""
-    return isinstance(value, Tensor) and value.dim() > 0 and value.numel() > 0
+    """Whether a value of an optimizer's state is a tensor with elements on this rank; scalars stay where the
+    optimizer keeps them."""
+    return isinstance(value, Tensor) and value.dim() > 0 and local(value).numel() > 0
 
 
 def bare_step(optimizer: Optimizer) -> None:
@@ -123,7 +130,7 @@ def step_on(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _without_storage(parameter: nn.Parameter) -> nn.Parameter:
-    stand_in = nn.Parameter(torch.empty_like(parameter, device="meta"))
+    stand_in = nn.Parameter(torch.empty_like(local(parameter.detach()), device="meta"))
     stand_in.grad = torch.empty_like(stand_in)
     return stand_in
 

@@ -34,6 +34,7 @@ from gradwise.training.offload.arena import (
     units_of,
 )
 from gradwise.training.offload.device import Device, Event, device_of
+from gradwise.training.sharding import local
 
 SLOTS = 3
 """Units on the device at once where there is room: one comes in, one is updated, one goes out."""
@@ -275,7 +276,7 @@ class StateStream:
             value = state.get(piece.parameter, {}).get(piece.name)
             if value is not None:
                 if value is not view:  # made by this step, or replaced in it
-                    view.copy_(value)
+                    local(view).copy_(local(value))
                 state[piece.parameter][piece.name] = host[piece.parameter, piece.name]
 
     def _has_state(self, place: Place) -> bool:
@@ -315,7 +316,7 @@ class StateStream:
             for name, value in state.items():
                 if is_streamed(value):
                     view = self._place_of[parameter].host[parameter, name]
-                    view.copy_(value)
+                    local(view).copy_(local(value))
                     self.optimizer.state[parameter][name] = view
 
     def _before_load(self, optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
