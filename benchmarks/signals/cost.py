@@ -23,9 +23,11 @@ from benchmarks.common.frame import Script, names_among
 from benchmarks.common.measure import MEBI, NO_HOLES, in_turn, peak_over_start, saved_for_backward, timed
 from benchmarks.common.process import in_own_process
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
-from benchmarks.signals.subjects import TITLES, Batch, full_rows, joined, train_step
+from benchmarks.signals.subjects import TITLES, Batch, as_batch, full_rows, joined, train_step
 from gradwise.signals.given_back import lent
+from gradwise.signals.head import Head
 from gradwise.signals.measure import Measurer
+from gradwise.signals.remembered import forget
 from gradwise.signals.scope import resolve
 from gradwise.signals.sums import Asked, Projector
 from gradwise.signals.wanted import Wanted
@@ -83,9 +85,11 @@ def engine(
         scope, norms = resolve(model, "blocks"), "grad_norm" in quantities
         request = Asked(scope, projector if "grad" in quantities else None, norms=norms)
 
+    plain = Head(model).hands_on(as_batch(torch.zeros((1, 2), dtype=torch.long)))
+
     def measure(batch: Batch) -> Any:
         with lent(model) as bare:
-            return Measurer(bare, wanted, request)(dict(batch))
+            return Measurer(bare, wanted, request, plain_head=plain)(dict(batch))
 
     return measure
 
@@ -108,21 +112,33 @@ def timing(subject: str, rounds: int) -> dict[str, Any]:
     return {"seconds": in_turn(arms(model, batches), rounds), "batches": len(batches)}
 
 
+COUNTS = (64, 8)
+"""Samples of a call of `gw.collect` from end to end."""
+
+
 def whole_collect(subject: str, rounds: int) -> dict[str, Any]:
-    """`gw.collect` from end to end, checks included, against ordinary training steps on the same batches."""
+    """`gw.collect` from end to end, against ordinary training steps on the same samples: a model's first
+    call, which tries the engine out, and later ones."""
     model, batches = loaded(subject)
-    rows = [row.tolist() for batch in batches for row in batch["input_ids"]]
-    data = [{"input_ids": row, "labels": row} for row in rows]
+    together, rows = LOADS[subject].batch, torch.cat([batch["input_ids"] for batch in batches])
     tokens = batches[0]["input_ids"].numel()
 
-    def collect(_: int) -> None:
+    def train(count: int, _: int) -> None:
+        for part in rows[:count].split(together):
+            train_step(model, as_batch(part))
+
+    def collect(count: int, first: bool, _: int) -> None:
+        if first:
+            forget(model)
+        data = [{"input_ids": row, "labels": row} for row in rows[:count].tolist()]
         gw.collect(model, data, want=BASE, grad_dim=SIZE, batch_tokens=tokens, progress=False)
 
-    def train(_: int) -> None:
-        for batch in batches:
-            train_step(model, batch)
-
-    return {"seconds": in_turn({"ordinary": train, "gw.collect": collect}, rounds)}
+    work: dict[str, Callable[[int], None]] = {}
+    for count in COUNTS:
+        work[f"ordinary, {count}"] = partial(train, count)
+        work[f"first call, {count}"] = partial(collect, count, True)
+        work[f"later call, {count}"] = partial(collect, count, False)
+    return {"seconds": in_turn(work, rounds)}
 
 
 def activation_bytes(model: Any, batch: Batch) -> int:
@@ -173,9 +189,9 @@ def page(content: Content) -> Page:
     )
 
 
-def ratios(seconds: dict[str, list[list[float]]], arm: str, clock: int) -> float:
+def ratios(seconds: dict[str, list[list[float]]], arm: str, clock: int, reference: str = "ordinary") -> float:
     """Median over the rounds of an arm's time over that of ordinary training; clock 0 is wall-clock."""
-    pairs = zip(seconds[arm], seconds["ordinary"], strict=True)
+    pairs = zip(seconds[arm], seconds[reference], strict=True)
     return statistics.median(ours[clock] / theirs[clock] for ours, theirs in pairs)
 
 
@@ -214,10 +230,16 @@ def _whole_collect(name: str, content: Content) -> list[str]:
     entry = content["entries"].get(f"pass/{name}")
     if entry is None:
         return []
-    wall, cpu = (ratios(entry["seconds"], "gw.collect", clock) for clock in (0, 1))
+    seconds, rows = entry["seconds"], []
+    for arm in seconds:
+        kind, _, count = arm.partition(", ")
+        if kind != "ordinary":
+            found = (ratios(seconds, arm, clock, f"ordinary, {count}") for clock in (0, 1))
+            rows.append([kind, count, *(f"{ratio:.3f}" for ratio in found)])
     return [
-        "`gw.collect` from end to end over all of those batches (loss, embedding, grad; with the check of "
-        f"the model on two samples): {wall:.3f} by wall-clock, {cpu:.3f} by processor time."
+        "`gw.collect` from end to end (loss, embedding, grad). The first call of a model tries the engine "
+        "out on a few samples and draws the projection; later calls of the same kind need not.",
+        table(["`gw.collect`", "samples", "wall-clock", "processor"], rows),
     ]
 
 
@@ -247,7 +269,7 @@ def main() -> None:
     for name in options.subjects:
         result.once(f"time/{name}", partial(timing, name, options.rounds))
         if name == "llama10m":
-            result.once(f"pass/{name}", partial(whole_collect, name, 3))
+            result.once(f"pass/{name}", partial(whole_collect, name, 5))
         for arm in ARMS:
             work = partial(in_own_process, "benchmarks.signals.cost:memory", name, arm, environment=NO_HOLES)
             result.once(f"memory/{name}/{arm}", work)

@@ -10,19 +10,26 @@ import torch
 from torch import Tensor
 
 from gradwise.data import Collator
-from gradwise.signals import Signals, collect
+from gradwise.signals import Signals, collect, plain_head
 from gradwise.signals.given_back import lent
+from gradwise.signals.head import Head
 from gradwise.signals.measure import Measured, Measurer
 from gradwise.signals.passes import Pass
 from gradwise.signals.scope import resolve
 from gradwise.signals.wanted import Quantity, Wanted
 from tests.signals.oracle import DoubleThroughout, Truth, all_names, linear_names, truth
-from tests.signals.zoo import MAKERS, left_padded, make, samples
+from tests.signals.zoo import MAKERS, VOCABULARY, left_padded, make, samples
 
 POOL = samples()
 GRADIENTS: tuple[Quantity, ...] = ("loss", "embedding", "grad_norm", "grad")
 
 pytestmark = pytest.mark.filterwarnings("error:.*one sample at a time:UserWarning")  # nothing falls back
+
+
+@pytest.fixture(autouse=True)
+def several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head's part of a batch is computed in pieces of seven rows."""
+    monkeypatch.setattr(plain_head, "AT_ONCE", 7 * VOCABULARY)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +51,8 @@ def measured(
     scope = resolve(model, parameters)
     with lent(model) as bare:
         one = Pass(bare, rows, collate, wanted, scope, None, 10**6)
-        return Measurer(bare, wanted, one.asked)(one.collate(rows))
+        plain = Head(bare).hands_on(one.collate(rows[:1]))
+        return Measurer(bare, wanted, one.asked, plain_head=plain)(one.collate(rows))
 
 
 def relative(one: Tensor, other: Tensor) -> float:
@@ -109,11 +117,12 @@ class TestEveryArchitecture:
             assert signals.grad_norm[row] == pytest.approx(np.linalg.norm(gradient), rel=1e-6)  # type: ignore[index]
             assert np.linalg.norm(signals.grad[row] - gradient) < 1e-6 * np.linalg.norm(gradient)
 
-    def test_head_norm(self, name: str):
+    @pytest.mark.parametrize("scope", ["blocks", "all"])  # in pieces where the head may be, and at once
+    def test_head_norm(self, name: str, scope: str):
         model = make(name, torch.float64)
         model.config._experts_implementation = "eager"
         head = model.get_output_embeddings()
-        found = measured(model, "all", POOL, want=("head_norm",)).values["head_norm"]
+        found = measured(model, scope, POOL, want=("head_norm",)).values["head_norm"]
         for row, sample in enumerate(POOL):
             exact = _head_gradient(model, head, sample)
             assert abs(found[row] / exact.norm() - 1) < 1e-9

@@ -82,8 +82,9 @@ class TestCost:
         collect(watched.model, pool, want=want, grad_dim=8, batch_tokens=20, progress=False)
         return watched
 
-    ALONE = 4
-    """Samples that the rehearsal measures by themselves: two of the first batch and two of the last."""
+    ALONE = 5
+    """Samples that the rehearsal measures by themselves: two of the first batch and two of the last, and one
+    that shows what becomes of the head's output."""
 
     @pytest.mark.parametrize("want", [("loss",), ("loss", "embedding"), ("embedding",)])
     def test_loss_and_embedding_are_one_forward_pass_without_a_graph(self, want: Any):
@@ -97,8 +98,9 @@ class TestCost:
 
         monkeypatch.setattr(torch.autograd, "grad", refuse)
         self.passes("loss", "embedding")
+        self.passes("loss", "head_norm")
         with pytest.raises(AssertionError, match="a backward pass"):
-            self.passes("head_norm")
+            self.passes("grad_norm")
 
     def test_head_norm_leaves_the_blocks_alone(self):
         watched = self.passes("loss", "head_norm")
@@ -106,10 +108,11 @@ class TestCost:
 
     def test_gradients_are_one_forward_and_one_backward(self):
         """And those of the rehearsal: a pair and the longest with the engine, three samples without. One
-        forward pass of a few tokens shows which weights are linear."""
+        forward pass of a few tokens shows which weights are linear, and one what becomes of the head's
+        output."""
         watched = self.passes("loss", "grad", "grad_norm")
         assert watched.forwards <= self.BATCHES + self.ALONE + 6
-        assert watched.backwards == 2 * (watched.forwards - 1)
+        assert watched.backwards == 2 * (watched.forwards - 2)
 
     def test_nothing_below_the_scope_is_back_propagated(self):
         watched = Watched(make("Llama"))

@@ -14,9 +14,8 @@ from gradwise.signals.measure import Batch, Measurer
 from gradwise.signals.samples import Inspection
 
 CPU_TOKENS = 2048
-"""Padded tokens that a CPU measures at once. More is slower: from 32 MiB on the allocator maps new pages for
-every block of logits, and the page faults cost 0.05 to 0.08 of a training step (4,096 tokens, vocabulary
-4,096)."""
+"""Padded tokens that a CPU measures at once. More is slower where a tensor of them exceeds 32 MiB: from there
+on the allocator maps new pages for each one, and the page faults cost 0.05 to 0.08 of a training step."""
 
 Collate = Callable[[list[Any]], Batch]
 

@@ -3,17 +3,21 @@
 Shapes: B samples of up to T tokens, n label tokens in all, V the vocabulary, h the width of the model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gradwise.errors import SignalError
+from gradwise.signals.shards import is_distributed, own_class
+
+if TYPE_CHECKING:
+    from gradwise.signals.plain_head import AtHead
 
 NO_LOSS = -100
 """The label of tokens that do not count, everywhere in transformers."""
@@ -137,15 +141,71 @@ class Head:
         What the model does to logits after the head (soft caps, scales) it does to each on its own, so it is
         given those that count and no others: with prompts masked, most of the head's work falls away.
         """
-        with self._at_label_positions(positions, captures, hidden) as calls, ExitStack():
+        with self._at_label_positions(positions, captures, hidden) as calls:
             logits = self.model(**batch, use_cache=False).logits
-        if len(calls) != 1 or logits.shape[:2] != (1, len(positions.targets)):
+        self._check(len(calls), logits, len(positions.targets))
+        return logits.flatten(0, 1)  # a view both ways; an index would fill a block of zeros on the way back
+
+    def in_pieces(
+        self,
+        batch: dict[str, Any],
+        positions: LabelPositions,
+        hidden: object,
+        compute: "Callable[[Tensor], AtHead]",
+    ) -> "tuple[Tensor, Tensor, AtHead]":
+        """The model's forward pass with the head's part left to `compute`, for a head that `hands_on`.
+
+        `compute` gets the (n, h) hidden states that predict label tokens, at the moment when the model calls
+        its head: only then does a sharded model have the head's weight in one piece. The head itself runs on
+        the first of these rows.
+
+        Returns:
+            These hidden states, the (1, 1, V) logits, and what was computed.
+        """
+        found: list[tuple[Tensor, AtHead]] = []
+
+        def before(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            if hidden_wanted.from_head:
+                hidden_wanted.keep(args[0])
+            rows = positions.gather(args[0])
+            found.append((rows[0], compute(rows[0].detach())))
+            return rows[:, :1], *args[1:]
+
+        hidden_wanted: Any = hidden
+        handle = self.module.register_forward_pre_hook(before)
+        try:
+            logits = self.model(**batch, use_cache=False).logits
+        finally:
+            handle.remove()
+        self._check(len(found), logits, min(1, len(positions.targets)))
+        return found[0][0], logits, found[0][1]
+
+    def hands_on(self, batch: dict[str, Any]) -> bool:
+        """Whether the head only multiplies, and the model hands on the very tensor it gives: no soft cap, no
+        scale, no cast. One forward pass, collective for a model that is sharded.
+
+        Args:
+            batch: of one sample, on the model's device.
+        """
+        if not multiplies(self.module):
+            return False
+        given: list[Tensor] = []
+        handle = self.module.register_forward_hook(lambda _, __, out: given.append(out))
+        try:
+            with torch.no_grad():
+                inputs = {name: value for name, value in batch.items() if name != "labels"}
+                logits = self.model(**inputs, use_cache=False).logits
+        finally:
+            handle.remove()
+        return len(given) == 1 and logits is given[0]
+
+    def _check(self, calls: int, logits: Tensor, rows: int) -> None:
+        if calls != 1 or logits.shape[:2] != (1, rows):
             raise SignalError(
-                f"The head of {type(self.model).__name__} was called {len(calls)} times and gave logits of "
-                f"shape {tuple(logits.shape)}, expected one call and (1, {len(positions.targets)}, V); this "
+                f"The head of {type(self.model).__name__} was called {calls} times and gave logits of "
+                f"shape {tuple(logits.shape)}, expected one call and (1, {rows}, V); this "
                 "model's forward pass does more than predict the next token."
             )
-        return logits.flatten(0, 1)  # a view both ways; an index would fill a block of zeros on the way back
 
     @contextmanager
     def _at_label_positions(
@@ -173,3 +233,15 @@ class Head:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def multiplies(module: nn.Module) -> bool:
+    """Whether a head computes x W^T + b and nothing that anybody added to it. What FSDP2 adds, which gathers
+    the weight, does not count."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return (
+        own_class(module) is nn.Linear
+        and "forward" not in vars(module)
+        and not any(own_class(getattr(hook, "__self__", None)).__name__ != "FSDPState" for hook in hooks)
+        and all(type(p) is nn.Parameter or is_distributed(p) for p in module.parameters())
+    )

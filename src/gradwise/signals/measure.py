@@ -15,6 +15,7 @@ from gradwise.errors import SignalError
 from gradwise.precision import autocasting
 from gradwise.signals.capture import Capture
 from gradwise.signals.head import Head, LabelPositions
+from gradwise.signals.plain_head import AtHead, at_head
 from gradwise.signals.scope import Scope
 from gradwise.signals.shards import Shards, device_of, gathered_in
 from gradwise.signals.sums import Asked, GradientSums
@@ -61,6 +62,8 @@ class Measurer:
             these parameters' gradients.
         autocast: what forward passes compute in; None for the weights' own type.
         turns: keeps ranks that share a sharded model in step; None for a model that is whole.
+        plain_head: whether logits are the head's product and no more (`Head.hands_on`), so that they can be
+            made and used in pieces.
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class Measurer:
         unseen: tuple[str, ...] = (),
         autocast: torch.dtype | None = None,
         turns: Turns | None = None,
+        *,
+        plain_head: bool = False,
     ) -> None:
         self.model = model
         self.wanted = wanted
@@ -80,6 +85,10 @@ class Measurer:
         self.autocast = autocast
         self.turns = turns
         self.head = Head(model)
+        # The head's own gradients, by sample, need its products to be seen.
+        own = {id(parameter) for parameter in self.head.module.parameters()}
+        scope = () if asked is None else asked.scope.parameters.values()
+        self._in_pieces = plain_head and own.isdisjoint(id(parameter) for parameter in scope)
         self.device = device_of(model)
         self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         self._computed = (self.dtype, autocast, gathered_in(model))
@@ -111,32 +120,97 @@ class Measurer:
         return found
 
     def _measure(self, batch: Batch, positions: LabelPositions, scale: float, apart: bool) -> Measured:
+        run = self._head_in_pieces if self._in_pieces else self._head_at_once
+        return run(batch, positions, scale, apart)
+
+    def _head_in_pieces(self, batch: Batch, positions: LabelPositions, scale: float, apart: bool) -> Measured:
+        """One forward pass up to the head, whose part is computed a few rows at a time, and one backward pass
+        from there where gradients are wanted."""
+        gradients = self._new_sums(positions.samples, apart)
+        captures = self._captures(positions, gradients)
+
+        def compute(hidden_nh: Tensor) -> AtHead:
+            return at_head(
+                self.head.module,
+                hidden_nh,
+                positions,
+                self.autocast,
+                scale=scale,
+                gradient=gradients is not None,
+                norms="head_norm" in self.wanted,
+            )
+
+        with self._run(gradients, captures) as (unseen, hidden):
+            with self._watched(captures, unseen, positions):
+                hidden_nh, logits, there = self.head.in_pieces(batch, positions, hidden, compute)
+            if there.gradient_nh is not None:
+                start, returned = [hidden_nh], [there.gradient_nh]
+                if self.turns is not None:
+                    # FSDP gathers what it needs for a backward pass when one comes to the model's output.
+                    start, returned = [logits, *start], [torch.zeros_like(logits), *returned]
+                self._backward(start, captures, unseen, gradients, returned)
+        found = self._found(there.losses_B, hidden, positions, batch)
+        self._read(found, gradients, scale)
+        if there.squares_B is not None:
+            found.values["head_norm"] = there.squares_B.sqrt()
+        return found
+
+    def _head_at_once(self, batch: Batch, positions: LabelPositions, scale: float, apart: bool) -> Measured:
+        """One forward pass of the whole model, and one backward pass where gradients are wanted."""
         gradients = self._new_sums(positions.samples, apart)
         head_only = self._new_head_sums(positions.samples)
-        captures = [
-            Capture(self._seen(sums.asked.scope), sums, positions.samples, head_only=sums is head_only)
-            for sums in (gradients, head_only)
-            if sums is not None
-        ]
-        found = Measured()
-        kind = Kind(gradients is not None, head_only is not None, self.unseen if gradients else ())
+        captures = self._captures(positions, gradients) + self._captures(positions, head_only, head_only=True)
+        with self._run(gradients, captures) as (unseen, hidden):
+            # No name is kept for the logits: large as they are, they go before the backward pass.
+            with self._watched(captures, unseen, positions):
+                losses_B = positions.mean_losses(self.head.logits(batch, positions, captures, hidden))
+            self._backward([losses_B.sum() * scale], captures, unseen, gradients)
+        found = self._found(losses_B.detach(), hidden, positions, batch)
+        self._read(found, gradients, scale)
+        if head_only is not None:
+            head_only.finish()
+            assert head_only.squares is not None
+            found.values["head_norm"] = head_only.squares.sqrt() / scale
+        return found
+
+    @contextmanager
+    def _run(
+        self, gradients: GradientSums | None, captures: list[Capture]
+    ) -> "Iterator[tuple[dict[str, Tensor], HiddenState]]":
+        """Around a forward and a backward pass: the parameters that autograd follows, and the hidden states
+        that embeddings are taken from."""
+        kind = Kind(gradients is not None, "head_norm" in self.wanted, self.unseen if gradients else ())
         grad_enabled = torch.set_grad_enabled(bool(captures))
         with self._turn(kind), grad_enabled, self._unseen_learning() as unseen, ExitStack() as hooks:
-            hidden = self._hidden_wanted(hooks)
-            with ExitStack() as watching:
-                if captures:
-                    watching.enter_context(self._gathering_watched(captures, unseen))
-                for capture in captures:
-                    watching.enter_context(capture)
-                    watching.enter_context(experts_watched(self.model, capture, positions))
-                # No name is kept for the logits: large as they are, they go before the backward pass.
-                with autocasting(self.device, self.autocast):
-                    losses_B = positions.mean_losses(self.head.logits(batch, positions, captures, hidden))
-            self._backward(losses_B.sum() * scale, [c.anchor for c in captures], unseen, gradients)
-        found.values["loss"] = losses_B.detach()
+            yield unseen, self._hidden_wanted(hooks)
+
+    @contextmanager
+    def _watched(
+        self, captures: list[Capture], unseen: dict[str, Tensor], positions: LabelPositions
+    ) -> Iterator[None]:
+        """Around a forward pass."""
+        with ExitStack() as watching:
+            if captures:
+                watching.enter_context(self._gathering_watched(captures, unseen))
+            for capture in captures:
+                watching.enter_context(capture)
+                watching.enter_context(experts_watched(self.model, capture, positions))
+            watching.enter_context(autocasting(self.device, self.autocast))
+            yield
+
+    def _captures(
+        self, positions: LabelPositions, sums: GradientSums | None, *, head_only: bool = False
+    ) -> list[Capture]:
+        if sums is None:
+            return []
+        return [Capture(self._seen(sums.asked.scope), sums, positions.samples, head_only=head_only)]
+
+    def _found(
+        self, losses_B: Tensor, hidden: "HiddenState", positions: LabelPositions, batch: Batch
+    ) -> Measured:
+        found = Measured({"loss": losses_B})
         if hidden.wanted:
             found.values["embedding"] = positions.pooled(hidden.state, self.wanted.pooling, batch)
-        self._read(found, gradients, head_only, scale)
         return found
 
     def _turn(self, kind: Kind) -> AbstractContextManager[None]:
@@ -197,41 +271,40 @@ class Measurer:
 
     @staticmethod
     def _backward(
-        total: Tensor, anchors: list[Tensor], unseen: dict[str, Tensor], sums: GradientSums | None
+        start: list[Tensor],
+        captures: list[Capture],
+        unseen: dict[str, Tensor],
+        sums: GradientSums | None,
+        returned: list[Tensor] | None = None,
     ) -> None:
-        targets = [*anchors, *unseen.values()]
-        if not total.requires_grad:
+        if not start[-1].requires_grad:
             return
+        targets = [*(capture.anchor for capture in captures), *unseen.values()]
         # With inputs named, nothing is accumulated into anybody's .grad.
-        given = torch.autograd.grad(total, targets, allow_unused=True)
-        for name, gradient in zip(unseen, given[len(anchors) :], strict=True):
+        given = torch.autograd.grad(start, targets, returned, allow_unused=True)
+        for name, gradient in zip(unseen, given[len(captures) :], strict=True):
             if gradient is not None and sums is not None:
                 sums.parameter(name, gradient)
 
-    def _read(
-        self, found: Measured, sums: GradientSums | None, head: GradientSums | None, scale: float
-    ) -> None:
-        for each in (sums, head):
-            if each is not None:
-                each.finish()
-        if sums is not None:
-            if sums.lost and sums.by_name is None:
-                raise InseparableError(
-                    f"{type(self.model).__name__}: at this length the rows of {min(sums.lost)} cannot be "
-                    "assigned to samples; measure one sample at a time (batch_tokens=1), or leave it out "
-                    "with `parameters`."
-                )
-            if sums.squares is not None and "grad_norm" in self.wanted:
-                found.values["grad_norm"] = sums.squares.sqrt() / scale
-            if sums.projected is not None:
-                found.values["grad"] = sums.projected / scale
-            if sums.whole is not None:
-                found.values["grad"] = sums.whole / scale
-            if sums.by_name is not None:
-                found.lost = tuple(sorted(sums.lost))
-                found.by_parameter = {name: square / scale**2 for name, square in sums.by_name.items()}
-        if head is not None and head.squares is not None:
-            found.values["head_norm"] = head.squares.sqrt() / scale
+    def _read(self, found: Measured, sums: GradientSums | None, scale: float) -> None:
+        if sums is None:
+            return
+        sums.finish()
+        if sums.lost and sums.by_name is None:
+            raise InseparableError(
+                f"{type(self.model).__name__}: at this length the rows of {min(sums.lost)} cannot be "
+                "assigned to samples; measure one sample at a time (batch_tokens=1), or leave it out "
+                "with `parameters`."
+            )
+        if sums.squares is not None and "grad_norm" in self.wanted:
+            found.values["grad_norm"] = sums.squares.sqrt() / scale
+        if sums.projected is not None:
+            found.values["grad"] = sums.projected / scale
+        if sums.whole is not None:
+            found.values["grad"] = sums.whole / scale
+        if sums.by_name is not None:
+            found.lost = tuple(sorted(sums.lost))
+            found.by_parameter = {name: square / scale**2 for name, square in sums.by_name.items()}
 
 
 class HiddenState:

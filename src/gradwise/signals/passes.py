@@ -24,12 +24,13 @@ from gradwise.signals.measure import InseparableError, Measurer
 from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.quantities import Signals
 from gradwise.signals.rehearsal import Rehearsal, Verdict, by_autograd
+from gradwise.signals.remembered import Known, remembered, structure
 from gradwise.signals.samples import Inspection, check_indexable, inputs_only, inspect
 from gradwise.signals.scope import Scope
 from gradwise.signals.shards import class_name, gathered_in, units, whole_tensor
 from gradwise.signals.sheet import MEASURED, NOT_FINITE, NOT_HELD, Column, InMemory, Sheet, stored
 from gradwise.signals.store import Store, read, verify
-from gradwise.signals.sums import Asked, Projector
+from gradwise.signals.sums import Asked
 from gradwise.signals.turns import Kind, Turns
 from gradwise.signals.wanted import Quantity, Wanted
 
@@ -66,19 +67,21 @@ class Pass:
         self.scope = scope
         self.asked: Asked | None = None
         if scope is not None:
-            self.asked = _asked(scope, wanted, precondition)
+            self.asked = _asked(model, scope, wanted, precondition)
         elif precondition is not None:
             raise SignalError("precondition changes gradients, but neither grad nor grad_norm is wanted.")
         self.turns = Turns(self._joined) if units(model) else None
+        self.tell = tell
+        self.told: list[str] = []
         self.rehearsal = Rehearsal(
-            model, self.pool, wanted, self.asked, batch_tokens, tell, autocast, self.turns
+            model, self.pool, wanted, self.asked, batch_tokens, self._tell, autocast, self.turns
         )
 
     def run(self, path: Path | None, start: float, progress: bool) -> Signals:
         """Measure what is not yet on the sheet; `start` is when the cost began, by `time.perf_counter`."""
         order, first = self.inspection.measurable(), self.inspection.first
         distinct = order[first[order] == order]
-        verdict = self.rehearsal.verdict(distinct) if len(distinct) else Verdict()
+        verdict = self._verdict(distinct) if len(distinct) else Verdict()
         batch_tokens = 1 if verdict.one_at_a_time else self.batch_tokens
         blocks = with_copies(batches(distinct, self.inspection.lengths, batch_tokens), order, first)
         columns = self._columns()
@@ -90,6 +93,40 @@ class Pass:
         self._fill(sheet, blocks, verdict, progress)
         arrays = sheet.close(blocks)
         return self._signals(arrays, time.perf_counter() - start)
+
+    def _tell(self, sentence: str) -> None:
+        self.told.append(sentence)
+        self.tell(sentence)
+
+    def _verdict(self, order: NDArray[np.int64]) -> Verdict:
+        """How the model can be measured: as found before, if it is the same model, asked for the same, and no
+        longer samples have come."""
+        # Ranks that share a model must all try, or none; what each of them remembers is its own.
+        if self.turns is not None:
+            return self.rehearsal.verdict(order)
+        names = None if self.scope is None else tuple(self.scope.parameters)
+        own = type(self.collate) is Collator
+        row = self.dataset[int(order[-1])]
+        key = (
+            self.wanted,
+            names,
+            self.asked is not None and self.asked.preconditioner is not None,
+            self.autocast,
+            self.batch_tokens,
+            self.collate if own else id(self.collate),
+            (type(row), tuple(row) if isinstance(row, Mapping) else ()),
+            structure(self.model),
+            configuration_digest(self.model),
+        )
+        known, longest = remembered(self.model).verdicts, int(self.inspection.lengths[order[0]])
+        if key in known and longest <= known[key].longest:
+            for sentence in known[key].told:
+                self.tell(sentence)
+            return known[key].verdict
+        verdict = self.rehearsal.verdict(order)
+        if verdict.tried and verdict.certain:
+            known[key] = Known(verdict, longest, tuple(self.told), None if own else self.collate)
+        return verdict
 
     def _stored(
         self,
@@ -134,7 +171,15 @@ class Pass:
             sheet.leave_out(rows)
         number, ranks = connected()
         share = np.flatnonzero(~sheet.done())[number::ranks].tolist()
-        measure = Measurer(self.model, self.wanted, self.asked, verdict.unseen, self.autocast, self.turns)
+        measure = Measurer(
+            self.model,
+            self.wanted,
+            self.asked,
+            verdict.unseen,
+            self.autocast,
+            self.turns,
+            plain_head=verdict.plain_head,
+        )
         noted = time.perf_counter()
         total = sum(len(blocks[block]) for block in share)
         together = nullcontext() if self.turns is None else self.turns.together()
@@ -180,7 +225,10 @@ class Pass:
         if kind.head:
             quantities.append("head_norm")
         asked = Asked(self.scope, norms=True) if kind.gradients and self.scope is not None else None
-        measure = Measurer(self.model, Wanted(tuple(quantities)), asked, kind.learning, self.autocast)
+        plain_head = self.rehearsal.plain_head
+        measure = Measurer(
+            self.model, Wanted(tuple(quantities)), asked, kind.learning, self.autocast, plain_head=plain_head
+        )
         with suppress(InseparableError):
             measure.once(batch)
 
@@ -243,10 +291,10 @@ class Pass:
         return request
 
 
-def _asked(scope: Scope, wanted: Wanted, precondition: Any) -> Asked:
+def _asked(model: nn.Module, scope: Scope, wanted: Wanted, precondition: Any) -> Asked:
     projector = None
     if "grad" in wanted and wanted.grad_dim is not None:
-        projector = Projector(wanted.grad_dim, wanted.seed)
+        projector = remembered(model).projector(wanted.grad_dim, wanted.seed)
     return Asked(
         scope,
         projector,

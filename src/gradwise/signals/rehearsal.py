@@ -21,6 +21,7 @@ from torch.nn import functional
 from gradwise.precision import autocasting
 from gradwise.ranks import gathered
 from gradwise.signals.batching import Pool, batches
+from gradwise.signals.head import Head
 from gradwise.signals.measure import Batch, InseparableError, Measured, Measurer
 from gradwise.signals.scope import kind, precise
 from gradwise.signals.shards import Shards, class_name, device_of, gathered_in
@@ -49,6 +50,11 @@ class Verdict:
     """Parameters whose gradients autograd must give."""
     tried: bool = True
     """Whether there was a finite loss to compare."""
+    plain_head: bool = False
+    """Whether the head's part can be computed in pieces (`Head.hands_on`)."""
+    certain: bool = True
+    """Whether there was a gradient to compare of every kind of parameter. An adapter's first factor has none
+    before the first step."""
 
 
 @dataclass
@@ -67,6 +73,7 @@ class Rehearsal:
     def __post_init__(self) -> None:
         self.kept: dict[int, dict[str, NDArray]] = {}
         """What was measured of whole batches, by their first sample."""
+        self.plain_head = False
 
     def verdict(self, order: NDArray[np.int64]) -> Verdict:
         """How the model can be measured; a collective call for a model that is sharded.
@@ -74,6 +81,12 @@ class Rehearsal:
         Args:
             order: distinct samples that can be measured, longest first.
         """
+        # Before anything else is measured, and by all ranks on the same sample: how a run of a sharded model
+        # goes must be known before the first one.
+        self.plain_head = self._hands_on(order[-1:])
+        return replace(self._agreed(order), plain_head=self.plain_head)
+
+    def _agreed(self, order: NDArray[np.int64]) -> Verdict:
         if self.turns is None:
             return self._verdict(order)
         with self.turns.together():
@@ -84,6 +97,12 @@ class Rehearsal:
             self.kept.clear()
         return agreed
 
+    def _hands_on(self, row: NDArray[np.int64]) -> bool:
+        device = device_of(self.model)
+        batch = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self.pool.batch(row).items()}
+        with autocasting(device, self.autocast):
+            return Head(self.model).hands_on(batch)
+
     def _verdict(self, order: NDArray[np.int64]) -> Verdict:
         found = self._by_autograd(order)
         if found.one_at_a_time:
@@ -92,7 +111,7 @@ class Rehearsal:
         if self._depends_on_neighbours(blocks[0], 0) or self._depends_on_neighbours(blocks[-1], -1):
             self.kept.clear()
             self.tell(_slow(self.model))
-            return Verdict(True)
+            return Verdict(True, certain=found.certain)
         return found
 
     def _by_autograd(self, order: NDArray[np.int64]) -> Verdict:
@@ -111,7 +130,8 @@ class Rehearsal:
         if self.asked is None or found.one_at_a_time or not found.tried:
             return found
         longest = self.pool.batch(order[:1])
-        return replace(self._compared(longest, [longest]), tried=True)
+        last = self._compared(longest, [longest])
+        return replace(last, tried=True, certain=last.certain and found.certain)
 
     def _pairs(self, order: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         """Short samples that differ, in pairs of different lengths where possible; a few
@@ -138,7 +158,7 @@ class Rehearsal:
             return Verdict(tried=False)
         tolerance = 1e-2 if self._precise else 0.1
         if not _wrong(truth, [(found, i) for i in range(len(alone))], compared, tolerance):
-            return Verdict()
+            return Verdict(certain=all(any(squares[name] > 0 for _, squares in truth) for name in compared))
         wrong = _wrong(truth, [(measure(batch, apart=True), 0) for batch in alone], compared, tolerance)
         kinds = {kind(name) for name in wrong}
         unseen = tuple(name for name in parameters if kind(name) in kinds)
@@ -163,8 +183,10 @@ class Rehearsal:
         self.kept[int(rows[0])] = found
         if not self._precise:
             return self._seen_in_half_precision(part[[0, -1]])
-        # The longest, the one padded least, and the one padded most.
-        for row in dict.fromkeys(part[[0, 1, -1]].tolist()):
+        # The longest, the one padded least, and the one padded most; without padding any two.
+        lengths = self.pool.inspection.lengths[part]
+        tried = [0, -1] if lengths[0] == lengths[-1] else [0, 1, -1]
+        for row in dict.fromkeys(part[tried].tolist()):
             alone = self.pool.measured(measure, np.array([row]))
             place = int(np.flatnonzero(rows == row)[0])
             if any(_differs(found[name], place, alone[name][0], TOLERANCES[name]) for name in found):
@@ -189,7 +211,14 @@ class Rehearsal:
         return False
 
     def _measurer(self, wanted: Wanted, asked: Asked | None) -> Measurer:
-        return Measurer(self.model, wanted, asked, autocast=self.autocast, turns=self.turns)
+        return Measurer(
+            self.model,
+            wanted,
+            asked,
+            autocast=self.autocast,
+            turns=self.turns,
+            plain_head=self.plain_head,
+        )
 
     @property
     def _precise(self) -> bool:

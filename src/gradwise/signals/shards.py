@@ -37,12 +37,16 @@ def units(model: nn.Module) -> list[Any]:
     return [] if kind is None else [module for module in model.modules() if isinstance(module, kind)]
 
 
-def class_name(model: nn.Module) -> str:
-    """The name of a model's class, without the subclass that FSDP puts in its place."""
+def own_class(module: object) -> type:
+    """A module's class, not the subclass of it that FSDP puts in its place."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
-    kinds = type(model).__mro__
-    own = next((kind for kind in kinds if fsdp is None or not issubclass(kind, fsdp.FSDPModule)), kinds[0])
-    return own.__name__
+    kinds = type(module).__mro__
+    return next((kind for kind in kinds if fsdp is None or not issubclass(kind, fsdp.FSDPModule)), kinds[0])
+
+
+def class_name(model: nn.Module) -> str:
+    """The name of a model's own class."""
+    return own_class(model).__name__
 
 
 def is_distributed(parameter: Tensor) -> bool:
