@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.common.frame import BUILD, DATA, ROOT, Script
+from benchmarks.common.frame import BUILD, DATA, ROOT, Script, names_among
 from benchmarks.common.records import COMMONSENSE, Record, as_prompt, chunks, instructions, write_jsonl
 from benchmarks.common.tables import Claim, Content, Page, compared_claims, comparisons, of_kind, table
 from benchmarks.grace.words import TARGETS, TEXTS
@@ -338,18 +338,21 @@ def _unrelated_claim(found: dict[str, dict[str, Any]]) -> Claim:
 
 
 SCRIPT = Script(__doc__, "grace-targets")
+SCRIPT.add_argument(
+    "--targets", type=names_among(NAMES), default=NAMES, help="comma-separated (default: all)"
+)
 
 
 def main() -> None:
-    _, result = SCRIPT.start()
+    options, result = SCRIPT.start()
     Path(BUILD / "targets").mkdir(parents=True, exist_ok=True)
     for seed in SEEDS:
-        for name in NAMES:
+        for name in options.targets:
             result.once(f"loss/{name}/{seed}", partial(measure, name, seed))
     for seed in SEEDS:
         result.once(f"unrelated/{seed}", partial(unrelated, seed))
     for seed in SEEDS:
-        for name in NAMES:
+        for name in options.targets:
             result.once(f"peers/{name}/{seed}", partial(peers, name, seed))
 
 
