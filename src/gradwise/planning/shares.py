@@ -123,14 +123,15 @@ class _Run:
         return passes / (self.each * self.steps * self.batch) if self.steps else None
 
     def scored(
-        self, needs: Iterable[str], samples: int | None, *, besides: Iterable[str] = ()
+        self, needs: Iterable[str], samples: int | None, *, besides: Iterable[str] = (), again: bool = False
     ) -> float | None:
         """Scoring some samples, or all of the pool for None, as a share of the training; what is needed
-        `besides` is paid for already."""
+        `besides` is paid for already. `again` as in `passes.scoring`."""
         samples = self.size.pool if samples is None and self.size else samples
         known, both = frozenset(besides), frozenset(needs) | frozenset(besides)
         if samples is not None:
-            return self.share(scoring(both, samples, self.shape) - scoring(known, samples, self.shape))
+            more, less = (scoring(asked, samples, self.shape, again=again) for asked in (both, known))
+            return self.share(more - less)
         if self.steps or getattr(self.recipe.select, "tokens", None):
             return None
         # The steps are as many as the epochs over a fraction of the pool have, however large it is.
@@ -176,7 +177,7 @@ def _refreshes(
     if not refreshes:
         return 0.0
     pool = candidates if candidates is not None or run.size is None else run.size.pool
-    each = None if pool is None else run.scored(method.needs, max(1, int(anchors * pool)))
+    each = None if pool is None else run.scored(method.needs, max(1, int(anchors * pool)), again=True)
     return None if each is None else refreshes * each
 
 
