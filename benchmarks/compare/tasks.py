@@ -126,6 +126,37 @@ def _four_smollm2() -> Task:
     )
 
 
+def _four_stories() -> Task:
+    arms = {name: f"{HERE}/arms/four_stories/{name}.yaml" for together in FOUR for name in together}
+    first, _, _ = FOUR_TEXT.format(blocks="five", tuned="").partition(" Learning rates")
+    return Task(
+        name="four_stories",
+        title="the four methods alone and together, stories260K",
+        text=(
+            "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense, of which `full` sees "
+            f"each once. {first} One learning rate for all, the best of [layers-stories](layers-stories.md) "
+            "both for full training and for layer policies. Of 180 held-out records, one half is what "
+            "`direct*` and `together*` choose by, and the other half measures all arms. The budget of time "
+            "is several times what full training takes for 96 steps, so that `together` has time to decide."
+        ),
+        prepare=d3_pools.tune,
+        arms=arms,
+        comparisons=(
+            Comparison("steps", FOUR, ("random", "full")),
+            Comparison("time", FOUR[:1], ("random", "full"), "30"),
+        ),
+        claims=tuple(
+            (budget, f"stories260K: {label}", arm, reference)
+            for budget, named in (
+                ("steps", ("together", "together_published")),
+                ("time", ("together",)),
+            )
+            for arm, (label, reference) in FOUR_CLAIMS.items()
+            if arm in named
+        ),
+    )
+
+
 def _periods() -> Task:
     names = ("lisa_5", "lisa_25", "grass_5", "grass_10", "grass_25")
     return Task(
@@ -367,6 +398,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "small_llama": _small_llama,
     "four": _four,
     "four_smollm2": _four_smollm2,
+    "four_stories": _four_stories,
     "periods": _periods,
     "smollm2": _smollm2,
     "grace_importance": _grace_importance,
