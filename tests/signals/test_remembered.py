@@ -14,6 +14,7 @@ from torch import nn
 
 from gradwise.signals import Signals, collect
 from gradwise.signals.rehearsal import Rehearsal
+from gradwise.signals.remembered import forget
 from tests.signals.zoo import make, samples
 
 POOL = samples(6, longest=12)
@@ -152,6 +153,15 @@ def test_a_model_is_not_kept_alive():
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_what_is_known_can_be_forgotten(rehearsals: list[int]):
+    models = make("Llama"), make("GPT2")
+    for asked in (lambda: None, forget, lambda: forget(models[0])):
+        asked()
+        for model in models:
+            collected(model)
+    assert len(rehearsals) == 2 + 2 + 1
 
 
 def test_weights_that_are_not_finite_are_tried_again(rehearsals: list[int]):

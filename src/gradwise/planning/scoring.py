@@ -17,6 +17,7 @@ from gradwise.planning.context import RunContext, Samples, Scorer
 from gradwise.planning.shared import key_of, measured_once
 from gradwise.probing import Probe
 from gradwise.signals import Signals, collect
+from gradwise.signals.remembered import forget
 from gradwise.signals.samples import rows_of
 from gradwise.signals.wanted import QUANTITIES
 
@@ -343,6 +344,10 @@ def scoring_speed(context: RunContext, rows: NDArray[np.int64], needs: frozenset
     """
 
     def seconds_of(chosen: NDArray[np.int64]) -> float:
+        # Each of them tries the model, as the first scoring run will. Otherwise the larger run alone might,
+        # for a longer sample, which would count as time per sample. Refreshes need not try it again: what is
+        # left to them is more than they take.
+        forget()
         start = time.perf_counter()
         signals_now(context, chosen, needs)
         return time.perf_counter() - start

@@ -50,9 +50,12 @@ def remembered(model: nn.Module) -> Remembered:
     return _MODELS.setdefault(model, Remembered())
 
 
-def forget(model: nn.Module) -> None:
-    """Let the next scoring run of a model find everything out again."""
-    _MODELS.pop(model, None)
+def forget(model: nn.Module | None = None) -> None:
+    """Let the next scoring run of a model, or of any model, find everything out again."""
+    if model is None:
+        _MODELS.clear()
+    else:
+        _MODELS.pop(model, None)
 
 
 def structure(model: nn.Module) -> int:
