@@ -133,8 +133,9 @@ def _four_stories() -> Task:
         name="four_stories",
         title="the four methods alone and together, stories260K",
         text=(
-            "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense, of which `full` sees "
-            f"each once. {first} One learning rate for all, the best of [layers-stories](layers-stories.md) "
+            "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense; `full` sees "
+            f"each of them once. {first} One learning rate for all, the best of "
+            "[layers-stories](layers-stories.md) "
             "both for full training and for layer policies. Of 180 held-out records, one half is what "
             "`direct*` and `together*` choose by, and the other half measures all arms. The budget of time "
             "is several times what full training takes for 96 steps, so that `together` has time to decide."

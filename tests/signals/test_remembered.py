@@ -126,7 +126,7 @@ def test_an_adapter_without_gradients_is_tried_until_it_has_some(rehearsals: lis
     assert len(rehearsals) == 3
 
 
-def test_what_the_user_was_told_is_said_again(rehearsals: list[int]):
+def test_what_was_said_to_the_user_is_said_again(rehearsals: list[int]):
     class Mixing(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()

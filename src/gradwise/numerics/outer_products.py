@@ -28,7 +28,7 @@ def squared_norms(r_BTR: Tensor, c_BTC: Tensor, most: int = MOST) -> Tensor:
     columns = c_BTC.shape[2]
     if not length:
         return r_BTR.new_zeros(batch)
-    # T^2 (R + C) multiplications by inner products, of which symmetry saves 3/8, or T R C by matrices.
+    # T^2 (R + C) multiplications by inner products, less 3/8 by symmetry, or T R C by matrices.
     by_inner_products = 0.625 * length * (rows + columns) < rows * columns
     width = length * length if by_inner_products else rows * columns
     norms = _from_inner_products if by_inner_products else _from_matrices

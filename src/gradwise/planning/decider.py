@@ -8,6 +8,9 @@ from gradwise.planning.context import RunContext
 from gradwise.training.layout import Schedule
 from gradwise.training.plan import Plan
 
+MOST_COUNTED = 100_000
+"""Steps that are gone through to count decisions. A run can be endless, and stop before its last step."""
+
 
 class Cost(NamedTuple):
     """What decisions are expected to cost while a run trains."""
@@ -73,8 +76,9 @@ class Decider(ABC):
 
     def costly_steps(self, schedule: Schedule) -> list[int]:
         """The steps before which the decision is made, ascending, but for those at which it costs next to
-        nothing."""
-        return [step for step in range(schedule.steps) if self.due(step, schedule)] if self.recurs else []
+        nothing; of a longer run, those among its first `MOST_COUNTED` steps."""
+        steps = range(min(schedule.steps, MOST_COUNTED))
+        return [step for step in steps if self.due(step, schedule)] if self.recurs else []
 
     def while_training(self, share: float) -> float:
         """Of what the decision is expected to cost in all, the part that is not spent by the first step."""

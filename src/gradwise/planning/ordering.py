@@ -18,7 +18,7 @@ from gradwise.methods.decision import Order
 from gradwise.methods.interfaces import Arrays, InfluenceOrder, Orderer, Timetable
 from gradwise.numerics.streams import stream
 from gradwise.planning.context import RunContext
-from gradwise.planning.decider import Cost, Decider, rounded, served
+from gradwise.planning.decider import MOST_COUNTED, Cost, Decider, rounded, served
 from gradwise.planning.epochs import joined, part_of, rearranged
 from gradwise.probing import Probe, check_precision
 from gradwise.ranks import on_first
@@ -137,7 +137,8 @@ class Ordering(Decider):
         return self._measures(step) or (self.recurs and step in self._onsets)
 
     def costly_steps(self, schedule: Schedule) -> list[int]:
-        return [step for step in range(schedule.steps) if self._measures(step)]
+        steps = range(min(schedule.steps, MOST_COUNTED))
+        return [step for step in steps if self._measures(step)] if self.recurs else []
 
     def _measures(self, step: int) -> bool:
         if not self.recurs:

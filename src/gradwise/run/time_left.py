@@ -6,8 +6,9 @@ was measured in this run is used as soon as there is something; before that, the
 by it.
 """
 
+import math
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradwise.methods.passes import ORDINARY
 from gradwise.training.record import CHECKPOINT, EVALUATION
@@ -79,13 +80,21 @@ class TimeLeft:
         return total / times if times else 0.0
 
 
-def _after(steps: list[int], done: int) -> int:
-    """How many of some steps, ascending, are still to be made."""
-    return len(steps) - bisect_left(steps, done + 1)
+def _after(due: "_Due", done: int) -> int:
+    """How many of some steps are still to be made."""
+    return len(due.steps) - bisect_left(due.steps, done + 1) + (due.last > done)
 
 
-def _due_steps(session: "Session", what: str, delay: float) -> list[int]:
-    """Steps after which the Trainer evaluates or saves, ascending."""
+class _Due(NamedTuple):
+    """Steps after which the Trainer does something. A range, since a run can be endless."""
+
+    steps: range = range(0)
+    last: int = 0
+    """The run's last step where that is not among the others; 0 otherwise."""
+
+
+def _due_steps(session: "Session", what: str, delay: float) -> _Due:
+    """Steps after which the Trainer evaluates or saves."""
     args: Any = session.args
     strategy = str(getattr(getattr(args, f"{what}_strategy"), "value", ""))
     steps = session.trainer.state.max_steps
@@ -93,9 +102,8 @@ def _due_steps(session: "Session", what: str, delay: float) -> list[int]:
     every = {"steps": asked, "epoch": session.schedule.steps_per_epoch}
     period = int(every.get(strategy) or 0)
     if period <= 0:
-        return []
-    found = list(range(period, steps + 1, period))
-    if steps % period:
-        found.append(steps)  # the Trainer does both at a run's end as well
+        return _Due()
     waits = delay * (period if strategy == "epoch" else 1)
-    return [step for step in found if step >= waits]
+    first = max(1, math.ceil(waits / period)) * period
+    # The Trainer does both at a run's end as well.
+    return _Due(range(first, steps + 1, period), steps if steps % period and steps >= waits else 0)

@@ -164,7 +164,7 @@ class Head:
         """
         found: list[tuple[Tensor, AtHead]] = []
 
-        def before(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        def before(_: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
             if hidden_wanted.from_head:
                 hidden_wanted.keep(args[0])
             rows = positions.gather(args[0])

@@ -6,7 +6,7 @@ Shapes: B samples of up to T tokens, n label tokens in all, V the vocabulary, h 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +131,7 @@ class Measurer:
 
         def compute(hidden_nh: Tensor) -> AtHead:
             return at_head(
-                self.head.module,
+                cast(nn.Linear, self.head.module),
                 hidden_nh,
                 positions,
                 self.autocast,

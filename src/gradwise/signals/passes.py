@@ -72,7 +72,7 @@ class Pass:
             raise SignalError("precondition changes gradients, but neither grad nor grad_norm is wanted.")
         self.turns = Turns(self._joined) if units(model) else None
         self.tell = tell
-        self.told: list[str] = []
+        self.said: list[str] = []
         self.rehearsal = Rehearsal(
             model, self.pool, wanted, self.asked, batch_tokens, self._tell, autocast, self.turns
         )
@@ -95,7 +95,7 @@ class Pass:
         return self._signals(arrays, time.perf_counter() - start)
 
     def _tell(self, sentence: str) -> None:
-        self.told.append(sentence)
+        self.said.append(sentence)
         self.tell(sentence)
 
     def _verdict(self, order: NDArray[np.int64]) -> Verdict:
@@ -120,12 +120,12 @@ class Pass:
         )
         known, longest = remembered(self.model).verdicts, int(self.inspection.lengths[order[0]])
         if key in known and longest <= known[key].longest:
-            for sentence in known[key].told:
+            for sentence in known[key].said:
                 self.tell(sentence)
             return known[key].verdict
         verdict = self.rehearsal.verdict(order)
         if verdict.tried and verdict.certain:
-            known[key] = Known(verdict, longest, tuple(self.told), None if own else self.collate)
+            known[key] = Known(verdict, longest, tuple(self.said), None if own else self.collate)
         return verdict
 
     def _stored(

@@ -9,10 +9,9 @@ Shapes: B samples, n label tokens in all, V the vocabulary, h the width of the m
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from gradwise.numerics.outer_products import squared_norms
@@ -42,7 +41,7 @@ class AtHead:
 
 @torch.no_grad()
 def at_head(
-    head: Any,
+    head: nn.Linear,
     hidden_nh: Tensor,
     positions: LabelPositions,
     computed: torch.dtype | None,
@@ -68,7 +67,7 @@ def at_head(
 
 
 def _at_head(
-    head: Any,
+    head: nn.Linear,
     hidden_nh: Tensor,
     positions: LabelPositions,
     computed: torch.dtype,
