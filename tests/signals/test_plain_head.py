@@ -47,7 +47,7 @@ def test_losses_gradients_and_norms_are_autograds(
     learning = hidden.clone().requires_grad_()
     losses = functional.cross_entropy(head(learning), positions.targets, reduction="none")
     own = [losses[positions.owner == sample].mean() for sample in range(4)]
-    (exact,) = torch.autograd.grad(3.0 * sum(own), learning, retain_graph=True)
+    (exact,) = torch.autograd.grad(3.0 * torch.stack(own).sum(), learning, retain_graph=True)
     assert found.gradient_nh is not None and found.squares_B is not None
     assert torch.allclose(found.gradient_nh, exact, rtol=1e-12, atol=1e-14)
     for sample, loss in enumerate(own):

@@ -189,8 +189,12 @@ class Head:
         """
         if not multiplies(self.module):
             return False
-        given: list[Tensor] = []
-        handle = self.module.register_forward_hook(lambda _, __, out: given.append(out))
+        given: list[Any] = []
+
+        def after(_: object, __: object, out: object) -> None:
+            given.append(out)
+
+        handle = self.module.register_forward_hook(after)
         try:
             with torch.no_grad():
                 inputs = {name: value for name, value in batch.items() if name != "labels"}
