@@ -34,7 +34,7 @@ class Comparison:
     references: tuple[str, ...]
     """Arms that the others are compared with; `gradwise compare` gets the first."""
     amount: str = ""
-    """Of the budget, such as `60` for a minute; if empty, what the first reference spends."""
+    """The budget's amount, such as `60` for a minute; if empty, what the first reference spends."""
 
     @property
     def spent(self) -> str:

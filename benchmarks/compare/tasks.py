@@ -56,9 +56,11 @@ FOUR_TEXT = (
     "(`recipes/published`, brought to this size). `random` and `grace*` keep a quarter of the records; "
     "`full`, `d3*` and `grass*` train on all of them, `direct*` on all of them "
     "until the last quarter of the steps, for which they choose samples. Layer policies update two of "
-    "{blocks} blocks at a time, with embeddings, head and final norm frozen. Learning rates were not tuned "
-    "here: they are the best of [{tuned}]({tuned}.md), one for layer policies and the runs together, one for "
-    "all others."
+    "{blocks} blocks at a time, with embeddings, head and final norm frozen."
+)
+FOUR_RATES = (
+    "Learning rates were not tuned here: they are the best of [{0}]({0}.md), one for layer policies and the "
+    "runs together, one for all others."
 )
 FOUR_CLAIMS = {
     "grace": ("GRACE's quarter against a random one", "random"),
@@ -70,91 +72,86 @@ FOUR_CLAIMS = {
 """What the index says of a comparison of the four, and the reference, by arm."""
 
 
+def _four_claims(model: str, **arms: tuple[str, ...]) -> Claims:
+    """Rows of the index for some arms, by budget."""
+    return tuple(
+        (budget, f"{model}: {FOUR_CLAIMS[arm][0]}", arm, FOUR_CLAIMS[arm][1])
+        for budget, named in arms.items()
+        for arm in named
+    )
+
+
+def _four_files(folder: str) -> dict[str, str]:
+    return {name: f"{HERE}/arms/{folder}/{name}.yaml" for together in FOUR for name in together}
+
+
 def _four() -> Task:
-    arms = {name: f"{HERE}/arms/four/{name}.yaml" for together in FOUR for name in together}
     return Task(
         name="four",
         title="the four methods alone and together, small Llama",
         text=(
             "The small Llama (8.9 M parameters), fine-tuned on 480 records of three sets. "
-            f"{FOUR_TEXT.format(blocks='six', tuned='compare-small_llama')} `direct*` and `together*` choose "
+            f"{FOUR_TEXT.format(blocks='six')} {FOUR_RATES.format('compare-small_llama')} "
+            "`direct*` and `together*` choose "
             "by the held-out records that measure all arms, which is in their favour. The budget of time "
             "is more than twice what full training takes for 48 steps, because the decisions of `together` "
             "alone take longer than those; there is no table at equal time for the published settings."
         ),
         prepare=small_llama.build,
-        arms=arms,
+        arms=_four_files("four"),
         comparisons=(
             Comparison("steps", FOUR, ("random", "full")),
             Comparison("time", FOUR[:1], ("random", "full"), "50"),
         ),
-        claims=tuple(
-            (budget, f"Small Llama: {label}", arm, reference)
-            for budget in ("steps", "time")
-            for arm, (label, reference) in FOUR_CLAIMS.items()
-        ),
+        claims=_four_claims("Small Llama", steps=tuple(FOUR_CLAIMS), time=tuple(FOUR_CLAIMS)),
         own_rates=True,
     )
 
 
 def _four_smollm2() -> Task:
-    arms = {name: f"{HERE}/arms/four_smollm2/{name}.yaml" for together in FOUR for name in together}
     records, held_out = sum(smollm2.DOMAINS.values()), smollm2.DOMAINS_CHECK * len(smollm2.DOMAINS)
     return Task(
         name="four_smollm2",
         title="the four methods alone and together, SmolLM2-135M",
         text=(
             f"SmolLM2-135M-Instruct, fine-tuned on {records} short records of GSM8K, Dolly and commonsense. "
-            f"{FOUR_TEXT.format(blocks='30', tuned='compare-smollm2')} Of {held_out} held-out records, one "
-            "half is what `direct*` and `together*` choose by, and the other half measures all arms. Runs "
-            "are this short because of the time they take on one core, and some settings follow from that. "
-            "The `overhead` of `d3` is 1.1, which is what one measurement takes: more than the training "
-            "itself. The published D³ estimates with 2 random vectors and 2 samples, where the authors "
-            "have 5 vectors, and the whole run is one of its chunks. The published GRACE selects again "
-            "every 5 steps, and the published GRASS draws every 8 steps instead of 25."
+            f"{FOUR_TEXT.format(blocks='30')} {FOUR_RATES.format('compare-smollm2')} "
+            f"Of {held_out} held-out records, one half is what `direct*` and `together*` choose by, and the "
+            "other half measures all arms. Runs are this short because of the time they take on one core, "
+            "and some settings follow from that. The `overhead` of `d3` is 1.1, which is what one "
+            "measurement takes: more than the training itself. The published D³ estimates with 2 random "
+            "vectors and 2 samples, where the authors have 5 vectors, and the whole run is one of its "
+            "chunks. The published GRACE selects again every 5 steps, and the published GRASS draws every 8 "
+            "steps instead of 25."
         ),
         prepare=smollm2.build_domains,
-        arms=arms,
+        arms=_four_files("four_smollm2"),
         comparisons=(Comparison("steps", FOUR, ("random", "full")),),
-        claims=tuple(
-            ("steps", f"SmolLM2-135M: {label}", arm, reference)
-            for arm, (label, reference) in FOUR_CLAIMS.items()
-            if arm in ("grace", "together", "together_published")
-        ),
+        claims=_four_claims("SmolLM2-135M", steps=("grace", "together", "together_published")),
         seeds=3,
         own_rates=True,
     )
 
 
 def _four_stories() -> Task:
-    arms = {name: f"{HERE}/arms/four_stories/{name}.yaml" for together in FOUR for name in together}
-    first, _, _ = FOUR_TEXT.format(blocks="five", tuned="").partition(" Learning rates")
     return Task(
         name="four_stories",
         title="the four methods alone and together, stories260K",
         text=(
-            "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense; `full` sees "
-            f"each of them once. {first} One learning rate for all, the best of "
-            "[layers-stories](layers-stories.md) "
-            "both for full training and for layer policies. Of 180 held-out records, one half is what "
-            "`direct*` and `together*` choose by, and the other half measures all arms. The budget of time "
-            "is several times what full training takes for 96 steps, so that `together` has time to decide."
+            "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense; `full` sees each of "
+            f"them once. {FOUR_TEXT.format(blocks='five')} One learning rate for all, the best of "
+            "[layers-stories](layers-stories.md) both for full training and for layer policies. Of 180 "
+            "held-out records, one half is what `direct*` and `together*` choose by, and the other half "
+            "measures all arms. The budget of time is several times what full training takes for 96 steps, "
+            "so that `together` has time to decide."
         ),
         prepare=d3_pools.tune,
-        arms=arms,
+        arms=_four_files("four_stories"),
         comparisons=(
             Comparison("steps", FOUR, ("random", "full")),
             Comparison("time", FOUR[:1], ("random", "full"), "30"),
         ),
-        claims=tuple(
-            (budget, f"stories260K: {label}", arm, reference)
-            for budget, named in (
-                ("steps", ("together", "together_published")),
-                ("time", ("together",)),
-            )
-            for arm, (label, reference) in FOUR_CLAIMS.items()
-            if arm in named
-        ),
+        claims=_four_claims("stories260K", steps=("together", "together_published"), time=("together",)),
     )
 
 

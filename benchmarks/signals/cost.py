@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -24,8 +25,9 @@ from benchmarks.common.measure import MEBI, NO_HOLES, in_turn, peak_over_start, 
 from benchmarks.common.process import in_own_process
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 from benchmarks.signals.subjects import TITLES, Batch, as_batch, full_rows, joined, train_step
+from gradwise.signals import plain_head
 from gradwise.signals.given_back import lent
-from gradwise.signals.head import Head
+from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.measure import Measurer
 from gradwise.signals.remembered import forget
 from gradwise.signals.scope import resolve
@@ -141,6 +143,27 @@ def whole_collect(subject: str, rounds: int) -> dict[str, Any]:
     return {"seconds": in_turn(work, rounds)}
 
 
+PIECES = tuple(2**power for power in (17, 19, 20, 22, 24))
+"""Logits that the head computes at once."""
+
+
+def pieces(subject: str, rounds: int) -> dict[str, Any]:
+    """The head's part of a batch, with more and fewer logits at once."""
+    model, batches = loaded(subject)
+    head, positions = model.get_output_embeddings(), LabelPositions.of(batches[0]["input_ids"])
+    torch.manual_seed(0)
+    hidden = torch.randn(len(positions.targets), model.config.hidden_size)
+    seconds = {}
+    for work, wanted in (("losses", {}), ("gradients", {"gradient": True}), ("norms", {"norms": True})):
+
+        def run(at_once: int, _: int, wanted: dict[str, bool] = wanted) -> None:
+            with patch.object(plain_head, "AT_ONCE", at_once):
+                plain_head.at_head(head, hidden, positions, None, **wanted)
+
+        seconds[work] = in_turn({str(size): partial(run, size) for size in PIECES}, rounds)
+    return {"seconds": seconds}
+
+
 def activation_bytes(model: Any, batch: Batch) -> int:
     """Bytes that an ordinary forward keeps for the backward, parameters not counted."""
     with saved_for_backward(model) as saved:
@@ -179,7 +202,7 @@ def page(content: Content) -> Page:
     parts, timed = [], {}
     for name, title in TITLES.items():
         if timing := content["entries"].get(f"time/{name}"):
-            parts += [*_timing(title, timing), *_whole_collect(name, content)]
+            parts += [*_timing(title, timing), *_whole_collect(name, content), *_pieces(name, content)]
             timed[name] = timing["seconds"]
         if entries := of_kind(content, f"memory/{name}"):
             parts += _memory(title, entries)
@@ -243,6 +266,22 @@ def _whole_collect(name: str, content: Content) -> list[str]:
     ]
 
 
+def _pieces(name: str, content: Content) -> list[str]:
+    entry = content["entries"].get(f"pieces/{name}")
+    if entry is None:
+        return []
+    usual, rows = str(plain_head.AT_ONCE), []
+    for work, seconds in entry["seconds"].items():
+        median = {size: statistics.median(spent[1] for spent in seconds[size]) for size in seconds}
+        rows.append([work, *(f"{median[size] / median[usual]:.2f}" for size in seconds)])
+    sizes = [f"{int(size) * 4 / MEBI:g} MiB" for size in next(iter(entry["seconds"].values()))]
+    return [
+        "The head's part of a batch, by the size of the logits that are computed at once, over the size in "
+        "use (processor time).",
+        table(["what is wanted", *sizes], rows),
+    ]
+
+
 def _memory(title: str, entries: dict[str, dict[str, Any]]) -> list[str]:
     activations = entries["ordinary"]["activations"] / MEBI
     rows = []
@@ -270,6 +309,7 @@ def main() -> None:
         result.once(f"time/{name}", partial(timing, name, options.rounds))
         if name == "llama10m":
             result.once(f"pass/{name}", partial(whole_collect, name, 5))
+            result.once(f"pieces/{name}", partial(pieces, name, 5))
         for arm in ARMS:
             work = partial(in_own_process, "benchmarks.signals.cost:memory", name, arm, environment=NO_HOLES)
             result.once(f"memory/{name}/{arm}", work)

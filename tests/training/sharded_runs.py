@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+SAMPLED = {
+    "method": "grass", "active": 3, "period": 2, "probe": 2, "embeddings": "sampled", "state": "drop",
+}  # fmt: skip
+"""A policy that draws embeddings and head too, and forgets the state of what it freezes."""
+
 WORKER = Path(__file__).with_name("sharded_run_worker.py")
 
 

@@ -14,6 +14,7 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 from gradwise import LayerSwitch, RecipeError
 from gradwise.methods import Grass
 from gradwise.numerics import fold_with_signs
+from tests.training.sharded_runs import SAMPLED
 from tests.training.sharded_worker import train
 
 WORKER = Path(__file__).with_name("sharded_worker.py")
@@ -25,14 +26,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "lisa": {"method": "lisa", "active": 2, "period": 2, "embeddings": "always"},
     "grass": {"method": "grass", "active": 2, "period": 2, "probe": 2},
     "grass, state offloaded": {"method": "grass", "active": 2, "period": 2, "probe": 2, "state": "offload"},
-    "grass, with embeddings, state dropped": {
-        "method": "grass",
-        "active": 3,
-        "period": 2,
-        "probe": 2,
-        "embeddings": "sampled",
-        "state": "drop",
-    },
+    "grass, with embeddings, state dropped": SAMPLED,
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from tests.training.sharded_run_worker import run
-from tests.training.sharded_runs import draws, launch, losses, weights
+from tests.training.sharded_runs import SAMPLED, draws, launch, losses, weights
 
 STOPPED = 3
 
@@ -45,16 +45,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "adapter": True,
     },
     "grass, embeddings drawn, state dropped": {
-        "recipe": {
-            "layers": {
-                "method": "grass",
-                "active": 3,
-                "period": 2,
-                "probe": 2,
-                "embeddings": "sampled",
-                "state": "drop",
-            },
-        },
+        "recipe": {"layers": SAMPLED},
         # An evaluation leaves the head whole on every rank, and it may be drawn next.
         "arguments": {"eval_strategy": "steps", "eval_steps": 1},
     },

@@ -73,7 +73,7 @@ class Shape:
 
 
 def measured(needs: Iterable[str]) -> frozenset[str]:
-    """Of what a method needs, the signals that a model gives."""
+    """The signals among a method's needs that come from a model."""
     return frozenset(needs) & set(QUANTITIES)
 
 

@@ -81,7 +81,7 @@ class Decider(ABC):
         return [step for step in steps if self.due(step, schedule)] if self.recurs else []
 
     def while_training(self, share: float) -> float:
-        """Of what the decision is expected to cost in all, the part that is not spent by the first step."""
+        """The part of the expected cost, in all `share`, that comes after the first step."""
         return share
 
     @abstractmethod

@@ -180,9 +180,9 @@ class Planner:
         if _runs_out(step, layout.schedule(plan)):
             plan = self._continued(context, plan, step)
         for decider in self._due_deciders(layout, plan, step):
-            before = [len(segment) for segment in plan.segments]
+            before = _form(plan)
             plan = decider.decide(context, plan, step)
-            if [len(segment) for segment in plan.segments] != before:
+            if _form(plan) != before:
                 plan = self._cut(layout, plan, step)
         return plan
 
@@ -276,6 +276,12 @@ def _check_weighted(context: RunContext, plan: Plan) -> None:
         context.say(
             "Warning: weights: loss has no effect: neither the data nor the selection gives samples weights."
         )
+
+
+def _form(plan: Plan) -> list[tuple[int, int]]:
+    """Epoch and length of each segment, by which it is known where cuts are missing. Of a run that is longer
+    than its plan, later epochs can come in the place of earlier ones of the same length."""
+    return [(segment.epoch, len(segment)) for segment in plan.segments]
 
 
 def _runs_out(step: int, schedule: Schedule) -> bool:

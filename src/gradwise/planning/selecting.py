@@ -241,7 +241,7 @@ class Selecting(Decider):
         self._rows = None if rows is None or self._rows is None else np.union1d(rows, self._rows)
 
     def _scored_for(self, method: Selector, context: RunContext, first: FirstStage | None) -> PoolSignals:
-        """Of what a trial scored, that which a contender would have had alone."""
+        """The part of a trial's signals that a contender would have measured alone."""
         scored = self._scored
         assert scored is not None
         if self._ordering.needs & set(QUANTITIES):

@@ -36,7 +36,7 @@ def check_sharding(layers: Sequence[Sequence[nn.Parameter]]) -> None:
 
 
 def check_rows(parameters: Iterable[Tensor], what: str) -> None:
-    """Raise RecipeError for parameters that are split otherwise than by rows over one dimension of the mesh.
+    """Raise RecipeError for parameters that are not split by rows over one dimension of the mesh.
 
     Args:
         parameters: sharded or not.
