@@ -72,6 +72,10 @@ FOUR_CLAIMS = {
 """What the index says of a comparison of the four, and the reference, by arm."""
 
 
+FOUR_AT_EQUAL_TIME = (FOUR[0], ("grace_published", "grass_published", "direct_published"))
+"""Without `d3_published` and `together_published`, whose decisions for one epoch exceed the budget."""
+
+
 def _four_claims(model: str, **arms: tuple[str, ...]) -> Claims:
     """Rows of the index for some arms, by budget."""
     return tuple(
@@ -143,13 +147,14 @@ def _four_stories() -> Task:
             "[layers-stories](layers-stories.md) both for full training and for layer policies. Of 180 "
             "held-out records, one half is what `direct*` and `together*` choose by, and the other half "
             "measures all arms. The budget of time is several times what full training takes for 96 steps, "
-            "so that `together` has time to decide."
+            "so that `together` has time to decide. The decisions of `d3_published` and of "
+            "`together_published` for 96 steps alone take longer than that budget."
         ),
         prepare=d3_pools.tune,
         arms=_four_files("four_stories"),
         comparisons=(
             Comparison("steps", FOUR, ("random", "full")),
-            Comparison("time", FOUR[:1], ("random", "full"), "30"),
+            Comparison("time", FOUR_AT_EQUAL_TIME, ("random", "full"), "30"),
         ),
         claims=_four_claims("stories260K", steps=("together", "together_published"), time=("together",)),
     )
