@@ -154,7 +154,7 @@ def _four_stories() -> Task:
         arms=_four_files("four_stories"),
         comparisons=(
             Comparison("steps", FOUR, ("random", "full")),
-            Comparison("time", FOUR_AT_EQUAL_TIME, ("random", "full"), "30"),
+            Comparison("time", FOUR_AT_EQUAL_TIME, ("random", "full"), "45"),
         ),
         claims=_four_claims("stories260K", steps=("together", "together_published"), time=("together",)),
     )
