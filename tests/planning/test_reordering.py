@@ -117,8 +117,8 @@ def test_what_was_served_stays(run: Any, tmp_path: Path, monkeypatch: Any) -> No
     assert changed
 
 
-def test_units_are_batches_of_one_domain(run: Any) -> None:
-    trainer, _ = run(D3(units="domains", overhead=1e-6))
+def test_units_of_a_batch_make_batches_of_one_domain(run: Any) -> None:
+    trainer, _ = run(D3(units="domains", size=4, overhead=1e-6))
     domain = np.array(trainer.train_dataset["domain"])
     for entries in epochs(trainer):
         batches = domain[entries].reshape(-1, 4)
@@ -193,7 +193,7 @@ def test_with_grace_before_and_direct_at_the_end(run: Any, speeches: Any, monkey
         "anneal": gw.Direct(count=12, last=0.2),
     }
     wsd = {"lr_scheduler_type": "warmup_stable_decay", "num_train_epochs": 4}
-    d3 = D3(units="domains", probes=2, target_samples=4, overhead=0.5)
+    d3 = D3(units="domains", size=4, probes=2, target_samples=4, overhead=0.5)
     trainer, events = run(d3, held_out=speeches.select(range(72, 80)), sections=sections, **wsd)
     plan, steps = trainer.session.plan, [event["step"] for event in events]
     assert 29 in steps, "the annealing phase is put in order as it begins"

@@ -59,7 +59,7 @@ def recipe(tmp_path: Path, stories: Path) -> Recipe:
             allow=Allowed(cut=1.0, empty=1.0),
         ),
         train=Train(batch_size=4, learning_rate=1e-3),
-        order=gw.D3(units="domains", probes=2, target_samples=4),
+        order=gw.D3(units="domains", size=4, probes=2, target_samples=4),
         seed=3,
     )
 
@@ -112,7 +112,7 @@ def test_d3_orders_as_it_does_in_python(
 ) -> None:
     assert recipe.data is not None
     d3 = gw.D3(units="domains", edges=edges, probes=2, target_samples=4)
-    # What is unset is curvature, as in a run.
+    # A quarter of a batch of five, rounded up, is two. What is unset is curvature, as in a run.
     asked = replace(d3, edges=None) if edges == "curvature" else d3
     found = ordered(
         replace(recipe, order=asked, train=Train(batch_size=5, arguments={"optim": "adamw_torch"})),
@@ -123,7 +123,7 @@ def test_d3_orders_as_it_does_in_python(
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.0)
     probe = gw.Probe(model, optimizer, pool.dataset, gw.Collator.for_tokenizer(tokenizer), clip=1.0)
     known = gw.Signals(len(pool), domain=np.array(pool.dataset["domain"]), words=label_words(pool.dataset))
-    again = replace(d3, size=5).order(known, probe=probe, seed=3)
+    again = replace(d3, size=2).order(known, probe=probe, seed=3)
     assert found.indices.tolist() == again.indices.tolist()
     np.testing.assert_array_equal(found.graph.weight, again.graph.weight)
     graph = pyarrow.parquet.read_table(tmp_path / "out" / "graph.parquet").to_pydict()
@@ -151,13 +151,13 @@ def test_the_same_command_gives_the_same_order(recipe: Recipe, tmp_path: Path) -
 def test_only_picked_samples_are_ordered_and_measured(recipe: Recipe, tmp_path: Path) -> None:
     """Gradients are measured of them alone, and influences too."""
     select = baselines.RandomSubset(count=16)
-    order = gw.D3(units=2, probes=2, target_samples=4)
+    order = gw.D3(units=2, size=4, probes=2, target_samples=4)
     found = ordered(replace(recipe, select=select, order=order), tmp_path / "out")
     picks = select.select(gw.Signals(2 * EACH), seed=3).indices
     assert sorted(found.indices.tolist()) == sorted(picks.tolist())
     signals = gw.Signals.open(tmp_path / "out" / "signals")
     assert len(signals) == 16 and signals.grad is not None
-    whole = replace(order, size=4).groups(signals, seed=3)
+    whole = order.groups(signals, seed=3)
     group = whole[np.searchsorted(np.sort(picks), found.indices)].reshape(-1, 4)
     assert sum(len(set(unit)) == 1 for unit in group.tolist()) >= 3
     assert len(found.graph) == 2

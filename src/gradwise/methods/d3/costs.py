@@ -49,8 +49,7 @@ def _commit_steps(d3: "D3", batch_size: int) -> int:
     """Steps that the units committed at a time last, where every unit is its own node."""
     if d3.grouped:
         return 1
-    size = 1 if d3.units == "samples" else d3.size or batch_size
-    return max(1, d3.commit * size // batch_size)
+    return max(1, d3.commit * d3.size_of(batch_size) // batch_size)
 
 
 def _cost(d3: "D3", nodes: int, probes: int, batch_size: int) -> float:

@@ -14,7 +14,7 @@ from gradwise.methods.balance import balanced, directions, features_of
 from gradwise.methods.d3.costs import timetable
 from gradwise.methods.d3.graph import InfluenceGraph
 from gradwise.methods.d3.schedule import Windows
-from gradwise.methods.d3.units import Units
+from gradwise.methods.d3.units import BATCH, UNITS_IN_BATCH, Units
 from gradwise.methods.decision import Order, entries_of
 from gradwise.methods.interfaces import InfluenceOrder, Timetable
 from gradwise.numerics import interleaved, knn_graph
@@ -26,9 +26,6 @@ from gradwise.signals import Signals
 
 if TYPE_CHECKING:
     from gradwise.methods.d3.published import PublishedD3
-
-SIZE = 16
-"""Samples of a unit outside of a run, at most."""
 
 CLUSTERS = 8
 """Clusters of similar gradients, if no number is given."""
@@ -70,7 +67,9 @@ class D3(InfluenceOrder):
     gradients (a number sets the number of clusters), batches as they come, or single samples."""
 
     size: Annotated[int, Field(ge=1)] | None = None
-    """Samples of a unit. If unset, the run's batch size; 1 for `samples`."""
+    """Samples of a unit. If unset, a quarter of the run's batch size, so that batches hold several domains or
+    clusters; all of it for `batches` and for `edges: orders`, whose trial steps are whole batches; 1 for
+    `samples`."""
 
     edges: Literal["lookahead", "curvature", "first_order", "orders"] | None = None
     """How influence is measured: by trial steps (`lookahead`), by Hessian-vector products (`curvature`), by
@@ -170,7 +169,7 @@ class D3(InfluenceOrder):
         return self.edges or "curvature"
 
     def for_batches(self, batch_size: int, *, packed: bool) -> "D3":
-        """With units of a batch, where no size is given."""
+        """With units that follow from the batch size, where none is given."""
         if self.size is not None or self.units == "samples":
             return self
         if packed:
@@ -178,7 +177,7 @@ class D3(InfluenceOrder):
                 "order: d3 puts batches in order, and with packing a batch has no fixed number of samples; "
                 "give order.size, or packing: false."
             )
-        return replace(self, size=batch_size)
+        return replace(self, size=self.size_of(batch_size))
 
     plots: ClassVar[str | None] = "graph"
 
@@ -224,10 +223,11 @@ class D3(InfluenceOrder):
         group = self.groups(signals, seed=seed) if self.grouped else None
         features = features_of(signals)
         groups = 1 if group is None else len(np.unique(group[entries]))
-        size = max(1, min(SIZE, len(entries) // (2 * groups)))  # room for two units of each, on average
+        room = len(entries) // (2 * groups)  # for two units of each, on average
+        size = self.size or max(1, min(self.size_of(BATCH), room))
         # Balance gained 0.030 to 0.037 nats and is free (docs/log.md); influence only rearranges the balanced
         # order.
-        units = self.units_of(balanced(entries, features[entries], rng), group, size)
+        units = Units.of(balanced(entries, features[entries], rng), group, size)
         if group is not None:
             self._check_several(len(units.names))
         graph = None
@@ -313,7 +313,10 @@ class D3(InfluenceOrder):
 
     def size_of(self, batch_size: int) -> int:
         """Samples of a unit in a run with this batch size."""
-        return 1 if self.units == "samples" else self.size or batch_size
+        if self.units == "samples":
+            return 1
+        whole = self.units == "batches" or self.edges == "orders"
+        return self.size or (batch_size if whole else -(-batch_size // UNITS_IN_BATCH))
 
     @property
     def steps(self) -> int:
@@ -322,13 +325,10 @@ class D3(InfluenceOrder):
         return self.trial_steps if self.grouped else 1
 
     def units_of(
-        self, entries: NDArray[np.int64], group: NDArray[Any] | None, batch_size: int = SIZE
+        self, entries: NDArray[np.int64], group: NDArray[Any] | None, batch_size: int = BATCH
     ) -> Units:
         """Entries cut into units; those of a group keep their order."""
-        size = self.size_of(batch_size)
-        if group is None:
-            return Units.of_batches(entries, size)
-        return Units.by_group(entries, group, size)
+        return Units.of(entries, group, self.size_of(batch_size))
 
     def measured(
         self, probe: Any, units: Units, *, edges: str, rng: np.random.Generator, probes: int | None = None

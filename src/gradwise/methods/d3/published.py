@@ -19,8 +19,8 @@ from pydantic import Field
 
 from gradwise.errors import RecipeError
 from gradwise.methods.d3.graph import InfluenceGraph
-from gradwise.methods.d3.method import SIZE, Arranged
-from gradwise.methods.d3.units import Units
+from gradwise.methods.d3.method import Arranged
+from gradwise.methods.d3.units import BATCH, Units
 from gradwise.methods.decision import Order, entries_of
 from gradwise.methods.interfaces import InfluenceOrder, Timetable
 from gradwise.methods.passes import FORWARD, HESSIAN
@@ -181,8 +181,8 @@ class PublishedD3(InfluenceOrder):
         if probe is None:
             raise RecipeError("order: d3_published asks a model; give a gradwise.Probe.")
         rng = stream(seed, "d3 order", epoch)
-        mixed = self.lay_out(signals, entries, group=None, batch_size=SIZE, epoch=epoch, seed=seed).indices
-        size = max(1, min(SIZE, len(mixed) // 2))
+        mixed = self.lay_out(signals, entries, group=None, batch_size=BATCH, epoch=epoch, seed=seed).indices
+        size = max(1, min(BATCH, len(mixed) // 2))
         parts: list[NDArray[np.int64]] = []
         graph = None
         for start in range(0, len(mixed), self.chunk * size):
