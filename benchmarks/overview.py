@@ -42,8 +42,9 @@ ROWS = {
         "balanced (baseline), fine-tuning, against a shuffle": (
             "stories260K's fine-tuning: balanced order against a shuffle, equal steps"
         ),
-        "D³, fine-tuning, against a shuffle": (
-            "stories260K's fine-tuning: D³ with domains as units against a shuffle, equal steps"
+        "D³, fine-tuning, against a shuffle": "stories260K's fine-tuning: D³ against a shuffle, equal steps",
+        "D³ in batches of one domain, fine-tuning, against a shuffle": (
+            "stories260K's fine-tuning: D³ in batches of one domain against a shuffle, equal steps"
         ),
         "D³, planted conflict, against a shuffle": (
             "Planted conflict: target's loss, D³ by curvature against a shuffle"

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.common import small_llama, smollm2
+from benchmarks.common.frame import ROOT
 from benchmarks.common.records import COMMONSENSE, INSTRUCTIONS, LARGEST
 from benchmarks.compare.task import HERE, Claims, Comparison, Task, arm, both_budgets
 from benchmarks.d3 import pools as d3_pools
 from benchmarks.grace import pools as grace_pools
+from gradwise.recipe.yaml_text import read_yaml
 
 SELECTIONS: tuple[str, ...] = ("random", "full", "loss_top", "length_top", "easy_first")
 LAYERS: tuple[str, ...] = ("lisa", "grass", "lora")
@@ -123,7 +125,8 @@ def _four_smollm2() -> Task:
             f"Of {held_out} held-out records, one half is what `direct*` and `together*` choose by, and the "
             "other half measures all arms. Runs are this short because of the time they take on one core, "
             "and some settings follow from that. The `overhead` of `d3` is 1.1, which is what one "
-            "measurement takes: more than the training itself. The published D³ estimates with 2 random "
+            "measurement takes: more than the training itself. Its units are whole batches, which were the "
+            "default then. The published D³ estimates with 2 random "
             "vectors and 2 samples, where the authors have 5 vectors, and the whole run is one of its "
             "chunks. The published GRACE selects again every 5 steps, and the published GRASS draws every 8 "
             "steps instead of 25."
@@ -156,7 +159,9 @@ def _four_stories() -> Task:
             Comparison("steps", FOUR, ("random", "full")),
             Comparison("time", FOUR_AT_EQUAL_TIME, ("random", "full"), "45"),
         ),
-        claims=_four_claims("stories260K", steps=("together", "together_published"), time=("together",)),
+        claims=_four_claims(
+            "stories260K", steps=("d3", "together", "together_published"), time=("together",)
+        ),
     )
 
 
@@ -339,9 +344,17 @@ ORDER_TEXT = (
 )
 GRAPH_TEXT = (
     "`herding` and `influence` order by projected gradients. `d3_*` order by a measured influence graph: "
-    "`d3_batches` of batches as they come, the others of batches from one domain, `d3_mixed` of pieces of "
-    "two samples."
+    "`d3_batches` of batches as they come, `d3_mixed` of pieces of two samples from one domain, several to "
+    "a batch, as is the default, and the others of batches from one domain."
 )
+WHOLE_BATCHES = ("d3_domains", "d3_first_order", "d3_lookahead", "d3_high_overhead")
+"""Arms whose units are batches of one domain."""
+ORDER_CLAIMS = {
+    "balanced": "balanced order",
+    "d3_domains": "D³ in batches of one domain",
+    "d3_mixed": "D³",
+}
+"""What the index says of an order, by arm."""
 ORDERS_FEW = ("random", "interleave", "balanced")
 ORDERS_FIRST = ("random", "interleave", "balanced", "d3_domains")
 """Run before the others, so that an interrupted benchmark has all seeds of these."""
@@ -349,14 +362,19 @@ ORDERS_REST = tuple(name for name in ORDERS if name not in ORDERS_FIRST)
 
 
 def _orders(
-    name: str, prepare: Callable[[], Any], text: str, model: str, *rounds: tuple[str, ...], seeds: int = 5
+    name: str,
+    prepare: Callable[[], Any],
+    text: str,
+    model: str,
+    *rounds: tuple[str, ...],
+    seeds: int = 5,
+    claims: tuple[str, ...],
 ) -> Task:
     """One epoch on the same data in every arm; all have the recipe's learning rate."""
     arms = {name: ORDERS[name] for together in rounds for name in together}
-    claims = {
-        "balanced": "balanced order",
-        "d3_domains": "D³ with domains as units",
-    }
+    batch = read_yaml(ROOT / HERE / "recipes" / f"orders_{name}.yaml")["train"]["batch_size"]
+    for whole in set(WHOLE_BATCHES) & set(arms):
+        arms[whole] += f"+{HERE}/arms/d3/size_{batch}.yaml"
     return Task(
         name=f"orders_{name}",
         title=f"orders, {model}",
@@ -365,9 +383,7 @@ def _orders(
         arms=arms,
         comparisons=(Comparison("steps", rounds, ("random", "interleave")),),
         claims=tuple(
-            ("steps", f"{model}: {label} against a shuffle", arm, "random")
-            for arm, label in claims.items()
-            if arm in arms
+            ("steps", f"{model}: {ORDER_CLAIMS[arm]} against a shuffle", arm, "random") for arm in claims
         ),
         seeds=seeds,
     )
@@ -375,14 +391,15 @@ def _orders(
 
 def _orders_pretrain() -> Task:
     text = "The small Llama (8.9 M parameters), from random weights on 800 texts of four domains."
-    return _orders(
-        "pretrain", d3_pools.pretrain, text, "Small Llama's pre-training", ORDERS_FIRST, ORDERS_REST
-    )
+    model = "Small Llama's pre-training"
+    rounds = (ORDERS_FIRST, ORDERS_REST)
+    return _orders("pretrain", d3_pools.pretrain, text, model, *rounds, claims=("d3_mixed",))
 
 
 def _orders_tune() -> Task:
     text = "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense; held out: 180 others."
-    return _orders("tune", d3_pools.tune, text, "stories260K's fine-tuning", ORDERS_FIRST, ORDERS_REST)
+    model = "stories260K's fine-tuning"
+    return _orders("tune", d3_pools.tune, text, model, ORDERS_FIRST, ORDERS_REST, claims=tuple(ORDER_CLAIMS))
 
 
 def _orders_smollm2() -> Task:
@@ -392,7 +409,7 @@ def _orders_smollm2() -> Task:
         smollm2.build()
         d3_pools.smollm2()
 
-    return _orders("smollm2", prepare, text, "SmolLM2-135M", ORDERS_FEW, seeds=3)
+    return _orders("smollm2", prepare, text, "SmolLM2-135M", ORDERS_FEW, seeds=3, claims=("balanced",))
 
 
 RANDOM, FULL = ("random",), ("full",)

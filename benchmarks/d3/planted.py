@@ -4,9 +4,10 @@
 
 A Llama of 0.1 M weights trains once on a pool of `benchmarks/d3/synthetic.py`, in 80 steps; arms differ only
 in the order. `oracle` is the planted order (all of `first`, then all of `last`), `opposite` its reverse, and
-`last alone` leaves the first domain out. `d3` has its default settings except for the target. `free` has
-neither window nor balance, and `early: 0` if nothing else is named. `d3, free, orders` trains both orders at
-the start, 20 steps on each domain, which takes as many steps as the whole run.
+`last alone` leaves the first domain out. `d3` has its default settings except for the target and its units,
+which are whole batches. `free` has neither window nor balance, and `early: 0` if nothing else is named. `d3,
+free, orders` trains both orders at the start, 20 steps on each domain, which takes as many steps as the whole
+run.
 """
 
 import copy
@@ -93,7 +94,8 @@ def _trainer(planted: Planted, arm: str, seed: int, folder: Path) -> Any:
     if arm in ("oracle", "opposite", "last alone"):
         order = {"plan": gw.Plan.of([_fixed_order(arm, seed).tolist()], pool=len(pool))}
     else:
-        method = Shuffle() if arm == "random" else D3(units="domains", target="validation", **D3_ARMS[arm])
+        settings = {"units": "domains", "target": "validation", "size": BATCH, **D3_ARMS.get(arm, {})}
+        method = Shuffle() if arm == "random" else D3(**settings)
         order = {"recipe": gw.Recipe(order=method, seed=seed)}
     return gw.Trainer(starting_model(seed), arguments, Collator(0), pool, eval_dataset=target, **order)
 

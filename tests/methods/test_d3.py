@@ -77,6 +77,21 @@ def test_a_group_keeps_its_order_and_what_is_left_comes_last() -> None:
     assert mixed[-3:].tolist() == units.parts[-1].tolist()
 
 
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({}, 2),
+        ({"units": 3}, 2),
+        ({"size": 5}, 5),
+        ({"units": "batches"}, 6),
+        ({"edges": "orders"}, 6),
+        ({"units": "samples"}, 1),
+    ],
+)
+def test_batches_hold_several_units_unless_these_are_batches(settings: dict[str, Any], size: int) -> None:
+    assert D3(**settings).size_of(6) == D3(**settings).for_batches(6, packed=False).size_of(6) == size
+
+
 class TestTheGraph:
     def test_first_order_weights_are_products_of_mean_gradients(self) -> None:
         signals, d3 = pool(), D3(units="domains", size=4)

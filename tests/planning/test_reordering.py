@@ -66,7 +66,8 @@ def test_every_epoch_holds_every_sample_once(run: Any, order: D3, tmp_path: Path
     assert np.all(np.diff(steps) > 0) and steps[0] == 0
     assert "nodes" in events[0]
     for event in events:
-        if "nodes" not in event:  # a single unit was left
+        if event.get("graph") != event["step"]:  # fewer than two nodes were left to measure
+            assert "unmeasured" in event
             continue
         table = pyarrow.parquet.read_table(tmp_path / "run" / "plan" / f"graph-{event['step']}.parquet")
         assert set(table["step"].to_pylist()) == {event["step"]}
@@ -126,6 +127,14 @@ def test_units_of_a_batch_make_batches_of_one_domain(run: Any) -> None:
         prefixes = np.cumsum(np.eye(3)[[int(batch[0][1]) for batch in batches]], axis=0)
         share = np.arange(1, 19)[:, None] / 3
         assert np.abs(prefixes - share).max() <= 1.0
+
+
+def test_batches_hold_several_domains_by_default(run: Any) -> None:
+    """Before influence is measured, which may then put units of one domain side by side."""
+    trainer, _ = run(D3(units="domains", overhead=1e-6), per_device_train_batch_size=8)
+    domain = np.array(trainer.train_dataset["domain"])
+    for entries in epochs(trainer):
+        assert np.mean([len(set(batch)) for batch in domain[entries].reshape(-1, 8)]) > 2
 
 
 def test_overhead_bounds_how_often_is_measured(run: Any) -> None:

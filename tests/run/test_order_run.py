@@ -157,8 +157,8 @@ def test_only_picked_samples_are_ordered_and_measured(recipe: Recipe, tmp_path: 
     assert sorted(found.indices.tolist()) == sorted(picks.tolist())
     signals = gw.Signals.open(tmp_path / "out" / "signals")
     assert len(signals) == 16 and signals.grad is not None
-    whole = order.groups(signals, seed=3)
-    group = whole[np.searchsorted(np.sort(picks), found.indices)].reshape(-1, 4)
+    clusters = order.groups(signals, seed=3)
+    group = clusters[np.searchsorted(np.sort(picks), found.indices)].reshape(-1, 4)
     assert sum(len(set(unit)) == 1 for unit in group.tolist()) >= 3
     assert len(found.graph) == 2
 
@@ -241,7 +241,7 @@ def test_weights_are_whole_copies(recipe: Recipe, tmp_path: Path) -> None:
             r"none are given; give data\.validation",
         ),
         ({"single": True}, "only one of the domains"),
-        ({"packing": True}, r"give order\.size, or packing: false"),
+        ({"packing": True, "order": gw.D3()}, r"give order\.size, or packing: false"),
         ({"model": None}, "names no model"),
         (
             {"order": baselines.EasyFirst(), "select": gw.Grace(count=4, candidates=9)},
