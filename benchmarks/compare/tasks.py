@@ -106,7 +106,7 @@ def _four() -> Task:
             Comparison("steps", FOUR, ("random", "full")),
             Comparison("time", FOUR[:1], ("random", "full"), "50"),
         ),
-        claims=_four_claims("Small Llama", steps=tuple(FOUR_CLAIMS), time=tuple(FOUR_CLAIMS)),
+        claims=_four_claims("Small Llama", steps=("d3", "together", "together_published")),
         own_rates=True,
     )
 
@@ -157,7 +157,7 @@ def _four_stories() -> Task:
             Comparison("time", FOUR_AT_EQUAL_TIME, ("random", "full"), "45"),
         ),
         claims=_four_claims(
-            "stories260K", steps=("grace", "d3", "together", "together_published"), time=("grace", "d3")
+            "stories260K", steps=("grace", "d3", "together", "together_published"), time=("d3",)
         ),
     )
 
@@ -419,7 +419,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "periods": _periods,
     "smollm2": _smollm2,
     "grace_importance": _grace_importance,
-    "grace_clean_10": lambda: _grace("clean", 0.1, GRACE_ALL, {}, seeds=3, first_rates=TUNED),
+    "grace_clean_10": lambda: _grace("clean", 0.1, GRACE_ALL, {"time": FULL}, seeds=3, first_rates=TUNED),
     "grace_dirty_05": lambda: _grace("dirty", 0.05, GRACE_FEW, {"time": RANDOM}),
     "grace_dirty_10": lambda: _grace("dirty", 0.1, GRACE_ALL, {"time": (*RANDOM, *FULL)}, first_rates=TUNED),
     "grace_dirty_30": lambda: _grace("dirty", 0.3, GRACE_FEW, {"time": RANDOM}),
