@@ -8,7 +8,17 @@ import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from gradwise.training.recorded import ACTIVATIONS, BUFFERS, ENDS, GRADIENTS, PASSES, PROBE, STATE, UPDATE, WEIGHTS
+from gradwise.training.recorded import (
+    ACTIVATIONS,
+    BUFFERS,
+    ENDS,
+    GRADIENTS,
+    PASSES,
+    PROBE,
+    STATE,
+    UPDATE,
+    WEIGHTS,
+)
 from tests.training.sharded_run_worker import run
 from tests.training.sharded_runs import launch
 
