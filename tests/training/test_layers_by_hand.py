@@ -32,6 +32,7 @@ def by_hand(model: Any, batches: list[list[Any]], drawn: dict[int, list[int]], *
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ],
         lr=RATE,
+        fused=True,
     )
     scheduler = get_cosine_schedule_with_warmup(optimizer, 2, STEPS)
     model.train()
