@@ -35,6 +35,7 @@ class StepMemory:
 
     def __init__(self) -> None:
         self._record: RunRecord | None = None
+        self._followed = False
         self._phases: dict[str, BytesByPart] = {}
         self.forecast: dict[str, BytesByPart] | None = None
         """What the phases were expected to take; written beside what the step that is followed took."""

@@ -1,7 +1,7 @@
 """Names of a model's weights in checkpoints: those that they have in memory.
 
 transformers renames, splits and merges weights as it loads some models, such as the experts of a mixture, and
-turns that back as it saves them. Its Trainer resumes by the names in memory and passes over all others with a
+turns that back as it saves them. Its Trainer resumes by the names in memory and skips all others with a
 warning, so that a resumed mixture would have the experts that it began with. Checkpoints therefore keep the
 names in memory, which `from_pretrained` takes as well. A model that is saved at the end has the names that it
 was published with.
@@ -62,7 +62,7 @@ def check_names(model: torch.nn.Module, folder: Path) -> None:
 
     Args:
         model: whole in this process.
-        folder: a checkpoint; one without safetensors is not looked at.
+        folder: a checkpoint; one without safetensors is not checked.
     """
     found: set[str] = set()
     for path in weight_files(folder):

@@ -31,7 +31,7 @@ def train(model: Any, *, offload: Any, steps: int = 20, **settings: Any) -> Any:
 def test_offload_is_keep(
     tiny_llama, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, settings: Any, unit: int
 ) -> None:
-    """With small units as well, of which several are under way at once."""
+    """With small units as well: several of them are under way at once."""
     monkeypatch.setattr("gradwise.training.offload.arena.UNIT_BYTES", unit)
     models = [tiny_llama().to(dtype) for _ in range(2)]
     torch.use_deterministic_algorithms(True)
