@@ -6,13 +6,15 @@
 
 Each piece has a file of its own in `benchmarks/gpu/results`, with machine and versions. A piece that fails or
 takes too long has one as well, with the end of its output; `--again` runs those once more. Needs torch 2.11,
-transformers 5.17 or later, and the packages in `PACKAGES`.
+transformers 5.17 or later, and the packages in `PACKAGES`. Arms of other packages (badam, torchao) run where
+these are installed, and are left otherwise.
 """
 
 import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,7 +32,13 @@ PACKAGES = (
 )  # fmt: skip
 """Modules that must be there; they come with `pip install -e '.[lora,dev]'`."""
 
-ARMS = ("full", "lora", "lisa", "badam", "grass-keep", "grass-offload", "adamw-offload", "grass-drop")
+PEERS = {"badam-package": "badam", "torchao-offload": "torchao"}
+"""Arms that are other packages' own, and the module that must be there."""
+
+ARMS = (
+    "full", "lora", "lisa", "badam", "grass-keep", "grass-offload", "adamw-offload", "grass-drop",
+    "grass-stateless", *PEERS,
+)  # fmt: skip
 SHAPES = {"small": (1024,), "7b": (512, 1024, 2048)}
 """Lengths of rows by model: first a small one, which shows whether an arm runs at all."""
 
@@ -42,7 +50,17 @@ def pieces() -> dict[str, list[str]]:
         if "mark.gpu" in path.read_text(encoding="utf-8"):
             relative = path.relative_to(ROOT)
             name = "-".join(relative.with_suffix("").parts)
-            found[name] = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-x", str(relative)]
+            found[name] = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-v",
+                "-m",
+                "gpu",
+                "--timeout",
+                "200",
+                str(relative),
+            ]
     for model, lengths in SHAPES.items():
         for length in lengths:
             for arm in ARMS:
@@ -54,20 +72,29 @@ def pieces() -> dict[str, list[str]]:
 def run(name: str, command: list[str]) -> dict[str, Any]:
     """Run a piece; its last line of output may be a JSON object with what it measured."""
     start, variables = time.time(), {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": _path()}
-    done = None
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=variables,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=LIMIT, check=False
-        )
-        outcome, output = ("done" if done.returncode == 0 else "failed"), done.stdout + done.stderr
-    except subprocess.TimeoutExpired as error:
-        outcome, output = "took too long", str(error.stdout or "")
+        output, _ = process.communicate(timeout=LIMIT)
+        outcome = "done" if process.returncode == 0 else "failed"
+    except subprocess.TimeoutExpired:
+        # With the workers of its loaders, which would keep the memory of the device.
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        outcome = "took too long"
     return {
         "piece": name,
         "outcome": outcome,
         "seconds": round(time.time() - start, 1),
         "machine": machine(),
-        "measured": _measured(done.stdout if done else ""),
+        "measured": _measured(output),
         "output": "" if outcome == "done" and name.startswith("training") else output[-4000:],
     }
 
@@ -103,6 +130,12 @@ def _finished(name: str, again: bool) -> bool:
     return path.exists() and not (again and json.loads(path.read_text())["outcome"] != "done")
 
 
+def _package_lacking(name: str) -> str | None:
+    """The other package that a piece measures, where it is not installed."""
+    wanted = next((package for arm, package in PEERS.items() if name.endswith(f"-{arm}")), None)
+    return wanted if wanted is not None and importlib.util.find_spec(wanted) is None else None
+
+
 def obstacle() -> str | None:
     """Why nothing can be run here, in one sentence."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
@@ -124,9 +157,13 @@ def main() -> None:
         "--minutes", type=float, default=float("inf"), help="begin no piece that may end later"
     )
     options = parser.parse_args()
-    left = {name: command for name, command in pieces().items() if not _finished(name, options.again)}
+    found = pieces()
+    left = {name: command for name, command in found.items() if not _finished(name, options.again)}
+    lacking = {name: package for name in left if (package := _package_lacking(name)) is not None}
     if options.list:
-        print("\n".join(f"{'left' if name in left else 'done'}  {name}" for name in pieces()))
+        for name in found:
+            needs = f" (needs {lacking[name]})" if name in lacking else ""
+            print(f"{'left' if name in left else 'done'}  {name}{needs}")
         return
     if (sentence := obstacle()) is not None:
         print(sentence)
@@ -134,6 +171,9 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     start = time.time()
     for name, command in left.items():
+        if name in lacking:
+            print(f"{name} needs the package {lacking[name]}, which is not installed.")
+            continue
         if time.time() - start + LIMIT > options.minutes * 60:
             print("The rest needs another run of this command.")
             return

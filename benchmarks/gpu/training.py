@@ -2,19 +2,23 @@
 
     python -m benchmarks.gpu.training 7b grass-offload 1024
 
-Random weights of LLaMA-7B's shape in bfloat16, four rows of the given length, AdamW. Prints one line of JSON.
+Random weights of LLaMA-7B's shape in bfloat16, four rows of the given length, AdamW. Layers are drawn at
+every step; where their optimizer state is kept, it is there from the start, as it is after many draws. Prints
+one line of JSON.
 """
 
 import json
 import sys
 import tempfile
 import time
+from importlib import import_module
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import gradwise as gw
+from benchmarks.gpu.run import PEERS
 from gradwise.errors import GradwiseError
 from gradwise.estimating import estimate
 from gradwise.methods.baselines import RoundRobinLayers, UniformLayers
@@ -36,6 +40,7 @@ def policies() -> dict[str, Any]:
         "badam": RoundRobinLayers(active=1, period=PERIOD, state="drop"),
         "grass-keep": gw.Grass(active=2, period=PERIOD, probe=1),
         "grass-offload": gw.Grass(active=2, period=PERIOD, probe=1, state="offload"),
+        "grass-stateless": gw.Grass(active=2, period=PERIOD, probe=1),
         "grass-drop": gw.Grass(active=2, period=PERIOD, probe=1, state="drop"),
     }
 
@@ -50,29 +55,67 @@ def measure(name: str, arm: str, length: int) -> dict[str, Any]:
     if arm == "lora":
         model = with_adapter(model, "lora", {"r": 128, "lora_dropout": 0.0}).to(device)
     model.train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    offload: Any = "cpu" if arm == "adamw-offload" else None
-    optimizer = gw.AdamW(trained, lr=1e-5, fused=True, offload=offload)
     policy = policies().get(arm)
+    optimizer = optimizer_of(arm, model)
     switch = None if policy is None else gw.LayerSwitch(model, policy, optimizer)
+    if switch is not None and isinstance(optimizer, gw.AdamW) and switch.policy.state == "keep":
+        _give_state(optimizer, [p for layer in switch.layers for p in layer])
     ids = torch.randint(0, config.vocab_size, (ROWS, length), device=device)
-    seconds: list[float] = []
-    while len(seconds) < WARM + TIMED:
-        start = time.perf_counter()
-        probing = switch is not None and switch.probing
+    while switch is not None and switch.probing:
         _step(model, switch, optimizer, ids)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if not probing:
-            seconds.append(time.perf_counter() - start)
-    middle = sorted(seconds[WARM:])[TIMED // 2]
+    for _ in range(WARM):
+        _step(model, switch, optimizer, ids)
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(TIMED):
+        _step(model, switch, optimizer, ids)
+    # Waited for once: the last copies of a step to the host overlap with the next forward pass.
+    _wait(device)
+    mean = (time.perf_counter() - start) / TIMED
     return {
-        "model": name, "arm": arm, "length": length, "rows": ROWS, "step_seconds": round(middle, 4),
-        "tokens_per_second": round(ROWS * length / middle, 1),
+        "model": name, "arm": arm, "length": length, "rows": ROWS, "step_seconds": round(mean, 4),
+        "tokens_per_second": round(ROWS * length / mean, 1),
         "peak": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
         "reserved": torch.cuda.max_memory_reserved() if device.type == "cuda" else None,
         "estimated": _estimated(config, arm, policy, length),
     }  # fmt: skip
+
+
+def optimizer_of(arm: str, model: Any) -> Any:
+    """AdamW as the arm has it."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if arm == "torchao-offload":
+        optim: Any = import_module("torchao.optim")
+        return optim.CPUOffloadOptimizer(
+            trained, torch.optim.AdamW, offload_gradients=True, lr=1e-5, fused=True
+        )
+    if arm == "badam-package":
+        badam: Any = import_module("badam")
+        return badam.BlockOptimizer(
+            base_optimizer=torch.optim.AdamW(trained, lr=1e-5),
+            named_parameters_list=list(model.named_parameters()),
+            switch_block_every=PERIOD,
+            switch_mode="random",
+            verbose=0,
+        )
+    if arm == "grass-stateless":  # what the others' state is compared with
+        return torch.optim.SGD(trained, lr=1e-5)
+    return gw.AdamW(trained, lr=1e-5, fused=True, offload="cpu" if arm == "adamw-offload" else None)
+
+
+def _give_state(optimizer: Any, parameters: list[torch.nn.Parameter]) -> None:
+    """What AdamW's fused kernel keeps for each parameter."""
+    for parameter in parameters:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _step(model: Any, switch: Any, optimizer: Any, ids: torch.Tensor) -> None:
@@ -86,11 +129,11 @@ def _step(model: Any, switch: Any, optimizer: Any, ids: torch.Tensor) -> None:
 
 
 def _estimated(config: LlamaConfig, arm: str, policy: Any, length: int) -> int | None:
-    """What `gradwise estimate` says; it knows no offload without a layer policy."""
+    """What `gradwise estimate` says; it knows no offload without a layer policy, and no other packages."""
     sections: dict[str, Any] = {} if policy is None else {"layers": policy}
     if arm == "lora":
         sections["adapter"] = Adapter(method="lora", options={"r": 128, "lora_dropout": 0.0})
-    if arm == "adamw-offload":
+    if arm in ("adamw-offload", "grass-stateless", *PEERS):
         return None
     with tempfile.TemporaryDirectory() as folder:
         config.architectures = ["LlamaForCausalLM"]

@@ -1,8 +1,9 @@
-"""Mixed precision: whatever scores or times samples computes as training does."""
+"""Precision of computations: whatever scores or times samples computes as training does."""
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -40,3 +41,26 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> Iterator[Non
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         yield
     torch.clear_autocast_cache()
+
+
+def full_products() -> bool:
+    """Whether products of float32 matrices are computed in float32 throughout, and not in TF32 or less."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        return torch.get_float32_matmul_precision() == "highest"
+    # torch 2.9 and later raise an error where the older function is asked for what the newer settings
+    # changed, as the Trainer's `tf32` and `torch_compile` do on a GPU.
+    found: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    return all(matmul.fp32_precision in ("none", "ieee") for matmul in found)
+
+
+@contextmanager
+def in_full_products() -> Iterator[None]:
+    """Within it, products of float32 matrices on a GPU are computed in float32 throughout."""
+    matmul: Any = torch.backends.cuda.matmul
+    name, full = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    setattr(matmul, name, full)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)

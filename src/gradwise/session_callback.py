@@ -7,6 +7,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradwise.session import Session
+from gradwise.training.sharding import by_accelerate
 
 
 class SessionCallback(TrainerCallback):
@@ -33,7 +34,8 @@ class SessionCallback(TrainerCallback):
             switch=self.session.switch,
             steps=trainer.state.max_steps,
             followed=self.session.follows_memory
-            and not (trainer.args.torch_compile or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled),
+            and not (trainer.args.torch_compile or trainer.is_deepspeed_enabled)
+            and (not trainer.is_fsdp_enabled or by_accelerate(trainer)),
         )
 
     def on_step_begin(self, *_: object, **__: object) -> None:

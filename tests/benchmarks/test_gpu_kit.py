@@ -1,22 +1,37 @@
 """The GPU kit knows all GPU tests, says in one sentence that there is no GPU, and its measurements run."""
 
 import json
+import re
 import subprocess
 import sys
+import types
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.gpu import run as kit
+from benchmarks.gpu.run import PEERS
 from benchmarks.gpu.training import measure, policies
 from tests.conftest import ROOT
 
 
 def test_every_gpu_test_and_arm_is_a_piece() -> None:
     found = kit.pieces()
-    assert {"tests-training-test_gpu", "tests-training-offload-test_on_gpu"} <= found.keys()
-    assert {"training-7b-1024-full", "training-7b-2048-grass-offload"} <= found.keys()
-    assert set(policies()) <= set(kit.ARMS)
+    marked = re.compile(r"^(pytestmark = |@)pytest\.mark\.gpu", re.MULTILINE)
+    files = [
+        path for path in (ROOT / "tests").rglob("*.py") if marked.search(path.read_text(encoding="utf-8"))
+    ]
+    assert len(files) > 4
+    run = {command[-1] for command in found.values()}
+    assert {str(path.relative_to(ROOT)) for path in files} <= run
+    arms = (
+        "full", "lora", "lisa", "badam", "badam-package", "torchao-offload", "grass-keep", "grass-offload",
+    )  # fmt: skip
+    for length in (512, 1024, 2048):
+        assert {f"training-7b-{length}-{arm}" for arm in arms} <= found.keys()
+    assert set(policies()) | set(PEERS) <= set(kit.ARMS)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU would be used")
@@ -35,7 +50,64 @@ def test_a_piece_keeps_what_it_measured_or_why_not() -> None:
     json.dumps([good, bad])
 
 
-@pytest.mark.parametrize("arm", ["grass-offload", "adamw-offload"])
+def test_a_piece_that_takes_too_long_ends_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kit, "LIMIT", 2)
+    child = "import time; print('child', flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    slow = kit.run("tests-z", [sys.executable, "-c", parent])
+    assert slow["outcome"] == "took too long" and slow["seconds"] < 30 and slow["output"] == "child\n"
+
+
+@pytest.mark.parametrize("arm", ["grass-keep", "grass-offload", "grass-stateless", "adamw-offload"])
 def test_an_arm_runs(arm: str) -> None:
     found = measure("tiny", arm, 16)
-    assert found["step_seconds"] > 0 and (found["estimated"] is None) is (arm == "adamw-offload")
+    unknown = arm in ("adamw-offload", "grass-stateless")
+    assert found["step_seconds"] > 0 and (found["estimated"] is None) is unknown
+
+
+class OtherOffload(torch.optim.AdamW):
+    """Takes what torchao's takes."""
+
+    def __init__(self, params: Any, kind: type, *, offload_gradients: bool = False, **settings: Any) -> None:
+        assert kind is torch.optim.AdamW and offload_gradients
+        super().__init__(params, **settings)
+
+
+class OtherBlocks(torch.optim.SGD):
+    """Takes what BAdam's takes."""
+
+    def __init__(
+        self, base_optimizer: Any, named_parameters_list: list[Any], switch_block_every: int, **_: Any
+    ) -> None:
+        assert len(named_parameters_list) == len(base_optimizer.param_groups[0]["params"])
+        super().__init__([p for _, p in named_parameters_list], lr=1e-3)
+
+
+@pytest.mark.parametrize("arm", list(PEERS))
+def test_arms_of_other_packages_run_with_stand_ins(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, parts in (
+        ("torchao.optim", {"CPUOffloadOptimizer": OtherOffload}), ("badam", {"BlockOptimizer": OtherBlocks}),
+    ):  # fmt: skip
+        module: Any = types.ModuleType(name)
+        vars(module).update(parts)
+        monkeypatch.setitem(sys.modules, name, module)
+    found = measure("tiny", arm, 16)
+    assert found["tokens_per_second"] > 0 and found["estimated"] is None
+
+
+def test_the_list_says_what_is_done_and_what_is_lacking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kit, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run", "--list"])
+    monkeypatch.setattr(
+        kit.importlib.util, "find_spec", lambda name: None if name in PEERS.values() else name
+    )
+    (tmp_path / "training-7b-512-full.json").write_text('{"outcome": "failed"}')
+    kit.main()
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == len(kit.pieces()) and "done  training-7b-512-full" in shown
+    assert "left  training-7b-512-torchao-offload (needs torchao)" in shown
+    monkeypatch.setattr(sys, "argv", ["run", "--list", "--again"])
+    kit.main()
+    assert "left  training-7b-512-full" in capsys.readouterr().out.splitlines()

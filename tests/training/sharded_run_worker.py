@@ -57,7 +57,6 @@ def run(job: dict[str, Any]) -> None:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     arguments = TrainingArguments(
         job["out"],
-        per_device_train_batch_size=4 // ranks,
         learning_rate=1e-3,
         lr_scheduler_type="warmup_stable_decay" if "anneal" in job["recipe"] else "constant",
         max_steps=8,
@@ -66,7 +65,7 @@ def run(job: dict[str, Any]) -> None:
         disable_tqdm=True,
         use_cpu=True,
         dataloader_pin_memory=False,
-        **{"save_strategy": "no", **job.get("arguments", {})},
+        **{"per_device_train_batch_size": 4 // ranks, "save_strategy": "no", **job.get("arguments", {})},
     )
     options: dict[str, Any] = {}
     if job["sharded"] == "as it is loaded":

@@ -56,6 +56,29 @@ def test_resumed_is_never_stopped(story_model, arguments, speeches, tmp_path: Pa
     assert same_weights(whole, resumed)
 
 
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}, {"fp16": True}])
+def test_offloaded_state_is_kept_state(story_model, arguments, speeches, precision: dict) -> None:
+    """Loss scaling may skip updates whose state is on its way already."""
+    models = [story_model(), story_model()]
+    for model, state in zip(models, ("keep", "offload"), strict=True):
+        layers = gw.Grass(active=2, period=2, probe=2, state=state)  # type: ignore[arg-type]
+        train(model, arguments(state, full_determinism=True, **ON_GPU, **precision), speeches, layers=layers)
+    assert same_weights(*models)
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_samples_are_scored_whatever_products_are_computed_in(
+    story_model, arguments, speeches, tf32: bool
+) -> None:
+    """Where TF32 is set, torch refuses to say so in its older words."""
+    precision = torch.backends.cuda.matmul.fp32_precision
+    try:
+        select = gw.Grace(count=40, candidates="all", refresh_every=4)
+        train(story_model(), arguments(tf32=tf32, **ON_GPU), speeches, select=select)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = precision
+
+
 def test_layer_wise_training_needs_less_memory(story_model, arguments, speeches) -> None:
     """Gradients and optimizer state of the frozen layers are never there."""
     peaks = []

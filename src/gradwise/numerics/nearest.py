@@ -8,8 +8,7 @@ distance between the two is bounded (`slack`), which proves that no row left out
 Shapes: N unit rows of h numbers; M queries, which are rows themselves; C candidates for each query.
 """
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -206,9 +205,11 @@ def _on_device(
 ) -> Candidates:
     import torch
 
+    from gradwise.precision import in_full_products
+
     ids, lowest = np.empty((len(queries), count), dtype=np.int32), np.empty(len(queries), dtype=np.float32)
     x_NH = torch.as_tensor(x, device=device)
-    with _full_precision():
+    with in_full_products():  # `slack` does not hold for TF32, which training may have switched on
         for part in parts(len(queries), max(1, 2**28 // len(x))):
             query_M = torch.as_tensor(queries[part], device=device)
             products_MN = x_NH[query_M] @ x_NH.T
@@ -218,19 +219,6 @@ def _on_device(
             if progress is not None:
                 progress(part.stop - part.start)
     return Candidates(ids, lowest)
-
-
-@contextmanager
-def _full_precision() -> Generator[None]:
-    """Compute in full float32: `slack` does not hold for TF32, which training may have switched on."""
-    import torch
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 # ---- kernels -----------------------------------------------------------------------------------------------

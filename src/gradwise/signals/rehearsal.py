@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradwise.precision import autocasting
+from gradwise.precision import autocasting, full_products
 from gradwise.ranks import gathered
 from gradwise.signals.batching import Pool, batches
 from gradwise.signals.head import Head
@@ -225,7 +225,7 @@ class Rehearsal:
         """Whether a sample comes out the same in other shapes to more than three digits."""
         own = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
         computed = self.autocast or gathered_in(self.model) or own
-        return precise(computed) and torch.get_float32_matmul_precision() == "highest"
+        return precise(computed) and full_products()
 
 
 def _differs(among: NDArray, place: int, alone: NDArray, tolerance: float) -> bool:

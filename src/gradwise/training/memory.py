@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from gradwise.signals.shards import reshard
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.offload.arena import is_streamed
 from gradwise.training.record import RunRecord
@@ -33,6 +35,7 @@ class StepMemory:
 
     def __init__(self) -> None:
         self._record: RunRecord | None = None
+        self._followed = False
         self._phases: dict[str, BytesByPart] = {}
         self.forecast: dict[str, BytesByPart] | None = None
         """What the phases were expected to take; written beside what the step that is followed took."""
@@ -61,13 +64,19 @@ class StepMemory:
         self._model, self._optimizer = model, getattr(optimizer, "optimizer", optimizer)
         self._switch, self._steps, self._draws = switch, steps, switch.draws if switch else 0
         # Those of a compiled or quantised model are not what its operations return.
-        self._followed = followed and all(type(p) is nn.Parameter for p in model.parameters())
+        kinds = (nn.Parameter, DTensor)
+        self._followed = followed and all(type(p) in kinds for p in model.parameters())
         self._phases, self._counted = {}, None
 
     @contextmanager
     def passes(self, step: int) -> Iterator[None]:
         """Around the forward and backward runs of a micro-batch, `step` steps having been done."""
-        if self._record is None or not self._followed or step != self._second:
+        if not self._followed or step != self._second:
+            yield
+            return
+        # On all ranks, since they gather together what evaluation has left whole.
+        reshard(self._model)
+        if self._record is None:
             yield
             return
         if self._counted is None:

@@ -6,7 +6,7 @@ rows of them. So a checkpoint can be resumed on any number of ranks, sharded or 
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import safe_globals
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.ranks import is_first
 from gradwise.signals.shards import is_distributed, reshard, units
-from gradwise.stored import damaged, read_json
+from gradwise.stored import damaged
 from gradwise.training.offload.arena import SERVED
 from gradwise.training.sharding import as_shard, by_accelerate, check_rows, local, own_rows, whole_on_host
+from gradwise.training.weight_names import check_loaded, check_names, is_plain, names_in_memory, weight_files
 
 if TYPE_CHECKING:
     # Any of the Trainer's subclasses may stand in its place.
@@ -49,6 +49,10 @@ class ShardedCheckpoints(_AnyTrainer):
             check_rows(self.model.parameters(), "checkpoints are written")
         return optimizer
 
+    def _save_checkpoint(self, *args: object, **kwargs: object) -> None:
+        with names_in_memory(self.model):
+            super()._save_checkpoint(*args, **kwargs)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not units(self.model):
             super()._save_optimizer_and_scheduler(output_dir)
@@ -68,6 +72,8 @@ class ShardedCheckpoints(_AnyTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not units(self.model) or _is_adapted(self.model):
+            if is_plain(self):
+                check_names(self.model, Path(resume_from_checkpoint))
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         load_weights(self.model, Path(resume_from_checkpoint))
@@ -210,24 +216,12 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     check_rows(model.parameters(), "checkpoints are read")
     targets: dict[str, Tensor] = model.state_dict(keep_vars=True)
     loaded = set()
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         with damaged(path), safetensors.safe_open(str(path), framework="pt") as file:
             for name in set(file.keys()) & targets.keys():
                 _load(file, name, targets[name], path)
                 loaded.add(id(targets[name]))
-    parameters = dict(model.named_parameters())
-    if missing := [name for name, parameter in parameters.items() if id(parameter) not in loaded]:
-        raise CheckpointError(
-            f"The weights in {folder} lack {len(missing)} of {len(parameters)} parameters ({missing[0]}); "
-            "give the same model."
-        )
-
-
-def _weight_files(folder: Path) -> Iterable[Path]:
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if not index.exists():
-        return [folder / SAFE_WEIGHTS_NAME]
-    return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    check_loaded(model, loaded, folder)
 
 
 @torch.no_grad()

@@ -1,4 +1,8 @@
-"""Counts the bytes of all tensors alive, by part, and remembers the peak; of real or of fake tensors."""
+"""Counts the bytes of all tensors alive, by part, and remembers the peak; of real or of fake tensors.
+
+Of a model that FSDP2 shards, only what this rank holds is counted: its rows of weights and gradients, and the
+whole weights of a block as temporary buffers, as long as they are gathered.
+"""
 
 import weakref
 from collections import Counter
@@ -12,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gradwise.signals.shards import is_distributed, units
 from gradwise.training.recorded import ACTIVATIONS, BUFFERS, ENDS, GRADIENTS, WEIGHTS
+from gradwise.training.sharding import local
 
 
 class TensorBytes(TorchDispatchMode):
@@ -28,6 +34,8 @@ class TensorBytes(TorchDispatchMode):
         self.at_peak: Counter[str] = Counter()
         """Bytes by part at the peak since the last `reset`."""
         self._kept: dict[int, tuple[weakref.ref[Any], str, int]] = {}
+        self._gathered: set[int] = set()
+        """Storages of whole parameters, which FSDP empties and fills without an operation."""
 
     @property
     def peak(self) -> int:
@@ -38,11 +46,20 @@ class TensorBytes(TorchDispatchMode):
         """Measure the peak from here."""
         self.at_peak = Counter(self.alive)
 
-    def add(self, tensors: Iterable[Tensor], part: str) -> None:
-        """Count tensors as belonging to a part, whatever they counted as before."""
+    def add(self, tensors: Iterable[Tensor], part: str, *, rows: bool = False) -> None:
+        """Count tensors as belonging to a part, whatever they counted as before.
+
+        Args:
+            tensors: whole or sharded.
+            part: one of `PARTS`.
+            rows: of sharded ones, count the rows that this rank holds and not their storage. transformers
+                loads them as views of the mapped file, whose other rows are never read.
+        """
         for tensor in tensors:
-            storage = tensor.untyped_storage()
+            storage = _storage(tensor)
             key, size = storage._cdata, storage.nbytes()
+            if rows and is_distributed(tensor):
+                size = min(size, local(tensor.detach()).nbytes)
             if key in self._kept:
                 _, before, size = self._kept[key]
                 self.alive[before] -= size
@@ -51,21 +68,37 @@ class TensorBytes(TorchDispatchMode):
             reference = weakref.ref(storage, partial(self._freed, key))
             self._kept[key] = reference, part, size
             self.alive[part] += size
+        self._note_peak()
+
+    def _note_peak(self) -> None:
         if self.alive.total() > self.at_peak.total():
             self.at_peak = Counter(self.alive)
+
+    def _measure_gathered(self) -> None:
+        for key in self._gathered:
+            reference, part, before = self._kept[key]
+            storage = reference()
+            size = 0 if storage is None else storage.nbytes()
+            if size != before:
+                self._kept[key] = reference, part, size
+                self.alive[part] += size - before
+        self._note_peak()
 
     def _freed(self, key: int, reference: weakref.ref[Any]) -> None:
         kept = self._kept.get(key)
         if kept is not None and kept[0] is reference:
             del self._kept[key]
+            self._gathered.discard(key)
             self.alive[kept[1]] -= kept[2]
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if self._gathered:
+            self._measure_gathered()
         out = func(*args, **(kwargs or {}))
         tensors = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
-        self.add([t for t in tensors if t.untyped_storage()._cdata not in self._kept], BUFFERS)
+        self.add([t for t in tensors if _storage(t)._cdata not in self._kept], BUFFERS)
         return out
 
     @contextmanager
@@ -73,16 +106,18 @@ class TensorBytes(TorchDispatchMode):
         """Count in the block, with the model's weights, what its backward pass saves, and its gradients."""
         weights = weights_of(model)
         for part, tensors in weights.items():
-            self.add(tensors, part)
-        own = {tensor.untyped_storage()._cdata for tensors in weights.values() for tensor in tensors}
+            self.add(tensors, part, rows=True)
+        own = {_storage(tensor)._cdata for tensors in weights.values() for tensor in tensors}
 
         def save(tensor: Tensor) -> Tensor:
-            if tensor.untyped_storage()._cdata not in own:
+            if (key := _storage(tensor)._cdata) not in own and key not in self._gathered:
                 self.add([tensor], ACTIVATIONS)
             return tensor
 
         learning = [p for p in model.parameters() if p.requires_grad]
-        handles = [p.register_post_accumulate_grad_hook(self._gradient) for p in learning]
+        handles: list[Any] = [p.register_post_accumulate_grad_hook(self._gradient) for p in learning]
+        # FSDP's own hooks, which gather, come before these.
+        handles += [unit.register_forward_pre_hook(self._gather) for unit in units(model)]
         try:
             with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), self:
                 self.reset()
@@ -91,9 +126,20 @@ class TensorBytes(TorchDispatchMode):
             for handle in handles:
                 handle.remove()
 
+    def _gather(self, unit: nn.Module, _: object) -> None:
+        whole = [p for p in unit.parameters() if not is_distributed(p)]
+        self.add(whole, BUFFERS)
+        self._gathered.update(_storage(p)._cdata for p in whole)
+
     def _gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
             self.add([parameter.grad], GRADIENTS)
+
+
+@torch.no_grad()  # where a part of a sharded tensor is no operation
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    """What this rank holds a tensor in."""
+    return local(tensor).untyped_storage()
 
 
 def weights_of(model: nn.Module) -> dict[str, list[Tensor]]:

@@ -27,7 +27,12 @@ def train(model: Any, *, offload: Any, steps: int = 20, **settings: Any) -> Any:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("settings", [{"fused": True}, {"foreach": True}, {"foreach": False}])
-def test_offload_is_keep(tiny_llama, dtype: torch.dtype, settings: Any) -> None:
+@pytest.mark.parametrize("unit", [6000, 64 << 20])
+def test_offload_is_keep(
+    tiny_llama, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, settings: Any, unit: int
+) -> None:
+    """With small units as well: several of them are under way at once."""
+    monkeypatch.setattr("gradwise.training.offload.arena.UNIT_BYTES", unit)
     models = [tiny_llama().to(dtype) for _ in range(2)]
     torch.use_deterministic_algorithms(True)
     try:

@@ -4,6 +4,7 @@ import copy
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from gradwise import Grass, LayerSwitch, RecipeError
 from gradwise.methods.baselines import RoundRobinLayers, UniformLayers
 from gradwise.training.offload import offload_state
 from gradwise.training.offload.arena import ALIGNMENT, state_forms, units_of
-from gradwise.training.offload.device import Device
+from gradwise.training.offload.device import Device, Registered
 from tests.conftest import same_weights, some
 from tests.training.offload.adversary import Adversary
 
@@ -283,3 +284,20 @@ def test_what_cannot_be_offloaded_is_refused(tiny_llama) -> None:
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
     with pytest.raises(RecipeError, match="takes no closure"):
         optimizer.step(lambda: 0.0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux' list of mapped memory")
+def test_pinned_memory_is_given_back_to_the_driver_while_it_is_mapped() -> None:
+    def mapped(address: int) -> bool:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        spans = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+        return any(start <= address < end for start, end in spans)
+
+    memory, seen = Registered(-1, 50_000_000), []
+    address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+    memory.unregister = lambda: seen.append(mapped(address))
+    view = memoryview(memory)
+    del memory
+    assert not seen  # the arena holds a view
+    del view
+    assert seen == [True] and not mapped(address)

@@ -6,9 +6,9 @@ that these rules leave open.
 """
 
 import mmap
-import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from gradwise.errors import RecipeError
 
 Event = Any
 """A point in a stream: everything issued on it before. Opaque; the device that made it understands it."""
+
+
+Mapped = TypeVar("Mapped", bound=mmap.mmap)
 
 
 class Device(Protocol):
@@ -73,7 +76,7 @@ class CpuDevice:
         pass
 
     def host(self, size: int) -> memoryview:
-        return memoryview(_mapped(size))
+        return memoryview(_mapped(size, mmap.mmap))
 
     def compute(self, work: Callable[[], None], after: Iterable[Event]) -> Event:  # noqa: ARG002
         work()
@@ -112,9 +115,9 @@ class CudaDevice:
 
     def host(self, size: int) -> memoryview:
         # torch's own pinned memory comes in powers of two: up to twice what is needed, of all the state.
-        memory = _mapped(size)
-        address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
         driver: Any = torch.cuda.cudart()
+        memory = _mapped(size, Registered)
+        address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
         try:
             torch.cuda.check_error(int(driver.cudaHostRegister(address, len(memory), 0)))
         except RuntimeError as error:
@@ -122,7 +125,7 @@ class CudaDevice:
                 f"The optimizer state needs {size / 2**30:.1f} GiB of pinned host memory, which the system "
                 f"refuses ({error}); raise its limit of locked memory, or use state: keep."
             ) from error
-        weakref.finalize(memory, driver.cudaHostUnregister, address)
+        memory.unregister = partial(driver.cudaHostUnregister, address)
         return memoryview(memory)
 
     def compute(self, work: Callable[[], None], after: Iterable[Event]) -> Event:
@@ -180,10 +183,22 @@ def device_of(device: torch.device) -> Device:
     )
 
 
-def _mapped(size: int) -> mmap.mmap:
+class Registered(mmap.mmap):
+    """Mapped memory that a driver knows of until shortly before it is unmapped."""
+
+    unregister: Callable[[], object] | None = None
+
+    def __del__(self) -> None:
+        # Not weakref.finalize, which Python calls when the memory is unmapped already: the driver would be
+        # asked to let go of addresses that may belong to something else by then.
+        if self.unregister is not None:
+            self.unregister()
+
+
+def _mapped(size: int, kind: type[Mapped]) -> Mapped:
     """Page-aligned memory of this size; a page is taken when it is first written."""
     try:
-        return mmap.mmap(-1, max(1, size))
+        return kind(-1, max(1, size))
     except OSError as error:
         raise RecipeError(
             f"The optimizer state needs {size / 2**30:.1f} GiB of host memory, which the system refuses "

@@ -1,0 +1,107 @@
+"""Memory by part of a run whose model FSDP2 shards: what one rank holds, not what all of them do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from gradwise.training.recorded import (
+    ACTIVATIONS,
+    BUFFERS,
+    ENDS,
+    GRADIENTS,
+    PASSES,
+    PROBE,
+    STATE,
+    UPDATE,
+    WEIGHTS,
+)
+from tests.training.sharded_run_worker import run
+from tests.training.sharded_runs import launch
+
+LENGTH = 24
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 1}
+"""An evaluation before the step that is followed leaves the head whole on every rank."""
+
+GRASS = {"layers": {"method": "grass", "active": 4, "period": 1, "probe": 1, "state": "offload"}}
+
+JOBS: dict[str, dict[str, Any]] = {
+    "loaded": {"sharded": "as it is loaded", "recipe": {}, "arguments": EVALUATED},
+    "accelerate": {"sharded": "by accelerate", "recipe": {}, "arguments": EVALUATED},
+    "grass": {"sharded": "as it is loaded", "recipe": GRASS, "arguments": EVALUATED},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, stories: Path, speeches: Dataset) -> Path:
+    """Two ranks with two rows each, and one process with two micro-batches of two rows."""
+    folder = tmp_path_factory.mktemp("memory")
+    ids = [(row["input_ids"] * LENGTH)[:LENGTH] for row in speeches.to_list()[:40]]
+    Dataset.from_dict({"input_ids": ids, "labels": ids}).save_to_disk(folder / "data")
+    common = {"model": str(stories), "data": str(folder / "data")}
+    launch(folder, [{**common, **job, "out": str(folder / name)} for name, job in JOBS.items()])
+    alone = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    run({**common, "sharded": "whole", "recipe": {}, "arguments": alone, "out": str(folder / "one")})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first_rank(stories: Path) -> dict[str, int]:
+    """Bytes of the rows that the first of two ranks holds, by part."""
+    model = AutoModelForCausalLM.from_pretrained(stories)
+    ends = {id(p) for p in model.get_input_embeddings().parameters()}  # tied to the head
+    held = {WEIGHTS: 0, ENDS: 0}
+    for parameter in model.parameters():
+        rows = -(-len(parameter) // 2)
+        held[ENDS if id(parameter) in ends else WEIGHTS] += rows * parameter[0].nbytes
+    held[WEIGHTS] += sum(buffer.nbytes for buffer in model.buffers())  # whole on every rank
+    return held
+
+
+def phases(folder: Path, step: int = 2) -> tuple[dict[str, dict[str, int]], int]:
+    """What was measured in a step, and the optimizer state in host memory."""
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    event = next(each for each in events if each["event"] == "memory" and each["step"] == step)
+    return event["phases"], event.get("host", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["loaded", "accelerate"])
+def test_all_that_a_rank_holds_is_its_rows(runs: Path, first_rank: dict[str, int], name: str) -> None:
+    found, _ = phases(runs / name)
+    for phase in (PASSES, UPDATE):
+        assert {part: found[phase][part] for part in first_rank} == first_rank, phase
+    one, _ = phases(runs / "one")
+    update = found[UPDATE]
+    assert one[UPDATE][WEIGHTS] > 1.9 * update[WEIGHTS]
+    assert update[GRADIENTS] == pytest.approx(one[UPDATE][GRADIENTS] / 2, rel=1e-3)
+    assert update[STATE] == pytest.approx(one[UPDATE][STATE] / 2, rel=1e-3)
+    # A block's gradients are reduced before those of the next exist, so only some are there at the peak.
+    assert 0 < found[PASSES][GRADIENTS] <= update[GRADIENTS]
+    # Rows of a micro-batch are not shared out; at the peak some of them are gone already.
+    assert 0.5 < found[PASSES][ACTIVATIONS] / one[PASSES][ACTIVATIONS] <= 1.0
+
+
+@pytest.mark.slow
+def test_layers_whose_state_is_offloaded(runs: Path, first_rank: dict[str, int]) -> None:
+    probe, host = phases(runs / "grass", step=1)
+    assert {part: probe[PROBE][part] for part in first_rank} == first_rank
+    assert probe[PROBE][GRADIENTS] == 0  # each is dropped as it appears
+    assert 0 < probe[UPDATE][GRADIENTS] < first_rank[WEIGHTS]
+    assert host == pytest.approx(2 * probe[UPDATE][GRADIENTS], rel=1e-3)
+    assert 0 < probe[UPDATE][STATE] < host
+
+
+@pytest.mark.slow
+def test_whole_weights_count_while_they_are_gathered(tmp_path: Path) -> None:
+    """The sum is that of torch's allocator but for memory within operations; without the whole weights it
+    would be a third less, and if they stayed after a block it would be more."""
+    worker = Path(__file__).with_name("sharded_worker.py")
+    launch(tmp_path, [{"followed": True, "out": str(tmp_path / "peak")}], worker)
+    found = json.loads((tmp_path / "peak.json").read_text())
+    assert 0.93 < found["followed"] / found["reported"] < 1.01
+    assert found["parts"][BUFFERS] > 0
