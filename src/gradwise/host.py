@@ -125,7 +125,7 @@ def unpacked(trainer: HostTrainer, samples: Samples, *, packs: bool, unpack: boo
         autocast=autocast_of(trainer.args),
     )
     if packs:
-        return packing.settled(trainer.data_collator, problem, unpack=unpack)
+        return packing.reason_not_to_pack(trainer.data_collator, problem, unpack=unpack)
     packing.check_packed_rows(samples.dataset, trainer.data_collator, problem)
     return None
 

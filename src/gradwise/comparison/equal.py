@@ -124,14 +124,14 @@ def _by_tokens(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
 
 def _by_time(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
     if found.amount() is None:
-        measured = _calibrated(found, reference)
+        measured = _calibrate(found, reference)
         if measured is None:
             return
         # The budget is what the reference needs for its own steps, so that the reference makes exactly these.
         found.settle(round(seconds_for(measured.speed, measured.steps), 3))
 
     def steps(arm: Arm) -> int | None:
-        measured = _calibrated(found, arm)
+        measured = _calibrate(found, arm)
         if measured is None:
             return None
         return steps_within_seconds(measured.speed, found.amount() or 0.0)
@@ -139,7 +139,7 @@ def _by_time(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
     found.each(arms, steps)
 
 
-def _calibrated(found: _Equaliser, arm: Arm) -> Calibrated | None:
+def _calibrate(found: _Equaliser, arm: Arm) -> Calibrated | None:
     """An arm's speed, measured unless it has been; None when it was stopped on the way."""
     contents = found.folder.contents["calibration"]
     if arm.name not in contents:

@@ -67,7 +67,7 @@ def prepare(metrics: Metrics, tokenizer: Any, *, seed: int = 0) -> Prepared:
         RecipeError: lm-eval is missing, a task is unknown, a function cannot be imported or called.
         DataError: records are missing, or do not make questions.
     """
-    found = [functions.found(function) for function in metrics.functions]
+    found = [functions.import_function(function) for function in metrics.functions]
     if metrics.tasks:
         harness.check_installed(tokenizer)
     files = [task for task in metrics.tasks if not isinstance(task, LmEval)]
@@ -139,7 +139,7 @@ def score(
             with given_back(model, tokenizer):
                 transformers.set_seed(seed)
                 model.eval()
-                scores |= functions.called(setting, function, model, tokenizer, validation)
+                scores |= functions.call(setting, function, model, tokenizer, validation)
         scores |= _tasks(model, tokenizer, prepared, seed, progress and on_terminal())
     return scores
 

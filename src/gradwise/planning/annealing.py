@@ -247,7 +247,7 @@ class Annealing(Decider):
         seed = context.seed if not number else stream_seed(context.seed, "annealing round", number)
         choose = partial(chosen, parts=parts, signals=signals, validation=validation, room=room, seed=seed)
         if judges is not None:
-            method, raced = self._settled(phase, judges, parts, choose, step)
+            method, raced = self._race_contenders(phase, judges, parts, choose, step)
             start += raced  # charged by the trial's own event
         selections = [self._weighed(context, each) for each in choose(method)]
         known = in_pool(phase, signals, rows, self._ordering.needs)
@@ -281,7 +281,7 @@ class Annealing(Decider):
         described = replace(picked, summary=f"in the annealing phase: {reason}")
         return described.weighing(context.recipe.weights)
 
-    def _settled(
+    def _race_contenders(
         self,
         phase: RunContext,
         judges: Samples,

@@ -71,7 +71,7 @@ class Planner:
         for decider in self.deciders:
             context = decider.prepare(context)
         self._score(context)
-        context = self.selecting.settled(context)
+        context = self.selecting.race_contenders(context)
         start = time.perf_counter()
         plan, details = self.selecting.first_plan(context)
         plan = replace(plan, pool=len(context.annealing.train))

@@ -14,7 +14,7 @@ from gradwise.methods.interfaces import Arrays, Method, Selector, WarmUp
 from gradwise.numerics.sampling import evenly
 from gradwise.numerics.streams import stream
 from gradwise.planning.context import RunContext, Samples, Scorer
-from gradwise.planning.shared import key_of, measured_once
+from gradwise.planning.shared import key_of, measure_or_read
 from gradwise.probing import Probe
 from gradwise.signals import Signals, collect
 from gradwise.signals.remembered import forget
@@ -151,7 +151,7 @@ def pool_signals(
             autocast=str(context.autocast),
             **options,
         )
-    done = measured_once(context.shared, key, measure, context.record)
+    done = measure_or_read(context.shared, key, measure, context.record)
     return PoolSignals(replace(known, **done.arrays), rows, done.seconds, done.shared)  # type: ignore[arg-type]
 
 

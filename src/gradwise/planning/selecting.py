@@ -255,7 +255,7 @@ class Selecting(Decider):
         places = rows if scored.rows is None else np.searchsorted(scored.rows, rows)
         return scored._replace(signals=scored.signals.take(places), rows=rows)
 
-    def settled(self, context: RunContext) -> RunContext:
+    def race_contenders(self, context: RunContext) -> RunContext:
         """The context with the winner of a trial in its recipe, where one is to be held: each contender
         selects by one half of the target samples, trains for some steps, and is judged by the other half."""
         trial: Any = context.recipe.select
@@ -309,7 +309,7 @@ class Selecting(Decider):
         return None
 
     def decide(self, context: RunContext, plan: Plan, step: int) -> Plan:
-        return self._refreshed(context, plan, step)
+        return self._refresh(context, plan, step)
 
     def first_plan(self, context: RunContext) -> tuple[Plan, dict[str, Any]]:
         """The plan of a run that begins, not yet cut; and plain values for the record."""
@@ -389,7 +389,7 @@ class Selecting(Decider):
         until = self._until(schedule)
         return not (until and step >= until[0])
 
-    def _refreshed(self, context: RunContext, plan: Plan, step: int) -> Plan:
+    def _refresh(self, context: RunContext, plan: Plan, step: int) -> Plan:
         method, state = _method(context), self._state
         assert state is not None
         start = time.perf_counter()

@@ -65,10 +65,10 @@ def order_samples(
     joined(recipe)
     names = (ORDERED, SUMMARY, GRAPH, SIGNALS, TARGET)
     with claimed(out.expanduser(), "order", names) as folder:
-        return _ordered(recipe, order, folder, text=text, tell=tell, progress=progress)
+        return _order(recipe, order, folder, text=text, tell=tell, progress=progress)
 
 
-def _ordered(
+def _order(
     recipe: Recipe, order: Orderer, folder: OwnedFolder, *, text: bool, tell: Tell, progress: bool
 ) -> Order:
     out, influence, held_out = folder.path, order.influence, None

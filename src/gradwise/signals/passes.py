@@ -19,7 +19,7 @@ from gradwise.console import Progress
 from gradwise.data import Collator
 from gradwise.errors import SignalError
 from gradwise.ranks import connected, gathered, on_first
-from gradwise.signals.batching import Collate, Pool, batches, with_copies
+from gradwise.signals.batching import Batcher, Collate, batches, with_copies
 from gradwise.signals.measure import InseparableError, Measurer
 from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.quantities import Signals
@@ -63,7 +63,7 @@ class Pass:
         self.wanted = wanted
         self.batch_tokens = batch_tokens
         self.inspection: Inspection = inspect(self.dataset, model, self.collate)
-        self.pool = Pool(self.dataset, self.collate, self.inspection)
+        self.batcher = Batcher(self.dataset, self.collate, self.inspection)
         self.scope = scope
         self.asked: Asked | None = None
         if scope is not None:
@@ -74,7 +74,7 @@ class Pass:
         self.tell = tell
         self.said: list[str] = []
         self.rehearsal = Rehearsal(
-            model, self.pool, wanted, self.asked, batch_tokens, self._tell, autocast, self.turns
+            model, self.batcher, wanted, self.asked, batch_tokens, self._tell, autocast, self.turns
         )
 
     def run(self, path: Path | None, start: float, progress: bool) -> Signals:
@@ -196,7 +196,7 @@ class Pass:
     ) -> dict[str, NDArray]:
         first = self.inspection.first
         distinct = rows[first[rows] == rows]
-        found = self.rehearsal.kept.pop(int(rows[0]), None) or self.pool.measured(measure, distinct)
+        found = self.rehearsal.kept.pop(int(rows[0]), None) or self.batcher.measure(measure, distinct)
         # Copies have the values of the sample that they are copies of.
         place = {row: number for number, row in enumerate(distinct.tolist())}
         source = [place[row] for row in first[rows].tolist()]
@@ -213,7 +213,7 @@ class Pass:
 
     def _joined(self, kind: Kind) -> None:
         """A run of another rank's kind, with the shortest sample; the result is of no use."""
-        batch = self.pool.batch(self.inspection.measurable()[-1:])
+        batch = self.batcher.batch(self.inspection.measurable()[-1:])
         if kind.learning and not kind.gradients:
             assert self.scope is not None
             learning = {name: self.scope.parameters[name] for name in kind.learning}
