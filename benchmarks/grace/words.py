@@ -160,8 +160,8 @@ class WholeWords:
     def __init__(self, words: list[str]) -> None:
         self.words = np.array(words, dtype=object)
 
-    def batch_decode(self, rows: list[list[int]], **_: Any) -> list[str]:
-        return [" ".join(self.words[row]) for row in rows]
+    def batch_decode(self, sequences: list[list[int]], **_: Any) -> list[str]:
+        return [" ".join(self.words[row]) for row in sequences]
 
 
 def page(content: Content) -> Page:

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
 from gradwise.errors import RecipeError
 from gradwise.evaluation.scores import EvaluationError, Score, finite
 from gradwise.evaluation.settings import Function
+
+if TYPE_CHECKING:
+    pass
 
 TAKES = "(model, tokenizer, validation)"
 
@@ -73,7 +76,7 @@ def _import_file(path: Path) -> ModuleType:
 def call(
     setting: Function,
     function: Callable[..., Any],
-    model: Any,
+    model: object,
     tokenizer: PreTrainedTokenizerBase,
     validation: Any,
 ) -> dict[str, Score]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from gradwise.errors import RecipeError
 from gradwise.methods.costs import Speeds
@@ -214,7 +215,7 @@ def _after_warm_up(context: RunContext, warm_up: WarmUp, needs: frozenset[str]) 
     return PoolSignals(known, None, time.perf_counter() - start, target=target)
 
 
-def adamw(model: Any, rate: float) -> torch.optim.Optimizer:
+def adamw(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     """AdamW without weight decay over what a model trains, as before the first step."""
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
 

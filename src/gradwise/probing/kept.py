@@ -53,7 +53,7 @@ def kept(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Callabl
 class _Optimizer:
     """An optimizer's state and settings: tensors are copied back in place, what was not there is removed."""
 
-    def __init__(self, optimizer: Any) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         settle(optimizer)
         self.state = {

@@ -53,7 +53,7 @@ class Probe:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Any,
+        optimizer: torch.optim.Optimizer,
         dataset: Any,
         collator: Callable[[list[Any]], dict[str, Any]] | None = None,
         *,

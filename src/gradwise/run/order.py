@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow
 import transformers
 from numpy.typing import NDArray
+from torch import nn
 
 from gradwise.atomic import write_json, write_parquet
 from gradwise.console import say
@@ -142,7 +143,7 @@ def _probe(
     )
 
 
-def _optimizer(recipe: Recipe, model: Any, pool: Pool) -> tuple[Any, float]:
+def _optimizer(recipe: Recipe, model: nn.Module, pool: Pool) -> tuple[Any, float]:
     """The one that the Trainer makes of the recipe's `train`, before its first step; and where it clips."""
     assert recipe.data is not None
     # The Trainer makes the folder of its checkpoints, though there will be no checkpoint.

@@ -61,7 +61,7 @@ class TensorBytes(TorchDispatchMode):
             self.alive[kept[1]] -= kept[2]
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         tensors = [value for value in tree_leaves(out) if isinstance(value, Tensor)]

@@ -11,7 +11,7 @@ one after another in the order that the advantages S_ij = I(j->i) - I(i->j) ask 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from gradwise.methods.passes import FORWARD, HESSIAN
 from gradwise.numerics import linear_order
 from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
+
+if TYPE_CHECKING:
+    from gradwise.probing import Probe
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class PublishedD3(InfluenceOrder):
 
     def measured(
         self,
-        probe: Any,
+        probe: "Probe",
         units: Units,
         *,
         edges: str,  # noqa: ARG002
@@ -172,7 +175,7 @@ class PublishedD3(InfluenceOrder):
         entries: NDArray[np.int64] | None = None,
         *,
         target: Signals | None = None,  # noqa: ARG002
-        probe: Any = None,
+        probe: "Probe | None" = None,
         epoch: int = 0,
         seed: int = 0,
     ) -> Order:
