@@ -45,6 +45,7 @@ def keep_pool(context: RunContext, scored: PoolSignals) -> None:
             columns |= {"x": plane[:, 0], "y": plane[:, 1], "variance": np.full(len(shown), share)}
         write_parquet(context.folder / "plan" / "pool.parquet", pyarrow.table(columns))
 
+    # Only the report needs it, so the method that decides does not pay for it.
     with context.record.uncharged():
         on_first(write)
 
@@ -85,6 +86,7 @@ def write_picks(
         columns["weight"] = np.asarray(selection.weights)
     readable = "input_ids" in getattr(dataset, "column_names", ())
     if readable and tokenizer is not None and hasattr(tokenizer, "batch_decode"):
+        # Only the beginning is decoded: a preview of a long document would cost as much as reading it.
         begun = [list(dataset[int(index)]["input_ids"][:PREVIEWED]) for index in indices]
         columns["text"] = tokenizer.batch_decode(begun, skip_special_tokens=True)
     write_parquet(path, pyarrow.table(columns))

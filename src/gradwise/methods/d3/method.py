@@ -337,7 +337,6 @@ class D3(InfluenceOrder):
         """Influences at a model's present weights, of a few samples of every node.
 
         Args:
-            probe: `gradwise.Probe`.
             units: whose nodes are measured.
             edges: as in the settings.
             rng: draws the samples.
@@ -476,11 +475,7 @@ class D3(InfluenceOrder):
         return InfluenceGraph.of_orders(names, orders, np.array([len(own) for own in steps]))
 
     def _looked_ahead(
-        self,
-        probe: "Probe",
-        names: tuple[str, ...],
-        drawn: list[NDArray[np.int64]],
-        target: NDArray[np.int64],
+        self, probe: "Probe", names: tuple[str, ...], drawn: list[Any], target: NDArray[np.int64]
     ) -> InfluenceGraph:
         owner = np.repeat(np.arange(len(names)), [len(own) for own in drawn])
         on = np.concatenate([*drawn, target])
