@@ -121,6 +121,8 @@ def compare(
         folder.ask(recipe, parsed, chosen, compared_with, wanted, pairs)
         # Seed by seed over all arms: a comparison that is stopped early is still paired.
         todo = [(arm, seed) for seed in chosen for arm in parsed if not is_done(folder.run(arm.name, seed))]
+        # Nothing is started where all runs are done: the same command then writes the report again within a
+        # second.
         stopped = bool(todo) and _run_all(folder, parsed, todo, pool, options)
         return _report(folder, metric, stopped=stopped, changed=bool(todo))
 
@@ -183,6 +185,7 @@ def _run_all(
     folder: ComparisonFolder, arms: list[Arm], todo: list[tuple[Arm, int]], pool: WorkerPool, options: Options
 ) -> bool:
     """Make what is to be made; whether any of it was stopped."""
+    # Before anything else: its imports take seconds, during which the data are checked.
     start_server()
     shown = ComparisonProgress(sys.stderr.isatty() if options.progress is None else options.progress)
     _check_overlap(folder, arms, pool, options, shown)
@@ -195,6 +198,7 @@ def _run_all(
     with shown.runs(len(ready)):
         for result in pool.run(_tasks(folder, ready, options), shown.look):
             if result.failure is not None:
+                # A file of its own: a report that is made later must say why a run is missing.
                 write_text(result.task.log.with_name(FAILURE), result.failure + "\n")
             stopped = stopped or result.stopped
             shown.ended(result)
@@ -224,6 +228,7 @@ def _check_overlap(
     known = folder.contents["data"]
     for arm in arms:
         changed = "data" in folder.contents["arms"][arm.name]["changes"]
+        # Arms mostly share their data, which are read and compared once for all of them.
         name = arm.name if changed or arm.recipe.annealing_data is not None else "recipe"
         if name in known or pool.stops:
             continue

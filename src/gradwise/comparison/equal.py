@@ -31,6 +31,7 @@ def equalise(folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, shown:
     failed) is noted as failed and tried again by the next call.
     """
     seeds = folder.contents["seeds"]
+    # Numbers that were found once stay: seeds that are added later must train as long as the earlier ones.
     missing = [arm for arm in arms if any(folder.steps(arm.name, seed) is None for seed in seeds)]
     if not missing:
         return
@@ -95,6 +96,7 @@ class _Equaliser:
             try:
                 steps = find(arm)
             except GradwiseError as error:
+                # Noted and not raised: the other arms are worth having without this one.
                 self.folder.contents["failed"][arm.name] = str(error)
                 self.shown.say(f"{arm.name}: {error}")
             else:
@@ -114,6 +116,7 @@ def _by_tokens(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
 
     def steps(arm: Arm) -> dict[int, int] | None:
         known: dict[int, int] = found.folder.contents["steps"].get(arm.name, {})
+        # Each seed has a plan of its own, whose samples have other lengths: the steps differ by seed.
         seeds = [seed for seed in found.folder.contents["seeds"] if seed not in known]
         found.shown.say(f"Counting the tokens of {arm.name}.")
         values = found.ask(arm, "steps_for_tokens", seeds=seeds, amount=found.amount())
