@@ -1,4 +1,4 @@
-"""A comparison from beginning to end: check, measure speeds, run, report; gone on with at any point."""
+"""A comparison from beginning to end: check, measure speeds, run, report. It resumes at any point."""
 
 import os
 import sys
@@ -49,7 +49,7 @@ class ComparisonOutcome:
 
 @dataclass(frozen=True)
 class Options:
-    """How to go about it; nothing here changes what a run computes."""
+    """Settings of the comparison that change nothing that a run computes."""
 
     jobs: int = 1
     keep_checkpoints: bool = False
@@ -84,7 +84,7 @@ def compare(
         arms: such as `full`, `loss_top+lisa` or `other.yaml`; see `gradwise.comparison.arms`.
         seeds: how many, from the recipe's own on, or which.
         budget: `steps`, `tokens` or `time`, with an amount or without; see `parse_budget`.
-        out: folder; a comparison that is there is gone on with, and may get more arms and seeds.
+        out: folder; a comparison in it is resumed, and may get more arms and seeds.
         reference: the arm that all others are compared with. If unset, it is `random` if that is an arm,
             else the first, and an arm that differs from `full` in fewer sections is compared with `full`.
         pairs: further arms to compare, each with the one that it is compared with.
@@ -121,8 +121,7 @@ def compare(
         folder.ask(recipe, parsed, chosen, compared_with, wanted, pairs)
         # Seed by seed over all arms: a comparison that is stopped early is still paired.
         todo = [(arm, seed) for seed in chosen for arm in parsed if not is_done(folder.run(arm.name, seed))]
-        # Nothing is started where all runs are done: the same command then writes the report again within a
-        # second.
+        # Nothing is started where all runs are done: the same command then only writes the report again.
         stopped = bool(todo) and _run_all(folder, parsed, todo, pool, options)
         return _report(folder, metric, stopped=stopped, changed=bool(todo))
 
@@ -185,7 +184,7 @@ def _run_all(
     folder: ComparisonFolder, arms: list[Arm], todo: list[tuple[Arm, int]], pool: WorkerPool, options: Options
 ) -> bool:
     """Make what is to be made; whether any of it was stopped."""
-    # Before anything else: its imports take seconds, during which the data are checked.
+    # Before anything else: all runs are forked from this server, whose imports take seconds.
     start_server()
     shown = ComparisonProgress(sys.stderr.isatty() if options.progress is None else options.progress)
     _check_overlap(folder, arms, pool, options, shown)

@@ -127,6 +127,7 @@ class Probe:
             before = self._evaluate(places)
             after = np.full((len(units), len(places)), np.nan)
             for number, unit in enumerate(units):
+                # Each pair costs a forward pass, which units far apart in their gradients are not worth.
                 wanted = np.ones(len(places), dtype=bool) if only is None else only[number]
                 self._step(unit)
                 after[number, wanted] = self._evaluate(places[wanted])
@@ -151,6 +152,7 @@ class Probe:
             before, after = self._evaluate(places), np.empty((len(runs), len(places)))
             for number, steps in enumerate(runs):
                 groups = self.optimizer.param_groups
+                # Read before the first step of each run, which changes them; giving back restores them.
                 rates = [float(group["lr"] or group.get("initial_lr", 0.0)) for group in groups]
                 for done, samples in enumerate(steps):
                     for group, rate in zip(groups, rates, strict=True):
@@ -262,6 +264,7 @@ class Probe:
                     _, gradients = self._gradient(unit, weights)
                 with torch.no_grad():
                     for parameter, gradient in zip(weights, gradients, strict=True):
+                        # In place, as `give_back` copies back into these same tensors.
                         parameter.sub_(gradient, alpha=length)
                 after[number] = self._unit_losses(units)
                 give_back()
@@ -295,6 +298,7 @@ class Probe:
             curvatures: list[float] = []
             for unit in units:
                 _, gradient = self._gradient(unit, weights)
+                # In float64, since float32 sums over millions of small squares lose digits.
                 pairs = zip(diagonal, gradient, strict=True)
                 curvatures.append(sum(float((h.double() * g.double() ** 2).sum()) for h, g in pairs))
             return np.array(curvatures)
@@ -398,6 +402,7 @@ class Probe:
 
     def _token_sum(self, inputs: dict[str, Any], positions: LabelPositions) -> Tensor:
         logits = self._logits(inputs, positions)
+        # Losses are compared after one small step; in bfloat16 the difference would be rounded away.
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return nn.functional.cross_entropy(wide, positions.targets, reduction="sum")
 
@@ -408,6 +413,7 @@ class Probe:
 
     def _batches(self, samples: SampleIndices) -> Iterator[tuple[dict[str, Any], LabelPositions]]:
         """As many samples at once as `batch_tokens` allows, in the order given."""
+        # One numbering: samples of the target stand behind those of the data set.
         own = len(self.dataset)
         rows = [self.dataset[int(p)] if p < own else self._aims[int(p) - own] for p in samples]
         start = 0

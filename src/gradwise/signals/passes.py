@@ -35,7 +35,7 @@ from gradwise.signals.turns import Kind, Turns
 from gradwise.signals.wanted import Quantity, Wanted
 
 NOTE_EVERY = 5.0
-"""Seconds between notes of the time spent; a killed pass loses as much of it at most."""
+"""Seconds between notes of the time spent; interrupted scoring loses at most as much of it."""
 
 
 class Pass:
@@ -80,12 +80,14 @@ class Pass:
     def run(self, path: Path | None, start: float, progress: bool) -> Signals:
         """Measure what is not yet on the sheet; `start` is when the cost began, by `time.perf_counter`."""
         order, first = self.inspection.measurable(), self.inspection.first
+        # Pools hold copies, of which each is as costly as a sample of its own and says nothing new.
         distinct = order[first[order] == order]
         verdict = self._verdict(distinct) if len(distinct) else Verdict()
         batch_tokens = 1 if verdict.one_at_a_time else self.batch_tokens
         blocks = with_copies(batches(distinct, self.inspection.lengths, batch_tokens), order, first)
         columns = self._columns()
         request = self._request(columns, len(blocks)) if path is not None or connected()[1] > 1 else {}
+        # Before the first block is written: rows of different models would stand in one store unnoticed.
         _check_ranks_agree(request)
         if path is not None:
             return self._stored(path, request, columns, blocks, verdict, start, progress)
@@ -170,6 +172,8 @@ class Pass:
         for rows in self.inspection.problems.values():
             sheet.leave_out(rows)
         number, ranks = connected()
+        # Every n-th block: blocks are ordered by length, so that ranks get equal work without exchanging
+        # anything.
         share = np.flatnonzero(~sheet.done())[number::ranks].tolist()
         measure = Measurer(
             self.model,
@@ -204,6 +208,7 @@ class Pass:
         values: dict[str, NDArray] = {"flags": flags}
         for name, of_distinct in found.items():
             array = of_distinct[source]
+            # Flagged by quantity: a sample with an infinite gradient may still have a loss that can be used.
             finite = np.isfinite(array.reshape(len(rows), -1)).all(axis=1)
             flags[~finite] |= NOT_FINITE[name]
             if name in columns:
@@ -281,6 +286,7 @@ class Pass:
         if "embedding" in self.wanted:
             request |= {"pooling": self.wanted.pooling, "layer": self.wanted.layer}
         if self.asked is not None and self.scope is not None:
+            # A digest: the names of a large model would make a manifest that nobody can read.
             names = hashlib.sha256("\n".join(self.scope.parameters).encode()).hexdigest()[:16]
             projector, preconditioner = self.asked.projector, self.asked.preconditioner
             request |= {
