@@ -100,6 +100,7 @@ def test_a_run_computes_in_one_type(
     assert seen == {name: {dtype} for name in seen}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("computed", "dtype"), EACH)
 def test_commands_compute_as_the_recipe_trains(
     recipe: Recipe, seen: Any, tmp_path: Path, computed: str, dtype: Any
