@@ -13,8 +13,8 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from benchmarks.common.figures import BLUE, GREY, VERMILION
-from benchmarks.common.frame import RESULTS, ROOT
+from benchmarks.common.figure_style import BLUE, GREY, VERMILION
+from benchmarks.common.folders import RESULTS, ROOT
 from benchmarks.common.tables import Claim
 from gradwise.report.statistics import PRELIMINARY
 

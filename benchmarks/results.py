@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from benchmarks import overview
-from benchmarks.common.frame import RESULTS, ROOT
+from benchmarks.common.folders import RESULTS, ROOT
 from benchmarks.common.tables import Claim, Content, Page, plural, table
 from benchmarks.compare import page as compare
 from benchmarks.d3 import commutator, planted, printed_rule, published

@@ -130,21 +130,23 @@ def tiny_llama() -> Callable[..., LlamaForCausalLM]:
 def arguments(tmp_path: Path) -> Callable[..., TrainingArguments]:
     """Makes TrainingArguments for short, quiet runs below the test's own folder."""
 
-    def make(name: str = "out", **changes: Any) -> TrainingArguments:
-        defaults: dict[str, Any] = {
-            "per_device_train_batch_size": 4,
-            "num_train_epochs": 1,
-            "learning_rate": 1e-3,
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "report_to": [],
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-            "use_cpu": True,
-        }
-        return TrainingArguments(str(tmp_path / name), **(defaults | changes))
+    return lambda name="out", **changes: short_run(tmp_path / name, **changes)
 
-    return make
+
+def short_run(folder: Path, **changes: Any) -> TrainingArguments:
+    """TrainingArguments for a short, quiet run on the CPU."""
+    defaults: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 1,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "use_cpu": True,
+    }
+    return TrainingArguments(str(folder), **(defaults | changes))
 
 
 def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:

@@ -3,6 +3,7 @@ method's class."""
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,16 @@ def test_parameters_say_what_they_are() -> None:
     ]
     untyped = sum(isinstance(each, ast.Name) and each.id == "Any" for each in annotations)
     assert untyped < LARGEST_SHARE_OF_ANY * len(annotations)
+
+
+def test_no_two_classes_have_one_name() -> None:
+    names = Counter(
+        node.name
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_signals_and_their_store_do_not_import_each_other() -> None:

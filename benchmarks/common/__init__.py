@@ -1,10 +1,9 @@
 """What all benchmarks share.
 
-- `frame`: result files with provenance, command lines, folders that are complete or absent;
-- `tables`: Markdown tables, paired comparisons, rows of the index;
-- `figures`: the style of all figures;
-- `process`: a function in a process of its own, for peak memory;
-- `measure`: clocks, memory, silence;
+- `result_file`: result files with provenance; `folders`: where benchmarks read and write;
+- `command_line`: the command line of a benchmark, silence for what libraries print;
+- `clocks`, `memory`: seconds and bytes; `own_process`: a function in a process of its own, for peak memory;
+- `tables`: Markdown tables, paired comparisons, rows of the index; `figure_style`: the style of all figures;
 - `records`: real data, cut into parts that share no question;
 - `small_llama`, `smollm2`: the models that several benchmarks train.
 """

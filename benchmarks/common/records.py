@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.frame import DATA
+from benchmarks.common.folders import DATA
 from gradwise.atomic import write_text
 
 DEAL_SEED = 20261121

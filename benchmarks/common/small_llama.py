@@ -25,7 +25,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.common.frame import BUILD, build_folder
+from benchmarks.common.folders import BUILD, build_folder
 from benchmarks.common.records import write_parts
 from gradwise.data import Data, Source
 from gradwise.recipe import Model, Recipe, Train

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common.frame import BUILD, DATA, build_folder
+from benchmarks.common.folders import BUILD, DATA, build_folder
 from benchmarks.common.records import DEAL_SEED, write_short
 from gradwise.atomic import write_text
 from gradwise.demo import ASSETS, smollm2_recipe

@@ -19,7 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.frame import BUILD, RESULTS, ROOT, ResultFile, Script, silence_libraries
+from benchmarks.common.command_line import Script, silence_libraries
+from benchmarks.common.folders import BUILD, RESULTS, ROOT
+from benchmarks.common.result_file import ResultFile
 from benchmarks.compare.rates import SEED, tune, untrained_loss
 from benchmarks.compare.task import Comparison, Task
 from benchmarks.compare.tasks import TASKS

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.frame import ROOT
+from benchmarks.common.folders import ROOT
 from gradwise.comparison.arms import parse_arms
 from gradwise.recipe import Recipe
 from gradwise.recipe.tree import anchor_paths, merged

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.common import small_llama, smollm2
-from benchmarks.common.frame import ROOT
+from benchmarks.common.folders import ROOT
 from benchmarks.common.records import COMMONSENSE, INSTRUCTIONS, LARGEST
 from benchmarks.compare.task import HERE, Claims, Comparison, Task, arm, both_budgets
 from benchmarks.d3 import pools as d3_pools

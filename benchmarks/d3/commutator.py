@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 import gradwise as gw
-from benchmarks.common.figures import BLUE, GREEN, GREY, VERMILION, panels, save
-from benchmarks.common.frame import Script
+from benchmarks.common.command_line import Script
+from benchmarks.common.figure_style import BLUE, GREEN, GREY, VERMILION, panels, save
 from benchmarks.common.tables import Claim, Content, Page, table
 from benchmarks.d3.two_steps import (
     EACH,

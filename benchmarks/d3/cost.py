@@ -17,8 +17,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import gradwise as gw
-from benchmarks.common.frame import Script
-from benchmarks.common.measure import least_processor_time
+from benchmarks.common.clocks import least_processor_time
+from benchmarks.common.command_line import Script
 from benchmarks.common.tables import Claim, Content, Page, number, of_kind, table
 
 SAMPLES, LENGTH, REPEATS = 16, 128, 3

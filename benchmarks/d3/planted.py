@@ -25,7 +25,7 @@ from transformers import TrainingArguments
 
 import gradwise as gw
 from benchmarks.common import tables
-from benchmarks.common.frame import Script
+from benchmarks.common.command_line import Script
 from benchmarks.common.tables import Content, Page
 from benchmarks.d3.synthetic import (
     BATCH,

@@ -4,7 +4,7 @@ other."""
 from pathlib import Path
 
 from benchmarks.common import small_llama
-from benchmarks.common.frame import BUILD, build_folder
+from benchmarks.common.folders import BUILD, build_folder
 from benchmarks.common.records import as_prompt, unused_records, write_jsonl, write_short
 from benchmarks.grace import pools
 from gradwise.atomic import write_text

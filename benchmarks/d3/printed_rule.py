@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.frame import Script
+from benchmarks.common.command_line import Script
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 
 PAIRS, WIDTH, RATE, TRIAL = 20_000, 8, 1e-3, 1e-1

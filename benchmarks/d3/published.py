@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.frame import Script
+from benchmarks.common.command_line import Script
 from benchmarks.common.tables import Claim, Content, Page, mean, number, of_kind, table
 from benchmarks.d3.solver import timed
 from gradwise.numerics import linear_order

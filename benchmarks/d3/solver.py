@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.frame import Script
+from benchmarks.common.command_line import Script
 from benchmarks.common.tables import Claim, Content, Page, number, of_kind, table
 from gradwise.numerics import linear_order, order_bound, order_value
 from gradwise.numerics.ordering import EXACT, default_moves

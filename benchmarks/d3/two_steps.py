@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gradwise as gw
-from benchmarks.common.frame import DATA
+from benchmarks.common.folders import DATA
 from benchmarks.common.records import chunks, instructions
 from benchmarks.common.smollm2 import STORIES
 from gradwise.demo import ASSETS

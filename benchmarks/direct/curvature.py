@@ -18,8 +18,8 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.common.frame import Script
-from benchmarks.common.measure import Clock
+from benchmarks.common.clocks import Clock
+from benchmarks.common.command_line import Script
 from benchmarks.common.smollm2 import STORIES
 from benchmarks.common.tables import Claim, Content, Page, number, table
 from gradwise.demo import ASSETS

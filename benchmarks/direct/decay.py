@@ -26,7 +26,9 @@ from transformers import TrainingArguments
 
 import gradwise as gw
 from benchmarks.common import small_llama, tables
-from benchmarks.common.frame import RESULTS, ResultFile, Script, silence_libraries
+from benchmarks.common.command_line import Script, silence_libraries
+from benchmarks.common.folders import RESULTS
+from benchmarks.common.result_file import ResultFile
 from benchmarks.common.tables import Content, Page, Runs
 from benchmarks.direct import pools
 from gradwise.data import Collator, token_lengths

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.frame import Script
-from benchmarks.common.measure import peak_gib
-from benchmarks.common.process import in_own_process
+from benchmarks.common.command_line import Script
+from benchmarks.common.memory import peak_gib
+from benchmarks.common.own_process import in_own_process
 from benchmarks.common.tables import Claim, Content, Page, number, of_kind, table
 from gradwise.methods.direct import Direct
 from gradwise.signals import Signals

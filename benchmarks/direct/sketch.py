@@ -15,7 +15,7 @@ import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gradwise as gw
-from benchmarks.common.frame import Script
+from benchmarks.common.command_line import Script
 from benchmarks.common.smollm2 import STORIES
 from benchmarks.common.tables import Claim, Content, Page, number, table
 from gradwise.demo import ASSETS

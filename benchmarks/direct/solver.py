@@ -17,7 +17,7 @@ from scipy.optimize import linprog
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import gradwise as gw
-from benchmarks.common.frame import Script
+from benchmarks.common.command_line import Script
 from benchmarks.common.tables import Claim, Content, Page, number, of_kind, table
 from benchmarks.direct.published import published
 from gradwise.numerics import Rows, budgeted_top, least_cost, longest_sum

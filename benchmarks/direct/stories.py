@@ -10,7 +10,7 @@ import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gradwise as gw
-from benchmarks.common.frame import BUILD, DATA, build_folder
+from benchmarks.common.folders import BUILD, DATA, build_folder
 from benchmarks.common.records import TEXTS, as_prompt, chunks, instructions, shuffled
 from benchmarks.common.smollm2 import STORIES
 

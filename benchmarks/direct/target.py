@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 import gradwise as gw
 from benchmarks.common import tables
-from benchmarks.common.frame import Script
+from benchmarks.common.command_line import Script
 from benchmarks.common.smollm2 import STORIES
 from benchmarks.common.tables import Content, Page
 from benchmarks.direct import stories

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import small_llama
-from benchmarks.common.frame import BUILD, Script
+from benchmarks.common.command_line import Script
+from benchmarks.common.folders import BUILD
 from benchmarks.common.smollm2 import STORIES
 from benchmarks.common.tables import Claim, Content, Page, number, of_kind, table
 from benchmarks.grace import pools

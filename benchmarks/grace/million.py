@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common.frame import Script, load_average
-from benchmarks.common.measure import NO_HOLES, Clock, peak_gib
-from benchmarks.common.process import in_own_process
+from benchmarks.common.clocks import Clock
+from benchmarks.common.command_line import Script
+from benchmarks.common.memory import NO_HOLES, peak_gib
+from benchmarks.common.own_process import in_own_process
+from benchmarks.common.result_file import load_average
 from benchmarks.common.tables import Claim, Content, Page, table
 from gradwise.methods.grace import Grace
 from gradwise.signals import Signals

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.frame import Script
+from benchmarks.common.command_line import Script
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 from benchmarks.grace.pools import clean_recipe
 from gradwise.recipe import Recipe

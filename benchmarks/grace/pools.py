@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import small_llama, smollm2
-from benchmarks.common.frame import BUILD, build_folder
+from benchmarks.common.folders import BUILD, build_folder
 from benchmarks.common.records import (
     DEAL_SEED,
     Record,

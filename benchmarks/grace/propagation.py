@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from benchmarks.common import small_llama
-from benchmarks.common.figures import BLUE, GREY, ORANGE, panels, save
-from benchmarks.common.frame import BUILD, Script
+from benchmarks.common.command_line import Script
+from benchmarks.common.figure_style import BLUE, GREY, ORANGE, panels, save
+from benchmarks.common.folders import BUILD
 from benchmarks.common.tables import Claim, Content, Page, mean, of_kind, table
 from benchmarks.grace.pools import clean_recipe
 from gradwise.data import Collator, Data, load

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.frame import Script
+from benchmarks.common.command_line import Script
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 from benchmarks.grace.million import clustered
 from gradwise.numerics import KnnGraph, facility_location, knn_graph

@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.common.frame import BUILD, DATA, ROOT, Script, names_among
+from benchmarks.common.command_line import Script, names_among
+from benchmarks.common.folders import BUILD, DATA, ROOT
 from benchmarks.common.records import COMMONSENSE, Record, as_prompt, chunks, instructions, write_jsonl
 from benchmarks.common.tables import Claim, Content, Page, compared_claims, comparisons, of_kind, table
 from benchmarks.grace.words import TARGETS, TEXTS

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.frame import DATA, Script
-from benchmarks.common.measure import peak_gib
-from benchmarks.common.process import in_own_process
+from benchmarks.common.command_line import Script
+from benchmarks.common.folders import DATA
+from benchmarks.common.memory import peak_gib
+from benchmarks.common.own_process import in_own_process
 from benchmarks.common.records import TEXTS, as_prompt, chunks, instructions
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 from gradwise.data.texts import Texts
@@ -159,8 +160,8 @@ class WholeWords:
     def __init__(self, words: list[str]) -> None:
         self.words = np.array(words, dtype=object)
 
-    def batch_decode(self, rows: list[list[int]], **_: Any) -> list[str]:
-        return [" ".join(self.words[row]) for row in rows]
+    def batch_decode(self, sequences: list[list[int]], **_: Any) -> list[str]:
+        return [" ".join(self.words[row]) for row in sequences]
 
 
 def page(content: Content) -> Page:

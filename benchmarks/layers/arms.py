@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.frame import DATA
+from benchmarks.common.folders import DATA
 from benchmarks.common.smollm2 import STORIES, packaged
 from gradwise.demo import ASSETS
 from gradwise.methods import Grass

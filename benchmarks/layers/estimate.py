@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainingArguments
 
 from benchmarks.common import tables
-from benchmarks.common.frame import Script
+from benchmarks.common.command_line import Script
 from benchmarks.common.tables import Claim, Content, Page
 from gradwise import Collator, Trainer
 from gradwise.estimating import estimate

@@ -26,8 +26,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import smollm2
-from benchmarks.common.frame import Script, build_folder, names_among
-from benchmarks.common.measure import silence
+from benchmarks.common.command_line import Script, names_among, silence
+from benchmarks.common.folders import build_folder
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 from gradwise.data import Data, Source
 from gradwise.data.settings import Allowed

@@ -4,7 +4,7 @@ import statistics
 from typing import Any
 
 from benchmarks.common import tables
-from benchmarks.common.measure import MEBI
+from benchmarks.common.memory import MEBI
 from benchmarks.common.tables import Claim, Content, Page, Runs
 
 REFERENCES = ("full", "lora", "lisa")

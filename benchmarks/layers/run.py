@@ -21,9 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.frame import RESULTS, ResultFile, Script, load_average, names_among
-from benchmarks.common.measure import NO_HOLES
-from benchmarks.common.process import in_own_process
+from benchmarks.common.command_line import Script, names_among
+from benchmarks.common.folders import RESULTS
+from benchmarks.common.memory import NO_HOLES
+from benchmarks.common.own_process import in_own_process
+from benchmarks.common.result_file import ResultFile, load_average
 from benchmarks.layers.arms import MAIN, TASKS, Arm, Task, arms, settings, write_data
 
 PARTS = ("tuning", "quality", "timing", "memory")

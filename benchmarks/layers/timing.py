@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.common.measure import timed
+from benchmarks.common.clocks import timed
 from benchmarks.layers.arms import TASKS, Arm, arms
 from gradwise import Collator, LayerSwitch
 from gradwise.data import Data, load

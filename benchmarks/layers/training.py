@@ -21,7 +21,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from benchmarks.common.measure import peak_over_start, saved_for_backward, timed
+from benchmarks.common.clocks import timed
+from benchmarks.common.memory import peak_over_start, saved_for_backward
 from benchmarks.layers.arms import TASKS, Arm, Task, arms, recipe
 from gradwise import Collator, Recipe, Trainer
 from gradwise.data import load

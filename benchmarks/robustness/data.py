@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from transformers import AutoTokenizer
 
-from benchmarks.common.frame import Script
+from benchmarks.common.command_line import Script
 from benchmarks.common.tables import Claim, Content, Page, number, of_kind, table
 from gradwise.data import Allowed, Data, Source, load
 from gradwise.demo import ASSETS

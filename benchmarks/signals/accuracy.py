@@ -27,8 +27,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from benchmarks.common.figures import BLUE, VERMILION, panels, save
-from benchmarks.common.frame import ResultFile, Script, names_among
+from benchmarks.common.command_line import Script, names_among
+from benchmarks.common.figure_style import BLUE, VERMILION, panels, save
+from benchmarks.common.result_file import ResultFile
 from benchmarks.common.tables import Claim, Content, Page, number, of_kind, table
 from benchmarks.signals.subjects import TITLES, Sample, dense, errors, root_mean_square, subject
 from gradwise.signals.scope import Matrix, resolve

@@ -20,9 +20,10 @@ from unittest.mock import patch
 import torch
 
 import gradwise as gw
-from benchmarks.common.frame import Script, names_among
-from benchmarks.common.measure import MEBI, NO_HOLES, in_turn, peak_over_start, saved_for_backward, timed
-from benchmarks.common.process import in_own_process
+from benchmarks.common.clocks import in_turn, timed
+from benchmarks.common.command_line import Script, names_among
+from benchmarks.common.memory import MEBI, NO_HOLES, peak_over_start, saved_for_backward
+from benchmarks.common.own_process import in_own_process
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 from benchmarks.signals.subjects import TITLES, Batch, as_batch, full_rows, joined, train_step
 from gradwise.signals import plain_head

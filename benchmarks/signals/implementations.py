@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.common.measure import silence
+from benchmarks.common.command_line import silence
 from benchmarks.signals.cost import BASE, LOADS, SIZE, engine
 from benchmarks.signals.subjects import Batch
 from gradwise.signals.scope import resolve

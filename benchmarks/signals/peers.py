@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common.frame import Script
-from benchmarks.common.measure import MEBI, NO_HOLES, in_turn, peak_over_start
-from benchmarks.common.process import in_own_process
+from benchmarks.common.clocks import in_turn
+from benchmarks.common.command_line import Script
+from benchmarks.common.memory import MEBI, NO_HOLES, peak_over_start
+from benchmarks.common.own_process import in_own_process
 from benchmarks.common.tables import Claim, Content, Page, number, of_kind, table
 from benchmarks.signals.cost import loaded, ratios
 from benchmarks.signals.implementations import PEERS, SUBJECT, Peer, loop

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common.frame import Script, names_among
+from benchmarks.common.command_line import Script, names_among
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 from benchmarks.signals.accuracy import COUNTS, Gradients
 from benchmarks.signals.subjects import TITLES, Sample, subject

@@ -30,8 +30,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.common.frame import BUILD, Script, load_average
+from benchmarks.common.command_line import Script
+from benchmarks.common.folders import BUILD
 from benchmarks.common.records import instructions, write_jsonl
+from benchmarks.common.result_file import load_average
 from benchmarks.common.smollm2 import packaged
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 from gradwise.folders import LOCK, MARKER

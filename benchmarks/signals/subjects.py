@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import small_llama
-from benchmarks.common.frame import DATA, silence_libraries
+from benchmarks.common.command_line import silence_libraries
+from benchmarks.common.folders import DATA
 from benchmarks.common.records import chunks, instructions
 from benchmarks.common.smollm2 import STORIES, packaged
 from gradwise.recipe import Model

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gradwise.planning import RunContext, Samples, Scorer
@@ -31,6 +31,7 @@ class HostTrainer(Protocol):
     control: TrainerControl
     accelerator: Any
     model: Any
+    model_wrapped: Any
     optimizer: Any
     lr_scheduler: Any
     train_dataset: Any
@@ -39,6 +40,9 @@ class HostTrainer(Protocol):
     target_dataset: Any
     data_collator: Any
     processing_class: Any
+    compute_loss: Any
+    compute_loss_func: Any
+    label_smoother: Any
     model_accepts_loss_kwargs: bool
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
@@ -77,7 +81,7 @@ class HostTrainer(Protocol):
         """The sampler of that loader."""
         ...
 
-    def get_decay_parameter_names(self, model: Any) -> list[str]:
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The parameters that weight decay acts on."""
         ...
 
@@ -125,7 +129,7 @@ def unpacked(trainer: HostTrainer, samples: Samples, *, packs: bool, unpack: boo
         autocast=autocast_of(trainer.args),
     )
     if packs:
-        return packing.settled(trainer.data_collator, problem, unpack=unpack)
+        return packing.reason_not_to_pack(trainer.data_collator, problem, unpack=unpack)
     packing.check_packed_rows(samples.dataset, trainer.data_collator, problem)
     return None
 

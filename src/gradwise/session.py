@@ -40,8 +40,8 @@ from gradwise.training.layers import LayerSwitch
 from gradwise.training.layout import Layout, ledger, loader_settings, packer
 from gradwise.training.plan import Plan
 from gradwise.training.record import CHECKPOINT, FILES, NonFiniteError, RunRecord
-from gradwise.training.saving import written
-from gradwise.training.timing import seconds_per_sample
+from gradwise.training.saving import write_or_explain
+from gradwise.training.timing import time_forward_backward
 from gradwise.training.trackers import one_run
 
 
@@ -145,7 +145,7 @@ class Session:
             folder=self.folder,
             shared=self.shared,
             say=self.say,
-            save_recipe=self.resolve,
+            save_recipe=self.save_recipe,
             time_training=self._seconds_per_sample,
         )
 
@@ -161,7 +161,7 @@ class Session:
 
     def _seconds_per_sample(self, rows: NDArray[np.int64]) -> float:
         with self.metrics_kept():
-            return seconds_per_sample(
+            return time_forward_backward(
                 self.trainer.model,
                 self.trainer.loss_of,
                 self._known_samples().train.batches(rows, self.layout.micro_batch),
@@ -212,7 +212,7 @@ class Session:
         callbacks = self.trainer.callback_handler.callbacks
         return one_run(callbacks, self.folder, self.record.run, resumed_at=step, say=self.say)
 
-    def resolve(self, recipe: Recipe) -> None:
+    def save_recipe(self, recipe: Recipe) -> None:
         """Follow a recipe into which measurements were filled, once it is written; a collective call."""
         if recipe != self.recipe:
             recipe_file.write(recipe, self.folder)
@@ -455,7 +455,7 @@ class Session:
             target = self.output / f"checkpoint-{self.step}"
             # The first rank owns the folder: it begins and ends it, the others come in between.
             on_first(lambda: checkpoints.begin(target))
-            written(target, write, target.parent)
+            write_or_explain(target, write, target.parent)
             wait_for_all()
             on_first(lambda: self._complete(target, limit))
             self.saved_step = self.step

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.common.frame import DATA
+from benchmarks.common.folders import DATA
 from benchmarks.direct import decay, pools, sketch, solver
 from benchmarks.direct.pools import SMALL_LLAMA, SMOLLM2, Stock
 

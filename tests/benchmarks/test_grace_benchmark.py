@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.common.frame import DATA
+from benchmarks.common.folders import DATA
 from benchmarks.grace import million, pools
 
 

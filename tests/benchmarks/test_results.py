@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks import overview, results
-from benchmarks.common.frame import RESULTS, ROOT, ResultFile
+from benchmarks.common.folders import RESULTS, ROOT
+from benchmarks.common.result_file import ResultFile
 from benchmarks.compare.rates import SEED
 from benchmarks.compare.tasks import TASKS
 from benchmarks.direct import decay

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gradwise as gw
-from benchmarks.common.frame import DATA
+from benchmarks.common.folders import DATA
 from benchmarks.signals import accuracy, cost, implementations, peers, precondition, store, subjects
 from benchmarks.signals.subjects import root_mean_square
 from gradwise.signals.sums import Projector

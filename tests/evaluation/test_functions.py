@@ -10,7 +10,7 @@ import pytest
 
 from gradwise import RecipeError
 from gradwise.evaluation import EvaluationError, Function, Score
-from gradwise.evaluation.functions import called, found
+from gradwise.evaluation.functions import call, import_function
 
 SOURCE = """
 import math
@@ -52,7 +52,7 @@ def measure(tmp_path: Path) -> Measure:
     def measure(function: str, validation: Any = None, **settings: Any) -> dict[str, Score]:
         setting = Function(path=f"{tmp_path}/metrics.py:{function}", **settings)
         tokenizer: Any = "tokenizer"
-        return called(setting, found(setting), "model", tokenizer, validation)
+        return call(setting, import_function(setting), "model", tokenizer, validation)
 
     return measure
 
@@ -87,14 +87,14 @@ def test_direction_samples_and_name(measure: Measure):
 
 
 def test_of_an_installed_package():
-    assert found(Function(path="os.path:join")).__name__ == "join"
+    assert import_function(Function(path="os.path:join")).__name__ == "join"
 
 
 def test_takes_what_the_user_gave(tmp_path: Path):
     (tmp_path / "seen.py").write_text("def seen(*given):\n    global got\n    got = given\n    return 1\n")
-    function = found(Function(path=f"{tmp_path}/seen.py:seen"))
+    function = import_function(Function(path=f"{tmp_path}/seen.py:seen"))
     tokenizer: Any = "t"
-    called(Function(path="seen.py:seen"), function, "m", tokenizer, "v")
+    call(Function(path="seen.py:seen"), function, "m", tokenizer, "v")
     assert function.__globals__["got"] == ("m", "t", "v")
 
 
@@ -118,15 +118,15 @@ def test_mistakes_before_training(measure: Measure, name: str, message: str):
 
 def test_a_file_or_package_that_is_not_there(tmp_path: Path):
     with pytest.raises(RecipeError, match=r"none\.py cannot be imported \(FileNotFoundError: no file .*none"):
-        found(Function(path=f"{tmp_path}/none.py:x"))
+        import_function(Function(path=f"{tmp_path}/none.py:x"))
     with pytest.raises(RecipeError, match=r"no_such_package\.x cannot be imported \(ModuleNotFoundError"):
-        found(Function(path="no_such_package.x:y"))
+        import_function(Function(path="no_such_package.x:y"))
 
 
 def test_a_file_that_does_not_run(tmp_path: Path):
     (tmp_path / "bad.py").write_text("import os\n\n1 / 0\n")
     with pytest.raises(RecipeError, match=r"\(ZeroDivisionError: division by zero; bad\.py, line 3\)"):
-        found(Function(path=f"{tmp_path}/bad.py:x"))
+        import_function(Function(path=f"{tmp_path}/bad.py:x"))
     assert not [name for name in sys.modules if name.startswith("bad_")]
 
 

@@ -98,7 +98,7 @@ def _selection(**parts: Any) -> Callable[[], Any]:
         lambda: gw.D3(units="domains").order(signals(domain=None)),
         lambda: gw.D3(units="domains").order(signals(domain=np.full(20, "a"))),
         lambda: gw.D3(units="domains", edges="lookahead").order(signals()),
-        lambda: gw.D3(units="domains").order(signals(), probe=3),
+        lambda: gw.D3(units="domains").order(signals(), probe=3),  # type: ignore[arg-type]
         _selection(why=("a", "b", "c")),
         _selection(why="because"),
         _selection(why=()),

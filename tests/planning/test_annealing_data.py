@@ -270,6 +270,7 @@ def test_a_recipe_finds_the_files_from_its_own_folder(recipe: gw.Recipe, tmp_pat
         assert gw.Recipe.from_dict(found.to_dict()) == found
 
 
+@pytest.mark.slow
 def test_in_a_run_and_outside_of_one_the_same_are_chosen(recipe: gw.Recipe, tmp_path: Path) -> None:
     """By the half of a target that chooses; and a run whose files have changed is not resumed."""
     assert recipe.data is not None

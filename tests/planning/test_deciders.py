@@ -1,12 +1,14 @@
 """Every method goes through the same tests as a decision of a run: what it needs, checks, costs, when it is
 due, what it decides, what it remembers, and that a resumed run equals one that was never stopped."""
 
+import copy
 import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from gradwise.planning import Planner
 from gradwise.planning.annealing import Annealing
 from gradwise.planning.decider import Decider
 from gradwise.signals.wanted import QUANTITIES
-from tests.conftest import same_weights
+from tests.conftest import same_weights, short_run
 
 SETTINGS: dict[str, dict[str, Any]] = {
     **{
@@ -81,26 +83,66 @@ class StopAt(TrainerCallback):
         self.trainer.session.stop_requested = state.global_step + 1 == self.step
 
 
+def _trainer(folder: Path, model: Any, speeches: Any, section: str, method: Any) -> gw.Trainer:
+    """Over 24 samples in six steps of four, with one method that decides."""
+    schedule = "warmup_stable_decay" if section == "anneal" else "constant"
+    trainer = gw.Trainer(
+        model,
+        short_run(folder, max_steps=6, lr_scheduler_type=schedule),
+        train_dataset=speeches.select(range(24)),
+        eval_dataset=speeches.select(range(24, 36)),
+        target_dataset=speeches.select(range(36, 44)) if getattr(method, "aims", False) else None,
+        recipe=gw.Recipe.from_dict({section: gw.Recipe(**{section: method}).to_dict()[section]}),
+    )
+    trainer.session.tell = lambda _: None
+    return trainer
+
+
 @pytest.fixture
-def make(story_model, arguments, speeches: Any) -> Callable[..., gw.Trainer]:
-    """A trainer over 24 samples in six steps of four, with one method that decides."""
+def make(story_model: Any, speeches: Any, tmp_path: Path) -> Callable[..., gw.Trainer]:
+    """Makes a trainer in a folder of the test, for a section and its method."""
+    return lambda name, section, method: _trainer(tmp_path / name, story_model(), speeches, section, method)
 
-    def make(name: str, section: str, method: Any) -> gw.Trainer:
-        settings = {"lr_scheduler_type": "warmup_stable_decay"} if section == "anneal" else {}
-        if section != "anneal":
-            settings["lr_scheduler_type"] = "constant"
-        trainer = gw.Trainer(
-            story_model(),
-            arguments(name, max_steps=6, **settings),
-            train_dataset=speeches.select(range(24)),
-            eval_dataset=speeches.select(range(24, 36)),
-            target_dataset=speeches.select(range(36, 44)) if getattr(method, "aims", False) else None,
-            recipe=gw.Recipe.from_dict({section: gw.Recipe(**{section: method}).to_dict()[section]}),
-        )
-        trainer.session.tell = lambda _: None
-        return trainer
 
-    return make
+class Whole(NamedTuple):
+    """A run that was never stopped."""
+
+    trainer: gw.Trainer
+    steps: list[int]
+    """The steps before which something was decided."""
+    events: dict[str, Any]
+
+
+def _watch(patched: pytest.MonkeyPatch, steps: list[int]) -> None:
+    """Note the steps before which something is decided, and check that what was served stays."""
+    again = Planner.again
+
+    def watched(self: Planner, context: Any, plan: Any, step: int) -> Any:
+        after = again(self, context, plan, step)
+        assert np.array_equal(plan.indices[: 4 * step], after.indices[: 4 * step])
+        assert len(plan) == len(after)
+        steps.append(step)
+        return after
+
+    patched.setattr(Planner, "again", watched)
+
+
+@pytest.fixture(scope="module")
+def whole(_story_model: Any, speeches: Any, tmp_path_factory: Any) -> Callable[..., Whole]:
+    """The whole run of a method; trained once for all tests."""
+
+    @cache
+    def train(section: str, cls: Any) -> Whole:
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        trainer = _trainer(folder, copy.deepcopy(_story_model), speeches, section, _method(section, cls))
+        steps: list[int] = []
+        with pytest.MonkeyPatch.context() as patched:
+            _watch(patched, steps)
+            trainer.train()
+        lines = (folder / "events.jsonl").read_text().splitlines()
+        return Whole(trainer, steps, {event["event"]: event for event in map(json.loads, lines)})
+
+    return train
 
 
 def _decider(planner: Planner, section: str) -> Decider:
@@ -117,40 +159,27 @@ def test_needs_are_signals_that_exist(section: str, cls: Any) -> None:
 
 @several_methods
 def test_stopped_and_resumed_equals_uninterrupted(
-    make: Any, section: str, cls: Any, monkeypatch: Any
+    make: Any, whole: Any, section: str, cls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside the weights: nothing served is changed, costs are not negative, nothing is due twice."""
-    decided: list[int] = []
-    again = Planner.again
-
-    def watched(self: Planner, context: Any, plan: Any, step: int) -> Any:
-        after = again(self, context, plan, step)
-        assert np.array_equal(plan.indices[: 4 * step], after.indices[: 4 * step]), "what was served stays"
-        assert len(plan) == len(after)
-        decided.append(step)
-        return after
-
-    monkeypatch.setattr(Planner, "again", watched)
-    method = _method(section, cls)
-    whole = make("whole", section, method)
-    whole.train()
-    steps = list(decided)
+    method, (uninterrupted, steps, _) = _method(section, cls), whole(section, cls)
     assert steps == sorted(set(steps))
-    planner = whole.session.planner
-    assert all(value >= 0 for value in planner.forecast(whole.session.context()))
+    planner = uninterrupted.session.planner
+    assert all(value >= 0 for value in planner.forecast(uninterrupted.session.context()))
     decider = _decider(planner, section)
     assert decider.recurs == bool([step for step in steps if step > 0]) or section == "order"
+    _watch(monkeypatch, [])
     stopped = make("stopped", section, method)
     stopped.add_callback(StopAt(stopped, 4))
     stopped.train()
     assert stopped.session.stopped and stopped.state.global_step == 4
     resumed = make("stopped", section, method)
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.session.plan.digest == whole.session.plan.digest
-    assert same_weights(resumed.model, whole.model)
+    assert resumed.session.plan.digest == uninterrupted.session.plan.digest
+    assert same_weights(resumed.model, uninterrupted.model)
 
 
-@pytest.mark.parametrize("importance", ["relevance", "alignment"])
+@pytest.mark.parametrize("importance", ["relevance", pytest.param("alignment", marks=pytest.mark.slow)])
 def test_a_refreshed_selection_towards_a_target_resumes(make: Any, importance: Any) -> None:
     method = gw.Grace(
         count=12, candidates="all", refresh_every=2, anchors=0.5, target="target", importance=importance
@@ -170,6 +199,7 @@ def test_a_refreshed_selection_towards_a_target_resumes(make: Any, importance: A
     assert (words["samples"], words["target"]) == (24, 8)
 
 
+@pytest.mark.slow
 def test_a_trial_is_taken_back_and_its_recipe_repeats_the_run(make: Any, monkeypatch: Any) -> None:
     """The recipe with the winner gives the same run without a race."""
     from gradwise.planning import race
@@ -268,10 +298,9 @@ def test_a_target_without_effect_is_refused(story_model: Any, arguments: Any, sp
 
 
 @several_methods
-def test_what_is_remembered_is_plain_arrays(make: Any, section: str, cls: Any) -> None:
+def test_what_is_remembered_is_plain_arrays(whole: Any, section: str, cls: Any) -> None:
     """What a decider keeps, another takes, and gives back the same."""
-    trainer = make("run", section, _method(section, cls))
-    trainer.train()
+    trainer = whole(section, cls).trainer
     context, planner = trainer.session.context(), trainer.session.planner
     arrays = planner.state_dict()
     assert all(isinstance(values, np.ndarray) and name.split(".")[0] in ("select", "order", "anneal")
@@ -288,12 +317,8 @@ def test_what_is_remembered_is_plain_arrays(make: Any, section: str, cls: Any) -
 
 
 @several_methods
-def test_events_say_what_was_decided(make: Any, tmp_path: Path, section: str, cls: Any) -> None:
-    method = _method(section, cls)
-    trainer = make("run", section, method)
-    trainer.train()
-    lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
-    events = {event["event"]: event for event in map(json.loads, lines)}
+def test_events_say_what_was_decided(whole: Any, section: str, cls: Any) -> None:
+    method, (trainer, _, events) = _method(section, cls), whole(section, cls)
     assert events["plan"]["select"] == trainer.session.recipe.select.method
     assert events["plan"]["order"] == trainer.session.recipe.order.method
     if section == "anneal":

@@ -70,7 +70,10 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "name",
-    [*list(RECIPES)[:2], *(pytest.param(name, marks=pytest.mark.exhaustive) for name in list(RECIPES)[2:])],
+    [
+        pytest.param(name, marks=[pytest.mark.exhaustive] if n > 1 else [pytest.mark.slow] if n else [])
+        for n, name in enumerate(RECIPES)
+    ],
 )
 def test_a_plan_stays_small_and_resumes_exactly(run: Any, name: str, tmp_path: Path) -> None:
     whole = run("whole", RECIPES[name])

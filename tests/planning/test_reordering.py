@@ -75,7 +75,11 @@ def test_every_epoch_holds_every_sample_once(run: Any, order: D3, tmp_path: Path
     assert trainer.session.plan.digest == events[-1]["digest"]
 
 
-@pytest.mark.parametrize("order", MEASURING[:2], ids=lambda d3: f"{d3.units}-{d3.edges}")
+@pytest.mark.parametrize(
+    "order",
+    [MEASURING[0], pytest.param(MEASURING[1], marks=pytest.mark.slow)],
+    ids=lambda d3: f"{d3.units}-{d3.edges}",
+)
 def test_measuring_leaves_the_run_as_it_was(run: Any, order: D3) -> None:
     """The plan that comes of it, followed without any measuring, trains the same model."""
     measured, events = run(order, name="measured")

@@ -16,7 +16,7 @@ import gradwise as gw
 from gradwise.data import Collator
 from gradwise.methods.baselines import EasyFirst, GradNormTop, LengthTop, LossTop
 from gradwise.planning import scoring
-from gradwise.planning.shared import key_of, measured_once
+from gradwise.planning.shared import key_of, measure_or_read
 from gradwise.training.record import RunRecord
 
 COST = 0.3
@@ -138,10 +138,10 @@ def test_a_failed_measuring_leaves_nothing_behind(tmp_path: Path) -> None:
         raise gw.SignalError("no")
 
     with pytest.raises(gw.SignalError):
-        measured_once(tmp_path / "signals", {"a": 1}, fail, record)
-    found = measured_once(tmp_path / "signals", {"a": 1}, lambda: {"x": np.arange(3)}, record)
+        measure_or_read(tmp_path / "signals", {"a": 1}, fail, record)
+    found = measure_or_read(tmp_path / "signals", {"a": 1}, lambda: {"x": np.arange(3)}, record)
     assert not found.shared
-    again = measured_once(tmp_path / "signals", {"a": 1}, fail, record)
+    again = measure_or_read(tmp_path / "signals", {"a": 1}, fail, record)
     assert again.shared
     assert again.arrays["x"].tolist() == [0, 1, 2]
 
@@ -166,7 +166,7 @@ def _measure_slowly(folder: Path, number: int) -> None:
         time.sleep(3)
         return {"x": np.ones(2)}
 
-    found = measured_once(folder / "signals", {"a": 1}, measure, record)
+    found = measure_or_read(folder / "signals", {"a": 1}, measure, record)
     assert found.arrays["x"].tolist() == [1, 1]
     # The measuring is charged to both; the one that waited for it is not charged twice.
     assert 3 <= found.seconds <= record.seconds < found.seconds + 2

@@ -140,6 +140,7 @@ def test_its_summary(recipe: Recipe, tmp_path: Path) -> None:
     assert stored["seconds_measuring"] > 0 and stored["pool"] == stored["ordered"] == 2 * EACH
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_order(recipe: Recipe, tmp_path: Path) -> None:
     files = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):

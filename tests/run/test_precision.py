@@ -21,18 +21,18 @@ from gradwise.run.select import select_annealing, select_samples
 from gradwise.run.signals import collect_signals
 
 CALLERS = {
-    "seconds_per_sample", "scoring_speed", "first", "_refreshed", "run_probe", "decide", "_turned", "_step",
-    "_evaluated", "by_autograd", "_measure", "training_step", "evaluate", "write", "collect_signals",
-    "choose", "select_annealing", "order_samples",
+    "time_forward_backward", "scoring_speed", "first", "_refresh", "run_probe", "decide",
+    "_hessian_product", "_step", "_evaluate", "by_autograd", "_measure", "training_step", "evaluate", "write",
+    "collect_signals", "choose", "select_annealing", "order_samples",
 }  # fmt: skip
 
 RUN = {
-    "seconds_per_sample", "scoring_speed", "first", "_refreshed", "run_probe", "decide", "_turned",
+    "time_forward_backward", "scoring_speed", "first", "_refresh", "run_probe", "decide", "_hessian_product",
     "by_autograd", "_measure", "training_step", "evaluate", "write",
 }  # fmt: skip
 """What a run with all four methods calls: timing, scoring, refreshes, probes, training, evaluation."""
 
-COMMANDS = {"collect_signals", "choose", "select_annealing", "order_samples", "_step", "_evaluated"}
+COMMANDS = {"collect_signals", "choose", "select_annealing", "order_samples", "_step", "_evaluate"}
 
 
 @pytest.fixture
@@ -100,6 +100,7 @@ def test_a_run_computes_in_one_type(
     assert seen == {name: {dtype} for name in seen}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("computed", "dtype"), EACH)
 def test_commands_compute_as_the_recipe_trains(
     recipe: Recipe, seen: Any, tmp_path: Path, computed: str, dtype: Any

@@ -120,7 +120,7 @@ class TestOpened:
             path.write_text("mine")
         with run.opened(RECIPE):
             pass
-        run.tidy()
+        run.delete_leftovers()
         assert all(path.read_text() == "mine" for path in mine)
 
     @pytest.mark.parametrize("name", FILES)
@@ -278,7 +278,7 @@ class TestModel:
     def test_without_its_weights_it_stays_finished(self, run: RunDirectory):
         with run.opened(RECIPE):
             run.save_model(self.write)
-        run.tidy(weights=("weight*",), keep_checkpoints=True)
+        run.delete_leftovers(weights=("weight*",), keep_checkpoints=True)
         with run.opened(RECIPE):
             run.check_model(contents=True)
         assert [path.name for path in run.model.iterdir()] == ["config.json"]

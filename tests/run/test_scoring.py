@@ -72,6 +72,7 @@ def plain(recipe: Recipe) -> Recipe:
 
 
 class TestWritten:
+    @pytest.mark.slow
     def test_what_score_says_of_the_saved_model(self, recipe: Recipe):
         run = train(recipe, "run", tell=silent).run
         found = json.loads(run.scores_file.read_text())

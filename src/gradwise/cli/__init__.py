@@ -39,10 +39,10 @@ def main() -> None:
     if not on_terminal():
         # Bars of libraries that ask nobody; read when tqdm is first imported, which is after this.
         os.environ.setdefault("TQDM_DISABLE", "1")
-    from gradwise.cli import compare, demo, schema, steps, train
+    from gradwise.cli import compare, demo, steps, train
 
     commands = (train.train, steps.collect, steps.select, steps.order, compare.compare, demo.demo)
-    for command in (*commands, train.report, train.estimate, schema.schema):
+    for command in (*commands, train.report, train.estimate, train.schema):
         app.command()(command)
     for argument in sys.argv[1:]:
         if CONTROL.search(argument):

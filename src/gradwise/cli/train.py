@@ -1,4 +1,4 @@
-"""`gradwise train`, with `estimate` before it and `report` after it."""
+"""`gradwise train`, `estimate` before it and `report` after it, and the `schema` of their recipes."""
 
 import json
 from pathlib import Path
@@ -109,3 +109,14 @@ def report(
 
     path = write_page(folder.expanduser(), out, text=text, metric=metric)
     say(f"Report: {path} (open it in a browser)")
+
+
+def schema() -> None:
+    """Print the JSON schema of a recipe.
+
+    An editor that knows YAML schemas then completes and checks recipes: save the output beside the recipe and
+    begin the recipe with the line "# yaml-language-server: $schema=<file>".
+    """
+    from gradwise.recipe import Recipe
+
+    print(json.dumps(Recipe.schema(), indent=2))

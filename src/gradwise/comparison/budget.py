@@ -106,6 +106,7 @@ def steps_within_tokens(tokens: NDArray[np.int64], amount: float) -> int:
     >>> steps_within_tokens(np.array([40, 30, 40]), 75)
     2
     """
+    # From the right: a step that ends exactly at the budget is inside it.
     steps = int(np.searchsorted(np.cumsum(tokens), amount, side="right"))
     if not steps:
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""A comparison from beginning to end: check, measure speeds, run, report; gone on with at any point."""
+"""A comparison from beginning to end: check, measure speeds, run, report. It resumes at any point."""
 
 import os
 import sys
@@ -49,7 +49,7 @@ class ComparisonOutcome:
 
 @dataclass(frozen=True)
 class Options:
-    """How to go about it; nothing here changes what a run computes."""
+    """Settings of the comparison that change nothing that a run computes."""
 
     jobs: int = 1
     keep_checkpoints: bool = False
@@ -84,7 +84,7 @@ def compare(
         arms: such as `full`, `loss_top+lisa` or `other.yaml`; see `gradwise.comparison.arms`.
         seeds: how many, from the recipe's own on, or which.
         budget: `steps`, `tokens` or `time`, with an amount or without; see `parse_budget`.
-        out: folder; a comparison that is there is gone on with, and may get more arms and seeds.
+        out: folder; a comparison in it is resumed, and may get more arms and seeds.
         reference: the arm that all others are compared with. If unset, it is `random` if that is an arm,
             else the first, and an arm that differs from `full` in fewer sections is compared with `full`.
         pairs: further arms to compare, each with the one that it is compared with.
@@ -121,6 +121,7 @@ def compare(
         folder.ask(recipe, parsed, chosen, compared_with, wanted, pairs)
         # Seed by seed over all arms: a comparison that is stopped early is still paired.
         todo = [(arm, seed) for seed in chosen for arm in parsed if not is_done(folder.run(arm.name, seed))]
+        # Nothing is started where all runs are done: the same command then only writes the report again.
         stopped = bool(todo) and _run_all(folder, parsed, todo, pool, options)
         return _report(folder, metric, stopped=stopped, changed=bool(todo))
 
@@ -183,6 +184,7 @@ def _run_all(
     folder: ComparisonFolder, arms: list[Arm], todo: list[tuple[Arm, int]], pool: WorkerPool, options: Options
 ) -> bool:
     """Make what is to be made; whether any of it was stopped."""
+    # Before anything else: all runs are forked from this server, whose imports take seconds.
     start_server()
     shown = ComparisonProgress(sys.stderr.isatty() if options.progress is None else options.progress)
     _check_overlap(folder, arms, pool, options, shown)
@@ -195,6 +197,7 @@ def _run_all(
     with shown.runs(len(ready)):
         for result in pool.run(_tasks(folder, ready, options), shown.look):
             if result.failure is not None:
+                # A file of its own: a report that is made later must say why a run is missing.
                 write_text(result.task.log.with_name(FAILURE), result.failure + "\n")
             stopped = stopped or result.stopped
             shown.ended(result)
@@ -224,6 +227,7 @@ def _check_overlap(
     known = folder.contents["data"]
     for arm in arms:
         changed = "data" in folder.contents["arms"][arm.name]["changes"]
+        # Arms mostly share their data, which are read and compared once for all of them.
         name = arm.name if changed or arm.recipe.annealing_data is not None else "recipe"
         if name in known or pool.stops:
             continue

@@ -31,6 +31,7 @@ def equalise(folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, shown:
     failed) is noted as failed and tried again by the next call.
     """
     seeds = folder.contents["seeds"]
+    # Numbers that were found once stay: seeds that are added later must train as long as the earlier ones.
     missing = [arm for arm in arms if any(folder.steps(arm.name, seed) is None for seed in seeds)]
     if not missing:
         return
@@ -95,6 +96,7 @@ class _Equaliser:
             try:
                 steps = find(arm)
             except GradwiseError as error:
+                # Noted and not raised: the other arms are worth having without this one.
                 self.folder.contents["failed"][arm.name] = str(error)
                 self.shown.say(f"{arm.name}: {error}")
             else:
@@ -114,6 +116,7 @@ def _by_tokens(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
 
     def steps(arm: Arm) -> dict[int, int] | None:
         known: dict[int, int] = found.folder.contents["steps"].get(arm.name, {})
+        # Each seed has a plan of its own, whose samples have other lengths: the steps differ by seed.
         seeds = [seed for seed in found.folder.contents["seeds"] if seed not in known]
         found.shown.say(f"Counting the tokens of {arm.name}.")
         values = found.ask(arm, "steps_for_tokens", seeds=seeds, amount=found.amount())
@@ -124,14 +127,14 @@ def _by_tokens(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
 
 def _by_time(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
     if found.amount() is None:
-        measured = _calibrated(found, reference)
+        measured = _calibrate(found, reference)
         if measured is None:
             return
         # The budget is what the reference needs for its own steps, so that the reference makes exactly these.
         found.settle(round(seconds_for(measured.speed, measured.steps), 3))
 
     def steps(arm: Arm) -> int | None:
-        measured = _calibrated(found, arm)
+        measured = _calibrate(found, arm)
         if measured is None:
             return None
         return steps_within_seconds(measured.speed, found.amount() or 0.0)
@@ -139,7 +142,7 @@ def _by_time(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
     found.each(arms, steps)
 
 
-def _calibrated(found: _Equaliser, arm: Arm) -> Calibrated | None:
+def _calibrate(found: _Equaliser, arm: Arm) -> Calibrated | None:
     """An arm's speed, measured unless it has been; None when it was stopped on the way."""
     contents = found.folder.contents["calibration"]
     if arm.name not in contents:

@@ -84,4 +84,4 @@ def run(recipe: Recipe, folder: Path, shared: Path, *, keep_checkpoints: bool, d
     outcome = train(recipe, folder, shared=shared)
     if not outcome.finished:
         raise StoppedError
-    outcome.run.tidy(weights=WEIGHTS if discard_model else (), keep_checkpoints=keep_checkpoints)
+    outcome.run.delete_leftovers(weights=WEIGHTS if discard_model else (), keep_checkpoints=keep_checkpoints)

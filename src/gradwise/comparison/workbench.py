@@ -164,7 +164,7 @@ class Workbench:
         trainer.session.record.stop_clock()
         return trainer
 
-    def timed(self, decided: object, count: int) -> Speed:
+    def timed(self, decided: Trainer, count: int) -> Speed:
         """Seconds before and per step, over `count` steps of a plan besides those that warm up."""
         recipe = _for_timing(self.recipe)
         plan = _spread(decided, WARMING_UP + count)
@@ -243,22 +243,26 @@ def _for_timing(recipe: Recipe) -> Recipe:
     return replace(recipe, train=train, layers=layers, select=FullData(), order=Shuffle(), anneal=None)
 
 
-def _spread(decided: Any, count: int) -> Plan:
+def _spread(decided: Trainer, count: int) -> Plan:
     """`count` whole steps from all over a plan, in its order."""
-    batches = decided.session.schedule
+    batches, plan = decided.session.schedule, decided.session.plan
+    assert plan is not None
     chosen = np.linspace(0, batches.steps - 1, count).round().astype(int)
     indices = np.concatenate([batches.samples(int(step)) for step in chosen])
-    return Plan((Segment(indices, 0, ("a calibration",)),), pool=decided.session.plan.pool)
+    return Plan((Segment(indices, 0, ("a calibration",)),), pool=plan.pool)
 
 
-def _steps_asked(trainer: Any) -> int:
+def _steps_asked(trainer: Trainer) -> int:
     """Steps of a planned trainer's run."""
-    return trainer.session.layout.schedule(trainer.session.plan).steps
+    plan = trainer.session.plan
+    assert plan is not None
+    return trainer.session.layout.schedule(plan).steps
 
 
-def _tokens(trainer: Any) -> NDArray[np.int64]:
+def _tokens(trainer: Trainer) -> NDArray[np.int64]:
     """(steps,) input tokens of each step of a planned trainer."""
     session = trainer.session
+    assert session.plan is not None
     if session.plan.until is not None:
         raise RecipeError(
             f"Tokens can be counted over {session.plan.epochs:,} epochs, which a plan lays out at once, and "

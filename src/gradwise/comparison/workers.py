@@ -101,7 +101,7 @@ class WorkerPool:
                     self._fill(waiting)
                     if not self.underway:
                         return
-                    yield from self._ended()
+                    yield from self._collect_ended()
                     if look is not None:
                         look([one.task for one in self.underway])
             finally:
@@ -119,9 +119,9 @@ class WorkerPool:
                 return
             # The slot decides the GPU: two runs share one only where there are fewer GPUs than jobs.
             free = min(set(range(self.jobs)) - {one.slot for one in self.underway})
-            self.underway.append(_started(task, free, self.jobs))
+            self.underway.append(_start(task, free, self.jobs))
 
-    def _ended(self) -> Iterator[Result]:
+    def _collect_ended(self) -> Iterator[Result]:
         handles = [one.process.sentinel for one in self.underway] + [
             one.answers for one in self.underway if one.answer is None
         ]
@@ -174,7 +174,7 @@ def start_server() -> None:
         multiprocessing.forkserver.ensure_running()
 
 
-def _started(task: Task, slot: int, jobs: int) -> Underway:
+def _start(task: Task, slot: int, jobs: int) -> Underway:
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(task, theirs, _share(slot, jobs)), name=task.name)

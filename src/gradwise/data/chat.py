@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import cache, lru_cache
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jinja2
 import jinja2.ext
@@ -30,6 +30,9 @@ from gradwise.data.records import UnreadableError, few, reason
 from gradwise.data.sandbox import RunawayError, Sandbox, leaves
 from gradwise.data.settings import at_home
 from gradwise.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
 T = TypeVar("T")
@@ -265,7 +268,7 @@ def _tried(render: Callable[[], T]) -> T:
         raise UnreadableError(f"the chat template refuses it ({reason(error)})") from None
 
 
-def with_template(tokenizer: Any, given: str | None) -> Any:
+def with_template(tokenizer: "PreTrainedTokenizerBase", given: str | None) -> Any:
     """A tokenizer that has the template of `data.chat_template`; itself if none is given, else a copy.
 
     Raises:

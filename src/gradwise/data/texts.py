@@ -1,7 +1,7 @@
 """The texts of samples as rows of words, a chunk at a time: what n-grams are counted in."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,14 @@ from gradwise.numerics.ngrams import Chunk, token_ids, word_ids
 
 CHUNK = 10_000
 """Samples that are read at a time; memory does not grow with their number."""
+
+
+class TextDecoder(Protocol):
+    """What a tokenizer is used for here."""
+
+    def batch_decode(self, sequences: Any, *, skip_special_tokens: bool) -> Any:
+        """The text of each row of tokens."""
+        ...
 
 
 class Texts:
@@ -26,7 +34,12 @@ class Texts:
     (2, [[0, 1]])
     """
 
-    def __init__(self, dataset: Any, tokenizer: Any = None, rows: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        tokenizer: TextDecoder | None = None,
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
         self.dataset, self.tokenizer, self.rows = dataset, tokenizer, rows
 
     def __len__(self) -> int:

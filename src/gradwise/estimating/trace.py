@@ -86,7 +86,7 @@ def trace(recipe: Recipe) -> Trace:
     with FakeTensorMode():
         model = _model(recipe)
         groups = _draw(model, recipe)
-        phases = [_passes(model, _batch(rows, length), passes, recipe)]
+        phases = [_trace_forward_backward(model, _batch(rows, length), passes, recipe)]
     state, host, slots = _state(recipe, model, groups)
     phases[0].parts[STATE] = state
     phases.append(_update(model, recipe, state + slots))
@@ -190,7 +190,7 @@ def _batch(rows: int, length: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
 
 
-def _passes(model: nn.Module, batch: dict[str, Any], passes: int, recipe: Recipe) -> Phase:
+def _trace_forward_backward(model: nn.Module, batch: dict[str, Any], passes: int, recipe: Recipe) -> Phase:
     """Forward and backward; the second micro-batch finds the gradients of the first."""
     counted = TensorBytes()
     with counted.following(model):
@@ -209,7 +209,7 @@ def _probe(recipe: Recipe, rows: int, length: int) -> Phase:
         parameter.requires_grad_(recipe.layers.policy.embeddings == "sampled")  # type: ignore[union-attr]
     probe = LayerProbe(groups.blocks, 1)
     with _probing(probe):
-        return Phase(PROBE, _passes(model, _batch(rows, length), 1, recipe).parts)
+        return Phase(PROBE, _trace_forward_backward(model, _batch(rows, length), 1, recipe).parts)
 
 
 @contextmanager

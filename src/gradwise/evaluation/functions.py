@@ -9,7 +9,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,10 +17,13 @@ from gradwise.errors import RecipeError
 from gradwise.evaluation.scores import EvaluationError, Score, finite
 from gradwise.evaluation.settings import Function
 
+if TYPE_CHECKING:
+    pass
+
 TAKES = "(model, tokenizer, validation)"
 
 
-def found(setting: Function) -> Callable[..., Any]:
+def import_function(setting: Function) -> Callable[..., Any]:
     """The function that a setting names.
 
     Raises:
@@ -28,7 +31,7 @@ def found(setting: Function) -> Callable[..., Any]:
     """
     place, _, name = setting.path.rpartition(":")
     try:
-        module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:
         raise RecipeError(
             f"metrics.functions: {place} cannot be imported ({_described(error)}{_where(error, place)})."
@@ -48,7 +51,7 @@ def found(setting: Function) -> Callable[..., Any]:
     return function
 
 
-def _from_file(path: Path) -> ModuleType:
+def _import_file(path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -70,10 +73,10 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
-def called(
+def call(
     setting: Function,
     function: Callable[..., Any],
-    model: Any,
+    model: object,
     tokenizer: PreTrainedTokenizerBase,
     validation: Any,
 ) -> dict[str, Score]:

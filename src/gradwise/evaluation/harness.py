@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gradwise.errors import RecipeError
 from gradwise.evaluation.questions import Question
@@ -42,7 +42,7 @@ def check_installed(tokenizer: PreTrainedTokenizerBase) -> None:
 
 @contextmanager
 def harness(
-    model: object, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, bars: bool
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, bars: bool
 ) -> Iterator[Any]:
     """lm-eval's view of a model. It turns the model to evaluation mode and bare greedy decoding: use it
     within `given_back`."""
@@ -61,12 +61,12 @@ def harness(
         yield view
 
 
-def _decode_greedily(model: Any) -> None:
+def _decode_greedily(model: PreTrainedModel) -> None:
     """Without the penalties, temperatures and lengths that a model may bring, so that models compare."""
     for module in model.modules():
         if (given := vars(module).get("generation_config")) is not None:
             tokens = {name: getattr(given, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-            module.generation_config = GenerationConfig(
+            module.generation_config = GenerationConfig(  # type: ignore[assignment]
                 **{f"{name}_token_id": token for name, token in tokens.items()}
             )
 

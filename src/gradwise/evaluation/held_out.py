@@ -1,7 +1,7 @@
 """Held-out loss of a model: overall and per domain, exact whatever the batches."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,12 @@ from gradwise.evaluation.scores import Score, finite
 from gradwise.evaluation.settings import HELD_OUT_LOSS
 from gradwise.signals import Signals, collect
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def held_out_loss(
-    model: Any,
+    model: "PreTrainedModel",
     tokenizer: PreTrainedTokenizerBase,
     validation: Any,
     *,
@@ -62,7 +65,11 @@ def held_out_loss(
 
 
 def _losses(
-    model: Any, tokenizer: PreTrainedTokenizerBase, validation: Any, batch_tokens: int, progress: bool
+    model: "PreTrainedModel",
+    tokenizer: PreTrainedTokenizerBase,
+    validation: Any,
+    batch_tokens: int,
+    progress: bool,
 ) -> Signals:
     collator = Collator.for_tokenizer(tokenizer)
     # Samples without a finite loss are named by domain and origin, above.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 import transformers
@@ -15,6 +15,9 @@ from gradwise.evaluation.questions import Question, questions
 from gradwise.evaluation.scores import EvaluationError, Score
 from gradwise.evaluation.settings import Generate, LmEval, Metrics, Task
 from gradwise.evaluation.state import given_back, is_sharded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Tell = Callable[[str], None]
 
@@ -31,7 +34,9 @@ class Prepared:
     found: list[Callable[..., Any]] = field(default_factory=list)
     """The user's functions, in their order."""
 
-    def check_length(self, model: Any, tokenizer: Any, tell: Tell) -> None:
+    def check_length(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", tell: Tell
+    ) -> None:
         """Refuse answers that the model has no positions for; name questions that will lose their start.
 
         Raises:
@@ -55,7 +60,7 @@ class Prepared:
                 )
 
 
-def prepare(metrics: Metrics, tokenizer: Any, *, seed: int = 0) -> Prepared:
+def prepare(metrics: Metrics, tokenizer: "PreTrainedTokenizerBase", *, seed: int = 0) -> Prepared:
     """Find and check everything that metrics need but the model itself.
 
     Args:
@@ -67,7 +72,7 @@ def prepare(metrics: Metrics, tokenizer: Any, *, seed: int = 0) -> Prepared:
         RecipeError: lm-eval is missing, a task is unknown, a function cannot be imported or called.
         DataError: records are missing, or do not make questions.
     """
-    found = [functions.found(function) for function in metrics.functions]
+    found = [functions.import_function(function) for function in metrics.functions]
     if metrics.tasks:
         harness.check_installed(tokenizer)
     files = [task for task in metrics.tasks if not isinstance(task, LmEval)]
@@ -81,8 +86,8 @@ def prepare(metrics: Metrics, tokenizer: Any, *, seed: int = 0) -> Prepared:
 
 
 def score(
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     metrics: Metrics | Prepared,
     validation: Any = None,
     *,
@@ -139,12 +144,14 @@ def score(
             with given_back(model, tokenizer):
                 transformers.set_seed(seed)
                 model.eval()
-                scores |= functions.called(setting, function, model, tokenizer, validation)
+                scores |= functions.call(setting, function, model, tokenizer, validation)
         scores |= _tasks(model, tokenizer, prepared, seed, progress and on_terminal())
     return scores
 
 
-def _tasks(model: Any, tokenizer: Any, prepared: Prepared, seed: int, bars: bool) -> dict[str, Score]:
+def _tasks(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prepared: Prepared, seed: int, bars: bool
+) -> dict[str, Score]:
     metrics = prepared.metrics
     asked = harness.harness(model, tokenizer, batch_size=metrics.batch_size, bars=bars)
     scores: dict[str, Score] = {}

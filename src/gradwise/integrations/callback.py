@@ -52,22 +52,22 @@ class LayerCallback(TrainerCallback):
         if state.global_step:
             self.switch.load_state_dict(_read(_checkpoint(args, state) / FILE))
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
+    def on_step_begin(self, *_: object, **__: object) -> None:
         """Draw layers before the first forward pass of a step, if it is time."""
         if self.switch is not None:
             self.switch.before_step()
 
-    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+    def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
         """The step's gradient is complete."""
         if self.switch is not None:
             self.switch.after_backward()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         """Keep what a resumed run needs in the checkpoint."""
         if self.switch is not None and state.is_world_process_zero:
             write_bytes(_checkpoint(args, state) / FILE, json.dumps(self.switch.state_dict()).encode())
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
+    def on_train_end(self, *_: object, **__: object) -> None:
         """Make trainable again what was."""
         if self.switch is not None:
             self.switch.restore()

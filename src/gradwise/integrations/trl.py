@@ -3,9 +3,9 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from gradwise.training.own_loader import RepeatedPrompts
+from gradwise.training.sharding import TrainerParts
 
 KEPT = (
     "_metrics", "_total_train_tokens", "_logs", "_step", "_buffered_inputs", "_current_train_step_time",
@@ -14,7 +14,7 @@ KEPT = (
 
 
 @contextmanager
-def metrics_kept(trainer: Any) -> Iterator[None]:
+def metrics_kept(trainer: TrainerParts) -> Iterator[None]:
     """Give TRL's running metrics and counters back as they were found."""
     names = [name for name in KEPT if hasattr(trainer, name)]
     kept = {name: copy.deepcopy(getattr(trainer, name)) for name in names}

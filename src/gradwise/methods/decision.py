@@ -71,6 +71,7 @@ class Selection:
         # A loss that is multiplied by 0 would cost a forward and a backward and teach nothing.
         kept = self.without(self.indices[self.weights == 0])
         assert kept.weights is not None
+        # Exactly 1 where all are equal: dividing by the mean could leave a last bit that changes every loss.
         equal = np.all(kept.weights == kept.weights[0])
         return replace(
             kept,

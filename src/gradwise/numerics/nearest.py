@@ -212,6 +212,7 @@ def _on_device(
     with in_full_products():  # `slack` does not hold for TF32, which training may have switched on
         for part in parts(len(queries), max(1, 2**28 // len(x))):
             query_M = torch.as_tensor(queries[part], device=device)
+            # As many queries at once as give 2^28 products, a GiB of float32.
             products_MN = x_NH[query_M] @ x_NH.T
             products_MN[torch.arange(len(query_M), device=device), query_M] = -torch.inf
             best = products_MN.topk(count, dim=1)
@@ -298,6 +299,7 @@ def _offer(
         query = first_row + i
         left_out = itself[i] - first_column
         for j in range(tile.shape[1]):
+            # Nearly all products fail this one comparison, since the heaps fill up within the first tiles.
             if tile[i, j] > lowest[query] and j != left_out:
                 lowest[query] = _replace_lowest(ids[query], heaps[query], first_column + j, tile[i, j])
 

@@ -107,6 +107,7 @@ class Annealing(Decider):
                 raise RecipeError(
                     f"anneal.count is {count}, but only {there} samples can be chosen from; lower it."
                 )
+        # Layers that were frozen for long have second moments of long ago, or none.
         if method.uses_optimizer and (not context.adam or self._freezes_layers):
             raise RecipeError(
                 "anneal.precondition divides by Adam's second moments of every parameter; it needs an "
@@ -170,6 +171,7 @@ class Annealing(Decider):
         needs = (self.method.needs | self._ordering.needs) & set(QUANTITIES)
         if not needs:
             return Cost()
+        # Evenly spread over the data, which are often sorted by length or by domain.
         speed = scoring_speed(context, evenly(len(context.train), MORE), needs)
         parts = scored_parts(self.method, context.annealing.train, self._parts(context), context.seed)
         scored, runs = sum(len(part.rows) for part in parts), 1
@@ -227,10 +229,12 @@ class Annealing(Decider):
         batches, onsets = schedule.batches, self.onsets(schedule)
         number = onsets.index(step)
         room = batches.entries_between(step, (*onsets, schedule.steps)[number + 1])
+        # Asked now: refreshes change what is selected until the phase begins.
         pool = None if method.pool == "all" else np.unique(self._selecting.picked(context))
         parts = scored_parts(method, phase.train, self._parts(context, pool), context.seed, number)
         rows = np.concatenate([part.rows for part in parts])
         needs, optimizer = method.needs | self._ordering.needs, method.uses_optimizer
+        # One scoring run over all parts, since each run has a start of its own to pay for.
         signals = signals_now(phase, rows, needs, use_optimizer=optimizer)
         validation, judges = None, None
         if method.validation_needs:
@@ -244,11 +248,14 @@ class Annealing(Decider):
                 use_optimizer=optimizer,
             )
         took = {"signals": time.perf_counter() - start}
+        # The first round keeps the run's own seed, so that `times` does not change what it chooses.
         seed = context.seed if not number else stream_seed(context.seed, "annealing round", number)
         choose = partial(chosen, parts=parts, signals=signals, validation=validation, room=room, seed=seed)
         if judges is not None:
-            method, raced = self._settled(phase, judges, parts, choose, step)
+            method, raced = self._race_contenders(phase, judges, parts, choose, step)
             start += raced  # charged by the trial's own event
+        # Also where the winner was known before (a resumed run, a recipe that is run again), so that both
+        # ways choose alike.
         selections = [self._weighed(context, each) for each in choose(method)]
         known = in_pool(phase, signals, rows, self._ordering.needs)
         first_order = FIRST_ORDER * (number + 1)
@@ -281,7 +288,7 @@ class Annealing(Decider):
         described = replace(picked, summary=f"in the annealing phase: {reason}")
         return described.weighing(context.recipe.weights)
 
-    def _settled(
+    def _race_contenders(
         self,
         phase: RunContext,
         judges: Samples,
@@ -334,6 +341,7 @@ class Annealing(Decider):
                 zip(selections, counts(parts, sum(lengths)), strict=True)
             )
         ]
+        # Mixed before it is cut into epochs, so that each epoch has both kinds of data in their shares.
         mixed = rearranged(joined(entries, sum(lengths), 0), turns(parts, sum(lengths)))
         ends = np.cumsum(lengths)
         segments: list[Segment] = [
@@ -349,6 +357,8 @@ class Annealing(Decider):
 
     def load_state_dict(self, arrays: Arrays, context: RunContext) -> None:
         self._added = context.added
+        # Samples of the phase are numbered behind the training samples: another number of them would shift
+        # what a plan points at.
         if (before := int(arrays.get("added", 0))) != self._added:
             raise CheckpointError(
                 f"The run was started with {before} samples for its annealing phase only, now there are "

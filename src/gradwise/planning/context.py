@@ -109,6 +109,7 @@ class Samples:
 
     def batches(self, rows: NDArray[np.int64], size: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Batches of `size` samples from `rows`, again and again; with the number of samples."""
+        # Again and again, since what is timed may need more samples than a small pool has.
         turn = cycle(rows.tolist())
         while True:
             yield size, self.collate([self.inputs[next(turn)] for _ in range(size)])
@@ -211,6 +212,7 @@ class RunContext:
 
         def scorer() -> Scorer:
             assert self.model is not None
+            # The model that trains, even where a proxy scored the pool: the phase asks for it as it is now.
             return Scorer(self.model, planned.inputs, planned.collate)
 
         return replace(self, train=planned, scorer=scorer)
@@ -224,6 +226,8 @@ class RunContext:
 
 def _counts(labels: Any) -> NDArray[np.int64]:
     """Label tokens in each list of an Arrow array; the first token of a sample is never predicted."""
+    # Differences of one running count over the flat buffer: a loop over a million lists in Python takes
+    # minutes.
     ends = np.cumsum(labels.value_lengths().to_numpy())
     before = np.concatenate([[0], np.cumsum(labels.flatten().to_numpy() != -100)])
     firsts = np.concatenate([[0], ends])[:-1] + 1

@@ -68,6 +68,7 @@ class Ordering(Decider):
             raise RecipeError(
                 f"order: {name} makes trial steps, which a sharded model cannot do yet; take order: balanced."
             )
+        # Before anything is measured: trial steps would move the loss scale of float16 and be skipped.
         check_precision(context.autocast)
         held_out = None if context.validation is None else context.validation.dataset
         if influence.target == "validation" and (
@@ -161,9 +162,11 @@ class Ordering(Decider):
         assert influence is not None
         start = time.perf_counter()
         schedule = context.in_run.schedule(plan)
+        # What was served stays where it is: the loader reads ahead, and a checkpoint counts by it.
         after = served(schedule, step)
         stretches = self._stretches(schedule, after)
         whole = [joined(stretch, sum(map(len, stretch)), stretch[0].epoch) for stretch in stretches]
+        # Groups are the same in later epochs; single units are measured only in the stretch that begins now.
         ordered = whole if influence.grouped else whole[:1]
         units = [self._units(influence, piece, step) for piece in ordered]
         problem = None
@@ -176,6 +179,7 @@ class Ordering(Decider):
         details: dict[str, Any] = {}
         for number, own in enumerate(units):
             rng = stream(context.seed, "order of units", step, number)
+            # Label words rather than gradients: the balance must not need a scoring run at each measurement.
             features = context.train.words[whole[number].indices]
             arranged = influence.arranged(own, self._graph, features, rng, seed=context.seed)
             places = own.arranged(arranged.order)
@@ -205,6 +209,8 @@ class Ordering(Decider):
         batches = schedule.batches
         stretches: list[list[Segment]] = []
         for number, segment in enumerate(batches.plan.segments[after:], start=after):
+            # No entry moves across the step at which other data are selected: it would be trained on in the
+            # wrong phase.
             crosses = batches.first_step(number) in self._onsets
             if not stretches or stretches[-1][0].epoch != segment.epoch or crosses:
                 stretches.append([])
@@ -218,6 +224,7 @@ class Ordering(Decider):
             assert self._group is not None
             return influence.units_of(places, self._group[piece.indices], self._batch_size)
         units = influence.units_of(places, None, self._batch_size)
+        # All pairs are measured, so the cost grows with the square of the window.
         reach = len(units) if influence.window is None else influence.window
         first = places[: reach * units.size]
         if units.size == 1:
@@ -244,6 +251,8 @@ class Ordering(Decider):
         )
         # The first rank's, on all of them: orders must be equal exactly.
         measured = on_first(lambda: replace(measured, step=step))
+        # Nodes that are single batches are other batches in every window, and nothing measured of earlier
+        # ones holds for them.
         lasting = self._graph is not None and influence.grouped
         self._graph = self._graph.followed_by(measured, influence.keep) if lasting else measured  # type: ignore[union-attr]
         return measured

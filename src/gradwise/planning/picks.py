@@ -1,7 +1,7 @@
 """`picks.parquet`: every pick with its reason, for people to read and for other programs."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow
@@ -13,6 +13,9 @@ from gradwise.numerics.sampling import evenly
 from gradwise.planning.context import RunContext
 from gradwise.planning.scoring import PoolSignals
 from gradwise.ranks import on_first
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PREVIEWED = 64
 """Tokens of a sample that are shown."""
@@ -42,6 +45,7 @@ def keep_pool(context: RunContext, scored: PoolSignals) -> None:
             columns |= {"x": plane[:, 0], "y": plane[:, 1], "variance": np.full(len(shown), share)}
         write_parquet(context.folder / "plan" / "pool.parquet", pyarrow.table(columns))
 
+    # Only the report needs it, so the method that decides does not pay for it.
     with context.record.uncharged():
         on_first(write)
 
@@ -54,7 +58,9 @@ def keep_picks(context: RunContext, selection: Selection, *, step: int) -> None:
         on_first(lambda: write_picks(path, selection, context.train.dataset, context.tokenizer))
 
 
-def write_picks(path: Path, selection: Selection, dataset: Any, tokenizer: Any = None) -> None:
+def write_picks(
+    path: Path, selection: Selection, dataset: Any, tokenizer: "PreTrainedTokenizerBase | None" = None
+) -> None:
     """A row for each pick, in the order picked: its index, domain, origin, reason and numbers, and how its
     text begins.
 
@@ -78,8 +84,9 @@ def write_picks(path: Path, selection: Selection, dataset: Any, tokenizer: Any =
     }
     if selection.weights is not None:
         columns["weight"] = np.asarray(selection.weights)
-    readable = hasattr(tokenizer, "batch_decode") and "input_ids" in getattr(dataset, "column_names", ())
-    if readable:
+    readable = "input_ids" in getattr(dataset, "column_names", ())
+    if readable and tokenizer is not None and hasattr(tokenizer, "batch_decode"):
+        # Only the beginning is decoded: a preview of a long document would cost as much as reading it.
         begun = [list(dataset[int(index)]["input_ids"][:PREVIEWED]) for index in indices]
         columns["text"] = tokenizer.batch_decode(begun, skip_special_tokens=True)
     write_parquet(path, pyarrow.table(columns))

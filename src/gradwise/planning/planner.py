@@ -69,17 +69,23 @@ class Planner:
         for decider in self.deciders:
             decider.check(context)
         for decider in self.deciders:
+            # All have checked by now: a recipe that one of them refuses has cost nothing yet.
             context = decider.prepare(context)
         self._score(context)
-        context = self.selecting.settled(context)
+        # After scoring: contenders select by the signals that all of them share.
+        context = self.selecting.race_contenders(context)
         start = time.perf_counter()
         plan, details = self.selecting.first_plan(context)
+        # Samples of the annealing phase only stand behind the training samples; indices of both are in one
+        # range.
         plan = replace(plan, pool=len(context.annealing.train))
         for decider in self.deciders:
             details |= decider.planned(context, plan)
         if context.recipe.anneal is None:
             _check_weighted(context, plan)
+        # Only now, when all deciders know at which steps they are due.
         plan = self._cut(context.in_run, plan)
+        # From counts and speeds that are known already: the forecast must cost nothing itself.
         expected = self._expected(context, plan)
         if sentence := deciding(expected):
             context.say(sentence)
@@ -178,6 +184,7 @@ class Planner:
         """
         layout = context.in_run
         if _runs_out(step, layout.schedule(plan)):
+            # First, or deciders would see a plan that ends before the step at which they are due.
             plan = self._continued(context, plan, step)
         for decider in self._due_deciders(layout, plan, step):
             before = _form(plan)
@@ -208,6 +215,7 @@ class Planner:
     def _cut(self, layout: Layout, plan: Plan, step: int = 0) -> Plan:
         """The plan with what is ahead of `step` in segments that end where a decision is due."""
         recurring = [decider for decider in self.deciders if decider.recurs]
+        # A packed run lays its rows out once; a cut would tear a row of several samples apart.
         if not recurring or layout.pack is not None:
             return plan
         schedule = layout.schedule(plan)
@@ -237,6 +245,7 @@ class Planner:
             )
         for decider in self.deciders:
             prefix = f"{decider.name}."
+            # Names are prefixed by the decider, so that two may remember something under the same name.
             own = {name[len(prefix) :]: each for name, each in arrays.items() if name.startswith(prefix)}
             decider.load_state_dict(own, context)
 

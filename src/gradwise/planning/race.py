@@ -42,6 +42,7 @@ def halves(samples: Samples, section: str = "anneal") -> Halves:
             f"{section}: a trial chooses by one half of the {kind} samples and judges by the other; {count} "
             f"are too few, give at least {2 * FEWEST}."
         )
+    # Seed 0 whatever the run's: runs that differ in their seed only are judged by the same samples.
     mixed = stream(0, "trial halves").permutation(count)
     rows, others = np.sort(mixed[: count // 2]), np.sort(mixed[count // 2 :])
     return Halves(rows, *(_some(samples, each) for each in (rows, others)))
@@ -78,6 +79,8 @@ def race(
         spent: seconds that the contenders took to choose, where nothing else is charged with them.
     """
     start = time.perf_counter()
+    # A single rank trains the contenders: on several, sums in another order could make another one the
+    # winner, and each rank would follow its own.
     losses = on_first(lambda: _losses(context, selections, parts, judges, steps, most))
     winner, means, noise = decided(losses, section)
     seconds = time.perf_counter() - start
@@ -122,6 +125,7 @@ def decided(
         )
     winner = min(finite, key=lambda name: finite[name])
     others = [losses[name] for name in finite if name != winner]
+    # Paired by judge: samples differ in loss far more than contenders do.
     apart = [float(np.std(losses[winner] - each, ddof=1) / np.sqrt(len(each))) for each in others]
     return winner, means, float(f"{max(apart, default=0.0):.3g}")
 
@@ -138,6 +142,8 @@ def _losses(
     assert context.model is not None and context.make_optimizer is not None
     probe = Probe(
         context.model,
+        # In a run that has begun the trial steps start from the moments that training has built up; an
+        # optimizer without them would take first steps of full size.
         context.make_optimizer() if context.optimizer is None else context.optimizer,
         context.train.inputs,
         context.train.collate,
@@ -165,6 +171,8 @@ def _batches(context: RunContext, picked: list[Selection], parts: Parts, steps: 
             raise RecipeError(
                 "A contender of the trial picked only samples without a label token; give other data."
             )
+        # Every pick is seen as often as any other but once, so that a contender gains nothing by a lucky
+        # draw.
         rounds = -(-count // len(learnt))
         entries.append(
             np.concatenate([learnt[:0], *(rng.permutation(learnt) for _ in range(rounds))])[:count]

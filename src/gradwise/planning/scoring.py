@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from gradwise.errors import RecipeError
 from gradwise.methods.costs import Speeds
@@ -14,7 +15,7 @@ from gradwise.methods.interfaces import Arrays, Method, Selector, WarmUp
 from gradwise.numerics.sampling import evenly
 from gradwise.numerics.streams import stream
 from gradwise.planning.context import RunContext, Samples, Scorer
-from gradwise.planning.shared import key_of, measured_once
+from gradwise.planning.shared import key_of, measure_or_read
 from gradwise.probing import Probe
 from gradwise.signals import Signals, collect
 from gradwise.signals.remembered import forget
@@ -151,7 +152,7 @@ def pool_signals(
             autocast=str(context.autocast),
             **options,
         )
-    done = measured_once(context.shared, key, measure, context.record)
+    done = measure_or_read(context.shared, key, measure, context.record)
     return PoolSignals(replace(known, **done.arrays), rows, done.seconds, done.shared)  # type: ignore[arg-type]
 
 
@@ -214,7 +215,7 @@ def _after_warm_up(context: RunContext, warm_up: WarmUp, needs: frozenset[str]) 
     return PoolSignals(known, None, time.perf_counter() - start, target=target)
 
 
-def adamw(model: Any, rate: float) -> torch.optim.Optimizer:
+def adamw(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     """AdamW without weight decay over what a model trains, as before the first step."""
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
 

@@ -195,6 +195,7 @@ class Selecting(Decider):
         halves(context.target, self.name)
 
     def prepare(self, context: RunContext) -> RunContext:
+        # A method and an order that both need signals share one scoring run over all samples.
         method, scores_all = context.recipe.select, bool(self._ordering.needs & set(QUANTITIES))
         self._first = compared_texts(method, context)
         start = time.perf_counter()
@@ -235,6 +236,7 @@ class Selecting(Decider):
         """Compare the texts with the half of the target that chooses as well, and score what either calls
         for: contenders select by the half, the winner by all of it."""
         assert context.target is not None
+        # The judges must not have chosen: a contender that saw them would be judged by its own target.
         half = replace(context, target=halves(context.target, self.name).choosing)
         self._first_by_half = compared_texts(method, half)
         rows = self._rows_of(method, half, self._first_by_half)
@@ -255,7 +257,7 @@ class Selecting(Decider):
         places = rows if scored.rows is None else np.searchsorted(scored.rows, rows)
         return scored._replace(signals=scored.signals.take(places), rows=rows)
 
-    def settled(self, context: RunContext) -> RunContext:
+    def race_contenders(self, context: RunContext) -> RunContext:
         """The context with the winner of a trial in its recipe, where one is to be held: each contender
         selects by one half of the target samples, trains for some steps, and is judged by the other half."""
         trial: Any = context.recipe.select
@@ -309,7 +311,7 @@ class Selecting(Decider):
         return None
 
     def decide(self, context: RunContext, plan: Plan, step: int) -> Plan:
-        return self._refreshed(context, plan, step)
+        return self._refresh(context, plan, step)
 
     def first_plan(self, context: RunContext) -> tuple[Plan, dict[str, Any]]:
         """The plan of a run that begins, not yet cut; and plain values for the record."""
@@ -326,6 +328,7 @@ class Selecting(Decider):
             first=self._first,
         )
         took["selection"] = time.perf_counter() - start - sum(took.values())
+        # Without refreshes nothing of the graph is asked again, and checkpoints need not carry it.
         self._state = state if state is not None and state.every else None
         one = make_plan(selection, self._ordering, known, epochs=1, seed=seed)
         epochs = layout.epochs_needed(one)
@@ -389,7 +392,7 @@ class Selecting(Decider):
         until = self._until(schedule)
         return not (until and step >= until[0])
 
-    def _refreshed(self, context: RunContext, plan: Plan, step: int) -> Plan:
+    def _refresh(self, context: RunContext, plan: Plan, step: int) -> Plan:
         method, state = _method(context), self._state
         assert state is not None
         start = time.perf_counter()

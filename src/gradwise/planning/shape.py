@@ -34,6 +34,7 @@ def shape_of(context: RunContext, schedule: Schedule) -> Shape:
     if lengths is None or own is None or not own.sum():
         return shape
     mean = float(own.mean())
+    # A quantile for the shortest: a few samples of two tokens say nothing about the batches.
     shortest, longest = (np.quantile(own, (ENDS, 1.0)) / mean).tolist()
     return replace(
         shape,
@@ -62,9 +63,11 @@ def _trained(lengths: NDArray[np.int64], schedule: Schedule, layout: Layout) -> 
     tokens = 0
     for step in steps.tolist():
         own = lengths[batches.samples(step)]
+        # Packed rows are full: what is computed on is what the samples hold.
         if layout.pack is not None:
             tokens += int(own.sum())
             continue
+        # A micro-batch is padded to its longest sample, and padding is computed on like anything else.
         rows = np.split(own, range(layout.micro_batch, len(own), layout.micro_batch))
         tokens += sum(len(each) * int(each.max()) for each in rows if len(each))
     return tokens / (len(steps) * layout.batch_size)

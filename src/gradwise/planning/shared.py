@@ -44,7 +44,7 @@ class SharedSignals:
     """Whether another run computed them."""
 
 
-def measured_once(
+def measure_or_read(
     folder: Path, key: dict[str, Any], measure: Callable[[], Arrays], record: RunRecord
 ) -> SharedSignals:
     """The arrays for `key` out of `folder`, measured and put there if nobody has yet.

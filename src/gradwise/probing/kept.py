@@ -53,7 +53,7 @@ def kept(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Callabl
 class _Optimizer:
     """An optimizer's state and settings: tensors are copied back in place, what was not there is removed."""
 
-    def __init__(self, optimizer: Any) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         settle(optimizer)
         self.state = {
@@ -74,7 +74,7 @@ class _Optimizer:
             for parameter, own in self.state.items():
                 # In place, since others may hold these tensors: offloaded state has its views in one piece of
                 # host memory.
-                state[parameter] = {name: _returned(*pair) for name, pair in own.items()}
+                state[parameter] = {name: _restore(*pair) for name, pair in own.items()}
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=True):
             for name in [name for name in group if name != "params" and name not in settings]:
                 del group[name]
@@ -85,7 +85,7 @@ def _copied(value: object) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
-def _returned(value: Any, copied: Any) -> Any:
+def _restore(value: Any, copied: Any) -> Any:
     """The object that was there before, with what it held."""
     if isinstance(value, Tensor):
         return value.copy_(copied)

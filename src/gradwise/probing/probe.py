@@ -53,7 +53,7 @@ class Probe:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Any,
+        optimizer: torch.optim.Optimizer,
         dataset: Any,
         collator: Callable[[list[Any]], dict[str, Any]] | None = None,
         *,
@@ -124,12 +124,13 @@ class Probe:
         """
         places = np.asarray(on)
         with kept(self.model, self.optimizer) as give_back, torch.inference_mode(False):
-            before = self._evaluated(places)
+            before = self._evaluate(places)
             after = np.full((len(units), len(places)), np.nan)
             for number, unit in enumerate(units):
+                # Each pair costs a forward pass, which units far apart in their gradients are not worth.
                 wanted = np.ones(len(places), dtype=bool) if only is None else only[number]
                 self._step(unit)
-                after[number, wanted] = self._evaluated(places[wanted])
+                after[number, wanted] = self._evaluate(places[wanted])
                 give_back()
         return Ahead(before, after)
 
@@ -148,16 +149,17 @@ class Probe:
         """
         places = np.asarray(on)
         with kept(self.model, self.optimizer) as give_back, torch.inference_mode(False):
-            before, after = self._evaluated(places), np.empty((len(runs), len(places)))
+            before, after = self._evaluate(places), np.empty((len(runs), len(places)))
             for number, steps in enumerate(runs):
                 groups = self.optimizer.param_groups
+                # Read before the first step of each run, which changes them; giving back restores them.
                 rates = [float(group["lr"] or group.get("initial_lr", 0.0)) for group in groups]
                 for done, samples in enumerate(steps):
                     for group, rate in zip(groups, rates, strict=True):
                         # As the annealing phase that such a run stands for: its rate falls linearly to zero.
                         group["lr"] = rate * (1 - done / len(steps))
                     self._step(samples)
-                after[number] = self._evaluated(places)
+                after[number] = self._evaluate(places)
                 give_back()
         return before, after
 
@@ -176,11 +178,11 @@ class Probe:
         count, places = len(nodes), np.asarray(on)
         alone, both = np.empty((count, len(places))), np.full((count, count, len(places)), np.nan)
         with kept(self.model, self.optimizer) as to_present, torch.inference_mode(False):
-            before = self._evaluated(places)
+            before = self._evaluate(places)
             for first, steps in enumerate(nodes):
                 for samples in steps:
                     self._step(samples)
-                alone[first] = self._evaluated(places)
+                alone[first] = self._evaluate(places)
                 # A second copy, at the end of the first node's steps: n nodes then cost n^2 runs of steps
                 # instead of 2 n^2.
                 with kept(self.model, self.optimizer) as to_first:
@@ -189,7 +191,7 @@ class Probe:
                             continue
                         for samples in others:
                             self._step(samples)
-                        both[first, then] = self._evaluated(places)
+                        both[first, then] = self._evaluate(places)
                         to_first()
                 to_present()
         return Orders(before, alone, both)
@@ -232,7 +234,7 @@ class Probe:
             slopes, moves, turns, losses = [], [], [], []
             for unit in units:
                 if hessian:
-                    loss, gradient, turned = self._turned(unit, weights, direction)
+                    loss, gradient, turned = self._hessian_product(unit, weights, direction)
                     # H_u P g_E: one Hessian product per unit gives the commutators with all others as inner
                     # products.
                     turns.append(vectors.of(turned))
@@ -262,6 +264,7 @@ class Probe:
                     _, gradients = self._gradient(unit, weights)
                 with torch.no_grad():
                     for parameter, gradient in zip(weights, gradients, strict=True):
+                        # In place, as `give_back` copies back into these same tensors.
                         parameter.sub_(gradient, alpha=length)
                 after[number] = self._unit_losses(units)
                 give_back()
@@ -289,12 +292,13 @@ class Probe:
                     (torch.randint(2, p.shape, generator=generator) * 2 - 1).to(p.device, p.dtype)
                     for p in weights
                 ]
-                _, _, turned = self._turned(on, weights, signs)
+                _, _, turned = self._hessian_product(on, weights, signs)
                 for total, sign, row in zip(diagonal, signs, turned, strict=True):
                     total += sign * row / probes
             curvatures: list[float] = []
             for unit in units:
                 _, gradient = self._gradient(unit, weights)
+                # In float64, since float32 sums over millions of small squares lose digits.
                 pairs = zip(diagonal, gradient, strict=True)
                 curvatures.append(sum(float((h.double() * g.double() ** 2).sum()) for h, g in pairs))
             return np.array(curvatures)
@@ -340,7 +344,7 @@ class Probe:
             total += float(loss.detach())
         return total, gradients
 
-    def _turned(
+    def _hessian_product(
         self, samples: SampleIndices, weights: list[nn.Parameter], direction: list[Tensor]
     ) -> tuple[float, list[Tensor], list[Tensor]]:
         """Loss, gradient, and the Hessian times a direction."""
@@ -366,7 +370,7 @@ class Probe:
             total += float(loss.detach())
         return total, gradients, turned
 
-    def _evaluated(self, samples: SampleIndices) -> NDArray[np.float64]:
+    def _evaluate(self, samples: SampleIndices) -> NDArray[np.float64]:
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
@@ -398,6 +402,7 @@ class Probe:
 
     def _token_sum(self, inputs: dict[str, Any], positions: LabelPositions) -> Tensor:
         logits = self._logits(inputs, positions)
+        # Losses are compared after one small step; in bfloat16 the difference would be rounded away.
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return nn.functional.cross_entropy(wide, positions.targets, reduction="sum")
 
@@ -408,6 +413,7 @@ class Probe:
 
     def _batches(self, samples: SampleIndices) -> Iterator[tuple[dict[str, Any], LabelPositions]]:
         """As many samples at once as `batch_tokens` allows, in the order given."""
+        # One numbering: samples of the target stand behind those of the data set.
         own = len(self.dataset)
         rows = [self.dataset[int(p)] if p < own else self._aims[int(p) - own] for p in samples]
         start = 0

@@ -24,7 +24,7 @@ from gradwise.recipe.yaml_text import read_yaml
 from gradwise.stored import ADVICE, read_json, read_lines
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training import recipe_file
-from gradwise.training.saving import written
+from gradwise.training.saving import write_or_explain
 
 MODEL = "model"
 FILES = (
@@ -172,7 +172,7 @@ class RunDirectory:
             StorageError: the model cannot be written.
         """
         partial = self.path / f"{TEMPORARY}{MODEL}"
-        written(partial, lambda: write(str(partial)), self.checkpoints)
+        write_or_explain(partial, lambda: write(str(partial)), self.checkpoints)
         wait_for_all()
         on_first(lambda: self._place_model(partial))
 
@@ -198,7 +198,7 @@ class RunDirectory:
                 f"{self.model} and run the same command again: it resumes from the last checkpoint."
             )
 
-    def tidy(self, *, weights: tuple[str, ...] = (), keep_checkpoints: bool = False) -> None:
+    def delete_leftovers(self, *, weights: tuple[str, ...] = (), keep_checkpoints: bool = False) -> None:
         """Delete what a finished run no longer needs; what the user put beside it stays.
 
         Args:

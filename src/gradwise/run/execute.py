@@ -87,7 +87,7 @@ def train(
         if on_first(lambda: run.finished):
             on_first(run.check_model)
             tell(f"The run in {run.path} is finished already.")
-            scored = not score or _scored(recipe, run, arguments.device, tell=tell, shown=shown)
+            scored = not score or _finish_scoring(recipe, run, arguments.device, tell=tell, shown=shown)
             steps = max((line["step"] for line in run.metrics()), default=0)
             return Outcome(run, scored, steps)
         build = partial(_build, recipe, run, arguments, tell=tell, shown=shown, shared=shared, score=score)
@@ -98,7 +98,7 @@ def train(
         return _execute(trainer, run, tell, scoring)
 
 
-def _scored(recipe: Recipe, run: RunDirectory, device: Any, *, tell: Tell, shown: bool) -> bool:
+def _finish_scoring(recipe: Recipe, run: RunDirectory, device: Any, *, tell: Tell, shown: bool) -> bool:
     """Whether a finished run is scored, after what is left of that was done."""
     if on_first(lambda: run.scored) or not due(recipe):
         return True

@@ -6,7 +6,7 @@ What goes wrong while loading comes out as one sentence; this is the place for a
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -178,11 +178,11 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _shape(sizes: Any) -> str:
+def _shape(sizes: Iterable[int]) -> str:
     return " x ".join(str(size) for size in sizes)
 
 
-def _check_attention(settings: Model, model: Any) -> None:
+def _check_attention(settings: Model, model: PreTrainedModel) -> None:
     if settings.attention == "flex_attention" and not torch.accelerator.is_available():
         raise RecipeError("model.attention: flex_attention has no backward pass on a CPU; give sdpa.")
     used = getattr(model.config, "_attn_implementation", None)
@@ -231,7 +231,7 @@ def _base_of_adapter(settings: Model) -> Model | None:
     return replace(settings, name=base, revision=config.get("revision"))
 
 
-def _with_saved_adapter(model: Any, settings: Model, tell: Tell) -> Any:
+def _with_saved_adapter(base: PreTrainedModel, settings: Model, tell: Tell) -> Any:
     try:
         from peft import PeftModel
     except ImportError:
@@ -241,7 +241,7 @@ def _with_saved_adapter(model: Any, settings: Model, tell: Tell) -> Any:
         ) from None
     with _loading(settings, "adapter"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is missing is checked below
-        model = PeftModel.from_pretrained(model, settings.name, is_trainable=True)
+        model = PeftModel.from_pretrained(base, settings.name, is_trainable=True)
         # Again, since only this reports what was missing.
         report = model.load_adapter(settings.name, "default", is_trainable=True)
     # Missing weights would be random, and PEFT only warns of them.

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow
 import transformers
 from numpy.typing import NDArray
+from torch import nn
 
 from gradwise.atomic import write_json, write_parquet
 from gradwise.console import say
@@ -65,10 +66,10 @@ def order_samples(
     joined(recipe)
     names = (ORDERED, SUMMARY, GRAPH, SIGNALS, TARGET)
     with claimed(out.expanduser(), "order", names) as folder:
-        return _ordered(recipe, order, folder, text=text, tell=tell, progress=progress)
+        return _order(recipe, order, folder, text=text, tell=tell, progress=progress)
 
 
-def _ordered(
+def _order(
     recipe: Recipe, order: Orderer, folder: OwnedFolder, *, text: bool, tell: Tell, progress: bool
 ) -> Order:
     out, influence, held_out = folder.path, order.influence, None
@@ -142,7 +143,7 @@ def _probe(
     )
 
 
-def _optimizer(recipe: Recipe, model: Any, pool: Pool) -> tuple[Any, float]:
+def _optimizer(recipe: Recipe, model: nn.Module, pool: Pool) -> tuple[Any, float]:
     """The one that the Trainer makes of the recipe's `train`, before its first step; and where it clips."""
     assert recipe.data is not None
     # The Trainer makes the folder of its checkpoints, though there will be no checkpoint.

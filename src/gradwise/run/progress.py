@@ -1,12 +1,12 @@
 """How a run shows that it is alive: bars on a terminal, elsewhere a line now and then."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import transformers
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gradwise.console import Lines, duration, on_terminal
@@ -34,13 +34,17 @@ class ProgressBar(ProgressCallback):
         self._due = 0.0
         self._time_left: TimeLeft | None = None
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **more: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
         super().on_train_begin(args, state, control, **more)
         self._time_left = TimeLeft(self._session)
         if self.training_bar is not None:
             self.training_bar.bar_format = BAR
 
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **more: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
         super().on_step_end(args, state, control, **more)
         now = time.monotonic()
         if self.training_bar is None or self._time_left is None or now < self._due:
@@ -77,9 +81,9 @@ class LogLines(TrainerCallback):
         if self._steps is not None and self._time_left is not None:
             self._steps.update(state.global_step, self._figures, self._time_left.seconds)
 
-    def on_prediction_step(self, *_: Any, eval_dataloader: Any = None, **__: Any) -> None:
+    def on_prediction_step(self, *_: object, eval_dataloader: Sized | None = None, **__: object) -> None:
         if self._batches is None:
-            total = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else None
+            total = len(eval_dataloader) if isinstance(eval_dataloader, Sized) else None
             self._batches = Lines("evaluation", total, "batches")
         self._batches.update(self._batches.done + 1)
 

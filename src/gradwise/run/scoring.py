@@ -5,7 +5,7 @@ Its seconds are not the run's: they come after the event `finished`, and stand i
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,6 +23,9 @@ from gradwise.run.directory import RunDirectory
 from gradwise.run.model import Tell, load_saved_model, load_tokenizer
 from gradwise.signals.given_back import check_measurable
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 def due(recipe: Recipe) -> bool:
     """Whether a run of the recipe is measured by anything."""
@@ -35,7 +38,7 @@ class Scoring:
     """What a run will be measured by, checked before its first step."""
 
     recipe: Recipe
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
     """The model's, with the chat template that the recipe gives."""
     prepared: Prepared
     held_out: Pool | None
@@ -44,7 +47,13 @@ class Scoring:
 
     @classmethod
     def of(
-        cls, recipe: Recipe, tokenizer: Any, held_out: Pool | None, *, bars: bool, tell: Tell
+        cls,
+        recipe: Recipe,
+        tokenizer: "PreTrainedTokenizerBase",
+        held_out: Pool | None,
+        *,
+        bars: bool,
+        tell: Tell,
     ) -> "Scoring":
         """Prepare a recipe's metrics; raises RecipeError or DataError for what could not be measured."""
         assert recipe.data is not None
@@ -52,7 +61,7 @@ class Scoring:
         prepared = prepare(recipe.metrics, tokenizer, seed=recipe.seed)
         return cls(recipe, tokenizer, prepared, held_out, bars, tell)
 
-    def check_model(self, model: Any) -> None:
+    def check_model(self, model: "PreTrainedModel") -> None:
         """Raise RecipeError where the model has no room for a task, or cannot be scored at all."""
         try:
             check_measurable(model)
@@ -68,7 +77,7 @@ class Scoring:
                 "out, and give them when the run is finished: the same command in one process then scores it."
             )
 
-    def write(self, model: Any, run: RunDirectory, *, first: bool) -> bool:
+    def write(self, model: "PreTrainedModel", run: RunDirectory, *, first: bool) -> bool:
         """Measure the model and write `scores.json`; all ranks must call it.
 
         Returns:
@@ -122,7 +131,7 @@ def score_saved(recipe: Recipe, run: RunDirectory, device: torch.device, *, bars
     return scoring.write(model, run, first=is_first())
 
 
-def _measuring(recipe: Recipe, tokenizer: Any, *, bars: bool) -> Pool | None:
+def _measuring(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, bars: bool) -> Pool | None:
     """The held-out samples of the run; all parts are read where samples had to be kept apart."""
     data = recipe.data
     assert data is not None

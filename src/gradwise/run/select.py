@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ from gradwise.run.signals import joined, sections, what_measures
 from gradwise.signals.vocabulary import check_tokens
 from gradwise.signals.wanted import QUANTITIES
 from gradwise.training.record import RunRecord
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PICKS, RECORDS, SUMMARY = "picks.parquet", "records.jsonl", "selection.json"
 SIGNALS, VALIDATION, TARGET = "signals", "validation", "target"
@@ -158,7 +161,7 @@ def _context(
     recipe: Recipe,
     out: Path,
     pool: Pool,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     target: Pool | None = None,
     store: Path,
@@ -301,7 +304,13 @@ def _sources(recipe: Recipe, phase: Annealer) -> Sources:
 
 
 def _choosing(
-    recipe: Recipe, phase: Annealer, pool: Pool, tokenizer: Any, *, tell: Tell, progress: bool
+    recipe: Recipe,
+    phase: Annealer,
+    pool: Pool,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    tell: Tell,
+    progress: bool,
 ) -> Any:
     """The samples that the method chooses by."""
     data = recipe.data

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow
 import transformers
+from torch import nn
 
 from gradwise.atomic import parquet_bytes
 from gradwise.console import say
@@ -21,6 +22,9 @@ from gradwise.run.model import Tell, load_model, load_tokenizer
 from gradwise.signals import Signals, collect
 from gradwise.signals.vocabulary import check_tokens
 from gradwise.signals.wanted import QUANTITIES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ROWS = "rows.parquet"
 
@@ -103,7 +107,7 @@ def into_store(
 
 
 def what_measures(
-    recipe: Recipe, pool: Pool, target: Pool | None, tokenizer: Any, *, progress: bool
+    recipe: Recipe, pool: Pool, target: Pool | None, tokenizer: "PreTrainedTokenizerBase", *, progress: bool
 ) -> Measures:
     """The model that decides for a recipe, with the pool's records in its tokens, row by row, and the
     target's."""
@@ -184,7 +188,7 @@ def joined(recipe: Recipe) -> Any:
     return join(cpu=bool(recipe.train.arguments.get("use_cpu")))
 
 
-def _placed(recipe: Recipe, model: Any) -> Any:
+def _placed(recipe: Recipe, model: nn.Module) -> Any:
     return model.to(joined(recipe))
 
 

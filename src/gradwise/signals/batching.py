@@ -21,7 +21,7 @@ Collate = Callable[[list[Any]], Batch]
 
 
 @dataclass(frozen=True)
-class Pool:
+class Batcher:
     """Samples, and what makes batches of them."""
 
     samples: Any
@@ -47,9 +47,9 @@ class Pool:
         together = max(1, CPU_TOKENS // int(self.inspection.lengths[rows].max()))
         return [rows[start : start + together] for start in range(0, len(rows), together)]
 
-    def measured(self, measure: Measurer, rows: NDArray[np.int64]) -> dict[str, NDArray]:
+    def measure(self, measurer: Measurer, rows: NDArray[np.int64]) -> dict[str, NDArray]:
         """Quantities of a block, by name."""
-        parts = [self._sound(measure, part) for part in self.parts(rows, measure.device)]
+        parts = [self._sound(measurer, part) for part in self.parts(rows, measurer.device)]
         return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
 
     def _sound(self, measure: Measurer, rows: NDArray[np.int64]) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ class Capture(TorchFunctionMode):
         self._expert_rows = None
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None
     ) -> Any:
         handler = HANDLERS.get(func)
         passed_over = self._head_only and self._owner is None

@@ -105,6 +105,8 @@ class Measurer:
         return self._measure(*self._placed(batch), 1.0, False)
 
     def _placed(self, batch: Batch) -> tuple[Batch, LabelPositions]:
+        # Without labels in the batch, so that the model computes no loss of its own: one mean over all
+        # samples.
         placed = {name: _moved(value, self.device) for name, value in batch.items()}
         return placed, LabelPositions.of(placed.pop("labels"))
 
@@ -277,6 +279,7 @@ class Measurer:
         sums: GradientSums | None,
         returned: list[Tensor] | None = None,
     ) -> None:
+        # Nothing of the scope was used, as with a frozen model: all gradients are zero.
         if not start[-1].requires_grad:
             return
         targets = [*(capture.anchor for capture in captures), *unseen.values()]
@@ -324,6 +327,7 @@ class HiddenState:
 
     def keep(self, state_BTh: Tensor) -> None:
         """Called with the states, wherever they are found."""
+        # Detached, or the whole graph of the forward pass would live as long as the embedding.
         self._state = state_BTh.detach()
 
     @contextmanager

@@ -19,7 +19,7 @@ from gradwise.console import Progress
 from gradwise.data import Collator
 from gradwise.errors import SignalError
 from gradwise.ranks import connected, gathered, on_first
-from gradwise.signals.batching import Collate, Pool, batches, with_copies
+from gradwise.signals.batching import Batcher, Collate, batches, with_copies
 from gradwise.signals.measure import InseparableError, Measurer
 from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.quantities import Signals
@@ -35,7 +35,7 @@ from gradwise.signals.turns import Kind, Turns
 from gradwise.signals.wanted import Quantity, Wanted
 
 NOTE_EVERY = 5.0
-"""Seconds between notes of the time spent; a killed pass loses as much of it at most."""
+"""Seconds between notes of the time spent; interrupted scoring loses at most as much of it."""
 
 
 class Pass:
@@ -63,7 +63,7 @@ class Pass:
         self.wanted = wanted
         self.batch_tokens = batch_tokens
         self.inspection: Inspection = inspect(self.dataset, model, self.collate)
-        self.pool = Pool(self.dataset, self.collate, self.inspection)
+        self.batcher = Batcher(self.dataset, self.collate, self.inspection)
         self.scope = scope
         self.asked: Asked | None = None
         if scope is not None:
@@ -74,18 +74,20 @@ class Pass:
         self.tell = tell
         self.said: list[str] = []
         self.rehearsal = Rehearsal(
-            model, self.pool, wanted, self.asked, batch_tokens, self._tell, autocast, self.turns
+            model, self.batcher, wanted, self.asked, batch_tokens, self._tell, autocast, self.turns
         )
 
     def run(self, path: Path | None, start: float, progress: bool) -> Signals:
         """Measure what is not yet on the sheet; `start` is when the cost began, by `time.perf_counter`."""
         order, first = self.inspection.measurable(), self.inspection.first
+        # Pools hold copies, of which each is as costly as a sample of its own and says nothing new.
         distinct = order[first[order] == order]
         verdict = self._verdict(distinct) if len(distinct) else Verdict()
         batch_tokens = 1 if verdict.one_at_a_time else self.batch_tokens
         blocks = with_copies(batches(distinct, self.inspection.lengths, batch_tokens), order, first)
         columns = self._columns()
         request = self._request(columns, len(blocks)) if path is not None or connected()[1] > 1 else {}
+        # Before the first block is written: rows of different models would stand in one store unnoticed.
         _check_ranks_agree(request)
         if path is not None:
             return self._stored(path, request, columns, blocks, verdict, start, progress)
@@ -170,6 +172,8 @@ class Pass:
         for rows in self.inspection.problems.values():
             sheet.leave_out(rows)
         number, ranks = connected()
+        # Every n-th block: blocks are ordered by length, so that ranks get equal work without exchanging
+        # anything.
         share = np.flatnonzero(~sheet.done())[number::ranks].tolist()
         measure = Measurer(
             self.model,
@@ -196,7 +200,7 @@ class Pass:
     ) -> dict[str, NDArray]:
         first = self.inspection.first
         distinct = rows[first[rows] == rows]
-        found = self.rehearsal.kept.pop(int(rows[0]), None) or self.pool.measured(measure, distinct)
+        found = self.rehearsal.kept.pop(int(rows[0]), None) or self.batcher.measure(measure, distinct)
         # Copies have the values of the sample that they are copies of.
         place = {row: number for number, row in enumerate(distinct.tolist())}
         source = [place[row] for row in first[rows].tolist()]
@@ -204,6 +208,7 @@ class Pass:
         values: dict[str, NDArray] = {"flags": flags}
         for name, of_distinct in found.items():
             array = of_distinct[source]
+            # Flagged by quantity: a sample with an infinite gradient may still have a loss that can be used.
             finite = np.isfinite(array.reshape(len(rows), -1)).all(axis=1)
             flags[~finite] |= NOT_FINITE[name]
             if name in columns:
@@ -213,7 +218,7 @@ class Pass:
 
     def _joined(self, kind: Kind) -> None:
         """A run of another rank's kind, with the shortest sample; the result is of no use."""
-        batch = self.pool.batch(self.inspection.measurable()[-1:])
+        batch = self.batcher.batch(self.inspection.measurable()[-1:])
         if kind.learning and not kind.gradients:
             assert self.scope is not None
             learning = {name: self.scope.parameters[name] for name in kind.learning}
@@ -281,6 +286,7 @@ class Pass:
         if "embedding" in self.wanted:
             request |= {"pooling": self.wanted.pooling, "layer": self.wanted.layer}
         if self.asked is not None and self.scope is not None:
+            # A digest: the names of a large model would make a manifest that nobody can read.
             names = hashlib.sha256("\n".join(self.scope.parameters).encode()).hexdigest()[:16]
             projector, preconditioner = self.asked.projector, self.asked.preconditioner
             request |= {

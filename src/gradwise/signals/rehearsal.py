@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from gradwise.precision import autocasting, full_products
 from gradwise.ranks import gathered
-from gradwise.signals.batching import Pool, batches
+from gradwise.signals.batching import Batcher, batches
 from gradwise.signals.head import Head
 from gradwise.signals.measure import Batch, InseparableError, Measured, Measurer
 from gradwise.signals.scope import kind, precise
@@ -62,7 +62,7 @@ class Rehearsal:
     """Arguments: as `gradwise.signals.passes.Pass` has them."""
 
     model: nn.Module
-    pool: Pool
+    batcher: Batcher
     wanted: Wanted
     asked: Asked | None
     batch_tokens: int
@@ -99,7 +99,7 @@ class Rehearsal:
 
     def _hands_on(self, row: NDArray[np.int64]) -> bool:
         device = device_of(self.model)
-        batch = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self.pool.batch(row).items()}
+        batch = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self.batcher.batch(row).items()}
         with autocasting(device, self.autocast):
             return Head(self.model).hands_on(batch)
 
@@ -107,7 +107,7 @@ class Rehearsal:
         found = self._by_autograd(order)
         if found.one_at_a_time:
             return found
-        blocks = batches(order, self.pool.inspection.lengths, self.batch_tokens)
+        blocks = batches(order, self.batcher.inspection.lengths, self.batch_tokens)
         if self._depends_on_neighbours(blocks[0], 0) or self._depends_on_neighbours(blocks[-1], -1):
             self.kept.clear()
             self.tell(_slow(self.model))
@@ -118,25 +118,25 @@ class Rehearsal:
         found = Verdict()
         for first, second in self._pairs(order):
             pair = np.array([first, second])
-            batch = self.pool.batch(pair)
+            batch = self.batcher.batch(pair)
             if len(batch["labels"]) != 2 or (self.wanted.needs_mask and "attention_mask" not in batch):
                 # A collator that strings samples together in one row, or does not tell padding apart.
                 return Verdict(True)
             if self.asked is None:
                 return found
-            found = self._compared(batch, [self.pool.batch(pair[i : i + 1]) for i in range(2)])
+            found = self._compared(batch, [self.batcher.batch(pair[i : i + 1]) for i in range(2)])
             if found.tried:
                 break
         if self.asked is None or found.one_at_a_time or not found.tried:
             return found
-        longest = self.pool.batch(order[:1])
+        longest = self.batcher.batch(order[:1])
         last = self._compared(longest, [longest])
         return replace(last, tried=True, certain=last.certain and found.certain)
 
     def _pairs(self, order: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         """Short samples that differ, in pairs of different lengths where possible; a few
         pairs, for a pool may begin with samples that have no finite loss."""
-        short, inspection = order[::-1], self.pool.inspection
+        short, inspection = order[::-1], self.batcher.inspection
         telling = short[inspection.num_tokens[short] > 1]
         firsts = telling if len(telling) else short
         for first in firsts[:PAIRS].tolist():
@@ -173,21 +173,21 @@ class Rehearsal:
             end: 0 for the first of its parts that are measured at once, -1 for the last.
         """
         measure = self._measurer(self.wanted, self.asked)
-        part = self.pool.parts(rows, measure.device)[end]
+        part = self.batcher.parts(rows, measure.device)[end]
         if len(part) < 2 or int(rows[0]) in self.kept:
             return False
         try:
-            found = self.pool.measured(measure, rows)
+            found = self.batcher.measure(measure, rows)
         except InseparableError:
             return True
         self.kept[int(rows[0])] = found
         if not self._precise:
             return self._seen_in_half_precision(part[[0, -1]])
         # The longest, the one padded least, and the one padded most; without padding any two.
-        lengths = self.pool.inspection.lengths[part]
+        lengths = self.batcher.inspection.lengths[part]
         tried = [0, -1] if lengths[0] == lengths[-1] else [0, 1, -1]
         for row in dict.fromkeys(part[tried].tolist()):
-            alone = self.pool.measured(measure, np.array([row]))
+            alone = self.batcher.measure(measure, np.array([row]))
             place = int(np.flatnonzero(rows == row)[0])
             if any(_differs(found[name], place, alone[name][0], TOLERANCES[name]) for name in found):
                 return True
@@ -197,13 +197,13 @@ class Rehearsal:
         """Whether either sample's hidden states differ by more than rounding when they are measured alone, or
         when the other one's tokens are replaced."""
         measure = self._measurer(Wanted(("loss", "embedding")), None)
-        batch = self.pool.batch(pair)
+        batch = self.batcher.batch(pair)
         together = measure(batch).values["embedding"].float()
         for place, neighbour in ((0, 1), (1, 0)):
             ids = batch["input_ids"].clone()
             ids[neighbour] = (ids[neighbour] + 1) % (ids.max() + 1)
             beside_other = measure({**batch, "input_ids": ids}).values["embedding"]
-            alone = measure(self.pool.batch(pair[place : place + 1])).values["embedding"]
+            alone = measure(self.batcher.batch(pair[place : place + 1])).values["embedding"]
             own = together[place]
             for other, tolerance in ((beside_other[place], SAME_SHAPE), (alone[0], COARSE)):
                 if (other - own).norm() > tolerance * own.norm():

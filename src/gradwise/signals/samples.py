@@ -115,6 +115,8 @@ def inspect(dataset: Any, model: nn.Module, collate: Callable[[list[Any]], Any])
     count = len(dataset)
     lengths, tokens = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.int32)
     foreign = np.zeros(count, dtype=bool)
+    # Digests of 16 bytes rather than the samples: by them copies are found in a pool that does not fit in
+    # memory.
     contents = np.zeros(count, dtype="S16")
     vocabulary = vocabulary_size(model)
     digests: dict[str, Any] = {}
@@ -213,6 +215,7 @@ def _chunks(dataset: Any, collate: Callable[[list[Any]], Any], *, others: bool) 
 
 
 def _check_lists(dataset: Any, name: str) -> None:
+    # The type of the column rather than a look at each value: a pool may have billions of them.
     kind = dataset.data.schema.field(name).type
     if not (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)) or not (
         pyarrow.types.is_primitive(kind.value_type)
@@ -226,6 +229,7 @@ def _check_lists(dataset: Any, name: str) -> None:
 def _flat(values: object, name: str, place: int) -> NDArray[Any]:
     integers = name in ("input_ids", "labels")
     try:
+        # Collators give a row of a batch, (1, T); samples give (T,).
         found = np.asarray(values).reshape(-1)
         flat = found.astype(np.int64) if integers else found
     except (TypeError, ValueError, OverflowError):

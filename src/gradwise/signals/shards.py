@@ -91,6 +91,8 @@ def without_reduction(model: nn.Module) -> Iterator[None]:
     before = [(group.reduce_grads, group.all_reduce_grads) for group in groups]
     reshard(model)
     for unit in modules:
+        # Parameters get no gradients here, but FSDP would still wait for the other ranks at the end of each
+        # backward pass.
         unit.set_requires_gradient_sync(False, recurse=False)
     try:
         yield
@@ -121,6 +123,8 @@ class Shards:
     def __init__(self, model: nn.Module) -> None:
         self.units = units(model)
         reshard(model)
+        # Outer units come first, so that a module ends up with the innermost one that holds it, by which FSDP
+        # gathers it.
         inner: dict[nn.Module, Any] = {module: unit for unit in self.units for module in unit.modules()}
         self._slots: dict[int, list[_Slot]] = {id(unit): [] for unit in self.units}
         for module, unit in inner.items():

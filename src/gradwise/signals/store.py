@@ -64,13 +64,13 @@ class Store(Sheet):
         try:
             self._owned = self._open.enter_context(claimed(path, "signals", error=SignalError))
             # From the first rank: another might look when blocks of this scoring run are already there.
-            self._was_done = on_first(lambda: self._begun(blocks))
+            self._was_done = on_first(lambda: self._create_or_resume(blocks))
             on_each(self._open_files)
         except BaseException:
             self._open.close()
             raise
 
-    def _begun(self, blocks: int) -> bytes:
+    def _create_or_resume(self, blocks: int) -> bytes:
         """Make the files, or check that they are this request's; which blocks are done."""
         manifest = self.path / MANIFEST
         if manifest.exists():

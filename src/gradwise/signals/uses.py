@@ -63,7 +63,7 @@ class _Uses(TorchFunctionMode):
         self._places = [place for place in self._places if not place[2] <= gone]
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         copied: frozenset[str] = frozenset()

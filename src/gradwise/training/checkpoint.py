@@ -126,6 +126,8 @@ def last_whole(folder: Path, *, contents: bool = True) -> tuple[Path | None, lis
         try:
             check_whole(checkpoint, contents=contents)
         except CheckpointError as error:
+            # Said even where an earlier one is whole: steps are made a second time, and the user should know
+            # why.
             passed_over.append(str(error))
             if is_finished(checkpoint):
                 lost.append(str(error))
@@ -181,6 +183,7 @@ def delete(checkpoint: Path) -> None:
     with writing(checkpoint):
         for name in (*digests, *(path.name for path in checkpoint.glob(f"{TEMPORARY}*"))):
             (checkpoint / name).unlink(missing_ok=True)
+        # Reversed, so that inner folders come before those that hold them.
         for below in sorted((path for path in checkpoint.rglob("*") if path.is_dir()), reverse=True):
             if not below.is_symlink() and not any(below.iterdir()):
                 below.rmdir()
@@ -223,6 +226,8 @@ def finish(checkpoint: Path, state: dict[str, Any]) -> None:
         digests = {name: digest for name, digest in sync_files(checkpoint).items() if name not in apart}
     # Last, after every file is on disk: until then the folder counts as torn.
     mark(checkpoint, "checkpoint", complete=True, digests=digests)
+    # The folder's own entry has to reach the disk too, or a power cut could lose a checkpoint whose files are
+    # all there.
     with writing(checkpoint.parent):
         sync_folder(checkpoint.parent)
 

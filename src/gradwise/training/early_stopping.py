@@ -20,8 +20,9 @@ class EarlyStopping(EarlyStoppingCallback):
         super().__init__(patience)
         self._record, self._say = record, say
 
-    def on_train_begin(self, _: Any, state: Any, control: Any, **__: Any) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__, {})
+    def on_train_begin(self, _: object, state: TrainerState, control: TrainerControl, **__: object) -> None:
+        callbacks: Any = state.stateful_callbacks or {}
+        saved = callbacks.get(type(self).__name__, {})
         self.early_stopping_patience_counter = saved.get("attributes", {}).get(
             "early_stopping_patience_counter", 0
         )

@@ -63,6 +63,8 @@ class UpdateInBackward:
         number = self._number[parameter]
         if self.paused:
             return
+        # Accumulation, or a layer used twice by two backward passes: its first gradient is applied and gone,
+        # so that no step over both can be made.
         if number in self.updated:
             raise RecipeError(
                 "A second gradient came for a layer that was updated within the backward pass already; "
@@ -95,6 +97,7 @@ class UpdateInBackward:
 
     def _finish(self) -> None:
         """Update layers with parameters that the loss did not use."""
+        # A parameter that the loss did not use never reports, and its layer would wait for it.
         for number in list(self._missing):
             if any(p.grad is not None for p in self.layers[number]):
                 self._update(number)

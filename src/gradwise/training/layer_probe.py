@@ -72,6 +72,8 @@ class LayerProbe:
         def fold_and_drop(parameter: Tensor) -> None:
             if parameter.grad is not None:
                 self.seen = True
+                # Without a collective call: ranks reach this hook at different times, and one that waits here
+                # would never be met.
                 gradient, part = local_part(parameter.grad)
                 sketch = fold_with_signs(gradient, SKETCH, seed, offset, part=part)
                 self._sketches[layer] += sketch.to(self.device)

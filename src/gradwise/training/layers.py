@@ -276,6 +276,7 @@ class LayerSwitch:
             self._probe.detach()
         for hooked in (self.stream, self._updates):
             if hooked is not None:
+                # Hooks that stay would keep the switch alive and go on updating a model that was given back.
                 hooked.unhook()
         self._set_trainable(range(len(self.layers)), outside=True)
         self._release_inputs()
@@ -314,6 +315,7 @@ class LayerSwitch:
         self._measured = torch.tensor(state["measured"], dtype=torch.float32, device=self.device)
         if state["active"]:
             self._activate(tuple(state["active"]))
+        # Older checkpoints do not have it; their state stays as it was loaded.
         if (layers_with_state := state.get("with_state")) is not None:
             # torch.distributed.checkpoint fills in state that was not saved, counted as one step.
             self._forget(set(range(len(self.layers))) - set(layers_with_state))
@@ -327,6 +329,7 @@ class LayerSwitch:
             dist.broadcast(shared, src=0)
             measured = shared.cpu()
         values = measured.double().numpy()
+        # The first window replaces the scores rather than being averaged with them: before it there are none.
         if self._steps == 0:
             self._scores = values
         else:
@@ -375,6 +378,7 @@ def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
     by_kind: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is None:
+            # Without it ranks would send buffers of different lengths, and the call would never return.
             parameter.grad = torch.zeros_like(parameter)
         by_kind.setdefault((parameter.grad.dtype, parameter.grad.device), []).append(parameter.grad)
     for gradients in by_kind.values():
@@ -382,6 +386,7 @@ def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
         flat /= ranks
+        # Back into the gradients that the optimizer and the clipping already refer to.
         parts = flat.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))

@@ -44,7 +44,7 @@ class StepMemory:
         self,
         record: RunRecord,
         model: nn.Module,
-        optimizer: Any,
+        optimizer: torch.optim.Optimizer,
         *,
         switch: LayerSwitch | None,
         steps: int,

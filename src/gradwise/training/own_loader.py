@@ -73,6 +73,7 @@ class OwnLoader:
         while len(self._fetched) <= number:
             count = self._accumulation
             if self.length:
+                # No step takes micro-batches of two epochs, as in the Trainer.
                 count = min(count, self.length - self._read % self.length)
             batches = [self._next() for _ in range(count)]
             self._fetched.append((batches, Position(self._epoch, self._read)))
@@ -101,6 +102,7 @@ class OwnLoader:
         # same in a run that was resumed since.
         with torch.random.fork_rng([]):
             stream = self._stream = iter(self._loader)
+            # A stream cannot be entered in the middle: what was used is read again and dropped.
             for _ in range(self._read):
                 next(stream, None)
             batch = next(stream, None)

@@ -28,7 +28,7 @@ neighbour's tokens differ, and where the sample is computed alone."""
 Ids = list[int]
 
 
-def settled(collate: object, problem: Callable[[], str | None], *, unpack: bool) -> str | None:
+def reason_not_to_pack(collate: object, problem: Callable[[], str | None], *, unpack: bool) -> str | None:
     """Why a run trains unpacked; None if packing gives each sample what it has alone. A collective call.
 
     Args:

@@ -206,11 +206,12 @@ class Plan:
         return self.digests[-1]
 
     def of_epoch(self, epoch: int) -> tuple[Segment, ...]:
-        """The segments of one pass."""
+        """The segments of one epoch."""
         return tuple(segment for segment in self.segments if segment.epoch == epoch)
 
     def from_epoch(self, epoch: int) -> "Plan":
         """The plan without the epochs before `epoch`, which must have been served."""
+        # The digest of the last dropped segment stands for all of them: later digests stay as they were.
         kept = next(n for n, segment in enumerate(self.segments) if segment.epoch >= epoch)
         if not kept:
             return self
@@ -266,6 +267,7 @@ class Plan:
             segments = tuple(_segment(number, text, arrays) for number, text in enumerate(described))
             dropped, until = (json.loads(header.get(name, "null")) for name in ("dropped", "until"))
             plan = cls(segments, int(header["pool"]), dropped and Dropped(**dropped), until)
+        # safetensors checks shapes, not contents: one changed index would train on another sample unnoticed.
         if plan.digest != header["digest"]:
             raise PlanError(f"The plan {path} was altered: its content does not match its digest.")
         return plan

@@ -152,6 +152,7 @@ class RunRecord:
         for name, file_name in FILES.items():
             path = self.folder / file_name
             size = path.stat().st_size if path.is_file() else 0
+            # Longer is what a run that went on leaves behind, and is cut off; shorter cannot be made good.
             if size < state[name]:
                 raise CheckpointError(
                     f"{path} has {size} bytes, the checkpoint was taken at {state[name]}; it was cut short. "
@@ -203,6 +204,7 @@ class RunRecord:
         # Read from the device once for all steps since the last flush: each read waits for the device.
         losses = torch.stack(self._losses)
         if dist.is_initialized() and dist.get_world_size() > 1:
+            # One message for all steps since the last flush, and so as many on every rank.
             dist.all_reduce(losses)
             losses /= dist.get_world_size()
         lines = [_plain(line, loss) for line, loss in zip(self._steps, losses.tolist(), strict=True)]
@@ -226,6 +228,8 @@ class RunRecord:
             path = self.folder / file_name
             if self.writes and path.exists():
                 with writing(path), path.open("rb") as file:
+                    # Before the checkpoint that names these sizes: after a power cut the files must not be
+                    # shorter than it says.
                     os.fsync(file.fileno())
                 state[name] = path.stat().st_size
         return state

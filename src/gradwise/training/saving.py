@@ -64,7 +64,7 @@ def _check_shared_weights(model: modeling_utils.PreTrainedModel) -> None:
         ) from error
 
 
-def written(target: Path, write: Callable[[], None], kept: Path) -> None:
+def write_or_explain(target: Path, write: Callable[[], None], kept: Path) -> None:
     """Let a library write.
 
     Args:

@@ -24,12 +24,21 @@ from gradwise.ranks import is_first
 from gradwise.signals.shards import is_distributed, reshard, units
 from gradwise.stored import damaged
 from gradwise.training.offload.arena import SERVED
-from gradwise.training.sharding import as_shard, by_accelerate, check_rows, local, own_rows, whole_on_host
+from gradwise.training.sharding import (
+    TrainerParts,
+    as_shard,
+    by_accelerate,
+    check_rows,
+    local,
+    own_rows,
+    whole_on_host,
+)
 from gradwise.training.weight_names import check_loaded, check_names, is_plain, names_in_memory, weight_files
 
 if TYPE_CHECKING:
     # Any of the Trainer's subclasses may stand in its place.
     from typing import Any as _AnyTrainer
+
 else:
     _AnyTrainer = object
 
@@ -117,7 +126,7 @@ def saves(args: TrainingArguments) -> bool:
     return getattr(args.save_strategy, "value", args.save_strategy) != "no"
 
 
-def check_saves_sharded(trainer: Any) -> None:
+def check_saves_sharded(trainer: TrainerParts) -> None:
     """Raise RecipeError for a trainer whose sharded model would be saved in a way that is not read here."""
     if not by_accelerate(trainer):
         return
@@ -268,6 +277,6 @@ def _is_adapted(model: object) -> bool:
     return hasattr(model, "peft_config")
 
 
-def _inner(optimizer: Any) -> Optimizer:
+def _inner(optimizer: Optimizer) -> Optimizer:
     """The optimizer without accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)

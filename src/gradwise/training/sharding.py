@@ -6,15 +6,34 @@ gets its own rows. So gradients need no further averaging, and their squared nor
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+from transformers import TrainerState, TrainingArguments
 
 from gradwise.errors import RecipeError
+
+
+class TrainerParts(Protocol):
+    """What is asked of a Trainer before its first step."""
+
+    args: TrainingArguments
+    state: TrainerState
+    accelerator: Any
+    model: Any
+    model_wrapped: Any
+    train_dataset: Any
+    is_fsdp_enabled: bool
+    is_deepspeed_enabled: bool
+    serves_itself: bool
+    compute_loss: Any
+    compute_loss_func: Any
+    label_smoother: Any
+    model_accepts_loss_kwargs: bool
 
 
 def is_sharded(parameters: Iterable[Tensor]) -> bool:
@@ -53,13 +72,13 @@ def check_rows(parameters: Iterable[Tensor], what: str) -> None:
             )
 
 
-def by_accelerate(trainer: Any) -> bool:
+def by_accelerate(trainer: TrainerParts) -> bool:
     """Whether accelerate shards a trainer's model by FSDP2, as it does before the first step."""
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     return trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) == 2
 
 
-def shard_in_time(trainer: Any, *, measures: bool, offloads: bool) -> None:
+def shard_in_time(trainer: TrainerParts, *, measures: bool, offloads: bool) -> None:
     """Let accelerate shard a trainer's model now, if it is to and something needs that before the first step.
 
     Args:
@@ -76,7 +95,7 @@ def shard_in_time(trainer: Any, *, measures: bool, offloads: bool) -> None:
         shard_first(trainer, "state: offload follows the sharded parameters")
 
 
-def shard_first(trainer: Any, why: str) -> None:
+def shard_first(trainer: TrainerParts, why: str) -> None:
     """Let accelerate shard a trainer's model by FSDP2 now, and not only once the optimizer is made.
 
     Args:

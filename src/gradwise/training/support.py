@@ -14,14 +14,14 @@ from gradwise.text import shown
 from gradwise.training.arguments import decay_steps
 from gradwise.training.plan import Plan
 from gradwise.training.sharded_checkpoint import check_saves_sharded, saves
-from gradwise.training.sharding import by_accelerate
+from gradwise.training.sharding import TrainerParts, by_accelerate
 from gradwise.training.weighting import check_weighted
 
 FUSED_INTO_BACKWARD = ("lomo", "adalomo", "layerwise")
 """Optimizers that update during the backward pass, so that there is no gradient to measure."""
 
 
-def check_supported(trainer: Any, recipe: Recipe) -> None:
+def check_supported(trainer: TrainerParts, recipe: Recipe) -> None:
     """Raise RecipeError for a setting of the trainer that gradwise would have to ignore."""
     args = trainer.args
     _check_ranks(args)
@@ -70,7 +70,7 @@ def check_phase(args: TrainingArguments, given: dict[str, Any], last: float, ste
         )
 
 
-def own_loader_problem(trainer: Any, indexable: bool) -> str:
+def own_loader_problem(trainer: TrainerParts, indexable: bool) -> str:
     """Why the loader of a trainer cannot be replaced."""
     if indexable:
         return f"{type(trainer).__name__} serves its samples itself"
@@ -202,7 +202,7 @@ def _when(condition: object, reason: str) -> str | None:
     return reason if condition else None
 
 
-def _check_layer_policy(trainer: Any, args: TrainingArguments) -> None:
+def _check_layer_policy(trainer: TrainerParts, args: TrainingArguments) -> None:
     refusals = {
         "DeepSpeed fixes the trainable parameters when it starts": trainer.is_deepspeed_enabled,
         "FSDP1 puts several layers' weights into one parameter; use FSDP2 (fsdp_config.version: 2)": (

@@ -92,7 +92,7 @@ class TensorBytes(TorchDispatchMode):
             self.alive[kept[1]] -= kept[2]
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None
     ) -> Any:
         if self._gathered:
             self._measure_gathered()

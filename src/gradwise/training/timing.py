@@ -13,7 +13,7 @@ TIMED_STEPS = 3
 """Forward/backward runs that are timed, after one that is not."""
 
 
-def seconds_per_sample(
+def time_forward_backward(
     model: nn.Module,
     loss_of: Callable[[dict[str, Any]], Tensor],
     batches: Iterable[tuple[int, dict[str, Any]]],

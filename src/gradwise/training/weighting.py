@@ -18,6 +18,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from gradwise.data.tokenise import NO_LOSS
 from gradwise.errors import DataError, RecipeError
+from gradwise.training.sharding import TrainerParts
 
 KEY = "gradwise_loss_weights"
 """Name under which a micro-batch carries its weights; taken out before the model sees it."""
@@ -115,7 +116,7 @@ class WeightedLoss:
         return (losses * weights).sum() / torch.as_tensor(tokens, device=losses.device)
 
 
-def check_weighted(trainer: Any) -> None:
+def check_weighted(trainer: TrainerParts) -> None:
     """Raise RecipeError where weights could not act in a trainer's loss."""
     args, model = trainer.args, WeightedLoss(trainer.model).model
     name = type(trainer).__name__

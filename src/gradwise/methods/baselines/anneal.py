@@ -17,6 +17,9 @@ from gradwise.numerics.rows import Rows
 from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
 
+_Ranking = tuple[NDArray[np.int64], NDArray[np.float64] | None, str]
+"""Places best first, their scores, and a sentence."""
+
 
 @dataclass(frozen=True)
 class _Ranked(Annealer):
@@ -74,9 +77,7 @@ class _Ranked(Annealer):
         return None if signals.weight is None else signals.weight[picks]
 
     @abstractmethod
-    def _ranked(
-        self, signals: Signals, validation: Signals | None, count: int, seed: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None, str]:
+    def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:
         """Places best first, at least `count` where there are as many; their scores; and a sentence."""
 
 
@@ -96,7 +97,7 @@ class FullAnneal(_Ranked):
         """All of them."""
         return pool
 
-    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+    def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
         return np.arange(len(signals)), None, "all of the data"
 
 
@@ -107,7 +108,7 @@ class RandomAnneal(_Ranked):
     method: Literal["random"] = "random"
     """A random part."""
 
-    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+    def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
         mixed = stream(seed, "random annealing").permutation(len(signals))
         return mixed, None, f"drawn at random with seed {seed}"
 
@@ -121,7 +122,7 @@ class LossAnneal(_Ranked):
 
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
 
-    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+    def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
         scores = signals.require("loss", "loss_top").astype(np.float64)
         return *_best_first(scores, "loss"), "highest loss as the phase began"
 
@@ -136,7 +137,7 @@ class PerplexityAnneal(_Ranked):
 
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
 
-    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+    def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
         loss = signals.require("loss", "perplexity_top").astype(np.float64)
         best, losses = _best_first(loss, "loss")
         return best, np.exp(losses), "highest perplexity as the phase began"
@@ -151,7 +152,7 @@ class GradNormAnneal(_Ranked):
 
     needs: ClassVar[frozenset[str]] = frozenset({"grad_norm"})
 
-    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+    def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
         scores = signals.require("grad_norm", "grad_norm_top").astype(np.float64)
         return *_best_first(scores, "gradient norm"), "longest gradient as the phase began"
 
@@ -179,7 +180,7 @@ class InfoBatch(_Ranked):
             return share_of(0.8, pool, "anneal")
         return super().budget(pool, room)
 
-    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+    def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
         loss = signals.require("loss", "infobatch").astype(np.float64)
         mixed = stream(seed, "infobatch").permutation(np.flatnonzero(np.isfinite(loss)))
         # InfoBatch keeps what is above the mean whole and prunes at random below it.
@@ -211,7 +212,7 @@ class CosineTop(_Ranked):
     needs: ClassVar[frozenset[str]] = frozenset({"grad"})
     validation_needs: ClassVar[frozenset[str]] = frozenset({"grad"})
 
-    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+    def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
         target, rows = _mean_gradient(validation, "cosine_top"), Rows(signals.require("grad", "cosine_top"))
         with np.errstate(invalid="ignore", divide="ignore"):
             scores = rows.times(target / np.linalg.norm(target)) / np.sqrt(rows.squares())
@@ -230,8 +231,9 @@ class Herding(_Ranked):
     needs: ClassVar[frozenset[str]] = frozenset({"grad"})
     validation_needs: ClassVar[frozenset[str]] = frozenset({"grad"})
 
-    def _ranked(self, signals: Signals, validation: Any, count: int, seed: int) -> Any:  # noqa: ARG002
+    def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
         _mean_gradient(validation, "herding")
+        assert validation is not None
         units, theirs = _units(signals, "herding"), _units(validation, "herding, of the validation samples,")
         rows = np.flatnonzero(np.isfinite(units).all(axis=1))
         target = theirs[np.isfinite(theirs).all(axis=1)].mean(axis=0)

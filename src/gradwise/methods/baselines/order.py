@@ -78,6 +78,8 @@ class EasyFirst(EpochOrder):
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
 
     def _ordered(self, given: Entries, mixed: Entries, signals: Signals, target: object, epoch: int) -> Order:  # noqa: ARG002
+        # Stable over a shuffled order, so that ties, such as copies, fall to chance and not to the order of
+        # the data.
         loss = signals.require("loss", "easy_first")
         return Order(mixed[np.argsort(loss[mixed], kind="stable")], why=("easiest first, by loss",))
 
@@ -140,6 +142,7 @@ class HerdedOrder(EpochOrder):
 
     def _ordered(self, given: Entries, mixed: Entries, signals: Signals, target: object, epoch: int) -> Order:  # noqa: ARG002
         rows = np.asarray(signals.require("grad", "herding")[mixed])
+        # A NaN in the prefix sums would make every later choice one among NaNs.
         known = np.isfinite(rows).all(axis=1)
         usable = mixed[known]
         ordered = usable[herd(rows[known])] if len(usable) else usable
@@ -165,6 +168,7 @@ class MostUsefulFirst(EpochOrder):
         epoch: int,  # noqa: ARG002
     ) -> Order:
         grad = signals.require("grad", "influence")
+        # To first order a step along -g lowers the target's loss by g . mean(target gradient).
         targets = grad[np.unique(mixed)] if target is None else target.require("grad", "influence's target")
         influence = grad[mixed].astype(np.float64) @ np.nanmean(targets.astype(np.float64), axis=0)
         influence = np.where(np.isfinite(influence), influence, -np.inf)

@@ -169,7 +169,9 @@ class Less(_TowardsTarget):
                     for number in range(len(subtasks.names))
                 ]
             )
+            # Cosines rather than products: LESS normalises because short sequences have long gradients.
             scores += rate * (unit_rows(means) @ unit_rows(np.nan_to_num(pool.astype(np.float64))).T)
+        # The maximum over subtasks, as published: a sample need not serve all of them.
         best_of = scores.max(axis=0)
         best_of[~np.isfinite(own).all(axis=1)] = -np.inf
         best = np.argsort(-best_of, kind="stable")[: self.size(int(np.isfinite(best_of).sum()))]
@@ -206,6 +208,7 @@ class Tsds(_TowardsTarget):
         rows, cosines = _cosines(signals, target, self.method)
         units = _units(signals, rows)
         near = np.unique(np.argsort(-cosines, axis=1, kind="stable")[:, : self.neighbours])
+        # Only of samples that can get mass; the others' density would be n^2 products for nothing.
         density = np.ones(len(rows))
         for start in range(0, len(near), 1024):
             some = near[start : start + 1024]
@@ -239,6 +242,7 @@ def _cosines(signals: Signals, target: Signals, by: str) -> tuple[NDArray[np.int
     if not rows.size or not len(aims):
         raise SignalError(f"{by}: no sample of the pool or of the target has a finite embedding.")
     centre = own[rows].mean(axis=0, dtype=np.float64)
+    # Both around the pool's mean: without centring all embeddings of a language model are alike.
     return rows, unit_rows(aims - centre) @ _units(signals, rows).T
 
 

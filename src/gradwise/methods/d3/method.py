@@ -26,6 +26,7 @@ from gradwise.signals import Signals
 
 if TYPE_CHECKING:
     from gradwise.methods.d3.published import PublishedD3
+    from gradwise.probing import Probe
 
 CLUSTERS = 8
 """Clusters of similar gradients, if no number is given."""
@@ -190,7 +191,7 @@ class D3(InfluenceOrder):
         entries: NDArray[np.int64] | None = None,
         *,
         target: Signals | None = None,
-        probe: object = None,
+        probe: "Probe | None" = None,
         epoch: int = 0,
         seed: int = 0,
     ) -> Order:
@@ -331,12 +332,11 @@ class D3(InfluenceOrder):
         return Units.of(entries, group, self.size_of(batch_size))
 
     def measured(
-        self, probe: Any, units: Units, *, edges: str, rng: np.random.Generator, probes: int | None = None
+        self, probe: "Probe", units: Units, *, edges: str, rng: np.random.Generator, probes: int | None = None
     ) -> InfluenceGraph:
         """Influences at a model's present weights, of a few samples of every node.
 
         Args:
-            probe: `gradwise.Probe`.
             units: whose nodes are measured.
             edges: as in the settings.
             rng: draws the samples.
@@ -357,7 +357,7 @@ class D3(InfluenceOrder):
         return replace(found, rate=probe.rate)
 
     def _aims(
-        self, probe: Any, units: Units, drawn: list[Any], rng: np.random.Generator
+        self, probe: "Probe", units: Units, drawn: list[Any], rng: np.random.Generator
     ) -> NDArray[np.int64]:
         """Samples of the target; of the entries those that no step is tried on, as long as there are some."""
         found = probe.target
@@ -461,7 +461,7 @@ class D3(InfluenceOrder):
         return units.node[: units.whole], worth, before
 
     def _both_ways(
-        self, probe: Any, names: tuple[str, ...], units: Units, rng: np.random.Generator
+        self, probe: "Probe", names: tuple[str, ...], units: Units, rng: np.random.Generator
     ) -> InfluenceGraph:
         target = self._aims(probe, units, [], rng)
         steps = []
@@ -475,7 +475,7 @@ class D3(InfluenceOrder):
         return InfluenceGraph.of_orders(names, orders, np.array([len(own) for own in steps]))
 
     def _looked_ahead(
-        self, probe: Any, names: tuple[str, ...], drawn: list[NDArray[np.int64]], target: NDArray[np.int64]
+        self, probe: "Probe", names: tuple[str, ...], drawn: list[Any], target: NDArray[np.int64]
     ) -> InfluenceGraph:
         owner = np.repeat(np.arange(len(names)), [len(own) for own in drawn])
         on = np.concatenate([*drawn, target])

@@ -11,7 +11,7 @@ one after another in the order that the advantages S_ij = I(j->i) - I(i->j) ask 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from gradwise.methods.passes import FORWARD, HESSIAN
 from gradwise.numerics import linear_order
 from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
+
+if TYPE_CHECKING:
+    from gradwise.probing import Probe
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class PublishedD3(InfluenceOrder):
         seed: int,
     ) -> Order:
         """A shuffled epoch, whose stretches are the chunks drawn at random."""
+        # The stream of `order: shuffle`, so that a comparison with it differs in the order within chunks
+        # alone.
         mixed = stream(seed, "order of an epoch", epoch).permutation(entries)
         return Order(mixed, why=(f"drawn at random, in order within chunks of {self.chunk} batches",))
 
@@ -118,7 +123,7 @@ class PublishedD3(InfluenceOrder):
 
     def measured(
         self,
-        probe: Any,
+        probe: "Probe",
         units: Units,
         *,
         edges: str,  # noqa: ARG002
@@ -132,12 +137,15 @@ class PublishedD3(InfluenceOrder):
         if self.rule == "lambda":
             some = rng.permutation(np.concatenate(batches))[: self.hessian_samples]
             influence = probe.diagonal_curvatures(batches, some, self.hessian_probes, rng)
+            # gamma^2/2 lambda_j alone; -gamma g_j.g_i is the same in both directions and cancels in S_ij.
             own = (self.trial_rate * probe.rate) ** 2 / 2 * influence
             weight = np.repeat(own[:, None], len(names), axis=1)
         else:
             before, after = probe.plain_steps(batches, self.trial_rate * probe.rate)
+            # -I(i->j): `weight` counts what a step takes off a loss, the paper counts what it adds.
             weight = before - after
             influence = weight.mean(axis=1)
+        # The paper binds no pair by a threshold, so that no noise is estimated.
         noise = np.full(weight.shape, np.nan)
         return InfluenceGraph(names, weight, noise, influence, edges=self.rule, rate=probe.rate)
 
@@ -155,6 +163,8 @@ class PublishedD3(InfluenceOrder):
         if graph is None or graph.names != tuple(units.names[node] for node in units.nodes):
             return Arranged(order, {}, None)
         if self.rule == "lambda":
+            # All S_ij have the sign of lambda_i - lambda_j: descending lambda loses no advantage at all, and
+            # no search is needed.
             order = np.argsort(-graph.influence, kind="stable")
         else:
             order = linear_order(np.maximum(advantages(graph), 0.0), seed=seed)
@@ -172,7 +182,7 @@ class PublishedD3(InfluenceOrder):
         entries: NDArray[np.int64] | None = None,
         *,
         target: Signals | None = None,  # noqa: ARG002
-        probe: Any = None,
+        probe: "Probe | None" = None,
         epoch: int = 0,
         seed: int = 0,
     ) -> Order:

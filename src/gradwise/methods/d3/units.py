@@ -73,6 +73,8 @@ class Units:
         names, codes = np.unique(group[entries], return_inverse=True)
         kept, rest = [], []
         for code in range(len(names)):
+            # In the order in which the entries come: the balance that they were put in holds within a group
+            # too.
             own = np.flatnonzero(codes == code)
             whole = len(own) // size * size
             kept.append(own[:whole])
@@ -89,6 +91,8 @@ class Units:
     @property
     def nodes(self) -> NDArray[np.int64]:
         """Nodes that have whole units of their own."""
+        # A group with fewer samples than a unit has none of its own, and what is mixed of several groups says
+        # nothing about any of them.
         found = np.unique(self.node[: self.whole])
         return found if self.own else found[[self.names[node] != MIXED for node in found]]
 

@@ -188,6 +188,8 @@ class Direct(PublishedDirect, Annealer):
         z, length = target_gradients(validation, self.normalise)
         rows, pool = self._pool(signals, validation, z.shape[1], room)
         spectrum = Spectrum.of_rows(z) if curvature is None else _checked(curvature, z.shape[1])
+        # All gradients are divided by the validation samples' usual length, so that numbers are near 1
+        # whatever the model; objective and bound are multiplied back.
         scale = self._scale(signals, rows, validation) / length
         gradients = Rows(signals.require("grad", "direct"), rows, scale)
         # Where the validation data are a target, their common direction is stiff itself, and the curvature's
@@ -236,9 +238,11 @@ class Direct(PublishedDirect, Annealer):
                 f"{width}; collect both with the same grad_dim."
             )
         set_aside = len(signals) - len(rows)
+        # Before outliers are counted: a thousand copies of one odd sample are one odd sample.
         rows, copies = without_copies(grad, rows, self.alike, self.copies)
         sizes, count = None, 0.0
         if self.tokens is None:
+            # A fraction is one of the pool as the user knows it, copies and unusable samples included.
             count = float(self.budget(len(rows) if self.fraction is None else len(signals), room))
             if count > len(rows):
                 raise RecipeError(
@@ -406,6 +410,7 @@ class Direct(PublishedDirect, Annealer):
         places, scores, weights = found["places"], found["scores"], found["weights"]
         if not places.size:
             raise RecipeError("anneal: no sample fits the budget; give a larger tau, or more tokens.")
+        # Solvers return places in ascending order; a user reads the best first.
         best = np.argsort(-scores[places], kind="stable")
         places = places[best]
         indices = problem.rows[places]

@@ -180,7 +180,9 @@ def without_outliers(
 ) -> NDArray[np.int64]:
     """(m,) places, ascending, whose relative length is at most 1. The shortest others join them until there
     are `CHOICE` times as many as are to be chosen, or half of those that need not be chosen are there."""
+    # Shortest first: where most of the pool is longer than the validation samples, the least odd ones stay.
     order = np.argsort(relative, kind="stable")
+    # The factor below 1 keeps rounding from asking for one sample more than there are.
     wanted = min(CHOICE * count, (count + sizes.sum()) / 2) * (1 - 1e-12)
     enough = int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1
     return np.sort(order[: max(enough, int((relative <= 1).sum()))])
@@ -263,6 +265,7 @@ def stiff_costs(
         # for.
         vectors = vectors - np.outer(along, along @ vectors)
     directions = (vectors * np.sqrt(spectrum.values[:stiff])).astype(np.float32)
+    # A part at a time: the gradients of a million samples stay on disk.
     costs = np.empty(len(gradients))
     for part, rows in gradients.parts():
         costs[part] = (((rows @ directions).astype(np.float64) * gradients.scale[part, None]) ** 2).sum(

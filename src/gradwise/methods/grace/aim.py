@@ -84,6 +84,8 @@ def aim_of(
 def aim_again(state: State, kind: Kind, target: Signals | None) -> Aim:
     """The aim at a refresh, with the target samples scored again."""
     target = check_target(target, "grace")
+    # The bounds stay those of the first selection: they need the cosines of all candidates, and a refresh
+    # scores only some.
     assert state.bounds is not None
     middle = state.centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
     vectors = np.asarray(target.require(NEEDS[kind], "grace, of the target samples,")).astype(np.float64)
@@ -106,6 +108,8 @@ def aimed_at(state: State, aim: Aim, words: Wording | None) -> State:
     """A state with what the target adds to it."""
     if words is None:
         return state.changed(bounds=aim.bounds)
+    # Ranked by words alone, they fill the budget where too few candidates can be used; where all are
+    # candidates there are no others.
     others = words.best(words.size + len(state.looked)) if len(state.looked) < state.pool else None
     score, garbled = words.score[state.sample], words.garbled[state.sample]
     by_words = np.where(garbled, GARBLED, percentiles(score))
@@ -116,6 +120,8 @@ def combined(scores: NDArray[np.float64], by_words: NDArray[np.float64] | None) 
     """(m,) 0..1: ranks by the model and by words together; garbled samples have 0."""
     if by_words is None:
         return scores
+    # Ranks rather than values, since cosines and log-likelihood ratios have no common unit. A garbled sample
+    # lies below all others, whatever the model says of it.
     both = percentiles(scores) + by_words
     return np.where(by_words == GARBLED, 0.0, percentiles(np.where(by_words == GARBLED, -2.0, both)))
 
@@ -123,6 +129,7 @@ def combined(scores: NDArray[np.float64], by_words: NDArray[np.float64] | None) 
 def region(scores: NDArray[np.float64], size: float) -> NDArray[np.float64]:
     """(m,) 1 for the relevant nodes, whose coverage counts, 0 for others; 1 for all if none is relevant."""
     count = min(len(scores), max(1, round(REGION * size)))
+    # Coverage of the whole pool would draw picks to samples that the target has nothing to do with.
     least = -np.partition(-scores, count - 1)[count - 1]
     relevant = (scores >= least) & (scores > 0)
     return (relevant if relevant.any() else np.ones(len(scores))).astype(np.float64)

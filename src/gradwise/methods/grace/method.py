@@ -321,6 +321,7 @@ class Grace(PublishedGrace, Targeted):
         )
         if took is not None:
             took["graph"] = time.perf_counter() - start
+        # Copies have one node, scored once: they can differ in nothing that is measured.
         stands = usable[nodes.first]
         mean_tokens = None
         if self.by_length and not self.aims:
@@ -384,6 +385,8 @@ class Grace(PublishedGrace, Targeted):
         """
         tokens = signals.num_tokens
         whole = self._budget(state, signals)
+        # Of a pool of which few samples were scored, they get the share of the budget that they can fill
+        # well; the rest is drawn at random.
         budget = whole.part(state)
         minimum = None
         if self.domain_minimum:
@@ -453,6 +456,8 @@ class Grace(PublishedGrace, Targeted):
             )
         towards = aim_again(state, self.kind, target) if self.aims else None
         if state.target is not None:
+            # Without a target the direction is the pool's own mean gradient, which only the anchors tell
+            # anew.
             grads = np.asarray(signals.grad)[rows].astype(np.float64)
             towards = MeanDirection(state.target, len(state)).moved(grads)
         found = AnchorSignals(

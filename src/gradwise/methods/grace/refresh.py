@@ -109,6 +109,7 @@ def drawn_of(state: State, step: int, count: int, at_random: float = AT_RANDOM) 
     if not at_random:
         return np.zeros(0, dtype=np.int64)
     some = min(count, max(FEWEST_AT_RANDOM, round(at_random * count)))
+    # Asked twice in a refresh, for choosing and for judging; a stream by step gives the same draw both times.
     rng = stream(state.seed, "grace anchors", step, state.refreshes)
     return np.sort(rng.choice(len(state), some, replace=False))
 
@@ -157,6 +158,7 @@ def refresh(
     fixed = repaired(state.graph, where, moved, device=device)
     graph_seconds = time.perf_counter() - start
     measured_at = state.measured_at.copy()
+    # Only anchors that could be used: the others stay stale, and so likely to be chosen again.
     measured_at[found.anchors] = step
     after = state.changed(
         centre=centre.astype(np.float32),

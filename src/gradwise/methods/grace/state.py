@@ -74,6 +74,7 @@ class State:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All of it, by name."""
+        # Not `asdict`, which would copy a million embeddings for each checkpoint.
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "graph"}
         graph = {f"graph.{field.name}": getattr(self.graph, field.name) for field in fields(KnnGraph)}
         known = {name: value for name, value in {**own, **graph}.items() if value is not None}

@@ -62,6 +62,7 @@ class SelectTrial(AlwaysTargeted):
         size: dict[str, Any] = {"fraction": self.fraction, "count": self.count}
         aimed: dict[str, Any] = {**size, "target": self.target or "target"}
         made: dict[str, Selector] = {
+            # Without refreshes: the trial judges what was selected once, before the run trains.
             "grace": Grace(**aimed, refresh_every=0),
             "dsir": Dsir(**aimed),
             "nearest": Nearest(**aimed),

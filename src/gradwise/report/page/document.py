@@ -187,7 +187,7 @@ def html(page: Page) -> str:
     return template.render(page=page, css=css, js=js, version=version("gradwise"))
 
 
-def place(page: Page, path: Path) -> None:
+def write_html(page: Page, path: Path) -> None:
     """Write the page, over an earlier report but over nothing else.
 
     Raises:

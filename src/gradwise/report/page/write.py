@@ -5,7 +5,7 @@ from pathlib import Path
 from gradwise.console import say
 from gradwise.errors import RecipeError
 from gradwise.report.page.comparison import comparison_page
-from gradwise.report.page.document import REPORT, place
+from gradwise.report.page.document import REPORT, write_html
 from gradwise.report.page.run import run_page
 from gradwise.report.reading import HELD_OUT_LOSS
 from gradwise.text import clipped
@@ -32,7 +32,7 @@ def write_page(
     else:
         page = run_page(folder, text=text)
     path = folder / REPORT if out is None else out.expanduser()
-    place(page, path)
+    write_html(page, path)
     return path
 
 

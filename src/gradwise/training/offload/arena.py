@@ -121,6 +121,7 @@ def bare_step(optimizer: Optimizer) -> None:
 def step_on(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
     """The optimizer's update of some of its parameters, without hooks."""
     groups, chosen = optimizer.param_groups, set(parameters)
+    # The group's own settings, learning rate included; only its parameters are fewer.
     restricted = [{**group, "params": [p for p in group["params"] if p in chosen]} for group in groups]
     optimizer.param_groups = [group for group in restricted if group["params"]]
     try:
@@ -149,6 +150,7 @@ def units_of(
             if chosen and _unit([*chosen, parameter], forms).size > limit:
                 units.append(_unit(chosen, forms))
                 chosen = []
+            # A layer is never joined with the next: its unit would then wait for the gradients of both.
             chosen.append(parameter)
         if chosen:
             units.append(_unit(chosen, forms))

@@ -110,6 +110,8 @@ class CudaDevice:
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def release(self, buffer: Tensor) -> None:
+        # The allocator knows only the stream that asked for the buffer; the copies on the other two may not
+        # have run yet.
         buffer.record_stream(self._in)
         buffer.record_stream(self._out)
 
@@ -125,6 +127,7 @@ class CudaDevice:
                 f"The optimizer state needs {size / 2**30:.1f} GiB of pinned host memory, which the system "
                 f"refuses ({error}); raise its limit of locked memory, or use state: keep."
             ) from error
+        # Pages that stay registered are lost to the system until the process ends.
         memory.unregister = partial(driver.cudaHostUnregister, address)
         return memoryview(memory)
 
@@ -152,6 +155,7 @@ class CudaDevice:
             event.synchronize()
 
     def room(self) -> int:
+        # What the run has taken at its peak is free to use between peaks; more would raise the peak.
         highest = torch.cuda.max_memory_allocated(self.device)
         return highest - torch.cuda.memory_allocated(self.device)
 

@@ -137,6 +137,7 @@ class StateStream:
     def settle(self) -> None:
         """Wait until `optimizer.state` holds what the last update left; then it may be read and changed."""
         if self._places:
+            # Without waiting a checkpoint could read host memory in the middle of a copy.
             copies = [place.stored for place in self._places]
             copies += [place.arrived for place in self._places if place.slot is not None]
             self.device.finish(event for event in copies if event is not None)
@@ -187,6 +188,8 @@ class StateStream:
         place.slot, place.arrived = slot, slot.free
         if self._has_state(place):
             buffer = slot.buffer[: place.unit.size]
+            # Two races: the slot may still be read by the copy that empties it, and the host memory may still
+            # be written by the copy of the update before.
             after = [event for event in (slot.free, place.stored) if event is not None]
             place.arrived = self.device.copy_in(buffer, place.memory, after)
         return True
@@ -249,6 +252,7 @@ class StateStream:
             self._bring_in(place, forced=True)
             self._update(place)
             self._order.pop(place, None)
+        # What was updated early must not come in a second time at the step.
         self._waiting = deque(place for place in self._waiting if place in self._order)
         self.device.issued()
 
@@ -258,6 +262,8 @@ class StateStream:
         assert slot is not None
         after = [] if place.arrived is None else [place.arrived]
         done = self.device.compute(lambda: self._step(place.unit, place.host, slot.buffer), after)
+        # Behind the update and beside whatever is computed next: the copy out costs no time of its own where
+        # it takes less than an update.
         place.stored = self.device.copy_out(place.memory, slot.buffer[: place.unit.size], [done])
         slot.free, slot.taken, place.slot = place.stored, False, None
         # The slot that was left first is to be used first.

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.common import frame, measure, process, tables
+from benchmarks.common import clocks, command_line, folders, own_process, result_file, tables
 
 
 def test_result_file_is_resumed(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    first = frame.ResultFile(path, "layers", {"steps": 4, "grid": (1, 2)})
+    first = result_file.ResultFile(path, "layers", {"steps": 4, "grid": (1, 2)})
     first.once("quality/full/0", lambda: {"loss": 1.0})
-    second = frame.ResultFile(path, "layers", {"steps": 4, "grid": (1, 2)})
+    second = result_file.ResultFile(path, "layers", {"steps": 4, "grid": (1, 2)})
     assert "quality/full/0" in second and "quality/full/1" not in second
     second.once("quality/full/0", lambda: {"loss": 9.0})
     second.once("quality/full/1", lambda: {"loss": 2.0})
@@ -27,11 +27,11 @@ def test_result_file_is_resumed(tmp_path: Path) -> None:
 
 def test_result_file_with_other_settings_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    frame.ResultFile(path, "layers", {"steps": 4}).save()
+    result_file.ResultFile(path, "layers", {"steps": 4}).save()
     with pytest.raises(SystemExit, match="steps was 4"):
-        frame.ResultFile(path, "layers", {"steps": 5})
+        result_file.ResultFile(path, "layers", {"steps": 5})
     with pytest.raises(SystemExit, match="belongs to layers"):
-        frame.ResultFile(path, "grace", {"steps": 4})
+        result_file.ResultFile(path, "grace", {"steps": 4})
 
 
 def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
@@ -45,18 +45,18 @@ def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
 
     target = tmp_path / "built"
     with pytest.raises(RuntimeError):
-        frame.build_folder(target, fail)
+        folders.build_folder(target, fail)
     assert not target.exists()
     for write in (fill, fail):
-        assert frame.build_folder(target, write) == target
+        assert folders.build_folder(target, write) == target
     assert [path.name for path in target.iterdir()] == ["second"]
 
 
 def test_unknown_names_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = frame.Script("What for.", "grace-speed")
-    parser.add_argument("--pools", type=frame.names_among(("clean", "dirty")))
+    parser = command_line.Script("What for.", "grace-speed")
+    parser.add_argument("--pools", type=command_line.names_among(("clean", "dirty")))
     assert parser.parse_args(["--pools", "dirty"]).pools == ["dirty"]
-    assert parser.parse_args([]).out == frame.RESULTS / "grace-speed.json"
+    assert parser.parse_args([]).out == folders.RESULTS / "grace-speed.json"
     with pytest.raises(SystemExit):
         parser.parse_args(["--pools", "clean,dusty"])
     assert "unknown: dusty; known: clean, dirty" in capsys.readouterr().err
@@ -64,14 +64,14 @@ def test_unknown_names_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.exhaustive
 def test_a_function_runs_in_its_own_process() -> None:
-    result = process.in_own_process("os:getenv", "GRADWISE_BENCH", environment={"GRADWISE_BENCH": "here"})
+    result = own_process.in_own_process("os:getenv", "GRADWISE_BENCH", environment={"GRADWISE_BENCH": "here"})
     assert result == "here"
 
 
 def test_arms_are_timed_in_turn() -> None:
     calls: list[tuple[str, int]] = []
     arms = {name: (lambda number, name=name: calls.append((name, number))) for name in "ab"}
-    seconds = measure.in_turn(arms, 2)
+    seconds = clocks.in_turn(arms, 2)
     assert calls == [("a", 0), ("b", 0), ("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert {name: len(rounds) for name, rounds in seconds.items()} == {"a": 2, "b": 2}
 

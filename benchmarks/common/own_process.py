@@ -1,6 +1,6 @@
 """A function in a process of its own: its peak memory, environment and interpreter are its own.
 
-    python -m benchmarks.common.process MODULE:FUNCTION ARGUMENTS.json RESULT.json
+    python -m benchmarks.common.own_process MODULE:FUNCTION ARGUMENTS.json RESULT.json
 
 Scripts call `in_own_process`, which runs this command.
 """
@@ -14,7 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.frame import ROOT, silence_libraries
+from benchmarks.common.command_line import silence_libraries
+from benchmarks.common.folders import ROOT
 from gradwise.atomic import write_json
 
 
@@ -30,7 +31,7 @@ def in_own_process(
     with tempfile.TemporaryDirectory(prefix="gradwise-bench-") as name:
         given, result = Path(name) / "arguments.json", Path(name) / "result.json"
         given.write_text(json.dumps(arguments))
-        command = [python, "-m", "benchmarks.common.process", function, str(given), str(result)]
+        command = [python, "-m", "benchmarks.common.own_process", function, str(given), str(result)]
         variables = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
         subprocess.run(command, check=True, cwd=ROOT, env=variables, stdout=sys.stderr)
         return json.loads(result.read_text())

@@ -1,36 +1,26 @@
-"""Result files with their provenance, command lines of benchmarks, and folders that are complete or absent.
+"""Result files with their provenance.
 
 A benchmark is a script, its committed result file, and a page in `docs/results` (see `benchmarks.results`).
 The result file holds machine, versions, revision, date and command next to the numbers. It is replaced
 atomically after every finished measurement, so that an interrupted benchmark resumes where it stopped.
 """
 
-import argparse
 import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 import gradwise
-from gradwise.atomic import sync_files, write_json
+from benchmarks.common.folders import ROOT
+from gradwise.atomic import write_json
 from gradwise.run.environment import environment
-
-ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build"
-"""Models, pools and runs that benchmarks make; not part of the repository."""
-RESULTS = ROOT / "benchmarks" / "results"
-DATA = ROOT.parent / "shared" / "data"
-"""Real data, beside the repository."""
 
 
 def provenance(threads: int) -> dict[str, Any]:
@@ -89,18 +79,6 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.rstrip()
 
 
-def build_folder(folder: Path, fill: Callable[[Path], object]) -> Path:
-    """The folder, complete. If it is absent, `fill` writes a temporary one, which is then renamed."""
-    if not folder.is_dir():
-        partial = folder.with_name(f".{folder.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        fill(partial)
-        sync_files(partial)
-        partial.rename(folder)
-    return folder
-
-
 class ResultFile:
     """Results of a benchmark as JSON: settings, provenance of every session, an entry per measurement.
 
@@ -154,44 +132,3 @@ class ResultFile:
     def save(self) -> None:
         """Replace the file, atomically."""
         write_json(self.path, self.content)
-
-
-class Script(argparse.ArgumentParser):
-    """Command line of a benchmark, with `--out`.
-
-    Args: doc: the script's docstring. result: name of the result file without `.json`: subject, dash, part.
-        With a word in capitals if it depends on another option; then `out` is None unless the user sets it.
-    """
-
-    def __init__(self, doc: str | None, result: str) -> None:
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-        self.result, path = result, RESULTS / f"{result}.json"
-        about = f"result file, resumed if it exists (default: {path.relative_to(ROOT)})"
-        default = None if any(map(str.isupper, result)) else path
-        self.add_argument("--out", type=Path, default=default, help=about)
-
-    def start(self, threads: int = 1) -> tuple[argparse.Namespace, ResultFile]:
-        """Read the command line, open the result file of a part, and silence transformers."""
-        options = self.parse_args()
-        silence_libraries()
-        subject, _, part = self.result.partition("-")
-        print(f"results in {options.out}", flush=True)
-        return options, ResultFile(options.out, subject, {"part": part}, threads)
-
-
-def names_among(known: Collection[str]) -> Callable[[str], list[str]]:
-    """Reads comma-separated names from a command line; rejects unknown ones."""
-
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        if unknown := [name for name in names if name not in known]:
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
-        return names
-
-    return parse
-
-
-def silence_libraries() -> None:
-    """No warnings and bars of transformers."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
