@@ -98,7 +98,8 @@ def _four() -> Task:
             "`direct*` and `together*` choose "
             "by the held-out records that measure all arms, which is in their favour. The budget of time "
             "is more than twice what full training takes for 48 steps, because the decisions of `together` "
-            "alone take longer than those; there is no table at equal time for the published settings."
+            "alone take longer than those; there is no table at equal time for the published settings. D³'s "
+            "units are whole batches here, which were the default then, and layers are drawn every 5 steps."
         ),
         prepare=small_llama.build,
         arms=_four_files("four"),

@@ -80,7 +80,7 @@ class Pass:
     def run(self, path: Path | None, start: float, progress: bool) -> Signals:
         """Measure what is not yet on the sheet; `start` is when the cost began, by `time.perf_counter`."""
         order, first = self.inspection.measurable(), self.inspection.first
-        # Pools hold copies, of which each is as costly as a sample of its own and says nothing new.
+        # A copy costs as much as any sample and has the same values.
         distinct = order[first[order] == order]
         verdict = self._verdict(distinct) if len(distinct) else Verdict()
         batch_tokens = 1 if verdict.one_at_a_time else self.batch_tokens

@@ -215,7 +215,7 @@ def _chunks(dataset: Any, collate: Callable[[list[Any]], Any], *, others: bool) 
 
 
 def _check_lists(dataset: Any, name: str) -> None:
-    # The type of the column rather than a look at each value: a pool may have billions of them.
+    # The type of the column holds for all values; a pool may have billions of them.
     kind = dataset.data.schema.field(name).type
     if not (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)) or not (
         pyarrow.types.is_primitive(kind.value_type)

@@ -276,7 +276,7 @@ class LayerSwitch:
             self._probe.detach()
         for hooked in (self.stream, self._updates):
             if hooked is not None:
-                # Hooks that stay would keep the switch alive and go on updating a model that was given back.
+                # Hooks that stay would keep the switch alive, and would update a model that was given back.
                 hooked.unhook()
         self._set_trainable(range(len(self.layers)), outside=True)
         self._release_inputs()
@@ -329,7 +329,7 @@ class LayerSwitch:
             dist.broadcast(shared, src=0)
             measured = shared.cpu()
         values = measured.double().numpy()
-        # The first window replaces the scores rather than being averaged with them: before it there are none.
+        # There is nothing to average the first window with.
         if self._steps == 0:
             self._scores = values
         else:

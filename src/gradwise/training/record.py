@@ -152,7 +152,8 @@ class RunRecord:
         for name, file_name in FILES.items():
             path = self.folder / file_name
             size = path.stat().st_size if path.is_file() else 0
-            # Longer is what a run that went on leaves behind, and is cut off; shorter cannot be made good.
+            # A longer file has the lines of later steps, which are cut off; lines that are missing cannot be
+            # restored.
             if size < state[name]:
                 raise CheckpointError(
                     f"{path} has {size} bytes, the checkpoint was taken at {state[name]}; it was cut short. "

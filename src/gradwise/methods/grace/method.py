@@ -385,8 +385,8 @@ class Grace(PublishedGrace, Targeted):
         """
         tokens = signals.num_tokens
         whole = self._budget(state, signals)
-        # Of a pool of which few samples were scored, they get the share of the budget that they can fill
-        # well; the rest is drawn at random.
+        # If few samples of the pool were scored, they get the share of the budget that they can fill well;
+        # the rest is drawn at random.
         budget = whole.part(state)
         minimum = None
         if self.domain_minimum:
@@ -456,8 +456,7 @@ class Grace(PublishedGrace, Targeted):
             )
         towards = aim_again(state, self.kind, target) if self.aims else None
         if state.target is not None:
-            # Without a target the direction is the pool's own mean gradient, which only the anchors tell
-            # anew.
+            # Without a target the direction is the pool's own mean gradient, which only the anchors know now.
             grads = np.asarray(signals.grad)[rows].astype(np.float64)
             towards = MeanDirection(state.target, len(state)).moved(grads)
         found = AnchorSignals(
