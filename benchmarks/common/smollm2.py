@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common.folders import BUILD, DATA, build_folder
-from benchmarks.common.records import DEAL_SEED, write_short
+from benchmarks.common.records import DEAL_SEED, as_prompt, shuffled, write_jsonl, write_short
 from gradwise.atomic import write_text
 from gradwise.demo import ASSETS, smollm2_recipe
 from gradwise.recipe import Model
@@ -28,6 +28,13 @@ DOMAINS_CHECK = 12
 DOMAINS_LARGEST = 230
 """Characters of a record as JSON; some 50 tokens."""
 
+POOL = {"gsm8k": 80, "dolly": 80, "commonsense": 80}
+"""Records of three domains, to select from."""
+TARGET = 48
+"""Records of SVAMP; half of them choose, the others measure."""
+TARGET_LARGEST = 360
+"""Characters of such a record; some 100 tokens."""
+
 
 def build(folder: Path = FOLDER) -> None:
     """The model and its data."""
@@ -43,6 +50,12 @@ def model_folder(folder: Path = FOLDER) -> Path:
 def build_domains(folder: Path = FOLDER) -> None:
     """The model, and short records of three domains."""
     build_folder(folder / "domains", lambda made: write_short(made, DOMAINS, DOMAINS_CHECK, DOMAINS_LARGEST))
+    model_folder(folder)
+
+
+def build_target(folder: Path = FOLDER) -> None:
+    """The model, a pool of short records of three domains, and records of a target that is none of them."""
+    build_folder(folder / "target", _write_target)
     model_folder(folder)
 
 
@@ -63,6 +76,17 @@ def short_problems(split: str) -> list[str]:
 def _unpack(folder: Path) -> None:
     load_model(packaged()).save_pretrained(folder)
     load_tokenizer(packaged()).save_pretrained(folder)
+
+
+def _write_target(folder: Path) -> None:
+    write_short(folder, POOL, 1, DOMAINS_LARGEST)
+    read = json.loads((DATA / "arithmetic" / "SVAMP.json").read_text(encoding="utf-8"))
+    short = [
+        as_prompt(one, "svamp")
+        for one in shuffled(read)
+        if len(one["instruction"] + one["output"]) <= TARGET_LARGEST
+    ]
+    write_jsonl(folder / "svamp.jsonl", short[:TARGET])
 
 
 def _write_data(folder: Path) -> None:

@@ -107,7 +107,7 @@ def _four() -> Task:
             Comparison("steps", FOUR, ("random", "full")),
             Comparison("time", FOUR[:1], ("random", "full"), "50"),
         ),
-        claims=_four_claims("Small Llama", steps=("d3", "together", "together_published")),
+        claims=_four_claims("Small Llama", steps=("together", "together_published")),
         own_rates=True,
     )
 
@@ -201,6 +201,28 @@ def _smollm2() -> Task:
         own_rates=True,
         first_rates=dict.fromkeys(SELECTIONS, (3e-4, 1e-3)) | dict.fromkeys(LAYERS, (1e-3, 3e-3)),
         check_rates={"gsm8k": str(smollm2.FOLDER / "data" / "rates.jsonl")},
+    )
+
+
+def _target_smollm2() -> Task:
+    arms = ("random", "full", "dsir", "nearest", "grace")
+    claim = "SmolLM2-135M: GRACE's 10 % towards SVAMP, against a random 10 %"
+    return Task(
+        name="target_smollm2",
+        title="selection towards a target, SmolLM2-135M",
+        text=(
+            f"SmolLM2-135M-Instruct, fine-tuned on a tenth of {sum(smollm2.POOL.values())} short records of "
+            f"GSM8K, Dolly and commonsense that is selected towards SVAMP, in 16 steps. Of {smollm2.TARGET} "
+            "records of SVAMP one half is what selections choose by, the other half measures. `random` draws "
+            "another tenth for every seed, and `full` takes records of the whole pool as they come. One "
+            "learning rate for all, that of full training in [compare-smollm2](compare-smollm2.md)."
+        ),
+        prepare=smollm2.build_target,
+        arms={name: name for name in arms},
+        comparisons=(Comparison("steps", (arms,), ("random", "full")),),
+        claims=(("steps", claim, "grace", "random"),),
+        seeds=3,
+        fraction=0.1,
     )
 
 
@@ -416,6 +438,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "small_llama": _small_llama,
     "four": _four,
     "four_smollm2": _four_smollm2,
+    "target_smollm2": _target_smollm2,
     "four_stories": _four_stories,
     "periods": _periods,
     "smollm2": _smollm2,

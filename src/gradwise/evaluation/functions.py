@@ -9,16 +9,13 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from gradwise.errors import RecipeError
 from gradwise.evaluation.scores import EvaluationError, Score, finite
 from gradwise.evaluation.settings import Function
-
-if TYPE_CHECKING:
-    pass
 
 TAKES = "(model, tokenizer, validation)"
 
