@@ -30,6 +30,8 @@ DOMAINS_LARGEST = 230
 
 POOL = {"gsm8k": 80, "dolly": 80, "commonsense": 80}
 """Records of three domains, to select from."""
+POOL_LARGEST = 260
+"""Characters of a record as JSON; some 60 tokens."""
 TARGET = 48
 """Records of SVAMP; half of them choose, the others measure."""
 TARGET_LARGEST = 360
@@ -79,7 +81,7 @@ def _unpack(folder: Path) -> None:
 
 
 def _write_target(folder: Path) -> None:
-    write_short(folder, POOL, 1, DOMAINS_LARGEST)
+    write_short(folder, POOL, 1, POOL_LARGEST)
     read = json.loads((DATA / "arithmetic" / "SVAMP.json").read_text(encoding="utf-8"))
     short = [
         as_prompt(one, "svamp")
