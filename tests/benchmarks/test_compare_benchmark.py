@@ -49,7 +49,7 @@ def test_every_arm_is_a_recipe_and_trains_on_no_held_out_file(name: str) -> None
         data = recipe.data
         assert data is not None and not isinstance(data, str)
         files = []
-        for sources in (data.train, data.validation):
+        for sources in (data.train, data.validation or data.target):
             listed = sources if isinstance(sources, list) else [sources]
             files.append({Path(source.path).resolve() for source in listed})  # type: ignore[union-attr]
         assert files[0].isdisjoint(files[1])
