@@ -38,7 +38,9 @@ BEST = {
 SHARDED = ("as it is loaded", "by accelerate")
 
 
-@pytest.fixture(scope="module")
+# Of the session, since tests that are dealt out among processes come back to this module: three times these
+# runs took four minutes.
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory, stories: Path, speeches: Dataset) -> Path:
     """One process and both kinds of sharding over two ranks: runs that were never interrupted, runs that were
     stopped and resumed, and runs that were resumed from what the other number of ranks saved."""
