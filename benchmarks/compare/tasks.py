@@ -163,6 +163,27 @@ def _four_stories() -> Task:
     )
 
 
+def _unit_sizes() -> Task:
+    own = f"{HERE}/arms/four_stories/d3.yaml"
+    sizes = {f"d3_{size}": f"d3_{size}={own}+{HERE}/arms/d3/size_{size}.yaml" for size in (1, 3, 6)}
+    arms = {"full": f"{HERE}/arms/four_stories/full.yaml", "d3_2": f"d3_2={own}", **sizes}
+    return Task(
+        name="unit_sizes",
+        title="samples in a unit of D³, stories260K",
+        text=(
+            "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense, each of them once, as in "
+            "[compare-four_stories](compare-four_stories.md). `full` shuffles. `d3_N` has D³'s default settings "
+            "but for `overhead: 0.25`, with units of N samples of one domain: 2 are a quarter of a batch, which "
+            "is the default, and 6 a whole batch."
+        ),
+        prepare=d3_pools.tune,
+        arms=arms,
+        comparisons=(Comparison("steps", (tuple(arms),), ("full",)),),
+        claims=(("steps", "stories260K: D³ in batches of one domain against a shuffle", "d3_6", "full"),),
+        recipe_name="four_stories",
+    )
+
+
 def _periods() -> Task:
     names = ("lisa_5", "lisa_25", "grass_5", "grass_10", "grass_25")
     return Task(
@@ -440,6 +461,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "four_smollm2": _four_smollm2,
     "target_smollm2": _target_smollm2,
     "four_stories": _four_stories,
+    "unit_sizes": _unit_sizes,
     "periods": _periods,
     "smollm2": _smollm2,
     "grace_importance": _grace_importance,
