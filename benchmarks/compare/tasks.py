@@ -157,9 +157,7 @@ def _four_stories() -> Task:
             Comparison("steps", FOUR, ("random", "full")),
             Comparison("time", FOUR_AT_EQUAL_TIME, ("random", "full"), "45"),
         ),
-        claims=_four_claims(
-            "stories260K", steps=("grace", "d3", "together", "together_published"), time=("d3",)
-        ),
+        claims=_four_claims("stories260K", steps=("grace", "d3", "together", "together_published")),
     )
 
 
@@ -171,10 +169,10 @@ def _unit_sizes() -> Task:
         name="unit_sizes",
         title="samples in a unit of D³, stories260K",
         text=(
-            "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense, each of them once, as in "
-            "[compare-four_stories](compare-four_stories.md). `full` shuffles. `d3_N` has D³'s default settings "
-            "but for `overhead: 0.25`, with units of N samples of one domain: 2 are a quarter of a batch, which "
-            "is the default, and 6 a whole batch."
+            "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense, each of them once, as "
+            "in [compare-four_stories](compare-four_stories.md). `full` shuffles. `d3_N` has D³'s default "
+            "settings but for `overhead: 0.25`, with units of N samples of one domain: 2 are a quarter of a "
+            "batch, which is the default, and 6 a whole batch."
         ),
         prepare=d3_pools.tune,
         arms=arms,

@@ -235,6 +235,8 @@ class Selector(Method):
         """The selection by what is known now; `signals` are those of the whole pool."""
         return self.select(signals, seed=seed)
 
+    # The three below are asked only of a method whose `begin` remembers something; others select once.
+
     def anchors_at(self, state: object, step: int) -> Places:
         """The nodes to score again at a step."""
         raise NotImplementedError

@@ -76,6 +76,7 @@ class PublishedD3(InfluenceOrder):
         return self.rule
 
     def groups(self, signals: Signals, *, seed: int) -> NDArray[Any]:
+        # Never asked, since units are batches and not pieces of groups.
         raise NotImplementedError
 
     def units_of(
