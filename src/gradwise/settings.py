@@ -24,7 +24,7 @@ class Settings:
     written.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     left_to_run: ClassVar[tuple[str, ...]] = ()
     """Fields that a run decides by what it finds on its machine where they have their default, and writes

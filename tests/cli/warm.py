@@ -15,12 +15,17 @@ import runpy
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 import peft  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 import gradwise.demo
 import gradwise.run.summary  # noqa: F401
+from gradwise import Recipe
+from gradwise.run.model import load_model
+
+STORIES = str(Path(gradwise.demo.__file__).parent / "assets" / "stories260K")
 
 
 def become(request: dict) -> int:
@@ -59,6 +64,8 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
+# The first recipe and the first model of a process make tables that later ones use.
+load_model(Recipe.from_dict({"model": {"name": STORIES}}).model)
 gc.freeze()
 for line in sys.stdin:
     if (pid := os.fork()) == 0:
