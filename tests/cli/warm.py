@@ -21,7 +21,7 @@ import peft  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 import gradwise.demo
-import gradwise.run.summary  # noqa: F401
+import gradwise.run.summary
 from gradwise import Recipe
 from gradwise.run.model import load_model
 

@@ -2,10 +2,8 @@
 them is killed."""
 
 import json
-import os
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-import torch
 import torch.distributed as dist
 
 import gradwise as gw
@@ -23,7 +20,7 @@ from gradwise.run.select import select_samples
 from gradwise.run.signals import collect_signals
 from gradwise.training.checkpoint import checkpoints
 from tests.disturbance import Disturbance
-from tests.signals.processes import ended, start
+from tests.signals.processes import ended, start_trainers
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
 
@@ -65,21 +62,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, stories: Path) -> dict[str, A
 
 def on_ranks(count: int, folder: Path, work: Callable[..., None], *arguments: Any) -> list[int]:
     """Exit statuses of `count` processes as torchrun would start them, but for the seconds of imports."""
-    rendezvous = folder / f".rendezvous-{time.time_ns()}"
-
-    def one(rank: int) -> None:
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
-            MASTER_ADDR="127.0.0.1", MASTER_PORT="1",
-        )  # fmt: skip
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=count)
-        work(rank, *arguments)
-        dist.barrier()
-        dist.destroy_process_group()
-
-    processes = [start(one, rank) for rank in range(count)]
-    return [ended(process, 600) for process in processes]
+    return [ended(process, 600) for process in start_trainers(count, folder, work, *arguments)]
 
 
 def quietly(_: str) -> None:

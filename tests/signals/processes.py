@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState
 
 from gradwise.data import Collator
 from gradwise.signals import Signals
@@ -62,6 +63,21 @@ def start_ranks(count: int, folder: Path, function: Callable[..., Any], *args: A
         dist.destroy_process_group()
 
     return [start(one, rank) for rank in range(count)]
+
+
+def start_trainers(count: int, folder: Path, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """As `start_ranks`, with the variables by which a Trainer under torchrun finds its rank."""
+
+    def one(rank: int, *args: Any) -> None:
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        os.environ.update({name: str(value) for name, value in ranks.items()})
+        # Trainers of the process that this one is forked off had other ranks.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        function(rank, *args)
+        dist.barrier()
+
+    return start_ranks(count, folder, one, *args)
 
 
 def kill_self() -> None:

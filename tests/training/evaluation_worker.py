@@ -1,19 +1,12 @@
-"""Evaluates and trains for `test_evaluation`, on as many ranks as torchrun starts; results go to a file.
-
-torchrun --nproc-per-node 2 evaluation_worker.py MODEL DATA OUT
-"""
+"""Evaluates and trains for `test_evaluation`, on any number of ranks."""
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import torch
 from accelerate.state import AcceleratorState
-from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 import gradwise as gw
@@ -109,15 +102,3 @@ def run(name: str, model_folder: str, data: Any, out: Path) -> dict[str, Any]:
     metrics = trainer.evaluate()
     lines = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]
     return {"metrics": metrics, "predicted": predicted.metrics, "lines": lines, "seen": seen}
-
-
-def main(model: str, data: str, out: str) -> None:
-    torch.set_num_threads(1)
-    rows = load_from_disk(data)
-    found = {name: run(name, model, rows, Path(out)) for name in CASES}
-    if os.environ.get("RANK", "0") == "0":
-        (Path(out) / "found.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,16 +1,9 @@
 """Runs with decisions, on a model that FSDP2 shards over ranks; `test_sharded_decisions` compares them with
-those of one process.
+those of one process."""
 
-torchrun --nproc-per-node 2 sharded_run_worker.py JOBS.json
-"""
-
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
@@ -111,7 +104,3 @@ def main(jobs: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     for job in jobs:
         run(job)
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,30 +1,28 @@
 """Starts runs on two processes whose model FSDP2 shards, and reads what they left."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tests.signals.processes import ended, start_trainers
+from tests.training import sharded_run_worker
+
 SAMPLED = {
     "method": "grass", "active": 3, "period": 2, "probe": 2, "embeddings": "sampled", "state": "drop",
 }  # fmt: skip
 """A policy that draws embeddings and head too, and forgets the state of what it freezes."""
 
-WORKER = Path(__file__).with_name("sharded_run_worker.py")
+Work = Callable[[list[dict[str, Any]]], None]
 
 
-def launch(folder: Path, jobs: list[dict[str, Any]], worker: Path = WORKER) -> None:
+def launch(folder: Path, jobs: list[dict[str, Any]], work: Work = sharded_run_worker.main) -> None:
     """Make runs on two processes, one after another, as `sharded_run_worker` does, or another worker."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(worker), str(folder / "jobs.json")], capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    processes = start_trainers(2, folder, lambda _: work(jobs))
+    assert [ended(process, 500) for process in processes] == [0, 0]
 
 
 def served(out: Path) -> list[int]:

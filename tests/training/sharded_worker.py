@@ -1,10 +1,6 @@
-"""Trains layer policies on a model that FSDP2 shards over ranks; `test_sharded` compares it with one process.
-
-torchrun --nproc-per-node 2 sharded_worker.py JOBS.json
-"""
+"""Trains layer policies on a model that FSDP2 shards over ranks, or in one process."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +160,6 @@ def followed(out: Path) -> None:
 
 
 def main(jobs: list[dict[str, Any]]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
     for job in jobs:
         if job.get("one_row"):
             one_row(Path(job["out"]))
@@ -175,9 +169,3 @@ def main(jobs: list[dict[str, Any]]) -> None:
             continue
         resume = Path(job["resume"]) if job.get("resume") else None
         train(job["policy"], job["steps"], Path(job["out"]), resume)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))

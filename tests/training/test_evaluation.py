@@ -2,9 +2,6 @@
 
 import json
 import math
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
@@ -16,9 +13,9 @@ from transformers import EarlyStoppingCallback
 
 import gradwise as gw
 from gradwise.data import Collator
+from tests.signals.processes import ended, start_trainers
 from tests.training.evaluation_worker import CASES, run
 
-WORKER = Path(__file__).with_name("evaluation_worker.py")
 Alone = Callable[[str], dict[str, Any]]
 TIMED = ("seconds", "_runtime", "_per_second", "_preparation_time")
 
@@ -46,17 +43,17 @@ def untimed(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if not name.endswith(TIMED)}
 
 
+def _on_a_rank(rank: int, model: Path, data: Dataset, out: Path) -> None:
+    found = {name: run(name, str(model), data, out) for name in CASES}
+    if rank == 0:
+        (out / "found.json").write_text(json.dumps(found))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_ranks(ranks: int, alone: Alone, stories: Path, uneven: Dataset, tmp_path: Path) -> None:
-    uneven.save_to_disk(tmp_path / "data")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    address = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    paths = [str(WORKER), str(stories), str(tmp_path / "data"), str(tmp_path)]
-    subprocess.run([*torchrun, *address, *paths], check=True, timeout=600)
+    processes = start_trainers(ranks, tmp_path, _on_a_rank, stories, uneven, tmp_path)
+    assert [ended(process, 600) for process in processes] == [0] * ranks
     together = json.loads((tmp_path / "found.json").read_text())
     for name in CASES:
         expected, found = alone(name), together[name]

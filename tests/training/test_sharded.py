@@ -1,8 +1,6 @@
 """A model sharded by FSDP2 over two processes draws the layers and gets the weights that one process gets."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,8 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 from gradwise import LayerSwitch, RecipeError
 from gradwise.methods import Grass
 from gradwise.numerics import fold_with_signs
-from tests.training.sharded_runs import SAMPLED
-from tests.training.sharded_worker import train
-
-WORKER = Path(__file__).with_name("sharded_worker.py")
+from tests.training.sharded_runs import SAMPLED, launch
+from tests.training.sharded_worker import main, train
 
 STEPS, STOPPED = 6, 3
 
@@ -63,12 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             },
         ]
     jobs.append({"one_row": True, "out": str(folder / "one_row")})
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, str(WORKER), str(folder / "jobs.json")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(folder, jobs, main)
     for name, policy in POLICIES.items():
         stopped = folder / f"two-{names[name]}-stopped.pt"
         train(policy, STEPS, folder / f"one-{names[name]}-resumed", resume=stopped)

@@ -19,6 +19,7 @@ from gradwise.training.recorded import (
     UPDATE,
     WEIGHTS,
 )
+from tests.training import sharded_worker
 from tests.training.sharded_run_worker import run
 from tests.training.sharded_runs import launch
 
@@ -100,8 +101,7 @@ def test_layers_whose_state_is_offloaded(runs: Path, first_rank: dict[str, int])
 def test_whole_weights_count_while_they_are_gathered(tmp_path: Path) -> None:
     """The sum is that of torch's allocator but for memory within operations; without the whole weights it
     would be a third less, and if they stayed after a block it would be more."""
-    worker = Path(__file__).with_name("sharded_worker.py")
-    launch(tmp_path, [{"followed": True, "out": str(tmp_path / "peak")}], worker)
+    launch(tmp_path, [{"followed": True, "out": str(tmp_path / "peak")}], sharded_worker.main)
     found = json.loads((tmp_path / "peak.json").read_text())
     assert 0.93 < found["followed"] / found["reported"] < 1.01
     assert found["parts"][BUFFERS] > 0
