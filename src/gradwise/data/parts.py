@@ -25,10 +25,10 @@ class Split(NamedTuple):
     choosing: NDArray[np.int64]
     measuring: NDArray[np.int64]
 
-    def sentence(self, what: str) -> str:
+    def sentence(self, subject: str) -> str:
         """How the set was split, for the user."""
         chosen, others = len(self.choosing), len(self.measuring)
-        return f"{what} is split: {chosen} of its samples choose, {others} others measure."
+        return f"{subject} is split: {chosen} of its samples choose, {others} others measure."
 
 
 def split(domains: list[str] | None, count: int, share: float) -> Split:

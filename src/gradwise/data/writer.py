@@ -63,7 +63,7 @@ class SampleWriter:
         self._settings, self._part = settings, part
         self._writer = pyarrow.ipc.new_stream(file, SCHEMA)
         self._hash = hashlib.sha256()
-        self._seen: set[bytes] = set()
+        self._digests: set[bytes] = set()
         self._waiting: list[Row] = []
         self._examples: dict[str, list[str]] = {kind: [] for kind in _FLAWS}
         self._count = dict.fromkeys(("read", "kept", *_FLAWS, "tokens", "label_tokens"), 0)
@@ -105,7 +105,7 @@ class SampleWriter:
         """
         self._flush()
         self._writer.close()
-        examples = {kind: tuple(named) for kind, named in self._examples.items() if named}
+        examples = {kind: tuple(texts) for kind, texts in self._examples.items() if texts}
         notes = tuple(map(clean, [*notes, *self._warnings()]))
         report = Report(**self._count, examples=examples, notes=notes)
         problems = [self._excess(kind) for kind in _FLAWS]
@@ -143,10 +143,10 @@ class SampleWriter:
 
     def _is_new(self, row: Row, tokens: Tokens) -> bool:
         key = digest(tokens.ids, tokens.labels)
-        if key in self._seen:
+        if key in self._digests:
             self._flaw("duplicate", row.origin)
             return False
-        self._seen.add(key)
+        self._digests.add(key)
         return True
 
     def _keep(self, row: Row, tokens: Tokens) -> None:
