@@ -122,7 +122,7 @@ def _moments(optimizer: torch.optim.Optimizer, scope: Scope) -> tuple[dict[str, 
         )
     settle(optimizer)
     names = {parameter: name for name, parameter in scope.parameters.items()}
-    found: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
     eps = 1e-8
     for group in optimizer.param_groups:
         eps = group.get("eps", eps)
@@ -135,5 +135,5 @@ def _moments(optimizer: torch.optim.Optimizer, scope: Scope) -> tuple[dict[str, 
                     mean = state["exp_avg_sq"].to(parameter.device)
                     # Early in a run Adam's moments are far below their final size; its update corrects for
                     # that, and so must we.
-                    found[names[parameter]] = mean / (1 - beta**steps)
-    return found, eps
+                    moments[names[parameter]] = mean / (1 - beta**steps)
+    return moments, eps
