@@ -48,7 +48,7 @@ class _Ranked(Annealer):
             picked = self.select(signals.take(sound), validation=validation, room=room, seed=seed)
             return replace(picked, indices=sound[picked.indices])
         count = None if self.tokens is not None else self.budget(len(signals), room)
-        ranked, scores, what = self._ranked(signals, validation, count or len(signals), seed)
+        ranked, scores, reason = self._ranked(signals, validation, count or len(signals), seed)
         if count is None:
             assert self.tokens is not None
             tokens = signals.require("num_tokens", "a budget in tokens")[ranked]
@@ -66,7 +66,7 @@ class _Ranked(Annealer):
             details["label_tokens"] = int(np.asarray(signals.num_tokens)[picks].sum())
         return Selection(
             picks,
-            why=(what,),
+            why=(reason,),
             weights=self._weights(signals, picks),
             scores=None if scores is None else scores[:count],
             details=details,

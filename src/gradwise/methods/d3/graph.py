@@ -82,19 +82,23 @@ class InfluenceGraph:
             target: places, among the m, of the target's samples.
         """
         n = len(names)
-        taken = ahead.before - ahead.after
+        decreases = ahead.before - ahead.after
         weight, spread = np.full((n, n), np.nan), np.full((n, n), np.nan)
         for j in range(n):
-            own = np.flatnonzero((owner == j) & np.isfinite(ahead.before))
-            if not len(own):
+            members = np.flatnonzero((owner == j) & np.isfinite(ahead.before))
+            if not len(members):
                 continue
             # A share of j's loss, the normaliser of the specification's edge.
-            weight[:, j] = taken[:, own].mean(axis=1) / ahead.before[own].mean()
-            error = taken[:, own].std(axis=1, ddof=1) / np.sqrt(len(own)) if len(own) > 1 else np.nan
-            spread[:, j] = error / ahead.before[own].mean()
-        seen = _smoothed(spread**2 + spread.T**2)
-        influence = np.nan_to_num(_mean(taken[:, target], (1,)) / np.nanmean(ahead.before[target]))
-        return cls(names, weight, np.sqrt(seen), influence, edges="lookahead")
+            weight[:, j] = decreases[:, members].mean(axis=1) / ahead.before[members].mean()
+            error = (
+                decreases[:, members].std(axis=1, ddof=1) / np.sqrt(len(members))
+                if len(members) > 1
+                else np.nan
+            )
+            spread[:, j] = error / ahead.before[members].mean()
+        variances = _smoothed(spread**2 + spread.T**2)
+        influence = np.nan_to_num(_mean(decreases[:, target], (1,)) / np.nanmean(ahead.before[target]))
+        return cls(names, weight, np.sqrt(variances), influence, edges="lookahead")
 
     @classmethod
     def of_orders(cls, names: tuple[str, ...], orders: Orders, steps: NDArray[np.int64]) -> "InfluenceGraph":
@@ -117,9 +121,9 @@ class InfluenceGraph:
         squares = _mean((gained - mean[:, :, None]) ** 2, (2,))
         error = np.sqrt(np.divide(squares, count - 1, out=np.full_like(squares, np.nan), where=count > 1))
         scale = _mean(before, (0,)) * steps[:, None] * steps
-        taken = _mean(before - alone, (1,)) / _mean(before, (0,)) / steps
+        influence = _mean(before - alone, (1,)) / _mean(before, (0,)) / steps
         # Halved, because weight[i, j] - weight[j, i] counts the difference twice.
-        return cls(names, mean / 2 / scale, error / scale, np.nan_to_num(taken), edges="orders")
+        return cls(names, mean / 2 / scale, error / scale, np.nan_to_num(influence), edges="orders")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -185,14 +189,14 @@ class InfluenceGraph:
     def columns(self, threshold: float) -> dict[str, list[Any]]:
         """Its arcs as columns of a table."""
         i, j = np.nonzero(~np.isnan(self.weight) & ~np.eye(len(self), dtype=bool))
-        kept = self.precedences(threshold)
+        precedes = self.precedences(threshold)
         return {
             "step": [self.step] * len(i),
             "source": [self.names[each] for each in i],
             "target": [self.names[each] for each in j],
             "weight": self.weight[i, j].tolist(),
             "noise": self.noise[i, j].tolist(),
-            "precedes": kept[i, j].tolist(),
+            "precedes": precedes[i, j].tolist(),
             "source_influence": self.influence[i].tolist(),
         }
 
