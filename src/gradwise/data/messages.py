@@ -187,6 +187,7 @@ def _call(call: Any, number: int) -> dict[str, Any]:
     raw_arguments = function.get("arguments")
     if not isinstance(raw_arguments, str):
         return call
+    # Many templates write arguments with `tojson`, which would put a JSON text into quotes once more.
     arguments = (
         _parsed(raw_arguments.strip() or "{}", f"the arguments of a tool call in message {number}") or {}
     )

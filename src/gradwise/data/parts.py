@@ -118,6 +118,8 @@ def load_choosing(
         return None
     part = "validation" if settings.target is None else "target"
     whole = load(settings, part, tokenizer, progress=progress)
+    # Not all of it where the set also measures: DiReCT beside `select.target: validation` once chose by the
+    # samples that measured (docs/log.md).
     alone = settings.target is None or settings.validation is None
     return whole.take(_split(settings, whole).choosing) if alone and _splits(settings, goal) else whole
 

@@ -164,6 +164,7 @@ def ragged(dataset: datasets.Dataset, column: str) -> Iterator[tuple[np.ndarray,
         lists = table.column(column).combine_chunks()
         lists = lists.chunk(0) if isinstance(lists, pyarrow.ChunkedArray) else lists
         lengths = np.asarray(lists.value_lengths())
+        # `flatten`, since `values` would begin where the table does, even if its rows are a selection.
         yield np.concatenate([[0], np.cumsum(lengths)]), np.array(lists.flatten())
 
 

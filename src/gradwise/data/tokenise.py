@@ -190,6 +190,8 @@ class Tokeniser:
         return done
 
     def _encode(self, texts: list[str], chat: bool, offsets: bool = False) -> list[_Encoded]:
+        # Not verbose, or transformers warns of each text longer than the model's positions, which is cut
+        # later.
         encodings = self.tokenizer(
             texts,
             add_special_tokens=not chat,

@@ -142,6 +142,7 @@ class SampleWriter:
         )
 
     def _is_new(self, row: Row, tokens: Tokens) -> bool:
+        # By what is trained on: texts that differ only behind the cut are the same sample.
         key = digest(tokens.ids, tokens.labels)
         if key in self._digests:
             self._flaw("duplicate", row.origin)
@@ -155,6 +156,7 @@ class SampleWriter:
         self._count["label_tokens"] += tokens.learned
         self._endless += not tokens.ended
         domain = row.domain.encode()
+        # Lengths first, or the same bytes could be divided into other samples and domains.
         self._hash.update(struct.pack("<qqd", len(tokens.ids), len(domain), row.weight) + domain)
         self._hash.update(tokens.ids.astype("<i4").tobytes() + tokens.labels.astype("<i4").tobytes())
         self._waiting.append(row)

@@ -228,6 +228,7 @@ class Head:
             # small model.
             return positions.gather(args[0]), *args[1:]
 
+        # `always_call`, so that captures let go of these rows after an error in the head as well.
         handles = [
             self.module.register_forward_pre_hook(before),
             self.module.register_forward_hook(lambda *_: inside.close(), always_call=True),

@@ -114,6 +114,8 @@ class Measurer:
         """Float16 gradients underflow unless scaled up; samples where that overflows are scaled less."""
         measured = self._measure(dict(batch), positions, 2.0**12, apart)
         for scale in (2.0**4, 1.0):
+            # By row: when a whole float16 batch was judged at once, one sample with a NaN disabled the
+            # scaling of all the others (docs/log.md).
             wrong_B = ~torch.stack([_finite(value) for value in measured.values.values()]).all(dim=0)
             # Where the loss is not finite, no scale helps.
             if not (wrong_B & _finite(measured.values["loss"])).any():
@@ -378,6 +380,7 @@ def _experts_hook(capture: Capture, positions: LabelPositions) -> Callable[..., 
         chosen = args[1] if len(args) > 1 else kwargs.get("top_k_index")
         if not isinstance(chosen, Tensor) or chosen.ndim != 2 or len(chosen) % positions.samples:
             return
+        # Tokens come sample after sample, equally many of each, so that a token's number tells its sample.
         length = len(chosen) // positions.samples
 
         def rows_of(expert: int) -> Tensor:

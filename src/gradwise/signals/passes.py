@@ -133,6 +133,8 @@ class Pass:
                 self.tell(sentence)
             return verdicts[key].verdict
         verdict = self.rehearsal.verdict(order)
+        # An adapter's first factor has no gradient before the first step. A verdict without it is not
+        # remembered, so that the model is tried again when there is something to compare.
         if verdict.tried and verdict.certain:
             verdicts[key] = Known(
                 verdict, longest, tuple(self.sentences), None if is_default else self.collate
@@ -252,6 +254,8 @@ class Pass:
             self.autocast,
             plain_head=plain_head,
         )
+        # `once`, since the ranks have agreed on a single run: a second one, with another scale, would meet a
+        # different run of theirs.
         with suppress(InseparableError):
             measure.once(batch)
 
@@ -335,6 +339,7 @@ def configuration_digest(model: nn.Module) -> str:
     attention it runs with."""
     config: Any = getattr(model, "config", None)
     values = config.to_dict() if hasattr(config, "to_dict") else {}
+    # A model that was moved, or saved by another version, has the same values and finds its store again.
     passing = ("_name_or_path", "use_cache", "transformers_version")
     settings = {name: value for name, value in values.items() if name not in passing}
     described = json.dumps(
@@ -353,6 +358,7 @@ def weights_digest(model: nn.Module) -> str:
         name, tensor = item
         plain = tensor.detach().cpu().contiguous()
         state = hashlib.blake2b(f"{name} {plain.dtype} {tuple(plain.shape)}".encode(), digest_size=16)
+        # As bytes, since numpy has no bfloat16.
         state.update(plain.flatten().view(torch.uint8).numpy().data)
         return state.digest()
 

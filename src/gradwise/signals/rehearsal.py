@@ -131,6 +131,7 @@ class Rehearsal:
                 break
         if self.gradient_request is None or verdict.one_at_a_time or not verdict.tried:
             return verdict
+        # Once more with the longest sample, for which other kernels may run than for short ones.
         longest = self.batcher.batch(order[:1])
         last = self._compared(longest, [longest])
         return replace(last, tried=True, certain=last.certain and verdict.certain)
@@ -182,6 +183,8 @@ class Rehearsal:
             together = self.batcher.measure(measure, rows)
         except InseparableError:
             return True
+        # The scoring run takes these values when it comes to this block, so that the trial of a batch costs
+        # only the samples that are measured alone.
         self.whole_batches[int(rows[0])] = together
         if not self._precise:
             return self._seen_in_half_precision(part[[0, -1]])
@@ -202,6 +205,8 @@ class Rehearsal:
         batch = self.batcher.batch(pair)
         together = measure(batch).values["embedding"].float()
         for place, neighbour in ((0, 1), (1, 0)):
+            # Other tokens of the same number: the same kernels run on the same shapes, so that a difference
+            # can only come from what the neighbour says.
             ids = batch["input_ids"].clone()
             ids[neighbour] = (ids[neighbour] + 1) % (ids.max() + 1)
             beside_other = measure({**batch, "input_ids": ids}).values["embedding"]
@@ -314,6 +319,8 @@ def _wrong(
         for name in compared:
             mine = measured.by_parameter.get(name)
             norm = loss.new_zeros(()) if mine is None else mine[row].sqrt()
+            # The second term passes parameters whose gradient is so small beside the whole that rounding
+            # decides its norm.
             if (norm - squares[name].sqrt()).abs() > tolerance * squares[
                 name
             ].sqrt() + 1e-3 * tolerance * total:

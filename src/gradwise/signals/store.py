@@ -88,6 +88,7 @@ class Store(Sheet):
                 _make_array(self._file(name), (self._size, *column.tail), column.dtype)
         with writing(self.path / DONE):
             (self.path / DONE).write_bytes(bytes(blocks))
+        # Last: after a kill before this point the folder has no manifest, and its files are made again.
         write_json(
             manifest,
             {

@@ -135,6 +135,7 @@ class GradientSums:
         self, matrix: Matrix, x: Tensor, rows: SampleRows, *, input_is_row: bool
     ) -> Callable[[Tensor], None]:
         """A matrix multiplies `x`; returns what takes the gradient of the product when it arrives."""
+        # Counted in the forward pass, so that the backward pass knows which use of a matrix is the last one.
         self._uses[matrix] += 1
         folded = self._folded_input(matrix, x, input_is_row)
         # A projection needs only the folded input. Exact norms need the activations themselves, which is the
@@ -166,6 +167,7 @@ class GradientSums:
         scale = self._scale(matrix, 0 if input_is_row else 1)
         if scale is not None:
             return fold(x * scale)
+        # An input that was changed in place keeps its address and shape; its version tells it apart.
         key = (x.data_ptr(), x.shape, x.stride(), x._version, fold)
         if self._last_input is None or self._last_input[0] != key:
             # x is held so that its address stays its own.
@@ -189,6 +191,7 @@ class GradientSums:
 
         def arrived(gradient: Tensor) -> None:
             column = wide(gradient)
+            # torch gives the row of the padding index no gradient, and nothing here may count one.
             if padding is not None:
                 column = column.masked_fill((ids == padding)[..., None], 0.0)
             self._project_lookup(matrix, ids, column)
@@ -272,6 +275,8 @@ class GradientSums:
         """||G_i||^2, (B,), of the sum of several uses of one matrix, cross terms included."""
         products = [use for use in uses if isinstance(use, _Product)]
         lookups = [use for use in uses if isinstance(use, _Lookup)]
+        # Uses joined along T make up one gradient, sum over t of row_t column_t^T, whose squared norm has the
+        # cross terms 2 <G_a, G_b> of any two uses.
         rows = _joined([use.row_BTR for use in products]) if products else None
         columns = _joined([use.column_BTC for use in products]) if products else None
         if not lookups:

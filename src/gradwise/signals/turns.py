@@ -57,6 +57,8 @@ class Turns:
             while (due := self._due(None)) is not None:
                 self._joined(due)
         except BaseException as error:
+            # Within a run the other ranks are in the model's own collective calls, which this exchange would
+            # not meet.
             if not self._interrupted and not raised_everywhere(error):
                 self._exchanged((None, portable(marked(error))))
             raise

@@ -123,6 +123,8 @@ class LossAnneal(_Ranked):
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
 
     def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
+        # Highest are the losses of random tokens: all 120 records of them were picked from a pool with junk
+        # (docs/results/direct-decay_planted.md).
         scores = signals.require("loss", "loss_top").astype(np.float64)
         return *_best_first(scores, "loss"), "highest loss as the phase began"
 

@@ -166,6 +166,9 @@ class PublishedD3(InfluenceOrder):
         if self.rule == "lambda":
             # All S_ij have the sign of lambda_i - lambda_j: descending lambda loses no advantage at all, and
             # no search is needed.
+            # On linear regression this rule named the better order of two samples in 4 % of pairs with inputs
+            # of unit length and in 29 % with Gaussian ones, the definition in 100 and 74 %
+            # (docs/results/d3-printed_rule.md).
             order = np.argsort(-graph.influence, kind="stable")
         else:
             order = linear_order(np.maximum(advantages(graph), 0.0), seed=seed)
