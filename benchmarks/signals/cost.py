@@ -32,8 +32,8 @@ from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.measure import Measurer
 from gradwise.signals.remembered import forget
 from gradwise.signals.scope import resolve
-from gradwise.signals.sums import Asked, Projector
-from gradwise.signals.wanted import Wanted
+from gradwise.signals.sums import GradientRequest, Projector
+from gradwise.signals.wanted import SignalRequest
 
 SIZE = 1024
 BASE = ("loss", "embedding", "grad")
@@ -81,12 +81,12 @@ def engine(
     model: Any, quantities: tuple[str, ...], side: int | None, seed: int = 0
 ) -> Callable[[Batch], Any]:
     """Measures a batch; the projection is drawn once, as in a scoring run."""
-    wanted = Wanted.of(quantities, grad_dim=SIZE, seed=seed)
+    wanted = SignalRequest.of(quantities, grad_dim=SIZE, seed=seed)
     projector = Projector(SIZE, seed) if side is None else Projector(SIZE, seed, side)
     request = None
     if wanted.gradients:
         scope, norms = resolve(model, "blocks"), "grad_norm" in quantities
-        request = Asked(scope, projector if "grad" in quantities else None, norms=norms)
+        request = GradientRequest(scope, projector if "grad" in quantities else None, norms=norms)
 
     plain = Head(model).hands_on(as_batch(torch.zeros((1, 2), dtype=torch.long)))
 

@@ -84,7 +84,7 @@ def test_the_kept_tokens_are_those_of_the_whole_text(name, request, shared, monk
         text = long_text(shake, seed)
         samples = [Text(text), Pair(text[:40], text, text[:40])]
         tokenise = Tokeniser(tokenizer, 2 + 3 * seed)
-        shortened += len(tokenise._kept(text, chat=False)) < len(text)
+        shortened += len(tokenise._beginning(text, chat=False)) < len(text)
         short = tokenise(samples)
         with monkeypatch.context() as patch:
             patch.setattr(module, "start_of", lambda text, *_: text)

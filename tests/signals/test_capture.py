@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from gradwise.signals.capture import Capture
 from gradwise.signals.rows import SampleRows
-from gradwise.signals.scope import Found, Matrix, Scope, Tracer
-from gradwise.signals.sums import Asked, GradientSums, Projector
+from gradwise.signals.scope import Matrix, MatrixView, Scope, Tracer
+from gradwise.signals.sums import GradientRequest, GradientSums, Projector
 
 B, T, D = 3, 4, 6
 Use = Callable[[Tensor, dict[str, nn.Parameter]], Tensor]
@@ -44,7 +44,7 @@ def captured(use: Use, projected: bool = False) -> GradientSums:
     inputs of products are not kept."""
     scope = Scope(parameters())
     whole = not projected
-    asked = Asked(scope, Projector(64, 0, side=4) if projected else None, norms=whole, whole=whole)
+    asked = GradientRequest(scope, Projector(64, 0, side=4) if projected else None, norms=whole, whole=whole)
     sums = GradientSums(asked, B, torch.device("cpu"), torch.float64)
     with Capture(scope, sums, B) as capture:
         out = use(inputs(), scope.parameters)
@@ -260,21 +260,21 @@ class TestTracer:
 
     def test_weights_and_views(self, weight: nn.Parameter, stack: nn.Parameter):
         tracer, whole = Tracer(Scope({"w": weight, "s": stack})), Matrix("w", None, 4, 6)
-        assert tracer.matrix(weight) == Found(whole, False)
-        assert tracer.matrix(weight.T) == tracer.matrix(weight.mT) == Found(whole, True)
-        assert tracer.matrix(weight.T.T) == tracer.matrix(weight.view(4, 6)) == Found(whole, False)
+        assert tracer.matrix(weight) == MatrixView(whole, False)
+        assert tracer.matrix(weight.T) == tracer.matrix(weight.mT) == MatrixView(whole, True)
+        assert tracer.matrix(weight.T.T) == tracer.matrix(weight.view(4, 6)) == MatrixView(whole, False)
         for number in range(3):
-            assert tracer.matrix(stack[number]) == Found(Matrix("s", number, 4, 4), False)
-            assert tracer.matrix(stack[torch.tensor(number)]) == Found(Matrix("s", number, 4, 4), False)
-            assert tracer.matrix(stack[number].T) == Found(Matrix("s", number, 4, 4), True)
+            assert tracer.matrix(stack[number]) == MatrixView(Matrix("s", number, 4, 4), False)
+            assert tracer.matrix(stack[torch.tensor(number)]) == MatrixView(Matrix("s", number, 4, 4), False)
+            assert tracer.matrix(stack[number].T) == MatrixView(Matrix("s", number, 4, 4), True)
 
     def test_copies_that_stand_for_it(self, weight: nn.Parameter):
         tracer = Tracer(Scope({"w": weight}))
         copy = weight.double()
         assert tracer.matrix(copy) is None
         tracer.stands_for(copy, weight)
-        assert tracer.matrix(copy) == Found(Matrix("w", None, 4, 6), False)
-        assert tracer.matrix(copy.T) == Found(Matrix("w", None, 4, 6), True)
+        assert tracer.matrix(copy) == MatrixView(Matrix("w", None, 4, 6), False)
+        assert tracer.matrix(copy.T) == MatrixView(Matrix("w", None, 4, 6), True)
 
     def test_what_it_is_not(self, weight: nn.Parameter, stack: nn.Parameter):
         bias = nn.Parameter(torch.zeros(6))

@@ -16,7 +16,7 @@ from gradwise.signals.head import Head
 from gradwise.signals.measure import Measured, Measurer
 from gradwise.signals.passes import Pass
 from gradwise.signals.scope import resolve
-from gradwise.signals.wanted import Quantity, Wanted
+from gradwise.signals.wanted import Quantity, SignalRequest
 from tests.signals.oracle import DoubleThroughout, Truth, all_names, linear_names, truth
 from tests.signals.zoo import MAKERS, VOCABULARY, left_padded, make, samples
 
@@ -47,12 +47,12 @@ def measured(
     **options: Any,
 ) -> Measured:
     """All samples in one batch, in the model's own precision, by the engine alone."""
-    wanted = Wanted.of(want, **{"grad_dim": None} | options)
+    wanted = SignalRequest.of(want, **{"grad_dim": None} | options)
     scope = resolve(model, parameters)
     with lent(model) as bare:
         one = Pass(bare, rows, collate, wanted, scope, None, 10**6)
         plain = Head(bare).hands_on(one.collate(rows[:1]))
-        return Measurer(bare, wanted, one.asked, plain_head=plain)(one.collate(rows))
+        return Measurer(bare, wanted, one.gradient_request, plain_head=plain)(one.collate(rows))
 
 
 def relative(one: Tensor, other: Tensor) -> float:
@@ -93,11 +93,11 @@ class TestEveryArchitecture:
 
     def test_every_parameter_on_its_own(self, name: str, truths: Callable[[str], list[Truth]]):
         model = make(name, torch.float64)
-        wanted = Wanted.of(("loss", "grad_norm"))
+        wanted = SignalRequest.of(("loss", "grad_norm"))
         scope = resolve(model, "all")
         with lent(model) as bare:
             one = Pass(bare, POOL, None, wanted, scope, None, 10**6)
-            found = Measurer(bare, wanted, one.asked)(one.collate(POOL), apart=True)
+            found = Measurer(bare, wanted, one.gradient_request)(one.collate(POOL), apart=True)
         for row, exact in enumerate(truths(name)):
             for parameter, gradient in exact.gradients.items():
                 square = found.by_parameter.get(parameter, torch.zeros(len(POOL)))[row]

@@ -15,7 +15,7 @@ from gradwise.signals.given_back import lent
 from gradwise.signals.measure import Measurer
 from gradwise.signals.passes import Pass
 from gradwise.signals.scope import resolve
-from gradwise.signals.wanted import Wanted
+from gradwise.signals.wanted import SignalRequest
 from tests.signals.zoo import make, samples
 
 POOL = samples()
@@ -155,11 +155,11 @@ def test_it_still_learns_afterwards(model: Any):
 def test_no_tensor_outlives_its_batch(name: str, parameters: str):
     """Without the garbage collector: a cycle through a hook would keep activations for many batches."""
     model = make(name)
-    wanted = Wanted.of(QUANTITIES, grad_dim=8)
+    wanted = SignalRequest.of(QUANTITIES, grad_dim=8)
     scope = resolve(model, parameters)
     with lent(model) as bare:
         one = Pass(bare, POOL, None, wanted, scope, None, 10**6)
-        measure, batch = Measurer(bare, wanted, one.asked), one.collate(POOL)
+        measure, batch = Measurer(bare, wanted, one.gradient_request), one.collate(POOL)
         measure(batch)
         gc.collect()
         gc.disable()

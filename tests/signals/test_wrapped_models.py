@@ -14,8 +14,8 @@ from gradwise.data import Collator
 from gradwise.signals import Signals, collect
 from gradwise.signals.measure import Measured, Measurer
 from gradwise.signals.scope import resolve
-from gradwise.signals.sums import Asked
-from gradwise.signals.wanted import Wanted
+from gradwise.signals.sums import GradientRequest
+from gradwise.signals.wanted import SignalRequest
 from tests.signals.zoo import make, samples
 
 POOL = samples(12)
@@ -104,7 +104,7 @@ class TestHalfPrecision:
 
         monkeypatch.setattr(Measurer, "_measure", measure)
         model = make("Llama", torch.float16)
-        measurer = Measurer(model, Wanted(("loss", "grad")), Asked(resolve(model, "blocks")))
+        measurer = Measurer(model, SignalRequest(("loss", "grad")), GradientRequest(resolve(model, "blocks")))
         found = measurer({"labels": torch.tensor([[5, 6]] * 4)}, apart=True)
         assert found.values["grad"][:3].tolist() == [[4096.0] * 3, [16.0] * 3, [1.0] * 3]
         assert found.by_parameter["w"][:3].tolist() == [4096.0, 16.0, 1.0]

@@ -65,13 +65,13 @@ def _environment() -> Sandbox:
     """What transformers gives to templates, in our sandbox."""
     theirs = chat_template_utils._compile_jinja_template("").environment
     filters = {name: function for name, function in theirs.filters.items() if name != "random"}
-    made = Sandbox(filters, trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    made.add_extension(_Generation)
-    made.globals |= {name: value for name, value in theirs.globals.items() if name != "lipsum"}
+    sandbox = Sandbox(filters, trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    sandbox.add_extension(_Generation)
+    sandbox.globals |= {name: value for name, value in theirs.globals.items() if name != "lipsum"}
     # A template that asks for the date would give other tokens each day, and the fingerprint of the data with
     # them.
-    made.globals["strftime_now"] = DATE.strftime
-    return made
+    sandbox.globals["strftime_now"] = DATE.strftime
+    return sandbox
 
 
 @lru_cache
@@ -190,26 +190,26 @@ class ChatTemplate:
     def _by_prefix(self, chat: Chat, text: str, limit: int) -> list[Span]:
         spans = []
         for number in chat.turns:
-            start = len(self._asked(chat, number, text))
+            start = len(self._generation_prompt(chat, number, text))
             if start >= limit:
                 break
             spans.append((start, len(self._prefix(chat, number + 1, text))))
         return spans
 
-    def _asked(self, chat: Chat, number: int, text: str) -> str:
+    def _generation_prompt(self, chat: Chat, number: int, text: str) -> str:
         """The prompt that asks for a turn, with which the whole conversation must begin."""
         if number == 0:
             raise UnreadableError(
                 "the conversation starts with the assistant, whose turn can only be found in a chat template "
                 "with {% generation %} marks"
             )
-        asked, _ = _spans(self._render(chat, number, asking=True))
-        if text.startswith(asked):
-            return asked
+        prompt, _ = _spans(self._render(chat, number, asking=True))
+        if text.startswith(prompt):
+            return prompt
         self._prefix(chat, number, text)  # or earlier turns are written differently
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, text, strict=False)))
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, text, strict=False)))
         raise DataError(
-            f"this chat template's generation prompt ends in {asked[shared:].strip()[:60]!r}, but it writes "
+            f"this chat template's generation prompt ends in {prompt[shared:].strip()[:60]!r}, but it writes "
             f"finished turns without that, so the assistant's words cannot be located; {_LOCATE}"
         )
 
@@ -268,37 +268,37 @@ def _tried(render: Callable[[], T]) -> T:
         raise UnreadableError(f"the chat template refuses it ({reason(error)})") from None
 
 
-def with_template(tokenizer: "PreTrainedTokenizerBase", given: str | None) -> Any:
+def with_template(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> Any:
     """A tokenizer that has the template of `data.chat_template`; itself if none is given, else a copy.
 
     Raises:
         DataError: as `template_text` does, or it is not valid Jinja: it is saved with the model, also where
             no conversation was rendered.
     """
-    if given is None:
+    if template is None:
         return tokenizer
     # The caller's tokenizer stays as it is; the copy is saved beside the model with the template it learned.
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.chat_template = template_text(given)
+    tokenizer.chat_template = template_text(template)
     _compiled(tokenizer.chat_template)
     return tokenizer
 
 
-def template_text(given: str | None, base: Path | None = None) -> str | None:
+def template_text(template: str | None, base: Path | None = None) -> str | None:
     """The Jinja text that `data.chat_template` stands for: itself, or the contents of the file it names.
 
     Raises:
         DataError: neither a template nor a file that can be read.
     """
-    if given is None or "{{" in given or "{%" in given:
-        return given
-    path = (base or Path()) / at_home(given)
+    if template is None or "{{" in template or "{%" in template:
+        return template
+    path = (base or Path()) / at_home(template)
     try:
         if path.exists() and not path.is_file():
             raise OSError("not a regular file")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DataError(
-            f"data.chat_template is neither a Jinja template nor a readable file: {given[:200]} "
+            f"data.chat_template is neither a Jinja template nor a readable file: {template[:200]} "
             f"({reason(error)})"
         ) from None

@@ -34,8 +34,10 @@ class Collator:
     ) -> "Collator":
         """Pad with the tokenizer's padding token, else its end token, else token 0."""
         # Padding is masked and has no label, so that any token of the vocabulary will do.
-        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        return cls(next(token for token in known if isinstance(token, int)), pad_to_multiple_of, tokenizer)
+        candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        return cls(
+            next(token for token in candidates if isinstance(token, int)), pad_to_multiple_of, tokenizer
+        )
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Collate rows, each a sample or a list of samples.
@@ -58,19 +60,22 @@ class Collator:
         if not rows or not all(rows):
             raise ValueError(f"cannot collate {len(rows)} rows; some are empty")
         if all(isinstance(row, Mapping) for row in rows):
-            made = [_tensors(row) for row in rows]  # type: ignore[arg-type]
-            if not any(_start_again(row) for row in made):
-                for row in made:
+            tensors = [_tensors(row) for row in rows]  # type: ignore[arg-type]
+            if not any(_start_again(row) for row in tensors):
+                for row in tensors:
                     # Only for plain samples. transformers derives the mask of packed ones from their
                     # positions, and only where no mask is given.
                     row.setdefault("attention_mask", torch.ones_like(row["input_ids"]))
         else:
-            made = [_packed([row] if isinstance(row, Mapping) else row) for row in rows]
-        _check_same_columns(made)
-        width = max(len(row["input_ids"]) for row in made)
+            tensors = [_packed([row] if isinstance(row, Mapping) else row) for row in rows]
+        _check_same_columns(tensors)
+        width = max(len(row["input_ids"]) for row in tensors)
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        return {name: torch.stack([self._padded(name, row[name], width) for row in made]) for name in made[0]}
+        return {
+            name: torch.stack([self._padded(name, row[name], width) for row in tensors])
+            for name in tensors[0]
+        }
 
     def _padded(self, name: str, values: Tensor, width: int) -> Tensor:
         rest = torch.arange(width - len(values))  # as positions: a sequence of its own, which no sample sees
@@ -87,26 +92,26 @@ def _tensors(sample: Mapping[str, Any]) -> dict[str, Tensor]:
                 f"A sample has no {name}; give every sample input_ids and labels, which are the same ids "
                 "where every token is to be learned."
             )
-    length, made = len(sample["input_ids"]), {}
+    length, tensors = len(sample["input_ids"]), {}
     for name, values in sample.items():
         if values is None or name in DESCRIPTIVE:
             continue
         try:
-            made[name] = torch.as_tensor(values, dtype=torch.int64 if name in _INTEGERS else None)
+            tensors[name] = torch.as_tensor(values, dtype=torch.int64 if name in _INTEGERS else None)
         except (TypeError, ValueError, RuntimeError):
-            made[name] = torch.empty(0, 0)
-        if made[name].shape != (length,):
+            tensors[name] = torch.empty(0, 0)
+        if tensors[name].shape != (length,):
             raise DataError(
                 f"A sample has {length} input_ids, and its column {name!r} is not one number for each of "
                 "them; leave the column out, or give a collator that knows it."
             )
-    return made
+    return tensors
 
 
 def _packed(samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """(T,) tensors of samples put one behind the other."""
-    made = [_tensors(sample) for sample in samples]
-    for sample in made:
+    tensors = [_tensors(sample) for sample in samples]
+    for sample in tensors:
         order = torch.arange(len(sample["input_ids"]))
         masked = not sample.pop("attention_mask", order + 1).all()
         if masked or not torch.equal(sample.setdefault("position_ids", order), order):
@@ -117,17 +122,17 @@ def _packed(samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         # Or the last token of the sample before would learn to predict the first.
         sample["labels"] = sample["labels"].clone()
         sample["labels"][:1] = NO_LOSS
-    _check_same_columns(made)
-    return {name: torch.cat([sample[name] for sample in made]) for name in made[0]}
+    _check_same_columns(tensors)
+    return {name: torch.cat([sample[name] for sample in tensors]) for name in tensors[0]}
 
 
 def _start_again(sample: dict[str, Tensor]) -> bool:
     """Whether a sample is itself a packed row: positions that start again, and no mask beside them."""
-    own = sample.get("position_ids")
-    return own is not None and "attention_mask" not in sample and bool((own.diff() != 1).any())
+    positions = sample.get("position_ids")
+    return positions is not None and "attention_mask" not in sample and bool((positions.diff() != 1).any())
 
 
-def _check_same_columns(made: list[dict[str, Tensor]]) -> None:
-    for sample in made:
-        if odd := sample.keys() ^ made[0].keys():
+def _check_same_columns(samples: list[dict[str, Tensor]]) -> None:
+    for sample in samples:
+        if odd := sample.keys() ^ samples[0].keys():
             raise DataError(f"Some samples have the column {min(odd)!r} and others have not; give it to all.")

@@ -28,12 +28,12 @@ def is_indexable(dataset: object) -> bool:
     return reads and not isinstance(dataset, IterableDataset)
 
 
-def check_dropped(dataset: Any, taken: Container[str], model: str) -> None:
+def check_dropped(dataset: Any, accepted: Container[str], model: str) -> None:
     """Raise DataError where a column says something that the model would not be given.
 
     Args:
         dataset: samples; what cannot be indexed is passed over.
-        taken: names of the columns that the model is given.
+        accepted: names of the columns that the model is given.
         model: its name, for the message.
     """
     if isinstance(dataset, dict) or not is_indexable(dataset) or not len(dataset):
@@ -42,7 +42,7 @@ def check_dropped(dataset: Any, taken: Container[str], model: str) -> None:
     if not isinstance(names, list | Mapping):
         return
     for name in (*USUAL, *OTHER_INPUTS):
-        if name not in names or name in taken:
+        if name not in names or name in accepted:
             continue
         if name in OTHER_INPUTS or not all(
             np.array_equal(values, USUAL[name](places)) for values, places in _values(dataset, name)

@@ -61,16 +61,16 @@ def read_file(path: Path, name: str) -> Iterator[Record]:
 
 
 def _check_contents(path: Path, name: str, kind: str) -> None:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{name} is not a regular file; data are read more than once, so copy them into one")
-    if found.st_size == 0:
+    if status.st_size == 0:
         raise DataError(f"{name} is empty")
     with path.open("rb") as file:
         start = file.read(64)
-    for begins, what in _OTHER_CONTENTS.items():
+    for begins, description in _OTHER_CONTENTS.items():
         if start.startswith(begins) and not (kind == ".parquet" and begins == b"PAR1"):
-            raise DataError(f"{name} {what}")
+            raise DataError(f"{name} {description}")
 
 
 def _guarded(records: Iterator[Record], name: str) -> Iterator[Record]:
@@ -212,8 +212,8 @@ def _json_array(path: Path, name: str) -> Iterator[Record]:
 
 def _skip(text: str, at: int) -> int:
     """The first position from `at` on that is not white space."""
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
 
 
 def _csv(path: Path, name: str) -> Iterator[Record]:
@@ -225,8 +225,8 @@ def _csv(path: Path, name: str) -> Iterator[Record]:
         reader = csv.reader(file, strict=True)
         try:
             header = [column.strip() and column for column in next(reader, [])]
-            named = [column for column in header if column]
-            if len(set(named)) < len(named) or not named:
+            names = [column for column in header if column]
+            if len(set(names)) < len(names) or not names:
                 raise DataError(f"{name}: the first line must name each column once; it holds {few(header)}")
             line = reader.line_num + 1
             for row in reader:

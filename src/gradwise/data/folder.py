@@ -52,18 +52,18 @@ def files_of(source: Source, folder: Path) -> Listing:
     Raises:
         DataError: no data, or a split or a configuration that the folder does not have.
     """
-    found = list(_walk(folder, PurePosixPath(), {_identity(folder)}))
-    files = [path for path, is_data in found if is_data]
+    entries = list(_walk(folder, PurePosixPath(), {_identity(folder)}))
+    files = [path for path, is_data in entries if is_data]
     if not files:
-        beside = f"; it holds {few([str(path) for path, _ in found], 5)}" if found else ""
+        beside = f"; it holds {few([str(path) for path, _ in entries], 5)}" if entries else ""
         raise DataError(
             f"the folder {folder} holds no file ending in {', '.join(EXTENSIONS)}, nor a saved dataset"
             f"{beside}"
         )
     by_split = _by_split(source, folder, files)
-    kept = _chosen(source, by_split)
-    left_out = [str(path) for path, _ in found if path not in set(kept)]
-    return Listing(kept, f"not read in {source.path}: {few(left_out, 5)}" if left_out else "")
+    to_read = _files_to_read(source, by_split)
+    left_out = [str(path) for path, _ in entries if path not in set(to_read)]
+    return Listing(to_read, f"not read in {source.path}: {few(left_out, 5)}" if left_out else "")
 
 
 def name_of(path: PurePosixPath) -> str:
@@ -72,7 +72,7 @@ def name_of(path: PurePosixPath) -> str:
     return shard[1] if shard else path.stem
 
 
-def _walk(folder: Path, within: PurePosixPath, seen: set[Any]) -> Iterator[tuple[PurePosixPath, bool]]:
+def _walk(folder: Path, within: PurePosixPath, ancestors: set[Any]) -> Iterator[tuple[PurePosixPath, bool]]:
     """Every visible entry below a folder, by its relative path, and whether it is a file of data."""
     try:
         entries = sorted(folder.iterdir())
@@ -84,28 +84,28 @@ def _walk(folder: Path, within: PurePosixPath, seen: set[Any]) -> Iterator[tuple
             continue
         if not entry.is_dir():
             yield path, entry.is_file() and entry.suffix.lower() in EXTENSIONS
-        elif _identity(entry) not in seen:  # a link may lead back up
-            yield from _walk(entry, path, seen | {_identity(entry)})
+        elif _identity(entry) not in ancestors:  # a link may lead back up
+            yield from _walk(entry, path, ancestors | {_identity(entry)})
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
-    return found.st_dev, found.st_ino
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _by_split(
     source: Source, folder: Path, files: list[PurePosixPath]
 ) -> dict[str | None, list[PurePosixPath]]:
     patterns = _config(source, folder)
-    found: dict[str | None, list[PurePosixPath]] = {}
+    by_split: dict[str | None, list[PurePosixPath]] = {}
     for path in files:
         if patterns:
             splits = [split for split, globs in patterns.items() if _matches(path, globs)]
         else:
             splits = [_split(path)]
         for split in splits:
-            found.setdefault(split, []).append(path)
-    return found
+            by_split.setdefault(split, []).append(path)
+    return by_split
 
 
 def _config(source: Source, folder: Path) -> dict[str, list[str]]:
@@ -118,8 +118,8 @@ def _config(source: Source, folder: Path) -> dict[str, list[str]]:
             f"{source.path} has several configurations; give one as `config`: {few(list(configs))}"
         )
     if source.config is not None and source.config not in configs:
-        known = f"its README.md names {few(list(configs))}" if configs else "its README.md names none"
-        raise DataError(f"{source.path} has no configuration {source.config!r}; {known}")
+        hint = f"its README.md names {few(list(configs))}" if configs else "its README.md names none"
+        raise DataError(f"{source.path} has no configuration {source.config!r}; {hint}")
     return configs[name] if name is not None else next(iter(configs.values()), {})
 
 
@@ -127,15 +127,15 @@ def _matches(path: PurePosixPath, globs: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(str(path), glob.removeprefix("./")) for glob in globs)
 
 
-def _chosen(source: Source, by_split: dict[str | None, list[PurePosixPath]]) -> list[PurePosixPath]:
+def _files_to_read(source: Source, by_split: dict[str | None, list[PurePosixPath]]) -> list[PurePosixPath]:
     splits = [split for split in by_split if split is not None]
     if source.split is None and len(splits) < 2:
         return sorted({path for paths in by_split.values() for path in paths})
-    wanted = source.split or "train"
-    if wanted not in splits:
-        known = f"it has {few(splits)}" if splits else "its files name none"
-        raise DataError(f"{source.path} has no split {wanted!r}; {known}")
-    return by_split[wanted]
+    name = source.split or "train"
+    if name not in splits:
+        hint = f"it has {few(splits)}" if splits else "its files name none"
+        raise DataError(f"{source.path} has no split {name!r}; {hint}")
+    return by_split[name]
 
 
 def _split(path: PurePosixPath) -> str | None:
@@ -156,8 +156,8 @@ def _configs(folder: Path) -> dict[str, dict[str, list[str]]]:
     try:
         with (folder / "README.md").open(encoding="utf-8") as file:
             head = re.match(r"---\s*\n(.*?)\n---\s*\n", file.read(1 << 16), re.DOTALL)
-        found = yaml.safe_load(head[1]) if head else None
-        configs = found.get("configs", []) if isinstance(found, dict) else []
+        metadata = yaml.safe_load(head[1]) if head else None
+        configs = metadata.get("configs", []) if isinstance(metadata, dict) else []
         return {
             str(config["config_name"]): _patterns(config["data_files"])
             for config in configs

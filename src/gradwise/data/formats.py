@@ -92,30 +92,30 @@ class Format:
         Raises:
             UnreadableError: a field is missing, or is not what the format needs.
         """
-        named = rename(values, self.source)
+        by_role = rename(values, self.source)
         needed, _ = FORMATS[self.name]
         for role in needed:
-            if role not in named:
+            if role not in by_role:
                 raise UnreadableError(
                     f"no field `{self.source.fields.get(role, role)}`, which the format {self.name} needs; "
                     f"found: {few(list(values))} (the source's `fields` can map other names)"
                 )
         if self.name == "messages":
-            return conversation(named["messages"], named.get("tools"))
+            return conversation(by_role["messages"], by_role.get("tools"))
         if self.name == "conversations":
-            turns = from_sharegpt(named["conversations"], named.get("system"))
-            return conversation(turns, named.get("tools"))
-        if self.name == "prompt_completion" and isinstance(named["prompt"], list):
-            return continued(named["prompt"], named["completion"], named.get("tools"))
-        texts = {role: _text(named.get(role), role) for role in (*needed, "input")}
+            turns = from_sharegpt(by_role["conversations"], by_role.get("system"))
+            return conversation(turns, by_role.get("tools"))
+        if self.name == "prompt_completion" and isinstance(by_role["prompt"], list):
+            return continued(by_role["prompt"], by_role["completion"], by_role.get("tools"))
+        texts = {role: _text(by_role.get(role), role) for role in (*needed, "input")}
         return _written(self.name, texts)
 
     def domain(self, values: dict[str, Any], default: str) -> str:
         """The record's domain; `default` where neither the source nor the record names one."""
         if self.source.domain is not None:
             return self.source.domain
-        found = rename(values, self.source).get("domain")
-        text = "" if _is_missing(found) else str(found).strip() and str(found)
+        value = rename(values, self.source).get("domain")
+        text = "" if _is_missing(value) else str(value).strip() and str(value)
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UnreadableError("its domain holds half a surrogate pair, which is no character")
         return text or default
@@ -125,9 +125,9 @@ class Format:
         column = self.source.fields.get("weight")
         if column is None:
             return self.source.weight
-        found = values.get(column)
+        value = values.get(column)
         try:
-            weight = math.nan if isinstance(found, bool | bytes) else float(found)  # type: ignore[arg-type]
+            weight = math.nan if isinstance(value, bool | bytes) else float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError):
             weight = math.nan
         if _is_missing(weight):
@@ -165,8 +165,8 @@ def detect(source: Source, columns: list[str], first: dict[str, Any] | None = No
 
 
 def _fitting(source: Source, columns: list[str]) -> list[FormatName]:
-    named = rename(dict.fromkeys(columns), source)
-    return [name for name, (needed, _) in FORMATS.items() if all(role in named for role in needed)]
+    by_role = rename(dict.fromkeys(columns), source)
+    return [name for name, (needed, _) in FORMATS.items() if all(role in by_role for role in needed)]
 
 
 def _is_clear(fitting: list[FormatName]) -> bool:
@@ -181,14 +181,14 @@ def _filled(values: dict[str, Any]) -> list[str]:
 def _guess(source: Source, columns: list[str], first: list[str]) -> FormatName:
     fitting = _fitting(source, columns)
     # By all columns, and where several pairs are complete by those that the first record fills.
-    for found in (fitting, _fitting(source, first)):
-        if _is_clear(found):
-            return found[0]
+    for matches in (fitting, _fitting(source, first)):
+        if _is_clear(matches):
+            return matches[0]
     pairs = [name for name in fitting if name in _PAIRS]
     problem = f"fits {' and '.join(pairs)}; say which with `format`" if pairs else "fits no format"
-    known = "; ".join(f"{name}: {' + '.join(needed)}" for name, (needed, _) in FORMATS.items())
+    descriptions = "; ".join(f"{name}: {' + '.join(needed)}" for name, (needed, _) in FORMATS.items())
     raise DataError(
-        f"{source.path} {problem}. Its columns are {few(columns)}; the formats are {known} "
+        f"{source.path} {problem}. Its columns are {few(columns)}; the formats are {descriptions} "
         "(the source's `fields` can map other names, as in fields: {completion: response})"
     )
 
@@ -212,9 +212,9 @@ def _written(name: FormatName, texts: dict[str, str]) -> Sample:
         return Pair(texts["prompt"], texts["completion"], ask=texts["prompt"])
     if name == "question_answer":
         return Pair(f"Question: {texts['question']}\nAnswer: ", texts["answer"], ask=texts["question"])
-    task, given = texts["instruction"], texts["input"]
-    parts = [f"### Task\n{task}"] + ([f"### Input\n{given}"] if given.strip() else [])
-    ask = f"{task}\n\n{given}" if given.strip() else task
+    task, context = texts["instruction"], texts["input"]
+    parts = [f"### Task\n{task}"] + ([f"### Input\n{context}"] if context.strip() else [])
+    ask = f"{task}\n\n{context}" if context.strip() else task
     return Pair("\n\n".join([*parts, "### Response\n"]), texts["output"], ask)
 
 

@@ -60,8 +60,8 @@ def load(
         DataError: the part is not given, a source cannot be read, more records are flawed than
             `settings.allow` tolerates, or too few are left.
     """
-    given = sources if part == "anneal" else getattr(settings, part)
-    found = [(source, item) for source in _several(given, part) for item in read(source, base)]
+    part_sources = sources if part == "anneal" else getattr(settings, part)
+    source_parts = [(source, item) for source in _several(part_sources, part) for item in read(source, base)]
     tokenise = Tokeniser(
         tokenizer,
         settings.max_length,
@@ -69,7 +69,7 @@ def load(
         settings.template,
         template_text(settings.chat_template, base),
     )
-    total = sum(item.count() for _, item in found) if progress and on_terminal() else None
+    total = sum(item.count() for _, item in source_parts) if progress and on_terminal() else None
     path = _new_file()
     with (
         Progress(f"{part} data", total, "records", shown=progress) as bar,
@@ -78,18 +78,18 @@ def load(
         writer = SampleWriter(settings, part, file)
         unread: dict[str, list[str]] = {}
         formats: dict[str, set[FormatName]] = {}
-        for source, item in found:
+        for source, item in source_parts:
             for row in _rows(source, item, tokenise, unread, formats):
                 writer.write(row)
                 bar.update()
-        files = [item.note for _, item in found if item.note]
+        files = [item.note for _, item in source_parts if item.note]
         notes = [*_columns(unread), *_mixtures(formats, settings.template), *tokenise.chat.notes]
         report, fingerprint = writer.close([*files, *notes])
     return Pool(datasets.Dataset.from_file(str(path)), report, fingerprint)
 
 
-def _several(given: Sources, part: PartName) -> list[Source]:
-    sources = [given] if isinstance(given, Source) else given
+def _several(one_or_several: Sources, part: PartName) -> list[Source]:
+    sources = [one_or_several] if isinstance(one_or_several, Source) else one_or_several
     if not sources:
         raise DataError(f"{setting(part)} names no source; give a file, a folder or a hub dataset there")
     return sources
@@ -135,12 +135,15 @@ def _columns(unread: dict[str, list[str]]) -> list[str]:
 def _mixtures(formats: dict[str, set[FormatName]], template: str) -> list[str]:
     """Sentences on files that mix formats, and on prompts that are written in several ways."""
     notes = [
-        f"{name} mixes formats: {', '.join(sorted(found))}"
-        for name, found in formats.items()
-        if len(found) > 1
+        f"{name} mixes formats: {', '.join(sorted(file_formats))}"
+        for name, file_formats in formats.items()
+        if len(file_formats) > 1
     ]
-    found = set[FormatName]().union(*formats.values())
-    ways = sorted(found - {"text", *CHATS} if template == "plain" else ()) + sorted(found & CHATS)[:1]
+    all_formats = set[FormatName]().union(*formats.values())
+    ways = (
+        sorted(all_formats - {"text", *CHATS} if template == "plain" else ())
+        + sorted(all_formats & CHATS)[:1]
+    )
     if len(ways) > 1:
         notes.append(
             f"Warning: prompts are written in {len(ways)} ways, those of {', '.join(ways)}; data.template: "
@@ -170,8 +173,10 @@ def _rows(
         if form is None and (columns := columns_of(batch)):
             # By the first batch that has a readable record: a file may begin with blank or broken lines.
             form = detect(source, columns, next(each.values for each in batch if each.values))
-            for found in {each.name: each for each in (form.of(record.values) for record in batch)}.values():
-                columns = found.unread(columns)
+            for record_format in {
+                each.name: each for each in (form.of(record.values) for record in batch)
+            }.values():
+                columns = record_format.unread(columns)
             if columns:
                 unread.setdefault(few(columns), []).append(part.name)
         forms = [form.of(record.values) if form is not None else None for record in batch]

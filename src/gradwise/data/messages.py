@@ -75,8 +75,8 @@ class Chat:
 
 def conversation(messages: object, tools: object = None) -> Chat:
     """A conversation to learn from all of the assistant's turns; raises UnreadableError."""
-    found, unlearned = _messages(messages, "messages")
-    return Chat(found, _tools(tools), 0, frozenset(unlearned))
+    turns, unlearned = _messages(messages, "messages")
+    return Chat(turns, _tools(tools), 0, frozenset(unlearned))
 
 
 def continued(prompt: object, completion: object, tools: object = None) -> Chat:
@@ -89,10 +89,10 @@ def continued(prompt: object, completion: object, tools: object = None) -> Chat:
 
 def from_sharegpt(turns: Any, system: Any = None) -> list[Any]:
     """Messages of ShareGPT's turns; those that have roles already stay; raises UnreadableError."""
-    found = _parsed(turns, "conversations")
-    if not isinstance(found, list) or not found:
+    items = _parsed(turns, "conversations")
+    if not isinstance(items, list) or not items:
         raise UnreadableError("the field for conversations must hold a list of turns with `from` and `value`")
-    messages = [_from_sharegpt(turn, number + 1) for number, turn in enumerate(found)]
+    messages = [_from_sharegpt(turn, number + 1) for number, turn in enumerate(items)]
     spoken = isinstance(system, str) and system.strip()
     return [{"role": "system", "content": system}, *messages] if spoken else messages
 
@@ -117,11 +117,11 @@ def _is_said(message: dict[str, Any]) -> bool:
 
 
 def _messages(value: object, role: str) -> tuple[list[dict[str, Any]], list[int]]:
-    found = _parsed(value, role)
-    if not isinstance(found, list) or not found:
+    items = _parsed(value, role)
+    if not isinstance(items, list) or not items:
         raise UnreadableError(f"the field for {role} must hold a list of messages with `role` and `content`")
     messages, unlearned = [], []
-    for number, item in enumerate(found):
+    for number, item in enumerate(items):
         message = _message(item, number + 1)
         if not _learned(message, number + 1):
             unlearned.append(number)
@@ -131,9 +131,10 @@ def _messages(value: object, role: str) -> tuple[list[dict[str, Any]], list[int]
 
 def _message(value: object, number: int) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-        found = few(list(value)) if isinstance(value, dict) else f"a {type(value).__name__}"
+        description = few(list(value)) if isinstance(value, dict) else f"a {type(value).__name__}"
         raise UnreadableError(
-            f"message {number} has no `role`; an object with `role` and `content` is needed, found: {found}"
+            f"message {number} has no `role`; an object with `role` and `content` is needed, found: "
+            f"{description}"
         )
     message = {key: item for key, item in value.items() if item is not None}
     if message["role"] not in _SPEAKERS:
@@ -161,10 +162,10 @@ def _part(part: object, number: int) -> str:
 
 def _with_reasoning(message: dict[str, Any], number: int) -> dict[str, Any]:
     """As transformers gives it to templates, which read it under different names."""
-    given = [message.pop(key) for key in REASONING if key in message]
-    if any(not isinstance(text, str) for text in given):
+    texts = [message.pop(key) for key in REASONING if key in message]
+    if any(not isinstance(text, str) for text in texts):
         raise UnreadableError(f"message {number} has reasoning that is not text")
-    text = next((text for text in given if text.strip()), None)
+    text = next((text for text in texts if text.strip()), None)
     return message if text is None else {**message, "thinking": text, "reasoning_content": text}
 
 
@@ -183,10 +184,13 @@ def _call(call: Any, number: int) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict):
         raise UnreadableError(f"message {number} has a tool call that is not an object")
-    given = function.get("arguments")
-    if not isinstance(given, str):
+    raw_arguments = function.get("arguments")
+    if not isinstance(raw_arguments, str):
         return call
-    arguments = _parsed(given.strip() or "{}", f"the arguments of a tool call in message {number}") or {}
+    # Many templates write arguments with `tojson`, which would put a JSON text into quotes once more.
+    arguments = (
+        _parsed(raw_arguments.strip() or "{}", f"the arguments of a tool call in message {number}") or {}
+    )
     if not isinstance(arguments, dict):
         raise UnreadableError(f"message {number} has arguments of a tool call that are not an object")
     function = {**function, "arguments": arguments}
@@ -247,5 +251,5 @@ def _parsed(value: object, role: str) -> Any:
     try:
         return json.loads(value, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
-        what = f"the field for {role} holds" if " " not in role else f"{role} hold"
-        raise UnreadableError(f"{what} text that is not JSON") from None
+        subject = f"the field for {role} holds" if " " not in role else f"{role} hold"
+        raise UnreadableError(f"{subject} text that is not JSON") from None

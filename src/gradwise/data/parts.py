@@ -25,10 +25,10 @@ class Split(NamedTuple):
     choosing: NDArray[np.int64]
     measuring: NDArray[np.int64]
 
-    def sentence(self, what: str) -> str:
+    def sentence(self, subject: str) -> str:
         """How the set was split, for the user."""
         chosen, others = len(self.choosing), len(self.measuring)
-        return f"{what} is split: {chosen} of its samples choose, {others} others measure."
+        return f"{subject} is split: {chosen} of its samples choose, {others} others measure."
 
 
 def split(domains: list[str] | None, count: int, share: float) -> Split:
@@ -118,6 +118,8 @@ def load_choosing(
         return None
     part = "validation" if settings.target is None else "target"
     whole = load(settings, part, tokenizer, progress=progress)
+    # Not all of it where the set also measures: DiReCT beside `select.target: validation` once chose by the
+    # samples that measured (docs/log.md).
     alone = settings.target is None or settings.validation is None
     return whole.take(_split(settings, whole).choosing) if alone and _splits(settings, goal) else whole
 

@@ -39,7 +39,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        examples = {kind: list(found) for kind, found in self.examples.items()}
+        examples = {kind: list(texts) for kind, texts in self.examples.items()}
         return asdict(self) | {"examples": examples, "notes": list(self.notes)}
 
     def __str__(self) -> str:
@@ -128,11 +128,11 @@ def common_samples(train: datasets.Dataset, validation: datasets.Dataset) -> int
 
 def found_in(samples: object, others: object) -> np.ndarray:
     """(N,) bool: whether each sample has exactly the tokens of one of `others`."""
-    own = [digest(ids) for ids in _rows(samples)]
+    digests = [digest(ids) for ids in _rows(samples)]
     # Only the smaller part's digests are held; the other part streams past them.
-    wanted = set(own)
-    found = {key for ids in _rows(others) if (key := digest(ids)) in wanted}
-    return np.array([key in found for key in own], dtype=bool)
+    distinct = set(digests)
+    shared = {key for ids in _rows(others) if (key := digest(ids)) in distinct}
+    return np.array([key in shared for key in digests], dtype=bool)
 
 
 def digest(*arrays: np.ndarray) -> bytes:
@@ -164,6 +164,7 @@ def ragged(dataset: datasets.Dataset, column: str) -> Iterator[tuple[np.ndarray,
         lists = table.column(column).combine_chunks()
         lists = lists.chunk(0) if isinstance(lists, pyarrow.ChunkedArray) else lists
         lengths = np.asarray(lists.value_lengths())
+        # `flatten`, since `values` would begin where the table does, even if its rows are a selection.
         yield np.concatenate([[0], np.cumsum(lengths)]), np.array(lists.flatten())
 
 

@@ -68,10 +68,12 @@ def read(source: Source, base: Path | None = None) -> list[SourcePart]:
     return [_hub(source)]
 
 
-def _refuse(source: Source, key: str, what: str) -> None:
-    found = getattr(source, key)
-    if found is not None:
-        raise DataError(f"{source.path} is {what}, for which `{key}: {found}` means nothing; leave it out")
+def _refuse(source: Source, key: str, description: str) -> None:
+    value = getattr(source, key)
+    if value is not None:
+        raise DataError(
+            f"{source.path} is {description}, for which `{key}: {value}` means nothing; leave it out"
+        )
 
 
 def _folder(source: Source, path: Path) -> list[SourcePart]:
@@ -92,35 +94,35 @@ def _file(path: Path, shown: PurePosixPath, note: str = "") -> SourcePart:
 
 def _saved(source: Source, path: Path) -> SourcePart:
     try:
-        found = datasets.load_from_disk(path)
+        dataset = datasets.load_from_disk(path)
     except Exception as error:
         raise DataError(f"{source.path} is not a readable saved dataset ({reason(error)})") from None
-    if isinstance(found, datasets.Dataset):
+    if isinstance(dataset, datasets.Dataset):
         _refuse(source, "split", "a saved dataset without splits")
-        return _dataset(found, source, path.name)
+        return _dataset(dataset, source, path.name)
     split = source.split or "train"
-    if split not in found:
-        raise DataError(f"{source.path} has no split {split!r}; it has {', '.join(map(str, found))}")
-    return _dataset(found[split], source, path.name)
+    if split not in dataset:
+        raise DataError(f"{source.path} has no split {split!r}; it has {', '.join(map(str, dataset))}")
+    return _dataset(dataset[split], source, path.name)
 
 
 def _hub(source: Source) -> SourcePart:
     try:
-        found = datasets.load_dataset(source.path, source.config, split=source.split or "train")
+        dataset = datasets.load_dataset(source.path, source.config, split=source.split or "train")
     except Exception as error:
         raise DataError(
             f"{source.path} is neither a file or folder here nor a dataset that could be fetched from the "
             f"hub ({reason(error)})"
         ) from None
-    assert isinstance(found, datasets.Dataset)
-    return _dataset(found, source, source.path)
+    assert isinstance(dataset, datasets.Dataset)
+    return _dataset(dataset, source, source.path)
 
 
-def _dataset(found: datasets.Dataset, source: Source, name: str) -> SourcePart:
+def _dataset(dataset: datasets.Dataset, source: Source, name: str) -> SourcePart:
     try:
-        found.data.table.validate(full=True)  # or damaged offsets would crash the process
+        dataset.data.table.validate(full=True)  # or damaged offsets would crash the process
     except pyarrow.ArrowException as error:
         if "UTF8" not in str(error):  # a flaw of single rows
             raise DataError(f"{source.path} is not a readable saved dataset ({reason(error)})") from None
     name = whole_characters(name)
-    return SourcePart(name, lambda: dataset_rows(found, name), lambda: len(found))
+    return SourcePart(name, lambda: dataset_rows(dataset, name), lambda: len(dataset))

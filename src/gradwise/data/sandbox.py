@@ -53,15 +53,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
         del self.filters["random"], self.globals["lipsum"]
         for name, function in {**self.filters, **(filters or {})}.items():
             self.filters[name] = self._counted(name, function)
-        own = {_LOOP: self._iterated, _BUILT: self._built, _JOINED: self._joined}
-        self.filters |= {name: _at_run_time(function) for name, function in own.items()}
-        self._left = STEPS
+        guards = {_LOOP: self._iterated, _BUILT: self._built, _JOINED: self._joined}
+        self.filters |= {name: _at_run_time(function) for name, function in guards.items()}
+        self._steps_left = STEPS
 
     def refill(self, values: object) -> None:
         """Start a new budget for a rendering of `values`, which adds steps for each value and character."""
-        self._left = STEPS
+        self._steps_left = STEPS
         for leaf in leaves(values):
-            self._left += _STEPS_PER_VALUE + (
+            self._steps_left += _STEPS_PER_VALUE + (
                 _STEPS_PER_CHARACTER * len(leaf) if isinstance(leaf, str) else 0
             )
 
@@ -98,8 +98,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return not grows and super().is_safe_attribute(obj, attr, value)
 
     def _spend(self, steps: int) -> None:
-        self._left -= steps
-        if self._left < 0:
+        self._steps_left -= steps
+        if self._steps_left < 0:
             raise RunawayError(f"the template does not end: it was stopped after {STEPS:,} steps; correct it")
 
     def _spend_characters(self, count: int) -> None:
@@ -107,7 +107,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _built(self, value: object) -> Any:
         """Charge for a value that a template made or writes."""
-        most = (self._left + 1) * _CHARACTERS
+        most = (self._steps_left + 1) * _CHARACTERS
         size = len(value) if isinstance(value, str) else _size(value, most)
         self._spend(1 + size // _CHARACTERS)
         return value

@@ -28,9 +28,9 @@ def parquet_rows(path: Path, name: str) -> Iterator[Record]:
     number = 0
     try:
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=_ROWS):
-            for found in _values(batch):
+            for values in _values(batch):
                 number += 1
-                yield _record(found, Origin(name, number, "row"))
+                yield _record(values, Origin(name, number, "row"))
     except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{name}: not a readable Parquet file ({reason(error)})") from None
 
@@ -48,17 +48,17 @@ def _values(batch: pyarrow.RecordBatch) -> list[dict[str, Any] | str]:
         return _values(batch.slice(0, half)) + _values(batch.slice(half))
 
 
-def dataset_rows(found: datasets.Dataset, name: str) -> Iterator[Record]:
+def dataset_rows(dataset: datasets.Dataset, name: str) -> Iterator[Record]:
     """Records of a dataset, called `name` in origins."""
-    for start in range(0, len(found), _ROWS):
-        rows = range(start, min(start + _ROWS, len(found)))
-        for number, values in zip(rows, _dataset_values(found, rows), strict=True):
+    for start in range(0, len(dataset), _ROWS):
+        rows = range(start, min(start + _ROWS, len(dataset)))
+        for number, values in zip(rows, _dataset_values(dataset, rows), strict=True):
             yield _record(values, Origin(name, number + 1, "row"))
 
 
-def _dataset_values(found: datasets.Dataset, rows: range) -> list[dict[str, Any] | str]:
+def _dataset_values(dataset: datasets.Dataset, rows: range) -> list[dict[str, Any] | str]:
     try:
-        columns = found[rows.start : rows.stop]
+        columns = dataset[rows.start : rows.stop]
         if not columns:
             return [{} for _ in rows]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -67,13 +67,13 @@ def _dataset_values(found: datasets.Dataset, rows: range) -> list[dict[str, Any]
             return [_why(error)]
         half = rows.start + len(rows) // 2
         first, second = range(rows.start, half), range(half, rows.stop)
-        return _dataset_values(found, first) + _dataset_values(found, second)
+        return _dataset_values(dataset, first) + _dataset_values(dataset, second)
 
 
-def _record(found: dict[str, Any] | str, origin: Origin) -> Record:
-    if isinstance(found, str):
-        return Record(origin, {}, found)
-    return Record(origin, {name: _without_nulls(value) for name, value in found.items()})
+def _record(values: dict[str, Any] | str, origin: Origin) -> Record:
+    if isinstance(values, str):
+        return Record(origin, {}, values)
+    return Record(origin, {name: _without_nulls(value) for name, value in values.items()})
 
 
 def _without_nulls(value: object) -> Any:

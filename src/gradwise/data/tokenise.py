@@ -139,14 +139,14 @@ class Tokeniser:
         if isinstance(sample, Chat):
             return self._spell_chat(sample, everything)
         if isinstance(sample, Text):
-            return _Spelled(self._kept(sample.text, chat=False), None, chat=False)
-        text = self._kept(sample.prompt + sample.completion, chat=False)
+            return _Spelled(self._beginning(sample.text, chat=False), None, chat=False)
+        text = self._beginning(sample.prompt + sample.completion, chat=False)
         span = (min(len(sample.prompt), len(text)), len(text))
         return _Spelled(text, None if everything else [span], chat=False)
 
     def _spell_chat(self, sample: Chat, everything: bool) -> _Spelled:
         written = self.chat.write(sample)
-        text = self._kept(written.text, chat=True)
+        text = self._beginning(written.text, chat=True)
         if not everything:
             spans = self.chat.spans(sample, written, len(text))
             return _Spelled(text, [(min(a, len(text)), min(b, len(text))) for a, b in spans], chat=True)
@@ -156,12 +156,12 @@ class Tokeniser:
             )
         return _Spelled(text, None, chat=True)
 
-    def _kept(self, text: str, chat: bool) -> str:
+    def _beginning(self, text: str, chat: bool) -> str:
         """As much of a text as its first `max_length` tokens need, and one more to know that it is cut."""
         text.encode()  # half a surrogate pair would be refused by tokenizers with less clear words
         if len(text) < _LONG * self.max_length or not self._shortens:
             return text
-        encode = lambda batch: [found.ids for found in self._encode(batch, chat)]  # noqa: E731
+        encode = lambda batch: [encoded.ids for encoded in self._encode(batch, chat)]  # noqa: E731
         return start_of(text, self.max_length + 1, self._reach, encode)
 
     def _try_to_tokenise(self, batch: list[_Spelled], chat: bool) -> list[Tokens | UnreadableError]:
@@ -173,7 +173,7 @@ class Tokeniser:
             if len(batch) == 1:
                 return [UnreadableError(f"the tokenizer refuses it ({reason(error)})")]
             # One by one, so that a single text that the tokenizer refuses does not take a batch with it.
-            return [found for item in batch for found in self._try_to_tokenise([item], chat)]
+            return [outcome for item in batch for outcome in self._try_to_tokenise([item], chat)]
 
     def _tokens(self, batch: list[_Spelled], chat: bool) -> list[Tokens]:
         """Tokenise texts that all want, or all do not want, the tokenizer's special tokens."""
@@ -181,35 +181,37 @@ class Tokeniser:
         # well.
         by_offset = bool(self.tokenizer.is_fast) and any(item.spans is not None for item in batch)
         done = []
-        for item, found in zip(batch, self._encode([x.text for x in batch], chat, by_offset), strict=True):
-            if found.offsets is not None:
-                learned = _by_offset(item, found.offsets)
+        for item, encoded in zip(batch, self._encode([x.text for x in batch], chat, by_offset), strict=True):
+            if encoded.offsets is not None:
+                learned = _by_offset(item, encoded.offsets)
             else:
-                learned = self._by_prefix(item, found.ids)
-            done.append(self._finish(found.ids, learned, chat))
+                learned = self._by_prefix(item, encoded.ids)
+            done.append(self._finish(encoded.ids, learned, chat))
         return done
 
     def _encode(self, texts: list[str], chat: bool, offsets: bool = False) -> list[_Encoded]:
-        found = self.tokenizer(
+        # Not verbose, or transformers warns of each text longer than the model's positions, which is cut
+        # later.
+        encodings = self.tokenizer(
             texts,
             add_special_tokens=not chat,
             return_offsets_mapping=offsets,
             return_attention_mask=False,
             verbose=False,
         )
-        ids = [np.asarray(row, dtype=np.int32) for row in found["input_ids"]]
+        ids = [np.asarray(row, dtype=np.int32) for row in encodings["input_ids"]]
         places = [None] * len(ids)
         if offsets:
-            places = [np.asarray(row, dtype=np.int64).reshape(-1, 2) for row in found["offset_mapping"]]
+            places = [np.asarray(row, dtype=np.int64).reshape(-1, 2) for row in encodings["offset_mapping"]]
         return [self._begun_once(_Encoded(row, place)) for row, place in zip(ids, places, strict=True)]
 
-    def _begun_once(self, found: _Encoded) -> _Encoded:
+    def _begun_once(self, encoded: _Encoded) -> _Encoded:
         """Keep only the last of several begin tokens, which text, template and tokenizer may each add."""
-        others = np.flatnonzero(found.ids != self.tokenizer.bos_token_id)
-        extra = (int(others[0]) if len(others) else len(found.ids)) - 1
+        others = np.flatnonzero(encoded.ids != self.tokenizer.bos_token_id)
+        extra = (int(others[0]) if len(others) else len(encoded.ids)) - 1
         if extra < 1:
-            return found
-        return _Encoded(found.ids[extra:], None if found.offsets is None else found.offsets[extra:])
+            return encoded
+        return _Encoded(encoded.ids[extra:], None if encoded.offsets is None else encoded.offsets[extra:])
 
     def _by_prefix(self, item: _Spelled, ids: np.ndarray) -> np.ndarray:
         """Which tokens to learn, for tokenizers without offsets: those after what text and prefix share."""
@@ -223,9 +225,9 @@ class Tokeniser:
         return mask
 
     def _shared(self, prefix: str, ids: np.ndarray, chat: bool) -> int:
-        found = self._encode([prefix], chat)[0].ids
-        size = min(len(found), len(ids))
-        differ = np.flatnonzero(found[:size] != ids[:size])
+        prefix_ids = self._encode([prefix], chat)[0].ids
+        size = min(len(prefix_ids), len(ids))
+        differ = np.flatnonzero(prefix_ids[:size] != ids[:size])
         return int(differ[0]) if len(differ) else size
 
     def _finish(self, ids: np.ndarray, learned: np.ndarray, chat: bool) -> Tokens:

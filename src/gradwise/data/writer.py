@@ -63,7 +63,7 @@ class SampleWriter:
         self._settings, self._part = settings, part
         self._writer = pyarrow.ipc.new_stream(file, SCHEMA)
         self._hash = hashlib.sha256()
-        self._seen: set[bytes] = set()
+        self._digests: set[bytes] = set()
         self._waiting: list[Row] = []
         self._examples: dict[str, list[str]] = {kind: [] for kind in _FLAWS}
         self._count = dict.fromkeys(("read", "kept", *_FLAWS, "tokens", "label_tokens"), 0)
@@ -105,7 +105,7 @@ class SampleWriter:
         """
         self._flush()
         self._writer.close()
-        examples = {kind: tuple(named) for kind, named in self._examples.items() if named}
+        examples = {kind: tuple(texts) for kind, texts in self._examples.items() if texts}
         notes = tuple(map(clean, [*notes, *self._warnings()]))
         report = Report(**self._count, examples=examples, notes=notes)
         problems = [self._excess(kind) for kind in _FLAWS]
@@ -142,11 +142,12 @@ class SampleWriter:
         )
 
     def _is_new(self, row: Row, tokens: Tokens) -> bool:
+        # By what is trained on: texts that differ only behind the cut are the same sample.
         key = digest(tokens.ids, tokens.labels)
-        if key in self._seen:
+        if key in self._digests:
             self._flaw("duplicate", row.origin)
             return False
-        self._seen.add(key)
+        self._digests.add(key)
         return True
 
     def _keep(self, row: Row, tokens: Tokens) -> None:
@@ -155,6 +156,7 @@ class SampleWriter:
         self._count["label_tokens"] += tokens.learned
         self._endless += not tokens.ended
         domain = row.domain.encode()
+        # Lengths first, or the same bytes could be divided into other samples and domains.
         self._hash.update(struct.pack("<qqd", len(tokens.ids), len(domain), row.weight) + domain)
         self._hash.update(tokens.ids.astype("<i4").tobytes() + tokens.labels.astype("<i4").tobytes())
         self._waiting.append(row)

@@ -94,26 +94,26 @@ class Annealer(Method):
         """
         least = {"count": 1, "tokens": 1, "candidates": 2}
         sizes = {name: getattr(self, name) for name in least if getattr(self, name) is not None}
-        own = {name: max(least[name], round(share * size)) for name, size in sizes.items()}
-        return replace(self, data=None, share=None, **own)
+        part_sizes = {name: max(least[name], round(share * size)) for name, size in sizes.items()}
+        return replace(self, data=None, share=None, **part_sizes)
 
-    def check_data(self, given: bool) -> None:
+    def check_data(self, has_data: bool) -> None:
         """Raise RecipeError for settings that contradict whether the phase has data of its own."""
-        if self.share is not None and not given:
+        if self.share is not None and not has_data:
             raise RecipeError(
                 f"anneal.share is {self.share:g}, the share of the samples that come from anneal.data, which "
                 "is not given; give it (with a Trainer: an anneal_dataset), or leave share out."
             )
-        if given and self.share in (None, 1) and self.pool == "selection":
+        if has_data and self.share in (None, 1) and self.pool == "selection":
             raise RecipeError(
                 "anneal.pool: selection chooses from the training data, and all samples of the phase come "
                 "from anneal.data; leave pool out, or give a share below 1."
             )
 
     def check(self) -> None:
-        given = [name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise RecipeError(f"anneal: give one of fraction, count and tokens; found {' and '.join(given)}.")
+        sizes = [name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None]
+        if len(sizes) > 1:
+            raise RecipeError(f"anneal: give one of fraction, count and tokens; found {' and '.join(sizes)}.")
         if self.count is not None and self.candidates is not None and self.count > self.candidates:
             raise RecipeError(
                 f"anneal.count is {self.count}, and anneal.candidates scores only {self.candidates} samples; "

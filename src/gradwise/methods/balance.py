@@ -20,6 +20,8 @@ def features_of(signals: Signals) -> NDArray[Any]:
     Raises:
         SignalError: none of them is known.
     """
+    # Label tokens first: an order herded by them ended 0.030 nats below a shuffle and needs no model, one
+    # herded by gradients 0.037 after a scoring run (docs/results/compare-orders_tune.md).
     if signals.words is not None:
         return signals.words
     if signals.grad is not None:

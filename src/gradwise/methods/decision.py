@@ -69,13 +69,13 @@ class Selection:
         if weights != "loss" or self.weights is None:
             return self
         # A loss that is multiplied by 0 would cost a forward and a backward and teach nothing.
-        kept = self.without(self.indices[self.weights == 0])
-        assert kept.weights is not None
+        nonzero = self.without(self.indices[self.weights == 0])
+        assert nonzero.weights is not None
         # Exactly 1 where all are equal: dividing by the mean could leave a last bit that changes every loss.
-        equal = np.all(kept.weights == kept.weights[0])
+        equal = np.all(nonzero.weights == nonzero.weights[0])
         return replace(
-            kept,
-            weights=np.ones(len(kept.weights)) if equal else kept.weights / kept.weights.mean(),
+            nonzero,
+            weights=np.ones(len(nonzero.weights)) if equal else nonzero.weights / nonzero.weights.mean(),
             in_loss=True,
         )
 
@@ -93,7 +93,7 @@ class Selection:
             values = getattr(self, name)
             parts[name] = None if values is None else values[keep]
         if len(self.why) > 1:
-            parts["why"] = tuple(why for why, kept in zip(self.why, keep, strict=True) if kept)
+            parts["why"] = tuple(why for why, is_kept in zip(self.why, keep, strict=True) if is_kept)
         parts["columns"] = {name: values[keep] for name, values in self.columns.items()}
         return replace(self, **parts)
 
@@ -126,25 +126,25 @@ class Order:
             check_rows(self.units, count, "An order's units")
 
 
-def _checked(decided: Any, what: str, indices: Any, why: Any) -> int:
+def _checked(decided: Any, subject: str, indices: Any, why: Any) -> int:
     """Bring a decision's indices to their type and check its reasons; returns how many indices there are."""
-    found = places(indices, what)
-    object.__setattr__(decided, "indices", found)
-    if isinstance(why, str) or len(why) not in (1, len(found)):
+    positions = places(indices, subject)
+    object.__setattr__(decided, "indices", positions)
+    if isinstance(why, str) or len(why) not in (1, len(positions)):
         raise PlanError(
-            f"{what} needs a tuple of reasons, a single one or one for each of {len(found)} samples; found "
-            f"{shown(why)}."
+            f"{subject} needs a tuple of reasons, a single one or one for each of {len(positions)} samples; "
+            f"found {shown(why)}."
         )
-    return len(found)
+    return len(positions)
 
 
-def check_signals(signals: Any, method: str, what: str = "signals", **numbers: Any) -> None:
+def check_signals(signals: Any, method: str, subject: str = "signals", **numbers: Any) -> None:
     """Raise SignalError for what is no `Signals`, or has no sample.
 
     Args:
         signals: what the method was given.
         method: its name.
-        what: the signals are, for messages.
+        subject: what the signals are, for messages.
         numbers: `seed` and other numbers that select a random stream, by name.
 
     Raises:
@@ -155,10 +155,10 @@ def check_signals(signals: Any, method: str, what: str = "signals", **numbers: A
             raise PlanError(f"{method} needs {name} to be a whole number from 0; found {shown(number)}.")
     if not isinstance(signals, Signals):
         raise SignalError(
-            f"{method} needs {what} as gradwise.collect returns them; found {type(signals).__name__}."
+            f"{method} needs {subject} as gradwise.collect returns them; found {type(signals).__name__}."
         )
     if not len(signals):
-        raise SignalError(f"{method} was given {what} of no sample; there is nothing to choose from.")
+        raise SignalError(f"{method} was given {subject} of no sample; there is nothing to choose from.")
 
 
 def entries_of(signals: Any, entries: Any, method: str, **numbers: Any) -> NDArray[np.int64]:
@@ -171,10 +171,10 @@ def entries_of(signals: Any, entries: Any, method: str, **numbers: Any) -> NDArr
     check_signals(signals, method, **numbers)
     if entries is None:
         return np.arange(len(signals))
-    found = places(entries, f"What {method} puts in order", len(signals))
-    if not len(found):
+    positions = places(entries, f"What {method} puts in order", len(signals))
+    if not len(positions):
         raise PlanError(f"{method} was given no entries; there is nothing to put in order.")
-    return found
+    return positions
 
 
 def domain_mix(domain: NDArray[np.str_] | None, indices: NDArray[np.int64]) -> dict[str, Any]:
@@ -187,8 +187,8 @@ def domain_mix(domain: NDArray[np.str_] | None, indices: NDArray[np.int64]) -> d
         return {}
     names, counts = np.unique(domain, return_counts=True)
     picked = dict(zip(*np.unique(domain[indices], return_counts=True), strict=True))
-    found = zip(names, counts, strict=True)
-    return {"domains": {str(name): [int(picked.get(name, 0)), int(count)] for name, count in found}}
+    totals = zip(names, counts, strict=True)
+    return {"domains": {str(name): [int(picked.get(name, 0)), int(count)] for name, count in totals}}
 
 
 def share_of(fraction: float, pool: int, section: str) -> int:

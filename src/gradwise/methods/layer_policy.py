@@ -35,9 +35,9 @@ USUAL_FLOOR = 0.1
 
 def known(scores: Scores) -> Scores:
     """(L,) scores in which layers that were never measured (NaN) have the mean of the others, or 1."""
-    seen = scores[~np.isnan(scores)]
+    measured = scores[~np.isnan(scores)]
     # Neither preferred nor avoided until it is seen.
-    return np.where(np.isnan(scores), seen.mean() if seen.size else 1.0, scores)
+    return np.where(np.isnan(scores), measured.mean() if measured.size else 1.0, scores)
 
 
 @dataclass(frozen=True)

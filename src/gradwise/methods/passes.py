@@ -83,29 +83,29 @@ def per_sample(needs: Iterable[str], shape: Shape) -> float:
     >>> round(per_sample({"loss"}, Shape()), 2), round(per_sample({"grad"}, Shape()), 2)
     (1.0, 2.26)
     """
-    wanted = measured(needs)
-    if not wanted:
+    quantities = measured(needs)
+    if not quantities:
         return 0.0
     blocks, head = 1 - shape.head, shape.head * shape.labelled
     passes = blocks + head
-    if "head_norm" in wanted:
+    if "head_norm" in quantities:
         passes += HEAD_NORMS * head
-    if wanted & GRADIENTS:
+    if quantities & GRADIENTS:
         projecting = PROJECTING + PROJECTING_WIDTH / shape.width
         passes += blocks + head
-        passes += projecting * blocks * ("grad" in wanted) + NORMS * blocks * ("grad_norm" in wanted)
+        passes += projecting * blocks * ("grad" in quantities) + NORMS * blocks * ("grad_norm" in quantities)
     return passes
 
 
 def rehearsal(needs: Iterable[str], shape: Shape) -> float:
     """Forward passes with which a model's first scoring run begins, whatever its size: it is tried on a few
     samples before it is trusted (`gradwise.signals.rehearsal`)."""
-    wanted = measured(needs)
-    if not wanted:
+    quantities = measured(needs)
+    if not quantities:
         return 0.0
     # Of the first and of the last batch, three samples are measured alone.
-    passes = 3 * per_sample(wanted, shape) * (shape.shortest + shape.longest)
-    if wanted & GRADIENTS:
+    passes = 3 * per_sample(quantities, shape) * (shape.shortest + shape.longest)
+    if quantities & GRADIENTS:
         # Two short samples and the longest one are compared with autograd: norms, and the backward pass with
         # the gradients of a few weights.
         compared = per_sample({"grad_norm"}, shape) + 2.0

@@ -107,13 +107,13 @@ def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wordi
         size: samples of the selection.
     """
     pool = Counts.of(texts.chunks())
-    own = affinity(target.chunks(), pool, Counts.of(target.chunks()), member=False)
+    target_affinity = affinity(target.chunks(), pool, Counts.of(target.chunks()), member=False)
     parts = [np.flatnonzero(subtasks.of == number) for number in range(len(subtasks.names))]
     # Texts are read twice, once for the pool's counts and once for the scores, and never held in memory.
-    found = affinities(texts.chunks(), pool, [Counts.of(target.take(rows).chunks()) for rows in parts])
+    by_subtask = affinities(texts.chunks(), pool, [Counts.of(target.take(rows).chunks()) for rows in parts])
     halves = [_itself(target, rows, pool) for rows in parts]
-    garbled = found[0].garbled(own)
-    scores = np.stack([each.ratio for each in found])
+    garbled = by_subtask[0].garbled(target_affinity)
+    scores = np.stack([each.ratio for each in by_subtask])
     score = joint(scores, subtasks.shares, size)
     spread = float(np.ptp(score)) + 1.0
     # Below all others rather than left out, so that a selection larger than the natural texts can still be
@@ -130,11 +130,11 @@ def _itself(target: Texts, rows: NDArray[np.int64], pool: Counts) -> float:
     if len(rows) < 2:
         return 0.0
     halves = rows[::2], rows[1::2]
-    found = [
+    half_scores = [
         affinity(target.take(one).chunks(), pool, Counts.of(target.take(other).chunks()), member=False)
         for one, other in (halves, halves[::-1])
     ]
-    return float(np.concatenate([each.ratio for each in found]).mean())
+    return float(np.concatenate([each.ratio for each in half_scores]).mean())
 
 
 def _between(low: float, high: float, value: float) -> float:
@@ -156,9 +156,9 @@ class Direction:
         rows = np.flatnonzero(np.isfinite(vectors).all(axis=1))
         if not rows.size:
             raise SignalError("No target sample has finite signals; give other target samples.")
-        units, own = unit_rows(vectors[rows].astype(np.float64)), subtasks.of[rows]
+        units, subtask = unit_rows(vectors[rows].astype(np.float64)), subtasks.of[rows]
         means = [
-            units[own == number].mean(axis=0) if (own == number).any() else np.zeros(units.shape[1])
+            units[subtask == number].mean(axis=0) if (subtask == number).any() else np.zeros(units.shape[1])
             for number in range(len(subtasks.names))
         ]
         return Direction(np.stack(means), subtasks.shares)
@@ -215,8 +215,8 @@ class Targeted(Subset):
             raise RecipeError(
                 "select.target is validation, so that data.target has no effect; leave one of them out."
             )
-        given = {"target": target, "validation": validation}
-        if self.target is not None and not given[self.target]:
+        available = {"target": target, "validation": validation}
+        if self.target is not None and not available[self.target]:
             raise RecipeError(
                 f"select.target is {self.target}, and no such data are given; give data.{self.target}."
             )

@@ -52,8 +52,8 @@ def check_aligned(cosines: NDArray[np.floating], by: str) -> None:
         cosines: (n,) of the samples' gradients with the target; what is not finite does not count.
         by: the method, for the message.
     """
-    known = np.abs(cosines[np.isfinite(cosines)])
-    if known.size and known.max() <= LEAST_COSINE:
+    absolute = np.abs(cosines[np.isfinite(cosines)])
+    if absolute.size and absolute.max() <= LEAST_COSINE:
         raise SignalError(
             f"{by}: the gradients of all {len(cosines)} samples are orthogonal to the target, so that none "
             "is better than another; collect pool and validation with the same parameters, grad_dim and seed."

@@ -82,14 +82,14 @@ def evolved(
 @compiled
 def climb(walls: Matrix, order: Order, moves: int, tolerance: float) -> int:
     """Insert rows at their best places, in turn, until none gains; returns the number of moves made."""
-    n, made, at_rest, row = len(order), 0, 0, 0
+    n, move_count, at_rest, row = len(order), 0, 0, 0
     places = np.empty(n, dtype=np.int64)
     for place in range(n):
         places[order[place]] = place
-    while at_rest < n and made < moves:
+    while at_rest < n and move_count < moves:
         place = places[row]
         to = _best_place(walls[row], order, place, tolerance)
-        made += 1
+        move_count += 1
         at_rest += 1
         if to != place:
             # After a move every other row has to be asked again, since its best place may have changed.
@@ -100,7 +100,7 @@ def climb(walls: Matrix, order: Order, moves: int, tolerance: float) -> int:
                 places[order[other]] = other
             order[to], places[row] = row, to
         row = row + 1 if row + 1 < n else 0
-    return made
+    return move_count
 
 
 @compiled

@@ -331,5 +331,5 @@ def _round_of_exchanges(rows: Rows, picks: Ids, total: Vector, scores: Vector, l
         money, size = money - added_cost[out, into], size - added_size[out, into]
     if not exchanges:
         return None
-    kept = np.setdiff1d(picks, leaving[list(exchanges)])
-    return np.concatenate([kept, entering[list(exchanges.values())]])
+    staying = np.setdiff1d(picks, leaving[list(exchanges)])
+    return np.concatenate([staying, entering[list(exchanges.values())]])

@@ -125,8 +125,8 @@ def _rank_all_near_the_last(
         for place, row in zip(places, tile, strict=True):
             near = np.flatnonzero(row >= best.sims[place, -1] - slack(x.shape[1])).astype(np.int32)
             ranking = ranked(x, queries[place : place + 1], near[near != queries[place]][None])
-            for kept, values in zip(best, ranking, strict=True):
-                kept[place] = values[0, : kept.shape[1]]
+            for table, values in zip(best, ranking, strict=True):
+                table[place] = values[0, : table.shape[1]]
 
 
 # ---- candidates --------------------------------------------------------------------------------------------

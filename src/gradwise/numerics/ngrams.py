@@ -49,9 +49,9 @@ class Counts:
     def of(chunks: Iterable[Chunk], buckets: int = BUCKETS) -> "Counts":
         """Count the n-grams of texts that come in chunks."""
         total, texts = np.zeros(buckets, np.int64), np.zeros(buckets, np.int64)
-        seen, size = np.full(buckets, -1, np.int64), 0
+        last_text, size = np.full(buckets, -1, np.int64), 0
         for offsets, words in chunks:
-            _count(offsets, words, size, total, texts, seen)
+            _count(offsets, words, size, total, texts, last_text)
             size += len(offsets) - 1
         return Counts(total, texts, size)
 
@@ -120,12 +120,12 @@ def affinities(
     parts: list[list[NDArray[np.float64]]] = [[np.zeros((0, 4))] for _ in targets]
     start = 0
     for offsets, words in chunks:
-        for (log_weight, log_ratio, seen), found in zip(tables, parts, strict=True):
+        for (log_weight, log_ratio, last_text), blocks in zip(tables, parts, strict=True):
             scores = np.zeros((len(offsets) - 1, 4))
-            _score(offsets, words, start, log_weight, log_ratio, pool.total, int(member), seen, scores)
-            found.append(scores)
+            _score(offsets, words, start, log_weight, log_ratio, pool.total, int(member), last_text, scores)
+            blocks.append(scores)
         start += len(offsets) - 1
-    return [Affinity(*np.concatenate(found).T) for found in parts]
+    return [Affinity(*np.concatenate(blocks).T) for blocks in parts]
 
 
 def _tables(pool: Counts, target: Counts, smoothing: float) -> tuple[NDArray[Any], ...]:
@@ -138,8 +138,8 @@ def _tables(pool: Counts, target: Counts, smoothing: float) -> tuple[NDArray[Any
     in_pool = (pool.texts + 0.5) / (pool.size + 1.0)
     # Drawn towards the pool's share, so that an n-gram of one target text among few is worth little.
     in_target = (target.texts + PRIOR_TEXTS * in_pool) / (target.size + PRIOR_TEXTS)
-    seen = np.full(buckets, -1, np.int64)
-    return np.log(aimed / aimed.sum()) - np.log(p), np.log(in_target / in_pool), seen
+    last_text = np.full(buckets, -1, np.int64)
+    return np.log(aimed / aimed.sum()) - np.log(p), np.log(in_target / in_pool), last_text
 
 
 def word_ids(texts: list[str]) -> Chunk:
@@ -193,7 +193,7 @@ def _count(
     start: int,
     total: NDArray[np.int64],
     texts: NDArray[np.int64],
-    seen: NDArray[np.int64],
+    last_text: NDArray[np.int64],
 ) -> None:
     buckets = len(total)
     for row in range(len(offsets) - 1):
@@ -203,11 +203,11 @@ def _count(
             for order in range(ORDERS):
                 if order == 1 and place == offsets[row]:
                     continue
-                found = _bucket(word, before if order else np.uint64(0), buckets)
-                total[found] += 1
-                if seen[found] != start + row:
-                    seen[found] = start + row
-                    texts[found] += 1
+                bucket = _bucket(word, before if order else np.uint64(0), buckets)
+                total[bucket] += 1
+                if last_text[bucket] != start + row:
+                    last_text[bucket] = start + row
+                    texts[bucket] += 1
             # The lowest bit is set in every predecessor: a bigram has one bucket whether or not a space came
             # before.
             before = word | np.uint64(1)
@@ -222,24 +222,24 @@ def _score(
     log_ratio: NDArray[np.float64],
     total: NDArray[np.int64],
     member: int,
-    seen: NDArray[np.int64],
-    found: NDArray[np.float64],
+    last_text: NDArray[np.int64],
+    scores: NDArray[np.float64],
 ) -> None:
     buckets = len(total)
     everything = max(1.0, total.sum() / 2.0)
     unseen = log_ratio.min()
-    own = np.zeros(buckets, np.int64)
+    text_pairs = np.zeros(buckets, np.int64)
     for row in range(len(offsets) - 1):
         first, last = offsets[row], offsets[row + 1]
         for place in range(first + 1, last):
-            own[_pair(words, place - 1, place, buckets)] += member
+            text_pairs[_pair(words, place - 1, place, buckets)] += member
         weight, ratio, distinct, distinct_pairs = 0.0, 0.0, 0, 0
         sums, pairs = np.zeros(2), np.zeros(2)
         for place in range(first, last):
             at = _bucket(words[place], np.uint64(0), buckets)
             weight += log_weight[at]
-            if seen[at] != start + row:
-                seen[at] = start + row
+            if last_text[at] != start + row:
+                last_text[at] = start + row
                 distinct += 1
                 ratio += log_ratio[at]
             for skip in SKIPS:
@@ -250,26 +250,26 @@ def _score(
                 expected = total[at] * (total[before] / everything)
                 # Pointwise mutual information with one occurrence added on both sides, so that a pair never
                 # seen elsewhere counts as little evidence rather than as minus infinity.
-                bound = np.log((max(0, total[pair] - own[pair]) + 1.0) / (expected + 1.0))
+                bound = np.log((max(0, total[pair] - text_pairs[pair]) + 1.0) / (expected + 1.0))
                 if words[place] & np.uint64(1):
                     sums[min(skip, 2) - 1] += bound
                     pairs[min(skip, 2) - 1] += 1
                 if skip > 1:
                     continue
                 weight += log_weight[pair]
-                if seen[pair] != start + row:
-                    seen[pair] = start + row
+                if last_text[pair] != start + row:
+                    last_text[pair] = start + row
                     distinct += 1
                     distinct_pairs += 1
                     ratio += log_ratio[pair]
         for place in range(first + 1, last):
-            own[_pair(words, place - 1, place, buckets)] = 0
-        found[row, 0] = weight
+            text_pairs[_pair(words, place - 1, place, buckets)] = 0
+        scores[row, 0] = weight
         # SHORT unseen n-grams are added, since the mean over a few words is mostly luck.
-        found[row, 1] = (ratio + SHORT * unseen) / (distinct + SHORT)
+        scores[row, 1] = (ratio + SHORT * unseen) / (distinct + SHORT)
         # Neighbours less words further apart: a topic raises both alike, an order of words only the first.
-        found[row, 2] = sums[0] / max(1.0, pairs[0]) - sums[1] / max(1.0, pairs[1])
-        found[row, 3] = distinct_pairs / max(1, last - first - 1)
+        scores[row, 2] = sums[0] / max(1.0, pairs[0]) - sums[1] / max(1.0, pairs[1])
+        scores[row, 3] = distinct_pairs / max(1, last - first - 1)
 
 
 @numba.njit(cache=True)

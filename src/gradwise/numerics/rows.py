@@ -179,7 +179,7 @@ def _fingerprint(row: NDArray[np.floating]) -> bytes:
 
 def _projected_units(rows: Rows, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """(N,) the first equal row of each, and (N, min(WIDTH, k)) unit rows projected to a few numbers."""
-    seen: dict[bytes, int] = {}
+    first_places: dict[bytes, int] = {}
     first = np.arange(len(rows))
     width = min(WIDTH, rows.width)
     onto = np.eye(width)
@@ -190,7 +190,7 @@ def _projected_units(rows: Rows, seed: int) -> tuple[NDArray[np.int64], NDArray[
     for part, values in rows.parts():
         unit = _unit(values)
         projected[part] = unit @ onto.astype(np.float32)
-        first[part] = np.where(unit.any(axis=1), first_equal(unit, seen, part.start), first[part])
+        first[part] = np.where(unit.any(axis=1), first_equal(unit, first_places, part.start), first[part])
     return first, projected
 
 

@@ -59,9 +59,9 @@ class Spectrum:
         """k*, the number of largest eigenvalues that hold `share` of the trace."""
         if not len(self):
             return 0
-        held = np.cumsum(self.values) / self.trace
+        cumulative = np.cumsum(self.values) / self.trace
         # The last cumulative sum may round below 1, and a share of 1 means all of them.
-        return min(len(self), int(np.searchsorted(held, share * (1 - 1e-12))) + 1)
+        return min(len(self), int(np.searchsorted(cumulative, share * (1 - 1e-12))) + 1)
 
     @property
     def effective_rank(self) -> float:

@@ -57,8 +57,8 @@ class _Optimizer:
         self.optimizer = optimizer
         settle(optimizer)
         self.state = {
-            parameter: {name: (value, _copied(value)) for name, value in own.items()}
-            for parameter, own in optimizer.state.items()
+            parameter: {name: (value, _copied(value)) for name, value in values.items()}
+            for parameter, values in optimizer.state.items()
         }
         self.settings = [
             {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
@@ -71,10 +71,10 @@ class _Optimizer:
         for parameter in [p for p in state if p not in self.state]:
             del state[parameter]
         with torch.no_grad():
-            for parameter, own in self.state.items():
+            for parameter, copies in self.state.items():
                 # In place, since others may hold these tensors: offloaded state has its views in one piece of
                 # host memory.
-                state[parameter] = {name: _restore(*pair) for name, pair in own.items()}
+                state[parameter] = {name: _restore(*pair) for name, pair in copies.items()}
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=True):
             for name in [name for name in group if name != "params" and name not in settings]:
                 del group[name]

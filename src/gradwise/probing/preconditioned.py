@@ -126,15 +126,15 @@ def _has_moments(optimizer: torch.optim.Optimizer, group: dict[str, Any], parame
 
 
 def _mean_squares(
-    weights: Sequence[nn.Parameter], wanted: Sequence[nn.Parameter], gradients: Iterable[list[Tensor]]
+    weights: Sequence[nn.Parameter], unmeasured: Sequence[nn.Parameter], gradients: Iterable[list[Tensor]]
 ) -> list[Tensor]:
-    """Mean squared gradients of the wanted weights. One gradient is held at a time, to save memory."""
-    if not wanted:
+    """Mean squared gradients of the unmeasured weights. One gradient is held at a time, to save memory."""
+    if not unmeasured:
         return []
     places = {id(p): place for place, p in enumerate(weights)}
-    sums, count = [torch.zeros_like(p) for p in wanted], 0
+    sums, count = [torch.zeros_like(p) for p in unmeasured], 0
     for gradient in gradients:
-        for total, parameter in zip(sums, wanted, strict=True):
+        for total, parameter in zip(sums, unmeasured, strict=True):
             each = gradient[places[id(parameter)]]
             total.addcmul_(each, each)
         count += 1

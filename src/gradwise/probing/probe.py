@@ -128,9 +128,9 @@ class Probe:
             after = np.full((len(units), len(places)), np.nan)
             for number, unit in enumerate(units):
                 # Each pair costs a forward pass, which units far apart in their gradients are not worth.
-                wanted = np.ones(len(places), dtype=bool) if only is None else only[number]
+                compared = np.ones(len(places), dtype=bool) if only is None else only[number]
                 self._step(unit)
-                after[number, wanted] = self._evaluate(places[wanted])
+                after[number, compared] = self._evaluate(places[compared])
                 give_back()
         return Ahead(before, after)
 
@@ -306,8 +306,8 @@ class Probe:
     # ---- how -----------------------------------------------------------------------------------------------
 
     def _weights(self) -> list[nn.Parameter]:
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        weights = [p for p in self.model.parameters() if p.requires_grad and id(p) in held]
+        optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        weights = [p for p in self.model.parameters() if p.requires_grad and id(p) in optimized]
         if not weights:
             raise SignalError("No parameter of the model requires a gradient; there is no step to measure.")
         return weights
@@ -337,8 +337,8 @@ class Probe:
         self._check_tokens(samples, tokens)
         for inputs, positions in batches:
             loss = self._token_sum(inputs, positions) / tokens
-            found = torch.autograd.grad(loss, weights, allow_unused=True)
-            for gradient, new in zip(gradients, found, strict=True):
+            batch_gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            for gradient, new in zip(gradients, batch_gradients, strict=True):
                 if new is not None:
                     gradient += new
             total += float(loss.detach())
@@ -357,13 +357,13 @@ class Probe:
             # The fused kernels of attention cannot be differentiated twice.
             with sdpa_kernel(SDPBackend.MATH):
                 loss = self._token_sum(inputs, positions) / tokens
-                found = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
-                pairs = zip(found, direction, strict=True)
+                batch_gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+                pairs = zip(batch_gradients, direction, strict=True)
                 along = sum(
                     ((g * d).sum() for g, d in pairs if g is not None), torch.zeros((), device=self.device)
                 )
                 bent = torch.autograd.grad(along, weights, allow_unused=True)
-            for sums, new in ((gradients, found), (turned, bent)):
+            for sums, new in ((gradients, batch_gradients), (turned, bent)):
                 for into, each in zip(sums, new, strict=True):
                     if each is not None:
                         into += each.detach()
@@ -383,11 +383,11 @@ class Probe:
     def _losses(self, samples: SampleIndices) -> NDArray[np.float64]:
         if not len(samples):
             return np.zeros(0)
-        found = [
+        batch_losses = [
             positions.mean_losses(self._logits(inputs, positions))
             for inputs, positions in self._batches(samples)
         ]
-        return torch.cat(found).double().cpu().numpy()
+        return torch.cat(batch_losses).double().cpu().numpy()
 
     def _unit_losses(self, units: Sequence[SampleIndices]) -> NDArray[np.float64]:
         """(n,) token-mean losses."""
@@ -414,8 +414,8 @@ class Probe:
     def _batches(self, samples: SampleIndices) -> Iterator[tuple[dict[str, Any], LabelPositions]]:
         """As many samples at once as `batch_tokens` allows, in the order given."""
         # One numbering: samples of the target stand behind those of the data set.
-        own = len(self.dataset)
-        rows = [self.dataset[int(p)] if p < own else self._aims[int(p) - own] for p in samples]
+        count = len(self.dataset)
+        rows = [self.dataset[int(p)] if p < count else self._aims[int(p) - count] for p in samples]
         start = 0
         while start < len(rows):
             stop, longest = start, 0

@@ -12,7 +12,7 @@ from gradwise.text import shown
 
 
 class _Kind(NamedTuple):
-    what: str
+    description: str
     fits: Any
 
 
@@ -49,12 +49,12 @@ _KINDS = {
 }
 
 
-def check_arguments(given: dict[str, Any]) -> None:
+def check_arguments(arguments: dict[str, Any]) -> None:
     """Raise SignalError for the first argument that is not of its kind; unknown names are passed over."""
-    for name, (what, fits) in _KINDS.items():
-        if name in given and not fits(given[name]):
-            raise SignalError(f"{name} must be {what}; found {_found(given[name])}.")
+    for name, (description, fits) in _KINDS.items():
+        if name in arguments and not fits(arguments[name]):
+            raise SignalError(f"{name} must be {description}; found {_description(arguments[name])}.")
 
 
-def _found(value: object) -> str:
+def _description(value: object) -> str:
     return f"a {type(value).__name__} without any" if isinstance(value, nn.Module) else shown(value)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from gradwise.signals.rows import SampleRows, wide
-from gradwise.signals.scope import Found, Scope, Tracer
+from gradwise.signals.scope import MatrixView, Scope, Tracer
 from gradwise.signals.sums import GradientSums
 
 
@@ -84,8 +84,8 @@ class Capture(TorchFunctionMode):
         self, func: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> Tensor:
         """x W^T + b."""
-        found = self._tracer.matrix(weight)
-        return self._product(func(input, weight, bias), input, found, bias, flipped=False)
+        view = self._tracer.matrix(weight)
+        return self._product(func(input, weight, bias), input, view, bias, flipped=False)
 
     def _addmm(
         self, func: Callable[..., Any], input: Tensor, mat1: Tensor, mat2: Tensor, **scales: Any
@@ -110,19 +110,26 @@ class Capture(TorchFunctionMode):
         return self._matmul(func, input, mat2, **options)
 
     def _product(
-        self, out: Tensor, x: Tensor, found: Found | None, bias: Any, *, flipped: bool, turned: bool = False
+        self,
+        out: Tensor,
+        x: Tensor,
+        view: MatrixView | None,
+        bias: Any,
+        *,
+        flipped: bool,
+        turned: bool = False,
     ) -> Tensor:
         """A matrix multiplies x; `turned` where the result has rows and columns exchanged."""
         bias_name = self._tracer.name(bias)
-        if found is None and bias_name is None:
+        if view is None and bias_name is None:
             return out
-        rows = self._rows(x, found)
+        rows = self._rows(x, view)
         if rows is None:
-            return self._lost(out, bias_name if found is None else found.matrix.name)
+            return self._lost(out, bias_name if view is None else view.matrix.name)
         use = None
-        if found is not None:
+        if view is not None:
             # The parameter's rows are the outputs of x W^T and the inputs of x W.
-            use = self._sums.product(found.matrix, x.detach(), rows, input_is_row=flipped != found.transposed)
+            use = self._sums.product(view.matrix, x.detach(), rows, input_is_row=flipped != view.transposed)
 
         def arrived(gradient: Tensor) -> None:
             if use is not None:
@@ -137,19 +144,19 @@ class Capture(TorchFunctionMode):
     ) -> Tensor:
         """Rows of a table."""
         ids, out = input, func(input, weight, *rest, **options)
-        found = self._tracer.matrix(weight)
-        if found is None:
+        view = self._tracer.matrix(weight)
+        if view is None:
             return out
         # An adapter of embeddings looks columns up, in a transposed weight.
-        if self._owner is not None or ids.ndim != 2 or found.transposed:
-            return self._lost(out, found.matrix.name)
+        if self._owner is not None or ids.ndim != 2 or view.transposed:
+            return self._lost(out, view.matrix.name)
         padding = rest[0] if rest else options.get("padding_idx")
         if len(ids) != self._samples:
             if len(ids) != 1:
-                return self._lost(out, found.matrix.name)
+                return self._lost(out, view.matrix.name)
             # Positions looked up once for all samples: each gets its own copy, or their gradients would mix.
             ids, out = ids.expand(self._samples, -1), out.expand(self._samples, -1, -1)
-        return self._watched(out, self._sums.lookup(found.matrix, ids, padding))
+        return self._watched(out, self._sums.lookup(view.matrix, ids, padding))
 
     def _scaled(self, func: Callable[..., Any], input: Any, other: Any, **options: Any) -> Tensor:
         """w * x, the gain of a norm, on either side."""
@@ -189,11 +196,11 @@ class Capture(TorchFunctionMode):
         eps = after[0] if after else options.get("eps", 1e-5 if layer_norm else None)
         # Only the input is kept. The norm without its gain is computed again when the gradient arrives,
         # rather than held through the whole backward pass.
-        kept = input.detach()
+        detached = input.detach()
 
         def arrived(gradient: Tensor) -> None:
             if gain_name is not None:
-                bare = func(kept, normalized_shape, None, eps=eps)
+                bare = func(detached, normalized_shape, None, eps=eps)
                 self._sums.vector(gain_name, rows.summed(wide(gradient) * wide(bare)))
             if bias_name is not None:
                 self._sums.vector(bias_name, rows.summed(wide(gradient)))
@@ -215,25 +222,26 @@ class Capture(TorchFunctionMode):
         return out
 
     def _kept_from_learning(
-        self, func: Callable[..., Any], tensor: Tensor, *requires_grad: object, **named: object
+        self, func: Callable[..., Any], tensor: Tensor, *requires_grad: object, **options: object
     ) -> Tensor:
         """A hook that makes the embeddings require a gradient (`enable_input_require_grads`) would hide which
         outputs are the first that depend on the scope. FSDP2 sets the same of parameters that it gathers."""
-        return func(tensor, *requires_grad, **named) if isinstance(tensor, nn.Parameter) else tensor
+        return func(tensor, *requires_grad, **options) if isinstance(tensor, nn.Parameter) else tensor
 
     # ---- rows and the anchor ------------------------------------------------------------------------------
 
-    def _rows(self, x: Tensor, found: Found | None) -> SampleRows | None:
+    def _rows(self, x: Tensor, view: MatrixView | None) -> SampleRows | None:
         """Whose rows those of x are, or None where that is unknown."""
         count = x.shape[:-1].numel()
         if self._samples == 1:
             return SampleRows(1)
         if self._owner is not None:
             return SampleRows(self._samples, self._owner) if count == len(self._owner) else None
-        if found is not None and found.matrix.slice is not None:
+        if view is not None and view.matrix.slice is not None:
+            # An expert gets rows of any samples, so that their number says nothing of whose they are.
             if self._expert_rows is None:
                 return None
-            owner = self._expert_rows(found.matrix.slice)
+            owner = self._expert_rows(view.matrix.slice)
             return SampleRows(self._samples, owner) if count == len(owner) else None
         # Two ways in which models lay out a batch: (B, T, d), or (B T, d) with each sample's rows in one
         # stretch.

@@ -20,7 +20,7 @@ from gradwise.signals.passes import Collate, Pass
 from gradwise.signals.quantities import Signals
 from gradwise.signals.scope import resolve
 from gradwise.signals.shards import device_of, reshard
-from gradwise.signals.wanted import DEFAULT, Quantity, Wanted
+from gradwise.signals.wanted import DEFAULT, Quantity, SignalRequest
 
 
 def collect(
@@ -90,17 +90,17 @@ def collect(
         similarity = signals.grad @ signals.grad.T
     """
     check_arguments(locals())
-    wanted = Wanted.of(
+    request = SignalRequest.of(
         want, grad_dim=grad_dim, seed=seed, pooling=pooling, layer=layer, grad_dtype=grad_dtype
     )
     say = _teller(tell)
     start = time.perf_counter()
     # Before the model is lent, which hides the parameters that learn: of an adapted model, the scope.
     reshard(uncompiled(model))
-    scope = resolve(uncompiled(model), parameters) if wanted.gradients else None
+    scope = resolve(uncompiled(model), parameters) if request.gradients else None
     autocast = autocast or autocast_here(device_of(model))
     with lent(model) as bare:
-        one = Pass(bare, dataset, collator, wanted, scope, precondition, batch_tokens, say, autocast)
+        one = Pass(bare, dataset, collator, request, scope, precondition, batch_tokens, say, autocast)
         signals = one.run(None if store is None else Path(store).expanduser(), start, progress)
     signals = replace(signals, texts=Texts(dataset, getattr(collator, "tokenizer", None)))
     if report := signals.report():

@@ -25,6 +25,7 @@ def lent(model: nn.Module) -> Iterator[nn.Module]:
     learning = [parameter for parameter in bare.parameters() if parameter.requires_grad]
     cuda = sorted({p.device.index for p in bare.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
+        # The caller may be in inference mode, in which no tensor can require a gradient.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.random.fork_rng(cuda))
         stack.enter_context(torch.compiler.set_stance("force_eager"))

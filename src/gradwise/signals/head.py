@@ -100,8 +100,8 @@ class LabelPositions:
         else:
             chosen_BT = real_BT.bool()
         # A product with a mask would carry a padding row's NaN into the mean: 0 * NaN.
-        kept = wide.masked_fill(~chosen_BT[..., None], 0.0)
-        return kept.sum(dim=1) / chosen_BT.sum(dim=1, keepdim=True)
+        selected = wide.masked_fill(~chosen_BT[..., None], 0.0)
+        return selected.sum(dim=1) / chosen_BT.sum(dim=1, keepdim=True)
 
 
 class Head:
@@ -116,12 +116,12 @@ class Head:
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
-        found = self.model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        if not isinstance(found, nn.Module):
+        head = self.model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        if not isinstance(head, nn.Module):
             raise SignalError(
                 f"{type(model).__name__} has no output head; signals need a causal language model."
             )
-        self.module = found
+        self.module = head
 
     @property
     def weight(self) -> nn.Parameter:
@@ -162,23 +162,23 @@ class Head:
         Returns:
             These hidden states, the (1, 1, V) logits, and what was computed.
         """
-        found: list[tuple[Tensor, AtHead]] = []
+        results: list[tuple[Tensor, AtHead]] = []
 
         def before(_: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            if hidden_wanted.from_head:
-                hidden_wanted.keep(args[0])
+            if hidden_state.from_head:
+                hidden_state.keep(args[0])
             rows = positions.gather(args[0])
-            found.append((rows[0], compute(rows[0].detach())))
+            results.append((rows[0], compute(rows[0].detach())))
             return rows[:, :1], *args[1:]
 
-        hidden_wanted: Any = hidden
+        hidden_state: Any = hidden
         handle = self.module.register_forward_pre_hook(before)
         try:
             logits = self.model(**batch, use_cache=False).logits
         finally:
             handle.remove()
-        self._check(len(found), logits, min(1, len(positions.targets)))
-        return found[0][0], logits, found[0][1]
+        self._check(len(results), logits, min(1, len(positions.targets)))
+        return results[0][0], logits, results[0][1]
 
     def hands_on(self, batch: dict[str, Any]) -> bool:
         """Whether the head only multiplies, and the model hands on the very tensor it gives: no soft cap, no
@@ -189,10 +189,10 @@ class Head:
         """
         if not multiplies(self.module):
             return False
-        given: list[Any] = []
+        outputs: list[Any] = []
 
         def after(_: object, __: object, out: object) -> None:
-            given.append(out)
+            outputs.append(out)
 
         handle = self.module.register_forward_hook(after)
         try:
@@ -201,7 +201,7 @@ class Head:
                 logits = self.model(**inputs, use_cache=False).logits
         finally:
             handle.remove()
-        return len(given) == 1 and logits is given[0]
+        return len(outputs) == 1 and logits is outputs[0]
 
     def _check(self, calls: int, logits: Tensor, rows: int) -> None:
         if calls != 1 or logits.shape[:2] != (1, rows):
@@ -228,6 +228,7 @@ class Head:
             # small model.
             return positions.gather(args[0]), *args[1:]
 
+        # `always_call`, so that captures let go of these rows after an error in the head as well.
         handles = [
             self.module.register_forward_pre_hook(before),
             self.module.register_forward_hook(lambda *_: inside.close(), always_call=True),

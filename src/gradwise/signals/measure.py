@@ -18,9 +18,9 @@ from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.plain_head import AtHead, at_head
 from gradwise.signals.scope import Scope
 from gradwise.signals.shards import Shards, device_of, gathered_in
-from gradwise.signals.sums import Asked, GradientSums
+from gradwise.signals.sums import GradientRequest, GradientSums
 from gradwise.signals.turns import Kind, Turns
-from gradwise.signals.wanted import Wanted
+from gradwise.signals.wanted import SignalRequest
 
 Batch = dict[str, Any]
 
@@ -56,8 +56,8 @@ class Measurer:
 
     Args:
         model: lent for it (`gradwise.signals.given_back`).
-        wanted: what to measure.
-        asked: parameters whose gradients are wanted; None for no gradients.
+        signal_request: what to measure.
+        gradient_request: parameters whose gradients are wanted; None for no gradients.
         unseen: parameters whose use cannot be watched; batches must then have one sample, and autograd gives
             these parameters' gradients.
         autocast: what forward passes compute in; None for the weights' own type.
@@ -69,8 +69,8 @@ class Measurer:
     def __init__(
         self,
         model: nn.Module,
-        wanted: Wanted,
-        asked: Asked | None,
+        signal_request: SignalRequest,
+        gradient_request: GradientRequest | None,
         unseen: tuple[str, ...] = (),
         autocast: torch.dtype | None = None,
         turns: Turns | None = None,
@@ -78,17 +78,17 @@ class Measurer:
         plain_head: bool = False,
     ) -> None:
         self.model = model
-        self.wanted = wanted
-        self.asked = asked
+        self.signal_request = signal_request
+        self.gradient_request = gradient_request
         self.unseen = unseen
         self.shards = Shards(model)
         self.autocast = autocast
         self.turns = turns
         self.head = Head(model)
         # The head's own gradients, by sample, need its products to be seen.
-        own = {id(parameter) for parameter in self.head.module.parameters()}
-        scope = () if asked is None else asked.scope.parameters.values()
-        self._in_pieces = plain_head and own.isdisjoint(id(parameter) for parameter in scope)
+        head_parameters = {id(parameter) for parameter in self.head.module.parameters()}
+        scope = () if gradient_request is None else gradient_request.scope.parameters.values()
+        self._in_pieces = plain_head and head_parameters.isdisjoint(id(parameter) for parameter in scope)
         self.device = device_of(model)
         self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         self._computed = (self.dtype, autocast, gathered_in(model))
@@ -96,7 +96,7 @@ class Measurer:
     def __call__(self, batch: Batch, *, apart: bool = False) -> Measured:
         """Measure a padded batch with "labels"; with `apart`, each parameter's share of the norm as well."""
         batch, positions = self._placed(batch)
-        if torch.float16 in self._computed and self.asked is not None:
+        if torch.float16 in self._computed and self.gradient_request is not None:
             return self._without_overflow(batch, positions, apart)
         return self._measure(batch, positions, 1.0, apart)
 
@@ -112,14 +112,16 @@ class Measurer:
 
     def _without_overflow(self, batch: Batch, positions: LabelPositions, apart: bool) -> Measured:
         """Float16 gradients underflow unless scaled up; samples where that overflows are scaled less."""
-        found = self._measure(dict(batch), positions, 2.0**12, apart)
+        measured = self._measure(dict(batch), positions, 2.0**12, apart)
         for scale in (2.0**4, 1.0):
-            wrong_B = ~torch.stack([_finite(value) for value in found.values.values()]).all(dim=0)
+            # By row: when a whole float16 batch was judged at once, one sample with a NaN disabled the
+            # scaling of all the others (docs/log.md).
+            wrong_B = ~torch.stack([_finite(value) for value in measured.values.values()]).all(dim=0)
             # Where the loss is not finite, no scale helps.
-            if not (wrong_B & _finite(found.values["loss"])).any():
-                return found
-            found = found.replaced(wrong_B, self._measure(dict(batch), positions, scale, apart))
-        return found
+            if not (wrong_B & _finite(measured.values["loss"])).any():
+                return measured
+            measured = measured.replaced(wrong_B, self._measure(dict(batch), positions, scale, apart))
+        return measured
 
     def _measure(self, batch: Batch, positions: LabelPositions, scale: float, apart: bool) -> Measured:
         run = self._head_in_pieces if self._in_pieces else self._head_at_once
@@ -139,7 +141,7 @@ class Measurer:
                 self.autocast,
                 scale=scale,
                 gradient=gradients is not None,
-                norms="head_norm" in self.wanted,
+                norms="head_norm" in self.signal_request,
             )
 
         with self._run(gradients, captures) as (unseen, hidden):
@@ -151,11 +153,11 @@ class Measurer:
                     # FSDP gathers what it needs for a backward pass when one comes to the model's output.
                     start, returned = [logits, *start], [torch.zeros_like(logits), *returned]
                 self._backward(start, captures, unseen, gradients, returned)
-        found = self._found(there.losses_B, hidden, positions, batch)
-        self._read(found, gradients, scale)
+        measured = self._forward_values(there.losses_B, hidden, positions, batch)
+        self._read(measured, gradients, scale)
         if there.squares_B is not None:
-            found.values["head_norm"] = there.squares_B.sqrt()
-        return found
+            measured.values["head_norm"] = there.squares_B.sqrt()
+        return measured
 
     def _head_at_once(self, batch: Batch, positions: LabelPositions, scale: float, apart: bool) -> Measured:
         """One forward pass of the whole model, and one backward pass where gradients are wanted."""
@@ -167,13 +169,13 @@ class Measurer:
             with self._watched(captures, unseen, positions):
                 losses_B = positions.mean_losses(self.head.logits(batch, positions, captures, hidden))
             self._backward([losses_B.sum() * scale], captures, unseen, gradients)
-        found = self._found(losses_B.detach(), hidden, positions, batch)
-        self._read(found, gradients, scale)
+        measured = self._forward_values(losses_B.detach(), hidden, positions, batch)
+        self._read(measured, gradients, scale)
         if head_only is not None:
             head_only.finish()
             assert head_only.squares is not None
-            found.values["head_norm"] = head_only.squares.sqrt() / scale
-        return found
+            measured.values["head_norm"] = head_only.squares.sqrt() / scale
+        return measured
 
     @contextmanager
     def _run(
@@ -181,10 +183,12 @@ class Measurer:
     ) -> "Iterator[tuple[dict[str, Tensor], HiddenState]]":
         """Around a forward and a backward pass: the parameters that autograd follows, and the hidden states
         that embeddings are taken from."""
-        kind = Kind(gradients is not None, "head_norm" in self.wanted, self.unseen if gradients else ())
+        kind = Kind(
+            gradients is not None, "head_norm" in self.signal_request, self.unseen if gradients else ()
+        )
         grad_enabled = torch.set_grad_enabled(bool(captures))
         with self._turn(kind), grad_enabled, self._unseen_learning() as unseen, ExitStack() as hooks:
-            yield unseen, self._hidden_wanted(hooks)
+            yield unseen, self._hidden_state(hooks)
 
     @contextmanager
     def _watched(
@@ -205,15 +209,17 @@ class Measurer:
     ) -> list[Capture]:
         if sums is None:
             return []
-        return [Capture(self._seen(sums.asked.scope), sums, positions.samples, head_only=head_only)]
+        return [
+            Capture(self._captured_scope(sums.request.scope), sums, positions.samples, head_only=head_only)
+        ]
 
-    def _found(
+    def _forward_values(
         self, losses_B: Tensor, hidden: "HiddenState", positions: LabelPositions, batch: Batch
     ) -> Measured:
-        found = Measured({"loss": losses_B})
-        if hidden.wanted:
-            found.values["embedding"] = positions.pooled(hidden.state, self.wanted.pooling, batch)
-        return found
+        measured = Measured({"loss": losses_B})
+        if hidden.is_needed:
+            measured.values["embedding"] = positions.pooled(hidden.state, self.signal_request.pooling, batch)
+        return measured
 
     def _turn(self, kind: Kind) -> AbstractContextManager[None]:
         return nullcontext() if self.turns is None else self.turns.taken(kind)
@@ -233,35 +239,37 @@ class Measurer:
         with self.shards.watched(gathered):
             yield
 
-    def _seen(self, scope: Scope) -> Scope:
+    def _captured_scope(self, scope: Scope) -> Scope:
         return Scope({name: p for name, p in scope.parameters.items() if name not in self.unseen})
 
     def _new_sums(self, samples: int, apart: bool) -> GradientSums | None:
-        if self.asked is None or not self.wanted.gradients:
+        if self.gradient_request is None or not self.signal_request.gradients:
             return None
         if self.unseen and samples > 1:
             raise AssertionError("with unseen parameters a batch is one sample")
-        sums = GradientSums(self.asked, samples, self.device, self.dtype)
+        sums = GradientSums(self.gradient_request, samples, self.device, self.dtype)
         if apart:
             sums.watch_parameters()
         return sums
 
     def _new_head_sums(self, samples: int) -> GradientSums | None:
-        if "head_norm" not in self.wanted:
+        if "head_norm" not in self.signal_request:
             return None
-        asked = Asked(Scope({"head": self.head.weight}), norms=True)
-        return GradientSums(asked, samples, self.device, self.dtype)
+        gradient_request = GradientRequest(Scope({"head": self.head.weight}), norms=True)
+        return GradientSums(gradient_request, samples, self.device, self.dtype)
 
-    def _hidden_wanted(self, stack: ExitStack) -> "HiddenState":
-        hidden = HiddenState("embedding" in self.wanted)
-        if hidden.wanted and self.wanted.layer is not None:
-            stack.enter_context(hidden.after_block(self.model, self.wanted.layer))
+    def _hidden_state(self, stack: ExitStack) -> "HiddenState":
+        hidden = HiddenState("embedding" in self.signal_request)
+        if hidden.is_needed and self.signal_request.layer is not None:
+            stack.enter_context(hidden.after_block(self.model, self.signal_request.layer))
         return hidden
 
     @contextmanager
     def _unseen_learning(self) -> Iterator[dict[str, Tensor]]:
         unseen = (
-            {} if self.asked is None else {name: self.asked.scope.parameters[name] for name in self.unseen}
+            {}
+            if self.gradient_request is None
+            else {name: self.gradient_request.scope.parameters[name] for name in self.unseen}
         )
         for parameter in unseen.values():
             parameter.requires_grad_(True)
@@ -284,12 +292,12 @@ class Measurer:
             return
         targets = [*(capture.anchor for capture in captures), *unseen.values()]
         # With inputs named, nothing is accumulated into anybody's .grad.
-        given = torch.autograd.grad(start, targets, returned, allow_unused=True)
-        for name, gradient in zip(unseen, given[len(captures) :], strict=True):
+        gradients = torch.autograd.grad(start, targets, returned, allow_unused=True)
+        for name, gradient in zip(unseen, gradients[len(captures) :], strict=True):
             if gradient is not None and sums is not None:
                 sums.parameter(name, gradient)
 
-    def _read(self, found: Measured, sums: GradientSums | None, scale: float) -> None:
+    def _read(self, measured: Measured, sums: GradientSums | None, scale: float) -> None:
         if sums is None:
             return
         sums.finish()
@@ -299,23 +307,23 @@ class Measurer:
                 "assigned to samples; measure one sample at a time (batch_tokens=1), or leave it out "
                 "with `parameters`."
             )
-        if sums.squares is not None and "grad_norm" in self.wanted:
-            found.values["grad_norm"] = sums.squares.sqrt() / scale
+        if sums.squares is not None and "grad_norm" in self.signal_request:
+            measured.values["grad_norm"] = sums.squares.sqrt() / scale
         if sums.projected is not None:
-            found.values["grad"] = sums.projected / scale
+            measured.values["grad"] = sums.projected / scale
         if sums.whole is not None:
-            found.values["grad"] = sums.whole / scale
+            measured.values["grad"] = sums.whole / scale
         if sums.by_name is not None:
-            found.lost = tuple(sorted(sums.lost))
-            found.by_parameter = {name: square / scale**2 for name, square in sums.by_name.items()}
+            measured.lost = tuple(sorted(sums.lost))
+            measured.by_parameter = {name: square / scale**2 for name, square in sums.by_name.items()}
 
 
 class HiddenState:
     """The hidden states that embeddings are taken from, once the forward pass has come by."""
 
-    def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted
-        self.from_head = wanted
+    def __init__(self, is_needed: bool) -> None:
+        self.is_needed = is_needed
+        self.from_head = is_needed
         self._state: Tensor | None = None
 
     @property
@@ -372,6 +380,7 @@ def _experts_hook(capture: Capture, positions: LabelPositions) -> Callable[..., 
         chosen = args[1] if len(args) > 1 else kwargs.get("top_k_index")
         if not isinstance(chosen, Tensor) or chosen.ndim != 2 or len(chosen) % positions.samples:
             return
+        # Tokens come sample after sample, equally many of each, so that a token's number tells its sample.
         length = len(chosen) // positions.samples
 
         def rows_of(expert: int) -> Tensor:

@@ -30,9 +30,9 @@ from gradwise.signals.scope import Scope
 from gradwise.signals.shards import class_name, gathered_in, units, whole_tensor
 from gradwise.signals.sheet import MEASURED, NOT_FINITE, NOT_HELD, Column, InMemory, Sheet, stored
 from gradwise.signals.store import Store, read, verify
-from gradwise.signals.sums import Asked
+from gradwise.signals.sums import GradientRequest
 from gradwise.signals.turns import Kind, Turns
-from gradwise.signals.wanted import Quantity, Wanted
+from gradwise.signals.wanted import Quantity, SignalRequest
 
 NOTE_EVERY = 5.0
 """Seconds between notes of the time spent; interrupted scoring loses at most as much of it."""
@@ -47,7 +47,7 @@ class Pass:
         model: nn.Module,
         dataset: Any,
         collator: Collate | None,
-        wanted: Wanted,
+        signal_request: SignalRequest,
         scope: Scope | None,
         precondition: Any,
         batch_tokens: int,
@@ -60,21 +60,28 @@ class Pass:
         check_indexable(dataset)
         # A collator of somebody else's may need any column.
         self.dataset = inputs_only(dataset, model) if isinstance(self.collate, Collator) else dataset
-        self.wanted = wanted
+        self.signal_request = signal_request
         self.batch_tokens = batch_tokens
         self.inspection: Inspection = inspect(self.dataset, model, self.collate)
         self.batcher = Batcher(self.dataset, self.collate, self.inspection)
         self.scope = scope
-        self.asked: Asked | None = None
+        self.gradient_request: GradientRequest | None = None
         if scope is not None:
-            self.asked = _asked(model, scope, wanted, precondition)
+            self.gradient_request = _gradient_request(model, scope, signal_request, precondition)
         elif precondition is not None:
             raise SignalError("precondition changes gradients, but neither grad nor grad_norm is wanted.")
         self.turns = Turns(self._joined) if units(model) else None
         self.tell = tell
-        self.said: list[str] = []
+        self.sentences: list[str] = []
         self.rehearsal = Rehearsal(
-            model, self.batcher, wanted, self.asked, batch_tokens, self._tell, autocast, self.turns
+            model,
+            self.batcher,
+            signal_request,
+            self.gradient_request,
+            batch_tokens,
+            self._tell,
+            autocast,
+            self.turns,
         )
 
     def run(self, path: Path | None, start: float, progress: bool) -> Signals:
@@ -97,7 +104,7 @@ class Pass:
         return self._signals(arrays, time.perf_counter() - start)
 
     def _tell(self, sentence: str) -> None:
-        self.said.append(sentence)
+        self.sentences.append(sentence)
         self.tell(sentence)
 
     def _verdict(self, order: NDArray[np.int64]) -> Verdict:
@@ -107,27 +114,31 @@ class Pass:
         if self.turns is not None:
             return self.rehearsal.verdict(order)
         names = None if self.scope is None else tuple(self.scope.parameters)
-        own = type(self.collate) is Collator
+        is_default = type(self.collate) is Collator
         row = self.dataset[int(order[-1])]
         key = (
-            self.wanted,
+            self.signal_request,
             names,
-            self.asked is not None and self.asked.preconditioner is not None,
+            self.gradient_request is not None and self.gradient_request.preconditioner is not None,
             self.autocast,
             self.batch_tokens,
-            self.collate if own else id(self.collate),
+            self.collate if is_default else id(self.collate),
             (type(row), tuple(row) if isinstance(row, Mapping) else ()),
             structure(self.model),
             configuration_digest(self.model),
         )
-        known, longest = remembered(self.model).verdicts, int(self.inspection.lengths[order[0]])
-        if key in known and longest <= known[key].longest:
-            for sentence in known[key].said:
+        verdicts, longest = remembered(self.model).verdicts, int(self.inspection.lengths[order[0]])
+        if key in verdicts and longest <= verdicts[key].longest:
+            for sentence in verdicts[key].sentences:
                 self.tell(sentence)
-            return known[key].verdict
+            return verdicts[key].verdict
         verdict = self.rehearsal.verdict(order)
+        # An adapter's first factor has no gradient before the first step. A verdict without it is not
+        # remembered, so that the model is tried again when there is something to compare.
         if verdict.tried and verdict.certain:
-            known[key] = Known(verdict, longest, tuple(self.said), None if own else self.collate)
+            verdicts[key] = Known(
+                verdict, longest, tuple(self.sentences), None if is_default else self.collate
+            )
         return verdict
 
     def _stored(
@@ -149,8 +160,8 @@ class Pass:
                     store.note(seconds=spent + time.perf_counter() - start)
 
                 self._fill(store, blocks, verdict, progress, note)
-                found = self._signals(store.close(blocks), spent + time.perf_counter() - start)
-                store.finish(found.problems, found.seconds)
+                signals = self._signals(store.close(blocks), spent + time.perf_counter() - start)
+                store.finish(signals.problems, signals.seconds)
             else:
                 # Once is enough for all ranks; what was just written need not be read again at all.
                 on_first(lambda: verify(path))
@@ -177,8 +188,8 @@ class Pass:
         share = np.flatnonzero(~sheet.done())[number::ranks].tolist()
         measure = Measurer(
             self.model,
-            self.wanted,
-            self.asked,
+            self.signal_request,
+            self.gradient_request,
             verdict.unseen,
             self.autocast,
             self.turns,
@@ -200,20 +211,22 @@ class Pass:
     ) -> dict[str, NDArray]:
         first = self.inspection.first
         distinct = rows[first[rows] == rows]
-        found = self.rehearsal.kept.pop(int(rows[0]), None) or self.batcher.measure(measure, distinct)
+        measured = self.rehearsal.whole_batches.pop(int(rows[0]), None) or self.batcher.measure(
+            measure, distinct
+        )
         # Copies have the values of the sample that they are copies of.
         place = {row: number for number, row in enumerate(distinct.tolist())}
         source = [place[row] for row in first[rows].tolist()]
         flags = np.full(len(rows), MEASURED, dtype=np.uint8)
         values: dict[str, NDArray] = {"flags": flags}
-        for name, of_distinct in found.items():
+        for name, of_distinct in measured.items():
             array = of_distinct[source]
             # Flagged by quantity: a sample with an infinite gradient may still have a loss that can be used.
             finite = np.isfinite(array.reshape(len(rows), -1)).all(axis=1)
             flags[~finite] |= NOT_FINITE[name]
             if name in columns:
-                values[name], held = stored(array, columns[name])
-                flags[~held] |= NOT_HELD
+                values[name], fits = stored(array, columns[name])
+                flags[~fits] |= NOT_HELD
         return values
 
     def _joined(self, kind: Kind) -> None:
@@ -229,11 +242,20 @@ class Pass:
             quantities.append("grad_norm")
         if kind.head:
             quantities.append("head_norm")
-        asked = Asked(self.scope, norms=True) if kind.gradients and self.scope is not None else None
+        gradient_request = (
+            GradientRequest(self.scope, norms=True) if kind.gradients and self.scope is not None else None
+        )
         plain_head = self.rehearsal.plain_head
         measure = Measurer(
-            self.model, Wanted(tuple(quantities)), asked, kind.learning, self.autocast, plain_head=plain_head
+            self.model,
+            SignalRequest(tuple(quantities)),
+            gradient_request,
+            kind.learning,
+            self.autocast,
+            plain_head=plain_head,
         )
+        # `once`, since the ranks have agreed on a single run: a second one, with another scale, would meet a
+        # different run of theirs.
         with suppress(InseparableError):
             measure.once(batch)
 
@@ -243,15 +265,15 @@ class Pass:
         columns = {"num_tokens": Column("int32", ()), "flags": Column("uint8", ())}
         tails = {
             "embedding": lambda: (self._width(),),
-            "grad": lambda: (self.wanted.grad_dim or (self.scope.size if self.scope else 0),),
+            "grad": lambda: (self.signal_request.grad_dim or (self.scope.size if self.scope else 0),),
         }
-        for name in self.wanted.quantities:
-            dtype = self.wanted.grad_dtype if name == "grad" else "float32"
+        for name in self.signal_request.quantities:
+            dtype = self.signal_request.grad_dtype if name == "grad" else "float32"
             columns[name] = Column(dtype, tails[name]() if name in tails else ())
         return columns
 
     def _width(self) -> int:
-        if self.wanted.layer is None:
+        if self.signal_request.layer is None:
             return int(self.model.get_output_embeddings().weight.shape[-1])
         config = self.model.config
         return int((config.get_text_config() if hasattr(config, "get_text_config") else config).hidden_size)
@@ -265,8 +287,8 @@ class Pass:
                 problems[f"{name} not finite"] = np.flatnonzero(wrong)
         if (wrong := (flags & NOT_HELD) > 0).any():
             problems["grad beyond float16; give grad_dtype='float32'"] = np.flatnonzero(wrong)
-        kept: dict[str, Any] = {name: array for name, array in arrays.items() if name != "flags"}
-        return Signals(len(flags), **kept, ok=flags == MEASURED, problems=problems, seconds=seconds)
+        quantities: dict[str, Any] = {name: array for name, array in arrays.items() if name != "flags"}
+        return Signals(len(flags), **quantities, ok=flags == MEASURED, problems=problems, seconds=seconds)
 
     def _request(self, columns: Mapping[str, Column], blocks: int) -> dict[str, Any]:
         """What decides the values; kept in the manifest, by which a store is recognised."""
@@ -283,12 +305,12 @@ class Pass:
         }
         if (computed := gathered_in(self.model)) is not None:
             request["mixed precision"] = str(computed)
-        if "embedding" in self.wanted:
-            request |= {"pooling": self.wanted.pooling, "layer": self.wanted.layer}
-        if self.asked is not None and self.scope is not None:
+        if "embedding" in self.signal_request:
+            request |= {"pooling": self.signal_request.pooling, "layer": self.signal_request.layer}
+        if self.gradient_request is not None and self.scope is not None:
             # A digest: the names of a large model would make a manifest that nobody can read.
             names = hashlib.sha256("\n".join(self.scope.parameters).encode()).hexdigest()[:16]
-            projector, preconditioner = self.asked.projector, self.asked.preconditioner
+            projector, preconditioner = self.gradient_request.projector, self.gradient_request.preconditioner
             request |= {
                 "scope": f"{len(self.scope.parameters)} parameters, {names}",
                 "projection": None if projector is None else projector.description(),
@@ -297,15 +319,17 @@ class Pass:
         return request
 
 
-def _asked(model: nn.Module, scope: Scope, wanted: Wanted, precondition: Any) -> Asked:
+def _gradient_request(
+    model: nn.Module, scope: Scope, signal_request: SignalRequest, precondition: Any
+) -> GradientRequest:
     projector = None
-    if "grad" in wanted and wanted.grad_dim is not None:
-        projector = remembered(model).projector(wanted.grad_dim, wanted.seed)
-    return Asked(
+    if "grad" in signal_request and signal_request.grad_dim is not None:
+        projector = remembered(model).projector(signal_request.grad_dim, signal_request.seed)
+    return GradientRequest(
         scope,
         projector,
-        norms="grad_norm" in wanted,
-        whole="grad" in wanted and wanted.grad_dim is None,
+        norms="grad_norm" in signal_request,
+        whole="grad" in signal_request and signal_request.grad_dim is None,
         preconditioner=None if precondition is None else Preconditioner.of(precondition, scope),
     )
 
@@ -315,9 +339,12 @@ def configuration_digest(model: nn.Module) -> str:
     attention it runs with."""
     config: Any = getattr(model, "config", None)
     values = config.to_dict() if hasattr(config, "to_dict") else {}
+    # A model that was moved, or saved by another version, has the same values and finds its store again.
     passing = ("_name_or_path", "use_cache", "transformers_version")
-    own = {name: value for name, value in values.items() if name not in passing}
-    described = json.dumps([own, getattr(config, "_attn_implementation", None)], sort_keys=True, default=str)
+    settings = {name: value for name, value in values.items() if name not in passing}
+    described = json.dumps(
+        [settings, getattr(config, "_attn_implementation", None)], sort_keys=True, default=str
+    )
     return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
 
 
@@ -331,6 +358,7 @@ def weights_digest(model: nn.Module) -> str:
         name, tensor = item
         plain = tensor.detach().cpu().contiguous()
         state = hashlib.blake2b(f"{name} {plain.dtype} {tuple(plain.shape)}".encode(), digest_size=16)
+        # As bytes, since numpy has no bfloat16.
         state.update(plain.flatten().view(torch.uint8).numpy().data)
         return state.digest()
 

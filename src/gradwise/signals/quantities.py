@@ -105,12 +105,12 @@ class Signals:
         }
         place = {int(row): number for number, row in enumerate(rows)}
         problems = {
-            kind: np.array([place[int(row)] for row in found if int(row) in place], dtype=np.int64)
-            for kind, found in self.problems.items()
+            kind: np.array([place[int(row)] for row in affected if int(row) in place], dtype=np.int64)
+            for kind, affected in self.problems.items()
         }
-        kept = {kind: found for kind, found in problems.items() if found.size}
+        nonempty = {kind: affected for kind, affected in problems.items() if affected.size}
         texts = None if self.texts is None else self.texts.take(rows)
-        return Signals(len(rows), **values, texts=texts, problems=kept, seconds=self.seconds)
+        return Signals(len(rows), **values, texts=texts, problems=nonempty, seconds=self.seconds)
 
     def require(self, name: str, by: str) -> NDArray:
         """The quantity `name`, or a SignalError saying that the decision `by` cannot do without it."""

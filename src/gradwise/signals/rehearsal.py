@@ -25,9 +25,9 @@ from gradwise.signals.head import Head
 from gradwise.signals.measure import Batch, InseparableError, Measured, Measurer
 from gradwise.signals.scope import kind, precise
 from gradwise.signals.shards import Shards, class_name, device_of, gathered_in
-from gradwise.signals.sums import Asked
+from gradwise.signals.sums import GradientRequest
 from gradwise.signals.turns import Kind, Turns
-from gradwise.signals.wanted import Wanted
+from gradwise.signals.wanted import SignalRequest
 
 PAIRS = 8
 """Pairs of short samples that are tried until one has finite losses."""
@@ -63,15 +63,15 @@ class Rehearsal:
 
     model: nn.Module
     batcher: Batcher
-    wanted: Wanted
-    asked: Asked | None
+    signal_request: SignalRequest
+    gradient_request: GradientRequest | None
     batch_tokens: int
     tell: Callable[[str], None]
     autocast: torch.dtype | None = None
     turns: Turns | None = None
 
     def __post_init__(self) -> None:
-        self.kept: dict[int, dict[str, NDArray]] = {}
+        self.whole_batches: dict[int, dict[str, NDArray]] = {}
         """What was measured of whole batches, by their first sample."""
         self.plain_head = False
 
@@ -94,7 +94,7 @@ class Rehearsal:
         # All ranks try the same samples. Should rounding decide differently, the most careful verdict counts.
         agreed = max(gathered(mine), key=lambda each: (each.one_at_a_time, len(each.unseen)))
         if agreed != mine:
-            self.kept.clear()
+            self.whole_batches.clear()
         return agreed
 
     def _hands_on(self, row: NDArray[np.int64]) -> bool:
@@ -104,34 +104,37 @@ class Rehearsal:
             return Head(self.model).hands_on(batch)
 
     def _verdict(self, order: NDArray[np.int64]) -> Verdict:
-        found = self._by_autograd(order)
-        if found.one_at_a_time:
-            return found
+        verdict = self._by_autograd(order)
+        if verdict.one_at_a_time:
+            return verdict
         blocks = batches(order, self.batcher.inspection.lengths, self.batch_tokens)
         if self._depends_on_neighbours(blocks[0], 0) or self._depends_on_neighbours(blocks[-1], -1):
-            self.kept.clear()
+            self.whole_batches.clear()
             self.tell(_slow(self.model))
-            return Verdict(True, certain=found.certain)
-        return found
+            return Verdict(True, certain=verdict.certain)
+        return verdict
 
     def _by_autograd(self, order: NDArray[np.int64]) -> Verdict:
-        found = Verdict()
+        verdict = Verdict()
         for first, second in self._pairs(order):
             pair = np.array([first, second])
             batch = self.batcher.batch(pair)
-            if len(batch["labels"]) != 2 or (self.wanted.needs_mask and "attention_mask" not in batch):
+            if len(batch["labels"]) != 2 or (
+                self.signal_request.needs_mask and "attention_mask" not in batch
+            ):
                 # A collator that strings samples together in one row, or does not tell padding apart.
                 return Verdict(True)
-            if self.asked is None:
-                return found
-            found = self._compared(batch, [self.batcher.batch(pair[i : i + 1]) for i in range(2)])
-            if found.tried:
+            if self.gradient_request is None:
+                return verdict
+            verdict = self._compared(batch, [self.batcher.batch(pair[i : i + 1]) for i in range(2)])
+            if verdict.tried:
                 break
-        if self.asked is None or found.one_at_a_time or not found.tried:
-            return found
+        if self.gradient_request is None or verdict.one_at_a_time or not verdict.tried:
+            return verdict
+        # Once more with the longest sample, for which other kernels may run than for short ones.
         longest = self.batcher.batch(order[:1])
         last = self._compared(longest, [longest])
-        return replace(last, tried=True, certain=last.certain and found.certain)
+        return replace(last, tried=True, certain=last.certain and verdict.certain)
 
     def _pairs(self, order: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         """Short samples that differ, in pairs of different lengths where possible; a few
@@ -146,23 +149,23 @@ class Rehearsal:
 
     def _compared(self, together: Batch, alone: Sequence[Batch]) -> Verdict:
         """Losses and the norm of every kind of parameter, of samples in one batch, beside autograd's."""
-        assert self.asked is not None
-        parameters = self.asked.scope.parameters
-        plain = replace(self.asked, projector=None, whole=False, norms=True, preconditioner=None)
+        assert self.gradient_request is not None
+        parameters = self.gradient_request.scope.parameters
+        plain = replace(self.gradient_request, projector=None, whole=False, norms=True, preconditioner=None)
         compared = _representatives(list(parameters))
-        measure = self._measurer(Wanted(("loss", "grad_norm")), plain)
-        found = measure(together, apart=True)
+        measure = self._measurer(SignalRequest(("loss", "grad_norm")), plain)
+        measured = measure(together, apart=True)
         some = {name: parameters[name] for name in compared}
         truth = [by_autograd(self.model, batch, some, self.autocast, self.turns) for batch in alone]
         if not all(loss.isfinite() for loss, _ in truth):
             return Verdict(tried=False)
         tolerance = 1e-2 if self._precise else 0.1
-        if not _wrong(truth, [(found, i) for i in range(len(alone))], compared, tolerance):
+        if not _wrong(truth, [(measured, i) for i in range(len(alone))], compared, tolerance):
             return Verdict(certain=all(any(squares[name] > 0 for _, squares in truth) for name in compared))
         wrong = _wrong(truth, [(measure(batch, apart=True), 0) for batch in alone], compared, tolerance)
         kinds = {kind(name) for name in wrong}
         unseen = tuple(name for name in parameters if kind(name) in kinds)
-        self.tell(_slow(self.model, unseen, mixed=found.lost))
+        self.tell(_slow(self.model, unseen, mixed=measured.lost))
         return Verdict(True, unseen)
 
     def _depends_on_neighbours(self, rows: NDArray[np.int64], end: int) -> bool:
@@ -172,15 +175,17 @@ class Rehearsal:
             rows: the block.
             end: 0 for the first of its parts that are measured at once, -1 for the last.
         """
-        measure = self._measurer(self.wanted, self.asked)
+        measure = self._measurer(self.signal_request, self.gradient_request)
         part = self.batcher.parts(rows, measure.device)[end]
-        if len(part) < 2 or int(rows[0]) in self.kept:
+        if len(part) < 2 or int(rows[0]) in self.whole_batches:
             return False
         try:
-            found = self.batcher.measure(measure, rows)
+            together = self.batcher.measure(measure, rows)
         except InseparableError:
             return True
-        self.kept[int(rows[0])] = found
+        # The scoring run takes these values when it comes to this block, so that the trial of a batch costs
+        # only the samples that are measured alone.
+        self.whole_batches[int(rows[0])] = together
         if not self._precise:
             return self._seen_in_half_precision(part[[0, -1]])
         # The longest, the one padded least, and the one padded most; without padding any two.
@@ -189,32 +194,34 @@ class Rehearsal:
         for row in dict.fromkeys(part[tried].tolist()):
             alone = self.batcher.measure(measure, np.array([row]))
             place = int(np.flatnonzero(rows == row)[0])
-            if any(_differs(found[name], place, alone[name][0], TOLERANCES[name]) for name in found):
+            if any(_differs(together[name], place, alone[name][0], TOLERANCES[name]) for name in together):
                 return True
         return False
 
     def _seen_in_half_precision(self, pair: NDArray[np.int64]) -> bool:
         """Whether either sample's hidden states differ by more than rounding when they are measured alone, or
         when the other one's tokens are replaced."""
-        measure = self._measurer(Wanted(("loss", "embedding")), None)
+        measure = self._measurer(SignalRequest(("loss", "embedding")), None)
         batch = self.batcher.batch(pair)
         together = measure(batch).values["embedding"].float()
         for place, neighbour in ((0, 1), (1, 0)):
+            # Other tokens of the same number: the same kernels run on the same shapes, so that a difference
+            # can only come from what the neighbour says.
             ids = batch["input_ids"].clone()
             ids[neighbour] = (ids[neighbour] + 1) % (ids.max() + 1)
             beside_other = measure({**batch, "input_ids": ids}).values["embedding"]
             alone = measure(self.batcher.batch(pair[place : place + 1])).values["embedding"]
-            own = together[place]
+            state = together[place]
             for other, tolerance in ((beside_other[place], SAME_SHAPE), (alone[0], COARSE)):
-                if (other - own).norm() > tolerance * own.norm():
+                if (other - state).norm() > tolerance * state.norm():
                     return True
         return False
 
-    def _measurer(self, wanted: Wanted, asked: Asked | None) -> Measurer:
+    def _measurer(self, signal_request: SignalRequest, gradient_request: GradientRequest | None) -> Measurer:
         return Measurer(
             self.model,
-            wanted,
-            asked,
+            signal_request,
+            gradient_request,
             autocast=self.autocast,
             turns=self.turns,
             plain_head=self.plain_head,
@@ -223,8 +230,8 @@ class Rehearsal:
     @property
     def _precise(self) -> bool:
         """Whether a sample comes out the same in other shapes to more than three digits."""
-        own = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
-        computed = self.autocast or gathered_in(self.model) or own
+        weight_dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        computed = self.autocast or gathered_in(self.model) or weight_dtype
         return precise(computed) and full_products()
 
 
@@ -287,29 +294,33 @@ def by_autograd(
             wide = logits if logits.dtype == torch.float64 else logits.float()
             loss = functional.cross_entropy(wide, labels)
             targets = [whole.get(id(parameter), parameter) for parameter in parameters.values()]
-            found = torch.autograd.grad(loss * scale, targets, allow_unused=True)
+            gradients = torch.autograd.grad(loss * scale, targets, allow_unused=True)
     finally:
         for parameter in parameters.values():
             parameter.requires_grad_(False)
-    squares = [loss.new_zeros(()) if g is None else (g.to(wide.dtype) / scale).square().sum() for g in found]
+    squares = [
+        loss.new_zeros(()) if g is None else (g.to(wide.dtype) / scale).square().sum() for g in gradients
+    ]
     return loss.detach(), dict(zip(parameters, squares, strict=True))
 
 
 def _wrong(
     truth: list[tuple[Tensor, dict[str, Tensor]]],
-    found: list[tuple[Measured, int]],
+    by_engine: list[tuple[Measured, int]],
     compared: list[str],
     tolerance: float,
 ) -> list[str]:
     """Parameters whose norms differ by more than rounding explains; all of them where a loss does."""
     wrong: list[str] = []
-    for (loss, squares), (measured, row) in zip(truth, found, strict=True):
+    for (loss, squares), (measured, row) in zip(truth, by_engine, strict=True):
         if not torch.isclose(measured.values["loss"][row], loss, rtol=tolerance, atol=1e-6):
             return compared
         total = sum(squares.values(), loss.new_zeros(())).sqrt()
         for name in compared:
             mine = measured.by_parameter.get(name)
             norm = loss.new_zeros(()) if mine is None else mine[row].sqrt()
+            # The second term passes parameters whose gradient is so small beside the whole that rounding
+            # decides its norm.
             if (norm - squares[name].sqrt()).abs() > tolerance * squares[
                 name
             ].sqrt() + 1e-3 * tolerance * total:

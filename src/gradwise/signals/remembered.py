@@ -21,7 +21,7 @@ class Known:
     verdict: Verdict
     longest: int
     """Tokens of the longest sample that was tried; for a longer one, other kernels may run."""
-    said: tuple[str, ...] = ()
+    sentences: tuple[str, ...] = ()
     """The sentences on it that the user got."""
     collate: Any = None
     """Held, so that nothing else gets the identity that it is known by."""

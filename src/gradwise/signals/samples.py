@@ -64,13 +64,13 @@ def inputs_only(dataset: Any, model: nn.Module) -> Any:
     whole: Any = model
     base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
     # The Trainer drops other columns as well, so that a collator sees the same samples in both.
-    taken = {*signatures.signature(base.forward).parameters, "labels"}
-    if "input_ids" not in taken:  # a wrapper that passes everything on
+    accepted = {*signatures.signature(base.forward).parameters, "labels"}
+    if "input_ids" not in accepted:  # a wrapper that passes everything on
         return dataset
-    check_dropped(dataset, taken, type(base).__name__)
+    check_dropped(dataset, accepted, type(base).__name__)
     if hasattr(dataset, "select_columns"):
-        return dataset.select_columns([name for name in dataset.column_names if name in taken])
-    return _Chosen(dataset, taken)
+        return dataset.select_columns([name for name in dataset.column_names if name in accepted])
+    return _Chosen(dataset, accepted)
 
 
 class _Chosen:
@@ -120,8 +120,8 @@ def inspect(dataset: Any, model: nn.Module, collate: Callable[[list[Any]], Any])
     contents = np.zeros(count, dtype="S16")
     vocabulary = vocabulary_size(model)
     digests: dict[str, Any] = {}
-    start, known = 0, isinstance(collate, Collator)
-    for chunk in _chunks(dataset, collate, others=known):
+    start, comparable = 0, isinstance(collate, Collator)
+    for chunk in _chunks(dataset, collate, others=comparable):
         ids, labels, offsets = chunk.columns["input_ids"], chunk.columns["labels"], chunk.offsets
         rows = slice(start, start := start + len(offsets) - 1)
         lengths[rows] = np.diff(offsets)
@@ -134,7 +134,7 @@ def inspect(dataset: Any, model: nn.Module, collate: Callable[[list[Any]], Any])
         # Each column has its own digest, so that chunks may be of any size.
         for name, part in {"lengths": np.diff(offsets), **chunk.columns}.items():
             digests.setdefault(name, hashlib.sha256()).update(_bytes(part))
-        if known:
+        if comparable:
             contents[rows] = [
                 hashlib.blake2b(
                     b"".join(_bytes(part[begin:end]) for part in chunk.columns.values()), digest_size=16
@@ -148,8 +148,8 @@ def inspect(dataset: Any, model: nn.Module, collate: Callable[[list[Any]], Any])
         f"token outside the model's vocabulary of {vocabulary}": (tokens > 0) & foreign,
         f"longer than the model's {positions} positions": (tokens > 0) & ~foreign & (lengths > positions),
     }
-    problems = {kind: np.flatnonzero(found) for kind, found in kinds.items() if found.any()}
-    return Inspection(lengths, tokens, problems, _fingerprint(digests), _firsts(contents, known))
+    problems = {kind: np.flatnonzero(mask) for kind, mask in kinds.items() if mask.any()}
+    return Inspection(lengths, tokens, problems, _fingerprint(digests), _firsts(contents, comparable))
 
 
 def _fingerprint(digests: Mapping[str, Any]) -> str:
@@ -159,8 +159,8 @@ def _fingerprint(digests: Mapping[str, Any]) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def _firsts(contents: NDArray[np.bytes_], known: bool) -> NDArray[np.int64]:
-    if not known:
+def _firsts(contents: NDArray[np.bytes_], comparable: bool) -> NDArray[np.int64]:
+    if not comparable:
         return np.arange(len(contents))
     _, places, inverse = np.unique(contents, return_index=True, return_inverse=True)
     # np.unique gives the first place of each content, which makes the earliest of several copies their first.
@@ -185,31 +185,37 @@ def _chunks(dataset: Any, collate: Callable[[list[Any]], Any], *, others: bool) 
     """The samples in chunks, with the columns besides ids and labels if `others`."""
     names = getattr(dataset, "column_names", None) or ()
     if {"input_ids", "labels"} <= set(names) and hasattr(dataset, "with_format"):
-        wanted = ["input_ids", "labels", *(sorted({*names} - {"input_ids", "labels"}) if others else ())]
-        for name in wanted:
+        column_names = [
+            "input_ids",
+            "labels",
+            *(sorted({*names} - {"input_ids", "labels"}) if others else ()),
+        ]
+        for name in column_names:
             _check_lists(dataset, name)
         start = 0
-        for parts in zip(*(ragged(dataset, name) for name in wanted), strict=True):
+        for parts in zip(*(ragged(dataset, name) for name in column_names), strict=True):
             offsets = parts[0][0]
-            for name, (theirs, _) in zip(wanted, parts, strict=True):
+            for name, (theirs, _) in zip(column_names, parts, strict=True):
                 _check_same_length(name, np.diff(offsets), np.diff(theirs), start)
             start += len(offsets) - 1
-            yield _Chunk(offsets, {name: values for name, (_, values) in zip(wanted, parts, strict=True)})
+            yield _Chunk(
+                offsets, {name: values for name, (_, values) in zip(column_names, parts, strict=True)}
+            )
         return
     for start in range(0, len(dataset), CHUNK):
         places = range(start, min(start + CHUNK, len(dataset)))
         samples = [_labelled(dataset[i], i, collate) for i in places]
-        wanted = ["input_ids", "labels"]
+        column_names = ["input_ids", "labels"]
         if others:
-            wanted += sorted({name for sample in samples for name in sample} - {"input_ids", "labels"})
+            column_names += sorted({name for sample in samples for name in sample} - {"input_ids", "labels"})
         lengths, columns = np.zeros(0), {}
-        for name in wanted:
+        for name in column_names:
             values = [
                 _flat(sample.get(name), name, place) for place, sample in zip(places, samples, strict=True)
             ]
-            found = np.array([len(one) for one in values])
-            lengths = found if name == "input_ids" else lengths
-            _check_same_length(name, lengths, found, start)
+            counts = np.array([len(one) for one in values])
+            lengths = counts if name == "input_ids" else lengths
+            _check_same_length(name, lengths, counts, start)
             columns[name] = np.concatenate(values)
         yield _Chunk(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), columns)
 
@@ -230,11 +236,11 @@ def _flat(values: object, name: str, place: int) -> NDArray[Any]:
     integers = name in ("input_ids", "labels")
     try:
         # Collators give a row of a batch, (1, T); samples give (T,).
-        found = np.asarray(values).reshape(-1)
-        flat = found.astype(np.int64) if integers else found
+        array = np.asarray(values).reshape(-1)
+        flat = array.astype(np.int64) if integers else array
     except (TypeError, ValueError, OverflowError):
-        found = flat = np.empty(0, dtype=object)
-    if flat.dtype.kind not in "iufb" or (integers and len(flat) and not np.array_equal(flat, found)):
+        array = flat = np.empty(0, dtype=object)
+    if flat.dtype.kind not in "iufb" or (integers and len(flat) and not np.array_equal(flat, array)):
         kind = "whole numbers" if integers else "numbers"
         raise SignalError(
             f"Sample {place} has no {kind} in its column {name!r}; give one for each token, or leave the "
@@ -253,15 +259,15 @@ def _labelled(sample: Any, place: int, collate: Callable[[list[Any]], Any]) -> A
         return sample
     if not len(sample["input_ids"]):
         return {**sample, "labels": []}
-    made = {} if isinstance(collate, Collator) else collate([sample])
-    if not isinstance(made, Mapping):
-        raise SignalError(f"The collator must return a mapping of tensors; found {type(made).__name__}.")
-    if made.get("labels") is None:
+    completed = {} if isinstance(collate, Collator) else collate([sample])
+    if not isinstance(completed, Mapping):
+        raise SignalError(f"The collator must return a mapping of tensors; found {type(completed).__name__}.")
+    if completed.get("labels") is None:
         raise SignalError(
             f"Sample {place} has no labels, and the collator makes none; give labels: the input_ids again, "
             f"with {NO_LOSS} for tokens that are not to be learned."
         )
-    return {**sample, **made}
+    return {**sample, **completed}
 
 
 def _check_same_length(name: str, ids: NDArray[Any], others: NDArray[Any], start: int) -> None:

@@ -23,7 +23,7 @@ class Matrix(NamedTuple):
     columns: int
 
 
-class Found(NamedTuple):
+class MatrixView(NamedTuple):
     """A tensor traced back to a matrix; `transposed` where it is C x R."""
 
     matrix: Matrix
@@ -61,7 +61,7 @@ def resolve(model: nn.Module, parameters: str | Sequence[str]) -> Scope:
     Raises:
         SignalError: when nothing matches, with the nearest thing to do.
     """
-    named = {
+    by_name = {
         # Weights of eight bits or fewer have no gradient that autograd could give.
         name: p
         for name, p in model.named_parameters()
@@ -71,25 +71,25 @@ def resolve(model: nn.Module, parameters: str | Sequence[str]) -> Scope:
     if parameters in ("all", "blocks") and not adapted:
         _check_not_quantised(model)
     if parameters == "all":
-        chosen = {name: p for name, p in named.items() if p.requires_grad or not adapted}
+        chosen = {name: p for name, p in by_name.items() if p.requires_grad or not adapted}
     elif parameters == "blocks":
-        chosen = _in_blocks(model, named, adapted)
+        chosen = _in_blocks(model, by_name, adapted)
     else:
         patterns = [parameters] if isinstance(parameters, str) else list(parameters)
-        chosen = _matching(model, named, patterns)
+        chosen = _matching(model, by_name, patterns)
     if not chosen:
         raise SignalError(
             f"parameters={parameters!r} names no floating-point parameter of {type(model).__name__}; give "
-            f"patterns that match names such as {next(iter(named), 'none')!r}."
+            f"patterns that match names such as {next(iter(by_name), 'none')!r}."
         )
     return Scope(chosen)
 
 
-def _check_not_quantised(model: nn.Module, named: Sequence[str] | None = None) -> None:
+def _check_not_quantised(model: nn.Module, names: Sequence[str] | None = None) -> None:
     """Refuse weights that are stored as integers or in eight bits: parameters (bitsandbytes, MXFP4 experts,
     FP8), or buffers (GPTQ, AWQ); only parameters of some names if these are given."""
-    tensors = dict(model.named_parameters()) | (dict(model.named_buffers()) if named is None else {})
-    for name in tensors if named is None else named:
+    tensors = dict(model.named_parameters()) | (dict(model.named_buffers()) if names is None else {})
+    for name in tensors if names is None else names:
         tensor = tensors[name]
         packed = tensor.dtype.itemsize == 1 or tensor.dtype == torch.int32
         is_weight = isinstance(tensor, nn.Parameter) and tensor.numel() > 1
@@ -100,22 +100,22 @@ def _check_not_quantised(model: nn.Module, named: Sequence[str] | None = None) -
             )
 
 
-def _in_blocks(model: nn.Module, named: dict[str, nn.Parameter], adapted: bool) -> dict[str, nn.Parameter]:
+def _in_blocks(model: nn.Module, by_name: dict[str, nn.Parameter], adapted: bool) -> dict[str, nn.Parameter]:
     try:
         _, blocks = block_list(model)
     except RecipeError as error:
         raise SignalError(f"{error.args[0].split(',')[0]}; give parameters='all' or patterns.") from None
     # Some models hold their blocks in several lists: attention apart from feed-forward, or two stacks.
     prefixes = tuple(f"{name}." for name, each in outermost_lists(model).items() if len(each) == len(blocks))
-    inside = {name: p for name, p in named.items() if name.startswith(prefixes)}
+    inside = {name: p for name, p in by_name.items() if name.startswith(prefixes)}
     # An adapter's base weights are frozen: the gradient that training follows is that of the adapter alone.
     if adapted:
         return {name: p for name, p in inside.items() if p.requires_grad and p.ndim >= 2}
     convolutions = {
-        f"{name}.{own}"
+        f"{name}.{leaf}"
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.conv._ConvNd)
-        for own, _ in module.named_parameters(recurse=False)
+        for leaf, _ in module.named_parameters(recurse=False)
     }
     # All layers are alike: experts that the tried sample does not meet are judged by others of their kind.
     others = {kind(name) for name in used_otherwise(model)}
@@ -136,7 +136,7 @@ def kind(name: str) -> str:
 
 
 def _matching(
-    model: nn.Module, named: dict[str, nn.Parameter], patterns: Sequence[str]
+    model: nn.Module, by_name: dict[str, nn.Parameter], patterns: Sequence[str]
 ) -> dict[str, nn.Parameter]:
     """Parameters that a pattern matches by any of their names; a tied one has several."""
     names: dict[int, list[str]] = {}
@@ -144,17 +144,17 @@ def _matching(
         names.setdefault(id(parameter), []).append(name)
     for pattern in patterns:
         if packed := [
-            name for name, p in model.named_parameters() if name not in named and fnmatchcase(name, pattern)
+            name for name, p in model.named_parameters() if name not in by_name and fnmatchcase(name, pattern)
         ]:
             _check_not_quantised(model, packed)
-        if not any(fnmatchcase(name, pattern) for p in named.values() for name in names[id(p)]):
+        if not any(fnmatchcase(name, pattern) for p in by_name.values() for name in names[id(p)]):
             raise SignalError(
                 f"parameters: {pattern!r} matches no parameter; names look like "
-                f"{next(iter(named), 'none')!r}."
+                f"{next(iter(by_name), 'none')!r}."
             )
     return {
         first: p
-        for first, p in named.items()
+        for first, p in by_name.items()
         if any(fnmatchcase(name, pattern) for name in names[id(p)] for pattern in patterns)
     }
 
@@ -186,20 +186,20 @@ class Tracer:
             return self._names[id(tensor)]
         return self._copies[id(tensor)][1] if id(tensor) in self._copies else None
 
-    def matrix(self, tensor: object) -> Found | None:
+    def matrix(self, tensor: object) -> MatrixView | None:
         """The matrix that a two-dimensional tensor is: a weight, its transpose, or a slice of a stack."""
         if not isinstance(tensor, Tensor) or tensor.ndim != 2:
             return None
         name = self.name(tensor)
         if name is not None:
-            return Found(Matrix(name, None, *tensor.shape), False)
+            return MatrixView(Matrix(name, None, *tensor.shape), False)
         base = tensor._base
         if base is None or (name := self.name(base)) is None:
             return None
         return _view_of(name, base, tensor)
 
 
-def _view_of(name: str, base: Tensor, view: Tensor) -> Found | None:
+def _view_of(name: str, base: Tensor, view: Tensor) -> MatrixView | None:
     if base.ndim not in (2, 3) or not base.is_contiguous():
         return None
     rows, columns = base.shape[-2:]
@@ -210,9 +210,9 @@ def _view_of(name: str, base: Tensor, view: Tensor) -> Found | None:
         return None
     matrix = Matrix(name, number if base.ndim == 3 else None, rows, columns)
     if view.shape == (rows, columns) and view.stride() == (columns, 1):
-        return Found(matrix, False)
+        return MatrixView(matrix, False)
     if view.shape == (columns, rows) and view.stride() == (1, columns):
-        return Found(matrix, True)
+        return MatrixView(matrix, True)
     return None
 
 

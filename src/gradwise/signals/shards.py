@@ -110,7 +110,7 @@ def without_reduction(model: nn.Module) -> Iterator[None]:
 
 def gathered_in(model: nn.Module) -> torch.dtype | None:
     """The type that FSDP's mixed precision gathers parameters in, and computes in; None for their own."""
-    return next((found for unit in units(model) if (found := _policy(unit)) is not None), None)
+    return next((dtype for unit in units(model) if (dtype := _policy(unit)) is not None), None)
 
 
 class Shards:

@@ -100,13 +100,13 @@ def stored(values: NDArray, column: Column) -> tuple[NDArray, NDArray[np.bool_]]
     length changes by more than a hundredth is reported.
     """
     with np.errstate(over="ignore"):
-        kept = values.astype(column.dtype)
+        converted = values.astype(column.dtype)
     if column.dtype != "float16":
-        return kept, np.ones(len(values), dtype=bool)
+        return converted, np.ones(len(values), dtype=bool)
     before = np.linalg.norm(values.astype(np.float64), axis=-1)
     with np.errstate(invalid="ignore"):
-        after = np.linalg.norm(kept.astype(np.float64), axis=-1)
+        after = np.linalg.norm(converted.astype(np.float64), axis=-1)
         # The length of a row is what selections compare; a change of 1 % is about three digits, all that half
         # precision has.
-        held = np.isfinite(after) & (np.abs(after - before) <= 1e-2 * before)
-    return kept, held | ~np.isfinite(before)
+        fits = np.isfinite(after) & (np.abs(after - before) <= 1e-2 * before)
+    return converted, fits | ~np.isfinite(before)

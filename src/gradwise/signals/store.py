@@ -88,6 +88,7 @@ class Store(Sheet):
                 _make_array(self._file(name), (self._size, *column.tail), column.dtype)
         with writing(self.path / DONE):
             (self.path / DONE).write_bytes(bytes(blocks))
+        # Last: after a kill before this point the folder has no manifest, and its files are made again.
         write_json(
             manifest,
             {
@@ -132,10 +133,10 @@ class Store(Sheet):
         """As it stands on disk."""
         return read_manifest(self.path)
 
-    def note(self, **what: object) -> None:
+    def note(self, **entries: object) -> None:
         """Replace entries of the manifest; does nothing on ranks other than the first."""
         if self._owned.writes:
-            write_json(self.path / MANIFEST, {**self.manifest, **what})
+            write_json(self.path / MANIFEST, {**self.manifest, **entries})
 
     def done(self) -> NDArray[np.bool_]:
         return np.frombuffer(self._was_done, dtype=np.uint8).astype(bool)
@@ -258,11 +259,11 @@ def _check_arrays(path: Path, columns: Mapping[str, Column], size: int) -> None:
     for name, column in columns.items():
         file, shape = _column_file(path, name), (size, *column.tail)
         with damaged(file, SignalError):
-            found, bytes_before = _header(file)
+            header, bytes_before = _header(file)
             expected = (shape, False, np.dtype(column.dtype))
             length = bytes_before + math.prod(shape) * expected[2].itemsize
-            if found != expected or file.stat().st_size != length:
-                raise ValueError(f"{found[2]} of shape {found[0]} in {file.stat().st_size} bytes")
+            if header != expected or file.stat().st_size != length:
+                raise ValueError(f"{header[2]} of shape {header[0]} in {file.stat().st_size} bytes")
 
 
 Stamp = tuple[int, str]
@@ -289,8 +290,8 @@ def _check_contents(path: Path, columns: Mapping[str, Column], digests: Mapping[
         if everything or name not in digests or file.stat().st_mtime_ns != digests[name][0]
     }
     with ThreadPoolExecutor() as pool:
-        for name, found in zip(changed, pool.map(sha256, changed.values()), strict=True):
-            if name not in digests or found != digests[name][1]:
+        for name, digest in zip(changed, pool.map(sha256, changed.values()), strict=True):
+            if name not in digests or digest != digests[name][1]:
                 raise SignalError(
                     f"{files[name]} has changed since it was written; delete {path} and measure again."
                 )

@@ -55,8 +55,8 @@ class Projector:
     def _row_fold(self, name: str, part: int | None, dimension: int) -> Fold:
         # Experts share the places they are dealt to, which take much room: only both sides' signs keep the
         # gradients of experts that learn the same apart.
-        own = () if part is None else (part,)
-        return Fold(dimension, self.side, seeded(self.seed, name, *own, "rows"))
+        expert = () if part is None else (part,)
+        return Fold(dimension, self.side, seeded(self.seed, name, *expert, "rows"))
 
     def _column_fold(self, group: str, part: int | None, dimension: int) -> Fold:
         return Fold(dimension, self.side, seeded(self.seed, group, part, dimension, "columns"))
@@ -69,7 +69,7 @@ class Projector:
 
 
 @dataclass(frozen=True)
-class Asked:
+class GradientRequest:
     """What is wanted of each sample's gradient."""
 
     scope: Scope
@@ -94,23 +94,25 @@ class GradientSums:
     """The gradients of one batch, added up use by use.
 
     Args:
-        asked: what is wanted.
+        request: what is measured of each gradient.
         samples: B.
         device, dtype: of the model.
     """
 
-    def __init__(self, asked: Asked, samples: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.asked = asked
+    def __init__(
+        self, request: GradientRequest, samples: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.request = request
         self.samples = samples
         like = {"device": device, "dtype": accumulator(dtype)}
-        projector = asked.projector
+        projector = request.projector
         self.projected = None if projector is None else torch.zeros(samples, projector.size, **like)
-        self.squares = torch.zeros(samples, **like) if asked.norms else None
-        self.whole = torch.zeros(samples, asked.scope.size, **like) if asked.whole else None
+        self.squares = torch.zeros(samples, **like) if request.norms else None
+        self.whole = torch.zeros(samples, request.scope.size, **like) if request.whole else None
         self.by_name: dict[str, Tensor] | None = None
         self.lost: set[str] = set()
         """Parameters with a use that could not be assigned to samples."""
-        self._offsets = dict(asked.scope.offsets())
+        self._offsets = dict(request.scope.offsets())
         self._uses: Counter[Matrix] = Counter()
         self._waiting: dict[Matrix, list[_Product | _Lookup]] = {}
         self._vectors: dict[str, Tensor] = {}
@@ -133,28 +135,29 @@ class GradientSums:
         self, matrix: Matrix, x: Tensor, rows: SampleRows, *, input_is_row: bool
     ) -> Callable[[Tensor], None]:
         """A matrix multiplies `x`; returns what takes the gradient of the product when it arrives."""
+        # Counted in the forward pass, so that the backward pass knows which use of a matrix is the last one.
         self._uses[matrix] += 1
         folded = self._folded_input(matrix, x, input_is_row)
         # A projection needs only the folded input. Exact norms need the activations themselves, which is the
         # memory that they cost.
-        kept = x if self.squares is not None or self.whole is not None else None
+        activations = x if self.squares is not None or self.whole is not None else None
 
         def arrived(gradient: Tensor) -> None:
-            nonlocal kept, folded
+            nonlocal activations, folded
             if self.projected is not None and folded is not None:
                 self._project(matrix, folded, gradient, rows, input_is_row)
-            if kept is not None:
-                first, second = (kept, gradient) if input_is_row else (gradient, kept)
+            if activations is not None:
+                first, second = (activations, gradient) if input_is_row else (gradient, activations)
                 product = _Product(rows.grouped(wide(first)), rows.grouped(wide(second)))
                 self._add(matrix, self._preconditioned(matrix, product))
             # Released as soon as they are used: closures live as long as the backward graph, and a batch's
             # activations would add up.
-            kept = folded = None
+            activations = folded = None
 
         return arrived
 
     def _folded_input(self, matrix: Matrix, x: Tensor, input_is_row: bool) -> Tensor | None:
-        projector = self.asked.projector
+        projector = self.request.projector
         if projector is None:
             return None
         projection = projector.matrix(matrix)
@@ -164,6 +167,7 @@ class GradientSums:
         scale = self._scale(matrix, 0 if input_is_row else 1)
         if scale is not None:
             return fold(x * scale)
+        # An input that was changed in place keeps its address and shape; its version tells it apart.
         key = (x.data_ptr(), x.shape, x.stride(), x._version, fold)
         if self._last_input is None or self._last_input[0] != key:
             # x is held so that its address stays its own.
@@ -173,8 +177,8 @@ class GradientSums:
     def _project(
         self, matrix: Matrix, folded: Tensor, gradient: Tensor, rows: SampleRows, input_is_row: bool
     ) -> None:
-        assert self.asked.projector is not None and self.projected is not None
-        projection = self.asked.projector.matrix(matrix)
+        assert self.request.projector is not None and self.projected is not None
+        projection = self.request.projector.matrix(matrix)
         scale = self._scale(matrix, 1 if input_is_row else 0)
         scaled = gradient if scale is None else gradient * scale
         other = (projection.column if input_is_row else projection.row)(scaled)
@@ -187,6 +191,7 @@ class GradientSums:
 
         def arrived(gradient: Tensor) -> None:
             column = wide(gradient)
+            # torch gives the row of the padding index no gradient, and nothing here may count one.
             if padding is not None:
                 column = column.masked_fill((ids == padding)[..., None], 0.0)
             self._project_lookup(matrix, ids, column)
@@ -196,7 +201,7 @@ class GradientSums:
         return arrived
 
     def _project_lookup(self, matrix: Matrix, ids: Tensor, column: Tensor) -> None:
-        projector = self.asked.projector
+        projector = self.request.projector
         if projector is None or self.projected is None:
             return
         projection = projector.matrix(matrix)
@@ -215,10 +220,10 @@ class GradientSums:
 
     def vector(self, name: str, gradient_Bd: Tensor) -> None:
         """The gradient of a vector, (B, d), once for each of its uses."""
-        scale = self.asked.preconditioner and self.asked.preconditioner.vector(name, gradient_Bd)
+        scale = self.request.preconditioner and self.request.preconditioner.vector(name, gradient_Bd)
         gradient_Bd = gradient_Bd if scale is None else gradient_Bd * scale
-        if self.projected is not None and self.asked.projector is not None:
-            self.projected += self.asked.projector.vector(name, gradient_Bd.shape[1])(gradient_Bd)
+        if self.projected is not None and self.request.projector is not None:
+            self.projected += self.request.projector.vector(name, gradient_Bd.shape[1])(gradient_Bd)
         if self.squares is not None:
             # Uses of a vector add up before they are squared, for the same reason.
             self._vectors[name] = self._vectors.get(name, 0) + gradient_Bd
@@ -238,8 +243,8 @@ class GradientSums:
             row_scale, column_scale = self._scale(matrix, 0), self._scale(matrix, 1)
             if row_scale is not None and column_scale is not None:
                 part = part * row_scale[:, None] * column_scale
-            if self.projected is not None and self.asked.projector is not None:
-                self.projected += self.asked.projector.matrix(matrix)(part[None])
+            if self.projected is not None and self.request.projector is not None:
+                self.projected += self.request.projector.matrix(matrix)(part[None])
             if self.squares is not None:
                 self._square(name, part.square().sum().reshape(1))
             self._add_whole(matrix, part[None])
@@ -270,6 +275,8 @@ class GradientSums:
         """||G_i||^2, (B,), of the sum of several uses of one matrix, cross terms included."""
         products = [use for use in uses if isinstance(use, _Product)]
         lookups = [use for use in uses if isinstance(use, _Lookup)]
+        # Uses joined along T make up one gradient, sum over t of row_t column_t^T, whose squared norm has the
+        # cross terms 2 <G_a, G_b> of any two uses.
         rows = _joined([use.row_BTR for use in products]) if products else None
         columns = _joined([use.column_BTC for use in products]) if products else None
         if not lookups:
@@ -280,11 +287,11 @@ class GradientSums:
         scale = self._scale(matrix, 0)
         norms = []
         for i in range(self.samples):
-            found = looked_up[i] if scale is None else looked_up[i] * scale[ids[i], None]
+            scaled = looked_up[i] if scale is None else looked_up[i] * scale[ids[i], None]
             if rows is None or columns is None:
-                norms.append(gathered_rows(ids[i], found)[1].square().sum())
+                norms.append(gathered_rows(ids[i], scaled)[1].square().sum())
             else:
-                norms.append(squared_norm_with_lookup(rows[i], columns[i], ids[i], found))
+                norms.append(squared_norm_with_lookup(rows[i], columns[i], ids[i], scaled))
         return torch.stack(norms)
 
     def _square(self, name: str, squares_B: Tensor) -> None:
@@ -316,7 +323,7 @@ class GradientSums:
         self.whole[:, start : start + size] += gradient_BRC.flatten(1)
 
     def _scale(self, matrix: Matrix, side: int) -> Tensor | None:
-        preconditioner = self.asked.preconditioner
+        preconditioner = self.request.preconditioner
         return None if preconditioner is None else preconditioner.matrix(matrix)[side]
 
 

@@ -57,25 +57,27 @@ class Turns:
             while (due := self._due(None)) is not None:
                 self._joined(due)
         except BaseException as error:
+            # Within a run the other ranks are in the model's own collective calls, which this exchange would
+            # not meet.
             if not self._interrupted and not raised_everywhere(error):
                 self._exchanged((None, portable(marked(error))))
             raise
 
     def _due(self, mine: Kind | None) -> Kind | None:
         """The kind of the next run of all ranks; None where no rank has any left."""
-        found = self._exchanged((mine, None))
-        for _, error in found:
+        states = self._exchanged((mine, None))
+        for _, error in states:
             if error is not None:
                 raise error
-        return next((kind for kind, _ in found if kind is not None), None)
+        return next((kind for kind, _ in states if kind is not None), None)
 
     def _exchanged(
         self, mine: tuple[Kind | None, BaseException | None]
     ) -> list[tuple[Kind | None, BaseException | None]]:
         self._interrupted = True
-        found = gathered(mine)
+        states = gathered(mine)
         self._interrupted = False
-        return found
+        return states
 
     def _joined(self, kind: Kind) -> None:
         self._interrupted = True

@@ -90,8 +90,8 @@ class _Uses(TorchFunctionMode):
 
     def _names(self, tensor: Tensor) -> frozenset[str]:
         at = bisect(self._places, tensor.data_ptr(), key=lambda each: each[0]) - 1
-        known = at >= 0 and tensor.numel() > 0 and tensor.data_ptr() < self._places[at][1]
-        return self._places[at][2] if known else frozenset()
+        inside = at >= 0 and tensor.numel() > 0 and tensor.data_ptr() < self._places[at][1]
+        return self._places[at][2] if inside else frozenset()
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ POOLINGS: tuple[Pooling, ...] = ("labels", "last", "all")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SignalRequest:
     """What a pass is to measure of each sample.
 
     Attributes:
@@ -39,7 +39,7 @@ class Wanted:
     grad_dtype: Literal["float32", "float16"] = "float32"
 
     @classmethod
-    def of(cls, want: Any, **options: Any) -> "Wanted":
+    def of(cls, want: Any, **options: Any) -> "SignalRequest":
         """Check what a user asked for: quantities by name, or the methods that need them; raises SignalError.
 
         Args:
@@ -47,15 +47,15 @@ class Wanted:
             options: the other attributes.
         """
         parts = [want] if isinstance(want, str) or not isinstance(want, Iterable) else list(want)
-        asked = [name for part in parts for name in _names(part)]
-        for name in asked:
+        names = [name for part in parts for name in _names(part)]
+        for name in names:
             if name not in QUANTITIES:
                 raise SignalError(f"want: unknown quantity {name!r}{nearest(name, list(QUANTITIES))}")
-        if not asked:
+        if not names:
             raise SignalError(f"want names nothing to measure; give some of {', '.join(QUANTITIES)}.")
-        wanted = cls(tuple(name for name in QUANTITIES if name in asked), **options)
-        wanted._check()
-        return wanted
+        request = cls(tuple(name for name in QUANTITIES if name in names), **options)
+        request._check()
+        return request
 
     def _check(self) -> None:
         if self.pooling not in POOLINGS:

@@ -48,7 +48,7 @@ class _Ranked(Annealer):
             picked = self.select(signals.take(sound), validation=validation, room=room, seed=seed)
             return replace(picked, indices=sound[picked.indices])
         count = None if self.tokens is not None else self.budget(len(signals), room)
-        ranked, scores, what = self._ranked(signals, validation, count or len(signals), seed)
+        ranked, scores, reason = self._ranked(signals, validation, count or len(signals), seed)
         if count is None:
             assert self.tokens is not None
             tokens = signals.require("num_tokens", "a budget in tokens")[ranked]
@@ -66,7 +66,7 @@ class _Ranked(Annealer):
             details["label_tokens"] = int(np.asarray(signals.num_tokens)[picks].sum())
         return Selection(
             picks,
-            why=(what,),
+            why=(reason,),
             weights=self._weights(signals, picks),
             scores=None if scores is None else scores[:count],
             details=details,
@@ -123,6 +123,8 @@ class LossAnneal(_Ranked):
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
 
     def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
+        # Highest are the losses of random tokens: all 120 records of them were picked from a pool with junk
+        # (docs/results/direct-decay_planted.md).
         scores = signals.require("loss", "loss_top").astype(np.float64)
         return *_best_first(scores, "loss"), "highest loss as the phase began"
 

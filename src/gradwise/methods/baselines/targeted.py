@@ -148,20 +148,20 @@ class Less(_TowardsTarget):
         target: Signals,
         seed: int,  # noqa: ARG002
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], str]:
-        own, aims = (np.asarray(each.require("grad", self.method)) for each in (signals, target))
-        if own.shape[1] != aims.shape[1] or own.shape[1] % self.checkpoints:
+        grads, aims = (np.asarray(each.require("grad", self.method)) for each in (signals, target))
+        if grads.shape[1] != aims.shape[1] or grads.shape[1] % self.checkpoints:
             raise SignalError(
                 f"less needs gradients of {self.checkpoints} checkpoints side by side, as many numbers for "
-                f"the pool as for the target; found {own.shape[1]} and {aims.shape[1]}. Give checkpoints: 1 "
-                "for gradients at the present weights."
+                f"the pool as for the target; found {grads.shape[1]} and {aims.shape[1]}. "
+                "Give checkpoints: 1 for gradients at the present weights."
             )
         subtasks = Subtasks.of_domains(target.domain, len(target))
         usable = np.isfinite(aims).all(axis=1)
         # eta_c of LESS: the mean rate of each epoch of a linear decay, up to a factor that all scores share.
         rates = 1 - (np.arange(self.checkpoints) + 0.5) / self.checkpoints
-        scores = np.zeros((len(subtasks.names), len(own)))
+        scores = np.zeros((len(subtasks.names), len(grads)))
         for rate, pool, aim in zip(
-            rates, *(np.split(each, self.checkpoints, axis=1) for each in (own, aims)), strict=True
+            rates, *(np.split(each, self.checkpoints, axis=1) for each in (grads, aims)), strict=True
         ):
             means = np.stack(
                 [
@@ -173,7 +173,7 @@ class Less(_TowardsTarget):
             scores += rate * (unit_rows(means) @ unit_rows(np.nan_to_num(pool.astype(np.float64))).T)
         # The maximum over subtasks, as published: a sample need not serve all of them.
         best_of = scores.max(axis=0)
-        best_of[~np.isfinite(own).all(axis=1)] = -np.inf
+        best_of[~np.isfinite(grads).all(axis=1)] = -np.inf
         best = np.argsort(-best_of, kind="stable")[: self.size(int(np.isfinite(best_of).sum()))]
         scores = np.where(np.isfinite(best_of), best_of, -1.0)
         return best, scores, "its gradient is among the most like the target's"
@@ -235,13 +235,13 @@ def _units(signals: Signals, rows: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def _cosines(signals: Signals, target: Signals, by: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Samples with a finite embedding, and (m, n) cosines of the target samples with them."""
-    own = np.asarray(signals.require("embedding", by))
+    embeddings = np.asarray(signals.require("embedding", by))
     aims = np.asarray(target.require("embedding", f"{by}, of the target samples,"))
-    rows = np.flatnonzero(np.isfinite(own).all(axis=1))
+    rows = np.flatnonzero(np.isfinite(embeddings).all(axis=1))
     aims = aims[np.isfinite(aims).all(axis=1)].astype(np.float64)
     if not rows.size or not len(aims):
         raise SignalError(f"{by}: no sample of the pool or of the target has a finite embedding.")
-    centre = own[rows].mean(axis=0, dtype=np.float64)
+    centre = embeddings[rows].mean(axis=0, dtype=np.float64)
     # Both around the pool's mean: without centring all embeddings of a language model are alike.
     return rows, unit_rows(aims - centre) @ _units(signals, rows).T
 
@@ -250,12 +250,12 @@ def _in_turns(cosines: NDArray[np.float64], size: int) -> NDArray[np.int64]:
     """(size,) columns: each row in turn takes its highest that is left."""
     order = np.argsort(-cosines, axis=1, kind="stable")
     place = np.zeros(len(cosines), dtype=np.int64)
-    taken = np.zeros(cosines.shape[1], dtype=bool)
+    is_picked = np.zeros(cosines.shape[1], dtype=bool)
     picks: list[int] = []
     while len(picks) < size:
         row = len(picks) % len(cosines)
-        while taken[order[row, place[row]]]:
+        while is_picked[order[row, place[row]]]:
             place[row] += 1
         picks.append(int(order[row, place[row]]))
-        taken[picks[-1]] = True
+        is_picked[picks[-1]] = True
     return np.array(picks, dtype=np.int64)

@@ -238,18 +238,18 @@ class D3(InfluenceOrder):
                 if probe is None
                 else self.measured(probe, units, edges=edges, rng=rng)
             )
-        if said := self.unmeasured(units, graph):
-            warnings.warn(said, stacklevel=2)
-        found = self.arranged(units, graph, features, rng, seed=seed)
-        place = np.repeat(found.order, units.size)
+        if warning := self.unmeasured(units, graph):
+            warnings.warn(warning, stacklevel=2)
+        arrangement = self.arranged(units, graph, features, rng, seed=seed)
+        place = np.repeat(arrangement.order, units.size)
         rest = len(units.entries) - len(place)
         return Order(
-            units.arranged(found.order),
+            units.arranged(arrangement.order),
             why=(f"by the influence of {self.units} ({graph.edges})" if graph else "balanced by d3",),
-            objective=found.value,
+            objective=arrangement.value,
             units=np.concatenate([place, np.full(rest, units.whole)]),
             graph=graph,
-            details=found.details,
+            details=arrangement.details,
         )
 
     # ---- in a run ------------------------------------------------------------------------------------------
@@ -294,9 +294,9 @@ class D3(InfluenceOrder):
 
     def groups(self, signals: Signals, *, seed: int) -> NDArray[Any]:
         """(N,) the group of every sample; raises RecipeError where all are of one."""
-        found = signals.require("domain", "d3") if self.units == "domains" else self._clusters(signals, seed)
-        self._check_several(len(np.unique(found)))
-        return found
+        group = signals.require("domain", "d3") if self.units == "domains" else self._clusters(signals, seed)
+        self._check_several(len(np.unique(group)))
+        return group
 
     def _clusters(self, signals: Signals, seed: int) -> NDArray[Any]:
         """(N,) by gradients without their lengths."""
@@ -350,39 +350,39 @@ class D3(InfluenceOrder):
         target = self._aims(probe, units, drawn, rng)
         if edges == "lookahead":
             return replace(self._looked_ahead(probe, names, drawn, target), rate=probe.rate)
-        parts = min(PARTS, min(len(own) for own in drawn))
-        split = [own[part::parts] for own in drawn for part in range(parts)]
+        parts = min(PARTS, min(len(samples) for samples in drawn))
+        split = [samples[part::parts] for samples in drawn for part in range(parts)]
         bends = probe.bends(split, target, hessian=edges == "curvature")
-        found = InfluenceGraph.of_bends(names, np.repeat(np.arange(len(names)), parts), bends, edges)
-        return replace(found, rate=probe.rate)
+        graph = InfluenceGraph.of_bends(names, np.repeat(np.arange(len(names)), parts), bends, edges)
+        return replace(graph, rate=probe.rate)
 
     def _aims(
         self, probe: "Probe", units: Units, drawn: list[Any], rng: np.random.Generator
     ) -> NDArray[np.int64]:
         """Samples of the target; of the entries those that no step is tried on, as long as there are some."""
-        found = probe.target
-        if not len(found):
+        candidates = probe.target
+        if not len(candidates):
             others = np.setdiff1d(units.entries, np.concatenate(drawn)) if drawn else units.entries
-            found = others if len(others) >= self.target_samples else units.entries
-        return rng.permutation(found)[: self.target_samples]
+            candidates = others if len(others) >= self.target_samples else units.entries
+        return rng.permutation(candidates)[: self.target_samples]
 
     def from_signals(self, signals: Signals, units: Units, target: Signals | None) -> InfluenceGraph:
         """Influences to first order, from gradients that were measured; a step is of length one."""
         grad, loss = (signals.require(name, "d3 without a probe") for name in ("grad", "loss"))
         nodes = units.nodes
         rows = [units.of_node(node) for node in nodes]
-        parts = min(PARTS, min(len(own) for own in rows))
-        split = [own[part::parts] for own in rows for part in range(parts)]
-        gradients = np.array([np.nanmean(grad[own].astype(np.float64), axis=0) for own in split])
+        parts = min(PARTS, min(len(samples) for samples in rows))
+        split = [samples[part::parts] for samples in rows for part in range(parts)]
+        gradients = np.array([np.nanmean(grad[samples].astype(np.float64), axis=0) for samples in split])
         aim = signals if target is None else target
-        own = units.entries if target is None else np.arange(len(target))
-        way = np.nanmean(aim.require("grad", "d3's target")[own].astype(np.float64), axis=0)
+        aim_rows = units.entries if target is None else np.arange(len(target))
+        way = np.nanmean(aim.require("grad", "d3's target")[aim_rows].astype(np.float64), axis=0)
         bends = Bends(
             along=None,
             gains=gradients @ gradients.T,
             towards=gradients @ way,
-            losses=np.array([float(np.nanmean(loss[own])) for own in split]),
-            target_loss=float(np.nanmean(aim.require("loss", "d3's target")[own])),
+            losses=np.array([float(np.nanmean(loss[samples])) for samples in split]),
+            target_loss=float(np.nanmean(aim.require("loss", "d3's target")[aim_rows])),
         )
         names = tuple(units.names[node] for node in nodes)
         return InfluenceGraph.of_bends(names, np.repeat(np.arange(len(names)), parts), bends, "first_order")
@@ -407,11 +407,11 @@ class D3(InfluenceOrder):
             seed: of the search for the best order in it.
         """
         base = np.arange(units.whole)
-        if not units.own:
+        if not units.ungrouped:
             mixed = rng.permutation(units.whole)
             # Groups take turns: in their given order the data ended 0.54 nats above a shuffle (docs/log.md).
             base = mixed[interleaved(units.node[mixed])]
-        strays = units.summed(features) if units.own else units.one_hot()
+        strays = units.summed(features) if units.ungrouped else units.one_hot()
         if graph is None or len(base) < 2:
             return Arranged(base, {"imbalance": _rounded(imbalance(strays, base))}, None)
         node, worth, before = self._by_unit(units, graph)
@@ -466,18 +466,18 @@ class D3(InfluenceOrder):
         target = self._aims(probe, units, [], rng)
         steps = []
         for node in units.nodes:
-            own = units.of_node(node)
-            others = np.setdiff1d(own, target)
+            entries = units.of_node(node)
+            others = np.setdiff1d(entries, target)
             # A prerequisite is a third-order effect: one step shows nothing, twenty always did (docs/log.md).
-            drawn = rng.permutation(others if len(others) else own)[: self.trial_steps * units.size]
+            drawn = rng.permutation(others if len(others) else entries)[: self.trial_steps * units.size]
             steps.append([drawn[n : n + units.size] for n in range(0, len(drawn), units.size)])
         orders = probe.orders(steps, target)
-        return InfluenceGraph.of_orders(names, orders, np.array([len(own) for own in steps]))
+        return InfluenceGraph.of_orders(names, orders, np.array([len(batches) for batches in steps]))
 
     def _looked_ahead(
         self, probe: "Probe", names: tuple[str, ...], drawn: list[Any], target: NDArray[np.int64]
     ) -> InfluenceGraph:
-        owner = np.repeat(np.arange(len(names)), [len(own) for own in drawn])
+        owner = np.repeat(np.arange(len(names)), [len(samples) for samples in drawn])
         on = np.concatenate([*drawn, target])
         only = np.ones((len(names), len(on)), dtype=bool)
         if len(names) > self.neighbours + 1:

@@ -139,8 +139,8 @@ class PublishedD3(InfluenceOrder):
             some = rng.permutation(np.concatenate(batches))[: self.hessian_samples]
             influence = probe.diagonal_curvatures(batches, some, self.hessian_probes, rng)
             # gamma^2/2 lambda_j alone; -gamma g_j.g_i is the same in both directions and cancels in S_ij.
-            own = (self.trial_rate * probe.rate) ** 2 / 2 * influence
-            weight = np.repeat(own[:, None], len(names), axis=1)
+            curvature_terms = (self.trial_rate * probe.rate) ** 2 / 2 * influence
+            weight = np.repeat(curvature_terms[:, None], len(names), axis=1)
         else:
             before, after = probe.plain_steps(batches, self.trial_rate * probe.rate)
             # -I(i->j): `weight` counts what a step takes off a loss, the paper counts what it adds.
@@ -166,6 +166,9 @@ class PublishedD3(InfluenceOrder):
         if self.rule == "lambda":
             # All S_ij have the sign of lambda_i - lambda_j: descending lambda loses no advantage at all, and
             # no search is needed.
+            # On linear regression this rule named the better order of two samples in 4 % of pairs with inputs
+            # of unit length and in 29 % with Gaussian ones, the definition in 100 and 74 %
+            # (docs/results/d3-printed_rule.md).
             order = np.argsort(-graph.influence, kind="stable")
         else:
             order = linear_order(np.maximum(advantages(graph), 0.0), seed=seed)
@@ -200,8 +203,8 @@ class PublishedD3(InfluenceOrder):
             units = self.units_of(mixed[start : start + self.chunk * size], None, size)
             if len(units.nodes) > 1:
                 graph = self.measured(probe, units, edges=self.rule, rng=rng)
-                found = self.arranged(units, graph, np.zeros(0), rng, seed=seed)
-                parts.append(units.arranged(found.order))
+                arrangement = self.arranged(units, graph, np.zeros(0), rng, seed=seed)
+                parts.append(units.arranged(arrangement.order))
             else:
                 parts.append(units.entries)
         why = (f"in published order within chunks of {self.chunk} batches ({self.rule})",)

@@ -36,7 +36,7 @@ class Windows:
 
     seed: int = 0
 
-    _known: dict[tuple[int, ...], NDArray[np.int64]] = field(default_factory=dict)
+    _orders: dict[tuple[int, ...], NDArray[np.int64]] = field(default_factory=dict)
 
     def order(
         self, base: NDArray[np.int64], features: NDArray[np.float64], limit: float | None
@@ -60,9 +60,9 @@ class Windows:
             # Only the first are committed: the rest is ordered again together with what comes next.
             count = min(self.commit, len(wish)) if at < len(base) else len(wish)
             nodes = self.node[wish]
-            taken = balance.place(wish, count, self.before[np.ix_(nodes, nodes)])
-            placed += taken
-            gone = set(taken)
+            committed = balance.place(wish, count, self.before[np.ix_(nodes, nodes)])
+            placed += committed
+            gone = set(committed)
             waiting = [unit for unit in waiting if unit not in gone]
         return np.array(placed, dtype=np.int64)
 
@@ -77,12 +77,12 @@ class Windows:
         """Places of the units in the best order; what the graph does not care about stays as it came."""
         nodes = tuple(self.node[units].tolist())
         # Windows of the same groups come again and again, and their best order is the same.
-        if nodes not in self._known:
+        if nodes not in self._orders:
             square = np.ix_(nodes, nodes)
             worth = self.worth[square]
             # Far below anything measured: it decides only between orders that the graph values alike.
             as_they_came = np.triu(np.full(worth.shape, TIE * (np.abs(worth).max() or 1.0)), 1)
-            self._known[nodes] = linear_order(
+            self._orders[nodes] = linear_order(
                 worth + as_they_came, seed=self.seed, precedences=self.before[square]
             )
-        return self._known[nodes]
+        return self._orders[nodes]

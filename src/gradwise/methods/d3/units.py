@@ -38,7 +38,7 @@ class Units:
     names: tuple[str, ...]
     """Names of the nodes."""
 
-    own: bool = False
+    ungrouped: bool = False
     """Whether every unit is a node of its own."""
 
     def __len__(self) -> int:
@@ -58,7 +58,9 @@ class Units:
     def of_batches(cls, entries: NDArray[np.int64], size: int, names: tuple[str, ...] = ()) -> "Units":
         """As the entries come, each unit a node of its own."""
         count = -(-len(entries) // size)
-        return cls(entries, size, np.arange(count), names or tuple(str(n) for n in range(count)), own=True)
+        return cls(
+            entries, size, np.arange(count), names or tuple(str(n) for n in range(count)), ungrouped=True
+        )
 
     @classmethod
     def by_group(cls, entries: NDArray[np.int64], group: NDArray[np.generic], size: int) -> "Units":
@@ -71,18 +73,18 @@ class Units:
             size: entries of a unit.
         """
         names, codes = np.unique(group[entries], return_inverse=True)
-        kept, rest = [], []
+        in_units, rest = [], []
         for code in range(len(names)):
             # In the order in which the entries come: the balance that they were put in holds within a group
             # too.
-            own = np.flatnonzero(codes == code)
-            whole = len(own) // size * size
-            kept.append(own[:whole])
-            rest.append(own[whole:])
-        node = np.repeat(np.arange(len(names)), [len(own) // size for own in kept])
+            members = np.flatnonzero(codes == code)
+            whole = len(members) // size * size
+            in_units.append(members[:whole])
+            rest.append(members[whole:])
+        node = np.repeat(np.arange(len(names)), [len(places) // size for places in in_units])
         mixed = -(-sum(map(len, rest)) // size)
         return cls(
-            entries[np.concatenate([*kept, *rest])],
+            entries[np.concatenate([*in_units, *rest])],
             size,
             np.concatenate([node, np.full(mixed, len(names))]).astype(np.int64),
             (*(str(name) for name in names), *([MIXED] if mixed else [])),
@@ -93,8 +95,8 @@ class Units:
         """Nodes that have whole units of their own."""
         # A group with fewer samples than a unit has none of its own, and what is mixed of several groups says
         # nothing about any of them.
-        found = np.unique(self.node[: self.whole])
-        return found if self.own else found[[self.names[node] != MIXED for node in found]]
+        nodes = np.unique(self.node[: self.whole])
+        return nodes if self.ungrouped else nodes[[self.names[node] != MIXED for node in nodes]]
 
     @property
     def whole(self) -> int:

@@ -90,9 +90,9 @@ def held_out_check(
     mixed = rng.permutation(len(z))
     halves = mixed[: len(z) // 2], mixed[len(z) // 2 :]
     effects: list[Values] = []
-    for own, other in (halves, halves[::-1]):
+    for half, other in (halves, halves[::-1]):
         judges = z[other]
-        chosen = [_effect(gradients, places, judges) for places in (choose(z[own]), by_cosine(z[own]))]
+        chosen = [_effect(gradients, places, judges) for places in (choose(z[half]), by_cosine(z[half]))]
         draws = [
             # Several draws, since a single one is as noisy as the picks that it is to be compared with.
             _effect(gradients, rng.choice(len(gradients), count, replace=False), judges)

@@ -48,9 +48,9 @@ def descent(z: Any, spectrum: Spectrum, *, seed: int = 0) -> Descent:
     expected = _expected(z, seed) if len(z) >= 4 else np.array([0.0] * (len(RIDGES) - 1) + [1.0])
     # Plain alignment unless another ridge is expected to do better, and to do any good.
     best = float(RIDGES[int(np.argmax(expected))]) if expected.max() > max(0.0, expected[-1]) else np.inf
-    found = _direction(z.mean(axis=0), spectrum, best)
+    direction = _direction(z.mean(axis=0), spectrum, best)
     scale = np.abs(expected).max() or 1.0
-    return Descent(found / (np.linalg.norm(found) or 1.0), best, tuple((expected / scale).tolist()))
+    return Descent(direction / (np.linalg.norm(direction) or 1.0), best, tuple((expected / scale).tolist()))
 
 
 def _expected(z: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
@@ -59,8 +59,8 @@ def _expected(z: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     for _ in range(SPLITS):
         mixed = rng.permutation(len(z))
         halves = z[mixed[: len(z) // 2]], z[mixed[len(z) // 2 :]]
-        for own, other in (halves, halves[::-1]):
-            spectrum, mean = Spectrum.of_rows(own), own.mean(axis=0)
+        for half, other in (halves, halves[::-1]):
+            spectrum, mean = Spectrum.of_rows(half), half.mean(axis=0)
             for place, ridge in enumerate(RIDGES):
                 d = _direction(mean, spectrum, float(ridge))
                 along, curved = other.mean(axis=0) @ d, np.mean((other @ d) ** 2)

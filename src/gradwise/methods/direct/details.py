@@ -23,18 +23,18 @@ rather than nothing known."""
 
 def spectrum_details(problem: Problem, places: NDArray[np.int64]) -> dict[str, Any]:
     """Plain values on the spectrum, and on what share of the energy lies where."""
-    spectrum, own = problem.spectrum, problem.gradients
-    everyone = _energy(problem, np.arange(len(own)))
+    spectrum, gradients = problem.spectrum, problem.gradients
+    everyone = _energy(problem, np.arange(len(gradients)))
     picks = _energy(problem, np.sort(places))
     flat = 1 - everyone[: problem.stiff].sum()
     # Energy outside of all eigenvectors lies where the validation samples have no gradient: not flat, but
     # unknown.
-    known = float(everyone[problem.stiff :].sum() / flat) if flat > 0 else 1.0
+    known_share = float(everyone[problem.stiff :].sum() / flat) if flat > 0 else 1.0
     return {
         "stiff_directions": problem.stiff,
         "effective_rank": round(spectrum.effective_rank, 3),
         "rank": len(spectrum),
-        "flat_known": round(known, 4),
+        "flat_known": round(known_share, 4),
         "spectrum": {
             "values": [float(f"{value:.6g}") for value in spectrum.values[:SHOWN]],
             "trace": float(f"{spectrum.trace:.6g}"),
@@ -59,8 +59,8 @@ def warn_of_unknown_curvature(details: dict[str, Any]) -> None:
 def _energy(problem: Problem, places: NDArray[np.int64]) -> NDArray[np.float64]:
     """(r,) share of the rows' squared length that lies along each eigenvector."""
     places = places[evenly(len(places), SAMPLED)]
-    own = problem.gradients
-    some = Rows(own.x, own.chosen[places], own.scale[places])
+    gradients = problem.gradients
+    some = Rows(gradients.x, gradients.chosen[places], gradients.scale[places])
     along = np.zeros(len(problem.spectrum))
     directions = problem.spectrum.vectors.astype(np.float32)
     for part, rows in some.parts():

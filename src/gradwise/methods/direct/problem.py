@@ -78,8 +78,8 @@ class Problem:
     @property
     def flat(self) -> Rows:
         """The gradients without their stiff part."""
-        own = self.gradients
-        return Rows(own.x, own.chosen, own.scale, without=self.spectrum.vectors[:, : self.stiff])
+        rows = self.gradients
+        return Rows(rows.x, rows.chosen, rows.scale, without=self.spectrum.vectors[:, : self.stiff])
 
     @property
     def usual_cost(self) -> float:
@@ -162,15 +162,17 @@ def relative_lengths(
     Random tokens have gradients twice as long as those of text, which point a little everywhere, and so also
     along what is to be learned: unclipped, they were 11 to 13 of 40 picks (benchmarks/direct/sketch.py).
     """
-    known = validation is not None and signals.num_tokens is not None and validation.num_tokens is not None
-    how: Normalise = "length" if known else "none"
+    has_tokens = (
+        validation is not None and signals.num_tokens is not None and validation.num_tokens is not None
+    )
+    how: Normalise = "length" if has_tokens else "none"
     usual = mean_tokens(validation, how)
     theirs = validation_rows(validation, "direct")
     assert validation is not None
 
-    def lengths(own: Signals, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-        squares = Rows(own.require("grad", "direct"), chosen).squares()
-        return np.sqrt(squares) * lengths_of(own, chosen, how, usual)
+    def lengths(part: Signals, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        squares = Rows(part.require("grad", "direct"), places).squares()
+        return np.sqrt(squares) * lengths_of(part, places, how, usual)
 
     return lengths(signals, rows) / float(np.quantile(lengths(validation, theirs), USUAL_LENGTH))
 
@@ -183,8 +185,8 @@ def without_outliers(
     # Shortest first: where most of the pool is longer than the validation samples, the least odd ones stay.
     order = np.argsort(relative, kind="stable")
     # The factor below 1 keeps rounding from asking for one sample more than there are.
-    wanted = min(CHOICE * count, (count + sizes.sum()) / 2) * (1 - 1e-12)
-    enough = int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1
+    least_amount = min(CHOICE * count, (count + sizes.sum()) / 2) * (1 - 1e-12)
+    enough = int(np.searchsorted(np.cumsum(sizes[order]), least_amount)) + 1
     return np.sort(order[: max(enough, int((relative <= 1).sum()))])
 
 
@@ -223,13 +225,13 @@ def unlikeness(z: NDArray[np.float64], gradients: Rows) -> float:
     b, g = z.mean(axis=0), gradients.sum_of(np.arange(len(gradients))) / len(gradients)
     # |b|^2 of M samples is too large by the variance of their mean; the distance to the pool by both
     # variances.
-    own = float(np.square(z - b).sum()) / (len(z) * (len(z) - 1))
-    noise = own + max(0.0, float(gradients.squares().mean() - g @ g)) / len(gradients)
+    target_noise = float(np.square(z - b).sum()) / (len(z) * (len(z) - 1))
+    noise = target_noise + max(0.0, float(gradients.squares().mean() - g @ g)) / len(gradients)
     apart, length = float(np.square(b - g).sum()), float(b @ b)
     # With few validation samples most of the distance is noise. Then nothing speaks for a target.
-    if apart <= 2 * noise or length <= 2 * own:
+    if apart <= 2 * noise or length <= 2 * target_noise:
         return 0.0
-    return (apart - noise) / (length - own)
+    return (apart - noise) / (length - target_noise)
 
 
 def without_copies(
@@ -245,8 +247,8 @@ def without_copies(
     starts = np.flatnonzero(np.diff(leader[order], prepend=-1))
     rank = np.empty(len(rows), dtype=np.int64)
     rank[order] = np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
-    kept = rows[rank < most]
-    return kept, len(rows) - len(kept)
+    remaining = rows[rank < most]
+    return remaining, len(rows) - len(remaining)
 
 
 def stiff_costs(

@@ -46,40 +46,40 @@ def budgeted(
     # Another decision scores the whole pool anyway, and its signals are there for the taking.
     if scores_all:
         candidates = candidates or "all"
-    run, own = size(), method.speeds
+    run, run_speeds = size(), method.speeds
     pool = run.pool
     if method.aims and candidates is None:
         # Words rank the pool for nothing; what is left to score is what they let through.
         run = replace(run, pool=min(pool, SURVIVORS * run.picks))
     scored = None if candidates is None else pool if candidates == "all" else min(candidates, pool)
     dial = USUAL_OVERHEAD if method.overhead is None else method.overhead
-    if own is None and method.overhead is None and scored is not None and every == 0:
-        found = single(scored, run.steps)
+    if run_speeds is None and method.overhead is None and scored is not None and every == 0:
+        expected = single(scored, run.steps)
     else:
-        own = own or speeds()
-        found = forecast(run, own, dial, candidates=scored, every=every, anchors=method.anchors)
-    if method.overhead is not None and found.share is not None and found.share > method.overhead:
+        run_speeds = run_speeds or speeds()
+        expected = forecast(run, run_speeds, dial, candidates=scored, every=every, anchors=method.anchors)
+    if method.overhead is not None and expected.share is not None and expected.share > method.overhead:
         raise RecipeError(
-            f"select.overhead is {method.overhead:g}, but scoring {found.candidates:,} samples"
-            + (f" and some of them again every {found.every} steps" if found.every else "")
-            + f" is expected to take {found.share:.2g} of the training time; give a larger overhead, "
+            f"select.overhead is {method.overhead:g}, but scoring {expected.candidates:,} samples"
+            + (f" and some of them again every {expected.every} steps" if expected.every else "")
+            + f" is expected to take {expected.share:.2g} of the training time; give a larger overhead, "
             "fewer candidates, rarer refreshes, or a smaller model under signals.model."
         )
-    sentence = [str(found)]
-    if found.share is not None and method.overhead is None and found.share > 1.005 * dial:
+    sentence = [str(expected)]
+    if expected.share is not None and method.overhead is None and expected.share > 1.005 * dial:
         sentence.append(
             f"that is more than the default overhead of {dial:.0%}, since the recipe's settings ask for "
             "it; give select.overhead to bound it"
         )
-    if not found.every and changed:
+    if not expected.every and changed:
         sentence.append(f"without a refresh select.{changed[0]} has no effect; give more overhead")
     filled = replace(
         method,
-        speeds=own,
-        search=search_of(method.search, found.candidates),
-        candidates="all" if found.candidates == pool else found.candidates,
+        speeds=run_speeds,
+        search=search_of(method.search, expected.candidates),
+        candidates="all" if expected.candidates == pool else expected.candidates,
     )
-    return Budgeted(filled, found, "; ".join(sentence) + ".")
+    return Budgeted(filled, expected, "; ".join(sentence) + ".")
 
 
 def decide_once(method: "Grace") -> None:

@@ -68,14 +68,14 @@ def importance(
         grads = values[rows].astype(np.float64)
         # A mean cosine, not an inner product: garbage has the longest gradients, and as an inner product it
         # was picked for them; as a cosine it stays at 1 to 3 % of the picks (docs/log.md).
-        found = (target or MeanDirection.of(grads)).alignment(grads)
+        scores = (target or MeanDirection.of(grads)).alignment(grads)
     else:
-        found = values[rows].astype(np.float64)
+        scores = values[rows].astype(np.float64)
     if mean_tokens is None:
-        return found
+        return scores
     # Per sample instead of per token, the head's norm finds both kinds of garbage: random characters, where
     # it is low, and snippets, where it is high (docs/log.md).
-    return found * signals.require("num_tokens", "grace")[rows] / mean_tokens
+    return scores * signals.require("num_tokens", "grace")[rows] / mean_tokens
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def worth(values: NDArray[np.float64]) -> Worth:
 
 def finite_rows(values: NDArray[Any]) -> NDArray[Any]:
     """(N,) whether all numbers of a row are finite; a large pool is read a part at a time."""
-    found = np.empty(len(values), dtype=bool)
+    finite = np.empty(len(values), dtype=bool)
     for part in parts(len(values), 2**14):
-        found[part] = np.isfinite(values[part]).all(axis=1)
-    return found
+        finite[part] = np.isfinite(values[part]).all(axis=1)
+    return finite

@@ -41,8 +41,9 @@ class Amount:
             most = max(1, int(len(state.rows) / LEAST_CHOICE), missing)
             return self if self.count <= most else Amount(count=most)
         assert self.tokens is not None and self.costs is not None
-        own, looked = float(self.costs[state.rows].sum()), float(self.costs[state.looked].sum())
-        most_tokens = max(own / LEAST_CHOICE, self.tokens - (float(self.costs.sum()) - looked))
+        usable_tokens = float(self.costs[state.rows].sum())
+        other_tokens = float(self.costs.sum()) - float(self.costs[state.looked].sum())
+        most_tokens = max(usable_tokens / LEAST_CHOICE, self.tokens - other_tokens)
         return self if self.tokens <= most_tokens else Amount(tokens=most_tokens, costs=self.costs)
 
 
@@ -196,8 +197,8 @@ def _reason(values: tuple[Any, ...], of: str) -> str:
 def _covers(state: State, chosen: Coreset) -> NDArray[np.int64]:
     """(picks,) samples that each pick is the nearest one of, itself and its copies among them."""
     nodes = chosen.covered.by >= 0
-    found = np.bincount(chosen.covered.by[nodes], weights=state.counts[nodes], minlength=len(chosen.picks))
-    return found.astype(np.int64)
+    counts = np.bincount(chosen.covered.by[nodes], weights=state.counts[nodes], minlength=len(chosen.picks))
+    return counts.astype(np.int64)
 
 
 def _copies(state: State, picks: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -261,12 +262,12 @@ def random_picks(details: dict[str, Any], picked: int) -> str | None:
 
 def _fitting(samples: NDArray[np.int64], costs: NDArray[np.float64], left: float) -> NDArray[np.int64]:
     """Samples in the order given, each that still fits."""
-    kept = []
+    fitting = []
     for sample in samples:
         if costs[sample] <= left:
-            kept.append(sample)
+            fitting.append(sample)
             left -= float(costs[sample])
-    return np.array(kept, dtype=np.int64)
+    return np.array(fitting, dtype=np.int64)
 
 
 def _unknown(values: NDArray[Any], more: int) -> NDArray[Any]:

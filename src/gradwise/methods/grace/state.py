@@ -75,10 +75,10 @@ class State:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All of it, by name."""
         # Not `asdict`, which would copy a million embeddings for each checkpoint.
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "graph"}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "graph"}
         graph = {f"graph.{field.name}": getattr(self.graph, field.name) for field in fields(KnnGraph)}
-        known = {name: value for name, value in {**own, **graph}.items() if value is not None}
-        return {name: np.asarray(value) for name, value in known.items()}
+        present = {name: value for name, value in {**values, **graph}.items() if value is not None}
+        return {name: np.asarray(value) for name, value in present.items()}
 
     @staticmethod
     def of_arrays(arrays: dict[str, NDArray[Any]]) -> "State":
@@ -88,5 +88,5 @@ class State:
         }
         prefix = "graph."
         graph = {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
-        own = {name: value for name, value in values.items() if not name.startswith(prefix)}
-        return State(**own, graph=KnnGraph(**graph))
+        rest = {name: value for name, value in values.items() if not name.startswith(prefix)}
+        return State(**rest, graph=KnnGraph(**graph))

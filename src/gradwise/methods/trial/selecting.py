@@ -61,7 +61,7 @@ class SelectTrial(AlwaysTargeted):
     def tried(self) -> dict[str, Selector]:
         size: dict[str, Any] = {"fraction": self.fraction, "count": self.count}
         aimed: dict[str, Any] = {**size, "target": self.target or "target"}
-        made: dict[str, Selector] = {
+        selectors: dict[str, Selector] = {
             # Without refreshes: the trial judges what was selected once, before the run trains.
             "grace": Grace(**aimed, refresh_every=0),
             "dsir": Dsir(**aimed),
@@ -70,13 +70,13 @@ class SelectTrial(AlwaysTargeted):
             "random": RandomSubset(**size),
             "full": FullData(),
         }
-        return {name: made[name] for name in self.contenders}
+        return {name: selectors[name] for name in self.contenders}
 
     def chosen(self) -> Selector | None:
         return None if self.winner is None else self.tried[self.winner]
 
     @property
-    def _asked(self) -> list[Selector]:
+    def _remaining(self) -> list[Selector]:
         """The contenders that still matter."""
         chosen = self.chosen()
         return list(self.tried.values()) if chosen is None else [chosen]
@@ -84,17 +84,17 @@ class SelectTrial(AlwaysTargeted):
     @property
     def needs(self) -> frozenset[str]:
         """The signals that one of the contenders decides by."""
-        return frozenset().union(*(method.needs for method in self._asked))
+        return frozenset().union(*(method.needs for method in self._remaining))
 
     def first_stage(self, signals: Signals, target: Signals) -> FirstStage | None:
-        found = (method.first_stage(signals, target) for method in self._asked)
-        return next((stage for stage in found if stage is not None), None)
+        stages = (method.first_stage(signals, target) for method in self._remaining)
+        return next((stage for stage in stages if stage is not None), None)
 
     def rows_to_score(
         self, pool: int, domain: NDArray[np.str_] | None, seed: int, first: object = None
     ) -> Places | None:
         """The samples that the one contender scores that asks a model; all where there are several."""
-        measuring = [method for method in self._asked if method.needs & set(QUANTITIES)]
+        measuring = [method for method in self._remaining if method.needs & set(QUANTITIES)]
         return measuring[0].rows_to_score(pool, domain, seed, first) if len(measuring) == 1 else None
 
     def select(self, signals: Signals, *, target: Signals | None = None, seed: int = 0) -> Selection:
