@@ -156,12 +156,12 @@ def nested(values: Tree) -> Tree:
         if isinstance(result.get(section), str):
             result[section] = {"method": result[section]}
     for section, holder in FREE_SECTIONS.items():
-        given = result.get(section)
-        if isinstance(given, dict):
-            own = own_keys(section)
-            free = {key: given.pop(key) for key in list(given) if key not in own}
+        settings = result.get(section)
+        if isinstance(settings, dict):
+            field_names = section_fields(section)
+            free = {key: settings.pop(key) for key in list(settings) if key not in field_names}
             if free:
-                given[holder] = free
+                settings[holder] = free
     return result
 
 
@@ -178,7 +178,7 @@ def flattened(values: Tree) -> Tree:
     return result
 
 
-def own_keys(section: str) -> set[str]:
+def section_fields(section: str) -> set[str]:
     """The keys of a free section that are its own, the field that gathers the others left out."""
     owner = {"train": Train, "adapter": Adapter}[section]
     return {field.name for field in fields(owner)} - {FREE_SECTIONS[section]}
