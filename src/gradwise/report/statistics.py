@@ -112,8 +112,8 @@ def compare_pairs(
 
 def mean_sd(values: Mapping[int, float]) -> tuple[float, float]:
     """Mean and standard deviation (n - 1; NaN for one value)."""
-    found = np.array(list(values.values()))
-    return float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else math.nan
+    array = np.array(list(values.values()))
+    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else math.nan
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
