@@ -113,7 +113,7 @@ class Scoring:
                 "scores it."
             ) from error
         if first:
-            values = {name: found.as_dict() for name, found in scores.items()}
+            values = {name: each.as_dict() for name, each in scores.items()}
             write_json(run.scores_file, {"scores": values, "seconds": time.perf_counter() - start})
         return True
 

@@ -284,12 +284,12 @@ def _phase_pool(recipe: Recipe, phase: Annealer, tell: Tell, progress: bool) -> 
     settings, data = sections(recipe)
     tokenizer = load_tokenizer(recipe.model or settings)
     shown = progress and is_first()
-    own = load(data, "anneal", tokenizer, sources=phase.data, progress=shown)
-    tell(f"Annealing phase: {own.report}")
+    phase_pool = load(data, "anneal", tokenizer, sources=phase.data, progress=shown)
+    tell(f"Annealing phase: {phase_pool.report}")
     if phase.share in (None, 1):
-        return own, len(own), tokenizer
+        return phase_pool, len(phase_pool), tokenizer
     pool, _ = _pool(recipe, recipe.model, tell, progress)
-    return pool.followed_by(own), len(own), tokenizer
+    return pool.followed_by(phase_pool), len(phase_pool), tokenizer
 
 
 def _sources(recipe: Recipe, phase: Annealer) -> Sources:
