@@ -89,8 +89,8 @@ def estimate(
 
     size = None if memory is None else bytes_of(memory)
     with quiet_libraries(False):
-        found = estimate_recipe(Recipe.load(recipe, set_), size)
-    say(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
+        forecast = estimate_recipe(Recipe.load(recipe, set_), size)
+    say(json.dumps(forecast.as_dict(), indent=2) if as_json else str(forecast))
 
 
 def report(

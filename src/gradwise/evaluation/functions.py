@@ -95,8 +95,10 @@ def call(
         return {setting.called: Score(finite(setting.called, result), setting.better, samples)}
     if not result:
         raise EvaluationError(f"The metric {setting.called} gave a mapping without a number in it.")
-    named = {f"{setting.called}/{key}": value for key, value in result.items()}
-    return {name: Score(finite(name, value), setting.better, samples) for name, value in named.items()}
+    values_by_name = {f"{setting.called}/{key}": value for key, value in result.items()}
+    return {
+        name: Score(finite(name, value), setting.better, samples) for name, value in values_by_name.items()
+    }
 
 
 def _described(error: BaseException) -> str:
