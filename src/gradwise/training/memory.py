@@ -151,5 +151,5 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(local_part(tensor)[0].nbytes for tensor in tensors)
 
 
-def _larger(known: BytesByPart, other: BytesByPart) -> BytesByPart:
-    return dict(max(known, other, key=lambda parts: sum(parts.values())))
+def _larger(one: BytesByPart, other: BytesByPart) -> BytesByPart:
+    return dict(max(one, other, key=lambda parts: sum(parts.values())))
