@@ -322,8 +322,11 @@ def check_schedule(schedule: str, learning_rate: float, scheduler_kwargs: dict[s
         if key not in allowed_keys:
             near = nearest(key, allowed_keys) if allowed_keys else "; it takes none."
             raise RecipeError(f"train.lr_scheduler_kwargs: {schedule} takes no {shown(key)}{near}")
+    # For `wsd`, `Trainer.create_scheduler` puts the number of decay steps in; any will do here.
     tried = {"num_decay_steps": 3, **scheduler_kwargs} if name == "warmup_stable_decay" else scheduler_kwargs
     try:
+        # Nine steps on a single weight. The Trainer makes its scheduler only once model and data are loaded,
+        # and a value that a schedule cannot follow may show only in a step.
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=learning_rate)
         scheduler: Any = optimization.get_scheduler(name, optimizer, 2, 9, dict(tried))
         if name not in made_by:

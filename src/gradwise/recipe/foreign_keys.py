@@ -86,6 +86,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
                 f"unknown key train.{key}" + (near if "did you mean" in near else "; see `gradwise schema`.")
             )
         try:
+            # Strict, since TrainingArguments checks no types (transformers 5.23): the string "no" for a flag
+            # would count as true.
             TypeAdapter(_hints()[key]).validate_python(value, strict=True)
         except ValidationError as error:
             message = error.errors()[0]["msg"]

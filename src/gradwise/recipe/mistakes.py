@@ -39,6 +39,7 @@ def validate(adapter: TypeAdapter[T], values: dict[str, Any], root: type) -> T:
         # Through JSON, because strict JSON is what YAML means: "3" is no number, a list is a tuple.
         return adapter.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
+        # Each wrong entry of a list is an error of its own: a list of a million would give as many sentences.
         first = error.errors(include_url=False)[: 10 * MOST]
         lines = sorted({_sentence(entry, root) for entry in _most_specific(first, root)})
         more = ["and more."] if len(lines) > MOST else []

@@ -97,6 +97,8 @@ class Recipe(Settings):
             return
         if self.data is not None or self.anneal.data is not None:
             self.check_annealing_data(self.anneal.data is not None, proxied=self.signals.model is not None)
+        # A default `train` may be that of a recipe for a Trainer, whose own arguments decide then;
+        # `check_phase` examines those.
         if self.train == Train():
             return
         if self.train.early_stopping_patience is not None:
@@ -157,6 +159,8 @@ class Recipe(Settings):
         replaced: dict[str, Any] = {}
         for override in overrides or []:
             tree.override(replaced, override)
+        # Before they are merged, while it is known which paths are from the file and which from the command
+        # line.
         tree.anchor_paths(replaced, Path.cwd())
         return cls.from_dict(tree.merged(plain_values, replaced), source=str(path))
 

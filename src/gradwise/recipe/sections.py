@@ -83,6 +83,7 @@ class Train(Settings):
                         f"train.early_stopping_patience needs evaluations and checkpoints; leave {key} out."
                     )
         scheduler_kwargs = self.arguments.get("lr_scheduler_kwargs")
+        # Of a value of another type only `check_arguments` below complains, in its own sentence.
         scheduler_kwargs = scheduler_kwargs if isinstance(scheduler_kwargs, dict) else {}
         if self.decay is not None and "num_decay_steps" in scheduler_kwargs:
             raise RecipeError("train.decay and lr_scheduler_kwargs.num_decay_steps say the same; give one.")

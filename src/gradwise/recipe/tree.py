@@ -140,6 +140,8 @@ def _located(path: str, folder: Path) -> tuple[Path, bool]:
 
 def _anchored(name: str, folder: Path) -> str:
     local, exists = _located(name, folder)
+    # A name that ends like a data file is a path even where there is no file, so that the message names the
+    # place where it was looked for. A plain name may stand on the hub.
     looks_local = name.startswith((".", "/", "~")) or Path(name).suffix in (
         ".jsonl",
         ".json",

@@ -38,6 +38,8 @@ def loader_over(base: Any) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen = set()
             for key, _ in node.value:
+                # PyYAML keeps the last of two equal keys and gives no warning, so that the first would have
+                # no effect.
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
                     problem = f"the key {clipped(key.value)} stands twice"
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
@@ -129,6 +131,8 @@ def _check_size(text: str, source: str, loader: Any) -> None:
     """Refuse a text that would become too large or too deep, before anything is built from it."""
     total, sizes = len(text), {}
     above: list[tuple[str | None, int]] = []
+    # Of events, where an alias is one event: aliases of aliases share one object once they are loaded, and
+    # multiply when the recipe is copied or turned into JSON.
     for event in yaml.parse(text, loader):
         if isinstance(event, yaml.CollectionStartEvent):
             above.append((event.anchor, total))
