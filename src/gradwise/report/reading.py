@@ -238,6 +238,7 @@ def _result(folder: Path, arm: str, seed: int) -> RunResult:
     return RunResult(
         arm,
         seed,
+        # All three: a run that was stopped while it was scored has its model and the event already.
         finished=(folder / "model").is_dir() and bool(ends) and bool(scores),
         failure=failure.read_text(encoding="utf-8").strip() if failure.exists() else None,
         scores=scores,

@@ -68,6 +68,7 @@ def _metric_rows(results: Results, metric: str) -> list[Row]:
     values, better = results.values(metric), results.metrics()[metric]
     pairs = {(pair.arm, pair.against): pair for pair in results.pairs}
     judged = {(one.arm, one.against): one for one in statistics.compare_pairs(values, pairs, better)}
+    # Reversed, so that the first of several pairs of an arm stays; the others are those that --pairs added.
     main_pairs = {pair.arm: pair for pair in reversed(results.pairs)}
     first = [(arm, main_pairs.get(arm)) for arm in results.arms]
     further = [(pair.arm, pair) for pair in results.pairs if main_pairs[pair.arm] is not pair]
@@ -122,6 +123,7 @@ def arm_cost(results: Results, arm: str) -> Row:
         "deciding_seconds": _mean([run.deciding for run in finished]),
         "lowest_held_out_loss": _mean([run.lowest for run in finished if run.lowest is not None]),
         "peak_memory_bytes": max(memory) if memory else None,
+        # An arm that could not start has no runs whose failures could be counted.
         "failed": len(results.seeds) if arm in results.failed_arms and not finished else len(failed),
         "over_budget": sum(is_over_budget(results, run) for run in finished),
     }

@@ -114,6 +114,7 @@ class Scale:
         low, high = (min(drawable), max(drawable)) if drawable else (0.0, 1.0)
         if log:
             return cls(low / 1.5, high * 1.5, start, stop, log=True)
+        # A constant learning rate, or a single evaluation: the scale would divide by zero.
         if low == high:
             low, high = low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
         return cls(low - margin * (high - low), high + margin * (high - low), start, stop)
