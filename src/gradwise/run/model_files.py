@@ -116,6 +116,7 @@ def _json_damages(path: Path) -> Iterator[str]:
     if not path.exists():
         yield f"{path} is missing; give a folder that `save_pretrained` wrote."
     try:
+        # `damage` takes the first sentence only, so nothing from here on runs for a file that is missing.
         contents = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         yield f"{path} cannot be read ({error.strerror}); copy the model's files again."

@@ -199,6 +199,7 @@ def _write(
     if epoch_order.graph is not None and order.influence is not None:
         write_parquet(out / GRAPH, pyarrow.table(epoch_order.graph.columns(order.influence.threshold)))
     else:
+        # The graph of an earlier order in this folder would be taken for the graph of this one.
         folder.remove(GRAPH)
     summary = _summary(recipe, order, chosen, epoch_order, took)
     write_json(out / SUMMARY, summary | ({"left_out": left_out} if left_out else {}))

@@ -90,6 +90,7 @@ class Scoring:
         start = time.perf_counter()
         try:
             device = next(model.parameters()).device
+            # In the types of training, as the evaluations on the way were, so that both can be compared.
             with autocasting(device, autocast_of(self.recipe.train.arguments)):
                 scores = score(
                     model,
