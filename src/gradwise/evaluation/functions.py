@@ -38,6 +38,7 @@ def import_function(setting: Function) -> Callable[..., Any]:
         what = "not callable" if hasattr(module, name) else "not there"
         raise RecipeError(f"metrics.functions: {name} is {what} in {place}; write def {name}{TAKES}.")
     try:
+        # Bound and not called: otherwise a wrong signature would show only after training.
         inspect.signature(function).bind(None, None, None)
     except TypeError:
         raise RecipeError(

@@ -102,6 +102,7 @@ def choice_score(view: Any, task: Choice, questions: list[Question]) -> Score:
         logliks = np.array([next(log_likelihoods)[0] for _ in question.choices])
         if not np.isfinite(logliks).all():
             raise EvaluationError(f"The task {task.name} meets log-likelihoods that are not finite.")
+        # By characters, as `acc_norm` of lm-eval 0.4.13: models with different tokenizers stay comparable.
         if task.normalise:
             logliks /= [len(choice) for choice in question.choices]
         right += int(np.argmax(logliks)) == question.right

@@ -81,6 +81,7 @@ def known_score(view: Any, task: LmEval, loaded: dict[str, Any], *, bars: bool) 
                 lm=view,
                 task_dict=loaded,  # type: ignore[arg-type]
                 limit=task.limit,
+                # lm-eval 0.4.13 resamples 100,000 times by default, for standard errors that no score shows.
                 bootstrap_iters=0,
                 log_samples=False,
                 apply_chat_template=task.chat,

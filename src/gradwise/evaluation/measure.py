@@ -159,6 +159,7 @@ def _tasks(
         return scores
     with lm_eval_view as view:
         for task in metrics.tasks:
+            # Each begins with the same random numbers, so that leaving one out changes no score of another.
             transformers.set_seed(seed)
             scores[task.name] = _task(view, task, prepared, bars)
     return scores

@@ -51,6 +51,7 @@ class Template:
         text = self.source.strip()
         nodes = [node for output in _JINJA.parse(text).body for node in getattr(output, "nodes", [output])]
         match = _LONE.fullmatch(text)
+        # The pattern alone also fits `{{a}} {{b}}`, from the first brace to the last.
         if match is None or len(nodes) != 1:
             return None
         return _JINJA.compile_expression(match[1], undefined_to_none=False)
