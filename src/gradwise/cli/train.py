@@ -39,6 +39,7 @@ def train(
             "--plot draws how grace's coreset develops, the influences that d3 orders by and the spectrum "
             f"that direct selects by, and {used}; leave it out."
         )
+    # torch and transformers are imported from here on, so that most mistakes in a recipe are said at once.
     from gradwise.estimating import expected_memory
     from gradwise.run import train as run_recipe
     from gradwise.run.summary import summary
