@@ -135,7 +135,9 @@ def training_arguments(
         scheduler_kwargs = arguments.get("lr_scheduler_kwargs") or {}
         arguments["lr_scheduler_kwargs"] = {DECAY_SHARE: share, **shape, **scheduler_kwargs}
     _check_machine(arguments)
-    # Without it, `bf16` is refused where there is no accelerator, though a CPU computes in it.
+    # Without it, `bf16` is refused where there is no accelerator, though a CPU computes in it, and accelerate
+    # reports a single process to every rank: two ranks each took themselves for the first (docs/log.md,
+    # 2026-11-28).
     if on_cpu() or not torch.accelerator.is_available():
         arguments.setdefault("use_cpu", True)
     try:

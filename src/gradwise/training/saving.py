@@ -78,6 +78,7 @@ def write_or_explain(target: Path, write: Callable[[], None], checkpoint_folder:
     try:
         write()
     except (OSError, RuntimeError, SafetensorError) as error:
+        # Libraries raise a RuntimeError for a full disk as they do for a defect, so its words decide.
         disk = any(word in str(error) for word in WRITE_FAILED) and not lost_connection(error)
         if isinstance(error, RuntimeError) and not disk:
             raise

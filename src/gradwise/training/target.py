@@ -52,6 +52,8 @@ def target_of(
                 "The eval_dataset is to choose and has no length; give one that can be indexed, or a "
                 "target_dataset."
             )
+        # `anneal` chooses by the same half. It once chose by all of them, and so by the samples that measure
+        # (docs/log.md, 2026-11-29).
         halves = split(None, count, HALF)
         aimed, measuring = (rows_of(evaluation, rows) for rows in halves)
         return Target(method.aimed(goal), aimed, *_apart(measuring, aimed, halves.sentence("eval_dataset")))

@@ -45,4 +45,6 @@ def time_forward_backward(
         model.train(training)
         for name, parameter in model.named_parameters():
             parameter.grad = gradients[name]
+    # The first run warms up. The median, since other work can make single runs two to four times as long
+    # (docs/log.md, 2026-11-21).
     return float(np.median(taken[1:]))

@@ -45,6 +45,7 @@ def add_trackers(trainer: transformers.Trainer, names: list[str], more: Numbers)
             continue
         _guard(tracker, more)
         trainer.add_callback(tracker)
+        # The Trainer called this event of its callbacks before this tracker was among them.
         tracker.on_init_end(trainer.args, trainer.state, trainer.control)
 
 
