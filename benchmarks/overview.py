@@ -110,11 +110,11 @@ def draw(claims: list[Claim], path: Path = FIGURE) -> None:
     figure.patch.set_facecolor("white")
     axis = figure.subplots()
     ticks, labels, y = [], [], 0.0
-    for question, found in rows(claims).items():
+    for question, question_rows in rows(claims).items():
         axis.text(
             -0.02, y, question, transform=axis.get_yaxis_transform(), weight="bold", ha="right", va="center"
         )
-        for row in found:
+        for row in question_rows:
             y -= 1
             colour = COLOURS[row.verdict.removesuffix(PRELIMINARY)]
             axis.plot([row.low, row.high], [y, y], color=colour, linewidth=2.5, solid_capstyle="butt")

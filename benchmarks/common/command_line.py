@@ -34,13 +34,13 @@ class Script(argparse.ArgumentParser):
         return options, ResultFile(options.out, subject, {"part": part}, threads)
 
 
-def names_among(known: Collection[str]) -> Callable[[str], list[str]]:
+def names_among(allowed: Collection[str]) -> Callable[[str], list[str]]:
     """Reads comma-separated names from a command line; rejects unknown ones."""
 
     def parse(text: str) -> list[str]:
         names = text.split(",")
-        if unknown := [name for name in names if name not in known]:
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
+        if unknown := [name for name in names if name not in allowed]:
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(allowed)}")
         return names
 
     return parse

@@ -29,9 +29,9 @@ def in_own_process(
         python: the interpreter. environment: variables besides the inherited ones.
     """
     with tempfile.TemporaryDirectory(prefix="gradwise-bench-") as name:
-        given, result = Path(name) / "arguments.json", Path(name) / "result.json"
-        given.write_text(json.dumps(arguments))
-        command = [python, "-m", "benchmarks.common.own_process", function, str(given), str(result)]
+        inputs, result = Path(name) / "arguments.json", Path(name) / "result.json"
+        inputs.write_text(json.dumps(arguments))
+        command = [python, "-m", "benchmarks.common.own_process", function, str(inputs), str(result)]
         variables = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
         subprocess.run(command, check=True, cwd=ROOT, env=variables, stdout=sys.stderr)
         return json.loads(result.read_text())

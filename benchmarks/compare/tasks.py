@@ -21,7 +21,7 @@ LAYER_TEXT = (
 )
 
 
-def _own_files(task: str) -> dict[str, str]:
+def _arm_files(task: str) -> dict[str, str]:
     return {name: f"{HERE}/arms/{task}/{name}.yaml" for name in (*SELECTIONS, *LAYERS)}
 
 
@@ -37,7 +37,7 @@ def _small_llama() -> Task:
             f"most {LARGEST} characters; held out: {total['check']} others. {LAYER_TEXT}"
         ),
         prepare=small_llama.build,
-        arms=_own_files("small_llama"),
+        arms=_arm_files("small_llama"),
         comparisons=both_budgets((*SELECTIONS, *LAYERS)),
         claims=(("time", "Small Llama: GRASS against full training", "grass", "full"),),
         own_rates=True,
@@ -79,8 +79,8 @@ def _four_claims(model: str, **arms: tuple[str, ...]) -> Claims:
     """Rows of the index for some arms, by budget."""
     return tuple(
         (budget, f"{model}: {FOUR_CLAIMS[arm][0]}", arm, FOUR_CLAIMS[arm][1])
-        for budget, named in arms.items()
-        for arm in named
+        for budget, arm_names in arms.items()
+        for arm in arm_names
     )
 
 
@@ -162,9 +162,9 @@ def _four_stories() -> Task:
 
 
 def _unit_sizes() -> Task:
-    own = f"{HERE}/arms/four_stories/d3.yaml"
-    sizes = {f"d3_{size}": f"d3_{size}={own}+{HERE}/arms/d3/size_{size}.yaml" for size in (1, 3, 6)}
-    arms = {"full": f"{HERE}/arms/four_stories/full.yaml", "d3_2": f"d3_2={own}", **sizes}
+    default_file = f"{HERE}/arms/four_stories/d3.yaml"
+    sizes = {f"d3_{size}": f"d3_{size}={default_file}+{HERE}/arms/d3/size_{size}.yaml" for size in (1, 3, 6)}
+    arms = {"full": f"{HERE}/arms/four_stories/full.yaml", "d3_2": f"d3_2={default_file}", **sizes}
     return Task(
         name="unit_sizes",
         title="samples in a unit of D³, stories260K",
@@ -211,7 +211,7 @@ def _smollm2() -> Task:
             f"set. {LAYER_TEXT}"
         ),
         prepare=smollm2.build,
-        arms=_own_files("smollm2"),
+        arms=_arm_files("smollm2"),
         comparisons=both_budgets(
             ("random", "full", "loss_top"), ("length_top", "lora", "grass"), ("lisa", "easy_first")
         ),

@@ -262,13 +262,13 @@ def page(content: Content) -> Page:
         _accuracy(entries["adamw_still"], "0.0001", "curvature", "all") if "adamw_still" in entries else None
     )
     late = _accuracy(entries["adamw"], "0.001", "curvature", "all") if "adamw" in entries else None
-    found = {
+    shares = {
         where: _share(one["all"])
         for where, one in (("constant second moments, rate 1e-4", held), ("after 30 steps, rate 1e-3", late))
         if one
     }
-    claim = f"Curvature predicts the better order of two AdamW steps: {'; '.join(found)}"
-    claims = [Claim(claim, "; ".join(found.values()), str(len(entries.get("adamw", []))))] if found else []
+    claim = f"Curvature predicts the better order of two AdamW steps: {'; '.join(shares)}"
+    claims = [Claim(claim, "; ".join(shares.values()), str(len(entries.get("adamw", []))))] if shares else []
     return Page(
         sections=[*parts, *_raw_table(entries)],
         claims=claims,

@@ -223,10 +223,10 @@ def _directions(content: Content) -> list[str]:
         graphs.setdefault((kind, f"{edges}, after {trained} steps{sampled}"), []).append(entry)
     rows = [
         [
-            f"{kind}: {name}", *_positive([graph["difference"] for graph in found]),
-            *(str(sum(graph["precedes"] == which for graph in found)) for which in ("first", "last")),
+            f"{kind}: {name}", *_positive([graph["difference"] for graph in entries]),
+            *(str(sum(graph["precedes"] == which for graph in entries)) for which in ("first", "last")),
         ]
-        for (kind, name), found in graphs.items()
+        for (kind, name), entries in graphs.items()
     ]  # fmt: skip
     text = (
         "**Direction.** How often the difference of the two weights has the planted sign, with its 95 % "
@@ -243,9 +243,9 @@ def _horizons(content: Content) -> list[str]:
         for steps, gain in entry["gains"].items():
             gains.setdefault((key.split("/")[0], steps), []).append(gain)
     rows = []
-    for (kind, steps), found in gains.items():
-        seeds, positive, interval = _positive(found)
-        rows.append([kind, steps, seeds, f"{np.mean(found):+.4f}", positive, interval])
+    for (kind, steps), values in gains.items():
+        seeds, positive, interval = _positive(values)
+        rows.append([kind, steps, seeds, f"{np.mean(values):+.4f}", positive, interval])
     text = (
         "**Both orders trained** from the start, for a number of steps on each domain: the gain of the "
         "planted order over its reverse in the target's loss, and how often it is positive."

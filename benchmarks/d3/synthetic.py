@@ -47,10 +47,10 @@ class Planted:
             self.target = self._rows(TARGETS, keys, ASK, ANSWER + after)
             return
         classes = rng.permutation(KEYS) % CLASSES
-        named = rng.permutation(classes) if kind == "unrelated" else classes
+        taught = rng.permutation(classes) if kind == "unrelated" else classes
         answers = ANSWER + rng.permutation(ANSWERS)[:CLASSES][classes]
         by_class = np.argsort(classes, kind="stable")
-        self.first = self._rows(SAMPLES, keys, TELL, CLASS + named)
+        self.first = self._rows(SAMPLES, keys, TELL, CLASS + taught)
         self.last = self._rows(SAMPLES, by_class[::2], ASK, answers)
         self.target = self._rows(TARGETS, by_class[1::2], ASK, answers)
 
@@ -90,11 +90,11 @@ def starting_model(seed: int) -> Any:
     shape = (BATCH, PAIRS)
     for _ in range(RANDOM_STEPS):
         question = rng.choice([ASK, TELL], shape)
-        named, answered = (
+        class_tokens, answered = (
             CLASS + rng.integers(CLASSES, size=shape),
             ANSWER + rng.integers(ANSWERS, size=shape),
         )
-        answer = np.where(question == TELL, named, answered)
+        answer = np.where(question == TELL, class_tokens, answered)
         step(model, optimizer, _tokens(rng.integers(KEYS, size=shape), question, answer))
     return model
 

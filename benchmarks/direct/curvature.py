@@ -36,8 +36,8 @@ class Subject:
     def __init__(self) -> None:
         # Eager attention can be differentiated twice.
         self.model = AutoModelForCausalLM.from_pretrained(STORIES, attn_implementation="eager").eval()
-        named = self.model.named_parameters()
-        self.weights = [p for name, p in named if ".layers." in name and p.ndim == 2]
+        parameters = self.model.named_parameters()
+        self.weights = [p for name, p in parameters if ".layers." in name and p.ndim == 2]
         self.size = sum(p.numel() for p in self.weights)
         tokenizer = AutoTokenizer.from_pretrained(STORIES)
         lines = (ASSETS / "plays_held_out.jsonl").read_text().splitlines()

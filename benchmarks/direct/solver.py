@@ -134,14 +134,16 @@ def gpt2() -> dict[str, Any]:
 
 def page(content: Content) -> Page:
     linear_entries, movements = of_kind(content, "linear"), of_kind(content, "movement")
-    named = []
+    claim_parts = []
     if million := [entry["seconds"] for key, entry in linear_entries.items() if key.endswith("/1000000")]:
         solved = f"{1000 * min(million):.0f} to {1000 * max(million):.0f} ms"
-        named.append(("DiReCT's linear program over a million rows", solved))
+        claim_parts.append(("DiReCT's linear program over a million rows", solved))
     if largest := movements.get("50000"):
         ratio = largest["published"]["seconds"] / largest["ours"]["seconds"]
-        named.append(("its paper objective, 50,000 rows: speed-up over the published steps", f"{ratio:.0f}x"))
-    text, numbers = ("; ".join(parts) for parts in zip(*named, strict=True))
+        claim_parts.append(
+            ("its paper objective, 50,000 rows: speed-up over the published steps", f"{ratio:.0f}x")
+        )
+    text, numbers = ("; ".join(parts) for parts in zip(*claim_parts, strict=True))
     return Page(
         sections=[*_linear(linear_entries), *_movement(movements), *_gpt2(content["entries"]["gpt2/whole"])],
         claims=[Claim(text, numbers)],

@@ -70,9 +70,9 @@ def signals(name: str, rows: Rows) -> dict[str, gw.Signals]:
 
     def fill(folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(STORIES)
-        for kind, own in rows.items():
+        for kind, kind_rows in rows.items():
             gw.collect(
-                model, samples(own), want=("loss", "grad"), grad_dim=1024, store=folder / kind,
+                model, samples(kind_rows), want=("loss", "grad"), grad_dim=1024, store=folder / kind,
                 progress=False, tell=lambda _: None,
             )  # fmt: skip
 

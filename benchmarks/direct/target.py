@@ -54,12 +54,12 @@ SHARE = JUNK / (JUNK + PER_SET * len(SETS))
 def rows() -> stories.Rows:
     """Token ids of all records."""
     counts = dict.fromkeys(SETS, PER_SET + MORE) | dict.fromkeys(TARGETS, 400)
-    found = {name: stories.token_rows(name, count, LENGTH) for name, count in counts.items()}
-    return found | {kind: stories.junk_rows(kind, JUNK, LENGTH) for kind in stories.JUNK}
+    records = {name: stories.token_rows(name, count, LENGTH) for name, count in counts.items()}
+    return records | {kind: stories.junk_rows(kind, JUNK, LENGTH) for kind in stories.JUNK}
 
 
 @cache
-def known() -> dict[str, gw.Signals]:
+def record_signals() -> dict[str, gw.Signals]:
     """Gradients of all records."""
     return stories.signals("target", rows())
 
@@ -71,8 +71,8 @@ def sets(target: str) -> list[str]:
 
 def pool(target: str, *junk: str) -> gw.Signals:
     """The pool, with some kinds of junk at its end."""
-    parts = [known()[name].take(np.arange(PER_SET)) for name in sets(target)]
-    return stories.joined([*parts, *(known()[kind] for kind in junk)])
+    parts = [record_signals()[name].take(np.arange(PER_SET)) for name in sets(target)]
+    return stories.joined([*parts, *(record_signals()[kind] for kind in junk)])
 
 
 def arms(target: str) -> list[str]:
@@ -83,9 +83,9 @@ def arms(target: str) -> list[str]:
 def validating(target: str, seed: int) -> tuple[gw.Signals, np.ndarray]:
     """Validation samples, and the places of those that measure."""
     if target == MIX:
-        others = stories.joined([known()[name].take(PER_SET + np.arange(MORE)) for name in SETS])
+        others = stories.joined([record_signals()[name].take(PER_SET + np.arange(MORE)) for name in SETS])
     else:
-        others = known()[LEFT_OUT.get(target, target)]
+        others = record_signals()[LEFT_OUT.get(target, target)]
     mixed = np.random.default_rng([seed, 77]).permutation(len(others))
     return others.take(np.sort(mixed[:CHOOSING])), mixed[CHOOSING : CHOOSING + MEASURING]
 
@@ -99,8 +99,8 @@ def run(arm: str, target: str, seed: int) -> dict[str, Any]:
     held_out = [rows()[LEFT_OUT.get(target, target)][i] for i in measuring]
     loss = trained([every[i] for i in picked.indices], held_out, seed)
     counts = {name: int((domains == name).sum()) for name in sets(target)}
-    kept = {name: picked.details.get(name) for name in ("check", "unlike_pool", "direction")}
-    return {"loss": loss, "domains": counts, **kept}
+    details = {name: picked.details.get(name) for name in ("check", "unlike_pool", "direction")}
+    return {"loss": loss, "domains": counts, **details}
 
 
 def seen_as(seed: int) -> dict[str, Any]:
@@ -149,25 +149,26 @@ def page(content: Content) -> Page:
         runs = {
             arm: {seed: entries[f"{target}/{arm}/{seed}"] for seed in range(seeds)} for arm in arms(target)
         }
-        losses = {arm: {seed: run["loss"] for seed, run in own.items()} for arm, own in runs.items()}
-        found = [
-            [f"`{arm}`", tables.number(float(np.mean(list(own.values()))), 4),
+        losses = {arm: {seed: run["loss"] for seed, run in by_seed.items()} for arm, by_seed in runs.items()}
+        loss_rows = [
+            [f"`{arm}`", tables.number(float(np.mean(list(by_seed.values()))), 4),
              *(_mean_picks(runs[arm], name) for name in sets(target))]
-            for arm, own in losses.items()
+            for arm, by_seed in losses.items()
         ]  # fmt: skip
-        own = list(runs["direct"].values())
+        direct_runs = list(runs["direct"].values())
         seen = [
-            f"{np.mean([run['check'][name] for run in own]):.3f}" for name in ("picks", "random", "cosine")
+            f"{np.mean([run['check'][name] for run in direct_runs]):.3f}"
+            for name in ("picks", "random", "cosine")
         ]
         sections += [
             f"**{_title(target)}**: held-out loss, and picks by set, means of {seeds} seeds.",
-            tables.table(["arm", "loss", *sets(target)], found),
-            f"Distance of the validation samples' mean gradient from the pool's: {_range(own)}; "
-            f"{sum(run['direction'] == 'alignment' for run in own)} of {seeds} seeds took them for a target. "
+            tables.table(["arm", "loss", *sets(target)], loss_rows),
+            f"Distance of the validation samples' mean gradient from the pool's: {_range(direct_runs)}; "
+            f"{sum(run['direction'] == 'alignment' for run in direct_runs)} of {seeds} seeds took them "
+            "for a target. "
             f"Held-out check before the phase: picks {seen[0]}, random {seen[1]}, cosine {seen[2]} (root of "
-            f"the predicted decrease), picks less random {_apart(own)} standard errors; the picks were used "
-            "in "
-            f"{sum(run['check']['use'] == 'picks' for run in own)} of {seeds} seeds.",
+            f"the predicted decrease), picks less random {_apart(direct_runs)} standard errors; the picks "
+            f"were used in {sum(run['check']['use'] == 'picks' for run in direct_runs)} of {seeds} seeds.",
             *(part for arm in ("cosine_top", "random") for part in tables.comparisons(losses, [arm])),
         ]
         if target in TARGETS:
@@ -201,17 +202,17 @@ def _apart(runs: list[dict[str, Any]]) -> str:
 
 
 def _junk(content: Content) -> str:
-    found = []
+    junk_rows = []
     for kind in stories.JUNK:
         row = [kind]
         for how in OUTLIERS:
             runs = tables.of_kind(content, f"junk/{how}")
             shares = [run["share"] for key, run in runs.items() if f"/{kind}/" in key]
             row.append(f"{max(shares):.1%} ({sum(share > SHARE for share in shares)} of {len(shares)})")
-        found.append(row)
+        junk_rows.append(row)
     head = ["junk", *(f"`outliers: {how}`" for how in OUTLIERS)]
     words = f"Largest share of junk among the picks, and how often it was above the pool's {SHARE:.1%}:"
-    return f"{words}\n\n{tables.table(head, found)}"
+    return f"{words}\n\n{tables.table(head, junk_rows)}"
 
 
 SCRIPT = Script(__doc__, "direct-target")

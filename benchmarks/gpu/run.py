@@ -45,12 +45,12 @@ SHAPES = {"small": (1024,), "7b": (512, 1024, 2048)}
 
 def pieces() -> dict[str, list[str]]:
     """The command of each piece: a file of tests, or an arm of a benchmark."""
-    found = {}
+    commands = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         if "mark.gpu" in path.read_text(encoding="utf-8"):
             relative = path.relative_to(ROOT)
             name = "-".join(relative.with_suffix("").parts)
-            found[name] = [
+            commands[name] = [
                 sys.executable,
                 "-m",
                 "pytest",
@@ -65,8 +65,8 @@ def pieces() -> dict[str, list[str]]:
         for length in lengths:
             for arm in ARMS:
                 command = [sys.executable, "-m", "benchmarks.gpu.training", model, arm, str(length)]
-                found[f"training-{model}-{length}-{arm}"] = command
-    return found
+                commands[f"training-{model}-{length}-{arm}"] = command
+    return commands
 
 
 def run(name: str, command: list[str]) -> dict[str, Any]:
@@ -157,11 +157,11 @@ def main() -> None:
         "--minutes", type=float, default=float("inf"), help="begin no piece that may end later"
     )
     options = parser.parse_args()
-    found = pieces()
-    left = {name: command for name, command in found.items() if not _finished(name, options.again)}
+    commands = pieces()
+    left = {name: command for name, command in commands.items() if not _finished(name, options.again)}
     lacking = {name: package for name in left if (package := _package_lacking(name)) is not None}
     if options.list:
-        for name in found:
+        for name in commands:
             needs = f" (needs {lacking[name]})" if name in lacking else ""
             print(f"{'left' if name in left else 'done'}  {name}{needs}")
         return

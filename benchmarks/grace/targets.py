@@ -70,13 +70,13 @@ def records() -> list[list[dict[str, str]]]:
     sets = [[as_prompt(record, name) for record in instructions(name)] for name in ("gsm8k", "dolly")]
     for name in COMMONSENSE[:3]:
         read = json.loads((DATA / "commonsense" / "train" / f"{name}.json").read_text())
-        kept = ("instruction", "input", "output")
-        sets.append([as_prompt({key: record[key] for key in kept}, name) for record in read])
+        columns = ("instruction", "input", "output")
+        sets.append([as_prompt({key: record[key] for key in columns}, name) for record in read])
     return [_short(each, SHORT) for each in (*sets, plays)]
 
 
-def _short(found: list[dict[str, str]], most: int) -> list[dict[str, str]]:
-    return [record for record in found if len(record["prompt"]) + len(record["completion"]) <= most]
+def _short(texts: list[dict[str, str]], most: int) -> list[dict[str, str]]:
+    return [record for record in texts if len(record["prompt"]) + len(record["completion"]) <= most]
 
 
 def tokenised(name: str, rows: list[dict[str, str]]) -> Any:
@@ -139,16 +139,16 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     samples, model, optimizer, collate, pool, target, probe = case(name, seed)
     picked = picks(pool, target, seed, PICKS)
     longer = steps_for(partial(chosen_by_grace, model, samples, collate, seed), probe, seed)
-    found = {arm: trained(probe, rows, seed) for arm, rows in picked.items()}
+    arm_losses = {arm: trained(probe, rows, seed) for arm, rows in picked.items()}
     more = {arm: rows for arm, rows in picks(pool, target, seed, MORE).items() if arm != "full"}
     tenth = {arm: trained(probe, rows, seed) for arm, rows in more.items()}
-    found[LONGER] = trained(probe, picked["full"], seed, STEPS + longer)
+    arm_losses[LONGER] = trained(probe, picked["full"], seed, STEPS + longer)
     judged = Probe(model, optimizer, samples["pool"], collate, target=samples["target"], clip=1.0)
     losses = raced(judged, pool, target, seed)
     winner = min(losses, key=lambda arm: losses[arm])
-    print(name, seed, found, longer, losses, flush=True)
-    tenth |= {arm: found[arm] for arm in ("full", LONGER)}
-    shares = {"5 %": found | {"trial": found[winner]}, "10 %": tenth}
+    print(name, seed, arm_losses, longer, losses, flush=True)
+    tenth |= {arm: arm_losses[arm] for arm in ("full", LONGER)}
+    shares = {"5 %": arm_losses | {"trial": arm_losses[winner]}, "10 %": tenth}
     return {"arms": shares, "longer": longer, "trial": losses}
 
 
@@ -168,13 +168,13 @@ def chosen_by_less(one: Case, seed: int) -> np.ndarray:
     warm_up, size = method.trained_before, len(one.samples["pool"])
     rows = np.random.default_rng([seed, 9]).permutation(size)[: round(warm_up.fraction * size)]
     steps = -(-len(rows) // BATCH)
-    found: dict[str, list[np.ndarray]] = {"pool": [], "target": []}
+    grads_by_part: dict[str, list[np.ndarray]] = {"pool": [], "target": []}
     with one.probe.training() as step:
         for epoch in range(warm_up.epochs):
             order = np.random.default_rng([seed, 10, epoch]).permutation(rows)
             for number, batch in enumerate(np.array_split(order, steps)):
                 step(batch, RATE * (1 - (epoch * steps + number) / (steps * warm_up.epochs)))
-            for part, grads in found.items():
+            for part, grads in grads_by_part.items():
                 moments = one.optimizer if part == "pool" else None
                 grads.append(
                     collect(
@@ -182,7 +182,9 @@ def chosen_by_less(one: Case, seed: int) -> np.ndarray:
                         precondition=moments, progress=False,
                     ).require("grad", "less")
                 )  # fmt: skip
-    pool, target = (Signals(len(grads[0]), grad=np.concatenate(grads, axis=1)) for grads in found.values())
+    pool, target = (
+        Signals(len(grads[0]), grad=np.concatenate(grads, axis=1)) for grads in grads_by_part.values()
+    )
     return method.select(pool, target=target, seed=seed).indices
 
 
@@ -194,10 +196,10 @@ def unrelated(seed: int) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         closeness = method.select(one.pool, target=one.target, seed=seed).details["closeness"]
-    said = any("holds little that resembles the target" in str(warning.message) for warning in caught)
+    warned = any("holds little that resembles the target" in str(warning.message) for warning in caught)
     arms = {arm: trained(one.probe, rows, seed) for arm, rows in chosen.items()}
     untrained = round(float(one.probe.losses(one.probe.target).mean()), 4)
-    return {"arms": arms, "closeness": closeness, "said": said, "untrained": untrained}
+    return {"arms": arms, "closeness": closeness, "said": warned, "untrained": untrained}
 
 
 def picks(pool: Signals, target: Signals, seed: int, count: int) -> dict[str, np.ndarray]:
@@ -248,8 +250,8 @@ def steps_for(deciding: Callable[[], None], probe: Probe, seed: int) -> int:
 def raced(probe: Probe, pool: Signals, target: Signals, seed: int) -> dict[str, float]:
     """Loss of the judging half of the target after each contender's trial."""
     mixed = np.random.default_rng([seed, 7]).permutation(TARGET)
-    own, judges = np.sort(mixed[: TARGET // 2]), np.sort(mixed[TARGET // 2 :])
-    picked = picks(pool, target.take(own), seed, PICKS)
+    choosing, judges = np.sort(mixed[: TARGET // 2]), np.sort(mixed[TARGET // 2 :])
+    picked = picks(pool, target.take(choosing), seed, PICKS)
     runs = [np.split(in_turns(picked[arm], TRIAL, [seed, 8]), TRIAL) for arm in CONTENDERS]
     _, after = probe.runs(runs, probe.target[judges])
     return {arm: round(float(losses.mean()), 4) for arm, losses in zip(CONTENDERS, after, strict=True)}
@@ -286,7 +288,7 @@ def page(content: Content) -> Page:
             losses[name]["10 %"].setdefault(arm, {})[int(seed)] = loss
     sections, claims = [], []
     for name, shares in losses.items():
-        said = (
+        sentence = (
             f"`{LONGER}` takes {min(longer[name])} to {max(longer[name])} steps more. The trial was won by "
             f"{', '.join(f'`{arm}`' for arm in won[name])}."
         )
@@ -295,28 +297,28 @@ def page(content: Content) -> Page:
             rows = [[f"`{arm}`", f"{value:.3f}"] for value, arm in means]
             listed = table(["arm", "mean held-out loss"], rows)
             compared = comparisons(by_arm, list(REFERENCES))
-            sections.append("\n\n".join([f"## {name}, {share}", listed, said, *compared]))
+            sections.append("\n\n".join([f"## {name}, {share}", listed, sentence, *compared]))
         for share, text, arm, reference, names in CLAIMS:
             if name in names and len(shares[share][arm]) > 2:  # two seeds have no interval
-                named = [(f"{text}: {name}", arm, reference)]
-                claims += compared_claims(shares[share], list(REFERENCES), named)
-    if found := of_kind(content, "unrelated"):
-        sections.append(_unrelated_section(found))
-        claims.append(_unrelated_claim(found))
+                pairs = [(f"{text}: {name}", arm, reference)]
+                claims += compared_claims(shares[share], list(REFERENCES), pairs)
+    if unrelated_entries := of_kind(content, "unrelated"):
+        sections.append(_unrelated_section(unrelated_entries))
+        claims.append(_unrelated_claim(unrelated_entries))
     return Page(sections=sections, claims=claims)
 
 
-def _unrelated_losses(found: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
-    arms = next(iter(found.values()))["arms"]
-    return {arm: {int(seed): entry["arms"][arm] for seed, entry in found.items()} for arm in arms}
+def _unrelated_losses(entries: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
+    arms = next(iter(entries.values()))["arms"]
+    return {arm: {int(seed): entry["arms"][arm] for seed, entry in entries.items()} for arm in arms}
 
 
-def _unrelated_section(found: dict[str, dict[str, Any]]) -> str:
-    by_arm = _unrelated_losses(found)
+def _unrelated_section(by_key: dict[str, dict[str, Any]]) -> str:
+    by_arm = _unrelated_losses(by_key)
     means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
-    entries = list(found.values())
+    entries = list(by_key.values())
     closeness = [entry["closeness"] for entry in entries]
-    said = (
+    sentence = (
         f"The picks of `grace` are {min(closeness):.0%} to {max(closeness):.0%} of the way from random "
         "samples to the target's own, and gradwise says that the pool holds little that resembles the target "
         f"in {sum(entry['said'] for entry in entries)} of {len(entries)} seeds. Before training the loss is "
@@ -326,15 +328,15 @@ def _unrelated_section(found: dict[str, dict[str, Any]]) -> str:
         [
             "## A pool without anything relevant: SVAMP from speeches, 10 %",
             table(["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means]),
-            said,
+            sentence,
             *comparisons(by_arm, ["random", "full"]),
         ]
     )
 
 
-def _unrelated_claim(found: dict[str, dict[str, Any]]) -> Claim:
-    named = [("GRACE's 10 % of a pool unrelated to the target, against a random 10 %", "grace", "random")]
-    (claim,) = compared_claims(_unrelated_losses(found), ["random", "full"], named)
+def _unrelated_claim(entries: dict[str, dict[str, Any]]) -> Claim:
+    pairs = [("GRACE's 10 % of a pool unrelated to the target, against a random 10 %", "grace", "random")]
+    (claim,) = compared_claims(_unrelated_losses(entries), ["random", "full"], pairs)
     return claim
 
 

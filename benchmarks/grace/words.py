@@ -106,12 +106,12 @@ def garbage(name: str, kind: str, seed: int) -> dict[str, Any]:
     natural = len(texts) - len(junk)
     chunk, aim = word_ids(texts), word_ids(aims)
     counts = Counts.of([chunk])
-    found = affinity([chunk], counts, Counts.of([aim]))
+    affinities = affinity([chunk], counts, Counts.of([aim]))
     stage = wording(Given(texts), Given(aims), Subtasks.of_domains(None, TARGET), PICKS)
-    measured = found.cohesion if kind == "shuffled" else found.variety
+    measured = affinities.cohesion if kind == "shuffled" else affinities.variety
     return {
         "of_pool": len(junk) / len(texts),
-        "of_picks_by_ratio": float((np.argsort(-found.ratio, kind="stable")[:PICKS] >= natural).mean()),
+        "of_picks_by_ratio": float((np.argsort(-affinities.ratio, kind="stable")[:PICKS] >= natural).mean()),
         "of_picks": float((stage.best(PICKS) >= natural).mean()),
         "natural_ranked_last": float(stage.garbled[:natural].mean()),
         "natural": np.percentile(measured[:natural], [5, 50]).round(3).tolist(),

@@ -149,12 +149,12 @@ def processor_clock() -> Iterator[None]:
 
 def measure(subject: str, arm: str, folder: Path) -> dict[str, Any]:
     """Forecast and measured seconds of one run."""
-    asked, out = recipe(subject, arm, folder), folder / "run"
-    foretold = estimate(asked)
+    timed_recipe, out = recipe(subject, arm, folder), folder / "run"
+    foretold = estimate(timed_recipe)
     shutil.rmtree(out, ignore_errors=True)
     with processor_clock(), silence(), left_noted() as noted:
         began = time.perf_counter()
-        done = train(asked, out, tell=lambda _: None, progress=True, score=False)
+        done = train(timed_recipe, out, tell=lambda _: None, progress=True, score=False)
         whole = time.perf_counter() - began
     if not done.finished:
         raise SystemExit("Interrupted; run the same command to resume.")
@@ -178,8 +178,8 @@ def left_noted() -> Iterator[list[dict[str, float]]]:
     began: list[float] = []
 
     class Noting(LogLines):
-        def on_train_begin(self, *given: Any, **more: Any) -> None:
-            super().on_train_begin(*given, **more)
+        def on_train_begin(self, *args: Any, **more: Any) -> None:
+            super().on_train_begin(*args, **more)
             began.append(time.perf_counter())
 
         def on_step_end(self, _: object, state: Any, __: object, **___: object) -> None:
@@ -221,23 +221,25 @@ def compared(content: Content, subject: str) -> list[Compared]:
     """All forecasts of a subject; measured values are medians over the rounds."""
     runs = _by_arm(content, subject)
     full = _median(run["training"] for run in runs["full"])
-    found = []
-    for arm, own in runs.items():
-        step = own[0]["forward_passes"] / runs["full"][0]["forward_passes"]
+    comparisons = []
+    for arm, arm_runs in runs.items():
+        step = arm_runs[0]["forward_passes"] / runs["full"][0]["forward_passes"]
         if step != 1:
-            found.append(Compared(arm, "step", step, _median(run["training"] for run in own) / full))
-        for section in own[0]["expected"]:
-            forecast = _median(run["expected"][section] for run in own)
-            measured = _median(run["spent"][section] / run["training"] for run in own)
-            found.append(Compared(arm, section, forecast, measured))
-    return found
+            comparisons.append(
+                Compared(arm, "step", step, _median(run["training"] for run in arm_runs) / full)
+            )
+        for section in arm_runs[0]["expected"]:
+            forecast = _median(run["expected"][section] for run in arm_runs)
+            measured = _median(run["spent"][section] / run["training"] for run in arm_runs)
+            comparisons.append(Compared(arm, section, forecast, measured))
+    return comparisons
 
 
 def _by_arm(content: Content, subject: str) -> dict[str, list[dict[str, Any]]]:
     runs: dict[str, list[dict[str, Any]]] = {}
     for key, run in of_kind(content, "run").items():
-        own, arm, _ = key.split("/")
-        if own == subject:
+        run_subject, arm, _ = key.split("/")
+        if run_subject == subject:
             runs.setdefault(arm, []).append(run)
     return runs
 
@@ -257,14 +259,14 @@ def page(content: Content) -> Page:
     for subject, scale in SCALES.items():
         if not _by_arm(content, subject):
             continue
-        found = compared(content, subject)
-        everything += found
+        forecasts = compared(content, subject)
+        everything += forecasts
         rows = [
             [
                 one.arm, f"`{one.what}`", f"{one.forecast:.3f}", f"{one.measured:.3f}",
                 f"{one.error:+.0%}{'' if abs(one.error) <= WITHIN else ' (miss)'}",
             ]
-            for one in found
+            for one in forecasts
         ]  # fmt: skip
         sections += [
             f"**{scale.title}**: {scale.steps} steps of {scale.batch} samples of at most {scale.length} "

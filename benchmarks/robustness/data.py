@@ -177,35 +177,35 @@ def _table(column: pa.Array) -> Input:
     return Input(write, {})
 
 
-def outcome(given: Input, tokenizer: Any) -> str:
+def outcome(case: Input, tokenizer: Any) -> str:
     """'read', 'refused', or what went wrong."""
-    fields = given.settings.get("fields", {})
-    own = {key: value for key, value in given.settings.items() if key != "fields"}
-    settings: dict[str, Any] = {"allow": TOLERANT, "chat_template": TEMPLATE} | own
+    fields = case.settings.get("fields", {})
+    data_settings = {key: value for key, value in case.settings.items() if key != "fields"}
+    settings: dict[str, Any] = {"allow": TOLERANT, "chat_template": TEMPLATE} | data_settings
     with tempfile.TemporaryDirectory() as folder:
-        path = given.write(Path(folder))
+        path = case.write(Path(folder))
         signal.alarm(PATIENCE)
         try:
             data = Data(train=Source(str(path), fields=fields), **settings)
-            found, said = "read", str(load(data, "train", tokenizer, progress=False).report)
+            result, text = "read", str(load(data, "train", tokenizer, progress=False).report)
         except (DataError, RecipeError) as error:
-            found, said = "refused", str(error)
+            result, text = "refused", str(error)
         except BaseException as error:
             return f"{type(error).__name__}: {str(error)[:200]}"
         finally:
             signal.alarm(0)
-    return "a control character in the message" if CONTROL.search(said) else found
+    return "a control character in the message" if CONTROL.search(text) else result
 
 
 def measure(kind: str) -> dict[str, Any]:
     """All inputs of a kind: how many were read, were refused, and failed."""
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "stories260K")
     outcomes, slowest = [], 0.0
-    for given in KINDS[kind]():
+    for case in KINDS[kind]():
         start = time.perf_counter()
-        outcomes.append(outcome(given, tokenizer))
+        outcomes.append(outcome(case, tokenizer))
         slowest = max(slowest, time.perf_counter() - start)
-    failed = [found for found in outcomes if found not in ("read", "refused")]
+    failed = [each for each in outcomes if each not in ("read", "refused")]
     return {
         "tried": len(outcomes),
         "read": outcomes.count("read"),

@@ -221,12 +221,12 @@ def ratios(seconds: dict[str, list[list[float]]], arm: str, clock: int, referenc
 
 def _claim(timed: dict[str, dict[str, list[list[float]]]]) -> Claim:
     """All models in one row; the verdict is on the largest ratio of each kind."""
-    found = [[ratios(seconds, arm, 1) for arm in BARS] for seconds in timed.values()]
+    model_ratios = [[ratios(seconds, arm, 1) for arm in BARS] for seconds in timed.values()]
     models = "; ".join(TITLES[name].split(",")[0] for name in timed)
     text = f"Signals for GRACE over an ordinary forward/backward, without and with exact norms, {models}"
-    largest = zip(map(max, zip(*found, strict=True)), BARS.values(), strict=True)
+    largest = zip(map(max, zip(*model_ratios, strict=True)), BARS.values(), strict=True)
     verdict = ", ".join(f"{'at most' if ratio <= bar else 'above'} {bar:.2f}" for ratio, bar in largest)
-    numbers = "; ".join(", ".join(f"{ratio:.2f}" for ratio in each) for each in found)
+    numbers = "; ".join(", ".join(f"{ratio:.2f}" for ratio in each) for each in model_ratios)
     return Claim(text, numbers, verdict=verdict)
 
 
@@ -258,8 +258,8 @@ def _whole_collect(name: str, content: Content) -> list[str]:
     for arm in seconds:
         kind, _, count = arm.partition(", ")
         if kind != "ordinary":
-            found = (ratios(seconds, arm, clock, f"ordinary, {count}") for clock in (0, 1))
-            rows.append([kind, count, *(f"{ratio:.3f}" for ratio in found)])
+            values = (ratios(seconds, arm, clock, f"ordinary, {count}") for clock in (0, 1))
+            rows.append([kind, count, *(f"{ratio:.3f}" for ratio in values)])
     return [
         "`gw.collect` from end to end (loss, embedding, grad). The first call of a model tries the engine "
         "out on a few samples and draws the projection; later calls of the same kind need not.",

@@ -142,9 +142,9 @@ def _content(path: Path) -> Any:
         return None
     if path.name != "manifest.json":
         return path.read_bytes()
-    found = json.loads(path.read_bytes())
-    digests = {name: digest for name, (_, digest) in found.get("digests", {}).items()}
-    return found | {"seconds": None, "digests": digests}
+    manifest = json.loads(path.read_bytes())
+    digests = {name: digest for name, (_, digest) in manifest.get("digests", {}).items()}
+    return manifest | {"seconds": None, "digests": digests}
 
 
 def measure(folder: Path, problems: int, want: str, batch_tokens: int, max_length: int) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class Errors(NamedTuple):
     """
 
     pairs: float
-    own: float
+    diagonal: float
     bias: float
 
 

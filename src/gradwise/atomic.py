@@ -96,8 +96,8 @@ def not_written(path: Path, error: Exception, advice: str = AGAIN) -> StorageErr
         advice: what to do once there is room.
     """
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-    found = re.search(r"os error (\d+)", reason)  # as libraries written in Rust word it
-    number = int(found[1]) if found else getattr(error, "errno", None)
+    match = re.search(r"os error (\d+)", reason)  # as libraries written in Rust word it
+    number = int(match[1]) if match else getattr(error, "errno", None)
     if number is not None and number not in NO_ROOM:
         return StorageError(f"{path} could not be written: {reason}.")
     return StorageError(
@@ -163,10 +163,14 @@ def difference(folder: Path, digests: Digests, *, contents: bool = True) -> str 
     """
     for name, (size, _) in digests.items():
         path = folder / name
-        found = path.stat().st_size if path.is_file() else None
+        actual_size = path.stat().st_size if path.is_file() else None
         # Sizes first, which need no reading: most damage is a file that was cut short.
-        if found != size:
-            return f"{name} is missing" if found is None else f"{name} has {found} bytes instead of {size}"
+        if actual_size != size:
+            return (
+                f"{name} is missing"
+                if actual_size is None
+                else f"{name} has {actual_size} bytes instead of {size}"
+            )
     if not contents:
         return None
     with ThreadPoolExecutor() as pool:
@@ -174,8 +178,8 @@ def difference(folder: Path, digests: Digests, *, contents: bool = True) -> str 
             hashes = list(pool.map(lambda name: sha256(folder / name), digests))
         except OSError as error:
             return f"{error.filename} cannot be read: {error.strerror}"
-    for (name, (_, expected)), found in zip(digests.items(), hashes, strict=True):
-        if found != expected:
+    for (name, (_, expected)), actual_hash in zip(digests.items(), hashes, strict=True):
+        if actual_hash != expected:
             return f"the content of {name} has changed since it was written"
     return None
 

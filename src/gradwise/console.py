@@ -63,15 +63,15 @@ class TolerantStream:
         """Let what could not be written go, or it would be tried again, last when the interpreter ends."""
         with contextlib.suppress(OSError, ValueError):
             number = self._stream.fileno()
-            kept = os.dup(number)
+            original = os.dup(number)
             try:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, number)
                 os.close(nowhere)
                 self._stream.flush()
             finally:
-                os.dup2(kept, number)
-                os.close(kept)
+                os.dup2(original, number)
+                os.close(original)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -25,7 +25,7 @@ def sentence_on(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return MEMORY
     if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
-        return next((said for words, said in RUNTIME.items() if words in str(error)), None)
+        return next((sentence for words, sentence in RUNTIME.items() if words in str(error)), None)
     if isinstance(error, RecursionError):
         return "something is nested too deeply to be processed; look for such values in the data."
     if isinstance(error, ImportError):
@@ -41,8 +41,8 @@ def _on_import(error: ImportError) -> str | None:
     package = (error.name or "").partition(".")[0]
     if package == "gradwise":
         return None
-    said = clipped(" ".join(str(error).split()), 300).rstrip(".")
+    message = clipped(" ".join(str(error).split()), 300).rstrip(".")
     advice = (
         f"run: pip install {package}" if isinstance(error, ModuleNotFoundError) else "upgrade that package"
     )
-    return f"{said}; {advice}."
+    return f"{message}; {advice}."

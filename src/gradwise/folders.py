@@ -198,7 +198,7 @@ def read_marker(path: Path, error: Error = RecipeError) -> Marker | None:
     """
     try:
         contents = json.loads((path / MARKER).read_text(encoding="utf-8"))
-        found, _ = contents["format"], contents["kind"]
+        format_number, _ = contents["format"], contents["kind"]
         # A marker decides what may be deleted. A damaged one must not name other files than were written.
         if contents.pop("sha256") != _digest(contents):
             raise ValueError("its content does not match its digest")
@@ -209,30 +209,30 @@ def read_marker(path: Path, error: Error = RecipeError) -> Marker | None:
             f"{path / MARKER}, which marks a folder as gradwise's, is damaged ({problem}); give another "
             "folder."
         ) from None
-    check_format(found, str(path), error)
+    check_format(format_number, str(path), error)
     return contents
 
 
-def check_format(found: Any, what: str, error: Error) -> None:
+def check_format(format_number: Any, what: str, error: Error) -> None:
     """Refuse what was written in a format that this version does not read.
 
     Args:
-        found: the format number that was read.
+        format_number: the format number that was read.
         what: what has it, as the sentence's subject.
         error: the class of what is raised.
     """
-    number = isinstance(found, int) and not isinstance(found, bool)
-    if number and OLDEST <= found <= FORMAT:
+    number = isinstance(format_number, int) and not isinstance(format_number, bool)
+    if number and OLDEST <= format_number <= FORMAT:
         return
-    if number and found > FORMAT:
+    if number and format_number > FORMAT:
         raise error(
-            f"{what} was written by a newer gradwise (format {found}; this version reads {FORMAT}); upgrade "
-            "gradwise: pip install -U gradwise."
+            f"{what} was written by a newer gradwise (format {format_number}; this version reads {FORMAT}); "
+            "upgrade gradwise: pip install -U gradwise."
         )
     raise error(
-        f"{what} was written by an older gradwise (format {shown(found)}; the oldest that this version reads "
-        f"is {OLDEST}) and cannot be continued; start again in a new folder, or finish it with the version "
-        "that wrote it."
+        f"{what} was written by an older gradwise (format {shown(format_number)}; the oldest that "
+        f"this version reads is {OLDEST}) and cannot be continued; start again in a new folder, or finish it "
+        "with the version that wrote it."
     )
 
 
@@ -309,14 +309,14 @@ def _checked(path: Path, kind: str, patterns: set[str], shared: bool, error: Err
     """The folder's marker, if it has one; raises what stands against claiming it."""
     if not path.is_dir():
         if _exists(path):
-            found = "a broken link" if path.is_symlink() and not path.exists() else "a file"
-            raise error(f"{path} is {found}, not a folder; give another one.")
+            description = "a broken link" if path.is_symlink() and not path.exists() else "a file"
+            raise error(f"{path} is {description}, not a folder; give another one.")
         return None
     marker = read_marker(path, error)
     if marker is not None:
         if marker["kind"] != kind:
-            found = DESCRIPTIONS.get(marker["kind"], marker["kind"])
-            raise error(f"{path} holds {found}, not {DESCRIPTIONS[kind]}; give another folder.")
+            description = DESCRIPTIONS.get(marker["kind"], marker["kind"])
+            raise error(f"{path} holds {description}, not {DESCRIPTIONS[kind]}; give another folder.")
         return marker
     names = sorted(entry.name for entry in path.iterdir())
     # A process killed between locking and marking leaves the lock and perhaps a temporary file.
@@ -326,9 +326,10 @@ def _checked(path: Path, kind: str, patterns: set[str], shared: bool, error: Err
     if any(each <= set(names) for each in _FORMAT_1):
         check_format(1, str(path), error)
     if foreign:
-        found = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        examples = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise error(
-            f"{path} holds files that gradwise did not write ({found}); give a new folder, or an empty one."
+            f"{path} holds files that gradwise did not write ({examples}); give a new folder, or an "
+            "empty one."
         )
     return None
 

@@ -136,8 +136,8 @@ def unpacked(trainer: HostTrainer, samples: Samples, *, packs: bool, unpack: boo
 
 def target_of(trainer: HostTrainer) -> Samples | None:
     """A trainer's target samples, if it has any."""
-    given = trainer.target_dataset
-    return None if given is None else Samples(given, *trainer.target_samples())
+    dataset = trainer.target_dataset
+    return None if dataset is None else Samples(dataset, *trainer.target_samples())
 
 
 def context_of(
@@ -155,10 +155,10 @@ def context_of(
 ) -> RunContext:
     """What a decision may use of a trainer as it stands; arguments as the fields of `RunContext`."""
     train = samples.train
-    args, optimizer, given = trainer.args, trainer.optimizer, trainer.eval_dataset
+    args, optimizer, held_out = trainer.args, trainer.optimizer, trainer.eval_dataset
     by_fsdp2 = bool(units(trainer.model)) or by_accelerate(trainer)
     sharded = by_fsdp2 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    asked = str(getattr(args.optim, "value", args.optim)).lower()
+    optimizer_name = str(getattr(args.optim, "value", args.optim)).lower()
 
     def scorer() -> Scorer:
         if trainer.proxy is None:
@@ -177,7 +177,7 @@ def context_of(
         optimizer=getattr(optimizer, "optimizer", optimizer),
         validation=samples.validation,
         target=target_of(trainer),
-        validation_sets=0 if given is None else len(given) if isinstance(given, dict) else 1,
+        validation_sets=0 if held_out is None else len(held_out) if isinstance(held_out, dict) else 1,
         layout=layout,
         tokenizer=trainer.processing_class,
         # accelerate's FSDP2 gathers weights in the type of mixed precision instead.
@@ -185,7 +185,7 @@ def context_of(
         device="cuda" if args.device.type == "cuda" else "cpu",
         max_grad_norm=args.max_grad_norm,
         learning_rate=args.learning_rate,
-        adam="adam" in asked if optimizer is None else "betas" in optimizer.param_groups[0],
+        adam="adam" in optimizer_name if optimizer is None else "betas" in optimizer.param_groups[0],
         sharded=sharded,
         measurable=by_fsdp2 or not sharded,
         shared=shared,

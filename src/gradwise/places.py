@@ -24,16 +24,16 @@ def places(values: object, what: str, size: int | None = None) -> NDArray[np.int
     [2, 0]
     """
     try:
-        found = np.asarray(values)
+        indices = np.asarray(values)
     except (TypeError, ValueError):  # rows of different lengths, among others
-        found = np.zeros((), dtype=object)
-    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        indices = np.zeros((), dtype=object)
+    if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
         raise PlanError(f"{what} must be a row of whole numbers; found {shown(values)}.")
-    if found.size and found.min() < 0:
-        raise PlanError(f"{what} holds the negative index {found.min()}.")
-    if found.size and found.max() >= (2**63 if size is None else size):
-        raise PlanError(f"{what} names sample {found.max()}, but there are only {size}.")
-    return found.astype(np.int64)
+    if indices.size and indices.min() < 0:
+        raise PlanError(f"{what} holds the negative index {indices.min()}.")
+    if indices.size and indices.max() >= (2**63 if size is None else size):
+        raise PlanError(f"{what} names sample {indices.max()}, but there are only {size}.")
+    return indices.astype(np.int64)
 
 
 def check_rows(values: Any, count: int, what: str, *, least: float | None = None) -> None:

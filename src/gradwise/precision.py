@@ -17,9 +17,11 @@ def autocast_of(settings: object) -> torch.dtype | None:
         settings: TrainingArguments, or a recipe's `train.arguments`. Where they leave it open, `accelerate
             launch --mixed_precision` decides, as it does for the Trainer.
     """
-    given = settings if isinstance(settings, Mapping) else vars(settings)
-    asked = next((name for name in _TYPES if given.get(name)), os.environ.get("ACCELERATE_MIXED_PRECISION"))
-    return _TYPES.get(asked or "")
+    arguments = settings if isinstance(settings, Mapping) else vars(settings)
+    precision = next(
+        (name for name in _TYPES if arguments.get(name)), os.environ.get("ACCELERATE_MIXED_PRECISION")
+    )
+    return _TYPES.get(precision or "")
 
 
 def autocast_here(device: torch.device) -> torch.dtype | None:
@@ -49,8 +51,8 @@ def full_products() -> bool:
         return torch.get_float32_matmul_precision() == "highest"
     # torch 2.9 and later raise an error where the older function is asked for what the newer settings
     # changed, as the Trainer's `tf32` and `torch_compile` do on a GPU.
-    found: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-    return all(matmul.fp32_precision in ("none", "ieee") for matmul in found)
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    return all(matmul.fp32_precision in ("none", "ieee") for matmul in backends)
 
 
 @contextmanager

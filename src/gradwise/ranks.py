@@ -50,9 +50,9 @@ def gathered(value: T) -> list[T]:
     group = _group()
     if group is None:
         return [value]
-    found: list[Any] = [None] * group.get_world_size()
-    group.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * group.get_world_size()
+    group.all_gather_object(values, value)
+    return values
 
 
 def on_cpu() -> bool:
@@ -123,8 +123,8 @@ def check_same(value: object, what: str) -> None:
         value: anything that can be pickled and compared.
         what: its name, as the sentence's subject.
     """
-    found = gathered(value)
-    other = next((number for number, each in enumerate(found) if each != found[0]), None)
+    values = gathered(value)
+    other = next((number for number, each in enumerate(values) if each != values[0]), None)
     if other is not None:
         sentence = f"{what} differ between rank 0 and rank {other}; give all ranks the same files."
         raise marked(GradwiseError(sentence))
@@ -147,8 +147,8 @@ def lost_connection(error: BaseException) -> bool:
     if dist is None:
         return False
     signs = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
-    named = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    return named or isinstance(error, dist.DistBackendError | dist.DistNetworkError)
+    matches_sign = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return matches_sign or isinstance(error, dist.DistBackendError | dist.DistNetworkError)
 
 
 def _group() -> Any:

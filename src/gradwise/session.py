@@ -128,7 +128,7 @@ class Session:
         if self._layout is None:
             pack = None
             if self.packed_length is not None:
-                pack = packer(self._known_samples().planned.dataset, self.packed_length)
+                pack = packer(self._run_samples().planned.dataset, self.packed_length)
             takes_counts = self.trainer.model_accepts_loss_kwargs
             weighted = self.recipe.weights == "loss"
             self._layout = Layout.of(self.args, pack=pack, takes_counts=takes_counts, weighted=weighted)
@@ -139,7 +139,7 @@ class Session:
         return context_of(
             self.trainer,
             self.recipe,
-            self._known_samples(),
+            self._run_samples(),
             layout=self.layout,
             record=self.record,
             folder=self.folder,
@@ -154,7 +154,7 @@ class Session:
         if self.args.process_index == 0:
             self.tell(sentence)
 
-    def _known_samples(self) -> RunSamples:
+    def _run_samples(self) -> RunSamples:
         if self._samples is None:
             self._samples = samples_of(self.trainer)
         return self._samples
@@ -164,7 +164,7 @@ class Session:
             return time_forward_backward(
                 self.trainer.model,
                 self.trainer.loss_of,
-                self._known_samples().train.batches(rows, self.layout.micro_batch),
+                self._run_samples().train.batches(rows, self.layout.micro_batch),
                 device=self.args.device,
             )
 
@@ -220,9 +220,9 @@ class Session:
 
     def prepare(self) -> DataLoader[Any]:
         """Make or load the plan, and return the ledger that the Trainer counts its steps by."""
-        given = self.trainer.eval_dataset
-        held_out = given.values() if isinstance(given, dict) else [given]
-        planned = self._known_samples().planned
+        evaluation_data = self.trainer.eval_dataset
+        held_out = evaluation_data.values() if isinstance(evaluation_data, dict) else [evaluation_data]
+        planned = self._run_samples().planned
         for dataset in (planned.dataset, *held_out):
             check_tokens(self.trainer.model, dataset, self.trainer.data_collator)
         self._settle_packing()
@@ -238,14 +238,14 @@ class Session:
     def _settle_packing(self) -> None:
         """Refuse packing, or do without it, if it would not give each sample what it has alone; a collective
         call."""
-        samples, packs = self._known_samples().train, self.packed_length is not None
-        found = unpacked(self.trainer, samples, packs=packs, unpack=self.unpack_if_needed)
-        if found is None:
+        samples, packs = self._run_samples().train, self.packed_length is not None
+        reason = unpacked(self.trainer, samples, packs=packs, unpack=self.unpack_if_needed)
+        if reason is None:
             return
         self.packed_length = self._layout = None
-        self.say(f"Trained unpacked: {found}.")
+        self.say(f"Trained unpacked: {reason}.")
         if self.resumed_from is None:
-            self.record.event("unpacked", self.step, 0.0, why=found)
+            self.record.event("unpacked", self.step, 0.0, why=reason)
 
     def decide(self) -> None:
         """Let the planner change what is ahead, if a decision is due; what was served stays, and nothing was
@@ -271,7 +271,7 @@ class Session:
         source, state = self.resumed_from, self._state
         assert source is not None and state is not None
         plan, arrays = on_first(lambda: checkpoints.read_decided(source))
-        check_plan(plan, state, source, self.layout, pool=len(self._known_samples().planned))
+        check_plan(plan, state, source, self.layout, pool=len(self._run_samples().planned))
         context = self.context()
         self.planner.load_state_dict(arrays, context)
         self.planner.check_resumed(context, plan, state["step"])
@@ -386,8 +386,8 @@ class Session:
             "input_tokens": self.input_tokens(self.step - 1),
             "label_tokens": self._tokens,
         }
-        known = {name: value for name, value in values.items() if value is not None}
-        self.record.step(self._loss, step=self.step, epoch=round(epoch, 6), **known)
+        metrics = {name: value for name, value in values.items() if value is not None}
+        self.record.step(self._loss, step=self.step, epoch=round(epoch, 6), **metrics)
         if self._at_logging_step():
             self.flush()
 
@@ -429,9 +429,9 @@ class Session:
             return self.stop_requested
         if not self._at_logging_step():
             return False
-        asked = torch.tensor(float(self.stop_requested), device=self.args.device)
-        dist.all_reduce(asked)
-        return bool(asked.item())
+        votes = torch.tensor(float(self.stop_requested), device=self.args.device)
+        dist.all_reduce(votes)
+        return bool(votes.item())
 
     def save(self, write: Callable[[], None], limit: int | None) -> None:
         """Save a checkpoint of the run as it stands, unless this step was saved already.

@@ -47,8 +47,8 @@ class Settings:
         if type(self) is not type(earlier):
             return self
         unset = [name for name in self.left_to_run if getattr(self, name) == default_of(type(self), name)]
-        found = {name: getattr(earlier, name) for name in unset}
-        return replace(self, **found) if found else self  # type: ignore[type-var]
+        earlier_values = {name: getattr(earlier, name) for name in unset}
+        return replace(self, **earlier_values) if earlier_values else self  # type: ignore[type-var]
 
     def check(self) -> None:
         """Refuse values that contradict each other; raises RecipeError. Nothing by default."""
@@ -78,8 +78,8 @@ def _sentence(owner: str, name: str, error: ValidationError) -> str:
     key = ".".join([owner, name, *(str(part) for part in first["loc"])])
     if first["type"] == "union_tag_invalid":
         context = first.get("ctx", {})  # of this kind of error, always there
-        known = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
-        return f"{key}: unknown method {shown(context['tag'])}{nearest(context['tag'], known)}"
+        tags = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
+        return f"{key}: unknown method {shown(context['tag'])}{nearest(context['tag'], tags)}"
     if first["type"] in ("union_tag_not_found", "model_attributes_type"):
         return (
             f"{key}: give settings, a mapping with a `method` and its settings, or a method's name; found "
@@ -94,25 +94,25 @@ def field_descriptions(cls: type[Settings]) -> dict[str, str]:
     pydantic puts a class's own field docstrings into the schema, but not inherited ones.
     """
     owners = [owner for owner in reversed(cls.__mro__) if issubclass(owner, Settings)]
-    return {name: text for owner in owners for name, text in _own_descriptions(owner).items()}
+    return {name: text for owner in owners for name, text in _field_descriptions(owner).items()}
 
 
 @cache
-def _own_descriptions(cls: type[Settings]) -> dict[str, str]:
+def _field_descriptions(cls: type[Settings]) -> dict[str, str]:
     definition = ast.parse(dedent(inspect.getsource(cls))).body[0]
     assert isinstance(definition, ast.ClassDef)
     return {
-        ast.unparse(named.target): inspect.cleandoc(str(text.value.value))
-        for named, text in pairwise(definition.body)
-        if isinstance(named, ast.AnnAssign)
+        ast.unparse(assignment.target): inspect.cleandoc(str(text.value.value))
+        for assignment, text in pairwise(definition.body)
+        if isinstance(assignment, ast.AnnAssign)
         and isinstance(text, ast.Expr)
         and isinstance(text.value, ast.Constant)
     }
 
 
-def nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, candidates: list[str]) -> str:
     """The end of a sentence about an unknown name: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name[:100], candidates, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(sorted(known))}." if known else "."
+    return f"; known: {', '.join(sorted(candidates))}." if candidates else "."

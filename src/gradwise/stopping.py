@@ -29,16 +29,16 @@ def stoppable(first: Callable[[str], Any], again: Callable[[str], Any]) -> Itera
         yield
         return
     process, before = os.getpid(), {each: signal.getsignal(each) for each in SIGNALS}
-    asked: list[float] = []
+    requested_at: list[float] = []
 
     def handle(number: int, _: object) -> None:
         if os.getpid() != process:  # a forked process, until it has handlers of its own
             return
         now = time.monotonic()
-        if not asked:
-            asked.append(now)
+        if not requested_at:
+            requested_at.append(now)
             first(signal.Signals(number).name)
-        elif now - asked[0] > MOMENT:
+        elif now - requested_at[0] > MOMENT:
             again(signal.Signals(number).name)
 
     mine = [each for each, handler in before.items() if handler not in (signal.SIG_IGN, None)]

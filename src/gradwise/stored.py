@@ -20,10 +20,10 @@ def read_json(path: Path, error: Error = CheckpointError, take: Callable[[Any], 
         GradwiseError: the file is missing or damaged, or `take` finds something else than it needs.
     """
     with damaged(path, error):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        contents = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(contents, dict):
             raise ValueError("not a JSON object")
-        return take(found)
+        return take(contents)
 
 
 def read_lines(path: Path, size: int | None = None) -> list[dict[str, Any]]:
@@ -41,11 +41,11 @@ def read_lines(path: Path, size: int | None = None) -> list[dict[str, Any]]:
     with damaged(path):
         # A kill can leave the last line half written; it is cut off at the next resume.
         lines = path.read_bytes()[:size].split(b"\n")[:-1]
-    found = []
+    objects = []
     for number, line in enumerate(lines, 1):
         with damaged(path, where=f"line {number}: "):
-            found.append({**json.loads(line)})
-    return found
+            objects.append({**json.loads(line)})
+    return objects
 
 
 @contextmanager

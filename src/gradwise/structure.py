@@ -33,7 +33,7 @@ def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
         RecipeError: when the model has no list of at least two modules with parameters.
     """
     candidates = outermost_lists(model)
-    sizes = {name: sum(p.numel() for p in found.parameters()) for name, found in candidates.items()}
+    sizes = {name: sum(p.numel() for p in blocks.parameters()) for name, blocks in candidates.items()}
     if not any(sizes.values()):
         raise RecipeError(
             f"{type(model).__name__} has no transformer blocks (no list of two or more modules with "
@@ -57,12 +57,12 @@ def head_and_width(model: nn.Module) -> tuple[float, int] | None:
 
 def outermost_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
     """The lists of at least two modules that lie inside no other such list, by name."""
-    found: dict[str, nn.ModuleList] = {}
+    lists: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
-        inside_another = any(name.startswith(f"{other}.") for other in found)
+        inside_another = any(name.startswith(f"{other}.") for other in lists)
         if isinstance(module, nn.ModuleList) and len(module) > 1 and not inside_another:
-            found[name] = module
-    return found
+            lists[name] = module
+    return lists
 
 
 def group_layers(model: nn.Module) -> LayerGroups:
@@ -78,11 +78,11 @@ def group_layers(model: nn.Module) -> LayerGroups:
     seen: set[nn.Parameter] = set()
     names, groups = [], []
     for number, block in enumerate(blocks):
-        own = tuple(p for p in dict.fromkeys(block.parameters()) if p.requires_grad and p not in seen)
-        seen.update(own)
-        if own:
+        parameters = tuple(p for p in dict.fromkeys(block.parameters()) if p.requires_grad and p not in seen)
+        seen.update(parameters)
+        if parameters:
             names.append(f"{prefix}.{number}")
-            groups.append(own)
+            groups.append(parameters)
     if not groups:
         raise RecipeError(
             "No transformer block has a trainable parameter, so layers cannot be chosen; use `layers: all`."

@@ -48,13 +48,13 @@ from gradwise.training.saving import check_saves
 from gradwise.training.sharded_checkpoint import ShardedCheckpoints, allowed_to_save
 from gradwise.training.sharding import by_accelerate, shard_in_time
 from gradwise.training.support import (
-    check_given,
     check_output,
     check_own_loader,
     check_phase,
     check_planned,
     check_sections,
     check_supported,
+    check_types,
     own_loader_problem,
 )
 from gradwise.training.target import target_of
@@ -107,7 +107,7 @@ class TrainerMixin(ShardedCheckpoints):
                 data; what `anneal.data` of a recipe stands for.
         """
         recipe = Recipe() if recipe is None else recipe
-        check_given(recipe, plan, packed_length, unpack_if_needed)
+        check_types(recipe, plan, packed_length, unpack_if_needed)
         if recipe.signals.model is not None and proxy is None:
             raise RecipeError("signals.model is for `gradwise train`; with a Trainer, give it a `proxy`.")
         if plan is not None:
@@ -115,8 +115,8 @@ class TrainerMixin(ShardedCheckpoints):
         self.proxy = proxy
         check_sections(recipe)
         check_output(kwargs.get("args", args[1] if len(args) > 1 else None))
-        given = [*args, *kwargs.values()]
-        with without_trackers(given) as trackers, allowed_to_save(given):
+        trainer_arguments = [*args, *kwargs.values()]
+        with without_trackers(trainer_arguments) as trackers, allowed_to_save(trainer_arguments):
             super().__init__(*args, **kwargs)
         guard_trackers(self.callback_handler.callbacks, self._layer_numbers)
         add_trackers(self, trackers, self._layer_numbers)
@@ -135,15 +135,15 @@ class TrainerMixin(ShardedCheckpoints):
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         planner = Planner(recipe, batch_size) if plan is None else FixedPlanner(plan)
         indexable = is_indexable(self.train_dataset)
-        if own := not indexable or self.serves_itself:
+        if uses_own_loader := not indexable or self.serves_itself:
             check_own_loader(
                 recipe,
-                given=plan is not None,
+                has_plan=plan is not None,
                 packs=packed_length is not None,
                 problem=own_loader_problem(self, indexable),
                 plannable=indexable and repeated_prompts(self.own_sampler()) is not None,
             )
-        self.session = (OwnLoaderSession if own else Session)(
+        self.session = (OwnLoaderSession if uses_own_loader else Session)(
             self,
             recipe,
             planner,
@@ -189,7 +189,7 @@ class TrainerMixin(ShardedCheckpoints):
             resume = self._checkpoint(resume_from_checkpoint)
             self.session.open(resume)
             try:
-                with self._own_settings(resumed=resume is not None), self.session.tracked(resume):
+                with self._settings_while_training(resumed=resume is not None), self.session.tracked(resume):
                     result = super().train(str(resume) if resume else None, *args, **kwargs)
                 self.session.flush()
                 # The record first: a resumed run cuts it back to its checkpoint.
@@ -219,21 +219,21 @@ class TrainerMixin(ShardedCheckpoints):
                 check_dropped(samples, self._signature_columns, type(self.model).__name__)
 
     @contextmanager
-    def _own_settings(self, resumed: bool) -> Iterator[None]:
+    def _settings_while_training(self, resumed: bool) -> Iterator[None]:
         """Arguments that are gradwise's while it trains, given back afterwards."""
-        own, names = (
+        args, names = (
             self.args,
             ("eval_on_start", "save_total_limit", "load_best_model_at_end", "lr_scheduler_kwargs"),
         )
-        kept = {name: getattr(own, name) for name in names}
+        values = {name: getattr(args, name) for name in names}
         # A resumed run has evaluated at its start already; old checkpoints go only once a new one is whole.
-        own.eval_on_start = own.eval_on_start and not resumed
-        self._save_limit, own.save_total_limit = own.save_total_limit, None
+        args.eval_on_start = args.eval_on_start and not resumed
+        self._save_limit, args.save_total_limit = args.save_total_limit, None
         try:
             yield
         finally:
-            for name, value in kept.items():
-                setattr(own, name, value)
+            for name, value in values.items():
+                setattr(args, name, value)
 
     def hyperparameter_search(self, *_: object, **__: object) -> Any:
         """Refused: its trials share one output_dir, whose checkpoints would be those of different runs."""
@@ -243,19 +243,19 @@ class TrainerMixin(ShardedCheckpoints):
         if not resume:
             return None
         # All ranks must resume from the same one, and reading all of it once is enough.
-        found, passed_over = on_first(lambda: self._found(resume))
+        path, passed_over = on_first(lambda: self._checkpoint_to_resume(resume))
         for sentence in passed_over:
             transformers.utils.logging.get_logger("gradwise").warning(sentence)
-        return found
+        return path
 
-    def _found(self, resume: str | bool) -> tuple[Path, list[str]]:
+    def _checkpoint_to_resume(self, resume: str | bool) -> tuple[Path, list[str]]:
         if resume is True:
-            found, passed_over = self.last_checkpoint()
-            if found is None:
+            last, passed_over = self.last_checkpoint()
+            if last is None:
                 raise CheckpointError(
                     f"There is no whole checkpoint in {self.args.output_dir} to resume from."
                 )
-            return found, passed_over
+            return last, passed_over
         path = _path(str(resume))
         if path != self._verified:
             checkpoints.check_whole(path)
@@ -341,14 +341,14 @@ class TrainerMixin(ShardedCheckpoints):
                 f"Warning: the learning rate takes {warming} steps to rise, and the run has "
                 f"{num_training_steps}; it never reaches the rate that was asked for."
             )
-        own = dict(self.args.lr_scheduler_kwargs or {})
-        share = own.pop(DECAY_SHARE, None)
+        scheduler_kwargs = dict(self.args.lr_scheduler_kwargs or {})
+        share = scheduler_kwargs.pop(DECAY_SHARE, None)
         if self.session.recipe.anneal is not None:
             share = self.session.recipe.anneal.last
-            check_phase(self.args, own, share, num_training_steps)
+            check_phase(self.args, scheduler_kwargs, share, num_training_steps)
         if share is not None:
-            own = {"num_decay_steps": decay_steps(share, num_training_steps), **own}
-            self.args.lr_scheduler_kwargs = own
+            scheduler_kwargs = {"num_decay_steps": decay_steps(share, num_training_steps), **scheduler_kwargs}
+            self.args.lr_scheduler_kwargs = scheduler_kwargs
         return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def _tokens_of(self, parts: list[Any], device: torch.device) -> Any:
@@ -470,16 +470,16 @@ def with_gradwise(cls: type) -> Any:
     if issubclass(cls, TrainerMixin):
         return cls
     # A subclass that serves batches itself would have them replaced by the plan's, without a word.
-    if _has_own(cls, "get_batch_samples"):
+    if _overrides(cls, "get_batch_samples"):
         raise RecipeError(
             f"{cls.__name__} has its own get_batch_samples, which gradwise would replace; it cannot serve it."
         )
-    serves = _has_own(cls, "get_train_dataloader") or _has_own(cls, "_get_train_sampler")
+    serves = _overrides(cls, "get_train_dataloader") or _overrides(cls, "_get_train_sampler")
     parts = {"__doc__": cls.__doc__, "__module__": __name__, "serves_itself": serves}
     return type(f"Gradwise{cls.__name__}", (TrainerMixin, cls), parts)
 
 
-def _has_own(cls: type, method: str) -> bool:
+def _overrides(cls: type, method: str) -> bool:
     return getattr(cls, method) is not getattr(transformers.Trainer, method)
 
 

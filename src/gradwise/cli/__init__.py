@@ -58,8 +58,8 @@ def main() -> None:
         _leave_for(error)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         say(f"gradwise {version('gradwise')}")
         raise typer.Exit
 

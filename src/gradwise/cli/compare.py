@@ -102,25 +102,25 @@ def compare(
 def _pairs(text: str | None) -> list[tuple[str, str]]:
     from gradwise.errors import RecipeError
 
-    found = []
+    pairs = []
     for part in (text or "").split(","):
         arm, colon, against = (piece.strip() for piece in part.partition(":"))
         if colon and arm and against:
-            found.append((arm, against))
+            pairs.append((arm, against))
         elif text is not None:
             raise RecipeError(
                 f"--pairs takes two arms each, such as grass:lisa,full:loss_top; found {text!r}."
             )
-    return found
+    return pairs
 
 
 def _seeds(text: str) -> int | list[int]:
     from gradwise.errors import RecipeError
 
     try:
-        found = [int(part) for part in text.split(",") if part.strip()]
+        seeds = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        found = []
-    if not found:
+        seeds = []
+    if not seeds:
         raise RecipeError(f"--seeds takes a number such as 5, or a list such as 0,3,7; found {text!r}.")
-    return found if "," in text else found[0]
+    return seeds if "," in text else seeds[0]

@@ -34,7 +34,8 @@ def demo(
     from gradwise.run.summary import summary
 
     if tiny:
-        # Threads that wait for each other cost more than so small a model computes.
+        # Threads that wait for each other cost more than so small a model computes: beside other work on two
+        # cores, 336 s with two threads and 27 s with one (docs/log.md, 2026-11-21).
         torch.set_num_threads(1)
     folder = out or Path("runs") / ("demo-tiny" if tiny else "demo")
     outcome = train(tiny_recipe() if tiny else smollm2_recipe(), folder / "run")

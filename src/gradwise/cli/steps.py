@@ -57,8 +57,8 @@ def collect(
         signals = collect_signals(loaded, folder, want=wanted, part=parts[part], tell=say_first)
     if not is_first():
         return
-    kept = int(signals.ok.sum()) if signals.ok is not None else len(signals)
-    say(f"{kept:,} of {len(signals):,} samples measured in {signals.seconds:,.1f} s: {folder}")
+    measured = int(signals.ok.sum()) if signals.ok is not None else len(signals)
+    say(f"{measured:,} of {len(signals):,} samples measured in {signals.seconds:,.1f} s: {folder}")
     if plot:
         from gradwise.report.signals import draw_signals
 
@@ -165,13 +165,13 @@ def order(
     from gradwise.run.progress import quiet_libraries
 
     with quiet_libraries(on_terminal()):
-        found = order_samples(loaded, folder, text=text, tell=say_first)
+        epoch_order = order_samples(loaded, folder, text=text, tell=say_first)
     if not is_first():
         return
-    say(f"{len(found.indices):,} samples ordered by {by.method}: {folder / ORDERED}")
-    for name, value in found.details.items():
+    say(f"{len(epoch_order.indices):,} samples ordered by {by.method}: {folder / ORDERED}")
+    for name, value in epoch_order.details.items():
         say(f"  {name.replace('_', ' ')}: {value:g}")
-    if plot and found.graph is None:
+    if plot and epoch_order.graph is None:
         say(
             "There are fewer samples than a unit holds; no influence was measured, and there is none to draw."
         )

@@ -39,6 +39,7 @@ def train(
             "--plot draws how grace's coreset develops, the influences that d3 orders by and the spectrum "
             f"that direct selects by, and {used}; leave it out."
         )
+    # torch and transformers are imported from here on, so that most mistakes in a recipe are said at once.
     from gradwise.estimating import expected_memory
     from gradwise.run import train as run_recipe
     from gradwise.run.summary import summary
@@ -89,8 +90,8 @@ def estimate(
 
     size = None if memory is None else bytes_of(memory)
     with quiet_libraries(False):
-        found = estimate_recipe(Recipe.load(recipe, set_), size)
-    say(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
+        forecast = estimate_recipe(Recipe.load(recipe, set_), size)
+    say(json.dumps(forecast.as_dict(), indent=2) if as_json else str(forecast))
 
 
 def report(

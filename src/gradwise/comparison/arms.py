@@ -95,22 +95,22 @@ def _with_share(recipe: Recipe) -> Recipe:
 
 def presets() -> dict[str, list[str]]:
     """Names of methods and the sections they set, as the recipe's own types have them."""
-    found: dict[str, list[str]] = {"lora": [ADAPTER]}
+    sections_by_method: dict[str, list[str]] = {"lora": [ADAPTER]}
     for section in tree.METHOD_SECTIONS:
         for method in _methods(section):
-            found.setdefault(method, []).append(section)
-    return found
+            sections_by_method.setdefault(method, []).append(section)
+    return sections_by_method
 
 
 @cache
 def _methods(section: str) -> dict[str, type[Settings]]:
     """The settings classes that may stand in a section, by the name of their method."""
     hint = get_type_hints(Recipe, include_extras=True)[section]
-    known = {}
+    classes_by_method = {}
     for cls in _classes(hint):
         names: list[Any] = [field.default for field in fields(cls) if field.name == "method"]  # type: ignore[arg-type]
-        known.update(dict.fromkeys(names, cls))
-    return known
+        classes_by_method.update(dict.fromkeys(names, cls))
+    return classes_by_method
 
 
 def _classes(hint: object) -> Iterator[type[Settings]]:
@@ -124,7 +124,7 @@ def _parse_arm(word: str, recipe: Recipe, fraction: float | None) -> Arm:
     name, equals, spec = word.partition("=") if "=" in word else ("", "", word)
     parts = [part.strip() for part in spec.split("+")]
     if not all(parts) or (equals and not name.strip()):
-        raise RecipeError(f"--arms: {shown(word)} names no arm; {_known()}")
+        raise RecipeError(f"--arms: {shown(word)} names no arm; {_known_arms()}")
     name = name.strip() or "+".join(Path(part).stem if _is_file(part) else part for part in parts)
     if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
         raise RecipeError(
@@ -157,11 +157,11 @@ def _without_decisions(base: Tree) -> Tree:
 
 def _decaying_alike(base: Tree, recipe: Recipe) -> Tree:
     """An arm without `anneal` decays as long as the recipe's own annealing phase."""
-    own = recipe.anneal
-    if own is None or base["anneal"] is not None or base["train"]["schedule"] != "wsd":
+    phase = recipe.anneal
+    if phase is None or base["anneal"] is not None or base["train"]["schedule"] != "wsd":
         return base
     if base["train"]["decay"] is None:
-        return tree.merged(base, {"train": {"decay": own.last}})
+        return tree.merged(base, {"train": {"decay": phase.last}})
     return base
 
 
@@ -169,34 +169,34 @@ def _change(part: str, recipe: Recipe, fraction: float | None) -> Tree:
     if _is_file(part):
         return _overrides(Path(part))
     section, method = _preset(part)
-    own = recipe.to_dict()[section]
+    settings = recipe.to_dict()[section]
     if section == ADAPTER:
-        return {ADAPTER: own if own and own["method"] == method else {"method": method}}
+        return {ADAPTER: settings if settings and settings["method"] == method else {"method": method}}
     cls = _methods(section)[method]
-    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     sizes = SIZES if (section, method) == ("anneal", "full") else ()
-    kept = {key: value for key, value in (own or {}).items() if key in known and key not in sizes}
-    return {section: {**_sized(part, section, kept, known, fraction), "method": method}}
+    inherited = {key: value for key, value in (settings or {}).items() if key in names and key not in sizes}
+    return {section: {**_sized(part, section, inherited, names, fraction), "method": method}}
 
 
-def _sized(part: str, section: str, kept: Tree, known: set[str], fraction: float | None) -> Tree:
+def _sized(part: str, section: str, settings: Tree, names: set[str], fraction: float | None) -> Tree:
     """Settings of a selection that needs a size, with one."""
-    if section != "select" or not {"fraction", "count"} <= known:
-        return kept
+    if section != "select" or not {"fraction", "count"} <= names:
+        return settings
     if fraction is not None:
-        return {key: value for key, value in kept.items() if key not in SIZES} | {"fraction": fraction}
-    if all(kept.get(size) is None for size in SIZES):
+        return {key: value for key, value in settings.items() if key not in SIZES} | {"fraction": fraction}
+    if all(settings.get(size) is None for size in SIZES):
         raise RecipeError(
             f"--arms: {part} selects a part of the data, and nothing says how much; give --fraction 0.2, or "
             "a `select` with fraction or count in the recipe."
         )
-    return kept
+    return settings
 
 
 def _preset(part: str) -> tuple[str, str]:
     """Section and method of a preset."""
     section, dot, method = part.partition(".")
-    known = presets()
+    sections_of = presets()
     if dot and section == ADAPTER:
         return section, method
     if dot and section in tree.METHOD_SECTIONS:
@@ -205,23 +205,24 @@ def _preset(part: str) -> tuple[str, str]:
                 f"--arms: {section} knows no method {shown(method)}{nearest(method, list(_methods(section)))}"
             )
         return section, method
-    if part not in known:
-        near = nearest(part, [*known, AS_IT_STANDS])
+    if part not in sections_of:
+        near = nearest(part, [*sections_of, AS_IT_STANDS])
         raise RecipeError(
-            f"--arms: unknown arm {shown(part)}{near if 'did you mean' in near else ';'} {_known()}"
+            f"--arms: unknown arm {shown(part)}{near if 'did you mean' in near else ';'} {_known_arms()}"
         )
     # What to train on from the start comes first: `random` is a selection, `anneal.random` a way to finish.
-    sections = [section for section in known[part] if section != "anneal"] or known[part]
+    sections = [section for section in sections_of[part] if section != "anneal"] or sections_of[part]
     if len(sections) > 1:
         spelt = " or ".join(f"{section}.{part}" for section in sections)
         raise RecipeError(f"--arms: {part} could be several things; write {spelt}.")
     return sections[0], part
 
 
-def _known() -> str:
-    named = ", ".join(sorted(presets()))
+def _known_arms() -> str:
+    methods = ", ".join(sorted(presets()))
     return (
-        f"Known: {named}, {AS_IT_STANDS} (as it stands), a .yaml file of overrides, and any of these with +."
+        f"Known: {methods}, {AS_IT_STANDS} (as it stands), a .yaml file of overrides, and any of these "
+        "with +."
     )
 
 
@@ -229,7 +230,7 @@ def _overrides(path: Path) -> Tree:
     values = plain(read_yaml(path))
     tree.anchor_paths(values, path.resolve().parent)
     for key, why in NOT_AN_ARMS.items():
-        if any(found == key or found.startswith(f"{key}.") for found in _keys(values)):
+        if any(set_key == key or set_key.startswith(f"{key}.") for set_key in _keys(values)):
             raise RecipeError(f"{path}: an arm cannot set {key}: {why}.")
     spelt: Tree = {
         section: {"method": value} if section in tree.METHOD_SECTIONS and isinstance(value, str) else value
@@ -248,19 +249,19 @@ def _keys(values: Tree, above: str = "") -> Iterator[str]:
 
 def _check_apart(word: str, parts: list[str], changes: list[Tree]) -> None:
     """Refuse two parts that set the same thing: which of them should count?"""
-    said: dict[str, str] = {}
+    part_of: dict[str, str] = {}
     for part, change in zip(parts, changes, strict=True):
         # A preset says which method; a file may refine its settings, as in grass+active4.yaml.
         keys = [key for key in _keys(change) if not _is_section(change, key)]
         if not _is_file(part):
             keys = [key for key in keys if key.endswith(".method")]
         for key in keys:
-            if key in said:
+            if key in part_of:
                 raise RecipeError(
-                    f"--arms: in {word}, both {said[key]} and {part} set {key.removesuffix('.method')}; "
+                    f"--arms: in {word}, both {part_of[key]} and {part} set {key.removesuffix('.method')}; "
                     "leave one out."
                 )
-            said[key] = part
+            part_of[key] = part
 
 
 def _is_section(values: Tree, key: str) -> bool:

@@ -71,7 +71,7 @@ def parse_budget(text: str) -> Budget:
     (Budget(kind='time', amount=600.0), Budget(kind='steps', amount=None))
     """
     word, equals, amount = (part.strip() for part in text.partition("="))
-    kind: Kind | None = next((known for known in KINDS if known == word), None)
+    kind: Kind | None = next((each for each in KINDS if each == word), None)
     if kind is None:
         raise RecipeError(
             f"--budget: {shown(text)} is no budget; give steps, tokens or time, or an amount: steps=200, "
@@ -79,10 +79,10 @@ def parse_budget(text: str) -> Budget:
         )
     if not equals:
         return Budget(kind)
-    found = re.fullmatch(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([a-z]*)", amount)
+    match = re.fullmatch(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([a-z]*)", amount)
     units = _UNITS if kind == "time" else {"": 1}
     try:
-        value = float(found[1]) * units[found[2]] if found else 0.0
+        value = float(match[1]) * units[match[2]] if match else 0.0
     except (KeyError, ValueError):
         value = 0.0
     if not 0 < value < float("inf"):

@@ -142,41 +142,41 @@ def _check_recipe(recipe: Recipe, metric: str) -> None:
         raise RecipeError(
             "train.early_stopping_patience would give arms different lengths; leave it out of a comparison."
         )
-    known = [HELD_OUT_LOSS] if recipe.data.validation or recipe.data.target else []
-    known += recipe.metrics.names
-    if not known:
+    metric_names = [HELD_OUT_LOSS] if recipe.data.validation or recipe.data.target else []
+    metric_names += recipe.metrics.names
+    if not metric_names:
         raise RecipeError(
             "There is nothing to compare by: the recipe has neither data.validation nor metrics; give one."
         )
-    if metric == HELD_OUT_LOSS and metric not in known:
+    if metric == HELD_OUT_LOSS and metric not in metric_names:
         return  # asked for by default: the first of the recipe's own then comes first
-    if metric.split("/")[0] not in known:
-        raise RecipeError(f"--metric: unknown metric {shown(metric)}; known: {', '.join(known)}.")
+    if metric.split("/")[0] not in metric_names:
+        raise RecipeError(f"--metric: unknown metric {shown(metric)}; known: {', '.join(metric_names)}.")
 
 
-def _reference(folder: ComparisonFolder, arms: list[Arm], asked: str | None) -> str:
+def _reference(folder: ComparisonFolder, arms: list[Arm], requested: str | None) -> str:
     """What was asked for, or what the folder has, or the default."""
     names = list(dict.fromkeys([*folder.contents.get("arms", {}), *(arm.name for arm in arms)]))
-    if asked is None:
+    if requested is None:
         default = DEFAULT_REFERENCE if DEFAULT_REFERENCE in names else names[0]
         return folder.contents.get("reference", default)
-    if asked not in names:
-        raise RecipeError(f"--reference: {shown(asked)} is none of the arms; found {', '.join(names)}.")
-    return asked
+    if requested not in names:
+        raise RecipeError(f"--reference: {shown(requested)} is none of the arms; found {', '.join(names)}.")
+    return requested
 
 
-def _seeds(asked: int | Sequence[int], recipe: Recipe) -> list[int]:
-    if isinstance(asked, int):
-        seeds = list(range(recipe.seed, recipe.seed + min(asked, MOST_SEEDS + 1)))
+def _seeds(requested: int | Sequence[int], recipe: Recipe) -> list[int]:
+    if isinstance(requested, int):
+        seeds = list(range(recipe.seed, recipe.seed + min(requested, MOST_SEEDS + 1)))
     else:
-        seeds = list(asked)
+        seeds = list(requested)
     if not 0 < len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
         raise RecipeError(
             f"--seeds takes a number such as 5, or a list of different seeds such as 0,3,7; found "
-            f"{shown(asked)}."
+            f"{shown(requested)}."
         )
     if min(seeds) < 0 or max(seeds) >= 2**32:
-        raise RecipeError(f"--seeds: seeds lie between 0 and {2**32 - 1}; found {shown(asked)}.")
+        raise RecipeError(f"--seeds: seeds lie between 0 and {2**32 - 1}; found {shown(requested)}.")
     return seeds
 
 
@@ -224,12 +224,12 @@ def _check_overlap(
     folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, options: Options, shown: ComparisonProgress
 ) -> None:
     """Refuse to judge by held-out data that are trained on."""
-    known = folder.contents["data"]
+    overlaps = folder.contents["data"]
     for arm in arms:
         changed = "data" in folder.contents["arms"][arm.name]["changes"]
         # Arms mostly share their data, which are read and compared once for all of them.
         name = arm.name if changed or arm.recipe.annealing_data is not None else "recipe"
-        if name in known or pool.stops:
+        if name in overlaps or pool.stops:
             continue
         shown.say("Checking the data.")
         log = folder.path / f"{TEMPORARY}data.log"
@@ -239,7 +239,7 @@ def _check_overlap(
         if not result.stopped:
             shared, held_out = result.value
             _check_share(shared, held_out, name, options)
-            known[name] = {"shared": shared, "held_out": held_out}
+            overlaps[name] = {"shared": shared, "held_out": held_out}
 
 
 def _check_share(shared: int, held_out: int, name: str, options: Options) -> None:
@@ -254,10 +254,10 @@ def _check_share(shared: int, held_out: int, name: str, options: Options) -> Non
 
 def _report(folder: ComparisonFolder, metric: str, *, stopped: bool, changed: bool) -> ComparisonOutcome:
     folder.contents["notes"] = [
-        f"{found['shared']} of {found['held_out']} held-out samples also occur in the training data"
+        f"{counts['shared']} of {counts['held_out']} held-out samples also occur in the training data"
         + ("." if name == "recipe" else f" of the arm {name}.")
-        for name, found in folder.contents["data"].items()
-        if found["shared"]
+        for name, counts in folder.contents["data"].items()
+        if counts["shared"]
     ]
     folder.save()
     results = read_results(folder.path)

@@ -85,8 +85,10 @@ class _Equaliser:
 
     def _task(self, arm: Arm, call: str, arguments: dict[str, Any], copy: int) -> Task:
         where = self.folder.calibration(arm.name, copy)
-        given = {"recipe": arm.recipe, "folder": where, "shared": self.folder.signals}
-        return Task(arm.name, f"{WORKBENCH}:{call}", given | arguments, where.with_name(f"{where.name}.log"))
+        base_arguments = {"recipe": arm.recipe, "folder": where, "shared": self.folder.signals}
+        return Task(
+            arm.name, f"{WORKBENCH}:{call}", base_arguments | arguments, where.with_name(f"{where.name}.log")
+        )
 
     def each(self, arms: list[Arm], find: Callable[[Arm], Any]) -> None:
         """Find the steps of each arm; an arm that fails takes no other down."""
@@ -105,54 +107,56 @@ class _Equaliser:
             self.folder.save()
 
 
-def _by_steps(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
-    if found.counted(reference, "steps"):
-        found.each(arms, lambda _: int(found.amount() or 0))
+def _by_steps(equaliser: _Equaliser, arms: list[Arm], reference: Arm) -> None:
+    if equaliser.counted(reference, "steps"):
+        equaliser.each(arms, lambda _: int(equaliser.amount() or 0))
 
 
-def _by_tokens(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
-    if not found.counted(reference, "tokens"):
+def _by_tokens(equaliser: _Equaliser, arms: list[Arm], reference: Arm) -> None:
+    if not equaliser.counted(reference, "tokens"):
         return
 
     def steps(arm: Arm) -> dict[int, int] | None:
-        known: dict[int, int] = found.folder.contents["steps"].get(arm.name, {})
+        steps_by_seed: dict[int, int] = equaliser.folder.contents["steps"].get(arm.name, {})
         # Each seed has a plan of its own, whose samples have other lengths: the steps differ by seed.
-        seeds = [seed for seed in found.folder.contents["seeds"] if seed not in known]
-        found.shown.say(f"Counting the tokens of {arm.name}.")
-        values = found.ask(arm, "steps_for_tokens", seeds=seeds, amount=found.amount())
-        return {**known, **values[0]} if values else None
+        seeds = [seed for seed in equaliser.folder.contents["seeds"] if seed not in steps_by_seed]
+        equaliser.shown.say(f"Counting the tokens of {arm.name}.")
+        values = equaliser.ask(arm, "steps_for_tokens", seeds=seeds, amount=equaliser.amount())
+        return {**steps_by_seed, **values[0]} if values else None
 
-    found.each(arms, steps)
+    equaliser.each(arms, steps)
 
 
-def _by_time(found: _Equaliser, arms: list[Arm], reference: Arm) -> None:
-    if found.amount() is None:
-        measured = _calibrate(found, reference)
+def _by_time(equaliser: _Equaliser, arms: list[Arm], reference: Arm) -> None:
+    if equaliser.amount() is None:
+        measured = _calibrate(equaliser, reference)
         if measured is None:
             return
         # The budget is what the reference needs for its own steps, so that the reference makes exactly these.
-        found.settle(round(seconds_for(measured.speed, measured.steps), 3))
+        equaliser.settle(round(seconds_for(measured.speed, measured.steps), 3))
 
     def steps(arm: Arm) -> int | None:
-        measured = _calibrate(found, arm)
+        measured = _calibrate(equaliser, arm)
         if measured is None:
             return None
-        return steps_within_seconds(measured.speed, found.amount() or 0.0)
+        return steps_within_seconds(measured.speed, equaliser.amount() or 0.0)
 
-    found.each(arms, steps)
+    equaliser.each(arms, steps)
 
 
-def _calibrate(found: _Equaliser, arm: Arm) -> Calibrated | None:
+def _calibrate(equaliser: _Equaliser, arm: Arm) -> Calibrated | None:
     """An arm's speed, measured unless it has been; None when it was stopped on the way."""
-    contents = found.folder.contents["calibration"]
+    contents = equaliser.folder.contents["calibration"]
     if arm.name not in contents:
-        found.shown.say(f"Measuring the speed of {arm.name}.")
-        amount = found.amount()
+        equaliser.shown.say(f"Measuring the speed of {arm.name}.")
+        amount = equaliser.amount()
         seconds = UNKNOWN_BUDGET if amount is None else min(LONGEST_CALIBRATION, amount / 10)
         # As many copies as there will be runs at once: a step took two to four times as long under a load of
         # 5 to 8 (docs/log.md).
-        values: list[Calibrated] = found.ask(arm, "calibrate", copies=found.pool.jobs, seconds=seconds)
-        if len(values) < found.pool.jobs:
+        values: list[Calibrated] = equaliser.ask(
+            arm, "calibrate", copies=equaliser.pool.jobs, seconds=seconds
+        )
+        if len(values) < equaliser.pool.jobs:
             return None
         speed = Speed(
             *(mean(getattr(value.speed, part) for value in values) for part in ("deciding", "start", "step")),
@@ -161,14 +165,14 @@ def _calibrate(found: _Equaliser, arm: Arm) -> Calibrated | None:
         contents[arm.name] = {
             **{name: round(value, 6) for name, value in asdict(speed).items()},
             "steps_of_recipe": values[0].steps,
-            "jobs": found.pool.jobs,
+            "jobs": equaliser.pool.jobs,
         }
-        found.folder.save()
-    kept = contents[arm.name]
+        equaliser.folder.save()
+    measurement = contents[arm.name]
     # A speed that was measured under another load is another speed.
-    if kept["jobs"] != found.pool.jobs:
+    if measurement["jobs"] != equaliser.pool.jobs:
         raise RecipeError(
-            f"The speed of {arm.name} was measured with --jobs {kept['jobs']}; resume with the same."
+            f"The speed of {arm.name} was measured with --jobs {measurement['jobs']}; resume with the same."
         )
-    speed = Speed(**{name: kept[name] for name in ("deciding", "start", "step", "steps")})
-    return Calibrated(speed, kept["steps_of_recipe"])
+    speed = Speed(**{name: measurement[name] for name in ("deciding", "start", "step", "steps")})
+    return Calibrated(speed, measurement["steps_of_recipe"])

@@ -142,8 +142,8 @@ class ComparisonFolder:
 
     def steps(self, arm: str, seed: int) -> int | None:
         """Optimizer steps of a run, once they are known."""
-        found = self.contents["steps"].get(arm)
-        return found.get(seed) if isinstance(found, dict) else found
+        steps_of_arm = self.contents["steps"].get(arm)
+        return steps_of_arm.get(seed) if isinstance(steps_of_arm, dict) else steps_of_arm
 
     @property
     def budget(self) -> Budget:
@@ -158,8 +158,8 @@ def _filled(recipe: Tree) -> Tree:
 
 def _changes(base: Tree, arm: Arm) -> Tree:
     """The sections of an arm's recipe that differ from the base's, each as a whole."""
-    own = arm.recipe.to_dict()
-    return {section: own[section] for section in own if own[section] != base[section]}
+    sections = arm.recipe.to_dict()
+    return {section: sections[section] for section in sections if sections[section] != base[section]}
 
 
 def _different(there: object, here: object, key: str = "") -> Iterator[tuple[str, Any, Any]]:

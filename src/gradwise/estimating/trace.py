@@ -108,9 +108,9 @@ def trace(recipe: Recipe) -> Trace:
 
 
 def _check_known(recipe: Recipe) -> None:
-    given = recipe.train.arguments
+    arguments = recipe.train.arguments
     for key in ("fsdp", "deepspeed", "use_liger_kernel", "torch_compile"):
-        if given.get(key):
+        if arguments.get(key):
             raise RecipeError(f"gradwise estimate does not know the memory of train.{key}; leave it out.")
     if _optimizer_name(recipe).split("_")[0] not in OPTIMIZERS or "8bit" in _optimizer_name(recipe):
         raise RecipeError(
@@ -135,8 +135,8 @@ def _model(recipe: Recipe) -> Any:
         if recipe.adapter is not None:
             model = with_adapter(model, recipe.adapter.method, recipe.adapter.options, lambda _: None)
     _pretend_on_cpu(model)
-    given = recipe.train.arguments
-    if given.get("gradient_checkpointing") or given.get("activation_checkpointing"):
+    arguments = recipe.train.arguments
+    if arguments.get("gradient_checkpointing") or arguments.get("activation_checkpointing"):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
 
@@ -160,8 +160,12 @@ def _pretend_on_cpu(model: nn.Module) -> None:
 def _dtype(settings: Model, config: object) -> torch.dtype:
     if settings.dtype != "auto":
         return getattr(torch, settings.dtype)
-    own = getattr(config, "dtype", None)
-    return own if isinstance(own, torch.dtype) else getattr(torch, str(own or "float32"))
+    config_dtype = getattr(config, "dtype", None)
+    return (
+        config_dtype
+        if isinstance(config_dtype, torch.dtype)
+        else getattr(torch, str(config_dtype or "float32"))
+    )
 
 
 def _draw(model: nn.Module, recipe: Recipe) -> LayerGroups | None:
@@ -222,8 +226,8 @@ def _probing(probe: LayerProbe) -> Iterator[None]:
 
 
 def _autocast(recipe: Recipe) -> Any:
-    given = recipe.train.arguments
-    if given.get("bf16") or given.get("fp16"):
+    arguments = recipe.train.arguments
+    if arguments.get("bf16") or arguments.get("fp16"):
         return torch.autocast("cpu", torch.bfloat16)  # float16 takes the same bytes
     return nullcontext()
 
@@ -254,8 +258,10 @@ def _state(recipe: Recipe, model: nn.Module, groups: LayerGroups | None) -> tupl
 
 def _optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     kind: Any = OPTIMIZERS[_optimizer_name(recipe).split("_")[0]]
-    given = str(recipe.train.arguments.get("optim_args", ""))
-    momentum: dict[str, Any] = {"momentum": 0.9} if kind is torch.optim.SGD and "momentum" in given else {}
+    optimizer_arguments = str(recipe.train.arguments.get("optim_args", ""))
+    momentum: dict[str, Any] = (
+        {"momentum": 0.9} if kind is torch.optim.SGD and "momentum" in optimizer_arguments else {}
+    )
     stand_ins = [nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta")) for p in parameters]
     return kind(stand_ins, lr=1e-3, **momentum)
 

@@ -38,6 +38,7 @@ def import_function(setting: Function) -> Callable[..., Any]:
         what = "not callable" if hasattr(module, name) else "not there"
         raise RecipeError(f"metrics.functions: {name} is {what} in {place}; write def {name}{TAKES}.")
     try:
+        # Bound and not called: otherwise a wrong signature would show only after training.
         inspect.signature(function).bind(None, None, None)
     except TypeError:
         raise RecipeError(
@@ -95,8 +96,10 @@ def call(
         return {setting.called: Score(finite(setting.called, result), setting.better, samples)}
     if not result:
         raise EvaluationError(f"The metric {setting.called} gave a mapping without a number in it.")
-    named = {f"{setting.called}/{key}": value for key, value in result.items()}
-    return {name: Score(finite(name, value), setting.better, samples) for name, value in named.items()}
+    values_by_name = {f"{setting.called}/{key}": value for key, value in result.items()}
+    return {
+        name: Score(finite(name, value), setting.better, samples) for name, value in values_by_name.items()
+    }
 
 
 def _described(error: BaseException) -> str:

@@ -51,11 +51,11 @@ def harness(
     _decode_greedily(model)
     with quiet():
         # A tokenizer of its own: lm-eval chooses a padding token and switches sides.
-        given: dict[str, Any] = {"tokenizer": copy.deepcopy(tokenizer), "batch_size": batch_size}
+        options: dict[str, Any] = {"tokenizer": copy.deepcopy(tokenizer), "batch_size": batch_size}
         # bfloat16 has three digits, too few to tell likelihoods apart that are summed over many tokens.
-        given["softmax_dtype"] = torch.float32
+        options["softmax_dtype"] = torch.float32
         # `Any`: its decorator hides the constructor's signature.
-        view: Any = cast(Any, huggingface.HFLM)(model, backend="causal", **given)
+        view: Any = cast(Any, huggingface.HFLM)(model, backend="causal", **options)
         for ask in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
             setattr(view, ask, partial(getattr(view, ask), disable_tqdm=not bars))
         yield view
@@ -64,8 +64,8 @@ def harness(
 def _decode_greedily(model: PreTrainedModel) -> None:
     """Without the penalties, temperatures and lengths that a model may bring, so that models compare."""
     for module in model.modules():
-        if (given := vars(module).get("generation_config")) is not None:
-            tokens = {name: getattr(given, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        if (settings := vars(module).get("generation_config")) is not None:
+            tokens = {name: getattr(settings, f"{name}_token_id") for name in ("bos", "eos", "pad")}
             module.generation_config = GenerationConfig(  # type: ignore[assignment]
                 **{f"{name}_token_id": token for name, token in tokens.items()}
             )
@@ -87,8 +87,8 @@ def _requests(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
     from lm_eval.api.instance import Instance
 
     return [
-        Instance(request_type=kind, doc={}, arguments=given, idx=number, metadata=("", number, 1))  # type: ignore[arg-type]
-        for number, given in enumerate(arguments)
+        Instance(request_type=kind, doc={}, arguments=each, idx=number, metadata=("", number, 1))  # type: ignore[arg-type]
+        for number, each in enumerate(arguments)
     ]
 
 
@@ -96,12 +96,13 @@ def choice_score(view: Any, task: Choice, questions: list[Question]) -> Score:
     """The share of questions where the right choice has the largest log-likelihood, the first on a tie."""
     delimiter = "" if task.chat else " " if task.delimiter is None else task.delimiter
     pairs = [(question.prompt, delimiter + choice) for question in questions for choice in question.choices]
-    found = iter(view.loglikelihood(_requests("loglikelihood", pairs)))
+    log_likelihoods = iter(view.loglikelihood(_requests("loglikelihood", pairs)))
     right = 0
     for question in questions:
-        logliks = np.array([next(found)[0] for _ in question.choices])
+        logliks = np.array([next(log_likelihoods)[0] for _ in question.choices])
         if not np.isfinite(logliks).all():
             raise EvaluationError(f"The task {task.name} meets log-likelihoods that are not finite.")
+        # By characters, as `acc_norm` of lm-eval 0.4.13: models with different tokenizers stay comparable.
         if task.normalise:
             logliks /= [len(choice) for choice in question.choices]
         right += int(np.argmax(logliks)) == question.right

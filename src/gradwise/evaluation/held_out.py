@@ -46,6 +46,7 @@ def held_out_loss(
     """
     signals = _losses(model, tokenizer, validation, batch_tokens, progress)
     assert signals.loss is not None and signals.num_tokens is not None and signals.ok is not None
+    # Samples without a label token have nothing to measure, and are no reason for a warning.
     bad = np.flatnonzero(~signals.ok & (signals.num_tokens > 0))
     if len(bad):
         first = validation[int(bad[0])].get("origin", f"number {bad[0]}")

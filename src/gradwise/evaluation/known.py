@@ -54,9 +54,11 @@ def _check(task: LmEval, loaded: dict[str, Any], key: str) -> None:
     if any(getattr(one, "MULTIMODAL", False) for one in inner.values()):
         raise RecipeError(f"{key} shows images or sound, which a language model does not see.")
     # Some tasks name their metrics only once they have scored: `_picked` looks again.
-    known = sorted({name for one in inner.values() for name in one.aggregation()})
-    if task.metric is not None and known and task.metric.partition(",")[0] not in known:
-        raise RecipeError(f"{key}.metric: it has no metric {task.metric!r}{nearest(task.metric, known)}")
+    metric_names = sorted({name for one in inner.values() for name in one.aggregation()})
+    if task.metric is not None and metric_names and task.metric.partition(",")[0] not in metric_names:
+        raise RecipeError(
+            f"{key}.metric: it has no metric {task.metric!r}{nearest(task.metric, metric_names)}"
+        )
 
 
 def _near(task: LmEval, manager: Any) -> str:
@@ -79,6 +81,7 @@ def known_score(view: Any, task: LmEval, loaded: dict[str, Any], *, bars: bool) 
                 lm=view,
                 task_dict=loaded,  # type: ignore[arg-type]
                 limit=task.limit,
+                # lm-eval 0.4.13 resamples 100,000 times by default, for standard errors that no score shows.
                 bootstrap_iters=0,
                 log_samples=False,
                 apply_chat_template=task.chat,
@@ -94,8 +97,8 @@ def _picked(task: LmEval, results: dict[str, Any]) -> Score:
     metrics = [key for key in metrics if "_stderr," not in key]
     wanted = [key for key in metrics if task.metric in (None, key, key.partition(",")[0])]
     if not wanted:
-        known = ", ".join(metrics) or "none"
-        raise EvaluationError(f"The task {task.name} reports no metric {task.metric!r}; it reports {known}.")
+        names = ", ".join(metrics) or "none"
+        raise EvaluationError(f"The task {task.name} reports no metric {task.metric!r}; it reports {names}.")
     better = results["higher_is_better"].get(task.name, {}).get(wanted[0].partition(",")[0], True)
     counts = results["n-samples"]
     inner = [name for name in counts if name == task.name] or list(counts)

@@ -51,12 +51,12 @@ class Prepared:
                     f"metrics.tasks: {task.name}.max_new_tokens is {task.max_new_tokens}, but the model has "
                     f"only {positions} positions, the prompt's among them; give fewer."
                 )
-            asked = self.asked[task.name]
-            long = int((harness.longest(tokenizer, task, asked) > positions).sum())
+            task_questions = self.asked[task.name]
+            long = int((harness.longest(tokenizer, task, task_questions) > positions).sum())
             if long:
                 tell(
-                    f"Warning: {long} of {len(asked)} questions of {task.name} are longer, with their "
-                    f"answer, than the model's {positions} positions; they will lose their beginning."
+                    f"Warning: {long} of {len(task_questions)} questions of {task.name} are longer, with "
+                    f"their answer, than the model's {positions} positions; they will lose their beginning."
                 )
 
 
@@ -72,16 +72,16 @@ def prepare(metrics: Metrics, tokenizer: "PreTrainedTokenizerBase", *, seed: int
         RecipeError: lm-eval is missing, a task is unknown, a function cannot be imported or called.
         DataError: records are missing, or do not make questions.
     """
-    found = [functions.import_function(function) for function in metrics.functions]
+    user_functions = [functions.import_function(function) for function in metrics.functions]
     if metrics.tasks:
         harness.check_installed(tokenizer)
     files = [task for task in metrics.tasks if not isinstance(task, LmEval)]
-    named = [task for task in metrics.tasks if isinstance(task, LmEval)]
+    lm_eval_tasks = [task for task in metrics.tasks if isinstance(task, LmEval)]
     return Prepared(
         metrics,
         asked={task.name: questions(task, tokenizer) for task in files},
-        known={task.name: known.known_task(task, seed) for task in named},
-        found=found,
+        known={task.name: known.known_task(task, seed) for task in lm_eval_tasks},
+        found=user_functions,
     )
 
 
@@ -153,12 +153,13 @@ def _tasks(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prepared: Prepared, seed: int, bars: bool
 ) -> dict[str, Score]:
     metrics = prepared.metrics
-    asked = harness.harness(model, tokenizer, batch_size=metrics.batch_size, bars=bars)
+    lm_eval_view = harness.harness(model, tokenizer, batch_size=metrics.batch_size, bars=bars)
     scores: dict[str, Score] = {}
     if not metrics.tasks:
         return scores
-    with asked as view:
+    with lm_eval_view as view:
         for task in metrics.tasks:
+            # Each begins with the same random numbers, so that leaving one out changes no score of another.
             transformers.set_seed(seed)
             scores[task.name] = _task(view, task, prepared, bars)
     return scores

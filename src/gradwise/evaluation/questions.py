@@ -43,18 +43,18 @@ def questions(task: Generate | Choice, tokenizer: PreTrainedTokenizerBase) -> li
     """
     key = f"metrics.tasks: {task.name}"
     ask = _Asker(task, tokenizer, key)
-    found = []
+    task_questions = []
     try:
         for record in islice(_records(task), task.limit):
             try:
-                found.append(ask(record))
+                task_questions.append(ask(record))
             except DataError as error:
                 raise DataError(f"{record.origin.words}: {error}") from None
     except DataError as error:
         raise DataError(f"{key}: {str(error).rstrip('.')}.") from None
-    if not found:
+    if not task_questions:
         raise DataError(f"{key}: {task.path} holds no records.")
-    return found
+    return task_questions
 
 
 def _records(task: FileTask) -> Iterator[Record]:
@@ -69,22 +69,22 @@ class _Asker:
         self._task, self._tokenizer = task, tokenizer
         self._prompt = Template(task.prompt, f"{key}.prompt")
         self._answer = Template(task.answer, f"{key}.answer")
-        given = task.choices if isinstance(task, Choice) else ()
-        texts = [given] if isinstance(given, str) else given
+        choices = task.choices if isinstance(task, Choice) else ()
+        texts = [choices] if isinstance(choices, str) else choices
         self._choices = [Template(text, f"{key}.choices") for text in texts]
 
     def __call__(self, record: Record) -> Question:
         if record.problem:
             raise DataError(record.problem)
         self._prompt.check_varies(record.values)
-        prompt = self._asked(self._prompt.text(record.values))
+        prompt = self._with_chat_template(self._prompt.text(record.values))
         if isinstance(self._task, Generate):
             self._answer.check_varies(record.values)
             return Question(prompt, answers=_answers(self._answer.value(record.values)))
         choices = self._choices_of(record.values)
         return Question(prompt, choices, _position(self._answer.value(record.values), choices))
 
-    def _asked(self, prompt: str) -> str:
+    def _with_chat_template(self, prompt: str) -> str:
         if not prompt.strip():
             raise DataError("the prompt is empty")
         if not self._task.chat:
@@ -93,12 +93,12 @@ class _Asker:
 
     def _choices_of(self, record: dict[str, Any]) -> tuple[str, ...]:
         if isinstance(self._task, Choice) and isinstance(self._task.choices, str):
-            found = self._choices[0].value(record)
-            if not isinstance(found, list | tuple):
-                raise DataError(f"`choices` must give a list; found {type(found).__name__}")
+            values = self._choices[0].value(record)
+            if not isinstance(values, list | tuple):
+                raise DataError(f"`choices` must give a list; found {type(values).__name__}")
         else:
-            found = [template.text(record) for template in self._choices]
-        choices = tuple(str(choice).strip() for choice in found)
+            values = [template.text(record) for template in self._choices]
+        choices = tuple(str(choice).strip() for choice in values)
         if len(choices) < 2 or not all(choices):
             raise DataError(f"a choice is between two texts at least; found {len(choices)}, or an empty one")
         return choices

@@ -43,8 +43,8 @@ def given_back(model: nn.Module, tokenizer: object) -> Iterator[None]:
 
 
 def _devices(model: nn.Module) -> list[int]:
-    found = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    return [device.index or 0 for device in found]
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    return [device.index or 0 for device in devices]
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -50,10 +50,11 @@ class Template:
     def _lone_expression(self) -> Any:
         text = self.source.strip()
         nodes = [node for output in _JINJA.parse(text).body for node in getattr(output, "nodes", [output])]
-        found = _LONE.fullmatch(text)
-        if found is None or len(nodes) != 1:
+        match = _LONE.fullmatch(text)
+        # The pattern alone also fits `{{a}} {{b}}`, from the first brace to the last.
+        if match is None or len(nodes) != 1:
             return None
-        return _JINJA.compile_expression(found[1], undefined_to_none=False)
+        return _JINJA.compile_expression(match[1], undefined_to_none=False)
 
     def text(self, record: Mapping[str, Any]) -> str:
         """The template's text for a record; raises DataError."""

@@ -17,13 +17,13 @@ KEPT = (
 def metrics_kept(trainer: TrainerParts) -> Iterator[None]:
     """Give TRL's running metrics and counters back as they were found."""
     names = [name for name in KEPT if hasattr(trainer, name)]
-    kept = {name: copy.deepcopy(getattr(trainer, name)) for name in names}
+    metrics = {name: copy.deepcopy(getattr(trainer, name)) for name in names}
     tokens = trainer.state.num_input_tokens_seen
     try:
         yield
     finally:
         trainer.state.num_input_tokens_seen = tokens
-        for name, value in kept.items():
+        for name, value in metrics.items():
             setattr(trainer, name, value)
 
 

@@ -257,9 +257,9 @@ class Annealing(Decider):
         # Also where the winner was known before (a resumed run, a recipe that is run again), so that both
         # ways choose alike.
         selections = [self._weighed(context, each) for each in choose(method)]
-        known = in_pool(phase, signals, rows, self._ordering.needs)
+        order_signals = in_pool(phase, signals, rows, self._ordering.needs)
         first_order = FIRST_ORDER * (number + 1)
-        after = self._following(phase, schedule, plan, parts, selections, known, step, first_order)
+        after = self._following(phase, schedule, plan, parts, selections, order_signals, step, first_order)
         took["selection"] = time.perf_counter() - start - sum(took.values())
         selection = together(selections)
         _write_spectrum(phase, selection, step)
@@ -317,7 +317,7 @@ class Annealing(Decider):
         plan: Plan,
         parts: Parts,
         selections: list[Selection],
-        known: Signals,
+        order_signals: Signals,
         step: int,
         first_order: int,
     ) -> Plan:
@@ -331,7 +331,7 @@ class Annealing(Decider):
             repeated(
                 selection,
                 self._ordering,
-                known,
+                order_signals,
                 first=first_order + number * FAR_APART // 2,
                 length=count,
                 epoch=0,

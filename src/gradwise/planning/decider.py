@@ -24,7 +24,7 @@ class Cost(NamedTuple):
 
     def plus(self, other: "Cost") -> "Cost":
         """Both together."""
-        return Cost(*(own + others for own, others in zip(self, other, strict=True)))
+        return Cost(*(first + second for first, second in zip(self, other, strict=True)))
 
 
 class Decider(ABC):

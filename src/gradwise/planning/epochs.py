@@ -72,8 +72,8 @@ def continued(plan: Plan) -> Plan:
         parts = list(plan.of_epoch(plan.first_epoch + 1 + epoch - plan.epochs))
         new.append(joined(parts, sum(map(len, parts)), epoch))
     # The last epoch becomes the first of the new plan, which the next continuation skips.
-    kept = plan.from_epoch(last)
-    return laid_out(kept, new, len(kept.segments), range(last, new[-1].epoch + 1))
+    tail = plan.from_epoch(last)
+    return laid_out(tail, new, len(tail.segments), range(last, new[-1].epoch + 1))
 
 
 def make_plan(selection: Selection, order: EpochOrderer, signals: Signals, *, epochs: int, seed: int) -> Plan:

@@ -48,7 +48,7 @@ class Ordering(Decider):
         self._timetable = Timetable(0, 0)
         self._graph: InfluenceGraph | None = None
         self._group: NDArray[Any] | None = None
-        self._said: set[str] = set()
+        self._warnings: set[str] = set()
 
     @property
     def needs(self) -> frozenset[str]:
@@ -149,9 +149,9 @@ class Ordering(Decider):
         return step in self._onsets or step % self._steps_per_epoch % self._timetable.every == 0
 
     def _say_once(self, context: RunContext, sentence: str) -> None:
-        if sentence not in self._said:
+        if sentence not in self._warnings:
             context.say(sentence)
-        self._said.add(sentence)
+        self._warnings.add(sentence)
 
     # ---- measuring -----------------------------------------------------------------------------------------
 
@@ -177,12 +177,12 @@ class Ordering(Decider):
             self._write_graph(context, influence.threshold)
         took = {"measuring": time.perf_counter() - start}
         details: dict[str, Any] = {}
-        for number, own in enumerate(units):
+        for number, stretch_units in enumerate(units):
             rng = stream(context.seed, "order of units", step, number)
             # Label words rather than gradients: the balance must not need a scoring run at each measurement.
             features = context.train.words[whole[number].indices]
-            arranged = influence.arranged(own, self._graph, features, rng, seed=context.seed)
-            places = own.arranged(arranged.order)
+            arranged = influence.arranged(stretch_units, self._graph, features, rng, seed=context.seed)
+            places = stretch_units.arranged(arranged.order)
             rest = np.arange(len(places), len(whole[number]))
             whole[number] = rearranged(whole[number], np.concatenate([places, rest]))
             details = details or arranged.details

@@ -45,27 +45,27 @@ def parts_of(method: Annealer, pool: NDArray[np.int64], count: int, added: int) 
     if not added:
         return (Part(pool),)
     # Behind the training samples, so that a plan numbers both without a second index.
-    own = Part(np.arange(count, count + added), method.share or 1.0)
-    return (own,) if own.share == 1 else (Part(pool, 1 - own.share), own)
+    added_part = Part(np.arange(count, count + added), method.share or 1.0)
+    return (added_part,) if added_part.share == 1 else (Part(pool, 1 - added_part.share), added_part)
 
 
 def scored_parts(method: Annealer, samples: Samples, parts: Parts, seed: int, number: int = 0) -> Parts:
     """The parts with the samples that are scored in one round: all of them, or some that are drawn."""
     drawn = stream_seed(seed, "annealing candidates", number)
-    found = []
+    parts_to_score = []
     for rows, share in parts:
         count = method.part(share).candidates
         if count is not None and count < len(rows):
             domain = None if samples.domain is None else samples.domain[rows]
             rows = rows[stratified_sample(len(rows), count, domain, drawn)]
-        found.append(Part(rows, share))
-    return tuple(found)
+        parts_to_score.append(Part(rows, share))
+    return tuple(parts_to_score)
 
 
 def counts(parts: Parts, length: int) -> list[int]:
     """Entries of each part in a phase of `length`."""
-    own = _of_last(parts, length)
-    return [length - own, own][-len(parts) :]
+    last_count = _of_last(parts, length)
+    return [length - last_count, last_count][-len(parts) :]
 
 
 def turns(parts: Parts, length: int) -> NDArray[np.int64]:
@@ -109,14 +109,14 @@ def chosen(
         room: entries of the phase; None outside of a run.
         seed: of what is left to chance.
     """
-    found, start = [], 0
+    selections, start = [], 0
     rooms = [None] * len(parts) if room is None else counts(parts, room)
     for (rows, share), entries in zip(parts, rooms, strict=True):
-        own = signals if len(parts) == 1 else signals.take(np.arange(start, start + len(rows)))
-        picked = method.part(share).select(own, validation=validation, room=entries, seed=seed)
-        found.append(replace(picked, indices=rows[picked.indices]))
+        part_signals = signals if len(parts) == 1 else signals.take(np.arange(start, start + len(rows)))
+        picked = method.part(share).select(part_signals, validation=validation, room=entries, seed=seed)
+        selections.append(replace(picked, indices=rows[picked.indices]))
         start += len(rows)
-    return found
+    return selections
 
 
 def together(selections: list[Selection]) -> Selection:

@@ -72,10 +72,10 @@ def write_picks(
     """
     indices = selection.indices
     columns: dict[str, Any] = {"index": indices}
-    own = dataset.select(indices) if hasattr(dataset, "select") else None
+    picked_rows = dataset.select(indices) if hasattr(dataset, "select") else None
     for name in ("domain", "origin"):
-        if own is not None and name in own.column_names:
-            columns[name] = list(own[name])
+        if picked_rows is not None and name in picked_rows.column_names:
+            columns[name] = list(picked_rows[name])
     count = len(indices)
     columns["why"] = list(selection.why) if len(selection.why) == count else list(selection.why) * count
     columns |= {

@@ -122,23 +122,23 @@ class Planner:
             layers = len(group_layers(context.model).blocks)
         shape = shape_of(context, layout.schedule(plan))
         passes = cost_per_sample(recipe, layers, shape)
-        known = {}
+        measured_shares = {}
         if (selecting := self.selecting.expected(size.steps, passes)) is not None:
-            known["select"] = selecting
+            measured_shares["select"] = selecting
         if (measuring := self.ordering.expected) is not None:
-            known["order"] = measuring_share(recipe, measuring, passes)
-        return shares(recipe, layers, size, known, shape=shape)
+            measured_shares["order"] = measuring_share(recipe, measuring, passes)
+        return shares(recipe, layers, size, measured_shares, shape=shape)
 
     def _each(self, context: RunContext, plan: Plan, expected: dict[str, Share]) -> dict[str, float]:
         """What each decision that is due while the run trains is expected to cost, over what training costs,
         by section."""
-        schedule, found = context.in_run.schedule(plan), {}
+        schedule, shares_by_section = context.in_run.schedule(plan), {}
         for decider in self.deciders:
             share = expected.get(decider.name, {}).get("share")
             times = len(decider.costly_steps(schedule))
             if share is not None and times:
-                found[decider.name] = round(decider.while_training(share) / times, 6)
-        return found
+                shares_by_section[decider.name] = round(decider.while_training(share) / times, 6)
+        return shares_by_section
 
     def costly_steps(self, schedule: Schedule) -> dict[str, list[int]]:
         """The steps before which each decision is made, by section."""
@@ -246,8 +246,8 @@ class Planner:
         for decider in self.deciders:
             prefix = f"{decider.name}."
             # Names are prefixed by the decider, so that two may remember something under the same name.
-            own = {name[len(prefix) :]: each for name, each in arrays.items() if name.startswith(prefix)}
-            decider.load_state_dict(own, context)
+            state = {name[len(prefix) :]: each for name, each in arrays.items() if name.startswith(prefix)}
+            decider.load_state_dict(state, context)
 
     def check_resumed(self, context: RunContext, plan: Plan, step: int) -> None:
         """Raise CheckpointError if the plan is not cut at the decisions that are still to come."""
@@ -270,9 +270,9 @@ class FixedPlanner(Planner):
         plan = self._plan
         if plan.dropped is not None or plan.until is not None:
             raise PlanError("The plan holds only a part of another run, whose later epochs it does not know.")
-        if (asked := context.in_run.epochs_needed(plan)) > plan.epochs:
+        if (needed := context.in_run.epochs_needed(plan)) > plan.epochs:
             raise PlanError(
-                f"The plan has {plan.epochs} epochs, and the run asks for {asked:,}; train less, or give a "
+                f"The plan has {plan.epochs} epochs, and the run asks for {needed:,}; train less, or give a "
                 "plan with as many."
             )
         _check_weighted(context, plan)

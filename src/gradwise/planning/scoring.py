@@ -106,17 +106,17 @@ def pool_signals(
             which it cannot be measured.
         DataError: a weight is negative or no number.
     """
-    known = context.train.described(needs & {"words", "texts"})
-    if "domain" in needs and known.domain is None:
+    signals = context.train.described(needs & {"words", "texts"})
+    if "domain" in needs and signals.domain is None:
         raise RecipeError(
             "order: interleave, order.units: domains and select.domain_minimum need a `domain` column in the "
             "training data; add it, or choose another setting."
         )
     if rows is not None:
-        known = known.take(rows)
+        signals = signals.take(rows)
     quantities = sorted(needs & set(QUANTITIES))
     if not quantities and "num_tokens" not in needs:
-        return PoolSignals(known, rows)
+        return PoolSignals(signals, rows)
 
     stored_seconds = 0.0
 
@@ -124,9 +124,9 @@ def pool_signals(
         nonlocal stored_seconds
         if not quantities:
             return {"num_tokens": context.train.label_tokens_of(rows)}
-        found = _collect(context, context.scorer(), rows, quantities)
-        stored_seconds = found.seconds
-        arrays = {name: found.require(name, "the plan") for name in [*quantities, "num_tokens", "ok"]}
+        measured = _collect(context, context.scorer(), rows, quantities)
+        stored_seconds = measured.seconds
+        arrays = {name: measured.require(name, "the plan") for name in [*quantities, "num_tokens", "ok"]}
         # A proxy's tokens are not those that will be trained on.
         return arrays | {"num_tokens": context.train.label_tokens_of(rows)} if context.proxied else arrays
 
@@ -135,7 +135,7 @@ def pool_signals(
         arrays = measure()
         # A store that was complete or resumed has cost more than this call took.
         seconds = time.perf_counter() - start if context.store is None else stored_seconds
-        return PoolSignals(replace(known, **arrays), rows, seconds)  # type: ignore[arg-type]
+        return PoolSignals(replace(signals, **arrays), rows, seconds)  # type: ignore[arg-type]
     if context.layout is not None and context.layout.ranks > 1:
         raise RecipeError("shared_signals is for runs of one process each; leave it out under torchrun.")
     with context.record.uncharged():
@@ -153,7 +153,7 @@ def pool_signals(
             **options,
         )
     done = measure_or_read(context.shared, key, measure, context.record)
-    return PoolSignals(replace(known, **done.arrays), rows, done.seconds, done.shared)  # type: ignore[arg-type]
+    return PoolSignals(replace(signals, **done.arrays), rows, done.seconds, done.shared)  # type: ignore[arg-type]
 
 
 def selection_signals(
@@ -193,7 +193,7 @@ def _after_warm_up(context: RunContext, warm_up: WarmUp, needs: frozenset[str]) 
     )
     per_epoch = -(-len(chosen) // batch)
     steps, done = per_epoch * warm_up.epochs, 0
-    own, aims = [], []
+    checkpoint_signals, aims = [], []
     # Where scoring could resume, it would be at other weights.
     moved = replace(context, optimizer=optimizer, store=None, shared=None)
     with probe.training() as step:
@@ -203,16 +203,16 @@ def _after_warm_up(context: RunContext, warm_up: WarmUp, needs: frozenset[str]) 
                 step(samples, context.learning_rate * (1 - done / steps))
                 done += 1
             quantities = sorted(needs & set(QUANTITIES))
-            own.append(_collect(moved, scorer, None, quantities, use_optimizer=True))
+            checkpoint_signals.append(_collect(moved, scorer, None, quantities, use_optimizer=True))
             aims.append(target_signals(moved, needs))
-    grads = np.concatenate([np.asarray(each.grad) for each in own], axis=1)
-    known = replace(
+    grads = np.concatenate([np.asarray(each.grad) for each in checkpoint_signals], axis=1)
+    signals = replace(
         context.train.described(needs | {"num_tokens"}),
         grad=grads,
-        ok=np.logical_and.reduce([each.ok for each in own]),
+        ok=np.logical_and.reduce([each.ok for each in checkpoint_signals]),
     )
     target = replace(aims[0], grad=np.concatenate([np.asarray(each.grad) for each in aims], axis=1))
-    return PoolSignals(known, None, time.perf_counter() - start, target=target)
+    return PoolSignals(signals, None, time.perf_counter() - start, target=target)
 
 
 def adamw(model: nn.Module, rate: float) -> torch.optim.Optimizer:
@@ -262,15 +262,15 @@ def target_signals(context: RunContext, needs: frozenset[str], *, use_optimizer:
     samples = context.target
     assert samples is not None
     quantities = sorted(needs & set(QUANTITIES))
-    found = Signals(len(samples))
+    signals = Signals(len(samples))
     if quantities:
         aside = replace(context, store=None if context.store is None else context.store.parent / TARGET)
         scorer = context.scorer()
         inputs = samples.inputs if scorer.target is None else scorer.target
-        own = Scorer(scorer.model, inputs, scorer.collate)
-        found = _collect(aside, own, None, quantities, use_optimizer=use_optimizer)
-    tokens = samples.label_tokens if "num_tokens" in needs else found.num_tokens
-    return replace(found, domain=samples.domain, texts=samples.texts, num_tokens=tokens)
+        target_scorer = Scorer(scorer.model, inputs, scorer.collate)
+        signals = _collect(aside, target_scorer, None, quantities, use_optimizer=use_optimizer)
+    tokens = samples.label_tokens if "num_tokens" in needs else signals.num_tokens
+    return replace(signals, domain=samples.domain, texts=samples.texts, num_tokens=tokens)
 
 
 def spread_over(samples: Samples, most: int | None) -> Any:

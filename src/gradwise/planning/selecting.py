@@ -55,7 +55,7 @@ class FirstSelection(NamedTuple):
     selection: Selection
     state: SelectionState | None
     """What the method remembers."""
-    known: Signals
+    order_signals: Signals
     """Signals of the whole pool, by which the selection is put in order."""
 
 
@@ -92,12 +92,12 @@ def first_selection(
         target=target,
         first=first,
     )
-    known = scored.signals
+    order_signals = scored.signals
     if scored.rows is not None:
-        known = context.train.described(order_needs | method.needs | {"num_tokens"})
-    selection = method.pick(state, known, target=target, seed=context.seed).without(scored.bad)
+        order_signals = context.train.described(order_needs | method.needs | {"num_tokens"})
+    selection = method.pick(state, order_signals, target=target, seed=context.seed).without(scored.bad)
     selection = selection.weighing(context.recipe.weights)
-    return FirstSelection(selection, state, known)
+    return FirstSelection(selection, state, order_signals)
 
 
 def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:
@@ -249,8 +249,8 @@ class Selecting(Decider):
         if self._ordering.needs & set(QUANTITIES):
             return scored
         if not method.needs & set(QUANTITIES):
-            known = context.train.described(method.needs | self._ordering.needs)
-            return scored._replace(signals=known, rows=None)
+            signals = context.train.described(method.needs | self._ordering.needs)
+            return scored._replace(signals=signals, rows=None)
         rows = self._rows_of(method, context, first)
         if rows is None:
             return scored
@@ -318,7 +318,7 @@ class Selecting(Decider):
         assert self._scored is not None
         start, took = time.perf_counter(), {}
         method, seed, layout = _method(context), context.seed, context.in_run
-        selection, state, known = first_selection(
+        selection, state, order_signals = first_selection(
             method,
             context,
             self._scored,
@@ -330,10 +330,10 @@ class Selecting(Decider):
         took["selection"] = time.perf_counter() - start - sum(took.values())
         # Without refreshes nothing of the graph is asked again, and checkpoints need not carry it.
         self._state = state if state is not None and state.every else None
-        one = make_plan(selection, self._ordering, known, epochs=1, seed=seed)
+        one = make_plan(selection, self._ordering, order_signals, epochs=1, seed=seed)
         epochs = layout.epochs_needed(one)
         ahead = min(epochs, epochs_ahead(len(one)))
-        plan = make_plan(selection, self._ordering, known, epochs=ahead, seed=seed)
+        plan = make_plan(selection, self._ordering, order_signals, epochs=ahead, seed=seed)
         if ahead < epochs and layout.pack is not None:
             raise RecipeError(
                 f"A packed run lays out all of its epochs at once, and {epochs:,} are more than the "
@@ -365,17 +365,17 @@ class Selecting(Decider):
             passes: forward passes that training on a sample is worth; speeds are measured where all weights
                 get gradients.
         """
-        found = self._forecast
-        if found is None or found.training is None:
+        forecast = self._forecast
+        if forecast is None or forecast.training is None:
             return None
-        training = found.training * steps / found.steps * passes / ORDINARY
-        return (found.first + found.refreshes) / training
+        training = forecast.training * steps / forecast.steps * passes / ORDINARY
+        return (forecast.first + forecast.refreshes) / training
 
     def while_training(self, share: float) -> float:
-        found = self._forecast
-        if found is None or found.share is None:
+        forecast = self._forecast
+        if forecast is None or forecast.share is None:
             return share
-        return share * found.refreshes / (found.first + found.refreshes)
+        return share * forecast.refreshes / (forecast.first + forecast.refreshes)
 
     def forecast(self, context: RunContext) -> Cost:  # noqa: ARG002
         if self._forecast is None:
@@ -408,9 +408,9 @@ class Selecting(Decider):
         took["graph"] = done.graph_seconds
         took["propagation"] = time.perf_counter() - start - sum(took.values())
         before = self.picked(context)
-        known = self._known(context)
-        selection = method.pick(done.state, known, seed=context.seed).weighing(context.recipe.weights)
-        after = self._following(context, plan, selection, known, step, done.state.refreshes)
+        order_signals = self._order_signals(context)
+        selection = method.pick(done.state, order_signals, seed=context.seed).weighing(context.recipe.weights)
+        after = self._following(context, plan, selection, order_signals, step, done.state.refreshes)
         took["selection"] = time.perf_counter() - start - sum(took.values())
         self._state, self._picks = done.state, selection.indices
         keep_picks(context, selection, step=step)
@@ -430,7 +430,13 @@ class Selecting(Decider):
         return after
 
     def _following(
-        self, context: RunContext, plan: Plan, selection: Selection, known: Signals, step: int, refreshes: int
+        self,
+        context: RunContext,
+        plan: Plan,
+        selection: Selection,
+        order_signals: Signals,
+        step: int,
+        refreshes: int,
     ) -> Plan:
         """The plan with epochs of a new selection from `step` on, each in a new order."""
         schedule = context.in_run.schedule(plan)
@@ -440,7 +446,7 @@ class Selecting(Decider):
             repeated(
                 selection,
                 self._ordering,
-                known,
+                order_signals,
                 first=refreshes * (plan.epochs_of_run + 1) + epoch,
                 length=length - (step % steps * context.in_run.batch_size if epoch == step // steps else 0),
                 epoch=epoch,
@@ -456,10 +462,10 @@ class Selecting(Decider):
             return self._chosen
         if self._picks is None:
             method = _method(context)
-            self._picks = method.pick(self._state, self._known(context), seed=context.seed).indices
+            self._picks = method.pick(self._state, self._order_signals(context), seed=context.seed).indices
         return self._picks
 
-    def _known(self, context: RunContext) -> Signals:
+    def _order_signals(self, context: RunContext) -> Signals:
         """What does not change about the pool."""
         return context.train.described(self._ordering.needs | {"num_tokens"})
 

@@ -30,12 +30,12 @@ def shape_of(context: RunContext, schedule: Schedule) -> Shape:
     """
     shape = Shape() if context.model is None else model_shape(context.model)
     lengths = _lengths(context.annealing.train)
-    own = None if lengths is None else lengths[: len(context.train)]
-    if lengths is None or own is None or not own.sum():
+    pool_lengths = None if lengths is None else lengths[: len(context.train)]
+    if lengths is None or pool_lengths is None or not pool_lengths.sum():
         return shape
-    mean = float(own.mean())
+    mean = float(pool_lengths.mean())
     # A quantile for the shortest: a few samples of two tokens say nothing about the batches.
-    shortest, longest = (np.quantile(own, (ENDS, 1.0)) / mean).tolist()
+    shortest, longest = (np.quantile(pool_lengths, (ENDS, 1.0)) / mean).tolist()
     return replace(
         shape,
         padding=_trained(lengths, schedule, context.in_run) / mean,
@@ -47,8 +47,8 @@ def shape_of(context: RunContext, schedule: Schedule) -> Shape:
 
 def model_shape(model: nn.Module) -> Shape:
     """What a model alone says."""
-    found = head_and_width(model)
-    return Shape() if found is None else Shape(head=found[0], width=found[1])
+    dimensions = head_and_width(model)
+    return Shape() if dimensions is None else Shape(head=dimensions[0], width=dimensions[1])
 
 
 def _lengths(samples: Samples) -> NDArray[np.int64] | None:
@@ -62,12 +62,12 @@ def _trained(lengths: NDArray[np.int64], schedule: Schedule, layout: Layout) -> 
     steps = evenly(min(schedule.steps, batches.steps), STEPS)
     tokens = 0
     for step in steps.tolist():
-        own = lengths[batches.samples(step)]
+        step_lengths = lengths[batches.samples(step)]
         # Packed rows are full: what is computed on is what the samples hold.
         if layout.pack is not None:
-            tokens += int(own.sum())
+            tokens += int(step_lengths.sum())
             continue
         # A micro-batch is padded to its longest sample, and padding is computed on like anything else.
-        rows = np.split(own, range(layout.micro_batch, len(own), layout.micro_batch))
+        rows = np.split(step_lengths, range(layout.micro_batch, len(step_lengths), layout.micro_batch))
         tokens += sum(len(each) * int(each.max()) for each in rows if len(each))
     return tokens / (len(steps) * layout.batch_size)

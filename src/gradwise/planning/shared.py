@@ -66,15 +66,15 @@ def measure_or_read(
         with _claimed(folder):  # refused before anything is measured
             lock.touch()  # or the folder, empty again, would go with the claim
         with FileLock(lock, wait=True):
-            found = _read(path)
-            if found is None:
+            signals = _read(path)
+            if signals is None:
                 start = time.perf_counter()
                 arrays = measure()
-                found = SharedSignals(arrays, time.perf_counter() - start)
+                signals = SharedSignals(arrays, time.perf_counter() - start)
                 with _claimed(folder):
-                    _write(path, key, found)
-    record.charge(found.seconds)
-    return found
+                    _write(path, key, signals)
+    record.charge(signals.seconds)
+    return signals
 
 
 def key_of(model: torch.nn.Module, samples: object, **settings: object) -> dict[str, Any]:
@@ -110,9 +110,9 @@ def _config_digest(model: torch.nn.Module) -> str:
     values = config.to_dict() if hasattr(config, "to_dict") else {}
     # What has no part in a loss must not keep two runs from sharing: the Trainer changes such keys as it
     # begins.
-    own = {name: value for name, value in values.items() if not name.endswith(NO_PART_IN_VALUES)}
+    config_values = {name: value for name, value in values.items() if not name.endswith(NO_PART_IN_VALUES)}
     attention = getattr(config, "_attn_implementation", None)
-    details = json.dumps([type(model).__name__, attention, own], sort_keys=True, default=str)
+    details = json.dumps([type(model).__name__, attention, config_values], sort_keys=True, default=str)
     return hashlib.blake2b(details.encode(), digest_size=16).hexdigest()
 
 

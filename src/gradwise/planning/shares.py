@@ -52,11 +52,11 @@ def measuring_share(recipe: Recipe, cost: float, passes: float) -> float:
     method: Any = recipe.order
     influence = method.influence
     # Measuring uses the model as it trains, with the same weights frozen, and recomputes nothing.
-    own = passes - (1.0 if _checkpointing(recipe) else 0.0)
+    measuring_passes = passes - (1.0 if _checkpointing(recipe) else 0.0)
     if influence is not None and influence.edges_in_run == "curvature":
         # Differentiating twice multiplies the work of the backward pass alone, which frozen layers shorten.
-        return cost * ORDINARY / passes * (own - 1) / (ORDINARY - 1)
-    return cost * own / passes
+        return cost * ORDINARY / passes * (measuring_passes - 1) / (ORDINARY - 1)
+    return cost * measuring_passes / passes
 
 
 def shares(
@@ -79,7 +79,7 @@ def shares(
     """
     shape = shape or Shape()
     run = _Run(recipe, size, shape, cost_per_sample(recipe, layers, shape))
-    found = {
+    section_shares = {
         "select": _selecting(run),
         "order": _ordering(run),
         "layers": _probing(run),
@@ -87,18 +87,23 @@ def shares(
     }
     for name, share in (expected or {}).items():
         method: Any = getattr(recipe, name)
-        found[name] = {"share": share, "why": f"{method.method}: by what the run has measured and planned"}
-    return {name: share for name, share in found.items() if share is not None}
+        section_shares[name] = {
+            "share": share,
+            "why": f"{method.method}: by what the run has measured and planned",
+        }
+    return {name: share for name, share in section_shares.items() if share is not None}
 
 
-def deciding(found: Mapping[str, Share]) -> str | None:
+def deciding(section_shares: Mapping[str, Share]) -> str | None:
     """The forecast in a sentence; None where no section costs anything."""
-    if not found:
+    if not section_shares:
         return None
-    named = [f"{name} {_percent(part['share'])}" for name, part in found.items()]
-    total = sum(part["share"] or 0.0 for part in found.values())
-    least = "at least " if any(part["share"] is None for part in found.values()) else ""
-    return f"Deciding is expected to take {least}{_percent(total)} of the training time: {', '.join(named)}."
+    figures = [f"{name} {_percent(part['share'])}" for name, part in section_shares.items()]
+    total = sum(part["share"] or 0.0 for part in section_shares.values())
+    least = "at least " if any(part["share"] is None for part in section_shares.values()) else ""
+    return (
+        f"Deciding is expected to take {least}{_percent(total)} of the training time: {', '.join(figures)}."
+    )
 
 
 class _Run:
@@ -128,15 +133,15 @@ class _Run:
         """Scoring some samples, or all of the pool for None, as a share of the training; what is needed
         `besides` is paid for already. `again` as in `passes.scoring`."""
         samples = self.size.pool if samples is None and self.size else samples
-        known, both = frozenset(besides), frozenset(needs) | frozenset(besides)
+        paid, both = frozenset(besides), frozenset(needs) | frozenset(besides)
         if samples is not None:
-            more, less = (scoring(asked, samples, self.shape, again=again) for asked in (both, known))
+            more, less = (scoring(needed, samples, self.shape, again=again) for needed in (both, paid))
             return self.share(more - less)
         if self.steps or getattr(self.recipe.select, "tokens", None):
             return None
         # The steps are as many as the epochs over a fraction of the pool have, however large it is.
         fraction = getattr(self.recipe.select, "fraction", None) or 1.0
-        passes = per_sample(both, self.shape) - per_sample(known, self.shape)
+        passes = per_sample(both, self.shape) - per_sample(paid, self.shape)
         return passes / (self.each * fraction * self.recipe.train.epochs)
 
 
@@ -261,5 +266,5 @@ def _percent(share: float | None) -> str:
 
 
 def _checkpointing(recipe: Recipe) -> bool:
-    given = recipe.train.arguments
-    return bool(given.get("gradient_checkpointing") or given.get("activation_checkpointing"))
+    arguments = recipe.train.arguments
+    return bool(arguments.get("gradient_checkpointing") or arguments.get("activation_checkpointing"))

@@ -108,41 +108,45 @@ CHECKPOINTING: dict[str, Any] = {
 """Keys of activation_checkpointing_kwargs, which torch.utils.checkpoint and transformers check in the first
 step."""
 
-Given = dict[str, Any]
+Arguments = dict[str, Any]
 
 # Keys, what they have no effect without, and whether that is there.
-NEEDS: list[tuple[tuple[str, ...], str, Callable[[Given], Any]]] = [
-    (("eval_steps",), "eval_strategy: steps", lambda given: given.get("eval_strategy") == "steps"),
-    (("save_steps",), "save_strategy: steps", lambda given: given.get("save_strategy", "steps") == "steps"),
+NEEDS: list[tuple[tuple[str, ...], str, Callable[[Arguments], Any]]] = [
+    (("eval_steps",), "eval_strategy: steps", lambda arguments: arguments.get("eval_strategy") == "steps"),
+    (
+        ("save_steps",),
+        "save_strategy: steps",
+        lambda arguments: arguments.get("save_strategy", "steps") == "steps",
+    ),
     (
         ("logging_steps",),
         "logging_strategy: steps",
-        lambda given: given.get("logging_strategy", "steps") == "steps",
+        lambda arguments: arguments.get("logging_strategy", "steps") == "steps",
     ),
     (
         ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         "report_to: trackio",
-        lambda given: {"trackio", "all"} & set(_listed(given.get("report_to", "none"))),
+        lambda arguments: {"trackio", "all"} & set(_listed(arguments.get("report_to", "none"))),
     ),
-    (("eval_delay",), "evaluation", lambda given: given.get("eval_strategy") != "no"),
+    (("eval_delay",), "evaluation", lambda arguments: arguments.get("eval_strategy") != "no"),
     (
         ("adam_beta1", "adam_beta2", "adam_epsilon"),
         "an Adam optimizer",
-        lambda given: not any(name in _optim(given) for name in WITHOUT_BETAS),
+        lambda arguments: not any(name in _optim(arguments) for name in WITHOUT_BETAS),
     ),
     (
         ("optim_target_modules",),
         "a GaLore or APOLLO optimizer",
-        lambda given: any(name in _optim(given) for name in ("galore", "apollo")),
+        lambda arguments: any(name in _optim(arguments) for name in ("galore", "apollo")),
     ),
     (
         ("greater_is_better",),
         "load_best_model_at_end or metric_for_best_model",
-        lambda given: given.get("load_best_model_at_end") or given.get("metric_for_best_model"),
+        lambda arguments: arguments.get("load_best_model_at_end") or arguments.get("metric_for_best_model"),
     ),
 ]
 NEEDS += [
-    (keys, other, lambda given, other=other: given.get(other))
+    (keys, other, lambda arguments, other=other: arguments.get(other))
     for other, keys in {
         "activation_checkpointing": ("activation_checkpointing_kwargs",),
         "gradient_checkpointing": ("gradient_checkpointing_kwargs",),
@@ -164,10 +168,10 @@ def check_value(key: str, hint: object, value: object) -> None:
     """Refuse a value out of range, or that none of the choices is; raises RecipeError."""
     words = value.split() if key == "debug" and isinstance(value, str) else [value]
     for choices in _enumerations(hint):
-        known = [str(choice.value) for choice in choices]
+        names = [str(choice.value) for choice in choices]
         for word in words:
-            if isinstance(word, str) and word not in known:
-                raise RecipeError(f"train.{key}: unknown {shown(word)}{nearest(word, known)}")
+            if isinstance(word, str) and word not in names:
+                raise RecipeError(f"train.{key}: unknown {shown(word)}{nearest(word, names)}")
     if key in RANGES and value is not None:
         _check_range(key, RANGES[key], value)
 
@@ -180,7 +184,7 @@ def _check_range(key: str, allowed: Any, value: object) -> None:
         raise RecipeError(f"train.{key}: {message[0].lower()}{message[1:]}; found {shown(value)}.") from None
 
 
-def check_together(schedule: str, arguments: Given) -> None:
+def check_together(schedule: str, arguments: Arguments) -> None:
     """Refuse arguments that contradict each other, or that others make meaningless; raises RecipeError."""
     for keys, what, fulfilled in NEEDS:
         for key in keys:
@@ -203,36 +207,36 @@ def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _optim(given: Given) -> str:
-    return str(given.get("optim", "adamw_torch"))
+def _optim(arguments: Arguments) -> str:
+    return str(arguments.get("optim", "adamw_torch"))
 
 
-def _contradictions(schedule: str, given: Given) -> Iterator[tuple[str, str]]:
+def _contradictions(schedule: str, arguments: Arguments) -> Iterator[tuple[str, str]]:
     """Keys, and what is wrong with them."""
-    if given.get("warmup_steps") and schedule in UNWARMED:
+    if arguments.get("warmup_steps") and schedule in UNWARMED:
         yield "warmup_steps", f"has no effect, since schedule: {schedule} does not warm up; leave it out"
-    metric = given.get("metric_for_best_model")
+    metric = arguments.get("metric_for_best_model")
     if metric not in (None, *METRICS):
         near = nearest(str(metric), list(METRICS)).rstrip(".")
         yield "metric_for_best_model", f"is {shown(metric)}, which is not measured{near}"
-    if metric in METRICS[:2] and given.get("label_smoothing_factor"):
+    if metric in METRICS[:2] and arguments.get("label_smoothing_factor"):
         yield "metric_for_best_model", f"is {metric}, which label_smoothing_factor leaves unknown; give loss"
-    if given.get("save_strategy") == "best" and metric is None:
+    if arguments.get("save_strategy") == "best" and metric is None:
         yield "save_strategy", "is best, and nothing says by what; give metric_for_best_model: held_out_loss"
-    if given.get("load_best_model_at_end") and given.get("save_strategy") == "no":
+    if arguments.get("load_best_model_at_end") and arguments.get("save_strategy") == "no":
         yield "load_best_model_at_end", "needs checkpoints; set save_strategy to epoch, steps or best"
-    if given.get("bf16") and given.get("fp16"):
+    if arguments.get("bf16") and arguments.get("fp16"):
         yield "bf16", "and train.fp16 exclude each other; give one"
-    yield from _hub_names(given)
-    yield from _trackers(given)
-    yield from _compilers(given)
-    yield from _checkpointing(given)
+    yield from _hub_names(arguments)
+    yield from _trackers(arguments)
+    yield from _compilers(arguments)
+    yield from _checkpointing(arguments)
 
 
-def _hub_names(given: Given) -> Iterator[tuple[str, str]]:
-    if not given.get("push_to_hub"):
+def _hub_names(arguments: Arguments) -> Iterator[tuple[str, str]]:
+    if not arguments.get("push_to_hub"):
         return
-    if not (name := given.get("hub_model_id")):
+    if not (name := arguments.get("hub_model_id")):
         yield "push_to_hub", "needs hub_model_id, the name of the repository"
         return
     from huggingface_hub.errors import HFValidationError
@@ -244,61 +248,64 @@ def _hub_names(given: Given) -> Iterator[tuple[str, str]]:
         yield "hub_model_id", f"is {shown(name)}, which is no name of a repository; give owner/name"
 
 
-def _checkpointing(given: Given) -> Iterator[tuple[str, str]]:
+def _checkpointing(arguments: Arguments) -> Iterator[tuple[str, str]]:
     for argument in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
-        found = given.get(argument) or {}
-        for key, value in found.items():
+        options = arguments.get(argument) or {}
+        for key, value in options.items():
             if key not in CHECKPOINTING:
                 yield argument, f"has no key {shown(key)}{nearest(key, list(CHECKPOINTING)).rstrip('.')}"
             else:
                 _check_range(f"{argument}.{key}", CHECKPOINTING[key], value)
-        if found.get("use_reentrant") and {"debug", "determinism_check", "early_stop"} & found.keys():
+        if options.get("use_reentrant") and {"debug", "determinism_check", "early_stop"} & options.keys():
             yield argument, "has keys that use_reentrant: true does not take; leave use_reentrant out"
 
 
-def _trackers(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    if "report_to" not in given or given["report_to"] in ("none", "all", [], ["none"], ["all"]):
+def _trackers(arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if "report_to" not in arguments or arguments["report_to"] in ("none", "all", [], ["none"], ["all"]):
         return
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    for name in _listed(given["report_to"]):
+    for name in _listed(arguments["report_to"]):
         if name not in INTEGRATION_TO_CALLBACK:
             near = nearest(str(name), [*INTEGRATION_TO_CALLBACK, "none", "all"]).rstrip(".")
             yield "report_to", f"names no tracker that is known: {shown(name)}{near}"
 
 
-def _compilers(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    asked = given.get("torch_compile_backend")
-    if asked is None:
+def _compilers(arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    compiler = arguments.get("torch_compile_backend")
+    if compiler is None:
         return
     from accelerate.utils import DynamoBackend
 
-    known = [backend.value.lower() for backend in DynamoBackend if backend.value != "NO"]
-    if asked.lower() not in known:
-        yield "torch_compile_backend", f"is unknown: {shown(asked)}{nearest(asked, known).rstrip('.')}"
+    backends = [backend.value.lower() for backend in DynamoBackend if backend.value != "NO"]
+    if compiler.lower() not in backends:
+        yield (
+            "torch_compile_backend",
+            f"is unknown: {shown(compiler)}{nearest(compiler, backends).rstrip('.')}",
+        )
 
 
-def _check_optim_args(given: dict[str, Any]) -> None:
-    text, optim = given.get("optim_args"), _optim(given)
+def _check_optim_args(arguments: dict[str, Any]) -> None:
+    text, optim = arguments.get("optim_args"), _optim(arguments)
     if not text:
         return
-    known = next((keys.split() for part, keys in OPTIM_ARGS.items() if part in optim), [])
+    allowed_keys = next((keys.split() for part, keys in OPTIM_ARGS.items() if part in optim), [])
     for part in str(text).replace(" ", "").split(","):
         key, equals, value = part.partition("=")
         if not (equals and key and value):
             raise RecipeError(f"train.optim_args is a list such as a=1,b=2; found {shown(text)}.")
-        if key not in known:
-            near = nearest(key, known) if known else "; it takes none."
+        if key not in allowed_keys:
+            near = nearest(key, allowed_keys) if allowed_keys else "; it takes none."
             raise RecipeError(f"train.optim_args: {optim} takes no {shown(key)}{near}")
 
 
-def check_schedule(schedule: str, learning_rate: float, given: dict[str, Any]) -> None:
+def check_schedule(schedule: str, learning_rate: float, scheduler_kwargs: dict[str, Any]) -> None:
     """Refuse keys that a schedule does not take, and values that it cannot follow for a few steps.
 
     Args:
         schedule: `wsd`, or a name that transformers knows.
         learning_rate: the highest.
-        given: lr_scheduler_kwargs.
+        scheduler_kwargs: what the schedule is made with besides the optimizer and the steps.
     """
     import torch
     from transformers import SchedulerType, optimization
@@ -310,13 +317,16 @@ def check_schedule(schedule: str, learning_rate: float, given: dict[str, Any]) -
         "greedy": getattr(optimization, "GreedyLR", None),
     }
     function = made_by.get(name) or optimization.TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]
-    known = sorted(set(inspect.signature(function).parameters) - GIVEN_BY_TRAINER)
-    for key in given:
-        if key not in known:
-            near = nearest(key, known) if known else "; it takes none."
+    allowed_keys = sorted(set(inspect.signature(function).parameters) - GIVEN_BY_TRAINER)
+    for key in scheduler_kwargs:
+        if key not in allowed_keys:
+            near = nearest(key, allowed_keys) if allowed_keys else "; it takes none."
             raise RecipeError(f"train.lr_scheduler_kwargs: {schedule} takes no {shown(key)}{near}")
-    tried = {"num_decay_steps": 3, **given} if name == "warmup_stable_decay" else given
+    # For `wsd`, `Trainer.create_scheduler` puts the number of decay steps in; any will do here.
+    tried = {"num_decay_steps": 3, **scheduler_kwargs} if name == "warmup_stable_decay" else scheduler_kwargs
     try:
+        # Nine steps on a single weight. The Trainer makes its scheduler only once model and data are loaded,
+        # and a value that a schedule cannot follow may show only in a step.
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=learning_rate)
         scheduler: Any = optimization.get_scheduler(name, optimizer, 2, 9, dict(tried))
         if name not in made_by:
@@ -326,7 +336,9 @@ def check_schedule(schedule: str, learning_rate: float, given: dict[str, Any]) -
         rates = [float(rate) for rate in scheduler.get_last_lr()]
     except Exception as error:
         raise RecipeError(
-            f"train.lr_scheduler_kwargs: {schedule} cannot follow {shown(given)} ({error})."
+            f"train.lr_scheduler_kwargs: {schedule} cannot follow {shown(scheduler_kwargs)} ({error})."
         ) from None
     if not all(0 <= rate < float("inf") for rate in rates):
-        raise RecipeError(f"train.lr_scheduler_kwargs: {shown(given)} gives a learning rate of {rates[0]}.")
+        raise RecipeError(
+            f"train.lr_scheduler_kwargs: {shown(scheduler_kwargs)} gives a learning rate of {rates[0]}."
+        )

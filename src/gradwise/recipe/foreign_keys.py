@@ -78,14 +78,16 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         if key in DECIDED_HERE:
             raise RecipeError(f"train.{key} cannot be set here: {DECIDED_HERE[key]}.")
         if key not in _hints():
-            known = ["epochs", "batch_size", "learning_rate", "schedule", "decay", *_hints()]
-            near = nearest(key, [name for name in known if name not in DECIDED_HERE])
+            all_keys = ["epochs", "batch_size", "learning_rate", "schedule", "decay", *_hints()]
+            near = nearest(key, [name for name in all_keys if name not in DECIDED_HERE])
             if key in ELSEWHERE:
                 raise RecipeError(f"unknown key train.{key}: {ELSEWHERE[key]}.")
             raise RecipeError(
                 f"unknown key train.{key}" + (near if "did you mean" in near else "; see `gradwise schema`.")
             )
         try:
+            # Strict, since TrainingArguments checks no types (transformers 5.23): the string "no" for a flag
+            # would count as true.
             TypeAdapter(_hints()[key]).validate_python(value, strict=True)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
@@ -139,14 +141,14 @@ def check_adapter(method: str, options: dict[str, Any]) -> None:
         raise RecipeError(f"adapter.method: {method} {UNSUITABLE[method]}; give another method.")
     if (needed := NEEDED.get(method)) and needed not in options:
         raise RecipeError(f"adapter.{needed} is missing, which {method} needs; give it a value.")
-    known: dict[str, Any] = {
+    types_by_key: dict[str, Any] = {
         field.name: field.type for field in fields(config) if field.init and field.name not in _OURS
     }
     for key, value in options.items():
-        if key not in known:
-            raise RecipeError(f"unknown key adapter.{key}{nearest(key, list(known))}")
+        if key not in types_by_key:
+            raise RecipeError(f"unknown key adapter.{key}{nearest(key, list(types_by_key))}")
         try:
-            TypeAdapter(known[key]).validate_python(value)
+            TypeAdapter(types_by_key[key]).validate_python(value)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise RecipeError(
@@ -166,7 +168,9 @@ def adapter_config(method: str) -> Any:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     except ImportError:
         raise RecipeError("adapter needs the package peft; run: pip install 'gradwise[lora]'.") from None
-    known = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if method not in known:
-        raise RecipeError(f"adapter.method: unknown method {shown(method)}{nearest(method, list(known))}")
-    return known[method]
+    config_classes = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if method not in config_classes:
+        raise RecipeError(
+            f"adapter.method: unknown method {shown(method)}{nearest(method, list(config_classes))}"
+        )
+    return config_classes[method]

@@ -39,6 +39,7 @@ def validate(adapter: TypeAdapter[T], values: dict[str, Any], root: type) -> T:
         # Through JSON, because strict JSON is what YAML means: "3" is no number, a list is a tuple.
         return adapter.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
+        # Each wrong entry of a list is an error of its own: a list of a million would give as many sentences.
         first = error.errors(include_url=False)[: 10 * MOST]
         lines = sorted({_sentence(entry, root) for entry in _most_specific(first, root)})
         more = ["and more."] if len(lines) > MOST else []
@@ -59,20 +60,20 @@ def _key(error: Any, root: type) -> str:
 
 def _sentence(error: Any, root: type) -> str:
     location = [str(part) for part in error["loc"]]
-    kind, found, context = error["type"], error["input"], error.get("ctx", {})
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
     key = clipped(_key(error, root))
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown key {key}{nearest(location[-1], _known_keys(location[:-1], root))}"
+        return f"unknown key {key}{nearest(location[-1], _field_names(location[:-1], root))}"
     if kind in ("missing", "missing_argument"):
         return f"{key} is missing; give it a value."
     if kind == "union_tag_not_found":
-        return f"{key} needs a {_chooser(error)}; found {shown(found)}."
+        return f"{key} needs a {_chooser(error)}; found {shown(value)}."
     if kind == "union_tag_invalid":
-        known = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
+        tags = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
         chooser = _chooser(error)
-        return f"{key}.{chooser}: unknown {chooser} {shown(context['tag'])}{nearest(context['tag'], known)}"
+        return f"{key}.{chooser}: unknown {chooser} {shown(context['tag'])}{nearest(context['tag'], tags)}"
     message = error["msg"].replace("an object", "a mapping of keys").replace("a valid array", "a list")
-    return f"{key}: {message[0].lower()}{message[1:]}; found {shown(found)}."
+    return f"{key}: {message[0].lower()}{message[1:]}; found {shown(value)}."
 
 
 def _chooser(error: Any) -> str:
@@ -80,7 +81,7 @@ def _chooser(error: Any) -> str:
     return error["ctx"]["discriminator"].strip("'")
 
 
-def _known_keys(location: list[str], root: type) -> list[str]:
+def _field_names(location: list[str], root: type) -> list[str]:
     """Names of the fields of the settings class that stands at `location` in the recipe."""
     classes: list[Any] = [root]
     for part in location:

@@ -78,23 +78,27 @@ class Recipe(Settings):
 
     def __post_init__(self) -> None:
         # As in YAML: `select="random"`, `train={"epochs": 2, "bf16": True}`.
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        plainly = {name: value for name, value in given.items() if isinstance(value, str | dict)}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        plainly = {name: value for name, value in values.items() if isinstance(value, str | dict)}
         for name, value in tree.nested(plainly).items():
             object.__setattr__(self, name, value)
         super().__post_init__()
 
     def check(self) -> None:
-        own_loss = ("label_smoothing_factor", "use_liger_kernel")
-        if self.weights == "loss" and (given := [key for key in own_loss if self.train.arguments.get(key)]):
+        loss_arguments = ("label_smoothing_factor", "use_liger_kernel")
+        if self.weights == "loss" and (
+            conflicting := [key for key in loss_arguments if self.train.arguments.get(key)]
+        ):
             raise RecipeError(
-                f"weights: loss weighs the model's own loss, and train.{given[0]} replaces it; leave one of "
-                "them out."
+                f"weights: loss weighs the model's own loss, and train.{conflicting[0]} replaces it; leave "
+                "one of them out."
             )
         if self.anneal is None:
             return
         if self.data is not None or self.anneal.data is not None:
             self.check_annealing_data(self.anneal.data is not None, proxied=self.signals.model is not None)
+        # A default `train` may be that of a recipe for a Trainer, whose own arguments decide then;
+        # `check_phase` examines those.
         if self.train == Train():
             return
         if self.train.early_stopping_patience is not None:
@@ -113,16 +117,16 @@ class Recipe(Settings):
                 "phase is the decay, so give one of them."
             )
 
-    def check_annealing_data(self, given: bool, *, proxied: bool) -> None:
+    def check_annealing_data(self, has_data: bool, *, proxied: bool) -> None:
         """Raise RecipeError for what cannot go with data for the annealing phase only, or without.
 
         Args:
-            given: whether there are such data.
+            has_data: whether there are such data.
             proxied: whether another model than the one that trains computes the signals.
         """
         assert self.anneal is not None
-        self.anneal.check_data(given)
-        if not given or not self.order.needs & set(QUANTITIES):
+        self.anneal.check_data(has_data)
+        if not has_data or not self.order.needs & set(QUANTITIES):
             return
         name = self.order.method
         if proxied:
@@ -150,13 +154,15 @@ class Recipe(Settings):
         """
         read = read_yaml(Path(path))
         with naming(str(path)):
-            found = plain(read)
-            tree.anchor_paths(found, Path(path).resolve().parent)
+            plain_values = plain(read)
+            tree.anchor_paths(plain_values, Path(path).resolve().parent)
         replaced: dict[str, Any] = {}
         for override in overrides or []:
             tree.override(replaced, override)
+        # Before they are merged, while it is known which paths are from the file and which from the command
+        # line.
         tree.anchor_paths(replaced, Path.cwd())
-        return cls.from_dict(tree.merged(found, replaced), source=str(path))
+        return cls.from_dict(tree.merged(plain_values, replaced), source=str(path))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, source: str = "recipe") -> "Recipe":
@@ -164,9 +170,9 @@ class Recipe(Settings):
         with naming(source):
             if not isinstance(values, dict):
                 raise RecipeError(f"a recipe is a mapping of sections; found {shown(values)}.")
-            found = plain(values)
-            check_format(found.pop("format", FORMAT), "the recipe", RecipeError)
-            return validate(_adapter(), tree.nested(found), cls)
+            plain_values = plain(values)
+            check_format(plain_values.pop("format", FORMAT), "the recipe", RecipeError)
+            return validate(_adapter(), tree.nested(plain_values), cls)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with every default written out; `from_dict` gives the same recipe back."""

@@ -82,11 +82,12 @@ class Train(Settings):
                     raise RecipeError(
                         f"train.early_stopping_patience needs evaluations and checkpoints; leave {key} out."
                     )
-        own = self.arguments.get("lr_scheduler_kwargs")
-        own = own if isinstance(own, dict) else {}
-        if self.decay is not None and "num_decay_steps" in own:
+        scheduler_kwargs = self.arguments.get("lr_scheduler_kwargs")
+        # Of a value of another type only `check_arguments` below complains, in its own sentence.
+        scheduler_kwargs = scheduler_kwargs if isinstance(scheduler_kwargs, dict) else {}
+        if self.decay is not None and "num_decay_steps" in scheduler_kwargs:
             raise RecipeError("train.decay and lr_scheduler_kwargs.num_decay_steps say the same; give one.")
-        if self.decay_shape is not None and "decay_type" in own:
+        if self.decay_shape is not None and "decay_type" in scheduler_kwargs:
             raise RecipeError("train.decay_shape and lr_scheduler_kwargs.decay_type say the same; give one.")
         if self.schedule not in _SIMPLE:
             _check_schedule(self.schedule)
@@ -98,8 +99,8 @@ class Train(Settings):
                 {} if self.early_stopping_patience is None else {"metric_for_best_model": "held_out_loss"}
             )
             check_together(self.schedule, stopping | self.arguments)
-        if own or self.schedule not in _SIMPLE:
-            check_schedule(self.schedule, self.learning_rate, own)
+        if scheduler_kwargs or self.schedule not in _SIMPLE:
+            check_schedule(self.schedule, self.learning_rate, scheduler_kwargs)
 
 
 _SIMPLE = ("linear", "cosine", "constant", "wsd")
@@ -110,17 +111,22 @@ def _check_attention(name: str) -> None:
     from transformers import AttentionInterface
 
     # Paged attention is for generation only.
-    known = ["eager", *(key for key in AttentionInterface().valid_keys() if not key.startswith("paged"))]
-    if name not in known:
-        raise RecipeError(f"model.attention: unknown implementation {shown(name)}{nearest(name, known)}")
+    implementations = [
+        "eager",
+        *(key for key in AttentionInterface().valid_keys() if not key.startswith("paged")),
+    ]
+    if name not in implementations:
+        raise RecipeError(
+            f"model.attention: unknown implementation {shown(name)}{nearest(name, implementations)}"
+        )
 
 
 def _check_schedule(schedule: str) -> None:
     from transformers import SchedulerType
 
-    known = ["wsd", *(kind.value for kind in SchedulerType)]
-    if schedule not in known:
-        raise RecipeError(f"train.schedule: unknown schedule {shown(schedule)}{nearest(schedule, known)}")
+    schedules = ["wsd", *(kind.value for kind in SchedulerType)]
+    if schedule not in schedules:
+        raise RecipeError(f"train.schedule: unknown schedule {shown(schedule)}{nearest(schedule, schedules)}")
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,8 @@ def _located(path: str, folder: Path) -> tuple[Path, bool]:
 
 def _anchored(name: str, folder: Path) -> str:
     local, exists = _located(name, folder)
+    # A name that ends like a data file is a path even where there is no file, so that the message names the
+    # place where it was looked for. A plain name may stand on the hub.
     looks_local = name.startswith((".", "/", "~")) or Path(name).suffix in (
         ".jsonl",
         ".json",
@@ -156,12 +158,12 @@ def nested(values: Tree) -> Tree:
         if isinstance(result.get(section), str):
             result[section] = {"method": result[section]}
     for section, holder in FREE_SECTIONS.items():
-        given = result.get(section)
-        if isinstance(given, dict):
-            own = own_keys(section)
-            free = {key: given.pop(key) for key in list(given) if key not in own}
+        settings = result.get(section)
+        if isinstance(settings, dict):
+            field_names = section_fields(section)
+            free = {key: settings.pop(key) for key in list(settings) if key not in field_names}
             if free:
-                given[holder] = free
+                settings[holder] = free
     return result
 
 
@@ -178,7 +180,7 @@ def flattened(values: Tree) -> Tree:
     return result
 
 
-def own_keys(section: str) -> set[str]:
+def section_fields(section: str) -> set[str]:
     """The keys of a free section that are its own, the field that gathers the others left out."""
     owner = {"train": Train, "adapter": Adapter}[section]
     return {field.name for field in fields(owner)} - {FREE_SECTIONS[section]}

@@ -38,6 +38,8 @@ def loader_over(base: Any) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen = set()
             for key, _ in node.value:
+                # PyYAML keeps the last of two equal keys and gives no warning, so that the first would have
+                # no effect.
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
                     problem = f"the key {clipped(key.value)} stands twice"
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
@@ -75,12 +77,12 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT[1]), 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises RecipeError, with the line at which it breaks."""
-    found = parse(_text(path), clipped(str(path), 300))
-    if not isinstance(found, dict):
+    contents = parse(_text(path), clipped(str(path), 300))
+    if not isinstance(contents, dict):
         raise RecipeError(
-            f"{path}: a recipe is a mapping of sections (model, data, train, ...); found {shown(found)}."
+            f"{path}: a recipe is a mapping of sections (model, data, train, ...); found {shown(contents)}."
         )
-    return found
+    return contents
 
 
 def parse(text: str, source: str, loader: Any = _Loader) -> Any:
@@ -114,10 +116,10 @@ def to_yaml(values: dict[str, Any]) -> str:
 
 def _text(path: Path) -> str:
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise RecipeError(f"Cannot read the recipe {path}: it is no regular file; save it in one.")
-        if found.st_size > LARGEST:
+        if status.st_size > LARGEST:
             raise _too_large(str(path))
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # a ValueError for NUL in the path, and where it is not UTF-8
@@ -129,6 +131,8 @@ def _check_size(text: str, source: str, loader: Any) -> None:
     """Refuse a text that would become too large or too deep, before anything is built from it."""
     total, sizes = len(text), {}
     above: list[tuple[str | None, int]] = []
+    # Of events, where an alias is one event: aliases of aliases share one object once they are loaded, and
+    # multiply when the recipe is copied or turned into JSON.
     for event in yaml.parse(text, loader):
         if isinstance(event, yaml.CollectionStartEvent):
             above.append((event.anchor, total))

@@ -46,8 +46,8 @@ def coreset_picture(chosen: list[dict[str, Any]]) -> bytes:
     FigureCanvasAgg(figure)
     above, middle, below = figure.subplots(3, 1, sharex=True)
     first = last[steps[0]]
-    if found := random_picks(first, first.get("selected", 0)):
-        above.set_title(found, fontsize=9)
+    if note := random_picks(first, first.get("selected", 0)):
+        above.set_title(note, fontsize=9)
     _line(above, steps, last, "coverage", "coreset", BLUE)
     above.set_ylabel("coverage, share of\nthe candidates")
     _line(middle, steps, last, "importance", "coreset", BLUE)
@@ -69,6 +69,6 @@ def coreset_picture(chosen: list[dict[str, Any]]) -> bytes:
 
 
 def _line(axes: Any, steps: list[int], events: dict[int, Any], name: str, label: str, colour: str) -> None:
-    known = [(step, events[step][name]) for step in steps if events[step].get(name) is not None]
-    if known:
-        axes.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=3, label=label)
+    points = [(step, events[step][name]) for step in steps if events[step].get(name) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=label)

@@ -47,16 +47,16 @@ class Graph:
     def _of(cls, path: Path, table: dict[str, Any]) -> "Graph":
         if not table["source"]:
             raise RecipeError(f"{path} holds no arc; there is nothing to draw of a single node.")
-        known = dict(zip(table["source"], table["source_influence"], strict=True))
+        influence_by_name = dict(zip(table["source"], table["source_influence"], strict=True))
         nodes = dict.fromkeys([*table["source"], *table["target"]])
-        names = sorted(nodes, key=lambda name: -known.get(name, -np.inf))
+        names = sorted(nodes, key=lambda name: -influence_by_name.get(name, -np.inf))
         place = {name: number for number, name in enumerate(names)}
         weight = np.full((len(names), len(names)), np.nan)
         precedes = np.zeros(weight.shape, dtype=bool)
         rows, columns = ([place[name] for name in table[end]] for end in ("source", "target"))
         weight[rows, columns] = table["weight"]
         precedes[rows, columns] = table["precedes"]
-        influence = np.array([known.get(name, np.nan) for name in names], dtype=np.float64)
+        influence = np.array([influence_by_name.get(name, np.nan) for name in names], dtype=np.float64)
         return cls(table["step"][0], tuple(names), influence, weight, precedes)
 
     def of(self, names: tuple[str, ...]) -> "Graph":
@@ -92,10 +92,10 @@ def graph_files(source: Path) -> list[Path]:
     """The file itself, or the first and the last that a run directory has, if any."""
     if source.is_file():
         return [source]
-    found = sorted(
+    files = sorted(
         (source / "plan").glob("graph-*.parquet"), key=lambda path: int(path.stem.partition("-")[2])
     )
-    return [found[0], found[-1]] if len(found) > 1 else found
+    return [files[0], files[-1]] if len(files) > 1 else files
 
 
 def graph_picture(graphs: list[Graph]) -> bytes:
@@ -144,10 +144,10 @@ def _heat(axes: Any, graph: Graph, reach: float) -> Any:
 
 
 def _bars(axes: Any, graph: Graph) -> None:
-    known = np.nan_to_num(graph.influence)
-    axes.bar(range(len(known)), known, color=[BLUE if value >= 0 else ORANGE for value in known])
+    heights = np.nan_to_num(graph.influence)
+    axes.bar(range(len(heights)), heights, color=[BLUE if value >= 0 else ORANGE for value in heights])
     axes.axhline(0, color="black", linewidth=0.5)
-    axes.set_xticks(range(len(known)), [_short(name) for name in graph.names], fontsize=7, rotation=90)
+    axes.set_xticks(range(len(heights)), [_short(name) for name in graph.names], fontsize=7, rotation=90)
     axes.set_xlabel("target, trained on after; of the bars the node itself")
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -15,16 +15,16 @@ arXiv 2305.16264)."""
 
 def overfitting(results: Results) -> str | None:
     """A sentence that names the arms that overfit or repeat a small selection many times, if any does."""
-    found = []
+    findings = []
     for arm in results.arms:
         runs = [run for run in results.of_arm(arm) if run.finished]
         if runs and (signs := [*_risen(runs), *_repeated(runs)]):
-            found.append(f"{arm} ({', '.join(signs)})")
-    if not found:
+            findings.append(f"{arm} ({', '.join(signs)})")
+    if not findings:
         return None
     return (
-        f"Overfitting: {'; '.join(found)}. Differences at this length are also differences in overfitting; "
-        "give a smaller budget or a larger selection."
+        f"Overfitting: {'; '.join(findings)}. Differences at this length are also differences in "
+        "overfitting; give a smaller budget or a larger selection."
     )
 
 

@@ -33,9 +33,9 @@ CHARGED = {
 
 def charged(events: Iterable[dict[str, Any]]) -> dict[str, float]:
     """Seconds of each decision of a run."""
-    known = list(events)
+    all_events = list(events)
     return {
-        name: sum(event.get("seconds") or 0.0 for event in known if event["event"] in kinds)
+        name: sum(event.get("seconds") or 0.0 for event in all_events if event["event"] in kinds)
         for name, kinds in CHARGED.items()
     }
 
@@ -53,14 +53,14 @@ def measured_memory(events: Iterable[dict[str, Any]]) -> dict[str, dict[str, int
     the run came to have, where it stays on the device.
     """
     measured = [event for event in events if event["event"] == "memory"]
-    found: dict[str, dict[str, int]] = {}
+    phases: dict[str, dict[str, int]] = {}
     for event in measured:
         for name, parts in event["phases"].items():
-            found[name] = max(found.get(name, {}), parts, key=lambda each: sum(each.values()))
-    if PASSES in found and UPDATE in found and not any(event.get("host") for event in measured):
+            phases[name] = max(phases.get(name, {}), parts, key=lambda each: sum(each.values()))
+    if PASSES in phases and UPDATE in phases and not any(event.get("host") for event in measured):
         largest = max(event["phases"][UPDATE][STATE] for event in measured if UPDATE in event["phases"])
-        found[PASSES] = found[PASSES] | {STATE: largest}
-    return {name: found[name] for name in PHASES if name in found}
+        phases[PASSES] = phases[PASSES] | {STATE: largest}
+    return {name: phases[name] for name in PHASES if name in phases}
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class RunResult:
     @property
     def lowest(self) -> float | None:
         """The lowest held-out loss on the way or at the end."""
-        known = [point.loss for point in self.curve if math.isfinite(point.loss)]
-        known += [score.value for name, score in self.scores.items() if name == HELD_OUT_LOSS]
-        return min(known, default=None)
+        losses = [point.loss for point in self.curve if math.isfinite(point.loss)]
+        losses += [score.value for name, score in self.scores.items() if name == HELD_OUT_LOSS]
+        return min(losses, default=None)
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,13 @@ class Results:
 
     def metrics(self) -> dict[str, Direction]:
         """Every metric that some run has, the held-out loss first, and which values of it are better."""
-        found: dict[str, Direction] = {}
+        directions: dict[str, Direction] = {}
         for run in self.runs:
             for name, score in run.scores.items():
-                found.setdefault(name, score.better)
-        return dict(sorted(found.items(), key=lambda item: (not item[0].startswith(HELD_OUT_LOSS), item[0])))
+                directions.setdefault(name, score.better)
+        return dict(
+            sorted(directions.items(), key=lambda item: (not item[0].startswith(HELD_OUT_LOSS), item[0]))
+        )
 
     def values(self, metric: str) -> dict[str, dict[int, float]]:
         """By arm and seed, as far as there are finite values."""
@@ -236,6 +238,7 @@ def _result(folder: Path, arm: str, seed: int) -> RunResult:
     return RunResult(
         arm,
         seed,
+        # All three: a run that was stopped while it was scored has its model and the event already.
         finished=(folder / "model").is_dir() and bool(ends) and bool(scores),
         failure=failure.read_text(encoding="utf-8").strip() if failure.exists() else None,
         scores=scores,
@@ -268,5 +271,5 @@ def _curve(metrics: list[dict[str, Any]]) -> tuple[Point, ...]:
 def _scores(path: Path) -> dict[str, RunScore]:
     if not path.exists():
         return {}
-    found = read_json(path)["scores"]
-    return {name: RunScore(float(score["value"]), score["better"]) for name, score in found.items()}
+    scores = read_json(path)["scores"]
+    return {name: RunScore(float(score["value"]), score["better"]) for name, score in scores.items()}

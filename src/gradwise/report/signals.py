@@ -50,9 +50,9 @@ def histograms(signals: Signals) -> bytes:
         if values.min() > 0 and values.max() > 30 * np.median(values):
             axes.set_xscale("log")
         axes.spines[["top", "right"]].set_visible(False)
-    kept = len(signals) if signals.ok is None else int(signals.ok.sum())
-    aside = len(signals) - kept
-    figure.suptitle(f"{kept:,} samples, {aside:,} set aside; dashed: median", fontsize=10)
+    measured = len(signals) if signals.ok is None else int(signals.ok.sum())
+    aside = len(signals) - measured
+    figure.suptitle(f"{measured:,} samples, {aside:,} set aside; dashed: median", fontsize=10)
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()
@@ -62,8 +62,8 @@ def _values(signals: Signals, name: str) -> NDArray[np.float64] | None:
     values = getattr(signals, name)
     if values is None:
         return None
-    kept = values if signals.ok is None else _rows(values, np.flatnonzero(signals.ok))
-    return np.asarray(kept, dtype=np.float64)
+    ok_values = values if signals.ok is None else _rows(values, np.flatnonzero(signals.ok))
+    return np.asarray(ok_values, dtype=np.float64)
 
 
 def _rows(values: NDArray, rows: NDArray[np.int64], most: int = 4096) -> NDArray:

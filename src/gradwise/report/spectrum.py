@@ -20,10 +20,10 @@ def draw_spectra(run: Path) -> list[Path]:
     Raises:
         RecipeError: when it chose nothing in that run.
     """
-    found = sorted((run / "plan").glob("spectrum-*.json"), key=lambda path: int(path.stem.partition("-")[2]))
-    if not found:
+    files = sorted((run / "plan").glob("spectrum-*.json"), key=lambda path: int(path.stem.partition("-")[2]))
+    if not files:
         raise RecipeError(f"{run} has no spectrum to draw; only `anneal: direct` uses one.")
-    return [draw_spectrum(path, run / f"{path.stem}.png") for path in found]
+    return [draw_spectrum(path, run / f"{path.stem}.png") for path in files]
 
 
 def draw_spectrum(details: Path, path: Path) -> Path:
@@ -45,13 +45,13 @@ def spectrum_picture(details: dict[str, Any]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    found, stiff = details["spectrum"], details["stiff_directions"]
-    values = np.array(found["values"])
+    spectrum, stiff = details["spectrum"], details["stiff_directions"]
+    values = np.array(spectrum["values"])
     number = np.arange(1, len(values) + 1)
     figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
-    above.semilogy(number, values / found["trace"], color=BLUE, marker="o", markersize=3)
+    above.semilogy(number, values / spectrum["trace"], color=BLUE, marker="o", markersize=3)
     above.set_ylabel("share of the trace")
     above.set_title(
         f"{details['validation_samples']:,} validation samples, effective rank "
@@ -60,7 +60,7 @@ def spectrum_picture(details: dict[str, Any]) -> bytes:
     )
     for name, label, colour in ("pool_energy", "pool", GREY), ("picks_energy", "picks", ORANGE):
         below.semilogy(
-            number, np.maximum(found[name], 1e-7), color=colour, marker="o", markersize=3, label=label
+            number, np.maximum(spectrum[name], 1e-7), color=colour, marker="o", markersize=3, label=label
         )
     below.set_ylabel("share of the gradients'\nsquared length")
     below.set_xlabel("eigenvector, stiffest first")

@@ -112,8 +112,8 @@ def compare_pairs(
 
 def mean_sd(values: Mapping[int, float]) -> tuple[float, float]:
     """Mean and standard deviation (n - 1; NaN for one value)."""
-    found = np.array(list(values.values()))
-    return float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else math.nan
+    array = np.array(list(values.values()))
+    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else math.nan
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
@@ -148,6 +148,8 @@ def intervals(
         differences: (n,) for each comparison.
         p_values: not corrected.
     """
+    # Uncorrected intervals excluded 0 beside `no difference seen` in 24 of 298 comparisons, and missed a true
+    # value in 17 % of simulated tables with four arms (docs/log.md, 2026-11-29).
     ranked = sorted(p_values, key=lambda name: p_values[name])
     count = len(ranked)
     decided = next((k for k, name in enumerate(ranked) if p_values[name] * (count - k) >= LEVEL), count)

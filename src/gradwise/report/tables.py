@@ -68,9 +68,10 @@ def _metric_rows(results: Results, metric: str) -> list[Row]:
     values, better = results.values(metric), results.metrics()[metric]
     pairs = {(pair.arm, pair.against): pair for pair in results.pairs}
     judged = {(one.arm, one.against): one for one in statistics.compare_pairs(values, pairs, better)}
-    own = {pair.arm: pair for pair in reversed(results.pairs)}
-    first = [(arm, own.get(arm)) for arm in results.arms]
-    further = [(pair.arm, pair) for pair in results.pairs if own[pair.arm] is not pair]
+    # Reversed, so that the first of several pairs of an arm stays; the others are those that --pairs added.
+    main_pairs = {pair.arm: pair for pair in reversed(results.pairs)}
+    first = [(arm, main_pairs.get(arm)) for arm in results.arms]
+    further = [(pair.arm, pair) for pair in results.pairs if main_pairs[pair.arm] is not pair]
     return [
         {
             "metric": metric,
@@ -122,6 +123,7 @@ def arm_cost(results: Results, arm: str) -> Row:
         "deciding_seconds": _mean([run.deciding for run in finished]),
         "lowest_held_out_loss": _mean([run.lowest for run in finished if run.lowest is not None]),
         "peak_memory_bytes": max(memory) if memory else None,
+        # An arm that could not start has no runs whose failures could be counted.
         "failed": len(results.seeds) if arm in results.failed_arms and not finished else len(failed),
         "over_budget": sum(is_over_budget(results, run) for run in finished),
     }
@@ -299,9 +301,9 @@ def _costs(results: Results) -> str:
 
 def report_notes(results: Results, metric: str) -> list[str]:
     """What a reader should know besides the numbers, a sentence each."""
-    notes, known = list(results.notes), results.metrics()
-    if known and metric not in known:
-        notes.append(f"No run has the metric {metric!r}; there are: {', '.join(known)}.")
+    notes, metrics = list(results.notes), results.metrics()
+    if metrics and metric not in metrics:
+        notes.append(f"No run has the metric {metric!r}; there are: {', '.join(metrics)}.")
     for arm in results.arms:
         over = [run for run in results.of_arm(arm) if run.finished and is_over_budget(results, run)]
         if over:

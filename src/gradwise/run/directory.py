@@ -121,8 +121,8 @@ class RunDirectory:
             here["metrics"] = there["metrics"]
         if there["anneal"] and here["anneal"] and not recipe_file.annealed(self.path):
             # Decided later: a budget that could not be met may be corrected.
-            kept = here["anneal"] | recipe_file.binding(there["anneal"])
-            here["anneal"] = there["anneal"] if kept == here["anneal"] else here["anneal"]
+            annealing = here["anneal"] | recipe_file.binding(there["anneal"])
+            here["anneal"] = there["anneal"] if annealing == here["anneal"] else here["anneal"]
         differences = sorted(_differences(there, here))
         if differences:
             if there | {"metrics": None} == here | {"metrics": None}:
@@ -147,7 +147,9 @@ class RunDirectory:
         """Refuse to resume with data other than the run was started with; raises CheckpointError."""
         if not self.environment_file.exists():
             return
-        before = read_json(self.environment_file, take=lambda found: str(found["data"].get(key, fingerprint)))
+        before = read_json(
+            self.environment_file, take=lambda environment: str(environment["data"].get(key, fingerprint))
+        )
         if before != fingerprint:
             raise CheckpointError(
                 f"The {WHICH[key]}data have changed since the run in "
@@ -192,9 +194,9 @@ class RunDirectory:
         Args:
             contents: compare what the files hold; otherwise only their sizes.
         """
-        if found := difference(self.model, self.owned.digests.get(MODEL, {}), contents=contents):
+        if damage := difference(self.model, self.owned.digests.get(MODEL, {}), contents=contents):
             raise CheckpointError(
-                f"The model in {self.model} is not as the run saved it: {found}. Restore it, or delete "
+                f"The model in {self.model} is not as the run saved it: {damage}. Restore it, or delete "
                 f"{self.model} and run the same command again: it resumes from the last checkpoint."
             )
 
@@ -231,9 +233,9 @@ class RunDirectory:
         return read_json(self.scores_file, take=_scores) if self.scored else {}
 
 
-def _scores(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _scores(contents: dict[str, Any]) -> dict[str, dict[str, Any]]:
     names = ("value", "better", "samples")
-    return {name: {each: score[each] for each in names} for name, score in found["scores"].items()}
+    return {name: {each: score[each] for each in names} for name, score in contents["scores"].items()}
 
 
 def _differences(there: object, here: object, key: str = "") -> Iterator[str]:

@@ -102,6 +102,8 @@ def _finish_scoring(recipe: Recipe, run: RunDirectory, device: Any, *, tell: Tel
     """Whether a finished run is scored, after what is left of that was done."""
     if on_first(lambda: run.scored) or not due(recipe):
         return True
+    # The weights are read now in any case, and safetensors has no checksum: a changed byte would only change
+    # the score.
     on_first(lambda: run.check_model(contents=True))
     tell("Its model is not scored yet; scoring it.")
     return score_saved(recipe, run, device, bars=shown, tell=tell)
@@ -119,6 +121,7 @@ def _complete(recipe: Recipe) -> Recipe:
             "or float32 (on a GPU with train.fp16)."
         )
     if recipe.model.revision is None and not Path(recipe.model.name).exists():
+        # The commit instead of a branch, which may move: a resumed run has to load the weights it began with.
         revision = resolved_revision(recipe.model)
         recipe = replace(recipe, model=replace(recipe.model, revision=revision))
     # The folder's recipe must name the target that the Trainer aims at, or the Trainer would replace it.
@@ -196,6 +199,8 @@ def _build(
         for key, fingerprint in fingerprints.items():
             run.check_data(fingerprint, key=key)
     wanted = score and due(recipe)
+    # Before the model is loaded: an unknown task, or a record that makes no question, would otherwise end the
+    # run when its model is trained.
     scoring = Scoring.of(recipe, tokenizer, held_out, bars=shown, tell=tell) if wanted else None
     foreseen = foresee(recipe) if foresee is not None else None
     if foreseen:

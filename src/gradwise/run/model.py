@@ -151,10 +151,10 @@ def _check_weights(settings: Model, kind: str, report: dict[str, Any], tell: Tel
     """Refuse weights that are missing or of another shape, which would be random; name unused ones."""
     missing, unused = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if mismatched := sorted(report["mismatched_keys"]):
-        name, found, expected = mismatched[0]
+        name, actual, expected = mismatched[0]
         raise RecipeError(
             f"model.name: {_count(mismatched)} of {settings.name} without the shape that {kind} needs "
-            f"(first: {name} is {_shape(found)}, needed is {_shape(expected)}); give the weights and the "
+            f"(first: {name} is {_shape(actual)}, needed is {_shape(expected)}); give the weights and the "
             "config.json that belong together."
         )
     if missing:
@@ -245,8 +245,8 @@ def _with_saved_adapter(base: PreTrainedModel, settings: Model, tell: Tell) -> A
         # Again, since only this reports what was missing.
         report = model.load_adapter(settings.name, "default", is_trainable=True)
     # Missing weights would be random, and PEFT only warns of them.
-    found = {"missing_keys": report.missing_keys, "unexpected_keys": report.unexpected_keys}
-    _check_weights(settings, "the adapter", found | {"mismatched_keys": []}, tell)
+    mismatches = {"missing_keys": report.missing_keys, "unexpected_keys": report.unexpected_keys}
+    _check_weights(settings, "the adapter", mismatches | {"mismatched_keys": []}, tell)
     return model
 
 
@@ -269,9 +269,9 @@ def _check_place(settings: Model) -> None:
     if (folder := local_folder(name)) is not None:
         if settings.revision is not None:
             raise RecipeError(f"model.revision is for hub names, and {name} is a local folder; leave it out.")
-        found = _gguf_problem(settings) if settings.gguf_file is not None else damage(folder)
-        if found is not None:
-            raise RecipeError(f"model.name: {found}")
+        problem = _gguf_problem(settings) if settings.gguf_file is not None else damage(folder)
+        if problem is not None:
+            raise RecipeError(f"model.name: {problem}")
     elif not re.fullmatch(r"\w[\w.-]{0,95}(/[\w.-]{1,95})?", name):
         raise RecipeError(f"model.name: there is no folder {name}; give a model's folder or a hub name.")
 

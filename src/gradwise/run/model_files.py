@@ -81,8 +81,8 @@ def _damaged_weights(path: Path, index: Path | None = None) -> Iterator[str]:
             "save the model as safetensors."
         )
     if not path.exists():
-        named = f", which {index.name} names," if index is not None else ""
-        yield f"{path}{named} is missing; copy the model's files again."
+        source = f", which {index.name} names," if index is not None else ""
+        yield f"{path}{source} is missing; copy the model's files again."
     try:
         _weights(path)
     except Exception as error:  # SafetensorError and OSError, and whatever else such a file may cause
@@ -99,10 +99,10 @@ def _weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
 
 def _index(folder: Path, config: dict[str, Any]) -> Path | None:
     """The index of a model in several files; None for one in a single file, which comes first."""
-    given = str(config.get("transformers_weights") or "")
-    name = given or "model.safetensors.index.json"
+    weights_name = str(config.get("transformers_weights") or "")
+    name = weights_name or "model.safetensors.index.json"
     if name.endswith(".index.json") and os.path.lexists(folder / name):
-        return None if not given and (folder / "model.safetensors").is_file() else folder / name
+        return None if not weights_name and (folder / "model.safetensors").is_file() else folder / name
     return None
 
 
@@ -116,13 +116,14 @@ def _json_damages(path: Path) -> Iterator[str]:
     if not path.exists():
         yield f"{path} is missing; give a folder that `save_pretrained` wrote."
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        # `damage` takes the first sentence only, so nothing from here on runs for a file that is missing.
+        contents = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         yield f"{path} cannot be read ({error.strerror}); copy the model's files again."
     except (ValueError, RecursionError) as error:
         yield f"{path} is damaged: not valid JSON ({_one_line(error)}); copy the model's files again."
     else:
-        if not isinstance(found, dict):
+        if not isinstance(contents, dict):
             yield f"{path} is damaged: not a JSON object; copy the model's files again."
 
 

@@ -91,11 +91,11 @@ def _order(
         if cost := influence.standalone_cost(signals, entries, seed=recipe.seed):
             tell(cost)
     start = time.perf_counter()
-    found = order.order(signals, entries, probe=probe, epoch=0, seed=recipe.seed)
-    found = replace(found, indices=rows[found.indices])
+    epoch_order = order.order(signals, entries, probe=probe, epoch=0, seed=recipe.seed)
+    epoch_order = replace(epoch_order, indices=rows[epoch_order.indices])
     took = {"signals": scored.seconds, "ordering": time.perf_counter() - start}
-    on_first(lambda: _write(recipe, order, folder, chosen, found, took, text=text, tell=tell))
-    return found
+    on_first(lambda: _write(recipe, order, folder, chosen, epoch_order, took, text=text, tell=tell))
+    return epoch_order
 
 
 def _held_out(recipe: Recipe, *, progress: bool) -> Pool:
@@ -177,49 +177,54 @@ def _write(
     order: Orderer,
     folder: OwnedFolder,
     chosen: Selected,
-    found: Order,
+    epoch_order: Order,
     took: dict[str, float],
     *,
     text: bool,
     tell: Tell,
 ) -> None:
     out = folder.path
-    columns = _columns(chosen, found)
+    columns = _columns(chosen, epoch_order)
     left_out: list[str] = []
     if text:
-        records = list(records_of(sections(recipe)[1].train, chosen.pool, found.indices))
-        own, left_out = _own_columns(records, columns)
-        columns |= own
+        records = list(records_of(sections(recipe)[1].train, chosen.pool, epoch_order.indices))
+        record_columns, left_out = _record_columns(records, columns)
+        columns |= record_columns
     if left_out:
         tell(
             f"Warning: {', '.join(left_out)} cannot be a column, since the records have values of different "
             f"types there, and stand{'s' if len(left_out) == 1 else ''} not in {ORDERED}."
         )
     write_parquet(out / ORDERED, pyarrow.table(columns))
-    if found.graph is not None and order.influence is not None:
-        write_parquet(out / GRAPH, pyarrow.table(found.graph.columns(order.influence.threshold)))
+    if epoch_order.graph is not None and order.influence is not None:
+        write_parquet(out / GRAPH, pyarrow.table(epoch_order.graph.columns(order.influence.threshold)))
     else:
+        # The graph of an earlier order in this folder would be taken for the graph of this one.
         folder.remove(GRAPH)
-    summary = _summary(recipe, order, chosen, found, took)
+    summary = _summary(recipe, order, chosen, epoch_order, took)
     write_json(out / SUMMARY, summary | ({"left_out": left_out} if left_out else {}))
 
 
-def _columns(chosen: Selected, found: Order) -> dict[str, Any]:
+def _columns(chosen: Selected, epoch_order: Order) -> dict[str, Any]:
     """What is known of every entry."""
-    own: Any = chosen.pool.dataset.select(found.indices)
-    count = len(found.indices)
-    unit = pyarrow.nulls(count, pyarrow.int64()) if found.units is None else pyarrow.array(found.units)
+    rows: Any = chosen.pool.dataset.select(epoch_order.indices)
+    count = len(epoch_order.indices)
+    unit = (
+        pyarrow.nulls(count, pyarrow.int64())
+        if epoch_order.units is None
+        else pyarrow.array(epoch_order.units)
+    )
     return {
         "position": pyarrow.array(np.arange(count)),
-        "index": pyarrow.array(found.indices),
+        "index": pyarrow.array(epoch_order.indices),
         "unit": unit,
-        "domain": pyarrow.array(list(own["domain"])),
-        "origin": pyarrow.array(list(own["origin"])),
-        "why": pyarrow.array(list(found.why) * (count if len(found.why) == 1 else 1)),
+        "domain": pyarrow.array(list(rows["domain"])),
+        "origin": pyarrow.array(list(rows["origin"])),
+        "why": pyarrow.array(list(epoch_order.why) * (count if len(epoch_order.why) == 1 else 1)),
     }
 
 
-def _own_columns(records: list[dict[str, Any]], ours: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _record_columns(records: list[dict[str, Any]], ours: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The records' columns, empty where a record has none such; those of names that are ours, where they say
     something else, as `record_...`. And the names of those whose values are of different types."""
     columns, left_out = {}, []
@@ -242,24 +247,24 @@ def _own_columns(records: list[dict[str, Any]], ours: dict[str, Any]) -> tuple[d
 
 
 def _summary(
-    recipe: Recipe, order: Orderer, chosen: Selected, found: Order, took: dict[str, float]
+    recipe: Recipe, order: Orderer, chosen: Selected, epoch_order: Order, took: dict[str, float]
 ) -> dict[str, Any]:
-    asked = recipe.to_dict()
+    settings = recipe.to_dict()
     domain = chosen.context.train.domain
     assert domain is not None
-    names, counts = np.unique(domain[found.indices], return_counts=True)
-    influences = took["ordering"] if found.graph is not None else 0.0
+    names, counts = np.unique(domain[epoch_order.indices], return_counts=True)
+    influences = took["ordering"] if epoch_order.graph is not None else 0.0
     return {
         "order": replace(recipe, order=order).to_dict()["order"],
-        "select": asked["select"],
+        "select": settings["select"],
         "seed": recipe.seed,
         "fingerprint": chosen.pool.fingerprint,
         "pool": len(chosen.pool),
-        "ordered": len(found.indices),
+        "ordered": len(epoch_order.indices),
         # Of the column `index` as int64, lowest byte first.
-        "sha256": hashlib.sha256(found.indices.astype("<i8").tobytes()).hexdigest(),
+        "sha256": hashlib.sha256(epoch_order.indices.astype("<i8").tobytes()).hexdigest(),
         "domains": dict(zip(names.tolist(), counts.tolist(), strict=True)),
         "seconds_measuring": round(took["signals"] + influences, 3),
-        **found.details,
-        "objective": found.objective,
+        **epoch_order.details,
+        "objective": epoch_order.objective,
     }

@@ -91,9 +91,9 @@ class LogLines(TrainerCallback):
         self._batches = None
 
     def _figures(self) -> str:
-        named = {"loss": "loss {:.4f}", "learning_rate": "learning rate {:.3g}"}
+        formats = {"loss": "loss {:.4f}", "learning_rate": "learning rate {:.3g}"}
         latest = self._session.record.latest
-        return ", ".join(form.format(latest[name]) for name, form in named.items() if name in latest)
+        return ", ".join(form.format(latest[name]) for name, form in formats.items() if name in latest)
 
 
 def show_progress(trainer: "Trainer", shown: bool) -> None:

@@ -26,17 +26,19 @@ def records_of(sources: Sources, pool: Pool, indices: NDArray[np.int64]) -> Iter
     chosen: Any = pool.dataset.select(indices)
     origins = list(zip(chosen["domain"], chosen["origin"], strict=True))
     wanted = {origin for _, origin in origins}
-    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    records_by_origin: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for source in sources if isinstance(sources, list) else [sources]:
         for part in read(source):  # type: ignore[arg-type]
             for record in part.records():
                 if str(record.origin) in wanted:
                     domain = getattr(source, "domain", None) or part.name
-                    found.setdefault(str(record.origin), []).append((domain, record.values))
+                    records_by_origin.setdefault(str(record.origin), []).append((domain, record.values))
     for domain, origin in origins:
         # Files of one name in several folders: their domains tell them apart, where they differ.
-        every = [values for _, values in found[origin]]
-        same = [values for named, values in found[origin] if named == domain] or every
+        every = [values for _, values in records_by_origin[origin]]
+        same = [
+            values for record_domain, values in records_by_origin[origin] if record_domain == domain
+        ] or every
         if len(same) > 1:
             raise DataError(
                 f"Two records of the data are {origin} of the domain {domain!r}; give the files different "

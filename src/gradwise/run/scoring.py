@@ -90,6 +90,7 @@ class Scoring:
         start = time.perf_counter()
         try:
             device = next(model.parameters()).device
+            # In the types of training, as the evaluations on the way were, so that both can be compared.
             with autocasting(device, autocast_of(self.recipe.train.arguments)):
                 scores = score(
                     model,
@@ -113,7 +114,7 @@ class Scoring:
                 "scores it."
             ) from error
         if first:
-            values = {name: found.as_dict() for name, found in scores.items()}
+            values = {name: each.as_dict() for name, each in scores.items()}
             write_json(run.scores_file, {"scores": values, "seconds": time.perf_counter() - start})
         return True
 

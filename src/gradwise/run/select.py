@@ -260,6 +260,7 @@ def select_annealing(
                 validation=Samples(held_out, held_out, context.train.collate),
                 store=folder.path / VALIDATION,
             )
+            # A store holds the signals of one data set, so the validation samples have one of their own.
             check_tokens(context.scorer().model, held_out, context.train.collate)
             validation = validation_signals(context, quantities, phase.validation_samples)
             context = replace(context, store=store)
@@ -284,12 +285,12 @@ def _phase_pool(recipe: Recipe, phase: Annealer, tell: Tell, progress: bool) -> 
     settings, data = sections(recipe)
     tokenizer = load_tokenizer(recipe.model or settings)
     shown = progress and is_first()
-    own = load(data, "anneal", tokenizer, sources=phase.data, progress=shown)
-    tell(f"Annealing phase: {own.report}")
+    phase_pool = load(data, "anneal", tokenizer, sources=phase.data, progress=shown)
+    tell(f"Annealing phase: {phase_pool.report}")
     if phase.share in (None, 1):
-        return own, len(own), tokenizer
+        return phase_pool, len(phase_pool), tokenizer
     pool, _ = _pool(recipe, recipe.model, tell, progress)
-    return pool.followed_by(own), len(own), tokenizer
+    return pool.followed_by(phase_pool), len(phase_pool), tokenizer
 
 
 def _sources(recipe: Recipe, phase: Annealer) -> Sources:
@@ -347,6 +348,7 @@ def _write(
         lines = [json.dumps(record, ensure_ascii=False, default=str) for record in records]
         write_text(out / RECORDS, "".join(f"{line}\n" for line in lines))
     else:
+        # Records of an earlier selection in this folder would stand beside other picks.
         folder.remove(RECORDS)
     if rows is not None and (out / SIGNALS).is_dir():
         content = io.BytesIO()

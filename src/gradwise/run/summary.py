@@ -29,7 +29,7 @@ def _table(run: RunDirectory, metrics: list[dict[str, Any]], events: list[dict[s
     shown = {"held_out_loss"} if any("eval_loss" in line for line in metrics) else set[str]()
     rows = [
         *losses,
-        *(_score(name, found) for name, found in run.scores().items() if name not in shown),
+        *(_score(name, score) for name, score in run.scores().items() if name not in shown),
         ("steps", f"{finished['step']:,}"),
         (
             "parameters updated at a time",
@@ -38,7 +38,7 @@ def _table(run: RunDirectory, metrics: list[dict[str, Any]], events: list[dict[s
         ("peak memory", f"{finished['peak_memory'] / 2**30:.2f} GiB"),
         *_by_part(events),
         ("time", f"{finished['seconds']:,.0f} s ({deciding_seconds(events):,.1f} s of it deciding)"),
-        *_kept_to(events, finished["seconds"]),
+        *_against_forecast(events, finished["seconds"]),
         *_at_random(events),
         ("model", str(run.model)),
         ("record", str(run.path)),
@@ -53,10 +53,10 @@ def _losses(metrics: list[dict[str, Any]], score: dict[str, Any] | None) -> list
     if held_out:
         # Without `eval_on_start` nothing is known of the time before.
         before, after = (line.get("held_out_loss", line["eval_loss"]) for line in (held_out[0], held_out[-1]))
-        named = [("before", before)] * (held_out[0]["step"] == 0)
-        named += [("after", score["value"] if score else after)]
+        losses = [("before", before)] * (held_out[0]["step"] == 0)
+        losses += [("after", score["value"] if score else after)]
         over = f" over {score['samples']:,} samples" if score and score["samples"] else ""
-        return [(f"held-out loss {when}", f"{loss:.4f} nats per token{over}") for when, loss in named]
+        return [(f"held-out loss {when}", f"{loss:.4f} nats per token{over}") for when, loss in losses]
     training = [line["loss"] for line in metrics if "loss" in line]
     tenth = max(1, len(training) // 10)
     return [
@@ -65,9 +65,9 @@ def _losses(metrics: list[dict[str, Any]], score: dict[str, Any] | None) -> list
     ]
 
 
-def _score(name: str, found: dict[str, Any]) -> tuple[str, str]:
-    taken = f" over {found['samples']:,} samples" if found["samples"] else ""
-    return name, f"{found['value']:.4f}{taken}; {found['better']} is better"
+def _score(name: str, score: dict[str, Any]) -> tuple[str, str]:
+    taken = f" over {score['samples']:,} samples" if score["samples"] else ""
+    return name, f"{score['value']:.4f}{taken}; {score['better']} is better"
 
 
 def _share(part: int, whole: int) -> str:
@@ -79,30 +79,30 @@ def _by_part(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
     phases = measured_memory(events)
     if not phases:
         return []
-    parts = max(phases.values(), key=lambda found: sum(found.values()))
+    parts = max(phases.values(), key=lambda each: sum(each.values()))
     largest = sorted(parts, key=lambda part: -parts[part])[:2]
-    named = ", ".join(f"{part} {size_text(parts[part])}" for part in largest)
-    return [("tensors at the peak", f"{size_text(sum(parts.values()))}: {named}")]
+    figures = ", ".join(f"{part} {size_text(parts[part])}" for part in largest)
+    return [("tensors at the peak", f"{size_text(sum(parts.values()))}: {figures}")]
 
 
 def _at_random(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Picks that GRACE filled its budget with, not having scored enough samples to choose them."""
     planned = next((event for event in events if event["event"] == "plan"), {})
-    found = random_picks(planned, planned.get("selected", 0))
+    note = random_picks(planned, planned.get("selected", 0))
     return (
-        [("grace's picks", f"{found}; more select.overhead or candidates choose more of them")]
-        if found
-        else []
+        [("grace's picks", f"{note}; more select.overhead or candidates choose more of them")] if note else []
     )
 
 
-def _kept_to(events: list[dict[str, Any]], seconds: float) -> list[tuple[str, str]]:
+def _against_forecast(events: list[dict[str, Any]], seconds: float) -> list[tuple[str, str]]:
     """What decisions were forecast to take, and what they took, as shares of the training time."""
     spent, training = charged(events), seconds - deciding_seconds(events)
     expected = expected_shares(events)
     if not expected or training <= 0:
         return []
-    named = [f"{name} {spent[name] / training:.0%}, forecast {share:.0%}" for name, share in expected.items()]
+    figures = [
+        f"{name} {spent[name] / training:.0%}, forecast {share:.0%}" for name, share in expected.items()
+    ]
     if measuring := spent["measuring speeds"]:
-        named.append(f"measuring speeds {measuring / training:.0%}")
-    return [("deciding over training", "; ".join(named))]
+        figures.append(f"measuring speeds {measuring / training:.0%}")
+    return [("deciding over training", "; ".join(figures))]

@@ -50,7 +50,11 @@ class TimeLeft:
         if done == before[0] + 1:
             # The first step warms up; from the second on, it is left out.
             self._began = (done, self._training)
+        # After a tenth of a run this estimate was 0.84 to 1.21 of the truth in 16 runs, and the mean rate of
+        # steps 0.95 to 2.48 (docs/results/estimate-time.md).
         left = self._steps - done
+        # Layers are drawn by their switch and are no step of the planner. What draws have taken is spread
+        # over the steps.
         _, drawing = session.record.spent.get("layers", (0, 0.0))
         seconds = max(0.0, each) * left + drawing * left / done
         for section, steps in self._decisions.items():
@@ -70,8 +74,8 @@ class TimeLeft:
         """Seconds of one evaluation: as measured, or else as many forward passes as there are samples."""
         if EVALUATION in self._session.record.spent:
             return self._mean(EVALUATION)
-        given: Any = self._session.trainer.eval_dataset
-        sets = given.values() if isinstance(given, dict) else [given]
+        held_out: Any = self._session.trainer.eval_dataset
+        sets = held_out.values() if isinstance(held_out, dict) else [held_out]
         samples = sum(len(one) for one in sets if hasattr(one, "__len__"))
         return each * samples / self._session.layout.batch_size / ORDINARY
 
@@ -98,8 +102,8 @@ def _due_steps(session: "Session", what: str, delay: float) -> _Due:
     args: Any = session.args
     strategy = str(getattr(getattr(args, f"{what}_strategy"), "value", ""))
     steps = session.trainer.state.max_steps
-    asked = getattr(session.trainer.state, f"{what}_steps", 0)
-    every = {"steps": asked, "epoch": session.schedule.steps_per_epoch}
+    interval = getattr(session.trainer.state, f"{what}_steps", 0)
+    every = {"steps": interval, "epoch": session.schedule.steps_per_epoch}
     period = int(every.get(strategy) or 0)
     if period <= 0:
         return _Due()

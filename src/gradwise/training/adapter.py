@@ -49,8 +49,8 @@ def with_adapter(
 
 def _check_saved(model: PreTrainedModel, options: dict[str, Any]) -> None:
     """Refuse names in modules_to_save that no module has; PEFT passes them over."""
-    named = options.get("modules_to_save")
+    names = options.get("modules_to_save")
     modules = [module for module, _ in model.named_modules()]
-    for name in named if isinstance(named, list) else []:
+    for name in names if isinstance(names, list) else []:
         if not any(module.endswith(name) for module in modules):
             raise RecipeError(f"adapter.modules_to_save: the model has no module {name}; leave it out.")

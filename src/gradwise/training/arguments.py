@@ -62,7 +62,7 @@ def decay_steps(share: float, steps: int) -> int:
     return max(1, round(share * steps))
 
 
-def micro_batch(batch_size: int, ranks: int, asked: int | None) -> int:
+def micro_batch(batch_size: int, ranks: int, requested: int | None) -> int:
     """Samples per rank and pass: what was asked, or the largest divisor of a rank's share that is at most 8.
 
     >>> micro_batch(32, 1, None), micro_batch(12, 2, None), micro_batch(8, 1, 2)
@@ -73,14 +73,14 @@ def micro_batch(batch_size: int, ranks: int, asked: int | None) -> int:
         raise RecipeError(
             f"train.batch_size is {batch_size}, which {ranks} ranks cannot share; use a multiple."
         )
-    if asked is None:
+    if requested is None:
         return max(size for size in range(1, min(LARGEST_MICRO_BATCH, share) + 1) if share % size == 0)
-    if share % asked:
+    if share % requested:
         raise RecipeError(
             f"train.batch_size is {batch_size}, which is not a multiple of per_device_train_batch_size "
-            f"{asked} times {ranks} rank{'s' if ranks > 1 else ''}."
+            f"{requested} times {ranks} rank{'s' if ranks > 1 else ''}."
         )
-    return asked
+    return requested
 
 
 def training_arguments(
@@ -108,36 +108,38 @@ def training_arguments(
     Raises:
         RecipeError: for combinations that the Trainer refuses.
     """
-    given = dict(train.arguments)
+    arguments = dict(train.arguments)
     # The batch size is global: ranks and accumulation share it, and the same recipe trains alike on any
     # number of them.
-    size = micro_batch(train.batch_size, ranks, given.pop("per_device_train_batch_size", None))
+    size = micro_batch(train.batch_size, ranks, arguments.pop("per_device_train_batch_size", None))
     # Two, so that a damaged last checkpoint leaves one to resume from.
-    given.setdefault("save_total_limit", 2)
-    given.setdefault("logging_steps", 10)
+    arguments.setdefault("save_total_limit", 2)
+    arguments.setdefault("logging_steps", 10)
     # Host memory is pinned for a GPU only; without one torch warns and does nothing.
-    given.setdefault("dataloader_pin_memory", torch.accelerator.is_available())
+    arguments.setdefault("dataloader_pin_memory", torch.accelerator.is_available())
     if validation:
-        given.setdefault("eval_strategy", "epoch")
-        given.setdefault("eval_on_start", True)
+        arguments.setdefault("eval_strategy", "epoch")
+        arguments.setdefault("eval_on_start", True)
     elif (
-        given.get("eval_strategy", "no") != "no"
-        or EVALUATION & {key for key in given if given[key]}
+        arguments.get("eval_strategy", "no") != "no"
+        or EVALUATION & {key for key in arguments if arguments[key]}
         or train.early_stopping_patience is not None
     ):
         raise RecipeError("train asks for evaluation, but data.validation is not given.")
     if train.early_stopping_patience is not None:
-        given = _looking_for_the_best(given)
+        arguments = _looking_for_the_best(arguments)
     if train.schedule == "wsd":
         # A share of the steps; `Trainer.create_scheduler` makes steps of it once their number is known.
         share = train.decay or last or USUAL_DECAY
         shape = {} if train.decay_shape is None else {"decay_type": train.decay_shape}
-        own = given.get("lr_scheduler_kwargs") or {}
-        given["lr_scheduler_kwargs"] = {DECAY_SHARE: share, **shape, **own}
-    _check_machine(given)
-    # Without it, `bf16` is refused where there is no accelerator, though a CPU computes in it.
+        scheduler_kwargs = arguments.get("lr_scheduler_kwargs") or {}
+        arguments["lr_scheduler_kwargs"] = {DECAY_SHARE: share, **shape, **scheduler_kwargs}
+    _check_machine(arguments)
+    # Without it, `bf16` is refused where there is no accelerator, though a CPU computes in it, and accelerate
+    # reports a single process to every rank: two ranks each took themselves for the first (docs/log.md,
+    # 2026-11-28).
     if on_cpu() or not torch.accelerator.is_available():
-        given.setdefault("use_cpu", True)
+        arguments.setdefault("use_cpu", True)
     try:
         made = TrainingArguments(
             output_dir=str(output_dir),
@@ -148,7 +150,7 @@ def training_arguments(
             learning_rate=train.learning_rate,
             lr_scheduler_type="warmup_stable_decay" if train.schedule == "wsd" else train.schedule,
             disable_tqdm=not bars,
-            **given,
+            **arguments,
         )
         _ = made.device  # enters the process group, where there are several ranks
         _check_optimizer(made)
@@ -157,39 +159,39 @@ def training_arguments(
     return made
 
 
-def _looking_for_the_best(given: dict[str, Any]) -> dict[str, Any]:
+def _looking_for_the_best(arguments: dict[str, Any]) -> dict[str, Any]:
     """With what early stopping needs: a measure, and a checkpoint at every evaluation."""
-    saves = {"save_strategy": given["eval_strategy"]}
-    if "eval_steps" in given:
-        saves["save_steps"] = given["eval_steps"]
-    if {"save_strategy", "save_steps"} & given.keys():
+    saves = {"save_strategy": arguments["eval_strategy"]}
+    if "eval_steps" in arguments:
+        saves["save_steps"] = arguments["eval_steps"]
+    if {"save_strategy", "save_steps"} & arguments.keys():
         saves = {}
-    return {"metric_for_best_model": "held_out_loss", "load_best_model_at_end": True} | saves | given
+    return {"metric_for_best_model": "held_out_loss", "load_best_model_at_end": True} | saves | arguments
 
 
-def _check_machine(given: dict[str, Any]) -> None:
+def _check_machine(arguments: dict[str, Any]) -> None:
     """Refuse what this machine lacks: accelerators, packages."""
     for key in CONFIGURATIONS:
-        if isinstance(path := given.get(key), str):
+        if isinstance(path := arguments.get(key), str):
             _check_json(key, Path(path))
-    cpu = given.get("use_cpu") or not torch.accelerator.is_available()
-    if given.get("fsdp") and cpu:
+    cpu = arguments.get("use_cpu") or not torch.accelerator.is_available()
+    if arguments.get("fsdp") and cpu:
         raise RecipeError(
             "train.fsdp needs GPUs; on a CPU the Trainer would run plain data parallelism instead."
         )
-    if given.get("fp16") and cpu:
+    if arguments.get("fp16") and cpu:
         raise RecipeError("train.fp16 needs a GPU; use bf16 on a CPU, or leave it out.")
     for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
-        if cpu and (given.get(name) or {}).get("offload"):
+        if cpu and (arguments.get(name) or {}).get("offload"):
             raise RecipeError(f"train.{name}.offload needs a GPU, from which activations are moved.")
-    if given.get("deepspeed") and find_spec("deepspeed") is None:
+    if arguments.get("deepspeed") and find_spec("deepspeed") is None:
         raise RecipeError("train.deepspeed needs a package; run: pip install deepspeed.")
-    if given.get("use_liger_kernel") and not is_liger_kernel_available():
+    if arguments.get("use_liger_kernel") and not is_liger_kernel_available():
         raise RecipeError("train.use_liger_kernel needs a package; run: pip install liger-kernel.")
-    asked = given.get("report_to", "none")
-    found = get_available_reporting_integrations()
-    for name in asked if isinstance(asked, list) else [asked]:
-        if name in INSTALLED_AS and name not in found:
+    trackers = arguments.get("report_to", "none")
+    installed = get_available_reporting_integrations()
+    for name in trackers if isinstance(trackers, list) else [trackers]:
+        if name in INSTALLED_AS and name not in installed:
             raise RecipeError(
                 f"train.report_to: {name} is not installed; run: pip install {INSTALLED_AS[name]}."
             )
@@ -197,13 +199,13 @@ def _check_machine(given: dict[str, Any]) -> None:
 
 def _check_json(key: str, path: Path) -> None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        contents = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"train.{key}: cannot read {path}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"train.{key}: {path} is not JSON ({error}).") from None
-    if not isinstance(found, dict):
-        raise RecipeError(f"train.{key}: {path} must hold a JSON object; found {shown(found)}.")
+    if not isinstance(contents, dict):
+        raise RecipeError(f"train.{key}: {path} must hold a JSON object; found {shown(contents)}.")
 
 
 OF_A_MODEL = ("galore", "apollo", "lomo")
@@ -236,9 +238,9 @@ def new_optimizer(
             groups[name in decaying].append(parameter)
     return kind(
         [
-            {"params": own, "weight_decay": made.weight_decay if decays else 0.0}
-            for decays, own in groups.items()
-            if own
+            {"params": parameters, "weight_decay": made.weight_decay if decays else 0.0}
+            for decays, parameters in groups.items()
+            if parameters
         ],
         **settings,
     )

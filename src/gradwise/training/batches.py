@@ -205,7 +205,8 @@ class Batches:
             for number, chunk in enumerate(chunks)
         ]
         # A rank without rows still has to call the model as often as the others, or their collectives wait
-        # for it forever. What it computes has no label.
+        # for it forever. What it computes has no label. accelerate would repeat samples instead, which would
+        # then count twice.
         stand_in = MicroBatch(rows[:1], counts=False)
         mine = range(self.rank, -(-len(chunks) // self.ranks) * self.ranks, self.ranks)
         return [parts[number] if number < len(parts) else stand_in for number in mine]

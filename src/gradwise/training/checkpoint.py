@@ -47,8 +47,8 @@ WRITTEN = (
 
 def checkpoints(folder: Path) -> list[Path]:
     """All checkpoint folders in `folder`, whole or not, by step."""
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    folders = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
 
 
 def check_ours(folder: Path) -> None:
@@ -93,8 +93,8 @@ def check_whole(checkpoint: Path, *, contents: bool = True) -> None:
         contents: compare what the files hold; otherwise only their sizes.
     """
     marker = _marker(checkpoint)
-    if found := difference(checkpoint, marker["digests"], contents=contents):
-        raise CheckpointError(f"The checkpoint {checkpoint} is damaged: {found}. Use an earlier one.")
+    if damage := difference(checkpoint, marker["digests"], contents=contents):
+        raise CheckpointError(f"The checkpoint {checkpoint} is damaged: {damage}. Use an earlier one.")
 
 
 def _marker(checkpoint: Path) -> Marker:
@@ -237,9 +237,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return read_json(checkpoint / STATE, take=_state)
 
 
-def _state(found: dict[str, Any]) -> dict[str, Any]:
+def _state(contents: dict[str, Any]) -> dict[str, Any]:
     names = ("run", "step", "decisions", "plan", "position", "layers", "record")
-    return {name: found[name] for name in names}
+    return {name: contents[name] for name in names}
 
 
 def write_arrays(checkpoint: Path, arrays: dict[str, NDArray[Any]]) -> None:
@@ -281,8 +281,8 @@ def rotate(newest: Path, limit: int | None, best: str | None) -> None:
     ours = [path for path in checkpoints(newest.parent) if is_finished(path) and _run(path) == run]
     # Only this run's: an output folder may hold the checkpoints of an earlier run, which are not ours to
     # rotate.
-    kept = {newest.resolve(), *([Path(best).resolve()] if best else [])}
-    spare = [path for path in ours if path.resolve() not in kept]
+    protected = {newest.resolve(), *([Path(best).resolve()] if best else [])}
+    spare = [path for path in ours if path.resolve() not in protected]
     for checkpoint in spare[: max(0, len(ours) - limit)]:
         delete(checkpoint)
 

@@ -423,9 +423,9 @@ def _check_kinds(model: nn.Module, policy: object, optimizer: torch.optim.Optimi
         "policy": (policy, LayerPolicy),
         "optimizer": (optimizer, Optimizer),
     }
-    for name, (given, kind) in wanted.items():
-        if not isinstance(given, kind):
-            raise RecipeError(f"LayerSwitch needs a {kind.__name__} as its {name}; found {shown(given)}.")
+    for name, (value, kind) in wanted.items():
+        if not isinstance(value, kind):
+            raise RecipeError(f"LayerSwitch needs a {kind.__name__} as its {name}; found {shown(value)}.")
 
 
 def _check_sharded(*, averages: bool, in_backward: bool) -> None:

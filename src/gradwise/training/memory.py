@@ -82,6 +82,8 @@ class StepMemory:
         if self._counted is None:
             self._counted = TensorBytes()
             self._counted.add(self._state()[0], STATE)
+        # By hand, a followed step took 0.171 instead of 0.122 s on stories260K, and 5.06 instead of 4.15 s in
+        # the shape of SmolLM2-135M (docs/log.md, 2026-11-29).
         with self._counted.following(self._model):
             yield
         self._phases[PASSES] = _larger(self._phases.get(PASSES, {}), self._counted.at_peak)
@@ -151,5 +153,5 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(local_part(tensor)[0].nbytes for tensor in tensors)
 
 
-def _larger(known: BytesByPart, other: BytesByPart) -> BytesByPart:
-    return dict(max(known, other, key=lambda parts: sum(parts.values())))
+def _larger(one: BytesByPart, other: BytesByPart) -> BytesByPart:
+    return dict(max(one, other, key=lambda parts: sum(parts.values())))

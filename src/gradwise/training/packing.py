@@ -41,22 +41,22 @@ def reason_not_to_pack(collate: object, problem: Callable[[], str | None], *, un
     """
     if not isinstance(collate, Collator):
         raise RecipeError(f"packed_length needs gradwise's own Collator; found {type(collate).__name__}.")
-    found = on_first(problem)
-    if found is not None and not unpack:
+    reason = on_first(problem)
+    if reason is not None and not unpack:
         raise RecipeError(
-            f"{found}; set packing: false, or packing: auto to train unpacked where that is so (with a "
+            f"{reason}; set packing: false, or packing: auto to train unpacked where that is so (with a "
             "gradwise.Trainer, unpack_if_needed)."
         )
-    return found
+    return reason
 
 
 def check_packed_rows(dataset: object, collate: object, problem: Callable[[], str | None]) -> None:
     """Refuse samples that are packed rows themselves where the model does not keep them apart."""
     if not isinstance(collate, Collator) or not starts_again(dataset):
         return
-    if found := on_first(problem):
+    if reason := on_first(problem):
         raise RecipeError(
-            f"The training data are packed rows (their position_ids start again), and {found}; give one "
+            f"The training data are packed rows (their position_ids start again), and {reason}; give one "
             "sample for each row."
         )
 
@@ -106,9 +106,10 @@ def influence(
     def logits(*packed: list[Ids]) -> list[Tensor]:
         """(T, V) logits of each sample, minus their mean over the vocabulary."""
         batch = collate([[_sample(ids) for ids in row] for row in packed])
-        found = _logits(model, batch, compute.device, autocast)
+        row_logits = _logits(model, batch, compute.device, autocast)
         parts = [
-            found[i, : sum(map(len, row))].split([len(ids) for ids in row]) for i, row in enumerate(packed)
+            row_logits[i, : sum(map(len, row))].split([len(ids) for ids in row])
+            for i, row in enumerate(packed)
         ]
         return [sample for row in parts for sample in row]
 
@@ -143,21 +144,25 @@ def _is_whole(model: nn.Module) -> bool:
 
 
 def _some_tokens(samples: Any) -> Ids:
-    found: Ids = []
+    tokens: Ids = []
     for place in range(min(len(samples), sum(LENGTHS))):
-        found += [int(token) for token in samples[place]["input_ids"]]
-        if len(found) >= sum(LENGTHS):
+        tokens += [int(token) for token in samples[place]["input_ids"]]
+        if len(tokens) >= sum(LENGTHS):
             break
-    return found
+    return tokens
 
 
 def _samples(tokens: Sequence[int]) -> list[Ids]:
     """Three samples, and what the second becomes: each of its tokens is another one."""
     stream = (list(tokens) * sum(LENGTHS))[: sum(LENGTHS)]
-    known = sorted(set(stream))
+    distinct = sorted(set(stream))
     # Every token of the neighbour changes, so that a leak through any of them shows.
     following = dict(
-        zip(known, [*known[1:], known[0] if len(known) > 1 else max(0, known[0] - 1)], strict=True)
+        zip(
+            distinct,
+            [*distinct[1:], distinct[0] if len(distinct) > 1 else max(0, distinct[0] - 1)],
+            strict=True,
+        )
     )
     first, second, third = (stream[sum(LENGTHS[:i]) : sum(LENGTHS[: i + 1])] for i in range(len(LENGTHS)))
     return [first, second, third, [following[token] for token in second]]

@@ -212,11 +212,11 @@ class Plan:
     def from_epoch(self, epoch: int) -> "Plan":
         """The plan without the epochs before `epoch`, which must have been served."""
         # The digest of the last dropped segment stands for all of them: later digests stay as they were.
-        kept = next(n for n, segment in enumerate(self.segments) if segment.epoch >= epoch)
-        if not kept:
+        first_kept = next(n for n, segment in enumerate(self.segments) if segment.epoch >= epoch)
+        if not first_kept:
             return self
-        dropped = Dropped(epoch, int(self.starts[kept]), self.digests[kept - 1])
-        return replace(self, segments=self.segments[kept:], dropped=dropped)
+        dropped = Dropped(epoch, int(self.starts[first_kept]), self.digests[first_kept - 1])
+        return replace(self, segments=self.segments[first_kept:], dropped=dropped)
 
     def followed_by(self, segments: Iterable[Segment], *, after: int) -> "Plan":
         """A new plan that keeps the first `after` segments and continues with others: how a later decision

@@ -64,13 +64,13 @@ def _check_shared_weights(model: modeling_utils.PreTrainedModel) -> None:
         ) from error
 
 
-def write_or_explain(target: Path, write: Callable[[], None], kept: Path) -> None:
+def write_or_explain(target: Path, write: Callable[[], None], checkpoint_folder: Path) -> None:
     """Let a library write.
 
     Args:
         target: where it writes.
         write: calls it.
-        kept: the folder of the run's checkpoints.
+        checkpoint_folder: the folder of the run's checkpoints.
 
     Raises:
         StorageError: the system or the disk refuses.
@@ -78,10 +78,11 @@ def write_or_explain(target: Path, write: Callable[[], None], kept: Path) -> Non
     try:
         write()
     except (OSError, RuntimeError, SafetensorError) as error:
+        # Libraries raise a RuntimeError for a full disk as they do for a defect, so its words decide.
         disk = any(word in str(error) for word in WRITE_FAILED) and not lost_connection(error)
         if isinstance(error, RuntimeError) and not disk:
             raise
-        last = checkpoints.last_whole(kept, contents=False)[0]
+        last = checkpoints.last_whole(checkpoint_folder, contents=False)[0]
         advice = f"{AGAIN}; it resumes from {last or 'the beginning'}"
         raise not_written(target, error, advice) from error
 

@@ -30,7 +30,7 @@ from gradwise.training.sharding import (
     by_accelerate,
     check_rows,
     local,
-    own_rows,
+    local_rows,
     whole_on_host,
 )
 from gradwise.training.weight_names import check_loaded, check_names, is_plain, names_in_memory, weight_files
@@ -100,17 +100,19 @@ class ShardedCheckpoints(_AnyTrainer):
 
 
 @contextmanager
-def allowed_to_save(given: list[Any]) -> Iterator[None]:
+def allowed_to_save(trainer_arguments: list[Any]) -> Iterator[None]:
     """Within it, a Trainer can be made of a model that transformers has sharded and arguments that save.
 
     transformers refuses that, since it would save the optimizer's state of one rank; these checkpoints are
     written by `ShardedCheckpoints` instead.
 
     Args:
-        given: what the Trainer is made of.
+        trainer_arguments: what the Trainer is made of.
     """
-    args = next((each for each in given if isinstance(each, TrainingArguments)), None)
-    sharded = any(getattr(each, "is_distributed_loading_by_transformers", False) is True for each in given)
+    args = next((each for each in trainer_arguments if isinstance(each, TrainingArguments)), None)
+    sharded = any(
+        getattr(each, "is_distributed_loading_by_transformers", False) is True for each in trainer_arguments
+    )
     if args is None or not sharded or args.save_only_model:  # which gradwise refuses itself
         yield
         return
@@ -161,13 +163,13 @@ def whole_state(optimizer: Optimizer) -> dict[str, Any]:
     On other ranks it has no tensors.
     """
     check_state_can_be_saved(optimizer)
-    found = optimizer.state_dict()
+    state_dict = optimizer.state_dict()
     # Gathering is collective, so in an order that all ranks share.
     state = {
         number: {name: whole_on_host(value, keep=is_first()) for name, value in sorted(values.items())}
-        for number, values in sorted(found["state"].items())
+        for number, values in sorted(state_dict["state"].items())
     }
-    return {**found, "state": state}
+    return {**state_dict, "state": state}
 
 
 def load_state(optimizer: Optimizer, path: Path) -> None:
@@ -188,13 +190,13 @@ def load_state(optimizer: Optimizer, path: Path) -> None:
         )
     held = dict(zip(numbers, parameters, strict=True))
     state = {
-        number: {name: _own(value, held[number], path) for name, value in values.items()}
+        number: {name: _rank_part(value, held[number], path) for name, value in values.items()}
         for number, values in saved["state"].items()
     }
     optimizer.load_state_dict({**saved, "state": state})
 
 
-def _own(value: Any, parameter: Tensor, path: Path) -> Any:
+def _rank_part(value: Any, parameter: Tensor, path: Path) -> Any:
     """What a rank keeps of a state tensor of a parameter."""
     if not isinstance(value, Tensor):
         return value
@@ -207,7 +209,7 @@ def _own(value: Any, parameter: Tensor, path: Path) -> Any:
         )
     if not is_distributed(parameter):
         return value.clone()
-    first, last = own_rows(parameter)
+    first, last = local_rows(parameter)
     return as_shard(value[first:last].clone(), parameter)
 
 
@@ -241,12 +243,12 @@ def _load(file: Any, name: str, target: Tensor, path: Path) -> None:
             f"{path} holds {name} of the shape {tuple(stored.get_shape())}, and the model's has "
             f"{tuple(target.shape)}; give the same model."
         )
-    own = local(target)
+    local_part = local(target)
     if not target.dim():
-        own.copy_(file.get_tensor(name))
-    elif own.numel():
-        first, last = own_rows(target)
-        own.copy_(stored[first:last])
+        local_part.copy_(file.get_tensor(name))
+    elif local_part.numel():
+        first, last = local_rows(target)
+        local_part.copy_(stored[first:last])
 
 
 def take_random_state(checkpoint: Path, rank: int, ranks: int) -> None:
@@ -259,9 +261,9 @@ def take_random_state(checkpoint: Path, rank: int, ranks: int) -> None:
         rank: this one's number.
         ranks: of the run now.
     """
-    own = "rng_state.pth" if ranks <= 1 else f"rng_state_{rank}.pth"
+    file_name = "rng_state.pth" if ranks <= 1 else f"rng_state_{rank}.pth"
     written = sorted(checkpoint.glob("rng_state*.pth"))
-    if (checkpoint / own).exists() or not written:
+    if (checkpoint / file_name).exists() or not written:
         return
     with damaged(written[0]), safe_globals():
         state = torch.load(written[0], weights_only=True)
@@ -269,8 +271,8 @@ def take_random_state(checkpoint: Path, rank: int, ranks: int) -> None:
     np.random.set_state(state["numpy"])
     torch.random.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and "cuda" in state:
-        found = state["cuda"]
-        torch.cuda.set_rng_state(found if isinstance(found, Tensor) else found[0])
+        cuda_state = state["cuda"]
+        torch.cuda.set_rng_state(cuda_state if isinstance(cuda_state, Tensor) else cuda_state[0])
 
 
 def _is_adapted(model: object) -> bool:

@@ -112,9 +112,9 @@ def shard_first(trainer: TrainerParts, why: str) -> None:
         "fsdp_config.activation_checkpointing": plugin.activation_checkpointing,
         "torch_compile": trainer.args.torch_compile,
     }
-    if found := [name for name, given in settings.items() if given]:
+    if conflicting := [name for name, is_set in settings.items() if is_set]:
         raise RecipeError(
-            f"{why}, for which FSDP2 must shard the model before {found[0]} takes effect; leave it out "
+            f"{why}, for which FSDP2 must shard the model before {conflicting[0]} takes effect; leave it out "
             "(gradient_checkpointing is possible)."
         )
     trainer.model = trainer.model_wrapped = fsdp2_prepare_model(trainer.accelerator, trainer.model)
@@ -127,7 +127,7 @@ def local_part(tensor: Tensor) -> tuple[Tensor, tuple[int, int] | None]:
     """
     if _split_dimension(tensor) is None:
         return local(tensor), None
-    return local(tensor), (own_rows(tensor)[0] * math.prod(tensor.shape[1:]), tensor.numel())
+    return local(tensor), (local_rows(tensor)[0] * math.prod(tensor.shape[1:]), tensor.numel())
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def own_rows(tensor: Tensor) -> tuple[int, int]:
+def local_rows(tensor: Tensor) -> tuple[int, int]:
     """The first of the rows that this rank holds of a tensor, and the one behind the last."""
     dimension = _split_dimension(tensor)
     if dimension is None:

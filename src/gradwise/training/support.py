@@ -48,20 +48,20 @@ def check_supported(trainer: TrainerParts, recipe: Recipe) -> None:
         check_saves_sharded(trainer)
 
 
-def check_phase(args: TrainingArguments, given: dict[str, Any], last: float, steps: int) -> None:
+def check_phase(args: TrainingArguments, scheduler_kwargs: dict[str, Any], last: float, steps: int) -> None:
     """Raise RecipeError where the learning rate would not decay in the annealing phase, and only there.
 
     Args:
         args: the trainer's.
-        given: what its scheduler is given.
+        scheduler_kwargs: what its scheduler is given.
         last: share of the steps that the phase takes.
         steps: of the run.
     """
     length = decay_steps(last, steps)
-    if given.get("num_decay_steps", length) != length or "num_stable_steps" in given:
+    if scheduler_kwargs.get("num_decay_steps", length) != length or "num_stable_steps" in scheduler_kwargs:
         raise RecipeError(
             f"anneal.last is {last:g}, which makes {length} of {steps} steps, and lr_scheduler_kwargs say "
-            f"{given}; leave num_decay_steps and num_stable_steps out."
+            f"{scheduler_kwargs}; leave num_decay_steps and num_stable_steps out."
         )
     if (warming := args.get_warmup_steps(steps)) + length > steps:
         raise RecipeError(
@@ -78,12 +78,12 @@ def own_loader_problem(trainer: TrainerParts, indexable: bool) -> str:
     return f"a plan names samples by position, and the training data are a stream ({stream})"
 
 
-def check_own_loader(recipe: Recipe, *, given: bool, packs: bool, problem: str, plannable: bool) -> None:
+def check_own_loader(recipe: Recipe, *, has_plan: bool, packs: bool, problem: str, plannable: bool) -> None:
     """Raise RecipeError for what cannot be done where the trainer's own loader serves the samples.
 
     Args:
         recipe: of the run.
-        given: whether the user gave a plan.
+        has_plan: whether the user gave a plan.
         packs: whether samples are to be packed.
         problem: why the loader cannot be replaced.
         plannable: whether a plan can say, before the first step, what the loader serves.
@@ -95,10 +95,10 @@ def check_own_loader(recipe: Recipe, *, given: bool, packs: bool, problem: str, 
         "packed_length": packs,
         "select": not plannable and recipe.select != default.select,
         "order": not plannable and recipe.order not in (default.order, GivenOrder()),
-        "a plan": not plannable and given,
+        "a plan": not plannable and has_plan,
     }
-    for name, asked in refused.items():
-        if asked:
+    for name, applies in refused.items():
+        if applies:
             rest = (
                 "`select` and `order` methods that score nothing, and `layers`"
                 if plannable
@@ -114,7 +114,7 @@ def check_output(args: object) -> None:
         raise RecipeError(f"TrainingArguments.output_dir is {output}, which is no folder; give another one.")
 
 
-def check_given(recipe: object, plan: object, packed_length: object, unpack_if_needed: bool) -> None:
+def check_types(recipe: object, plan: object, packed_length: object, unpack_if_needed: bool) -> None:
     """Refuse what is not what a trainer is given under these names."""
     if not isinstance(recipe, Recipe):
         raise RecipeError(

@@ -23,12 +23,14 @@ class Target(NamedTuple):
     """Sentences for the user."""
 
 
-def target_of(recipe: Recipe, given: Any, evaluation: Any, *, planned: bool, selects: bool = True) -> Target:
+def target_of(
+    recipe: Recipe, dataset: Any, evaluation: Any, *, planned: bool, selects: bool = True
+) -> Target:
     """What `select` and `anneal` choose by.
 
     Args:
         recipe: of the run.
-        given: the target, if the user gave one.
+        dataset: the target, if the user gave one.
         evaluation: the evaluation data: None, one set, or several by name.
         planned: whether a plan takes the place of the selection.
         selects: whether `select` aims at the given target, or only `anneal` chooses by it.
@@ -40,7 +42,7 @@ def target_of(recipe: Recipe, given: Any, evaluation: Any, *, planned: bool, sel
     method = recipe.select
     chooses = recipe.anneal is not None and bool(recipe.anneal.validation_needs)
     single = evaluation is not None and not isinstance(evaluation, dict)
-    if given is None:
+    if dataset is None:
         goal = method.towards(target=False, validation=single)
         if goal is None:
             return Target(method, None, evaluation)
@@ -50,6 +52,8 @@ def target_of(recipe: Recipe, given: Any, evaluation: Any, *, planned: bool, sel
                 "The eval_dataset is to choose and has no length; give one that can be indexed, or a "
                 "target_dataset."
             )
+        # `anneal` chooses by the same half. It once chose by all of them, and so by the samples that measure
+        # (docs/log.md, 2026-11-29).
         halves = split(None, count, HALF)
         aimed, measuring = (rows_of(evaluation, rows) for rows in halves)
         return Target(method.aimed(goal), aimed, *_apart(measuring, aimed, halves.sentence("eval_dataset")))
@@ -60,18 +64,18 @@ def target_of(recipe: Recipe, given: Any, evaluation: Any, *, planned: bool, sel
             f"target_dataset has no effect with {what}; leave it out, or select by a method that takes a "
             "target: grace, dsir, nearest, less, tsds or trial (or anneal by direct, cosine_top or herding)."
         )
-    if not len(given) or "input_ids" not in given[0]:
+    if not len(dataset) or "input_ids" not in dataset[0]:
         raise RecipeError(
             "target_dataset must hold samples with input_ids (and labels), tokenised as the training data."
         )
     if not single:
-        return Target(aimed_at, given, evaluation)
-    return Target(aimed_at, given, *_apart(evaluation, given))
+        return Target(aimed_at, dataset, evaluation)
+    return Target(aimed_at, dataset, *_apart(evaluation, dataset))
 
 
-def _apart(measuring: Any, choosing: Any, *said: str) -> tuple[Any, tuple[str, ...]]:
+def _apart(measuring: Any, choosing: Any, *notes: str) -> tuple[Any, tuple[str, ...]]:
     """The samples that measure without those that choose, and what to say."""
     if not hasattr(measuring, "__len__") or not len(measuring) or "input_ids" not in measuring[0]:
-        return measuring, said
+        return measuring, notes
     rows, note = unlike(measuring, choosing, "the target's")
-    return (rows_of(measuring, rows) if note else measuring), (*said, *note)
+    return (rows_of(measuring, rows) if note else measuring), (*notes, *note)

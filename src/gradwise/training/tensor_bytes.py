@@ -33,7 +33,7 @@ class TensorBytes(TorchDispatchMode):
         """Bytes now, by part."""
         self.at_peak: Counter[str] = Counter()
         """Bytes by part at the peak since the last `reset`."""
-        self._kept: dict[int, tuple[weakref.ref[Any], str, int]] = {}
+        self._storages: dict[int, tuple[weakref.ref[Any], str, int]] = {}
         self._gathered: set[int] = set()
         """Storages of whole parameters, which FSDP empties and fills without an operation."""
 
@@ -60,13 +60,13 @@ class TensorBytes(TorchDispatchMode):
             key, size = storage._cdata, storage.nbytes()
             if rows and is_distributed(tensor):
                 size = min(size, local(tensor.detach()).nbytes)
-            if key in self._kept:
-                _, before, size = self._kept[key]
+            if key in self._storages:
+                _, before, size = self._storages[key]
                 self.alive[before] -= size
             # Storages rather than tensors: views share one, and counting them twice would double the
             # activations.
             reference = weakref.ref(storage, partial(self._freed, key))
-            self._kept[key] = reference, part, size
+            self._storages[key] = reference, part, size
             self.alive[part] += size
         self._note_peak()
 
@@ -76,20 +76,20 @@ class TensorBytes(TorchDispatchMode):
 
     def _measure_gathered(self) -> None:
         for key in self._gathered:
-            reference, part, before = self._kept[key]
+            reference, part, before = self._storages[key]
             storage = reference()
             size = 0 if storage is None else storage.nbytes()
             if size != before:
-                self._kept[key] = reference, part, size
+                self._storages[key] = reference, part, size
                 self.alive[part] += size - before
         self._note_peak()
 
     def _freed(self, key: int, reference: weakref.ref[Any]) -> None:
-        kept = self._kept.get(key)
-        if kept is not None and kept[0] is reference:
-            del self._kept[key]
+        entry = self._storages.get(key)
+        if entry is not None and entry[0] is reference:
+            del self._storages[key]
             self._gathered.discard(key)
-            self.alive[kept[1]] -= kept[2]
+            self.alive[entry[1]] -= entry[2]
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None
@@ -98,7 +98,7 @@ class TensorBytes(TorchDispatchMode):
             self._measure_gathered()
         out = func(*args, **(kwargs or {}))
         tensors = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
-        self.add([t for t in tensors if _storage(t)._cdata not in self._kept], BUFFERS)
+        self.add([t for t in tensors if _storage(t)._cdata not in self._storages], BUFFERS)
         return out
 
     @contextmanager
@@ -107,10 +107,10 @@ class TensorBytes(TorchDispatchMode):
         weights = weights_of(model)
         for part, tensors in weights.items():
             self.add(tensors, part, rows=True)
-        own = {_storage(tensor)._cdata for tensors in weights.values() for tensor in tensors}
+        weight_keys = {_storage(tensor)._cdata for tensors in weights.values() for tensor in tensors}
 
         def save(tensor: Tensor) -> Tensor:
-            if (key := _storage(tensor)._cdata) not in own and key not in self._gathered:
+            if (key := _storage(tensor)._cdata) not in weight_keys and key not in self._gathered:
                 self.add([tensor], ACTIVATIONS)
             return tensor
 

@@ -29,7 +29,7 @@ def time_forward_backward(
         device: of the model.
     """
     training, taken = model.training, []
-    kept = {name: parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     cuda = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
     model.train()
@@ -44,5 +44,7 @@ def time_forward_backward(
     finally:
         model.train(training)
         for name, parameter in model.named_parameters():
-            parameter.grad = kept[name]
+            parameter.grad = gradients[name]
+    # The first run warms up. The median, since other work can make single runs two to four times as long
+    # (docs/log.md, 2026-11-21).
     return float(np.median(taken[1:]))

@@ -45,14 +45,15 @@ def add_trackers(trainer: transformers.Trainer, names: list[str], more: Numbers)
             continue
         _guard(tracker, more)
         trainer.add_callback(tracker)
+        # The Trainer called this event of its callbacks before this tracker was among them.
         tracker.on_init_end(trainer.args, trainer.state, trainer.control)
 
 
 @contextmanager
-def without_trackers(given: list[Any]) -> Iterator[list[str]]:
+def without_trackers(trainer_arguments: list[Any]) -> Iterator[list[str]]:
     """The trackers that TrainingArguments among a Trainer's arguments name, which meanwhile name none: the
     Trainer would make them, and fail with them."""
-    args = next((each for each in given if isinstance(each, TrainingArguments)), None)
+    args = next((each for each in trainer_arguments if isinstance(each, TrainingArguments)), None)
     names = list(getattr(args, "report_to", None) or [])
     unknown = [name for name in names if name not in INTEGRATION_TO_CALLBACK]
     if args is None or unknown:  # which the Trainer itself refuses

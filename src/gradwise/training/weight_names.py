@@ -29,8 +29,8 @@ OPTION = "save_original_format"
 @contextmanager
 def names_in_memory(model: object) -> Iterator[None]:
     """Within it, a model of transformers is saved with the names that its weights have in memory."""
-    known = isinstance(model, PreTrainedModel)
-    if not known or OPTION not in inspect.signature(model.save_pretrained).parameters:
+    is_pretrained = isinstance(model, PreTrainedModel)
+    if not is_pretrained or OPTION not in inspect.signature(model.save_pretrained).parameters:
         yield
         return
     saving: Any = partial(model.save_pretrained, **{OPTION: False})
@@ -64,14 +64,14 @@ def check_names(model: torch.nn.Module, folder: Path) -> None:
         model: whole in this process.
         folder: a checkpoint; one without safetensors is not checked.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     for path in weight_files(folder):
         if not path.exists():
             return
         with damaged(path), safetensors.safe_open(str(path), framework="pt") as file:
-            found |= set(file.keys())
+            names |= set(file.keys())
     # Weights that are tied stand once.
-    loaded = {id(value) for name, value in model.state_dict(keep_vars=True).items() if name in found}
+    loaded = {id(value) for name, value in model.state_dict(keep_vars=True).items() if name in names}
     check_loaded(model, loaded, folder)
 
 

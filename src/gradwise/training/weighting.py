@@ -37,10 +37,10 @@ def token_weights(batch: dict[str, Any], weights: Sequence[Sequence[float]], *, 
     """
     labels = batch.get("labels")
     if not isinstance(labels, Tensor) or labels.ndim != 2 or len(labels) != len(weights):
-        found = tuple(labels.shape) if isinstance(labels, Tensor) else "none"
+        shape = tuple(labels.shape) if isinstance(labels, Tensor) else "none"
         raise DataError(
             f"weights: loss needs a collator that returns one row of labels for each of {len(weights)} "
-            f"samples; found labels of shape {found}. Use such a collator, or weights: repeat."
+            f"samples; found labels of shape {shape}. Use such a collator, or weights: repeat."
         )
     if not packed:
         return torch.tensor(weights, dtype=torch.float32).expand(labels.shape)

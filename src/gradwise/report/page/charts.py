@@ -66,11 +66,13 @@ class Axes:
 
 def line_chart(lines: Sequence[Line], axes: Axes, width: int) -> Canvas:
     """Lines over a common x, each named at its right end."""
-    named = [line for line in lines if line.name]
-    room = min(width * 0.3, max((len(line.name) for line in named), default=0) * 7.4 + 12) if named else 12
+    labelled = [line for line in lines if line.name]
+    room = (
+        min(width * 0.3, max((len(line.name) for line in labelled), default=0) * 7.4 + 12) if labelled else 12
+    )
     left, right, top, bottom = 52.0, width - room, 30.0, axes.height - 44.0
     canvas = Canvas(
-        width, axes.height, f"{axes.y} against {axes.x}: {', '.join(line.name for line in named)}"
+        width, axes.height, f"{axes.y} against {axes.x}: {', '.join(line.name for line in labelled)}"
     )
     x = Scale.over([each for line in lines for each in line.x], left, right, margin=0.0)
     values = [value for line in lines for part in (line.y, *(line.band or ())) for value in part]
@@ -91,7 +93,7 @@ def line_chart(lines: Sequence[Line], axes: Axes, width: int) -> Canvas:
             canvas.add("path", d=f"M{x(place) - 5:.1f} {top}h10l-5 8z", class_="fill quiet", tip=what)
     for line in lines:
         _draw_line(canvas, line, x, y)
-    _name_lines(canvas, named, x, y)
+    _name_lines(canvas, labelled, x, y)
     return canvas
 
 
@@ -112,11 +114,11 @@ def _draw_line(canvas: Canvas, line: Line, x: Scale, y: Scale) -> None:
 
 def _name_lines(canvas: Canvas, lines: Sequence[Line], x: Scale, y: Scale) -> None:
     """Names beside the ends of the lines, moved apart where those meet."""
-    known = []
+    last_points = []
     for line in lines:
         places = [(x(a), y(b)) for a, b in zip(line.x, line.y, strict=True)]
-        known += [next(((*at, line) for at in reversed(places) if math.isfinite(at[1])), None)]
-    ends = sorted((end for end in known if end is not None), key=lambda end: end[1])
+        last_points += [next(((*at, line) for at in reversed(places) if math.isfinite(at[1])), None)]
+    ends = sorted((end for end in last_points if end is not None), key=lambda end: end[1])
     below, places = -math.inf, []
     for _, place, _ in ends:
         below = max(place, below + 15)
@@ -233,7 +235,7 @@ class Grid:
     side_label: str = ""
     bottom: str = ""
     """Label of the columns."""
-    named: bool = False
+    names_above: bool = False
     """Whether names of columns stand above, upright where they are long; otherwise below, some of them."""
 
 
@@ -246,8 +248,8 @@ def heat_map(grid: Grid, width: int) -> Canvas:
     step_x = (width - left - beside - 4) / max(1, columns)
     step_y = min(26.0, max(9.0, 420 / max(1, rows)))
     longest = max((len(name) for name in grid.columns), default=0) * 6.6
-    upright = grid.named and longest > step_x - 8
-    head = (min(longest, 120.0) + 8 if upright else 22.0) if grid.named else 6.0
+    upright = grid.names_above and longest > step_x - 8
+    head = (min(longest, 120.0) + 8 if upright else 22.0) if grid.names_above else 6.0
     foot = 36.0
     if grid.side is not None:
         head = max(head, 24.0)
@@ -258,9 +260,9 @@ def heat_map(grid: Grid, width: int) -> Canvas:
     for number, row in enumerate(grid.cells):
         for place, cell in enumerate(row):
             x, y = left + place * step_x, head + number * step_y
-            known = math.isfinite(cell.value)
-            look = "unknown" if not known else f"fill {'c0' if cell.value >= 0 else 'c1'}"
-            strength = f"{abs(cell.value):.2f}" if known else "1"
+            is_finite = math.isfinite(cell.value)
+            look = "unknown" if not is_finite else f"fill {'c0' if cell.value >= 0 else 'c1'}"
+            strength = f"{abs(cell.value):.2f}" if is_finite else "1"
             canvas.add(
                 "rect",
                 x=x,
@@ -291,16 +293,16 @@ def _column_names(canvas: Canvas, grid: Grid, at: tuple[float, float, float, flo
         upright: whether names are drawn upright.
     """
     left, step, above, below = at
-    every = max(1, math.ceil((11 if upright else 1 if grid.named else 46) / step))
+    every = max(1, math.ceil((11 if upright else 1 if grid.names_above else 46) / step))
     for number in range(0, len(grid.columns), every):
         x, name = left + (number + 0.5) * step, grid.columns[number]
         if upright:
             turn = f"rotate(-90 {x + 4:.1f} {above - 6:.1f})"
             canvas.add("text", text=fit(name, 120), x=x + 4, y=above - 6, class_="tick", transform=turn)
         else:
-            canvas.text(x, above - 7 if grid.named else below + 14, name, "tick", "middle")
+            canvas.text(x, above - 7 if grid.names_above else below + 14, name, "tick", "middle")
     middle = left + step * len(grid.columns) / 2
-    canvas.text(middle, below + (16 if grid.named else 31), grid.bottom, "label", "middle")
+    canvas.text(middle, below + (16 if grid.names_above else 31), grid.bottom, "label", "middle")
 
 
 def _side_bars(canvas: Canvas, grid: Grid, left: float, right: float, head: float, step: float) -> None:
@@ -340,8 +342,8 @@ def bar_chart(bars: Sequence[Bar], label: str, width: int) -> Canvas:
     canvas = Canvas(
         width, step * len(bars) + 46, f"{label}: " + "; ".join(f"{bar.name} {bar.text}" for bar in bars)
     )
-    known = [each for bar in bars for each in (bar.value, bar.expected) if each is not None]
-    scale = Scale(0.0, max([*known, 1e-9]), left, right)
+    values = [each for bar in bars for each in (bar.value, bar.expected) if each is not None]
+    scale = Scale(0.0, max([*values, 1e-9]), left, right)
     for number, bar in enumerate(bars):
         y = 4.0 + number * step
         if narrow:

@@ -98,10 +98,10 @@ def _lead(results: Results, rows: list[Row]) -> str:
         ]
         for verdict in (BETTER, WORSE)
     }
-    said = [f"{verdict.capitalize()}: {', '.join(names)}" for verdict, names in groups.items() if names]
-    if main and not said:
-        said = ["No arm differs visibly from what it is compared with"]
-    return sentence + (f"{'. '.join(said)}." if said else "")
+    findings = [f"{verdict.capitalize()}: {', '.join(names)}" for verdict, names in groups.items() if names]
+    if main and not findings:
+        findings = ["No arm differs visibly from what it is compared with"]
+    return sentence + (f"{'. '.join(findings)}." if findings else "")
 
 
 # ---- verdicts ----------------------------------------------------------------------------------------------
@@ -110,8 +110,8 @@ def _lead(results: Results, rows: list[Row]) -> str:
 def _verdicts(results: Results, rows: list[Row], metric: str) -> list[Block]:
     blocks: list[Block] = []
     for name in ordered_metrics(results, metric):
-        own = [row for row in rows if row["metric"] == name]
-        part = _metric(own, name)
+        metric_rows = [row for row in rows if row["metric"] == name]
+        part = _metric(metric_rows, name)
         blocks += part if not blocks or len(results.metrics()) <= 4 else [Folded(name, blocks=part)]
     if not blocks:
         return [Paragraph("No run has finished yet, so there is nothing to compare.")]
@@ -253,8 +253,8 @@ def _runs(results: Results) -> list[Block]:
 
 
 def _notes(results: Results, metric: str) -> list[Block]:
-    found = [note for note in report_notes(results, metric) if not note.startswith("failed: ")]
-    return [Notes(found)] if found else []
+    notes = [note for note in report_notes(results, metric) if not note.startswith("failed: ")]
+    return [Notes(notes)] if notes else []
 
 
 def _repeat(path: Path, results: Results) -> list[Block]:

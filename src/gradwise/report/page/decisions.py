@@ -56,15 +56,20 @@ def order(run: RunFiles) -> list[Block]:
             )
         )
     for graph in graphs:
-        kept = graph.of(graph.largest(NODES))
+        subgraph = graph.of(graph.largest(NODES))
         cut = (
-            f"{len(kept.names)} of {len(graph.names)} units, those with the largest influence"
+            f"{len(subgraph.names)} of {len(graph.names)} units, those with the largest influence"
             if len(graph.names) > NODES
             else f"{len(graph.names)} units"
         )
-        title = f"Measured before step {graph.step + 1:,}: {cut}, precedences: {int(kept.precedes.sum()):,}"
-        blocks += [Heading(title), Figure(both(lambda width, kept=kept: heat_map(_grid(kept), width)))]
-        if listed := _listed(kept):
+        title = (
+            f"Measured before step {graph.step + 1:,}: {cut}, precedences: {int(subgraph.precedes.sum()):,}"
+        )
+        blocks += [
+            Heading(title),
+            Figure(both(lambda width, subgraph=subgraph: heat_map(_grid(subgraph), width))),
+        ]
+        if listed := _listed(subgraph):
             blocks.append(Folded("Precedences, the strongest first", "\n".join(listed)))
     return blocks
 
@@ -100,7 +105,7 @@ def _grid(graph: Graph) -> Grid:
         side=graph.influence.tolist(),
         side_label="share of the loss",
         bottom="trained on after",
-        named=True,
+        names_above=True,
     )
 
 
@@ -117,10 +122,10 @@ def _arc(graph: Graph, row: int, column: int) -> str:
 
 def _listed(graph: Graph) -> list[str]:
     rows, columns = np.nonzero(graph.precedes)
-    found = sorted(zip(rows, columns, strict=True), key=lambda at: -graph.weight[at])
+    precedences = sorted(zip(rows, columns, strict=True), key=lambda at: -graph.weight[at])
     return [
         f"{graph.names[row]} before {graph.names[column]} ({graph.weight[row, column]:+.3g})"
-        for row, column in found[:60]
+        for row, column in precedences[:60]
     ]
 
 
@@ -146,11 +151,11 @@ def layers(run: RunFiles) -> list[Block]:
     cells = [
         [
             Spot(
-                _mean(strength[own, layer]) / top if np.isfinite(strength).any() else 0.06,
-                _draw_tip(draws, own, layer, active, strength, scores),
-                bool(active[own, layer].mean() >= 0.5),
+                _mean(strength[column, layer]) / top if np.isfinite(strength).any() else 0.06,
+                _draw_tip(draws, column, layer, active, strength, scores),
+                bool(active[column, layer].mean() >= 0.5),
             )
-            for own in columns
+            for column in columns
         ]
         for layer in rows
     ]
@@ -158,7 +163,7 @@ def layers(run: RunFiles) -> list[Block]:
     grid = Grid(
         cells,
         names,
-        [str(draws[own.start]["step"] + 1) for own in columns],
+        [str(draws[column.start]["step"] + 1) for column in columns],
         "active layers over the run",
         side=[float(active[:, layer].mean()) for layer in rows],
         side_label="share active",
@@ -171,11 +176,11 @@ def layers(run: RunFiles) -> list[Block]:
 
 def _table(draws: Sequence[dict], key: str, count: int) -> np.ndarray:
     """(draws, layers) of a list that events carry; NaN where one has none."""
-    found = np.full((len(draws), count), np.nan)
+    table = np.full((len(draws), count), np.nan)
     for number, event in enumerate(draws):
         values = event.get(key) or []
-        found[number, : len(values)] = [math.nan if value is None else value for value in values]
-    return found
+        table[number, : len(values)] = [math.nan if value is None else value for value in values]
+    return table
 
 
 def _mean(values: np.ndarray) -> float:
@@ -184,17 +189,17 @@ def _mean(values: np.ndarray) -> float:
 
 def _draw_tip(
     draws: Sequence[dict],
-    own: slice,
+    column: slice,
     layer: int,
     active: np.ndarray,
     strength: np.ndarray,
     scores: np.ndarray,
 ) -> str:
-    words = [f"layer {layer}, from step {draws[own.start]['step'] + 1:,}"]
-    share = active[own, layer].mean()
+    words = [f"layer {layer}, from step {draws[column.start]['step'] + 1:,}"]
+    share = active[column, layer].mean()
     words.append("active" if share == 1 else "not active" if share == 0 else f"active in {share:.0%}")
     for name, values in (("probability", strength), ("score", scores)):
-        if math.isfinite(value := _mean(values[own, layer])):
+        if math.isfinite(value := _mean(values[column, layer])):
             words.append(f"{name} {value:.3g}")
     return ", ".join(words)
 
@@ -217,10 +222,10 @@ def spectrum(run: RunFiles) -> list[Block]:
 
 
 def _spectrum(details: dict[str, Any]) -> list[Block]:
-    found, stiff = details["spectrum"], int(details["stiff_directions"])
-    values = np.array(found["values"], dtype=np.float64) / found["trace"]
+    spectrum, stiff = details["spectrum"], int(details["stiff_directions"])
+    values = np.array(spectrum["values"], dtype=np.float64) / spectrum["trace"]
     number = list(range(1, len(values) + 1))
-    pool, picks = (np.array(found[name], dtype=np.float64) for name in ("pool_energy", "picks_energy"))
+    pool, picks = (np.array(spectrum[name], dtype=np.float64) for name in ("pool_energy", "picks_energy"))
     elbow = (0.5, stiff + 0.5, f"{stiff} stiff directions")
     above = Axes("eigenvector, stiffest first", "share of the curvature", 230, log=True, shade=elbow)
     below = Axes(
@@ -265,7 +270,7 @@ def time(run: RunFiles) -> list[Block]:
     training = max(0.0, total - sum(spent.values()))
     # The forecast is in shares of the training time, which is known by now.
     expected = {name: share * training for name, share in expected_shares(run.events).items()}
-    named = {"training steps": training, **spent}
+    seconds_by_part = {"training steps": training, **spent}
     bars = [
         Bar(
             _called(run, name),
@@ -274,7 +279,7 @@ def time(run: RunFiles) -> list[Block]:
             f"{duration(seconds, 1)} ({seconds / total:.0%})",
             expected.get(name),
         )
-        for place, (name, seconds) in enumerate(named.items())
+        for place, (name, seconds) in enumerate(seconds_by_part.items())
         if seconds > 0
     ]
     words = f"The run is charged {duration(total, 1)}; evaluation, checkpoints and loading are not counted."

@@ -110,10 +110,11 @@ class Scale:
         cls, values: Sequence[float], start: float, stop: float, *, margin: float = 0.05, log: bool = False
     ) -> "Scale":
         """A scale that all finite values fit in, with a margin at both ends."""
-        known = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
-        low, high = (min(known), max(known)) if known else (0.0, 1.0)
+        drawable = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
+        low, high = (min(drawable), max(drawable)) if drawable else (0.0, 1.0)
         if log:
             return cls(low / 1.5, high * 1.5, start, stop, log=True)
+        # A constant learning rate, or a single evaluation: the scale would divide by zero.
         if low == high:
             low, high = low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
         return cls(low - margin * (high - low), high + margin * (high - low), start, stop)

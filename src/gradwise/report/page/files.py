@@ -64,10 +64,10 @@ class RunFiles:
 
     def section(self, name: str) -> Line:
         """A section of the recipe; empty where it is unset or not known."""
-        found = self.recipe.get(name)
-        if isinstance(found, str):
-            return {"method": found}
-        return found if isinstance(found, dict) else {}
+        settings = self.recipe.get(name)
+        if isinstance(settings, str):
+            return {"method": settings}
+        return settings if isinstance(settings, dict) else {}
 
     def steps_of(self, kind: str) -> set[int]:
         """Steps for which the plan has files of a kind, such as `picks`."""
@@ -107,11 +107,11 @@ class RunFiles:
         *lines, rest = content.split(b"\n")
         if rest:
             self.missing.append(f"{name} ends within a line.")
-        found = [_object(line) for line in lines]
-        known = [line for line in found if line is not None and key in line]
-        if len(known) < len(lines):
-            self.missing.append(f"{len(lines) - len(known):,} lines of {name} could not be read.")
-        return known
+        objects = [_object(line) for line in lines]
+        records = [line for line in objects if line is not None and key in line]
+        if len(records) < len(lines):
+            self.missing.append(f"{len(lines) - len(records):,} lines of {name} could not be read.")
+        return records
 
     def _is_command(self) -> bool:
         """Whether `gradwise train` made the run; a Trainer's has no environment.json."""
@@ -142,27 +142,27 @@ class RunFiles:
         except GradwiseError:
             return
         digests = marker.get("digests", {}).get(MODEL, {})
-        if digests and (found := difference(self.path / MODEL, digests, contents=False)):
-            self.missing.append(f"The saved model is not as the run left it: {found}.")
+        if digests and (damage := difference(self.path / MODEL, digests, contents=False)):
+            self.missing.append(f"The saved model is not as the run left it: {damage}.")
 
 
 def _object(line: bytes) -> Line | None:
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _mapping(path: Path) -> Line:
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict) or "seed" not in found:  # the last key that is written
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(recipe, dict) or "seed" not in recipe:  # the last key that is written
         raise ValueError("the recipe was cut short")
-    return found
+    return recipe
 
 
 def _scores(path: Path) -> Line:
-    found = read_json(path)["scores"]
-    for score in found.values():
+    scores = read_json(path)["scores"]
+    for score in scores.values():
         _ = float(score["value"]), score["better"]
-    return found
+    return scores

@@ -20,12 +20,12 @@ def ends(run: RunFiles) -> tuple[float | None, float | None]:
 
 def held_out(run: RunFiles) -> Points:
     """Steps and held-out losses of the evaluations."""
-    found = {
+    loss_by_step = {
         line["step"]: value
         for line in run.metrics
         if isinstance(value := line.get("held_out_loss", line.get("eval_loss")), int | float)
     }
-    return list(found), list(found.values())
+    return list(loss_by_step), list(loss_by_step.values())
 
 
 def annealing(run: RunFiles) -> tuple[float, float, str] | None:
@@ -56,7 +56,7 @@ def blocks(run: RunFiles) -> list[Block]:
     caption += _best(evaluations, values)
     legend = tuple((line.name, f"c{line.colour}") for line in lines) if len(lines) > 1 else ()
     chart = both(lambda width: line_chart(lines, axes, width))
-    found: list[Block] = [Figure(chart, " ".join(caption), legend)]
+    content: list[Block] = [Figure(chart, " ".join(caption), legend)]
     rates = [
         (line["step"], line["learning_rate"]) for line in run.steps if line.get("learning_rate") is not None
     ]
@@ -65,10 +65,10 @@ def blocks(run: RunFiles) -> list[Block]:
         below = Axes(
             "optimizer steps", "learning rate", 150, shade=axes.shade and (*axes.shade[:2], ""), zero=True
         )
-        found.append(Figure(both(lambda width: line_chart([rate], below, width))))
+        content.append(Figure(both(lambda width: line_chart([rate], below, width))))
     if not values:
-        found.append(Paragraph("The run was not evaluated on held-out data.", "small"))
-    return found
+        content.append(Paragraph("The run was not evaluated on held-out data.", "small"))
+    return content
 
 
 def _event_text(event: dict) -> str:

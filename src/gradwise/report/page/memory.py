@@ -21,19 +21,21 @@ def memory(run: RunFiles) -> list[Block]:
     unit, size = _unit_of(total)
     forecast = next((event["forecast"] for event in run.of("memory") if "forecast" in event), {})
     expected = forecast.get(peak, {})
-    named = {part: parts.get(part, 0) for part in PARTS} | {"peak": total}
-    known = expected | ({"peak": sum(expected.values())} if expected else {})
+    bytes_by_part = {part: parts.get(part, 0) for part in PARTS} | {"peak": total}
+    expected_bytes = expected | ({"peak": sum(expected.values())} if expected else {})
     bars = [
         Bar(
             name,
             held / size,
             place,
             f"{size_text(held)} ({held / total:.0%})",
-            known.get(name, 0) / size if expected else None,
+            expected_bytes.get(name, 0) / size if expected else None,
         )
-        for place, (name, held) in enumerate(named.items())
+        for place, (name, held) in enumerate(bytes_by_part.items())
     ]
-    totals = ", ".join(f"{name} {size_text(sum(found.values()))}" for name, found in phases.items())
+    totals = ", ".join(
+        f"{name} {size_text(sum(phase_parts.values()))}" for name, phase_parts in phases.items()
+    )
     words = f"Tensors took at most {size_text(total)}, in the {peak} phase ({totals})."
     host = max((event.get("host") or 0 for event in run.of("memory")), default=0)
     words += f" Host memory held {size_text(host)} of optimizer state." if host else ""
@@ -49,13 +51,13 @@ def memory(run: RunFiles) -> list[Block]:
 
 def _development(run: RunFiles) -> list[Block]:
     """Gradients and optimizer state over the steps, where layers are drawn."""
-    found = [(event["step"], event["phases"][UPDATE]) for event in run.of("memory")]
-    if len({(parts[GRADIENTS], parts[STATE]) for _, parts in found}) < 2:
+    measurements = [(event["step"], event["phases"][UPDATE]) for event in run.of("memory")]
+    if len({(parts[GRADIENTS], parts[STATE]) for _, parts in measurements}) < 2:
         return []
-    unit, size = _unit_of(max(parts[name] for _, parts in found for name in SHOWN))
-    steps = [step for step, _ in found]
+    unit, size = _unit_of(max(parts[name] for _, parts in measurements for name in SHOWN))
+    steps = [step for step, _ in measurements]
     lines = [
-        Line(name, steps, [parts[name] / size for _, parts in found], colour)
+        Line(name, steps, [parts[name] / size for _, parts in measurements], colour)
         for name, colour in SHOWN.items()
     ]
     axes = Axes("optimizer steps", unit, 200, zero=True)

@@ -84,27 +84,28 @@ def samples(run: RunFiles, *, text: bool) -> list[Block]:
 
 def _decisions(run: RunFiles) -> list[tuple[int, str]]:
     """Steps at which samples were picked with a reason each, and what each decision was."""
-    known = run.steps_of("picks")
+    pick_steps = run.steps_of("picks")
     plan = next((event for event in run.of("plan") if "coverage" in event), None)
-    found = {
-        step: "Selected at the start" if step == 0 else f"Selected before step {step + 1}" for step in known
+    titles = {
+        step: "Selected at the start" if step == 0 else f"Selected before step {step + 1}"
+        for step in pick_steps
     }
     if plan is not None:
-        found.setdefault(0, "Selected at the start")
+        titles.setdefault(0, "Selected at the start")
     for event in run.of("refresh"):
         if event.get("selected"):
-            found[event["step"]] = f"Selected again before step {event['step'] + 1:,} (refresh)"
+            titles[event["step"]] = f"Selected again before step {event['step'] + 1:,} (refresh)"
     for event in run.of("anneal"):
         if (
-            event["step"] in known
+            event["step"] in pick_steps
             or "descent" in str(event.get("curvature", ""))
             or "stiff_directions" in event
         ):
-            found[event["step"]] = f"Selected for the annealing phase, before step {event['step'] + 1:,}"
-    steps = sorted(found)
+            titles[event["step"]] = f"Selected for the annealing phase, before step {event['step'] + 1:,}"
+    steps = sorted(titles)
     # Of many refreshes the first and the last ones are shown.
     shown = steps if len(steps) <= 6 else [*steps[:3], *steps[-3:]]
-    return [(step, found[step]) for step in shown]
+    return [(step, titles[step]) for step in shown]
 
 
 def _table(picks: list[Record], name: str, text: bool) -> Table:
@@ -154,9 +155,9 @@ def _selection_curves(run: RunFiles) -> list[Block]:
     names = {"coverage": "coverage", "agreement": "agreement", "embedding_agreement": "of embeddings"}
     lines = []
     for colour, (key, name) in enumerate(names.items()):
-        known = [(event["step"], event[key]) for event in events if event.get(key) is not None]
-        if known:
-            x, y = zip(*known, strict=True)
+        points = [(event["step"], event[key]) for event in events if event.get(key) is not None]
+        if points:
+            x, y = zip(*points, strict=True)
             lines.append(Line(name, x, y, colour))
     axes = Axes("optimizer steps", "share, correlation, cosine", 210)
     caption = (
@@ -209,14 +210,14 @@ def _mix(run: RunFiles) -> list[Block]:
     )
     shares = np.full((count, len(names)), np.nan)
     for place in range(count):
-        own = codes[edges[place] * per_step : edges[place + 1] * per_step]
-        own = own[own >= 0]
-        if len(own):
-            shares[place] = np.bincount(own, minlength=len(names)) / len(own)
-    known = float((codes >= 0).mean())
+        stretch_codes = codes[edges[place] * per_step : edges[place + 1] * per_step]
+        stretch_codes = stretch_codes[stretch_codes >= 0]
+        if len(stretch_codes):
+            shares[place] = np.bincount(stretch_codes, minlength=len(names)) / len(stretch_codes)
+    share_with_domain = float((codes >= 0).mean())
     caption = "Domains of the samples trained on, in the order of the plan."
-    if known < 1:
-        caption += f" The domain of {known:.0%} of them is recorded."
+    if share_with_domain < 1:
+        caption += f" The domain of {share_with_domain:.0%} of them is recorded."
     drawing = both(lambda width: stacked_chart(edges.tolist(), shares, names, "optimizer steps", width))
     return [Figure(drawing, caption, tuple((name, f"c{place}") for place, name in enumerate(names)))]
 
@@ -237,15 +238,19 @@ def plane(run: RunFiles) -> list[Block]:
     names = _names([str(row.get("domain") or "all samples") for row in rows])
     clouds = []
     for place, name in enumerate(names):
-        own = [
+        cloud_rows = [
             row
             for row in rows
             if str(row.get("domain") or "all samples") == name
             or (name == OTHER and str(row.get("domain")) not in names)
         ]
-        tips = [_tip(row, picks) for row in own]
-        marked = [row["index"] in picks for row in own]
-        clouds.append(Cloud(name, [row["x"] for row in own], [row["y"] for row in own], place, tips, marked))
+        tips = [_tip(row, picks) for row in cloud_rows]
+        marked = [row["index"] in picks for row in cloud_rows]
+        clouds.append(
+            Cloud(
+                name, [row["x"] for row in cloud_rows], [row["y"] for row in cloud_rows], place, tips, marked
+            )
+        )
     variance = rows[0].get("variance")
     caption = (
         f"{len(rows):,} samples of the pool at the first scoring, each by the two largest principal "

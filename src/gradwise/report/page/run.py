@@ -46,8 +46,8 @@ def run_page(path: Path, *, text: bool = True) -> Page:
         for name, title, make in _sections(text)
     ]
     shown = [section for section in sections if section.blocks]
-    named = _guarded(run, "The summary", lead, f"A run in {path.resolve().name}.")
-    return Page("Training run", path.resolve().name, named, shown, list(dict.fromkeys(run.missing)))
+    summary = _guarded(run, "The summary", lead, f"A run in {path.resolve().name}.")
+    return Page("Training run", path.resolve().name, summary, shown, list(dict.fromkeys(run.missing)))
 
 
 def _sections(text: bool) -> list[tuple[str, str, Callable[[RunFiles], list[Block]]]]:
@@ -152,13 +152,13 @@ def _facts(run: RunFiles) -> list[Fact]:
 
 def _environment(run: RunFiles) -> list[str]:
     """Versions, machine and data, a line each."""
-    found = run.environment
-    lines = [f"{name} {value}" for name, value in _items(found, "versions")]
-    lines += [f"{name}: {value}" for name, value in _items(found, "machine")]
-    lines.append(f"git revision: {found.get('git_revision')}")
-    if isinstance(found.get("command"), list):
-        lines.append(f"command: {' '.join(map(str, found['command']))}")
-    data = found.get("data")
+    environment = run.environment
+    lines = [f"{name} {value}" for name, value in _items(environment, "versions")]
+    lines += [f"{name}: {value}" for name, value in _items(environment, "machine")]
+    lines.append(f"git revision: {environment.get('git_revision')}")
+    if isinstance(environment.get("command"), list):
+        lines.append(f"command: {' '.join(map(str, environment['command']))}")
+    data = environment.get("data")
     lines += [
         f"data, {name}: {value}"
         for name, value in _items({"data": data}, "data")
@@ -172,8 +172,8 @@ def _environment(run: RunFiles) -> list[str]:
     return lines
 
 
-def _items(found: dict, name: str) -> list[tuple[str, object]]:
-    section = found.get(name)
+def _items(mapping: dict, name: str) -> list[tuple[str, object]]:
+    section = mapping.get(name)
     return list(section.items()) if isinstance(section, dict) else []
 
 
