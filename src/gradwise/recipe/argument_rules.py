@@ -322,8 +322,13 @@ def check_schedule(schedule: str, learning_rate: float, scheduler_kwargs: dict[s
         if key not in allowed_keys:
             near = nearest(key, allowed_keys) if allowed_keys else "; it takes none."
             raise RecipeError(f"train.lr_scheduler_kwargs: {schedule} takes no {shown(key)}{near}")
+    if schedule == "warmup_stable_decay" and "num_decay_steps" not in scheduler_kwargs:
+        raise RecipeError(
+            "train.schedule: warmup_stable_decay needs train.lr_scheduler_kwargs.num_decay_steps; give it, "
+            "or schedule: wsd with train.decay, a share of the steps."
+        )
     # For `wsd`, `Trainer.create_scheduler` puts the number of decay steps in; any will do here.
-    tried = {"num_decay_steps": 3, **scheduler_kwargs} if name == "warmup_stable_decay" else scheduler_kwargs
+    tried = {"num_decay_steps": 3, **scheduler_kwargs} if schedule == "wsd" else scheduler_kwargs
     try:
         # Nine steps on a single weight. The Trainer makes its scheduler only once model and data are loaded,
         # and a value that a schedule cannot follow may show only in a step.
