@@ -2,12 +2,12 @@
 
     python -m benchmarks.d3.planted         # about an hour on one core
 
-A Llama of 0.1 M weights trains once on a pool of `benchmarks/d3/synthetic.py`, in 80 steps; arms differ only
-in the order. `oracle` is the planted order (all of `first`, then all of `last`), `opposite` its reverse, and
-`last alone` leaves the first domain out. `d3` has its default settings except for the target and its units,
-which are whole batches. `free` has neither window nor balance, and `early: 0` if nothing else is named. `d3,
-free, orders` trains both orders at the start, 20 steps on each domain, which takes as many steps as the whole
-run.
+A Llama of 0.1 M weights trains once on a pool of `benchmarks/d3/synthetic.py`, in 80 steps; arms differ
+only in the order. `oracle` is the planted order (all of `first`, then all of `last`), `opposite` its
+reverse, and `last alone` leaves the first domain out. `d3` has its default settings except for the target
+and its units, which are whole batches; `quarters` are units of a quarter of a batch, the default. `free`
+has neither window nor balance, and `early: 0` if nothing else is named. `d3, free, orders` trains both
+orders at the start, 20 steps on each domain, which takes as many steps as the whole run.
 """
 
 import copy
@@ -57,7 +57,9 @@ FREE: dict[str, Any] = {"window": None, "balance": None}
 """Allows domains to stand in blocks."""
 D3_ARMS: dict[str, dict[str, Any]] = {
     "d3": {},
+    "d3, quarters": {"size": None},
     "d3, free": FREE,
+    "d3, free, quarters": {**FREE, "size": None},
     "d3, free, early 1": {**FREE, "early": 1.0},
     "d3, free, lookahead": {**FREE, "edges": "lookahead"},
     "d3, free, orders": {**FREE, "edges": "orders", "overhead": 1.1},
