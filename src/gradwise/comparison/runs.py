@@ -33,7 +33,8 @@ def run_recipe(recipe: Recipe, seed: int, steps: int) -> Recipe:
     {'save_strategy': 'steps', 'save_steps': 50, 'save_total_limit': 1, 'max_steps': 200}
     """
     given = recipe.train.arguments
-    validated = recipe.data is not None and recipe.data.validation is not None
+    # Of a target that is given alone, a part measures.
+    validated = recipe.data is not None and (recipe.data.validation or recipe.data.target) is not None
     arguments = {**_looks(given, steps, validated), "save_total_limit": 1, **given, "max_steps": steps}
     return replace(recipe, seed=seed, train=replace(recipe.train, arguments=arguments))
 

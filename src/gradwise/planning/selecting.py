@@ -97,7 +97,7 @@ def first_selection(
         known = context.train.described(order_needs | method.needs | {"num_tokens"})
     selection = method.pick(state, known, target=target, seed=context.seed).without(scored.bad)
     selection = selection.weighing(context.recipe.weights)
-    return FirstSelection(selection, state, known)
+    return FirstSelection(selection, state, known if scored.for_order is None else scored.for_order)
 
 
 def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:

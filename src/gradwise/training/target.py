@@ -60,18 +60,30 @@ def target_of(recipe: Recipe, given: Any, evaluation: Any, *, planned: bool, sel
             f"target_dataset has no effect with {what}; leave it out, or select by a method that takes a "
             "target: grace, dsir, nearest, less, tsds or trial (or anneal by direct, cosine_top or herding)."
         )
-    if not len(given) or "input_ids" not in given[0]:
+    by_position = all(hasattr(given, name) for name in ("__getitem__", "__len__"))
+    if not by_position or not len(given) or "input_ids" not in given[0]:
         raise RecipeError(
-            "target_dataset must hold samples with input_ids (and labels), tokenised as the training data."
+            "target_dataset must hold samples by position, with input_ids (and labels), tokenised as the "
+            f"training data; found {type(given).__name__}."
         )
-    if not single:
-        return Target(aimed_at, given, evaluation)
+    if isinstance(evaluation, dict):
+        parts = {
+            name: _apart(each, given, of=f"eval_dataset {name!r}: ") for name, each in evaluation.items()
+        }
+        notes = tuple(note for _, said in parts.values() for note in said)
+        return Target(aimed_at, given, {name: left for name, (left, _) in parts.items()}, notes)
     return Target(aimed_at, given, *_apart(evaluation, given))
 
 
-def _apart(measuring: Any, choosing: Any, *said: str) -> tuple[Any, tuple[str, ...]]:
-    """The samples that measure without those that choose, and what to say."""
+def _apart(measuring: Any, choosing: Any, *said: str, of: str = "") -> tuple[Any, tuple[str, ...]]:
+    """The samples that measure without those that choose, and what to say.
+
+    Args:
+        measuring, choosing: samples.
+        said: sentences before.
+        of: begins the sentence on samples that both have.
+    """
     if not hasattr(measuring, "__len__") or not len(measuring) or "input_ids" not in measuring[0]:
         return measuring, said
     rows, note = unlike(measuring, choosing, "the target's")
-    return (rows_of(measuring, rows) if note else measuring), (*said, *note)
+    return (rows_of(measuring, rows) if note else measuring), (*said, *(of + each for each in note))
