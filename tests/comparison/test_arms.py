@@ -5,8 +5,9 @@ from typing import Any, get_args
 
 import pytest
 
-from gradwise import Recipe, RecipeError
+from gradwise import DataError, Recipe, RecipeError
 from gradwise.comparison.arms import ADAPTER, parse_arms, presets
+from gradwise.comparison.compare import _check_same_number
 from gradwise.methods import Anneal, Layers, OrderBy, Select
 from gradwise.recipe.tree import METHOD_SECTIONS
 
@@ -69,6 +70,22 @@ class TestPresets:
         assert [each.recipe.to_dict()["data"]["target_share"] for each in arms] == [0.5, 0.5]
         (alone,) = parse_arms(["full"], Recipe.from_dict(values))
         assert alone.recipe.to_dict()["data"]["target_share"] is None
+
+    def test_no_arm_is_measured_by_a_target_of_its_own(self, recipe: Recipe, write: Any) -> None:
+        write("other.yaml", "data: {target: other.jsonl}")
+        write("share.yaml", "data: {target_share: 0.2}")
+        data = {"train": "train.jsonl", "target": "like.jsonl"}
+        alone = Recipe.from_dict(recipe.to_dict() | {"data": data})
+        assert "other has a data.target of its own" in refusal("full,other.yaml", alone)
+        assert "an arm cannot set data.target_share" in refusal("share.yaml", alone)
+        both = Recipe.from_dict(recipe.to_dict() | {"data": {**data, "validation": "valid.jsonl"}})
+        assert len(parse_arms(["full", "other.yaml"], both)) == 2
+
+    def test_a_number_of_samples_of_its_own_is_refused(self) -> None:
+        known = {"recipe": {"shared": 0, "held_out": 12}}
+        _check_same_number(12, "dsir", known)
+        with pytest.raises(DataError, match=r"10 held-out samples would measure dsir, and 12 .* recipe"):
+            _check_same_number(10, "dsir", known)
 
     def test_full_is_full_data_shuffled_through_all_layers_whatever_the_recipe(self, recipe: Recipe) -> None:
         found = arm("full", recipe)

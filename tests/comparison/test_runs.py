@@ -52,6 +52,10 @@ class TestRecipe:
         found: Any = training_arguments(train, output_dir=tmp_path, **options)
         assert found.save_steps % found.eval_steps == 0
 
+    def test_the_part_of_a_target_that_measures_is_evaluated_on_the_way(self) -> None:
+        given = Recipe.from_dict({"data": {"train": "a.jsonl", "target": "b.jsonl"}})
+        assert run_recipe(given, 0, 50).train.arguments["eval_steps"] == 5
+
     def test_without_held_out_data_nothing_is_evaluated(self) -> None:
         found = run_recipe(Recipe.from_dict({"data": {"train": "a.jsonl"}}), 0, 50).train.arguments
         assert not [name for name in found if name.startswith("eval")]

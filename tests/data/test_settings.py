@@ -43,6 +43,14 @@ def test_what_is_not_known_or_out_of_range_is_refused(given, place):
     assert place in {str(part) for problem in error.value.errors() for part in problem["loc"]}
 
 
+@pytest.mark.parametrize("given", [{}, {"target": "a.jsonl", "validation": "b.jsonl"}])
+def test_a_share_of_a_set_that_does_not_have_to_do_both_is_refused(given):
+    for alone in ("target", "validation"):
+        assert DATA.validate_python({alone: "a.jsonl", "target_share": 0.3}).target_share == 0.3
+    with pytest.raises(RecipeError, match=r"target_share is 0\.3, .* Leave it out"):
+        DATA.validate_python({**given, "target_share": 0.3})
+
+
 def test_the_schema_describes_every_field_and_takes_strings_for_sources():
     schema = DATA.json_schema()
     described = [schema, *schema["$defs"].values()]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gradwise as gw
+from gradwise import Signals
 from gradwise.methods.baselines import (
     CosineTop,
     FullAnneal,
@@ -111,3 +112,11 @@ class TestAll:
         for nothing in (None, replace(HELD_OUT, grad=np.zeros((20, 8), np.float32))):
             with pytest.raises(gw.SignalError, match="gradient"):
                 method(count=3).select(POOL, validation=nothing)
+
+
+def test_all_of_the_data_can_race_a_part_of_them() -> None:
+    """A size is that of the other contenders."""
+    for size in ({"fraction": 0.2}, {"count": 3}, {"tokens": 90}):
+        tried = gw.Trial(contenders=("random", "full"), **size).tried
+        assert {name: getattr(tried["random"], name) for name in size} == size
+        assert len(tried["full"].select(Signals(5), room=3).indices) == 5

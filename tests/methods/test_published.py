@@ -209,6 +209,15 @@ def test_the_preset_keeps_four_fifths() -> None:
 # ---- its baselines -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("easy", [0, 2])
+def test_infobatch_keeps_all_above_the_mean_where_nobody_asked_for_fewer(easy: int) -> None:
+    loss = np.array([0.01] * easy + [0.3] * (20 - easy), dtype=np.float32)
+    found = gw.baselines.InfoBatch().select(gw.Signals(20, loss=loss, ok=np.arange(20) != 7))
+    assert set(found.indices.tolist()) == set(range(easy, 20)) - {7}
+    few = np.where(np.arange(20) < 15, 0.1, 0.9).astype(np.float32)
+    assert len(gw.baselines.InfoBatch().select(gw.Signals(20, loss=few)).indices) == 16
+
+
 def test_infobatch_prunes_below_the_mean_and_weighs_up_the_rest() -> None:
     loss = np.arange(10, dtype=np.float32)
     pool = gw.Signals(10, loss=loss)

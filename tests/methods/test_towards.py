@@ -153,9 +153,56 @@ class TestEvery:
         assert len(set(first.indices.tolist())) == 5
         assert np.array_equal(first.indices, method.select(pool, target=target, seed=1).indices)
 
+    def test_what_could_not_be_measured_leaves_its_place_to_others(self, method: Any) -> None:
+        rng = np.random.default_rng(3)
+        sound, fine = np.arange(12) % 2 == 1, np.arange(9) != 4
+        pool = signals(problems(BAKERY, 12, 1), ok=sound)
+        target = signals(problems(BAKERY, 9, 2), 5, ok=fine)
+        pool = replace(pool, grad=rng.standard_normal((12, 6)).astype(np.float32))
+        target = replace(target, grad=rng.standard_normal((9, 6)).astype(np.float32))
+        picked = method.select(pool, target=target)
+        assert len(picked.indices) == 5 and sound[picked.indices].all()
+        if method.method != "grace":
+            alone = method.select(pool.take(np.flatnonzero(sound)), target=target.take(np.flatnonzero(fine)))
+            assert picked.indices.tolist() == np.flatnonzero(sound)[alone.indices].tolist()
+
     def test_a_target_is_needed(self, method: Any) -> None:
         with pytest.raises(SignalError, match="target"):
             method.select(signals(problems(BAKERY, 40, 1)))
+
+
+@pytest.mark.parametrize("aim", [np.zeros(6), np.full(6, np.nan), np.eye(6)[5]])
+@pytest.mark.parametrize(
+    "method",
+    [gw.Grace(count=5, target="target", importance="alignment"), gw.baselines.Less(count=5, checkpoints=1)],
+    ids=lambda method: method.method,
+)
+def test_a_target_that_tells_no_sample_from_another_is_refused(method: Any, aim: Any) -> None:
+    """Or the pool's order would decide."""
+    grad = np.random.default_rng(3).standard_normal((40, 6)).astype(np.float32)
+    grad[:, 5] = 0
+    pool = replace(signals(problems(BAKERY, 40, 1)), grad=grad)
+    target = replace(signals(problems(BAKERY, 9, 2)), grad=np.tile(aim, (9, 1)).astype(np.float32))
+    with pytest.raises(SignalError, match=r"finite and not zero|are orthogonal to the target"):
+        method.select(pool, target=target)
+
+
+@pytest.mark.parametrize("method", [gw.baselines.Nearest(count=5), gw.baselines.Tsds(count=5)])
+def test_embeddings_that_are_all_alike_are_refused(method: Any) -> None:
+    target = Signals(2, embedding=np.eye(4, dtype=np.float32)[:2])
+    with pytest.raises(SignalError, match="the embeddings of all 12 samples are orthogonal to the target"):
+        method.select(Signals(12, embedding=np.ones((12, 4), np.float32)), target=target)
+
+
+def test_a_sample_in_the_middle_of_the_pool_has_its_own_density() -> None:
+    """It has no direction, and so no neighbours, not even itself."""
+    around = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    pool = np.concatenate([around, -around, np.zeros((1, 4), np.float32)])
+    with np.errstate(all="raise"):
+        picked = gw.baselines.Tsds(count=13).select(
+            Signals(13, embedding=pool), target=Signals(2, embedding=around[:2] + 0.1)
+        )
+    assert sorted(picked.indices.tolist()) == list(range(13))
 
 
 def test_nearest_takes_turns() -> None:
@@ -248,6 +295,23 @@ class TestParts:
 
         files: Any = {name: _write(tmp_path / f"{name}.jsonl", texts) for name, texts in parts.items()}
         return load_parts(Data(**files), tokenizer, goal=goal, progress=False)
+
+    def test_what_only_the_annealing_phase_trains_on_does_not_measure(
+        self, tmp_path: Path, tokenizer: Any
+    ) -> None:
+        from gradwise.data import Data, Source
+        from gradwise.data.parts import load_parts
+
+        texts, files = problems(BAKERY, 20, 1), {}
+        for name, some in {"train": speeches(9, 1), "target": texts, "own": texts[:10]}.items():
+            files[name] = _write(tmp_path / f"{name}.jsonl", some)
+        own: Any = Source(files.pop("own"))
+        parts = load_parts(Data(**files), tokenizer, goal="target", annealing=own, progress=False)
+        anneals, measures = (
+            set(map(tuple, part.dataset["input_ids"])) for part in (parts.annealing, parts.validation)
+        )  # type: ignore[union-attr]
+        assert measures and not anneals & measures
+        assert any("that measure are among anneal.data; they are left out" in note for note in parts.notes)
 
     @pytest.mark.parametrize("given", ["target", "validation"])
     def test_a_single_set_is_split(self, tmp_path: Path, tokenizer: Any, given: Any) -> None:

@@ -234,12 +234,17 @@ class TestRefused:
         ("anneal", "sentence"),
         [
             (RandomAnneal(count=13), r"anneal\.count is 13, but only 12 samples"),
+            (RandomAnneal(count=40, share=0.6), r"count is 40, 24 of them for a share of 0\.6, .* only 12"),
+            (RandomAnneal(fraction=0.04), r"anneal\.fraction is 0\.04, which is none of 12 samples"),
+            (gw.Direct(fraction=0.2, candidates=2), r"anneal\.fraction is 0\.2, which is none of 2 samples"),
             (RandomAnneal(share=0.01), r"anneal\.share is 0\.01, of 16 samples from step 4 on"),
         ],
     )
     def test_before_the_first_step(self, make: Make, anneal: Annealer, sentence: str) -> None:
+        trainer = make(anneal)
         with pytest.raises(gw.RecipeError, match=sentence):
-            make(anneal).train()
+            trainer.train()
+        assert trainer.state.global_step == 0
 
 
 @pytest.fixture

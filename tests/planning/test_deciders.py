@@ -21,6 +21,7 @@ from gradwise.planning import Planner
 from gradwise.planning.annealing import Annealing
 from gradwise.planning.decider import Decider
 from gradwise.signals.wanted import QUANTITIES
+from gradwise.training.target import target_of
 from tests.conftest import same_weights, short_run
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -265,9 +266,7 @@ def test_a_trial_refuses_what_it_cannot_judge(make: Any) -> None:
         trainer.train()
 
 
-def test_a_half_of_the_evaluation_data_chooses(
-    story_model: Any, arguments: Any, speeches: Any, capsys: Any
-) -> None:
+def test_a_half_of_the_evaluation_data_chooses(story_model: Any, arguments: Any, speeches: Any) -> None:
     options: dict[str, Any] = {
         "train_dataset": speeches.select(range(24)),
         "recipe": gw.Recipe(select=gw.Grace(count=6, target="validation")),
@@ -284,6 +283,14 @@ def test_a_half_of_the_evaluation_data_chooses(
     }
     trainer = gw.Trainer(story_model(), arguments("other"), **options)
     assert len(trainer.eval_dataset) == 4
+    several = {"near": speeches.select(range(24, 30)), "far": speeches.select(range(40, 44))}
+    trainer = gw.Trainer(story_model(), arguments("several"), **(options | {"eval_dataset": several}))
+    assert {name: len(each) for name, each in trainer.eval_dataset.items()} == {"near": 4, "far": 4}
+    (note,) = target_of(options["recipe"], options["target_dataset"], several, planned=False).notes
+    assert note.startswith("eval_dataset 'near': 2 of 6 samples that measure are among")
+    streamed = {"target_dataset": options["target_dataset"].to_iterable_dataset()}
+    with pytest.raises(gw.RecipeError, match=r"by position, .* found IterableDataset"):
+        gw.Trainer(story_model(), arguments("streamed"), **(options | streamed))
 
 
 def test_a_target_without_effect_is_refused(story_model: Any, arguments: Any, speeches: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import gradwise as gw
 from gradwise.data import Collator
-from gradwise.methods.baselines import EasyFirst, HerdedOrder, LossTop, UniformLayers
+from gradwise.methods.baselines import EasyFirst, HerdedOrder, Less, LossTop, UniformLayers
 from gradwise.methods.costs import Size, Speeds
 from gradwise.methods.passes import Shape, per_sample, rehearsal, scoring
 from gradwise.methods.trial import Trial
@@ -53,6 +53,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float | None]]] = {
         {
             "select": (TRY_LOSS + 80 * LOSS) / 180,
             "order": (TRY_GRAD - TRY_LOSS + 80 * (GRAD - LOSS)) / 180,
+        },
+    ),
+    # Two epochs over 8 samples, and a scoring run after each; the order's own is at the weights that train.
+    "a warm-up": (
+        {"select": Less(count=20, checkpoints=2, warm_up_fraction=0.1), "order": HerdedOrder()},
+        {
+            "select": 2 * (TRY_GRAD + 80 * GRAD + 8 * 3 * 1.5) / 180,
+            "order": (TRY_GRAD + 80 * GRAD) / 180,
         },
     ),
     "an order": ({"order": EasyFirst()}, {"order": (TRY_LOSS + 80 * LOSS) / 180}),

@@ -19,6 +19,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradwise import Adapter, Data, Model, Recipe, Source, Train, baselines, console
+from gradwise.errors import CheckpointError
 from gradwise.ranks import is_first, world_size
 from gradwise.run import RunDirectory, train
 from gradwise.run.environment import environment, peak_memory
@@ -187,6 +188,17 @@ class TestTrain:
         thread.start()
         thread.join()
         assert outcomes[0].finished
+
+    def test_it_is_not_resumed_with_other_held_out_data(self, recipe: Recipe):
+        """Which may choose as well: for the annealing phase, or the best checkpoint."""
+        assert recipe.data is not None
+        Path("valid.jsonl").write_text('{"text": "Once upon a time."}\n')
+        recipe = replace(recipe, data=replace(recipe.data, validation=Source(path="valid.jsonl")))
+        train(recipe, "run", tell=lambda _: None, score=False)
+        shutil.rmtree("run/model")  # as if it had been killed before its end
+        Path("valid.jsonl").write_text('{"text": "There was a cat."}\n')
+        with pytest.raises(CheckpointError, match="The held-out data have changed"):
+            train(recipe, "run", tell=lambda _: None, score=False)
 
     def test_held_out_samples_that_are_trained_on_are_named(self, recipe: Recipe):
         messages: list[str] = []

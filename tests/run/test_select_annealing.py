@@ -80,6 +80,9 @@ def test_overlap_is_reported(recipe: Recipe, tmp_path: Path) -> None:
     details: list[str] = []
     select_annealing(same, tmp_path / "out", tell=details.append, progress=False)
     assert any("20 of 20 validation samples also occur in the training data" in line for line in details)
+    aimed = replace(same, data=replace(recipe.data, validation=None, target=recipe.data.train))
+    select_annealing(aimed, tmp_path / "aimed", tell=details.append, progress=False)
+    assert any(line.startswith("10 of 10 target samples also stand among") for line in details)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 import gradwise as gw
 from gradwise.data import Collator
+from gradwise.training.weighting import WeightedLoss
 from tests.conftest import same_weights, some
 from tests.training.test_several_ranks import run
 
@@ -257,6 +258,16 @@ def test_refused_where_the_forward_pass_computes_the_loss_by_itself(
     trainer: Any = gw.Trainer(model, arguments(), Collator(0), data, recipe=IN_LOSS)
     with pytest.raises(gw.RecipeError, match="computes a loss of its own"):
         trainer.train()
+
+
+def test_refused_where_the_model_lengthens_a_batch(story_model: Callable[[], Any]) -> None:
+    """As with prompt tuning, whose virtual tokens stand before a sample's."""
+    model, ids = story_model(), torch.ones((2, 5), dtype=torch.long)
+    with (
+        pytest.raises(gw.RecipeError, match=r"over 10 tokens of a batch of 6, .* Use weights: repeat"),
+        WeightedLoss(model).using(torch.ones(2, 3)),
+    ):
+        model(input_ids=ids, labels=ids)
 
 
 def test_says_so_where_there_is_nothing_to_weigh(

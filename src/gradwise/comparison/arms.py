@@ -36,6 +36,7 @@ ADAPTER = "adapter"
 NOT_AN_ARMS = {
     "seed": "seeds are the comparison's (--seeds)",
     "data.validation": "all arms are measured on the same held-out data",
+    "data.target_share": "all arms are measured on the same held-out data",
     "metrics": "all arms are measured by the same metrics",
     "train.epochs": "how long an arm trains follows from --budget",
     "train.max_steps": "how long an arm trains follows from --budget",
@@ -77,11 +78,22 @@ def parse_arms(words: list[str], recipe: Recipe, *, fraction: float | None = Non
                 f"--arms: two arms are called {shown(arm.name)}; give one a name of its own, such as "
                 f"again={arm.spec}."
             )
-    return _measured_alike(arms)
+    return _measured_alike(arms, recipe)
 
 
-def _measured_alike(arms: list[Arm]) -> list[Arm]:
+def _measured_alike(arms: list[Arm], recipe: Recipe) -> list[Arm]:
     """All arms measured by the same samples, where one of them lets a part of the validation data choose."""
+    shared = recipe.data
+    for arm in arms:
+        data = arm.recipe.data
+        if shared is None or data is None or shared.target is None or shared.validation is not None:
+            continue
+        # Alone, a part of the target measures.
+        if data.target != shared.target:
+            raise RecipeError(
+                f"--arms: {arm.name} has a data.target of its own, and would be measured by a part of that "
+                "instead of the recipe's; give data.validation, by which all arms are measured."
+            )
     if not any(arm.recipe.goal == "validation" for arm in arms):
         return arms
     return [replace(arm, recipe=_with_share(arm.recipe)) for arm in arms]
@@ -90,6 +102,8 @@ def _measured_alike(arms: list[Arm]) -> list[Arm]:
 def _with_share(recipe: Recipe) -> Recipe:
     data = recipe.data
     assert data is not None
+    if data.target is not None:
+        return recipe  # measured by all of the validation data, which is refused once they are counted
     return replace(recipe, data=replace(data, target_share=data.target_share or HALF))
 
 

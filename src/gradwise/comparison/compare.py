@@ -239,6 +239,7 @@ def _check_overlap(
         if not result.stopped:
             shared, held_out = result.value
             _check_share(shared, held_out, name, options)
+            _check_same_number(held_out, name, overlaps)
             overlaps[name] = {"shared": shared, "held_out": held_out}
 
 
@@ -250,6 +251,17 @@ def _check_share(shared: int, held_out: int, name: str, options: Options) -> Non
         "that the lowest loss would be the best memory; take them out of one of the two, or go ahead with "
         "--allow-overlap."
     )
+
+
+def _check_same_number(held_out: int, name: str, overlaps: dict[str, dict[str, int]]) -> None:
+    """Refuse arms that some other number of samples measures: losses of different samples do not compare."""
+    for other, counts in overlaps.items():
+        if counts["held_out"] != held_out:
+            raise DataError(
+                f"{held_out} held-out samples would measure {name}, and {counts['held_out']} would measure "
+                f"{other}: those that choose or train are left out, and so are empty ones. Give all arms "
+                "data.validation from which none is left out."
+            )
 
 
 def _report(folder: ComparisonFolder, metric: str, *, stopped: bool, changed: bool) -> ComparisonOutcome:

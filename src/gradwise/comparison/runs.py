@@ -33,7 +33,8 @@ def run_recipe(recipe: Recipe, seed: int, steps: int) -> Recipe:
     {'save_strategy': 'steps', 'save_steps': 50, 'save_total_limit': 1, 'max_steps': 200}
     """
     recipe_arguments = recipe.train.arguments
-    validated = recipe.data is not None and recipe.data.validation is not None
+    # Of a target that is given alone, a part measures.
+    validated = recipe.data is not None and (recipe.data.validation or recipe.data.target) is not None
     arguments = {
         **_looks(recipe_arguments, steps, validated),
         "save_total_limit": 1,

@@ -102,11 +102,13 @@ def load_parts(
         notes.append(f"{common} of {len(added)} samples of anneal.data also stand in the training data.")
     if parts.target is not None and (common := overlap(added, parts.target)):
         notes.append(f"{common} of {len(parts.target)} target samples also stand in anneal.data.")
-    if parts.validation is not None and (common := overlap(added, parts.validation)):
-        notes.append(
-            f"Warning: {common} of {len(parts.validation)} held-out samples also occur in anneal.data."
-        )
-    return parts._replace(annealing=added, notes=(*parts.notes, *notes))
+    measuring = parts.validation
+    if measuring is not None and _alone(settings) and _splits(settings, goal):
+        measuring, note = _unlike(measuring, added, "anneal.data")
+        notes += note
+    elif measuring is not None and (common := overlap(added, measuring)):
+        notes.append(f"Warning: {common} of {len(measuring)} held-out samples also occur in anneal.data.")
+    return parts._replace(validation=measuring, annealing=added, notes=(*parts.notes, *notes))
 
 
 def load_choosing(
@@ -120,8 +122,13 @@ def load_choosing(
     whole = load(settings, part, tokenizer, progress=progress)
     # Not all of it where the set also measures: DiReCT beside `select.target: validation` once chose by the
     # samples that measured (docs/log.md).
-    alone = settings.target is None or settings.validation is None
-    return whole.take(_split(settings, whole).choosing) if alone and _splits(settings, goal) else whole
+    splits = _alone(settings) and _splits(settings, goal)
+    return whole.take(_split(settings, whole).choosing) if splits else whole
+
+
+def _alone(settings: Data) -> bool:
+    """Whether at most one of the two sets is given."""
+    return settings.target is None or settings.validation is None
 
 
 def _splits(settings: Data, goal: Goal | None) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from gradwise.errors import RecipeError
 from gradwise.settings import Settings
 
 FormatName = Literal[
@@ -137,6 +138,14 @@ class Data(Settings):
 
     allow: Allowed = Allowed()
     """Shares of flawed records to tolerate."""
+
+    def check(self) -> None:
+        sets = [name for name in ("target", "validation") if getattr(self, name) is not None]
+        if self.target_share is not None and len(sets) != 1:
+            raise RecipeError(
+                f"data.target_share is {self.target_share:g}, and divides data.target or data.validation "
+                f"where one of them is given alone; found {' and '.join(sets) or 'neither'}. Leave it out."
+            )
 
 
 def at_home(path: str) -> Path:

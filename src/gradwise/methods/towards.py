@@ -154,8 +154,11 @@ class Direction:
     def of(vectors: NDArray[Any], subtasks: Subtasks) -> "Direction":
         """That of (m, k) finite vectors, one for each target sample; others do not count."""
         rows = np.flatnonzero(np.isfinite(vectors).all(axis=1))
-        if not rows.size:
-            raise SignalError("No target sample has finite signals; give other target samples.")
+        if not vectors[rows].any():
+            raise SignalError(
+                f"None of {len(vectors)} target samples has signals that are finite and not zero; give other "
+                "target samples."
+            )
         units, subtask = unit_rows(vectors[rows].astype(np.float64)), subtasks.of[rows]
         means = [
             units[subtask == number].mean(axis=0) if (subtask == number).any() else np.zeros(units.shape[1])
@@ -257,6 +260,6 @@ def texts_of(signals: Signals, by: str) -> Texts:
     if signals.texts is None:
         raise SignalError(
             f"{by} compares texts, which signals from a folder do not hold; set them with "
-            "dataclasses.replace(signals, texts=gradwise.Texts(dataset, tokenizer))."
+            "dataclasses.replace(signals, texts=Texts(dataset, tokenizer)), from gradwise.data.texts."
         )
     return signals.texts

@@ -45,16 +45,18 @@ def validation_rows(validation: Signals | None, by: str) -> NDArray[np.int64]:
     return np.flatnonzero(fine)
 
 
-def check_aligned(cosines: NDArray[np.floating], by: str) -> None:
+def check_aligned(cosines: NDArray[np.floating], by: str, what: str = "gradients") -> None:
     """Raise SignalError where no sample of a pool points towards the target or away from it.
 
     Args:
-        cosines: (n,) of the samples' gradients with the target; what is not finite does not count.
+        cosines: (..., n) of the samples with the target; what is not finite does not count.
         by: the method, for the message.
+        what: is compared.
     """
     absolute = np.abs(cosines[np.isfinite(cosines)])
+    # Where all are alike the pool's order would decide: rows 0..K-1 would be picked without a word.
     if absolute.size and absolute.max() <= LEAST_COSINE:
         raise SignalError(
-            f"{by}: the gradients of all {len(cosines)} samples are orthogonal to the target, so that none "
+            f"{by}: the {what} of all {cosines.shape[-1]} samples are orthogonal to the target, so that none "
             "is better than another; collect pool and validation with the same parameters, grad_dim and seed."
         )

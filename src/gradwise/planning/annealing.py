@@ -102,11 +102,19 @@ class Annealing(Decider):
         for part in self._parts(context):
             if method.pool != "all" and part.rows[0] == 0:
                 continue  # its size is known when the phase begins
-            count, there = method.part(part.share).count or 0, len(part.rows)
+            of_part, there = method.part(part.share), len(part.rows)
+            count = of_part.count or 0
             if count > there:
+                whole = method.count
+                of_them = f", {count} of them for a share of {part.share:g}" if count != whole else ""
                 raise RecipeError(
-                    f"anneal.count is {count}, but only {there} samples can be chosen from; lower it."
+                    f"anneal.count is {whole}{of_them}, but only {there} samples can be chosen from; "
+                    "lower it."
                 )
+            if of_part.tokens is None:
+                of_part.budget(
+                    min(there, of_part.candidates or there), there
+                )  # a fraction can be none of them
         # Layers that were frozen for long have second moments of long ago, or none.
         if method.uses_optimizer and (not context.adam or self._freezes_layers):
             raise RecipeError(

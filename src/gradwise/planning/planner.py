@@ -147,7 +147,9 @@ class Planner:
     def _score(self, context: RunContext) -> None:
         """Score the pool once for all decisions that need it before the first step."""
         needs = self.selecting.needs | self.ordering.needs
-        scored = selection_signals(context, needs, self.selecting.rows)
+        scored = selection_signals(
+            context, self.selecting.needs, self.selecting.rows, order_needs=self.ordering.needs
+        )
         if needs & {*QUANTITIES, "num_tokens"}:
             context.record.event(
                 "signals",

@@ -84,15 +84,16 @@ def race(
     losses = on_first(lambda: _losses(context, selections, parts, judges, steps, most))
     winner, means, noise = decided(losses, section)
     seconds = time.perf_counter() - start
+    before = losses["before"][np.isfinite(losses["before"])]
     context.record.event(
         EVENTS[section],
         step,
         spent + seconds,
         winner=winner,
         losses=means,
-        before=float(f"{losses['before'].mean():.6g}"),
+        before=float(f"{before.mean():.6g}"),
         noise=noise,
-        judges=len(losses["before"]),
+        judges=len(before),
         steps=steps,
     )
     shown = ", ".join(f"{name} {loss:.4f}" for name, loss in means.items())
@@ -102,20 +103,29 @@ def race(
 
 def decided(
     losses: dict[str, NDArray[np.float64]], section: str = "anneal"
-) -> tuple[str, dict[str, float], float]:
+) -> tuple[str, dict[str, float], float | None]:
     """The winner, the mean loss after each contender, and the standard error of the winner's lead, the
-    largest over contenders.
+    largest over contenders; None for a single judge.
 
     Args:
         losses: (m,) of the judges after each contender, and `before`.
         section: of the recipe.
 
     Raises:
-        GradwiseError: no mean is finite.
+        GradwiseError: no judge, or no mean, is finite.
 
     >>> decided({"before": np.ones(2), "a": np.full(2, np.nan), "b": np.array([0.5, 0.7])})[:2]
     ('b', {'a': nan, 'b': 0.6})
     """
+    # A judge without a loss of its own (no label token) says nothing of any contender.
+    sound = np.isfinite(losses["before"])
+    if not sound.any():
+        kind = "validation" if section == "anneal" else "target"
+        raise GradwiseError(
+            f"{section}: none of the {len(sound)} {kind} samples that judge has a finite loss before the "
+            "trial; give others."
+        )
+    losses = {name: each[sound] for name, each in losses.items()}
     # Rounded, so that a difference in the last bits of a sum decides nothing.
     means = {name: float(f"{each.mean():.6g}") for name, each in losses.items() if name != "before"}
     finite = {name: mean for name, mean in means.items() if math.isfinite(mean)}
@@ -125,6 +135,8 @@ def decided(
         )
     winner = min(finite, key=lambda name: finite[name])
     others = [losses[name] for name in finite if name != winner]
+    if len(losses["before"]) == 1:
+        return winner, means, None
     # Paired by judge: samples differ in loss far more than contenders do.
     apart = [float(np.std(losses[winner] - each, ddof=1) / np.sqrt(len(each))) for each in others]
     return winner, means, float(f"{max(apart, default=0.0):.3g}")

@@ -53,6 +53,8 @@ class PoolSignals(NamedTuple):
     """Whether another run computed them."""
     target: Signals | None = None
     """Signals of the target samples, where the selection aims at some."""
+    for_order: Signals | None = None
+    """Signals of the pool at the present weights, where the selection is made by others."""
 
     @property
     def bad(self) -> NDArray[np.int64]:
@@ -157,17 +159,22 @@ def pool_signals(
 
 
 def selection_signals(
-    context: RunContext, needs: frozenset[str], rows: NDArray[np.int64] | None = None
+    context: RunContext,
+    needs: frozenset[str],
+    rows: NDArray[np.int64] | None = None,
+    *,
+    order_needs: frozenset[str] = frozenset(),
 ) -> PoolSignals:
     """What the first selection of a run is made from: signals of the pool, and of a target if there is one.
 
     Args:
         context, needs, rows: as of `pool_signals`.
+        order_needs: signals by which the selection is put in order.
     """
     method = context.recipe.select
     if method.trained_before is not None:
-        return _after_warm_up(context, method.trained_before, needs)
-    scored = pool_signals(context, needs, rows)
+        return _after_warm_up(context, method.trained_before, needs, order_needs)
+    scored = pool_signals(context, needs | order_needs, rows)
     if not method.aims:
         return scored
     start = time.perf_counter()
@@ -175,9 +182,15 @@ def selection_signals(
     return scored._replace(target=target, seconds=scored.seconds + time.perf_counter() - start)
 
 
-def _after_warm_up(context: RunContext, warm_up: WarmUp, needs: frozenset[str]) -> PoolSignals:
+def _after_warm_up(
+    context: RunContext, warm_up: WarmUp, needs: frozenset[str], order_needs: frozenset[str]
+) -> PoolSignals:
     """Gradients at the checkpoints of a warm-up, side by side: the pool's divided by the root of Adam's
     second moments, the target's as they are."""
+    # The order is one for the weights that train, which the warm-up leaves behind.
+    ordered = None
+    if order_needs & set(QUANTITIES):
+        ordered = pool_signals(context, order_needs | {"num_tokens"})
     start, scorer, pool = time.perf_counter(), context.scorer(), len(context.train)
     batch = context.recipe.train.batch_size if context.layout is None else context.layout.batch_size
     chosen = stream(context.seed, "warm-up").permutation(pool)[: max(1, round(warm_up.fraction * pool))]
@@ -206,13 +219,17 @@ def _after_warm_up(context: RunContext, warm_up: WarmUp, needs: frozenset[str]) 
             checkpoint_signals.append(_collect(moved, scorer, None, quantities, use_optimizer=True))
             aims.append(target_signals(moved, needs))
     grads = np.concatenate([np.asarray(each.grad) for each in checkpoint_signals], axis=1)
+    sound = [each.ok for each in checkpoint_signals] + ([] if ordered is None else [ordered.signals.ok])
     signals = replace(
-        context.train.described(needs | {"num_tokens"}),
+        context.train.described(needs | order_needs | {"num_tokens"}),
         grad=grads,
-        ok=np.logical_and.reduce([each.ok for each in checkpoint_signals]),
+        ok=np.logical_and.reduce(sound),
     )
     target = replace(aims[0], grad=np.concatenate([np.asarray(each.grad) for each in aims], axis=1))
-    return PoolSignals(signals, None, time.perf_counter() - start, target=target)
+    seconds = time.perf_counter() - start
+    if ordered is None:
+        return PoolSignals(signals, None, seconds, target=target)
+    return PoolSignals(signals, None, seconds + ordered.seconds, target=target, for_order=ordered.signals)
 
 
 def adamw(model: nn.Module, rate: float) -> torch.optim.Optimizer:

@@ -97,7 +97,7 @@ def first_selection(
         order_signals = context.train.described(order_needs | method.needs | {"num_tokens"})
     selection = method.pick(state, order_signals, target=target, seed=context.seed).without(scored.bad)
     selection = selection.weighing(context.recipe.weights)
-    return FirstSelection(selection, state, order_signals)
+    return FirstSelection(selection, state, order_signals if scored.for_order is None else scored.for_order)
 
 
 def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:

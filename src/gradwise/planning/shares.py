@@ -154,6 +154,8 @@ def _selecting(run: _Run) -> Share | None:
         return None
     if run.recipe.signals.model is not None:
         return {"share": None, "why": f"{method.method}: scores with signals.model"}
+    if method.trained_before is not None:
+        return _warmed_up(run, method)
     if not hasattr(method, "overhead"):
         return _once_over_the_pool(run, method)
     if method.overhead is not None or method.candidates is None:
@@ -186,6 +188,20 @@ def _refreshes(
     return None if each is None else refreshes * each
 
 
+def _warmed_up(run: _Run, method: Any) -> Share:
+    """The steps of a warm-up, and scoring the pool at each of its checkpoints."""
+    warm_up = method.trained_before
+    why = f"{method.method}: {warm_up.epochs} epochs of warm-up, and scoring the pool after each"
+    scored, trained = run.scored(method.needs, None), None
+    if run.size is not None:
+        trained = run.share(warm_up.fraction * run.size.pool * run.each)
+    elif run.steps is None and method.fraction is not None:
+        trained = warm_up.fraction / (method.fraction * run.recipe.train.epochs)
+    if scored is None or trained is None:
+        return {"share": None, "why": f"{why}; depends on the size of the pool and the number of steps"}
+    return {"share": warm_up.epochs * (scored + trained), "why": why}
+
+
 def _raced(run: _Run, method: Any) -> Share:
     """Scoring the pool, and the steps of the contenders."""
     why = f"{method.method}: {len(method.tried)} contenders, {method.steps} steps each"
@@ -202,9 +218,12 @@ def _ordering(run: _Run) -> Share | None:
         # A share of the forward and backward passes of ordinary training.
         share = measuring_share(run.recipe, method.overhead, run.training)
         return {"share": share, "why": f"{method.method}: at most its overhead"}
-    if not measured(method.needs) - measured(run.recipe.select.needs):
+    select = run.recipe.select
+    # What is measured at a warm-up's checkpoints is measured again for the order.
+    shared = frozenset[str]() if select.trained_before is not None else select.needs
+    if not measured(method.needs) - measured(shared):
         return None
-    return _once_over_the_pool(run, method, besides=run.recipe.select.needs)
+    return _once_over_the_pool(run, method, besides=shared)
 
 
 def _once_over_the_pool(run: _Run, method: Any, besides: Iterable[str] = ()) -> Share:

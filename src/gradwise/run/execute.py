@@ -193,7 +193,13 @@ def _build(
     if data.target is not None and target is None:
         tell(f"Note: select: {recipe.select.method} does not use data.target.")
     first = is_first()
-    pools = {"fingerprint": pool, "target_fingerprint": target, "anneal_fingerprint": annealing}
+    pools = {
+        "fingerprint": pool,
+        # What measures may choose as well: for the annealing phase, or the best checkpoint.
+        "held_out_fingerprint": held_out,
+        "target_fingerprint": target,
+        "anneal_fingerprint": annealing,
+    }
     fingerprints = {key: part.fingerprint for key, part in pools.items() if part is not None}
     if first:
         for key, fingerprint in fingerprints.items():
@@ -244,16 +250,13 @@ def _build(
     if scoring is not None:
         scoring.check_whole(_sharded(trainer))
     described = {**fingerprints, "report": pool.report.as_dict()}
-    if held_out is not None:
-        described["held_out_fingerprint"] = held_out.fingerprint
     if annealing is not None:
         described["anneal_report"] = annealing.report.as_dict()
     size = {"name": model_settings.name, "revision": model_settings.revision, "parameters": parameters}
     if first:
         run.note_environment(environment(data=described, model=size))
     show_progress(trainer, shown)
-    held_out_too = [] if held_out is None else [held_out.fingerprint]
-    return trainer, scoring, [*fingerprints.values(), *held_out_too]
+    return trainer, scoring, list(fingerprints.values())
 
 
 def _execute(trainer: Trainer, run: RunDirectory, tell: Tell, scoring: Scoring | None) -> Outcome:

@@ -77,7 +77,7 @@ def _order(
         held_out = on_each(lambda: _held_out(recipe, progress=progress))
     chosen = choose(recipe, out, more=order.needs, tell=tell, progress=progress)
     context, scored, rows = chosen.context, chosen.scored, np.arange(len(chosen.pool))
-    signals = scored.signals
+    signals = scored.signals if scored.for_order is None else scored.for_order
     if scored.rows is not None:
         # Of samples that were not picked, nothing may have been measured.
         measured = bool(order.needs & set(QUANTITIES))

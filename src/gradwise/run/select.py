@@ -147,7 +147,7 @@ def choose(
         picked = np.unique(selection.indices)
         rows = picked if len(picked) < count else None
     if selection is None:
-        scored = selection_signals(context, method.needs | more | {"num_tokens"}, rows)
+        scored = selection_signals(context, method.needs | {"num_tokens"}, rows, order_needs=more)
         selection = first_selection(method, context, scored, first=first).selection
     else:
         scored = pool_signals(context, method.needs | more | {"num_tokens"}, rows)
@@ -322,7 +322,11 @@ def _choosing(
             f"anneal: {phase.method} selects by the gradients of validation data, and none are given; give "
             "data.validation, or data.target."
         )
-    if data.target is None and (shared := overlap(pool, samples)):
+    if not (shared := overlap(pool, samples)):
+        return samples.dataset
+    if data.target is not None:
+        tell(f"{shared} of {len(samples)} target samples also stand among the samples to choose from.")
+    else:
         tell(
             f"Warning: {shared} of {len(samples)} validation samples also occur in the training data, and "
             f"{phase.method} will rank them highest. Remove them from one."

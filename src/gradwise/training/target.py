@@ -64,18 +64,30 @@ def target_of(
             f"target_dataset has no effect with {what}; leave it out, or select by a method that takes a "
             "target: grace, dsir, nearest, less, tsds or trial (or anneal by direct, cosine_top or herding)."
         )
-    if not len(dataset) or "input_ids" not in dataset[0]:
+    by_position = all(hasattr(dataset, name) for name in ("__getitem__", "__len__"))
+    if not by_position or not len(dataset) or "input_ids" not in dataset[0]:
         raise RecipeError(
-            "target_dataset must hold samples with input_ids (and labels), tokenised as the training data."
+            "target_dataset must hold samples by position, with input_ids (and labels), tokenised as the "
+            f"training data; found {type(dataset).__name__}."
         )
-    if not single:
-        return Target(aimed_at, dataset, evaluation)
+    if isinstance(evaluation, dict):
+        parts = {
+            name: _apart(each, dataset, of=f"eval_dataset {name!r}: ") for name, each in evaluation.items()
+        }
+        notes = tuple(note for _, of_part in parts.values() for note in of_part)
+        return Target(aimed_at, dataset, {name: rest for name, (rest, _) in parts.items()}, notes)
     return Target(aimed_at, dataset, *_apart(evaluation, dataset))
 
 
-def _apart(measuring: Any, choosing: Any, *notes: str) -> tuple[Any, tuple[str, ...]]:
-    """The samples that measure without those that choose, and what to say."""
+def _apart(measuring: Any, choosing: Any, *notes: str, of: str = "") -> tuple[Any, tuple[str, ...]]:
+    """The samples that measure without those that choose, and what to say.
+
+    Args:
+        measuring, choosing: samples.
+        notes: sentences before.
+        of: begins the sentence on samples that both have.
+    """
     if not hasattr(measuring, "__len__") or not len(measuring) or "input_ids" not in measuring[0]:
         return measuring, notes
     rows, note = unlike(measuring, choosing, "the target's")
-    return (rows_of(measuring, rows) if note else measuring), (*notes, *note)
+    return (rows_of(measuring, rows) if note else measuring), (*notes, *(of + each for each in note))

@@ -108,6 +108,11 @@ class WeightedLoss:
             shift_labels = functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
         targets = shift_labels.reshape(-1).to(logits.device)
         weights = functional.pad(self._weights, (0, 1))[..., 1:].reshape(-1).to(logits.device)
+        if len(weights) != len(targets):
+            raise RecipeError(
+                f"weights: loss cannot be used here: the model computes its loss over {len(targets)} tokens "
+                f"of a batch of {len(weights)}, as with prompts that are learned. Use weights: repeat."
+            )
         losses = functional.cross_entropy(
             logits.float().view(-1, vocab_size), targets, ignore_index=ignore_index, reduction="none"
         )

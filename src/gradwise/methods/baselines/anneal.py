@@ -176,8 +176,27 @@ class InfoBatch(_Ranked):
 
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
 
+    def select(
+        self,
+        signals: Signals,
+        *,
+        validation: Signals | None = None,
+        room: int | None = None,
+        seed: int = 0,
+    ) -> Selection:
+        check_signals(signals, self.method, seed=seed)
+        method, sized = self, (self.fraction, self.count, self.tokens) != (None, None, None)
+        if not sized and (signals.ok is None or signals.ok.all()):
+            loss = signals.require("loss", "infobatch").astype(np.float64)
+            finite = np.isfinite(loss)
+            # Nobody asked for 80 %, so that a few low losses must not end a run as its phase begins.
+            count = max(self.budget(len(signals)), int((finite & ~_is_low(loss)).sum()))
+            method = replace(self, count=max(1, min(count, int(finite.sum()))))
+        return super(InfoBatch, method).select(signals, validation=validation, room=room, seed=seed)
+
     def budget(self, pool: int, room: int | None = None) -> int:
-        """As many as the settings say; if they say nothing, 80 %, as in DiReCT's comparisons."""
+        """As many as the settings say; if they say nothing, 80 %, as in DiReCT's comparisons, or all with a
+        loss above the mean where they are more."""
         if self.fraction is None and self.count is None:
             return share_of(0.8, pool, "anneal")
         return super().budget(pool, room)
@@ -186,7 +205,7 @@ class InfoBatch(_Ranked):
         loss = signals.require("loss", "infobatch").astype(np.float64)
         mixed = stream(seed, "infobatch").permutation(np.flatnonzero(np.isfinite(loss)))
         # InfoBatch keeps what is above the mean whole and prunes at random below it.
-        low = loss[mixed] < np.nanmean(loss[mixed])
+        low = _is_low(loss)[mixed]
         if count < len(mixed) - low.sum():
             raise RecipeError(
                 f"anneal: infobatch keeps all samples with a loss above the mean, {len(mixed) - low.sum():,} "
@@ -197,11 +216,17 @@ class InfoBatch(_Ranked):
 
     def _weights(self, signals: Signals, picks: NDArray[np.int64]) -> NDArray[np.float64] | None:
         loss = signals.require("loss", "infobatch").astype(np.float64)
-        low = loss < np.nanmean(loss[np.isfinite(loss)])
+        low = _is_low(loss)
         # Without a given factor the pruned samples' share of the gradient is kept in expectation.
         rescale = self.rescale or low.sum() / max(1, low[picks].sum())
         weights = np.where(low[picks], rescale, 1.0)
         return weights if signals.weight is None else weights * signals.weight[picks]
+
+
+def _is_low(loss: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) whether a loss is below the mean of the finite ones, within rounding."""
+    finite = loss[np.isfinite(loss)]
+    return loss < (finite.mean() * (1 - 1e-12) if finite.size else 0.0)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Selections towards a target that others have published: DSIR, nearest neighbours, LESS, TSDS."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from gradwise.errors import SignalError
 from gradwise.methods.decision import Selection, check_signals
 from gradwise.methods.interfaces import WarmUp
 from gradwise.methods.towards import AlwaysTargeted, Subtasks, check_target, texts_of, unit_rows
+from gradwise.methods.validation import check_aligned
 from gradwise.numerics.ngrams import Counts, affinity
 from gradwise.numerics.streams import stream
 from gradwise.numerics.transport import spread_mass
@@ -44,7 +45,16 @@ class _TowardsTarget(AlwaysTargeted):
             SignalError: a signal is missing, or no target is given.
         """
         check_signals(signals, self.method, seed=seed)
-        indices, scores, why = self._ranked(signals, check_target(target, self.method), seed)
+        target = check_target(target, self.method)
+        if target.ok is not None and not target.ok.all():
+            target = target.take(np.flatnonzero(target.ok))
+            check_target(target, self.method)
+        if signals.ok is not None and not signals.ok.all():
+            # Left out before others are counted, or a selection would be smaller than was asked for.
+            sound = np.flatnonzero(signals.ok)
+            picked = self.select(signals.take(sound), target=target, seed=seed)
+            return replace(picked, indices=sound[picked.indices])
+        indices, scores, why = self._ranked(signals, target, seed)
         weights = None if signals.weight is None else signals.weight[indices]
         return Selection(indices, why=(why,), weights=weights, scores=scores[indices])
 
@@ -157,6 +167,11 @@ class Less(_TowardsTarget):
             )
         subtasks = Subtasks.of_domains(target.domain, len(target))
         usable = np.isfinite(aims).all(axis=1)
+        if not aims[usable].any():
+            raise SignalError(
+                f"less: none of {len(aims)} target samples has a gradient that is finite and not zero; give "
+                "other target samples."
+            )
         # eta_c of LESS: the mean rate of each epoch of a linear decay, up to a factor that all scores share.
         rates = 1 - (np.arange(self.checkpoints) + 0.5) / self.checkpoints
         scores = np.zeros((len(subtasks.names), len(grads)))
@@ -171,6 +186,7 @@ class Less(_TowardsTarget):
             )
             # Cosines rather than products: LESS normalises because short sequences have long gradients.
             scores += rate * (unit_rows(means) @ unit_rows(np.nan_to_num(pool.astype(np.float64))).T)
+        check_aligned(scores, self.method)
         # The maximum over subtasks, as published: a sample need not serve all of them.
         best_of = scores.max(axis=0)
         best_of[~np.isfinite(grads).all(axis=1)] = -np.inf
@@ -214,7 +230,9 @@ class Tsds(_TowardsTarget):
             some = near[start : start + 1024]
             apart = 1 - units[some] @ units.T
             # An Epanechnikov kernel: near-copies divide one sample's mass among them.
-            density[some] = np.maximum(0, 1 - np.square(apart / self.radius)).sum(axis=1)
+            # At least itself, also where it lies in the middle of the pool and has no direction.
+            near_by = np.maximum(0, 1 - np.square(apart / self.radius)).sum(axis=1)
+            density[some] = np.maximum(1.0, near_by)
         size = self.size(len(rows))
         mass = spread_mass(1 - cosines, density, self.spread, self.neighbours)
         with np.errstate(divide="ignore"):
@@ -243,7 +261,9 @@ def _cosines(signals: Signals, target: Signals, by: str) -> tuple[NDArray[np.int
         raise SignalError(f"{by}: no sample of the pool or of the target has a finite embedding.")
     centre = embeddings[rows].mean(axis=0, dtype=np.float64)
     # Both around the pool's mean: without centring all embeddings of a language model are alike.
-    return rows, unit_rows(aims - centre) @ _units(signals, rows).T
+    cosines = unit_rows(aims - centre) @ _units(signals, rows).T
+    check_aligned(cosines, by, "embeddings")
+    return rows, cosines
 
 
 def _in_turns(cosines: NDArray[np.float64], size: int) -> NDArray[np.int64]:

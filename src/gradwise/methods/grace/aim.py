@@ -23,6 +23,7 @@ from gradwise.methods.towards import (
     texts_of,
     wording,
 )
+from gradwise.methods.validation import check_aligned
 from gradwise.signals import Signals
 
 AIMED: tuple[Kind, ...] = ("relevance", "alignment")
@@ -78,6 +79,7 @@ def aim_of(
     aims = np.asarray(target.require(name, "grace, of the target samples,")).astype(np.float64) - middle
     direction = Direction.of(aims, Subtasks.of_domains(target.domain, len(target)))
     cosines = direction.cosines(np.asarray(signals.require(name, "grace"))[rows].astype(np.float64) - middle)
+    check_aligned(cosines, "grace", f"{name}s")
     return Aim(direction, middle, bounds(cosines, direction.shares, size))
 
 

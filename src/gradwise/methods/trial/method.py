@@ -67,7 +67,9 @@ class Trial(Annealer):
     @property
     def tried(self) -> dict[str, Annealer]:
         shared = {each.name: getattr(self, each.name) for each in fields(Annealer)}
-        return {name: CLASSES[name](**shared) for name in self.contenders}
+        # All of the data have no size to be given.
+        whole = shared | dict.fromkeys(("fraction", "count", "tokens"))
+        return {name: CLASSES[name](**(whole if name == "full" else shared)) for name in self.contenders}
 
     def chosen(self) -> Annealer | None:
         return None if self.winner is None else self.tried[self.winner]
