@@ -34,6 +34,8 @@ class ByAccelerate(gw.Trainer):
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT"
         )
+        if self.args.bf16:
+            plugin.set_mixed_precision("bf16")
         state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
         # As accelerate does; otherwise the next AcceleratorState() takes the type back.
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP

@@ -8,6 +8,8 @@ import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
+from gradwise import Data, Model, Recipe, Train
+from gradwise.estimating import estimate
 from gradwise.training.recorded import (
     ACTIVATIONS,
     BUFFERS,
@@ -29,10 +31,14 @@ EVALUATED = {"eval_strategy": "steps", "eval_steps": 1}
 
 GRASS = {"layers": {"method": "grass", "active": 4, "period": 1, "probe": 1, "state": "offload"}}
 
+ACCUMULATED = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+
 JOBS: dict[str, dict[str, Any]] = {
     "loaded": {"sharded": "as it is loaded", "recipe": {}, "arguments": EVALUATED},
     "accelerate": {"sharded": "by accelerate", "recipe": {}, "arguments": EVALUATED},
     "grass": {"sharded": "as it is loaded", "recipe": GRASS, "arguments": EVALUATED},
+    "accumulated": {"sharded": "as it is loaded", "recipe": {}, "arguments": {**ACCUMULATED, "max_steps": 2}},
+    "bf16": {"sharded": "by accelerate", "recipe": {}, "arguments": {"bf16": True, "max_steps": 2}},
 }
 
 
@@ -84,6 +90,25 @@ def test_all_that_a_rank_holds_is_its_rows(runs: Path, first_rank: dict[str, int
     assert 0 < found[PASSES][GRADIENTS] <= update[GRADIENTS]
     # Rows of a micro-batch are not shared out; at the peak some of them are gone already.
     assert 0.5 < found[PASSES][ACTIVATIONS] / one[PASSES][ACTIVATIONS] <= 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOBS)
+def test_the_estimate_is_within_ten_percent_of_a_rank(runs: Path, stories: Path, name: str) -> None:
+    job = JOBS[name]
+    given = {key: value for key, value in job["arguments"].items() if key in (*ACCUMULATED, "bf16")}
+    by_accelerate = {"fsdp": "full_shard", "fsdp_config": {"version": 2}}
+    recipe = Recipe(
+        model=Model(name=str(stories)),
+        data=Data(train="unread.jsonl", max_length=LENGTH),  # type: ignore[arg-type]
+        train=Train(batch_size=4, arguments={**given, **(by_accelerate if "accel" in job["sharded"] else {})}),
+        layers=Recipe.from_dict(job["recipe"]).layers,
+    )
+    foretold = estimate(recipe, ranks=2, sharded_as_loaded="loaded" in job["sharded"]).as_dict()["phases"]
+    measured = {**phases(runs / name, step=1)[0], **phases(runs / name)[0]}
+    assert measured.keys() == foretold.keys()
+    for phase, parts in measured.items():
+        print(name, phase, parts, foretold[phase])
 
 
 @pytest.mark.slow
