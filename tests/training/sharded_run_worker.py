@@ -42,6 +42,10 @@ class ByAccelerate(gw.Trainer):
         self.is_fsdp_enabled = True
 
 
+ON_GPU: dict[str, Any] = {"fsdp": "full_shard", "fsdp_config": {"version": 2}}
+"""The Trainer's own setting, which shards on accelerators."""
+
+
 class StopAfter(TrainerCallback):
     """Asks for a stop, as Ctrl-C does."""
 
@@ -61,13 +65,18 @@ def run(job: dict[str, Any]) -> None:
         job["out"],
         learning_rate=1e-3,
         lr_scheduler_type="warmup_stable_decay" if "anneal" in job["recipe"] else "constant",
-        max_steps=8,
         logging_steps=1,
         report_to=[],
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=not job.get("gpu"),
         dataloader_pin_memory=False,
-        **{"per_device_train_batch_size": 4 // ranks, "save_strategy": "no", **job.get("arguments", {})},
+        **(ON_GPU if job.get("gpu") and job["sharded"] == "by accelerate" else {}),
+        **{
+            "per_device_train_batch_size": 4 // ranks,
+            "max_steps": 8,
+            "save_strategy": "no",
+            **job.get("arguments", {}),
+        },
     )
     options: dict[str, Any] = {}
     if job["sharded"] == "as it is loaded":
@@ -85,7 +94,7 @@ def run(job: dict[str, Any]) -> None:
     train = data.select(range(24))
     if job.get("streamed"):
         train = train.select_columns(["input_ids", "labels"]).to_iterable_dataset()
-    kind = ByAccelerate if job["sharded"] == "by accelerate" else gw.Trainer
+    kind = ByAccelerate if job["sharded"] == "by accelerate" and not job.get("gpu") else gw.Trainer
     trainer = kind(
         model,
         arguments,

@@ -17,12 +17,16 @@ SAMPLED = {
 WORKER = Path(__file__).with_name("sharded_run_worker.py")
 
 
-def launch(folder: Path, jobs: list[dict[str, Any]], worker: Path = WORKER) -> None:
-    """Make runs on two processes, one after another, as `sharded_run_worker` does, or another worker."""
+def launch(folder: Path, jobs: list[dict[str, Any]], worker: Path = WORKER, ranks: int = 2) -> None:
+    """Make runs on several processes, one run after another, as `sharded_run_worker` does, or another
+    worker."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     done = subprocess.run(
-        [*command, str(worker), str(folder / "jobs.json")], capture_output=True, text=True, timeout=500
+        [*command, str(worker), str(folder / "jobs.json")],
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-6000:]
 

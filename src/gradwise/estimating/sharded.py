@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
@@ -26,8 +28,8 @@ DIMENSIONS = ("pp", "dp_replicate", "fsdp", "tp"), ("pp", "dp_replicate", "efsdp
 """Of the meshes that transformers shards a model over as it loads it: dense modules and experts."""
 
 
-def ranks_of(recipe: Recipe, asked: int | None, *, as_loaded: bool) -> int:
-    """Number of ranks that share the model, 1 if it is not sharded.
+def ranks_of(recipe: Recipe, asked: int | None, *, as_loaded: bool) -> int | None:
+    """Number of ranks that share the model; None if it is not sharded.
 
     Raises:
         RecipeError: the number is not known, or is given for a model that is whole on every rank.
@@ -38,11 +40,10 @@ def ranks_of(recipe: Recipe, asked: int | None, *, as_loaded: bool) -> int:
                 f"gradwise estimate knows the memory of {asked} ranks only where FSDP2 shards the model: set "
                 "train.fsdp, or --sharded-as-loaded; otherwise leave --ranks out."
             )
-        return 1
-    ranks = world_size() if asked is None else asked
-    if ranks < 2:
+        return None
+    if asked is None and world_size() < 2:
         raise RecipeError("FSDP shards the model over several ranks; say how many, such as --ranks 8.")
-    return ranks
+    return world_size() if asked is None else asked
 
 
 def check_known(recipe: Recipe, *, as_loaded: bool) -> None:
@@ -97,9 +98,26 @@ def _as_loaded(model: Any) -> Any:
     from transformers.distributed.utils import TransformersDeviceMesh
 
     shape = (1, 1, dist.get_world_size(), 1)
-    meshes = (init_device_mesh("cpu", shape, mesh_dim_names=names) for names in DIMENSIONS)
+    with unset_fake_temporarily():  # ranks have numbers, which the meshes read
+        manager = TransformersDeviceMesh(
+            *(init_device_mesh("cpu", shape, mesh_dim_names=names) for names in DIMENSIONS)
+        )
+        meshes = {names: manager.get_mesh(names) for names in ("fsdp", ("pp", "fsdp", "tp"))}
     config = DistributedConfig(fsdp_size=dist.get_world_size())
-    return type(model).maybe_distribute_model(model, config, TransformersDeviceMesh(*meshes))
+    _untie(model)  # as it is in loading, where weights are tied at the end
+    model = type(model).maybe_distribute_model(model, config, SimpleNamespace(get_mesh=meshes.__getitem__))
+    model.tie_weights()
+    return model
+
+
+def _untie(model: nn.Module) -> None:
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None and weight in seen:
+                module._parameters[name] = nn.Parameter(torch.empty_like(weight), weight.requires_grad)
+            elif weight is not None:
+                seen.add(weight)
 
 
 def _by_accelerate(model: Any, recipe: Recipe) -> Any:
@@ -110,11 +128,12 @@ def _by_accelerate(model: Any, recipe: Recipe) -> Any:
     precision = next((name for name in ("bf16", "fp16") if given.get(name)), "no")
     if precision != "no":
         plugin.set_mixed_precision(precision)
-    mesh: DeviceMesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("fsdp",))
+    with unset_fake_temporarily():
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("fsdp",))
     # What accelerate's function asks of an Accelerator, which could not be made here without joining ranks.
     stand_in = SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin),
-        torch_device_mesh=mesh,
+        torch_device_mesh={("fsdp",): mesh},
         parallelism_config=SimpleNamespace(fsdp_dim_names=["fsdp"]),
         mixed_precision=precision,
         is_main_process=False,
@@ -128,7 +147,9 @@ def _plugin(given: dict[str, Any]) -> Any:
     from accelerate import FullyShardedDataParallelPlugin
 
     config = given.get("fsdp_config") or {}
-    arguments: Any = object.__new__(TrainingArguments)  # the whole of it would look for accelerators and ranks
+    arguments: Any = object.__new__(
+        TrainingArguments
+    )  # the whole of it would look for accelerators and ranks
     arguments.fsdp, arguments.activation_checkpointing = given["fsdp"], False
     arguments.fsdp_config = dict(
         json.loads(Path(config).read_text(encoding="utf-8")) if isinstance(config, str) else config

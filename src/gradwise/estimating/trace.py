@@ -91,17 +91,17 @@ def trace(recipe: Recipe, ranks: int | None = None, *, sharded_as_loaded: bool =
         RecipeError: the model's configuration cannot be read, or a setting is one whose memory is not known.
     """
     assert recipe.model is not None and recipe.data is not None
-    ranks = sharded.ranks_of(recipe, ranks, as_loaded=sharded_as_loaded)
+    sharing = sharded.ranks_of(recipe, ranks, as_loaded=sharded_as_loaded)
     _check_known(recipe)
-    if ranks == 1:
+    if sharing is None:
         return _trace(recipe, _model, 1)
     sharded.check_known(recipe, as_loaded=sharded_as_loaded)
 
     def model_of(recipe: Recipe) -> Any:
         return sharded.shard(_model(recipe), recipe, as_loaded=sharded_as_loaded)
 
-    with sharded.pretended(ranks):
-        return _trace(recipe, model_of, ranks)
+    with sharded.pretended(sharing):
+        return _trace(recipe, model_of, sharing)
 
 
 def _trace(recipe: Recipe, model_of: ModelOf, ranks: int) -> Trace:
@@ -110,17 +110,19 @@ def _trace(recipe: Recipe, model_of: ModelOf, ranks: int) -> Trace:
     micro_batches = train.batch_size // ranks // rows
     # The second micro-batch meets the first one's gradients, and none meets more than that.
     passes = min(2, micro_batches)
-    with FakeTensorMode():
+    fake = FakeTensorMode()  # one, since tensors of two do not mix
+    with fake:
         model = model_of(recipe)
         groups = _draw(model, recipe)
         phases = [_trace_forward_backward(model, _batch(rows, length), passes, recipe)]
     state, host, slots = _state(recipe, model, groups)
     phases[0].parts[STATE] = state
-    phases.append(_update(model, recipe, state + slots))
+    with fake:
+        phases.append(_update(model, recipe, state + slots))
     steps = train.arguments.get("max_steps", -1)
     policy = recipe.layers.policy
     if policy is not None and policy.probes_in(steps if steps > 0 else None):
-        with FakeTensorMode():
+        with fake:
             phases.append(_probe(recipe, model_of(recipe), rows, length))
     return Trace(
         phases=tuple(phases),
@@ -302,7 +304,7 @@ def _state_bytes(recipe: Recipe, parameters: list[nn.Parameter]) -> int:
 def _update(model: nn.Module, recipe: Recipe, state: int) -> Phase:
     """The optimizer's step: weights, gradients, state, and what it computes in between."""
     counted = TensorBytes()
-    with FakeTensorMode(), counted.following(model):
+    with counted.following(model):
         pass
     trained = [p for p in model.parameters() if p.requires_grad]
     sizes = [local(p.detach()).nbytes for p in trained]
