@@ -147,9 +147,8 @@ def _plugin(given: dict[str, Any]) -> Any:
     from accelerate import FullyShardedDataParallelPlugin
 
     config = given.get("fsdp_config") or {}
-    arguments: Any = object.__new__(
-        TrainingArguments
-    )  # the whole of it would look for accelerators and ranks
+    # Made as usual, they would look for accelerators and ranks.
+    arguments: Any = object.__new__(TrainingArguments)
     arguments.fsdp, arguments.activation_checkpointing = given["fsdp"], False
     arguments.fsdp_config = dict(
         json.loads(Path(config).read_text(encoding="utf-8")) if isinstance(config, str) else config
