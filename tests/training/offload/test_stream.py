@@ -288,7 +288,7 @@ def test_what_cannot_be_offloaded_is_refused(tiny_llama) -> None:
 
 
 def test_parameters_frozen_at_the_start_or_before_the_step(tiny_llama) -> None:
-    """The embeddings thaw in the middle, and all parameters are frozen between backward and step."""
+    """The embeddings thaw in the middle, and most steps find all parameters frozen since the backward pass."""
     models = [tiny_llama(), tiny_llama()]
     for model, offload in zip(models, (None, "cpu"), strict=True):
         embeddings = model.model.embed_tokens.weight.requires_grad_(False)
@@ -296,7 +296,7 @@ def test_parameters_frozen_at_the_start_or_before_the_step(tiny_llama) -> None:
         for step in range(4):
             embeddings.requires_grad_(step > 1)
             model(input_ids=BATCHES[step], labels=BATCHES[step]).loss.backward()
-            model.requires_grad_(False)
+            model.requires_grad_(step == 3)
             optimizer.step()
             optimizer.zero_grad()
             model.requires_grad_(True)
