@@ -288,7 +288,7 @@ def test_what_cannot_be_offloaded_is_refused(tiny_llama) -> None:
 
 
 def test_parameters_frozen_at_the_start_or_before_the_step(tiny_llama) -> None:
-    """The embeddings thaw in the middle, and most steps find all parameters frozen since the backward pass."""
+    """The embeddings thaw in the middle, and most steps find all parameters frozen."""
     models = [tiny_llama(), tiny_llama()]
     for model, offload in zip(models, (None, "cpu"), strict=True):
         embeddings = model.model.embed_tokens.weight.requires_grad_(False)
