@@ -39,6 +39,9 @@ ARMS = (
     "full", "lora", "lisa", "badam", "grass-keep", "grass-offload", "adamw-offload", "grass-drop",
     "grass-stateless", *PEERS,
 )  # fmt: skip
+SHARDED_ARMS = ("full", "grass-keep", "grass-offload", "collect")
+"""Arms on a model that FSDP2 shards over all GPUs of the machine."""
+
 SHAPES = {"small": (1024,), "7b": (512, 1024, 2048)}
 """Lengths of rows by model: first a small one, which shows whether an arm runs at all."""
 
@@ -66,6 +69,12 @@ def pieces() -> dict[str, list[str]]:
             for arm in ARMS:
                 command = [sys.executable, "-m", "benchmarks.gpu.training", model, arm, str(length)]
                 commands[f"training-{model}-{length}-{arm}"] = command
+    for model in SHAPES:
+        for arm in SHARDED_ARMS:
+            commands[f"sharded-{model}-1024-{arm}"] = [
+                sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "gpu",
+                "-m", "benchmarks.gpu.sharded", model, arm, "1024",
+            ]  # fmt: skip
     return commands
 
 
@@ -95,7 +104,7 @@ def run(name: str, command: list[str]) -> dict[str, Any]:
         "seconds": round(time.time() - start, 1),
         "machine": machine(),
         "measured": _measured(output),
-        "output": "" if outcome == "done" and name.startswith("training") else output[-4000:],
+        "output": "" if outcome == "done" and not name.startswith("tests") else output[-4000:],
     }
 
 

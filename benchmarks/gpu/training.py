@@ -62,22 +62,22 @@ def measure(name: str, arm: str, length: int) -> dict[str, Any]:
         _give_state(optimizer, [p for layer in switch.layers for p in layer])
     ids = torch.randint(0, config.vocab_size, (ROWS, length), device=device)
     while switch is not None and switch.probing:
-        _step(model, switch, optimizer, ids)
+        step(model, switch, optimizer, ids)
     for _ in range(WARM):
-        _step(model, switch, optimizer, ids)
-    _wait(device)
+        step(model, switch, optimizer, ids)
+    wait(device)
     start = time.perf_counter()
     for _ in range(TIMED):
-        _step(model, switch, optimizer, ids)
+        step(model, switch, optimizer, ids)
     # Waited for once: the last copies of a step to the host overlap with the next forward pass.
-    _wait(device)
+    wait(device)
     mean = (time.perf_counter() - start) / TIMED
     return {
         "model": name, "arm": arm, "length": length, "rows": ROWS, "step_seconds": round(mean, 4),
         "tokens_per_second": round(ROWS * length / mean, 1),
         "peak": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
         "reserved": torch.cuda.max_memory_reserved() if device.type == "cuda" else None,
-        "estimated": _estimated(config, arm, policy, length),
+        "estimated": estimated(config, arm, policy, length),
     }  # fmt: skip
 
 
@@ -113,12 +113,12 @@ def _give_state(optimizer: Any, parameters: list[torch.nn.Parameter]) -> None:
         }
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def _step(model: Any, switch: Any, optimizer: Any, ids: torch.Tensor) -> None:
+def step(model: Any, switch: Any, optimizer: Any, ids: torch.Tensor) -> None:
     if switch is not None:
         switch.before_step()
     model(input_ids=ids, labels=ids).loss.backward()
@@ -128,8 +128,11 @@ def _step(model: Any, switch: Any, optimizer: Any, ids: torch.Tensor) -> None:
     optimizer.zero_grad()
 
 
-def _estimated(config: LlamaConfig, arm: str, policy: Any, length: int) -> int | None:
-    """What `gradwise estimate` says; it knows no offload without a layer policy, and no other packages."""
+def estimated(
+    config: LlamaConfig, arm: str, policy: Any, length: int, *, ranks: int | None = None
+) -> int | None:
+    """What `gradwise estimate` says, of one of several ranks if they shard the model; it knows no offload
+    without a layer policy, and no other packages."""
     sections: dict[str, Any] = {} if policy is None else {"layers": policy}
     if arm == "lora":
         sections["adapter"] = Adapter(method="lora", options={"r": 128, "lora_dropout": 0.0})
@@ -139,10 +142,12 @@ def _estimated(config: LlamaConfig, arm: str, policy: Any, length: int) -> int |
         config.architectures = ["LlamaForCausalLM"]
         config.save_pretrained(folder)
         data: Any = Data(train="unread.jsonl", max_length=length)  # type: ignore[arg-type]
-        train = Train(batch_size=ROWS, arguments={"per_device_train_batch_size": ROWS})
+        rows = ROWS * (ranks or 1)
+        train = Train(batch_size=rows, arguments={"per_device_train_batch_size": ROWS})
         try:
             model = Model(name=folder, dtype="bfloat16")
-            return estimate(Recipe(model=model, data=data, train=train, **sections)).peak
+            recipe = Recipe(model=model, data=data, train=train, **sections)
+            return estimate(recipe, ranks=ranks, sharded_as_loaded=ranks is not None).peak
         except GradwiseError:
             return None
 

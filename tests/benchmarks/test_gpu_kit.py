@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.gpu import run as kit
 from benchmarks.gpu.run import PEERS
+from benchmarks.gpu.sharded import measure as measure_sharded
 from benchmarks.gpu.training import measure, policies
 from tests.conftest import ROOT
 
@@ -63,6 +64,15 @@ def test_an_arm_runs(arm: str) -> None:
     found = measure("tiny", arm, 16)
     unknown = arm in ("adamw-offload", "grass-stateless")
     assert found["step_seconds"] > 0 and (found["estimated"] is None) is unknown
+
+
+@pytest.mark.parametrize("arm", kit.SHARDED_ARMS)
+def test_an_arm_on_a_sharded_model_runs(arm: str) -> None:
+    assert {f"sharded-{model}-1024-{arm}" for model in kit.SHAPES} <= kit.pieces().keys()
+    found = measure_sharded("tiny", arm, 16)
+    assert found["tokens_per_second"] > 0 and found["ranks"] == 1
+    assert (found["estimated"] is None) is (arm == "collect")
+    assert not torch.distributed.is_initialized()
 
 
 class OtherOffload(torch.optim.AdamW):

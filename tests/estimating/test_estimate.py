@@ -1,6 +1,7 @@
 """The estimate against the measured peak of real training, and what it says where a recipe does not fit."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks.layers.estimate import arms, compare
-from gradwise import Data, Direct, Grace, Grass, Model, Recipe, RecipeError, Train
+from gradwise import Adapter, Data, Direct, Grace, Grass, Model, Recipe, RecipeError, Train
 from gradwise.cli.train import estimate as command
 from gradwise.estimating import estimate
 from gradwise.estimating.estimate import bytes_of
@@ -116,6 +117,32 @@ def test_the_command_prints_a_table_or_json(stories: Path, tmp_path: Path) -> No
 def test_a_size_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="--memory must be a size such as 24GiB"):
         bytes_of(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sections", "given", "words"),
+    [
+        ({"fsdp": "full_shard"}, {}, {}, "say how many, such as --ranks 8"),
+        ({}, {}, {"ranks": 2}, "only where FSDP2 shards the model"),
+        ({"fsdp": "full_shard"}, {}, {"ranks": 3}, "3 ranks cannot share"),
+        ({"fsdp": "full_shard"}, {}, {"ranks": 2, "sharded_as_loaded": True}, "takes no train.fsdp"),
+        (
+            {"fsdp": "full_shard"},
+            {"adapter": Adapter()},
+            {"ranks": 2},
+            "an adapter on a model that FSDP2 shards",
+        ),
+        ({"fsdp": "full_shard", "fsdp_config": {"cpu_offload": True}}, {}, {"ranks": 2}, "with cpu_offload"),
+    ],
+)
+def test_a_rank_that_is_not_known_is_refused(
+    recipe: Recipe, arguments: Any, sections: Any, given: Any, words: str
+) -> None:
+    """`tests/training/test_sharded_memory.py` compares the others with two processes."""
+    before = os.environ.copy()
+    with pytest.raises(RecipeError, match=words):
+        estimate(replace(recipe, train=Train(batch_size=4, arguments=arguments), **sections), **given)
+    assert os.environ == before and not torch.distributed.is_initialized()
 
 
 def test_settings_whose_memory_is_not_known_are_refused(recipe: Recipe) -> None:

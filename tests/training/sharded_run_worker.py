@@ -1,7 +1,12 @@
 """Runs with decisions, on a model that FSDP2 shards over ranks; `test_sharded_decisions` compares them with
-those of one process."""
+those of one process.
 
+With GPUs: torchrun --nproc-per-node gpu sharded_run_worker.py JOBS.json
+"""
+
+import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +32,16 @@ class ByAccelerate(gw.Trainer):
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT"
         )
+        if self.args.bf16:
+            plugin.set_mixed_precision("bf16")
         state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
         # As accelerate does; otherwise the next AcceleratorState() takes the type back.
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         self.is_fsdp_enabled = True
+
+
+ON_GPU: dict[str, Any] = {"fsdp": "full_shard", "fsdp_config": {"version": 2}}
+"""The Trainer's own setting, which shards on accelerators."""
 
 
 class StopAfter(TrainerCallback):
@@ -52,13 +63,18 @@ def run(job: dict[str, Any]) -> None:
         job["out"],
         learning_rate=1e-3,
         lr_scheduler_type="warmup_stable_decay" if "anneal" in job["recipe"] else "constant",
-        max_steps=8,
         logging_steps=1,
         report_to=[],
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=not job.get("gpu"),
         dataloader_pin_memory=False,
-        **{"per_device_train_batch_size": 4 // ranks, "save_strategy": "no", **job.get("arguments", {})},
+        **(ON_GPU if job.get("gpu") and job["sharded"] == "by accelerate" else {}),
+        **{
+            "per_device_train_batch_size": 4 // ranks,
+            "max_steps": 8,
+            "save_strategy": "no",
+            **job.get("arguments", {}),
+        },
     )
     options: dict[str, Any] = {}
     if job["sharded"] == "as it is loaded":
@@ -76,7 +92,7 @@ def run(job: dict[str, Any]) -> None:
     train = data.select(range(24))
     if job.get("streamed"):
         train = train.select_columns(["input_ids", "labels"]).to_iterable_dataset()
-    kind = ByAccelerate if job["sharded"] == "by accelerate" else gw.Trainer
+    kind = ByAccelerate if job["sharded"] == "by accelerate" and not job.get("gpu") else gw.Trainer
     trainer = kind(
         model,
         arguments,
@@ -104,3 +120,7 @@ def main(jobs: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     for job in jobs:
         run(job)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -89,6 +89,68 @@ def test_a_layer_used_in_part_is_updated_at_the_step() -> None:
     assert moved == [True, True, False, False]
 
 
+class InPart(nn.Module):
+    """Three blocks, half of which some steps do not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        kinds = [nn.ModuleDict({"used": nn.Linear(4, 4), "seldom": nn.Linear(4, 4)}) for _ in range(3)]
+        self.layers = nn.ModuleList(kinds)
+
+    def forward(self, rows: torch.Tensor, whole: bool) -> torch.Tensor:
+        for block in self.layers:
+            rows = block["used"](rows)  # type: ignore[index]
+            rows = block["seldom"](rows) if whole else rows  # type: ignore[index]
+        return rows.square().sum()
+
+
+@pytest.mark.parametrize("state", ["keep", "offload"])
+def test_layers_used_in_part_are_measured_and_clipped(state: Any) -> None:
+    results = []
+    for in_backward in (False, True):
+        model, limit = InPart(), 0.05
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+        policy = Grass(active=2, period=2, probe=1, state=state)
+        limits: dict[str, Any] = {"in_backward": True, "max_layer_norm": limit} if in_backward else {}
+        switch, scores = LayerSwitch(model, policy, optimizer, **limits), []
+        for step in range(8):
+            switch.before_step()
+            model(torch.full((2, 4), float(step)), whole=step % 4 == 0).backward()
+            switch.after_backward()
+            for layer in () if in_backward else switch.layers:
+                nn.utils.clip_grad_norm_([p for p in layer if p.grad is not None], limit)
+            optimizer.step()
+            optimizer.zero_grad()
+            scores.append((switch.active, switch.scores.tolist()))
+        results.append((model, scores))
+    assert same_weights(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+def test_a_step_can_begin_again_after_an_error(tiny_llama) -> None:
+    model = tiny_llama()
+    optimizer = torch.optim.AdamW(model.parameters())
+    switch = LayerSwitch(model, UniformLayers(active=4), optimizer, in_backward=True)
+
+    def fail(*_: object) -> None:
+        raise KeyError
+
+    switch.before_step()
+    # By then two blocks are updated, and the second one has a part of its gradients.
+    hook = model.model.layers[1].mlp.register_full_backward_hook(fail)
+    with pytest.raises(KeyError):
+        model(input_ids=BATCHES[0], labels=BATCHES[0]).loss.backward()
+    hook.remove()
+    optimizer.zero_grad()
+    with pytest.warns(UserWarning, match="has updated 2 of 5 layers"):
+        switch.before_step()
+    model(input_ids=BATCHES[0], labels=BATCHES[0]).loss.backward()
+    assert all(p.grad is None for p in model.parameters())
+    switch.after_backward()
+    optimizer.step()
+
+
 def test_accumulation_is_refused(tiny_llama) -> None:
     model = tiny_llama()
     optimizer = torch.optim.AdamW(model.parameters())

@@ -15,6 +15,7 @@ import gradwise as gw
 from gradwise import CheckpointError, Grass, LayerSwitch, RecipeError
 from gradwise.methods.baselines import AllLayers, RoundRobinLayers, StaticLayers, TopLayers, UniformLayers
 from gradwise.structure import group_layers
+from gradwise.training.layers import average_gradients
 from tests.conftest import same_weights
 
 POLICIES = [UniformLayers, StaticLayers, RoundRobinLayers, TopLayers, Grass]
@@ -388,6 +389,30 @@ def test_checkpointed_blocks_below_the_lowest_active_one_keep_no_input(tiny_llam
     output.loss.backward()
     switch.restore()
     assert model.model.embed_tokens(BATCHES[0]).requires_grad and model._require_grads_hooks
+
+
+def test_checkpoints_whose_kind_is_left_to_torch_learn(tiny_llama) -> None:
+    """Reentrant ones need inputs that require a gradient."""
+    model = tiny_llama().train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"preserve_rng_state": True})
+    switch = LayerSwitch(model, RoundRobinLayers(active=1), make_optimizer(model))
+    switch.before_step()
+    model(input_ids=BATCHES[0], labels=BATCHES[0], use_cache=False).loss.backward()
+    switch.after_backward()
+
+
+def test_what_no_rank_used_has_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zero would let AdamW decay it, which one process does not do."""
+    here, there, nowhere = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+    here.grad = torch.full((2,), 4.0)
+
+    def other_rank(flat: torch.Tensor) -> None:  # gives `there` a gradient of 2, and says so
+        flat += torch.tensor([0.0, 0.0, 2.0, 2.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", other_rank)
+    average_gradients([here, there, nowhere], 2)
+    assert here.grad.tolist() == [2.0, 2.0] and there.grad is not None and there.grad.tolist() == [1.0, 1.0]
+    assert nowhere.grad is None
 
 
 @pytest.mark.exhaustive

@@ -78,6 +78,10 @@ def estimate(
         list[str] | None, typer.Option("--set", help="Replace a setting: --set layers.active=4. Repeatable.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
+    ranks: Annotated[int | None, typer.Option(help="Ranks that FSDP2 shards the model over.", min=1)] = None,
+    sharded_as_loaded: Annotated[
+        bool, typer.Option("--sharded-as-loaded", help="The model is sharded by DistributedConfig.")
+    ] = False,
 ) -> None:
     """Foretell a recipe's peak memory and shares of time, by part, and what to change if it does not fit.
 
@@ -90,7 +94,8 @@ def estimate(
 
     size = None if memory is None else bytes_of(memory)
     with quiet_libraries(False):
-        forecast = estimate_recipe(Recipe.load(recipe, set_), size)
+        loaded = Recipe.load(recipe, set_)
+        forecast = estimate_recipe(loaded, size, ranks=ranks, sharded_as_loaded=sharded_as_loaded)
     say(json.dumps(forecast.as_dict(), indent=2) if as_json else str(forecast))
 
 

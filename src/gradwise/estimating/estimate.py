@@ -55,6 +55,7 @@ class Estimate:
             "fits": self.fits,
             "phases": phases,
             "host": self.traced.host,
+            "ranks": self.traced.ranks,
             "parameters": self.traced.parameters,
             "trainable": self.traced.trainable,
             "micro_batch": self.traced.micro_batch,
@@ -75,6 +76,8 @@ class Estimate:
             f"{traced.parameters:,} parameters, {traced.trainable:,} updated at a time; micro-batch of "
             f"{traced.micro_batch}, {traced.passes} per step"
         )
+        if traced.ranks > 1:
+            head += f"; the first of {traced.ranks} ranks, which share the model by FSDP2"
         verdict = ""
         if self.memory is not None:
             verdict = f"; {'fits' if self.fits else 'does not fit'} in {_gib(self.memory)} GiB"
@@ -98,23 +101,33 @@ class Estimate:
         )
 
 
-def estimate(recipe: Recipe, memory: int | None = None) -> Estimate:
+def estimate(
+    recipe: Recipe,
+    memory: int | None = None,
+    *,
+    ranks: int | None = None,
+    sharded_as_loaded: bool = False,
+) -> Estimate:
     """Foretell memory and time of a recipe; no weights and no data are read.
 
     Args:
         recipe: with `model` and `data.max_length`.
         memory: bytes of the device.
+        ranks: processes that share a model sharded by FSDP2; if unset, as many as were started together. The
+            memory is that of the first one.
+        sharded_as_loaded: whether transformers shards the model in loading it (`DistributedConfig`), and not
+            accelerate (`train.fsdp`).
 
     Raises:
         RecipeError: no model is named, or the memory of a setting is not known.
     """
     if recipe.model is None or recipe.data is None:
         raise RecipeError("gradwise estimate needs model.name, and data with its max_length.")
-    traced = trace(recipe)
+    traced = trace(recipe, ranks, sharded_as_loaded=sharded_as_loaded)
     changes: list[Change] = []
     if memory is not None and traced.peak.total > memory:
         for setting, changed in _alternatives(recipe, traced).items():
-            needed = trace(changed).peak.total
+            needed = trace(changed, ranks, sharded_as_loaded=sharded_as_loaded).peak.total
             if needed < traced.peak.total:
                 changes.append(Change(setting, needed))
     # The change that saves most comes first.
@@ -160,7 +173,8 @@ def _alternatives(recipe: Recipe, traced: Trace) -> dict[str, Recipe]:
     elif policy is None and recipe.adapter is None:
         grass: Any = Grass(state="offload")
         alternatives["layers: {method: grass, state: offload}"] = replace(recipe, layers=grass)
-        alternatives["adapter: {method: lora}"] = replace(recipe, adapter=Adapter())
+        if traced.ranks == 1:
+            alternatives["adapter: {method: lora}"] = replace(recipe, adapter=Adapter())
     return alternatives
 
 

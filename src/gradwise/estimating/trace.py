@@ -7,7 +7,7 @@ have optimizer state.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,20 +18,26 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gradwise.errors import RecipeError
+from gradwise.estimating import sharded
 from gradwise.methods.passes import Shape
 from gradwise.planning.shape import model_shape
 from gradwise.recipe import Model, Recipe
 from gradwise.run.model import configuration
+from gradwise.signals.shards import units
 from gradwise.structure import LayerGroups, group_layers
 from gradwise.training.adapter import with_adapter
 from gradwise.training.arguments import micro_batch
 from gradwise.training.layer_probe import LayerProbe
 from gradwise.training.offload.arena import UNIT_BYTES, state_forms, units_of
 from gradwise.training.recorded import BUFFERS, GRADIENTS, PASSES, PROBE, STATE, UPDATE
+from gradwise.training.sharding import local
 from gradwise.training.tensor_bytes import TensorBytes
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
 """By the first part of the Trainer's name for an optimizer, such as `adamw_torch_fused`."""
+
+ModelOf = Callable[[Recipe], Any]
+"""Makes a recipe's model without weights."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class Trace:
     """Micro-batches per step."""
     host: int
     """Bytes of optimizer state in host memory."""
+    ranks: int
+    """Ranks that share the model; the bytes are those of the first one."""
     shape: Shape
     """What the time depends on, as far as the model says it."""
 
@@ -71,45 +79,67 @@ class Trace:
         return max(self.phases, key=lambda phase: phase.total)
 
 
-def trace(recipe: Recipe) -> Trace:
+def trace(recipe: Recipe, ranks: int | None = None, *, sharded_as_loaded: bool = False) -> Trace:
     """The memory of a recipe's steps.
+
+    Args:
+        recipe: with a model and data.
+        ranks: that share the model, where FSDP2 shards it.
+        sharded_as_loaded: whether transformers shards it in loading it (`DistributedConfig`).
 
     Raises:
         RecipeError: the model's configuration cannot be read, or a setting is one whose memory is not known.
     """
     assert recipe.model is not None and recipe.data is not None
+    sharing = sharded.ranks_of(recipe, ranks, as_loaded=sharded_as_loaded)
     _check_known(recipe)
-    train, length = recipe.train, recipe.data.max_length
-    rows = micro_batch(train.batch_size, 1, train.arguments.get("per_device_train_batch_size"))
+    if sharing is None:
+        return _trace(recipe, _model, 1)
+    sharded.check_known(recipe, as_loaded=sharded_as_loaded)
+
+    def model_of(recipe: Recipe) -> Any:
+        return sharded.shard(_model(recipe), recipe, as_loaded=sharded_as_loaded)
+
+    with sharded.pretended(sharing):
+        return _trace(recipe, model_of, sharing)
+
+
+def _trace(recipe: Recipe, model_of: ModelOf, ranks: int) -> Trace:
+    train, length = recipe.train, recipe.data.max_length  # type: ignore[union-attr]
+    rows = micro_batch(train.batch_size, ranks, train.arguments.get("per_device_train_batch_size"))
+    micro_batches = train.batch_size // ranks // rows
     # The second micro-batch meets the first one's gradients, and none meets more than that.
-    passes = min(2, train.batch_size // rows)
-    with FakeTensorMode():
-        model = _model(recipe)
+    passes = min(2, micro_batches)
+    fake = FakeTensorMode()  # one, since tensors of two do not mix
+    with fake:
+        model = model_of(recipe)
         groups = _draw(model, recipe)
         phases = [_trace_forward_backward(model, _batch(rows, length), passes, recipe)]
     state, host, slots = _state(recipe, model, groups)
     phases[0].parts[STATE] = state
-    phases.append(_update(model, recipe, state + slots))
+    with fake:
+        phases.append(_update(model, recipe, state + slots))
     steps = train.arguments.get("max_steps", -1)
     policy = recipe.layers.policy
     if policy is not None and policy.probes_in(steps if steps > 0 else None):
-        with FakeTensorMode():
-            phases.append(_probe(recipe, rows, length))
+        with fake:
+            phases.append(_probe(recipe, model_of(recipe), rows, length))
     return Trace(
         phases=tuple(phases),
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         layers=0 if groups is None else len(groups.blocks),
         micro_batch=rows,
-        passes=train.batch_size // rows,
+        passes=micro_batches,
         host=host,
+        ranks=ranks,
         shape=model_shape(model),
     )
 
 
 def _check_known(recipe: Recipe) -> None:
     arguments = recipe.train.arguments
-    for key in ("fsdp", "deepspeed", "use_liger_kernel", "torch_compile"):
+    for key in ("deepspeed", "use_liger_kernel", "torch_compile"):
         if arguments.get(key):
             raise RecipeError(f"gradwise estimate does not know the memory of train.{key}; leave it out.")
     if _optimizer_name(recipe).split("_")[0] not in OPTIMIZERS or "8bit" in _optimizer_name(recipe):
@@ -196,18 +226,20 @@ def _batch(rows: int, length: int) -> dict[str, torch.Tensor]:
 
 def _trace_forward_backward(model: nn.Module, batch: dict[str, Any], passes: int, recipe: Recipe) -> Phase:
     """Forward and backward; the second micro-batch finds the gradients of the first."""
-    counted = TensorBytes()
+    counted, modules = TensorBytes(), units(model)
     with counted.following(model):
-        for _ in range(passes):
+        for done in range(passes):
+            for unit in modules:
+                # As the Trainer does: gradients are whole on each rank until the last micro-batch.
+                unit.set_requires_gradient_sync(done == passes - 1, recurse=False)
             with _autocast(recipe):
                 loss = model(**batch).loss
             loss.backward()
     return Phase(PASSES, dict(+counted.at_peak))
 
 
-def _probe(recipe: Recipe, rows: int, length: int) -> Phase:
+def _probe(recipe: Recipe, model: nn.Module, rows: int, length: int) -> Phase:
     """Before the first step: all blocks are measured, and each gradient is dropped at once."""
-    model = _model(recipe)
     groups = group_layers(model)
     for parameter in groups.outside:
         parameter.requires_grad_(recipe.layers.policy.embeddings == "sampled")  # type: ignore[union-attr]
@@ -262,7 +294,8 @@ def _optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Op
     momentum: dict[str, Any] = (
         {"momentum": 0.9} if kind is torch.optim.SGD and "momentum" in optimizer_arguments else {}
     )
-    stand_ins = [nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta")) for p in parameters]
+    held = [local(p.detach()) for p in parameters]
+    stand_ins = [nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta")) for p in held]
     return kind(stand_ins, lr=1e-3, **momentum)
 
 
@@ -277,14 +310,13 @@ def _state_bytes(recipe: Recipe, parameters: list[nn.Parameter]) -> int:
 def _update(model: nn.Module, recipe: Recipe, state: int) -> Phase:
     """The optimizer's step: weights, gradients, state, and what it computes in between."""
     counted = TensorBytes()
-    with FakeTensorMode(), counted.following(model):
+    with counted.following(model):
         pass
     trained = [p for p in model.parameters() if p.requires_grad]
-    gradients = sum(p.nbytes for p in trained)
+    sizes = [local(p.detach()).nbytes for p in trained]
+    gradients = sum(sizes)
     # Fused updates need no room; others compute the denominator of one parameter, or of all at once.
     name = _optimizer_name(recipe)
-    room = (
-        0 if "fused" in name else gradients if torch.cuda.is_available() else max(p.nbytes for p in trained)
-    )
+    room = 0 if "fused" in name else gradients if torch.cuda.is_available() else max(sizes)
     parts = Counter(counted.alive) + Counter({GRADIENTS: gradients, STATE: state, BUFFERS: room})
     return Phase(UPDATE, dict(parts))

@@ -87,8 +87,7 @@ def without_reduction(model: nn.Module) -> Iterator[None]:
     Gradients that a training step has accumulated without synchronisation so far stay as they are.
     """
     modules = units(model)
-    groups = [group for unit in modules for group in _groups(unit)]
-    before = [(group.reduce_grads, group.all_reduce_grads) for group in groups]
+    before = [_reductions(unit) for unit in modules]
     reshard(model)
     for unit in modules:
         # Parameters get no gradients here, but FSDP would still wait for the other ranks at the end of each
@@ -104,8 +103,10 @@ def without_reduction(model: nn.Module) -> Iterator[None]:
         raise
     finally:
         reshard(model)
-        for group, flags in zip(groups, before, strict=True):
-            group.reduce_grads, group.all_reduce_grads = flags
+        for unit, flags in zip(modules, before, strict=True):
+            if flags is not None:
+                unit.set_requires_gradient_sync(flags[0], recurse=False)
+                unit.set_requires_all_reduce(flags[1], recurse=False)
 
 
 def gathered_in(model: nn.Module) -> torch.dtype | None:
@@ -182,24 +183,41 @@ def whole_tensor(tensor: Any) -> Tensor:
     return tensor.full_tensor() if is_distributed(tensor) else tensor
 
 
-# FSDP's own state has no public reading of these.
+# From torch 2.6 to 2.13, FSDP's settings have public setters, but nothing public reads them. So its own state
+# is read here, and nowhere else.
 
 
-def _groups(unit: Any) -> list[Any]:
-    state = unit._get_fsdp_state()
-    groups = getattr(state, "_fsdp_param_groups", None)
-    return [
-        group for group in (groups if groups is not None else [state._fsdp_param_group]) if group is not None
-    ]
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Around whatever reads FSDP's own state."""
+    try:
+        yield
+    except AttributeError as error:
+        raise SignalError(
+            f"torch {torch.__version__} keeps the state of FSDP2 elsewhere than torch 2.6 to 2.13 do "
+            f"({error}); install one of these, or use a model that is whole in each process."
+        ) from error
+
+
+def _reductions(unit: Any) -> tuple[bool, bool] | None:
+    """Whether a unit's gradients are reduced within and between replicas; None for one without parameters."""
+    with _reading():
+        state = unit._get_fsdp_state()
+        # One group for each unit, until later versions had several, whose flags are set together.
+        several = hasattr(state, "_fsdp_param_groups")
+        groups = state._fsdp_param_groups if several else [state._fsdp_param_group]
+        return next(((g.reduce_grads, g.all_reduce_grads) for g in groups if g is not None), None)
 
 
 def _policy(unit: Any) -> torch.dtype | None:
-    return unit._get_fsdp_state()._mp_policy.param_dtype
+    with _reading():
+        return unit._get_fsdp_state()._mp_policy.param_dtype
 
 
 def _left_halfway(unit: Any) -> bool:
     """Whether it is the root of a forward or backward pass that has not ended."""
-    state = unit._get_fsdp_state()
-    return state._is_root is True and any(
-        each._training_state.name != "IDLE" for each in (state, *state._state_ctx.all_states)
-    )
+    with _reading():
+        state = unit._get_fsdp_state()
+        return state._is_root is True and any(
+            each._training_state.name != "IDLE" for each in (state, *state._state_ctx.all_states)
+        )

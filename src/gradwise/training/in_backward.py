@@ -4,6 +4,7 @@ So at most one layer's gradient exists at a time. That is an ordinary step only 
 of the other layers first: one backward pass per step, no norm over all layers, no loss scaling, one process.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,17 +47,36 @@ class UpdateInBackward:
         """Layers that were updated since the last `optimizer.step()`."""
         self._number = {p: number for number, layer in enumerate(layers) for p in layer}
         self._missing: dict[int, int] = {}
-        self._handles = [p.register_post_accumulate_grad_hook(self._gradient_came) for p in self._number]
-        self._handles += [
-            optimizer.register_step_pre_hook(lambda *_: self._finish()),
+        self._handles: list[Any] = [
+            *(p.register_post_accumulate_grad_hook(self._gradient_came) for p in self._number),
             optimizer.register_step_post_hook(lambda *_: self.updated.clear()),
         ]
+        self._stream: StateStream | None = getattr(optimizer, "offloaded_state", None)
+        if self._stream is None:
+            self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._finish()))
+        else:
+            # A hook of the optimizer would come after the stream's, which updates whatever has a gradient:
+            # without the layer's clipping.
+            self._stream.before_update = self._finish
 
     def unhook(self) -> None:
         """Let `optimizer.step()` make the whole update again."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._stream is not None:
+            self._stream.before_update = None
+
+    def begin_again(self) -> None:
+        """Forget a backward pass that did not end, after which another begins."""
+        if self.updated:
+            warnings.warn(
+                f"A backward pass that did not end has updated {len(self.updated)} of {len(self.layers)} "
+                "layers; the step that now begins updates them again.",
+                stacklevel=3,
+            )
+        self._missing.clear()
+        self.updated.clear()
 
     def _gradient_came(self, parameter: Tensor) -> None:
         assert isinstance(parameter, nn.Parameter)

@@ -160,6 +160,8 @@ class LayerSwitch:
             self.stream.discard()  # of an update that loss scaling skipped
         if self._updates is not None:
             self._updates.paused = self.probing
+            if within:
+                self._updates.begin_again()
         if self.probing:
             self._set_trainable(range(len(self.layers)), outside=False)
             assert self._probe is not None
@@ -218,10 +220,11 @@ class LayerSwitch:
         if self.policy.measures:
             norms = torch.full_like(self._window, float("nan"))
             for layer in self.active:
-                if layer not in self._norms:
-                    self._measure_layer(layer)
                 # Layers that were updated within the backward pass have dropped their gradients and were
-                # measured there.
+                # measured there; the norms of others, which are updated at the step, are those of an
+                # earlier one.
+                if self._updates is None or layer not in self._updates.updated:
+                    self._measure_layer(layer)
                 norms[layer] = self._norms[layer]
             self._norms.clear()
             # m_l of GRASS: ||g_l|| / sqrt(N_l), summed here over the window's steps and divided by their
@@ -373,23 +376,33 @@ class LayerSwitch:
 def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
     """Average gradients over all ranks, one flat buffer per type and device.
 
-    Every rank must pass the same parameters; one that a rank's samples did not touch counts as zero there.
+    Every rank must pass the same parameters; one that a rank's samples did not touch counts as zero there,
+    and one that no rank's did stays without a gradient, as in a single process.
     """
-    by_kind: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    by_kind: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+    missing = [parameter for parameter in parameters if parameter.grad is None]
+    for parameter in missing:
+        # Without it ranks would send buffers of different lengths, and the call would never return.
+        parameter.grad = torch.zeros_like(parameter)
+    untouched = set(missing)
     for parameter in parameters:
-        if parameter.grad is None:
-            # Without it ranks would send buffers of different lengths, and the call would never return.
-            parameter.grad = torch.zeros_like(parameter)
-        by_kind.setdefault((parameter.grad.dtype, parameter.grad.device), []).append(parameter.grad)
-    for gradients in by_kind.values():
+        assert parameter.grad is not None
+        by_kind.setdefault((parameter.grad.dtype, parameter.grad.device), []).append(parameter)
+    for (dtype, device), chosen in by_kind.items():
+        gradients: list[Any] = [parameter.grad for parameter in chosen]
+        touched = torch.tensor([p not in untouched for p in chosen], dtype=dtype, device=device)
         # One message for all layers: a call for each tensor would cost its latency several hundred times.
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), touched])
         dist.all_reduce(flat)
         flat /= ranks
         # Back into the gradients that the optimizer and the clipping already refer to.
-        parts = flat.split([gradient.numel() for gradient in gradients])
+        *parts, touched = flat.split([*(gradient.numel() for gradient in gradients), len(chosen)])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
+        if untouched.intersection(chosen):  # only then, since it waits for the device
+            for parameter, anywhere in zip(chosen, touched.tolist(), strict=True):
+                if not anywhere:
+                    parameter.grad = None  # a zero would decay it, and count as a step
 
 
 def _without_input_gradients(model: Any) -> Callable[[], None]:
@@ -400,10 +413,9 @@ def _without_input_gradients(model: Any) -> Callable[[], None]:
     the lowest active one, and all their inputs are kept: for nothing, since the checkpoints in use by default
     are not reentrant.
     """
-    reentrant = any(
-        getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {}).get("use_reentrant")
-        for module in model.modules()
-    )
+    functions = [getattr(module, "_gradient_checkpointing_func", None) for module in model.modules()]
+    # Unset means reentrant in some versions of torch.
+    reentrant = any(getattr(each, "keywords", {}).get("use_reentrant", True) for each in functions if each)
     if reentrant or not getattr(model, "_require_grads_hooks", None):
         return lambda: None
     model.disable_input_require_grads()

@@ -15,6 +15,7 @@ import gradwise as gw
 from gradwise import Grass, LayerSwitch, RecipeError
 from gradwise.methods.baselines import RoundRobinLayers, UniformLayers
 from gradwise.training.offload import offload_state
+from gradwise.training.offload import stream as stream_module
 from gradwise.training.offload.arena import ALIGNMENT, state_forms, units_of
 from gradwise.training.offload.device import Device, Registered
 from tests.conftest import same_weights, some
@@ -284,6 +285,82 @@ def test_what_cannot_be_offloaded_is_refused(tiny_llama) -> None:
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
     with pytest.raises(RecipeError, match="takes no closure"):
         optimizer.step(lambda: 0.0)
+
+
+def test_parameters_frozen_at_the_start_or_before_the_step(tiny_llama) -> None:
+    """The embeddings thaw in the middle, and most steps find all parameters frozen."""
+    models = [tiny_llama(), tiny_llama()]
+    for model, offload in zip(models, (None, "cpu"), strict=True):
+        embeddings = model.model.embed_tokens.weight.requires_grad_(False)
+        optimizer = gw.AdamW(model.parameters(), lr=1e-2, offload=offload)  # type: ignore[arg-type]
+        for step in range(4):
+            embeddings.requires_grad_(step > 1)
+            model(input_ids=BATCHES[step], labels=BATCHES[step]).loss.backward()
+            model.requires_grad_(step == 3)
+            optimizer.step()
+            optimizer.zero_grad()
+            model.requires_grad_(True)
+        stream = getattr(optimizer, "offloaded_state", None)
+        assert stream is None or embeddings in stream._handles
+    assert same_weights(*models)
+
+
+def test_parameters_added_later_are_refused() -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(first.parameters(), lr=0.1, momentum=0.9)
+    offload_state(optimizer)
+    first(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    optimizer.add_param_group({"params": list(second.parameters())})
+    second(first(torch.ones(1, 2))).sum().backward()
+    with pytest.raises(RecipeError, match="added to the optimizer after its state was offloaded"):
+        optimizer.step()
+
+
+def test_a_parameter_in_two_layers_is_updated_once() -> None:
+    layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    for layer, offload in zip(layers, (False, True), strict=True):
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+        if offload:
+            offload_state(optimizer, [[layer.weight, layer.bias], [layer.bias]])
+        layer(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert torch.equal(layers[0].bias, layers[1].bias)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_an_error_in_a_step_leaves_an_optimizer_that_works(
+    monkeypatch: pytest.MonkeyPatch, within: bool
+) -> None:
+    """In another hook of the optimizer, or within the update of a unit."""
+    layer = nn.Linear(2, 2)
+    optimizer = gw.AdamW(layer.parameters(), lr=0.1, offload="cpu")
+    failing = False
+
+    def fail(*_: object) -> None:
+        if failing:
+            raise KeyError
+
+    def step() -> None:
+        layer(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+
+    step()
+    optimizer.register_step_pre_hook(lambda *_: None if within else fail())
+    ordinary = stream_module.step_on
+    monkeypatch.setattr(stream_module, "step_on", lambda *given: (ordinary(*given), within and fail()))
+    places = {name: value.data_ptr() for name, value in optimizer.state[layer.weight].items()}
+    failing = True
+    with pytest.raises(KeyError):
+        step()
+    failing = False
+    optimizer.zero_grad()
+    assert places == {name: value.data_ptr() for name, value in optimizer.state[layer.weight].items()}
+    before = layer.weight.detach().clone()
+    step()
+    assert not torch.equal(before, layer.weight)
+    assert len(optimizer.state_dict()["param_groups"][0]["params"]) == 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux' list of mapped memory")

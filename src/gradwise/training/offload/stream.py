@@ -14,7 +14,7 @@ room below the peak of the run so far.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,12 +95,14 @@ class StateStream:
         self._passes: Counter[nn.Parameter] = Counter()
         self._passes_per_step = 0
         self._groups: list[dict[str, Any]] | None = None
+        self.before_update: Callable[[], object] | None = None
+        """Called first in each `optimizer.step()`: what must be done before the rest is updated."""
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
         optimizer.register_state_dict_pre_hook(lambda _: self.settle())
         optimizer.register_load_state_dict_pre_hook(self._before_load)
         optimizer.register_load_state_dict_post_hook(self._after_load)
-        self._handles: list[Any] = []
+        self._handles: dict[nn.Parameter, Any] = {}
         self.hook()
         self._loaded: dict[nn.Parameter, dict[str, Tensor]] = {}
 
@@ -124,6 +126,7 @@ class StateStream:
 
     def discard(self) -> None:
         """Let go of state that was brought to the device for an update that did not come."""
+        self._give_back_groups()
         for place in self._places:
             place.slot = None
         for slot in self._slots:
@@ -136,6 +139,7 @@ class StateStream:
 
     def settle(self) -> None:
         """Wait until `optimizer.state` holds what the last update left; then it may be read and changed."""
+        self._give_back_groups()
         if self._places:
             # Without waiting a checkpoint could read host memory in the middle of a copy.
             copies = [place.stored for place in self._places]
@@ -145,13 +149,18 @@ class StateStream:
 
     def hook(self) -> None:
         """Follow the backward pass, to bring state in before the update needs it."""
-        if not self._handles:
-            parameters = [p for layer in self.layers for p in layer]
-            self._handles = [p.register_post_accumulate_grad_hook(self._gradient_came) for p in parameters]
+        self._follow(p for layer in self.layers for p in layer)
+
+    def _follow(self, parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            # torch hooks none that is frozen; one that thaws later is followed from its first update on.
+            if parameter.requires_grad and parameter not in self._handles:
+                hook = parameter.register_post_accumulate_grad_hook(self._gradient_came)
+                self._handles[parameter] = hook
 
     def unhook(self) -> None:
         """Take the hooks off the parameters: state then comes in when the update needs it, not before."""
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
 
@@ -197,7 +206,7 @@ class StateStream:
     def _free_slot(self, forced: bool) -> Slot | None:
         """A slot for another unit: a new one where there is room, otherwise the one that was left first."""
         if not self._slot_size:
-            due = [place for place in self._places if any(p.requires_grad for p in place.unit.parameters)]
+            due = [place for place in self._places if any(map(_may_move, place.unit.parameters))]
             # Slots of one size, so that any unit fits any of them.
             self._slot_size = max(place.unit.size for place in due)
         left = next((slot for slot in self._slots if not slot.taken), None)
@@ -214,10 +223,13 @@ class StateStream:
 
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Make the whole update, and leave nothing to do for the optimizer's own step."""
+        self._give_back_groups()
         if [argument for argument in (*args[1:], *kwargs.values()) if argument is not None]:
             raise RecipeError(
                 "An optimizer with offloaded state takes no closure; call step() after backward()."
             )
+        if self.before_update is not None:
+            self.before_update()
         with torch.no_grad():
             self._update_all()
         # The update is made already. An empty list lets schedulers, scalers and hooks around `step` run as
@@ -225,8 +237,13 @@ class StateStream:
         self._groups, self.optimizer.param_groups = self.optimizer.param_groups, []
 
     def _after_step(self, *_: object) -> None:
-        assert self._groups is not None
-        self.optimizer.param_groups, self._groups = self._groups, None
+        self._give_back_groups()
+
+    def _give_back_groups(self) -> None:
+        """After a step, also one that another hook of the optimizer ended by an error: without its groups the
+        optimizer would do nothing from then on."""
+        if self._groups is not None:
+            self.optimizer.param_groups, self._groups = self._groups, None
 
     def _update_all(self) -> None:
         self._prepare()
@@ -235,6 +252,8 @@ class StateStream:
         places = [place for place in ordered if any(p.grad is not None for p in place.unit.parameters)]
         for number, place in enumerate(places):
             self._bring_in(place, forced=True)
+            if self._handles:
+                self._follow(place.unit.parameters)
             for following in places[number + 1 : number + SLOTS]:
                 if not self._bring_in(following, forced=following is places[number + 1]):
                     break
@@ -277,13 +296,16 @@ class StateStream:
         for piece, view in views:
             if piece.name in state.get(piece.parameter, {}):
                 state[piece.parameter][piece.name] = view
-        step_on(self.optimizer, unit.parameters)
-        for piece, view in views:
-            value = state.get(piece.parameter, {}).get(piece.name)
-            if value is not None:
-                if value is not view:  # made by this step, or replaced in it
-                    local(view).copy_(local(value))
-                state[piece.parameter][piece.name] = host[piece.parameter, piece.name]
+        try:
+            step_on(self.optimizer, unit.parameters)
+        finally:
+            # Also after an error: the buffer will hold the state of another unit.
+            for piece, view in views:
+                value = state.get(piece.parameter, {}).get(piece.name)
+                if value is not None:
+                    if value is not view:  # made by this step, or replaced in it
+                        local(view).copy_(local(value))
+                    state[piece.parameter][piece.name] = host[piece.parameter, piece.name]
 
     def _has_state(self, place: Place) -> bool:
         state = self.optimizer.state
@@ -294,6 +316,11 @@ class StateStream:
     def _prepare(self) -> None:
         """Make the arena before the first update, and again where loaded state has other types."""
         if self._places:
+            if sum(len(group["params"]) for group in self.optimizer.param_groups) > len(self._place_of):
+                raise RecipeError(
+                    "Parameters were added to the optimizer after its state was offloaded, and they would "
+                    "never be updated; add all parameters before its first step."
+                )
             return
         forms = state_forms(self.optimizer)
         streamed = {p for layer in self.layers for p in layer}
@@ -371,11 +398,16 @@ def offload_state(
     """
     stream = getattr(optimizer, "offloaded_state", None)
     if stream is None:
-        held = dict.fromkeys(p for group in optimizer.param_groups for p in group["params"])
-        placed = {p for layer in layers or () for p in layer}
-        rest = [p for p in held if p not in placed]
-        chosen = [[p for p in layer if p in held] for layer in layers or ()]
-        stream = StateStream(optimizer, [*chosen, rest], device)
+        rest = {p: p for group in optimizer.param_groups for p in group["params"]}
+        # Popped, since a parameter that two layers share must be updated once: with the first of them.
+        updated = [[rest.pop(p, None) for p in layer] for layer in layers or ()]
+        chosen = [[p for p in layer if p is not None] for layer in updated]
+        stream = StateStream(optimizer, [*chosen, list(rest)], device)
         optimizer.offloaded_state = stream  # type: ignore[attr-defined]
     stream.hook()
     return stream
+
+
+def _may_move(parameter: nn.Parameter) -> bool:
+    """Whether the next update may move a parameter; one frozen after the backward pass has a gradient."""
+    return parameter.requires_grad or parameter.grad is not None
