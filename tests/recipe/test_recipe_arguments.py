@@ -232,6 +232,7 @@ TAKEN = [
     "schedule: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr_rate: 0.1}",
     "schedule: wsd, lr_scheduler_kwargs: {min_lr_ratio: 0.1, warmup_type: cosine}",
     "schedule: warmup_stable_decay, lr_scheduler_kwargs: {num_decay_steps: 4}",
+    "fsdp: true, fsdp_config: {version: 2}",
     "schedule: inverse_sqrt, lr_scheduler_kwargs: {timescale: 100}",
     "schedule: reduce_lr_on_plateau, lr_scheduler_kwargs: {patience: 2}",
     "metric_for_best_model: held_out_loss, load_best_model_at_end: true",

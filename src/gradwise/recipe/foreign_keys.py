@@ -69,6 +69,8 @@ ELSEWHERE = dict.fromkeys(
 @cache
 def _hints() -> dict[str, Any]:
     hints = get_type_hints(TrainingArguments)
+    # True is what transformers asks for; the type is that of its command line.
+    hints["fsdp"] = hints["fsdp"] | bool
     return {field.name: hints[field.name] for field in fields(TrainingArguments) if field.init}
 
 
