@@ -22,7 +22,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 
 import gradwise.demo
 import gradwise.run.summary
-from gradwise import Recipe
+from gradwise import Model, Recipe
 from gradwise.run.model import load_model
 
 STORIES = str(Path(gradwise.demo.__file__).parent / "assets" / "stories260K")
@@ -65,7 +65,8 @@ def leave(code: int) -> None:
 
 
 # The first recipe and the first model of a process make tables that later ones use.
-load_model(Recipe.from_dict({"model": {"name": STORIES}}).model)
+Recipe.from_dict({})
+load_model(Model(name=STORIES))
 gc.freeze()
 for line in sys.stdin:
     if (pid := os.fork()) == 0:

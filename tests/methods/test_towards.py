@@ -307,9 +307,10 @@ class TestParts:
             files[name] = _write(tmp_path / f"{name}.jsonl", some)
         own: Any = Source(files.pop("own"))
         parts = load_parts(Data(**files), tokenizer, goal="target", annealing=own, progress=False)
+        assert parts.annealing is not None and parts.validation is not None
         anneals, measures = (
             set(map(tuple, part.dataset["input_ids"])) for part in (parts.annealing, parts.validation)
-        )  # type: ignore[union-attr]
+        )
         assert measures and not anneals & measures
         assert any("that measure are among anneal.data; they are left out" in note for note in parts.notes)
 

@@ -284,13 +284,14 @@ def test_a_half_of_the_evaluation_data_chooses(story_model: Any, arguments: Any,
     trainer = gw.Trainer(story_model(), arguments("other"), **options)
     assert len(trainer.eval_dataset) == 4
     several = {"near": speeches.select(range(24, 30)), "far": speeches.select(range(40, 44))}
-    trainer = gw.Trainer(story_model(), arguments("several"), **(options | {"eval_dataset": several}))
+    changed: dict[str, Any] = {**options, "eval_dataset": several}
+    trainer = gw.Trainer(story_model(), arguments("several"), **changed)
     assert {name: len(each) for name, each in trainer.eval_dataset.items()} == {"near": 4, "far": 4}
     (note,) = target_of(options["recipe"], options["target_dataset"], several, planned=False).notes
     assert note.startswith("eval_dataset 'near': 2 of 6 samples that measure are among")
-    streamed = {"target_dataset": options["target_dataset"].to_iterable_dataset()}
+    streamed: dict[str, Any] = {**options, "target_dataset": options["target_dataset"].to_iterable_dataset()}
     with pytest.raises(gw.RecipeError, match=r"by position, .* found IterableDataset"):
-        gw.Trainer(story_model(), arguments("streamed"), **(options | streamed))
+        gw.Trainer(story_model(), arguments("streamed"), **streamed)
 
 
 def test_a_target_without_effect_is_refused(story_model: Any, arguments: Any, speeches: Any) -> None:

@@ -323,7 +323,7 @@ def test_a_parameter_in_two_layers_is_updated_once() -> None:
     for layer, offload in zip(layers, (False, True), strict=True):
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
         if offload:
-            offload_state(optimizer, [[layer.weight, layer.bias], [layer.bias]])
+            offload_state(optimizer, [list(layer.parameters()), [layer.bias]])
         layer(torch.ones(1, 2)).sum().backward()
         optimizer.step()
     assert torch.equal(layers[0].bias, layers[1].bias)

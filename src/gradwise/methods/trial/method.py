@@ -6,7 +6,7 @@ judges them.
 """
 
 from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -66,9 +66,9 @@ class Trial(Annealer):
 
     @property
     def tried(self) -> dict[str, Annealer]:
-        shared = {each.name: getattr(self, each.name) for each in fields(Annealer)}
+        shared: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(Annealer)}
         # All of the data have no size to be given.
-        whole = shared | dict.fromkeys(("fraction", "count", "tokens"))
+        whole = {**shared, **dict.fromkeys(("fraction", "count", "tokens"))}
         return {name: CLASSES[name](**(whole if name == "full" else shared)) for name in self.contenders}
 
     def chosen(self) -> Annealer | None:
