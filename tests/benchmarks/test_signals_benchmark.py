@@ -128,7 +128,7 @@ def test_projections_without_scale_are_scaled() -> None:
     z = subjects.dense(gram, 10**6, 0) * 10
     entry = peers.inner_products([z], gram)
     assert entry["scale"] == pytest.approx(100, rel=0.02)
-    assert entry["errors"][0].own > 90
+    assert entry["errors"][0].diagonal > 90
     assert entry["scaled_errors"][0].own < 0.01
 
 

@@ -81,7 +81,7 @@ class TestPresets:
         both = Recipe.from_dict(recipe.to_dict() | {"data": {**data, "validation": "valid.jsonl"}})
         assert len(parse_arms(["full", "other.yaml"], both)) == 2
 
-    def test_a_number_of_samples_of_its_own_is_refused(self) -> None:
+    def test_another_number_of_samples_is_refused(self) -> None:
         known = {"recipe": {"shared": 0, "held_out": 12}}
         _check_same_number(12, "dsir", known)
         with pytest.raises(DataError, match=r"10 held-out samples would measure dsir, and 12 .* recipe"):

@@ -5,6 +5,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gradwise.data import Allowed, Data, Source
 from gradwise.errors import RecipeError
+from gradwise.recipe import Recipe
 
 DATA = TypeAdapter(Data)
 
@@ -52,7 +53,8 @@ def test_a_share_of_a_set_that_does_not_have_to_do_both_is_refused(given):
 
 
 def test_the_schema_describes_every_field_and_takes_strings_for_sources():
-    schema = DATA.json_schema()
-    described = [schema, *schema["$defs"].values()]
+    definitions = Recipe.schema()["$defs"]
+    schema = definitions["Data"]
+    described = [schema, *(definitions[name] for name in ("Source", "Allowed"))]
     assert all(field.get("description") for part in described for field in part["properties"].values())
     assert {"type": "string"} in schema["properties"]["train"]["anyOf"]

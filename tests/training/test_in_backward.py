@@ -90,7 +90,7 @@ def test_a_layer_used_in_part_is_updated_at_the_step() -> None:
 
 
 class InPart(nn.Module):
-    """Three blocks, half of which some steps do not use."""
+    """Three blocks; some steps use only a half of each."""
 
     def __init__(self) -> None:
         super().__init__()

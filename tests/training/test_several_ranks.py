@@ -12,9 +12,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-pytestmark = pytest.mark.slow
+from tests.signals.processes import ended, start_trainers
+from tests.training import ranks_worker
 
-WORKER = Path(__file__).with_name("ranks_worker.py")
+pytestmark = pytest.mark.slow
 
 RECIPES: dict[str, dict[str, Any]] = {
     "grass": {"layers": {"method": "grass", "active": 2, "period": 2, "probe": 2}},
@@ -56,7 +57,7 @@ def run(
     streamed: bool = False,
     **arguments: Any,
 ) -> Path:
-    """Train under torchrun; 22 or 21 samples in batches of 8 leave an uneven last step."""
+    """Train, several ranks under torchrun; 22 or 21 samples in batches of 8 leave an uneven last step."""
     out = folder / f"ranks{ranks}"
     out.mkdir(exist_ok=True)
     data.save_to_disk(folder / "data")
@@ -77,13 +78,19 @@ def run(
             **arguments,
         },
     }
+    if ranks == 1:
+        (process,) = start_trainers(1, folder, lambda _: ranks_worker.main(settings))
+        assert ended(process, 300) == 0
+        return out
     (folder / "settings.json").write_text(json.dumps(settings))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     address = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    subprocess.run([*torchrun, *address, str(WORKER), str(folder / "settings.json")], check=True, timeout=300)
+    subprocess.run(
+        [*torchrun, *address, ranks_worker.__file__, str(folder / "settings.json")], check=True, timeout=300
+    )
     return out
 
 

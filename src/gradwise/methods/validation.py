@@ -46,7 +46,8 @@ def validation_rows(validation: Signals | None, by: str) -> NDArray[np.int64]:
 
 
 def check_aligned(cosines: NDArray[np.floating], by: str, what: str = "gradients") -> None:
-    """Raise SignalError where no sample of a pool points towards the target or away from it.
+    """Raise SignalError where no sample of a pool points towards the target or away from it; one alone is no
+    choice.
 
     Args:
         cosines: (..., n) of the samples with the target; what is not finite does not count.
@@ -55,7 +56,7 @@ def check_aligned(cosines: NDArray[np.floating], by: str, what: str = "gradients
     """
     absolute = np.abs(cosines[np.isfinite(cosines)])
     # Where all are alike the pool's order would decide: rows 0..K-1 would be picked without a word.
-    if absolute.size and absolute.max() <= LEAST_COSINE:
+    if cosines.shape[-1] > 1 and absolute.size and absolute.max() <= LEAST_COSINE:
         raise SignalError(
             f"{by}: the {what} of all {cosines.shape[-1]} samples are orthogonal to the target, so that none "
             "is better than another; collect pool and validation with the same parameters, grad_dim and seed."

@@ -117,7 +117,7 @@ def decided(
     >>> decided({"before": np.ones(2), "a": np.full(2, np.nan), "b": np.array([0.5, 0.7])})[:2]
     ('b', {'a': nan, 'b': 0.6})
     """
-    # A judge without a loss of its own (no label token) says nothing of any contender.
+    # A judge without a loss of its own (no label token) cannot judge any contender.
     sound = np.isfinite(losses["before"])
     if not sound.any():
         kind = "validation" if section == "anneal" else "target"

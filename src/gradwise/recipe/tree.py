@@ -212,14 +212,15 @@ def flattened_schema(schema: Tree) -> Tree:
 
 
 def _describe(definitions: Tree, cls: type[Settings]) -> None:
-    """Give the properties of all settings classes the docstrings of their fields.
+    """Give the properties of gradwise's settings classes the docstrings of their fields.
 
     pydantic can do so itself, but then reads all sources each time that a recipe is read: a second on a slow
     processor, of the 1.6 s that a command takes to find that a file is missing.
     """
     for below in cls.__subclasses__():
         _describe(definitions, below)
-        if below.__name__ in definitions:
+        # Somebody else's class of the same name has no place in the schema.
+        if below.__name__ in definitions and below.__module__.startswith("gradwise."):
             texts = field_descriptions(below)
             for name, described in definitions[below.__name__].get("properties", {}).items():
                 described.setdefault("description", texts.get(name, ""))

@@ -209,11 +209,8 @@ def _columns(chosen: Selected, epoch_order: Order) -> dict[str, Any]:
     """What is known of every entry."""
     rows: Any = chosen.pool.dataset.select(epoch_order.indices)
     count = len(epoch_order.indices)
-    unit = (
-        pyarrow.nulls(count, pyarrow.int64())
-        if epoch_order.units is None
-        else pyarrow.array(epoch_order.units)
-    )
+    units = epoch_order.units
+    unit = pyarrow.nulls(count, pyarrow.int64()) if units is None else pyarrow.array(units)
     return {
         "position": pyarrow.array(np.arange(count)),
         "index": pyarrow.array(epoch_order.indices),

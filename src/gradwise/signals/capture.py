@@ -238,7 +238,7 @@ class Capture(TorchFunctionMode):
         if self._owner is not None:
             return SampleRows(self._samples, self._owner) if count == len(self._owner) else None
         if view is not None and view.matrix.slice is not None:
-            # An expert gets rows of any samples, so that their number says nothing of whose they are.
+            # An expert gets rows of any samples, so that their number does not show whose they are.
             if self._expert_rows is None:
                 return None
             owner = self._expert_rows(view.matrix.slice)
