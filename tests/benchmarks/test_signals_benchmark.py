@@ -129,7 +129,7 @@ def test_projections_without_scale_are_scaled() -> None:
     entry = peers.inner_products([z], gram)
     assert entry["scale"] == pytest.approx(100, rel=0.02)
     assert entry["errors"][0].diagonal > 90
-    assert entry["scaled_errors"][0].own < 0.01
+    assert entry["scaled_errors"][0].diagonal < 0.01
 
 
 def test_implementations_that_did_not_run_are_named() -> None:
