@@ -96,9 +96,7 @@ def _four() -> Task:
             "The small Llama (8.9 M parameters), fine-tuned on 480 records of three sets. "
             f"{FOUR_TEXT.format(blocks='six')} {FOUR_RATES.format('compare-small_llama')} "
             "Of the held-out records, one half is what `direct*` and `together*` choose by, and the other "
-            "half measures all arms. The budget of time is more than twice what full training takes for 48 "
-            "steps, so that `together` has time to decide. The decisions of `d3_published` and of "
-            "`together_published` for 48 steps alone take longer than that budget."
+            "half measures all arms."
         ),
         prepare=small_llama.build,
         arms=_four_files("four"),
@@ -148,12 +146,13 @@ def _four_stories() -> Task:
             "held-out records, one half is what `direct*` and `together*` choose by, and the other half "
             "measures all arms. The budget of time is several times what full training takes for 96 steps, "
             "so that `together` has time to decide. The decisions of `d3_published` and of "
-            "`together_published` for 96 steps alone take longer than that budget."
+            "`together_published` for 96 steps alone take longer than that budget. `d3_trial` takes the "
+            "published definition of influence literally (`rule: trial`)."
         ),
         prepare=d3_pools.tune,
-        arms=_four_files("four_stories"),
+        arms=_four_files("four_stories") | {"d3_trial": f"{HERE}/arms/four_stories/d3_trial.yaml"},
         comparisons=(
-            Comparison("steps", FOUR, ("random", "full")),
+            Comparison("steps", (*FOUR, ("d3_trial",)), ("random", "full")),
             Comparison("time", FOUR_AT_EQUAL_TIME, ("random", "full"), "45"),
         ),
         claims=_four_claims("stories260K", steps=("grace", "d3", "together", "together_published")),
