@@ -183,7 +183,7 @@ def whole_tensor(tensor: Any) -> Tensor:
     return tensor.full_tensor() if is_distributed(tensor) else tensor
 
 
-# From torch 2.6 to 2.13, FSDP's settings have public setters, but nothing public reads them. So its own state
+# FSDP's settings have public setters, but nothing public reads them (torch 2.13). So its own state
 # is read here, and nowhere else.
 
 
@@ -194,8 +194,8 @@ def _reading() -> Iterator[None]:
         yield
     except AttributeError as error:
         raise SignalError(
-            f"torch {torch.__version__} keeps the state of FSDP2 elsewhere than torch 2.6 to 2.13 do "
-            f"({error}); install one of these, or use a model that is whole in each process."
+            f"torch {torch.__version__} keeps the state of FSDP2 elsewhere than torch 2.13 does "
+            f"({error}); install torch 2.13, or use a model that is whole in each process."
         ) from error
 
 
