@@ -64,6 +64,7 @@ FOUR_RATES = (
 FOUR_CLAIMS = {
     "grace": ("GRACE's quarter against a random one", "random"),
     "d3": ("D³ against a shuffle", "full"),
+    "d3_trial": ("D³ by its published definition against a shuffle", "full"),
     "direct": ("DiReCT's last quarter against the data as they come", "full"),
     "together": ("all four methods against full training", "full"),
     "together_published": ("all four as published against full training", "full"),
@@ -155,7 +156,7 @@ def _four_stories() -> Task:
             Comparison("steps", (*FOUR, ("d3_trial",)), ("random", "full")),
             Comparison("time", FOUR_AT_EQUAL_TIME, ("random", "full"), "45"),
         ),
-        claims=_four_claims("stories260K", steps=("grace", "d3", "together", "together_published")),
+        claims=_four_claims("stories260K", steps=("grace", "d3", "d3_trial", "together")),
     )
 
 
