@@ -3,6 +3,7 @@ method's class."""
 
 import ast
 import re
+import tokenize
 from collections import Counter
 from pathlib import Path
 
@@ -114,6 +115,36 @@ def test_no_two_classes_have_one_name() -> None:
         if isinstance(node, ast.ClassDef)
     )
     assert not [name for name, count in names.items() if count > 1]
+
+
+def test_local_names_say_what_values_are() -> None:
+    """And not how they came."""
+    avoided = {"found", "own", "given", "known"}
+    nodes = [
+        (path.name, node)
+        for path in SOURCE.rglob("*.py")
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+    ]
+    names = [(file, node.arg) for file, node in nodes if isinstance(node, ast.arg)]
+    names += [
+        (file, node.id)
+        for file, node in nodes
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    ]
+    assert len(names) > 1000
+    assert not [name for name in names if name[1] in avoided]
+
+
+def test_comments_say_why() -> None:
+    """On at least 3 % of all lines."""
+    comments = lines = 0
+    for path in SOURCE.rglob("*.py"):
+        with path.open("rb") as file:
+            comments += sum(token.type == tokenize.COMMENT for token in tokenize.tokenize(file.readline))
+        lines += path.read_text(encoding="utf-8").count("\n")
+    assert comments >= 0.03 * lines
 
 
 def test_signals_and_their_store_do_not_import_each_other() -> None:

@@ -25,7 +25,7 @@ from gradwise.ranks import world_size
 from gradwise.recipe import Recipe
 
 DIMENSIONS = ("pp", "dp_replicate", "fsdp", "tp"), ("pp", "dp_replicate", "efsdp", "ep")
-"""Of the meshes that transformers shards a model over as it loads it: dense modules and experts."""
+"""Dimensions of the meshes that transformers shards a model over in loading it: dense modules, experts."""
 
 
 def ranks_of(recipe: Recipe, asked: int | None, *, as_loaded: bool) -> int | None:
@@ -79,8 +79,8 @@ def pretended(ranks: int) -> Iterator[None]:
 
 
 def shard(model: Any, recipe: Recipe, *, as_loaded: bool) -> Any:
-    """The model sharded over the pretended ranks, as transformers does in loading it or accelerate before the
-    first step.
+    """The model sharded over the pretended ranks, as transformers shards it in loading or accelerate before
+    the first step.
 
     Raises:
         RecipeError: the installed versions cannot do that, or a setting's memory is not known.

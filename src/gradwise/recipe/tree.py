@@ -214,8 +214,8 @@ def flattened_schema(schema: Tree) -> Tree:
 def _describe(definitions: Tree, cls: type[Settings]) -> None:
     """Give the properties of gradwise's settings classes the docstrings of their fields.
 
-    pydantic can do so itself, but then reads all sources each time that a recipe is read: a second on a slow
-    processor, of the 1.6 s that a command takes to find that a file is missing.
+    pydantic can do so itself, but then every command that reads a recipe reads the sources of all settings,
+    which took most of the time until a mistake in it was said.
     """
     for below in cls.__subclasses__():
         _describe(definitions, below)

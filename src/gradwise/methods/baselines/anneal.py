@@ -47,7 +47,7 @@ class _Ranked(Annealer):
             sound = np.flatnonzero(signals.ok)
             picked = self.select(signals.take(sound), validation=validation, room=room, seed=seed)
             return replace(picked, indices=sound[picked.indices])
-        count = None if self.tokens is not None else self.budget(len(signals), room)
+        count = None if self.tokens is not None else self._size(signals, room)
         ranked, scores, reason = self._ranked(signals, validation, count or len(signals), seed)
         if count is None:
             assert self.tokens is not None
@@ -71,6 +71,10 @@ class _Ranked(Annealer):
             scores=None if scores is None else scores[:count],
             details=details,
         )
+
+    def _size(self, signals: Signals, room: int | None) -> int:
+        """Number of samples to pick, where no number of tokens is given."""
+        return self.budget(len(signals), room)
 
     def _weights(self, signals: Signals, picks: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """(n,) weights of the picks; those of the data by default."""
@@ -176,30 +180,19 @@ class InfoBatch(_Ranked):
 
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
 
-    def select(
-        self,
-        signals: Signals,
-        *,
-        validation: Signals | None = None,
-        room: int | None = None,
-        seed: int = 0,
-    ) -> Selection:
-        check_signals(signals, self.method, seed=seed)
-        method, sized = self, (self.fraction, self.count, self.tokens) != (None, None, None)
-        if not sized and (signals.ok is None or signals.ok.all()):
-            loss = signals.require("loss", "infobatch").astype(np.float64)
-            finite = np.isfinite(loss)
-            # Nobody asked for 80 %, so that a few low losses must not end a run as its phase begins.
-            count = max(self.budget(len(signals)), int((finite & ~_is_low(loss)).sum()))
-            method = replace(self, count=max(1, min(count, int(finite.sum()))))
-        return super(InfoBatch, method).select(signals, validation=validation, room=room, seed=seed)
-
     def budget(self, pool: int, room: int | None = None) -> int:
-        """As many as the settings say; if they say nothing, 80 %, as in DiReCT's comparisons, or all with a
-        loss above the mean where they are more."""
+        """As many as the settings say; if they say nothing, 80 %, as in DiReCT's comparisons."""
         if self.fraction is None and self.count is None:
             return share_of(0.8, pool, "anneal")
         return super().budget(pool, room)
+
+    def _size(self, signals: Signals, room: int | None) -> int:
+        size = super()._size(signals, room)
+        if self.fraction is not None or self.count is not None:
+            return size
+        # Nobody asked for 80 %, so a few low losses must not end a run as its phase begins.
+        loss = signals.require("loss", "infobatch").astype(np.float64)
+        return max(size, int((np.isfinite(loss) & ~_is_low(loss)).sum()))
 
     def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
         loss = signals.require("loss", "infobatch").astype(np.float64)
