@@ -8,12 +8,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
-from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import gradwise as gw
 from gradwise.training.sharded_checkpoint import load_state, whole_state
-from gradwise.training.tensor_bytes import TensorBytes
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
@@ -127,45 +125,10 @@ def one_row(out: Path) -> None:
         torch.save({"weights": weights, "states": [state["state"] for _, state in results]}, f"{out}.pt")
 
 
-def followed(out: Path) -> None:
-    """Peak of forward and backward above what is there before, as it is counted by following tensors and as
-    torch's allocator reports it."""
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**SIZES, "hidden_size": 64, "intermediate_size": 192}))
-    for block in model.model.layers:
-        fully_shard(block)
-    fully_shard(model)
-    ids = torch.arange(48).view(2, 24)
-
-    def step() -> None:
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-
-    step()  # FSDP makes its buffers
-    model.zero_grad()
-    with TensorBytes().following(model) as counted:
-        before = counted.alive.total()
-        step()
-    model.zero_grad()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    trace = Path(f"{out}-{dist.get_rank()}.trace.json")
-    profiler.export_chrome_trace(str(trace))
-    events = [each for each in json.loads(trace.read_text())["traceEvents"] if each.get("name") == "[memory]"]
-    sizes = [each["args"] for each in sorted(events, key=lambda each: each["ts"])]
-    start = sizes[0]["Total Allocated"] - sizes[0]["Bytes"]
-    reported = max(size["Total Allocated"] for size in sizes) - start
-    if dist.get_rank() == 0:
-        found = {"followed": counted.peak - before, "reported": reported, "parts": dict(counted.at_peak)}
-        Path(f"{out}.json").write_text(json.dumps(found))
-
-
 def main(jobs: list[dict[str, Any]]) -> None:
     for job in jobs:
         if job.get("one_row"):
             one_row(Path(job["out"]))
-            continue
-        if job.get("followed"):
-            followed(Path(job["out"]))
             continue
         resume = Path(job["resume"]) if job.get("resume") else None
         train(job["policy"], job["steps"], Path(job["out"]), resume)
