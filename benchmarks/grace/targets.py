@@ -319,10 +319,10 @@ def _unrelated_section(by_key: dict[str, dict[str, Any]]) -> str:
     entries = list(by_key.values())
     closeness = [entry["closeness"] for entry in entries]
     sentence = (
-        f"The picks of `grace` are {min(closeness):.0%} to {max(closeness):.0%} of the way from random "
-        "samples to the target's own, and gradwise says that the pool holds little that resembles the target "
-        f"in {sum(entry['said'] for entry in entries)} of {len(entries)} seeds. Before training the loss is "
-        f"{np.mean([entry['untrained'] for entry in entries]):.3f}."
+        f"The closest samples by words are {min(closeness):.0%} to {max(closeness):.0%} of the way from "
+        "random ones to the target's own, and gradwise says that the pool holds little that resembles the "
+        f"target in {sum(entry['said'] for entry in entries)} of {len(entries)} seeds. Before training the "
+        f"loss is {np.mean([entry['untrained'] for entry in entries]):.3f}."
     )
     return "\n\n".join(
         [

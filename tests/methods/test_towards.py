@@ -1,6 +1,7 @@
 """Selection towards a target: shares of subtasks, junk that imitates the target, copies, unrelated pools."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 import gradwise as gw
 from gradwise.data.texts import Texts
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.towards import FAR, Subtasks, bounds, joint, wording
+from gradwise.methods import towards
+from gradwise.methods.towards import FAR, Subtasks, bounds, closeness_of, joint, wording
 from gradwise.numerics.ngrams import word_ids
 from gradwise.numerics.transport import spread_mass
 from gradwise.signals import Signals
@@ -132,6 +134,18 @@ def test_a_pool_without_anything_relevant_is_said() -> None:
         gw.Grace(count=20, target="target").select(signals(speeches(200, 2)), target=signals(target.texts))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_some_texts_of_a_large_pool_say_whether_it_is_far(seed: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(towards, "LOOKED_AT", 150)
+    target, subtasks = FromTexts(problems(BAKERY, 40, seed)), Subtasks.of_domains(None, 40)
+    pools = {"far": speeches(600, seed), "near": speeches(450, seed) + problems(BAKERY, 150, seed + 9)}
+    for name, texts in pools.items():
+        whole = wording(FromTexts(texts), target, subtasks, 60).closeness
+        some = closeness_of(FromTexts(texts), target, subtasks, 60, seed)
+        assert some == pytest.approx(whole, abs=0.15), name
+        assert (some < FAR) == (whole < FAR) == (name == "far")
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -165,6 +179,19 @@ class TestEvery:
         if method.method != "grace":
             alone = method.select(pool.take(np.flatnonzero(sound)), target=target.take(np.flatnonzero(fine)))
             assert picked.indices.tolist() == np.flatnonzero(sound)[alone.indices].tolist()
+
+    @pytest.mark.parametrize("far", [True, False])
+    def test_a_pool_without_anything_relevant_is_said(self, method: Any, far: bool) -> None:
+        pool = signals(speeches(60, 2) if far else speeches(40, 2) + problems(BAKERY, 20, 3))
+        pool = replace(pool, grad=np.random.default_rng(3).standard_normal((60, 6)).astype(np.float32))
+        target = signals(problems(BAKERY, 9, 2), 5)
+        target = replace(target, grad=np.random.default_rng(4).standard_normal((9, 6)).astype(np.float32))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            picked = method.select(pool, target=target)
+        messages = [str(each.message) for each in caught]
+        assert ["little that resembles the target" in each for each in messages] == [True] * far
+        assert bool(method.advice(picked)) is far
 
     def test_a_target_is_needed(self, method: Any) -> None:
         with pytest.raises(SignalError, match="target"):

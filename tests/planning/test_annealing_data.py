@@ -237,6 +237,8 @@ class TestRefused:
             (RandomAnneal(count=40, share=0.6), r"count is 40, 24 of them for a share of 0\.6, .* only 12"),
             (RandomAnneal(fraction=0.04), r"anneal\.fraction is 0\.04, which is none of 12 samples"),
             (gw.Direct(fraction=0.2, candidates=2), r"anneal\.fraction is 0\.2, which is none of 2 samples"),
+            (RandomAnneal(tokens=2), r"anneal\.tokens is 2, and the shortest .* has \d+ label tokens"),
+            (RandomAnneal(tokens=9, share=0.25), r"anneal\.tokens is 9, \d of them for a share of 0\.\d+,"),
             (RandomAnneal(share=0.01), r"anneal\.share is 0\.01, of 16 samples from step 4 on"),
         ],
     )

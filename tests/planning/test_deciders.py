@@ -253,6 +253,23 @@ def test_a_trial_is_taken_back_and_its_recipe_repeats_the_run(make: Any, monkeyp
     assert again.session.plan.digest == whole.session.plan.digest
 
 
+def test_a_trial_without_gradients_measures_none(make: Any, monkeypatch: Any) -> None:
+    """Its contenders choose by chance, and only the judges ask the model."""
+    monkeypatch.setattr("gradwise.planning.annealing.scoring_speed", _not_called)
+    monkeypatch.setattr("gradwise.planning.scoring._collect", _not_called)
+    whole = make("whole", "anneal", gw.Trial(contenders=("random", "full"), steps=2))
+    whole.train()
+    events = [json.loads(line) for line in (Path(whole.args.output_dir) / "events.jsonl").open()]
+    (trial,) = [line for line in events if line["event"] == "trial"]
+    assert set(trial["losses"]) == {"random", "full"} and trial["winner"] in trial["losses"]
+    for contenders, needs in ((("random", "cosine_top"), {"grad"}), (("random", "full"), set())):
+        assert gw.Trial(contenders=contenders).needs == needs
+
+
+def _not_called(*_: Any, **__: Any) -> Any:
+    raise AssertionError("nothing is to be measured")
+
+
 def test_a_trial_refuses_what_it_cannot_judge(make: Any) -> None:
     with pytest.raises(gw.RecipeError, match="at least two different methods"):
         gw.Trial(contenders=("random",))

@@ -142,7 +142,7 @@ def test_layers_whose_state_is_offloaded(runs: Path, first_rank: dict[str, int])
 
 
 def test_whole_weights_count_while_they_are_gathered(tmp_path: Path) -> None:
-    """The sum is that of torch's allocator; with whole weights after they are dropped it would be a third more.
+    """The sum is that of torch's allocator; with weights that were dropped it would be a third more.
 
     The ranks are pretended: real ones keep a buffer for as long as its message takes, which no run repeats.
     """

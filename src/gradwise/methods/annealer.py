@@ -82,6 +82,11 @@ class Annealer(Method):
         return self
 
     @property
+    def uses_validation(self) -> bool:
+        """Whether validation samples decide: by their signals, or as judges of what was tried."""
+        return bool(self.validation_needs or self.tried)
+
+    @property
     def uses_optimizer(self) -> bool:
         """Whether gradients are divided by the root of the optimizer's second moments."""
         return False

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from gradwise.data.settings import Goal
 from gradwise.data.texts import Texts
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.decision import check_signals
+from gradwise.methods.decision import Selection, check_signals
 from gradwise.methods.subset import Subset
 from gradwise.numerics.ngrams import Counts, affinities, affinity
+from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
 
 FEWEST = 8
@@ -26,6 +27,9 @@ FAR = 0.25
 """Closeness below which a pool is said to hold little that resembles the target. It was 0.02 to
 0.06 for plays, and 0.16 (PIQA) to 0.69 (GSM8K, part of the pool) for mixed pools
 (`benchmarks.grace.words`)."""
+
+LOOKED_AT = 20_000
+"""Texts of a pool by which selections that do not compare all of them judge whether it is far."""
 
 
 @dataclass(frozen=True)
@@ -187,13 +191,23 @@ def percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return (rankdata(values) - 0.5) / max(1, len(values))
 
 
+def closeness_of(texts: Texts, target: Texts, subtasks: Subtasks, size: int, seed: int) -> float:
+    """`Wording.closeness`, from at most `LOOKED_AT` texts of the pool, drawn at random."""
+    count = len(texts)
+    if count > LOOKED_AT:
+        rows = np.sort(stream(seed, "closeness").choice(count, LOOKED_AT, replace=False))
+        texts, size = texts.take(rows), max(1, round(size * LOOKED_AT / count))
+    return wording(texts, target, subtasks, size).closeness
+
+
 def far_from(closeness: float) -> str | None:
-    """A sentence where a selection is hardly closer to the target than random samples; None otherwise."""
+    """A sentence where no sample is much closer to the target than random ones; None otherwise."""
     if closeness >= FAR:
         return None
     return (
-        f"The pool holds little that resembles the target: the picks are {closeness:.0%} of the way from "
-        "random samples to the target's own, so that a random part or all of the data may do as well."
+        "The pool holds little that resembles the target: by their words, the closest samples are "
+        f"{closeness:.0%} of the way from random ones to the target's own, so that a random part or all of "
+        "the data may do as well."
     )
 
 
@@ -208,6 +222,12 @@ class Targeted(Subset):
     @property
     def aims(self) -> bool:
         return self.target is not None
+
+    def advice(self, selection: Selection) -> str | None:
+        """A sentence on a pool that holds little that resembles the target; None if there is nothing to
+        say."""
+        closeness = selection.details.get("closeness")
+        return None if closeness is None else far_from(closeness)
 
     def aimed(self, goal: Goal | None) -> Self:
         """The same method with its target settled."""

@@ -115,6 +115,12 @@ class Annealing(Decider):
                 of_part.budget(
                     min(there, of_part.candidates or there), there
                 )  # a fraction can be none of them
+            elif of_part.tokens < (shortest := context.annealing.train.label_tokens_of(part.rows).min()):
+                of_part_text = f", {of_part.tokens} of them for a share of {part.share:g}"
+                raise RecipeError(
+                    f"anneal.tokens is {method.tokens}{of_part_text if part.share < 1 else ''}, and the "
+                    f"shortest of the samples to choose from has {shortest} label tokens; raise it."
+                )
         # Layers that were frozen for long have second moments of long ago, or none.
         if method.uses_optimizer and (not context.adam or self._freezes_layers):
             raise RecipeError(
@@ -123,7 +129,7 @@ class Annealing(Decider):
             )
         if context.in_run.pack is not None:
             raise RecipeError("anneal cannot go with packing yet; set packing: false.")
-        if method.validation_needs:
+        if method.uses_validation:
             self._check_validation(context)
 
     def _parts(self, context: RunContext, pool: NDArray[np.int64] | None = None) -> Parts:
@@ -139,9 +145,10 @@ class Annealing(Decider):
                 halves(context.target)
             return
         if not context.validation_sets:
+            use = "is judged by" if self.method.tried else "selects by the gradients of"
             raise RecipeError(
-                f"anneal: {name} selects by the gradients of validation data, and none are given; give "
-                "data.validation (or an eval_dataset), or data.target."
+                f"anneal: {name} {use} validation data, and none are given; give data.validation (or an "
+                "eval_dataset), or data.target."
             )
         if context.validation_sets > 1:
             raise RecipeError(
@@ -178,7 +185,7 @@ class Annealing(Decider):
         """What the selections will take, estimated from a few samples at the present weights."""
         needs = (self.method.needs | self._ordering.needs) & set(QUANTITIES)
         if not needs:
-            return Cost()
+            return Cost(seconds=self._race_seconds(context))
         # Evenly spread over the data, which are often sorted by length or by domain.
         speed = scoring_speed(context, evenly(len(context.train), MORE), needs)
         parts = scored_parts(self.method, context.annealing.train, self._parts(context), context.seed)
@@ -245,10 +252,11 @@ class Annealing(Decider):
         # One scoring run over all parts, since each run has a start of its own to pay for.
         signals = signals_now(phase, rows, needs, use_optimizer=optimizer)
         validation, judges = None, None
+        chooses = _choosing(context) if method.uses_validation else None
+        if method.tried:
+            assert chooses is not None
+            _, chooses, judges = halves(chooses)
         if method.validation_needs:
-            chooses = _choosing(context)
-            if method.tried:
-                _, chooses, judges = halves(chooses)
             validation = validation_signals(
                 replace(context, validation=chooses),
                 method.validation_needs,

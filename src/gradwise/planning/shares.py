@@ -248,13 +248,13 @@ def _probing(run: _Run) -> Share | None:
 
 def _annealing(run: _Run) -> Share | None:
     method: Any = run.recipe.anneal
-    if method is None or not measured(method.needs | method.validation_needs):
+    if method is None or not (method.tried or measured(method.needs | method.validation_needs)):
         return None
     held_out: int | None = 0
-    if method.validation_needs and run.size:
+    if method.uses_validation and run.size:
         usable = run.size.choosing // (2 if method.tried else 1)
         held_out = min(usable, method.validation_samples or usable)
-    elif method.validation_needs:
+    elif method.uses_validation:
         held_out = method.validation_samples
     pool = None if run.size is None else _choosable(method, run.size)
     candidates = method.candidates if pool is None else min(pool, method.candidates or pool)

@@ -203,7 +203,7 @@ class Recipe(Settings):
     @property
     def aims(self) -> bool:
         """Whether `select` or `anneal` chooses by samples that `data` keeps apart for that."""
-        return self.goal is not None or (self.anneal is not None and bool(self.anneal.validation_needs))
+        return self.goal is not None or (self.anneal is not None and self.anneal.uses_validation)
 
     @property
     def annealing_data(self) -> Sources:

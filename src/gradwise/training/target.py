@@ -40,7 +40,7 @@ def target_of(
         DataError: the evaluation data are too few to be split, or all of them are among the target's.
     """
     method = recipe.select
-    chooses = recipe.anneal is not None and bool(recipe.anneal.validation_needs)
+    chooses = recipe.anneal is not None and recipe.anneal.uses_validation
     single = evaluation is not None and not isinstance(evaluation, dict)
     if dataset is None:
         goal = method.towards(target=False, validation=single)

@@ -52,7 +52,9 @@ class _Ranked(Annealer):
         if count is None:
             assert self.tokens is not None
             tokens = signals.require("num_tokens", "a budget in tokens")[ranked]
-            count = int(np.searchsorted(np.cumsum(tokens), self.tokens, side="right"))
+            fits = tokens <= self.tokens  # a first sample longer than the budget would leave none
+            ranked, scores = ranked[fits], None if scores is None else scores[fits]
+            count = int(np.searchsorted(np.cumsum(tokens[fits]), self.tokens, side="right"))
         if self.fraction is None and self.count is None and self.tokens is None:
             count = min(count, len(ranked))  # as many as there are, where nobody asked for more
         if not count or count > len(ranked):

@@ -1,8 +1,9 @@
 """Selections towards a target that others have published: DSIR, nearest neighbours, LESS, TSDS."""
 
+import warnings
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from pydantic import Field
 from gradwise.errors import SignalError
 from gradwise.methods.decision import Selection, check_signals
 from gradwise.methods.interfaces import WarmUp
-from gradwise.methods.towards import AlwaysTargeted, Subtasks, check_target, texts_of, unit_rows
+from gradwise.methods.towards import AlwaysTargeted, Subtasks, check_target, closeness_of, texts_of, unit_rows
 from gradwise.methods.validation import check_aligned
 from gradwise.numerics.ngrams import Counts, affinity
 from gradwise.numerics.streams import stream
@@ -31,10 +32,10 @@ class _TowardsTarget(AlwaysTargeted):
         target: Signals | None = None,
         seed: int = 0,
     ) -> Selection:
-        return self.select(signals, target=target, seed=seed)
+        return self._select(signals, target, seed)
 
     def select(self, signals: Signals, *, target: Signals | None = None, seed: int = 0) -> Selection:
-        """The samples of a pool that serve a target.
+        """The samples of a pool that serve a target; warns where texts are known and none resembles it.
 
         Args:
             signals: of the pool.
@@ -44,6 +45,12 @@ class _TowardsTarget(AlwaysTargeted):
         Raises:
             SignalError: a signal is missing, or no target is given.
         """
+        selection = self._select(signals, target, seed)
+        if advice := self.advice(selection):
+            warnings.warn(advice, stacklevel=2)
+        return selection
+
+    def _select(self, signals: Signals, target: Signals | None, seed: int) -> Selection:
         check_signals(signals, self.method, seed=seed)
         target = check_target(target, self.method)
         if target.ok is not None and not target.ok.all():
@@ -52,11 +59,17 @@ class _TowardsTarget(AlwaysTargeted):
         if signals.ok is not None and not signals.ok.all():
             # Left out before others are counted, or a selection would be smaller than was asked for.
             sound = np.flatnonzero(signals.ok)
-            picked = self.select(signals.take(sound), target=target, seed=seed)
+            picked = self._select(signals.take(sound), target, seed)
             return replace(picked, indices=sound[picked.indices])
         indices, scores, why = self._ranked(signals, target, seed)
         weights = None if signals.weight is None else signals.weight[indices]
-        return Selection(indices, why=(why,), weights=weights, scores=scores[indices])
+        details: dict[str, Any] = {}
+        if signals.texts is not None and target.texts is not None:
+            # What the published methods leave open: whether anything in the pool resembles the target.
+            subtasks = Subtasks.of_domains(target.domain, len(target))
+            closeness = closeness_of(signals.texts, target.texts, subtasks, len(indices), seed)
+            details["closeness"] = closeness
+        return Selection(indices, why=(why,), weights=weights, scores=scores[indices], details=details)
 
     @abstractmethod
     def _ranked(
@@ -111,7 +124,7 @@ class Nearest(_TowardsTarget):
     method: Literal["nearest"] = "nearest"
     """Nearest neighbours by embedding, in turns."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    needs: ClassVar[frozenset[str]] = frozenset({"embedding", "texts"})
 
     def _ranked(
         self, signals: Signals, target: Signals, seed: int
@@ -146,7 +159,7 @@ class Less(_TowardsTarget):
     warm_up_fraction: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Fraction of the pool that the warm-up trains on, at random."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"grad"})
+    needs: ClassVar[frozenset[str]] = frozenset({"grad", "texts"})
 
     @property
     def trained_before(self) -> WarmUp:
@@ -216,7 +229,7 @@ class Tsds(_TowardsTarget):
     neighbours: Annotated[int, Field(ge=1)] = 2000
     """Nearest samples of each target sample that can get its mass."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    needs: ClassVar[frozenset[str]] = frozenset({"embedding", "texts"})
 
     def _ranked(
         self, signals: Signals, target: Signals, seed: int

@@ -31,7 +31,7 @@ from gradwise.methods.grace.refresh import (
 )
 from gradwise.methods.grace.state import State
 from gradwise.methods.interfaces import Arrays, Budgeted
-from gradwise.methods.towards import Targeted, Wording, check_target, far_from
+from gradwise.methods.towards import Targeted, Wording, check_target
 from gradwise.numerics.sampling import stratified_sample
 from gradwise.settings import default_of
 from gradwise.signals import Signals
@@ -209,8 +209,8 @@ class Grace(PublishedGrace, Targeted):
     def advice(self, selection: Selection) -> str | None:
         """A sentence on picks that were drawn at random to fill the budget, and on what to do, or on a pool
         that holds little that resembles the target; None if there is nothing to say."""
-        if (closeness := selection.details.get("closeness")) is not None:
-            return far_from(closeness)
+        if "closeness" in selection.details:
+            return super().advice(selection)
         shortfall = random_picks(selection.details, len(selection.indices))
         size = next(name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None)
         more = "overhead, or candidates: all" if self.candidates is None else "candidates"

@@ -57,12 +57,21 @@ class Trial(Annealer):
     its recipe before it is used."""
 
     left_to_run: ClassVar[tuple[str, ...]] = ("winner",)
-    needs: ClassVar[frozenset[str]] = Direct.needs | CosineTop.needs | Herding.needs
-    validation_needs: ClassVar[frozenset[str]] = Direct.validation_needs
 
     def check(self) -> None:
         super().check()
         check_contenders("anneal", self.contenders, self.winner)
+
+    # Of all contenders, also once the winner is known: a resumed run then measures what it did before.
+    @property
+    def needs(self) -> frozenset[str]:
+        """The signals that one of the contenders decides by."""
+        return frozenset().union(*(method.needs for method in self.tried.values()))
+
+    @property
+    def validation_needs(self) -> frozenset[str]:
+        """Signals of the validation samples that one of the contenders decides by."""
+        return frozenset().union(*(method.validation_needs for method in self.tried.values()))
 
     @property
     def tried(self) -> dict[str, Annealer]:

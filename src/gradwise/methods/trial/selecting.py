@@ -75,6 +75,10 @@ class SelectTrial(AlwaysTargeted):
     def chosen(self) -> Selector | None:
         return None if self.winner is None else self.tried[self.winner]
 
+    def advice(self, selection: Selection) -> str | None:
+        winner = self.chosen()
+        return None if winner is None else winner.advice(selection)
+
     @property
     def _remaining(self) -> list[Selector]:
         """The contenders that still matter."""
