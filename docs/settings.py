@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gradwise.recipe import Recipe
+from gradwise.recipe.foreign_keys import DERIVED
 
 PAGE = Path(__file__).parent / "reference" / "settings.md"
 HEAD = """# Every setting
@@ -13,6 +14,17 @@ Written from the recipe's schema by `python docs/settings.py`; do not edit. `gra
 schema itself for editors. A setting without a value in the column "default" must be given;
 `null` there means unset.
 """
+MORE = {
+    "train": """
+Without a default here: `per_device_train_batch_size` is the largest divisor of a process's share of the batch
+that is at most 8, `dataloader_pin_memory` is true where there is an accelerator, and with held-out data
+`eval_strategy` is `epoch` and `eval_on_start` true.
+""",
+    "adapter": """
+`target_modules` of LoRA is `all-linear` if unset. Needs the extra `lora`.
+""",
+}
+"""What follows a section's first sentence."""
 DECISIONS = ("select", "order", "layers", "anneal")
 
 
@@ -23,7 +35,7 @@ def page() -> str:
     for name, section in schema["properties"].items():
         kinds = _referred(section, schema["$defs"])
         if kinds:
-            parts.append(f"## `{name}`\n\n{_first_paragraph(section)}\n")
+            parts.append(f"## `{name}`\n\n{_first_paragraph(section)}\n{MORE.get(name, '')}")
         for kind in kinds:
             parts += _kind(kind, name in DECISIONS)
     shown = {
@@ -60,9 +72,11 @@ NESTED = {
 
 
 def _kind(kind: dict[str, Any], is_method: bool) -> list[str]:
-    properties = {name: each for name, each in kind["properties"].items() if name != "method"}
+    properties = {
+        name: each for name, each in kind["properties"].items() if name != "method" or not is_method
+    }
     head = [f"### `{kind['properties']['method']['default']}`\n"] if is_method else []
-    own = {name: each for name, each in properties.items() if "description" in each or "default" in each}
+    own = {name: each for name, each in properties.items() if name in DERIVED or {"description", "default"} & each.keys()}
     table = _table(own, set(kind.get("required", ()))) if own else "It has no settings.\n"
     return [*head, f"{_first_paragraph(kind)}\n", table]
 
@@ -79,7 +93,9 @@ def _referred(section: dict[str, Any], defs: dict[str, Any]) -> list[dict[str, A
 def _table(properties: dict[str, Any], required: set[str] | None = None) -> str:
     lines = ["| setting | type | default | what it is |", "|---|---|---|---|"]
     for name, each in properties.items():
+        follows = name in DERIVED and "default" not in each
         default = "" if name in (required or ()) else _default(each.get("default"))
+        default = "see above" if follows else default
         lines.append(f"| `{name}` | {_type(each)} | {default} | {_cell(each.get('description', ''))} |")
     return "\n".join(lines) + "\n"
 

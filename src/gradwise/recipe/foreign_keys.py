@@ -3,7 +3,7 @@
 Imported when such keys are met: transformers and PEFT take seconds to load.
 """
 
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -99,6 +99,16 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         check_value(key, _hints()[key], value)
 
 
+DEFAULTS: dict[str, Any] = {
+    "save_total_limit": 2,  # so that a damaged last checkpoint leaves one to resume from
+    "logging_steps": 10,
+}
+"""TrainingArguments whose value is another one than transformers' where the recipe does not give it."""
+
+DERIVED = ("per_device_train_batch_size", "dataloader_pin_memory", "eval_strategy", "eval_on_start")
+"""Those whose value follows from the batch size, the device, or whether there are held-out data."""
+
+
 def argument_schemas() -> dict[str, Any]:
     """JSON schemas of the TrainingArguments that may stand under `train`, by name."""
     schemas = {}
@@ -116,8 +126,9 @@ def argument_schemas() -> dict[str, Any]:
             Exception
         ):  # a type of accelerate's that JSON cannot describe: the key is known, its value is not
             schema = {}
-        if field.default is not MISSING and isinstance(field.default, str | int | float | bool | None):
-            schema["default"] = field.default
+        default = DEFAULTS.get(field.name, field.default)
+        if field.name not in DERIVED and isinstance(default, str | int | float | bool | None):
+            schema["default"] = default
         schemas[field.name] = schema
     return schemas
 

@@ -15,6 +15,7 @@ from transformers.utils.import_utils import is_liger_kernel_available
 from gradwise.errors import RecipeError
 from gradwise.ranks import on_cpu
 from gradwise.recipe import Train
+from gradwise.recipe.foreign_keys import DEFAULTS
 from gradwise.recipe.tree import CONFIGURATIONS
 from gradwise.text import clipped, shown
 
@@ -112,9 +113,7 @@ def training_arguments(
     # The batch size is global: ranks and accumulation share it, and the same recipe trains alike on any
     # number of them.
     size = micro_batch(train.batch_size, ranks, arguments.pop("per_device_train_batch_size", None))
-    # Two, so that a damaged last checkpoint leaves one to resume from.
-    arguments.setdefault("save_total_limit", 2)
-    arguments.setdefault("logging_steps", 10)
+    arguments = DEFAULTS | arguments
     # Host memory is pinned for a GPU only; without one torch warns and does nothing.
     arguments.setdefault("dataloader_pin_memory", torch.accelerator.is_available())
     if validation:
