@@ -76,7 +76,11 @@ def _kind(kind: dict[str, Any], is_method: bool) -> list[str]:
         name: each for name, each in kind["properties"].items() if name != "method" or not is_method
     }
     head = [f"### `{kind['properties']['method']['default']}`\n"] if is_method else []
-    own = {name: each for name, each in properties.items() if name in DERIVED or {"description", "default"} & each.keys()}
+    own = {
+        name: each
+        for name, each in properties.items()
+        if name in DERIVED or {"description", "default"} & each.keys()
+    }
     table = _table(own, set(kind.get("required", ()))) if own else "It has no settings.\n"
     return [*head, f"{_first_paragraph(kind)}\n", table]
 

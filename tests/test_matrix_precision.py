@@ -41,6 +41,18 @@ def test_it_is_known_and_put_back(less_precise: None) -> None:
     assert tf32() and not full_products()
 
 
+def test_products_on_a_cpu_are_full_whatever_is_allowed() -> None:
+    """oneDNN may otherwise multiply in bfloat16, where the processor can."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert not full_products()
+        with in_full_products():
+            assert full_products()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_by_default_products_are_full() -> None:
     assert full_products()
 

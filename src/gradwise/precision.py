@@ -57,12 +57,23 @@ def full_products() -> bool:
 
 @contextmanager
 def in_full_products() -> Iterator[None]:
-    """Within it, products of float32 matrices on a GPU are computed in float32 throughout."""
+    """Within it, products of float32 matrices are computed in float32 throughout."""
     matmul: Any = torch.backends.cuda.matmul
-    name, full = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(matmul, name)
-    setattr(matmul, name, full)
+    if not hasattr(matmul, "fp32_precision"):
+        before = torch.get_float32_matmul_precision()  # of GPUs and CPUs
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    # oneDNN multiplies in bfloat16 where a CPU can and the setting allows it.
+    backends: list[Any] = [matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    settings = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        setattr(matmul, name, before)
+        for backend, setting in zip(backends, settings, strict=True):
+            backend.fp32_precision = setting

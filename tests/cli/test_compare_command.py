@@ -99,7 +99,9 @@ class TestFinished:
             "fraction": 0.5,
             "count": None,
         }
-        assert stored["data"] == {"recipe": {"shared": 0, "held_out": 4}}
+        known = stored["data"].pop("recipe")
+        assert (stored["data"], known["shared"], known["held_out"]) == ({}, 0, 4)
+        assert list(known["fingerprints"]) == ["training", "held-out"]
 
     def test_the_table_is_of_the_scores(self, folder: Path) -> None:
         output = (folder / "output.txt").read_text()
@@ -184,6 +186,25 @@ class TestFinished:
         command = ["compare", folder / "recipe.yaml", *ARMS, "--seeds", "3", "--budget", "steps=4", *changed]
         refused(server.start(folder, *command).wait(), "c holds another comparison; different: ", said)
         assert contents(folder / "c") == before
+
+    @pytest.mark.parametrize("part", ["training", "held-out"])
+    def test_an_arm_is_not_added_to_runs_on_other_data(
+        self, folder: Path, server: Server, tmp_path: Path, part: str
+    ) -> None:
+        copy = tmp_path / "project"
+        shutil.copytree(folder, copy)
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+        stored = yaml.safe_load((copy / "c" / "comparison.yaml").read_text())
+        stored["data"]["recipe"]["fingerprints"][part] = "of other data"
+        (copy / "c" / "comparison.yaml").write_text(yaml.safe_dump(stored))
+        before = contents(copy / "c" / "runs")
+        assert recipe["data"]
+        command = ["compare", folder / "recipe.yaml", "--arms", "lisa", "--out", copy / "c", "--seeds", "3"]
+        refused(
+            server.start(folder, *command, "--budget", "steps").wait(),
+            f"The {part} data of the recipe have changed since the runs in",
+        )
+        assert contents(copy / "c" / "runs") == before
 
     @pytest.mark.exhaustive
     def test_arms_and_seeds_can_be_added(self, folder: Path, server: Server) -> None:
@@ -372,6 +393,8 @@ def test_equal_time_ends_every_whole_schedule_within_calibrated_steps(
     (signals,) = [event for event in events if event["event"] == "signals"]
     assert signals["shared"] is True
     assert len(list((project.folder / "c" / "signals").glob("*.npz"))) == 1
+    command[command.index("full,lisa,loss_top")] = "full,random"
+    refused(gradwise(*command, "--budget", "time", "--fraction", "0.5"), "was measured with --jobs 2; resume")
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 from gradwise import DataError, Recipe, RecipeError
 from gradwise.comparison.arms import ADAPTER, parse_arms, presets
-from gradwise.comparison.compare import _check_same_number
+from gradwise.comparison.compare import _check_measured_alike, _check_unchanged
 from gradwise.methods import Anneal, Layers, OrderBy, Select
 from gradwise.recipe.tree import METHOD_SECTIONS
 
@@ -83,9 +83,22 @@ class TestPresets:
 
     def test_another_number_of_samples_is_refused(self) -> None:
         known = {"recipe": {"shared": 0, "held_out": 12}}
-        _check_same_number(12, "dsir", known)
+        _check_measured_alike({"held_out": 12}, "dsir", known)
         with pytest.raises(DataError, match=r"10 held-out samples would measure dsir, and 12 .* recipe"):
-            _check_same_number(10, "dsir", known)
+            _check_measured_alike({"held_out": 10}, "dsir", known)
+
+    def test_other_tokens_of_the_same_samples_are_refused(self) -> None:
+        same, other = ({"held_out": 12, "fingerprints": {"held-out": name}} for name in ("a", "b"))
+        _check_measured_alike(same, "short", {"recipe": same})
+        with pytest.raises(DataError, match=r"other tokens or labels for short than for recipe"):
+            _check_measured_alike(other, "short", {"recipe": same})
+
+    def test_other_data_than_those_of_the_runs_are_refused(self, tmp_path: Path) -> None:
+        before = {"fingerprints": {"training": "a", "held-out": "b"}}
+        _check_unchanged(before, before, "recipe", tmp_path)
+        _check_unchanged(before, {}, "recipe", tmp_path)  # of a version that kept none
+        with pytest.raises(DataError, match=r"The training data of the recipe have changed since"):
+            _check_unchanged({"fingerprints": {"training": "c", "held-out": "b"}}, before, "recipe", tmp_path)
 
     def test_full_is_full_data_shuffled_through_all_layers_whatever_the_recipe(self, recipe: Recipe) -> None:
         found = arm("full", recipe)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from benchmarks.layers.estimate import arms, compare
@@ -71,6 +72,21 @@ def test_policies_need_what_they_keep(recipe: Recipe) -> None:
     kept, dropped, offloaded = state(), state(state="drop"), state(state="offload")
     assert kept[0] == kept[1] == offloaded[2] == pytest.approx(5 * dropped[0], rel=0.01)
     assert offloaded[0] == 0 < offloaded[1] <= kept[1] and not kept[2] + dropped[2]
+
+
+@pytest.mark.parametrize(("words", "largest"), [(64, "a block"), (4096, "embeddings")])
+def test_of_layers_drawn_one_at_a_time_the_largest_counts(
+    recipe: Recipe, tmp_path: Path, words: int, largest: str
+) -> None:
+    shape: dict[str, Any] = SMALL | {"vocab_size": words}
+    LlamaConfig(**shape, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    layers: Any = UniformLayers(active=1, embeddings="sampled", state="drop")
+    found = estimate(replace(recipe, model=Model(name=str(tmp_path)), layers=layers)).traced
+    model = LlamaForCausalLM(LlamaConfig(**shape))
+    block = sum(p.numel() for p in model.model.layers[0].parameters())
+    outside = sum(p.numel() for p in model.parameters()) - 4 * block
+    assert (outside > block) == (largest == "embeddings")
+    assert found.trainable == max(block, outside)
 
 
 def test_a_recipe_that_does_not_fit_gets_changes(recipe: Recipe) -> None:

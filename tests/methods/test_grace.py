@@ -160,6 +160,20 @@ class TestCopies:
         picked = gw.Grace(count=40).select(pool)
         assert len(set(index[picked.indices].tolist())) == 40
 
+    @pytest.mark.parametrize("seed", range(3))
+    def test_copies_follow_in_a_budget_of_tokens_too(self, seed: int):
+        rng = np.random.default_rng(seed)
+        x = np.repeat(rng.standard_normal((10, 8)), 10, axis=0).astype(np.float32)
+        tokens = np.repeat(rng.integers(3, 9, 10), 10).astype(np.int32)
+        loss = np.repeat(rng.random(10), 10).astype(np.float32)
+        pool = Signals(100, embedding=x, loss=loss, num_tokens=tokens)
+        picks = gw.Grace(importance="loss", tokens=250).select(pool).indices
+        assert len(set((picks // 10).tolist())) == 10 and len(set(picks.tolist())) == len(picks)
+        assert 250 - tokens.max() < tokens[picks].sum() <= 250
+        few = int(tokens[::10].sum()) - 1  # not enough for each distinct sample
+        picks = gw.Grace(importance="loss", tokens=few).select(pool).indices
+        assert len(set((picks // 10).tolist())) == len(picks)
+
     def test_copies_count_in_coverage(self):
         """One pick: the cluster with many copies of a few samples, not that with a few more samples."""
         rng = np.random.default_rng(0)

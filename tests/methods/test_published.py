@@ -12,6 +12,8 @@ import torch
 
 import gradwise as gw
 from gradwise.errors import RecipeError
+from gradwise.methods.d3.graph import InfluenceGraph
+from gradwise.methods.d3.units import Units
 from gradwise.numerics.budgeted import rounded_at_random
 from gradwise.run import train
 
@@ -329,6 +331,18 @@ def swaps(order: list[int]) -> Any:
         swapped = list(order)
         swapped[p], swapped[q] = swapped[q], swapped[p]
         yield swapped
+
+
+@pytest.mark.parametrize("rule", ["trial", "lambda"])
+def test_a_trial_that_diverges_decides_nothing(rule: Any) -> None:
+    units = Units.of_batches(np.arange(8), 2)
+    weight = np.random.default_rng(0).standard_normal((4, 4))
+    weight[1] = np.nan
+    graph = InfluenceGraph(units.names, weight, np.full((4, 4), np.nan), np.array([2.0, np.nan, 1, 3]), rule)
+    rng = np.random.default_rng(0)
+    arranged = gw.D3.published(rule=rule).arranged(units, graph, np.zeros(0), rng, seed=0)
+    assert sorted(arranged.order.tolist()) == [0, 1, 2, 3]
+    assert np.isfinite(arranged.details["advantage_lost"])
 
 
 def test_d3_by_definition_tries_a_plain_step_on_each(micro: Micro) -> None:

@@ -1,5 +1,8 @@
 """Compiled kernels, threads and parts."""
 
+import subprocess
+import sys
+
 import numba.core.caching
 import numpy as np
 import pytest
@@ -19,6 +22,19 @@ def test_kernels_compile_where_no_cache_can_be_written(monkeypatch: pytest.Monke
     kernel, x = compiled(increment), np.zeros(3)
     kernel(x)
     assert x.tolist() == [1, 1, 1]
+
+
+def test_every_module_can_be_imported_there() -> None:
+    code = (
+        "import numba.core.caching as caching, numpy as np\n"
+        "caching.CompileResultCacheImpl._locator_classes = []\n"
+        "import gradwise.numerics, gradwise.numerics.facility\n"
+        "from gradwise.numerics.ngrams import Counts, word_ids\n"
+        "print(int(Counts.of([word_ids(['one two one'])], 64).total.sum()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
 
 
 @pytest.mark.parametrize("threads", [1, 3])

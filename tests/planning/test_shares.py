@@ -34,8 +34,8 @@ TRY_LOSS, TRY_HEAD_NORM = 3 * 2 * LOSS, 3 * 2 * HEAD_NORM
 NORM = 2 * 0.9 + 0.8 * 0.65
 TRY_GRAD = 2.4 * (3 * 2 * GRAD + (NORM + 2) * (2 * 0.5 + 1.5))
 
-TRIAL = per_sample(Trial.needs, SHAPE)
-TRY_TRIAL = rehearsal(Trial.needs, SHAPE)
+TRIAL = per_sample(Trial().needs, SHAPE)
+TRY_TRIAL = rehearsal(Trial().needs, SHAPE)
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, float | None]]] = {
     "nothing": ({}, {}),

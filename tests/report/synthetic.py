@@ -1,7 +1,7 @@
 """A comparison's folder without a single run: the files that a report reads, written by hand."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ class Folder:
 
     path: Path
 
-    def comparison(self, arms: Sequence[str], seeds: int = 3, **changes: Any) -> Path:
-        """Write comparison.yaml; returns the folder."""
+    def comparison(self, arms: Sequence[str] | Mapping[str, str], seeds: int = 3, **changes: Any) -> Path:
+        """Write comparison.yaml, of arms by name or with what they were made from; returns the folder."""
+        specs = arms if isinstance(arms, Mapping) else dict(zip(arms, arms, strict=True))
         contents = {
-            "arms": {arm: {"spec": arm, "changes": {}} for arm in arms},
+            "arms": {arm: {"spec": spec, "changes": {}} for arm, spec in specs.items()},
             "seeds": list(range(seeds)),
-            "reference": arms[0],
+            "reference": next(iter(arms)),
             "budget": {"kind": "time", "amount": 20.0, "margin": 0.05},
             "steps": dict.fromkeys(arms, 4),
             "failed": {},

@@ -167,6 +167,53 @@ def test_the_mix_of_domains_follows_the_plan(finished: Path) -> None:
     assert "share of the samples" in html(run_page(finished)) and figure
 
 
+def test_the_step_of_a_sample_is_that_of_the_run_whatever_its_recipe_says(run: Path) -> None:
+    """A recipe given to a Trainer has the default batch size, and names no model to train again."""
+    tip = "optimizer steps 0 to 1"
+    assert html(run_page(run)).count(tip) and "repeats the run" in html(run_page(run))
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["train"]["batch_size"], recipe["model"], recipe["data"] = 16, None, None
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert html(run_page(run)).count(tip) and "repeats the run" not in html(run_page(run))
+
+
+def test_what_a_weight_of_the_graph_means_depends_on_how_it_was_measured(run: Path) -> None:
+    assert "worth for the target" in section(html(run_page(run)), "order")
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    jsonl(
+        run / "events.jsonl",
+        [event | ({"edges": "lookahead"} if "edges" in event else {}) for event in events],
+    )
+    text = section(html(run_page(run)), "order")
+    assert (
+        "changes the loss of another" in text
+        and "of its loss" in text
+        and "of the target&#x27;s loss" not in text
+    )
+
+
+@pytest.mark.parametrize(("losses", "said"), [((2.0, 2.5, 2.6), False), ((2.6, 2.0, 2.5), True)])
+def test_training_that_never_helped_is_no_overfitting(run: Path, losses: Any, said: bool) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [
+        {"step": step, "seconds": 1.0, "eval_loss": loss, "held_out_loss": loss}
+        for step, loss in zip((0, 6, 12), losses, strict=True)
+    ]
+    jsonl(run / "metrics.jsonl", [line for line in lines if "loss" in line] + evaluated)
+    assert ("a sign of overfitting" in html(run_page(run))) is said
+
+
+def test_of_very_many_events_the_last_ones_are_shown_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert f"All {len(events)} events" in html(run_page(run))
+    monkeypatch.setattr("gradwise.report.page.run.MOST_EVENTS", 4)
+    text = html(run_page(run))
+    assert f"The first and the last 2 of {len(events)} events" in text
+    assert (
+        "finished" in text.rpartition("of them deciding")[2] or f"step {events[-1]['step']}: finished" in text
+    )
+
+
 def test_without_text_no_sample_is_shown(finished: Path) -> None:
     texts = pyarrow.parquet.read_table(finished / "plan" / "picks-0.parquet")["text"].to_pylist()
     page = html(run_page(finished, text=False))
@@ -301,7 +348,7 @@ def compared(tmp_path: Path) -> Path:
 
 def test_a_comparison_shows_its_verdicts_with_intervals(compared: Path) -> None:
     page = comparison_page(compared)
-    assert "3 arms over 3 seeds" in page.lead and "Better: better (against full)" in page.lead
+    assert "3 arms over 3 seeds" in page.lead and "Better: better (against full, preliminary)" in page.lead
     text = html(page)
     verdicts = section(text, "verdicts").partition('class="narrow"')[0]
     assert verdicts.count('class="interval good"') == verdicts.count('class="interval quiet"') == 3
@@ -310,6 +357,43 @@ def test_a_comparison_shows_its_verdicts_with_intervals(compared: Path) -> None:
     assert "Overfitting: same" in section(text, "notes")
     assert section(text, "runs").count("<tr>") == 1 + 9
     assert "--arms full,better,same --seeds 0,1,2 --budget time=20" in section(text, "repeat")
+
+
+def test_with_too_few_seeds_no_difference_is_claimed_or_denied(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    for arm in ("full", "other"):
+        folder.run(arm, 0, 3.0)
+    lead = comparison_page(folder.comparison(["full", "other"], seeds=1)).lead
+    assert lead.endswith("Too few seeds for a verdict.")
+
+
+def test_the_command_that_repeats_a_comparison_has_all_that_was_asked(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    for arm in ("full", "slow", "random"):
+        folder.run(arm, 0, 3.0)
+    specs = {"full": "full", "slow": "lora+my rate.yaml", "random": "random"}
+    folder.comparison(
+        specs,
+        seeds=1,
+        budget={"kind": "tokens", "amount": 1234567.0, "margin": 0.05},
+        fraction=0.25,
+        requested_pairs=[["slow", "random"], ["slow", "full"]],
+        pairs=[{"arm": "slow", "against": "random", "differs": []}],
+    )
+    (command,) = re.findall(r"gradwise compare RECIPE.*?--out NEW", html(comparison_page(tmp_path)))
+    assert unescape(command) == (
+        "gradwise compare RECIPE.yaml --arms 'full,slow=lora+my rate.yaml,random' --seeds 0, "
+        "--budget tokens=1234567 --fraction 0.25 --reference full --pairs slow:random --out NEW"
+    )
+
+
+def test_a_loss_over_fewer_samples_is_said_not_to_compare(compared: Path) -> None:
+    path = compared / "runs" / "better" / "seed-1" / "scores.json"
+    assert "have a finite loss" not in html(comparison_page(compared))
+    scores = json.loads(path.read_text())
+    scores["scores"]["held_out_loss"]["samples"] = 4
+    path.write_text(json.dumps(scores))
+    assert "better, seed 1: 4 of 5 held-out samples have a finite loss" in html(comparison_page(compared))
 
 
 def test_a_comparison_without_a_finished_run_says_so(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 
 from gradwise import SignalError, Signals
+from gradwise.data import Collator
 from gradwise.signals import collect
 from gradwise.signals.sheet import Column, stored
 from gradwise.signals.store import Store
@@ -215,6 +216,36 @@ class TestRefused:
         model.config.rms_norm_eps = 1e-3
         with pytest.raises(SignalError, match="another request: configuration was"):
             collected(store, model=model)
+
+    def test_another_collator(self, tmp_path: Path):
+        def shorter(rows: list[Any]) -> Any:
+            batch = Collator(0)(rows)
+            batch["labels"][:, :2] = -100
+            return batch
+
+        pool = [row for row in POOL if len(row["input_ids"]) > 4]
+        collected(tmp_path / "store", pool, want=("loss",))
+        with pytest.raises(SignalError, match="collator was None, now"):
+            collected(tmp_path / "store", pool, want=("loss",), collator=shorter)
+        alone = collected(None, pool, want=("loss",), collator=shorter)
+        for _ in range(2):  # found again
+            again = collected(tmp_path / "other", pool, want=("loss",), collator=shorter)
+            assert np.array_equal(np.asarray(again.loss), np.asarray(alone.loss))
+
+    def test_another_adapter_of_the_same_model(self, tmp_path: Path):
+        peft = pytest.importorskip("peft")
+        options: dict[str, Any] = {"r": 4, "init_lora_weights": False, "target_modules": ["q_proj"]}
+        model = peft.get_peft_model(make("Llama"), peft.LoraConfig(**options), "a")
+        model.add_adapter("b", peft.LoraConfig(**options))
+        first = collected(tmp_path / "store", model=model, want=("loss",))
+        model.set_adapter("b")
+        with pytest.raises(SignalError, match="another request: adapters was"):
+            collected(tmp_path / "store", model=model, want=("loss",))
+        with model.disable_adapter(), pytest.raises(SignalError, match="another request: adapters was"):
+            collected(tmp_path / "store", model=model, want=("loss",))
+        model.set_adapter("a")
+        again = collected(tmp_path / "store", model=model, want=("loss",))
+        assert np.array_equal(np.asarray(again.loss), np.asarray(first.loss), equal_nan=True)
 
     def test_other_moments(self, tmp_path: Path):
         moments = {name: torch.ones(24, 16) for name in _up_names()}

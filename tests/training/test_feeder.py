@@ -39,6 +39,24 @@ def read(feeder: Feeder, step: int) -> list[int]:
     return [index for part in feeder.step(step) for index in part["samples"]]
 
 
+def test_workers_draw_by_seed_rank_and_step() -> None:
+    """What samples or a collator draw: with one seed for all, every rank would draw the same."""
+
+    def noisy(samples: list[Any]) -> dict[str, Any]:
+        return collate(samples) | {"noise": torch.rand(4)}
+
+    def noise(seed: int, rank: int = 0, step: int = 0) -> list[float]:
+        batches = Batches(Plan.of([list(range(8))]), 2, 1, rank, 2)
+        feeder = Feeder(batches, Watched(8), noisy, seed=seed, num_workers=1)
+        drawn = feeder.step(step)[0]["noise"].tolist()
+        feeder.close()
+        return drawn
+
+    assert noise(1) == noise(1)
+    draws = [noise(1), noise(2), noise(1, rank=1), noise(1, step=1)]
+    assert len({tuple(each) for each in draws}) == 4
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("start", [0, 1, 3, 5])
 def test_any_start_serves_the_rest_of_the_plan(workers: int, start: int) -> None:

@@ -119,6 +119,7 @@ def compare(
         if reference is not None:
             pairs = [*pairs, *((arm.name, reference) for arm in parsed if arm.name != reference)]
         folder.ask(recipe, parsed, chosen, compared_with, wanted, pairs)
+        folder.contents["fraction"] = fraction
         # Seed by seed over all arms: a comparison that is stopped early is still paired.
         todo = [(arm, seed) for seed in chosen for arm in parsed if not is_done(folder.run(arm.name, seed))]
         # Nothing is started where all runs are done: the same command then only writes the report again.
@@ -187,7 +188,7 @@ def _run_all(
     # Before anything else: all runs are forked from this server, whose imports take seconds.
     start_server()
     shown = ComparisonProgress(sys.stderr.isatty() if options.progress is None else options.progress)
-    _check_overlap(folder, arms, pool, options, shown)
+    _check_data(folder, arms, pool, options, shown)
     if not pool.stops:
         equalise(folder, arms, pool, shown)
     folder.save()
@@ -220,16 +221,16 @@ def _tasks(folder: ComparisonFolder, todo: list[tuple[Arm, int]], options: Optio
         yield Task(f"{arm.name}, seed {seed}", RUN, arguments, where / LOG)
 
 
-def _check_overlap(
+def _check_data(
     folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, options: Options, shown: ComparisonProgress
 ) -> None:
-    """Refuse to judge by held-out data that are trained on."""
-    overlaps = folder.contents["data"]
+    """Refuse to judge by held-out data that are trained on, or that are not the same for all runs."""
+    known, checked = folder.contents["data"], set[str]()
     for arm in arms:
-        changed = "data" in folder.contents["arms"][arm.name]["changes"]
+        changed = {"data", "model"} & folder.contents["arms"][arm.name]["changes"].keys()
         # Arms mostly share their data, which are read and compared once for all of them.
         name = arm.name if changed or arm.recipe.annealing_data is not None else "recipe"
-        if name in overlaps or pool.stops:
+        if name in checked or pool.stops:
             continue
         shown.say("Checking the data.")
         log = folder.path / f"{TEMPORARY}data.log"
@@ -237,10 +238,13 @@ def _check_overlap(
         if result.failure is not None:
             raise DataError(result.failure)
         if not result.stopped:
-            shared, held_out = result.value
-            _check_share(shared, held_out, name, options)
-            _check_same_number(held_out, name, overlaps)
-            overlaps[name] = {"shared": shared, "held_out": held_out}
+            now = result.value
+            _check_share(now["shared"], now["held_out"], name, options)
+            if folder.started:
+                _check_unchanged(now, known.get(name, {}), name, folder.path)
+            _check_measured_alike(now, name, {other: known[other] for other in known if other != name})
+            known[name] = now
+            checked.add(name)
 
 
 def _check_share(shared: int, held_out: int, name: str, options: Options) -> None:
@@ -253,14 +257,32 @@ def _check_share(shared: int, held_out: int, name: str, options: Options) -> Non
     )
 
 
-def _check_same_number(held_out: int, name: str, overlaps: dict[str, dict[str, int]]) -> None:
-    """Refuse arms that some other number of samples measures: losses of different samples do not compare."""
-    for other, counts in overlaps.items():
-        if counts["held_out"] != held_out:
+def _check_unchanged(now: dict[str, Any], before: dict[str, Any], name: str, path: Path) -> None:
+    """Refuse other data than those of the runs that are there."""
+    fingerprints = before.get("fingerprints", {})
+    for part, fingerprint in now["fingerprints"].items():
+        if fingerprints.get(part, fingerprint) != fingerprint:
             raise DataError(
-                f"{held_out} held-out samples would measure {name}, and {counts['held_out']} would measure "
-                f"{other}: those that choose or train are left out, and so are empty ones. Give all arms "
-                "data.validation from which none is left out."
+                f"The {part} data of {'the recipe' if name == 'recipe' else name} have changed since the "
+                f"runs in {path} were made; restore them, or give --out a new folder."
+            )
+
+
+def _check_measured_alike(now: dict[str, Any], name: str, others: dict[str, dict[str, Any]]) -> None:
+    """Refuse arms that other samples or other tokens measure: such losses do not compare."""
+    for other, before in others.items():
+        if before["held_out"] != now["held_out"]:
+            raise DataError(
+                f"{now['held_out']} held-out samples would measure {name}, and {before['held_out']} would "
+                f"measure {other}: those that choose or train are left out, and so are empty ones. Give all "
+                "arms data.validation from which none is left out."
+            )
+        here, there = (each.get("fingerprints", {}).get("held-out") for each in (now, before))
+        if here and there and here != there:
+            raise DataError(
+                f"The held-out samples have other tokens or labels for {name} than for {other}, so that "
+                "their losses do not compare; give all arms the same data.max_length, data.loss_on, template "
+                "and tokenizer."
             )
 
 

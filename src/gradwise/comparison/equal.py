@@ -30,6 +30,8 @@ def equalise(folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, shown:
     An arm for which there is no such number (its budget is spent before the first step, or measuring it
     failed) is noted as failed and tried again by the next call.
     """
+    if folder.budget.kind == "time":
+        _check_jobs(folder, pool.jobs)
     seeds = folder.contents["seeds"]
     # Numbers that were found once stay: seeds that are added later must train as long as the earlier ones.
     missing = [arm for arm in arms if any(folder.steps(arm.name, seed) is None for seed in seeds)]
@@ -45,6 +47,15 @@ def equalise(folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, shown:
         )
     way = {"steps": _by_steps, "tokens": _by_tokens, "time": _by_time}[folder.budget.kind]
     way(_Equaliser(folder, pool, shown), missing, reference or missing[0])
+
+
+def _check_jobs(folder: ComparisonFolder, jobs: int) -> None:
+    """Refuse runs, of whichever arms, under another load than speeds were measured under."""
+    for name, measurement in folder.contents["calibration"].items():
+        if measurement["jobs"] != jobs:
+            raise RecipeError(
+                f"The speed of {name} was measured with --jobs {measurement['jobs']}; resume with the same."
+            )
 
 
 class _Equaliser:
@@ -169,10 +180,5 @@ def _calibrate(equaliser: _Equaliser, arm: Arm) -> Calibrated | None:
         }
         equaliser.folder.save()
     measurement = contents[arm.name]
-    # A speed that was measured under another load is another speed.
-    if measurement["jobs"] != equaliser.pool.jobs:
-        raise RecipeError(
-            f"The speed of {arm.name} was measured with --jobs {measurement['jobs']}; resume with the same."
-        )
     speed = Speed(**{name: measurement[name] for name in ("deciding", "start", "step", "steps")})
     return Calibrated(speed, measurement["steps_of_recipe"])

@@ -35,17 +35,26 @@ FIRST_LOOK, FEWEST, MOST = 6, 12, 200
 """Steps timed at first, and at least and at most once that has shown how long they take."""
 
 
-def check_data(recipe: Recipe) -> tuple[int, int]:
-    """Read both parts of the data; how many held-out samples are trained on, and how many there are."""
+def check_data(recipe: Recipe) -> dict[str, Any]:
+    """Read all parts of the data; how many held-out samples are trained on (`shared`), how many there are
+    (`held_out`), and the `fingerprints` of the parts."""
     assert recipe.model is not None and recipe.data is not None
     tokenizer = load_tokenizer(recipe.model)
     parts = load_parts(
         recipe.data, tokenizer, goal=recipe.goal, annealing=recipe.annealing_data, progress=False
     )
+    pools = {
+        "training": parts.train,
+        "held-out": parts.validation,
+        "target": parts.target,
+        "annealing": parts.annealing,
+    }
+    fingerprints = {name: pool.fingerprint for name, pool in pools.items() if pool is not None}
     if parts.validation is None:
-        return 0, 0
+        return {"shared": 0, "held_out": 0, "fingerprints": fingerprints}
     trained = parts.train if parts.annealing is None else parts.train.followed_by(parts.annealing)
-    return overlap(trained, parts.validation), len(parts.validation)
+    shared = overlap(trained, parts.validation)
+    return {"shared": shared, "held_out": len(parts.validation), "fingerprints": fingerprints}
 
 
 def steps_of_recipe(recipe: Recipe, folder: Path, shared: Path) -> int:

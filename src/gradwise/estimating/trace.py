@@ -207,9 +207,12 @@ def _draw(model: nn.Module, recipe: Recipe) -> LayerGroups | None:
     sampled = policy.embeddings == "sampled" and groups.outside
     layers = [*groups.blocks, *([groups.outside] if sampled else [])]
     policy.check_layers(len(layers))
-    by_size = sorted(range(1, len(layers)), key=lambda n: -sum(p.numel() for p in layers[n]))
-    # The lowest block keeps all activations above it; the largest others have the most gradients and state.
-    active = [0, *by_size[: policy.active - 1]]
+    sizes = [sum(p.numel() for p in layer) for layer in layers]
+    # The lowest layer keeps all activations above it, and the embeddings, which come last here, keep as many
+    # as the first block; the largest others have the most gradients and state.
+    lowest = len(layers) - 1 if sampled and sizes[-1] > sizes[0] else 0
+    others = sorted((n for n in range(len(layers)) if n != lowest), key=lambda n: -sizes[n])
+    active = [lowest, *others[: policy.active - 1]]
     for number, layer in enumerate(layers):
         for parameter in layer:
             parameter.requires_grad_(number in active)

@@ -11,16 +11,16 @@ import numpy as np
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 
-def compiled(kernel: Kernel) -> Kernel:
-    """A function compiled by numba, which releases the interpreter's lock while it runs.
+def compiled(kernel: Kernel, **options: str) -> Kernel:
+    """A function compiled by numba, with its options, which releases the interpreter's lock while it runs.
 
     The machine code is cached on disk. Where neither the package's folder nor the user's cache can be
     written, each process compiles for itself.
     """
     try:
-        return cast(Kernel, numba.njit(nogil=True, cache=True)(kernel))
+        return cast(Kernel, numba.njit(nogil=True, cache=True, **options)(kernel))
     except RuntimeError:  # numba found no folder for its cache
-        return cast(Kernel, numba.njit(nogil=True)(kernel))
+        return cast(Kernel, numba.njit(nogil=True, **options)(kernel))
 
 
 def in_threads(work: Callable[[int, int], object], count: int) -> None:

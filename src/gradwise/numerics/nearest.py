@@ -112,7 +112,10 @@ def products(a: UnitRows, b: UnitRows) -> NDArray[np.float32]:
     """(len(a), len(b)) fast inner products, each within `slack` of the cosine that decides."""
     import torch
 
-    return (torch.as_tensor(a) @ torch.as_tensor(b).T).numpy()
+    from gradwise.precision import in_full_products
+
+    with in_full_products():  # `slack` does not hold for bfloat16, which training may have allowed
+        return (torch.as_tensor(a) @ torch.as_tensor(b).T).numpy()
 
 
 def _rank_all_near_the_last(

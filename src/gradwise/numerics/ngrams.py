@@ -8,11 +8,13 @@ the texts or on how they are divided into chunks.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from gradwise.numerics.kernels import compiled
 
 BUCKETS = 2**20
 """Counters of n-grams; 2^20 of eight bytes take 8 MiB."""
@@ -171,7 +173,7 @@ _FNV = np.uint64(1099511628211)
 _START = np.uint64(14695981039346656037)
 
 
-@numba.njit(cache=True, inline="always")
+@partial(compiled, inline="always")
 def _bucket(first: np.uint64, second: np.uint64, buckets: int) -> np.int64:
     # The lowest bit says what comes before a word, and is no part of it.
     mixed = ((first | np.uint64(1)) * _ODD) ^ (second + _ODD)
@@ -181,12 +183,12 @@ def _bucket(first: np.uint64, second: np.uint64, buckets: int) -> np.int64:
     return np.int64(mixed % np.uint64(buckets))
 
 
-@numba.njit(cache=True, inline="always")
+@partial(compiled, inline="always")
 def _pair(words: NDArray[np.uint64], first: int, second: int, buckets: int) -> np.int64:
     return _bucket(words[second], words[first] | np.uint64(1), buckets)
 
 
-@numba.njit(cache=True)
+@compiled
 def _count(
     offsets: NDArray[np.int64],
     words: NDArray[np.uint64],
@@ -213,7 +215,7 @@ def _count(
             before = word | np.uint64(1)
 
 
-@numba.njit(cache=True)
+@compiled
 def _score(
     offsets: NDArray[np.int64],
     words: NDArray[np.uint64],
@@ -272,7 +274,7 @@ def _score(
         scores[row, 3] = distinct_pairs / max(1, last - first - 1)
 
 
-@numba.njit(cache=True)
+@compiled
 def _words(
     joined: NDArray[np.uint8], ends: NDArray[np.int64], words: NDArray[np.uint64], counts: NDArray[np.int64]
 ) -> int:

@@ -96,6 +96,7 @@ class Planner:
             order=self.ordering.method.method,
             pool=len(context.train),
             length=len(plan),
+            **({"batch_size": context.in_run.batch_size} if context.in_run.pack is None else {}),
             epochs=plan.epochs_of_run,
             digest=plan.digest,
             expected={name: part["share"] for name, part in expected.items()},

@@ -285,7 +285,8 @@ class Probe:
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         with self._lent(), torch.inference_mode(False), torch.enable_grad():
             weights = self._weights()
-            diagonal = [torch.zeros_like(p) for p in weights]
+            single = torch.float32
+            diagonal = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, single)) for p in weights]
             for _ in range(probes):
                 # Drawn on the CPU, so that the estimate is the same on every device.
                 signs = [
@@ -294,7 +295,7 @@ class Probe:
                 ]
                 _, _, turned = self._hessian_product(on, weights, signs)
                 for total, sign, row in zip(diagonal, signs, turned, strict=True):
-                    total += sign * row / probes
+                    total += (sign * row).to(total.dtype) / probes
             curvatures: list[float] = []
             for unit in units:
                 _, gradient = self._gradient(unit, weights)
@@ -456,11 +457,16 @@ def check_precision(autocast: torch.dtype | None) -> None:
         )
 
 
+def _at_least_single(rows: list[Tensor]) -> Tensor:
+    """Rows as a matrix in float32 or more: bfloat16 would leave its products 8 bits."""
+    return torch.stack(rows).to(torch.promote_types(rows[0].dtype, torch.float32))
+
+
 def _products(a: list[Tensor], b: list[Tensor]) -> NDArray[np.float64]:
     """(n, m), a stretch of the vectors at a time, summed in double precision: whole copies could be too
     large, and long sums in single precision would err."""
     total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a[0].device)
     for start in range(0, len(a[0]), STRETCH):
-        x, y = (torch.stack([row[start : start + STRETCH] for row in rows]) for rows in (a, b))
+        x, y = (_at_least_single([row[start : start + STRETCH] for row in rows]) for rows in (a, b))
         total += (x @ y.T).double()
     return total.cpu().numpy()

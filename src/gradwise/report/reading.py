@@ -69,6 +69,8 @@ class RunScore:
 
     value: float
     better: Direction
+    samples: int | None = None
+    """Samples that it is the mean of, where the file says so."""
 
 
 @dataclass(frozen=True)
@@ -272,4 +274,7 @@ def _scores(path: Path) -> dict[str, RunScore]:
     if not path.exists():
         return {}
     scores = read_json(path)["scores"]
-    return {name: RunScore(float(score["value"]), score["better"]) for name, score in scores.items()}
+    return {
+        name: RunScore(float(score["value"]), score["better"], score.get("samples"))
+        for name, score in scores.items()
+    }

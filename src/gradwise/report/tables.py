@@ -311,11 +311,28 @@ def report_notes(results: Results, metric: str) -> list[str]:
             notes.append(
                 f"! {arm}: {len(over)} runs ended outside the budget; the longest took {longest:,.1f} s"
             )
+    notes += _on_samples(results)
     notes += [sentence] if (sentence := overfitting(results)) else []
     notes += _on_seeds(results, metric)
     notes += [f"failed: {arm}: {why}" for arm, why in results.failed_arms.items()]
     notes += [f"failed: {run.arm}, seed {run.seed}: {run.failure}" for run in results.runs if run.failure]
     return notes
+
+
+def _on_samples(results: Results) -> list[str]:
+    """Runs whose held-out loss is a mean over fewer samples than others', which does not compare."""
+    counts = {
+        (run.arm, run.seed): run.scores[HELD_OUT_LOSS].samples or 0
+        for run in results.runs
+        if run.finished and HELD_OUT_LOSS in run.scores
+    }
+    most = max(counts.values(), default=0)
+    return [
+        f"! {arm}, seed {seed}: {count} of {most} held-out samples have a finite loss, and their mean does "
+        "not compare with the others'."
+        for (arm, seed), count in counts.items()
+        if 0 < count < most
+    ]
 
 
 def _on_seeds(results: Results, metric: str) -> list[str]:

@@ -1,5 +1,6 @@
 """A finished run in a few lines: what was trained, what it cost, what it changed."""
 
+import math
 from typing import Any
 
 from gradwise.atomic import size_text
@@ -56,8 +57,11 @@ def _losses(metrics: list[dict[str, Any]], score: dict[str, Any] | None) -> list
         losses = [("before", before)] * (held_out[0]["step"] == 0)
         losses += [("after", score["value"] if score else after)]
         over = f" over {score['samples']:,} samples" if score and score["samples"] else ""
-        return [(f"held-out loss {when}", f"{loss:.4f} nats per token{over}") for when, loss in losses]
-    training = [line["loss"] for line in metrics if "loss" in line]
+        return [
+            (f"held-out loss {when}", "not finite" if loss is None else f"{loss:.4f} nats per token{over}")
+            for when, loss in losses
+        ]
+    training = [math.nan if line["loss"] is None else line["loss"] for line in metrics if "loss" in line]
     tenth = max(1, len(training) // 10)
     return [
         ("training loss at first", f"{sum(training[:tenth]) / tenth:.4f} nats per token"),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gradwise.console import Progress
 from gradwise.data import Collator
 from gradwise.errors import SignalError
+from gradwise.numerics.sampling import evenly
 from gradwise.ranks import connected, gathered, on_first
 from gradwise.signals.batching import Batcher, Collate, batches, with_copies
 from gradwise.signals.measure import InseparableError, Measurer
@@ -33,6 +34,9 @@ from gradwise.signals.store import Store, read, verify
 from gradwise.signals.sums import GradientRequest
 from gradwise.signals.turns import Kind, Turns
 from gradwise.signals.wanted import Quantity, SignalRequest
+
+COLLATED = 8
+"""Samples by which a collator that is not gradwise's is recognised."""
 
 NOTE_EVERY = 5.0
 """Seconds between notes of the time spent; interrupted scoring loses at most as much of it."""
@@ -303,6 +307,10 @@ class Pass:
             "batch_tokens": self.batch_tokens,
             "blocks": blocks,
         }
+        if (collated := self._collated()) is not None:
+            request["collator"] = collated
+        if (adapters := _adapters(self.model)) is not None:
+            request["adapters"] = adapters
         if (computed := gathered_in(self.model)) is not None:
             request["mixed precision"] = str(computed)
         if "embedding" in self.signal_request:
@@ -318,6 +326,19 @@ class Pass:
             }
         return request
 
+    def _collated(self) -> str | None:
+        """A hash of what a collator that is not gradwise's makes of some samples; None where that is what
+        gradwise's makes of them."""
+        if isinstance(self.collate, Collator):
+            return None
+        usable = np.flatnonzero(self.inspection.lengths)
+        rows = usable[evenly(len(usable), COLLATED)]
+        theirs = _made_of(self.collate, self.dataset, rows)
+        with suppress(Exception):  # samples that only their own collator can read
+            if theirs == _made_of(Collator(_pad_token(self.model)), self.dataset, rows):
+                return None
+        return theirs
+
 
 def _gradient_request(
     model: nn.Module, scope: Scope, signal_request: SignalRequest, precondition: Any
@@ -332,6 +353,27 @@ def _gradient_request(
         whole="grad" in signal_request and signal_request.grad_dim is None,
         preconditioner=None if precondition is None else Preconditioner.of(precondition, scope),
     )
+
+
+def _made_of(collate: Collate, dataset: Any, rows: NDArray[np.int64]) -> str:
+    """A hash of what a collator makes of samples, each alone."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        for name, value in sorted(collate([dataset[int(row)]]).items()):
+            digest.update(f"{name} {value.tolist() if isinstance(value, Tensor) else value}".encode())
+    return digest.hexdigest()
+
+
+def _adapters(model: nn.Module) -> str | None:
+    """A hash of which adapters act on a model, and how strongly, which its weights do not show; None where it
+    has none."""
+    names = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
+    layers = [
+        (path, [str(getattr(module, name, None)) for name in names])
+        for path, module in model.named_modules()
+        if hasattr(module, "active_adapters") and hasattr(module, "disable_adapters")
+    ]
+    return hashlib.blake2b(str(layers).encode(), digest_size=16).hexdigest() if layers else None
 
 
 def configuration_digest(model: nn.Module) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gradwise.errors import DataError
+from gradwise.numerics.streams import stream_seed
 from gradwise.stopping import spare_worker, spared
 from gradwise.training.batches import Batches, MicroBatch, Row
 from gradwise.training.weighting import KEY, token_weights
@@ -47,17 +48,20 @@ class RowDataset(Dataset[Any]):
 class Feeder:
     """Serves the micro-batches of any step; asking for consecutive steps is what is fast."""
 
-    def __init__(self, batches: Batches, samples: Indexable, collate: Collate, **loader: Any) -> None:
+    def __init__(
+        self, batches: Batches, samples: Indexable, collate: Collate, *, seed: int = 0, **loader: Any
+    ) -> None:
         """Args:
         batches: which rows form which step.
         samples: anything indexable by position.
         collate: makes a batch of a list of samples, or of packed rows.
+        seed: of what samples or the collator draw in loader workers.
         loader: num_workers, pin_memory and the like, as torch's DataLoader takes them.
         """
         self.batches = batches
         self._rows = RowDataset(samples, packed=batches.pack is not None)
         self._collate = collate
-        self._loader = loader
+        self._seed, self._loader = seed, loader
         self._stream: Iterator[dict[str, Any]] | None = None
         self._next = -1
         self._end = -1
@@ -96,7 +100,9 @@ class Feeder:
             collate_fn=self._collate,
             # A generator of its own: the loader's seed must not be drawn from the global random state,
             # which belongs to the model (dropout) and has to be the same after a resume.
-            generator=torch.Generator().manual_seed(self.batches.segment(step)),
+            generator=torch.Generator().manual_seed(
+                stream_seed(self._seed, "loader workers", self.batches.rank, step)
+            ),
             worker_init_fn=spare_worker,
             **self._loader,
         )

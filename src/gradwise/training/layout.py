@@ -141,12 +141,13 @@ def ledger(batches: Batches) -> DataLoader[Any]:
 
 
 def loader_settings(args: TrainingArguments) -> dict[str, Any]:
-    """The Trainer's loader arguments as torch's DataLoader takes them."""
+    """The Trainer's loader arguments, and its seed, as `Feeder` takes them."""
     workers = {
         "prefetch_factor": args.dataloader_prefetch_factor,
         "multiprocessing_context": getattr(args, "dataloader_multiprocessing_context", None),
     }
     return {
+        "seed": args.seed,
         "num_workers": args.dataloader_num_workers,
         "pin_memory": args.dataloader_pin_memory,
         **(workers if args.dataloader_num_workers else {}),

@@ -34,13 +34,14 @@ def test_the_weights_are_those_of_kept_state(
     assert same_weights(models[0], models[1]) and same_weights(models[0], models[2])
 
 
-def test_what_was_tried_is_given_back(tiny_llama) -> None:
-    """The copies of a step that is taken back must not arrive after it was."""
+@pytest.mark.parametrize("warmed", [False, True])
+def test_what_was_tried_is_given_back(tiny_llama, warmed: bool) -> None:
+    """The copies of a step that is taken back must not arrive after it was; nor may what was tried stay where
+    the state was made before it was offloaded."""
     results = []
     for tries in (0, 2):
         model = tiny_llama()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        offload_state(optimizer, device=Adversary(2, 1 << 20, prefers=("compute",)))
         ids = torch.arange(12).view(1, 12)
 
         def step(model: Any = model, optimizer: Any = optimizer, ids: Any = ids) -> None:
@@ -48,7 +49,11 @@ def test_what_was_tried_is_given_back(tiny_llama) -> None:
             optimizer.step()
             optimizer.zero_grad()
 
-        step()
+        def offload(optimizer: Any = optimizer) -> None:
+            offload_state(optimizer, device=Adversary(2, 1 << 20, prefers=("compute",)))
+
+        for action in (step, offload) if warmed else (offload, step):
+            action()
         with kept(model, optimizer) as give_back:
             for _ in range(tries):
                 step()

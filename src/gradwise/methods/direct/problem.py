@@ -1,5 +1,6 @@
 """What DiReCT chooses from and by: usable rows, their stiff costs, the budget, and how far it is kept."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -101,6 +102,8 @@ class Problem:
 
     def budget(self, tau: float, *, relative: bool) -> float:
         """Total cost of the picks, at most; at the least tau what the cheapest cost, to the last bit."""
+        if math.isinf(tau):
+            return math.inf  # also where no sample costs anything, and the unit is 0
         budget = tau * self.unit(relative=relative)
         if tau == self.least_tau(relative=relative):
             budget = max(budget, least_cost(self.costs, self.count, sizes=self.sizes))

@@ -139,9 +139,8 @@ def selection(state: State, chosen: Coreset, budget: Amount, *, weighted: bool, 
     # A pick that stands for a tenth of the pool would otherwise be seen a hundred times as often as an
     # outlier.
     weights = np.clip(covers / covers.mean(), *WEIGHT_RANGE) if weighted and len(covers) else None
-    missing = 0 if budget.count is None else budget.count - len(samples)
-    if missing > 0:
-        copies = _copies(state, chosen.picks)[:missing]
+    copies = _more_copies(state, chosen.picks, budget)
+    if len(copies):
         node = state.node[np.searchsorted(state.rows, copies)]
         # A copy is worth what its node is, and stands for nothing that its node does not.
         more = {
@@ -211,6 +210,18 @@ def _copies(state: State, picks: NDArray[np.int64]) -> NDArray[np.int64]:
     turn[order] = np.arange(len(order)) - np.repeat(starts, state.counts)
     ranked = np.lexsort((place[state.node], turn))
     return state.rows[ranked[turn[ranked] > 0]]
+
+
+def _more_copies(state: State, picks: NDArray[np.int64], budget: Amount) -> NDArray[np.int64]:
+    """Copies that the budget still has room for once every node is picked."""
+    if len(picks) < len(state):
+        return np.zeros(0, dtype=np.int64)
+    copies = _copies(state, picks)
+    if budget.tokens is None:
+        assert budget.count is not None
+        return copies[: budget.count - len(picks)]
+    assert budget.costs is not None
+    return _fitting(copies, budget.costs, budget.tokens - budget.costs[state.sample[picks]].sum())
 
 
 def filled(

@@ -1,6 +1,9 @@
 """The page of a comparison: verdicts with their intervals, curves of the arms, costs, notes."""
 
+import shlex
 from pathlib import Path
+
+import yaml
 
 from gradwise.console import duration
 from gradwise.report.curves import mean_curve
@@ -31,7 +34,7 @@ from gradwise.report.page.document import (
     number,
 )
 from gradwise.report.reading import HELD_OUT_LOSS, Results, read_results
-from gradwise.report.statistics import BETTER, PRELIMINARY, WORSE
+from gradwise.report.statistics import BETTER, PRELIMINARY, UNSEEN, WORSE
 from gradwise.report.tables import (
     REFERENCE,
     UNITS,
@@ -94,14 +97,25 @@ def _lead(results: Results, rows: list[Row]) -> str:
     )
     groups = {
         verdict: [
-            f"{row['arm']} (against {row['against']})" for row in main if row["verdict"].startswith(verdict)
+            f"{row['arm']} (against {row['against']}{_preliminary(row['verdict'])})"
+            for row in main
+            if row["verdict"].startswith(verdict)
         ]
         for verdict in (BETTER, WORSE)
     }
     findings = [f"{verdict.capitalize()}: {', '.join(names)}" for verdict, names in groups.items() if names]
     if main and not findings:
-        findings = ["No arm differs visibly from what it is compared with"]
+        judged = any(row["verdict"].startswith(UNSEEN) for row in main)
+        findings = [
+            "No arm differs visibly from what it is compared with"
+            if judged
+            else "Too few seeds for a verdict"
+        ]
     return sentence + (f"{'. '.join(findings)}." if findings else "")
+
+
+def _preliminary(verdict: str) -> str:
+    return ", preliminary" if verdict.endswith(PRELIMINARY) else ""
 
 
 # ---- verdicts ----------------------------------------------------------------------------------------------
@@ -258,16 +272,25 @@ def _notes(results: Results, metric: str) -> list[Block]:
 
 
 def _repeat(path: Path, results: Results) -> list[Block]:
-    seeds = ",".join(map(str, results.seeds)) + ("," if len(results.seeds) == 1 else "")
-    kind, amount = results.budget["kind"], results.budget["amount"]
-    budget = kind if amount is None else f"{kind}={amount:g}"
-    arms = ",".join(results.arms)
-    command = f"gradwise compare RECIPE.yaml --arms {arms} --seeds {seeds} --budget {budget} --out NEW"
     text = (path / "comparison.yaml").read_text(encoding="utf-8", errors="replace")
+    contents = yaml.safe_load(text)
+    specs = {name: contents["arms"][name]["spec"] for name in results.arms}
+    kind, amount = results.budget["kind"], results.budget["amount"]
+    pairs = contents.get("requested_pairs") or []
+    options = {
+        "arms": ",".join(f"{name}={spec}" if name != spec else name for name, spec in specs.items()),
+        "seeds": ",".join(map(str, results.seeds)) + ("," if len(results.seeds) == 1 else ""),
+        "budget": kind if amount is None else f"{kind}={amount:.17g}",
+        "fraction": contents.get("fraction"),
+        "reference": results.reference,
+        "pairs": ",".join(":".join(pair) for pair in pairs if pair[1] != results.reference),
+    }
+    given = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value]
+    command = " ".join(["gradwise compare RECIPE.yaml", *given, "--out NEW"])
     return [
         Paragraph(
             "The recipe is in comparison.yaml. A page about one of the runs: "
-            f"gradwise report {path.name}/runs/ARM/seed-N."
+            f"gradwise report {path.resolve().name}/runs/ARM/seed-N."
         ),
         Command(command),
         Folded("comparison.yaml: the recipe, the arms, the budget", text),

@@ -47,16 +47,25 @@ def order(run: RunFiles) -> list[Block]:
         graph for step in shown if (graph := run.take(f"plan/graph-{step}.parquet", _read, None)) is not None
     ]
     blocks: list[Block] = []
+    # What a weight is a share of depends on how it was measured (`InfluenceGraph.edges`).
+    on_target = any(event.get("edges") in ("curvature", "orders") for event in run.of("order"))
     if graphs:
+        meaning = (
+            "What it is worth for the target's loss to train on one unit (row) before another (column). "
+            "Blue: that order is the better one; orange: the other one is."
+            if on_target
+            else "How training on one unit first (row) changes the loss of another (column). Blue: it helps; "
+            "orange: it hurts."
+        )
         blocks.append(
             Paragraph(
-                "How training on one unit first (row) changes the loss of another (column). Blue: it "
-                "helps; orange: it hurts. A dot marks an influence that is larger than its noise and that "
-                "the order follows. The bars show how much of the target's loss a step on the unit takes off."
+                f"{meaning} A dot marks an influence that is larger than its noise and that the order "
+                "follows. The bars show how much of the target's loss a step on the unit takes off."
             )
         )
     for graph in graphs:
         subgraph = graph.of(graph.largest(NODES))
+        grid = _grid(subgraph, on_target)
         cut = (
             f"{len(subgraph.names)} of {len(graph.names)} units, those with the largest influence"
             if len(graph.names) > NODES
@@ -67,7 +76,7 @@ def order(run: RunFiles) -> list[Block]:
         )
         blocks += [
             Heading(title),
-            Figure(both(lambda width, subgraph=subgraph: heat_map(_grid(subgraph), width))),
+            Figure(both(lambda width, grid=grid: heat_map(grid, width))),
         ]
         if listed := _listed(subgraph):
             blocks.append(Folded("Precedences, the strongest first", "\n".join(listed)))
@@ -83,14 +92,14 @@ def _read(path: Any) -> Graph | None:
         raise
 
 
-def _grid(graph: Graph) -> Grid:
+def _grid(graph: Graph, on_target: bool) -> Grid:
     finite = np.abs(graph.weight[np.isfinite(graph.weight)])
     reach = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     cells = [
         [
             Spot(
                 float(graph.weight[row, column]) / reach,
-                _arc(graph, row, column),
+                _arc(graph, row, column, "the target's" if on_target else "its"),
                 bool(graph.precedes[row, column]),
             )
             for column in range(len(graph.names))
@@ -109,7 +118,7 @@ def _grid(graph: Graph) -> Grid:
     )
 
 
-def _arc(graph: Graph, row: int, column: int) -> str:
+def _arc(graph: Graph, row: int, column: int, whose: str) -> str:
     source, target = graph.names[row], graph.names[column]
     if row == column:
         return source
@@ -117,7 +126,7 @@ def _arc(graph: Graph, row: int, column: int) -> str:
     if not math.isfinite(weight):
         return f"{source} before {target}: not measured"
     bound = ", a precedence" if graph.precedes[row, column] else ""
-    return f"{source} before {target}: {weight:+.3g} of its loss{bound}"
+    return f"{source} before {target}: {weight:+.3g} of {whose} loss{bound}"
 
 
 def _listed(graph: Graph) -> list[str]:

@@ -83,6 +83,8 @@ def _best(steps: list[float], values: list[float]) -> list[str]:
     if len(values) < 3 or values[-1] <= min(values) + 0.02:
         return []
     lowest = min(range(len(values)), key=values.__getitem__)
+    if not steps[lowest]:
+        return []  # training never lowered it, which is no overfitting
     return [
         f"The held-out loss was lowest at step {steps[lowest]:,.0f} ({values[lowest]:.4f}) and ends "
         f"{values[-1] - values[lowest]:.3f} above it: a sign of overfitting."

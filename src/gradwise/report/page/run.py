@@ -24,6 +24,9 @@ from gradwise.report.reading import deciding_seconds
 
 T = TypeVar("T")
 
+MOST_EVENTS = 2000
+"""Events that a page lists: of more, the first and the last."""
+
 HOLDS = ("metrics.jsonl", "events.jsonl", "environment.json")
 """Files by any of which a run directory is recognised."""
 
@@ -103,8 +106,10 @@ def lead(run: RunFiles) -> str:
 def _what_was_run(run: RunFiles) -> list[Block]:
     facts = _guarded(run, "A key number", _facts, [])
     blocks: list[Block] = [Facts(facts)] if facts else []
-    blocks.append(Paragraph("The recipe in this folder repeats the run, with everything measured in it:"))
-    blocks.append(Command(f"gradwise train {run.path.name}/recipe.yaml --out NEW_FOLDER"))
+    if run.section("model"):  # a recipe given to a Trainer names neither model nor data
+        repeated = "The recipe in this folder repeats the run, with everything measured in it:"
+        blocks.append(Paragraph(repeated))
+        blocks.append(Command(f"gradwise train {run.path.resolve().name}/recipe.yaml --out NEW_FOLDER"))
     if run.recipe:
         text = (run.path / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
         blocks.append(Folded("The recipe, every setting", text))
@@ -190,7 +195,11 @@ def _notes(run: RunFiles) -> list[Block]:
     if not notes and run.events:
         blocks.append(Paragraph("Nothing in the record asks for attention."))
     if rows:
-        blocks.append(Folded(f"All {len(rows):,} events", "\n".join(rows[:2000])))
+        title, most = f"All {len(rows):,} events", MOST_EVENTS // 2
+        if len(rows) > MOST_EVENTS:
+            title = f"The first and the last {most:,} of {len(rows):,} events"
+            rows = [*rows[:most], "...", *rows[-most:]]
+        blocks.append(Folded(title, "\n".join(rows)))
     return blocks
 
 

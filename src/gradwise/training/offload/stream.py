@@ -14,7 +14,7 @@ room below the peak of the run so far.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,12 +140,19 @@ class StateStream:
     def settle(self) -> None:
         """Wait until `optimizer.state` holds what the last update left; then it may be read and changed."""
         self._give_back_groups()
+        if not self._places and any(map(is_streamed, self._state_tensors())):
+            # Made before it was offloaded: whoever keeps what is there must keep the host memory that the
+            # next update reads, and not the tensors that it replaces.
+            self._prepare()
         if self._places:
             # Without waiting a checkpoint could read host memory in the middle of a copy.
             copies = [place.stored for place in self._places]
             copies += [place.arrived for place in self._places if place.slot is not None]
             self.device.finish(event for event in copies if event is not None)
             self.discard()
+
+    def _state_tensors(self) -> Iterator[Any]:
+        return (value for state in self.optimizer.state.values() for value in state.values())
 
     def hook(self) -> None:
         """Follow the backward pass, to bring state in before the update needs it."""
