@@ -330,6 +330,12 @@ def test_draws_go_to_the_layers_that_carry_the_task_and_follow_it(active: int) -
         (lambda model: LayerSwitch(model, Grass(active=9), make_optimizer(model)), "has 4 layers"),
         (lambda model: LayerSwitch(model, Grass(floor=0.5), make_optimizer(model)), "floor"),
         (
+            lambda model: LayerSwitch(
+                model, Grass(), torch.optim.SGD(model.parameters(), lr=1, momentum=0.9, fused=True)
+            ),
+            "fused and momentum cannot update layers that join later",
+        ),
+        (
             lambda model: LayerSwitch(model, Grass(), torch.optim.SGD(model.lm_head.parameters(), lr=1)),
             "not in the optimizer",
         ),

@@ -461,3 +461,9 @@ def _check_optimizer(optimizer: Optimizer, layers: tuple[tuple[nn.Parameter, ...
             f"{missing} trainable parameters are not in the optimizer; give it all of model.parameters() "
             "before layers are frozen."
         )
+    groups = optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else []
+    if any(group.get("fused") and group.get("momentum") for group in groups):
+        # torch's kernel takes a momentum for all parameters of a step or for none.
+        raise RecipeError(
+            "SGD with fused and momentum cannot update layers that join later; leave fused out."
+        )
