@@ -103,7 +103,7 @@ def _four() -> Task:
         arms=_four_files("four"),
         comparisons=(
             Comparison("steps", FOUR, ("random", "full")),
-            Comparison("time", FOUR_AT_EQUAL_TIME, ("random", "full"), "50"),
+            Comparison("time", FOUR_AT_EQUAL_TIME, ("random", "full"), "90"),
         ),
         claims=_four_claims("Small Llama", steps=("together", "together_published")),
         own_rates=True,
