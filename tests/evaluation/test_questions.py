@@ -18,7 +18,8 @@ def choice(path: str, **changes: Any) -> Choice:
 
 
 def generate(path: str, **changes: Any) -> Generate:
-    return Generate(**({"name": "t", "path": path, "prompt": "q", "answer": "a"} | changes))
+    settings: dict[str, Any] = {"name": "t", "path": path, "prompt": "q", "answer": "a"}
+    return Generate(**(settings | changes))
 
 
 def refused(task: Choice | Generate, tokenizer: Any, message: str) -> None:
