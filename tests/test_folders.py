@@ -297,6 +297,23 @@ class TestManifest:
             assert path.read_text() == "mine"
         add_file(tmp_path / "new.png", b"1")
 
+    def test_a_name_is_no_pattern(self, tmp_path: Path):
+        folder = tmp_path / "x"
+        with claimed(folder, "run", ("a",)):
+            (folder / "a").touch()
+        mine = folder / "notes[1].html"
+        mine.write_text("mine")
+        with pytest.raises(RecipeError, match="was not written by gradwise"):
+            add_file(mine, b"1")
+        assert mine.read_text() == "mine"
+        for _ in range(2):
+            add_file(folder / "*.html", b"1")
+        (folder / "later.html").write_text("mine")
+        with claimed(folder, "run") as owned:
+            assert owned.owns("*.html") and not owned.owns("later.html")
+            owned.clear()
+        assert sorted(path.name for path in folder.glob("*.html")) == ["later.html", "notes[1].html"]
+
 
 class TestMarker:
     @given(st.data())

@@ -6,6 +6,7 @@ overwrite and delete only what the marker names. Everything else belongs to the 
 """
 
 import fnmatch
+import glob
 import hashlib
 import json
 import shutil
@@ -180,7 +181,8 @@ def add_file(path: Path, content: bytes) -> None:
         return
     owned, lock = _claim(folder, marker["kind"], set(), False, False, RecipeError)
     with lock:
-        owned.reserve(path.name)
+        # A name, whatever it holds: as a pattern it would own other files, or not the one it names.
+        owned.reserve(glob.escape(path.name))
         write_bytes(path, content)
 
 

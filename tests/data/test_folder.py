@@ -160,3 +160,58 @@ def test_file_names_that_are_no_text_are_spelled_out(tmp_path):
     (part,) = read(Source(str(tmp_path)))
     (record,) = part.records()
     assert (part.name, str(record.origin)) == ("\\udcff\x1b\\n", "\\udcff\x1b\\n.jsonl:1")
+
+
+def configured(folder: Path, pattern: str) -> None:
+    (folder / "README.md").write_text(
+        f'---\nconfigs:\n- config_name: default\n  data_files: "{pattern}"\n---\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "read_names"),
+    [
+        ("**/*.jsonl", ["a.jsonl", "deep/er/c.jsonl", "deep/x.jsonl"]),
+        ("./**/x.jsonl", ["deep/x.jsonl"]),
+        ("deep/**/*.jsonl", ["deep/er/c.jsonl", "deep/x.jsonl"]),
+        ("**/er/**/*", ["deep/er/c.jsonl"]),
+        ("**/a.jsonl", ["a.jsonl"]),
+    ],
+)
+def test_two_stars_stand_for_no_folder_as_well(tmp_path, pattern, read_names):
+    fill(tmp_path, "a.jsonl", "deep/x.jsonl", "deep/er/c.jsonl", "aa.jsonl")
+    (tmp_path / "aa.jsonl").rename(tmp_path / "aa.txt")
+    configured(tmp_path, pattern)
+    assert found(tmp_path)[0] == read_names
+
+
+def test_a_name_behind_two_stars_is_the_whole_name(tmp_path):
+    fill(tmp_path, "data.jsonl", "mydata.jsonl")
+    configured(tmp_path, "**/data.jsonl")
+    assert found(tmp_path)[0] == ["data.jsonl"]
+
+
+def test_patterns_that_match_nothing_are_refused(tmp_path):
+    """The folder disappeared from a list of sources."""
+    fill(tmp_path, "a.jsonl")
+    configured(tmp_path, "data/*.jsonl")
+    with pytest.raises(DataError, match=r"README\.md matches none of its files \(a\.jsonl\); correct its"):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "BOM"])
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_long_heads_are_read_to_their_end(tmp_path, start, end):
+    fill(tmp_path, "main/train-1.jsonl", "other/x.jsonl")
+    long = "".join(f"# comment {number}\n" for number in range(10_000))
+    head = HEAD.partition("# A data")[0].removesuffix("\n")
+    (tmp_path / "README.md").write_text(start + head.replace("configs:", f"{long}configs:") + end)
+    assert found(tmp_path, config="other")[0] == ["other/x.jsonl"]
+
+
+@pytest.mark.parametrize("text", ["---\nconfigs: []\n", "---\n# A rule, and no head\n"])
+def test_a_head_without_an_end_is_refused(tmp_path, text):
+    fill(tmp_path, "a.jsonl")
+    (tmp_path / "README.md").write_text(text)
+    with pytest.raises(DataError, match=r"it begins with --- and no line --- follows within 4,194,304"):
+        found(tmp_path)

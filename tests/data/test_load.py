@@ -212,8 +212,9 @@ def test_the_same_tokens_with_other_labels_are_no_duplicate(stories, jsonl):
     assert overlap(pool, pool) == 2
 
 
-def test_chat_templates_come_from_a_file_beside_the_recipe(stories, jsonl, tmp_path):
-    (tmp_path / "chat.jinja").write_text(UNMARKED)
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "BOM"])
+def test_chat_templates_come_from_a_file_beside_the_recipe(stories, jsonl, tmp_path, start):
+    (tmp_path / "chat.jinja").write_text(start + UNMARKED)
     data = Data(train=Source(jsonl(FOUR)), template="chat", chat_template="chat.jinja")
     row = load(data, "train", stories, base=tmp_path).dataset[0]
     assert stories.decode(row["input_ids"]) == "<|user|>\na <|end|>\n<|assistant|>\nyes<|end|>\n"

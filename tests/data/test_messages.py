@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gradwise.data.formats import Chat
-from gradwise.data.messages import continued, conversation
+from gradwise.data.messages import continued, conversation, from_sharegpt
 from gradwise.data.records import UnreadableError
 from gradwise.data.tokenise import Tokeniser, Tokens
 
@@ -158,3 +158,9 @@ def test_marks_without_a_turn_each_are_distinguished_by_the_prompt(stories):
     twice = MARKED.replace(marked, marked + "{% endgeneration %}\n{% generation %}")
     assert learned(stories, saying(), twice) == "first<|end|>\nhello<|end|>\n"
     assert learned(stories, saying(weight=0), twice) == "first<|end|>\n"
+
+
+@pytest.mark.parametrize("speaker", [["human"], {"a": 1}, None, 1])
+def test_a_speaker_is_a_word(speaker):
+    with pytest.raises(UnreadableError, match=r"turn 1 is from .*; known are"):
+        from_sharegpt([{"from": speaker, "value": "hi"}, {"from": "gpt", "value": "x"}])

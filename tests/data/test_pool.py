@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import datasets
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1,
 
 def pool(rows: list[list[int]]) -> Pool:
     made = [{"input_ids": ids, "labels": ids, "domain": "d", "weight": 1.0, "origin": "f:1"} for ids in rows]
-    return Pool(datasets.Dataset.from_list(made), Report(len(rows), len(rows)), "")
+    return Pool(datasets.Dataset.from_list(made), Report(len(rows), len(rows)), "", np.arange(len(rows)))
 
 
 @settings(max_examples=50, deadline=None)
@@ -45,3 +46,9 @@ def test_counts_follow_a_selection_of_rows():
     assert some.label_tokens.tolist() == [2, 0]
     assert some.domains == {"d": 2}
     assert replace(whole, dataset=whole.dataset.select([])).lengths.tolist() == []
+
+
+def test_samples_know_their_records_in_parts_and_together():
+    one, other = pool([[1], [2], [3]]), pool([[1], [2]])
+    assert one.take(np.array([2, 0])).records.tolist() == [2, 0]
+    assert one.take(np.array([1])).followed_by(other).records.tolist() == [1, 3, 4]

@@ -38,6 +38,8 @@ def text(model, tokenizer, validation): return "0.5"
 def nan(model, tokenizer, validation): return math.nan
 def infinite(model, tokenizer, validation): return {"a": 1.0, "b": math.inf}
 def several(model, tokenizer, validation): return torch.ones(2)
+def large(model, tokenizer, validation): return 10**400
+def larger(model, tokenizer, validation): return 10**5000
 def empty(model, tokenizer, validation): return {}
 """
 
@@ -139,6 +141,8 @@ def test_a_file_that_does_not_run(tmp_path: Path):
         ("nan", "The metric nan is not a finite number; found nan."),
         ("infinite", "The metric infinite/b is not a finite number; found inf."),
         ("several", "The metric several is not a finite number; found tensor([1., 1.])."),
+        ("large", f"The metric large is not a finite number; found 1{'0' * 96}...."),
+        ("larger", "The metric larger is not a finite number; found a large int."),
         ("empty", "The metric empty gave a mapping without a number in it."),
     ],
 )

@@ -118,6 +118,22 @@ class TestDocuments:
         assert yaml_text.parse(written, "here", yaml_text.loader_over(base)) == found
         assert [type(word) for word in yaml.safe_load(written)["words"]] == [str] * 16
 
+    @pytest.mark.parametrize("base", [yaml.SafeLoader, yaml_text._BASE])
+    def test_keys_of_a_merged_mapping_are_no_duplicates(self, base: Any) -> None:
+        """PyYAML merges the deeper mapping before it builds it, when a shallower one asks for it."""
+        text = """
+            train:
+            - &base {path: a.jsonl, weight: 1}
+            - &heavy {<<: *base, path: b.jsonl, weight: 2}
+            validation: {<<: *heavy, path: v.jsonl}
+        """
+        found = yaml_text.parse(text, "here", yaml_text.loader_over(base))
+        assert found["train"][1] == {"path": "b.jsonl", "weight": 2}
+        assert found["validation"] == {"path": "v.jsonl", "weight": 2}
+        for wrong in (text.replace("weight: 2", "path: c"), text.replace("v.jsonl", "v, path: w")):
+            with pytest.raises(RecipeError, match="the key path stands twice"):
+                yaml_text.parse(wrong, "here", yaml_text.loader_over(base))
+
     def test_files_that_are_none(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
         (tmp_path / "broken").symlink_to("nowhere")

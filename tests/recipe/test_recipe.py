@@ -165,6 +165,11 @@ class TestPaths:
         assert recipe.data.validation == Source(path=str(folder / "c"))
         assert recipe.data.chat_template == str(folder / "chat.jinja")
 
+    def test_of_a_link_from_where_it_stands(self, write: Any, tmp_path: Path):
+        (tmp_path / "link.yaml").symlink_to(write("data: {train: ./a.jsonl}", "elsewhere/recipe.yaml"))
+        recipe = Recipe.load(tmp_path / "link.yaml")
+        assert recipe.data == Data(train=Source(path=str(tmp_path / "a.jsonl")))
+
     def test_of_metrics(self, write: Any, tmp_path: Path):
         path = write(
             "metrics:\n"
@@ -231,6 +236,30 @@ class TestOverrides:
             ("{}", ["layers.active=4", "layers.method=grass"], {"layers": Grass(active=4)}),
             ("layers: {method: lisa, active: 3}", ["layers=grass"], {"layers": Grass()}),
             ("layers: lisa", ["layers={method: grass, active: 5}"], {"layers": Grass(active=5)}),
+            ("layers: {method: grass, active: 3}", ["layers={method: grass}"], {"layers": Grass()}),
+            ("layers: {method: grass, active: 3}", ["layers={active: 4}"], {"layers": Grass(active=4)}),
+            (
+                "layers: {method: grass, active: 3}",
+                ["layers={method: grass}", "layers.active=4"],
+                {"layers": Grass(active=4)},
+            ),
+            (
+                "train: {epochs: 2, lr_scheduler_kwargs: {num_cycles: 2}, schedule: cosine_with_restarts}",
+                ["train.lr_scheduler_kwargs={}", "train.schedule=cosine"],
+                {"train": Train(epochs=2, schedule="cosine", arguments={"lr_scheduler_kwargs": {}})},
+            ),
+            (
+                "data: {train: {path: /a, fields: {text: old, domain: kind}}}",
+                ["data.train.fields={text: new}"],
+                {"data": Data(train=Source(path="/a", fields={"text": "new"}))},
+            ),
+            (
+                "data: {train: {path: /a, fields: {text: old, domain: kind}}}",
+                ["data.train.fields.text=new"],
+                {"data": Data(train=Source(path="/a", fields={"text": "new", "domain": "kind"}))},
+            ),
+            ("train: {epochs: 2}", ["train={batch_size: 4}"], {"train": Train(epochs=2, batch_size=4)}),
+            ("train: {epochs: 2}", ["train={}"], {"train": Train()}),
             (
                 "{}",
                 ["train.learning_rate=2e-5", "train.weight_decay=0.1"],

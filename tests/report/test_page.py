@@ -413,11 +413,19 @@ def test_the_file_replaces_an_earlier_report_and_nothing_else(run: Path) -> None
     (run / ".gradwise.json").write_text("{")
     assert b".gradwise.json, which marks the folder" in write_page(run).read_bytes()
     path.write_text("<html>of the user</html>")
-    with pytest.raises(gw.RecipeError, match="was not written by gradwise"):
+    with pytest.raises(gw.RecipeError, match="is no report of gradwise's and would be overwritten"):
         write_page(run)
     assert path.read_text() == "<html>of the user</html>"
     other = run.parent / "pages" / "one.html"
     assert write_page(run, other) == other and other.stat().st_size > 20_000
+
+
+def test_no_file_of_the_run_is_replaced(run: Path) -> None:
+    for name in ("metrics.jsonl", "recipe.yaml"):
+        before = (run / name).read_bytes()
+        with pytest.raises(gw.RecipeError, match="is no report of gradwise's and would be overwritten"):
+            write_page(run, run / name)
+        assert (run / name).read_bytes() == before
 
 
 def test_a_report_that_cannot_be_written_is_a_warning(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

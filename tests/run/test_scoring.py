@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from gradwise import Adapter, Data, DataError, Model, Recipe, RecipeError, Source, Train
 from gradwise.data import load
+from gradwise.data.parts import split
 from gradwise.errors import CheckpointError
 from gradwise.evaluation import Choice, EvaluationError, Function, Generate, Metrics, score
+from gradwise.methods.baselines import FullAnneal
 from gradwise.run import RunDirectory, train
 from gradwise.run.model import load_tokenizer
 from gradwise.run.summary import summary
@@ -127,6 +129,27 @@ class TestWritten:
         train(recipe, "run", tell=messages.append)
         assert messages == ["The run in run is finished already."]
         assert run.scores_file.stat().st_mtime_ns == written
+
+    def test_later_without_what_the_annealing_phase_trains_on(self, recipe: Recipe, stories: Path):
+        """Such samples measure neither at the end of a run nor later."""
+        held_out = (stories.parent / "plays_held_out.jsonl").read_text().splitlines(keepends=True)[:8]
+        Path("held_out.jsonl").write_text("".join(held_out))
+        measuring = split(["held_out"] * 8, 8, 0.5).measuring
+        Path("last.jsonl").write_text(held_out[measuring[0]] + Path("train.jsonl").read_text())
+        assert recipe.data is not None
+        recipe = replace(
+            recipe,
+            data=replace(recipe.data, validation=None, target=Source(path="held_out.jsonl")),
+            train=replace(recipe.train, schedule="wsd"),
+            anneal=FullAnneal(last=0.5, data=Source(path="last.jsonl")),
+            metrics=Metrics(),
+        )
+        run = train(recipe, "run", tell=silent).run
+        before = run.scores()
+        assert before["held_out_loss"]["samples"] == 3
+        run.scores_file.unlink()
+        assert train(recipe, "run", tell=silent).finished
+        assert run.scores() == before
 
     def test_in_the_precision_of_the_training(self, recipe: Recipe):
         """`use_cpu` need not be set where there is nothing but a CPU."""

@@ -11,10 +11,14 @@ import pytest
 
 import gradwise as gw
 from gradwise import Data, DataError, Model, Recipe, Source, Train, baselines
+from gradwise.data import load
+from gradwise.data.settings import Allowed
 from gradwise.numerics.plane import principal_plane
 from gradwise.planning import scoring
 from gradwise.report.pool import draw_pool
 from gradwise.run import train
+from gradwise.run.model import load_tokenizer
+from gradwise.run.records import records_of
 from gradwise.run.select import select_samples
 from gradwise.training import Plan
 from tests.conftest import some
@@ -140,3 +144,29 @@ def test_sentences_on_samples_set_aside_are_said(
     own = replace(recipe, select=baselines.LossTop(count=5))
     select_samples(own, tmp_path / "out", tell=said.append, progress=False)
     assert "Warning: 1 of 20 samples set aside" in said
+
+
+@pytest.mark.parametrize("domains", [("math", None), (None, None)])
+def test_records_of_files_of_one_name_are_distinguished(
+    recipe: Recipe, tmp_path: Path, domains: tuple[str | None, str | None]
+) -> None:
+    """Also where they say the same domain themselves, and where a record before them is left out."""
+    written, sources = [], []
+    for folder, domain in zip("xy", domains, strict=True):
+        rows = [json.loads(line) for line in (tmp_path / f"{'ab'['xy'.index(folder)]}.jsonl").open()]
+        rows = [{"text": row["text"], "domain": "math"} for row in rows[:4]]
+        rows[1]["text"] = " "
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "same.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        written += [rows[0], *rows[2:]]
+        sources.append(Source(path=str(path), domain=domain))
+    assert recipe.model is not None
+    data = Data(train=sources, max_length=400, allow=Allowed(empty=1))
+    pool = load(data, "train", load_tokenizer(recipe.model), progress=False)
+    assert set(pool.dataset["domain"]) == {"math"} and len(set(pool.dataset["origin"])) == 3
+    indices = np.array([5, 0, 3, 1, 3])
+    assert list(records_of(sources, pool, indices)) == [written[index] for index in indices]
+    (tmp_path / "x" / "same.jsonl").write_text(json.dumps(written[0]) + "\n")
+    with pytest.raises(DataError, match=r"The data have changed since they were read: same\.jsonl:4 is no"):
+        list(records_of(sources, pool, indices))

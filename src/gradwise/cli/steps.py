@@ -44,7 +44,7 @@ def collect(
     parts = {"train": "train", "validation": "validation", "target": "target"}
     if part not in parts:
         raise RecipeError(f"--part is {', '.join(parts)}; found {part!r}.")
-    folder = out or Path("signals") / recipe.stem
+    folder = (out or Path("signals") / recipe.stem).expanduser()
     loaded = Recipe.load(recipe, set_)
     from gradwise.run.progress import quiet_libraries
     from gradwise.run.signals import collect_signals
@@ -96,7 +96,7 @@ def select(
     """
     from gradwise.recipe import Recipe
 
-    folder = out or Path("selections") / recipe.stem
+    folder = (out or Path("selections") / recipe.stem).expanduser()
     loaded = Recipe.load(recipe, set_)
     if anneal and plot and (loaded.anneal is None or loaded.anneal.plots != "spectrum"):
         raise RecipeError("--plot draws the spectrum that direct selects by; leave it out.")
@@ -154,7 +154,7 @@ def order(
     """
     from gradwise.recipe import Recipe
 
-    folder = out or Path("orders") / recipe.stem
+    folder = (out or Path("orders") / recipe.stem).expanduser()
     loaded = Recipe.load(recipe, set_)
     by = loaded.order
     if plot and by.influence is None:

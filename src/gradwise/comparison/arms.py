@@ -242,7 +242,7 @@ def _known_arms() -> str:
 
 def _overrides(path: Path) -> Tree:
     values = plain(read_yaml(path))
-    tree.anchor_paths(values, path.resolve().parent)
+    tree.anchor_paths(values, path.parent.resolve())
     for key, why in NOT_AN_ARMS.items():
         if any(set_key == key or set_key.startswith(f"{key}.") for set_key in _keys(values)):
             raise RecipeError(f"{path}: an arm cannot set {key}: {why}.")

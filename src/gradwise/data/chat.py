@@ -131,9 +131,7 @@ class ChatTemplate:
         _, words = _compiled(template)
         self._check_written(chat, words)
         self._dated |= "strftime_now" in words
-        # The marks would be taken for the template's own.
-        if any(isinstance(leaf, str) and (_START in leaf or _END in leaf) for leaf in leaves(chat.messages)):
-            raise UnreadableError("its text holds U+FDD0 or U+FDD1, which are no characters")
+        _check_unmarked(chat.messages)
         text, spans = _spans(self._render(chat, len(chat.messages)))
         contents = (chat.messages[number].get("content", "").strip() for number in chat.turns)
         self._changed += sum(content not in text for content in contents)
@@ -141,6 +139,7 @@ class ChatTemplate:
 
     def asked(self, messages: list[dict[str, Any]]) -> str:
         """A conversation up to where the assistant's turn begins; raises as `write`."""
+        _check_unmarked(messages)
         return _spans(self._render(Chat(messages), len(messages), asking=True))[0]
 
     def spans(self, chat: Chat, written: Written, limit: int) -> list[Span]:
@@ -243,6 +242,12 @@ _MEND = "leave it out, or give a template that does as data.chat_template"
 _LOCATE = "give one with {% generation %} marks as data.chat_template, or set data.loss_on: all"
 
 
+def _check_unmarked(messages: list[dict[str, Any]]) -> None:
+    """Raise UnreadableError for marks in the messages, which would be taken for the template's own."""
+    if any(isinstance(leaf, str) and (_START in leaf or _END in leaf) for leaf in leaves(messages)):
+        raise UnreadableError("its text holds U+FDD0 or U+FDD1, which are no characters")
+
+
 def _spans(marked: str) -> tuple[str, list[Span]]:
     """The text without marks, and the spans that they enclosed."""
     pieces, spans, at = [], [], 0
@@ -296,7 +301,7 @@ def template_text(template: str | None, base: Path | None = None) -> str | None:
     try:
         if path.exists() and not path.is_file():
             raise OSError("not a regular file")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(
             f"data.chat_template is neither a Jinja template nor a readable file: {template[:200]} "

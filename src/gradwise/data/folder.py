@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -17,6 +17,11 @@ from gradwise.errors import DataError
 
 _METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "__pycache__"}
 """What libraries put beside data."""
+
+_LONGEST_HEAD = 1 << 22
+"""Characters of a README's head at most; hundreds of configurations take some hundred thousand."""
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]{16})?")
 _SPLITS = {
@@ -62,6 +67,11 @@ def files_of(source: Source, folder: Path) -> Listing:
         )
     by_split = _by_split(source, folder, files)
     to_read = _files_to_read(source, by_split)
+    if not to_read:
+        raise DataError(
+            f"{source.path}: the configuration in its README.md matches none of its files "
+            f"({few([str(path) for path in files], 5)}); correct its `data_files`"
+        )
     left_out = [str(path) for path, _ in entries if path not in set(to_read)]
     return Listing(to_read, f"not read in {source.path}: {few(left_out, 5)}" if left_out else "")
 
@@ -124,7 +134,16 @@ def _config(source: Source, folder: Path) -> dict[str, list[str]]:
 
 
 def _matches(path: PurePosixPath, globs: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(str(path), glob.removeprefix("./")) for glob in globs)
+    return any(fnmatch.fnmatchcase(str(path), reading) for glob in globs for reading in _readings(glob))
+
+
+def _readings(glob: str) -> list[str]:
+    """A pattern with and without each of its `**/`, which may stand for no folder; the first six at most."""
+    first, *rest = re.split(r"(?<![^/])\*\*/", glob.removeprefix("./"), maxsplit=6)
+    readings = [first]
+    for piece in rest:
+        readings = [f"{begins}{stars}{piece}" for begins in readings for stars in ("**/", "")]
+    return readings
 
 
 def _files_to_read(source: Source, by_split: dict[str | None, list[PurePosixPath]]) -> list[PurePosixPath]:
@@ -154,9 +173,8 @@ def _split(path: PurePosixPath) -> str | None:
 def _configs(folder: Path) -> dict[str, dict[str, list[str]]]:
     """Patterns of files by configuration and split, from the head of the README.md that the hub writes."""
     try:
-        with (folder / "README.md").open(encoding="utf-8") as file:
-            head = re.match(r"---\s*\n(.*?)\n---\s*\n", file.read(1 << 16), re.DOTALL)
-        metadata = yaml.safe_load(head[1]) if head else None
+        with (folder / "README.md").open(encoding="utf-8-sig") as file:
+            metadata = yaml.load(_head(file), _LOADER)
         configs = metadata.get("configs", []) if isinstance(metadata, dict) else []
         return {
             str(config["config_name"]): _patterns(config["data_files"])
@@ -177,6 +195,19 @@ def _configs(folder: Path) -> dict[str, dict[str, list[str]]]:
         raise DataError(
             f"the configurations in {folder / 'README.md'} cannot be read ({reason(error)}); mend its head"
         ) from None
+
+
+def _head(readme: TextIO) -> str:
+    """The YAML between the two lines `---` with which a README begins; empty where it does not."""
+    if readme.readline(_LONGEST_HEAD).rstrip() != "---":
+        return ""
+    lines, left = [], _LONGEST_HEAD
+    while left > 0 and (line := readme.readline(left)):
+        if line.rstrip() == "---":
+            return "".join(lines)
+        lines.append(line)
+        left -= len(line)
+    raise ValueError(f"it begins with --- and no line --- follows within {_LONGEST_HEAD:,} characters")
 
 
 def _patterns(files: Any) -> dict[str, list[str]]:

@@ -85,7 +85,7 @@ def load(
         files = [item.note for _, item in source_parts if item.note]
         notes = [*_columns(unread), *_mixtures(formats, settings.template), *tokenise.chat.notes]
         report, fingerprint = writer.close([*files, *notes])
-    return Pool(datasets.Dataset.from_file(str(path)), report, fingerprint)
+    return Pool(datasets.Dataset.from_file(str(path)), report, fingerprint, writer.records)
 
 
 def _several(one_or_several: Sources, part: PartName) -> list[Source]:

@@ -101,7 +101,7 @@ def _from_sharegpt(turn: Any, number: int) -> Any:
     if not isinstance(turn, dict) or "from" not in turn:
         return turn
     speaker, value = turn["from"], turn.get("value")
-    if speaker not in _SHAREGPT:
+    if not isinstance(speaker, str) or speaker not in _SHAREGPT:
         raise UnreadableError(
             f"turn {number} is from {str(speaker)[:40]!r}; known are {', '.join(_SHAREGPT)}"
         )

@@ -70,11 +70,14 @@ class Pool:
         report: what became of the records.
         fingerprint: SHA-256 of token ids, labels, domains and weights in order. The same contents have the
             same fingerprint, whatever files they come from.
+        records: (N,) int64; the place of each sample's record among all that were read, from 0. Origins are
+            alike where files in several folders have one name.
     """
 
     dataset: datasets.Dataset
     report: Report
     fingerprint: str
+    records: np.ndarray
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -82,13 +85,15 @@ class Pool:
     def take(self, rows: np.ndarray) -> "Pool":
         """Some of the samples, in the order given; the report stays that of all."""
         contents = hashlib.sha256(f"{self.fingerprint} {rows.tolist()}".encode())
-        return Pool(self.dataset.select(rows), self.report, contents.hexdigest())
+        return Pool(self.dataset.select(rows), self.report, contents.hexdigest(), self.records[rows])
 
     def followed_by(self, other: "Pool") -> "Pool":
         """These samples, and behind them those of another pool; the report stays that of these."""
         contents = hashlib.sha256(f"{self.fingerprint} {other.fingerprint}".encode())
         both = datasets.concatenate_datasets([self.dataset, other.dataset])
-        return Pool(both, self.report, contents.hexdigest())
+        # As if both had been read in one go.
+        records = np.concatenate([self.records, other.records + self.report.read])
+        return Pool(both, self.report, contents.hexdigest(), records)
 
     @cached_property
     def domains(self) -> dict[str, int]:

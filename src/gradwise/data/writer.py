@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from array import array
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
@@ -68,6 +69,12 @@ class SampleWriter:
         self._examples: dict[str, list[str]] = {kind: [] for kind in _FLAWS}
         self._count = dict.fromkeys(("read", "kept", *_FLAWS, "tokens", "label_tokens"), 0)
         self._endless = 0
+        self._records = array("q")
+
+    @property
+    def records(self) -> np.ndarray:
+        """(N,) int64: the place of each kept sample's record among all rows, from 0."""
+        return np.array(self._records, dtype=np.int64)
 
     def write(self, row: Row) -> None:
         """Count a row, and keep its sample if there is one to learn from.
@@ -151,6 +158,7 @@ class SampleWriter:
         return True
 
     def _keep(self, row: Row, tokens: Tokens) -> None:
+        self._records.append(self._count["read"] - 1)
         self._count["kept"] += 1
         self._count["tokens"] += len(tokens.ids)
         self._count["label_tokens"] += tokens.learned

@@ -20,7 +20,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gradwise.errors import RecipeError
-from gradwise.evaluation.questions import Question
+from gradwise.evaluation.questions import Question, bare
 from gradwise.evaluation.scores import EvaluationError, Score
 from gradwise.evaluation.settings import Choice, Generate
 
@@ -127,11 +127,7 @@ def is_right(task: Generate, text: str, question: Question) -> bool:
             return False
         match = matches[0 if task.take == "first" else -1]
         text = (match[1] if match.re.groups else match[0]) or ""
-    return _bare(task, text) in {_bare(task, answer) for answer in question.answers}
-
-
-def _bare(task: Generate, text: str) -> str:
-    return (re.sub(task.ignore, "", text) if task.ignore else text).strip()
+    return bare(task, text) in {bare(task, answer) for answer in question.answers}
 
 
 def longest(

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from gradwise.errors import EvaluationError
+from gradwise.text import shown
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ def finite(name: str, value: Any) -> float:
     """`value` as a float; raises EvaluationError where it is no number, or not a finite one."""
     try:
         number = math.nan if isinstance(value, str | bytes) else float(value)
-    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
         number = math.nan
     if not math.isfinite(number):
-        raise EvaluationError(f"The metric {name} is not a finite number; found {value!r}.")
+        raise EvaluationError(f"The metric {name} is not a finite number; found {shown(value)}.")
     return number

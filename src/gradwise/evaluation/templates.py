@@ -22,8 +22,21 @@ def _replace(text: str, pattern: str, by: str, count: int = 0) -> str:
     return re.sub(pattern, by, text, count=count)
 
 
+class _Sandbox(Sandbox):
+    """A sandbox that writes no null: Python would make the word None of it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.finalize = self._written
+
+    def _written(self, value: object) -> Any:
+        if value is None:
+            raise DataError("a value is null; correct the record, or write {{... or ''}} where one may be")
+        return self._built(value)
+
+
 # Sandboxed: recipes are passed around, and reading one must not run arbitrary code.
-_JINJA = Sandbox({"regex_replace": _replace}, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+_JINJA = _Sandbox({"regex_replace": _replace}, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 
 
 class Template:
@@ -57,18 +70,23 @@ class Template:
         return _JINJA.compile_expression(match[1], undefined_to_none=False)
 
     def text(self, record: Mapping[str, Any]) -> str:
-        """The template's text for a record; raises DataError."""
+        """The template's text for a record; raises DataError, also for a null."""
         if self.source in record:
-            return str(record[self.source])
+            return str(self._not_null(record[self.source]))
         return self._tried(lambda: self._render.render(record), record)
 
     def value(self, record: Mapping[str, Any]) -> Any:
         """The template's value for a record: that of a column or a lone expression, otherwise its text."""
         if self.source in record:
-            return record[self.source]
+            return self._not_null(record[self.source])
         if self._evaluate is None:
             return self.text(record)
-        return self._tried(lambda: _defined(self._evaluate(record)), record)
+        return self._not_null(self._tried(lambda: _defined(self._evaluate(record)), record))
+
+    def _not_null(self, value: Any) -> Any:
+        if value is None:
+            raise DataError(f"{_last(self.key)}: {self.source[:40]!r} is null; correct the record")
+        return value
 
     def check_varies(self, record: Mapping[str, Any]) -> None:
         """Refuse a text that is the same for every record: most likely the misspelt name of a column."""

@@ -155,7 +155,8 @@ class Recipe(Settings):
         read = read_yaml(Path(path))
         with naming(str(path)):
             plain_values = plain(read)
-            tree.anchor_paths(plain_values, Path(path).resolve().parent)
+            # The folder of the file itself, also where that is a link to a recipe elsewhere.
+            tree.anchor_paths(plain_values, Path(path).parent.resolve())
         replaced: dict[str, Any] = {}
         for override in overrides or []:
             tree.override(replaced, override)

@@ -42,7 +42,21 @@ def override(values: Tree, setting: str) -> None:
         raise RecipeError(
             f"--set {key}: keys below it were already given the values {shown(values[keys[-1]])}."
         )
-    values[keys[-1]] = value
+    values[keys[-1]] = _Whole(value) if _replaces(keys, value) else value
+
+
+class _Whole(Tree):
+    """A mapping that replaces what it is put over, instead of being merged with it."""
+
+
+def _replaces(keys: list[str], value: object) -> bool:
+    """Whether a value of `--set` is a mapping that would mean something else merged with the recipe's own:
+    one of somebody else's keys, one that names a method, an empty one."""
+    if not isinstance(value, dict):
+        return False
+    free = keys[-1] == "fields" or (keys[0] in FREE_SECTIONS and len(keys) > 1)
+    names_method = keys[0] in METHOD_SECTIONS and len(keys) == 1 and "method" in value
+    return free or names_method or not value
 
 
 def merged(base: Tree, changes: Tree) -> Tree:
@@ -50,7 +64,7 @@ def merged(base: Tree, changes: Tree) -> Tree:
     out."""
     result = deepcopy(base)
     for key, value in changes.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not isinstance(value, _Whole):
             below = result.get(key)
             if isinstance(below, str) and key in METHOD_SECTIONS:
                 below = {"method": below}

@@ -35,7 +35,15 @@ def loader_over(base: Any) -> Any:
             if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
         }
 
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        def flatten_mapping(self, node: Any) -> None:
+            # Here and only once: PyYAML puts the keys of `<<` among the mapping's own, at times before it
+            # builds the mapping, and they are no duplicates.
+            if not hasattr(node, "checked"):
+                self._check_keys(node)
+                node.checked = True
+            super().flatten_mapping(node)
+
+        def _check_keys(self, node: Any) -> None:
             seen = set()
             for key, _ in node.value:
                 # PyYAML keeps the last of two equal keys and gives no warning, so that the first would have
@@ -44,7 +52,6 @@ def loader_over(base: Any) -> Any:
                     problem = f"the key {clipped(key.value)} stands twice"
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-            return super().construct_mapping(node, deep)
 
     for kind, form, first in _WORDS_THAT_ARE_VALUES:
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(form), list(first))

@@ -16,32 +16,30 @@ def records_of(sources: Sources, pool: Pool, indices: NDArray[np.int64]) -> Iter
     """The record of each sample, in the order given; of large data only those asked for are kept.
 
     Args:
-        sources: of the samples.
+        sources: of the samples, in the order in which the pool was read from them.
         pool: what was read from them.
         indices: places in the pool; repeats are allowed.
 
     Raises:
-        DataError: when two records cannot be distinguished.
+        DataError: when the sources are no longer what the pool was read from.
     """
     chosen: Any = pool.dataset.select(indices)
-    origins = list(zip(chosen["domain"], chosen["origin"], strict=True))
-    wanted = {origin for _, origin in origins}
-    records_by_origin: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for source in sources if isinstance(sources, list) else [sources]:
-        for part in read(source):  # type: ignore[arg-type]
-            for record in part.records():
-                if str(record.origin) in wanted:
-                    domain = getattr(source, "domain", None) or part.name
-                    records_by_origin.setdefault(str(record.origin), []).append((domain, record.values))
-    for domain, origin in origins:
-        # Files of one name in several folders: their domains tell them apart, where they differ.
-        every = [values for _, values in records_by_origin[origin]]
-        same = [
-            values for record_domain, values in records_by_origin[origin] if record_domain == domain
-        ] or every
-        if len(same) > 1:
+    # By place and not by origin and domain: two files of one name may give both alike.
+    places = pool.records[indices].tolist()
+    wanted = set(places)
+    several = sources if isinstance(sources, list) else [sources]
+    records = (
+        record
+        for source in several
+        for part in read(source)  # type: ignore[arg-type]
+        for record in part.records()
+    )
+    records_by_place = {place: record for place, record in enumerate(records) if place in wanted}
+    for place, origin in zip(places, chosen["origin"], strict=True):
+        record = records_by_place.get(place)
+        if record is None or str(record.origin) != origin:
             raise DataError(
-                f"Two records of the data are {origin} of the domain {domain!r}; give the files different "
-                "names, or the sources domains."
+                f"The data have changed since they were read: {origin} is no longer where it was. Run the "
+                "command again in a new folder."
             )
-        yield same[0]
+        yield record.values

@@ -137,5 +137,7 @@ def _measuring(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, bars: bo
     data = recipe.data
     assert data is not None
     if data.target is not None or recipe.goal is not None or data.target_share is not None:
-        return load_parts(data, tokenizer, goal=recipe.goal, progress=bars).validation
+        # With the data of the annealing phase: samples that occur there measured nothing in the run.
+        parts = load_parts(data, tokenizer, goal=recipe.goal, annealing=recipe.annealing_data, progress=bars)
+        return parts.validation
     return load(data, "validation", tokenizer, progress=bars) if data.validation is not None else None

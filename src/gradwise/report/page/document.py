@@ -194,16 +194,17 @@ def write_html(page: Page, path: Path) -> None:
         GradwiseError: the file was not written by gradwise, or cannot be written.
     """
     content = html(page)
+    # Before the marker is asked: a run's own record is gradwise's as well.
+    if path.exists() and not _is_report(path):
+        raise RecipeError(
+            f"{path} is no report of gradwise's and would be overwritten; move it, or give another --out."
+        )
     if path.is_file() and path.read_bytes() == content.encode("utf-8", "backslashreplace"):
         return
     try:
         add_file(path, content.encode("utf-8", "backslashreplace"))
     except GradwiseError:
         # The marker may be damaged, or a run in progress hold the folder; neither prevents a report.
-        if path.exists() and not _is_report(path):
-            raise RecipeError(
-                f"{path} was not written by gradwise and would be overwritten; move it, or give --out."
-            ) from None
         write_text(path, content)
 
 
