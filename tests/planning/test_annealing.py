@@ -274,16 +274,16 @@ def test_a_resumed_run_chooses_among_samples_with_weight(
         )
         return gw.Trainer(story_model(), arguments(**settings), train_dataset=pool, recipe=recipe)
 
-    def looked_at() -> int:
+    def candidates() -> int:
         lines = (tmp_path / "out" / "events.jsonl").read_text().splitlines()
         return decided(list(map(json.loads, lines)))[0]["looked_at"]
 
     whole, resumed = make(), make()
     whole.train()
-    before = looked_at()
+    before = candidates()
     assert before < 20, "some of the coreset have weight 0"
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-19"))
-    assert looked_at() == before
+    assert candidates() == before
     assert same_weights(whole.model, resumed.model)
 
 
