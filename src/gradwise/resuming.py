@@ -70,7 +70,9 @@ def checked_recipe(recipe: Recipe, stored: dict[str, Any], checkpoint: Path, fol
     except RecipeError as error:
         raise CheckpointError(f"The settings in {checkpoint} cannot be read: {error}") from None
     recipe = recipe.filled_from(earlier)
-    before = decisive_sections(earlier)
+    # What a run finds for itself and the checkpoint does not have yet may be given now: a recipe.yaml has the
+    # winner of a trial that was held after the checkpoint.
+    before = decisive_sections(earlier.filled_from(recipe))
     for name, now in decisive_sections(recipe).items():
         then = before[name]
         if name == "anneal" and not recipe_file.annealed(folder):

@@ -1,11 +1,13 @@
 """The Trainer's events, forwarded to the session and to what measures its memory."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gradwise.errors import RecipeError
 from gradwise.session import Session
 from gradwise.training.sharding import by_accelerate
 
@@ -66,6 +68,12 @@ class SessionCallback(TrainerCallback):
             control.should_save, self._save_at_epoch_end = False, True
 
     def on_epoch_end(self, _: object, __: object, control: TrainerControl, **___: object) -> None:
+        if control.should_epoch_stop:
+            # The Trainer would count the next epoch from here, and the plan has steps left in this one.
+            raise RecipeError(
+                "A callback set control.should_epoch_stop, and a plan is followed to the end of every epoch; "
+                "let the callback set should_training_stop, or leave it out."
+            )
         if self._all_done or (self.session.stopped and not self.session.ends_epoch()):
             # Not the end of an epoch, whatever the Trainer says: what is due there comes after resuming.
             control.should_evaluate = control.should_log = control.should_save = False
@@ -74,3 +82,11 @@ class SessionCallback(TrainerCallback):
 
     def on_evaluate(self, *_: object, metrics: dict[str, Any] | None = None, **__: object) -> None:
         self.session.after_evaluation(metrics or {})
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
+        best, saved = state.best_global_step, Path(state.best_model_checkpoint or "").name
+        if args.load_best_model_at_end and best and saved != f"checkpoint-{best}":
+            self.session.say(
+                f"Warning: the evaluation after step {best} was the best, and no checkpoint was saved then. "
+                f"The model is that of {saved or 'the last step'}; save at every evaluation to get the best."
+            )

@@ -96,8 +96,8 @@ class TrainerMixin(ShardedCheckpoints):
             shared_signals: folder for signals that several runs need: the first run computes and keeps them,
                 later ones read them and are charged their cost.
             proxy: (model, samples, collator) that measure in place of this trainer's own, sample i being
-                sample i of the training data; what `signals.model` of a recipe stands for. A fourth part, if
-                there is one, is the target in the same tokens.
+                sample i of the training data; what `signals.model` of a recipe stands for. A fourth part is
+                the target in the same tokens, needed where these are not the tokens of the training data.
             target_dataset: examples of what the model should become good at, tokenised as the training data
                 are; a selection that aims at a target aims at them, and `anneal` chooses by them. They
                 measure nothing. If unset and `select.target` is `validation`, half of the eval_dataset

@@ -1,6 +1,8 @@
 """Lightning's Trainer with a plan and a layer policy: every epoch of the plan, and exact resuming."""
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from torch.utils.data import DataLoader
 
 import gradwise as gw
 from gradwise.data import Collator
+from gradwise.training.layers import LayerSwitch
 
 lightning = pytest.importorskip("lightning")
 checkpoints = pytest.importorskip("lightning.pytorch.callbacks")
@@ -110,3 +113,20 @@ def test_what_an_abandoned_iterator_drew_is_served_again() -> None:
     ahead = iter(sampler)
     assert [next(ahead), next(ahead)] == [0, 1]
     assert list(sampler) == [0, 1, 3, 5]
+
+
+def test_a_run_that_time_ends_has_no_number_of_steps(story_model: Any, monkeypatch: Any) -> None:
+    """And a second fit of a callback that resumed begins with layers of its own."""
+    from gradwise.integrations.lightning import GradwiseCallback
+
+    model, loaded = story_model(), []
+    trainer: Any = SimpleNamespace(
+        optimizers=[torch.optim.AdamW(model.parameters())], estimated_stepping_batches=math.inf
+    )
+    monkeypatch.setattr(LayerSwitch, "load_state_dict", lambda _, state: loaded.append(state))
+    callback = GradwiseCallback(gw.Grass(active=2, period=2, probe=1))
+    callback.load_state_dict({"layers": {"drawn": 1}, "sampler": None})
+    for _ in range(2):
+        callback.on_train_start(trainer, model)
+        callback.on_train_end()
+    assert loaded == [{"drawn": 1}]

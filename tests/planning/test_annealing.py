@@ -243,6 +243,50 @@ def test_room_counts_what_is_served(run: Any, parts: Any) -> None:
     assert event["room"] == event["selected"] == len(set(np.concatenate(served).tolist()))
 
 
+def test_a_phase_across_epochs_serves_every_pick_where_the_rest_is_dropped(run: Any, parts: Any) -> None:
+    """Three epochs of 42 samples in ten steps of four: 60 entries from the middle of the second on."""
+    given = (parts[0].select(range(42)), parts[1])
+    options: dict[str, Any] = {"given": given, "dataloader_drop_last": True, "num_train_epochs": 3}
+    trainer, events, _ = run(RandomAnneal(count=30, last=0.5), **options)
+    (event,) = decided(events)
+    assert (event["step"], event["room"]) == (15, 60)
+    served = np.concatenate([trainer.session.schedule.samples(step) for step in range(15, 30)])
+    picks, times = np.unique(served, return_counts=True)
+    assert len(picks) == 30 and set(times) == {2}
+
+
+def test_a_resumed_run_chooses_among_samples_with_weight(
+    story_model, arguments, parts, tmp_path: Path
+) -> None:
+    """Where weights multiply losses, a sample of weight 0 is not trained on, and so is none of the pool."""
+    weights = [float(number % 3) for number in range(60)]
+    pool = parts[0].add_column("weight", weights)
+
+    def make() -> gw.Trainer:
+        settings = {
+            "lr_scheduler_type": "warmup_stable_decay", "max_steps": 25, "save_strategy": "steps",
+            "save_steps": 19,
+        }  # fmt: skip
+        recipe = gw.Recipe(
+            select=gw.Grace(count=20, candidates="all", refresh_every=3, anchors=0.5),
+            anneal=RandomAnneal(count=6, pool="selection"),
+            weights="loss",
+        )
+        return gw.Trainer(story_model(), arguments(**settings), train_dataset=pool, recipe=recipe)
+
+    def candidates() -> int:
+        lines = (tmp_path / "out" / "events.jsonl").read_text().splitlines()
+        return decided(list(map(json.loads, lines)))[0]["looked_at"]
+
+    whole, resumed = make(), make()
+    whole.train()
+    before = candidates()
+    assert before < 20, "some of the coreset have weight 0"
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-19"))
+    assert candidates() == before
+    assert same_weights(whole.model, resumed.model)
+
+
 def test_a_tau_that_cannot_be_met_can_be_mended(story_model, arguments, parts, tmp_path: Path) -> None:
     def make(tau: float, **changes: Any) -> gw.Trainer:
         settings = arguments(

@@ -277,6 +277,30 @@ def test_a_recipe_finds_the_files_from_its_own_folder(recipe: gw.Recipe, tmp_pat
         assert gw.Recipe.from_dict(found.to_dict()) == found
 
 
+@pytest.mark.parametrize("fraction", [None, 0.5])
+def test_a_share_of_a_phase_with_a_short_batch(
+    story_model: Any, arguments: Any, speeches: Any, fraction: float | None
+) -> None:
+    """13 samples in batches of four: the last step has one, which cannot be of two kinds."""
+
+    def make(name: str, last: float) -> Any:
+        return gw.Trainer(
+            story_model(),
+            arguments(name, lr_scheduler_type="warmup_stable_decay"),
+            train_dataset=speeches.select(range(13)),
+            anneal_dataset=speeches.select(range(24, 36)),
+            recipe=gw.Recipe(anneal=RandomAnneal(last=last, share=0.5, fraction=fraction)),
+        )
+
+    short = make("short", 0.25)
+    with pytest.raises(gw.RecipeError, match=r"anneal\.share is 0\.5, of 1 samples from step 3 on"):
+        short.train()
+    assert short.state.global_step == 0
+    longer = make("longer", 0.5)
+    longer.train()
+    assert np.sum(longer.session.plan.indices[8:] >= 13) == 3, "half of five, rounded up"
+
+
 @pytest.mark.slow
 def test_in_a_run_and_outside_of_one_the_same_are_chosen(recipe: gw.Recipe, tmp_path: Path) -> None:
     """By the half of a target that chooses; and a run whose files have changed is not resumed."""

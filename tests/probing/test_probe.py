@@ -157,6 +157,31 @@ def test_only_what_is_asked_for_is_evaluated():
     assert some.after[0, [0, 2]] == pytest.approx(every.after[0, [0, 2]], rel=1e-6)
 
 
+def test_dropout_in_trial_steps_depends_on_the_seed_alone():
+    """Neither on the mode that the model is found in nor on what was drawn before."""
+    data, network = samples(), model(dropout=0.3)
+    optimizer = adam(network.parameters())
+
+    def asked(seed: int) -> list[np.ndarray]:
+        probe = gw.Probe(network, optimizer, data, seed=seed)
+        runs = probe.runs([UNITS[:2], UNITS[2:]], TARGET)[1]
+        return [
+            probe.lookahead(UNITS, TARGET).after,
+            runs,
+            probe.orders([UNITS[:2], UNITS[2:]], TARGET).alone,
+        ]
+
+    found = []
+    for is_training, noise in ((True, 1), (False, 2)):
+        network.train(is_training)
+        torch.manual_seed(noise)
+        found.append(asked(seed=5))
+        assert network.training == is_training
+    others = asked(seed=6)
+    for one, same_seed, other_seed in zip(*found, others, strict=True):
+        assert np.array_equal(one, same_seed) and not np.array_equal(one, other_seed)
+
+
 class TestNothingIsLeftBehind:
     @pytest.mark.parametrize("steps", [0, 3], ids=["before the first step", "with moments"])
     @pytest.mark.parametrize("optimizer_of", [adam, sgd], ids=["adam", "sgd"])

@@ -269,6 +269,25 @@ class TestRules:
                 built(Train(arguments=asked))
             built(Train(arguments=asked), validation=True)
 
+    @pytest.mark.parametrize(
+        ("asked", "steps"),
+        [({}, 10), ({"logging_steps": 4}, 4), ({"eval_steps": 3}, 3), ({"save_steps": 10}, 10),
+         ({"eval_steps": 3, "save_strategy": "steps"}, 3)],
+    )  # fmt: skip
+    def test_early_stopping_saves_at_every_evaluation(self, asked: dict[str, Any], steps: int):
+        arguments = {"eval_strategy": "steps", **asked}
+        made = built(Train(early_stopping_patience=2, arguments=arguments), validation=True)
+        assert (made.eval_steps, made.save_steps, made.save_strategy) == (steps, steps, "steps")
+        for other in ({"save_steps": 2 * steps}, {"save_steps": 2 * steps, "save_strategy": "steps"}):
+            changed = Train(early_stopping_patience=2, arguments=arguments | other)
+            with pytest.raises(
+                RecipeError, match=f"save_steps is {2 * steps}, .* every {steps} steps; leave"
+            ):
+                built(changed, validation=True)
+        best = {"eval_strategy": "steps", "save_strategy": "best", "metric_for_best_model": "held_out_loss"}
+        kept = built(Train(early_stopping_patience=2, arguments=best), validation=True)
+        assert kept.save_strategy == "best"
+
     @given(st.integers(1, 4096), st.integers(1, 16), st.none() | st.integers(1, 64))
     def test_micro_batches_make_up_the_batch(self, batch_size: int, ranks: int, asked: int | None):
         if batch_size % ranks or (asked and (batch_size // ranks) % asked):

@@ -18,7 +18,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gradwise import Adapter, Data, Model, Recipe, Source, Train, baselines, console
+from gradwise import Adapter, Data, Model, Recipe, Source, Train, Trial, baselines, console
 from gradwise.errors import CheckpointError
 from gradwise.ranks import is_first, world_size
 from gradwise.run import RunDirectory, train
@@ -121,6 +121,36 @@ class TestTrain:
         again = train(recipe, "run", tell=said.append)
         assert (again.finished, again.steps) == (True, 6)
         assert weights == (again.run.model / "model.safetensors").read_bytes()
+
+    def test_killed_between_a_trial_and_the_next_checkpoint_it_is_the_same_run(
+        self, few_speeches: Callable[..., Data], stories: Path, tmp_path: Path
+    ):
+        """By the recipe that it began with, and by its own, which has the winner by then."""
+        recipe = Recipe(
+            model=Model(name=str(stories)),
+            data=few_speeches(),
+            train=Train(
+                batch_size=4,
+                learning_rate=1e-3,
+                schedule="wsd",
+                arguments={"max_steps": 20, "save_strategy": "steps", "save_steps": 15},
+            ),
+            anneal=Trial(contenders=("random", "full"), steps=2, last=0.2),
+        )
+        run = train(recipe, tmp_path / "run", tell=lambda _: None).run
+        weights = (run.model / "model.safetensors").read_bytes()
+        (trial,) = [event for event in run.events() if event["event"] == "trial"]
+        written = Recipe.load(run.recipe_file)
+        assert written.anneal is not None and written.anneal.chosen() is not None
+        for again in (recipe, recipe, written):
+            # As if killed after the trial: the events have it, the checkpoint does not.
+            shutil.rmtree(run.model)
+            shutil.rmtree(run.checkpoints / "checkpoint-20")
+            train(again, run.path, tell=lambda _: None)
+            assert Recipe.load(run.recipe_file) == written
+            assert (run.model / "model.safetensors").read_bytes() == weights
+            trials = [event["losses"] for event in run.events() if event["event"] == "trial"]
+            assert trials == ([] if again is written else [trial["losses"]])
 
     @pytest.mark.parametrize("adapter", [None, Adapter(options={"r": 2})])
     def test_the_template_that_was_learned_is_saved(self, recipe: Recipe, adapter: Adapter | None):

@@ -106,6 +106,29 @@ class TestAlone:
         assert trainer.state.best_metric == min(losses)
         assert trainer.state.global_step == 3
 
+    @pytest.mark.parametrize(
+        ("saved", "said"),
+        [
+            ("checkpoint-30", None),
+            ("checkpoint-20", "is that of checkpoint-20"),
+            (None, "is that of the last"),
+        ],
+    )
+    def test_says_where_the_best_was_not_saved(
+        self, story_model: Any, arguments: Any, uneven: Dataset, saved: str | None, said: str | None
+    ) -> None:
+        trainer = gw.Trainer(story_model(), arguments(), Collator(0), uneven)
+        trainer.args.load_best_model_at_end = True
+        trainer.state.best_global_step = 30
+        trainer.state.best_model_checkpoint = saved and f"out/{saved}"
+        sentences: list[str] = []
+        trainer.session.tell = sentences.append
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        assert len(sentences) == (said is not None)
+        if said:
+            assert "after step 30 was the best, and no checkpoint was saved then" in sentences[0]
+            assert said in sentences[0]
+
     def test_an_output_that_cannot_be_read_has_none(
         self, story_model: Any, arguments: Any, uneven: Dataset
     ) -> None:

@@ -375,6 +375,21 @@ def test_a_checkpoint_of_other_data_is_refused(story_model, arguments, speeches)
         other.train(resume_from_checkpoint=True)
 
 
+def test_a_plan_of_ones_own_resumes(story_model, arguments, speeches, tmp_path: Path) -> None:
+    """Though it does not name the last sample of the data."""
+
+    def make(name: str, indices: list[int]) -> gw.Trainer:
+        own = arguments(name, save_strategy="steps", save_steps=1)
+        return gw.Trainer(story_model(), own, Collator(0), speeches, plan=gw.Plan.of([indices]))
+
+    whole, resumed = (make("out", [5, 5, 7, 1, 0, 2, 3, 4]) for _ in range(2))
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    assert same_weights(whole.model, resumed.model)
+    with pytest.raises(gw.PlanError, match="names sample 90, and the data have 80"):
+        make("beyond", [90, 1, 2, 3]).train()
+
+
 @pytest.mark.parametrize("length", [{"max_steps": 13}, {"num_train_epochs": 1.5}])
 def test_resumed_from_the_last_step_nothing_more_is_trained(
     story_model, arguments, speeches, tmp_path: Path, length: dict[str, Any]

@@ -75,3 +75,17 @@ def test_stopped_by_hand_and_resumed_is_never_stopped(
     resumed.train(resume_from_checkpoint=True)
     assert same_weights(whole.model, resumed.model)
     assert lines(tmp_path / "stopped" / "metrics.jsonl") == lines(tmp_path / "whole" / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("event", ["on_step_end", "on_substep_end"])
+def test_a_callback_that_ends_an_epoch_is_refused(story_model, arguments, speeches, event: str) -> None:
+    """The next epoch would begin with what is left of this one, half of a step's samples twice."""
+
+    def end_epoch(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_epoch_stop = True
+
+    ends = type("EndsEpochs", (TrainerCallback,), {event: end_epoch})()
+    own = arguments(per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=2)
+    trainer = gw.Trainer(story_model(), own, Collator(0), speeches.select(range(16)), callbacks=[ends])
+    with pytest.raises(gw.RecipeError, match=r"set control\.should_epoch_stop, .* should_training_stop"):
+        trainer.train()

@@ -5,6 +5,7 @@ loader = DataLoader(dataset, batch_size=8, sampler=callback.sampler)
 lightning.Trainer(max_epochs=plan.epochs, callbacks=[callback]).fit(module, loader)
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,12 +83,14 @@ class GradwiseCallback(lightning.Callback):
             self._batch_size = _check_loader(trainer, self.sampler)
         if self.layers is None:
             return
-        steps = int(trainer.estimated_stepping_batches)
-        self.switch = LayerSwitch(
-            pl_module, self.layers, trainer.optimizers[0], seed=self.seed, steps=steps if steps > 0 else None
-        )
+        # Infinite where only max_time ends the run.
+        estimate = trainer.estimated_stepping_batches
+        steps = int(estimate) if 0 < estimate < math.inf else None
+        self.switch = LayerSwitch(pl_module, self.layers, trainer.optimizers[0], seed=self.seed, steps=steps)
         if self._resumed is not None:
             self.switch.load_state_dict(self._resumed["layers"])
+            # A second fit of this callback that resumes nothing starts its layers from the beginning.
+            self._resumed = None
 
     def on_train_batch_start(
         self,

@@ -23,7 +23,6 @@ from gradwise.planning.context import RunContext, Samples
 from gradwise.planning.decider import Cost, Decider, rounded, served
 from gradwise.planning.epochs import (
     FAR_APART,
-    epoch_length,
     epochs_from,
     joined,
     laid_out,
@@ -173,7 +172,8 @@ class Annealing(Decider):
         onsets = self.onsets(schedule)
         self._ordering.annealing_at(onsets)
         for start, stop in pairwise((*onsets, schedule.steps)):
-            room = (stop - start) * schedule.batches.batch_size
+            # As when the phase begins: the last batch of an epoch may be short.
+            room = schedule.batches.entries_between(start, stop)
             if not all(counts(parts, room)):
                 raise RecipeError(
                     f"anneal.share is {self.method.share}, of {room} samples from step {start} on: one of "
@@ -340,8 +340,10 @@ class Annealing(Decider):
         """The plan with repetitions of the selections from `step` on, across epochs, so that every pick of a
         part is served once before any of that part is served again."""
         steps = schedule.batches.steps_per_epoch
-        epochs, length = epochs_from(plan, step // steps), epoch_length(plan)
-        lengths = [length] * len(epochs)
+        epochs = epochs_from(plan, step // steps)
+        # What an epoch serves, which drop_last makes less than it holds: a pick must not stand where it is
+        # dropped.
+        lengths = [schedule.batches.entries_between(0, steps)] * len(epochs)
         lengths[0] -= step % steps * phase.in_run.batch_size
         entries = [
             repeated(

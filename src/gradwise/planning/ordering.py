@@ -16,7 +16,7 @@ from gradwise.methods.d3.graph import InfluenceGraph
 from gradwise.methods.d3.units import Units
 from gradwise.methods.decision import Order
 from gradwise.methods.interfaces import Arrays, InfluenceOrder, Orderer, Timetable
-from gradwise.numerics.streams import stream
+from gradwise.numerics.streams import stream, stream_seed
 from gradwise.planning.context import RunContext
 from gradwise.planning.decider import MOST_COUNTED, Cost, Decider, rounded, served
 from gradwise.planning.epochs import joined, part_of, rearranged
@@ -243,7 +243,7 @@ class Ordering(Decider):
         if len(units.nodes) < 2:
             return None
         measured = influence.measured(
-            self._probe(context, influence),
+            self._probe(context, influence, step),
             replace(units, entries=piece.indices[units.entries]),
             edges=influence.edges_in_run,
             rng=stream(context.seed, "probe samples", step),
@@ -257,7 +257,7 @@ class Ordering(Decider):
         self._graph = self._graph.followed_by(measured, influence.keep) if lasting else measured  # type: ignore[union-attr]
         return measured
 
-    def _probe(self, context: RunContext, influence: InfluenceOrder) -> Probe:
+    def _probe(self, context: RunContext, influence: InfluenceOrder, step: int) -> Probe:
         assert context.model is not None and context.optimizer is not None
         samples = None if influence.target != "validation" else context.validation
         return Probe(
@@ -269,6 +269,8 @@ class Ordering(Decider):
             clip=context.max_grad_norm,
             batch_tokens=context.recipe.signals.batch_tokens,
             autocast=context.autocast,
+            # By the step: a run that is resumed here has drawn other numbers before.
+            seed=stream_seed(context.seed, "trial steps", step),
         )
 
     def _write_graph(self, context: RunContext, threshold: float) -> None:

@@ -15,7 +15,7 @@ from gradwise.planning.context import RunContext
 from gradwise.planning.decider import Cost, Decider
 from gradwise.planning.epochs import continued, cut_where_due
 from gradwise.planning.ordering import Ordering
-from gradwise.planning.scoring import check_samples, selection_signals
+from gradwise.planning.scoring import check_samples, check_target, selection_signals
 from gradwise.planning.selecting import Selecting
 from gradwise.planning.shape import shape_of
 from gradwise.planning.shares import Share, cost_per_sample, deciding, measuring_share, shares
@@ -66,6 +66,7 @@ class Planner:
     def first(self, context: RunContext) -> Plan:
         """The plan of a run that begins."""
         check_samples(context, self._methods)
+        check_target(context)
         for decider in self.deciders:
             decider.check(context)
         for decider in self.deciders:
@@ -278,8 +279,13 @@ class FixedPlanner(Planner):
                 f"The plan has {plan.epochs} epochs, and the run asks for {needed:,}; train less, or give a "
                 "plan with as many."
             )
+        if (largest := int(plan.indices.max())) >= (count := len(context.train)):
+            raise PlanError(
+                f"The plan names sample {largest}, and the data have {count}; give a plan of these data."
+            )
         _check_weighted(context, plan)
-        return plan
+        # Of the data, whichever samples are named: a checkpoint is compared with them when it is resumed.
+        return replace(plan, pool=count)
 
 
 def _check_weighted(context: RunContext, plan: Plan) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gradwise.errors import GradwiseError, RecipeError
 from gradwise.methods.decision import Selection
 from gradwise.numerics.sampling import evenly
-from gradwise.numerics.streams import stream
+from gradwise.numerics.streams import stream, stream_seed
 from gradwise.planning.context import RunContext, Samples
 from gradwise.planning.phase import Parts, counts, turns
 from gradwise.probing import Probe
@@ -81,7 +81,7 @@ def race(
     start = time.perf_counter()
     # A single rank trains the contenders: on several, sums in another order could make another one the
     # winner, and each rank would follow its own.
-    losses = on_first(lambda: _losses(context, selections, parts, judges, steps, most))
+    losses = on_first(lambda: _losses(context, selections, parts, judges, steps, most, step))
     winner, means, noise = decided(losses, section)
     seconds = time.perf_counter() - start
     before = losses["before"][np.isfinite(losses["before"])]
@@ -149,6 +149,7 @@ def _losses(
     judges: Samples,
     steps: int,
     most: int | None,
+    step: int,
 ) -> dict[str, NDArray[np.float64]]:
     """(m,) of the judges, before and after each contender."""
     assert context.model is not None and context.make_optimizer is not None
@@ -163,6 +164,8 @@ def _losses(
         clip=context.max_grad_norm,
         batch_tokens=context.recipe.signals.batch_tokens,
         autocast=context.autocast,
+        # By the step: a run that is resumed here has drawn other numbers before.
+        seed=stream_seed(context.seed, "trial steps", step),
     )
     on = probe.target
     if most is not None and most < len(on):

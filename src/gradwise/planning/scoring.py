@@ -9,17 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from gradwise.errors import RecipeError
+from gradwise.errors import DataError, RecipeError
 from gradwise.methods.costs import Speeds
 from gradwise.methods.interfaces import Arrays, Method, Selector, WarmUp
 from gradwise.numerics.sampling import evenly
-from gradwise.numerics.streams import stream
+from gradwise.numerics.streams import stream, stream_seed
 from gradwise.planning.context import RunContext, Samples, Scorer
 from gradwise.planning.shared import key_of, measure_or_read
 from gradwise.probing import Probe
 from gradwise.signals import Signals, collect
 from gradwise.signals.remembered import forget
 from gradwise.signals.samples import rows_of
+from gradwise.signals.vocabulary import check_tokens
 from gradwise.signals.wanted import QUANTITIES
 
 TARGET = "target"
@@ -86,6 +87,42 @@ def check_samples(context: RunContext, methods: dict[str, Method]) -> None:
         f"{missing} (found {', '.join(sample)}); with such data take select: full or random, order: shuffle "
         "or given, and leave anneal out."
     )
+
+
+def check_target(context: RunContext) -> None:
+    """Refuse a target that a proxy would measure in tokens that are not its own.
+
+    Raises:
+        RecipeError: the proxy's tokens are not those of the training data, and the target is given in these
+            only.
+        DataError: the target in the proxy's tokens has another number of samples, or a token that the proxy
+            does not know.
+    """
+    method, target = context.recipe.select, context.target
+    if not context.proxied or target is None or not method.aims or not method.needs & set(QUANTITIES):
+        return
+    scorer = context.scorer()
+    if scorer.target is None and not _same_tokens(scorer.samples, context.train.inputs):
+        raise RecipeError(
+            "The proxy's samples have other tokens than the training data, and the target is given in the "
+            "tokens of these; give it in the proxy's tokens too, as the fourth part of `proxy`."
+        )
+    samples = target.inputs if scorer.target is None else scorer.target
+    if len(samples) != len(target):
+        raise DataError(
+            f"The fourth part of `proxy` has {len(samples)} samples, and the target {len(target)}; give the "
+            "samples of the target in the same order."
+        )
+    check_tokens(scorer.model, samples, scorer.collate)
+
+
+def _same_tokens(samples: Any, others: Any) -> bool:
+    """Whether two data sets seem to hold the same token ids; some of their samples are compared."""
+    if len(samples) != len(others):
+        return False
+    # Two tokenizers agree on hardly any sample, so that some of them show it.
+    rows = evenly(len(samples), COUNTED).tolist()
+    return all(np.array_equal(samples[row]["input_ids"], others[row]["input_ids"]) for row in rows)
 
 
 def _reads_tokens(method: Method) -> bool:
@@ -203,6 +240,7 @@ def _after_warm_up(
         clip=context.max_grad_norm,
         batch_tokens=context.recipe.signals.batch_tokens,
         autocast=context.autocast,
+        seed=stream_seed(context.seed, "warm-up dropout"),
     )
     per_epoch = -(-len(chosen) // batch)
     steps, done = per_epoch * warm_up.epochs, 0

@@ -462,7 +462,9 @@ class Selecting(Decider):
             return self._chosen
         if self._picks is None:
             method = _method(context)
-            self._picks = method.pick(self._state, self._order_signals(context), seed=context.seed).indices
+            picked = method.pick(self._state, self._order_signals(context), seed=context.seed)
+            # As when it was made: samples of weight 0 are left out where weights multiply losses.
+            self._picks = picked.weighing(context.recipe.weights).indices
         return self._picks
 
     def _order_signals(self, context: RunContext) -> Signals:

@@ -14,12 +14,18 @@ from gradwise.signals.given_back import settle, uncompiled
 
 
 @contextmanager
-def kept(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Callable[[], None]]:
+def kept(
+    model: nn.Module, optimizer: torch.optim.Optimizer, seed: int | None = None
+) -> Iterator[Callable[[], None]]:
     """Yields a function that puts weights, buffers and the optimizer back, to be called as often as needed;
     at the end, also after an exception, that is done once more, and gradients, modes and random states are
     given back too.
 
     Needs room for a copy of the trainable weights, of the buffers and of the optimizer's state.
+
+    Args:
+        model, optimizer: that are kept.
+        seed: of what torch draws meanwhile, such as dropout. If unset, its generators continue.
     """
     bare, inner = uncompiled(model), getattr(optimizer, "optimizer", optimizer)
     states = _Optimizer(inner)
@@ -38,6 +44,8 @@ def kept(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Callabl
         states.give_back()
 
     with torch.random.fork_rng(devices):
+        if seed is not None:
+            _seed(seed, devices)
         try:
             yield give_back
         finally:
@@ -48,6 +56,13 @@ def kept(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Callabl
                 module.training = mode
             random.setstate(chance[0])
             np.random.set_state(chance[1])
+
+
+def _seed(seed: int, devices: list[int]) -> None:
+    """Seed the generators that are given back, and no others."""
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        torch.cuda.default_generators[device].manual_seed(seed)
 
 
 class _Optimizer:

@@ -43,6 +43,7 @@ class Probe:
         clip: longest gradient of a step, as the training clips it; None or 0 for no clipping.
         batch_tokens: padded tokens in one forward pass.
         autocast: what forward passes compute in, as in `gradwise.collect`.
+        seed: decides dropout in trial steps.
 
     Example:
         probe = Probe(model, optimizer, dataset)
@@ -61,6 +62,7 @@ class Probe:
         clip: float | None = None,
         batch_tokens: int = 4096,
         autocast: torch.dtype | None = None,
+        seed: int = 0,
     ) -> None:
         if not isinstance(model, nn.Module) or not hasattr(optimizer, "param_groups"):
             raise RecipeError(
@@ -72,7 +74,7 @@ class Probe:
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         self.dataset, self._aims = dataset, [] if target is None else target
         self.collator = collator or Collator(getattr(self.model.config, "pad_token_id", None) or 0)
-        self.clip, self.batch_tokens = clip, batch_tokens
+        self.clip, self.batch_tokens, self.seed = clip, batch_tokens, seed
         self.device = next(self.model.parameters()).device
         self.autocast = autocast or autocast_here(self.device)
         check_precision(self.autocast)
@@ -103,7 +105,7 @@ class Probe:
                 group["lr"] = rate
             self._step(samples)
 
-        with kept(self.model, self.optimizer), torch.inference_mode(False):
+        with kept(self.model, self.optimizer, self.seed), torch.inference_mode(False):
             yield step
 
     def lookahead(
@@ -123,7 +125,7 @@ class Probe:
             SignalError: when a unit has no label token.
         """
         places = np.asarray(on)
-        with kept(self.model, self.optimizer) as give_back, torch.inference_mode(False):
+        with kept(self.model, self.optimizer, self.seed) as give_back, torch.inference_mode(False):
             before = self._evaluate(places)
             after = np.full((len(units), len(places)), np.nan)
             for number, unit in enumerate(units):
@@ -148,7 +150,7 @@ class Probe:
             SignalError: when a step's samples have no label token.
         """
         places = np.asarray(on)
-        with kept(self.model, self.optimizer) as give_back, torch.inference_mode(False):
+        with kept(self.model, self.optimizer, self.seed) as give_back, torch.inference_mode(False):
             before, after = self._evaluate(places), np.empty((len(runs), len(places)))
             for number, steps in enumerate(runs):
                 groups = self.optimizer.param_groups
@@ -177,7 +179,7 @@ class Probe:
         """
         count, places = len(nodes), np.asarray(on)
         alone, both = np.empty((count, len(places))), np.full((count, count, len(places)), np.nan)
-        with kept(self.model, self.optimizer) as to_present, torch.inference_mode(False):
+        with kept(self.model, self.optimizer, self.seed) as to_present, torch.inference_mode(False):
             before = self._evaluate(places)
             for first, steps in enumerate(nodes):
                 for samples in steps:
@@ -314,8 +316,11 @@ class Probe:
         return weights
 
     def _step(self, unit: SampleIndices) -> None:
-        """One step of the optimizer, in the mode the model is found in."""
+        """One step of the optimizer, with dropout as in training."""
         weights = self._weights()
+        # Before the first step of a run and after an evaluation the model is in evaluation mode; `kept` gives
+        # its modes back.
+        self.model.train()
         with torch.enable_grad():
             _, gradients = self._gradient(unit, weights)
         for parameter, gradient in zip(weights, gradients, strict=True):

@@ -19,6 +19,7 @@ from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, claimed
 from gradwise.methods.decision import Order
 from gradwise.methods.interfaces import Orderer
+from gradwise.numerics.streams import stream_seed
 from gradwise.planning.epochs import entries_of
 from gradwise.precision import autocast_of
 from gradwise.probing import Probe
@@ -128,7 +129,6 @@ def _probe(
     for pool in (chosen.pool, held_out):
         if pool is not None:
             check_tokens(model, pool.dataset, collate)
-    model.train()  # a trial step is a training step, dropout included
     transformers.set_seed(recipe.seed)
     optimizer, clip = _optimizer(recipe, model, chosen.pool)
     return Probe(
@@ -140,6 +140,7 @@ def _probe(
         clip=clip,
         batch_tokens=recipe.signals.batch_tokens,
         autocast=autocast_of(recipe.train.arguments),
+        seed=stream_seed(recipe.seed, "trial steps", 0),
     )
 
 

@@ -145,6 +145,7 @@ def load_proxy(recipe: Recipe, pool: Pool, target: Pool | None, *, progress: boo
         aims = whole.dataset.select(_aligned(target, whole))
     proxy = Measures(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer), aims)
     check_tokens(*proxy[:3])
+    check_tokens(model, aims, proxy.collate)
     return proxy
 
 

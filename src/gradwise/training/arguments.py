@@ -160,11 +160,18 @@ def training_arguments(
 
 def _looking_for_the_best(arguments: dict[str, Any]) -> dict[str, Any]:
     """With what early stopping needs: a measure, and a checkpoint at every evaluation."""
-    saves = {"save_strategy": arguments["eval_strategy"]}
-    if "eval_steps" in arguments:
-        saves["save_steps"] = arguments["eval_steps"]
-    if {"save_strategy", "save_steps"} & arguments.keys():
-        saves = {}
+    evaluated = arguments["eval_strategy"]
+    saves: dict[str, Any] = {"save_strategy": evaluated}
+    if evaluated == "steps":
+        # The Trainer evaluates every logging_steps where eval_steps is unset, but saves every 500.
+        saves["save_steps"] = arguments.get("eval_steps") or arguments["logging_steps"]
+    asked = arguments.get("save_steps")
+    if asked not in (None, saves.get("save_steps")) and arguments.get("save_strategy") != "best":
+        when = f"every {saves['save_steps']} steps" if evaluated == "steps" else f"at each {evaluated}'s end"
+        raise RecipeError(
+            f"train.save_steps is {asked}, and early_stopping_patience needs a checkpoint at every "
+            f"evaluation, {when}; leave save_steps out."
+        )
     return {"metric_for_best_model": "held_out_loss", "load_best_model_at_end": True} | saves | arguments
 
 

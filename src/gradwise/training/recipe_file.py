@@ -45,11 +45,14 @@ def write(recipe: Recipe, folder: Path) -> None:
     """Write what decides a run; the sections that `gradwise train` has written stay. A collective call."""
 
     def save() -> None:
-        earlier = _read(folder)
-        if earlier is not None and earlier.for_trainer().filled_from(recipe) == recipe:
-            whole = replace(earlier, **{name: getattr(recipe, name) for name in METHOD_SECTIONS})
-        else:
-            whole = recipe
+        earlier, whole = _read(folder), recipe
+        if earlier is not None and (earlier.model is not None or earlier.data is not None):
+            # Whatever else differs: a run that resumes before its trial has no winner yet, and the file has.
+            whole = replace(
+                earlier,
+                **{name: getattr(recipe, name) for name in (*METHOD_SECTIONS, "weights", "seed")},
+                signals=replace(recipe.signals, model=earlier.signals.model),
+            )
         if whole != earlier:
             whole.save(folder / NAME)
 
