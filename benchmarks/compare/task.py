@@ -66,7 +66,7 @@ class Task:
     arms: dict[str, str]
     """By name, as `gradwise compare` takes them."""
     comparisons: tuple[Comparison, ...]
-    claims: Claims
+    claims: Claims = ()
     seeds: int = 5
     recipe_name: str = ""
     """Name of the file in `recipes`; if empty, the task's name."""

@@ -76,7 +76,7 @@ FOUR_CLAIMS = {
 
 
 FOUR_AT_EQUAL_TIME = (FOUR[0], ("grace_published", "grass_published", "direct_published"))
-"""Without `d3_published` and `together_published`, whose decisions for one epoch exceed the budget."""
+"""Without `d3_published` and `together_published`, whose decisions exceed the budget."""
 
 
 def _four_claims(model: str, **arms: tuple[str, ...]) -> Claims:
@@ -117,15 +117,14 @@ def _four() -> Task:
 
 def _in_published_time(method: str, label: str) -> Task:
     """A published form that decides for longer than it trains, and others in the time that it takes."""
-    published = f"{method}_published"
-    arms = (published, method, "full")
+    arms = (published := f"{method}_published", method, "full")
     return Task(
         name=f"published_{method}",
         title=f"{label} as published, in the time it takes, small Llama",
         text=(
             "The small Llama (8.9 M parameters), fine-tuned on 480 records of three sets, with the arms of "
             f"[compare-four](compare-four.md). `{published}` makes 48 steps, and the others as many as fit "
-            f"into the time that it needs for them. {FOUR_HALVES}"
+            f"into its time. {FOUR_HALVES}"
         ),
         prepare=small_llama.build,
         arms={name: f"{HERE}/arms/four/{name}.yaml" for name in arms},
@@ -202,7 +201,6 @@ def _unit_sizes() -> Task:
         prepare=d3_pools.tune,
         arms=arms,
         comparisons=(Comparison("steps", (tuple(arms),), ("full",)),),
-        claims=(),
         recipe_name="four_stories",
     )
 

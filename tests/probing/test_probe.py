@@ -305,6 +305,16 @@ def test_weights_that_had_no_gradient_yet_go_no_farther_than_adam_moves_them():
     assert np.abs(bends.along).max() < 10
 
 
+def test_reentrant_checkpoints_are_refused() -> None:
+    data, network = samples(), model()
+    network.gradient_checkpointing_enable({"use_reentrant": True})
+    probe = gw.Probe(network, torch.optim.AdamW(network.parameters()), data)
+    with pytest.raises(gw.RecipeError, match="reentrant gradient checkpointing"):
+        probe.lookahead(UNITS, TARGET)
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+    assert np.isfinite(probe.lookahead(UNITS, TARGET).after).all()
+
+
 def test_products_of_bfloat16_keep_their_digits() -> None:
     rng = torch.Generator().manual_seed(0)
     rows = [torch.randn(70_000, generator=rng).bfloat16() for _ in range(3)]

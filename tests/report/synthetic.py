@@ -75,3 +75,8 @@ class Folder:
             (folder / "scores.json").write_text(json.dumps({"scores": known, "seconds": 0.5}))
         jsonl(folder / "events.jsonl", events)
         return folder
+
+
+def section(page: str, name: str) -> str:
+    """A part of a page."""
+    return page.partition(f'<section id="{name}">')[2].partition("</section>")[0]

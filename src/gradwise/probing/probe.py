@@ -318,6 +318,7 @@ class Probe:
     def _step(self, unit: SampleIndices) -> None:
         """One step of the optimizer, with dropout as in training."""
         weights = self._weights()
+        _check_checkpoints(self.model)
         # Before the first step of a run and after an evaluation the model is in evaluation mode; `kept` gives
         # its modes back.
         self.model.train()
@@ -459,6 +460,16 @@ def check_precision(autocast: torch.dtype | None) -> None:
         raise RecipeError(
             "order: d3 cannot try steps under the loss scaling of float16; use bf16, or leave order.units "
             "out."
+        )
+
+
+def _check_checkpoints(model: nn.Module) -> None:
+    """Raise RecipeError for gradient checkpoints that know `backward` alone, and not `autograd.grad`."""
+    functions = (getattr(module, "_gradient_checkpointing_func", None) for module in model.modules())
+    if any(getattr(each, "keywords", {}).get("use_reentrant") for each in functions if each):
+        raise RecipeError(
+            "Steps cannot be tried with reentrant gradient checkpointing; set use_reentrant: false in "
+            "gradient_checkpointing_kwargs."
         )
 
 
