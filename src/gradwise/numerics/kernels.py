@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numba
 import numpy as np
@@ -11,16 +11,16 @@ import numpy as np
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 
-def compiled(kernel: Kernel, **options: str) -> Kernel:
-    """A function compiled by numba, with its options, which releases the interpreter's lock while it runs.
+def compiled(kernel: Kernel, *, inline: Literal["never", "always"] = "never") -> Kernel:
+    """A function compiled by numba, which releases the interpreter's lock while it runs.
 
     The machine code is cached on disk. Where neither the package's folder nor the user's cache can be
     written, each process compiles for itself.
     """
     try:
-        return cast(Kernel, numba.njit(nogil=True, cache=True, **options)(kernel))
+        return cast(Kernel, numba.njit(nogil=True, cache=True, inline=inline)(kernel))
     except RuntimeError:  # numba found no folder for its cache
-        return cast(Kernel, numba.njit(nogil=True, **options)(kernel))
+        return cast(Kernel, numba.njit(nogil=True, inline=inline)(kernel))
 
 
 def in_threads(work: Callable[[int, int], object], count: int) -> None:
