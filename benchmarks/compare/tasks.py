@@ -122,9 +122,8 @@ def _in_published_time(method: str, label: str) -> Task:
         name=f"published_{method}",
         title=f"{label} as published, in the time it takes, small Llama",
         text=(
-            "The small Llama (8.9 M parameters), fine-tuned on 480 records of three sets, with the arms of "
-            f"[compare-four](compare-four.md). `{published}` makes 48 steps, and the others as many as fit "
-            f"into its time. {FOUR_HALVES}"
+            "The small Llama on 480 records of three sets, with the arms of [compare-four](compare-four.md). "
+            f"`{published}` makes 48 steps, and the others as many as fit into its time. {FOUR_HALVES}"
         ),
         prepare=small_llama.build,
         arms={name: f"{HERE}/arms/four/{name}.yaml" for name in arms},

@@ -225,7 +225,7 @@ def _check_data(
     folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, options: Options, shown: ComparisonProgress
 ) -> None:
     """Refuse to judge by held-out data that are trained on, or that are not the same for all runs."""
-    known, checked = folder.contents["data"], set[str]()
+    data_by_name, checked = folder.contents["data"], set[str]()
     for arm in arms:
         changed = {"data", "model"} & folder.contents["arms"][arm.name]["changes"].keys()
         # Arms mostly share their data, which are read and compared once for all of them.
@@ -241,9 +241,10 @@ def _check_data(
             now = result.value
             _check_share(now["shared"], now["held_out"], name, options)
             if folder.started:
-                _check_unchanged(now, known.get(name, {}), name, folder.path)
-            _check_measured_alike(now, name, {other: known[other] for other in known if other != name})
-            known[name] = now
+                _check_unchanged(now, data_by_name.get(name, {}), name, folder.path)
+            others = {other: data for other, data in data_by_name.items() if other != name}
+            _check_measured_alike(now, name, others)
+            data_by_name[name] = now
             checked.add(name)
 
 

@@ -365,8 +365,7 @@ def _made_of(collate: Collate, dataset: Any, rows: NDArray[np.int64]) -> str:
 
 
 def _adapters(model: nn.Module) -> str | None:
-    """A hash of which adapters act on a model, and how strongly, which its weights do not show; None where it
-    has none."""
+    """A hash of the adapters in use and their strength, which the weights do not show; None without any."""
     names = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
     layers = [
         (path, [str(getattr(module, name, None)) for name in names])

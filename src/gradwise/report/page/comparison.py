@@ -285,8 +285,8 @@ def _repeat(path: Path, results: Results) -> list[Block]:
         "reference": results.reference,
         "pairs": ",".join(":".join(pair) for pair in pairs if pair[1] != results.reference),
     }
-    given = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value]
-    command = " ".join(["gradwise compare RECIPE.yaml", *given, "--out NEW"])
+    flags = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value]
+    command = " ".join(["gradwise compare RECIPE.yaml", *flags, "--out NEW"])
     return [
         Paragraph(
             "The recipe is in comparison.yaml. A page about one of the runs: "
