@@ -48,7 +48,7 @@ BENCHMARKS := signals.cost signals.accuracy signals.precondition signals.peers s
 	grace.speed grace.million grace.importance grace.propagation grace.overhead grace.words grace.targets \
 	direct.solver direct.million direct.curvature direct.sketch direct.target \
 	d3.commutator d3.planted d3.cost d3.solver d3.published robustness.data layers.estimate
-TASKS := small_llama four published_d3 published_together four_smollm2 four_stories target_smollm2 unit_sizes periods smollm2 \
+TASKS := small_llama four published_d3 four_smollm2 four_stories target_smollm2 unit_sizes periods smollm2 \
 	grace_importance grace_dirty_10 grace_clean_10 grace_dirty_05 grace_dirty_30 grace_llama grace_smollm2 orders_tune orders_pretrain orders_smollm2
 
 bench: .venv/.dev .venv/.demo

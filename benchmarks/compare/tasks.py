@@ -100,9 +100,9 @@ def _four() -> Task:
             "The small Llama (8.9 M parameters), fine-tuned on 480 records of three sets. "
             f"{FOUR_TEXT.format(blocks='six')} {FOUR_RATES.format('compare-small_llama')} "
             f"{FOUR_HALVES} The budget of time is more than twice what full training takes for 48 steps. "
-            "`d3_published` and `together_published` decide for longer than that before their first step; "
-            "[compare-published_d3](compare-published_d3.md) and "
-            "[compare-published_together](compare-published_together.md) give the others their time."
+            "`d3_published` and `together_published` decide for longer than that before their first step. "
+            "[compare-published_d3](compare-published_d3.md) gives others the time of `d3_published`; "
+            "`together_published` takes longer still, and is compared at equal steps only."
         ),
         prepare=small_llama.build,
         arms=_four_files("four"),
@@ -115,20 +115,19 @@ def _four() -> Task:
     )
 
 
-def _in_published_time(method: str, label: str) -> Task:
-    """A published form that decides for longer than it trains, and others in the time that it takes."""
-    arms = (published := f"{method}_published", method, "full")
+def _published_d3() -> Task:
+    arms = ("d3_published", "d3", "full")
     return Task(
-        name=f"published_{method}",
-        title=f"{label} as published, in the time it takes, small Llama",
+        name="published_d3",
+        title="D³ as published, in the time it takes, small Llama",
         text=(
             "The small Llama on 480 records of three sets, with the arms of [compare-four](compare-four.md). "
-            f"`{published}` makes 48 steps, and the others as many as fit into its time. {FOUR_HALVES}"
+            f"`d3_published` makes 48 steps, and the others as many as fit into its time. {FOUR_HALVES}"
         ),
         prepare=small_llama.build,
         arms={name: f"{HERE}/arms/four/{name}.yaml" for name in arms},
-        comparisons=(Comparison("time", (arms,), (published, "full")),),
-        claims=(("time", f"Small Llama: {label} as published against full training", published, "full"),),
+        comparisons=(Comparison("time", (arms,), ("d3_published", "full")),),
+        claims=(("time", "Small Llama: D³ as published against full training", "d3_published", "full"),),
         recipe_name="four",
         own_rates=True,
     )
@@ -479,8 +478,7 @@ TUNED = {"random": (3e-4, 1e-3)}
 TASKS: dict[str, Callable[[], Task]] = {
     "small_llama": _small_llama,
     "four": _four,
-    "published_d3": lambda: _in_published_time("d3", "D³"),
-    "published_together": lambda: _in_published_time("together", "all four"),
+    "published_d3": _published_d3,
     "four_smollm2": _four_smollm2,
     "target_smollm2": _target_smollm2,
     "four_stories": _four_stories,
