@@ -68,7 +68,7 @@ class SessionCallback(TrainerCallback):
             control.should_save, self._save_at_epoch_end = False, True
 
     def on_epoch_end(self, _: object, __: object, control: TrainerControl, **___: object) -> None:
-        if control.should_epoch_stop:
+        if control.should_epoch_stop and not control.should_training_stop:
             # The Trainer would count the next epoch from here, and the plan has steps left in this one.
             raise RecipeError(
                 "A callback set control.should_epoch_stop, and a plan is followed to the end of every epoch; "

@@ -47,8 +47,12 @@ def test_the_command_that_repeats_a_comparison_has_all_that_was_asked(tmp_path: 
     (command,) = re.findall(r"gradwise compare RECIPE.*?--out NEW", html(comparison_page(tmp_path)))
     assert unescape(command) == (
         "gradwise compare RECIPE.yaml --arms 'full,slow=lora+my rate.yaml,random' --seeds 0, "
-        "--budget tokens=1234567 --fraction 0.25 --reference full --pairs slow:random --out NEW"
+        "--budget tokens=1234567 --fraction 0.25 --pairs slow:random,slow:full --out NEW"
     )
+    every = [["slow", "random"], ["slow", "full"], ["random", "full"]]
+    folder.comparison(specs, seeds=1, requested_pairs=every, budget={"kind": "time", "amount": 0.1})
+    (command,) = re.findall(r"gradwise compare RECIPE.*?--out NEW", html(comparison_page(tmp_path)))
+    assert command.endswith("--budget time=0.1 --reference full --pairs slow:random --out NEW")
 
 
 def test_a_loss_over_fewer_samples_is_said_not_to_compare(compared: Path) -> None:

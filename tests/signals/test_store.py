@@ -232,6 +232,22 @@ class TestRefused:
             again = collected(tmp_path / "other", pool, want=("loss",), collator=shorter)
             assert np.array_equal(np.asarray(again.loss), np.asarray(alone.loss))
 
+    def test_a_collator_that_draws_at_random_finds_its_store(self, tmp_path: Path):
+        def masked(rows: list[Any]) -> Any:
+            batch = Collator(0)(rows)
+            batch["labels"][torch.rand(batch["labels"].shape) < 0.3] = -100
+            return batch
+
+        pool = [row for row in POOL if len(row["input_ids"]) > 4]
+        first = collected(tmp_path / "store", pool, want=("loss",), collator=masked)
+        again = collected(tmp_path / "store", pool, want=("loss",), collator=masked)
+        assert np.array_equal(np.asarray(again.loss), np.asarray(first.loss), equal_nan=True)
+
+    def test_a_plain_model_and_its_collator_leave_no_trace(self, whole: Path):
+        """Or no store of an earlier version would be found again."""
+        request = json.loads((whole / "manifest.json").read_text())["request"]
+        assert not {"adapters", "collator"} & request.keys()
+
     def test_another_adapter_of_the_same_model(self, tmp_path: Path):
         peft = pytest.importorskip("peft")
         options: dict[str, Any] = {"r": 4, "init_lora_weights": False, "target_modules": ["q_proj"]}

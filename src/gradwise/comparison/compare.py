@@ -119,7 +119,8 @@ def compare(
         if reference is not None:
             pairs = [*pairs, *((arm.name, reference) for arm in parsed if arm.name != reference)]
         folder.ask(recipe, parsed, chosen, compared_with, wanted, pairs)
-        folder.contents["fraction"] = fraction
+        if fraction is not None:
+            folder.contents["fraction"] = fraction
         # Seed by seed over all arms: a comparison that is stopped early is still paired.
         todo = [(arm, seed) for seed in chosen for arm in parsed if not is_done(folder.run(arm.name, seed))]
         # Nothing is started where all runs are done: the same command then only writes the report again.
@@ -242,7 +243,12 @@ def _check_data(
             _check_share(now["shared"], now["held_out"], name, options)
             if folder.started:
                 _check_unchanged(now, data_by_name.get(name, {}), name, folder.path)
-            others = {other: data for other, data in data_by_name.items() if other != name}
+            # What an attempt without a run found may have been mended since.
+            others = {
+                other: data
+                for other, data in data_by_name.items()
+                if other != name and (folder.started or other in checked)
+            }
             _check_measured_alike(now, name, others)
             data_by_name[name] = now
             checked.add(name)

@@ -36,6 +36,7 @@ from gradwise.planning.picks import keep_picks
 from gradwise.planning.race import halves, race
 from gradwise.planning.scoring import MORE, in_pool, scoring_speed, signals_now, validation_signals
 from gradwise.planning.selecting import Selecting
+from gradwise.probing import check_checkpoints
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
@@ -97,6 +98,8 @@ class Annealing(Decider):
                 f"anneal: {name} trains on each contender's picks and takes the steps back, which a sharded "
                 "model cannot do yet; take one of its contenders, such as direct."
             )
+        if method.tried and context.model is not None:
+            check_checkpoints(context.model)
         self._added = context.added
         for part in self._parts(context):
             if method.pool != "all" and part.rows[0] == 0:

@@ -271,6 +271,9 @@ class Selecting(Decider):
         picks = {}
         for name, method in trial.tried.items():
             scored = self._scored_for(method, choosing, first)._replace(target=aims)
+            if method.needs & set(QUANTITIES):
+                # How far the pool is from the target is said of the winner alone.
+                scored = scored._replace(signals=replace(scored.signals, texts=None))
             picks[name] = [first_selection(method, choosing, scored, first=first).selection]
         winner, _ = race(
             context,

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 from gradwise.probing.answers import Ahead, Bends, Orders
 
 if TYPE_CHECKING:
-    from gradwise.probing.probe import Probe, check_precision
+    from gradwise.probing.probe import Probe, check_checkpoints, check_precision
 
-__all__ = ["Ahead", "Bends", "Orders", "Probe", "check_precision"]
+__all__ = ["Ahead", "Bends", "Orders", "Probe", "check_checkpoints", "check_precision"]
 
 
 def __getattr__(name: str) -> Any:
     # Looked up on first use: methods need the answers only, and torch takes seconds to import.
-    if name not in ("Probe", "check_precision"):
+    if name not in ("Probe", "check_checkpoints", "check_precision"):
         raise AttributeError(f"module 'gradwise.probing' has no attribute {name!r}")
     return getattr(import_module("gradwise.probing.probe"), name)

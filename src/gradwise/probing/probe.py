@@ -318,7 +318,7 @@ class Probe:
     def _step(self, unit: SampleIndices) -> None:
         """One step of the optimizer, with dropout as in training."""
         weights = self._weights()
-        _check_checkpoints(self.model)
+        check_checkpoints(self.model)
         # Before the first step of a run and after an evaluation the model is in evaluation mode; `kept` gives
         # its modes back.
         self.model.train()
@@ -463,7 +463,7 @@ def check_precision(autocast: torch.dtype | None) -> None:
         )
 
 
-def _check_checkpoints(model: nn.Module) -> None:
+def check_checkpoints(model: nn.Module) -> None:
     """Raise RecipeError for gradient checkpoints that know `backward` alone, and not `autograd.grad`."""
     functions = (getattr(module, "_gradient_checkpointing_func", None) for module in model.modules())
     if any(getattr(each, "keywords", {}).get("use_reentrant") for each in functions if each):

@@ -55,7 +55,7 @@ def _replaces(keys: list[str], value: object) -> bool:
     if not isinstance(value, dict):
         return False
     free = keys[-1] == "fields" or (keys[0] in FREE_SECTIONS and len(keys) > 1)
-    names_method = keys[0] in METHOD_SECTIONS and len(keys) == 1 and "method" in value
+    names_method = keys[0] in (*METHOD_SECTIONS, "adapter") and len(keys) == 1 and "method" in value
     return free or names_method or not value
 
 

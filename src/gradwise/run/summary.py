@@ -64,8 +64,8 @@ def _losses(metrics: list[dict[str, Any]], score: dict[str, Any] | None) -> list
     training = [math.nan if line["loss"] is None else line["loss"] for line in metrics if "loss" in line]
     tenth = max(1, len(training) // 10)
     return [
-        ("training loss at first", f"{sum(training[:tenth]) / tenth:.4f} nats per token"),
-        ("training loss at last", f"{sum(training[-tenth:]) / tenth:.4f} nats per token"),
+        (f"training loss at {when}", f"{mean:.4f} nats per token" if math.isfinite(mean) else "not finite")
+        for when, mean in (("first", sum(training[:tenth]) / tenth), ("last", sum(training[-tenth:]) / tenth))
     ]
 
 

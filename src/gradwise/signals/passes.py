@@ -334,6 +334,8 @@ class Pass:
         usable = np.flatnonzero(self.inspection.lengths)
         rows = usable[evenly(len(usable), COLLATED)]
         theirs = _made_of(self.collate, self.dataset, rows)
+        if theirs != _made_of(self.collate, self.dataset, rows):
+            return "draws at random"  # no later process could compare what it makes
         with suppress(Exception):  # samples that only their own collator can read
             if theirs == _made_of(Collator(_pad_token(self.model)), self.dataset, rows):
                 return None
@@ -370,7 +372,8 @@ def _adapters(model: nn.Module) -> str | None:
     layers = [
         (path, [str(getattr(module, name, None)) for name in names])
         for path, module in model.named_modules()
-        if hasattr(module, "active_adapters") and hasattr(module, "disable_adapters")
+        # A flag of PEFT's layers; transformers' own models have methods of that name.
+        if isinstance(getattr(module, "disable_adapters", None), bool)
     ]
     return hashlib.blake2b(str(layers).encode(), digest_size=16).hexdigest() if layers else None
 

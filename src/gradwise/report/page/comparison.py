@@ -276,14 +276,20 @@ def _repeat(path: Path, results: Results) -> list[Block]:
     contents = yaml.safe_load(text)
     specs = {name: contents["arms"][name]["spec"] for name in results.arms}
     kind, amount = results.budget["kind"], results.budget["amount"]
-    pairs = contents.get("requested_pairs") or []
+    pairs = [tuple(pair) for pair in contents.get("requested_pairs") or []]
+    others = [name for name in results.arms if name != results.reference]
+    # A reference that was asked for is compared with every arm; the default one is not.
+    is_asked = bool(others) and all((name, results.reference) in pairs for name in others)
+    if is_asked:
+        pairs = [pair for pair in pairs if pair[1] != results.reference]
+    exact = amount if amount is None or not float(amount).is_integer() else int(amount)
     options = {
         "arms": ",".join(f"{name}={spec}" if name != spec else name for name, spec in specs.items()),
         "seeds": ",".join(map(str, results.seeds)) + ("," if len(results.seeds) == 1 else ""),
-        "budget": kind if amount is None else f"{kind}={amount:.17g}",
+        "budget": kind if exact is None else f"{kind}={exact!r}",
         "fraction": contents.get("fraction"),
-        "reference": results.reference,
-        "pairs": ",".join(":".join(pair) for pair in pairs if pair[1] != results.reference),
+        "reference": results.reference if is_asked else None,
+        "pairs": ",".join(":".join(pair) for pair in pairs),
     }
     flags = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value]
     command = " ".join(["gradwise compare RECIPE.yaml", *flags, "--out NEW"])

@@ -191,7 +191,7 @@ def write_html(page: Page, path: Path) -> None:
     """Write the page, over an earlier report but over nothing else.
 
     Raises:
-        GradwiseError: the file was not written by gradwise, or cannot be written.
+        GradwiseError: the file is there and is no report of gradwise's, or cannot be written.
     """
     content = html(page)
     # Before the marker is asked: a run's own record is gradwise's as well.

@@ -200,6 +200,8 @@ def _mix(run: RunFiles) -> list[Block]:
     entries = run.plan.indices[: len(run.plan)]
     # Of the event, since a Trainer's recipe does not have its batch size; rows of packed samples have none.
     batch = next(iter(run.of("plan")), {}).get("batch_size")
+    if batch is None and run.section("model"):  # an event of an earlier version
+        batch = run.section("train").get("batch_size")
     last = max((line["step"] for line in run.steps), default=0)
     per_step = batch if isinstance(batch, int) else max(1, len(entries) // max(1, last))
     steps = -(-len(entries) // per_step)
