@@ -228,7 +228,8 @@ def compared(content: Content, subject: str) -> list[Compared]:
             comparisons.append(
                 Compared(arm, "step", step, _median(run["training"] for run in arm_runs) / full)
             )
-        for section in arm_runs[0]["expected"]:
+        # A section may have nothing to measure, as an order over too few units, and then no event either.
+        for section in (name for name, share in arm_runs[0]["expected"].items() if share):
             forecast = _median(run["expected"][section] for run in arm_runs)
             measured = _median(run["spent"][section] / run["training"] for run in arm_runs)
             comparisons.append(Compared(arm, section, forecast, measured))
