@@ -100,14 +100,14 @@ def _four() -> Task:
             "The small Llama (8.9 M parameters), fine-tuned on 480 records of three sets. "
             f"{FOUR_TEXT.format(blocks='six')} {FOUR_RATES.format('compare-small_llama')} "
             f"{FOUR_HALVES} The budget of time is more than twice what full training takes for 48 steps. "
-            "`d3_published` and `together_published` decide for longer than that before their first step. "
-            "[compare-published_d3](compare-published_d3.md) gives others the time of `d3_published`; "
-            "`together_published` takes longer still, and is compared at equal steps only."
+            "`d3_published`, `d3_trial` (the published definition of influence, `rule: trial`) and "
+            "`together_published` decide for longer. [compare-published_d3](compare-published_d3.md) gives "
+            "others the time of the first two; `together_published` is compared at equal steps only."
         ),
         prepare=small_llama.build,
-        arms=_four_files("four"),
+        arms=_four_files("four") | {"d3_trial": f"{HERE}/arms/four/d3_trial.yaml"},
         comparisons=(
-            Comparison("steps", FOUR, ("random", "full")),
+            Comparison("steps", (*FOUR, ("d3_trial",)), ("random", "full")),
             Comparison("time", FOUR_AT_EQUAL_TIME, ("random", "full"), "90"),
         ),
         claims=_four_claims("Small Llama", steps=("together",), time=("together",)),
@@ -116,19 +116,19 @@ def _four() -> Task:
 
 
 def _published_d3() -> Task:
-    arms = ("d3_published", "d3", "full")
-    claim = "Small Llama: full training, with more time, against published D³"
+    arms = ("d3_trial", "d3_published", "d3", "full")
+    claim = "Small Llama: full training in the time of published D³, against it"
     return Task(
         name="published_d3",
-        title="D³ as published, in the time it takes, small Llama",
+        title="D³ as published, at equal time, small Llama",
         text=(
             "The small Llama on 480 records of three sets, with the arms of [compare-four](compare-four.md). "
-            "The budget is the time that `d3_published` was forecast to take for the steps of that table. It "
-            f"took less, so that the other arms got more time than it: see the charged seconds. {FOUR_HALVES}"
+            "`d3_published` has the printed estimate of influence, `d3_trial` its definition. "
+            f"The budget is about what either takes for the steps of that table. {FOUR_HALVES}"
         ),
         prepare=small_llama.build,
         arms={name: f"{HERE}/arms/four/{name}.yaml" for name in arms},
-        comparisons=(Comparison("time", (arms,), ("d3_published", "full")),),
+        comparisons=(Comparison("time", (arms,), ("d3_published", "full"), "240"),),
         claims=(("time", claim, "full", "d3_published"),),
         recipe_name="four",
         own_rates=True,

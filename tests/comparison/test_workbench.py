@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from gradwise.comparison.budget import Speed
 from gradwise.comparison.workbench import Workbench, calibrate
 from gradwise.folders import claimed
 from gradwise.run.directory import FILES
+from gradwise.stored import read_lines
 
 
 @pytest.fixture
@@ -40,22 +42,43 @@ def test_what_the_annealing_phase_will_take_is_charged(recipe: Recipe, tmp_path:
     assert found.speed.deciding > 0 and found.steps == 10
 
 
-def test_what_an_order_will_measure_is_charged(
+BATCHES = {"method": "d3", "units": "batches", "overhead": 20.0, "window": 2, "commit": 1}
+
+
+@pytest.mark.parametrize(
+    ("order", "times"),
+    [
+        ({"method": "balanced"}, 0),
+        (BATCHES, 5),
+        (BATCHES | {"edges": "orders"}, 10),
+        ({"method": "d3_published", "chunk": 4}, 3),
+        ({"method": "d3_published", "chunk": 4, "rule": "trial"}, 3),
+    ],
+    ids=lambda value: "" if isinstance(value, int) else "-".join(map(str, value.values())),
+)
+def test_what_an_order_measures_is_timed_once_and_charged(
+    order: dict[str, Any], times: int, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten steps of two samples; the step itself is taken to last a second."""
+    monkeypatch.setattr(Workbench, "timed", lambda *_: Speed(deciding=0.0, start=0.0, step=1.0, steps=3))
+    own = Recipe.from_dict(recipe.to_dict() | {"order": order})
+    step = calibrate(own, 1.0, tmp_path / "folder", tmp_path / "shared").speed.step
+    events = read_lines(tmp_path / "folder" / "events.jsonl")
+    seconds = [event["seconds"] for event in events if event["event"] == "order"]
+    assert len(seconds) == min(times, 1) and all(value > 0 for value in seconds)
+    assert step == pytest.approx(1 + times * sum(seconds) / 10, abs=1e-3)
+
+
+def test_with_a_layer_policy_measurements_are_counted(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten steps of two, for which twenty times as much may be measured; nodes are batches, two at a time."""
+    """Before every other step two nodes of four samples by curvature, and sixteen samples of the target; the
+    second moments come first, once."""
     monkeypatch.setattr(Workbench, "timed", lambda *_: Speed(deciding=0.0, start=0.0, step=1.0, steps=3))
-    batches, steps = {"units": "batches", "overhead": 20.0, "window": 2, "commit": 1}, []
-    d3 = {"method": "d3"} | batches
-    for order in ({"method": "balanced"}, d3, d3 | {"edges": "orders"}):
-        own = Recipe.from_dict(recipe.to_dict() | {"order": order})
-        steps.append(calibrate(own, 1.0, tmp_path / "folder", tmp_path / "shared").speed.step)
-    # Before every other step two nodes of four samples by curvature, and sixteen samples of the target; or
-    # before every step one on each, alone and after the other, and the target five times without going back.
-    # By curvature the second moments come first, once.
-    curvature, orders, moments = 2 * 4 * 6 + 16, 2 * 2 * (2 + 0.5) + 5 * 16 / 3, 16
-    by_curvature = (5 * curvature + moments) / (10 * 2)
-    assert steps == [1.0, pytest.approx(1 + by_curvature), pytest.approx(1 + orders / 2)]
+    own = Recipe.from_dict(recipe.to_dict() | {"order": BATCHES, "layers": {"method": "grass", "active": 2}})
+    step = calibrate(own, 1.0, tmp_path / "folder", tmp_path / "shared").speed.step
+    curvature, moments = 2 * 4 * 6 + 16, 16
+    assert step == pytest.approx(1 + (5 * curvature + moments) / (10 * 2))
 
 
 def test_rounds_multiply_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
