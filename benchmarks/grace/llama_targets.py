@@ -4,8 +4,8 @@
 
 Pools, targets and steps are those of `benchmarks.grace.targets`, for the small Llama
 (`benchmarks/common/small_llama.py`, 8.9 M parameters). Each method picks 160 records (10 %) of a pool of
-about 1,600 by 64 target samples, and its picks are judged by the held-out loss on 100 others after 60 steps of
-8 samples. `full, longer` gets as many steps more as the scoring and choosing of `grace` took time. The
+about 1,600 by 64 target samples, and its picks are judged by the held-out loss on 100 others after 60 steps
+of 8 samples. `full, longer` gets as many steps more as the scoring and choosing of `grace` took time. The
 learning rate is that of full training in compare-small_llama; it was not tuned here.
 """
 
