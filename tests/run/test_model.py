@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from gradwise import Adapter, Model, RecipeError
 from gradwise.run.model import check_length, load_model, load_saved_model, load_tokenizer, resolved_revision
-from gradwise.run.model_files import damage
+from gradwise.run.model_files import damage, sampled_digest
 from tests.conftest import same_weights
 
 Change = Callable[[dict[str, Any]], Any]
@@ -437,3 +437,28 @@ def test_what_the_hub_answers(hub: dict[str, Any], code: int, error: str | None,
             load(settings)
         if load is not load_model or error != "EntryNotFound":
             assert sentence in str(found.value)
+
+
+def test_the_digest_of_a_model_tells_trained_weights_and_settings(folder: Path) -> None:
+    before = sampled_digest(folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert sampled_digest(folder) == before
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value * 1.001 for name, value in weights.items()}, folder / "model.safetensors")
+    trained = sampled_digest(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 1.0}))
+    assert len({before, trained, sampled_digest(folder)}) == 3
+
+
+@pytest.mark.parametrize("place", [0, 2**21 + 5, 5 * 2**20 - 1])
+def test_blocks_are_taken_from_all_over_a_large_file(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.truncate(5 * 2**20)
+    before = sampled_digest(tmp_path)
+    with path.open("r+b") as file:
+        # As wide as the distance between two blocks.
+        file.seek(max(0, place - 5 * 2**16))
+        file.write(b"1" * 5 * 2**16)
+    assert path.stat().st_size == 5 * 2**20 and sampled_digest(tmp_path) != before

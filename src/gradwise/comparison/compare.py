@@ -265,13 +265,19 @@ def _check_share(shared: int, held_out: int, name: str, options: Options) -> Non
 
 
 def _check_unchanged(now: dict[str, Any], before: dict[str, Any], name: str, path: Path) -> None:
-    """Refuse other data than those of the runs that are there."""
+    """Refuse another model or other data than those of the runs that are there."""
+    whose = "the recipe" if name == "recipe" else name
+    if now.get("model") != before.get("model", now.get("model")):
+        raise DataError(
+            f"The model of {whose} has changed since the runs in {path} were made; restore it, or give --out "
+            "a new folder."
+        )
     fingerprints = before.get("fingerprints", {})
     for part, fingerprint in now["fingerprints"].items():
         if fingerprints.get(part, fingerprint) != fingerprint:
             raise DataError(
-                f"The {part} data of {'the recipe' if name == 'recipe' else name} have changed since the "
-                f"runs in {path} were made; restore them, or give --out a new folder."
+                f"The {part} data of {whose} have changed since the runs in {path} were made; restore them, "
+                "or give --out a new folder."
             )
 
 

@@ -23,6 +23,7 @@ from gradwise.planning.decider import MOST_COUNTED, Cost
 from gradwise.recipe import Recipe
 from gradwise.run.directory import FILES
 from gradwise.run.model import load_model, load_tokenizer
+from gradwise.run.model_files import local_folder, sampled_digest
 from gradwise.run.signals import load_proxy
 from gradwise.stored import read_lines
 from gradwise.trainer import Trainer
@@ -38,7 +39,7 @@ FIRST_LOOK, FEWEST, MOST = 6, 12, 200
 
 def check_data(recipe: Recipe) -> dict[str, Any]:
     """Read all parts of the data; how many held-out samples are trained on (`shared`), how many there are
-    (`held_out`), and the `fingerprints` of the parts."""
+    (`held_out`), the `fingerprints` of the parts, and that of a `model` in a local folder."""
     assert recipe.model is not None and recipe.data is not None
     tokenizer = load_tokenizer(recipe.model)
     parts = load_parts(
@@ -51,11 +52,13 @@ def check_data(recipe: Recipe) -> dict[str, Any]:
         "annealing": parts.annealing,
     }
     fingerprints = {name: pool.fingerprint for name, pool in pools.items() if pool is not None}
+    found: dict[str, Any] = {"shared": 0, "held_out": 0, "fingerprints": fingerprints}
+    if (model_folder := local_folder(recipe.model.name)) is not None:
+        found["model"] = sampled_digest(model_folder)
     if parts.validation is None:
-        return {"shared": 0, "held_out": 0, "fingerprints": fingerprints}
+        return found
     trained = parts.train if parts.annealing is None else parts.train.followed_by(parts.annealing)
-    shared = overlap(trained, parts.validation)
-    return {"shared": shared, "held_out": len(parts.validation), "fingerprints": fingerprints}
+    return found | {"shared": overlap(trained, parts.validation), "held_out": len(parts.validation)}
 
 
 def steps_of_recipe(recipe: Recipe, folder: Path, shared: Path) -> int:

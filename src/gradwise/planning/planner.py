@@ -15,7 +15,7 @@ from gradwise.planning.context import RunContext
 from gradwise.planning.decider import Cost, Decider
 from gradwise.planning.epochs import continued, cut_where_due
 from gradwise.planning.ordering import Ordering
-from gradwise.planning.scoring import check_samples, check_target, selection_signals
+from gradwise.planning.scoring import check_proxy, check_samples, selection_signals
 from gradwise.planning.selecting import Selecting
 from gradwise.planning.shape import shape_of
 from gradwise.planning.shares import Share, cost_per_sample, deciding, measuring_share, shares

@@ -89,19 +89,26 @@ def check_samples(context: RunContext, methods: dict[str, Method]) -> None:
     )
 
 
-def check_target(context: RunContext) -> None:
-    """Refuse a target that a proxy would measure in tokens that are not its own.
+def check_proxy(context: RunContext) -> None:
+    """Refuse samples of a proxy that are not those of the run, sample by sample.
 
     Raises:
         RecipeError: the proxy's tokens are not those of the training data, and the target is given in these
             only.
-        DataError: the target in the proxy's tokens has another number of samples, or a token that the proxy
-            does not know.
+        DataError: there is another number of training or target samples in the proxy's tokens, or a token of
+            the target that the proxy does not know.
     """
     method, target = context.recipe.select, context.target
-    if not context.proxied or target is None or not method.aims or not method.needs & set(QUANTITIES):
+    if not context.proxied or not (method.needs | context.recipe.order.needs) & set(QUANTITIES):
         return
     scorer = context.scorer()
+    if len(scorer.samples) != len(context.train):
+        raise DataError(
+            f"The second part of `proxy` has {len(scorer.samples)} samples, and the training data "
+            f"{len(context.train)}; give the training samples in the same order."
+        )
+    if target is None or not method.aims or not method.needs & set(QUANTITIES):
+        return
     if scorer.target is None and not _same_tokens(scorer.samples, context.train.inputs):
         raise RecipeError(
             "The proxy's samples have other tokens than the training data, and the target is given in the "
