@@ -66,7 +66,7 @@ class Planner:
     def first(self, context: RunContext) -> Plan:
         """The plan of a run that begins."""
         check_samples(context, self._methods)
-        check_target(context)
+        check_proxy(context)
         for decider in self.deciders:
             decider.check(context)
         for decider in self.deciders:
@@ -128,7 +128,7 @@ class Planner:
         if (selecting := self.selecting.expected(size.steps, passes)) is not None:
             measured_shares["select"] = selecting
         if (measuring := self.ordering.expected) is not None:
-            measured_shares["order"] = measuring_share(recipe, measuring, passes)
+            measured_shares["order"] = measuring_share(recipe, measuring, layers, shape)
         return shares(recipe, layers, size, measured_shares, shape=shape)
 
     def _each(self, context: RunContext, plan: Plan, expected: dict[str, Share]) -> dict[str, float]:
