@@ -65,7 +65,7 @@ def parse_arms(words: list[str], recipe: Recipe, *, fraction: float | None = Non
     Args:
         words: one per arm.
         recipe: the recipe they are changes of.
-        fraction: size of selections where the recipe's own has none.
+        fraction: size of selections, in place of the recipe's own.
 
     Raises:
         RecipeError: for what is unknown, said twice, or contradicts itself.

@@ -89,7 +89,7 @@ def compare(
             else the first, and an arm that differs from `full` in fewer sections is compared with `full`.
         pairs: further arms to compare, each with the one that it is compared with.
         metric: what the first table is about.
-        fraction: size of selections where the recipe's own has none.
+        fraction: size of selections, in place of the recipe's own.
         jobs: runs at once.
         keep_checkpoints: leave those of finished runs.
         discard_models: delete final weights once they are scored.

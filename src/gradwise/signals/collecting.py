@@ -44,7 +44,7 @@ def collect(
 ) -> Signals:
     """Measure every sample at the model's present weights, in one pass.
 
-    With label tokens L_i, the own-mean loss is l_i = (1/|L_i|) sum over L_i of the cross entropy; gradients
+    With label tokens L_i, the mean loss of the sample's label tokens is l_i = (1/|L_i|) sum over L_i of the cross entropy; gradients
     are of l_i, so none depends on what its sample was batched with. Without dropout and auxiliary losses. The
     model is given back as it was found.
 
