@@ -35,9 +35,13 @@ def page(content: Content) -> Page:
         ],
         claims=[
             *_quality_claims(model, runs),
-            *_memory_claims(model, runs or short, "" if runs else ", with an allocator that returns memory at once"),
+            *_memory_claims(model, runs or short, "" if runs else RETURNING),
         ],
     )
+
+
+RETURNING = ", with an allocator that returns memory at once"
+"""What distinguishes the claim on short runs."""
 
 
 def _setting(one: dict[str, Any]) -> str:

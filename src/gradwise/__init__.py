@@ -1,4 +1,5 @@
-"""Fine-tune Hugging Face language models, with samples, order and layers chosen by the gradients of the run."""
+"""Fine-tune Hugging Face language models, with samples, order and layers chosen by the gradients of the
+run."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -25,7 +25,7 @@ class Model(Settings):
     """Type of the weights in memory; `auto` takes the checkpoint's own."""
 
     attention: str | None = None
-    """Attention implementation (`sdpa`, `eager`, `flash_attention_2`, ...); if unset, transformers chooses."""
+    """Attention implementation: `sdpa`, `eager`, `flash_attention_2`, ...; if unset, transformers chooses."""
 
     gguf_file: str | None = None
     """Name of a GGUF file in the folder to read the weights from."""
@@ -41,7 +41,8 @@ class Model(Settings):
 
 @dataclass(frozen=True)
 class Train(Settings):
-    """Length and settings of the training. Any argument of `transformers.TrainingArguments` may stand beside these."""
+    """Length and settings of the training. Any argument of `transformers.TrainingArguments` may stand beside
+    these."""
 
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Number of epochs over the selection. `max_steps` takes precedence if it is set."""
@@ -171,5 +172,5 @@ class SignalSettings(Settings):
         Model | None,
         BeforeValidator(_name_is_model, json_schema_input_type=str | Model | None),
     ] = None
-    """A smaller model that computes signals in place of the one that is trained: a name, or a section like `model`.
-    It reads the same data with its own tokenizer."""
+    """A smaller model that computes signals in place of the one that is trained: a name, or a section like
+    `model`. It reads the same data with its own tokenizer."""

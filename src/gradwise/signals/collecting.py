@@ -42,9 +42,9 @@ def collect(
     autocast: torch.dtype | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Signals:
-    """Measure every sample at the model's present weights, in one pass.
+    """Measure every sample at the model's present weights, in one scoring run.
 
-    With label tokens L_i, the mean loss of the sample's label tokens is l_i = (1/|L_i|) sum over L_i of the cross entropy; gradients
+    With label tokens L_i, a sample's mean loss is l_i = (1/|L_i|) sum over L_i of the cross entropy; gradients
     are of l_i, so none depends on what its sample was batched with. Without dropout and auxiliary losses. The
     model is given back as it was found.
 

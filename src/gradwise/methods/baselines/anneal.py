@@ -89,7 +89,8 @@ class _Ranked(Annealer):
 
 @dataclass(frozen=True)
 class FullAnneal(_Ranked):
-    """All of the data: an annealing phase without a selection. `fraction`, `count` and `tokens` are rejected."""
+    """All of the data: an annealing phase without a selection. `fraction`, `count` and `tokens` are
+    rejected."""
 
     method: Literal["full"] = "full"
     """Every sample, in shuffled epochs."""

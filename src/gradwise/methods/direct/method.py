@@ -98,8 +98,8 @@ class Direct(PublishedDirect, Annealer):
 
     tau: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Largest cost of the picks in stiff directions, as a fraction of the average cost. A value that cannot
-    be met is rejected. If unset, it is 1; for `paper` 0.1 as in the authors' code, raised as far as necessary;
-    and there is no bound for `alignment`."""
+    be met is rejected. If unset, it is 1, and for `paper` 0.1 as in the authors' code, raised as far as
+    necessary; for `alignment` there is no bound."""
 
     tau_relative: bool = True
     """Whether `tau` is a fraction of the average cost; false for a bound on the cost itself, as in the
@@ -114,8 +114,8 @@ class Direct(PublishedDirect, Annealer):
     two samples get all of the weight."""
 
     rounding: Literal["cheapest", "random"] = "cheapest"
-    """The optimum has at most two samples with a fractional weight. `cheapest` keeps the cheapest and improves
-    the picks by exchanges; `random` draws them by their weights and meets the budget on average."""
+    """The optimum has at most two samples with a fractional weight. `cheapest` keeps the cheapest and
+    improves the picks by exchanges; `random` draws them by their weights and meets the budget on average."""
 
     stiff: Annotated[float, Field(gt=0, le=1)] = 0.945
     """Share of the spectrum's trace that the stiff directions hold."""

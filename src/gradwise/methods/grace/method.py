@@ -66,14 +66,14 @@ class Grace(PublishedGrace, Targeted):
     """Budget in label tokens, instead of a share or a number of samples."""
 
     importance: Kind | None = None
-    """How importance is measured: `head_norm` (norm of the output head's gradient; no backward pass through the
-    model), `alignment` (mean cosine of the sample's gradient with those of the others, or of the target),
+    """How importance is measured: `head_norm` (norm of the output head's gradient; no backward pass through
+    the model), `alignment` (mean cosine of the sample's gradient with those of the others, or of the target),
     `loss`, `norm` (of the gradient), or with a target `relevance` (mean cosine of embeddings). `loss` and
     `norm` rank garbage first. If unset, `relevance` with a target, otherwise `head_norm`."""
 
     by_length: bool = True
-    """Multiply importance by the sample's label tokens over their mean, so that it is that of the whole sample
-    and not of its average token."""
+    """Multiply importance by the sample's label tokens over their mean, so that it is that of the whole
+    sample and not of its average token."""
 
     trade_off: Share | None = None
     """Weight of coverage; the rest is that of importance. If unset, 0.9; with a target 0.5."""
@@ -82,20 +82,19 @@ class Grace(PublishedGrace, Targeted):
     """k of the k-NN graph."""
 
     search: Literal["auto", "exact", "approximate"] = "auto"
-    """How neighbours are found. `approximate` needs the extra `faiss`; `auto` uses it, where it is installed, if
-    more than 100,000 samples are scored. A run writes its choice into its recipe."""
+    """How neighbours are found. `approximate` needs the extra `faiss`; `auto` uses it if more than 100,000
+    samples are scored and it is installed. A run then writes its choice into its recipe."""
 
     weighted: bool = False
     """Weigh each pick by the number of samples it stands for, within a factor of four; see `weights`."""
 
     domain_minimum: Share = 0.0
-    """Smallest number of picks of a domain, as a fraction of its proportional share; 1 selects from every domain
-    in proportion."""
+    """Smallest number of picks of a domain, as a fraction of its proportional share; 1 selects from every
+    domain in proportion."""
 
     overhead: Annotated[float, Field(gt=0)] | None = None
-    """Share of the training time that deciding may take in a run; unset `candidates`, `refresh_every` and
-    `anchors` follow from it and from `speeds`. If unset, 0.15; settings that cost more are then used, and the
-    run prints their cost."""
+    """Share of a run's training time that deciding may take; unset `candidates`, `refresh_every` and `anchors`
+    follow from it and from `speeds`. If unset, 0.15; settings that cost more are used, and the run says so."""
 
     speeds: Speeds | None = None
     """How fast the machine trains and scores, in seconds. If unset, a run measures it before its first step
@@ -113,16 +112,13 @@ class Grace(PublishedGrace, Targeted):
     scored and nothing is propagated."""
 
     random_anchors: Share = 0.75
-    """Share of the anchors that are drawn at random (at least 8) instead of by priority; 0 for the authors'
-    rule."""
+    """Share of the anchors drawn at random (at least 8), not by priority; 0 for the authors' rule."""
 
     staleness: Share = 0.5
-    """Weight of a score's age in the priority of anchors; the rest is the weight of the difference from the
-    neighbours."""
+    """Weight of a score's age in the anchors' priority; the rest is for the difference from the neighbours."""
 
     propagate: Literal["value", "change"] = "change"
-    """What spreads from anchors over the graph: their values (as the authors do), or the change of their
-    values."""
+    """What spreads from anchors over the graph: their values (as the authors do), or the values' change."""
 
     beta: Share = 0.5
     """Weight of the neighbours in a propagated score; 0 propagates nothing."""

@@ -45,7 +45,8 @@ class Trial(Annealer):
     """Methods to try, each with its defaults and the sizes set here. Ties go to the one named first."""
 
     steps: Annotated[int, Field(ge=1)] = 8
-    """Optimizer steps per contender, at a learning rate that falls to zero. The model is restored afterwards."""
+    """Optimizer steps per contender, at a learning rate that falls to zero. The model is restored
+    afterwards."""
 
     judges: Annotated[int, Field(ge=1)] | None = 256
     """Largest number of samples that judge, from the half that does not choose; null for all of that half."""

@@ -37,11 +37,12 @@ class SelectTrial(AlwaysTargeted):
     """A short trial of other methods towards a target."""
 
     contenders: tuple[Contender, ...] = ("grace", "dsir", "random", "full")
-    """Methods to try, with their defaults; each selects once, `fraction` or `count` samples. Ties go to the one
-    named first."""
+    """Methods to try, with their defaults; each selects once, `fraction` or `count` samples. Ties go to the
+    one named first."""
 
     steps: Annotated[int, Field(ge=1)] = 15
-    """Optimizer steps per contender, at a learning rate that falls to zero. The model is restored afterwards."""
+    """Optimizer steps per contender, at a learning rate that falls to zero. The model is restored
+    afterwards."""
 
     judges: Annotated[int, Field(ge=1)] | None = 256
     """Largest number of samples that judge, from the half that does not choose; null for all of that half."""

@@ -249,9 +249,9 @@ def _spectrum(details: dict[str, Any]) -> list[Block]:
     sentence = (
         f"The loss is steep along {stiff} directions, which hold {values[:stiff].sum():.0%} of the curvature "
         f"that {details['validation_samples']:,} validation samples show, and nearly flat along all others. "
-        f"Of the picks' gradients {inside[1]:.0%} lies in the steep directions, of the pool's {inside[0]:.0%}. "
-        "The objectives `curvature` and `paper` bound the movement in steep directions; `alignment` does not by "
-        "default."
+        f"Of the picks' gradients {inside[1]:.0%} lies in the steep directions, of the pool's "
+        f"{inside[0]:.0%}. The objectives `curvature` and `paper` bound the movement in steep directions; "
+        "`alignment` does not by default."
     )
     return [
         Paragraph(sentence),
