@@ -93,8 +93,9 @@ class Grace(PublishedGrace, Targeted):
     domain in proportion."""
 
     overhead: Annotated[float, Field(gt=0)] | None = None
-    """Share of a run's training time that deciding may take; unset `candidates`, `refresh_every` and `anchors`
-    follow from it and from `speeds`. If unset, 0.15; settings that cost more are used, and the run says so."""
+    """Share of a run's training time for deciding; unset `candidates`, `refresh_every` and `anchors` follow
+    from it and from `speeds`. If unset, 0.15; settings that cost more are then used, and the run prints their
+    cost."""
 
     speeds: Speeds | None = None
     """How fast the machine trains and scores, in seconds. If unset, a run measures it before its first step
@@ -115,7 +116,7 @@ class Grace(PublishedGrace, Targeted):
     """Share of the anchors drawn at random (at least 8), not by priority; 0 for the authors' rule."""
 
     staleness: Share = 0.5
-    """Weight of a score's age in the anchors' priority; the rest is for the difference from the neighbours."""
+    """Weight of a score's age in the anchors' priority; the rest weighs the difference from neighbours."""
 
     propagate: Literal["value", "change"] = "change"
     """What spreads from anchors over the graph: their values (as the authors do), or the values' change."""
