@@ -20,8 +20,8 @@ MORE = {
 """,
 }
 """What follows a section's first sentence."""
-FOREIGN = """The remaining keys are those of
-[TrainingArguments](https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments).
+ARGUMENTS = "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments"
+FOREIGN = f"""The remaining keys are those of [TrainingArguments]({ARGUMENTS}).
 Without a default here: `per_device_train_batch_size` is the largest divisor of a process's share of the batch
 that is at most 8, `dataloader_pin_memory` is true where there is an accelerator, and with held-out data
 `eval_strategy` is `epoch` and `eval_on_start` true.
@@ -130,7 +130,9 @@ def _referred(section: dict[str, Any], defs: dict[str, Any]) -> list[dict[str, A
 
 def _table(properties: dict[str, Any], required: set[str] | None = None) -> str:
     described = any(each.get("description") for each in properties.values())
-    lines = ["| setting | type | default |" + " what it is |" * described, "|---|---|---|" + "---|" * described]
+    lines = ["| setting | type | default |", "|---|---|---|"]
+    if described:
+        lines = ["| setting | type | default | what it is |", "|---|---|---|---|"]
     for name, each in properties.items():
         follows = name in DERIVED and "default" not in each
         default = "" if name in (required or ()) else _default(each.get("default"))
