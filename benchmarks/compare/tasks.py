@@ -172,8 +172,8 @@ def _four_stories() -> Task:
         text=(
             "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense; `full` sees each of "
             f"them once. {FOUR_TEXT.format(blocks='five')} {FOUR_OVERHEAD} One learning rate for all, the "
-            "best of [layers-stories](layers-stories.md) both for full training and for layer policies. Of 180 "
-            "held-out records, one half is what `direct*` and `together*` choose by, and the other half "
+            "best of [layers-stories](layers-stories.md) both for full training and for layer policies. Of "
+            "180 held-out records, one half is what `direct*` and `together*` choose by, and the other half "
             "measures all arms. The budget of time is several times what full training takes for 96 steps, "
             "so that `together` has time to decide. The decisions of `d3_published` and of "
             "`together_published` for 96 steps alone take longer than that budget. `d3_trial` takes the "
