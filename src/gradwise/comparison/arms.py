@@ -65,7 +65,7 @@ def parse_arms(words: list[str], recipe: Recipe, *, fraction: float | None = Non
     Args:
         words: one per arm.
         recipe: the recipe they are changes of.
-        fraction: size of selections where the recipe's own has none.
+        fraction: size of selections, in place of the recipe's own.
 
     Raises:
         RecipeError: for what is unknown, said twice, or contradicts itself.
@@ -78,6 +78,11 @@ def parse_arms(words: list[str], recipe: Recipe, *, fraction: float | None = Non
                 f"--arms: two arms are called {shown(arm.name)}; give one a name of its own, such as "
                 f"again={arm.spec}."
             )
+    if fraction is not None and all(getattr(arm.recipe.select, "fraction", None) != fraction for arm in arms):
+        raise RecipeError(
+            "--fraction is the size of presets that select a part of the data, and no arm is one; leave it "
+            "out."
+        )
     return _measured_alike(arms, recipe)
 
 
