@@ -306,7 +306,7 @@ def test_what_an_adapter_trains_outside_of_the_blocks_is_not_frozen_for_good(
 def test_a_new_head_that_stays_frozen_is_named(story_model, arguments, speeches) -> None:
     config = story_model().config
     config.num_labels, config.pad_token_id = 1, 0
-    model = LlamaForSequenceClassification(config)
+    model = transformers.LlamaForSequenceClassification(config)
     with pytest.warns(UserWarning, match="never freezes the head of LlamaForSequenceClassification"):
         gw.Trainer(model, arguments(), train_dataset=speeches, recipe=gw.Recipe(layers=gw.Grass(active=2)))
 
