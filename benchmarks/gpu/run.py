@@ -11,8 +11,8 @@ takes too long has one as well, with the end of its output; `--again` runs those
 keeps no files, `--lines` collects results in a single one, and `--take` makes files of these.
 
 Needs torch 2.11, transformers 5.17 or later, and the packages in `PACKAGES`; gradwise itself need not be
-installed. Where nothing can be installed, unpack the wheels of what is missing into a folder, and name that in
-PYTHONPATH. Arms of other packages (badam, torchao) run where these are installed, and are left otherwise.
+installed. Where nothing can be installed, unpack the wheels of what is missing into a folder, and name that
+in PYTHONPATH. Arms of other packages (badam, torchao) run where these are installed, and are left otherwise.
 """
 
 import argparse

@@ -3,8 +3,9 @@
     python -m benchmarks.gpu.training 7b grass-offload 1024
 
 Random weights of LLaMA-7B's shape in bfloat16, four rows of the given length, AdamW; the 7B model recomputes
-each block's activations in the backward pass, as its published memory needs. Layers are drawn at every step; where their optimizer state is kept, it is there from the start, as it is after many draws. Prints
-one line of JSON.
+each block's activations in the backward pass, as its published memory needs. Layers are drawn at every step;
+where their optimizer state is kept, it is there from the start, as it is after many draws. Prints one line of
+JSON.
 """
 
 import json
