@@ -215,6 +215,9 @@ class TestMistakes:
     def test_are_refused_in_a_sentence(self, recipe: Recipe, words: str, said: str) -> None:
         assert said in refusal(words, recipe, fraction=0.5)
 
+    def test_a_size_that_no_arm_takes_is_refused(self, recipe: Recipe) -> None:
+        assert "--fraction is the size of presets" in refusal("full,lisa", recipe, fraction=0.25)
+
     @pytest.mark.parametrize(
         ("text", "said"),
         [

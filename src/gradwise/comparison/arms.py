@@ -78,6 +78,11 @@ def parse_arms(words: list[str], recipe: Recipe, *, fraction: float | None = Non
                 f"--arms: two arms are called {shown(arm.name)}; give one a name of its own, such as "
                 f"again={arm.spec}."
             )
+    if fraction is not None and all(getattr(arm.recipe.select, "fraction", None) != fraction for arm in arms):
+        raise RecipeError(
+            "--fraction is the size of presets that select a part of the data, and no arm is one; leave it "
+            "out."
+        )
     return _measured_alike(arms, recipe)
 
 

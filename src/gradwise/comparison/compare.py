@@ -20,6 +20,7 @@ from gradwise.errors import DataError, RecipeError
 from gradwise.recipe import Recipe
 from gradwise.report.reading import HELD_OUT_LOSS, Results, read_results
 from gradwise.report.tables import write_report
+from gradwise.run.model import pinned
 from gradwise.text import shown
 
 RUN = "gradwise.comparison.runs:run"
@@ -103,17 +104,20 @@ def compare(
         RecipeError: for what cannot be compared, before anything is run.
     """
     _check_alone()
-    recipe = recipe.anchored()
+    folder = ComparisonFolder(out)
+    recipe = pinned(recipe, folder.recipe()).anchored()
     _check_recipe(recipe, metric)
     parsed = parse_arms(list(arms), recipe, fraction=fraction)
     if not parsed:
         raise RecipeError("--arms names no arm; give some, such as full,random.")
+    for arm in parsed:
+        _check_arm(arm)
     wanted = parse_budget(budget) if isinstance(budget, str) else budget
     if jobs < 1:
         raise RecipeError(f"--jobs must be at least 1; found {jobs}.")
     chosen = _seeds(seeds, recipe)
     options = Options(jobs, keep_checkpoints, discard_models, allow_overlap, progress)
-    folder, pool = ComparisonFolder(out), WorkerPool(jobs)
+    pool = WorkerPool(jobs)
     with folder.opened():
         compared_with = _reference(folder, parsed, reference)
         if reference is not None:
@@ -140,10 +144,6 @@ def _check_recipe(recipe: Recipe, metric: str) -> None:
     if recipe.model is None or recipe.data is None or recipe.data.train is None:
         missing = "model" if recipe.model is None else "data.train"
         raise RecipeError(f"The recipe names no {missing}; give it.")
-    if recipe.train.early_stopping_patience is not None:
-        raise RecipeError(
-            "train.early_stopping_patience would give arms different lengths; leave it out of a comparison."
-        )
     metric_names = [HELD_OUT_LOSS] if recipe.data.validation or recipe.data.target else []
     metric_names += recipe.metrics.names
     if not metric_names:
@@ -154,6 +154,19 @@ def _check_recipe(recipe: Recipe, metric: str) -> None:
         return  # asked for by default: the first of the recipe's own then comes first
     if metric.split("/")[0] not in metric_names:
         raise RecipeError(f"--metric: unknown metric {shown(metric)}; known: {', '.join(metric_names)}.")
+
+
+def _check_arm(arm: Arm) -> None:
+    train = arm.recipe.train
+    if train.early_stopping_patience is not None:
+        raise RecipeError(
+            "train.early_stopping_patience would give arms different lengths; leave it out of a comparison."
+        )
+    if train.arguments.get("push_to_hub"):
+        raise RecipeError(
+            "train.push_to_hub would upload the model of every run to one repository; leave it out of a "
+            "comparison."
+        )
 
 
 def _reference(folder: ComparisonFolder, arms: list[Arm], requested: str | None) -> str:
