@@ -207,7 +207,7 @@ class Workbench:
             cost = decider.forecast(context)
             # A layer policy's draw decides which gradients a measurement takes, and nothing is drawn here.
             if decider is planner.ordering and decider.recurs and self.recipe.layers.policy is None:
-                decided.create_optimizer()
+                _begin_optimizer(decided)
                 decider.decide(session.context(), plan, 0)
                 seconds = session.record.spent["order"][1]
                 times = len(decider.costly_steps(schedule))
@@ -244,6 +244,22 @@ class Workbench:
             target_for_select=self.recipe.goal is not None,
             anneal_dataset=None if self.annealing is None or plan is not None else self.annealing.dataset,
         )
+
+
+def _begin_optimizer(trainer: Any) -> None:
+    """Give a trainer that has decided its optimizer, with the state of one step that moves nothing: before
+    Adam's first step a measurement takes its second moments besides."""
+    optimizer = trainer.create_optimizer()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    trainer.model.train()
+    for batch in trainer.session.ahead(0):
+        trainer.loss_of(batch).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _with_arguments(recipe: Recipe, **changes: object) -> Recipe:
