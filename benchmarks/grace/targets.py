@@ -308,8 +308,9 @@ def page(content: Content) -> Page:
     sections, claims = [], []
     for name, shares in losses.items():
         for share, by_arm in shares.items():
-            more = longer[name][share]
-            sentence = f"`{LONGER}` takes {min(more)} to {max(more)} steps more."
+            sentence, more = "", longer[name][share]
+            if more:
+                sentence = f"`{LONGER}` takes {min(more)} to {max(more)} steps more."
             if "trial" in by_arm:
                 sentence += f" The trial was won by {', '.join(f'`{arm}`' for arm in won[name])}."
             means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
@@ -318,7 +319,8 @@ def page(content: Content) -> Page:
             compared = comparisons(by_arm, list(REFERENCES))
             sections.append("\n\n".join([f"## {name}, {share}", listed, sentence, *compared]))
         for share, text, arm, reference, names in CLAIMS:
-            if name in names and len(shares[share][arm]) > 2:  # two seeds have no interval
+            by_arm = shares[share]
+            if name in names and reference in by_arm and len(by_arm[arm]) > 2:  # two seeds have no interval
                 pairs = [(f"{text}: {name}", arm, reference)]
                 claims += compared_claims(shares[share], list(REFERENCES), pairs)
     if unrelated_entries := of_kind(content, "unrelated"):

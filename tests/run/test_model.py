@@ -479,13 +479,15 @@ def test_commits_that_were_begun_with_hold() -> None:
         signals=SignalSettings(model=Model(name="me/small", revision="def")),
     )
     again = Recipe(model=Model(name="me/mine"), signals=SignalSettings(model=Model(name="me/small")))
-    assert pinned(again, begun) == begun
+    assert pinned(again, begun, proxy=True) == begun
+    unused = pinned(again, begun, proxy=False).signals.model
+    assert unused == Model(name="me/small")
     stated = Recipe(model=Model(name="me/mine", revision="main"))
-    assert pinned(stated, begun) == stated
+    assert pinned(stated, begun, proxy=True) == stated
     with pytest.raises(RecipeError, match="someone/other-model"):
-        pinned(Recipe(model=Model(name="someone/other-model")), begun)
+        pinned(Recipe(model=Model(name="someone/other-model")), begun, proxy=True)
 
 
 def test_folders_have_no_commits(folder: Path) -> None:
     recipe = Recipe(model=Model(name=str(folder)))
-    assert pinned(recipe, None) == recipe
+    assert pinned(recipe, None, proxy=True) == recipe

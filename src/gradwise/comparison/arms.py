@@ -78,11 +78,6 @@ def parse_arms(words: list[str], recipe: Recipe, *, fraction: float | None = Non
                 f"--arms: two arms are called {shown(arm.name)}; give one a name of its own, such as "
                 f"again={arm.spec}."
             )
-    if fraction is not None and all(getattr(arm.recipe.select, "fraction", None) != fraction for arm in arms):
-        raise RecipeError(
-            "--fraction is the size of presets that select a part of the data, and no arm is one; leave it "
-            "out."
-        )
     return _measured_alike(arms, recipe)
 
 
@@ -163,6 +158,11 @@ def _parse_arm(word: str, recipe: Recipe, fraction: float | None) -> Arm:
                 base[section] = {}  # another method's settings must not stay behind
         base = tree.merged(base, change)
     return Arm(name, spec, Recipe.from_dict(_decaying_alike(base, recipe), source=f"--arms {word}"))
+
+
+def takes_size(arm: Arm, fraction: float) -> bool:
+    """Whether an arm selects the fraction that presets are given."""
+    return getattr(arm.recipe.select, "fraction", None) == fraction
 
 
 def _is_file(part: str) -> bool:

@@ -3,12 +3,12 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gradwise.atomic import TEMPORARY, write_text
-from gradwise.comparison.arms import Arm, parse_arms
+from gradwise.comparison.arms import Arm, parse_arms, takes_size
 from gradwise.comparison.budget import Budget, parse_budget
 from gradwise.comparison.equal import equalise
 from gradwise.comparison.folder import ComparisonFolder
@@ -20,7 +20,7 @@ from gradwise.errors import DataError, RecipeError
 from gradwise.recipe import Recipe
 from gradwise.report.reading import HELD_OUT_LOSS, Results, read_results
 from gradwise.report.tables import write_report
-from gradwise.run.model import pinned
+from gradwise.run.model import measures, pinned
 from gradwise.text import shown
 
 RUN = "gradwise.comparison.runs:run"
@@ -105,11 +105,20 @@ def compare(
     """
     _check_alone()
     folder = ComparisonFolder(out)
-    recipe = pinned(recipe, folder.recipe()).anchored()
+    recipe = recipe.anchored()
     _check_recipe(recipe, metric)
     parsed = parse_arms(list(arms), recipe, fraction=fraction)
+    proxy = any(measures(arm.recipe) for arm in parsed)
+    recipe = pinned(recipe, folder.recipe(), proxy=proxy)
+    # Arms with the recipe's model share its commit; those with another get one of their own.
+    parsed = [replace(arm, recipe=pinned(arm.recipe, recipe, proxy=proxy)) for arm in parsed]
     if not parsed:
         raise RecipeError("--arms names no arm; give some, such as full,random.")
+    if fraction is not None and not any(takes_size(arm, fraction) for arm in parsed):
+        raise RecipeError(
+            "--fraction is the size of presets that select a part of the data, and no arm is one; leave it "
+            "out."
+        )
     for arm in parsed:
         _check_arm(arm)
     wanted = parse_budget(budget) if isinstance(budget, str) else budget

@@ -31,8 +31,8 @@ GRADIENT_SETTINGS = ("parameters", "grad_dim", "grad_dtype")
 """Settings that gradients depend on, besides the seed."""
 
 FEW, MORE = 4, 20
-"""Samples of the two scoring runs whose difference is the time per sample; where a batch holds more than
-`FEW`, an accelerator scores as many more."""
+"""Samples of the two scoring runs whose difference is the time per sample. On an accelerator the smaller one
+has a full batch, and the larger one as many times that."""
 
 COUNTED = 200
 """Samples whose label tokens are counted to estimate their mean."""

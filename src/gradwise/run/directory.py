@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gradwise.atomic import TEMPORARY, difference, sync_files, sync_folder, write_json, writing
-from gradwise.errors import CheckpointError, RecipeError
+from gradwise.errors import CheckpointError, GradwiseError, RecipeError
 from gradwise.folders import OwnedFolder, claimed
 from gradwise.ranks import on_first, wait_for_all
 from gradwise.recipe import Recipe
@@ -134,6 +134,13 @@ class RunDirectory:
                 f"{'; ...' if len(differences) > 4 else ''}. Give --out a new folder, or "
                 f"resume that one by: gradwise train {self.recipe_file} --out {self.path}"
             )
+
+    def begun_with(self) -> Recipe | None:
+        """The recipe of a run that is there; None where there is none that can be read."""
+        try:
+            return self.recipe() if self.started else None
+        except (GradwiseError, OSError):
+            return None  # `opened` says what is wrong with it
 
     def recipe(self) -> Recipe:
         """The recipe that the run was started with, and what was measured for it."""

@@ -20,7 +20,7 @@ from gradwise.ranks import check_same, is_first, on_each, on_first, world_size
 from gradwise.recipe import Data, Model, Recipe
 from gradwise.run.directory import RunDirectory
 from gradwise.run.environment import environment, peak_memory
-from gradwise.run.model import Tell, check_length, load_model, load_tokenizer, pinned
+from gradwise.run.model import Tell, check_length, load_model, load_tokenizer, measures, pinned
 from gradwise.run.progress import quiet_libraries, show_progress
 from gradwise.run.scoring import Scoring, due, score_saved
 from gradwise.run.signals import load_proxy
@@ -122,7 +122,7 @@ def _complete(recipe: Recipe, run: RunDirectory) -> Recipe:
             "or float32 (on a GPU with train.fp16)."
         )
     # Commits instead of branches, which may move: a resumed run has to load the weights it began with.
-    recipe = pinned(recipe, run.recipe() if run.started else None)
+    recipe = pinned(recipe, run.begun_with(), proxy=measures(recipe))
     # The folder's recipe must name the target that the Trainer aims at, or the Trainer would replace it.
     recipe = replace(recipe, select=recipe.select.aimed(recipe.goal))
     # So that the recipe in the run directory can be run from anywhere.
