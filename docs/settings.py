@@ -162,8 +162,14 @@ def _type(each: dict[str, Any]) -> str:
 
 def _range(each: dict[str, Any]) -> str:
     signs = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    found = [f"{word} {each[key]:g}" for key, word in signs.items() if key in each]
+    if "minimum" in each and each.get("minimum") == each.get("maximum"):
+        return f" {each['minimum']}"
+    found = [f"{word} {_number(each[key])}" for key, word in signs.items() if key in each]
     return " " + ", ".join(found) if found else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _first_paragraph(each: dict[str, Any]) -> str:

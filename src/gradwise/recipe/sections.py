@@ -41,8 +41,7 @@ class Model(Settings):
 
 @dataclass(frozen=True)
 class Train(Settings):
-    """Length and settings of the training. Any argument of `transformers.TrainingArguments` may stand beside
-    these."""
+    """The training of a run. Any argument of `transformers.TrainingArguments` may stand beside these."""
 
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Number of epochs over the selection. `max_steps` takes precedence if it is set."""
