@@ -58,8 +58,9 @@ bench: .venv/.dev .venv/.demo
 	for task in $(TASKS); do $(BIN)/python -m benchmarks.compare.run --task $$task || exit 1; done
 	$(BIN)/python -m benchmarks.results
 
+# Only what make has made: `runs` holds the user's own runs.
 clean:
-	rm -rf .venv runs
+	rm -rf .venv
 
 INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 

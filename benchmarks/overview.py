@@ -46,8 +46,9 @@ ROWS = {
         "D³ in batches of one domain, fine-tuning, against a shuffle": (
             "stories260K's fine-tuning: D³ in batches of one domain against a shuffle, equal steps"
         ),
-        "D³, planted conflict, against a shuffle": (
-            "Planted conflict: target's loss, D³ by curvature against a shuffle"
+        "D³ (whole batches, no window), planted conflict, against a shuffle": (
+            "Planted conflict: target's loss, D³ (curvature, whole batches, no window or balance) against a "
+            "shuffle"
         ),
     },
     "layers: through which layers?": {

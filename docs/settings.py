@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gradwise.recipe import Recipe
-from gradwise.recipe.foreign_keys import DERIVED
+from gradwise.recipe.foreign_keys import DERIVED, argument_schemas
 
 PAGE = Path(__file__).parent / "reference" / "settings.md"
 HEAD = """# Every setting
@@ -15,17 +15,20 @@ schema itself for editors. A setting without a value in the column "default" mus
 `null` there means unset.
 """
 MORE = {
-    "train": """
-Without a default here: `per_device_train_batch_size` is the largest divisor of a process's share of the batch
-that is at most 8, `dataloader_pin_memory` is true where there is an accelerator, and with held-out data
-`eval_strategy` is `epoch` and `eval_on_start` true.
-""",
     "adapter": """
 `target_modules` of LoRA is `all-linear` if unset. Needs the extra `lora`.
 """,
 }
 """What follows a section's first sentence."""
+ARGUMENTS = "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments"
+FOREIGN = f"""The remaining keys are those of [TrainingArguments]({ARGUMENTS}).
+Without a default here: `per_device_train_batch_size` is the largest divisor of a process's share of the batch
+that is at most 8, `dataloader_pin_memory` is true where there is an accelerator, and with held-out data
+`eval_strategy` is `epoch` and `eval_on_start` true.
+"""
 DECISIONS = ("select", "order", "layers", "anneal")
+SHARED = {"anneal": "Settings of every annealing method"}
+"""Sections whose methods have settings in common, with the heading of these."""
 
 
 def page() -> str:
@@ -36,8 +39,11 @@ def page() -> str:
         kinds = _referred(section, schema["$defs"])
         if kinds:
             parts.append(f"## `{name}`\n\n{_first_paragraph(section)}\n{MORE.get(name, '')}")
+        shared = _shared(kinds) if name in SHARED else {}
+        if shared:
+            parts += [f"### {SHARED[name]}\n", _table(shared)]
         for kind in kinds:
-            parts += _kind(kind, name in DECISIONS)
+            parts += _kind(kind, name in DECISIONS, shared, above=_first_paragraph(section))
     shown = {
         kind["title"] for part in schema["properties"].values() for kind in _referred(part, schema["$defs"])
     }
@@ -71,18 +77,46 @@ NESTED = {
 }
 
 
-def _kind(kind: dict[str, Any], is_method: bool) -> list[str]:
+def _shared(kinds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that all methods of a section have alike."""
+    first, *others = (kind["properties"] for kind in kinds)
+    return {
+        name: each
+        for name, each in first.items()
+        if name != "method" and all(other.get(name) == each for other in others)
+    }
+
+
+def _kind(
+    kind: dict[str, Any], is_method: bool, shared: dict[str, Any] | None = None, *, above: str = ""
+) -> list[str]:
+    """Heading, sentence and table of one kind of settings.
+
+    Args:
+        kind: its schema.
+        is_method: whether it is a method, which has a heading.
+        shared: settings that are listed elsewhere.
+        above: what the page says before it, which is not said twice.
+    """
     properties = {
         name: each for name, each in kind["properties"].items() if name != "method" or not is_method
     }
     head = [f"### `{kind['properties']['method']['default']}`\n"] if is_method else []
+    sentence = _first_paragraph(kind)
     own = {
         name: each
         for name, each in properties.items()
-        if name in DERIVED or {"description", "default"} & each.keys()
+        if name not in (shared or {}) and (name in DERIVED or {"description", "default"} & each.keys())
     }
-    table = _table(own, set(kind.get("required", ()))) if own else "It has no settings.\n"
-    return [*head, f"{_first_paragraph(kind)}\n", table]
+    foreign = {name: own.pop(name) for name in argument_schemas() if name in own and kind["title"] == "Train"}
+    none = "It has no settings of its own.\n" if shared else "It has no settings.\n"
+    table = _table(own, set(kind.get("required", ()))) if own else none
+    return [
+        *head,
+        *([] if above.startswith(sentence) else [f"{sentence}\n"]),
+        table,
+        *([FOREIGN, _table(foreign)] if foreign else []),
+    ]
 
 
 def _referred(section: dict[str, Any], defs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -95,18 +129,22 @@ def _referred(section: dict[str, Any], defs: dict[str, Any]) -> list[dict[str, A
 
 
 def _table(properties: dict[str, Any], required: set[str] | None = None) -> str:
-    lines = ["| setting | type | default | what it is |", "|---|---|---|---|"]
+    described = any(each.get("description") for each in properties.values())
+    lines = ["| setting | type | default |", "|---|---|---|"]
+    if described:
+        lines = ["| setting | type | default | what it is |", "|---|---|---|---|"]
     for name, each in properties.items():
         follows = name in DERIVED and "default" not in each
         default = "" if name in (required or ()) else _default(each.get("default"))
         default = "see above" if follows else default
-        lines.append(f"| `{name}` | {_type(each)} | {default} | {_cell(each.get('description', ''))} |")
+        description = f" {_cell(each.get('description', ''))} |" * described
+        lines.append(f"| `{name}` | {_type(each)} | {default} |{description}")
     return "\n".join(lines) + "\n"
 
 
 def _default(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return "its own" if isinstance(value, dict) and len(text) > 40 else f"`{text}`"
+    return "see the section" if isinstance(value, dict) and len(text) > 40 else f"`{text}`"
 
 
 def _type(each: dict[str, Any]) -> str:
@@ -124,8 +162,14 @@ def _type(each: dict[str, Any]) -> str:
 
 def _range(each: dict[str, Any]) -> str:
     signs = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    found = [f"{word} {each[key]:g}" for key, word in signs.items() if key in each]
+    if "minimum" in each and each.get("minimum") == each.get("maximum"):
+        return f" {each['minimum']}"
+    found = [f"{word} {_number(each[key])}" for key, word in signs.items() if key in each]
     return " " + ", ".join(found) if found else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _first_paragraph(each: dict[str, Any]) -> str:

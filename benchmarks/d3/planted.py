@@ -190,8 +190,12 @@ def page(content: Content) -> Page:
         parts += tables.comparisons(losses, ["random"])
         start = f"Planted {kind}: target's loss,"
         # Curvature sees no prerequisite, as the page shows; a conflict it does see.
-        edges, arm = ("curvature", "d3, free") if kind == "conflict" else ("`orders`", "d3, free, orders")
-        text = f"{start} D³ by {edges} against a shuffle"
+        how, arm = (
+            ("(curvature, whole batches, no window or balance)", "d3, free")
+            if kind == "conflict"
+            else ("(both orders trained, whole batches, no window or balance)", "d3, free, orders")
+        )
+        text = f"{start} D³ {how} against a shuffle"
         claims += tables.compared_claims(losses, ["random"], [(text, arm, "random")])
     return Page(
         sections=[*parts, *_directions(content), *_horizons(content)],

@@ -60,14 +60,14 @@ def compare(
             train=Train(batch_size=rows, arguments={"per_device_train_batch_size": rows}),
             **sections,
         )
-        foretold = estimate(recipe)
+        predicted = estimate(recipe)
         measured, layers = _measured(recipe, Path(folder), rows, length, steps if drawn else 2)
     return {
-        "estimated": foretold.peak,
+        "estimated": predicted.peak,
         "measured": measured.peak,
-        "ratio": round(foretold.peak / measured.peak, 4),
-        "phase": foretold.traced.peak.name,
-        "parts": foretold.traced.peak.parts,
+        "ratio": round(predicted.peak / measured.peak, 4),
+        "phase": predicted.traced.peak.name,
+        "parts": predicted.traced.peak.parts,
         "layers_drawn": layers,
     }
 

@@ -150,7 +150,7 @@ def processor_clock() -> Iterator[None]:
 def measure(subject: str, arm: str, folder: Path) -> dict[str, Any]:
     """Forecast and measured seconds of one run."""
     timed_recipe, out = recipe(subject, arm, folder), folder / "run"
-    foretold = estimate(timed_recipe)
+    predicted = estimate(timed_recipe)
     shutil.rmtree(out, ignore_errors=True)
     with processor_clock(), silence(), left_noted() as noted:
         began = time.perf_counter()
@@ -162,8 +162,8 @@ def measure(subject: str, arm: str, folder: Path) -> dict[str, Any]:
     seconds = next(event["seconds"] for event in events if event["event"] == "finished")
     return {
         "expected": expected_shares(events),
-        "recipe_alone": {name: part["share"] for name, part in foretold.shares.items()},
-        "forward_passes": foretold.training,
+        "recipe_alone": {name: part["share"] for name, part in predicted.shares.items()},
+        "forward_passes": predicted.training,
         "spent": {name: round(value, 4) for name, value in charged(events).items() if value},
         "training": round(seconds - deciding_seconds(events), 4),
         "whole": round(whole, 4),

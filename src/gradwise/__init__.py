@@ -1,5 +1,5 @@
-"""gradwise: which samples, in which order, through which layers; decided by the gradients of the run
-itself."""
+"""Fine-tune Hugging Face language models, with samples, order and layers chosen by the gradients of the
+run."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

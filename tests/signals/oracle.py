@@ -19,7 +19,7 @@ class Truth(NamedTuple):
 
 
 def truth(model: Any, sample: Sample, names: list[str]) -> Truth:
-    """The own-mean loss and its gradient over the parameters named."""
+    """A sample's mean loss and its gradient over the parameters named."""
     ids, labels = torch.tensor([sample["input_ids"]]), torch.tensor(sample["labels"])
     model.eval()
     named = dict(model.named_parameters())

@@ -58,12 +58,12 @@ def test_parts_are_those_of_the_estimate(
     data: Any = gw.Data(train="unread.jsonl", max_length=LENGTH)  # type: ignore[arg-type]
     size = ROWS * given.get("gradient_accumulation_steps", 1)
     train = Train(batch_size=size, arguments={"per_device_train_batch_size": ROWS, "max_steps": STEPS})
-    foretold = estimate(gw.Recipe(model=Model(name=str(stories)), data=data, train=train, **sections)).traced
+    predicted = estimate(gw.Recipe(model=Model(name=str(stories)), data=data, train=train, **sections)).traced
     found = measured_memory(measured)
-    assert set(found) == {phase.name for phase in foretold.phases}
+    assert set(found) == {phase.name for phase in predicted.phases}
     offloaded = name == "offload"
     known = {WEIGHTS, ENDS, *(() if offloaded else (STATE,))}  # there up to three units are on the device
-    for phase in foretold.phases:
+    for phase in predicted.phases:
         parts = found[phase.name]
         assert list(parts) == list(PARTS)
         assert all(parts[part] == phase.parts.get(part, 0) for part in known), phase.name
@@ -72,7 +72,7 @@ def test_parts_are_those_of_the_estimate(
         # The lowest block may not have been drawn in the step that was followed.
         assert sum(parts.values()) == pytest.approx(phase.total, rel=0.3 if sections else 0.1)
     if offloaded:
-        assert max(event["host"] for event in measured) == pytest.approx(foretold.host, rel=0.01)
+        assert max(event["host"] for event in measured) == pytest.approx(predicted.host, rel=0.01)
     assert [event["step"] for event in measured] == (
         [2, STEPS] if not sections else list(range(1, STEPS + 1))
     )

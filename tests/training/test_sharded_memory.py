@@ -119,16 +119,16 @@ def test_the_estimate_is_within_ten_percent_of_a_rank(runs: Path, stories: Path,
         ),
         layers=Recipe.from_dict(job["recipe"]).layers,
     )
-    foretold = estimate(recipe, ranks=2, sharded_as_loaded="loaded" in job["sharded"]).as_dict()["phases"]
+    predicted = estimate(recipe, ranks=2, sharded_as_loaded="loaded" in job["sharded"]).as_dict()["phases"]
     measured, _ = phases(runs / name, step=1 if name == "grass" else 2)
     for phase, parts in measured.items():
-        assert foretold[phase]["total"] == pytest.approx(sum(parts.values()), rel=0.1)
+        assert predicted[phase]["total"] == pytest.approx(sum(parts.values()), rel=0.1)
         # Where two moments need nearly the same, messages that take longer move the peak, and other gradients
         # are there: those count in the sum.
         exact = (WEIGHTS, ENDS, STATE) if phase == PASSES else (WEIGHTS, ENDS, STATE, GRADIENTS)
         for part in exact:
-            # With offloaded state, step counts alone stay on the device, and are not foretold.
-            assert foretold[phase].get(part, 0) == pytest.approx(parts[part], abs=200), f"{part} in {phase}"
+            # With offloaded state, step counts alone stay on the device, and are not predicted.
+            assert predicted[phase].get(part, 0) == pytest.approx(parts[part], abs=200), f"{part} in {phase}"
 
 
 @pytest.mark.slow

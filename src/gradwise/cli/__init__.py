@@ -70,7 +70,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Which samples, in which order, through which layers: decided by the gradients of the run itself."""
+    """Fine-tune language models; choose samples, order and layers by the gradients of the run."""
 
 
 def _leave_for(error: Exception) -> None:

@@ -13,13 +13,13 @@ def compare(
     arms: Annotated[
         str,
         typer.Option(
-            help="What to compare, with commas between: names of methods (full,random,loss_top,lisa,grass,"
-            "lora,...), a+b for both at once, a YAML file of overrides, name=... for a name of your own, "
-            "recipe for the recipe as it stands."
+            help="Variants to compare, separated by commas: names of methods (full, random, loss_top, lisa, "
+            "grass, lora, ...), a+b for both at once, a YAML file of overrides, name=... for a name of your "
+            "own, recipe for the recipe as it is."
         ),
     ],
     seeds: Annotated[
-        str, typer.Option(help="How many seeds, from the recipe's own on; or which, as in 0,3,7.")
+        str, typer.Option(help="Number of seeds, counted from the recipe's own, or a list such as 0,3,7.")
     ] = "5",
     budget: Annotated[
         str,
@@ -41,7 +41,7 @@ def compare(
     pairs: Annotated[
         str | None, typer.Option(help="Further arms to compare, such as grass:lisa,full:loss_top.")
     ] = None,
-    metric: Annotated[str, typer.Option(help="What the first table is about.")] = "held_out_loss",
+    metric: Annotated[str, typer.Option(help="Metric of the first table.")] = "held_out_loss",
     fraction: Annotated[
         float | None, typer.Option(help="Share of the data that selections keep, instead of the recipe's.")
     ] = None,
@@ -55,7 +55,7 @@ def compare(
     allow_overlap: Annotated[
         bool,
         typer.Option(
-            "--allow-overlap", help="Go ahead although held-out samples stand in the training data."
+            "--allow-overlap", help="Go ahead although held-out samples also occur in the training data."
         ),
     ] = False,
     set_: Annotated[

@@ -12,7 +12,7 @@ from gradwise.ranks import is_first, say_first
 
 def collect(
     recipe: Annotated[
-        Path, typer.Argument(help="The recipe, a YAML file; its model, data and signals count.")
+        Path, typer.Argument(help="The recipe, a YAML file; its model, data and signals are used.")
     ],
     out: Annotated[
         Path | None, typer.Option(help="The store; if unset, signals/<name of the recipe>.")
@@ -20,8 +20,8 @@ def collect(
     want: Annotated[
         str | None,
         typer.Option(
-            help="What to measure, by comma: loss, embedding, grad_norm, grad, head_norm. If unset, the "
-            "first four and what the recipe's methods need."
+            help="Signals to compute, separated by commas: loss, embedding, grad_norm, grad, head_norm. If "
+            "unset, the first four and what the recipe's methods need."
         ),
     ] = None,
     part: Annotated[str, typer.Option(help="Which part of the data: train, validation or target.")] = "train",
@@ -33,7 +33,7 @@ def collect(
         typer.Option("--set", help="Replace a setting: --set signals.grad_dim=512. Repeatable."),
     ] = None,
 ) -> None:
-    """Measure every sample once: loss, embedding, gradient norm, projected gradient, and more if asked.
+    """Compute signals of every sample once: loss, embedding, gradient norm, projected gradient.
 
     The same command resumes scoring that was interrupted.
     """
@@ -67,7 +67,7 @@ def collect(
 
 def select(
     recipe: Annotated[
-        Path, typer.Argument(help="The recipe, a YAML file; its model, data, signals and select count.")
+        Path, typer.Argument(help="The recipe, a YAML file; its model, data, signals and select are used.")
     ],
     out: Annotated[
         Path | None, typer.Option(help="The folder; if unset, selections/<name of the recipe>.")
@@ -75,22 +75,25 @@ def select(
     plot: Annotated[
         bool,
         typer.Option(
-            help="Draw the pool in two dimensions with the picks marked; with --anneal the spectrum."
+            help="Draw the pool in two dimensions with the picks marked; with --anneal, DiReCT's spectrum."
         ),
     ] = False,
     anneal: Annotated[
         bool,
-        typer.Option("--anneal", help="Select what `anneal` trains on, by the model as it stands."),
+        typer.Option(
+            "--anneal", help="Select the samples of the annealing phase, with the model's present weights."
+        ),
     ] = False,
     text: Annotated[
-        bool, typer.Option("--text/--no-text", help="Write the picked records and how their texts begin.")
+        bool,
+        typer.Option("--text/--no-text", help="Write the picked records and the beginnings of their texts."),
     ] = True,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Replace a setting: --set select.fraction=0.2. Repeatable."),
     ] = None,
 ) -> None:
-    """Measure the data, select, and write which samples were picked and why.
+    """Score the data, select, and write which samples were picked and why.
 
     The same command resumes scoring that was interrupted.
     """
@@ -135,15 +138,13 @@ def order(
         Path,
         typer.Argument(
             help="The recipe, a YAML file; its model, data, signals, select, order, seed and "
-            "train.batch_size count, and for d3 the optimizer that train names."
+            "train.batch_size are used, and for d3 the optimizer that train names."
         ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="The folder; if unset, orders/<name of the recipe>.")
     ] = None,
-    plot: Annotated[
-        bool, typer.Option(help="Draw the influences that d3 orders by: who helps whom, and whom first.")
-    ] = False,
+    plot: Annotated[bool, typer.Option(help="Draw the influences that d3 measured.")] = False,
     text: Annotated[
         bool, typer.Option("--text/--no-text", help="Write the records' own columns beside their places.")
     ] = True,

@@ -21,10 +21,7 @@ def train(
     ] = None,
     plot: Annotated[
         bool,
-        typer.Option(
-            help="Draw how grace's coreset developed, the influences d3 ordered by, and the spectrum direct "
-            "chose by."
-        ),
+        typer.Option(help="Draw GRACE's coreset over time, D³'s influences and DiReCT's spectrum."),
     ] = False,
 ) -> None:
     """Train a model as a recipe says; the same command resumes a run that was stopped."""
@@ -72,7 +69,7 @@ def train(
 def estimate(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     memory: Annotated[
-        str | None, typer.Option(help="Memory of the device, such as 24GiB. If unset, nothing is judged.")
+        str | None, typer.Option(help="Memory of the device that the peak is compared with, such as 24GiB.")
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Replace a setting: --set layers.active=4. Repeatable.")
@@ -83,7 +80,7 @@ def estimate(
         bool, typer.Option("--sharded-as-loaded", help="The model is sharded by DistributedConfig.")
     ] = False,
 ) -> None:
-    """Foretell a recipe's peak memory and shares of time, by part, and what to change if it does not fit.
+    """Predict a recipe's peak memory and the cost of its decisions, and list changes if it does not fit.
 
     Only the model's configuration is read: no weights, no data.
     """
@@ -102,14 +99,14 @@ def estimate(
 def report(
     folder: Annotated[Path, typer.Argument(help="A run directory, or the folder of a comparison.")],
     out: Annotated[Path | None, typer.Option(help="The file; if unset, report.html in the folder.")] = None,
-    text: Annotated[bool, typer.Option("--text/--no-text", help="Show how texts of samples begin.")] = True,
-    metric: Annotated[
-        str, typer.Option(help="What the first table of a comparison is about.")
-    ] = "held_out_loss",
+    text: Annotated[
+        bool, typer.Option("--text/--no-text", help="Show the beginnings of the samples' texts.")
+    ] = True,
+    metric: Annotated[str, typer.Option(help="Metric of a comparison's first table.")] = "held_out_loss",
 ) -> None:
-    """Write one HTML page on what was run and how it ended, readable without a network.
+    """Write the HTML page of a run or a comparison, which can be read without a network.
 
-    `train` and `compare` write it at their end. Files that are missing or damaged are named on the page.
+    `train` and `compare` write it when they finish. Files that are missing or damaged are named on the page.
     """
     from gradwise.report.page.write import write_page
 

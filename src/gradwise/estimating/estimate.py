@@ -108,7 +108,7 @@ def estimate(
     ranks: int | None = None,
     sharded_as_loaded: bool = False,
 ) -> Estimate:
-    """Foretell memory and time of a recipe; no weights and no data are read.
+    """Predict memory and time of a recipe; no weights and no data are read.
 
     Args:
         recipe: with `model` and `data.max_length`.
@@ -138,7 +138,7 @@ def estimate(
 
 
 def expected_memory(recipe: Recipe) -> dict[str, dict[str, int]] | None:
-    """Bytes of each part at the peak of each phase of a run; None where they cannot be foretold, since a run
+    """Bytes of each part at the peak of each phase of a run; None where they cannot be predicted, since a run
     does not depend on it."""
     if world_size() > 1:
         return None

@@ -27,21 +27,20 @@ class FileTask(Settings):
     """
 
     name: Name
-    """What the score is called."""
+    """Name of the score."""
 
     path: str
     """The records: a .jsonl, .json, .parquet or .csv file, a folder of them, a folder written by
-    `save_to_disk`, or the name of a dataset on the hub. Relative paths are taken from where the recipe
-    stands."""
+    `save_to_disk`, or the name of a dataset on the hub. Relative paths start from the recipe's folder."""
 
     split: str | None = None
-    """The split to read of a hub dataset or a saved `DatasetDict`; `train` when not given."""
+    """The split to read of a hub dataset or a saved `DatasetDict`; `train` if unset."""
 
     config: str | None = None
     """The configuration of a hub dataset."""
 
     prompt: str
-    """What the model is given: a template."""
+    """Template of the prompt."""
 
     limit: Count | None = None
     """Largest number of records; the first ones are taken. If unset, all."""
@@ -75,7 +74,7 @@ class Generate(FileTask):
     """Texts at which generation ends, beside the model's own end of text."""
 
     max_new_tokens: Count = 256
-    """Tokens to generate at most."""
+    """Largest number of tokens to generate."""
 
     def check(self) -> None:
         for key in ("extract", "ignore"):
@@ -127,14 +126,14 @@ class LmEval(Settings):
     """lm-eval's name for it, which is also what the score is called."""
 
     folder: str | None = None
-    """A folder with lm-eval task files (YAML) of one's own, to look in instead of lm-eval's own."""
+    """Folder of your own task files in lm-eval's format (YAML), used in place of lm-eval's."""
 
     metric: str | None = None
     """Which of the task's metrics is the score: `acc_norm`, or `exact_match,flexible-extract` with the name
     of a filter. If unset, the first that the task reports."""
 
     shots: Annotated[int, Field(ge=0)] | None = None
-    """Worked examples in the prompt; if unset, the task's own number."""
+    """Number of worked examples in the prompt; if unset, the task's own number."""
 
     limit: Count | None = None
     """Largest number of records of each task; the first ones are taken. If unset, all."""
@@ -145,12 +144,12 @@ class LmEval(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Function(Settings):
-    """A metric of one's own: `function(model, tokenizer, validation)` gives a number, or a mapping of names
-    to numbers. `validation` is the data set of tokenised held-out samples, or None."""
+    """A function of yours as a metric: `function(model, tokenizer, validation)` gives a number, or a mapping
+    of names to numbers. `validation` is the data set of tokenised held-out samples, or None."""
 
     path: str
     """`path/to/file.py:function`, or `package.module:function` of something that is installed. Relative paths
-    are taken from where the recipe stands."""
+    start from the recipe's folder."""
 
     name: Name | None = None
     """Name of the score. If unset, the function's name."""
@@ -194,7 +193,7 @@ class Metrics(Settings):
     lm_eval`)."""
 
     functions: list[_Functions] = field(default_factory=list)
-    """Functions of one's own; a bare string is a path."""
+    """Functions of yours; a bare string is a path."""
 
     batch_size: Count = 8
     """Prompts in one batch of a task."""

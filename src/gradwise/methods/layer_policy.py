@@ -68,7 +68,7 @@ class LayerPolicy(LayerChoice, ABC):
 
     state: Literal["keep", "offload", "drop"] = "keep"
     """Optimizer state: `keep` it on the device for a layer's next turn, `offload` all of it to pinned host
-    memory and stream it for each update, or `drop` that of layers that go frozen."""
+    memory and stream it for each update, or `drop` that of layers that become frozen."""
 
     measures: ClassVar[bool] = False
     """Whether gradient norms are measured between draws."""

@@ -216,8 +216,8 @@ class Targeted(Subset):
     """A selection that can aim at a target."""
 
     target: Goal | None = None
-    """Set of samples that the selection aims at: `target` or `validation`, as in `data`. If unset, the target
-    if there is one, otherwise nothing; baselines that cannot do without then take the validation data."""
+    """Set of samples that the selection aims at: `target` or `validation`, as in `data`. If unset, `target`
+    if it is given, otherwise none; baselines that cannot do without one then use `validation`."""
 
     @property
     def aims(self) -> bool:

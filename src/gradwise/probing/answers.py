@@ -11,7 +11,7 @@ class Ahead:
     """Losses before and after trial steps."""
 
     before: NDArray[np.float64]
-    """(m,) own-mean losses at the present weights, nats per label token."""
+    """(m,) mean losses of the samples at the present weights, nats per label token."""
 
     after: NDArray[np.float64]
     """(units, m) the same after one step of the optimizer on each unit; NaN where not asked for."""
@@ -22,7 +22,7 @@ class Orders:
     """Losses of m samples after n nodes' steps, alone and one node's after another's."""
 
     before: NDArray[np.float64]
-    """(m,) own-mean losses at the present weights, nats per label token."""
+    """(m,) mean losses of the samples at the present weights, nats per label token."""
 
     alone: NDArray[np.float64]
     """(n, m) after a node's own steps."""

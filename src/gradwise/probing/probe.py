@@ -91,7 +91,7 @@ class Probe:
         return max(float(group["lr"] or group.get("initial_lr", 0.0)) for group in groups)
 
     def losses(self, samples: SampleIndices) -> NDArray[np.float64]:
-        """(m,) own-mean losses at the present weights, without dropout."""
+        """(m,) mean losses of the samples' label tokens at the present weights, without dropout."""
         with self._lent(), torch.no_grad():
             return self._losses(samples)
 

@@ -44,13 +44,13 @@ class Recipe(Settings):
     """What to train on. With `gradwise.Trainer` it is passed to the trainer instead."""
 
     train: Train = Train()
-    """How long and how to train. With `gradwise.Trainer` its TrainingArguments say that instead."""
+    """Length and settings of the training. With `gradwise.Trainer`, TrainingArguments take its place."""
 
     adapter: Adapter | None = None
     """Train an adapter through PEFT instead of the weights themselves."""
 
     signals: SignalSettings = SignalSettings()
-    """How per-sample quantities are measured."""
+    """How per-sample signals are computed."""
 
     select: Select = FullData()
     """Which samples to train on."""
@@ -74,7 +74,7 @@ class Recipe(Settings):
     """What the final model is measured by. With `gradwise.Trainer` call `gradwise.evaluation.score`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Decides everything that is left to chance."""
+    """Random seed of the run."""
 
     def __post_init__(self) -> None:
         # As in YAML: `select="random"`, `train={"epochs": 2, "bf16": True}`.

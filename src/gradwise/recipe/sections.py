@@ -25,7 +25,7 @@ class Model(Settings):
     """Type of the weights in memory; `auto` takes the checkpoint's own."""
 
     attention: str | None = None
-    """Attention implementation (`sdpa`, `eager`, `flash_attention_2`, ...); None lets transformers choose."""
+    """Attention implementation: `sdpa`, `eager`, `flash_attention_2`, ...; if unset, transformers chooses."""
 
     gguf_file: str | None = None
     """Name of a GGUF file in the folder to read the weights from."""
@@ -41,7 +41,7 @@ class Model(Settings):
 
 @dataclass(frozen=True)
 class Train(Settings):
-    """How long and how to train. Any argument of `transformers.TrainingArguments` may stand beside these."""
+    """The training of a run. Any argument of `transformers.TrainingArguments` may stand beside these."""
 
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Number of epochs over the selection. `max_steps` takes precedence if it is set."""
@@ -152,24 +152,24 @@ def _name_is_model(value: object) -> Any:
 
 @dataclass(frozen=True)
 class SignalSettings(Settings):
-    """How per-sample quantities are measured."""
+    """How per-sample signals are computed."""
 
     batch_tokens: Annotated[int, Field(ge=1)] = 4096
     """Largest number of padded tokens in one batch of a scoring run."""
 
     grad_dim: Annotated[int, Field(ge=1)] | None = 1024
-    """Length of a projected gradient; None for whole gradients, which only tiny models can afford."""
+    """Length of a projected gradient; null for whole gradients, which only tiny models can afford."""
 
     parameters: str | list[str] = "blocks"
     """What gradients are taken over: `blocks` (linear weights of the transformer blocks, or the adapters in
     them), `all`, or patterns that names of parameters match."""
 
     grad_dtype: Literal["float32", "float16"] = "float32"
-    """Type that gradients are stored in; `float16` takes half the room."""
+    """Type that gradients are stored in; `float16` halves memory and disk space."""
 
     model: Annotated[
         Model | None,
         BeforeValidator(_name_is_model, json_schema_input_type=str | Model | None),
     ] = None
-    """A smaller model that measures in place of the one that is trained: a name, or a section like `model`.
-    It reads the same data with its own tokenizer."""
+    """A smaller model that computes signals in place of the one that is trained: a name, or a section like
+    `model`. It reads the same data with its own tokenizer."""

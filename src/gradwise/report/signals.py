@@ -10,7 +10,7 @@ from gradwise.folders import add_file
 from gradwise.signals import Signals
 
 LABELS = {
-    "loss": "own-mean loss, nats per label token",
+    "loss": "loss, nats per label token",
     "num_tokens": "label tokens",
     "grad_norm": "gradient norm, nats per unit weight",
     "head_norm": "gradient norm of the head",

@@ -42,11 +42,11 @@ def collect(
     autocast: torch.dtype | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Signals:
-    """Measure every sample at the model's present weights, in one pass.
+    """Measure every sample at the model's present weights, in one scoring run.
 
-    With label tokens L_i, the own-mean loss is l_i = (1/|L_i|) sum over L_i of the cross entropy; gradients
-    are of l_i, so none depends on what its sample was batched with. Without dropout and auxiliary losses. The
-    model is given back as it was found.
+    With label tokens L_i, a sample's mean loss is l_i = (1/|L_i|) sum over L_i of the cross entropy.
+    Gradients are of l_i, so none depends on what its sample was batched with. Without dropout and auxiliary
+    losses. The model is given back as it was found.
 
     Under torch.distributed each rank does its share of the batches, and all return the same. So it is with a
     model that FSDP2 (`fully_shard`) shards: each rank gathers one block of it at a time, all ranks make the

@@ -77,7 +77,7 @@ class LabelPositions:
         return predicting_BTh[self.mask][None]
 
     def mean_losses(self, logits_nV: Tensor) -> Tensor:
-        """(B,) own-mean cross entropy, nats per label token; NaN for a sample without any."""
+        """(B,) mean cross entropy of each sample's label tokens; NaN for a sample without any."""
         wide = logits_nV if logits_nV.dtype == torch.float64 else logits_nV.float()
         losses_n = functional.cross_entropy(wide, self.targets, reduction="none")
         sums_B = losses_n.new_zeros(self.samples).index_add(0, self.owner, losses_n)

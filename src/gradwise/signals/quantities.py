@@ -41,13 +41,13 @@ class Signals:
     """The texts of the N samples, read from the data when n-grams are counted."""
 
     loss: NDArray[np.float32] | None = None
-    """(N,) own-mean cross entropy, nats per label token."""
+    """(N,) mean loss of the sample's label tokens, nats per label token."""
 
     embedding: NDArray[np.float32] | None = None
     """(N, h) mean hidden state."""
 
     grad_norm: NDArray[np.float32] | None = None
-    """(N,) exact 2-norm of the gradient of the own-mean loss, nats per unit weight."""
+    """(N,) exact 2-norm of the gradient of that mean loss, nats per unit weight."""
 
     grad: NDArray[np.floating] | None = None
     """(N, k) random projection of that gradient; inner products are kept in expectation."""

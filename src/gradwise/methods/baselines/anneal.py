@@ -89,7 +89,8 @@ class _Ranked(Annealer):
 
 @dataclass(frozen=True)
 class FullAnneal(_Ranked):
-    """All of the data: what decaying without a selection does."""
+    """All of the data: an annealing phase without a selection. `fraction`, `count` and `tokens` are
+    rejected."""
 
     method: Literal["full"] = "full"
     """Every sample, in shuffled epochs."""
@@ -168,7 +169,8 @@ class GradNormAnneal(_Ranked):
 @dataclass(frozen=True)
 class InfoBatch(_Ranked):
     """Random pruning of samples whose loss is below the mean; those that remain of them count for more, so
-    that the expected gradient is kept (Qin et al. 2024, arXiv 2303.04947).
+    that the expected gradient is kept (Qin et al. 2024, arXiv 2303.04947). If no size is set, 80 % of the
+    candidates are kept, or all with a loss above the mean if these are more.
 
     The authors prune again in every epoch; here each of the `times` selections prunes once.
     """

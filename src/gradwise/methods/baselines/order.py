@@ -88,8 +88,8 @@ class EasyFirst(EpochOrder):
 
 @dataclass(frozen=True)
 class Interleave(EpochOrder):
-    """Every stretch of the run holds each domain in proportion; within a domain, shuffled again each
-    epoch."""
+    """Every stretch of the run holds each domain in proportion; within a domain the samples are shuffled
+    again each epoch."""
 
     method: Literal["interleave"] = "interleave"
     """Domains in proportion throughout."""
@@ -103,9 +103,10 @@ class Interleave(EpochOrder):
 
 @dataclass(frozen=True)
 class Balanced(Orderer):
-    """Every stretch of an epoch has nearly the label tokens of the whole, in another order each epoch.
+    """Every stretch of an epoch has nearly the mix of label tokens that the whole has; each epoch has another
+    order.
 
-    It balances sketched label tokens, or else projected gradients, or else domains, whichever is known.
+    It balances sketched label tokens; if they are not known projected gradients, and otherwise domains.
     """
 
     method: Literal["balanced"] = "balanced"
@@ -153,8 +154,8 @@ class HerdedOrder(EpochOrder):
 
 @dataclass(frozen=True)
 class MostUsefulFirst(EpochOrder):
-    """From the sample whose gradient does most for the target's loss to the one that does least, at the
-    weights the run starts from; those that are not finite come last."""
+    """From the sample whose gradient lowers the target's loss most to the one that lowers it least, at the
+    weights the run starts from; samples whose gradient is not finite come last."""
 
     method: Literal["influence"] = "influence"
     """Largest first-order influence on the target first."""

@@ -80,7 +80,7 @@ class Highest(Subset):
 
 @dataclass(frozen=True)
 class LossTop(Highest):
-    """The samples on which the model does worst: highest own-mean loss at its present weights."""
+    """The samples with the highest mean loss per label token."""
 
     method: Literal["loss_top"] = "loss_top"
     """Highest loss first."""
@@ -102,7 +102,7 @@ class LengthTop(Highest):
 
 @dataclass(frozen=True)
 class GradNormTop(Highest):
-    """The samples with the largest gradients: highest exact norm of the own-mean loss's gradient."""
+    """The samples with the largest norm of the gradient of their mean loss."""
 
     method: Literal["grad_norm_top"] = "grad_norm_top"
     """Largest gradient norm first."""

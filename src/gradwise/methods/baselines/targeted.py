@@ -90,7 +90,7 @@ class Dsir(_TowardsTarget):
     """Resampling by hashed unigrams and bigrams."""
 
     buckets: Annotated[int, Field(ge=2)] = 10_000
-    """Counters that n-grams are hashed into."""
+    """Number of counters that n-grams are hashed into."""
 
     smoothing: Annotated[float, Field(ge=0)] = 10_000.0
     """n-grams of the pool's distribution that are added to the target's. With 0 only the authors' 1e-8 is: of

@@ -53,11 +53,10 @@ class Arranged(NamedTuple):
 
 @dataclass(frozen=True)
 class D3(InfluenceOrder):
-    """Units of samples in an order that a directed graph of their influence constrains.
+    """Units of samples, ordered by their measured influence on one another.
 
-    Every stretch of the run stays balanced; within a window the units go in the order that is worth most, and
-    those before others whose influence on them stands out of the noise (arXiv 2605.31164; edges, windows and
-    balance are ours, see docs/log.md).
+    Every prefix stays balanced. Within a window D³ takes the best order that satisfies the precedences, which
+    are influences above the noise (arXiv 2605.31164; edges, windows and balance are ours).
     """
 
     method: Literal["d3"] = "d3"
@@ -79,29 +78,29 @@ class D3(InfluenceOrder):
     `curvature` where a model can be asked, as in a run, and otherwise `first_order` from the signals."""
 
     trial_steps: Annotated[int, Field(ge=1)] = 20
-    """Trial steps on a node for `edges: orders`; each measurement takes nodes² times as many."""
+    """Trial steps per node for `edges: orders`; a measurement takes nodes² times this number."""
 
     target: Literal["pool", "validation"] = "pool"
-    """Samples whose loss is to fall: those that are put in order, or the validation data."""
+    """Samples whose loss the order should lower: `pool` (those that are ordered) or `validation`."""
 
     window: Annotated[int, Field(ge=2)] | None = 8
     """Number of units that are ordered together; null for all of an epoch."""
 
     commit: Annotated[int, Field(ge=1)] = 4
-    """Number of them that are committed before the next ones are considered."""
+    """Number of units of a window that are committed before the next ones are considered."""
 
     balance: Annotated[float, Field(ge=0)] | None = 1.0
     """Largest imbalance of any prefix, 1 being that of a random order at its middle; null for no limit."""
 
     threshold: Annotated[float, Field(ge=0)] = 2.0
-    """Standard errors by which an influence must exceed the one in return to bind the order."""
+    """Standard errors by which one influence must exceed the opposite one to become a precedence."""
 
     early: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Weight of placing units that help the target early, relative to the worth of the order itself. The
     authors put the most influential first; by curvature, what helps the target most is better placed last."""
 
     probes: Annotated[int, Field(ge=1)] = 4
-    """Number of samples measured of each node."""
+    """Number of samples of each node that are measured."""
 
     target_samples: Annotated[int, Field(ge=1)] = 16
     """Number of samples of the target that are measured."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PublishedD3(InfluenceOrder):
-    """Chunks of an epoch that was shuffled, each in the published order; see `D3.published`."""
+    """Chunks of a shuffled epoch, each put in the published order; see `D3.published`."""
 
     method: Literal["d3_published"] = "d3_published"
     """The published D³: chunks of batches, each put in order by the influence of its batches."""
@@ -47,14 +47,14 @@ class PublishedD3(InfluenceOrder):
     """Number of batches drawn and put in order together (L)."""
 
     hessian_probes: Annotated[int, Field(ge=1)] = 5
-    """Random vectors that Hutchinson's diagonal is the mean of (W), for `rule: lambda`."""
+    """Number of random vectors for Hutchinson's diagonal (W), with `rule: lambda`."""
 
     hessian_samples: Annotated[int, Field(ge=1)] | None = 16
     """Number of the chunk's samples whose loss has that diagonal; null for all. The authors print the total
     loss, but the chunk's whole loss costs 30 times the training, and they report an increase of 89 %."""
 
     trial_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 100.0
-    """Length of a step that influence is for, in learning rates (gamma / eta)."""
+    """Length of the step whose influence is measured, in learning rates (gamma / eta)."""
 
     target: ClassVar[str] = "pool"  # type: ignore[misc]
     units: ClassVar[str] = "batches"  # type: ignore[misc]

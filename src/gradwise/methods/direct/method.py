@@ -75,7 +75,8 @@ FALLBACKS = {
 
 @dataclass(frozen=True)
 class Direct(PublishedDirect, Annealer):
-    """The samples whose gradients move furthest where the validation data's curvature allows it.
+    """Samples whose gradients lower the validation loss, with a limit on movement in directions of high
+    curvature.
 
     >>> rng = np.random.default_rng(0)
     >>> pool, held_out = (
@@ -90,15 +91,15 @@ class Direct(PublishedDirect, Annealer):
     """Against the curvature's spectrum."""
 
     objective: Literal["auto", "curvature", "alignment", "paper"] = "auto"
-    """`curvature` moves along the validation loss's way down, slowly where it curves; `alignment` moves along
-    its gradient; `paper` moves as far as possible in flat directions, whichever way. `auto` is `alignment`
-    where the validation samples are a target, whose mean gradient is far from the pool's, and `curvature`
-    where they are like the pool."""
+    """`curvature` follows the direction in which the validation loss falls, with less weight where its
+    curvature is high. `alignment` follows the mean validation gradient. `paper` moves as far as possible in
+    flat directions, in either sense. `auto` is `alignment` where the validation samples are a target (their
+    mean gradient is far from the pool's), otherwise `curvature`."""
 
     tau: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Largest cost of the picks in stiff directions, as a fraction of the average cost. A value that cannot
-    be met is refused. If unset, it is 1; for `paper` 0.1 as in the authors' code, raised as far as necessary;
-    and there is no bound for `alignment`."""
+    be met is rejected. If unset, it is 1, and for `paper` 0.1 as in the authors' code, raised as far as
+    necessary; for `alignment` there is no bound."""
 
     tau_relative: bool = True
     """Whether `tau` is a fraction of the average cost; false for a bound on the cost itself, as in the
@@ -113,9 +114,8 @@ class Direct(PublishedDirect, Annealer):
     two samples get all of the weight."""
 
     rounding: Literal["cheapest", "random"] = "cheapest"
-    """What becomes of the two samples, at most, that the optimum takes in part: the cheapest are kept and
-    exchanges follow, or they are drawn with their weights as probabilities, so that the budget is met on
-    average."""
+    """The optimum has at most two samples with a fractional weight. `cheapest` keeps the cheapest and
+    improves the picks by exchanges; `random` draws them by their weights and meets the budget on average."""
 
     stiff: Annotated[float, Field(gt=0, le=1)] = 0.945
     """Share of the spectrum's trace that the stiff directions hold."""
@@ -138,13 +138,13 @@ class Direct(PublishedDirect, Annealer):
     """In a run: divide gradients by the root of Adam's second moments, as its updates are."""
 
     copies: Annotated[int, Field(ge=1)] | None = 1
-    """Most picks among samples that are alike; null for no limit."""
+    """Largest number of picks among samples that are copies of each other; null for no limit."""
 
     alike: Annotated[float, Field(ge=0.95, le=1)] = 0.999
     """Cosine of gradients above which samples count as copies of each other."""
 
     starts: Annotated[int, Field(ge=1)] = 8
-    """Beginnings that `objective: paper` tries."""
+    """Number of starting points of the search with `objective: paper`."""
 
     plots: ClassVar[str | None] = "spectrum"
     needs: ClassVar[frozenset[str]] = frozenset({"grad", "num_tokens"})

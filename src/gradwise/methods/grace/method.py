@@ -66,13 +66,14 @@ class Grace(PublishedGrace, Targeted):
     """Budget in label tokens, instead of a share or a number of samples."""
 
     importance: Kind | None = None
-    """What a sample is worth in itself: `head_norm` (of the output head's gradient; no backward pass through
-    the model), `alignment` (mean cosine of its gradient with the others', or with the target's), `loss`, or
-    `norm` (of its gradient). By `loss` and `norm` garbage is worth most. With a target also `relevance` (mean
-    cosine of its embedding with the target's). If unset, `relevance` with a target, otherwise `head_norm`."""
+    """How importance is measured: `head_norm` (norm of the output head's gradient; no backward pass through
+    the model), `alignment` (mean cosine of the sample's gradient with those of the others, or of the target),
+    `loss`, `norm` (of the gradient), or with a target `relevance` (mean cosine of embeddings). `loss` and
+    `norm` rank garbage first. If unset, `relevance` with a target, otherwise `head_norm`."""
 
     by_length: bool = True
-    """Scale importance by the sample's label tokens over their mean: from a token's to the sample's."""
+    """Multiply importance by the sample's label tokens over their mean, so that it is that of the whole
+    sample and not of its average token."""
 
     trade_off: Share | None = None
     """Weight of coverage; the rest is that of importance. If unset, 0.9; with a target 0.5."""
@@ -81,18 +82,20 @@ class Grace(PublishedGrace, Targeted):
     """k of the k-NN graph."""
 
     search: Literal["auto", "exact", "approximate"] = "auto"
-    """How neighbours are found; `approximate` needs the extra `faiss`, `auto` takes it for large pools. A run
-    writes into its recipe what `auto` came to where more than 100,000 samples are scored."""
+    """How neighbours are found. `approximate` needs the extra `faiss`; `auto` uses it if more than 100,000
+    samples are scored and it is installed. A run then writes its choice into its recipe."""
 
     weighted: bool = False
     """Weigh each pick by the number of samples it stands for, within a factor of four; see `weights`."""
 
     domain_minimum: Share = 0.0
-    """Least share of its proportional part that every domain keeps; 1 selects from each in proportion."""
+    """Smallest number of picks of a domain, as a fraction of its proportional share; 1 selects from every
+    domain in proportion."""
 
     overhead: Annotated[float, Field(gt=0)] | None = None
-    """Share of the training time that deciding may take in a run; unset `candidates`, `refresh_every` and
-    `anchors` follow from it and from `speeds`. If unset, 0.15, and settings that cost more are only noted."""
+    """Share of a run's training time for deciding; unset `candidates`, `refresh_every` and `anchors` follow
+    from it and from `speeds`. If unset, 0.15; settings that cost more are then used, and the run prints their
+    cost."""
 
     speeds: Speeds | None = None
     """How fast the machine trains and scores, in seconds. If unset, a run measures it before its first step
@@ -106,25 +109,27 @@ class Grace(PublishedGrace, Targeted):
     """Optimizer steps from one selection to the next; 0 selects once."""
 
     anchors: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the candidates that the first refresh scores again; it adapts. 1 propagates nothing."""
+    """Share of the candidates that the first refresh scores again; later refreshes adapt it. With 1, all are
+    scored and nothing is propagated."""
 
     random_anchors: Share = 0.75
     """Share of the anchors drawn at random (at least 8), not by priority; 0 for the authors' rule."""
 
     staleness: Share = 0.5
-    """Weight of age against being unlike one's neighbours in what is measured first."""
+    """Weight of a score's age in the anchors' priority; the rest weighs the difference from neighbours."""
 
     propagate: Literal["value", "change"] = "change"
-    """What spreads from anchors over the graph: their values (as the authors do), or what changed in them."""
+    """What spreads from anchors over the graph: their values (as the authors do), or the values' change."""
 
     beta: Share = 0.5
-    """How far the others follow their neighbours."""
+    """Weight of the neighbours in a propagated score; 0 propagates nothing."""
 
     min_agreement: Annotated[float, Field(ge=-1, le=1)] | None = 0.8
-    """Rank correlation of guessed and measured importance below which refreshes grow; null for one size."""
+    """Rank correlation of propagated with measured importance below which later refreshes score more anchors,
+    and above which fewer; null keeps their number."""
 
     drift: Annotated[float, Field(ge=0, le=2)] = 0.05
-    """1 - cosine beyond which an embedding's place in the graph is repaired."""
+    """Change of an embedding, as 1 - cosine, above which its neighbours are searched again."""
 
     def check(self) -> None:
         sizes = [name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None]

@@ -1,4 +1,4 @@
-"""A short race between methods, from the present weights."""
+"""A short trial of several methods, from the present weights."""
 
 from gradwise.methods.trial.method import Trial
 from gradwise.methods.trial.selecting import SelectTrial

@@ -39,18 +39,17 @@ class Trial(Annealer):
     """
 
     method: Literal["trial"] = "trial"
-    """A short race between other methods."""
+    """A short trial of other methods."""
 
     contenders: tuple[Contender, ...] = ("direct", "cosine_top", "random")
-    """Methods that are tried, with their defaults; sizes and the like are those given here. Among equals the
-    first wins."""
+    """Methods to try, each with its defaults and the sizes set here. Ties go to the one named first."""
 
     steps: Annotated[int, Field(ge=1)] = 8
-    """Optimizer steps that each contender is tried for, at a learning rate that falls to zero; all of it is
-    taken back."""
+    """Optimizer steps per contender, at a learning rate that falls to zero. The model is restored
+    afterwards."""
 
     judges: Annotated[int, Field(ge=1)] | None = 256
-    """Most validation samples that judge, out of the half that does not choose; null for all of the half."""
+    """Largest number of samples that judge, from the half that does not choose; null for all of that half."""
 
     winner: Contender | None = None
     """The contender that is used. If unset, a run finds it as the annealing phase begins, and writes it into
@@ -94,7 +93,7 @@ class Trial(Annealer):
         """What the winner selects; see `Annealer.select`.
 
         Raises:
-            RecipeError: there is no winner yet, since only a run can race.
+            RecipeError: there is no winner yet, since only a run can hold a trial.
         """
         winner = self.chosen()
         if winner is None:

@@ -34,18 +34,18 @@ class SelectTrial(AlwaysTargeted):
     """
 
     method: Literal["trial"] = "trial"
-    """A short race between other methods towards a target."""
+    """A short trial of other methods towards a target."""
 
     contenders: tuple[Contender, ...] = ("grace", "dsir", "random", "full")
-    """Methods that are tried, with their defaults; each selects once, `fraction` or `count` samples. Among
-    equals the first wins."""
+    """Methods to try, with their defaults; each selects once, `fraction` or `count` samples. Ties go to the
+    one named first."""
 
     steps: Annotated[int, Field(ge=1)] = 15
-    """Optimizer steps that each contender is tried for, at a learning rate that falls to zero; all of it is
-    taken back."""
+    """Optimizer steps per contender, at a learning rate that falls to zero. The model is restored
+    afterwards."""
 
     judges: Annotated[int, Field(ge=1)] | None = 256
-    """Most target samples that judge, out of the half that does not choose; null for all of the half."""
+    """Largest number of samples that judge, from the half that does not choose; null for all of that half."""
 
     winner: Contender | None = None
     """The contender that selects. If unset, a run finds it before its first step, and writes it into its
@@ -105,7 +105,7 @@ class SelectTrial(AlwaysTargeted):
         """What the winner selects.
 
         Raises:
-            RecipeError: there is no winner yet, since only a run can race.
+            RecipeError: there is no winner yet, since only a run can hold a trial.
         """
         winner = self.chosen()
         if winner is None:

@@ -249,9 +249,9 @@ def _spectrum(details: dict[str, Any]) -> list[Block]:
     sentence = (
         f"The loss is steep along {stiff} directions, which hold {values[:stiff].sum():.0%} of the curvature "
         f"that {details['validation_samples']:,} validation samples show, and nearly flat along all others. "
-        "Steps along steep directions mostly undo one another, so samples were sought whose gradients lie in "
-        f"the flat ones: of the picks' gradients {inside[1]:.0%} lies in the steep directions, of the pool's "
-        f"{inside[0]:.0%}."
+        f"Of the picks' gradients {inside[1]:.0%} lies in the steep directions, of the pool's "
+        f"{inside[0]:.0%}. The objectives `curvature` and `paper` bound the movement in steep directions; "
+        "`alignment` does not by default."
     )
     return [
         Paragraph(sentence),
@@ -294,8 +294,8 @@ def time(run: RunFiles) -> list[Block]:
     words = f"The run is charged {duration(total, 1)}; evaluation, checkpoints and loading are not counted."
     if expected and training > 0:
         took = sum(spent[name] for name in expected) / training
-        foretold = sum(expected.values()) / training
-        words += f" Deciding was forecast to take {foretold:.0%} of the training time and took {took:.0%}."
+        forecast = sum(expected.values()) / training
+        words += f" Deciding was forecast to take {forecast:.0%} of the training time and took {took:.0%}."
     caption = "Dark marks: the forecast." if any(bar.expected is not None for bar in bars) else ""
     blocks: list[Block] = [
         Paragraph(words),
@@ -305,7 +305,7 @@ def time(run: RunFiles) -> list[Block]:
         blocks.append(
             Paragraph(
                 f"The peak memory of the process or device was {peak / 2**30:.2f} GiB, with data and "
-                "scoring; the command gradwise estimate foretells a recipe's memory."
+                "scoring; the command gradwise estimate predicts a recipe's memory."
             )
         )
     return [*blocks, *memory(run)]
