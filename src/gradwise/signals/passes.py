@@ -378,14 +378,14 @@ def _adapters(model: nn.Module) -> str | None:
     return hashlib.blake2b(str(layers).encode(), digest_size=16).hexdigest() if layers else None
 
 
-def configuration_digest(model: nn.Module) -> str:
+def configuration_digest(model: nn.Module, *, without: tuple[str, ...] = ()) -> str:
     """A hash of what else the values depend on: the model's configuration (positions, norms, caps) and the
-    attention it runs with."""
+    attention it runs with; keys that end as one of `without` are left out."""
     config: Any = getattr(model, "config", None)
     values = config.to_dict() if hasattr(config, "to_dict") else {}
     # A model that was moved, or saved by another version, has the same values and finds its store again.
-    passing = ("_name_or_path", "use_cache", "transformers_version")
-    settings = {name: value for name, value in values.items() if name not in passing}
+    passing = ("_name_or_path", "use_cache", "transformers_version", *without)
+    settings = {name: value for name, value in values.items() if not name.endswith(passing)}
     described = json.dumps(
         [settings, getattr(config, "_attn_implementation", None)], sort_keys=True, default=str
     )
