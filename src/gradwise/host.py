@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl
 
 from gradwise.planning import RunContext, Samples, Scorer
 from gradwise.planning.context import Collate
@@ -20,37 +20,24 @@ from gradwise.training.arguments import new_optimizer
 from gradwise.training.layout import Layout
 from gradwise.training.memory import StepMemory
 from gradwise.training.record import RunRecord
-from gradwise.training.sharding import by_accelerate
+from gradwise.training.sharding import TrainerParts, by_accelerate
 
 
-class HostTrainer(Protocol):
+class HostTrainer(TrainerParts, Protocol):
     """What a session uses of the Trainer that it belongs to."""
 
-    args: TrainingArguments
-    state: TrainerState
     control: TrainerControl
-    accelerator: Any
-    model: Any
-    model_wrapped: Any
     optimizer: Any
     lr_scheduler: Any
-    train_dataset: Any
     eval_dataset: Any
     anneal_dataset: Any
     target_dataset: Any
     data_collator: Any
     processing_class: Any
-    compute_loss: Any
-    compute_loss_func: Any
-    label_smoother: Any
-    model_accepts_loss_kwargs: bool
-    is_fsdp_enabled: bool
-    is_deepspeed_enabled: bool
     last_grad_norm: Any
     callback_handler: Any
     proxy: Any
     step_memory: StepMemory
-    serves_itself: bool
 
     def training_samples(self) -> tuple[Any, Collate]:
         """The training data without the columns that the model does not take, and the collate function."""
