@@ -32,8 +32,8 @@ from torch.optim import Optimizer
 
 from gradwise.errors import CheckpointError, RecipeError, SignalError
 from gradwise.methods.layer_policy import LayerPolicy, Scores, known
-from gradwise.signals.shards import units
 from gradwise.settings import same_settings
+from gradwise.signals.shards import units
 from gradwise.structure import group_layers
 from gradwise.text import shown
 from gradwise.training.in_backward import UpdateInBackward, check_update_in_backward
