@@ -23,6 +23,7 @@ from gradwise.probing.kept import kept
 from gradwise.probing.preconditioned import Preconditioned, Vectors, sketch
 from gradwise.signals.given_back import evaluating, uncompiled
 from gradwise.signals.head import LabelPositions
+from gradwise.signals.rows import wide
 from gradwise.signals.samples import check_indexable
 
 SampleIndices = Sequence[int] | NDArray[np.int64]
@@ -400,8 +401,7 @@ class Probe:
     def _token_sum(self, inputs: dict[str, Any], positions: LabelPositions) -> Tensor:
         logits = self._logits(inputs, positions)
         # Losses are compared after one small step; in bfloat16 the difference would be rounded away.
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        return nn.functional.cross_entropy(wide, positions.targets, reduction="sum")
+        return nn.functional.cross_entropy(wide(logits), positions.targets, reduction="sum")
 
     def _logits(self, inputs: dict[str, Any], positions: LabelPositions) -> Tensor:
         """(n, V) at the label positions."""
