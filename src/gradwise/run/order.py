@@ -17,7 +17,7 @@ from gradwise.console import say
 from gradwise.data import Collator, Pool, load, overlap
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, claimed
-from gradwise.methods.decision import Order
+from gradwise.methods.decision import Order, reasons
 from gradwise.methods.interfaces import Orderer
 from gradwise.numerics.streams import stream_seed
 from gradwise.planning.epochs import entries_of
@@ -218,7 +218,7 @@ def _columns(chosen: Selected, epoch_order: Order) -> dict[str, Any]:
         "unit": unit,
         "domain": pyarrow.array(list(rows["domain"])),
         "origin": pyarrow.array(list(rows["origin"])),
-        "why": pyarrow.array(list(epoch_order.why) * (count if len(epoch_order.why) == 1 else 1)),
+        "why": pyarrow.array(list(reasons(epoch_order))),
     }
 
 
