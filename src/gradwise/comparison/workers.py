@@ -27,6 +27,7 @@ from gradwise.atomic import writing
 from gradwise.console import guard_streams, say
 from gradwise.failures import sentence_on
 from gradwise.stopping import SIGNALS, spared
+from gradwise.text import described
 
 PRELOADED = "gradwise.comparison.preloaded"
 
@@ -248,8 +249,7 @@ def _work(task: Task, answers: Any, share: Share) -> None:
     except BaseException as error:
         sentence = sentence_on(error)
         say(f"gradwise: {sentence}" if sentence else traceback.format_exc())
-        unknown = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        answers.send(("failed", sentence or unknown))
+        answers.send(("failed", sentence or described(error)))
 
 
 class StoppedError(Exception):

@@ -17,7 +17,7 @@ from gradwise.ranks import on_cpu
 from gradwise.recipe import Train
 from gradwise.recipe.foreign_keys import DEFAULTS
 from gradwise.recipe.tree import CONFIGURATIONS
-from gradwise.text import clipped, shown
+from gradwise.text import one_line, shown
 
 DECAY_SHARE = "decay_share"
 """Key in lr_scheduler_kwargs for the share of the steps over which `schedule: wsd` decays."""
@@ -154,7 +154,7 @@ def training_arguments(
         _ = made.device  # enters the process group, where there are several ranks
         _check_optimizer(made)
     except Exception as error:  # of the packages that it configures: whatever they raise, a setting is wrong
-        raise RecipeError(f"train: {clipped(' '.join(str(error).split()), 400)}") from None
+        raise RecipeError(f"train: {one_line(error, 400)}.") from None
     return made
 
 

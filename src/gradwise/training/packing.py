@@ -16,7 +16,7 @@ from gradwise.errors import RecipeError
 from gradwise.precision import autocasting
 from gradwise.ranks import on_first
 from gradwise.signals.given_back import evaluating
-from gradwise.text import clipped
+from gradwise.text import described
 
 LENGTHS = (5, 7, 6)
 """Tokens of the samples that are tried; short convolutions reach over four."""
@@ -124,8 +124,7 @@ def influence(
                 for ids in (first, middle, last)
             ]
     except Exception as error:
-        reason = clipped(" ".join(str(error).split()), 200)
-        return f"{name} cannot take packed rows ({type(error).__name__}: {reason})"
+        return f"{name} cannot take packed rows ({described(error, 200)})"
     if (moved := max(_difference(together[i], beside[i]) for i in (0, 2))) > beside_other:
         return f"packed samples see each other in {name}: changing one moved another's logits by {moved:.1%}"
     if (moved := max(map(_difference, together, alone))) > by_itself:
