@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from gradwise.data import Collator, check_dropped, is_indexable
 from gradwise.errors import CheckpointError, RecipeError
+from gradwise.evaluation.settings import HELD_OUT_LOSS
 from gradwise.folders import OwnedFolder
 from gradwise.integrations.trl import repeated_prompts
 from gradwise.planning import FixedPlanner, Planner
@@ -39,7 +40,6 @@ from gradwise.structure import group_layers
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.annealing_data import appended, check_annealing_data
 from gradwise.training.arguments import DECAY_SHARE, decay_steps
-from gradwise.training.held_out import HELD_OUT_LOSS
 from gradwise.training.memory import StepMemory
 from gradwise.training.offload import offload_state
 from gradwise.training.plan import Plan

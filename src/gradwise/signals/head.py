@@ -13,15 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gradwise.data.tokenise import NO_LOSS
 from gradwise.errors import SignalError
 from gradwise.signals.rows import wide
 from gradwise.signals.shards import is_distributed, own_class
 
 if TYPE_CHECKING:
     from gradwise.signals.plain_head import AtHead
-
-NO_LOSS = -100
-"""The label of tokens that do not count, everywhere in transformers."""
 
 
 @dataclass(frozen=True)
