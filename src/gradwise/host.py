@@ -14,6 +14,7 @@ from gradwise.planning import RunContext, Samples, Scorer
 from gradwise.planning.context import Collate
 from gradwise.precision import autocast_of
 from gradwise.recipe import Recipe
+from gradwise.signals.given_back import unwrapped
 from gradwise.signals.shards import units
 from gradwise.training import packing
 from gradwise.training.arguments import new_optimizer
@@ -161,7 +162,7 @@ def context_of(
         folder=folder,
         model=trainer.model,
         proxied=trainer.proxy is not None,
-        optimizer=getattr(optimizer, "optimizer", optimizer),
+        optimizer=unwrapped(optimizer),
         validation=samples.validation,
         target=target_of(trainer),
         validation_sets=0 if held_out is None else len(held_out) if isinstance(held_out, dict) else 1,

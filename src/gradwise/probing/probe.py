@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradwise.data import Collator
 from gradwise.errors import RecipeError, SignalError
 from gradwise.precision import autocast_here, autocasting
 from gradwise.probing.answers import Ahead, Bends, Orders
 from gradwise.probing.kept import kept
-from gradwise.probing.preconditioned import Preconditioned, Vectors, sketch
-from gradwise.signals.given_back import evaluating, uncompiled
+from gradwise.probing.preconditioned import Preconditioned, Vectors, rate_of, sketch
+from gradwise.signals.given_back import evaluating, uncompiled, unwrapped
 from gradwise.signals.head import LabelPositions
 from gradwise.signals.rows import wide
 from gradwise.signals.samples import check_indexable
+from gradwise.signals.vocabulary import padding_collator
 
 SampleIndices = Sequence[int] | NDArray[np.int64]
 
@@ -72,9 +72,9 @@ class Probe:
             )
         check_indexable(dataset)
         self.model: Any = uncompiled(model)
-        self.optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.optimizer = unwrapped(optimizer)
         self.dataset, self._aims = dataset, [] if target is None else target
-        self.collator = collator or Collator(getattr(self.model.config, "pad_token_id", None) or 0)
+        self.collator = collator or padding_collator(self.model)
         self.clip, self.batch_tokens, self.seed = clip, batch_tokens, seed
         self.device = next(self.model.parameters()).device
         self.autocast = autocast or autocast_here(self.device)
@@ -88,8 +88,7 @@ class Probe:
     @property
     def rate(self) -> float:
         """The largest learning rate of the next step; the peak's where a warm-up begins with zero."""
-        groups = self.optimizer.param_groups
-        return max(float(group["lr"] or group.get("initial_lr", 0.0)) for group in groups)
+        return max(rate_of(group) for group in self.optimizer.param_groups)
 
     def losses(self, samples: SampleIndices) -> NDArray[np.float64]:
         """(m,) own-mean losses at the present weights, without dropout."""
@@ -156,7 +155,7 @@ class Probe:
             for number, steps in enumerate(runs):
                 groups = self.optimizer.param_groups
                 # Read before the first step of each run, which changes them; giving back restores them.
-                rates = [float(group["lr"] or group.get("initial_lr", 0.0)) for group in groups]
+                rates = [rate_of(group) for group in groups]
                 for done, samples in enumerate(steps):
                     for group, rate in zip(groups, rates, strict=True):
                         # As the annealing phase that such a run stands for: its rate falls linearly to zero.

@@ -57,6 +57,11 @@ def uncompiled(model: nn.Module) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer itself where accelerate wrapped it."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
 def check_measurable(model: nn.Module) -> None:
     """Raise SignalError for a model whose samples cannot be measured by themselves."""
     name = type(model).__name__
