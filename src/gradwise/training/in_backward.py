@@ -104,9 +104,8 @@ class UpdateInBackward:
             self.measure(number)
         if self.max_norm is not None:
             nn.utils.clip_grad_norm_(learned, self.max_norm)
-        stream: StateStream | None = getattr(self.optimizer, "offloaded_state", None)
-        if stream is not None:
-            stream.update(learned)
+        if self._stream is not None:
+            self._stream.update(learned)
         else:
             step_on(self.optimizer, learned)
         # Freed at once: at most one layer's gradient exists at a time, which is what this mode is for.
