@@ -27,8 +27,8 @@ CALLERS = {
 }  # fmt: skip
 
 RUN = {
-    "time_forward_backward", "scoring_speed", "first", "signals_now", "run_probe", "decide", "_hessian_product",
-    "by_autograd", "_measure", "training_step", "evaluate", "write",
+    "time_forward_backward", "scoring_speed", "first", "signals_now", "run_probe", "decide",
+    "_hessian_product", "by_autograd", "_measure", "training_step", "evaluate", "write",
 }  # fmt: skip
 """What a run with all four methods calls: timing, scoring, refreshes, probes, training, evaluation."""
 

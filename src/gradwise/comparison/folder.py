@@ -124,9 +124,7 @@ class ComparisonFolder:
         different = list(differences(there, base))
         for name in arms.keys() & self.contents["arms"].keys():
             before, now = self.contents["arms"][name]["changes"], arms[name]["changes"]
-            different += [
-                f"in the arm {name}, {each}" for each in differences(there | before, there | now)
-            ]
+            different += [f"in the arm {name}, {each}" for each in differences(there | before, there | now)]
         kind, amount = self.contents["budget"]["kind"], self.contents["budget"]["amount"]
         before = Budget(kind, amount)
         if kind != budget.kind or budget.amount not in (None, amount):

@@ -258,7 +258,11 @@ class Probe:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Token-mean losses of units (n,), and (n, n) after a step on each of them: a plain step of this
         length along its gradient, without the optimizer, without clipping, without dropout."""
-        with kept(self.model, self.optimizer) as give_back, evaluating(self.model), torch.inference_mode(False):
+        with (
+            kept(self.model, self.optimizer) as give_back,
+            evaluating(self.model),
+            torch.inference_mode(False),
+        ):
             weights = self._weights()
             before, after = self._unit_losses(units), np.empty((len(units), len(units)))
             for number, unit in enumerate(units):

@@ -55,9 +55,7 @@ def pool_picture(signals: Signals, picks: NDArray[np.int64]) -> bytes:
     axes = figure.add_subplot()
     size = max(2.0, min(14.0, 12_000 / len(shown)))
     axes.scatter(*plane[~marked].T, s=size, c=POOL_COLOUR, linewidths=0, label=f"pool ({len(usable):,})")
-    axes.scatter(
-        *plane[marked].T, s=1.6 * size, c=ORANGE, linewidths=0, label=f"picked ({len(picks):,})"
-    )
+    axes.scatter(*plane[marked].T, s=1.6 * size, c=ORANGE, linewidths=0, label=f"picked ({len(picks):,})")
     axes.set_xlabel("first principal component of the embeddings")
     axes.set_ylabel("second")
     axes.set_title(f"{share:.0%} of the embeddings' variance lies in this plane", fontsize=10)
