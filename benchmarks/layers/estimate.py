@@ -64,8 +64,8 @@ def compare(
         measured, layers = _measured(recipe, Path(folder), rows, length, steps if drawn else 2)
     return {
         "estimated": predicted.peak,
-        "measured": measured.peak,
-        "ratio": round(predicted.peak / measured.peak, 4),
+        "measured": measured.at_peak.total(),
+        "ratio": round(predicted.peak / measured.at_peak.total(), 4),
         "phase": predicted.traced.peak.name,
         "parts": predicted.traced.peak.parts,
         "layers_drawn": layers,

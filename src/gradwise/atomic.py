@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gradwise.errors import StorageError
+from gradwise.text import one_line
 
 TEMPORARY = ".gradwise-tmp-"
 """How the names of temporary files begin; those of killed processes are deleted by the next one."""
@@ -95,7 +96,7 @@ def not_written(path: Path, error: Exception, advice: str = AGAIN) -> StorageErr
         error: what the system or a library said.
         advice: what to do once there is room.
     """
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    reason = getattr(error, "strerror", None) or one_line(error, 200)
     match = re.search(r"os error (\d+)", reason)  # as libraries written in Rust word it
     number = int(match[1]) if match else getattr(error, "errno", None)
     if number is not None and number not in NO_ROOM:

@@ -1,7 +1,7 @@
 """What the command line says of errors whose cause is known: one sentence instead of a traceback."""
 
 from gradwise.errors import GradwiseError
-from gradwise.text import clipped
+from gradwise.text import clipped, one_line
 
 MEMORY = (
     "out of memory. Lower train.per_device_train_batch_size or data.max_length (while training), or "
@@ -31,7 +31,7 @@ def sentence_on(error: BaseException) -> str | None:
     if isinstance(error, ImportError):
         return _on_import(error)
     if type(error).__module__.startswith(("huggingface_hub", "httpx", "requests")):
-        return f"the hub did not answer as expected: {clipped(' '.join(str(error).split()), 300)}"
+        return f"the hub did not answer as expected: {one_line(error)}."
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{clipped(str(error.filename), 300)}: {error.strerror}."
     return None
@@ -41,8 +41,7 @@ def _on_import(error: ImportError) -> str | None:
     package = (error.name or "").partition(".")[0]
     if package == "gradwise":
         return None
-    message = clipped(" ".join(str(error).split()), 300).rstrip(".")
     advice = (
         f"run: pip install {package}" if isinstance(error, ModuleNotFoundError) else "upgrade that package"
     )
-    return f"{message}; {advice}."
+    return f"{one_line(error)}; {advice}."

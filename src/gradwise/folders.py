@@ -28,10 +28,7 @@ LOCK = ".gradwise.lock"
 
 FORMAT = 2
 """Version of all that gradwise writes: run directories, stores, plans, checkpoints, recipes. To be raised
-with every change that an older version would misread, added settings among them. Format 1 had no markers."""
-
-OLDEST = 2
-"""The oldest format that this version reads. What a later one added has its default there."""
+with every change that another version would misread, added settings among them."""
 
 DESCRIPTIONS = {
     "run": "a training run",
@@ -43,13 +40,6 @@ DESCRIPTIONS = {
     "comparison": "a comparison",
     "checkpoint": "a checkpoint",
 }
-
-_FORMAT_1 = (
-    {"events.jsonl", "metrics.jsonl", "plan"},
-    {"done", "manifest.json"},
-    {"comparison.yaml", "runs"},
-)
-"""What folders of format 1 are recognised by."""
 
 Error = type[GradwiseError]
 Marker = dict[str, Any]
@@ -196,7 +186,7 @@ def read_marker(path: Path, error: Error = RecipeError) -> Marker | None:
     """The contents of a folder's marker, or None if it has none.
 
     Raises:
-        GradwiseError: the marker is damaged, or of a format that this version does not read.
+        GradwiseError: the marker is damaged, or of another format than this version's.
     """
     try:
         contents = json.loads((path / MARKER).read_text(encoding="utf-8"))
@@ -216,25 +206,24 @@ def read_marker(path: Path, error: Error = RecipeError) -> Marker | None:
 
 
 def check_format(format_number: Any, what: str, error: Error) -> None:
-    """Refuse what was written in a format that this version does not read.
+    """Refuse what was written in another format than this version's.
 
     Args:
         format_number: the format number that was read.
         what: what has it, as the sentence's subject.
         error: the class of what is raised.
     """
-    number = isinstance(format_number, int) and not isinstance(format_number, bool)
-    if number and OLDEST <= format_number <= FORMAT:
+    if type(format_number) is int and format_number == FORMAT:
         return
-    if number and format_number > FORMAT:
+    if type(format_number) is int and format_number > FORMAT:
         raise error(
             f"{what} was written by a newer gradwise (format {format_number}; this version reads {FORMAT}); "
             "upgrade gradwise: pip install -U gradwise."
         )
     raise error(
-        f"{what} was written by an older gradwise (format {shown(format_number)}; the oldest that "
-        f"this version reads is {OLDEST}) and cannot be continued; start again in a new folder, or finish it "
-        "with the version that wrote it."
+        f"{what} was written by an older gradwise (format {shown(format_number)}; this version reads "
+        f"{FORMAT}) and cannot be continued; start again in a new folder, or finish it with the version that "
+        "wrote it."
     )
 
 
@@ -275,9 +264,6 @@ def _take(owned: OwnedFolder, marker: Marker | None, patterns: set[str]) -> None
         return
     owned.files, owned.digests = set(marker["files"]), marker["digests"]
     owned.reserve(*patterns)
-    # What is added from now on would be misread by the version that wrote the old marker.
-    if marker["format"] != FORMAT:
-        owned.write_marker()
 
 
 def _leave(owned: OwnedFolder, lock: FileLock) -> None:
@@ -325,8 +311,6 @@ def _checked(path: Path, kind: str, patterns: set[str], shared: bool, error: Err
     foreign = [name for name in names if name != LOCK and not name.startswith(TEMPORARY)]
     if shared:
         foreign = [name for name in foreign if any(fnmatch.fnmatchcase(name, each) for each in patterns)]
-    if any(each <= set(names) for each in _FORMAT_1):
-        check_format(1, str(path), error)
     if foreign:
         examples = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise error(

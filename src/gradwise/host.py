@@ -8,49 +8,37 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl
 
 from gradwise.planning import RunContext, Samples, Scorer
 from gradwise.planning.context import Collate
 from gradwise.precision import autocast_of
 from gradwise.recipe import Recipe
+from gradwise.signals.given_back import unwrapped
 from gradwise.signals.shards import units
 from gradwise.training import packing
 from gradwise.training.arguments import new_optimizer
 from gradwise.training.layout import Layout
 from gradwise.training.memory import StepMemory
 from gradwise.training.record import RunRecord
-from gradwise.training.sharding import by_accelerate
+from gradwise.training.sharding import TrainerParts, by_accelerate
 
 
-class HostTrainer(Protocol):
+class HostTrainer(TrainerParts, Protocol):
     """What a session uses of the Trainer that it belongs to."""
 
-    args: TrainingArguments
-    state: TrainerState
     control: TrainerControl
-    accelerator: Any
-    model: Any
-    model_wrapped: Any
     optimizer: Any
     lr_scheduler: Any
-    train_dataset: Any
     eval_dataset: Any
     anneal_dataset: Any
     target_dataset: Any
     data_collator: Any
     processing_class: Any
-    compute_loss: Any
-    compute_loss_func: Any
-    label_smoother: Any
-    model_accepts_loss_kwargs: bool
-    is_fsdp_enabled: bool
-    is_deepspeed_enabled: bool
     last_grad_norm: Any
     callback_handler: Any
     proxy: Any
     step_memory: StepMemory
-    serves_itself: bool
 
     def training_samples(self) -> tuple[Any, Collate]:
         """The training data without the columns that the model does not take, and the collate function."""
@@ -174,7 +162,7 @@ def context_of(
         folder=folder,
         model=trainer.model,
         proxied=trainer.proxy is not None,
-        optimizer=getattr(optimizer, "optimizer", optimizer),
+        optimizer=unwrapped(optimizer),
         validation=samples.validation,
         target=target_of(trainer),
         validation_sets=0 if held_out is None else len(held_out) if isinstance(held_out, dict) else 1,

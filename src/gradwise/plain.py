@@ -6,6 +6,7 @@ a NUL byte in a path, an integer of a thousand digits, a list that contains itse
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from gradwise.errors import RecipeError
@@ -58,6 +59,15 @@ def check_scalar(value: object, key: str) -> None:
         problem = "this looks like a secret, and a recipe is copied into run directories"
     if problem:
         raise RecipeError(f"{clipped(key)}: {problem}; found {shown(value)}.")
+
+
+def differences(there: object, here: object, key: str = "") -> Iterator[str]:
+    """What differs between plain values, as parts of a sentence."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in dict.fromkeys([*there, *here]):
+            yield from differences(there.get(name), here.get(name), _below(key, name))
+    elif there != here:
+        yield f"{key} was {there!r}, now {here!r}"
 
 
 def _name(name: object, above: str) -> str:

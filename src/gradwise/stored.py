@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gradwise.errors import CheckpointError, GradwiseError
+from gradwise.text import one_line
 
 Error = type[GradwiseError]
 
@@ -64,5 +65,5 @@ def damaged(path: Path, error: Error = CheckpointError, *, where: str = "") -> I
     except FileNotFoundError:
         raise error(f"{path} is missing; {ADVICE}.") from None
     except Exception as problem:  # there is no telling what a library makes of garbage
-        reason = getattr(problem, "strerror", None) or " ".join(str(problem).split())[:120]
-        raise error(f"{path} is damaged ({where}{reason or type(problem).__name__}); {ADVICE}.") from None
+        reason = getattr(problem, "strerror", None) or one_line(problem, 120)
+        raise error(f"{path} is damaged ({where}{reason}); {ADVICE}.") from None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradwise.host import HostTrainer
 from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.signals.given_back import unwrapped
 from gradwise.signals.shards import reshard
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.sharding import is_sharded
@@ -31,7 +32,7 @@ def layer_switch(
     switch = LayerSwitch(
         model,
         policy,
-        getattr(optimizer, "optimizer", optimizer),
+        unwrapped(optimizer),
         seed=seed,
         # FSDP2 averages the gradients of what it shards itself.
         average_ranks=ranks > 1 and not is_sharded(p for p in model.parameters() if p.requires_grad),

@@ -51,6 +51,20 @@ def clipped(text: str, most: int = 100) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
+def one_line(error: object, most: int = 300) -> str:
+    r"""What an exception says, on one line and without a stop at its end; its class where it says nothing.
+
+    >>> one_line(ValueError("no\n  number."), most=8), one_line(KeyError())
+    ('no nu...', 'KeyError')
+    """
+    return clipped(" ".join(str(error).split()).rstrip(": ."), most) or type(error).__name__
+
+
+def described(error: BaseException, most: int = 300) -> str:
+    """An exception's class and what it says, as `one_line`."""
+    return one_line(f"{type(error).__name__}: {error}", most)
+
+
 def masked(text: str) -> str:
     """Text without the secrets that can be recognised in it.
 

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from gradwise.data import Collator, check_dropped, is_indexable
 from gradwise.errors import CheckpointError, RecipeError
+from gradwise.evaluation.settings import HELD_OUT_LOSS
 from gradwise.folders import OwnedFolder
 from gradwise.integrations.trl import repeated_prompts
 from gradwise.planning import FixedPlanner, Planner
@@ -33,13 +34,14 @@ from gradwise.recipe import Recipe
 from gradwise.session import Session
 from gradwise.session_callback import SessionCallback
 from gradwise.session_own_loader import OwnLoaderSession
+from gradwise.signals.given_back import unwrapped
+from gradwise.signals.vocabulary import padding_collator
 from gradwise.stopping import spare_worker
 from gradwise.structure import group_layers
 from gradwise.switching import leave_unwrapped
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.annealing_data import appended, check_annealing_data
 from gradwise.training.arguments import DECAY_SHARE, decay_steps
-from gradwise.training.held_out import HELD_OUT_LOSS
 from gradwise.training.memory import StepMemory
 from gradwise.training.offload import offload_state
 from gradwise.training.plan import Plan
@@ -172,7 +174,7 @@ class TrainerMixin(ShardedCheckpoints):
     def _padding_collator(self) -> Collator:
         if self.processing_class is not None:
             return Collator.for_tokenizer(self.processing_class)
-        return Collator(getattr(self.model.config, "pad_token_id", None) or 0)
+        return padding_collator(self.model)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: object, **kwargs: object) -> Any:
         """Train; with `resume_from_checkpoint=True` resume from the latest whole checkpoint in output_dir.
@@ -222,10 +224,8 @@ class TrainerMixin(ShardedCheckpoints):
     @contextmanager
     def _settings_while_training(self, resumed: bool) -> Iterator[None]:
         """Arguments that are gradwise's while it trains, given back afterwards."""
-        args, names = (
-            self.args,
-            ("eval_on_start", "save_total_limit", "load_best_model_at_end", "lr_scheduler_kwargs"),
-        )
+        args = self.args
+        names = ("eval_on_start", "save_total_limit", "load_best_model_at_end", "lr_scheduler_kwargs")
         values = {name: getattr(args, name) for name in names}
         # A resumed run has evaluated at its start already; old checkpoints go only once a new one is whole.
         args.eval_on_start = args.eval_on_start and not resumed
@@ -326,7 +326,7 @@ class TrainerMixin(ShardedCheckpoints):
         optimizer = super().create_optimizer(*args, **kwargs)
         if self._offloads:
             groups = group_layers(self.model)
-            offload_state(getattr(optimizer, "optimizer", optimizer), [*groups.blocks, groups.outside])
+            offload_state(unwrapped(optimizer), [*groups.blocks, groups.outside])
         return optimizer
 
     @property

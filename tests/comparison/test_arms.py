@@ -215,9 +215,11 @@ class TestMistakes:
     def test_are_refused_in_a_sentence(self, recipe: Recipe, words: str, said: str) -> None:
         assert said in refusal(words, recipe, fraction=0.5)
 
-    def test_a_size_that_no_arm_takes_is_refused(self, recipe: Recipe, tmp_path: Path) -> None:
+    def test_a_size_that_no_arm_takes_is_refused(self, recipe: Recipe, stories: Path, tmp_path: Path) -> None:
+        data = {"train": "unread.jsonl", "validation": "unread.jsonl"}
+        whole = Recipe.from_dict(recipe.to_dict() | {"model": {"name": str(stories)}, "data": data})
         with pytest.raises(RecipeError, match="--fraction is the size of presets"):
-            compare(recipe, ["full", "lisa"], out=tmp_path / "c", fraction=0.25)
+            compare(whole, ["full", "lisa"], out=tmp_path / "c", fraction=0.25)
 
     @pytest.mark.parametrize(
         ("text", "said"),

@@ -123,6 +123,15 @@ class TestStopping:
         (result,) = WorkerPool().run([task("sleeps", begun=begun)])
         assert (result.stopped, result.failure) == (True, None)
 
+    def test_what_the_process_ignores_stops_nothing(self, task: Any) -> None:
+        """As under nohup, when its terminal closes."""
+        before, pool = signal.signal(signal.SIGHUP, signal.SIG_IGN), WorkerPool()
+        try:
+            results = list(pool.run([task("settings")], look=lambda _: os.kill(os.getpid(), signal.SIGHUP)))
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        assert [result.stopped for result in results] == [False] and not pool.stops
+
     def test_signals_are_given_back(self, task: Any) -> None:
         before = signal.getsignal(signal.SIGTERM)
         list(WorkerPool().run([task("settings")]))

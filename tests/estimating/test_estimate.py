@@ -49,7 +49,7 @@ def test_bytes_are_counted_from_creation_to_end() -> None:
         del first, second
         assert counted.alive.total() == 4000
         del third
-    assert not counted.alive.total() and counted.peak == 8000
+    assert not counted.alive.total() and counted.at_peak.total() == 8000
 
 
 def test_parts_are_those_of_the_model(recipe: Recipe, story_model) -> None:

@@ -166,7 +166,8 @@ def test_stopped_and_resumed_equals_uninterrupted(
     method, (uninterrupted, steps, _) = _method(section, cls), whole(section, cls)
     assert steps == sorted(set(steps))
     planner = uninterrupted.session.planner
-    assert all(value >= 0 for value in planner.forecast(uninterrupted.session.context()))
+    context = uninterrupted.session.context()
+    assert all(value >= 0 for decider in planner.deciders for value in decider.forecast(context))
     decider = _decider(planner, section)
     assert decider.recurs == bool([step for step in steps if step > 0]) or section == "order"
     _watch(monkeypatch, [])

@@ -208,7 +208,7 @@ class TestNothingIsLeftBehind:
         before = everything(network, optimizer)
         gradient = torch.ones_like(network.lm_head.weight)
         network.lm_head.weight.grad = gradient
-        probe, real = gw.Probe(network, optimizer, data), gw.Probe._evaluate
+        probe, real = gw.Probe(network, optimizer, data), gw.Probe.losses
         calls = itertools.count()
 
         def fails_after_a_step(self: Any, some: Any) -> Any:
@@ -217,7 +217,7 @@ class TestNothingIsLeftBehind:
                 raise RuntimeError("in the middle")
             return real(self, some)
 
-        monkeypatch.setattr(gw.Probe, "_evaluate", fails_after_a_step)
+        monkeypatch.setattr(gw.Probe, "losses", fails_after_a_step)
         with pytest.raises(RuntimeError, match="in the middle"):
             getattr(probe, ask)(UNITS if ask == "lookahead" else [UNITS[:2], UNITS[2:]], TARGET)
         assert same(before, everything(network, optimizer))

@@ -173,6 +173,23 @@ def test_the_step_of_a_sample_is_that_of_the_run_whatever_its_recipe_says(run: P
     assert html(run_page(run)).count(tip) and "repeats the run" not in html(run_page(run))
 
 
+def test_a_step_of_a_packed_run_has_as_many_samples_as_its_plan_over_its_steps(run: Path) -> None:
+    """The batch size in its recipe counts packed rows."""
+
+    def tips() -> list[str]:
+        return re.findall(r'data-tip="(\w+: \d+%, optimizer steps \d+ to \d+)"', html(run_page(run)))
+
+    before = tips()
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["train"]["batch_size"] = 1
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    for event in events:
+        event.pop("batch_size", None)
+    jsonl(run / "events.jsonl", events)
+    assert before and tips() == before
+
+
 def test_what_a_weight_of_the_graph_means_depends_on_how_it_was_measured(run: Path) -> None:
     assert "worth for the target" in section(html(run_page(run)), "order")
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]

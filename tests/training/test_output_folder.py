@@ -92,15 +92,6 @@ def test_one_that_appears_while_training_stays_too(make: Any, tmp_path: Path):
     assert is_finished(tmp_path / "out" / "checkpoint-2")
 
 
-def test_checkpoints_from_before_there_were_markers(make: Any, tmp_path: Path):
-    old = tmp_path / "out" / "checkpoint-2"
-    old.mkdir(parents=True)
-    (old / "complete.json").write_text("{}")
-    refused(make(), tmp_path / "out", "checkpoint-2 was written by an older gradwise (format 1")
-    with pytest.raises(gw.CheckpointError, match="was written by an older gradwise"):
-        make("other").train(resume_from_checkpoint=str(old))
-
-
 def test_files_in_our_checkpoints_survive_their_rotation_and_their_being_written_again(
     make: Any, tmp_path: Path
 ):

@@ -18,9 +18,11 @@ from gradwise.comparison.budget import MARGIN, Budget
 from gradwise.comparison.pairs import Pairs, check_pairs, pairs_of
 from gradwise.errors import GradwiseError, RecipeError
 from gradwise.folders import claimed
+from gradwise.plain import differences
 from gradwise.recipe import Recipe
 from gradwise.recipe.yaml_text import read_yaml, to_yaml
 from gradwise.report.reading import check_comparison
+from gradwise.run.environment import versions
 
 Tree = dict[str, Any]
 
@@ -93,7 +95,7 @@ class ComparisonFolder:
         if self.contents and not self._check_same(base, new, budget):
             # An earlier attempt that failed before its first run must not hold a mended recipe up.
             self.contents = {}
-        self.contents.setdefault("versions", _versions())
+        self.contents.setdefault("versions", versions())
         self.contents.setdefault("recipe", base)
         self.contents.setdefault("budget", {"kind": budget.kind, "amount": budget.amount, "margin": MARGIN})
         self.contents["arms"] = {**self.contents.get("arms", {}), **new}
@@ -125,25 +127,22 @@ class ComparisonFolder:
 
     def _check_same(self, base: Tree, arms: Tree, budget: Budget) -> bool:
         """Whether this is the comparison that is there; raises RecipeError when that one has runs to lose."""
-        there = _filled(self.contents["recipe"])
-        differences = [f"{key} was {old!r}, now {new!r}" for key, old, new in _different(there, base)]
+        there = self.contents["recipe"]
+        different = list(differences(there, base))
         for name in arms.keys() & self.contents["arms"].keys():
             before, now = self.contents["arms"][name]["changes"], arms[name]["changes"]
-            differences += [
-                f"in the arm {name}, {key} was {old!r}, now {new!r}"
-                for key, old, new in _different(_filled(there | before), _filled(there | now))
-            ]
+            different += [f"in the arm {name}, {each}" for each in differences(there | before, there | now)]
         kind, amount = self.contents["budget"]["kind"], self.contents["budget"]["amount"]
         before = Budget(kind, amount)
         if kind != budget.kind or budget.amount not in (None, amount):
-            differences.append(f"the budget was {before}, now {budget}")
-        if differences and self.started:
-            listed = "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "")
+            different.append(f"the budget was {before}, now {budget}")
+        if different and self.started:
+            listed = "; ".join(different[:4]) + ("; ..." if len(different) > 4 else "")
             raise RecipeError(
                 f"{self.path} holds another comparison; different: {listed}. Give --out a new folder, or a "
                 "changed arm another name."
             )
-        return not differences
+        return not different
 
     # ---- what was found out ------------------------------------------------------------------------------
 
@@ -158,29 +157,7 @@ class ComparisonFolder:
         return Budget(self.contents["budget"]["kind"], self.contents["budget"]["amount"])
 
 
-def _filled(recipe: Tree) -> Tree:
-    """A stored recipe in which settings that a later version added have their defaults."""
-    return Recipe.from_dict(recipe).to_dict()
-
-
 def _changes(base: Tree, arm: Arm) -> Tree:
     """The sections of an arm's recipe that differ from the base's, each as a whole."""
     sections = arm.recipe.to_dict()
     return {section: sections[section] for section in sections if sections[section] != base[section]}
-
-
-def _different(there: object, here: object, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in dict.fromkeys([*there, *here]):
-            yield from _different(there.get(name), here.get(name), f"{key}.{name}" if key else str(name))
-    elif there != here:
-        yield key, there, here
-
-
-def _versions() -> dict[str, str]:
-    import platform
-    from importlib.metadata import version
-
-    return {"python": platform.python_version()} | {
-        package: version(package) for package in ("gradwise", "torch", "transformers")
-    }

@@ -26,7 +26,8 @@ from typing import Any
 from gradwise.atomic import writing
 from gradwise.console import guard_streams, say
 from gradwise.failures import sentence_on
-from gradwise.stopping import SIGNALS, spared
+from gradwise.stopping import SIGNALS, spared, stoppable
+from gradwise.text import described
 
 PRELOADED = "gradwise.comparison.preloaded"
 
@@ -95,7 +96,7 @@ class WorkerPool:
         """
         waiting = iter(tasks)
         start_server()
-        with self._stoppable():
+        with stoppable(self._stop, self._stop):
             try:
                 while True:
                     self._fill(waiting)
@@ -145,23 +146,10 @@ class WorkerPool:
             return Result(one.task, stopped=True)
         return Result(one.task, failure=value if kind == "failed" else _death(code, one.task.log))
 
-    @contextlib.contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        def stop(*_: object) -> None:
-            self.stops += 1
-            for one in self.underway:
-                one.process.terminate()
-
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, stop) for number in signals}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, _: str) -> None:
+        self.stops += 1
+        for one in self.underway:
+            one.process.terminate()
 
 
 def start_server() -> None:
@@ -248,8 +236,7 @@ def _work(task: Task, answers: Any, share: Share) -> None:
     except BaseException as error:
         sentence = sentence_on(error)
         say(f"gradwise: {sentence}" if sentence else traceback.format_exc())
-        unknown = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        answers.send(("failed", sentence or unknown))
+        answers.send(("failed", sentence or described(error)))
 
 
 class StoppedError(Exception):

@@ -120,15 +120,7 @@ class Pool:
 
 def overlap(train: Pool, validation: Pool) -> int:
     """Number of validation samples that have exactly the tokens of some training sample."""
-    return common_samples(train.dataset, validation.dataset)
-
-
-def common_samples(train: datasets.Dataset, validation: datasets.Dataset) -> int:
-    """`overlap` for datasets with a column `input_ids`.
-
-    Memory grows with the validation part only: its digests are kept, and the training part streams past them.
-    """
-    return int(found_in(validation, train).sum())
+    return int(found_in(validation.dataset, train.dataset).sum())
 
 
 def found_in(samples: object, others: object) -> np.ndarray:

@@ -18,6 +18,8 @@ from gradwise.data.formats import Chat, Pair, Sample, Text
 from gradwise.data.records import UnreadableError, reason
 
 NO_LOSS = -100
+"""The label of tokens that do not count, everywhere in transformers."""
+
 _TAIL = 3  # learned tokens at the end among which an end token is looked for; a line feed may follow it
 
 

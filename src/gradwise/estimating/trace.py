@@ -7,8 +7,8 @@ have optimizer state.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -247,15 +247,9 @@ def _probe(recipe: Recipe, model: nn.Module, rows: int, length: int) -> Phase:
     for parameter in groups.outside:
         parameter.requires_grad_(recipe.layers.policy.embeddings == "sampled")  # type: ignore[union-attr]
     probe = LayerProbe(groups.blocks, 1)
-    with _probing(probe):
-        return Phase(PROBE, _trace_forward_backward(model, _batch(rows, length), 1, recipe).parts)
-
-
-@contextmanager
-def _probing(probe: LayerProbe) -> Iterator[None]:
     probe.attach()
     try:
-        yield
+        return Phase(PROBE, _trace_forward_backward(model, _batch(rows, length), 1, recipe).parts)
     finally:
         probe.detach()
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from gradwise.errors import RecipeError
 from gradwise.evaluation.scores import EvaluationError, Score, finite
 from gradwise.evaluation.settings import Function
+from gradwise.text import described
 
 TAKES = "(model, tokenizer, validation)"
 
@@ -31,7 +32,7 @@ def import_function(setting: Function) -> Callable[..., Any]:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:
         raise RecipeError(
-            f"metrics.functions: {place} cannot be imported ({_described(error)}{_where(error, place)})."
+            f"metrics.functions: {place} cannot be imported ({described(error)}{_where(error, place)})."
         ) from None
     function = getattr(module, name, None)
     if not callable(function):
@@ -89,7 +90,7 @@ def call(
     except Exception as error:
         place = setting.path.rpartition(":")[0]
         raise EvaluationError(
-            f"The metric {setting.called} failed ({_described(error)}{_where(error, place)})."
+            f"The metric {setting.called} failed ({described(error)}{_where(error, place)})."
         ) from error
     samples = len(validation) if validation is not None else 0
     if not isinstance(result, dict):
@@ -100,10 +101,6 @@ def call(
     return {
         name: Score(finite(name, value), setting.better, samples) for name, value in values_by_name.items()
     }
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
 
 
 def _where(error: BaseException, place: str) -> str:

@@ -8,6 +8,7 @@ from gradwise.evaluation.harness import quiet
 from gradwise.evaluation.scores import EvaluationError, Score, finite
 from gradwise.evaluation.settings import LmEval
 from gradwise.settings import nearest
+from gradwise.text import described
 
 
 def known_task(task: LmEval, seed: int = 0) -> dict[str, Any]:
@@ -29,10 +30,8 @@ def known_task(task: LmEval, seed: int = 0) -> dict[str, Any]:
         try:
             loaded: Any = manager.load([task.name])
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise RecipeError(
-                f"{key}: lm-eval could not load it, or fetch its data ({type(error).__name__}: {reason})."
-            ) from None
+            reason = described(error)
+            raise RecipeError(f"{key}: lm-eval could not load it, or fetch its data ({reason}).") from None
     _check(task, loaded, key)
     for inner in loaded["tasks"].values():
         shots = inner.get_config("num_fewshot") if task.shots is None else task.shots

@@ -15,6 +15,7 @@ from gradwise.evaluation.questions import Question, questions
 from gradwise.evaluation.scores import EvaluationError, Score
 from gradwise.evaluation.settings import Generate, LmEval, Metrics, Task
 from gradwise.evaluation.state import given_back, is_sharded
+from gradwise.text import described
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -174,5 +175,4 @@ def _task(view: object, task: Task, prepared: Prepared, bars: bool) -> Score:
     except GradwiseError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise EvaluationError(f"The task {task.name} failed ({type(error).__name__}: {reason}).") from error
+        raise EvaluationError(f"The task {task.name} failed ({described(error)}).") from error

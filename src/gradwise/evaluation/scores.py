@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from gradwise.errors import EvaluationError
+from gradwise.evaluation.settings import Better
 from gradwise.text import shown
 
 
@@ -13,7 +14,7 @@ class Score:
     """One entry of `scores.json`."""
 
     value: float
-    better: Literal["higher", "lower"]
+    better: Better
     samples: int
     """Samples, questions or records the value is taken over; 0 where the user's function was given none."""
 

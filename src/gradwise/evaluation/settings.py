@@ -14,8 +14,10 @@ Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 Count = Annotated[int, Field(ge=1)]
 Texts = list[Annotated[str, Field(min_length=1)]]
 Better = Literal["higher", "lower"]
+"""Which values of a metric are better."""
 
 HELD_OUT_LOSS = "held_out_loss"
+"""Its name in scores, and among an evaluation's metrics after the prefix `eval_` or `eval_<set>_`."""
 
 
 @dataclass(frozen=True, kw_only=True)

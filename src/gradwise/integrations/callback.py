@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from gradwise.atomic import write_bytes
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.methods.layer_policy import LayerPolicy
+from gradwise.signals.given_back import unwrapped
 from gradwise.training.layers import LayerSwitch
 
 FILE = "gradwise_layers.json"
@@ -45,9 +46,10 @@ class LayerCallback(TrainerCallback):
             raise RecipeError(
                 "LayerCallback runs on one device without loss scaling (fp16); use gradwise.Trainer instead."
             )
-        optimizer = parts["optimizer"]
-        inner = getattr(optimizer, "optimizer", optimizer)
-        self.switch = LayerSwitch(parts["model"], self.layers, inner, seed=self.seed, steps=state.max_steps)
+        optimizer = unwrapped(parts["optimizer"])
+        self.switch = LayerSwitch(
+            parts["model"], self.layers, optimizer, seed=self.seed, steps=state.max_steps
+        )
         # The Trainer has loaded the optimizer by now, whose state the switch's own refers to.
         if state.global_step:
             self.switch.load_state_dict(_read(_checkpoint(args, state) / FILE))

@@ -126,6 +126,12 @@ class Order:
             check_rows(self.units, count, "An order's units")
 
 
+def reasons(decided: Selection | Order) -> tuple[str, ...]:
+    """(n,) a sentence for each position, also where a single one holds for all."""
+    count = len(decided.indices)
+    return decided.why if len(decided.why) == count else decided.why * count
+
+
 def _checked(decided: Any, subject: str, indices: Any, why: Any) -> int:
     """Bring a decision's indices to their type and check its reasons; returns how many indices there are."""
     positions = places(indices, subject)

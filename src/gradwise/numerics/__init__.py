@@ -9,7 +9,7 @@ from gradwise.numerics.facility import facility_location
 from gradwise.numerics.knn import KnnGraph, knn_graph, repair
 from gradwise.numerics.movement import longest_sum
 from gradwise.numerics.ordering import Acyclic, break_cycles, linear_order, order_bound, order_value
-from gradwise.numerics.propagation import propagate, propagate_change
+from gradwise.numerics.propagation import propagate
 from gradwise.numerics.rows import Rows, alike
 from gradwise.numerics.sampling import interleaved, multiplicities, successive_draw
 from gradwise.numerics.spectrum import Spectrum
@@ -50,7 +50,6 @@ __all__ = [
     "order_bound",
     "order_value",
     "propagate",
-    "propagate_change",
     "repair",
     "squared_norms",
     "stream",

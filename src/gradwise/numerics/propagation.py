@@ -44,32 +44,6 @@ def propagate(values: Values, graph: KnnGraph, anchors: NDArray[np.integer], bet
     return moved
 
 
-def propagate_change(
-    values: Values, graph: KnnGraph, anchors: NDArray[np.integer], measured: Values, beta: float = 0.5
-) -> Values:
-    """Values after one sweep of the anchors' changes instead of their values.
-
-    Training moves similar samples alike even if their values differ: after 10 % anchors the rank correlation
-    with exact losses was 0.83 for changes and 0.20 for values (small Llama, 1,200 records, docs/log.md). Each
-    row follows the mean change d of all anchors, corrected by its neighbours among the anchors:
-    z_i <- z_i + d + beta sum_j alpha_ij (d_j - d), with alpha normalised over the anchors near i.
-
-    Args:
-        values: (N,) or (N, h) before the change, also at the anchors.
-        graph: as in `propagate`.
-        anchors: (m,) ids of the recomputed rows.
-        measured: (m,) or (m, h) their exact values.
-        beta: how far a row follows its neighbours rather than the mean; 0 changes the anchors only.
-
-    >>> graph = KnnGraph(np.array([[1], [0]], np.int32), np.float32([[1.0], [1.0]]), np.zeros(2), 1)
-    >>> propagate_change(np.array([4.0, 1.0]), graph, np.array([0]), np.array([3.0]), beta=0.5).tolist()
-    [3.0, 0.0]
-    """
-    moved = sweep_change(values, graph, anchors, measured, beta)
-    moved[anchors] = measured
-    return moved
-
-
 def sweep(old: Values, values: Values, graph: KnnGraph, beta: float) -> Values:
     """(1 - beta) old_i + beta sum_j alpha_ij values_j for every row, anchors included.
 
@@ -87,14 +61,32 @@ def sweep(old: Values, values: Values, graph: KnnGraph, beta: float) -> Values:
 def sweep_change(
     values: Values, graph: KnnGraph, anchors: NDArray[np.integer], measured: Values, beta: float
 ) -> Values:
-    """Like `propagate_change`, with predictions for the anchors too: their own change only counts in d."""
+    """Values after one sweep of the anchors' changes instead of their values; of all rows, anchors included.
+
+    Training moves similar samples alike even if their values differ: after 10 % anchors the rank correlation
+    with exact losses was 0.83 for changes and 0.20 for values (small Llama, 1,200 records, docs/log.md). Each
+    row follows the mean change d of all anchors, corrected by its neighbours among the anchors:
+    z_i <- z_i + d + beta sum_j alpha_ij (d_j - d), with alpha normalised over the anchors near i. At an
+    anchor this is a prediction from the others: its own change only counts in d.
+
+    Args:
+        values: (N,) or (N, h) before the change, also at the anchors.
+        graph: as in `propagate`.
+        anchors: (m,) ids of the recomputed rows.
+        measured: (m,) or (m, h) their exact values.
+        beta: how far a row follows its neighbours rather than the mean; 0 changes no row.
+
+    >>> graph = KnnGraph(np.array([[1], [0]], np.int32), np.float32([[1.0], [1.0]]), np.zeros(2), 1)
+    >>> sweep_change(np.array([4.0, 1.0]), graph, np.array([0]), np.array([3.0]), beta=0.5).tolist()
+    [3.0, 0.0]
+    """
     _check(values, graph, beta)
     anchors = np.asarray(anchors, dtype=np.int64)
     moved = values.copy()
     if not beta or not anchors.size:
         return moved
     # What training did to the anchors. It raises and lowers whole neighbourhoods, while a neighbour's value
-    # says little about a sample's own (docs/log.md: rank correlation 0.83 by changes, 0.20 by values).
+    # says little about a sample's own.
     change = measured - values[anchors]
     mean_change = change.mean(axis=0)
     # The mean of all anchors reaches every row, also those without an anchor nearby, whose best guess it is.

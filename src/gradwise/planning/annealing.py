@@ -416,8 +416,8 @@ def _write_spectrum(context: RunContext, selection: Selection, step: int) -> Non
 
 def _in_common(train: Samples, held_out: Samples) -> int:
     """Validation samples that also occur in the training data, where both have token ids."""
-    from gradwise.data.pool import common_samples
+    from gradwise.data.pool import found_in
 
-    both = (train.dataset, held_out.dataset)
+    both = (held_out.dataset, train.dataset)
     columns = [getattr(dataset, "column_names", None) or () for dataset in both]
-    return common_samples(*both) if all("input_ids" in names for names in columns) else 0
+    return int(found_in(*both).sum()) if all("input_ids" in names for names in columns) else 0

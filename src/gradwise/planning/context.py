@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from gradwise.data import label_words
 from gradwise.data.texts import Texts
+from gradwise.data.tokenise import NO_LOSS
 from gradwise.errors import DataError
 from gradwise.recipe import Recipe
 from gradwise.signals import Signals
@@ -95,7 +96,7 @@ class Samples:
         # TRL's collators make the labels, so that nothing but a collated sample says how many there are.
         if "labels" not in (getattr(samples, "column_names", None) or ()):
             batches = (self.collate([samples[i]]) for i in range(len(samples)))
-            counts = [int((batch["labels"][..., 1:] != -100).sum()) for batch in batches]
+            counts = [int((batch["labels"][..., 1:] != NO_LOSS).sum()) for batch in batches]
         elif hasattr(samples, "with_format"):
             # Arrow's buffers are counted in place. As Python lists a pool of a million samples would take
             # gigabytes.
@@ -104,7 +105,7 @@ class Samples:
                 count for table in tables for chunk in table["labels"].chunks for count in _counts(chunk)
             ]
         else:
-            counts = [sum(label != -100 for label in labels[1:]) for labels in samples["labels"]]
+            counts = [sum(label != NO_LOSS for label in labels[1:]) for labels in samples["labels"]]
         return np.array(counts, dtype=np.int32)
 
     def batches(self, rows: NDArray[np.int64], size: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -229,6 +230,6 @@ def _counts(labels: Any) -> NDArray[np.int64]:
     # Differences of one running count over the flat buffer: a loop over a million lists in Python takes
     # minutes.
     ends = np.cumsum(labels.value_lengths().to_numpy())
-    before = np.concatenate([[0], np.cumsum(labels.flatten().to_numpy() != -100)])
+    before = np.concatenate([[0], np.cumsum(labels.flatten().to_numpy() != NO_LOSS)])
     firsts = np.concatenate([[0], ends])[:-1] + 1
     return before[ends] - before[np.minimum(firsts, ends)]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import PlanError
-from gradwise.methods.decision import Order, Selection
+from gradwise.methods.decision import Order, Selection, reasons
 from gradwise.numerics import multiplicities
 from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
@@ -217,7 +217,8 @@ def _reasons(
     """The sentences that occur, each once, and (n,) which of them each entry has."""
     if len(chosen) == 1:
         chosen = chosen * len(place)
-    placed = ordered.why * len(ordered.indices) if len(ordered.why) == 1 else ordered.why
-    sentences = [f"{chosen[place[i]]}; {why}" for i, why in zip(ordered.indices, placed, strict=True)]
+    sentences = [
+        f"{chosen[place[i]]}; {why}" for i, why in zip(ordered.indices, reasons(ordered), strict=True)
+    ]
     codes = {sentence: code for code, sentence in enumerate(dict.fromkeys(sentences))}
     return tuple(codes), np.array([codes[sentence] for sentence in sentences], dtype=np.int32)

@@ -295,9 +295,7 @@ class Ordering(Decider):
     def load_state_dict(self, arrays: Arrays, context: RunContext) -> None:
         if self._influence is None:
             return
-        # Checkpoints of earlier versions do not have the third.
-        every, probes, *rest = (int(value) for value in arrays["timetable"])
-        self._steps_per_epoch = rest[0] if rest else 0
+        every, probes, self._steps_per_epoch = (int(value) for value in arrays["timetable"])
         self._timetable = Timetable(every, probes)
         graph = {name[len(GRAPH) :]: values for name, values in arrays.items() if name.startswith(GRAPH)}
         self._graph = InfluenceGraph.of_arrays(graph) if graph else None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.methods.annealer import Annealer
-from gradwise.methods.decision import Selection
+from gradwise.methods.decision import Selection, reasons
 from gradwise.numerics.sampling import stratified_sample
 from gradwise.numerics.streams import stream_seed
 from gradwise.planning.context import Samples
@@ -134,14 +134,9 @@ def together(selections: list[Selection]) -> Selection:
     }
     return Selection(
         np.concatenate([each.indices for each in selections]),
-        why=tuple(why for each in selections for why in _reasons(each)),
+        why=tuple(why for each in selections for why in reasons(each)),
         weights=np.concatenate(weights) if weighted else None,
         columns=columns,
         details=last.details | {"training": training},
         in_loss=last.in_loss,
     )
-
-
-def _reasons(selection: Selection) -> tuple[str, ...]:
-    count = len(selection.indices)
-    return selection.why if len(selection.why) == count else selection.why * count

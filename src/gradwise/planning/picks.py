@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow
 
 from gradwise.atomic import write_parquet
-from gradwise.methods.decision import Selection
+from gradwise.methods.decision import Selection, reasons
 from gradwise.numerics.plane import principal_plane
 from gradwise.numerics.sampling import evenly
 from gradwise.planning.context import RunContext
@@ -76,8 +76,7 @@ def write_picks(
     for name in ("domain", "origin"):
         if picked_rows is not None and name in picked_rows.column_names:
             columns[name] = list(picked_rows[name])
-    count = len(indices)
-    columns["why"] = list(selection.why) if len(selection.why) == count else list(selection.why) * count
+    columns["why"] = list(reasons(selection))
     columns |= {
         name: pyarrow.array(np.ma.getdata(values), mask=np.ma.getmaskarray(values))
         for name, values in selection.columns.items()

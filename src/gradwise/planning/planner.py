@@ -12,7 +12,7 @@ from gradwise.methods.costs import Size
 from gradwise.methods.interfaces import Arrays
 from gradwise.planning.annealing import Annealing
 from gradwise.planning.context import RunContext
-from gradwise.planning.decider import Cost, Decider
+from gradwise.planning.decider import Decider
 from gradwise.planning.epochs import continued, cut_where_due
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.scoring import check_proxy, check_samples, selection_signals
@@ -164,13 +164,6 @@ class Planner:
                 **({"shared": True} if scored.shared else {}),
             )
         self.selecting.scored(scored)
-
-    def forecast(self, context: RunContext) -> Cost:
-        """What deciding is expected to cost while the run trains."""
-        total = Cost()
-        for decider in self.deciders:
-            total = total.plus(decider.forecast(context))
-        return total
 
     # ---- while the run trains ------------------------------------------------------------------------------
 

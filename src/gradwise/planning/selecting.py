@@ -313,9 +313,6 @@ class Selecting(Decider):
             return "packing cannot go with that yet"
         return None
 
-    def decide(self, context: RunContext, plan: Plan, step: int) -> Plan:
-        return self._refresh(context, plan, step)
-
     def first_plan(self, context: RunContext) -> tuple[Plan, dict[str, Any]]:
         """The plan of a run that begins, not yet cut; and plain values for the record."""
         assert self._scored is not None
@@ -395,7 +392,7 @@ class Selecting(Decider):
         until = self._until(schedule)
         return not (until and step >= until[0])
 
-    def _refresh(self, context: RunContext, plan: Plan, step: int) -> Plan:
+    def decide(self, context: RunContext, plan: Plan, step: int) -> Plan:
         method, state = _method(context), self._state
         assert state is not None
         start = time.perf_counter()

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gradwise.atomic import write_bytes
 from gradwise.errors import SignalError
 from gradwise.folders import claimed
 from gradwise.locks import FileLock
+from gradwise.signals.passes import configuration_digest, weights_digest
 from gradwise.stored import damaged
 from gradwise.training.record import RunRecord
 
@@ -30,8 +32,9 @@ Arrays = dict[str, NDArray[Any]]
 SECONDS = "seconds"
 FILES = ("*.npz", ".*.lock")
 
-NO_PART_IN_VALUES = ("_name_or_path", "use_cache", "_token_id")
-"""Ends of keys of a configuration that no loss depends on; some the Trainer changes as it begins."""
+CHANGED_BY_TRAINER = ("_token_id",)
+"""Ends of keys of a configuration that the Trainer changes as it begins. No value depends on them, and a
+comparison by time plans an arm before that."""
 
 
 @dataclass(frozen=True)
@@ -86,34 +89,16 @@ def key_of(model: torch.nn.Module, samples: object, **settings: object) -> dict[
         settings: plain values: the quantities, the size of a batch, ...
     """
     return {
-        "weights": _weights_digest(model),
-        "config": _config_digest(model),
+        "model": type(model).__name__,
+        "weights": weights_digest(model),
+        "config": configuration_digest(model, without=CHANGED_BY_TRAINER),
         "data": _data_digest(samples),
         "device": next(model.parameters()).device.type,
         "torch": torch.__version__,
+        "transformers": version("transformers"),
         "gradwise": __version__,
         **settings,
     }
-
-
-def _weights_digest(model: torch.nn.Module) -> str:
-    state = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        # Bit patterns: numpy knows no bfloat16.
-        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return state.hexdigest()
-
-
-def _config_digest(model: torch.nn.Module) -> str:
-    config: Any = getattr(model, "config", None)
-    values = config.to_dict() if hasattr(config, "to_dict") else {}
-    # What has no part in a loss must not keep two runs from sharing: the Trainer changes such keys as it
-    # begins.
-    config_values = {name: value for name, value in values.items() if not name.endswith(NO_PART_IN_VALUES)}
-    attention = getattr(config, "_attn_implementation", None)
-    details = json.dumps([type(model).__name__, attention, config_values], sort_keys=True, default=str)
-    return hashlib.blake2b(details.encode(), digest_size=16).hexdigest()
 
 
 def _data_digest(samples: object) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradwise.signals.given_back import settle, uncompiled
+from gradwise.signals.given_back import settle, uncompiled, unwrapped
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def kept(
         model, optimizer: that are kept.
         seed: of what torch draws meanwhile, such as dropout. If unset, its generators continue.
     """
-    bare, inner = uncompiled(model), getattr(optimizer, "optimizer", optimizer)
+    bare, inner = uncompiled(model), unwrapped(optimizer)
     states = _Optimizer(inner)
     weights = [p for p in bare.parameters() if p.requires_grad]
     tensors: list[Tensor] = [*weights, *bare.buffers()]

@@ -53,15 +53,15 @@ class Preconditioned:
             if "betas" not in group:
                 # A gradient moves the weights by lr (1 + mu + mu^2 + ...) in total: momentum has then run
                 # out.
-                scales.append(_Scale(_rate(group) / (1 - float(group.get("momentum", 0.0)))))
+                scales.append(_Scale(rate_of(group) / (1 - float(group.get("momentum", 0.0)))))
             elif parameter in second:
-                scales.append(_Scale(_rate(group), second[parameter], 0.0, group.get("eps", 1e-8)))
+                scales.append(_Scale(rate_of(group), second[parameter], 0.0, group.get("eps", 1e-8)))
             else:
                 beta, steps = float(group["betas"][1]), float(state.get("step", 1))
                 mean = state["exp_avg_sq"].to(parameter.device) / (1 - beta**steps)
                 # The bias-corrected weight that the next squared gradient will have among all so far.
                 share = (1 - beta) / (1 - beta ** (steps + 1))
-                scales.append(_Scale(_rate(group), mean, share, group.get("eps", 1e-8)))
+                scales.append(_Scale(rate_of(group), mean, share, group.get("eps", 1e-8)))
         return cls(scales)
 
     @staticmethod
@@ -141,6 +141,6 @@ def _mean_squares(
     return [total / max(1, count) for total in sums]
 
 
-def _rate(group: dict[str, Any]) -> float:
+def rate_of(group: dict[str, Any]) -> float:
     """The learning rate, or the peak's while it is still zero at the very start of a warm-up."""
     return float(group["lr"]) or float(group.get("initial_lr", 0.0))

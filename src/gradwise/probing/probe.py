@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradwise.data import Collator
 from gradwise.errors import RecipeError, SignalError
 from gradwise.precision import autocast_here, autocasting
 from gradwise.probing.answers import Ahead, Bends, Orders
 from gradwise.probing.kept import kept
-from gradwise.probing.preconditioned import Preconditioned, Vectors, sketch
-from gradwise.signals.given_back import uncompiled
+from gradwise.probing.preconditioned import Preconditioned, Vectors, rate_of, sketch
+from gradwise.signals.given_back import evaluating, uncompiled, unwrapped
 from gradwise.signals.head import LabelPositions
+from gradwise.signals.rows import wide
 from gradwise.signals.samples import check_indexable
+from gradwise.signals.vocabulary import padding_collator
 
 SampleIndices = Sequence[int] | NDArray[np.int64]
 
@@ -71,9 +72,9 @@ class Probe:
             )
         check_indexable(dataset)
         self.model: Any = uncompiled(model)
-        self.optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.optimizer = unwrapped(optimizer)
         self.dataset, self._aims = dataset, [] if target is None else target
-        self.collator = collator or Collator(getattr(self.model.config, "pad_token_id", None) or 0)
+        self.collator = collator or padding_collator(self.model)
         self.clip, self.batch_tokens, self.seed = clip, batch_tokens, seed
         self.device = next(self.model.parameters()).device
         self.autocast = autocast or autocast_here(self.device)
@@ -87,12 +88,11 @@ class Probe:
     @property
     def rate(self) -> float:
         """The largest learning rate of the next step; the peak's where a warm-up begins with zero."""
-        groups = self.optimizer.param_groups
-        return max(float(group["lr"] or group.get("initial_lr", 0.0)) for group in groups)
+        return max(rate_of(group) for group in self.optimizer.param_groups)
 
     def losses(self, samples: SampleIndices) -> NDArray[np.float64]:
         """(m,) mean losses of the samples' label tokens at the present weights, without dropout."""
-        with self._lent(), torch.no_grad():
+        with evaluating(self.model), torch.no_grad():
             return self._losses(samples)
 
     @contextmanager
@@ -126,13 +126,13 @@ class Probe:
         """
         places = np.asarray(on)
         with kept(self.model, self.optimizer, self.seed) as give_back, torch.inference_mode(False):
-            before = self._evaluate(places)
+            before = self.losses(places)
             after = np.full((len(units), len(places)), np.nan)
             for number, unit in enumerate(units):
                 # Each pair costs a forward pass, which units far apart in their gradients are not worth.
                 compared = np.ones(len(places), dtype=bool) if only is None else only[number]
                 self._step(unit)
-                after[number, compared] = self._evaluate(places[compared])
+                after[number, compared] = self.losses(places[compared])
                 give_back()
         return Ahead(before, after)
 
@@ -151,17 +151,17 @@ class Probe:
         """
         places = np.asarray(on)
         with kept(self.model, self.optimizer, self.seed) as give_back, torch.inference_mode(False):
-            before, after = self._evaluate(places), np.empty((len(runs), len(places)))
+            before, after = self.losses(places), np.empty((len(runs), len(places)))
             for number, steps in enumerate(runs):
                 groups = self.optimizer.param_groups
                 # Read before the first step of each run, which changes them; giving back restores them.
-                rates = [float(group["lr"] or group.get("initial_lr", 0.0)) for group in groups]
+                rates = [rate_of(group) for group in groups]
                 for done, samples in enumerate(steps):
                     for group, rate in zip(groups, rates, strict=True):
                         # As the annealing phase that such a run stands for: its rate falls linearly to zero.
                         group["lr"] = rate * (1 - done / len(steps))
                     self._step(samples)
-                after[number] = self._evaluate(places)
+                after[number] = self.losses(places)
                 give_back()
         return before, after
 
@@ -180,11 +180,11 @@ class Probe:
         count, places = len(nodes), np.asarray(on)
         alone, both = np.empty((count, len(places))), np.full((count, count, len(places)), np.nan)
         with kept(self.model, self.optimizer, self.seed) as to_present, torch.inference_mode(False):
-            before = self._evaluate(places)
+            before = self.losses(places)
             for first, steps in enumerate(nodes):
                 for samples in steps:
                     self._step(samples)
-                alone[first] = self._evaluate(places)
+                alone[first] = self.losses(places)
                 # A second copy, at the end of the first node's steps: n nodes then cost n^2 runs of steps
                 # instead of 2 n^2.
                 with kept(self.model, self.optimizer) as to_first:
@@ -193,14 +193,14 @@ class Probe:
                             continue
                         for samples in others:
                             self._step(samples)
-                        both[first, then] = self._evaluate(places)
+                        both[first, then] = self.losses(places)
                         to_first()
                 to_present()
         return Orders(before, alone, both)
 
     def sketches(self, units: Sequence[SampleIndices]) -> NDArray[np.float32]:
         """(n, SKETCH) of the units' gradients: their cosines tell which units are alike."""
-        with self._lent(), torch.inference_mode(False), torch.enable_grad():
+        with evaluating(self.model), torch.inference_mode(False), torch.enable_grad():
             weights = self._weights()
             return np.stack([sketch(self._gradient(unit, weights)[1]).cpu().numpy() for unit in units])
 
@@ -221,7 +221,7 @@ class Probe:
         Raises:
             SignalError: as in `lookahead`, or when nothing requires a gradient.
         """
-        with self._lent(), torch.inference_mode(False), torch.enable_grad():
+        with evaluating(self.model), torch.inference_mode(False), torch.enable_grad():
             weights = self._weights()
             target, aim = self._gradient(towards, weights)
             gradients: Any = ()
@@ -258,7 +258,11 @@ class Probe:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Token-mean losses of units (n,), and (n, n) after a step on each of them: a plain step of this
         length along its gradient, without the optimizer, without clipping, without dropout."""
-        with kept(self.model, self.optimizer) as give_back, self._lent(), torch.inference_mode(False):
+        with (
+            kept(self.model, self.optimizer) as give_back,
+            evaluating(self.model),
+            torch.inference_mode(False),
+        ):
             weights = self._weights()
             before, after = self._unit_losses(units), np.empty((len(units), len(units)))
             for number, unit in enumerate(units):
@@ -285,7 +289,7 @@ class Probe:
             rng: draws them.
         """
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        with self._lent(), torch.inference_mode(False), torch.enable_grad():
+        with evaluating(self.model), torch.inference_mode(False), torch.enable_grad():
             weights = self._weights()
             single = torch.float32
             diagonal = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, single)) for p in weights]
@@ -383,16 +387,6 @@ class Probe:
             total += float(loss.detach())
         return total, gradients, turned
 
-    def _evaluate(self, samples: SampleIndices) -> NDArray[np.float64]:
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                return self._losses(samples)
-        finally:
-            for module in training:
-                module.training = True
-
     def _losses(self, samples: SampleIndices) -> NDArray[np.float64]:
         if not len(samples):
             return np.zeros(0)
@@ -416,8 +410,7 @@ class Probe:
     def _token_sum(self, inputs: dict[str, Any], positions: LabelPositions) -> Tensor:
         logits = self._logits(inputs, positions)
         # Losses are compared after one small step; in bfloat16 the difference would be rounded away.
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        return nn.functional.cross_entropy(wide, positions.targets, reduction="sum")
+        return nn.functional.cross_entropy(wide(logits), positions.targets, reduction="sum")
 
     def _logits(self, inputs: dict[str, Any], positions: LabelPositions) -> Tensor:
         """(n, V) at the label positions."""
@@ -445,19 +438,6 @@ class Probe:
     def _check_tokens(self, samples: SampleIndices, tokens: int) -> None:
         if not tokens:
             raise SignalError(f"The samples {list(samples)[:8]} have no label token; no step can be tried.")
-
-    @contextmanager
-    def _lent(self) -> Iterator[None]:
-        """The model without dropout; nothing of it moves."""
-        training = [module for module in self.model.modules() if module.training]
-        cuda = [self.device.index] if self.device.type == "cuda" else []
-        self.model.eval()
-        try:
-            with torch.random.fork_rng(cuda):
-                yield
-        finally:
-            for module in training:
-                module.training = True
 
 
 def check_precision(autocast: torch.dtype | None) -> None:

@@ -15,7 +15,7 @@ from gradwise.atomic import write_text
 from gradwise.data.settings import Data, Goal, Sources
 from gradwise.errors import RecipeError
 from gradwise.evaluation.settings import Metrics
-from gradwise.folders import FORMAT, OLDEST, check_format
+from gradwise.folders import FORMAT, check_format
 from gradwise.methods import Anneal, Layers, OrderBy, Select
 from gradwise.methods.baselines import AllLayers, FullData, Shuffle
 from gradwise.plain import plain
@@ -239,7 +239,7 @@ class Recipe(Settings):
         schema = tree.flattened_schema(_adapter().json_schema())
         schema["properties"]["format"] = {
             "type": "integer",
-            "minimum": OLDEST,
+            "minimum": FORMAT,
             "maximum": FORMAT,
             "description": "Written by gradwise into recipes that it saves; to be left out in others.",
         }

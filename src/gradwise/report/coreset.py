@@ -1,16 +1,14 @@
 """GRACE over a run: how much its coreset covers, what it is worth, how good propagation was. From the events
 of the run directory alone."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 from gradwise.errors import RecipeError
 from gradwise.folders import add_file
 from gradwise.methods.grace.pick import random_picks
+from gradwise.report.figures import BLUE, GREY, ORANGE, png
 from gradwise.stored import damaged, read_lines
-
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
 
 
 def draw_coreset(run: Path) -> Path:
@@ -36,14 +34,12 @@ def coreset_picture(chosen: list[dict[str, Any]]) -> bytes:
     Args:
         chosen: events of the first selection and of the refreshes, in the order of their steps.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # A run that was resumed may have repeated a refresh; the later one counts.
     last = {event["step"]: event for event in chosen}
     steps = sorted(last)
     figure = Figure(figsize=(7, 7.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     above, middle, below = figure.subplots(3, 1, sharex=True)
     first = last[steps[0]]
     if note := random_picks(first, first.get("selected", 0)):
@@ -63,9 +59,7 @@ def coreset_picture(chosen: list[dict[str, Any]]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()
+    return png(figure)
 
 
 def _line(axes: Any, steps: list[int], events: dict[int, Any], name: str, label: str, colour: str) -> None:

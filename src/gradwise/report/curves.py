@@ -4,12 +4,12 @@ Through matplotlib's objects rather than pyplot, whose state is shared with whoe
 imported only when something is drawn.
 """
 
-import io
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwise.report.figures import png
 from gradwise.report.reading import Point, Results
 
 Axis = Literal["steps", "tokens", "seconds"]
@@ -56,11 +56,9 @@ def mean_curve(
 
 def loss_curves(results: Results, axis: Axis) -> bytes:
     """The figure as PNG: mean held-out loss per arm, a band of one standard deviation over its seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for number, arm in enumerate(results.arms):
         curves = [run.curve for run in results.of_arm(arm) if run.finished and len(run.curve) > 1]
@@ -78,9 +76,7 @@ def loss_curves(results: Results, axis: Axis) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.01)
     _sort_legend(axes)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
+    return png(figure)
 
 
 def _sort_legend(axes: object) -> None:

@@ -1,6 +1,5 @@
 """What D3 ordered by: who helps whom, early and late in training. From the graph's files alone."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError
 from gradwise.folders import add_file
+from gradwise.report.figures import BLUE, ORANGE, png
 from gradwise.stored import damaged
 
 MOST = 24
 """Nodes that are shown, those whose influence on the target is largest."""
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#DDDDDD"
+NOT_MEASURED = "#DDDDDD"
 
 NAME_LENGTH = 18
 """Characters of a node's name that are shown."""
@@ -100,7 +100,6 @@ def graph_files(source: Path) -> list[Path]:
 
 def graph_picture(graphs: list[Graph]) -> bytes:
     """The figure as PNG; where all graphs have the same nodes, these stand at the same places in each."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     total = [len(graph.names) for graph in graphs]
@@ -108,7 +107,6 @@ def graph_picture(graphs: list[Graph]) -> bytes:
     shown = [graph.of((graphs[0] if alike else graph).largest(MOST)) for graph in graphs]
     reach = max(_reach(graph.weight) for graph in shown)
     figure = Figure(figsize=(6.2 * len(shown) + 0.8, 7.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(shown), squeeze=False, height_ratios=[3, 1], sharex="col")
     image: Any = None
     for graph, count, (above, below) in zip(shown, total, axes.T, strict=True):
@@ -120,9 +118,7 @@ def graph_picture(graphs: list[Graph]) -> bytes:
     axes[1, 0].set_ylabel("influence on the target,\nshare of its loss")
     bar = figure.colorbar(image, ax=list(axes[0]), shrink=0.8)
     bar.set_label("weight of source before target, share of a loss; dot: precedence", fontsize=9)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()
+    return png(figure)
 
 
 def _heat(axes: Any, graph: Graph, reach: float) -> Any:
@@ -130,7 +126,7 @@ def _heat(axes: Any, graph: Graph, reach: float) -> Any:
 
     image = axes.imshow(
         np.ma.masked_invalid(graph.weight),
-        cmap=colormaps["RdBu_r"].with_extremes(bad=GREY),
+        cmap=colormaps["RdBu_r"].with_extremes(bad=NOT_MEASURED),
         vmin=-reach,
         vmax=reach,
         aspect="auto",

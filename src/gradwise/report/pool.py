@@ -1,6 +1,5 @@
 """The pool in two dimensions with the picks marked, from the store and `picks.parquet` alone."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,14 @@ from numpy.typing import NDArray
 from gradwise.errors import SignalError
 from gradwise.folders import add_file
 from gradwise.numerics.plane import principal_plane
+from gradwise.report.figures import ORANGE, png
 from gradwise.signals import Signals
 from gradwise.stored import damaged
 
 MOST = 20_000
 """Samples that are drawn; of more, evenly spaced ones."""
 
-POOL_COLOUR, PICK_COLOUR = "#BBBBBB", "#D55E00"
+POOL_COLOUR = "#BBBBBB"
 
 
 def draw_pool(store: Path, picks: Path) -> Path:
@@ -44,7 +44,6 @@ def draw_pool(store: Path, picks: Path) -> Path:
 
 def pool_picture(signals: Signals, picks: NDArray[np.int64]) -> bytes:
     """The figure as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     assert signals.embedding is not None
@@ -53,18 +52,13 @@ def pool_picture(signals: Signals, picks: NDArray[np.int64]) -> bytes:
     plane, share = principal_plane(np.asarray(signals.embedding[shown], dtype=np.float64))
     marked = np.isin(shown, picks)
     figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     size = max(2.0, min(14.0, 12_000 / len(shown)))
     axes.scatter(*plane[~marked].T, s=size, c=POOL_COLOUR, linewidths=0, label=f"pool ({len(usable):,})")
-    axes.scatter(
-        *plane[marked].T, s=1.6 * size, c=PICK_COLOUR, linewidths=0, label=f"picked ({len(picks):,})"
-    )
+    axes.scatter(*plane[marked].T, s=1.6 * size, c=ORANGE, linewidths=0, label=f"picked ({len(picks):,})")
     axes.set_xlabel("first principal component of the embeddings")
     axes.set_ylabel("second")
     axes.set_title(f"{share:.0%} of the embeddings' variance lies in this plane", fontsize=10)
     axes.legend(loc="best", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()
+    return png(figure)

@@ -9,11 +9,9 @@ from typing import Any
 import yaml
 
 from gradwise.errors import CheckpointError, RecipeError
-from gradwise.report.statistics import Direction
+from gradwise.evaluation.settings import HELD_OUT_LOSS, Better
 from gradwise.stored import damaged, read_json, read_lines
 from gradwise.training.recorded import NOT_DECIDING, PASSES, PHASES, STATE, UPDATE
-
-HELD_OUT_LOSS = "held_out_loss"
 
 
 def deciding_seconds(events: Iterable[dict[str, Any]]) -> float:
@@ -68,7 +66,7 @@ class RunScore:
     """What a finished run was measured to be."""
 
     value: float
-    better: Direction
+    better: Better
     samples: int | None = None
     """Samples that it is the mean of, where the file says so."""
 
@@ -146,9 +144,9 @@ class Results:
         """An arm's runs, by seed."""
         return [run for run in self.runs if run.arm == arm]
 
-    def metrics(self) -> dict[str, Direction]:
+    def metrics(self) -> dict[str, Better]:
         """Every metric that some run has, the held-out loss first, and which values of it are better."""
-        directions: dict[str, Direction] = {}
+        directions: dict[str, Better] = {}
         for run in self.runs:
             for name, score in run.scores.items():
                 directions.setdefault(name, score.better)

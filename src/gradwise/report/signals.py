@@ -1,12 +1,12 @@
 """Distribution of each signal, from the store alone."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.folders import add_file
+from gradwise.report.figures import BLUE, png
 from gradwise.signals import Signals
 
 LABELS = {
@@ -17,8 +17,6 @@ LABELS = {
     "grad": "length of the projected gradient",
     "embedding": "length of the embedding",
 }
-
-COLOUR = "#0072B2"
 
 
 def draw_signals(store: Path) -> Path:
@@ -34,16 +32,14 @@ def draw_signals(store: Path) -> Path:
 
 def histograms(signals: Signals) -> bytes:
     """The figure as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     shown = {name: values for name in LABELS if (values := _values(signals, name)) is not None}
     rows = -(-len(shown) // 2)
     figure = Figure(figsize=(9, 2.6 * rows + 0.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     for place, (name, values) in enumerate(shown.items()):
         axes = figure.add_subplot(rows, 2, place + 1)
-        axes.hist(values, bins=_bins(values), color=COLOUR, alpha=0.85)
+        axes.hist(values, bins=_bins(values), color=BLUE, alpha=0.85)
         axes.axvline(float(np.median(values)), color="black", linewidth=1, linestyle="--")
         axes.set_xlabel(LABELS[name], fontsize=9)
         axes.set_ylabel("samples", fontsize=9)
@@ -53,9 +49,7 @@ def histograms(signals: Signals) -> bytes:
     measured = len(signals) if signals.ok is None else int(signals.ok.sum())
     aside = len(signals) - measured
     figure.suptitle(f"{measured:,} samples, {aside:,} set aside; dashed: median", fontsize=10)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()
+    return png(figure)
 
 
 def _values(signals: Signals, name: str) -> NDArray[np.float64] | None:

@@ -1,7 +1,6 @@
 """What DiReCT chose by: the spectrum with its elbow, and where pool and picks have their energy. From the
 file beside the picks alone."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,8 @@ import numpy as np
 
 from gradwise.errors import RecipeError
 from gradwise.folders import add_file
+from gradwise.report.figures import BLUE, GREY, ORANGE, png
 from gradwise.stored import damaged, read_json
-
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
 
 
 def draw_spectra(run: Path) -> list[Path]:
@@ -42,14 +40,12 @@ def spectrum_picture(details: dict[str, Any]) -> bytes:
         details: what `gradwise.Direct` records of a selection: its `spectrum`, and how many directions are
             stiff.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     spectrum, stiff = details["spectrum"], details["stiff_directions"]
     values = np.array(spectrum["values"])
     number = np.arange(1, len(values) + 1)
     figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
     above.semilogy(number, values / spectrum["trace"], color=BLUE, marker="o", markersize=3)
     above.set_ylabel("share of the trace")
@@ -69,6 +65,4 @@ def spectrum_picture(details: dict[str, Any]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         if stiff <= len(values):
             axes.axvline(stiff + 0.5, color="black", linewidth=0.5)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()
+    return png(figure)

@@ -10,11 +10,13 @@ to agree with these decisions (`intervals`).
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special  # a tenth of the time that scipy.stats takes to import
+
+from gradwise.evaluation.settings import Better
 
 BETTER, WORSE, UNSEEN, UNTOLD = "better", "worse", "no difference seen", "too few seeds"
 
@@ -31,9 +33,6 @@ ENOUGH = 5
 """Common seeds that a claim of a gain wants."""
 
 Key = TypeVar("Key")
-
-Direction = Literal["lower", "higher"]
-"""Which values of a metric are better."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class ArmDifference:
 
 
 def compare(
-    values: Mapping[str, Mapping[int, float]], reference: str, better: Direction = "lower"
+    values: Mapping[str, Mapping[int, float]], reference: str, better: Better = "lower"
 ) -> list[ArmDifference]:
     """Every other arm against `reference`: `compare_pairs` of a table with one reference.
 
@@ -70,7 +69,7 @@ def compare(
 def compare_pairs(
     values: Mapping[str, Mapping[int, float]],
     pairs: Iterable[tuple[str, str]],
-    better: Direction = "lower",
+    better: Better = "lower",
 ) -> list[ArmDifference]:
     """The comparisons of a table, corrected together.
 
@@ -186,7 +185,7 @@ def p_value(differences: NDArray[np.float64]) -> float | None:
     return float(2 * special.stdtr(len(differences) - 1, -abs(differences.mean()) / error))
 
 
-def _verdict(difference: float, p: float | None, seeds: int, better: Direction) -> str:
+def _verdict(difference: float, p: float | None, seeds: int, better: Better) -> str:
     if p is None:
         return UNTOLD
     verdict = UNSEEN

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from gradwise.atomic import write_bytes, write_text
+from gradwise.atomic import parquet_bytes, write_bytes, write_text
 from gradwise.report import statistics
 from gradwise.report.curves import AXES, loss_curves
 from gradwise.report.overfitting import overfitting
@@ -193,11 +193,8 @@ def _inert(value: object) -> Any:
 def as_parquet(rows: list[Row]) -> bytes:
     """The same as a Parquet file, with types."""
     import pyarrow
-    import pyarrow.parquet
 
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
-    return sink.getvalue().to_pybytes()
+    return parquet_bytes(pyarrow.Table.from_pylist(rows))
 
 
 # ---- as text -----------------------------------------------------------------------------------------------

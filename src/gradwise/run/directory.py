@@ -18,6 +18,7 @@ from typing import Any
 from gradwise.atomic import TEMPORARY, difference, sync_files, sync_folder, write_json, writing
 from gradwise.errors import CheckpointError, GradwiseError, RecipeError
 from gradwise.folders import OwnedFolder, claimed
+from gradwise.plain import differences
 from gradwise.ranks import on_first, wait_for_all
 from gradwise.recipe import Recipe
 from gradwise.recipe.yaml_text import read_yaml
@@ -123,15 +124,15 @@ class RunDirectory:
             # Decided later: a budget that could not be met may be corrected.
             annealing = here["anneal"] | recipe_file.binding(there["anneal"])
             here["anneal"] = there["anneal"] if annealing == here["anneal"] else here["anneal"]
-        differences = sorted(_differences(there, here))
-        if differences:
+        different = sorted(differences(there, here))
+        if different:
             if there | {"metrics": None} == here | {"metrics": None}:
                 raise RecipeError(
                     f"{self.path} was scored by other metrics; delete {self.scores_file} to score it again."
                 )
             raise RecipeError(
-                f"{self.path} holds a run of another recipe; different: {'; '.join(differences[:4])}"
-                f"{'; ...' if len(differences) > 4 else ''}. Give --out a new folder, or "
+                f"{self.path} holds a run of another recipe; different: {'; '.join(different[:4])}"
+                f"{'; ...' if len(different) > 4 else ''}. Give --out a new folder, or "
                 f"resume that one by: gradwise train {self.recipe_file} --out {self.path}"
             )
 
@@ -244,12 +245,3 @@ class RunDirectory:
 def _scores(contents: dict[str, Any]) -> dict[str, dict[str, Any]]:
     names = ("value", "better", "samples")
     return {name: {each: score[each] for each in names} for name, score in contents["scores"].items()}
-
-
-def _differences(there: object, here: object, key: str = "") -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in dict.fromkeys([*there, *here]):
-            below = f"{key}.{name}" if key else name
-            yield from _differences(there.get(name), here.get(name), below)
-    elif there != here:
-        yield f"{key} was {there!r}, now {here!r}"

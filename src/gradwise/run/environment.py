@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def environment(*, data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any
         model: name, revision and size of the model.
     """
     return {
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "machine": {
             "platform": platform.platform(),
             "processors": os.cpu_count(),
@@ -59,14 +60,13 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+        with suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed
 
 
 def _git_revision() -> str | None:

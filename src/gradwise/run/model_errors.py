@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 from gradwise.errors import GradwiseError, RecipeError
 from gradwise.recipe import Model
 from gradwise.run.model_files import local_folder
+from gradwise.text import described
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -42,7 +43,7 @@ def explained(settings: Model, what: str) -> Iterator[None]:
 def _sentence(settings: Model, what: str, error: BaseException) -> str:
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
         error = error.__cause__  # which says the same in one line
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": .")
+    reason = described(error)
     if isinstance(error, MemoryError) or "allocate memory" in reason or "out of memory" in reason:
         return f"model.name: there is not enough memory for {settings.name} ({reason})."
     if settings.attention is not None and _in_attention(error):

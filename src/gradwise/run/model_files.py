@@ -12,6 +12,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from gradwise.text import one_line
+
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 
 _SETTINGS = ("generation_config.json",)
@@ -110,7 +112,7 @@ def _damaged_weights(path: Path, index: Path | None = None) -> Iterator[str]:
     try:
         _weights(path)
     except Exception as error:  # SafetensorError and OSError, and whatever else such a file may cause
-        yield f"{path} is damaged ({_one_line(error)}); copy the model's files again."
+        yield f"{path} is damaged ({one_line(error, 200)}); copy the model's files again."
 
 
 def _weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
@@ -145,7 +147,7 @@ def _json_damages(path: Path) -> Iterator[str]:
     except OSError as error:
         yield f"{path} cannot be read ({error.strerror}); copy the model's files again."
     except (ValueError, RecursionError) as error:
-        yield f"{path} is damaged: not valid JSON ({_one_line(error)}); copy the model's files again."
+        yield f"{path} is damaged: not valid JSON ({one_line(error, 200)}); copy the model's files again."
     else:
         if not isinstance(contents, dict):
             yield f"{path} is damaged: not a JSON object; copy the model's files again."
@@ -154,7 +156,3 @@ def _json_damages(path: Path) -> Iterator[str]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

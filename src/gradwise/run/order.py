@@ -17,7 +17,7 @@ from gradwise.console import say
 from gradwise.data import Collator, Pool, load, overlap
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, claimed
-from gradwise.methods.decision import Order
+from gradwise.methods.decision import Order, reasons
 from gradwise.methods.interfaces import Orderer
 from gradwise.numerics.streams import stream_seed
 from gradwise.planning.epochs import entries_of
@@ -32,6 +32,7 @@ from gradwise.run.signals import joined, placed_model, sections
 from gradwise.signals.vocabulary import check_tokens
 from gradwise.signals.wanted import QUANTITIES
 from gradwise.temporary import TemporaryFolder
+from gradwise.text import one_line
 from gradwise.training.arguments import training_arguments
 
 ORDERED, SUMMARY, GRAPH = "ordered.parquet", "order.json", "graph.parquet"
@@ -166,7 +167,7 @@ def _optimizer(recipe: Recipe, model: nn.Module, pool: Pool) -> tuple[Any, float
             trainer = transformers.Trainer(model=model, args=arguments, eval_dataset=pool.dataset)
             optimizer = trainer.create_optimizer()
         except (ValueError, ImportError) as error:
-            raise RecipeError(f"train: {' '.join(str(error).split())}") from None
+            raise RecipeError(f"train: {one_line(error, 400)}.") from None
     return optimizer, arguments.max_grad_norm
 
 
@@ -218,7 +219,7 @@ def _columns(chosen: Selected, epoch_order: Order) -> dict[str, Any]:
         "unit": unit,
         "domain": pyarrow.array(list(rows["domain"])),
         "origin": pyarrow.array(list(rows["origin"])),
-        "why": pyarrow.array(list(epoch_order.why) * (count if len(epoch_order.why) == 1 else 1)),
+        "why": pyarrow.array(list(reasons(epoch_order))),
     }
 
 

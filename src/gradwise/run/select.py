@@ -177,7 +177,7 @@ def _context(
     def scorer() -> Scorer:
         measures = on_each(lambda: what_measures(recipe, pool, target, tokenizer, progress=progress))
         check_tokens(*measures[:3])
-        return Scorer(*measures)
+        return measures
 
     return RunContext(
         recipe=recipe,

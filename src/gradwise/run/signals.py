@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow
@@ -15,6 +15,7 @@ from gradwise.console import say
 from gradwise.data import Collator, Data, Pool, load
 from gradwise.errors import DataError, RecipeError
 from gradwise.folders import add_file, check_claimable
+from gradwise.planning import Scorer
 from gradwise.precision import autocast_of
 from gradwise.ranks import check_same, is_first, join, on_each, on_first
 from gradwise.recipe import Model, Recipe
@@ -29,16 +30,6 @@ if TYPE_CHECKING:
 ROWS = "rows.parquet"
 
 Part = Literal["train", "validation", "target"]
-
-
-class Measures(NamedTuple):
-    """A model, samples in its tokens, and what makes batches of them."""
-
-    model: Any
-    samples: Any
-    collate: Any
-    target: Any = None
-    """The target samples in the model's tokens, where those are not the trained model's."""
 
 
 def collect_signals(
@@ -68,31 +59,11 @@ def collect_signals(
     joined(recipe)
     out = out.expanduser()
     on_first(lambda: check_claimable(out, "signals"))  # before anything is read
-    measures, pool = on_each(lambda: _measured(recipe, part, tell, progress))
+    scorer, pool = on_each(lambda: _measured(recipe, part, tell, progress))
     check_same(pool.fingerprint, "The data")
-    signals = into_store(recipe, measures, out, want=want, tell=tell, progress=progress)
-    # Last: a store that is complete without it is still a store, and the next run of the command adds it.
-    on_first(lambda: add_file(out / ROWS, parquet_bytes(_rows(pool))))
-    return signals
-
-
-def _measured(recipe: Recipe, part: Part, tell: Tell, progress: bool) -> tuple[Measures, Pool]:
-    settings, data = sections(recipe)
-    proxied = recipe.signals.model is not None
-    tokenizer = load_tokenizer(settings)
-    pool = load(data, part, tokenizer, progress=progress and is_first())
-    tell(str(pool.report))
-    model = _placed(recipe, load_model(settings, None if proxied else recipe.adapter))
-    return Measures(model, pool.dataset, Collator.for_tokenizer(tokenizer)), pool
-
-
-def into_store(
-    recipe: Recipe, measures: Measures, out: Path, *, want: Sequence[str], tell: Tell, progress: bool
-) -> Signals:
-    """One scoring run as a recipe's `signals` asks for it, kept in the folder `out`."""
-    check_tokens(*measures[:3])
-    return collect(
-        *measures[:3],
+    check_tokens(*scorer[:3])
+    signals = collect(
+        *scorer[:3],
         want=want,  # type: ignore[arg-type]
         parameters=recipe.signals.parameters,
         grad_dim=recipe.signals.grad_dim,
@@ -104,17 +75,30 @@ def into_store(
         autocast=autocast_of(recipe.train.arguments),
         tell=lambda sentence: tell(f"Warning: {sentence}"),
     )
+    # Last: a store that is complete without it is still a store, and the next run of the command adds it.
+    on_first(lambda: add_file(out / ROWS, parquet_bytes(_rows(pool))))
+    return signals
+
+
+def _measured(recipe: Recipe, part: Part, tell: Tell, progress: bool) -> tuple[Scorer, Pool]:
+    settings, data = sections(recipe)
+    proxied = recipe.signals.model is not None
+    tokenizer = load_tokenizer(settings)
+    pool = load(data, part, tokenizer, progress=progress and is_first())
+    tell(str(pool.report))
+    model = _placed(recipe, load_model(settings, None if proxied else recipe.adapter))
+    return Scorer(model, pool.dataset, Collator.for_tokenizer(tokenizer)), pool
 
 
 def what_measures(
     recipe: Recipe, pool: Pool, target: Pool | None, tokenizer: "PreTrainedTokenizerBase", *, progress: bool
-) -> Measures:
+) -> Scorer:
     """The model that decides for a recipe, with the pool's records in its tokens, row by row, and the
     target's."""
     proxy = load_proxy(recipe, pool, target, progress=progress)
     if proxy is not None:
         return proxy
-    return Measures(placed_model(recipe), pool.dataset, Collator.for_tokenizer(tokenizer))
+    return Scorer(placed_model(recipe), pool.dataset, Collator.for_tokenizer(tokenizer))
 
 
 def placed_model(recipe: Recipe) -> Any:
@@ -123,7 +107,7 @@ def placed_model(recipe: Recipe) -> Any:
     return _placed(recipe, load_model(sections(recipe)[0], recipe.adapter))
 
 
-def load_proxy(recipe: Recipe, pool: Pool, target: Pool | None, *, progress: bool) -> Measures | None:
+def load_proxy(recipe: Recipe, pool: Pool, target: Pool | None, *, progress: bool) -> Scorer | None:
     """The model under `signals` with the pool's records in its tokens, row by row; None where there is none,
     or nothing to measure.
 
@@ -143,7 +127,7 @@ def load_proxy(recipe: Recipe, pool: Pool, target: Pool | None, *, progress: boo
     if target is not None and goal is not None:
         whole = load(_keeping_all(data), goal, tokenizer, progress=progress)
         aims = whole.dataset.select(_aligned(target, whole))
-    proxy = Measures(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer), aims)
+    proxy = Scorer(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer), aims)
     check_tokens(*proxy[:3])
     check_tokens(model, aims, proxy.collate)
     return proxy

@@ -21,31 +21,45 @@ def lent(model: nn.Module) -> Iterator[nn.Module]:
     bare = uncompiled(model)
     reshard(bare)
     check_measurable(bare)
-    training = [module for module in bare.modules() if module.training]
     learning = [parameter for parameter in bare.parameters() if parameter.requires_grad]
-    cuda = sorted({p.device.index for p in bare.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
         # The caller may be in inference mode, in which no tensor can require a gradient.
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.random.fork_rng(cuda))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_one_expert_at_a_time(bare))
         stack.enter_context(without_reduction(bare))
-        bare.eval()
+        stack.enter_context(evaluating(bare))
         for parameter in learning:
             parameter.requires_grad_(False)
         try:
             yield bare
         finally:
-            for module in training:
-                module.training = True
             for parameter in learning:
                 parameter.requires_grad_(True)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; modes and random state are given back."""
+    training = [module for module in model.modules() if module.training]
+    cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(cuda):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
 
 def uncompiled(model: nn.Module) -> Any:
     """The model itself where `torch.compile` wrapped it."""
     return getattr(model, "_orig_mod", model)
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer itself where accelerate wrapped it."""
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 def check_measurable(model: nn.Module) -> None:

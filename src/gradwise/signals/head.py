@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gradwise.data.tokenise import NO_LOSS
 from gradwise.errors import SignalError
+from gradwise.signals.rows import wide
 from gradwise.signals.shards import is_distributed, own_class
 
 if TYPE_CHECKING:
     from gradwise.signals.plain_head import AtHead
-
-NO_LOSS = -100
-"""The label of tokens that do not count, everywhere in transformers."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ class LabelPositions:
 
     def mean_losses(self, logits_nV: Tensor) -> Tensor:
         """(B,) mean cross entropy of each sample's label tokens; NaN for a sample without any."""
-        wide = logits_nV if logits_nV.dtype == torch.float64 else logits_nV.float()
-        losses_n = functional.cross_entropy(wide, self.targets, reduction="none")
+        losses_n = functional.cross_entropy(wide(logits_nV), self.targets, reduction="none")
         sums_B = losses_n.new_zeros(self.samples).index_add(0, self.owner, losses_n)
         # Divided by the sample's own label tokens: the batch's number would scale each gradient by its
         # neighbours' lengths.
@@ -87,7 +85,6 @@ class LabelPositions:
 
     def pooled(self, hidden_BTh: Tensor, pooling: str, batch: dict[str, Any]) -> Tensor:
         """(B, h) mean of hidden states over the label tokens, all tokens, or the last one."""
-        wide = hidden_BTh if hidden_BTh.dtype == torch.float64 else hidden_BTh.float()
         real_BT = batch.get("attention_mask")
         real_BT = torch.ones_like(self.labels_BT) if real_BT is None else real_BT
         if pooling == "labels":
@@ -100,7 +97,7 @@ class LabelPositions:
         else:
             chosen_BT = real_BT.bool()
         # A product with a mask would carry a padding row's NaN into the mean: 0 * NaN.
-        selected = wide.masked_fill(~chosen_BT[..., None], 0.0)
+        selected = wide(hidden_BTh).masked_fill(~chosen_BT[..., None], 0.0)
         return selected.sum(dim=1) / chosen_BT.sum(dim=1, keepdim=True)
 
 

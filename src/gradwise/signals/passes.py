@@ -33,6 +33,7 @@ from gradwise.signals.sheet import MEASURED, NOT_FINITE, NOT_HELD, Column, InMem
 from gradwise.signals.store import Store, read, verify
 from gradwise.signals.sums import GradientRequest
 from gradwise.signals.turns import Kind, Turns
+from gradwise.signals.vocabulary import padding_collator
 from gradwise.signals.wanted import Quantity, SignalRequest
 
 COLLATED = 8
@@ -60,7 +61,7 @@ class Pass:
     ) -> None:
         self.autocast = autocast
         self.model: Any = model
-        self.collate = collator or Collator(_pad_token(model))
+        self.collate = collator or padding_collator(model)
         check_indexable(dataset)
         # A collator of somebody else's may need any column.
         self.dataset = inputs_only(dataset, model) if isinstance(self.collate, Collator) else dataset
@@ -337,7 +338,7 @@ class Pass:
         if theirs != _made_of(self.collate, self.dataset, rows):
             return "draws at random"  # no later process could compare what it makes
         with suppress(Exception):  # samples that only their own collator can read
-            if theirs == _made_of(Collator(_pad_token(self.model)), self.dataset, rows):
+            if theirs == _made_of(padding_collator(self.model), self.dataset, rows):
                 return None
         return theirs
 
@@ -378,14 +379,14 @@ def _adapters(model: nn.Module) -> str | None:
     return hashlib.blake2b(str(layers).encode(), digest_size=16).hexdigest() if layers else None
 
 
-def configuration_digest(model: nn.Module) -> str:
+def configuration_digest(model: nn.Module, *, without: tuple[str, ...] = ()) -> str:
     """A hash of what else the values depend on: the model's configuration (positions, norms, caps) and the
-    attention it runs with."""
+    attention it runs with; keys that end as one of `without` are left out."""
     config: Any = getattr(model, "config", None)
     values = config.to_dict() if hasattr(config, "to_dict") else {}
     # A model that was moved, or saved by another version, has the same values and finds its store again.
-    passing = ("_name_or_path", "use_cache", "transformers_version")
-    settings = {name: value for name, value in values.items() if name not in passing}
+    passing = ("_name_or_path", "use_cache", "transformers_version", *without)
+    settings = {name: value for name, value in values.items() if not name.endswith(passing)}
     described = json.dumps(
         [settings, getattr(config, "_attn_implementation", None)], sort_keys=True, default=str
     )
@@ -424,8 +425,3 @@ def _check_ranks_agree(request: Mapping[str, Any]) -> None:
                 f"Rank {other} would measure something else than rank 0 ({', '.join(differ)} differ); give "
                 "all ranks the same model, data and settings."
             )
-
-
-def _pad_token(model: nn.Module) -> int:
-    token = getattr(model.config, "pad_token_id", None)
-    return token if isinstance(token, int) and token >= 0 else 0

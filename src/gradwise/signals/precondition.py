@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gradwise.errors import SignalError
 from gradwise.numerics.projection import accumulator
-from gradwise.signals.given_back import settle
+from gradwise.signals.given_back import settle, unwrapped
 from gradwise.signals.scope import Matrix, Scope
 from gradwise.signals.shards import is_distributed, whole_tensor
 
@@ -118,7 +118,7 @@ def _add_to(digest: Any, name: str, moments: Tensor) -> None:
 
 
 def _moments(optimizer: torch.optim.Optimizer, scope: Scope) -> tuple[dict[str, Tensor], float]:
-    optimizer = getattr(optimizer, "optimizer", optimizer)
+    optimizer = unwrapped(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise SignalError(
             f"precondition takes an optimizer or a mapping of names to second moments; found {optimizer!r}."

@@ -23,6 +23,7 @@ from gradwise.ranks import gathered
 from gradwise.signals.batching import Batcher, batches
 from gradwise.signals.head import Head
 from gradwise.signals.measure import Batch, InseparableError, Measured, Measurer
+from gradwise.signals.rows import wide
 from gradwise.signals.scope import kind, precise
 from gradwise.signals.shards import Shards, class_name, device_of, gathered_in
 from gradwise.signals.sums import GradientRequest
@@ -297,15 +298,14 @@ def by_autograd(
             watched = shards.watched(lambda sharded, now: whole.update({id(sharded): now}))
             with watched, autocasting(device, autocast):
                 logits: Any = model(**inputs, use_cache=False).logits[0, :-1]
-            wide = logits if logits.dtype == torch.float64 else logits.float()
-            loss = functional.cross_entropy(wide, labels)
+            loss = functional.cross_entropy(wide(logits), labels)
             targets = [whole.get(id(parameter), parameter) for parameter in parameters.values()]
             gradients = torch.autograd.grad(loss * scale, targets, allow_unused=True)
     finally:
         for parameter in parameters.values():
             parameter.requires_grad_(False)
     squares = [
-        loss.new_zeros(()) if g is None else (g.to(wide.dtype) / scale).square().sum() for g in gradients
+        loss.new_zeros(()) if g is None else (g.to(loss.dtype) / scale).square().sum() for g in gradients
     ]
     return loss.detach(), dict(zip(parameters, squares, strict=True))
 

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import Subset
 
 from gradwise.data import Collator, check_dropped, ragged
+from gradwise.data.tokenise import NO_LOSS
 from gradwise.errors import SignalError
-from gradwise.signals.head import NO_LOSS
 from gradwise.signals.vocabulary import vocabulary_size
 
 CHUNK = 10_000

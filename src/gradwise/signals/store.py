@@ -30,6 +30,7 @@ from gradwise.folders import FORMAT, check_format, claimed
 from gradwise.ranks import on_each, on_first, wait_for_all
 from gradwise.signals.sheet import MEASURED, Column, Sheet, blank
 from gradwise.stored import damaged, read_json
+from gradwise.text import clipped
 
 MANIFEST, DONE = "manifest.json", "done"
 
@@ -329,11 +330,7 @@ def _check_same(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None
     differ = [name for name in dict.fromkeys([*there, *here]) if there.get(name) != here.get(name)]
     if differ:
         described = "; ".join(
-            f"{name} was {_short(there.get(name))}, now {_short(here.get(name))}" for name in differ
+            f"{name} was {clipped(str(there.get(name)), 80)}, now {clipped(str(here.get(name)), 80)}"
+            for name in differ
         )
         raise SignalError(f"{path} holds signals of another request: {described}. Give another folder.")
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,10 +1,11 @@
-"""Token ids that a model has no embedding for: they end its first forward pass in an index error."""
+"""The tokens of a model: its padding, and ids without an embedding, which end its first forward pass in an
+index error."""
 
 from typing import Any
 
 import numpy as np
 
-from gradwise.data import ragged
+from gradwise.data import Collator, ragged
 from gradwise.errors import DataError
 
 
@@ -13,6 +14,12 @@ def vocabulary_size(model: Any) -> int:
     embeddings = model.get_input_embeddings()
     # Under ZeRO-3 the weight itself is empty.
     return int(getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0])
+
+
+def padding_collator(model: Any) -> Collator:
+    """What makes batches of a model's samples, padded with its own padding token, or with token 0."""
+    token = getattr(model.config, "pad_token_id", None)
+    return Collator(token if isinstance(token, int) and token >= 0 else 0)
 
 
 def check_tokens(model: Any, dataset: Any, collate: Any = None) -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from gradwise.console import say
 from gradwise.errors import RecipeError
 from gradwise.recipe.foreign_keys import adapter_config
-from gradwise.text import clipped
+from gradwise.text import one_line
 
 
 def with_adapter(
@@ -36,8 +36,9 @@ def with_adapter(
             made = peft.get_peft_model(model, adapter_config(method)(task_type="CAUSAL_LM", **options))
         # PEFT checks little: a damaged pattern or a missing key raises whatever meets it first.
         except Exception as error:
-            reason = clipped(" ".join(str(error).split()), 400).rstrip(".")
-            raise RecipeError(f"adapter: {method} cannot be used as it is set up ({reason}).") from None
+            raise RecipeError(
+                f"adapter: {method} cannot be used as it is set up ({one_line(error, 400)})."
+            ) from None
     later = (FutureWarning, DeprecationWarning)
     sentences = [" ".join(str(w.message).split()) for w in heard if not issubclass(w.category, later)]
     for sentence in dict.fromkeys(sentences):

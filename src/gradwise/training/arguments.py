@@ -9,7 +9,10 @@ from typing import Any
 import torch
 import transformers
 from transformers import TrainingArguments
-from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 from transformers.utils.import_utils import is_liger_kernel_available
 
 from gradwise.errors import RecipeError
@@ -17,7 +20,7 @@ from gradwise.ranks import on_cpu
 from gradwise.recipe import Train
 from gradwise.recipe.foreign_keys import DEFAULTS
 from gradwise.recipe.tree import CONFIGURATIONS
-from gradwise.text import clipped, shown
+from gradwise.text import one_line, shown
 
 DECAY_SHARE = "decay_share"
 """Key in lr_scheduler_kwargs for the share of the steps over which `schedule: wsd` decays."""
@@ -37,21 +40,11 @@ EVALUATION = {
 }
 """Arguments that mean something only where there are held-out data."""
 
-INSTALLED_AS = {
-    "azure_ml": "azureml-mlflow",
-    "comet_ml": "comet_ml",
-    "dagshub": "dagshub",
-    "dvclive": "dvclive",
-    "mlflow": "mlflow",
-    "neptune": "neptune",
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "codecarbon": "codecarbon",
-    "clearml": "clearml",
-    "swanlab": "swanlab",
-    "trackio": "trackio",
-}
-"""Trackers, and the packages that they come in."""
+INSTALLED_AS = {"azure_ml": "azureml-mlflow"}
+"""Packages of trackers that have another name than the tracker."""
+
+UNLISTED = ("flyte", "kubeflow")
+"""Trackers that transformers does not list as available whenever their package is installed."""
 
 
 def decay_steps(share: float, steps: int) -> int:
@@ -154,7 +147,7 @@ def training_arguments(
         _ = made.device  # enters the process group, where there are several ranks
         _check_optimizer(made)
     except Exception as error:  # of the packages that it configures: whatever they raise, a setting is wrong
-        raise RecipeError(f"train: {clipped(' '.join(str(error).split()), 400)}") from None
+        raise RecipeError(f"train: {one_line(error, 400)}.") from None
     return made
 
 
@@ -197,10 +190,9 @@ def _check_machine(arguments: dict[str, Any]) -> None:
     trackers = arguments.get("report_to", "none")
     installed = get_available_reporting_integrations()
     for name in trackers if isinstance(trackers, list) else [trackers]:
-        if name in INSTALLED_AS and name not in installed:
-            raise RecipeError(
-                f"train.report_to: {name} is not installed; run: pip install {INSTALLED_AS[name]}."
-            )
+        if name in INTEGRATION_TO_CALLBACK and name not in (*installed, *UNLISTED):
+            package = INSTALLED_AS.get(name, name)
+            raise RecipeError(f"train.report_to: {name} is not installed; run: pip install {package}.")
 
 
 def _check_json(key: str, path: Path) -> None:

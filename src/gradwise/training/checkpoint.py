@@ -28,7 +28,7 @@ from gradwise.atomic import (
     writing,
 )
 from gradwise.errors import CheckpointError, RecipeError
-from gradwise.folders import MARKER, Marker, check_format, mark, read_marker
+from gradwise.folders import MARKER, Marker, mark, read_marker
 from gradwise.stored import damaged, read_json
 from gradwise.training.plan import Plan
 
@@ -60,8 +60,6 @@ def check_ours(folder: Path) -> None:
 def _check_marked(checkpoint: Path) -> None:
     if (checkpoint / MARKER).is_file() or _is_empty(checkpoint):
         return
-    if (checkpoint / "complete.json").is_file():
-        check_format(1, f"The checkpoint {checkpoint}", RecipeError)
     raise RecipeError(
         f"{checkpoint} was not written by gradwise (it has no {MARKER}) and could be overwritten; move it, "
         "or give another output folder."
@@ -101,8 +99,6 @@ def _marker(checkpoint: Path) -> Marker:
     if not checkpoint.is_dir():
         raise CheckpointError(f"There is no checkpoint at {checkpoint}.")
     marker = read_marker(checkpoint, CheckpointError)
-    if marker is None and (checkpoint / "complete.json").is_file():
-        check_format(1, f"The checkpoint {checkpoint}", CheckpointError)
     if marker is None or marker["kind"] != "checkpoint":
         raise CheckpointError(f"{checkpoint} is no checkpoint of gradwise's (it has no {MARKER}).")
     if not marker["complete"]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from gradwise.data.tokenise import NO_LOSS
 from gradwise.errors import DataError
 from gradwise.numerics.streams import stream_seed
 from gradwise.stopping import spare_worker, spared
@@ -120,7 +121,7 @@ class Feeder:
                 "The collator returns no labels, so a rank without samples cannot be left out of a step."
             )
         # Without labels it adds nothing to the loss, which is a sum over label tokens.
-        return {**batch, "labels": torch.full_like(batch["labels"], -100)}
+        return {**batch, "labels": torch.full_like(batch["labels"], NO_LOSS)}
 
 
 class _RowsOfSteps(Sampler[Any]):

@@ -20,9 +20,7 @@ from torch.nn.functional import cross_entropy
 from transformers import TrainingArguments
 
 from gradwise.data.tokenise import NO_LOSS
-
-HELD_OUT_LOSS = "held_out_loss"
-"""Its name among an evaluation's metrics, after the prefix `eval_` or `eval_<set>_`."""
+from gradwise.evaluation.settings import HELD_OUT_LOSS
 
 
 class HeldOutLoss:

@@ -104,9 +104,8 @@ class UpdateInBackward:
             self.measure(number)
         if self.max_norm is not None:
             nn.utils.clip_grad_norm_(learned, self.max_norm)
-        stream: StateStream | None = getattr(self.optimizer, "offloaded_state", None)
-        if stream is not None:
-            stream.update(learned)
+        if self._stream is not None:
+            self._stream.update(learned)
         else:
             step_on(self.optimizer, learned)
         # Freed at once: at most one layer's gradient exists at a time, which is what this mode is for.
@@ -124,20 +123,14 @@ class UpdateInBackward:
         self._missing.clear()
 
 
-def check_update_in_backward(
-    *, passes: int = 1, max_norm: Any = None, scaled: bool = False, ranks: int = 1
-) -> None:
+def check_update_in_backward(*, scaled: bool = False, ranks: int = 1) -> None:
     """Raise RecipeError where an update within the backward pass is not the step that was asked for.
 
     Args:
-        passes: backward passes per step.
-        max_norm: largest norm of the gradient over all layers; None or 0 for no clipping.
         scaled: whether the loss is scaled.
         ranks: processes that average gradients.
     """
     reasons = {
-        f"a step has {passes} backward passes, and its gradient is complete only after the last": passes > 1,
-        f"clipping at norm {max_norm} needs the gradient of all layers; clip each layer": bool(max_norm),
         "loss scaling decides on an update once all gradients are there; use bfloat16": scaled,
         f"{ranks} ranks average gradients after the backward pass": ranks > 1,
     }

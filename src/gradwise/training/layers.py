@@ -304,10 +304,9 @@ class LayerSwitch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume where `state_dict` was taken; raises CheckpointError for another policy or model."""
-        if not isinstance(state, dict) or state.keys() | {"with_state"} != self.state_dict().keys():
+        if not isinstance(state, dict) or state.keys() != self.state_dict().keys():
             raise CheckpointError(f"The state is none that a LayerSwitch has given; found {shown(state)}.")
-        layers = (list(self.names), len(self.layers))
-        if not same_settings(state["policy"], self.policy) or state["layers"] not in layers:
+        if not same_settings(state["policy"], self.policy) or state["layers"] != list(self.names):
             raise CheckpointError(
                 f"The checkpoint's layer policy was {state['policy']} on {shown(state['layers'])}; this run "
                 f"has {asdict(self.policy)} on {shown(list(self.names))}."
@@ -321,10 +320,8 @@ class LayerSwitch:
         self._measured = torch.tensor(state["measured"], dtype=torch.float32, device=self.device)
         if state["active"]:
             self._activate(tuple(state["active"]))
-        # Older checkpoints do not have it; their state stays as it was loaded.
-        if (layers_with_state := state.get("with_state")) is not None:
-            # torch.distributed.checkpoint fills in state that was not saved, counted as one step.
-            self._forget(set(range(len(self.layers))) - set(layers_with_state))
+        # torch.distributed.checkpoint fills in state that was not saved, counted as one step.
+        self._forget(set(range(len(self.layers))) - set(state["with_state"]))
 
     def _take_scores(self) -> None:
         """Fold the window into the scores: the only time that the device is waited for."""

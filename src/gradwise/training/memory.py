@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from gradwise.signals.given_back import unwrapped
 from gradwise.signals.shards import reshard
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.offload.arena import is_streamed
@@ -61,7 +62,7 @@ class StepMemory:
             followed: whether tensors can be followed through the model.
         """
         self._record = record if record.writes else None
-        self._model, self._optimizer = model, getattr(optimizer, "optimizer", optimizer)
+        self._model, self._optimizer = model, unwrapped(optimizer)
         self._switch, self._steps, self._draws = switch, steps, switch.draws if switch else 0
         # Those of a compiled or quantised model are not what its operations return.
         kinds = (nn.Parameter, DTensor)

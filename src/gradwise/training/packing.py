@@ -5,8 +5,7 @@ recurrent and convolutional ones carry their state on, others take positions fro
 outside: a neighbour is changed, and each sample is computed alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ from gradwise.data import Collator
 from gradwise.errors import RecipeError
 from gradwise.precision import autocasting
 from gradwise.ranks import on_first
-from gradwise.text import clipped
+from gradwise.signals.given_back import evaluating
+from gradwise.text import described
 
 LENGTHS = (5, 7, 6)
 """Tokens of the samples that are tried; short convolutions reach over four."""
@@ -114,7 +114,7 @@ def influence(
         return [sample for row in parts for sample in row]
 
     try:
-        with _evaluating(model):
+        with evaluating(model), torch.no_grad():
             # Logits, not the loss: of 48 architectures whose packed samples see each other, 8 changed the
             # summed loss by less than 1e-4, while single logits moved by 0.1 to 13 % (docs/log.md).
             together = logits([first, middle, last], *more)
@@ -124,8 +124,7 @@ def influence(
                 for ids in (first, middle, last)
             ]
     except Exception as error:
-        reason = clipped(" ".join(str(error).split()), 200)
-        return f"{name} cannot take packed rows ({type(error).__name__}: {reason})"
+        return f"{name} cannot take packed rows ({described(error, 200)})"
     if (moved := max(_difference(together[i], beside[i]) for i in (0, 2))) > beside_other:
         return f"packed samples see each other in {name}: changing one moved another's logits by {moved:.1%}"
     if (moved := max(map(_difference, together, alone))) > by_itself:
@@ -186,17 +185,3 @@ def _logits(
 def _difference(one: Tensor, other: Tensor) -> float:
     """The largest difference of a token's logits, relative to their size."""
     return float(((one - other).norm(dim=-1) / other.norm(dim=-1).clamp(min=1e-6)).max())
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout or gradients; modes and random state are given back."""
-    training = [module for module in model.modules() if module.training]
-    cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.no_grad(), torch.random.fork_rng(cuda):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True

@@ -13,6 +13,7 @@ from transformers import modeling_utils
 from gradwise.atomic import AGAIN, not_written
 from gradwise.errors import RecipeError
 from gradwise.ranks import lost_connection
+from gradwise.text import one_line
 from gradwise.training import checkpoint as checkpoints
 
 WRITE_FAILED = ("write", "PytorchStreamWriter", "inline_container", "No space", "iostream")
@@ -52,7 +53,7 @@ def _check_saves(name: str, part: Any, folder: str) -> None:
     except OSError:
         raise
     except Exception as error:
-        raise RecipeError(f"The model's {name} cannot be saved: {_one_line(error)}.") from error
+        raise RecipeError(f"The model's {name} cannot be saved: {one_line(error)}.") from error
 
 
 def _check_shared_weights(model: modeling_utils.PreTrainedModel) -> None:
@@ -60,7 +61,7 @@ def _check_shared_weights(model: modeling_utils.PreTrainedModel) -> None:
         modeling_utils.remove_tied_weights_from_state_dict(model.state_dict(), model)
     except RuntimeError as error:
         raise RecipeError(
-            f"The model's weights cannot be saved, since some share memory: {_one_line(error)}."
+            f"The model's weights cannot be saved, since some share memory: {one_line(error)}."
         ) from error
 
 
@@ -85,7 +86,3 @@ def write_or_explain(target: Path, write: Callable[[], None], checkpoint_folder:
         last = checkpoints.last_whole(checkpoint_folder, contents=False)[0]
         advice = f"{AGAIN}; it resumes from {last or 'the beginning'}"
         raise not_written(target, error, advice) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".")

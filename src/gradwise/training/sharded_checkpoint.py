@@ -21,6 +21,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.ranks import is_first
+from gradwise.signals.given_back import unwrapped
 from gradwise.signals.shards import is_distributed, reshard, units
 from gradwise.stored import damaged
 from gradwise.training.offload.arena import SERVED
@@ -54,7 +55,7 @@ class ShardedCheckpoints(_AnyTrainer):
         reshard(self.model)  # evaluation leaves whole parameters
         optimizer = super().create_optimizer(*args, **kwargs)
         if units(self.model) and saves(self.args):
-            check_state_can_be_saved(_inner(optimizer))
+            check_state_can_be_saved(unwrapped(optimizer))
             check_rows(self.model.parameters(), "checkpoints are written")
         return optimizer
 
@@ -67,7 +68,7 @@ class ShardedCheckpoints(_AnyTrainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         check_saves_sharded(self)
-        state = whole_state(_inner(self.optimizer))
+        state = whole_state(unwrapped(self.optimizer))
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
@@ -76,7 +77,7 @@ class ShardedCheckpoints(_AnyTrainer):
         if checkpoint is None or not units(self.model):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        load_state(_inner(self.optimizer), Path(checkpoint) / OPTIMIZER)
+        load_state(unwrapped(self.optimizer), Path(checkpoint) / OPTIMIZER)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -277,8 +278,3 @@ def take_random_state(checkpoint: Path, rank: int, ranks: int) -> None:
 
 def _is_adapted(model: object) -> bool:
     return hasattr(model, "peft_config")
-
-
-def _inner(optimizer: Optimizer) -> Optimizer:
-    """The optimizer without accelerate's wrapper."""
-    return getattr(optimizer, "optimizer", optimizer)

@@ -137,9 +137,10 @@ def check_output(args: object, run_dir: str | Path | OwnedFolder | None) -> None
     if isinstance(args, TrainingArguments) and args.push_to_hub:
         folder = run_dir.path if isinstance(run_dir, OwnedFolder) else Path(run_dir or str(output))
         check_uploads(args, folder.expanduser())
-        if args.hub_strategy in ("checkpoint", "all_checkpoints"):
+        strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
+        if strategy in ("checkpoint", "all_checkpoints"):
             raise RecipeError(
-                f"TrainingArguments.hub_strategy: {args.hub_strategy.value} would upload checkpoints before "
+                f"TrainingArguments.hub_strategy: {strategy} would upload checkpoints before "
                 "they are whole; take every_save or end."
             )
     if output and (Path(output).is_symlink() or Path(output).exists()) and not Path(output).is_dir():

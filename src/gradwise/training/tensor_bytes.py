@@ -32,19 +32,10 @@ class TensorBytes(TorchDispatchMode):
         self.alive: Counter[str] = Counter()
         """Bytes now, by part."""
         self.at_peak: Counter[str] = Counter()
-        """Bytes by part at the peak since the last `reset`."""
+        """Bytes by part at the peak, since the last block that was followed began."""
         self._storages: dict[int, tuple[weakref.ref[Any], str, int]] = {}
         self._gathered: set[int] = set()
         """Storages of whole parameters, which FSDP empties and fills without an operation."""
-
-    @property
-    def peak(self) -> int:
-        """Most bytes since the last `reset`."""
-        return self.at_peak.total()
-
-    def reset(self) -> None:
-        """Measure the peak from here."""
-        self.at_peak = Counter(self.alive)
 
     def add(self, tensors: Iterable[Tensor], part: str, *, rows: bool = False) -> None:
         """Count tensors as belonging to a part, whatever they counted as before.
@@ -120,7 +111,7 @@ class TensorBytes(TorchDispatchMode):
         handles += [unit.register_forward_pre_hook(self._gather) for unit in units(model)]
         try:
             with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), self:
-                self.reset()
+                self.at_peak = Counter(self.alive)
                 yield self
         finally:
             for handle in handles:

@@ -20,7 +20,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from gradwise.console import say
 from gradwise.ranks import is_first
-from gradwise.text import clipped
+from gradwise.text import described
 
 EVENTS = [name for name in dir(TrainerCallback) if name.startswith("on_")]
 
@@ -146,5 +146,5 @@ def _tolerated(tracker: Any, event: str, react: Callable[..., Any], failed: list
 
 
 def _warn(name: str, when: str, error: Exception) -> None:
-    reason = clipped(" ".join(f"{type(error).__name__}: {error}".split()), 200)
+    reason = described(error, 200)
     say(f"Warning: the tracker {name} failed ({when}: {reason}). The run continues without it.", error=True)

@@ -30,8 +30,6 @@ class Descent(NamedTuple):
     """(k,) of length 1; a sample whose gradient lies along it lowers the validation loss."""
     ridge: float
     """As a multiple of the largest eigenvalue; inf for plain alignment."""
-    expected: tuple[float, ...]
-    """For each ridge tried the decrease that held-out halves expect, in the unit of the largest."""
 
 
 def descent(z: Any, spectrum: Spectrum, *, seed: int = 0) -> Descent:
@@ -49,8 +47,7 @@ def descent(z: Any, spectrum: Spectrum, *, seed: int = 0) -> Descent:
     # Plain alignment unless another ridge is expected to do better, and to do any good.
     best = float(RIDGES[int(np.argmax(expected))]) if expected.max() > max(0.0, expected[-1]) else np.inf
     direction = _direction(z.mean(axis=0), spectrum, best)
-    scale = np.abs(expected).max() or 1.0
-    return Descent(direction / (np.linalg.norm(direction) or 1.0), best, tuple((expected / scale).tolist()))
+    return Descent(direction / (np.linalg.norm(direction) or 1.0), best)
 
 
 def _expected(z: NDArray[np.float64], seed: int) -> NDArray[np.float64]:

@@ -284,7 +284,7 @@ class Direct(PublishedDirect, Annealer):
         elif self.objective == "alignment":
             mean = z.mean(axis=0)
             # An infinite ridge leaves b itself: plain alignment with the mean validation gradient.
-            way = Descent(mean / (np.linalg.norm(mean) or 1.0), math.inf, ())
+            way = Descent(mean / (np.linalg.norm(mean) or 1.0), math.inf)
         stiff = spectrum.stiff(self.stiff)
         along = None if way is None else way.direction
         return Problem(pool, gradients, spectrum, stiff, stiff_costs(gradients, spectrum, stiff, along), way)

@@ -292,7 +292,6 @@ class Grace(PublishedGrace, Targeted):
         step: int = 0,
         seed: int = 0,
         device: str = "cpu",
-        progress: Callable[[int], object] | None = None,
         took: dict[str, float] | None = None,
         forecast: Forecast | None = None,
         target: Signals | None = None,
@@ -307,7 +306,6 @@ class Grace(PublishedGrace, Targeted):
             step: optimizer steps done.
             seed: of an approximate search.
             device: where exact neighbours are searched, "cpu" or "cuda".
-            progress: gets the number of rows whose neighbours are found.
             took: gets the seconds that the graph took, as "graph".
             forecast: how often the selection is refreshed. If unset, never.
             target: signals of the target samples, where the selection aims at some.
@@ -326,7 +324,6 @@ class Grace(PublishedGrace, Targeted):
             approximate=search_of(self.search, len(usable)) == "approximate",
             device=device,
             seed=seed,
-            progress=progress,
         )
         if took is not None:
             took["graph"] = time.perf_counter() - start

@@ -41,11 +41,6 @@ class Nodes:
     graph: KnnGraph
     """k-NN graph of the nodes."""
 
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """(m,) samples in each node."""
-        return np.bincount(self.node, minlength=len(self.first))
-
 
 def nodes_of(embedding: NDArray[np.floating], k: int, **search: Any) -> Nodes:
     """Nodes and graph of (n, h) embeddings.
@@ -56,7 +51,7 @@ def nodes_of(embedding: NDArray[np.floating], k: int, **search: Any) -> Nodes:
     Args:
         embedding: finite.
         k: neighbours of each node; twice as many are kept, for repairs.
-        search: `approximate`, `device`, `seed`, `progress`, as `knn_graph` takes them.
+        search: `approximate`, `device`, `seed`, as `knn_graph` takes them.
     """
     centre = embedding.mean(axis=0, dtype=np.float64).astype(np.float32)
     x = unit(embedding - centre)

@@ -40,10 +40,10 @@ class RunFiles:
         """Read all but what `table` and `details` read."""
         run = cls(path)
         run.metrics, run.events = run._lines("metrics.jsonl", "step"), run._lines("events.jsonl", "event")
-        run.recipe = run._take("recipe.yaml", _mapping, {})
-        run.environment = run._take("environment.json", read_json, {}, needed=run._is_command())
-        run.scores = run._take("scores.json", _scores, {}, needed=bool(run.finished) and run._is_scored())
-        run.plan = run._take("plan/plan.safetensors", Plan.load, None)
+        run.recipe = run.take("recipe.yaml", _mapping, {})
+        run.environment = run.take("environment.json", read_json, {}, needed=run._is_command())
+        run.scores = run.take("scores.json", _scores, {}, needed=bool(run.finished) and run._is_scored())
+        run.plan = run.take("plan/plan.safetensors", Plan.load, None)
         run._check_end()
         run._check_model()
         return run
@@ -78,17 +78,15 @@ class RunFiles:
 
     def table(self, name: str) -> list[Line]:
         """The rows of a Parquet file below the run directory; none where it cannot be read."""
-        return self._take(name, lambda path: pyarrow.parquet.read_table(path).to_pylist(), [])
+        return self.take(name, lambda path: pyarrow.parquet.read_table(path).to_pylist(), [])
 
     def details(self, name: str) -> Line:
         """A JSON object below the run directory."""
-        return self._take(name, read_json, {})
+        return self.take(name, read_json, {})
 
-    def take(self, name: str, read: Callable[[Path], T], instead: T) -> T:
-        """What `read` makes of a file, or `instead` where it is missing or damaged, with a sentence on it."""
-        return self._take(name, read, instead)
-
-    def _take(self, name: str, read: Callable[[Path], T], instead: T, *, needed: bool = True) -> T:
+    def take(self, name: str, read: Callable[[Path], T], instead: T, *, needed: bool = True) -> T:
+        """What `read` makes of a file, or `instead` where it is missing or damaged, with a sentence on it; a
+        missing one that is not `needed` needs none."""
         path = self.path / name
         if not path.is_file():
             if needed:
@@ -103,7 +101,7 @@ class RunFiles:
 
     def _lines(self, name: str, key: str) -> list[Line]:
         """The whole lines of a JSONL file that are objects with `key`."""
-        content = self._take(name, Path.read_bytes, b"")
+        content = self.take(name, Path.read_bytes, b"")
         *lines, rest = content.split(b"\n")
         if rest:
             self.missing.append(f"{name} ends within a line.")

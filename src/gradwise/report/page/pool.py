@@ -3,7 +3,6 @@ in two dimensions."""
 
 import math
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,9 +49,6 @@ LABELS = {
     "copies": ("copies", 0),
     "cosine": ("cosine with the descent direction", 3),
     "stiff_cost": ("stiff cost, of the average", 2),
-    "relevance": ("relevance to the target", 3),
-    "loss": ("loss, nats per token", 3),
-    "score": ("score", 3),
     "weight": ("weight", 2),
 }
 """Columns of picks that are shown, with their headings and decimals, in this order."""
@@ -96,11 +92,7 @@ def _decisions(run: RunFiles) -> list[tuple[int, str]]:
         if event.get("selected"):
             titles[event["step"]] = f"Selected again before step {event['step'] + 1:,} (refresh)"
     for event in run.of("anneal"):
-        if (
-            event["step"] in pick_steps
-            or "descent" in str(event.get("curvature", ""))
-            or "stiff_directions" in event
-        ):
+        if event["step"] in pick_steps or "stiff_directions" in event:
             titles[event["step"]] = f"Selected for the annealing phase, before step {event['step'] + 1:,}"
     steps = sorted(titles)
     # Of many refreshes the first and the last ones are shown.
@@ -200,8 +192,6 @@ def _mix(run: RunFiles) -> list[Block]:
     entries = run.plan.indices[: len(run.plan)]
     # Of the event, since a Trainer's recipe does not have its batch size; rows of packed samples have none.
     batch = next(iter(run.of("plan")), {}).get("batch_size")
-    if batch is None and run.section("model"):  # an event of an earlier version
-        batch = run.section("train").get("batch_size")
     last = max((line["step"] for line in run.steps), default=0)
     per_step = batch if isinstance(batch, int) else max(1, len(entries) // max(1, last))
     steps = -(-len(entries) // per_step)
@@ -262,11 +252,7 @@ def plane(run: RunFiles) -> list[Block]:
     caption += f", which hold {variance:.0%} of the variance" if isinstance(variance, float) else ""
     caption += ". Full colour: selected last." if picks else "."
     legend = tuple((cloud.name, f"c{cloud.colour}") for cloud in clouds) if len(clouds) > 1 else ()
-    drawing = both(
-        lambda width: scatter(
-            [replace(cloud) for cloud in clouds], "first principal component", "second", width
-        )
-    )
+    drawing = both(lambda width: scatter(clouds, "first principal component", "second", width))
     return [Figure(drawing, caption, legend)]
 
 

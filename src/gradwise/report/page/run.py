@@ -21,6 +21,7 @@ from gradwise.report.page.document import (
 )
 from gradwise.report.page.files import RunFiles
 from gradwise.report.reading import deciding_seconds
+from gradwise.text import one_line
 
 T = TypeVar("T")
 
@@ -73,8 +74,9 @@ def _guarded(run: RunFiles, what: str, make: Callable[[RunFiles], T], instead: T
     try:
         return make(run)
     except Exception as error:  # there is no telling what is in a file that somebody has edited
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        run.missing.append(f"{what} was left out: a value in the record is not as expected ({reason}).")
+        run.missing.append(
+            f"{what} was left out: a value in the record is not as expected ({one_line(error, 120)})."
+        )
         return instead
 
 

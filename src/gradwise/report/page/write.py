@@ -8,7 +8,7 @@ from gradwise.report.page.comparison import comparison_page
 from gradwise.report.page.document import REPORT, write_html
 from gradwise.report.page.run import run_page
 from gradwise.report.reading import HELD_OUT_LOSS
-from gradwise.text import clipped
+from gradwise.text import one_line
 
 
 def write_page(
@@ -41,5 +41,5 @@ def write_at_end(folder: Path, *, metric: str = HELD_OUT_LOSS) -> None:
     try:
         say(f"Report: {write_page(folder, metric=metric)}")
     except Exception as error:  # the run is done and saved, whatever a drawing makes of its record
-        reason = clipped(" ".join(str(error).split()) or type(error).__name__, 300).rstrip(".")
+        reason = one_line(error)
         say(f"Warning: the report could not be written ({reason}); `gradwise report {folder}` tries again.")

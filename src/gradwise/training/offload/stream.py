@@ -110,11 +110,6 @@ class StateStream:
         self._loaded: dict[nn.Parameter, dict[str, Tensor]] = {}
 
     @property
-    def size(self) -> int:
-        """Bytes of host memory."""
-        return sum(place.unit.size for place in self._places)
-
-    @property
     def device(self) -> Device:
         """The device of the parameters."""
         if self._device is None:
