@@ -5,11 +5,11 @@
 Pools have about 1,600 short records of six sets. Each method picks 80 or 160 of them (5 or 10 %) by 64 target
 samples, and its picks are judged by the held-out loss on 100 others. Every arm trains for 60 steps of 8
 samples. `full` takes all of the pool. `full, longer` gets as many steps more as the scoring and choosing of
-`grace` took time, so that both take equally long. `trial` tries `grace`, `dsir`, `random` and `full` for 15
-steps each, with half of the target samples choosing and the other half judging, and is what the winner picks
-by all of them; its own cost is not charged to `full, longer`. GSM8K is also a set of the pool, the other
-targets are not. `less` warms up and scores as in a run, with gradients of 256 numbers at each of four
-checkpoints; `tsds` has its defaults. Both are measured at 10 % alone.
+`grace` took time for that share of the pool, so that both take equally long. `trial` tries `grace`, `dsir`,
+`random` and `full` for 15 steps each, with half of the target samples choosing and the other half judging,
+and is what the winner picks by all of them; its own cost is not charged to `full, longer`. GSM8K is also a
+set of the pool, the other targets are not. `less` warms up and scores as in a run, with gradients of 256
+numbers at each of four checkpoints; `tsds` has its defaults. Both are measured at 10 % alone.
 
 The unrelated pool holds 1,600 speeches of plays, and the target is SVAMP.
 """
@@ -152,7 +152,7 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     longer = steps_for(partial(chosen_by_grace, one, seed), one, seed)
     arm_losses = {arm: trained(one, rows, seed) for arm, rows in picked.items()}
     more = {arm: rows for arm, rows in picks(one.pool, one.target, seed, MORE).items() if arm != "full"}
-    tenth = {arm: trained(one, rows, seed) for arm, rows in more.items()}
+    of_more = {arm: trained(one, rows, seed) for arm, rows in more.items()} | {"full": arm_losses["full"]}
     arm_losses[LONGER] = trained(one, picked["full"], seed, STEPS + longer)
     judged = Probe(
         one.model, one.optimizer, one.samples["pool"], one.collate, target=one.samples["target"], clip=1.0
@@ -160,19 +160,22 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     losses = raced(judged, one.pool, one.target, seed)
     winner = min(losses, key=lambda arm: losses[arm])
     print(name, seed, arm_losses, longer, losses, flush=True)
-    tenth |= {arm: arm_losses[arm] for arm in ("full", LONGER)}
-    shares = {"5 %": arm_losses | {"trial": arm_losses[winner]}, "10 %": tenth}
+    shares = {"5 %": arm_losses | {"trial": arm_losses[winner]}, "10 %": of_more}
     return {"arms": shares, "longer": longer, "trial": losses}
 
 
-def peers(name: str, seed: int) -> dict[str, Any]:
-    """Loss after training on the picks of `less` and `tsds`."""
+def tenth(name: str, seed: int) -> dict[str, Any]:
+    """Loss of what is measured at 10 % alone: `full, longer`, and training on the picks of `less` and
+    `tsds`."""
     one = case(name, seed)
+    longer = steps_for(partial(chosen_by_grace, one, seed, MORE), one, seed)
+    full = np.arange(len(one.pool))
     chosen = {
         "tsds": Tsds(count=MORE).select(one.pool, target=one.target, seed=seed).indices,
         "less": chosen_by_less(one, seed),
     }
-    return {"arms": {arm: trained(one, rows, seed) for arm, rows in chosen.items()}}
+    arms = {arm: trained(one, rows, seed) for arm, rows in chosen.items()}
+    return {"arms": arms | {LONGER: trained(one, full, seed, STEPS + longer)}, "longer": longer}
 
 
 def chosen_by_less(one: Case, seed: int) -> np.ndarray:
@@ -286,33 +289,38 @@ def trained(one: Case, rows: np.ndarray, seed: int, steps: int = STEPS) -> float
 
 def page(content: Content) -> Page:
     losses: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
-    longer: dict[str, list[int]] = {name: [] for name in NAMES}
+    longer: dict[str, dict[str, list[int]]] = {name: {"5 %": [], "10 %": []} for name in NAMES}
     won: dict[str, list[str]] = {name: [] for name in NAMES}
     for key, entry in of_kind(content, "loss").items():
         name, seed = key.split("/")
-        longer[name].append(entry["longer"])
+        longer[name]["5 %"].append(entry["longer"])
         won[name].append(min(entry["trial"], key=lambda arm: entry["trial"][arm]))
         for share, arms in entry["arms"].items():
             for arm, loss in arms.items():
+                if (share, arm) == ("10 %", LONGER):
+                    continue  # charged for the decision of 5 %; `tenth` has its own
                 losses.setdefault(name, {}).setdefault(share, {}).setdefault(arm, {})[int(seed)] = loss
-    for key, entry in of_kind(content, "peers").items():
+    for key, entry in of_kind(content, "tenth").items():
         name, seed = key.split("/")
+        longer[name]["10 %"].append(entry["longer"])
         for arm, loss in entry["arms"].items():
             losses[name]["10 %"].setdefault(arm, {})[int(seed)] = loss
     sections, claims = [], []
     for name, shares in losses.items():
-        sentence = (
-            f"`{LONGER}` takes {min(longer[name])} to {max(longer[name])} steps more. The trial was won by "
-            f"{', '.join(f'`{arm}`' for arm in won[name])}."
-        )
         for share, by_arm in shares.items():
+            sentence, more = "", longer[name][share]
+            if more:
+                sentence = f"`{LONGER}` takes {min(more)} to {max(more)} steps more."
+            if "trial" in by_arm:
+                sentence += f" The trial was won by {', '.join(f'`{arm}`' for arm in won[name])}."
             means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
             rows = [[f"`{arm}`", f"{value:.3f}"] for value, arm in means]
             listed = table(["arm", "mean held-out loss"], rows)
             compared = comparisons(by_arm, list(REFERENCES))
             sections.append("\n\n".join([f"## {name}, {share}", listed, sentence, *compared]))
         for share, text, arm, reference, names in CLAIMS:
-            if name in names and len(shares[share][arm]) > 2:  # two seeds have no interval
+            by_arm = shares[share]
+            if name in names and reference in by_arm and len(by_arm[arm]) > 2:  # two seeds have no interval
                 pairs = [(f"{text}: {name}", arm, reference)]
                 claims += compared_claims(shares[share], list(REFERENCES), pairs)
     if unrelated_entries := of_kind(content, "unrelated"):
@@ -369,7 +377,7 @@ def main() -> None:
         result.once(f"unrelated/{seed}", partial(unrelated, seed))
     for seed in SEEDS:
         for name in options.targets:
-            result.once(f"peers/{name}/{seed}", partial(peers, name, seed))
+            result.once(f"tenth/{name}/{seed}", partial(tenth, name, seed))
 
 
 if __name__ == "__main__":

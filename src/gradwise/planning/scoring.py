@@ -1,5 +1,6 @@
 """Signals that the decisions of a run need, and no others; and how fast they can be had."""
 
+import math
 import time
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -30,7 +31,8 @@ GRADIENT_SETTINGS = ("parameters", "grad_dim", "grad_dtype")
 """Settings that gradients depend on, besides the seed."""
 
 FEW, MORE = 4, 20
-"""Samples of the two scoring runs whose difference is the time per sample."""
+"""Samples of the two scoring runs whose difference is the time per sample. On an accelerator the smaller one
+has a full batch, and the larger one as many times that."""
 
 COUNTED = 200
 """Samples whose label tokens are counted to estimate their mean."""
@@ -397,12 +399,23 @@ class ScoringSpeed(NamedTuple):
     """More than 0."""
 
 
+def samples_timed(context: RunContext) -> int:
+    """How many samples the larger of two scoring runs has that are timed."""
+    count = len(context.train)
+    if context.device == "cpu" or not count:
+        return MORE
+    # Less than a full batch takes as long as one on an accelerator: launching its kernels takes longest.
+    lengths = [len(context.train.inputs[int(row)]["input_ids"]) for row in evenly(count, COUNTED)]
+    batch = context.recipe.signals.batch_tokens / max(1.0, float(np.mean(lengths)))
+    return max(MORE, math.ceil(batch * MORE / FEW))
+
+
 def scoring_speed(context: RunContext, rows: NDArray[np.int64], needs: frozenset[str]) -> ScoringSpeed:
     """The speed at the model's present weights, from scoring all of `rows` and a few of them.
 
     Args:
         context: of the run.
-        rows: positions of `MORE` samples, or of all where there are fewer.
+        rows: positions of `samples_timed` samples, or of all where there are fewer.
         needs: names of signals.
     """
 
@@ -415,7 +428,8 @@ def scoring_speed(context: RunContext, rows: NDArray[np.int64], needs: frozenset
         signals_now(context, chosen, needs)
         return time.perf_counter() - start
 
-    few = rows[:: max(1, len(rows) // FEW)][:FEW]
+    fewer = max(FEW, len(rows) * FEW // MORE)
+    few = rows[:: max(1, len(rows) // fewer)][:fewer]
     seconds_of(few)  # allocates, compiles
     small, large = seconds_of(few), seconds_of(rows)
     # Noise can suggest that more samples take no longer; they take some time all the same.
@@ -427,15 +441,18 @@ def measured_speeds(context: RunContext, method: Selector) -> Speeds:
     """Speeds of this machine, on samples from all over the pool; a collective call."""
     assert context.time_training is not None and context.model is not None
     method.warm_up()
-    places = evenly(len(context.train), COUNTED)
+    timed = samples_timed(context)
+    places = evenly(len(context.train), max(COUNTED, 2 * timed))
     learnt = places[context.train.label_tokens_of(places) > 0]
-    rows = learnt[evenly(len(learnt), MORE)] if learnt.size else places[:MORE]
+    rows = learnt[evenly(len(learnt), timed)] if learnt.size else places[:timed]
     scoring = scoring_speed(context, rows, method.needs)
     seconds = {
         "train": context.time_training(rows),
         "score": scoring.per_sample,
         "startup": scoring.startup,
-        "compare": _seconds_per_pair(getattr(context.model.config, "hidden_size", 512)),
+        "compare": _seconds_per_pair(
+            getattr(context.model.config, "hidden_size", 512), torch.device(context.device)
+        ),
     }
     return Speeds(**{name: float(f"{value:.{DIGITS}g}") for name, value in seconds.items()})
 
@@ -445,10 +462,16 @@ def mean_label_tokens(samples: Samples) -> float:
     return float(samples.label_tokens_of(evenly(len(samples), COUNTED)).mean())
 
 
-def _seconds_per_pair(width: int) -> float:
+def _seconds_per_pair(width: int, device: torch.device) -> float:
     """Seconds per pair of rows whose product is computed; each pair is computed once in the graph."""
-    x = torch.ones(WIDTH, width)
-    _ = x @ x.T
-    start = time.perf_counter()
-    _ = x @ x.T
-    return (time.perf_counter() - start) / WIDTH**2 / 2
+    x = torch.ones(WIDTH, width, device=device)
+
+    def product() -> float:
+        start = time.perf_counter()
+        _ = x @ x.T
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    product()  # allocates, and chooses a kernel
+    return product() / WIDTH**2 / 2

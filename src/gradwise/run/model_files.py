@@ -25,7 +25,7 @@ _TOKENIZER = (
     "vocab.json",
 )
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_WEIGHTS = (".safetensors", *_PICKLED)
+_WEIGHTS = (".safetensors", ".gguf", *_PICKLED)
 _BLOCK = 2**16
 
 

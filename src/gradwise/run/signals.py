@@ -135,7 +135,7 @@ def load_proxy(recipe: Recipe, pool: Pool, target: Pool | None, *, progress: boo
 
 def _aligned(pool: Pool, theirs: Pool) -> list[int]:
     """Rows of the proxy's samples that are the pool's records, in the pool's order."""
-    # Both read the same records, of which either tokenizer may leave out others.
+    # Both read the same records, and either tokenizer may leave out some of them.
     row_of_record = {record: row for row, record in enumerate(theirs.records.tolist())}
     missing = [row for row, record in enumerate(pool.records.tolist()) if record not in row_of_record]
     if missing:
