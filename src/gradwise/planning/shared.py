@@ -11,12 +11,12 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 
 from gradwise import __version__
@@ -95,7 +95,7 @@ def key_of(model: torch.nn.Module, samples: object, **settings: object) -> dict[
         "data": _data_digest(samples),
         "device": next(model.parameters()).device.type,
         "torch": torch.__version__,
-        "transformers": version("transformers"),
+        "transformers": transformers.__version__,
         "gradwise": __version__,
         **settings,
     }

@@ -25,7 +25,7 @@ from gradwise.run.progress import quiet_libraries, show_progress
 from gradwise.run.scoring import Scoring, due, score_saved
 from gradwise.run.signals import load_proxy
 from gradwise.stopping import stoppable
-from gradwise.text import clipped
+from gradwise.text import one_line
 from gradwise.trainer import Trainer, TrainerMixin
 from gradwise.training.arguments import training_arguments
 from gradwise.training.early_stopping import EarlyStopping
@@ -248,7 +248,7 @@ def _build(
     try:
         trainer = make()
     except (ValueError, ImportError) as error:  # what transformers rejects of its own settings
-        raise RecipeError(f"train: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"train: {one_line(error, 400)}.") from None
     trainer.session.tell = tell
     trainer.step_memory.forecast = foreseen
     if recipe.train.early_stopping_patience is not None:
@@ -321,7 +321,7 @@ def _push(trainer: Any, run: RunDirectory, tell: Tell) -> None:
     except Exception as error:  # whatever the network, the hub or its library raise
         tell(
             f"Warning: the model is saved in {run.model}, and could not be uploaded "
-            f"({clipped(' '.join(str(error).split()), 200)}); upload it with "
+            f"({one_line(error, 200)}); upload it with "
             f"`hf upload {trainer.args.hub_model_id} {run.model}`."
         )
 
