@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+from datasets import Dataset
 
 import gradwise as gw
 from gradwise.data import label_words

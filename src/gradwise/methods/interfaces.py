@@ -374,8 +374,8 @@ class InfluenceOrder(Orderer, ABC):
     @abstractmethod
     def measured(
         self, probe: "Probe", units: "Units", *, edges: str, rng: np.random.Generator, probes: int | None
-    ) -> "InfluenceGraph":
-        """Influences at a model's present weights."""
+    ) -> "InfluenceGraph | None":
+        """Influences at a model's present weights; None where there are fewer than two nodes to measure."""
 
     @abstractmethod
     def arranged(

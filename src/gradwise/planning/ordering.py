@@ -249,6 +249,9 @@ class Ordering(Decider):
             rng=stream(context.seed, "probe samples", step),
             probes=self._timetable.probes,
         )
+        if measured is None:
+            return None
+        graph = replace(measured, step=step)
         # The first rank's, on all of them: orders must be equal exactly.
         measured = on_first(lambda: replace(measured, step=step))
         # Nodes that are single batches are other batches in every window, and nothing measured of earlier

@@ -13,14 +13,14 @@ from gradwise.errors import RecipeError
 from gradwise.methods.balance import balanced, directions, features_of
 from gradwise.methods.d3.costs import timetable
 from gradwise.methods.d3.graph import InfluenceGraph
+from gradwise.methods.d3.measuring import from_signals, measured
 from gradwise.methods.d3.schedule import Windows
 from gradwise.methods.d3.units import BATCH, UNITS_IN_BATCH, Units
 from gradwise.methods.decision import Order, entries_of
 from gradwise.methods.interfaces import InfluenceOrder, Timetable
-from gradwise.numerics import interleaved, knn_graph
+from gradwise.numerics import interleaved
 from gradwise.numerics.balance import imbalance
 from gradwise.numerics.streams import stream
-from gradwise.probing.answers import Bends
 from gradwise.settings import default_of
 from gradwise.signals import Signals
 
@@ -234,7 +234,7 @@ class D3(InfluenceOrder):
         graph = None
         if len(units.nodes) > 1:
             graph = (
-                self.from_signals(signals, units, target)
+                from_signals(signals, units, target)
                 if probe is None
                 else self.measured(probe, units, edges=edges, rng=rng)
             )
@@ -333,8 +333,9 @@ class D3(InfluenceOrder):
 
     def measured(
         self, probe: "Probe", units: Units, *, edges: str, rng: np.random.Generator, probes: int | None = None
-    ) -> InfluenceGraph:
-        """Influences at a model's present weights, of a few samples of every node.
+    ) -> InfluenceGraph | None:
+        """Influences at a model's present weights, of a few samples of every node; None where fewer than two
+        nodes have samples with label tokens.
 
         Args:
             units: whose nodes are measured.
@@ -437,8 +438,8 @@ class D3(InfluenceOrder):
         if graph is None:
             return (
                 f"order: d3 found {len(units.nodes)} {self._kinds} with at least {units.size} samples, a "
-                "whole unit, and influence needs two; the order is only balanced. Give a smaller order.size, "
-                "or other order.units."
+                "whole unit, and influence needs two with label tokens; the order is only balanced. Give a "
+                "smaller order.size, or other order.units."
             )
         if not np.isfinite(graph.noise[~np.eye(len(graph), dtype=bool)]).any():
             return (
@@ -459,34 +460,6 @@ class D3(InfluenceOrder):
             worth[np.ix_(to, to)] = graph.worth(self.early, units.whole)[np.ix_(of, of)]
             before[np.ix_(to, to)] = graph.precedences(self.threshold)[np.ix_(of, of)]
         return units.node[: units.whole], worth, before
-
-    def _both_ways(
-        self, probe: "Probe", names: tuple[str, ...], units: Units, rng: np.random.Generator
-    ) -> InfluenceGraph:
-        target = self._aims(probe, units, [], rng)
-        steps = []
-        for node in units.nodes:
-            entries = units.of_node(node)
-            others = np.setdiff1d(entries, target)
-            # A prerequisite is a third-order effect: one step shows nothing, twenty always did (docs/log.md).
-            drawn = rng.permutation(others if len(others) else entries)[: self.trial_steps * units.size]
-            steps.append([drawn[n : n + units.size] for n in range(0, len(drawn), units.size)])
-        orders = probe.orders(steps, target)
-        return InfluenceGraph.of_orders(names, orders, np.array([len(batches) for batches in steps]))
-
-    def _looked_ahead(
-        self, probe: "Probe", names: tuple[str, ...], drawn: list[Any], target: NDArray[np.int64]
-    ) -> InfluenceGraph:
-        owner = np.repeat(np.arange(len(names)), [len(samples) for samples in drawn])
-        on = np.concatenate([*drawn, target])
-        only = np.ones((len(names), len(on)), dtype=bool)
-        if len(names) > self.neighbours + 1:
-            near = knn_graph(probe.sketches(drawn), self.neighbours).ids
-            for node, ids in enumerate(near):
-                only[node, : len(owner)] = np.isin(owner, [node, *ids])
-        ahead = probe.lookahead(drawn, on, only)
-        owner = np.concatenate([owner, np.full(len(target), -1)])
-        return InfluenceGraph.of_ahead(names, owner, ahead, np.arange(len(on) - len(target), len(on)))
 
 
 _USED_BY = {
