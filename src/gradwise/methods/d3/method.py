@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 CLUSTERS = 8
 """Clusters of similar gradients, if no number is given."""
 
-PARTS = 4
-"""Number of splits of a node's probe samples; their spread estimates the noise."""
+MOST_BALANCED = 2**27
+"""Groups times units of an epoch, each a number that the balance of groups is kept by: 1 GiB."""
 
 MANY = 200
 """Nodes above which the cost is stated, which grows with their square."""
@@ -231,6 +231,7 @@ class D3(InfluenceOrder):
         units = Units.of(balanced(entries, features[entries], rng), group, size)
         if group is not None:
             self._check_several(len(units.names))
+            self.check_groups(len(units.names), units.whole)
         graph = None
         if len(units.nodes) > 1:
             graph = (
@@ -412,6 +413,8 @@ class D3(InfluenceOrder):
             mixed = rng.permutation(units.whole)
             # Groups take turns: in their given order the data ended 0.54 nats above a shuffle (docs/log.md).
             base = mixed[interleaved(units.node[mixed])]
+        if graph is None and units.whole * len(units.names) > MOST_BALANCED and not units.ungrouped:
+            return Arranged(base, {}, None)
         strays = units.summed(features) if units.ungrouped else units.one_hot()
         if graph is None or len(base) < 2:
             return Arranged(base, {"imbalance": _rounded(imbalance(strays, base))}, None)

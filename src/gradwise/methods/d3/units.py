@@ -72,19 +72,15 @@ class Units:
             group: (N,) of every sample of the pool.
             size: entries of a unit.
         """
-        names, codes = np.unique(group[entries], return_inverse=True)
-        in_units, rest = [], []
-        for code in range(len(names)):
-            # In the order in which the entries come: the balance that they were put in holds within a group
-            # too.
-            members = np.flatnonzero(codes == code)
-            whole = len(members) // size * size
-            in_units.append(members[:whole])
-            rest.append(members[whole:])
-        node = np.repeat(np.arange(len(names)), [len(places) // size for places in in_units])
-        mixed = -(-sum(map(len, rest)) // size)
+        names, codes, sizes = np.unique(group[entries], return_inverse=True, return_counts=True)
+        # In the order in which the entries come: the balance that they were put in holds within a group too.
+        by_group = np.argsort(codes, kind="stable")
+        place_in_group = np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        in_unit = place_in_group < np.repeat(sizes // size * size, sizes)
+        node = np.repeat(np.arange(len(names)), sizes // size)
+        mixed = -(-np.count_nonzero(~in_unit) // size)
         return cls(
-            entries[np.concatenate([*in_units, *rest])],
+            entries[np.concatenate([by_group[in_unit], by_group[~in_unit]])],
             size,
             np.concatenate([node, np.full(mixed, len(names))]).astype(np.int64),
             (*(str(name) for name in names), *([MIXED] if mixed else [])),
