@@ -346,6 +346,12 @@ class InfluenceOrder(Orderer, ABC):
     def grouped(self) -> bool:
         """Whether units are pieces of groups that last."""
 
+    def check_in_run(self, batch_size: int) -> None:
+        """Raise RecipeError where the order could change nothing in steps of this many samples."""
+
+    def check_groups(self, groups: int, units: int) -> None:
+        """Raise RecipeError for more groups than can be balanced over this many units."""
+
     @abstractmethod
     def groups(self, signals: Signals, *, seed: int) -> NDArray[Any]:
         """(N,) the group of every sample."""

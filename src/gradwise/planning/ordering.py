@@ -59,6 +59,7 @@ class Ordering(Decider):
         if influence is None:
             return
         name = self.method.method
+        influence.check_in_run(self._batch_size)
         if context.in_run.pack is not None:
             raise RecipeError(
                 f"order: {name} measures influence while it trains, and cannot go with packing yet; set "

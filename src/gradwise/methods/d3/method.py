@@ -306,6 +306,22 @@ class D3(InfluenceOrder):
         rng = stream(seed, "d3 clusters")
         return kmeans2(rows, min(count, len(rows)), minit="++", rng=rng, missing="warn")[1]
 
+    def check_in_run(self, batch_size: int) -> None:
+        size = self.size_of(batch_size)
+        if not self.grouped and self.window is not None and self.window * size <= batch_size:
+            raise RecipeError(
+                f"order.window: {self.window} with order.units: {self.units} orders {self.window * size} "
+                f"samples, all of one batch of {batch_size}, so that no batch would change; give a larger "
+                "window, window: null, or order.units: domains or clusters."
+            )
+
+    def check_groups(self, groups: int, units: int) -> None:
+        if groups * units > MOST_BALANCED:
+            raise RecipeError(
+                f"order: d3 found {groups:,} {self._kinds}, more than can be balanced over {units:,} units; "
+                "join them into a few hundred, or give order.units: 8, a number of clusters."
+            )
+
     def _check_several(self, groups: int) -> None:
         if groups < 2:
             raise RecipeError(
