@@ -362,6 +362,23 @@ def test_d3_by_definition_tries_a_plain_step_on_each(micro: Micro) -> None:
     assert cost(-graph.weight, order) == pytest.approx(min(every), abs=1e-12)
 
 
+def test_chunks_begin_again_with_the_annealing_phase(story_model: Any, arguments: Any, speeches: Any) -> None:
+    """Which begins with step 6, in the middle of the second epoch."""
+    trainer = gw.Trainer(
+        story_model(),
+        arguments("chunks", num_train_epochs=2, lr_scheduler_type="warmup_stable_decay"),
+        train_dataset=speeches.select(range(20)),
+        recipe=gw.Recipe(
+            order=gw.D3.published(chunk=2, hessian_probes=1, hessian_samples=2),
+            anneal=gw.baselines.RandomAnneal(last=0.4),
+        ),
+    )
+    trainer.train()
+    lines = (Path(trainer.args.output_dir) / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [event["step"] for event in events if event["event"] == "order"] == [0, 2, 4, 5, 6, 8]
+
+
 def test_chunks_begin_again_with_each_epoch(story_model: Any, arguments: Any, speeches: Any) -> None:
     """Five batches an epoch in chunks of two: measured before steps 0, 2, 4 and 5, 7, 9."""
     trainer = gw.Trainer(

@@ -147,7 +147,10 @@ class Ordering(Decider):
             return False
         if not self._steps_per_epoch:
             return step % self._timetable.every == 0
-        return step in self._onsets or step % self._steps_per_epoch % self._timetable.every == 0
+        first = step - step % self._steps_per_epoch
+        # The annealing phase draws its own chunks: those of the epoch it begins in end there.
+        first = max([first, *(onset for onset in self._onsets if first < onset <= step)])
+        return (step - first) % self._timetable.every == 0
 
     def _say_once(self, context: RunContext, sentence: str) -> None:
         if sentence not in self._warnings:
