@@ -19,7 +19,7 @@ from gradwise.methods.interfaces import Arrays, InfluenceOrder, Orderer, Timetab
 from gradwise.numerics.streams import stream, stream_seed
 from gradwise.planning.context import RunContext
 from gradwise.planning.decider import MOST_COUNTED, Cost, Decider, rounded, served
-from gradwise.planning.epochs import joined, part_of, rearranged
+from gradwise.planning.epochs import epoch_length, joined, part_of, rearranged
 from gradwise.probing import Probe, check_precision
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
@@ -109,7 +109,9 @@ class Ordering(Decider):
         if influence is None:
             return {}
         batches, steps = context.in_run.schedule(plan)
-        nodes = influence.window or batches.steps_per_epoch
+        size = influence.units_of(np.arange(0), None, batches.batch_size).size
+        length = epoch_length(plan)
+        nodes = influence.window or -(-length // size)
         if self._group is not None:
             nodes = len(np.unique(self._group))
         self._timetable = influence.timetable(steps, batches.batch_size, nodes)
