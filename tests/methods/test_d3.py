@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import gradwise as gw
 from gradwise.methods.baselines import Balanced
-from gradwise.methods.d3 import D3, InfluenceGraph, Units
+from gradwise.methods.d3 import D3, InfluenceGraph, Units, method
 from gradwise.methods.d3.schedule import Windows
 from gradwise.numerics.balance import imbalance
 from gradwise.probing import Ahead, Bends, Orders

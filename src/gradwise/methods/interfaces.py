@@ -392,8 +392,9 @@ class InfluenceOrder(Orderer, ABC):
         rng: np.random.Generator,
         *,
         seed: int,
+        first: int | None = None,
     ) -> Any:
-        """Units in order."""
+        """Units in order; where `first` is given, only so many entries need to be in the final order."""
 
     @abstractmethod
     def unmeasured(self, units: "Units", graph: "InfluenceGraph | None") -> str | None:

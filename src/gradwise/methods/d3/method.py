@@ -360,50 +360,7 @@ class D3(InfluenceOrder):
             rng: draws the samples.
             probes: largest number of samples of each node. If unset, `probes` of the settings.
         """
-        nodes = units.nodes
-        names = tuple(units.names[node] for node in nodes)
-        if edges == "orders":
-            return replace(self._both_ways(probe, names, units, rng), rate=probe.rate)
-        drawn = [rng.permutation(units.of_node(node))[: probes or self.probes] for node in nodes]
-        target = self._aims(probe, units, drawn, rng)
-        if edges == "lookahead":
-            return replace(self._looked_ahead(probe, names, drawn, target), rate=probe.rate)
-        parts = min(PARTS, min(len(samples) for samples in drawn))
-        split = [samples[part::parts] for samples in drawn for part in range(parts)]
-        bends = probe.bends(split, target, hessian=edges == "curvature")
-        graph = InfluenceGraph.of_bends(names, np.repeat(np.arange(len(names)), parts), bends, edges)
-        return replace(graph, rate=probe.rate)
-
-    def _aims(
-        self, probe: "Probe", units: Units, drawn: list[Any], rng: np.random.Generator
-    ) -> NDArray[np.int64]:
-        """Samples of the target; of the entries those that no step is tried on, as long as there are some."""
-        candidates = probe.target
-        if not len(candidates):
-            others = np.setdiff1d(units.entries, np.concatenate(drawn)) if drawn else units.entries
-            candidates = others if len(others) >= self.target_samples else units.entries
-        return rng.permutation(candidates)[: self.target_samples]
-
-    def from_signals(self, signals: Signals, units: Units, target: Signals | None) -> InfluenceGraph:
-        """Influences to first order, from gradients that were measured; a step is of length one."""
-        grad, loss = (signals.require(name, "d3 without a probe") for name in ("grad", "loss"))
-        nodes = units.nodes
-        rows = [units.of_node(node) for node in nodes]
-        parts = min(PARTS, min(len(samples) for samples in rows))
-        split = [samples[part::parts] for samples in rows for part in range(parts)]
-        gradients = np.array([np.nanmean(grad[samples].astype(np.float64), axis=0) for samples in split])
-        aim = signals if target is None else target
-        aim_rows = units.entries if target is None else np.arange(len(target))
-        way = np.nanmean(aim.require("grad", "d3's target")[aim_rows].astype(np.float64), axis=0)
-        bends = Bends(
-            along=None,
-            gains=gradients @ gradients.T,
-            towards=gradients @ way,
-            losses=np.array([float(np.nanmean(loss[samples])) for samples in split]),
-            target_loss=float(np.nanmean(aim.require("loss", "d3's target")[aim_rows])),
-        )
-        names = tuple(units.names[node] for node in nodes)
-        return InfluenceGraph.of_bends(names, np.repeat(np.arange(len(names)), parts), bends, "first_order")
+        return measured(self, probe, units, edges=edges, rng=rng, probes=probes)
 
     def arranged(
         self,
@@ -413,6 +370,7 @@ class D3(InfluenceOrder):
         rng: np.random.Generator,
         *,
         seed: int,
+        first: int | None = None,
     ) -> Arranged:
         """Units in order, by a graph of their nodes or in balance alone.
 
@@ -423,6 +381,8 @@ class D3(InfluenceOrder):
                 are balanced by.
             rng: for the order in which units come into the window.
             seed: of the search for the best order in it.
+            first: entries that must be in the order of the graph; the units of the others follow in balance
+                alone. If unset, all of them.
         """
         base = np.arange(units.whole)
         if not units.ungrouped:
@@ -436,7 +396,7 @@ class D3(InfluenceOrder):
             return Arranged(base, {"imbalance": _rounded(imbalance(strays, base))}, None)
         node, worth, before = self._by_unit(units, graph)
         windows = Windows(node, worth, before, self.window, self.commit, seed)
-        order = windows.order(base, strays, self.balance)
+        order = windows.order(base, strays, self.balance, None if first is None else -(-first // units.size))
         value = windows.value(order)
         details = {
             "imbalance": _rounded(imbalance(strays, order)),

@@ -158,6 +158,7 @@ class PublishedD3(InfluenceOrder):
         rng: np.random.Generator,  # noqa: ARG002
         *,
         seed: int,
+        first: int | None = None,  # noqa: ARG002
     ) -> Arranged:
         """Whole units in the order that has the least advantage placed the other way."""
         order = np.arange(units.whole)

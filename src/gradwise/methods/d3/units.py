@@ -102,8 +102,9 @@ class Units:
     def arranged(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) all entries, given an order (whole,) of the whole units; a short one stays the last, so that
         no other is cut apart by the batches it is trained in."""
-        parts = self.parts
-        return np.concatenate([*(parts[unit] for unit in order), *parts[self.whole :]])
+        end = self.whole * self.size
+        whole_units = self.entries[:end].reshape(self.whole, self.size)
+        return np.concatenate([whole_units[order].ravel(), self.entries[end:]])
 
     def of_node(self, node: int) -> NDArray[np.int64]:
         """The entries of all whole units of a node."""
