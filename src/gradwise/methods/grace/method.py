@@ -360,11 +360,13 @@ class Grace(PublishedGrace, Targeted):
             return state
         # The forecast counts samples; where some are copies, the same cost covers more of the nodes.
         more = forecast.candidates / len(state) if self.anchors is None else 1.0
+        share = min(more * forecast.anchors, max(SHARE_RANGE[1], forecast.anchors))
         return state.changed(
             every=forecast.every,
-            share=min(more * forecast.anchors, max(SHARE_RANGE[1], forecast.anchors)),
+            share=share,
             allowance=forecast.allowance,
-            least_share=min(more * forecast.least_anchors, SHARE_RANGE[1]),
+            planned=-(-forecast.steps // forecast.every) - 1,
+            least_share=min(more * forecast.least_anchors, share),
         )
 
     @staticmethod

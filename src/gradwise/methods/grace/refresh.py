@@ -100,11 +100,20 @@ class Refreshed:
 def anchors_of(state: State, step: int, staleness: float, at_random: float = AT_RANDOM) -> NDArray[np.int64]:
     """The nodes to measure at a step, ascending: some at random, and those of highest priority, spread over
     the graph; none once the allowance is used up."""
-    count = int(np.clip(round(state.share * len(state)), 1, len(state)))
-    # The forecast has paid for this many anchors over the whole run. What earlier refreshes took is gone.
-    count = count if state.allowance is None else min(count, state.allowance)
+    count = _affordable(state, int(np.clip(round(state.share * len(state)), 1, len(state))))
     ranked = priority(step - state.measured_at, state.importance, state.graph, staleness)
     return spread(state.graph, ranked, count, drawn_of(state, step, count, at_random))
+
+
+def _affordable(state: State, count: int) -> int:
+    """Of `count` anchors as many as the later refreshes can spare, each of which keeps its least share."""
+    if state.allowance is None:
+        return count
+    # The forecast has paid for this many anchors over the whole run. What earlier refreshes took is gone:
+    # where agreement was low they took it all, and later ones scored nothing.
+    least = max(1, round(state.least_share * len(state)))
+    later = max(0, state.planned - state.refreshes - 1)
+    return min(count, max(least, state.allowance - later * least), state.allowance)
 
 
 def drawn_of(state: State, step: int, count: int, at_random: float = AT_RANDOM) -> NDArray[np.int64]:
