@@ -18,7 +18,7 @@ from gradwise.methods.grace.budget import budgeted, decide_once
 from gradwise.methods.grace.costs import USUAL_ANCHORS
 from gradwise.methods.grace.importance import NEEDS, Kind, MeanDirection, finite_rows, importance
 from gradwise.methods.grace.nodes import nodes_of, rows_of, search_of
-from gradwise.methods.grace.pick import Amount, choose, filled, minimum_of, random_picks, selection
+from gradwise.methods.grace.pick import Amount, choose, filled, minimum_of, selection, unscored_picks
 from gradwise.methods.grace.published import PublishedGrace
 from gradwise.methods.grace.refresh import (
     SHARE_RANGE,
@@ -209,13 +209,14 @@ class Grace(PublishedGrace, Targeted):
     def advice(self, selection: Selection) -> str | None:
         """A sentence on picks that were drawn at random to fill the budget, and on what to do, or on a pool
         that holds little that resembles the target; None if there is nothing to say."""
-        if "closeness" in selection.details:
-            return super().advice(selection)
-        shortfall = random_picks(selection.details, len(selection.indices))
-        size = next(name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None)
-        more = "overhead, or candidates: all" if self.candidates is None else "candidates"
-        advice = f"Give more select.{more}, or a smaller {size}, to choose them all."
-        return shortfall and f"grace: {shortfall}. {advice}"
+        said = [super().advice(selection)]
+        if shortfall := unscored_picks(selection.details, len(selection.indices)):
+            size = next(name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None)
+            more = "overhead, or candidates: all" if self.candidates is None else "candidates"
+            said.append(
+                f"grace: {shortfall}. Give more select.{more}, or a smaller {size}, to choose them all."
+            )
+        return " ".join(sentence for sentence in said if sentence) or None
 
     def standalone_advice(self) -> str | None:
         if self.candidates is not None or self.aims:
@@ -354,7 +355,7 @@ class Grace(PublishedGrace, Targeted):
             seed=seed,
         )
         if isinstance(towards, Aim):
-            state = aimed_at(state, towards, first)
+            state = aimed_at(state, towards, first, by_tokens=self.tokens is not None)
         # Without a refresh there is no share to adapt and no allowance to spend.
         if forecast is None or not forecast.every:
             return state
