@@ -251,14 +251,14 @@ class Grace(PublishedGrace, Targeted):
         """How the words of all samples compare with the target's; None where texts are not known."""
         if not self.aims or signals.texts is None or target.texts is None:
             return None
-        return words_of(signals, target, self._usual_size(signals))
+        return words_of(signals, target, self._usual_size(len(signals), signals))
 
-    def _usual_size(self, signals: Signals) -> int:
-        """Samples of the selection, estimated where the budget is in tokens."""
+    def _usual_size(self, pool: int, signals: Signals) -> int:
+        """Samples of a selection from `pool`, estimated from some of them where the budget is in tokens."""
         if self.tokens is None:
-            return self.size(len(signals))
+            return self.size(pool)
         tokens = np.asarray(signals.require("num_tokens", "grace with tokens"), dtype=np.float64)
-        return min(len(signals), max(1, round(self.tokens / max(1.0, float(tokens.mean())))))
+        return min(pool, max(1, round(self.tokens / max(1.0, float(tokens.mean())))))
 
     def rows_to_score(
         self,
@@ -332,8 +332,9 @@ class Grace(PublishedGrace, Targeted):
         if self.by_length and not self.aims:
             mean_tokens = float(signals.require("num_tokens", "grace with by_length")[stands].mean())
         if self.aims:
-            size = len(stands) if self.count is None else self.count
-            size = min(len(stands), size) if first is None else first.size
+            # Of the whole pool: a smaller one, or all candidates, would give subtasks other shares.
+            usual = self._usual_size(pool or len(signals), signals) if first is None else first.size
+            size = min(len(stands), usual) if first is None else usual
             towards = aim_of(self.kind, signals, stands, target, size, nodes.centre)
         else:
             towards = self._target(signals, stands)
