@@ -19,7 +19,7 @@ from gradwise.numerics.propagation import priority, spread, sweep, sweep_change
 from gradwise.numerics.streams import stream
 
 SHARE_RANGE = (0.02, 0.5)
-"""Between what the share of anchors adapts."""
+"""Between what the share of anchors adapts, where `anchors` does not set a larger one."""
 
 AT_RANDOM, FEWEST_AT_RANDOM = 0.75, 8
 """Share of the anchors that is usually drawn at random rather than by priority, and their number at least.
@@ -207,7 +207,8 @@ def next_share(
         return share
     # Without an agreement (fewer than three values, or all equal) nothing speaks for more anchors.
     trusted = agreement is None or agreement >= least_agreement
-    return float(np.clip(share / SHRINKS if trusted else share * GROWS, least, SHARE_RANGE[1]))
+    most = max(SHARE_RANGE[1], share)
+    return float(np.clip(share / SHRINKS if trusted else share * GROWS, min(least, most), most))
 
 
 def _correlation(guessed: NDArray[np.float64], measured: NDArray[np.float64]) -> float | None:
