@@ -125,6 +125,16 @@ class D3(InfluenceOrder):
                 )
         if self.window is not None and self.commit > self.window:
             raise RecipeError(f"order.commit is {self.commit}, more than the window of {self.window}.")
+        if self.window is None and self.commit != default_of(D3, "commit"):
+            raise RecipeError(
+                f"order.commit is {self.commit}, about the units of a window, and order.window: null commits "
+                "all of an epoch; leave one of them out."
+            )
+        if not self.grouped and self.keep != default_of(D3, "keep"):
+            raise RecipeError(
+                f"order.keep is about groups that are measured again, and order.units: {self.units} are "
+                "other units each time; leave it out."
+            )
         if self.units == "samples" and self.size not in (None, 1):
             raise RecipeError(f"order.units: samples are units of one; found size {self.size}.")
 

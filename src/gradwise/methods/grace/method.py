@@ -137,6 +137,7 @@ class Grace(PublishedGrace, Targeted):
             raise RecipeError("select: domain_minimum needs fraction or count; it cannot go with tokens.")
         self._refuse("refresh_every: 0 selects once", REFRESHING, self.refresh_every == 0)
         self._refuse("anchors: 1 scores all candidates again", UNUSED_BY_ALL, self.anchors == 1)
+        self._refuse("random_anchors: 1 draws all of them", ("staleness",), self.random_anchors == 1)
         self._refuse("beta: 0 propagates nothing", ("propagate",), self.beta == 0)
         self._refuse("relevance to a target has no length", ("by_length",), self.aims)
         if self.aims and self.importance not in (None, *AIMED):
