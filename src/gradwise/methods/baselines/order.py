@@ -153,11 +153,12 @@ class HerdedOrder(EpochOrder):
 
 @dataclass(frozen=True)
 class MostUsefulFirst(EpochOrder):
-    """From the sample whose gradient does most for the target's loss to the one that does least, at the
-    weights the run starts from; those that are not finite come last."""
+    """From the sample whose gradient does most for the pool's own mean loss to the one that does least, at
+    the weights the run starts from; those that are not finite come last. `order` can be given signals of
+    other samples, whose loss counts instead; a run gives none."""
 
     method: Literal["influence"] = "influence"
-    """Largest first-order influence on the target first."""
+    """Largest first-order influence on the pool's mean loss first."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"grad"})
 
