@@ -26,7 +26,7 @@ STORIES = ROOT / "src/gradwise/demo/assets/stories260K"
     [
         ("grace", "select", gw.Grace.published()),
         ("d3", "order", gw.D3.published()),
-        ("grass", "layers", gw.Grass.published(state="offload")),
+        ("grass", "layers", gw.Grass.published()),
         ("direct", "anneal", gw.Direct.published(last=0.85)),
     ],
 )

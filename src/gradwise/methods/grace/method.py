@@ -142,8 +142,9 @@ class Grace(PublishedGrace, Targeted):
         self._refuse("relevance to a target has no length", ("by_length",), self.aims)
         if self.aims and self.importance not in (None, *AIMED):
             raise RecipeError(
-                f"select.importance: {self.importance} does not compare with the target; give "
-                f"{' or '.join(AIMED)}, or leave select.target out."
+                f"select.importance: {self.importance} does not compare with the target, which is "
+                "select.target or, where that is unset, data.target; "
+                f"give {' or '.join(AIMED)}, or leave importance out."
             )
         if self.importance == "relevance" and not self.aims:
             raise RecipeError("select.importance: relevance needs a target; give select.target.")
