@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import gradwise as gw
 from gradwise.methods.baselines import Balanced
-from gradwise.methods.d3 import D3, InfluenceGraph, Units
+from gradwise.methods.d3 import D3, InfluenceGraph, Units, method
 from gradwise.methods.d3.schedule import Windows
 from gradwise.numerics.balance import imbalance
 from gradwise.probing import Ahead, Bends, Orders
@@ -280,6 +280,65 @@ class TestWindows:
         units = np.array([np.eye(3)[[int(d[1]) for d in domain[kept.indices[kept.units == u]]]].mean(axis=0)
                           for u in dict.fromkeys(kept.units.tolist())])  # fmt: skip
         assert imbalance(units, np.arange(len(units))) < 1.2
+
+    @given(st.integers(0, 300), st.integers(1, 60), st.integers(0, 60), st.integers(2, 9))
+    def test_the_first_units_are_placed_as_all_are(
+        self, seed: int, units: int, first: int, window: int
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        node, worth = rng.integers(0, 4, units), rng.standard_normal((4, 4))
+        before = np.triu(rng.random((4, 4)) < 0.2, 1)
+        windows = Windows(node, worth, before, window, int(rng.integers(1, window + 1)), 0)
+        base, features = rng.permutation(units), np.eye(4)[node]
+        whole = windows.order(base, features, 1.0)
+        some = windows.order(base, features, 1.0, first)
+        assert some[:first].tolist() == whole[:first].tolist()
+        assert sorted(some.tolist()) == list(range(units))
+        if not first:
+            assert some.tolist() == base.tolist()
+
+
+@given(st.integers(0, 200), st.integers(1, 80), st.integers(1, 30), st.integers(1, 6))
+def test_units_of_groups_are_those_of_a_loop_over_groups(seed: int, n: int, groups: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    group, entries = rng.integers(0, groups, n), rng.integers(0, n, 2 * n)
+    units = Units.by_group(entries, group, size)
+    kept, rest, node = [], [], []
+    for number, name in enumerate(np.unique(group[entries])):
+        members = entries[group[entries] == name]
+        whole = len(members) // size * size
+        kept += members[:whole].tolist()
+        rest += members[whole:].tolist()
+        node += [number] * (whole // size)
+    assert units.entries.tolist() == kept + rest
+    assert units.node.tolist() == node + [len(np.unique(group[entries]))] * -(-len(rest) // size)
+    order = rng.permutation(units.whole)
+    parts = units.parts
+    expected = np.concatenate([*(parts[unit] for unit in order), *parts[units.whole :], np.zeros(0, int)])
+    assert units.arranged(order).tolist() == expected.tolist()
+
+
+def test_more_groups_than_fit_in_memory_are_balanced_alone_or_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signals, d3 = pool(domains=20), D3(units="domains", size=2)
+    as_usual = d3.lay_out(signals, np.arange(120), group=signals.domain, batch_size=8, epoch=0, seed=0)
+    monkeypatch.setattr(method, "MOST_BALANCED", 500)
+    monkeypatch.setattr(
+        Units, "one_hot", lambda _: pytest.fail("a number for each unit and group was stored")
+    )
+    order = d3.lay_out(signals, np.arange(120), group=signals.domain, batch_size=8, epoch=0, seed=0)
+    assert order.indices.tolist() == as_usual.indices.tolist()
+    with pytest.raises(gw.RecipeError, match=r"2[01] domains"):
+        d3.order(signals)
+
+
+def test_single_units_have_no_more_probes_than_samples() -> None:
+    """And a measurement of them is no more expensive than that."""
+    single, batches = D3(units="samples", overhead=0.5), D3(units="batches", overhead=0.5)
+    assert single.timetable(400, 4, 8).probes == 1
+    assert batches.timetable(400, 4, 8).probes == 4
+    assert single.timetable(400, 4, 8).cost <= 0.5
 
 
 def test_what_the_graph_does_not_care_about_stays_as_it_came() -> None:

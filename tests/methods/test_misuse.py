@@ -142,6 +142,18 @@ WITHOUT_EFFECT = [
     (gw.Grace, {"fraction": 0.5, "anchors": 1.0}, {"staleness": 0.1, "drift": 0.2, "min_agreement": 0.1}),
     (gw.Grace, {"fraction": 0.5, "beta": 0.0}, {"propagate": "value"}),
     (gw.Grace, {"fraction": 0.5, "trade_off": 1.0}, {"importance": "norm", "by_length": False}),
+    (gw.Grace, {"fraction": 0.5, "random_anchors": 1.0}, {"staleness": 0.1}),
+    (gw.D3, {"window": None}, {"commit": 2}),
+    (gw.D3, {"units": "batches"}, {"keep": 0.2}),
+    (gw.D3, {"units": "samples"}, {"keep": 0.2}),
+    (PublishedD3, {"rule": "trial"}, {"hessian_probes": 2, "hessian_samples": None}),
+    (gw.Direct, {"count": 5}, {"starts": 32}),
+    (gw.Direct, {"count": 5, "objective": "alignment"}, {"starts": 1}),
+    (gw.Direct, {"count": 5, "copies": None}, {"alike": 0.99}),
+    (baselines.FullAnneal, {}, {"validation_samples": 9}),
+    (baselines.RandomAnneal, {"count": 5}, {"validation_samples": 9}),
+    (baselines.LossAnneal, {"count": 5}, {"validation_samples": None}),
+    (baselines.InfoBatch, {}, {"tokens": 100}),
 ]
 
 
@@ -154,6 +166,11 @@ def test_settings_without_effect_are_refused(
         refused(
             lambda name=name, value=value: method(**given, **{name: value}), f"{name} has no effect|{name}"
         )
+
+
+def test_contenders_are_not_given_what_they_do_not_use() -> None:
+    trial = gw.Trial(contenders=("cosine_top", "random", "full"), validation_samples=9)
+    assert [method.validation_samples for method in trial.tried.values()] == [9, 256, 256]
 
 
 def test_random_picks_are_said_and_have_no_scores() -> None:

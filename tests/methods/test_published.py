@@ -26,7 +26,7 @@ STORIES = ROOT / "src/gradwise/demo/assets/stories260K"
     [
         ("grace", "select", gw.Grace.published()),
         ("d3", "order", gw.D3.published()),
-        ("grass", "layers", gw.Grass.published(state="offload")),
+        ("grass", "layers", gw.Grass.published()),
         ("direct", "anneal", gw.Direct.published(last=0.85)),
     ],
 )
@@ -360,6 +360,23 @@ def test_d3_by_definition_tries_a_plain_step_on_each(micro: Micro) -> None:
     np.testing.assert_allclose(-graph.weight, a, atol=2e-5)
     every = (cost(-graph.weight, list(each)) for each in itertools.permutations(range(5)))
     assert cost(-graph.weight, order) == pytest.approx(min(every), abs=1e-12)
+
+
+def test_chunks_begin_again_with_the_annealing_phase(story_model: Any, arguments: Any, speeches: Any) -> None:
+    """Which begins with step 6, in the middle of the second epoch."""
+    trainer = gw.Trainer(
+        story_model(),
+        arguments("chunks", num_train_epochs=2, lr_scheduler_type="warmup_stable_decay"),
+        train_dataset=speeches.select(range(20)),
+        recipe=gw.Recipe(
+            order=gw.D3.published(chunk=2, hessian_probes=1, hessian_samples=2),
+            anneal=gw.baselines.RandomAnneal(last=0.4),
+        ),
+    )
+    trainer.train()
+    lines = (Path(trainer.args.output_dir) / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [event["step"] for event in events if event["event"] == "order"] == [0, 2, 4, 5, 6, 8]
 
 
 def test_chunks_begin_again_with_each_epoch(story_model: Any, arguments: Any, speeches: Any) -> None:

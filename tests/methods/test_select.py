@@ -1,5 +1,6 @@
 """Selections against sorting by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,15 @@ class TestEverySubset:
         assert pick.weights.tolist() == WEIGHT[pick.indices].tolist()
         assert len(pick.why) == 1
         assert pick.why[0]
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_samples_that_could_not_be_measured_make_no_selection_smaller(self, method: Any, count: int):
+        sound = np.array([0, 3, 6])
+        pool = replace(POOL, ok=np.isin(np.arange(7), sound))
+        picked = method(count=count).select(pool, seed=2).indices
+        assert len(picked) == count and set(picked.tolist()) <= set(sound.tolist())
+        with pytest.raises(RecipeError, match="only 3 samples"):
+            method(count=4).select(pool)
 
     def test_the_same_seed_picks_the_same(self, method: Any):
         once, again = (method(count=3).select(POOL, seed=4).indices.tolist() for _ in range(2))

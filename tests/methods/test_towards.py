@@ -113,6 +113,45 @@ def test_each_subtask_has_picks() -> None:
     assert ((picked >= 60) & (picked < 120)).sum() >= 6
 
 
+def test_a_budget_of_tokens_is_filled_where_answers_are_short() -> None:
+    """There are then more picks than the pool's mean length suggests, and than samples are ranked for it."""
+    texts = speeches(240, 1) + problems(BAKERY, 60, 2)
+    tokens = np.where(np.arange(300) < 240, 90, 5).astype(np.int32)
+    pool, target = replace(signals(texts), num_tokens=tokens), signals(problems(BAKERY, 20, 3), 6)
+    grace = gw.Grace(tokens=250, candidates=8, target="target")
+    with pytest.warns(UserWarning, match="45 of 50 picks follow n-grams alone, since only 8 samples"):
+        picked = grace.select(pool, target=target)
+    assert tokens[picked.indices].sum() == 250
+    assert picked.indices.min() >= 240
+
+
+def test_samples_without_a_label_token_do_not_fill_a_budget() -> None:
+    tokens = np.where(np.arange(100) % 2, 0, 10).astype(np.int32)
+    pool = replace(signals(speeches(100, 1)), num_tokens=tokens, loss=np.arange(100, dtype=np.float32))
+    grace = gw.Grace(tokens=100, candidates=6, importance="loss", by_length=False)
+    with pytest.warns(UserWarning, match="random"):
+        picked = grace.select(pool)
+    assert len(picked.indices) <= 100
+
+
+def test_many_subtasks_are_compared_a_few_at_a_time(monkeypatch: Any) -> None:
+    """Each takes memory for its n-grams."""
+    pool, texts = FromTexts(speeches(40, 1)), FromTexts(problems(BAKERY, 50, 2))
+    subtasks = Subtasks(tuple("abcde"), np.arange(50) % 5)
+    at_once = wording(pool, texts, subtasks, 10)
+    numbers, compare = [], towards.affinities
+
+    def watched(chunks: Any, counts: Any, targets: Any) -> Any:
+        numbers.append(len(targets))
+        return compare(chunks, counts, targets)
+
+    monkeypatch.setattr(towards, "affinities", watched)
+    monkeypatch.setattr(towards, "AT_ONCE", 2)
+    few = wording(pool, texts, subtasks, 10)
+    assert numbers == [2, 2, 1]
+    assert np.array_equal(few.score, at_once.score) and few.closeness == at_once.closeness
+
+
 def test_no_copy_while_a_distinct_sample_is_left() -> None:
     pool = [problems(BAKERY, 1, 0)[0]] * 30 + problems(BAKERY, 30, 1)
     known = signals(pool)
@@ -294,7 +333,9 @@ class TestRecipes:
             goal(grace | {"target": "validation"}, validation="v", target="g")
 
     def test_importance_that_ignores_the_target(self) -> None:
-        with pytest.raises(RecipeError, match="relevance or alignment"):
+        with pytest.raises(
+            RecipeError, match=r"or, where that is unset, data.target; .* relevance or alignment"
+        ):
             gw.Grace(count=5, target="target", importance="loss")
         with pytest.raises(RecipeError, match="needs a target"):
             gw.Grace(count=5, importance="relevance")

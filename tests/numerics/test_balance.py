@@ -1,5 +1,7 @@
 """Balance of prefixes against sums written out."""
 
+import time
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,6 +61,31 @@ def test_each_place_goes_to_the_first_unit_within_the_limit_or_the_nearest(seed:
             assert lengths[unit] <= min(lengths.values()) + 1e-12
         total += centred[unit]
         left.remove(unit)
+
+
+@given(st.integers(0, 1000), st.integers(1, 25), st.floats(0, 1), st.none() | st.floats(0, 2))
+@settings(max_examples=50)
+def test_each_place_goes_to_a_unit_whose_predecessors_are_placed(
+    seed: int, n: int, share: float, limit: float | None
+) -> None:
+    """Against a search through all units that are left, for each place."""
+    rng = np.random.default_rng(seed)
+    x, preferred, before = one_hot_units(seed, n), rng.permutation(n), relation(rng, n, share)
+    placed = Balance(x, limit).place(preferred.tolist(), n, before[np.ix_(preferred, preferred)])
+    balance, left = Balance(x, limit), preferred.tolist()
+    for unit in placed:
+        free = [other for other in left if not before[left, other].any()]
+        assert unit == balance.place(free, 1)[0]
+        left.remove(unit)
+
+
+def test_precedences_of_a_large_window_take_time_in_its_square() -> None:
+    """It took 10 s in its cube."""
+    n = 1500
+    before = relation(np.random.default_rng(0), n, 0.01)
+    start = time.process_time()
+    Balance(one_hot_units(0, n), None).place(range(n), n, before)
+    assert time.process_time() - start < 2
 
 
 @given(st.integers(0, 1000), st.integers(2, 20), st.floats(0, 1))

@@ -71,6 +71,16 @@ def test_everything_follows_from_the_share_that_is_allowed(run: Any, monkeypatch
     assert sum(event["anchors"] for event in refreshed) <= forecast["allowance"]
 
 
+def test_a_refresh_without_anchors_is_said_once(run: Any, monkeypatch: Any) -> None:
+    """As in a run that takes more steps than were forecast."""
+    begin, said = gw.Grace.begin, []
+    monkeypatch.setattr(gw.Grace, "begin", lambda *args, **more: begin(*args, **more).changed(allowance=0))
+    monkeypatch.setattr("gradwise.session.Session.say", lambda _, sentence: said.append(sentence))
+    _, events = run(gw.Grace(fraction=0.25, candidates="all", refresh_every=8))
+    assert [event["anchors"] for event in of_kind(events, "refresh")] == [0, 0, 0]
+    assert len([line for line in said if "from step 8 on selects no others" in line]) == 1
+
+
 def test_refreshes_measure_what_was_forecast_where_samples_are_copies(run: Any, speeches: Any) -> None:
     """The forecast counts samples; of 80 samples that are each there twice only 40 can be measured."""
     twice = concatenate_datasets([speeches.select(range(40))] * 2)

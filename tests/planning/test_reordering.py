@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+from datasets import Dataset
 
 import gradwise as gw
 from gradwise.data import label_words
@@ -240,7 +241,83 @@ def test_only_layers_that_will_be_updated_are_moved(run: Any, monkeypatch: Any) 
         assert {int(name.split(".layers.")[1].split(".")[0]) for name in names} == drawn[latest]
 
 
+def test_only_what_is_trained_on_next_is_put_in_order(run: Any, monkeypatch: Any) -> None:
+    """The rest is put in order again by the next measurement: the plan is the same, in a time that does not
+    grow with what is ahead."""
+    from gradwise.methods.d3.schedule import Windows
+    from gradwise.planning import ordering
+
+    placed, order_units = [], Windows.order
+
+    def watched(self: Any, base: Any, features: Any, limit: Any, first: int | None = None) -> Any:
+        placed.append(len(base) if first is None else min(first, len(base)))
+        return order_units(self, base, features, limit, first)
+
+    monkeypatch.setattr(Windows, "order", watched)
+    d3 = D3(units="domains", probes=2, target_samples=4, overhead=2.0)
+    trainer, events = run(d3, name="some")
+    steps = [event["step"] for event in events]
+    assert len(steps) > 3
+    assert sum(placed) < 2 * 144
+    served = trainer.session.plan.indices
+    monkeypatch.setattr(ordering.Ordering, "_until_next", lambda *_: None)
+    placed.clear()
+    whole, _ = run(d3, name="all")
+    assert sum(placed) > 2 * 144
+    assert served.tolist() == whole.session.plan.indices.tolist()
+    monkeypatch.undo()
+    monkeypatch.setattr(ordering, "REARRANGED", 0)
+    least, _ = run(d3, name="least")
+    indices = least.session.plan.indices
+    assert indices[:72].tolist() != served[:72].tolist() or indices[72:].tolist() != served[72:].tolist()
+    for entries in epochs(least):
+        assert sorted(entries.tolist()) == list(range(72))
+
+
+@pytest.mark.parametrize("order", [MEASURING[0], MEASURING[5]], ids=lambda d3: f"{d3.units}-{d3.edges}")
+def test_samples_without_label_tokens_are_not_measured(run: Any, speeches: Any, order: D3, monkeypatch: Any):
+    """A step on one of them has no gradient; it ended the run."""
+    silent = speeches.map(
+        lambda row, place: {"labels": [-100] * len(row["labels"])} if place % 4 == 0 else row,
+        with_indices=True,
+    )
+    monkeypatch.setattr(type(speeches), "select", lambda _, rows: Dataset.from_dict(silent[list(rows)]))
+    _, events = run(order)
+    nodes = [event["nodes"] for event in events if "nodes" in event]
+    assert nodes and min(nodes) >= 2
+    if order.units == "samples":
+        assert min(nodes) < order.window, "a sample of the window had nothing to measure"
+
+
+@pytest.mark.parametrize(("batch", "seen"), [(4, 72), (8, 72)])
+def test_all_single_units_of_an_epoch_are_counted(run: Any, monkeypatch: Any, batch: int, seen: int) -> None:
+    nodes, timetable = [], D3.timetable
+
+    def watched(self: Any, steps: int, batch_size: int, count: int) -> Any:
+        nodes.append(count)
+        return timetable(self, steps, batch_size, count)
+
+    monkeypatch.setattr(D3, "timetable", watched)
+    run(D3(units="samples", window=None, overhead=1e-3), per_device_train_batch_size=batch)
+    assert nodes == [seen]
+
+
 class TestMistakes:
+    @pytest.mark.parametrize(
+        "order", [D3(units="samples"), D3(units="batches", size=2, window=4)], ids=lambda d3: d3.units
+    )
+    def test_windows_within_one_batch_are_refused(self, run: Any, order: D3) -> None:
+        with pytest.raises(gw.RecipeError, match="all of one batch of 8, so that no batch would change"):
+            run(order, per_device_train_batch_size=8)
+
+    def test_more_domains_than_can_be_balanced(self, run: Any, monkeypatch: Any) -> None:
+        from gradwise.methods.d3 import method
+
+        monkeypatch.setattr(method, "MOST_BALANCED", 200)
+        with pytest.raises(gw.RecipeError, match="found 3 domains, more than can be balanced over 72 units"):
+            run(MEASURING[0])
+        run(D3(units="domains", overhead=1e-6), name="unmeasured")
+
     def test_a_single_domain_is_named(self, run: Any, story_model, arguments, speeches) -> None:
         one = speeches.remove_columns("domain").add_column("domain", ["all"] * len(speeches))
         trainer = gw.Trainer(

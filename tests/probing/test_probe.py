@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import gradwise as gw
 from gradwise.probing import preconditioned
-from gradwise.probing.probe import _products
+from gradwise.probing.preconditioned import products
 
 GROUPS, EACH = 4, 8
 UNITS = [list(range(EACH * g, EACH * g + 4)) for g in range(GROUPS)]
@@ -319,7 +319,7 @@ def test_products_of_bfloat16_keep_their_digits() -> None:
     rng = torch.Generator().manual_seed(0)
     rows = [torch.randn(70_000, generator=rng).bfloat16() for _ in range(3)]
     exact = np.array([[float(a.double() @ b.double()) for b in rows] for a in rows])
-    assert np.abs(_products(rows, rows) - exact).max() < 1e-5 * exact.max()
+    assert np.abs(products(rows, rows) - exact).max() < 1e-5 * exact.max()
 
 
 def test_products_are_those_of_plain_autograd():

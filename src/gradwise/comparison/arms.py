@@ -193,8 +193,10 @@ def _change(part: str, recipe: Recipe, fraction: float | None) -> Tree:
         return {ADAPTER: settings if settings and settings["method"] == method else {"method": method}}
     cls = _methods(section)[method]
     names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-    sizes = SIZES if (section, method) == ("anneal", "full") else ()
-    inherited = {key: value for key, value in (settings or {}).items() if key in names and key not in sizes}
+    unused = SIZES if (section, method) == ("anneal", "full") else ()
+    if section == "anneal" and not getattr(cls, "validation_needs", None):
+        unused = (*unused, "validation_samples")
+    inherited = {key: value for key, value in (settings or {}).items() if key in names and key not in unused}
     return {section: {**_sized(part, section, inherited, names, fraction), "method": method}}
 
 

@@ -10,6 +10,7 @@ from gradwise.data.settings import Sources
 from gradwise.errors import RecipeError
 from gradwise.methods.decision import Selection, share_of
 from gradwise.methods.interfaces import Method
+from gradwise.settings import default_of
 from gradwise.signals import Signals
 
 
@@ -123,6 +124,12 @@ class Annealer(Method):
             raise RecipeError(
                 f"anneal.count is {self.count}, and anneal.candidates scores only {self.candidates} samples; "
                 "score more."
+            )
+        usual = default_of(Annealer, "validation_samples")
+        if self.validation_samples != usual and not self.uses_validation:
+            raise RecipeError(
+                "anneal.validation_samples is about selections by validation samples, and "
+                f"{self.method} uses none; leave it out."
             )
 
     def budget(self, pool: int, room: int | None = None) -> int:

@@ -346,6 +346,12 @@ class InfluenceOrder(Orderer, ABC):
     def grouped(self) -> bool:
         """Whether units are pieces of groups that last."""
 
+    def check_in_run(self, batch_size: int) -> None:
+        """Raise RecipeError where the order could change nothing in steps of this many samples."""
+
+    def check_groups(self, groups: int, units: int) -> None:
+        """Raise RecipeError for more groups than can be balanced over this many units."""
+
     @abstractmethod
     def groups(self, signals: Signals, *, seed: int) -> NDArray[Any]:
         """(N,) the group of every sample."""
@@ -374,8 +380,8 @@ class InfluenceOrder(Orderer, ABC):
     @abstractmethod
     def measured(
         self, probe: "Probe", units: "Units", *, edges: str, rng: np.random.Generator, probes: int | None
-    ) -> "InfluenceGraph":
-        """Influences at a model's present weights."""
+    ) -> "InfluenceGraph | None":
+        """Influences at a model's present weights; None where there are fewer than two nodes to measure."""
 
     @abstractmethod
     def arranged(
@@ -386,8 +392,9 @@ class InfluenceOrder(Orderer, ABC):
         rng: np.random.Generator,
         *,
         seed: int,
+        first: int | None = None,
     ) -> Any:
-        """Units in order."""
+        """Units in order; where `first` is given, only so many entries need to be in the final order."""
 
     @abstractmethod
     def unmeasured(self, units: "Units", graph: "InfluenceGraph | None") -> str | None:

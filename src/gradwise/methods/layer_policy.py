@@ -119,8 +119,8 @@ class ProbedPolicy(LayerPolicy):
     these would exceed `probe_share`."""
 
     probe_share: Share = 0.05
-    """Largest share of the run's steps that an unset `probe` takes. Below one step, a policy that keeps
-    measuring starts from equal scores, and others probe once."""
+    """Largest share of the run's steps that an unset `probe` takes. Below one step, `grass` starts from
+    equal scores, and others probe once."""
 
     probes: ClassVar[bool] = True
 

@@ -16,7 +16,7 @@ from gradwise.data.texts import Texts
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import Selection, check_signals
 from gradwise.methods.subset import Subset
-from gradwise.numerics.ngrams import Counts, affinities, affinity
+from gradwise.numerics.ngrams import Affinity, Counts, affinities, affinity
 from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
 
@@ -30,6 +30,10 @@ FAR = 0.25
 
 LOOKED_AT = 20_000
 """Texts of a pool by which selections that do not compare all of them judge whether it is far."""
+
+
+AT_ONCE = 32
+"""Subtasks whose n-grams are compared in one reading of the pool; each takes 40 MB."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Wording:
 
 
 def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wording:
-    """Compare the n-grams of all samples with each subtask's, reading the pool twice.
+    """Compare the n-grams of all samples with each subtask's, reading the pool twice or more.
 
     Args:
         texts: of the pool.
@@ -113,8 +117,12 @@ def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wordi
     pool = Counts.of(texts.chunks())
     target_affinity = affinity(target.chunks(), pool, Counts.of(target.chunks()), member=False)
     parts = [np.flatnonzero(subtasks.of == number) for number in range(len(subtasks.names))]
-    # Texts are read twice, once for the pool's counts and once for the scores, and never held in memory.
-    by_subtask = affinities(texts.chunks(), pool, [Counts.of(target.take(rows).chunks()) for rows in parts])
+    # Texts are read twice, once for the pool's counts and once for the scores (once more for every `AT_ONCE`
+    # further subtasks), and never held in memory.
+    by_subtask: list[Affinity] = []
+    for start in range(0, len(parts), AT_ONCE):
+        counts = [Counts.of(target.take(rows).chunks()) for rows in parts[start : start + AT_ONCE]]
+        by_subtask += affinities(texts.chunks(), pool, counts)
     halves = [_itself(target, rows, pool) for rows in parts]
     garbled = by_subtask[0].garbled(target_affinity)
     scores = np.stack([each.ratio for each in by_subtask])

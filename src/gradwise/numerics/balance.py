@@ -59,15 +59,22 @@ class Balance:
             count: units to place, at most m.
             precedences: (m, m) True at [i, j] if preferred[i] must come before preferred[j]; acyclic.
         """
-        left, placed = list(range(len(preferred))), list[int]()
-        units = np.asarray(preferred, dtype=np.int64)
+        units, placed = np.asarray(preferred, dtype=np.int64), list[int]()
+        left = np.ones(len(units), dtype=bool)
+        # Counted once and lowered as units are placed: to look through those left again for each place takes
+        # time in the cube of a window.
+        unplaced = np.zeros(len(units), dtype=np.int64)
+        if precedences is not None:
+            unplaced = precedences.sum(axis=0)
         for _ in range(count):
             # Only units that no unplaced one must precede: precedences hold even where the limit cannot.
-            free = [i for i in left if precedences is None or not precedences[left, i].any()]
+            free = np.flatnonzero(left & (unplaced == 0))
             chosen = free[self._first_within(units[free])]
             self.total = self.total + self.centred[units[chosen]]
             placed.append(int(units[chosen]))
-            left.remove(chosen)
+            left[chosen] = False
+            if precedences is not None:
+                unplaced -= precedences[chosen]
         return placed
 
     def _first_within(self, units: NDArray[np.int64]) -> int:

@@ -4,7 +4,7 @@ measured."""
 import time
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
@@ -19,7 +19,7 @@ from gradwise.methods.interfaces import Arrays, InfluenceOrder, Orderer, Timetab
 from gradwise.numerics.streams import stream, stream_seed
 from gradwise.planning.context import RunContext
 from gradwise.planning.decider import MOST_COUNTED, Cost, Decider, rounded, served
-from gradwise.planning.epochs import joined, part_of, rearranged
+from gradwise.planning.epochs import epoch_length, joined, part_of, rearranged
 from gradwise.probing import Probe, check_precision
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
@@ -28,6 +28,10 @@ from gradwise.training.plan import Plan, Segment
 
 GRAPH = "graph."
 """Prefix of the graph's arrays in a checkpoint."""
+
+REARRANGED = 2**17
+"""Entries that a measurement puts in order again, besides those trained on before the next one. Without a
+limit, deciding takes time in the square of the run's length."""
 
 
 class Ordering(Decider):
@@ -59,6 +63,7 @@ class Ordering(Decider):
         if influence is None:
             return
         name = self.method.method
+        influence.check_in_run(self._batch_size)
         if context.in_run.pack is not None:
             raise RecipeError(
                 f"order: {name} measures influence while it trains, and cannot go with packing yet; set "
@@ -108,10 +113,14 @@ class Ordering(Decider):
         if influence is None:
             return {}
         batches, steps = context.in_run.schedule(plan)
-        nodes = influence.window or batches.steps_per_epoch
+        size = influence.units_of(np.arange(0), None, batches.batch_size).size
+        length = epoch_length(plan)
+        nodes = influence.window or -(-length // size)
         if self._group is not None:
             nodes = len(np.unique(self._group))
         self._timetable = influence.timetable(steps, batches.batch_size, nodes)
+        if self.recurs and influence.grouped:
+            influence.check_groups(nodes, length // size)
         self._steps_per_epoch = batches.steps_per_epoch if self._timetable.restarts else 0
         if self._timetable.problem is None:
             return {}
@@ -146,7 +155,10 @@ class Ordering(Decider):
             return False
         if not self._steps_per_epoch:
             return step % self._timetable.every == 0
-        return step in self._onsets or step % self._steps_per_epoch % self._timetable.every == 0
+        first = step - step % self._steps_per_epoch
+        # The annealing phase draws its own chunks: those of the epoch it begins in end there.
+        first = max([first, *(onset for onset in self._onsets if first < onset <= step)])
+        return (step - first) % self._timetable.every == 0
 
     def _say_once(self, context: RunContext, sentence: str) -> None:
         if sentence not in self._warnings:
@@ -164,30 +176,35 @@ class Ordering(Decider):
         schedule = context.in_run.schedule(plan)
         # What was served stays where it is: the loader reads ahead, and a checkpoint counts by it.
         after = served(schedule, step)
-        stretches = self._stretches(schedule, after)
-        whole = [joined(stretch, sum(map(len, stretch)), stretch[0].epoch) for stretch in stretches]
-        # Groups are the same in later epochs; single units are measured only in the stretch that begins now.
-        ordered = whole if influence.grouped else whole[:1]
-        units = [self._units(influence, piece, step) for piece in ordered]
+        ahead = self._ahead(influence, schedule, step, after)
+        pieces = [
+            joined(each.segments, sum(map(len, each.segments)), each.segments[0].epoch) for each in ahead
+        ]
+        units = [self._units(influence, piece, step) for piece in pieces]
         problem = None
         if self._measures(step):
-            measured = self._measure(context, influence, whole[0], units[0], step)
+            measured = self._measure(context, influence, pieces[0], units[0], step)
             if problem := influence.unmeasured(units[0], measured):
                 self._say_once(context, problem)
             self._write_graph(context, influence.threshold)
         took = {"measuring": time.perf_counter() - start}
         details: dict[str, Any] = {}
-        for number, stretch_units in enumerate(units):
+        segments = list(plan.segments[after:])
+        for number, (each, piece, piece_units) in enumerate(zip(ahead, pieces, units, strict=True)):
             rng = stream(context.seed, "order of units", step, number)
             # Label words rather than gradients: the balance must not need a scoring run at each measurement.
-            features = context.train.words[whole[number].indices]
-            arranged = influence.arranged(stretch_units, self._graph, features, rng, seed=context.seed)
-            places = stretch_units.arranged(arranged.order)
-            rest = np.arange(len(places), len(whole[number]))
-            whole[number] = rearranged(whole[number], np.concatenate([places, rest]))
+            # Groups are balanced by their sizes instead.
+            some = piece.indices[:0] if influence.grouped else piece.indices[: len(piece_units.entries)]
+            features = context.train.words[some]
+            arranged = influence.arranged(
+                piece_units, self._graph, features, rng, seed=context.seed, first=each.first
+            )
+            places = piece_units.arranged(arranged.order)
+            rest = np.arange(len(places), len(piece))
+            moved = rearranged(piece, np.concatenate([places, rest]))
+            segments[each.number : each.number + len(each.segments)] = _split(moved, each.segments)
             details = details or arranged.details
-        pieces = [part for pair in zip(whole, stretches, strict=True) for part in _split(*pair)]
-        result = plan.followed_by(pieces, after=after)
+        result = plan.followed_by(segments, after=after)
         took["ordering"] = time.perf_counter() - start - took["measuring"]
         context.record.event(
             "order",
@@ -203,6 +220,38 @@ class Ordering(Decider):
             digest=result.digest,
         )
         return result
+
+    def _ahead(
+        self, influence: InfluenceOrder, schedule: Schedule, step: int, after: int
+    ) -> "list[_Stretch]":
+        """What a decision puts in order: all that is trained on before the next measurement, and of the rest,
+        which the next one puts in order again, no more than `REARRANGED` entries."""
+        stretches = self._stretches(schedule, after)
+        if not influence.grouped:
+            # Single units are measured only in the stretch that begins now; groups are the same in later
+            # epochs.
+            return [_Stretch(0, stretches[0], None)]
+        wanted, room, number = self._until_next(schedule, step), REARRANGED, 0
+        ahead: list[_Stretch] = []
+        for stretch in stretches:
+            some, entries = stretch, sum(map(len, stretch))
+            if wanted is not None:
+                if wanted <= 0 and room <= 0:
+                    break
+                ends = np.cumsum([len(segment) for segment in stretch])
+                some = stretch[: int(np.searchsorted(ends, max(wanted, room))) + 1]
+            ahead.append(_Stretch(number, some, None if wanted is None else max(0, wanted)))
+            number += len(stretch)
+            wanted, room = None if wanted is None else wanted - entries, room - entries
+        return ahead
+
+    def _until_next(self, schedule: Schedule, step: int) -> int | None:
+        """Entries that are trained on before influence is measured again; None where it is not."""
+        batches = schedule.batches
+        for later in range(step + 1, min(schedule.steps, step + 1 + self._timetable.every)):
+            if self._measures(later):
+                return batches.used(min(later, batches.steps)) - batches.used(step)
+        return None
 
     def _stretches(self, schedule: Schedule, after: int) -> list[list[Segment]]:
         """Segments that are ahead, grouped so that samples may change places within a group."""
@@ -249,8 +298,11 @@ class Ordering(Decider):
             rng=stream(context.seed, "probe samples", step),
             probes=self._timetable.probes,
         )
+        if measured is None:
+            return None
+        graph = replace(measured, step=step)
         # The first rank's, on all of them: orders must be equal exactly.
-        measured = on_first(lambda: replace(measured, step=step))
+        measured = on_first(lambda: graph)
         # Nodes that are single batches are other batches in every window, and nothing measured of earlier
         # ones holds for them.
         lasting = self._graph is not None and influence.grouped
@@ -302,6 +354,16 @@ class Ordering(Decider):
         self._group = arrays.get("group")
         if self._influence.grouped and self._group is None:
             self._group = self._influence.groups(context.annealing.train.described(), seed=context.seed)
+
+
+class _Stretch(NamedTuple):
+    """Segments ahead whose entries may change places."""
+
+    number: int
+    """Place of its first segment among those ahead."""
+    segments: list[Segment]
+    first: int | None
+    """Entries that are trained on before the next measurement; None for all."""
 
 
 def _split(piece: Segment, like: list[Segment]) -> list[Segment]:

@@ -239,7 +239,10 @@ def _after_warm_up(
         ordered = pool_signals(context, order_needs | {"num_tokens"})
     start, scorer, pool = time.perf_counter(), context.scorer(), len(context.train)
     batch = context.recipe.train.batch_size if context.layout is None else context.layout.batch_size
-    chosen = stream(context.seed, "warm-up").permutation(pool)[: max(1, round(warm_up.fraction * pool))]
+    mixed = stream(context.seed, "warm-up").permutation(pool)
+    # Those without a label token have no gradient to take a step by.
+    mixed = mixed[context.train.label_tokens[mixed] > 0]
+    chosen = mixed[: max(1, round(warm_up.fraction * pool))]
     optimizer = adamw(scorer.model, context.learning_rate)
     probe = Probe(
         scorer.model,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from gradwise.methods.costs import Forecast, Size, Speeds
 from gradwise.methods.decision import Selection
 from gradwise.methods.interfaces import Arrays, FirstStage, SelectionState, Selector
 from gradwise.methods.passes import ORDINARY
-from gradwise.numerics.ngrams import compile_kernels
 from gradwise.planning.context import RunContext
 from gradwise.planning.decider import Cost, Decider, rounded, served
 from gradwise.planning.epochs import (
@@ -27,6 +26,7 @@ from gradwise.planning.epochs import (
     make_plan,
     repeated,
 )
+from gradwise.planning.first import compared_texts, first_selection
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.phase import Part
 from gradwise.planning.picks import keep_picks, keep_pool
@@ -47,79 +47,6 @@ from gradwise.training.plan import Plan
 
 CHOSEN = "chosen"
 """Array in a checkpoint: samples selected for good, from which the annealing phase chooses."""
-
-
-class FirstSelection(NamedTuple):
-    """A selection before the first step."""
-
-    selection: Selection
-    state: SelectionState | None
-    """What the method remembers."""
-    order_signals: Signals
-    """Signals of the whole pool, by which the selection is put in order."""
-
-
-def first_selection(
-    method: Selector,
-    context: RunContext,
-    scored: PoolSignals,
-    *,
-    order_needs: frozenset[str] = frozenset(),
-    forecast: Forecast | None = None,
-    took: dict[str, float] | None = None,
-    first: FirstStage | None = None,
-) -> FirstSelection:
-    """What a method selects before the first step, in a run or outside of one.
-
-    Args:
-        method: that selects.
-        context: the samples and the seed.
-        scored: signals of the samples that were scored.
-        order_needs: signals by which the selection is put in order.
-        forecast: how often the selection is refreshed.
-        took: gets the seconds of its parts.
-        first: how the texts of the pool compare with the target's, where the method asks that.
-    """
-    target = scored.target
-    state = method.begin(
-        scored.signals,
-        looked=scored.rows,
-        pool=len(context.train),
-        seed=context.seed,
-        device=context.device,
-        took=took,
-        forecast=forecast,
-        target=target,
-        first=first,
-    )
-    order_signals = scored.signals
-    if scored.rows is not None:
-        order_signals = context.train.described(order_needs | method.needs | {"num_tokens"})
-    selection = method.pick(state, order_signals, target=target, seed=context.seed).without(scored.bad)
-    selection = selection.weighing(context.recipe.weights)
-    return FirstSelection(selection, state, order_signals if scored.for_order is None else scored.for_order)
-
-
-def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:
-    """What the texts of the pool and of the target say before a model is asked; written to the record."""
-    if context.target is None or not method.aims:
-        return None
-    compile_kernels()
-    start = time.perf_counter()
-    pool = context.train.described(method.needs & {"texts", "num_tokens"})
-    target = Signals(len(context.target), domain=context.target.domain, texts=context.target.texts)
-    first = method.first_stage(pool, target)
-    if first is not None:
-        context.record.event(
-            "ngrams",
-            0,
-            time.perf_counter() - start,
-            samples=len(pool),
-            target=len(target),
-            garbled=int(first.garbled.sum()),
-            closeness=first.closeness,
-        )
-    return first
 
 
 class Selecting(Decider):
@@ -155,6 +82,7 @@ class Selecting(Decider):
         self._state: SelectionState | None = None
         self._picks: NDArray[np.int64] | None = None
         self._chosen: NDArray[np.int64] | None = None
+        self._said_spent = False
 
     @property
     def needs(self) -> frozenset[str]:
@@ -398,6 +326,13 @@ class Selecting(Decider):
         start = time.perf_counter()
         anchors = method.anchors_at(state, step)
         if not anchors.size:
+            if not self._said_spent:
+                context.say(
+                    f"select: {method.method} has scored as many samples again as its overhead allows, and "
+                    f"from step {step} on selects no others; give more select.overhead, or a larger "
+                    "refresh_every."
+                )
+            self._said_spent = True
             seconds = time.perf_counter() - start
             context.record.event("refresh", step, seconds, anchors=0, digest=plan.digest)
             return plan

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradwise.numerics import fold_with_signs
@@ -15,6 +17,9 @@ EXACT_BYTES = 2 << 30
 
 SKETCH = 1 << 16
 """Numbers of a vector's sketch where they do not fit: inner products err by 1/256 of the lengths' product."""
+
+STRETCH = 1 << 16
+"""Numbers of each vector that are multiplied at a time."""
 
 
 class Preconditioned:
@@ -144,3 +149,18 @@ def _mean_squares(
 def rate_of(group: dict[str, Any]) -> float:
     """The learning rate, or the peak's while it is still zero at the very start of a warm-up."""
     return float(group["lr"]) or float(group.get("initial_lr", 0.0))
+
+
+def _at_least_single(rows: list[Tensor]) -> Tensor:
+    """Rows as a matrix in float32 or more: bfloat16 would leave its products 8 bits."""
+    return torch.stack(rows).to(torch.promote_types(rows[0].dtype, torch.float32))
+
+
+def products(a: list[Tensor], b: list[Tensor]) -> NDArray[np.float64]:
+    """(n, m), a stretch of the vectors at a time, summed in double precision: whole copies could be too
+    large, and long sums in single precision would err."""
+    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a[0].device)
+    for start in range(0, len(a[0]), STRETCH):
+        x, y = (_at_least_single([row[start : start + STRETCH] for row in rows]) for rows in (a, b))
+        total += (x @ y.T).double()
+    return total.cpu().numpy()

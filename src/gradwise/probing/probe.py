@@ -19,7 +19,7 @@ from gradwise.errors import RecipeError, SignalError
 from gradwise.precision import autocast_here, autocasting
 from gradwise.probing.answers import Ahead, Bends, Orders
 from gradwise.probing.kept import kept
-from gradwise.probing.preconditioned import Preconditioned, Vectors, rate_of, sketch
+from gradwise.probing.preconditioned import Preconditioned, Vectors, products, rate_of, sketch
 from gradwise.signals.given_back import evaluating, uncompiled, unwrapped
 from gradwise.signals.head import LabelPositions
 from gradwise.signals.rows import wide
@@ -27,9 +27,6 @@ from gradwise.signals.samples import check_indexable
 from gradwise.signals.vocabulary import padding_collator
 
 SampleIndices = Sequence[int] | NDArray[np.int64]
-
-STRETCH = 1 << 16
-"""Numbers of each vector that are multiplied at a time."""
 
 
 class Probe:
@@ -89,6 +86,17 @@ class Probe:
     def rate(self) -> float:
         """The largest learning rate of the next step; the peak's where a warm-up begins with zero."""
         return max(rate_of(group) for group in self.optimizer.param_groups)
+
+    def labelled(self, samples: SampleIndices, most: int) -> NDArray[np.int64]:
+        """The first samples that have label tokens, at most so many; others have no gradient."""
+        kept: list[int] = []
+        for sample in samples:
+            if len(kept) == most:
+                break
+            labels = self.collator([self._row(sample)])["labels"]
+            if int(LabelPositions.of(labels).counts.sum()):
+                kept.append(int(sample))
+        return np.array(kept, dtype=np.int64)
 
     def losses(self, samples: SampleIndices) -> NDArray[np.float64]:
         """(m,) mean losses of the samples' label tokens at the present weights, without dropout."""
@@ -246,9 +254,9 @@ class Probe:
                 slopes.append(vectors.of(gradient))
                 moves.append(vectors.of(way(gradient)))
             return Bends(
-                along=_products(turns, moves) if hessian else None,
-                gains=_products(slopes, moves),
-                towards=_products([target_vector], moves)[0],
+                along=products(turns, moves) if hessian else None,
+                gains=products(slopes, moves),
+                towards=products([target_vector], moves)[0],
                 losses=np.array(losses),
                 target_loss=target,
             )
@@ -419,9 +427,7 @@ class Probe:
 
     def _batches(self, samples: SampleIndices) -> Iterator[tuple[dict[str, Any], LabelPositions]]:
         """As many samples at once as `batch_tokens` allows, in the order given."""
-        # One numbering: samples of the target stand behind those of the data set.
-        count = len(self.dataset)
-        rows = [self.dataset[int(p)] if p < count else self._aims[int(p) - count] for p in samples]
+        rows = [self._row(sample) for sample in samples]
         start = 0
         while start < len(rows):
             stop, longest = start, 0
@@ -434,6 +440,11 @@ class Probe:
             batch = {k: v.to(self.device) for k, v in self.collator(rows[start:stop]).items()}
             yield batch, LabelPositions.of(batch.pop("labels"))
             start = stop
+
+    def _row(self, sample: int | np.integer[Any]) -> Any:
+        # One numbering: samples of the target stand behind those of the data set.
+        count = len(self.dataset)
+        return self.dataset[int(sample)] if sample < count else self._aims[int(sample) - count]
 
     def _check_tokens(self, samples: SampleIndices, tokens: int) -> None:
         if not tokens:
@@ -457,18 +468,3 @@ def check_checkpoints(model: nn.Module) -> None:
             "Steps cannot be tried with reentrant gradient checkpointing; set use_reentrant: false in "
             "gradient_checkpointing_kwargs."
         )
-
-
-def _at_least_single(rows: list[Tensor]) -> Tensor:
-    """Rows as a matrix in float32 or more: bfloat16 would leave its products 8 bits."""
-    return torch.stack(rows).to(torch.promote_types(rows[0].dtype, torch.float32))
-
-
-def _products(a: list[Tensor], b: list[Tensor]) -> NDArray[np.float64]:
-    """(n, m), a stretch of the vectors at a time, summed in double precision: whole copies could be too
-    large, and long sums in single precision would err."""
-    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a[0].device)
-    for start in range(0, len(a[0]), STRETCH):
-        x, y = (_at_least_single([row[start : start + STRETCH] for row in rows]) for rows in (a, b))
-        total += (x @ y.T).double()
-    return total.cpu().numpy()

@@ -184,6 +184,14 @@ class InfoBatch(_Ranked):
 
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
 
+    def check(self) -> None:
+        super().check()
+        if self.tokens is not None:
+            raise RecipeError(
+                "anneal: infobatch keeps all samples with a loss above the mean, whatever their tokens; give "
+                "fraction or count instead of tokens."
+            )
+
     def budget(self, pool: int, room: int | None = None) -> int:
         """As many as the settings say; if they say nothing, 80 %, as in DiReCT's comparisons."""
         if self.fraction is None and self.count is None:

@@ -154,11 +154,12 @@ class HerdedOrder(EpochOrder):
 
 @dataclass(frozen=True)
 class MostUsefulFirst(EpochOrder):
-    """From the sample whose gradient lowers the target's loss most to the one that lowers it least, at the
-    weights the run starts from; samples whose gradient is not finite come last."""
+    """From the sample whose gradient lowers the pool's own mean loss most to the one that lowers it least, at
+    the weights the run starts from; samples whose gradient is not finite come last. `order` can be given the
+    signals of other samples, whose loss counts instead; a run gives none."""
 
     method: Literal["influence"] = "influence"
-    """Largest first-order influence on the target first."""
+    """Largest first-order influence on the pool's mean loss first."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"grad"})
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwise.errors import SignalError
 from gradwise.methods.decision import Selection, check_signals
@@ -41,8 +42,9 @@ class RandomSubset(Subset):
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:
         """`size` distinct indices without replacement, in the order of the data."""
         check_signals(signals, self.method, seed=seed)
-        rng = stream(seed, "random subset")
-        indices = np.sort(rng.choice(len(signals), self.size(len(signals)), replace=False))
+        rng, usable = stream(seed, "random subset"), _sound(signals)
+        # Left out before, not after: otherwise a selection is smaller than was asked for.
+        indices = np.sort(usable[rng.choice(len(usable), self.size(len(usable)), replace=False)])
         weights = None if signals.weight is None else signals.weight[indices]
         return Selection(indices, why=(f"drawn at random with seed {seed}",), weights=weights)
 
@@ -67,7 +69,8 @@ class Highest(Subset):
         # By loss or gradient norm, a tenth of a pool with garbage ended 0.61 and 0.58 nats above a random
         # tenth (docs/results/compare-grace_dirty_10.md).
         scores = signals.require(self.signal, name).astype(np.float64)
-        finite = np.flatnonzero(np.isfinite(scores))
+        usable = _sound(signals)
+        finite = usable[np.isfinite(scores[usable])]
         if not finite.size:
             raise SignalError(f"No sample has a finite {self.signal_name}.")
         best_first = finite[np.argsort(-scores[finite], kind="stable")][: self.size(finite.size)]
@@ -124,8 +127,8 @@ class KCenter(Subset):
         """`size` samples by farthest-first traversal of the embeddings around their mean."""
         check_signals(signals, self.method, seed=seed)
         embedding = signals.require("embedding", "k_center")
-        usable = np.isfinite(embedding).all(axis=1)
-        rows = np.flatnonzero(usable if signals.ok is None else usable & signals.ok)
+        usable = _sound(signals)
+        rows = usable[np.isfinite(embedding[usable]).all(axis=1)]
         if not rows.size:
             raise SignalError("No sample has a finite embedding.")
         # Hidden states share a large common part; around their mean they distinguish samples (docs/log.md).
@@ -133,3 +136,8 @@ class KCenter(Subset):
         indices = rows[k_center(x, self.size(rows.size))]
         weights = None if signals.weight is None else signals.weight[indices]
         return Selection(indices, why=("farthest from what was picked before",), weights=weights)
+
+
+def _sound(signals: Signals) -> NDArray[np.int64]:
+    """(n,) the samples that could be measured."""
+    return np.arange(len(signals)) if signals.ok is None else np.flatnonzero(signals.ok)

@@ -24,10 +24,12 @@ def timetable(d3: "D3", steps: int, batch_size: int, nodes: int) -> Timetable:
     """
     edges = d3.edges_in_run
     allowed = d3.overhead * steps * batch_size
-    fewest = min(FEWEST, d3.probes)
+    # A unit that is a node of its own has no more samples than its size.
+    most = d3.probes if d3.grouped else min(d3.probes, d3.size_of(batch_size))
+    fewest = min(FEWEST, most)
     # The most probes for which one measurement fits; what is left decides how often it is repeated.
     squares = 0
-    for probes in range(d3.probes, fewest - 1, -1):
+    for probes in range(most, fewest - 1, -1):
         # Before its first step Adam has no second moments; they are taken from the gradients of all probes.
         squares = 0 if edges in ("lookahead", "orders") else nodes * probes * FIRST_ORDER
         left = allowed - squares

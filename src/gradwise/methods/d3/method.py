@@ -13,14 +13,14 @@ from gradwise.errors import RecipeError
 from gradwise.methods.balance import balanced, directions, features_of
 from gradwise.methods.d3.costs import timetable
 from gradwise.methods.d3.graph import InfluenceGraph
+from gradwise.methods.d3.measuring import from_signals, measured
 from gradwise.methods.d3.schedule import Windows
 from gradwise.methods.d3.units import BATCH, UNITS_IN_BATCH, Units
 from gradwise.methods.decision import Order, entries_of
 from gradwise.methods.interfaces import InfluenceOrder, Timetable
-from gradwise.numerics import interleaved, knn_graph
+from gradwise.numerics import interleaved
 from gradwise.numerics.balance import imbalance
 from gradwise.numerics.streams import stream
-from gradwise.probing.answers import Bends
 from gradwise.settings import default_of
 from gradwise.signals import Signals
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 CLUSTERS = 8
 """Clusters of similar gradients, if no number is given."""
 
-PARTS = 4
-"""Number of splits of a node's probe samples; their spread estimates the noise."""
+MOST_BALANCED = 2**27
+"""Groups times units of an epoch, each a number that the balance of groups is kept by: 1 GiB."""
 
 MANY = 200
 """Nodes above which the cost is stated, which grows with their square."""
@@ -124,6 +124,16 @@ class D3(InfluenceOrder):
                 )
         if self.window is not None and self.commit > self.window:
             raise RecipeError(f"order.commit is {self.commit}, more than the window of {self.window}.")
+        if self.window is None and self.commit != default_of(D3, "commit"):
+            raise RecipeError(
+                f"order.commit is {self.commit}, about the units of a window, and order.window: null commits "
+                "all of an epoch; leave one of them out."
+            )
+        if not self.grouped and self.keep != default_of(D3, "keep"):
+            raise RecipeError(
+                f"order.keep is about groups that are measured again, and order.units: {self.units} are "
+                "other units each time; leave it out."
+            )
         if self.units == "samples" and self.size not in (None, 1):
             raise RecipeError(f"order.units: samples are units of one; found size {self.size}.")
 
@@ -230,10 +240,11 @@ class D3(InfluenceOrder):
         units = Units.of(balanced(entries, features[entries], rng), group, size)
         if group is not None:
             self._check_several(len(units.names))
+            self.check_groups(len(units.names), units.whole)
         graph = None
         if len(units.nodes) > 1:
             graph = (
-                self.from_signals(signals, units, target)
+                from_signals(signals, units, target)
                 if probe is None
                 else self.measured(probe, units, edges=edges, rng=rng)
             )
@@ -304,6 +315,22 @@ class D3(InfluenceOrder):
         rng = stream(seed, "d3 clusters")
         return kmeans2(rows, min(count, len(rows)), minit="++", rng=rng, missing="warn")[1]
 
+    def check_in_run(self, batch_size: int) -> None:
+        size = self.size_of(batch_size)
+        if not self.grouped and self.window is not None and self.window * size <= batch_size:
+            raise RecipeError(
+                f"order.window: {self.window} with order.units: {self.units} orders {self.window * size} "
+                f"samples, all of one batch of {batch_size}, so that no batch would change; give a larger "
+                "window, window: null, or order.units: domains or clusters."
+            )
+
+    def check_groups(self, groups: int, units: int) -> None:
+        if groups * units > MOST_BALANCED:
+            raise RecipeError(
+                f"order: d3 found {groups:,} {self._kinds}, more than can be balanced over {units:,} units; "
+                "join them into a few hundred, or give order.units: 8, a number of clusters."
+            )
+
     def _check_several(self, groups: int) -> None:
         if groups < 2:
             raise RecipeError(
@@ -332,8 +359,9 @@ class D3(InfluenceOrder):
 
     def measured(
         self, probe: "Probe", units: Units, *, edges: str, rng: np.random.Generator, probes: int | None = None
-    ) -> InfluenceGraph:
-        """Influences at a model's present weights, of a few samples of every node.
+    ) -> InfluenceGraph | None:
+        """Influences at a model's present weights, of a few samples of every node; None where fewer than two
+        nodes have samples with label tokens.
 
         Args:
             units: whose nodes are measured.
@@ -341,50 +369,7 @@ class D3(InfluenceOrder):
             rng: draws the samples.
             probes: largest number of samples of each node. If unset, `probes` of the settings.
         """
-        nodes = units.nodes
-        names = tuple(units.names[node] for node in nodes)
-        if edges == "orders":
-            return replace(self._both_ways(probe, names, units, rng), rate=probe.rate)
-        drawn = [rng.permutation(units.of_node(node))[: probes or self.probes] for node in nodes]
-        target = self._aims(probe, units, drawn, rng)
-        if edges == "lookahead":
-            return replace(self._looked_ahead(probe, names, drawn, target), rate=probe.rate)
-        parts = min(PARTS, min(len(samples) for samples in drawn))
-        split = [samples[part::parts] for samples in drawn for part in range(parts)]
-        bends = probe.bends(split, target, hessian=edges == "curvature")
-        graph = InfluenceGraph.of_bends(names, np.repeat(np.arange(len(names)), parts), bends, edges)
-        return replace(graph, rate=probe.rate)
-
-    def _aims(
-        self, probe: "Probe", units: Units, drawn: list[Any], rng: np.random.Generator
-    ) -> NDArray[np.int64]:
-        """Samples of the target; of the entries those that no step is tried on, as long as there are some."""
-        candidates = probe.target
-        if not len(candidates):
-            others = np.setdiff1d(units.entries, np.concatenate(drawn)) if drawn else units.entries
-            candidates = others if len(others) >= self.target_samples else units.entries
-        return rng.permutation(candidates)[: self.target_samples]
-
-    def from_signals(self, signals: Signals, units: Units, target: Signals | None) -> InfluenceGraph:
-        """Influences to first order, from gradients that were measured; a step is of length one."""
-        grad, loss = (signals.require(name, "d3 without a probe") for name in ("grad", "loss"))
-        nodes = units.nodes
-        rows = [units.of_node(node) for node in nodes]
-        parts = min(PARTS, min(len(samples) for samples in rows))
-        split = [samples[part::parts] for samples in rows for part in range(parts)]
-        gradients = np.array([np.nanmean(grad[samples].astype(np.float64), axis=0) for samples in split])
-        aim = signals if target is None else target
-        aim_rows = units.entries if target is None else np.arange(len(target))
-        way = np.nanmean(aim.require("grad", "d3's target")[aim_rows].astype(np.float64), axis=0)
-        bends = Bends(
-            along=None,
-            gains=gradients @ gradients.T,
-            towards=gradients @ way,
-            losses=np.array([float(np.nanmean(loss[samples])) for samples in split]),
-            target_loss=float(np.nanmean(aim.require("loss", "d3's target")[aim_rows])),
-        )
-        names = tuple(units.names[node] for node in nodes)
-        return InfluenceGraph.of_bends(names, np.repeat(np.arange(len(names)), parts), bends, "first_order")
+        return measured(self, probe, units, edges=edges, rng=rng, probes=probes)
 
     def arranged(
         self,
@@ -394,6 +379,7 @@ class D3(InfluenceOrder):
         rng: np.random.Generator,
         *,
         seed: int,
+        first: int | None = None,
     ) -> Arranged:
         """Units in order, by a graph of their nodes or in balance alone.
 
@@ -404,18 +390,22 @@ class D3(InfluenceOrder):
                 are balanced by.
             rng: for the order in which units come into the window.
             seed: of the search for the best order in it.
+            first: entries that must be in the order of the graph; the units of the others follow in balance
+                alone. If unset, all of them.
         """
         base = np.arange(units.whole)
         if not units.ungrouped:
             mixed = rng.permutation(units.whole)
             # Groups take turns: in their given order the data ended 0.54 nats above a shuffle (docs/log.md).
             base = mixed[interleaved(units.node[mixed])]
+        if graph is None and units.whole * len(units.names) > MOST_BALANCED and not units.ungrouped:
+            return Arranged(base, {}, None)
         strays = units.summed(features) if units.ungrouped else units.one_hot()
         if graph is None or len(base) < 2:
             return Arranged(base, {"imbalance": _rounded(imbalance(strays, base))}, None)
         node, worth, before = self._by_unit(units, graph)
         windows = Windows(node, worth, before, self.window, self.commit, seed)
-        order = windows.order(base, strays, self.balance)
+        order = windows.order(base, strays, self.balance, None if first is None else -(-first // units.size))
         value = windows.value(order)
         details = {
             "imbalance": _rounded(imbalance(strays, order)),
@@ -436,8 +426,8 @@ class D3(InfluenceOrder):
         if graph is None:
             return (
                 f"order: d3 found {len(units.nodes)} {self._kinds} with at least {units.size} samples, a "
-                "whole unit, and influence needs two; the order is only balanced. Give a smaller order.size, "
-                "or other order.units."
+                "whole unit, and influence needs two with label tokens; the order is only balanced. Give a "
+                "smaller order.size, or other order.units."
             )
         if not np.isfinite(graph.noise[~np.eye(len(graph), dtype=bool)]).any():
             return (
@@ -458,34 +448,6 @@ class D3(InfluenceOrder):
             worth[np.ix_(to, to)] = graph.worth(self.early, units.whole)[np.ix_(of, of)]
             before[np.ix_(to, to)] = graph.precedences(self.threshold)[np.ix_(of, of)]
         return units.node[: units.whole], worth, before
-
-    def _both_ways(
-        self, probe: "Probe", names: tuple[str, ...], units: Units, rng: np.random.Generator
-    ) -> InfluenceGraph:
-        target = self._aims(probe, units, [], rng)
-        steps = []
-        for node in units.nodes:
-            entries = units.of_node(node)
-            others = np.setdiff1d(entries, target)
-            # A prerequisite is a third-order effect: one step shows nothing, twenty always did (docs/log.md).
-            drawn = rng.permutation(others if len(others) else entries)[: self.trial_steps * units.size]
-            steps.append([drawn[n : n + units.size] for n in range(0, len(drawn), units.size)])
-        orders = probe.orders(steps, target)
-        return InfluenceGraph.of_orders(names, orders, np.array([len(batches) for batches in steps]))
-
-    def _looked_ahead(
-        self, probe: "Probe", names: tuple[str, ...], drawn: list[Any], target: NDArray[np.int64]
-    ) -> InfluenceGraph:
-        owner = np.repeat(np.arange(len(names)), [len(samples) for samples in drawn])
-        on = np.concatenate([*drawn, target])
-        only = np.ones((len(names), len(on)), dtype=bool)
-        if len(names) > self.neighbours + 1:
-            near = knn_graph(probe.sketches(drawn), self.neighbours).ids
-            for node, ids in enumerate(near):
-                only[node, : len(owner)] = np.isin(owner, [node, *ids])
-        ahead = probe.lookahead(drawn, on, only)
-        owner = np.concatenate([owner, np.full(len(target), -1)])
-        return InfluenceGraph.of_ahead(names, owner, ahead, np.arange(len(on) - len(target), len(on)))
 
 
 _USED_BY = {

@@ -26,6 +26,7 @@ from gradwise.methods.interfaces import InfluenceOrder, Timetable
 from gradwise.methods.passes import FORWARD, HESSIAN
 from gradwise.numerics import linear_order
 from gradwise.numerics.streams import stream
+from gradwise.settings import default_of
 from gradwise.signals import Signals
 
 if TYPE_CHECKING:
@@ -62,6 +63,17 @@ class PublishedD3(InfluenceOrder):
     threshold: ClassVar[float] = 0.0  # type: ignore[misc]
     plots: ClassVar[str | None] = "graph"
     grouped: ClassVar[bool] = False  # type: ignore[misc]
+
+    def check(self) -> None:
+        changed = [
+            name
+            for name in ("hessian_probes", "hessian_samples")
+            if getattr(self, name) != default_of(PublishedD3, name)
+        ]
+        if self.rule == "trial" and changed:
+            raise RecipeError(
+                f"order.{changed[0]} is about rule: lambda, and rule: trial has no Hessian; leave it out."
+            )
 
     @property
     def window(self) -> int:  # type: ignore[override]
@@ -158,6 +170,7 @@ class PublishedD3(InfluenceOrder):
         rng: np.random.Generator,  # noqa: ARG002
         *,
         seed: int,
+        first: int | None = None,  # noqa: ARG002
     ) -> Arranged:
         """Whole units in the order that has the least advantage placed the other way."""
         order = np.arange(units.whole)

@@ -39,7 +39,11 @@ class Windows:
     _orders: dict[tuple[int, ...], NDArray[np.int64]] = field(default_factory=dict)
 
     def order(
-        self, base: NDArray[np.int64], features: NDArray[np.float64], limit: float | None
+        self,
+        base: NDArray[np.int64],
+        features: NDArray[np.float64],
+        limit: float | None,
+        first: int | None = None,
     ) -> NDArray[np.int64]:
         """(n,) the units of `base` in the order to be trained on.
 
@@ -47,12 +51,14 @@ class Windows:
             base: (n,) units in the order in which they come into the window.
             features: (units, d) of all units, whose prefix sums are kept in balance.
             limit: on their imbalance, see `gradwise.numerics.balance`.
+            first: units to be placed at least; the others follow as they came. If unset, all of them.
         """
         balance = Balance(features, limit)
         placed: list[int] = []
         waiting, at = [], 0
         size = len(base) if self.window is None else self.window
-        while at < len(base) or waiting:
+        enough = len(base) if first is None else min(first, len(base))
+        while len(placed) < enough:
             more = size - len(waiting)
             waiting += base[at : at + more].tolist()
             at += more
@@ -64,7 +70,7 @@ class Windows:
             placed += committed
             gone = set(committed)
             waiting = [unit for unit in waiting if unit not in gone]
-        return np.array(placed, dtype=np.int64)
+        return np.concatenate([np.array([*placed, *waiting], dtype=np.int64), base[at:]])
 
     def value(self, order: NDArray[np.int64]) -> float:
         """Sum of `worth` over pairs of units that are at most a window apart."""

@@ -72,19 +72,15 @@ class Units:
             group: (N,) of every sample of the pool.
             size: entries of a unit.
         """
-        names, codes = np.unique(group[entries], return_inverse=True)
-        in_units, rest = [], []
-        for code in range(len(names)):
-            # In the order in which the entries come: the balance that they were put in holds within a group
-            # too.
-            members = np.flatnonzero(codes == code)
-            whole = len(members) // size * size
-            in_units.append(members[:whole])
-            rest.append(members[whole:])
-        node = np.repeat(np.arange(len(names)), [len(places) // size for places in in_units])
-        mixed = -(-sum(map(len, rest)) // size)
+        names, codes, sizes = np.unique(group[entries], return_inverse=True, return_counts=True)
+        # In the order in which the entries come: the balance that they were put in holds within a group too.
+        by_group = np.argsort(codes, kind="stable")
+        place_in_group = np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        in_unit = place_in_group < np.repeat(sizes // size * size, sizes)
+        node = np.repeat(np.arange(len(names)), sizes // size)
+        mixed = -(-np.count_nonzero(~in_unit) // size)
         return cls(
-            entries[np.concatenate([*in_units, *rest])],
+            entries[np.concatenate([by_group[in_unit], by_group[~in_unit]])],
             size,
             np.concatenate([node, np.full(mixed, len(names))]).astype(np.int64),
             (*(str(name) for name in names), *([MIXED] if mixed else [])),
@@ -106,8 +102,9 @@ class Units:
     def arranged(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) all entries, given an order (whole,) of the whole units; a short one stays the last, so that
         no other is cut apart by the batches it is trained in."""
-        parts = self.parts
-        return np.concatenate([*(parts[unit] for unit in order), *parts[self.whole :]])
+        end = self.whole * self.size
+        whole_units = self.entries[:end].reshape(self.whole, self.size)
+        return np.concatenate([whole_units[order].ravel(), self.entries[end:]])
 
     def of_node(self, node: int) -> NDArray[np.int64]:
         """The entries of all whole units of a node."""

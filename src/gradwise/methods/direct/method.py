@@ -31,6 +31,8 @@ from gradwise.methods.direct.problem import (
     Normalise,
     Outliers,
     Problem,
+    cosine_to,
+    cosines_of,
     kept_to,
     lengths_of,
     mean_tokens,
@@ -55,6 +57,7 @@ from gradwise.numerics.movement import longest_sum, longest_weighted_sum
 from gradwise.numerics.rows import Rows
 from gradwise.numerics.spectrum import Spectrum
 from gradwise.numerics.streams import stream
+from gradwise.settings import default_of
 from gradwise.signals import Signals
 
 USUAL_TAU = {"curvature": 1.0, "paper": 0.1, "alignment": math.inf}
@@ -132,7 +135,7 @@ class Direct(PublishedDirect, Annealer):
     held_out_check: bool = True
     """Compare the picks with random ones on validation samples that did not choose them. If they are worse
     by more than 0.7 standard errors, the highest cosines or random picks take their place, and the run says
-    so; picks of `objective: paper` stay."""
+    so; picks of `objective: paper` stay. Not with `variant: weights`, which picks no samples."""
 
     precondition: bool = False
     """In a run: divide gradients by the root of Adam's second moments, as its updates are."""
@@ -161,6 +164,14 @@ class Direct(PublishedDirect, Annealer):
             raise RecipeError(f"anneal.{setting} is about picked samples; leave it or variant: weights out.")
         if self.variant != "weights" and self.largest_weight is not None:
             raise RecipeError("anneal.largest_weight is about variant: weights; leave it out.")
+        if self.objective != "paper" and self.starts != default_of(Direct, "starts"):
+            raise RecipeError(
+                f"anneal.starts is about objective: paper, and this is {self.objective}; leave it out."
+            )
+        if self.copies is None and self.alike != default_of(Direct, "alike"):
+            raise RecipeError(
+                "anneal.alike says what copies are, and copies: null limits none; leave it out."
+            )
 
     def select(
         self,
@@ -316,7 +327,7 @@ class Direct(PublishedDirect, Annealer):
             return self._solved(halved, max(tau, least_tau), seed)["places"]
 
         def by_cosine(half: NDArray[np.float64]) -> NDArray[np.int64]:
-            return problem.best(_cosine_to(problem.gradients, half.mean(axis=0)), math.inf)
+            return problem.best(cosine_to(problem.gradients, half.mean(axis=0)), math.inf)
 
         # The check predicts training steps, which move by the gradients as they are, so these are not
         # normalised.
@@ -337,7 +348,7 @@ class Direct(PublishedDirect, Annealer):
             return solution
         scores = stream(seed, "random annealing").random(len(problem.rows))
         if check.use == "cosine":
-            scores = _cosine_to(problem.gradients, z.mean(axis=0))
+            scores = cosine_to(problem.gradients, z.mean(axis=0))
         places = problem.best(scores, problem.budget(tau, relative=self.tau_relative))
         return solution | {"places": places, "scores": scores, "objective": float(scores[places].sum())}
 
@@ -427,7 +438,7 @@ class Direct(PublishedDirect, Annealer):
             weights = signals.weight[indices] * (1.0 if weights is None else weights)
         spent, usual = math.fsum(problem.costs[places] * shares), float(problem.costs.mean())
         relative = problem.costs[places] / usual if usual > 0 else np.zeros(len(places))
-        cosine = _cosines(problem.gradients, places, z.mean(axis=0))
+        cosine = cosines_of(problem.gradients, places, z.mean(axis=0))
         details = {
             "objective": solution["objective"],
             "bound": solution["bound"],
@@ -471,16 +482,3 @@ def _checked(curvature: Any, width: int) -> Spectrum:
             f"direct: the curvature given has {len(curvature.vectors)} dimensions, the gradients {width}."
         )
     return curvature
-
-
-def _cosine_to(gradients: Rows, b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n,) cosine of each gradient with b."""
-    length = float(np.linalg.norm(b))
-    return gradients.times(b / (length or 1.0)) / np.sqrt(gradients.squares())
-
-
-def _cosines(gradients: Rows, places: NDArray[np.int64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n,) of the picks' gradients with the mean validation gradient."""
-    picks = Rows(gradients.x, gradients.chosen[np.sort(places)])
-    values = picks.times(b) / np.sqrt(picks.squares() * float(b @ b)) if b.any() else np.zeros(len(places))
-    return values[np.argsort(np.argsort(places, kind="stable"), kind="stable")]

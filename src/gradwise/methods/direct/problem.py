@@ -311,3 +311,16 @@ def _rounded_up(value: float) -> str:
     """Three digits that are not below the value."""
     text = f"{value:.3g}"
     return text if float(text) >= value else f"{value * 1.01:.3g}"
+
+
+def cosine_to(gradients: Rows, b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) cosine of each gradient with b."""
+    length = float(np.linalg.norm(b))
+    return gradients.times(b / (length or 1.0)) / np.sqrt(gradients.squares())
+
+
+def cosines_of(gradients: Rows, places: NDArray[np.int64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) of the picks' gradients with the mean validation gradient."""
+    picks = Rows(gradients.x, gradients.chosen[np.sort(places)])
+    values = picks.times(b) / np.sqrt(picks.squares() * float(b @ b)) if b.any() else np.zeros(len(places))
+    return values[np.argsort(np.argsort(places, kind="stable"), kind="stable")]

@@ -106,13 +106,15 @@ def words_of(signals: Signals, target: Signals, size: int) -> Wording:
     )
 
 
-def aimed_at(state: State, aim: Aim, words: Wording | None) -> State:
-    """A state with what the target adds to it."""
+def aimed_at(state: State, aim: Aim, words: Wording | None, *, by_tokens: bool) -> State:
+    """A state with what the target adds to it; `by_tokens` says that the budget is in tokens."""
     if words is None:
         return state.changed(bounds=aim.bounds)
     # Ranked by words alone, they fill the budget where too few candidates can be used; where all are
     # candidates there are no others.
-    others = words.best(words.size + len(state.looked)) if len(state.looked) < state.pool else None
+    # How many short samples a budget in tokens holds is not known, so that all are ranked.
+    most = state.pool if by_tokens else words.size + len(state.looked)
+    others = words.best(most) if len(state.looked) < state.pool else None
     score, garbled = words.score[state.sample], words.garbled[state.sample]
     by_words = np.where(garbled, GARBLED, percentiles(score))
     return state.changed(bounds=aim.bounds, by_words=by_words, ranked=others, closeness=words.closeness)

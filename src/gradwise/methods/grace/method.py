@@ -18,7 +18,7 @@ from gradwise.methods.grace.budget import budgeted, decide_once
 from gradwise.methods.grace.costs import USUAL_ANCHORS
 from gradwise.methods.grace.importance import NEEDS, Kind, MeanDirection, finite_rows, importance
 from gradwise.methods.grace.nodes import nodes_of, rows_of, search_of
-from gradwise.methods.grace.pick import Amount, choose, filled, minimum_of, random_picks, selection
+from gradwise.methods.grace.pick import Amount, choose, filled, minimum_of, selection, unscored_picks
 from gradwise.methods.grace.published import PublishedGrace
 from gradwise.methods.grace.refresh import (
     SHARE_RANGE,
@@ -142,12 +142,14 @@ class Grace(PublishedGrace, Targeted):
             raise RecipeError("select: domain_minimum needs fraction or count; it cannot go with tokens.")
         self._refuse("refresh_every: 0 selects once", REFRESHING, self.refresh_every == 0)
         self._refuse("anchors: 1 scores all candidates again", UNUSED_BY_ALL, self.anchors == 1)
+        self._refuse("random_anchors: 1 draws all of them", ("staleness",), self.random_anchors == 1)
         self._refuse("beta: 0 propagates nothing", ("propagate",), self.beta == 0)
         self._refuse("relevance to a target has no length", ("by_length",), self.aims)
         if self.aims and self.importance not in (None, *AIMED):
             raise RecipeError(
-                f"select.importance: {self.importance} does not compare with the target; give "
-                f"{' or '.join(AIMED)}, or leave select.target out."
+                f"select.importance: {self.importance} does not compare with the target, which is "
+                "select.target or, where that is unset, data.target; "
+                f"give {' or '.join(AIMED)}, or leave importance out."
             )
         if self.importance == "relevance" and not self.aims:
             raise RecipeError("select.importance: relevance needs a target; give select.target.")
@@ -214,13 +216,14 @@ class Grace(PublishedGrace, Targeted):
     def advice(self, selection: Selection) -> str | None:
         """A sentence on picks that were drawn at random to fill the budget, and on what to do, or on a pool
         that holds little that resembles the target; None if there is nothing to say."""
-        if "closeness" in selection.details:
-            return super().advice(selection)
-        shortfall = random_picks(selection.details, len(selection.indices))
-        size = next(name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None)
-        more = "overhead, or candidates: all" if self.candidates is None else "candidates"
-        advice = f"Give more select.{more}, or a smaller {size}, to choose them all."
-        return shortfall and f"grace: {shortfall}. {advice}"
+        said = [super().advice(selection)]
+        if shortfall := unscored_picks(selection.details, len(selection.indices)):
+            size = next(name for name in ("fraction", "count", "tokens") if getattr(self, name) is not None)
+            more = "overhead, or candidates: all" if self.candidates is None else "candidates"
+            said.append(
+                f"grace: {shortfall}. Give more select.{more}, or a smaller {size}, to choose them all."
+            )
+        return " ".join(sentence for sentence in said if sentence) or None
 
     def standalone_advice(self) -> str | None:
         if self.candidates is not None or self.aims:
@@ -255,14 +258,14 @@ class Grace(PublishedGrace, Targeted):
         """How the words of all samples compare with the target's; None where texts are not known."""
         if not self.aims or signals.texts is None or target.texts is None:
             return None
-        return words_of(signals, target, self._usual_size(signals))
+        return words_of(signals, target, self._usual_size(len(signals), signals))
 
-    def _usual_size(self, signals: Signals) -> int:
-        """Samples of the selection, estimated where the budget is in tokens."""
+    def _usual_size(self, pool: int, signals: Signals) -> int:
+        """Samples of a selection from `pool`, estimated from some of them where the budget is in tokens."""
         if self.tokens is None:
-            return self.size(len(signals))
+            return self.size(pool)
         tokens = np.asarray(signals.require("num_tokens", "grace with tokens"), dtype=np.float64)
-        return min(len(signals), max(1, round(self.tokens / max(1.0, float(tokens.mean())))))
+        return min(pool, max(1, round(self.tokens / max(1.0, float(tokens.mean())))))
 
     def rows_to_score(
         self,
@@ -333,8 +336,9 @@ class Grace(PublishedGrace, Targeted):
         if self.by_length and not self.aims:
             mean_tokens = float(signals.require("num_tokens", "grace with by_length")[stands].mean())
         if self.aims:
-            size = len(stands) if self.count is None else self.count
-            size = min(len(stands), size) if first is None else first.size
+            # Of the whole pool: a smaller one, or all candidates, would give subtasks other shares.
+            usual = self._usual_size(pool or len(signals), signals) if first is None else first.size
+            size = min(len(stands), usual) if first is None else usual
             towards = aim_of(self.kind, signals, stands, target, size, nodes.centre)
         else:
             towards = self._target(signals, stands)
@@ -356,17 +360,19 @@ class Grace(PublishedGrace, Targeted):
             seed=seed,
         )
         if isinstance(towards, Aim):
-            state = aimed_at(state, towards, first)
+            state = aimed_at(state, towards, first, by_tokens=self.tokens is not None)
         # Without a refresh there is no share to adapt and no allowance to spend.
         if forecast is None or not forecast.every:
             return state
         # The forecast counts samples; where some are copies, the same cost covers more of the nodes.
         more = forecast.candidates / len(state) if self.anchors is None else 1.0
+        share = min(more * forecast.anchors, max(SHARE_RANGE[1], forecast.anchors))
         return state.changed(
             every=forecast.every,
-            share=min(more * forecast.anchors, max(SHARE_RANGE[1], forecast.anchors)),
+            share=share,
             allowance=forecast.allowance,
-            least_share=min(more * forecast.least_anchors, SHARE_RANGE[1]),
+            planned=-(-forecast.steps // forecast.every) - 1,
+            least_share=min(more * forecast.least_anchors, share),
         )
 
     @staticmethod

@@ -271,13 +271,24 @@ def random_picks(details: dict[str, Any], picked: int) -> str | None:
     return f"{count:,} of {picked:,} picks are random, since only {scored} samples were scored"
 
 
+def unscored_picks(details: dict[str, Any], picked: int) -> str | None:
+    """A sentence on how many of `picked` samples were not scored, given a selection's details; None if
+    none."""
+    count = details.get("by_words", 0)
+    if not count:
+        return random_picks(details, picked)
+    scored = f"{details['looked_at']:,}"
+    return f"{count:,} of {picked:,} picks follow n-grams alone, since only {scored} samples were scored"
+
+
 def _fitting(samples: NDArray[np.int64], costs: NDArray[np.float64], left: float) -> NDArray[np.int64]:
     """Samples in the order given, each that still fits."""
     fitting = []
-    for sample in samples:
-        if costs[sample] <= left:
+    # A sample without a label token would cost nothing, and every one of them be taken.
+    for sample, cost in zip(samples.tolist(), np.maximum(costs[samples], 1).tolist(), strict=True):
+        if cost <= left:
             fitting.append(sample)
-            left -= float(costs[sample])
+            left -= cost
     return np.array(fitting, dtype=np.int64)
 
 

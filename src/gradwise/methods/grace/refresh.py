@@ -19,7 +19,7 @@ from gradwise.numerics.propagation import priority, spread, sweep, sweep_change
 from gradwise.numerics.streams import stream
 
 SHARE_RANGE = (0.02, 0.5)
-"""Between what the share of anchors adapts."""
+"""Between what the share of anchors adapts, where `anchors` does not set a larger one."""
 
 FEWEST_AT_RANDOM = 8
 """Anchors that are drawn at random at least, where any are.
@@ -100,11 +100,20 @@ class Refreshed:
 def anchors_of(state: State, step: int, staleness: float, at_random: float) -> NDArray[np.int64]:
     """The nodes to measure at a step, ascending: some at random, and those of highest priority, spread over
     the graph; none once the allowance is used up."""
-    count = int(np.clip(round(state.share * len(state)), 1, len(state)))
-    # The forecast has paid for this many anchors over the whole run. What earlier refreshes took is gone.
-    count = count if state.allowance is None else min(count, state.allowance)
+    count = _affordable(state, int(np.clip(round(state.share * len(state)), 1, len(state))))
     ranked = priority(step - state.measured_at, state.importance, state.graph, staleness)
     return spread(state.graph, ranked, count, drawn_of(state, step, count, at_random))
+
+
+def _affordable(state: State, count: int) -> int:
+    """Of `count` anchors as many as the later refreshes can spare, each of which keeps its least share."""
+    if state.allowance is None:
+        return count
+    # The forecast has paid for this many anchors over the whole run. What earlier refreshes took is gone:
+    # where agreement was low they took it all, and later ones scored nothing.
+    least = max(1, round(state.least_share * len(state)))
+    later = max(0, state.planned - state.refreshes - 1)
+    return min(count, max(least, state.allowance - later * least), state.allowance)
 
 
 def drawn_of(state: State, step: int, count: int, at_random: float) -> NDArray[np.int64]:
@@ -198,7 +207,8 @@ def next_share(
         return share
     # Without an agreement (fewer than three values, or all equal) nothing speaks for more anchors.
     trusted = agreement is None or agreement >= least_agreement
-    return float(np.clip(share / SHRINKS if trusted else share * GROWS, least, SHARE_RANGE[1]))
+    most = max(SHARE_RANGE[1], share)
+    return float(np.clip(share / SHRINKS if trusted else share * GROWS, min(least, most), most))
 
 
 def _correlation(guessed: NDArray[np.float64], measured: NDArray[np.float64]) -> float | None:

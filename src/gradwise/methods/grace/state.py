@@ -53,6 +53,8 @@ class State:
     """Steps from one selection to the next; 0 where there is only one."""
     allowance: int | None = None
     """Samples that may still be measured; None for no limit."""
+    planned: int = 0
+    """Refreshes of the whole run, as they were forecast; 0 where that is not known."""
     least_share: float = 0.02
     """Below which the share of the nodes that a refresh measures does not fall."""
     refreshes: int = 0

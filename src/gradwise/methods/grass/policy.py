@@ -31,7 +31,7 @@ class Grass(DrawnByScore, AdaptingPolicy):
     @classmethod
     def published(cls, **changes: Any) -> Self:
         """The paper's settings as far as they are known: a softmax over the raw norms, no floor, layers drawn
-        every 25 steps (the authors found 25 to 50 best).
+        every 25 steps (the authors found 25 to 50 best), optimizer state offloaded to host memory.
 
         The temperature, alpha, T_p, T_u, gamma and what happens to embeddings are not published; they have
         our defaults, and T_u equals T_s.
@@ -48,5 +48,6 @@ class Grass(DrawnByScore, AdaptingPolicy):
             "normalise": False,
             "floor": 0.0,
             "probe": 4,
+            "state": "offload",
         }
         return cls(**stated | changes)

@@ -15,6 +15,7 @@ from gradwise.methods.baselines.anneal import CosineTop, FullAnneal, Herding, Ra
 from gradwise.methods.decision import Selection
 from gradwise.methods.direct import Direct
 from gradwise.methods.trial.contenders import check_contenders, only_in_a_run
+from gradwise.settings import default_of
 from gradwise.signals import Signals
 
 Contender = Literal["direct", "cosine_top", "herding", "random", "full"]
@@ -75,9 +76,11 @@ class Trial(Annealer):
     @property
     def tried(self) -> dict[str, Annealer]:
         shared: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(Annealer)}
-        # All of the data have no size to be given.
-        whole = {**shared, **dict.fromkeys(("fraction", "count", "tokens"))}
-        return {name: CLASSES[name](**(whole if name == "full" else shared)) for name in self.contenders}
+        # What a contender does not use it would refuse: all of the data have no size to be given.
+        unused: dict[str, Any] = {"validation_samples": default_of(Annealer, "validation_samples")}
+        whole = {**unused, **dict.fromkeys(("fraction", "count", "tokens"))}
+        left_out = {"full": whole, "random": unused}
+        return {name: CLASSES[name](**shared | left_out.get(name, {})) for name in self.contenders}
 
     def chosen(self) -> Annealer | None:
         return None if self.winner is None else self.tried[self.winner]
