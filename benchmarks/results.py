@@ -25,7 +25,7 @@ from benchmarks.d3 import solver as d3_solver
 from benchmarks.direct import curvature, decay, sketch, target
 from benchmarks.direct import million as direct_million
 from benchmarks.direct import solver as direct_solver
-from benchmarks.grace import importance, million, overhead, propagation, speed, targets, words
+from benchmarks.grace import importance, llama_targets, million, overhead, propagation, speed, targets, words
 from benchmarks.layers import estimate, estimate_time
 from benchmarks.layers import page as layers
 from benchmarks.robustness import data as robustness_data
@@ -40,7 +40,7 @@ PAGES: dict[str, ModuleType] = {
     "signals-peers": peers, "signals-store": store,
     "grace-speed": speed, "grace-million": million, "grace-importance": importance,
     "grace-propagation": propagation, "grace-overhead": overhead, "grace-words": words,
-    "grace-targets": targets,
+    "grace-targets": targets, "grace-llama_targets": llama_targets,
     "d3-commutator": commutator, "d3-planted": planted, "d3-cost": d3_cost, "d3-solver": d3_solver,
     "d3-published": published, "d3-printed_rule": printed_rule,
     "direct-solver": direct_solver, "direct-million": direct_million, "direct-curvature": curvature,

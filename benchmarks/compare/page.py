@@ -15,7 +15,7 @@ from gradwise.report.reading import Point, Results, RunResult
 
 BUDGETS = {
     "steps": "Equal optimizer steps",
-    "time": "Equal time: every arm's whole schedule ends within the same charged seconds",
+    "time": "Equal time: every arm's whole schedule was planned to end within the same charged seconds",
 }
 
 
@@ -69,6 +69,7 @@ def _comparison(task: Task, comparison: Comparison, runs: Runs) -> list[str]:
         f"## {BUDGETS[comparison.budget]}",
         f"`{shlex.join(task.command(comparison, seeds))}`",
         _losses(runs),
+        *([_took(comparison, runs)] if comparison.budget == "time" else []),
         *tables.comparisons(tables.losses_of(runs), comparison.references),
     ]
     if _has_curves(runs):
@@ -108,9 +109,23 @@ def _losses(runs: Runs) -> str:
 
 
 def _lowest(entries: list[dict[str, Any]]) -> str:
-    """Mean over runs of the lowest held-out loss on the way or at the end."""
-    losses = [min([run["loss"], *(loss for *_, loss in run["curve"])]) for run in entries]
+    """Mean over runs of the lowest held-out loss on the way or at the end; a dash where none was evaluated
+    while it trained."""
+    if not all(any(step > 0 for step, *_ in run["curve"]) for run in entries):
+        return "-"
+    losses = [min([run["loss"], *(loss for step, _, loss in run["curve"] if step > 0)]) for run in entries]
     return f"{sum(losses) / len(losses):.4f}"
+
+
+def _took(comparison: Comparison, runs: Runs) -> str:
+    """How far the arms were from equal time."""
+    means = {arm: tables.mean(list(by_seed.values()), "seconds") for arm, by_seed in runs.items()}
+    first, last = min(means, key=lambda arm: means[arm]), max(means, key=lambda arm: means[arm])
+    budget = f"of {comparison.amount} s, " if comparison.amount else ""
+    return (
+        f"Speeds were measured before the runs: {budget}arms took from {means[first]:.1f} (`{first}`) to "
+        f"{means[last]:.1f} s (`{last}`) on average. Whoever took longer made more steps for it."
+    )
 
 
 def figure_name(task: str, budget: str) -> str:

@@ -108,7 +108,8 @@ class Task:
     ) -> list[str]:
         """`gradwise compare` for some arms, by default all, with the first seeds or with a list of them."""
         names = list(comparison.arms if arms is None else arms)
-        size = [] if self.fraction is None else ["--fraction", str(self.fraction)]
+        sized = self.fraction is not None and any(self._takes_size(name) for name in names)
+        size = ["--fraction", str(self.fraction)] if sized else []
         # A trailing comma makes a list of a single seed, which alone would be a number of seeds.
         listed = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds)
         first = comparison.references[0]
@@ -118,6 +119,9 @@ class Task:
             "--reference", first if first in names else names[0],
             "--discard-models", *size, "--out", f"build/compare/{self.name}-{comparison.budget}",
         ]  # fmt: skip
+
+    def _takes_size(self, arm: str) -> bool:
+        return getattr(self.recipe(arm).select, "fraction", None) == self.fraction
 
     def settings(self, tuning_seed: int) -> dict[str, Any]:
         """What all entries of a result file share, in plain values."""

@@ -6,9 +6,9 @@ from typing import Any
 from benchmarks.common import small_llama, smollm2
 from benchmarks.common.folders import ROOT
 from benchmarks.common.records import COMMONSENSE, INSTRUCTIONS, LARGEST
+from benchmarks.compare import grace_tasks
 from benchmarks.compare.task import HERE, Claims, Comparison, Task, arm, both_budgets
 from benchmarks.d3 import pools as d3_pools
-from benchmarks.grace import pools as grace_pools
 from gradwise.recipe.yaml_text import read_yaml
 
 SELECTIONS: tuple[str, ...] = ("random", "full", "loss_top", "length_top", "easy_first")
@@ -57,6 +57,10 @@ FOUR_TEXT = (
     "until the last quarter of the steps, for which they choose samples. Layer policies update two of "
     "{blocks} blocks at a time, with embeddings, head and final norm frozen."
 )
+FOUR_OVERHEAD = (
+    "`d3` and `together` have `overhead: 0.25` for D³, since the default (0.1) affords no measurement in so "
+    "short a run."
+)
 FOUR_RATES = (
     "Learning rates were not tuned here: they are the best of [{0}]({0}.md), one for layer policies and the "
     "runs together, one for all others."
@@ -98,7 +102,7 @@ def _four() -> Task:
         title="the four methods alone and together, small Llama",
         text=(
             "The small Llama (8.9 M parameters), fine-tuned on 480 records of three sets. "
-            f"{FOUR_TEXT.format(blocks='six')} {FOUR_RATES.format('compare-small_llama')} "
+            f"{FOUR_TEXT.format(blocks='six')} {FOUR_OVERHEAD} {FOUR_RATES.format('compare-small_llama')} "
             f"{FOUR_HALVES} The budget of time is more than twice what full training takes for 48 steps. "
             "`d3_published`, `d3_trial` (the published definition of influence, `rule: trial`) and "
             "`together_published` decide for longer. [compare-published_d3](compare-published_d3.md) gives "
@@ -167,9 +171,9 @@ def _four_stories() -> Task:
         title="the four methods alone and together, stories260K",
         text=(
             "stories260K, fine-tuned on 576 records of GSM8K, Dolly and commonsense; `full` sees each of "
-            f"them once. {FOUR_TEXT.format(blocks='five')} One learning rate for all, the best of "
-            "[layers-stories](layers-stories.md) both for full training and for layer policies. Of 180 "
-            "held-out records, one half is what `direct*` and `together*` choose by, and the other half "
+            f"them once. {FOUR_TEXT.format(blocks='five')} {FOUR_OVERHEAD} One learning rate for all, the "
+            "best of [layers-stories](layers-stories.md) both for full training and for layer policies. Of "
+            "180 held-out records, one half is what `direct*` and `together*` choose by, and the other half "
             "measures all arms. The budget of time is several times what full training takes for 96 steps, "
             "so that `together` has time to decide. The decisions of `d3_published` and of "
             "`together_published` for 96 steps alone take longer than that budget. `d3_trial` takes the "
@@ -269,123 +273,6 @@ def _target_smollm2() -> Task:
     )
 
 
-GRACE = {name: name for name in ("random", "full", "grace")}
-GRACE_FEW = {**GRACE, "grace_half": arm("grace_half", "grace", "grace/half")}
-GRACE_ALL = {
-    **GRACE_FEW,
-    **{
-        name: arm(name, "grace", f"grace/{name.removeprefix('grace_')}")
-        for name in ("grace_static", "grace_full_refresh")
-    },
-    **{name: name for name in ("loss_top", "length_top", "grad_norm_top", "k_center")},
-}
-GRACE_PROXY = {"grace_proxy": arm("grace_proxy", "grace", "grace/proxy")}
-IMPORTANCE = ("loss", "alignment", "norm", "head_norm", "coverage")
-TRADE_OFFS = ("alignment_80", "alignment_90", "head_length_90")
-"""Kinds of importance that do not pick garbage, with more weight on coverage."""
-POOLS = {
-    "clean": "1,200 records of GSM8K, Dolly and commonsense without repeats",
-    "dirty": (
-        "1,200 records: 600 distinct ones of GSM8K, Dolly and commonsense, 480 copies of 24 of these, 60 of "
-        "random characters and 60 snippets of two words"
-    ),
-}
-GRACE_TEXT = (
-    "Selections keep {share:.0%} of the records and repeat them as often as the steps need; `random` draws "
-    "others for every seed, `full` trains on all records."
-)
-
-
-def _grace_text(pool: str, fraction: float, model: str = "stories260K") -> str:
-    held_out = "held out: 180 other records, clean."
-    return f"{model}, fine-tuned on {POOLS[pool]}; {held_out} {GRACE_TEXT.format(share=fraction)}"
-
-
-def _grace_claims(subject: str, budgets: dict[str, tuple[str, ...]]) -> Claims:
-    """Claims about `grace` against references, by budget."""
-    labels = {"random": "a random one of equal size", "full": "all data"}
-    return tuple(
-        (budget, f"{subject}, against {labels[reference]}", "grace", reference)
-        for budget, references in budgets.items()
-        for reference in references
-    )
-
-
-def _grace(
-    pool: str, fraction: float, arms: dict[str, str], claims: dict[str, tuple[str, ...]], **more: Any
-) -> Task:
-    """stories260K on a pool of `grace.pools`; all arms have the rate that is best for `random`."""
-    share = f"{fraction:.0%}".replace("%", " %") + f" of a {pool} pool"
-    return Task(
-        name=f"grace_{pool}_{fraction * 100:02.0f}",
-        title=f"GRACE, {share}",
-        text=_grace_text(pool, fraction),
-        prepare=grace_pools.build,
-        arms=arms,
-        comparisons=both_budgets(tuple(arms)),
-        claims=_grace_claims(f"GRACE picks {share}", claims),
-        recipe_name=f"grace_{pool}",
-        fraction=fraction,
-        check_rates={"mixed": str(grace_pools.FOLDER / "rates.jsonl")},
-        **more,
-    )
-
-
-def _grace_llama() -> Task:
-    arms = {**GRACE, **GRACE_PROXY}
-    text = _grace_text("dirty", 0.3, "The small Llama (8.9 M parameters)")
-    return Task(
-        name="grace_llama",
-        title="GRACE, small Llama",
-        text=f"{text} For `grace_proxy`, stories260K scores the records in place of the trained model.",
-        prepare=lambda: (grace_pools.build(), small_llama.build()),
-        arms=arms,
-        comparisons=(Comparison("time", (tuple(arms),), ("random", "full")),),
-        claims=_grace_claims("Small Llama: GRACE picks 30 % of a dirty pool", {"time": FULL}),
-        fraction=0.3,
-    )
-
-
-def _grace_smollm2() -> Task:
-    arms = {name: GRACE[name] for name in ("random", "full")} | GRACE_PROXY
-    claim = "SmolLM2-135M: GRACE by a proxy picks a quarter of a dirty pool, against a random one"
-    dirt = grace_pools.SMOLLM2_DIRT
-    return Task(
-        name="grace_smollm2",
-        title="GRACE, SmolLM2-135M",
-        text=(
-            f"SmolLM2-135M-Instruct, fine-tuned on {dirt.distinct} short problems of GSM8K's training set, "
-            f"{dirt.copied * dirt.copies} copies of {dirt.copied} of them, {dirt.garbage} records of random "
-            f"characters and {dirt.garbage} snippets of two words; held out: {smollm2.CHECK} short problems "
-            f"of its test set. {GRACE_TEXT.format(share=0.25)} For `grace_proxy`, stories260K scores the "
-            "records in place of the trained model."
-        ),
-        prepare=grace_pools.build_smollm2,
-        arms=arms,
-        comparisons=(Comparison("time", (tuple(arms),), ("random", "full")),),
-        claims=(("time", claim, "grace_proxy", "random"),),
-        seeds=3,
-        fraction=0.25,
-    )
-
-
-def _grace_importance() -> Task:
-    """Every candidate is scored, once, so that arms differ only in importance."""
-    kinds = {kind: arm(kind, "grace", f"grace/{kind}") for kind in (*IMPORTANCE, *TRADE_OFFS)}
-    claim = "GRACE's default importance against coverage alone, dirty pool"
-    return Task(
-        name="grace_importance",
-        title="GRACE by kind of importance",
-        text=_grace_text("dirty", 0.1),
-        prepare=grace_pools.build,
-        arms={"random": "random", **kinds},
-        comparisons=(Comparison("steps", (("random", *IMPORTANCE), TRADE_OFFS), ("random", "coverage")),),
-        claims=(("steps", claim, "head_length_90", "coverage"),),
-        recipe_name="grace_dirty",
-        fraction=0.1,
-    )
-
-
 ORDERS = {
     "random": "random=shuffle",
     "interleave": "interleave",
@@ -407,8 +294,9 @@ ORDER_TEXT = (
 )
 GRAPH_TEXT = (
     "`herding` and `influence` order by projected gradients. `d3_*` order by a measured influence graph: "
-    "`d3_batches` of batches as they come, `d3_mixed` of pieces of two samples from one domain, several to "
-    "a batch, as is the default, and the others of batches from one domain."
+    "`d3_batches` of batches as they come, which cost so much to measure that none were: it is `balanced` "
+    "again. `d3_mixed` of pieces of two samples from one domain, several to a batch, as is the default, and "
+    "the others of batches from one domain."
 )
 WHOLE_BATCHES = ("d3_domains", "d3_first_order", "d3_lookahead", "d3_high_overhead")
 """Arms whose units are batches of one domain."""
@@ -475,8 +363,6 @@ def _orders_smollm2() -> Task:
     return _orders("smollm2", prepare, text, "SmolLM2-135M", ORDERS_FEW, seeds=3, claims=("balanced",))
 
 
-RANDOM, FULL = ("random",), ("full",)
-TUNED = {"random": (3e-4, 1e-3)}
 TASKS: dict[str, Callable[[], Task]] = {
     "small_llama": _small_llama,
     "four": _four,
@@ -487,13 +373,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "unit_sizes": _unit_sizes,
     "periods": _periods,
     "smollm2": _smollm2,
-    "grace_importance": _grace_importance,
-    "grace_clean_10": lambda: _grace("clean", 0.1, GRACE_ALL, {"time": FULL}, seeds=3, first_rates=TUNED),
-    "grace_dirty_05": lambda: _grace("dirty", 0.05, GRACE_FEW, {"time": RANDOM}),
-    "grace_dirty_10": lambda: _grace("dirty", 0.1, GRACE_ALL, {"time": (*RANDOM, *FULL)}, first_rates=TUNED),
-    "grace_dirty_30": lambda: _grace("dirty", 0.3, GRACE_FEW, {"time": RANDOM}),
-    "grace_llama": _grace_llama,
-    "grace_smollm2": _grace_smollm2,
+    **grace_tasks.TASKS,
     "orders_pretrain": _orders_pretrain,
     "orders_tune": _orders_tune,
     "orders_smollm2": _orders_smollm2,

@@ -250,7 +250,9 @@ def _horizons(content: Content) -> list[str]:
         rows.append([kind, steps, seeds, f"{np.mean(values):+.4f}", positive, interval])
     text = (
         "**Both orders trained** from the start, for a number of steps on each domain: the gain of the "
-        "planted order over its reverse in the target's loss, and how often it is positive."
+        "planted order over its reverse in the target's loss, and how often it is positive. In the pool "
+        "`unrelated` the first half says nothing about the second: what it shows comes from training on the "
+        "second half last, not from a prerequisite."
     )
     head = ["pool", "steps on each", "seeds", "mean gain", "positive", "95 % interval"]
     return [text, tables.table(head, rows)] if rows else []

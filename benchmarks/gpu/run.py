@@ -3,14 +3,20 @@
     python -m benchmarks.gpu.run                  # all that is left
     python -m benchmarks.gpu.run --list           # the pieces, and which are done
     python -m benchmarks.gpu.run --minutes 25     # as many as fit
+    python -m benchmarks.gpu.run --only 'training-7b-1024-*' --limit 150 --minutes 9.5 --lines out/gpu.jsonl
+    python -m benchmarks.gpu.run --take out/gpu.jsonl    # on the machine that keeps the results
 
 Each piece has a file of its own in `benchmarks/gpu/results`, with machine and versions. A piece that fails or
-takes too long has one as well, with the end of its output; `--again` runs those once more. Needs torch 2.11,
-transformers 5.17 or later, and the packages in `PACKAGES`. Arms of other packages (badam, torchao) run where
-these are installed, and are left otherwise.
+takes too long has one as well, with the end of its output; `--again` runs those once more. Where the machine
+keeps no files, `--lines` collects results in a single one, and `--take` makes files of these.
+
+Needs torch 2.11, transformers 5.17 or later, and the packages in `PACKAGES`; gradwise itself need not be
+installed. Where nothing can be installed, unpack the wheels of what is missing into a folder, and name that
+in PYTHONPATH. Arms of other packages (badam, torchao) run where these are installed, and are left otherwise.
 """
 
 import argparse
+import fnmatch
 import importlib.util
 import json
 import os
@@ -42,8 +48,9 @@ ARMS = (
 SHARDED_ARMS = ("full", "grass-keep", "grass-offload", "collect")
 """Arms on a model that FSDP2 shards over all GPUs of the machine."""
 
-SHAPES = {"small": (1024,), "7b": (512, 1024, 2048)}
-"""Lengths of rows by model: first a small one, which shows whether an arm runs at all."""
+SHAPES = {"small": (1024,), "7b": (1024, 512, 2048)}
+"""Lengths of rows by model: first a small one, which shows whether an arm runs at all, then the length that
+GRASS's memory is judged at."""
 
 
 def pieces() -> dict[str, list[str]]:
@@ -78,8 +85,8 @@ def pieces() -> dict[str, list[str]]:
     return commands
 
 
-def run(name: str, command: list[str]) -> dict[str, Any]:
-    """Run a piece; its last line of output may be a JSON object with what it measured."""
+def run(name: str, command: list[str], limit: float = LIMIT) -> dict[str, Any]:
+    """Run a piece; the last line of its output that is a JSON object is what it measured."""
     start, variables = time.time(), {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": _path()}
     process = subprocess.Popen(
         command,
@@ -91,20 +98,21 @@ def run(name: str, command: list[str]) -> dict[str, Any]:
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=LIMIT)
+        output, _ = process.communicate(timeout=limit)
         outcome = "done" if process.returncode == 0 else "failed"
     except subprocess.TimeoutExpired:
         # With the workers of its loaders, which would keep the memory of the device.
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
         outcome = "took too long"
+    measured = _measured(output)
     return {
         "piece": name,
         "outcome": outcome,
         "seconds": round(time.time() - start, 1),
         "machine": machine(),
-        "measured": _measured(output),
-        "output": "" if outcome == "done" and not name.startswith("tests") else output[-4000:],
+        "measured": measured,
+        "output": "" if outcome == "done" and measured is not None else output[-4000:],
     }
 
 
@@ -123,11 +131,14 @@ def machine() -> dict[str, Any]:
 
 
 def _measured(output: str) -> Any:
-    last = output.strip().splitlines()[-1:] or [""]
-    try:
-        return json.loads(last[0])
-    except ValueError:
-        return None
+    # Libraries may warn as the process ends.
+    for line in reversed(output.splitlines()):
+        if line.startswith("{"):
+            try:
+                return json.loads(line)
+            except ValueError:
+                continue
+    return None
 
 
 def _path() -> str:
@@ -137,6 +148,14 @@ def _path() -> str:
 def _finished(name: str, again: bool) -> bool:
     path = RESULTS / f"{name}.json"
     return path.exists() and not (again and json.loads(path.read_text())["outcome"] != "done")
+
+
+def _keep(result: dict[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{result['piece']}.json"
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(path)
 
 
 def _package_lacking(name: str) -> str | None:
@@ -165,8 +184,18 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="begin no piece that may end later"
     )
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of the pieces to run, in order")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds that a piece may take")
+    parser.add_argument("--lines", type=Path, help="collect the results in this file, a line each")
+    parser.add_argument("--take", type=Path, help="make files of the results collected in this one, and end")
     options = parser.parse_args()
+    if options.take is not None:
+        for line in options.take.read_text().splitlines():
+            _keep(json.loads(line))
+        return
     commands = pieces()
+    chosen = [name for pattern in options.only for name in commands if fnmatch.fnmatchcase(name, pattern)]
+    commands = {name: commands[name] for name in chosen}
     left = {name: command for name, command in commands.items() if not _finished(name, options.again)}
     lacking = {name: package for name in left if (package := _package_lacking(name)) is not None}
     if options.list:
@@ -177,19 +206,20 @@ def main() -> None:
     if (sentence := obstacle()) is not None:
         print(sentence)
         return
-    RESULTS.mkdir(exist_ok=True)
     start = time.time()
     for name, command in left.items():
         if name in lacking:
             print(f"{name} needs the package {lacking[name]}, which is not installed.")
             continue
-        if time.time() - start + LIMIT > options.minutes * 60:
+        if time.time() - start + options.limit > options.minutes * 60:
             print("The rest needs another run of this command.")
             return
-        result = run(name, command)
-        partial = RESULTS / f".{name}.json"
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(RESULTS / f"{name}.json")
+        result = run(name, command, options.limit)
+        _keep(result)
+        if options.lines is not None:
+            options.lines.parent.mkdir(parents=True, exist_ok=True)
+            with options.lines.open("a") as file:
+                file.write(json.dumps(result) + "\n")
         print(
             f"{time.strftime('%H:%M:%S')} {name}: {result['outcome']} ({result['seconds']:.0f} s)", flush=True
         )

@@ -71,15 +71,15 @@ def page(content: Content) -> Page:
         for entry in entries
     ]  # fmt: skip
     ratios = [entry["share"] / entry["overhead"] for entry in entries]
-    verdict = "respected" if max(ratios) <= 1 else "exceeded"
+    whole = [entry["share_with_speeds"] / entry["overhead"] for entry in entries]
     return Page(
         sections=[table([*head, "spent / forecast", "share"], rows)],
         claims=[
             Claim(
-                "Time for decisions over the time that `overhead` allows",
-                f"{min(ratios):.2f} to {max(ratios):.2f}",
+                "Time for decisions over the time that `overhead` allows; with the measuring of speeds",
+                f"{min(ratios):.2f} to {max(ratios):.2f}; {min(whole):.2f} to {max(whole):.2f}",
                 str(len({entry["seed"] for entry in entries})),
-                verdict,
+                "; ".join("at most 1" if max(each) <= 1 else "above 1" for each in (ratios, whole)),
             )
         ],
     )

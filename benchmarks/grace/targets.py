@@ -5,11 +5,11 @@
 Pools have about 1,600 short records of six sets. Each method picks 80 or 160 of them (5 or 10 %) by 64 target
 samples, and its picks are judged by the held-out loss on 100 others. Every arm trains for 60 steps of 8
 samples. `full` takes all of the pool. `full, longer` gets as many steps more as the scoring and choosing of
-`grace` took time, so that both take equally long. `trial` tries `grace`, `dsir`, `random` and `full` for 15
-steps each, with half of the target samples choosing and the other half judging, and is what the winner picks
-by all of them; its own cost is not charged to `full, longer`. GSM8K is also a set of the pool, the other
-targets are not. `less` warms up and scores as in a run, with gradients of 256 numbers at each of four
-checkpoints; `tsds` has its defaults. Both are measured at 10 % alone.
+`grace` took time for that share of the pool, so that both take equally long. `trial` tries `grace`, `dsir`,
+`random` and `full` for 15 steps each, with half of the target samples choosing and the other half judging,
+and is what the winner picks by all of them; its own cost is not charged to `full, longer`. GSM8K is also a
+set of the pool, the other targets are not. `less` warms up and scores as in a run, with gradients of 256
+numbers at each of four checkpoints; `tsds` has its defaults. Both are measured at 10 % alone.
 
 The unrelated pool holds 1,600 speeches of plays, and the target is SVAMP.
 """
@@ -39,9 +39,17 @@ from gradwise.recipe import Model
 from gradwise.run.model import load_model, load_tokenizer
 from gradwise.signals import Signals, collect
 
-STORIES = Model(name=str(ROOT.parent / "shared" / "models" / "stories260K"))
+
+class Start(NamedTuple):
+    """A model before training, and its learning rate."""
+
+    model: Model
+    rate: float
+
+
+STORIES = Start(Model(name=str(ROOT.parent / "shared" / "models" / "stories260K")), 2e-3)
 SIZE, SHORT, PICKS, MORE, TARGET, MEASURED = 1600, 260, 80, 160, 64, 100
-STEPS, BATCH, RATE = 60, 8, 2e-3
+STEPS, BATCH = 60, 8
 TRIAL = 15
 """Steps of each contender."""
 SEEDS = range(5)
@@ -79,12 +87,12 @@ def _short(texts: list[dict[str, str]], most: int) -> list[dict[str, str]]:
     return [record for record in texts if len(record["prompt"]) + len(record["completion"]) <= most]
 
 
-def tokenised(name: str, rows: list[dict[str, str]]) -> Any:
+def tokenised(name: str, rows: list[dict[str, str]], model: Model) -> Any:
     """A data set of records, through a file."""
     path = BUILD / "targets" / f"{name}.jsonl"
     write_jsonl(path, rows)
     data = Data(train=Source(str(path)), max_length=384)
-    return load(data, "train", load_tokenizer(STORIES), progress=False).dataset
+    return load(data, "train", load_tokenizer(model), progress=False).dataset
 
 
 def speeches() -> list[list[Record]]:
@@ -97,6 +105,7 @@ def speeches() -> list[list[Record]]:
 class Case(NamedTuple):
     """A pool and a target of one seed, and the model before training."""
 
+    start: Start
     samples: dict[str, Any]
     """Data sets: the pool, the target samples, and those that measure."""
     model: Any
@@ -108,10 +117,10 @@ class Case(NamedTuple):
     """Measures by the held-out target samples."""
 
 
-def case(name: str, seed: int, pools: list[list[Record]] | None = None) -> Case:
+def case(name: str, seed: int, start: Start = STORIES, pools: list[list[Record]] | None = None) -> Case:
     """The data of a target and a seed; by default the pool is mixed from six sets."""
     rng = np.random.default_rng([seed, 3])
-    kind = "" if pools is None else "-unrelated"
+    kind = Path(start.model.name).name if pools is None else "unrelated"
     pools = records() if pools is None else pools
     drawn = [each[row] for each in pools for row in rng.permutation(len(each))[: SIZE // len(pools)]]
     read = json.loads((DATA / TARGETS[name]).read_text())
@@ -122,44 +131,51 @@ def case(name: str, seed: int, pools: list[list[Record]] | None = None) -> Case:
         "target": [aims[row] for row in order[:TARGET]],
         "measured": [aims[row] for row in order[TARGET : TARGET + MEASURED]],
     }
-    samples = {part: tokenised(f"{name}-{seed}{kind}-{part}", rows) for part, rows in parts.items()}
-    collate = Collator.for_tokenizer(load_tokenizer(STORIES))
-    model = load_model(STORIES)
+    samples = {
+        part: tokenised(f"{kind}-{name}-{seed}-{part}", rows, start.model) for part, rows in parts.items()
+    }
+    collate = Collator.for_tokenizer(load_tokenizer(start.model))
+    model = load_model(start.model)
     pool, target = (
         collect(model, samples[part], collate, want=("embedding",), progress=False)
         for part in ("pool", "target")
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=start.rate, weight_decay=0.0)
     probe = Probe(model, optimizer, samples["pool"], collate, target=samples["measured"], clip=1.0)
-    return Case(samples, model, optimizer, collate, pool, target, probe)
+    return Case(start, samples, model, optimizer, collate, pool, target, probe)
 
 
 def measure(name: str, seed: int) -> dict[str, Any]:
     """Loss on held-out target samples after training on each arm's picks."""
-    samples, model, optimizer, collate, pool, target, probe = case(name, seed)
-    picked = picks(pool, target, seed, PICKS)
-    longer = steps_for(partial(chosen_by_grace, model, samples, collate, seed), probe, seed)
-    arm_losses = {arm: trained(probe, rows, seed) for arm, rows in picked.items()}
-    more = {arm: rows for arm, rows in picks(pool, target, seed, MORE).items() if arm != "full"}
-    tenth = {arm: trained(probe, rows, seed) for arm, rows in more.items()}
-    arm_losses[LONGER] = trained(probe, picked["full"], seed, STEPS + longer)
-    judged = Probe(model, optimizer, samples["pool"], collate, target=samples["target"], clip=1.0)
-    losses = raced(judged, pool, target, seed)
+    one = case(name, seed)
+    picked = picks(one.pool, one.target, seed, PICKS)
+    longer = steps_for(partial(chosen_by_grace, one, seed), one, seed)
+    arm_losses = {arm: trained(one, rows, seed) for arm, rows in picked.items()}
+    more = {arm: rows for arm, rows in picks(one.pool, one.target, seed, MORE).items() if arm != "full"}
+    of_more = {arm: trained(one, rows, seed) for arm, rows in more.items()} | {"full": arm_losses["full"]}
+    arm_losses[LONGER] = trained(one, picked["full"], seed, STEPS + longer)
+    judged = Probe(
+        one.model, one.optimizer, one.samples["pool"], one.collate, target=one.samples["target"], clip=1.0
+    )
+    losses = raced(judged, one.pool, one.target, seed)
     winner = min(losses, key=lambda arm: losses[arm])
     print(name, seed, arm_losses, longer, losses, flush=True)
-    tenth |= {arm: arm_losses[arm] for arm in ("full", LONGER)}
-    shares = {"5 %": arm_losses | {"trial": arm_losses[winner]}, "10 %": tenth}
+    shares = {"5 %": arm_losses | {"trial": arm_losses[winner]}, "10 %": of_more}
     return {"arms": shares, "longer": longer, "trial": losses}
 
 
-def peers(name: str, seed: int) -> dict[str, Any]:
-    """Loss after training on the picks of `less` and `tsds`."""
+def tenth(name: str, seed: int) -> dict[str, Any]:
+    """Loss of what is measured at 10 % alone: `full, longer`, and training on the picks of `less` and
+    `tsds`."""
     one = case(name, seed)
+    longer = steps_for(partial(chosen_by_grace, one, seed, MORE), one, seed)
+    full = np.arange(len(one.pool))
     chosen = {
         "tsds": Tsds(count=MORE).select(one.pool, target=one.target, seed=seed).indices,
         "less": chosen_by_less(one, seed),
     }
-    return {"arms": {arm: trained(one.probe, rows, seed) for arm, rows in chosen.items()}}
+    arms = {arm: trained(one, rows, seed) for arm, rows in chosen.items()}
+    return {"arms": arms | {LONGER: trained(one, full, seed, STEPS + longer)}, "longer": longer}
 
 
 def chosen_by_less(one: Case, seed: int) -> np.ndarray:
@@ -173,7 +189,7 @@ def chosen_by_less(one: Case, seed: int) -> np.ndarray:
         for epoch in range(warm_up.epochs):
             order = np.random.default_rng([seed, 10, epoch]).permutation(rows)
             for number, batch in enumerate(np.array_split(order, steps)):
-                step(batch, RATE * (1 - (epoch * steps + number) / (steps * warm_up.epochs)))
+                step(batch, one.start.rate * (1 - (epoch * steps + number) / (steps * warm_up.epochs)))
             for part, grads in grads_by_part.items():
                 moments = one.optimizer if part == "pool" else None
                 grads.append(
@@ -190,14 +206,14 @@ def chosen_by_less(one: Case, seed: int) -> np.ndarray:
 
 def unrelated(seed: int) -> dict[str, Any]:
     """Picks from a pool in which nothing resembles the target, and what gradwise says of it."""
-    one = case("SVAMP", seed, speeches())
+    one = case("SVAMP", seed, pools=speeches())
     chosen = picks(one.pool, one.target, seed, MORE)
     method = Grace(count=MORE, target="target")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         closeness = method.select(one.pool, target=one.target, seed=seed).details["closeness"]
     warned = any("holds little that resembles the target" in str(warning.message) for warning in caught)
-    arms = {arm: trained(one.probe, rows, seed) for arm, rows in chosen.items()}
+    arms = {arm: trained(one, rows, seed) for arm, rows in chosen.items()}
     untrained = round(float(one.probe.losses(one.probe.target).mean()), 4)
     return {"arms": arms, "closeness": closeness, "said": warned, "untrained": untrained}
 
@@ -214,35 +230,35 @@ def picks(pool: Signals, target: Signals, seed: int, count: int) -> dict[str, np
     return {"random": random, "full": np.arange(len(pool)), **chosen}
 
 
-def chosen_by_grace(model: Any, samples: dict[str, Any], collate: Collator, seed: int) -> None:
+def chosen_by_grace(one: Case, seed: int, count: int = PICKS) -> None:
     """All that GRACE does before the first step: compare words, score what is left, choose."""
-    method, tokenizer = Grace(count=PICKS, target="target"), load_tokenizer(STORIES)
-    size = len(samples["pool"])
-    texts = {part: Texts(samples[part], tokenizer) for part in ("pool", "target")}
-    words = {part: Signals(len(samples[part]), texts=texts[part]) for part in texts}
+    method, tokenizer = Grace(count=count, target="target"), load_tokenizer(one.start.model)
+    size = len(one.samples["pool"])
+    texts = {part: Texts(one.samples[part], tokenizer) for part in ("pool", "target")}
+    words = {part: Signals(len(one.samples[part]), texts=texts[part]) for part in texts}
     first = method.first_stage(words["pool"], words["target"])
     looked = method.rows_to_score(size, None, seed, first)
     scored, target = (
-        collect(model, rows, collate, want=("embedding",), progress=False)
-        for rows in (samples["pool"].select(looked), samples["target"])
+        collect(one.model, rows, one.collate, want=("embedding",), progress=False)
+        for rows in (one.samples["pool"].select(looked), one.samples["target"])
     )
     state = method.begin(scored, looked=looked, pool=size, seed=seed, target=target, first=first)
     method.pick(state, Signals(size, num_tokens=np.ones(size, np.int32)), seed=seed)
 
 
-def steps_for(deciding: Callable[[], None], probe: Probe, seed: int) -> int:
-    """Training steps that take as long as deciding; medians of three, side by side."""
-    rows = np.random.default_rng([seed, 6]).permutation(len(probe.dataset))[: 10 * BATCH]
+def steps_for(deciding: Callable[[], None], one: Case, seed: int, times: int = 3) -> int:
+    """Training steps that take as long as deciding; the median of several measurements, side by side."""
+    rows = np.random.default_rng([seed, 6]).permutation(len(one.probe.dataset))[: 10 * BATCH]
     deciding()  # compiles
     ratios = []
-    for _ in range(3):
+    for _ in range(times):
         start = time.perf_counter()
         deciding()
         took = time.perf_counter() - start
-        with probe.training() as step:
+        with one.probe.training() as step:
             start = time.perf_counter()
             for samples in np.split(rows, 10):
-                step(samples, RATE)
+                step(samples, one.start.rate)
             ratios.append(10 * took / (time.perf_counter() - start))
     return round(float(np.median(ratios)))
 
@@ -263,43 +279,48 @@ def in_turns(rows: np.ndarray, steps: int, seed: list[int]) -> np.ndarray:
     return np.concatenate([rng.permutation(rows) for _ in range(epochs)])[: steps * BATCH]
 
 
-def trained(probe: Probe, rows: np.ndarray, seed: int, steps: int = STEPS) -> float:
+def trained(one: Case, rows: np.ndarray, seed: int, steps: int = STEPS) -> float:
     """Mean loss of the held-out samples after the steps, which are taken back."""
-    with probe.training() as step:
+    with one.probe.training() as step:
         for number, samples in enumerate(np.split(in_turns(rows, steps, [seed, 5]), steps)):
-            step(samples, RATE * min(1.0, (number + 1) / 10) * (1 - number / steps))
-        return round(float(probe.losses(probe.target).mean()), 4)
+            step(samples, one.start.rate * min(1.0, (number + 1) / 10) * (1 - number / steps))
+        return round(float(one.probe.losses(one.probe.target).mean()), 4)
 
 
 def page(content: Content) -> Page:
     losses: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
-    longer: dict[str, list[int]] = {name: [] for name in NAMES}
+    longer: dict[str, dict[str, list[int]]] = {name: {"5 %": [], "10 %": []} for name in NAMES}
     won: dict[str, list[str]] = {name: [] for name in NAMES}
     for key, entry in of_kind(content, "loss").items():
         name, seed = key.split("/")
-        longer[name].append(entry["longer"])
+        longer[name]["5 %"].append(entry["longer"])
         won[name].append(min(entry["trial"], key=lambda arm: entry["trial"][arm]))
         for share, arms in entry["arms"].items():
             for arm, loss in arms.items():
+                if (share, arm) == ("10 %", LONGER):
+                    continue  # charged for the decision of 5 %; `tenth` has its own
                 losses.setdefault(name, {}).setdefault(share, {}).setdefault(arm, {})[int(seed)] = loss
-    for key, entry in of_kind(content, "peers").items():
+    for key, entry in of_kind(content, "tenth").items():
         name, seed = key.split("/")
+        longer[name]["10 %"].append(entry["longer"])
         for arm, loss in entry["arms"].items():
             losses[name]["10 %"].setdefault(arm, {})[int(seed)] = loss
     sections, claims = [], []
     for name, shares in losses.items():
-        sentence = (
-            f"`{LONGER}` takes {min(longer[name])} to {max(longer[name])} steps more. The trial was won by "
-            f"{', '.join(f'`{arm}`' for arm in won[name])}."
-        )
         for share, by_arm in shares.items():
+            sentence, more = "", longer[name][share]
+            if more:
+                sentence = f"`{LONGER}` takes {min(more)} to {max(more)} steps more."
+            if "trial" in by_arm:
+                sentence += f" The trial was won by {', '.join(f'`{arm}`' for arm in won[name])}."
             means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
             rows = [[f"`{arm}`", f"{value:.3f}"] for value, arm in means]
             listed = table(["arm", "mean held-out loss"], rows)
             compared = comparisons(by_arm, list(REFERENCES))
             sections.append("\n\n".join([f"## {name}, {share}", listed, sentence, *compared]))
         for share, text, arm, reference, names in CLAIMS:
-            if name in names and len(shares[share][arm]) > 2:  # two seeds have no interval
+            by_arm = shares[share]
+            if name in names and reference in by_arm and len(by_arm[arm]) > 2:  # two seeds have no interval
                 pairs = [(f"{text}: {name}", arm, reference)]
                 claims += compared_claims(shares[share], list(REFERENCES), pairs)
     if unrelated_entries := of_kind(content, "unrelated"):
@@ -356,7 +377,7 @@ def main() -> None:
         result.once(f"unrelated/{seed}", partial(unrelated, seed))
     for seed in SEEDS:
         for name in options.targets:
-            result.once(f"peers/{name}/{seed}", partial(peers, name, seed))
+            result.once(f"tenth/{name}/{seed}", partial(tenth, name, seed))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gradwise import __version__
 from gradwise.atomic import TEMPORARY, write_bytes, write_json
 from gradwise.errors import GradwiseError, RecipeError
 from gradwise.locks import FileLock, LockedError
@@ -188,7 +188,7 @@ def add_file(path: Path, content: bytes) -> None:
 
 def mark(path: Path, kind: str, **contents: object) -> None:
     """Write a folder's marker; `claimed` does, and who writes folders within a claimed one."""
-    marker = {"format": FORMAT, "kind": kind, "gradwise": version("gradwise"), **contents}
+    marker = {"format": FORMAT, "kind": kind, "gradwise": __version__, **contents}
     write_json(path / MARKER, {**marker, "sha256": _digest(marker)})
 
 

@@ -89,7 +89,7 @@ class Session:
         self.trainable = 0
         self.saved_step = -1
         self.planner = planner
-        self.tell: Callable[[str], object] = (lambda _: None) if trainer.args.disable_tqdm else console.say
+        self.tell: Callable[[str], object] = console.say
         """Gets sentences for the user, on the first rank."""
         self._layout: Layout | None = None
         self._samples: RunSamples | None = None

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +44,17 @@ def layer_switch(
                 if not is_sharded([tensor]):
                     dist.broadcast(tensor, src=0)
     return switch
+
+
+def leave_unwrapped(accelerator: Any) -> None:
+    """Let accelerate prepare models (precision, compilation) without the wrapper for data parallelism."""
+    accelerator.prepare_model = partial(_prepared_unwrapped, accelerator.prepare_model)
+
+
+def _prepared_unwrapped(
+    prepare: Callable[..., Any], model: object, device_placement: Any = None, **_: object
+) -> Any:
+    return prepare(model, device_placement=device_placement, evaluation_mode=True)
 
 
 def run_probe(

@@ -14,7 +14,6 @@ What is overridden, and why:
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,6 +35,7 @@ from gradwise.session_callback import SessionCallback
 from gradwise.session_own_loader import OwnLoaderSession
 from gradwise.stopping import spare_worker
 from gradwise.structure import group_layers
+from gradwise.switching import leave_unwrapped
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.annealing_data import appended, check_annealing_data
 from gradwise.training.arguments import DECAY_SHARE, decay_steps
@@ -55,6 +55,7 @@ from gradwise.training.support import (
     check_sections,
     check_supported,
     check_types,
+    check_uploads,
     own_loader_problem,
 )
 from gradwise.training.target import target_of
@@ -114,7 +115,7 @@ class TrainerMixin(ShardedCheckpoints):
             check_planned(recipe)
         self.proxy = proxy
         check_sections(recipe)
-        check_output(kwargs.get("args", args[1] if len(args) > 1 else None))
+        check_output(kwargs.get("args", args[1] if len(args) > 1 else None), run_dir)
         trainer_arguments = [*args, *kwargs.values()]
         with without_trackers(trainer_arguments) as trackers, allowed_to_save(trainer_arguments):
             super().__init__(*args, **kwargs)
@@ -155,7 +156,7 @@ class TrainerMixin(ShardedCheckpoints):
         # DistributedDataParallel refuses layers that freeze after wrapping. The switch averages the active
         # layers' gradients itself, unless FSDP2 does.
         if recipe.layers.policy is not None and self.args.world_size > 1 and not by_accelerate(self):
-            self.accelerator.prepare_model = partial(_prepared_unwrapped, self.accelerator.prepare_model)
+            leave_unwrapped(self.accelerator)
         self.last_grad_norm: Any = None
         self._verified: Path | None = None
         self._save_limit = self.args.save_total_limit
@@ -413,6 +414,11 @@ class TrainerMixin(ShardedCheckpoints):
         save = super()._save_checkpoint
         self.session.save(lambda: save(*args, **kwargs), self._save_limit)
 
+    def push_to_hub(self, *args: object, **kwargs: object) -> Any:
+        """As the underlying Trainer's, unless the run's record lies in what it uploads."""
+        check_uploads(self.args, self.session.folder)
+        return super().push_to_hub(*args, **kwargs)
+
     def _load_best_model(self) -> None:
         """As the underlying Trainer's, from a checkpoint that is whole; otherwise the last weights stay."""
         best = Path(self.state.best_model_checkpoint or "")
@@ -481,13 +487,6 @@ def with_gradwise(cls: type) -> Any:
 
 def _overrides(cls: type, method: str) -> bool:
     return getattr(cls, method) is not getattr(transformers.Trainer, method)
-
-
-def _prepared_unwrapped(
-    prepare: Callable[..., Any], model: object, device_placement: Any = None, **_: object
-) -> Any:
-    """accelerate's own preparation (precision, compilation) without the wrapper for data parallelism."""
-    return prepare(model, device_placement=device_placement, evaluation_mode=True)
 
 
 def _path(path: str | Path) -> Path:

@@ -51,11 +51,36 @@ def test_a_piece_keeps_what_it_measured_or_why_not() -> None:
     json.dumps([good, bad])
 
 
-def test_a_piece_that_takes_too_long_ends_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kit, "LIMIT", 2)
+def test_a_warning_behind_a_measurement_does_not_lose_it() -> None:
+    late = "print('{\"peak\": 3}'); print('{no JSON'); print('Exception ignored in: x')"
+    assert kit.run("training-x", [sys.executable, "-c", late])["measured"] == {"peak": 3}
+    none = kit.run("training-y", [sys.executable, "-c", "print('nothing measured')"])
+    assert none["measured"] is None and none["output"] == "nothing measured\n"
+
+
+def test_collected_results_become_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = [{"piece": name, "outcome": "done", "measured": {"peak": 3}} for name in ("a", "b")]
+    lines = tmp_path / "gpu.jsonl"
+    lines.write_text("".join(json.dumps(result) + "\n" for result in results))
+    monkeypatch.setattr(kit, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["run", "--take", str(lines)])
+    kit.main()
+    assert [json.loads((tmp_path / "results" / f"{name}.json").read_text()) for name in "ab"] == results
+
+
+def test_pieces_are_chosen_by_pattern(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    chosen = ["training-7b-1024-grass-*", "training-small-1024-full"]
+    monkeypatch.setattr(sys, "argv", ["run", "--list", "--only", *chosen])
+    kit.main()
+    listed = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert listed[-1] == "training-small-1024-full" and len(listed) == 5
+    assert all(name.startswith("training-7b-1024-grass-") for name in listed[:-1])
+
+
+def test_a_piece_that_takes_too_long_ends_with_all_that_it_started() -> None:
     child = "import time; print('child', flush=True); time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    slow = kit.run("tests-z", [sys.executable, "-c", parent])
+    slow = kit.run("tests-z", [sys.executable, "-c", parent], limit=2)
     assert slow["outcome"] == "took too long" and slow["seconds"] < 30 and slow["output"] == "child\n"
 
 

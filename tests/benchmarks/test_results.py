@@ -72,6 +72,20 @@ def test_d3_is_named_only_where_a_graph_was_measured() -> None:
         arms = {entry["arm"] for entry in json.loads(path.read_text())["entries"].values() if "arm" in entry}
         assert "balanced" in arms and "d3" not in arms
         assert arms <= TASKS[path.stem.removeprefix("compare-")]().arms.keys()
+        deciding = _mean_deciding(path)
+        for arm in arms:
+            # The page says of `d3_batches` that nothing could be measured.
+            if arm.startswith("d3_") and arm != "d3_batches":
+                assert deciding[arm] > 2 * deciding["balanced"], (path.stem, arm)
+
+
+def _mean_deciding(path: Path) -> dict[str, float]:
+    """Committed seconds of deciding, by arm."""
+    seconds: dict[str, list[float]] = {}
+    for entry in json.loads(path.read_text())["entries"].values():
+        if "deciding_seconds" in entry:
+            seconds.setdefault(entry["arm"], []).append(entry["deciding_seconds"])
+    return {arm: sum(each) / len(each) for arm, each in seconds.items()}
 
 
 def _settings(stem: str) -> dict[str, Any]:

@@ -187,23 +187,26 @@ class TestFinished:
         refused(server.start(folder, *command).wait(), "c holds another comparison; different: ", said)
         assert contents(folder / "c") == before
 
-    @pytest.mark.parametrize("part", ["training", "held-out"])
-    def test_an_arm_is_not_added_to_runs_on_other_data(
-        self, folder: Path, server: Server, tmp_path: Path, part: str
+    @pytest.mark.parametrize(
+        ("part", "sentence"),
+        [
+            ("training", "The training data of the recipe have changed since the runs in"),
+            ("held-out", "The held-out data of the recipe have changed since the runs in"),
+            ("model", "The model of the recipe has changed since the runs in"),
+        ],
+    )
+    def test_an_arm_is_not_added_to_runs_on_other_data_or_another_model(
+        self, folder: Path, server: Server, tmp_path: Path, part: str, sentence: str
     ) -> None:
         copy = tmp_path / "project"
         shutil.copytree(folder, copy)
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
         stored = yaml.safe_load((copy / "c" / "comparison.yaml").read_text())
-        stored["data"]["recipe"]["fingerprints"][part] = "of other data"
+        found = stored["data"]["recipe"]
+        (found if part == "model" else found["fingerprints"])[part] = "of another"
         (copy / "c" / "comparison.yaml").write_text(yaml.safe_dump(stored))
         before = contents(copy / "c" / "runs")
-        assert recipe["data"]
         command = ["compare", folder / "recipe.yaml", "--arms", "lisa", "--out", copy / "c", "--seeds", "3"]
-        refused(
-            server.start(folder, *command, "--budget", "steps").wait(),
-            f"The {part} data of the recipe have changed since the runs in",
-        )
+        refused(server.start(folder, *command, "--budget", "steps").wait(), sentence)
         assert contents(copy / "c" / "runs") == before
 
     @pytest.mark.exhaustive

@@ -7,7 +7,7 @@ import pytest
 
 from gradwise import DataError, Recipe, RecipeError
 from gradwise.comparison.arms import ADAPTER, parse_arms, presets
-from gradwise.comparison.compare import _check_measured_alike, _check_unchanged
+from gradwise.comparison.compare import _check_measured_alike, _check_unchanged, compare
 from gradwise.methods import Anneal, Layers, OrderBy, Select
 from gradwise.recipe.tree import METHOD_SECTIONS
 
@@ -214,6 +214,10 @@ class TestMistakes:
     )
     def test_are_refused_in_a_sentence(self, recipe: Recipe, words: str, said: str) -> None:
         assert said in refusal(words, recipe, fraction=0.5)
+
+    def test_a_size_that_no_arm_takes_is_refused(self, recipe: Recipe, tmp_path: Path) -> None:
+        with pytest.raises(RecipeError, match="--fraction is the size of presets"):
+            compare(recipe, ["full", "lisa"], out=tmp_path / "c", fraction=0.25)
 
     @pytest.mark.parametrize(
         ("text", "said"),

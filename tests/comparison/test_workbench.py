@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from gradwise import Data, Model, Recipe, Train
 from gradwise.comparison.budget import Speed
@@ -67,6 +68,19 @@ def test_what_an_order_measures_is_timed_once_and_charged(
     seconds = [event["seconds"] for event in events if event["event"] == "order"]
     assert len(seconds) == min(times, 1) and all(value > 0 for value in seconds)
     assert step == pytest.approx(1 + times * sum(seconds) / 10, abs=1e-3)
+
+
+def test_the_optimizer_has_begun_when_that_is_timed(recipe: Recipe, tmp_path: Path) -> None:
+    """And no weight has moved."""
+    own = Recipe.from_dict(recipe.to_dict() | {"order": BATCHES})
+    made = bench(own, tmp_path)
+    decided = made.planned()
+    before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
+    made.while_training(decided, 10)
+    assert all(torch.equal(p, before[name]) for name, p in made.model.named_parameters())
+    state = decided.optimizer.state
+    assert len(state) == len(before) and all(float(each["exp_avg_sq"].sum()) > 0 for each in state.values())
+    assert {group["lr"] for group in decided.optimizer.param_groups} == {1e-3}
 
 
 def test_with_a_layer_policy_measurements_are_counted(

@@ -199,6 +199,16 @@ def test_patterns_that_match_nothing_are_refused(tmp_path):
         found(tmp_path)
 
 
+def test_no_other_split_is_read_for_one_that_matches_nothing(tmp_path):
+    fill(tmp_path, "test.jsonl")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: {train: 'part-*', test: test.jsonl}\n---\n"
+    )
+    with pytest.raises(DataError, match=r"none of its files for the split 'train' \(test\.jsonl\); correct"):
+        found(tmp_path)
+    assert found(tmp_path, split="test")[0] == ["test.jsonl"]
+
+
 @pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "BOM"])
 @pytest.mark.parametrize("end", ["\n", ""])
 def test_long_heads_are_read_to_their_end(tmp_path, start, end):

@@ -224,8 +224,10 @@ class TestTheGraph:
 
 
 class TestWindows:
-    @given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 9), st.floats(0, 1))
-    def test_precedences_hold_within_a_window(self, seed: int, units: int, window: int, share: float) -> None:
+    @given(st.integers(0, 300), st.integers(1, 40), st.none() | st.integers(1, 9), st.floats(0, 1))
+    def test_precedences_hold_within_a_window(
+        self, seed: int, units: int, window: int | None, share: float
+    ) -> None:
         rng = np.random.default_rng(seed)
         nodes = 5
         hidden = rng.permutation(nodes)
@@ -233,13 +235,14 @@ class TestWindows:
         for first in range(nodes):
             for later in range(first + 1, nodes):
                 before[hidden[first], hidden[later]] = rng.random() < share
-        node, commit = rng.integers(0, nodes, units), int(rng.integers(1, window + 1))
+        reach = units if window is None else window
+        node, commit = rng.integers(0, nodes, units), int(rng.integers(1, reach + 1))
         windows = Windows(node, rng.standard_normal((nodes, nodes)), before, window, commit, 0)
         order = windows.order(np.arange(units), np.eye(nodes)[node], 1.0)
         assert sorted(order.tolist()) == list(range(units))
         left, at, place = [], 0, 0
         while place < units:  # the windows again: what was compared when a unit was committed
-            more = window - len(left)
+            more = reach - len(left)
             left += list(range(at, min(at + more, units)))
             at = min(at + more, units)
             count = min(commit, len(left)) if at < units else len(left)
@@ -251,12 +254,18 @@ class TestWindows:
     @pytest.mark.parametrize("seed", range(5))
     def test_an_epoch_in_one_window_holds_all_precedences_and_the_best_value(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
-        worth = rng.standard_normal((6, 6))
-        windows = Windows(np.arange(6), worth, np.zeros((6, 6), dtype=bool), None, 4, 0)
+        worth, hidden = rng.standard_normal((6, 6)), rng.permutation(6)
+        before = np.zeros((6, 6), dtype=bool)
+        before[np.ix_(hidden, hidden)] = np.triu(rng.random((6, 6)) < 0.3, 1)
+        assert before.any()
+        windows = Windows(np.arange(6), worth, before, None, 4, 0)
         order = windows.order(rng.permutation(6), np.zeros((6, 1)), None)
         value = {
-            p: sum(worth[p[i], p[j]] for i in range(6) for j in range(i + 1, 6)) for p in _permutations(6)
+            p: sum(worth[p[i], p[j]] for i in range(6) for j in range(i + 1, 6))
+            for p in _permutations(6)
+            if not np.tril(before[np.ix_(p, p)]).any()
         }
+        assert tuple(order.tolist()) in value
         assert windows.value(order) == pytest.approx(max(value.values()))
 
     def test_a_limit_on_balance_is_kept_where_nothing_must_precede(self) -> None:

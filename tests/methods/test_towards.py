@@ -74,8 +74,7 @@ class TestJoint:
         scores, shares = rng.random((2, 400)) * [[1.0], [100.0]], np.array([0.75, 0.25])
         best = np.argsort(-joint(scores, shares, 40))[:40]
         over = scores - bounds(scores, shares, 40)[:, None]
-        assert 0.5 <= (over.argmax(axis=0)[best] == 0).mean() <= 1.0
-        assert (scores[1] >= np.sort(scores[1])[-10]).nonzero()[0].tolist()
+        assert (over.argmax(axis=0)[best] == 0).mean() == pytest.approx(0.75, abs=0.05)
         assert set(np.argsort(-scores[1])[:5]) <= set(best.tolist())
 
     def test_small_domains_are_one_subtask(self) -> None:

@@ -62,3 +62,10 @@ def test_a_target_in_other_tokens_than_the_proxys_is_refused(make: Make, speeche
     unknown = target.map(lambda row: {"input_ids": [LARGEST + 1, *row["input_ids"][1:]]})
     with pytest.raises(gw.DataError, match="has token 512, and the model has embeddings for 0 to 511"):
         make(pool, collate, unknown).train()
+
+
+def test_a_proxy_with_other_samples_than_the_run_is_refused(make: Make, speeches: Any) -> None:
+    """It was found by an index beyond the samples, or not at all where there were more."""
+    for count in (31, 33):
+        with pytest.raises(gw.DataError, match=f"`proxy` has {count} samples, and the training data 32"):
+            make(speeches.select(range(count)), Collator(0)).train()

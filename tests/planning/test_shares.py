@@ -126,6 +126,26 @@ def test_frozen_layers_make_training_and_measuring_cheaper() -> None:
     assert of(layers=frozen, order=gw.D3(overhead=0.2, edges="orders"))["order"] == pytest.approx(0.2)
 
 
+def test_an_update_counts_by_the_weights_it_touches_and_the_tokens_of_a_step() -> None:
+    shape = replace(SHAPE, step_tokens=512)
+
+    def step(**sections: Any) -> float:
+        recipe = gw.Recipe(train=Train(batch_size=4), **sections)
+        return cost_per_sample(recipe, 5, shape) - cost_per_sample(recipe, 5, SHAPE)
+
+    assert step() == pytest.approx(256 / 512)
+    assert step(layers=UniformLayers(active=2)) == pytest.approx(0.8 * 2 / 5 * 256 / 512)
+    always = UniformLayers(active=2, embeddings="always")
+    assert step(layers=always) == pytest.approx((0.8 * 2 / 5 + 0.2) * 256 / 512)
+    assert step(adapter=Adapter()) == 0
+    # Shares are over training with its updates, and measuring updates nothing.
+    d3 = gw.Recipe(train=Train(batch_size=4), order=gw.D3(overhead=0.2))
+    assert shares(d3, 5, SIZE, shape=shape)["order"]["share"] == pytest.approx(0.2 * 3 / 3.5)
+    once = gw.Recipe(train=Train(batch_size=4), select=LossTop(count=20))
+    found = shares(once, 5, SIZE, shape=shape)["select"]["share"]
+    assert found == pytest.approx((TRY_LOSS + 80 * LOSS) / (180 * 3.5 / 3))
+
+
 def test_without_the_size_of_the_pool_only_what_the_recipe_says_is_known() -> None:
     def share(**sections: Any) -> dict[str, float | None]:
         train = sections.pop("train", Train(batch_size=4, epochs=2))
@@ -140,7 +160,7 @@ def test_without_the_size_of_the_pool_only_what_the_recipe_says_is_known() -> No
     assert share(select=GRACE, train=steps) == {"select": pytest.approx(CASES["grace"][1]["select"])}
     assert share(layers=gw.Grass(active=5, probe=2)) == {"layers": None}
     assert share(layers=gw.Grass(active=5, probe=2), train=steps) == {
-        "layers": pytest.approx(2 * 3.4 / (10 * (3 - 0.2)))
+        "layers": pytest.approx(2 * 3.7 / (10 * (3 - 0.2)))
     }
 
 

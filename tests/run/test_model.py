@@ -16,9 +16,17 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from gradwise import Adapter, Model, RecipeError
-from gradwise.run.model import check_length, load_model, load_saved_model, load_tokenizer, resolved_revision
-from gradwise.run.model_files import damage
+from gradwise import Adapter, Model, Recipe, RecipeError
+from gradwise.recipe import SignalSettings
+from gradwise.run.model import (
+    check_length,
+    load_model,
+    load_saved_model,
+    load_tokenizer,
+    pinned,
+    resolved_revision,
+)
+from gradwise.run.model_files import damage, sampled_digest
 from tests.conftest import same_weights
 
 Change = Callable[[dict[str, Any]], Any]
@@ -437,3 +445,49 @@ def test_what_the_hub_answers(hub: dict[str, Any], code: int, error: str | None,
             load(settings)
         if load is not load_model or error != "EntryNotFound":
             assert sentence in str(found.value)
+
+
+def test_the_digest_of_a_model_tells_trained_weights_and_settings(folder: Path) -> None:
+    before = sampled_digest(folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert sampled_digest(folder) == before
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value * 1.001 for name, value in weights.items()}, folder / "model.safetensors")
+    trained = sampled_digest(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 1.0}))
+    assert len({before, trained, sampled_digest(folder)}) == 3
+
+
+@pytest.mark.parametrize("place", [0, 2**21 + 5, 5 * 2**20 - 1])
+def test_blocks_are_taken_from_all_over_a_large_file(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.truncate(5 * 2**20)
+    before = sampled_digest(tmp_path)
+    with path.open("r+b") as file:
+        # As wide as the distance between two blocks.
+        file.seek(max(0, place - 5 * 2**16))
+        file.write(b"1" * 5 * 2**16)
+    assert path.stat().st_size == 5 * 2**20 and sampled_digest(tmp_path) != before
+
+
+def test_commits_that_were_begun_with_hold() -> None:
+    """A branch that moved since would make the same command another recipe. No network is asked for them."""
+    begun = Recipe(
+        model=Model(name="me/mine", revision="abc"),
+        signals=SignalSettings(model=Model(name="me/small", revision="def")),
+    )
+    again = Recipe(model=Model(name="me/mine"), signals=SignalSettings(model=Model(name="me/small")))
+    assert pinned(again, begun, proxy=True) == begun
+    unused = pinned(again, begun, proxy=False).signals.model
+    assert unused == Model(name="me/small")
+    stated = Recipe(model=Model(name="me/mine", revision="main"))
+    assert pinned(stated, begun, proxy=True) == stated
+    with pytest.raises(RecipeError, match="someone/other-model"):
+        pinned(Recipe(model=Model(name="someone/other-model")), begun, proxy=True)
+
+
+def test_folders_have_no_commits(folder: Path) -> None:
+    recipe = Recipe(model=Model(name=str(folder)))
+    assert pinned(recipe, None, proxy=True) == recipe

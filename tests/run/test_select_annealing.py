@@ -13,6 +13,7 @@ import pytest
 import gradwise as gw
 from gradwise import Data, Model, Recipe, Train, baselines
 from gradwise.methods.direct import Direct
+from gradwise.methods.trial import Trial
 from gradwise.run import train
 from gradwise.run.select import select_annealing
 from gradwise.training import Plan
@@ -137,3 +138,10 @@ def test_the_recipe_of_a_run_with_a_target_stays_whole(recipe: Recipe, tmp_path:
     assert "ngrams" in events(tmp_path / "run")
     (tmp_path / "run" / "model").rename(tmp_path / "model")  # as if it had been killed before its end
     assert train(aimed, tmp_path / "run", tell=lambda _: None, progress=False).finished
+
+
+def test_a_trial_is_refused_before_anything_is_measured(recipe: Recipe, tmp_path: Path) -> None:
+    trial: Any = Trial(contenders=("direct", "random"), count=6, last=0.5)
+    with pytest.raises(gw.RecipeError, match="only a run can do"):
+        selected(replace(recipe, anneal=trial), tmp_path / "picks")
+    assert not (tmp_path / "picks").exists()

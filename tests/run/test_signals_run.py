@@ -67,6 +67,19 @@ def test_a_proxy_decides_by_its_own_losses(recipe: Recipe, proxy: Path, tmp_path
     assert picked(proxied, tmp_path / "run") == sorted(np.argsort(-theirs.loss)[:3].tolist())
 
 
+def test_a_proxy_reads_files_of_one_name(recipe: Recipe, proxy: Path, tmp_path: Path) -> None:
+    """Their records have the same origins and the same domain, and are distinguished by their place."""
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    files = [tmp_path / name / "part.jsonl" for name in ("one", "two")]
+    for file, part in zip(files, (lines[:4], lines[4:]), strict=True):
+        file.parent.mkdir()
+        file.write_text("\n".join(part) + "\n")
+    settings = SignalSettings(model=Model(name=str(proxy)))
+    data = replace(recipe.data, train=[Source(path=str(file)) for file in files])  # type: ignore[type-var]
+    expected = picked(replace(recipe, signals=settings), tmp_path / "in one file")
+    assert picked(replace(recipe, signals=settings, data=data), tmp_path / "in two") == expected
+
+
 def test_a_trainer_wants_the_proxy_itself(recipe: Recipe, story_model, arguments, speeches) -> None:
     asked = Recipe(select=recipe.select, signals=SignalSettings(model=Model(name="smaller")))
     with pytest.raises(RecipeError, match=r"signals\.model is for `gradwise train`"):

@@ -287,6 +287,30 @@ def test_adapters_train_under_a_layer_policy(story_model, arguments, speeches, t
     assert changed and all("lora" in name and f"layers.{active[0]}." in name for name in changed)
 
 
+def test_what_an_adapter_trains_outside_of_the_blocks_is_not_frozen_for_good(
+    story_model, arguments, speeches
+) -> None:
+    """It was saved as it was drawn."""
+    peft = pytest.importorskip("peft")
+
+    def made(policy: gw.Grass) -> gw.Trainer:
+        config = peft.LoraConfig(r=2, target_modules="all-linear", modules_to_save=["embed_tokens"])
+        model = peft.get_peft_model(story_model(), config)
+        return gw.Trainer(model, arguments(), train_dataset=speeches, recipe=gw.Recipe(layers=policy))
+
+    with pytest.raises(gw.RecipeError, match=r"outside of the blocks \(.*embed_tokens.*embeddings: always"):
+        made(gw.Grass(active=2))
+    made(gw.Grass(active=2, embeddings="always"))
+
+
+def test_a_new_head_that_stays_frozen_is_named(story_model, arguments, speeches) -> None:
+    config = story_model().config
+    config.num_labels, config.pad_token_id = 1, 0
+    model = transformers.LlamaForSequenceClassification(config)
+    with pytest.warns(UserWarning, match="never freezes the head of LlamaForSequenceClassification"):
+        gw.Trainer(model, arguments(), train_dataset=speeches, recipe=gw.Recipe(layers=gw.Grass(active=2)))
+
+
 def test_evaluation_goes_into_the_metrics(story_model, arguments, speeches, tmp_path: Path) -> None:
     settings = {"eval_strategy": "epoch", "eval_on_start": True, "num_train_epochs": 2}
     train(story_model(), arguments(**settings), speeches, eval_dataset=speeches.select(range(8)))

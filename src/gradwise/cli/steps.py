@@ -100,6 +100,10 @@ def select(
     loaded = Recipe.load(recipe, set_)
     if anneal and plot and (loaded.anneal is None or loaded.anneal.plots != "spectrum"):
         raise RecipeError("--plot draws the spectrum that direct selects by; leave it out.")
+    if plot and not anneal and "embedding" not in loaded.select.needs:
+        raise RecipeError(
+            f"--plot draws embeddings, which {loaded.select.method} does not measure; leave it out."
+        )
     from gradwise.run.progress import quiet_libraries
     from gradwise.run.select import PICKS, RECORDS, SIGNALS, SUMMARY, select_annealing, select_samples
 

@@ -65,7 +65,7 @@ def parse_arms(words: list[str], recipe: Recipe, *, fraction: float | None = Non
     Args:
         words: one per arm.
         recipe: the recipe they are changes of.
-        fraction: size of selections where the recipe's own has none.
+        fraction: size of selections, in place of the recipe's own.
 
     Raises:
         RecipeError: for what is unknown, said twice, or contradicts itself.
@@ -158,6 +158,11 @@ def _parse_arm(word: str, recipe: Recipe, fraction: float | None) -> Arm:
                 base[section] = {}  # another method's settings must not stay behind
         base = tree.merged(base, change)
     return Arm(name, spec, Recipe.from_dict(_decaying_alike(base, recipe), source=f"--arms {word}"))
+
+
+def takes_size(arm: Arm, fraction: float) -> bool:
+    """Whether an arm selects the fraction that presets are given."""
+    return getattr(arm.recipe.select, "fraction", None) == fraction
 
 
 def _is_file(part: str) -> bool:

@@ -3,12 +3,12 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gradwise.atomic import TEMPORARY, write_text
-from gradwise.comparison.arms import Arm, parse_arms
+from gradwise.comparison.arms import Arm, parse_arms, takes_size
 from gradwise.comparison.budget import Budget, parse_budget
 from gradwise.comparison.equal import equalise
 from gradwise.comparison.folder import ComparisonFolder
@@ -20,6 +20,7 @@ from gradwise.errors import DataError, RecipeError
 from gradwise.recipe import Recipe
 from gradwise.report.reading import HELD_OUT_LOSS, Results, read_results
 from gradwise.report.tables import write_report
+from gradwise.run.model import measures, pinned
 from gradwise.text import shown
 
 RUN = "gradwise.comparison.runs:run"
@@ -89,7 +90,7 @@ def compare(
             else the first, and an arm that differs from `full` in fewer sections is compared with `full`.
         pairs: further arms to compare, each with the one that it is compared with.
         metric: what the first table is about.
-        fraction: size of selections where the recipe's own has none.
+        fraction: size of selections, in place of the recipe's own.
         jobs: runs at once.
         keep_checkpoints: leave those of finished runs.
         discard_models: delete final weights once they are scored.
@@ -103,17 +104,29 @@ def compare(
         RecipeError: for what cannot be compared, before anything is run.
     """
     _check_alone()
+    folder = ComparisonFolder(out)
     recipe = recipe.anchored()
     _check_recipe(recipe, metric)
     parsed = parse_arms(list(arms), recipe, fraction=fraction)
+    proxy = any(measures(arm.recipe) for arm in parsed)
+    recipe = pinned(recipe, folder.recipe(), proxy=proxy)
+    # Arms with the recipe's model share its commit; those with another get one of their own.
+    parsed = [replace(arm, recipe=pinned(arm.recipe, recipe, proxy=proxy)) for arm in parsed]
     if not parsed:
         raise RecipeError("--arms names no arm; give some, such as full,random.")
+    if fraction is not None and not any(takes_size(arm, fraction) for arm in parsed):
+        raise RecipeError(
+            "--fraction is the size of presets that select a part of the data, and no arm is one; leave it "
+            "out."
+        )
+    for arm in parsed:
+        _check_arm(arm)
     wanted = parse_budget(budget) if isinstance(budget, str) else budget
     if jobs < 1:
         raise RecipeError(f"--jobs must be at least 1; found {jobs}.")
     chosen = _seeds(seeds, recipe)
     options = Options(jobs, keep_checkpoints, discard_models, allow_overlap, progress)
-    folder, pool = ComparisonFolder(out), WorkerPool(jobs)
+    pool = WorkerPool(jobs)
     with folder.opened():
         compared_with = _reference(folder, parsed, reference)
         if reference is not None:
@@ -140,10 +153,6 @@ def _check_recipe(recipe: Recipe, metric: str) -> None:
     if recipe.model is None or recipe.data is None or recipe.data.train is None:
         missing = "model" if recipe.model is None else "data.train"
         raise RecipeError(f"The recipe names no {missing}; give it.")
-    if recipe.train.early_stopping_patience is not None:
-        raise RecipeError(
-            "train.early_stopping_patience would give arms different lengths; leave it out of a comparison."
-        )
     metric_names = [HELD_OUT_LOSS] if recipe.data.validation or recipe.data.target else []
     metric_names += recipe.metrics.names
     if not metric_names:
@@ -154,6 +163,19 @@ def _check_recipe(recipe: Recipe, metric: str) -> None:
         return  # asked for by default: the first of the recipe's own then comes first
     if metric.split("/")[0] not in metric_names:
         raise RecipeError(f"--metric: unknown metric {shown(metric)}; known: {', '.join(metric_names)}.")
+
+
+def _check_arm(arm: Arm) -> None:
+    train = arm.recipe.train
+    if train.early_stopping_patience is not None:
+        raise RecipeError(
+            "train.early_stopping_patience would give arms different lengths; leave it out of a comparison."
+        )
+    if train.arguments.get("push_to_hub"):
+        raise RecipeError(
+            "train.push_to_hub would upload the model of every run to one repository; leave it out of a "
+            "comparison."
+        )
 
 
 def _reference(folder: ComparisonFolder, arms: list[Arm], requested: str | None) -> str:
@@ -265,13 +287,19 @@ def _check_share(shared: int, held_out: int, name: str, options: Options) -> Non
 
 
 def _check_unchanged(now: dict[str, Any], before: dict[str, Any], name: str, path: Path) -> None:
-    """Refuse other data than those of the runs that are there."""
+    """Refuse another model or other data than those of the runs that are there."""
+    whose = "the recipe" if name == "recipe" else name
+    if now.get("model") != before.get("model", now.get("model")):
+        raise DataError(
+            f"The model of {whose} has changed since the runs in {path} were made; restore it, or give --out "
+            "a new folder."
+        )
     fingerprints = before.get("fingerprints", {})
     for part, fingerprint in now["fingerprints"].items():
         if fingerprints.get(part, fingerprint) != fingerprint:
             raise DataError(
-                f"The {part} data of {'the recipe' if name == 'recipe' else name} have changed since the "
-                f"runs in {path} were made; restore them, or give --out a new folder."
+                f"The {part} data of {whose} have changed since the runs in {path} were made; restore them, "
+                "or give --out a new folder."
             )
 
 

@@ -16,7 +16,7 @@ from gradwise.atomic import write_text
 from gradwise.comparison.arms import Arm
 from gradwise.comparison.budget import MARGIN, Budget
 from gradwise.comparison.pairs import Pairs, check_pairs, pairs_of
-from gradwise.errors import RecipeError
+from gradwise.errors import GradwiseError, RecipeError
 from gradwise.folders import claimed
 from gradwise.recipe import Recipe
 from gradwise.recipe.yaml_text import read_yaml, to_yaml
@@ -55,6 +55,13 @@ class ComparisonFolder:
                 self.contents = read_yaml(self.file)
                 check_comparison(self.contents, self.file)
             yield
+
+    def recipe(self) -> Recipe | None:
+        """The recipe of a comparison that is there; None where there is none that can be read."""
+        try:
+            return Recipe.from_dict(read_yaml(self.file)["recipe"])
+        except (GradwiseError, OSError, KeyError, TypeError, AttributeError):
+            return None  # `opened` says what is wrong with it
 
     def run(self, arm: str, seed: int) -> Path:
         """The run directory of an arm and a seed."""

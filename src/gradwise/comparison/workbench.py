@@ -23,6 +23,7 @@ from gradwise.planning.decider import MOST_COUNTED, Cost
 from gradwise.recipe import Recipe
 from gradwise.run.directory import FILES
 from gradwise.run.model import load_model, load_tokenizer
+from gradwise.run.model_files import local_folder, sampled_digest
 from gradwise.run.signals import load_proxy
 from gradwise.stored import read_lines
 from gradwise.trainer import Trainer
@@ -38,7 +39,7 @@ FIRST_LOOK, FEWEST, MOST = 6, 12, 200
 
 def check_data(recipe: Recipe) -> dict[str, Any]:
     """Read all parts of the data; how many held-out samples are trained on (`shared`), how many there are
-    (`held_out`), and the `fingerprints` of the parts."""
+    (`held_out`), the `fingerprints` of the parts, and that of a `model` in a local folder."""
     assert recipe.model is not None and recipe.data is not None
     tokenizer = load_tokenizer(recipe.model)
     parts = load_parts(
@@ -51,11 +52,13 @@ def check_data(recipe: Recipe) -> dict[str, Any]:
         "annealing": parts.annealing,
     }
     fingerprints = {name: pool.fingerprint for name, pool in pools.items() if pool is not None}
+    facts: dict[str, Any] = {"shared": 0, "held_out": 0, "fingerprints": fingerprints}
+    if (model_folder := local_folder(recipe.model.name)) is not None:
+        facts["model"] = sampled_digest(model_folder)
     if parts.validation is None:
-        return {"shared": 0, "held_out": 0, "fingerprints": fingerprints}
+        return facts
     trained = parts.train if parts.annealing is None else parts.train.followed_by(parts.annealing)
-    shared = overlap(trained, parts.validation)
-    return {"shared": shared, "held_out": len(parts.validation), "fingerprints": fingerprints}
+    return facts | {"shared": overlap(trained, parts.validation), "held_out": len(parts.validation)}
 
 
 def steps_of_recipe(recipe: Recipe, folder: Path, shared: Path) -> int:
@@ -151,7 +154,9 @@ class Workbench:
         self.pool, self.annealing = parts.train, parts.annealing
         self.held_out: Any = None
         self.target: Pool | None = None
-        if recipe.anneal is not None and parts.validation is not None:
+        influence = recipe.order.influence
+        by_held_out = influence is not None and influence.target == "validation"
+        if (recipe.anneal is not None or by_held_out) and parts.validation is not None:
             self.held_out = parts.validation.dataset
         if recipe.aims:
             self.target = parts.target
@@ -204,7 +209,7 @@ class Workbench:
             cost = decider.forecast(context)
             # A layer policy's draw decides which gradients a measurement takes, and nothing is drawn here.
             if decider is planner.ordering and decider.recurs and self.recipe.layers.policy is None:
-                decided.create_optimizer()
+                _begin_optimizer(decided)
                 decider.decide(session.context(), plan, 0)
                 seconds = session.record.spent["order"][1]
                 times = len(decider.costly_steps(schedule))
@@ -241,6 +246,24 @@ class Workbench:
             target_for_select=self.recipe.goal is not None,
             anneal_dataset=None if self.annealing is None or plan is not None else self.annealing.dataset,
         )
+
+
+def _begin_optimizer(trainer: Any) -> None:
+    """Give a trainer that has decided its optimizer, with the state of one step that moves nothing: before
+    Adam's first step a measurement takes its second moments besides."""
+    optimizer = trainer.create_optimizer()
+    if callable(begin := getattr(optimizer, "train", None)):
+        begin()  # schedule-free optimizers have modes
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    trainer.model.train()
+    for batch in trainer.session.ahead(0):
+        trainer.loss_of(batch).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _with_arguments(recipe: Recipe, **changes: object) -> Recipe:

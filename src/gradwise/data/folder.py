@@ -51,8 +51,7 @@ def files_of(source: Source, folder: Path) -> Listing:
     """The data files of a folder, relative to it and sorted by name.
 
     Hidden files, backups and metadata of libraries are left out. Where several splits lie in the folder, one
-    is
-    read: that of `source.split`, by default `train`. Configurations are those of the folder's README.md.
+    is read: that of `source.split`, by default `train`. Configurations are those of the folder's README.md.
 
     Raises:
         DataError: no data, or a split or a configuration that the folder does not have.
@@ -68,8 +67,9 @@ def files_of(source: Source, folder: Path) -> Listing:
     by_split = _by_split(source, folder, files)
     to_read = _files_to_read(source, by_split)
     if not to_read:
+        split = f" for the split {source.split or 'train'!r}" if any(by_split.values()) else ""
         raise DataError(
-            f"{source.path}: the configuration in its README.md matches none of its files "
+            f"{source.path}: the configuration in its README.md matches none of its files{split} "
             f"({few([str(path) for path in files], 5)}); correct its `data_files`"
         )
     left_out = [str(path) for path, _ in entries if path not in set(to_read)]
@@ -107,7 +107,8 @@ def _by_split(
     source: Source, folder: Path, files: list[PurePosixPath]
 ) -> dict[str | None, list[PurePosixPath]]:
     patterns = _config(source, folder)
-    by_split: dict[str | None, list[PurePosixPath]] = {}
+    # A configuration has all splits that it names, or another would be read for one that matches no file.
+    by_split: dict[str | None, list[PurePosixPath]] = {split: [] for split in patterns}
     for path in files:
         if patterns:
             splits = [split for split, globs in patterns.items() if _matches(path, globs)]

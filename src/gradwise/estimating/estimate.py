@@ -88,7 +88,7 @@ class Estimate:
         return [*lines, "What CUDA itself takes, and holes in the allocator's memory, come on top."]
 
     def _time(self) -> list[str]:
-        lines = [f"Time: training on a sample is worth {self.training:.2f} forward passes."]
+        lines = [f"Time: training on a sample, update included, is worth {self.training:.2f} forward passes."]
         for name, part in self.shares.items():
             share = "?" if part["share"] is None else f"{part['share']:.0%}"
             lines.append(f"  {name:<8}{share:>6} of the training time  ({part['why']})")

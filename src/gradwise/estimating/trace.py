@@ -9,7 +9,7 @@ have optimizer state.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ def _trace(recipe: Recipe, model_of: ModelOf, ranks: int) -> Trace:
         passes=micro_batches,
         host=host,
         ranks=ranks,
-        shape=model_shape(model),
+        shape=replace(model_shape(model), step_tokens=train.batch_size * length),
     )
 
 

@@ -6,6 +6,7 @@ measured on a Llama of 10 M parameters and on SmolLM2-135M, as multiples of an o
 (docs/results/signals-cost.md, d3-cost.md, estimate-time.md).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -40,7 +41,11 @@ ALONE = 2.4
 products, and every parameter's norm is taken apart. It took 54 forward passes of a Llama of 10 M parameters
 for 22 counted, and 61 of stories260K for 27."""
 
-PROBE = 3.4
+UPDATE = 256.0
+"""What AdamW's update of all weights takes, in tokens of a forward pass; on a CPU, where both grow with the
+number of weights."""
+
+PROBE = 3.7
 """A step that measures all layers, by sample: ordinary training, and a sketch of every gradient. With 8
 samples a Llama of 10 M parameters took 1.15 times as long as for a step, stories260K 1.9 times."""
 
@@ -70,6 +75,9 @@ class Shape:
     """Tokens of the shortest samples over the mean."""
     longest: float = 1.0
     """Tokens of the longest samples over the mean."""
+    step_tokens: float = math.inf
+    """Tokens that an optimizer step computes on; infinite where they are not known, so that updates are not
+    counted."""
 
 
 def measured(needs: Iterable[str]) -> frozenset[str]:
@@ -137,6 +145,19 @@ def training(
     (3.0, 2.0)
     """
     return 1 + head + (1 - head) * reached * (1 + recomputed) + trained
+
+
+def updating(trained: float, shape: Shape) -> float:
+    """Forward passes for each sample of a step that its update is worth.
+
+    Args:
+        trained: share of the weights that are updated.
+        shape: of the model and its data.
+
+    >>> updating(1.0, Shape(step_tokens=1024))
+    0.25
+    """
+    return trained * UPDATE / shape.step_tokens
 
 
 def adapting(width: int) -> float:

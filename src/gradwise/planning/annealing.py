@@ -34,7 +34,14 @@ from gradwise.planning.ordering import Ordering
 from gradwise.planning.phase import Part, Parts, chosen, counts, parts_of, scored_parts, together, turns
 from gradwise.planning.picks import keep_picks
 from gradwise.planning.race import halves, race
-from gradwise.planning.scoring import MORE, in_pool, scoring_speed, signals_now, validation_signals
+from gradwise.planning.scoring import (
+    MORE,
+    in_pool,
+    samples_timed,
+    scoring_speed,
+    signals_now,
+    validation_signals,
+)
 from gradwise.planning.selecting import Selecting
 from gradwise.probing import check_checkpoints
 from gradwise.ranks import on_first
@@ -190,7 +197,7 @@ class Annealing(Decider):
         if not needs:
             return Cost(seconds=self._race_seconds(context))
         # Evenly spread over the data, which are often sorted by length or by domain.
-        speed = scoring_speed(context, evenly(len(context.train), MORE), needs)
+        speed = scoring_speed(context, evenly(len(context.train), samples_timed(context)), needs)
         parts = scored_parts(self.method, context.annealing.train, self._parts(context), context.seed)
         scored, runs = sum(len(part.rows) for part in parts), 1
         if self.method.validation_needs:

@@ -15,7 +15,7 @@ from gradwise.planning.context import RunContext
 from gradwise.planning.decider import Cost, Decider
 from gradwise.planning.epochs import continued, cut_where_due
 from gradwise.planning.ordering import Ordering
-from gradwise.planning.scoring import check_samples, check_target, selection_signals
+from gradwise.planning.scoring import check_proxy, check_samples, selection_signals
 from gradwise.planning.selecting import Selecting
 from gradwise.planning.shape import shape_of
 from gradwise.planning.shares import Share, cost_per_sample, deciding, measuring_share, shares
@@ -66,7 +66,7 @@ class Planner:
     def first(self, context: RunContext) -> Plan:
         """The plan of a run that begins."""
         check_samples(context, self._methods)
-        check_target(context)
+        check_proxy(context)
         for decider in self.deciders:
             decider.check(context)
         for decider in self.deciders:
@@ -128,7 +128,7 @@ class Planner:
         if (selecting := self.selecting.expected(size.steps, passes)) is not None:
             measured_shares["select"] = selecting
         if (measuring := self.ordering.expected) is not None:
-            measured_shares["order"] = measuring_share(recipe, measuring, passes)
+            measured_shares["order"] = measuring_share(recipe, measuring, layers, shape)
         return shares(recipe, layers, size, measured_shares, shape=shape)
 
     def _each(self, context: RunContext, plan: Plan, expected: dict[str, Share]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Signals that the decisions of a run need, and no others; and how fast they can be had."""
 
+import math
 import time
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -30,7 +31,8 @@ GRADIENT_SETTINGS = ("parameters", "grad_dim", "grad_dtype")
 """Settings that gradients depend on, besides the seed."""
 
 FEW, MORE = 4, 20
-"""Samples of the two scoring runs whose difference is the time per sample."""
+"""Samples of the two scoring runs whose difference is the time per sample. On an accelerator the smaller one
+has a full batch, and the larger one as many times that."""
 
 COUNTED = 200
 """Samples whose label tokens are counted to estimate their mean."""
@@ -89,19 +91,26 @@ def check_samples(context: RunContext, methods: dict[str, Method]) -> None:
     )
 
 
-def check_target(context: RunContext) -> None:
-    """Refuse a target that a proxy would measure in tokens that are not its own.
+def check_proxy(context: RunContext) -> None:
+    """Refuse samples of a proxy that are not those of the run, sample by sample.
 
     Raises:
         RecipeError: the proxy's tokens are not those of the training data, and the target is given in these
             only.
-        DataError: the target in the proxy's tokens has another number of samples, or a token that the proxy
-            does not know.
+        DataError: there is another number of training or target samples in the proxy's tokens, or a token of
+            the target that the proxy does not know.
     """
     method, target = context.recipe.select, context.target
-    if not context.proxied or target is None or not method.aims or not method.needs & set(QUANTITIES):
+    if not context.proxied or not (method.needs | context.recipe.order.needs) & set(QUANTITIES):
         return
     scorer = context.scorer()
+    if len(scorer.samples) != len(context.train):
+        raise DataError(
+            f"The second part of `proxy` has {len(scorer.samples)} samples, and the training data "
+            f"{len(context.train)}; give the training samples in the same order."
+        )
+    if target is None or not method.aims or not method.needs & set(QUANTITIES):
+        return
     if scorer.target is None and not _same_tokens(scorer.samples, context.train.inputs):
         raise RecipeError(
             "The proxy's samples have other tokens than the training data, and the target is given in the "
@@ -390,12 +399,23 @@ class ScoringSpeed(NamedTuple):
     """More than 0."""
 
 
+def samples_timed(context: RunContext) -> int:
+    """How many samples the larger of two scoring runs has that are timed."""
+    count = len(context.train)
+    if context.device == "cpu" or not count:
+        return MORE
+    # Less than a full batch takes as long as one on an accelerator: launching its kernels takes longest.
+    lengths = [len(context.train.inputs[int(row)]["input_ids"]) for row in evenly(count, COUNTED)]
+    batch = context.recipe.signals.batch_tokens / max(1.0, float(np.mean(lengths)))
+    return max(MORE, math.ceil(batch * MORE / FEW))
+
+
 def scoring_speed(context: RunContext, rows: NDArray[np.int64], needs: frozenset[str]) -> ScoringSpeed:
     """The speed at the model's present weights, from scoring all of `rows` and a few of them.
 
     Args:
         context: of the run.
-        rows: positions of `MORE` samples, or of all where there are fewer.
+        rows: positions of `samples_timed` samples, or of all where there are fewer.
         needs: names of signals.
     """
 
@@ -408,7 +428,8 @@ def scoring_speed(context: RunContext, rows: NDArray[np.int64], needs: frozenset
         signals_now(context, chosen, needs)
         return time.perf_counter() - start
 
-    few = rows[:: max(1, len(rows) // FEW)][:FEW]
+    fewer = max(FEW, len(rows) * FEW // MORE)
+    few = rows[:: max(1, len(rows) // fewer)][:fewer]
     seconds_of(few)  # allocates, compiles
     small, large = seconds_of(few), seconds_of(rows)
     # Noise can suggest that more samples take no longer; they take some time all the same.
@@ -420,15 +441,18 @@ def measured_speeds(context: RunContext, method: Selector) -> Speeds:
     """Speeds of this machine, on samples from all over the pool; a collective call."""
     assert context.time_training is not None and context.model is not None
     method.warm_up()
-    places = evenly(len(context.train), COUNTED)
+    timed = samples_timed(context)
+    places = evenly(len(context.train), max(COUNTED, 2 * timed))
     learnt = places[context.train.label_tokens_of(places) > 0]
-    rows = learnt[evenly(len(learnt), MORE)] if learnt.size else places[:MORE]
+    rows = learnt[evenly(len(learnt), timed)] if learnt.size else places[:timed]
     scoring = scoring_speed(context, rows, method.needs)
     seconds = {
         "train": context.time_training(rows),
         "score": scoring.per_sample,
         "startup": scoring.startup,
-        "compare": _seconds_per_pair(getattr(context.model.config, "hidden_size", 512)),
+        "compare": _seconds_per_pair(
+            getattr(context.model.config, "hidden_size", 512), torch.device(context.device)
+        ),
     }
     return Speeds(**{name: float(f"{value:.{DIGITS}g}") for name, value in seconds.items()})
 
@@ -438,10 +462,16 @@ def mean_label_tokens(samples: Samples) -> float:
     return float(samples.label_tokens_of(evenly(len(samples), COUNTED)).mean())
 
 
-def _seconds_per_pair(width: int) -> float:
+def _seconds_per_pair(width: int, device: torch.device) -> float:
     """Seconds per pair of rows whose product is computed; each pair is computed once in the graph."""
-    x = torch.ones(WIDTH, width)
-    _ = x @ x.T
-    start = time.perf_counter()
-    _ = x @ x.T
-    return (time.perf_counter() - start) / WIDTH**2 / 2
+    x = torch.ones(WIDTH, width, device=device)
+
+    def product() -> float:
+        start = time.perf_counter()
+        _ = x @ x.T
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    product()  # allocates, and chooses a kernel
+    return product() / WIDTH**2 / 2

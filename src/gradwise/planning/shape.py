@@ -36,9 +36,11 @@ def shape_of(context: RunContext, schedule: Schedule) -> Shape:
     mean = float(pool_lengths.mean())
     # A quantile for the shortest: a few samples of two tokens say nothing about the batches.
     shortest, longest = (np.quantile(pool_lengths, (ENDS, 1.0)) / mean).tolist()
+    trained = _trained(lengths, schedule, context.in_run)
     return replace(
         shape,
-        padding=_trained(lengths, schedule, context.in_run) / mean,
+        padding=trained / mean,
+        step_tokens=trained * context.in_run.batch_size,
         labelled=min(1.0, mean_label_tokens(context.train) / mean),
         shortest=shortest,
         longest=longest,

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradwise import __version__
 from gradwise.atomic import write_bytes
 from gradwise.errors import SignalError
 from gradwise.folders import claimed
@@ -91,7 +91,7 @@ def key_of(model: torch.nn.Module, samples: object, **settings: object) -> dict[
         "data": _data_digest(samples),
         "device": next(model.parameters()).device.type,
         "torch": torch.__version__,
-        "gradwise": version("gradwise"),
+        "gradwise": __version__,
         **settings,
     }
 

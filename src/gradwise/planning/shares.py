@@ -11,7 +11,17 @@ from typing import Any
 from gradwise.methods.costs import Size
 from gradwise.methods.grace.budget import USUAL_OVERHEAD
 from gradwise.methods.grace.costs import USUAL_ANCHORS
-from gradwise.methods.passes import ORDINARY, PROBE, Shape, adapting, measured, per_sample, scoring, training
+from gradwise.methods.passes import (
+    ORDINARY,
+    PROBE,
+    Shape,
+    adapting,
+    measured,
+    per_sample,
+    scoring,
+    training,
+    updating,
+)  # fmt: skip
 from gradwise.recipe import Recipe
 
 Share = dict[str, Any]
@@ -19,14 +29,18 @@ Share = dict[str, Any]
 
 
 def cost_per_sample(recipe: Recipe, layers: int, shape: Shape) -> float:
-    """Forward passes that training on one sample is worth; with a layer policy averaged over uniform
-    draws.
+    """Forward passes that training on one sample is worth, its share of the update included; with a layer
+    policy averaged over uniform draws.
 
     Args:
         recipe: of the run.
         layers: blocks that a layer policy draws from.
         shape: of the model.
     """
+    return _forward_backward(recipe, layers, shape) + updating(_trained(recipe, layers, shape), shape)
+
+
+def _forward_backward(recipe: Recipe, layers: int, shape: Shape) -> float:
     head = shape.head
     recomputed = 1.0 if _checkpointing(recipe) else 0.0
     policy = recipe.layers.policy
@@ -34,25 +48,37 @@ def cost_per_sample(recipe: Recipe, layers: int, shape: Shape) -> float:
         active = min(policy.active, layers)
         # The expected index of the lowest of `active` layers drawn out of `layers`, from 0.
         reached = 1 - (layers - active) / (active + 1) / layers
-        trained = (1 - head) * active / layers + (head if policy.embeddings == "always" else 0.0)
+        trained = _trained(recipe, layers, shape)
         return training(trained=trained, reached=reached, recomputed=recomputed, head=head)
     if recipe.adapter is not None:
         return training(trained=adapting(shape.width), recomputed=recomputed, head=head)
     return training(recomputed=recomputed, head=head)
 
 
-def measuring_share(recipe: Recipe, cost: float, passes: float) -> float:
+def _trained(recipe: Recipe, layers: int, shape: Shape) -> float:
+    """Share of the weights that a step updates; that of adapters is next to nothing."""
+    policy = recipe.layers.policy
+    if policy is not None and layers:
+        blocks = (1 - shape.head) * min(policy.active, layers) / layers
+        return blocks + (shape.head if policy.embeddings == "always" else 0.0)
+    return 0.0 if recipe.adapter is not None else 1.0
+
+
+def measuring_share(recipe: Recipe, cost: float, layers: int, shape: Shape) -> float:
     """What D3 takes as a share of the training time.
 
     Args:
         recipe: of the run.
-        cost: of its measurements, over ordinary training that updates all weights.
-        passes: that training on a sample is worth in this run.
+        cost: of its measurements, over the forward/backward passes of ordinary training that updates all
+            weights.
+        layers: blocks that a layer policy draws from.
+        shape: of the model.
     """
     method: Any = recipe.order
     influence = method.influence
+    passes = cost_per_sample(recipe, layers, shape)
     # Measuring uses the model as it trains, with the same weights frozen, and recomputes nothing.
-    measuring_passes = passes - (1.0 if _checkpointing(recipe) else 0.0)
+    measuring_passes = _forward_backward(recipe, layers, shape) - (1.0 if _checkpointing(recipe) else 0.0)
     if influence is not None and influence.edges_in_run == "curvature":
         # Differentiating twice multiplies the work of the backward pass alone, which frozen layers shorten.
         return cost * ORDINARY / passes * (measuring_passes - 1) / (ORDINARY - 1)
@@ -78,7 +104,7 @@ def shares(
         shape: of the model and its data.
     """
     shape = shape or Shape()
-    run = _Run(recipe, size, shape, cost_per_sample(recipe, layers, shape))
+    run = _Run(recipe, size, shape, layers)
     section_shares = {
         "select": _selecting(run),
         "order": _ordering(run),
@@ -109,8 +135,9 @@ def deciding(section_shares: Mapping[str, Share]) -> str | None:
 class _Run:
     """What is known of a run's size."""
 
-    def __init__(self, recipe: Recipe, size: Size | None, shape: Shape, training: float) -> None:
-        self.recipe, self.size, self.shape, self.training = recipe, size, shape, training
+    def __init__(self, recipe: Recipe, size: Size | None, shape: Shape, layers: int) -> None:
+        self.recipe, self.size, self.shape, self.layers = recipe, size, shape, layers
+        self.training = cost_per_sample(recipe, layers, shape)
         select: Any = recipe.select
         count, steps = getattr(select, "count", None), recipe.train.arguments.get("max_steps", -1)
         if count and steps <= 0:
@@ -216,7 +243,7 @@ def _ordering(run: _Run) -> Share | None:
     method: Any = run.recipe.order
     if hasattr(method, "overhead"):
         # A share of the forward and backward passes of ordinary training.
-        share = measuring_share(run.recipe, method.overhead, run.training)
+        share = measuring_share(run.recipe, method.overhead, run.layers, run.shape)
         return {"share": share, "why": f"{method.method}: at most its overhead"}
     select = run.recipe.select
     # What is measured at a warm-up's checkpoints is measured again for the order.

@@ -355,6 +355,12 @@ class Probe:
         self, samples: SampleIndices, weights: list[nn.Parameter], direction: list[Tensor]
     ) -> tuple[float, list[Tensor], list[Tensor]]:
         """Loss, gradient, and the Hessian times a direction."""
+        attention = getattr(self.model.config, "_attn_implementation", None)
+        if attention not in (None, "sdpa", "eager"):
+            raise RecipeError(
+                f"Hessian products need attention that can be differentiated twice, and this model has "
+                f"{attention}; load it with attention: sdpa, or take an order that needs none."
+            )
         total = 0.0
         gradients, turned = ([torch.zeros_like(p) for p in weights] for _ in range(2))
         batches = list(self._batches(samples))

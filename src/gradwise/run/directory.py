@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gradwise.atomic import TEMPORARY, difference, sync_files, sync_folder, write_json, writing
-from gradwise.errors import CheckpointError, RecipeError
+from gradwise.errors import CheckpointError, GradwiseError, RecipeError
 from gradwise.folders import OwnedFolder, claimed
 from gradwise.ranks import on_first, wait_for_all
 from gradwise.recipe import Recipe
@@ -106,7 +106,7 @@ class RunDirectory:
                     f"{'folder' if folder else 'file'}; {ADVICE}."
                 )
         if self.started:
-            recipe = recipe.filled_from(self._recipe())
+            recipe = recipe.filled_from(self.recipe())
             self._check_same(recipe)
             self._take_changes(recipe)
         else:
@@ -115,7 +115,7 @@ class RunDirectory:
             recipe_file.with_measurements(recipe, self.path).save(self.recipe_file)
 
     def _check_same(self, recipe: Recipe) -> None:
-        there, here = self._recipe().to_dict(), recipe.to_dict()
+        there, here = self.recipe().to_dict(), recipe.to_dict()
         if not self.scored:
             # They have no part in training: those that failed may be mended, and others may be added.
             here["metrics"] = there["metrics"]
@@ -131,15 +131,23 @@ class RunDirectory:
                 )
             raise RecipeError(
                 f"{self.path} holds a run of another recipe; different: {'; '.join(differences[:4])}"
-                f"{'; ...' if len(differences) > 4 else ''}. Give --out a new folder, or run "
-                f"{self.recipe_file} to resume that one."
+                f"{'; ...' if len(differences) > 4 else ''}. Give --out a new folder, or "
+                f"resume that one by: gradwise train {self.recipe_file} --out {self.path}"
             )
 
-    def _recipe(self) -> Recipe:
+    def begun_with(self) -> Recipe | None:
+        """The recipe of a run that is there; None where there is none that can be read."""
+        try:
+            return self.recipe() if self.started else None
+        except (GradwiseError, OSError):
+            return None  # `opened` says what is wrong with it
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run was started with, and what was measured for it."""
         return Recipe.from_dict(read_yaml(self.recipe_file), source=str(self.recipe_file))
 
     def _take_changes(self, recipe: Recipe) -> None:
-        there = self._recipe()
+        there = self.recipe()
         if there.metrics != recipe.metrics or there.anneal != recipe.anneal:
             recipe.save(self.recipe_file)
 

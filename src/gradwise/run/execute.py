@@ -20,11 +20,12 @@ from gradwise.ranks import check_same, is_first, on_each, on_first, world_size
 from gradwise.recipe import Data, Model, Recipe
 from gradwise.run.directory import RunDirectory
 from gradwise.run.environment import environment, peak_memory
-from gradwise.run.model import Tell, check_length, load_model, load_tokenizer, resolved_revision
+from gradwise.run.model import Tell, check_length, load_model, load_tokenizer, measures, pinned
 from gradwise.run.progress import quiet_libraries, show_progress
 from gradwise.run.scoring import Scoring, due, score_saved
 from gradwise.run.signals import load_proxy
 from gradwise.stopping import stoppable
+from gradwise.text import clipped
 from gradwise.trainer import Trainer, TrainerMixin
 from gradwise.training.arguments import training_arguments
 from gradwise.training.early_stopping import EarlyStopping
@@ -76,8 +77,8 @@ def train(
         GradwiseError: in one clear sentence, with everything that was saved before left as it was. A model
             that could not be scored is saved by then, and the next run in the folder only scores it.
     """
-    recipe = _complete(recipe)
     run = RunDirectory(out)
+    recipe = _complete(recipe, run)
     first = is_first()
     tell = tell if first else _silent
     shown = first and progress
@@ -109,7 +110,7 @@ def _finish_scoring(recipe: Recipe, run: RunDirectory, device: Any, *, tell: Tel
     return score_saved(recipe, run, device, bars=shown, tell=tell)
 
 
-def _complete(recipe: Recipe) -> Recipe:
+def _complete(recipe: Recipe, run: RunDirectory) -> Recipe:
     if recipe.model is None:
         raise RecipeError("The recipe names no model; give model.name, a hub name or a local folder.")
     if recipe.data is None or recipe.data.train is None:
@@ -120,10 +121,8 @@ def _complete(recipe: Recipe) -> Recipe:
             "model.dtype: float16 cannot be trained, since its gradients overflow and vanish; use bfloat16, "
             "or float32 (on a GPU with train.fp16)."
         )
-    if recipe.model.revision is None and not Path(recipe.model.name).exists():
-        # The commit instead of a branch, which may move: a resumed run has to load the weights it began with.
-        revision = resolved_revision(recipe.model)
-        recipe = replace(recipe, model=replace(recipe.model, revision=revision))
+    # Commits instead of branches, which may move: a resumed run has to load the weights it began with.
+    recipe = pinned(recipe, run.begun_with(), proxy=measures(recipe))
     # The folder's recipe must name the target that the Trainer aims at, or the Trainer would replace it.
     recipe = replace(recipe, select=recipe.select.aimed(recipe.goal))
     # So that the recipe in the run directory can be run from anywhere.
@@ -169,7 +168,7 @@ def _arguments(recipe: Recipe, run: RunDirectory, bars: bool) -> Any:
 def _build(
     recipe: Recipe,
     run: RunDirectory,
-    arguments: object,
+    arguments: Any,
     *,
     tell: Tell,
     shown: bool,
@@ -222,8 +221,13 @@ def _build(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     took = time.perf_counter() - start
     tell(f"{model_settings.name}: {parameters / 1e6:,.1f} M parameters, loaded in {took:.0f} s")
+    if arguments.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
+        raise RecipeError(
+            f"train.gradient_checkpointing: {type(model).__name__} does not support it; leave it out."
+        )
     proxy = load_proxy(recipe, pool, target, progress=shown)
-    trainer = Trainer(
+    make = partial(
+        Trainer,
         model=model,
         args=arguments,
         train_dataset=pool.dataset,
@@ -241,6 +245,10 @@ def _build(
         target_for_select=recipe.goal is not None,
         anneal_dataset=None if annealing is None else annealing.dataset,
     )
+    try:
+        trainer = make()
+    except (ValueError, ImportError) as error:  # what transformers rejects of its own settings
+        raise RecipeError(f"train: {' '.join(str(error).split())}") from None
     trainer.session.tell = tell
     trainer.step_memory.forecast = foreseen
     if recipe.train.early_stopping_patience is not None:
@@ -275,7 +283,7 @@ def _execute(trainer: Trainer, run: RunDirectory, tell: Tell, scoring: Scoring |
             "Run the same command to resume."
         )
         return Outcome(run, False, steps)
-    _close(trainer, run)
+    _close(trainer, run, tell)
     return Outcome(run, scoring is None or _score(trainer, run, scoring), steps)
 
 
@@ -290,7 +298,7 @@ def _sharded(trainer: Trainer) -> bool:
     return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
 
-def _close(trainer: TrainerMixin, run: RunDirectory) -> None:
+def _close(trainer: TrainerMixin, run: RunDirectory, tell: Tell) -> None:
     record = trainer.session.record
     record.event(
         "finished",
@@ -301,7 +309,21 @@ def _close(trainer: TrainerMixin, run: RunDirectory) -> None:
         trainable_parameters=trainer.session.trainable,
     )
     record.state()  # forces the record to disk before the model makes the run count as finished
-    run.save_model(trainer.save_model)
+    # Placed before anything is uploaded: a network that fails must not keep the run from ending.
+    run.save_model(partial(trainer.save_model, _internal_call=True))
+    if trainer.args.push_to_hub:
+        _push(trainer, run, tell)
+
+
+def _push(trainer: Any, run: RunDirectory, tell: Tell) -> None:
+    try:
+        trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
+    except Exception as error:  # whatever the network, the hub or its library raise
+        tell(
+            f"Warning: the model is saved in {run.model}, and could not be uploaded "
+            f"({clipped(' '.join(str(error).split()), 200)}); upload it with "
+            f"`hf upload {trainer.args.hub_model_id} {run.model}`."
+        )
 
 
 def _until_stopped(trainer: Trainer, tell: Tell) -> AbstractContextManager[None]:

@@ -18,9 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from gradwise.errors import RecipeError
 from gradwise.ranks import say_first
-from gradwise.recipe import Adapter, Model
+from gradwise.recipe import Adapter, Model, Recipe
 from gradwise.run.model_errors import explained
 from gradwise.run.model_files import ADAPTER, CONFIG, damage, local_folder, read_json, stored
+from gradwise.signals.wanted import QUANTITIES
 
 Tell = Callable[[str], None]
 
@@ -82,6 +83,38 @@ def resolved_revision(settings: Model) -> str | None:
         return None
     _check_place(settings)
     return getattr(configuration(settings), "_commit_hash", None)
+
+
+def measures(recipe: Recipe) -> bool:
+    """Whether samples are measured before the first step, by `signals.model` where there is one."""
+    return bool((recipe.select.needs | recipe.order.needs) & set(QUANTITIES))
+
+
+def pinned(recipe: Recipe, before: Recipe | None, *, proxy: bool) -> Recipe:
+    """A recipe that names commits where it left them open.
+
+    Args:
+        recipe: whose models have hub names or lie in folders.
+        before: what was begun with it, whose commits hold where it names the same models.
+        proxy: whether `signals.model` will be used, and needs a commit.
+    """
+
+    def commit(settings: Model | None, earlier: Model | None) -> Model | None:
+        if settings is None or settings.revision is not None:
+            return settings
+        if earlier is not None and earlier.name == settings.name:
+            return replace(settings, revision=earlier.revision)
+        return replace(settings, revision=resolved_revision(settings))
+
+    signals = recipe.signals
+    measuring = signals.model
+    if proxy:
+        measuring = commit(measuring, None if before is None else before.signals.model)
+    return replace(
+        recipe,
+        model=commit(recipe.model, None if before is None else before.model),
+        signals=replace(signals, model=measuring),
+    )
 
 
 def check_length(model: PreTrainedModel, max_length: int) -> None:

@@ -3,6 +3,7 @@
 transformers names a damaged file in some cases only, and ignores a few (`generation_config.json` among them).
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ _TOKENIZER = (
     "vocab.json",
 )
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_WEIGHTS = (".safetensors", ".gguf", *_PICKLED)
+_BLOCK = 2**16
 
 
 def damage(folder: Path) -> str | None:
@@ -45,6 +48,27 @@ def stored(folder: Path) -> tuple[int, int]:
     """Number of weights in an undamaged model folder, and their bytes."""
     paths = _weight_files(folder, read_json(folder / CONFIG))
     return sum(len(_weights(path)) for path in paths), sum(path.stat().st_size for path in paths)
+
+
+def sampled_digest(folder: Path) -> str:
+    """SHA-256 over the configuration and over 16 evenly spread blocks of each file of weights, which tells
+    another training run without reading gigabytes.
+
+    Args:
+        folder: a model, or an adapter.
+    """
+    files = sorted(
+        path for path in folder.iterdir() if path.name in (CONFIG, ADAPTER) or path.suffix in _WEIGHTS
+    )
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            for start in range(0, size, max(_BLOCK, size // 16)):
+                file.seek(start)
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
 
 
 def _damages(folder: Path) -> Iterator[str]:

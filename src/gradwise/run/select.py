@@ -230,6 +230,8 @@ def select_annealing(
     phase = recipe.anneal
     if phase is None:
         raise RecipeError("The recipe has no `anneal`, so there is no annealing phase to select for.")
+    if phase.tried and phase.winner is None:  # type: ignore[attr-defined]
+        raise only_in_a_run("anneal")
     if phase.pool == "selection":
         raise RecipeError("anneal.pool: selection is what a run has selected by then; give pool: all.")
     if phase.uses_optimizer:

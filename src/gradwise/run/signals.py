@@ -128,7 +128,7 @@ def load_proxy(recipe: Recipe, pool: Pool, target: Pool | None, *, progress: boo
     or nothing to measure.
 
     Raises:
-        DataError: when a record cannot be distinguished from another, or means nothing to the proxy.
+        DataError: when a record means nothing to the proxy.
     """
     needs = recipe.select.needs | recipe.order.needs
     if recipe.signals.model is None or not needs & set(QUANTITIES):
@@ -150,24 +150,16 @@ def load_proxy(recipe: Recipe, pool: Pool, target: Pool | None, *, progress: boo
 
 
 def _aligned(pool: Pool, theirs: Pool) -> list[int]:
-    place = {origin: row for row, origin in enumerate(_origins(theirs))}
-    if len(place) < len(theirs):
-        raise DataError(
-            "signals.model: two records of the data have the same origin (files of one name in several "
-            "folders); give the files different names."
-        )
-    missing = [origin for origin in _origins(pool) if origin not in place]
+    """Rows of the proxy's samples that are the pool's records, in the pool's order."""
+    # Both read the same records, and either tokenizer may leave out some of them.
+    row_of_record = {record: row for row, record in enumerate(theirs.records.tolist())}
+    missing = [row for row, record in enumerate(pool.records.tolist()) if record not in row_of_record]
     if missing:
         raise DataError(
             f"signals.model: {len(missing)} records are empty to that model's tokenizer "
-            f"(first: {missing[0].partition(chr(0))[2]}); leave them out, or take another model."
+            f"(first: {pool.dataset[missing[0]]['origin']}); leave them out, or take another model."
         )
-    return [place[origin] for origin in _origins(pool)]
-
-
-def _origins(pool: Pool) -> list[str]:
-    domains, origins = pool.dataset["domain"], pool.dataset["origin"]
-    return [f"{domain}\0{origin}" for domain, origin in zip(domains, origins, strict=True)]
+    return [row_of_record[record] for record in pool.records.tolist()]
 
 
 def _keeping_all(data: Data) -> Data:

@@ -122,7 +122,8 @@ class Rehearsal:
             if len(batch["labels"]) != 2 or (
                 self.signal_request.needs_mask and "attention_mask" not in batch
             ):
-                # A collator that strings samples together in one row, or does not tell padding apart.
+                why = "its collator joins samples in one row, or does not tell padding apart"
+                self.tell(_slow(self.model, because=why))
                 return Verdict(True)
             if self.gradient_request is None:
                 return verdict
@@ -243,8 +244,13 @@ def _differs(among: NDArray, place: int, alone: NDArray, tolerance: float) -> bo
     return bool(np.linalg.norm(rows[place] - alone.reshape(-1)) > tolerance * scale)
 
 
-def _slow(model: nn.Module, unseen: Sequence[str] = (), mixed: Sequence[str] = ()) -> str:
-    why = "samples influence each other within a batch"
+def _slow(
+    model: nn.Module,
+    unseen: Sequence[str] = (),
+    mixed: Sequence[str] = (),
+    because: str = "samples influence each other within a batch",
+) -> str:
+    why = because
     if unseen:
         why = f"the gradients of {len(unseen)} parameters cannot be watched (first: {unseen[0]})"
     elif mixed:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from gradwise import __version__
 from gradwise.atomic import free_bytes, sha256, size_text, write_json, writing
 from gradwise.errors import SignalError
 from gradwise.folders import FORMAT, check_format, claimed
@@ -93,7 +94,10 @@ class Store(Sheet):
             manifest,
             {
                 "format": FORMAT,
-                "versions": {name: version(name) for name in ("gradwise", "torch", "transformers")},
+                "versions": {
+                    "gradwise": __version__,
+                    **{name: version(name) for name in ("torch", "transformers")},
+                },
                 "request": self._request,
                 "complete": False,
                 "seconds": 0.0,

@@ -75,6 +75,10 @@ class LayerProbe:
                 # Without a collective call: ranks reach this hook at different times, and one that waits here
                 # would never be met.
                 gradient, part = local_part(parameter.grad)
+                mesh = getattr(parameter.grad, "device_mesh", None)
+                if gradient.device.type == "cpu" and getattr(mesh, "device_type", "cpu") == "cuda":
+                    # Before torch 2.13 FSDP2 with CPU offload calls hooks while the gradient still comes.
+                    torch.cuda.current_stream().synchronize()
                 sketch = fold_with_signs(gradient, SKETCH, seed, offset, part=part)
                 self._sketches[layer] += sketch.to(self.device)
                 parameter.grad = None

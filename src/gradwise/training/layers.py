@@ -171,6 +171,9 @@ class LayerSwitch:
         draws, adapts = (not self._steps % every for every in (self.policy.period, self.policy.adapts_every))
         if within or not (draws or adapts):
             return None
+        if self.device.type == "cuda":
+            # Scores are read from the device, which would wait for the last update within the draw's time.
+            torch.cuda.synchronize(self.device)
         start = time.perf_counter()
         if adapts:
             self._take_scores()

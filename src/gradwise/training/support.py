@@ -1,5 +1,6 @@
 """What a Trainer's settings must be for gradwise to honour them all; others are refused, with why."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,12 @@ import torch
 from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
+from gradwise.folders import OwnedFolder
 from gradwise.methods.baselines import GivenOrder
 from gradwise.ranks import world_size
 from gradwise.recipe import Recipe
+from gradwise.signals.shards import class_name
+from gradwise.structure import group_layers
 from gradwise.text import shown
 from gradwise.training.arguments import decay_steps
 from gradwise.training.plan import Plan
@@ -41,7 +45,7 @@ def check_supported(trainer: TrainerParts, recipe: Recipe) -> None:
             f"(lr_scheduler_type warmup_stable_decay); found {schedule}."
         )
     if recipe.layers.policy is not None:
-        _check_layer_policy(trainer, args)
+        _check_layer_policy(trainer, args, recipe.layers.policy.embeddings)
     if recipe.weights == "loss":
         check_weighted(trainer)
     if saves(args):
@@ -107,9 +111,37 @@ def check_own_loader(recipe: Recipe, *, has_plan: bool, packs: bool, problem: st
             raise RecipeError(f"{name} cannot be used here: {problem}. Take {rest}.")
 
 
-def check_output(args: object) -> None:
-    """Refuse an output_dir that is no folder, in which the Trainer could not even be made."""
+def check_uploads(args: TrainingArguments, folder: Path) -> None:
+    """Refuse to upload the run's record, which holds texts of the training data, with the output_dir.
+
+    Args:
+        args: the trainer's.
+        folder: of the record.
+    """
+    if folder.resolve().is_relative_to(Path(str(args.output_dir)).resolve()):
+        raise RecipeError(
+            f"push_to_hub uploads all of {args.output_dir}, and the run's record in it holds texts of the "
+            "training data; give the Trainer a run_dir that is not in it."
+        )
+
+
+def check_output(args: object, run_dir: str | Path | OwnedFolder | None) -> None:
+    """Refuse an output_dir that is no folder, in which the Trainer could not even be made, and uploads,
+    before it makes their repository.
+
+    Args:
+        args: the trainer's TrainingArguments, if any.
+        run_dir: where the run's record goes; None for the output_dir.
+    """
     output = getattr(args, "output_dir", None)
+    if isinstance(args, TrainingArguments) and args.push_to_hub:
+        folder = run_dir.path if isinstance(run_dir, OwnedFolder) else Path(run_dir or str(output))
+        check_uploads(args, folder.expanduser())
+        if args.hub_strategy in ("checkpoint", "all_checkpoints"):
+            raise RecipeError(
+                f"TrainingArguments.hub_strategy: {args.hub_strategy.value} would upload checkpoints before "
+                "they are whole; take every_save or end."
+            )
     if output and (Path(output).is_symlink() or Path(output).exists()) and not Path(output).is_dir():
         raise RecipeError(f"TrainingArguments.output_dir is {output}, which is no folder; give another one.")
 
@@ -202,7 +234,7 @@ def _when(condition: object, reason: str) -> str | None:
     return reason if condition else None
 
 
-def _check_layer_policy(trainer: TrainerParts, args: TrainingArguments) -> None:
+def _check_layer_policy(trainer: TrainerParts, args: TrainingArguments, embeddings: str) -> None:
     refusals = {
         "DeepSpeed fixes the trainable parameters when it starts": trainer.is_deepspeed_enabled,
         "FSDP1 puts several layers' weights into one parameter; use FSDP2 (fsdp_config.version: 2)": (
@@ -216,3 +248,23 @@ def _check_layer_policy(trainer: TrainerParts, args: TrainingArguments) -> None:
     for reason, applies in refusals.items():
         if applies:
             raise RecipeError(f"Layers cannot be frozen and thawed here: {reason}. Use `layers: all`.")
+    if embeddings == "never":
+        _check_outside(trainer.model)
+
+
+def _check_outside(model: torch.nn.Module) -> None:
+    """Refuse to freeze for good what an adapter trains outside of the blocks, and warn of a frozen head that
+    may have been drawn at random."""
+    outside = {id(p) for p in group_layers(model).outside}
+    names = [name for name, p in model.named_parameters() if id(p) in outside]
+    if getattr(model, "peft_config", None) and names:
+        raise RecipeError(
+            f"layers.embeddings: never would freeze what the adapter trains outside of the blocks "
+            f"({names[0]}); set layers.embeddings: always, or leave that out of the adapter."
+        )
+    if "Classification" in class_name(model):
+        warnings.warn(
+            f"layers.embeddings: never freezes the head of {class_name(model)}; if it was not trained "
+            "before, set layers.embeddings: always.",
+            stacklevel=2,
+        )

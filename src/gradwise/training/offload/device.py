@@ -121,7 +121,8 @@ class CudaDevice:
         memory = _mapped(size, Registered)
         address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
         try:
-            torch.cuda.check_error(int(driver.cudaHostRegister(address, len(memory), 0)))
+            with torch.cuda.device(self.device):  # or a context would be made on the first GPU
+                torch.cuda.check_error(int(driver.cudaHostRegister(address, len(memory), 0)))
         except RuntimeError as error:
             raise RecipeError(
                 f"The optimizer state needs {size / 2**30:.1f} GiB of pinned host memory, which the system "
@@ -156,8 +157,10 @@ class CudaDevice:
 
     def room(self) -> int:
         # What the run has taken at its peak is free to use between peaks; more would raise the peak.
-        highest = torch.cuda.max_memory_allocated(self.device)
-        return highest - torch.cuda.memory_allocated(self.device)
+        # Asked once and not through two functions, each of which sorts all of the statistics: this is called
+        # at every gradient while something waits.
+        allocated = torch.cuda.memory_stats_as_nested_dict(self.device)["allocated_bytes"]["all"]
+        return allocated["peak"] - allocated["current"]
 
     def _current(self) -> torch.cuda.Stream:
         return torch.cuda.current_stream(self.device)

@@ -82,6 +82,9 @@ class StateStream:
     ) -> None:
         check_served(optimizer)
         self.optimizer, self.layers = optimizer, layers
+        # Adam asks whether all of its groups are capturable, and takes "yes" of the empty list that it has
+        # while the update is made.
+        optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
         self._device = device
         self._forms: dict[nn.Parameter, dict[str, Form]] = {}
         self._places: list[Place] = []
