@@ -394,7 +394,7 @@ class InfluenceOrder(Orderer, ABC):
         seed: int,
         first: int | None = None,
     ) -> Any:
-        """Units in order; where `first` is given, only so many entries need to be in the final order."""
+        """Units in order; with `first`, only this number of entries must be in the final order."""
 
     @abstractmethod
     def unmeasured(self, units: "Units", graph: "InfluenceGraph | None") -> str | None:

@@ -88,7 +88,7 @@ class Probe:
         return max(rate_of(group) for group in self.optimizer.param_groups)
 
     def labelled(self, samples: SampleIndices, most: int) -> NDArray[np.int64]:
-        """The first samples that have label tokens, at most so many; others have no gradient."""
+        """The first `most` samples that have label tokens; others have no gradient."""
         kept: list[int] = []
         for sample in samples:
             if len(kept) == most:
