@@ -350,7 +350,8 @@ class Direct(PublishedDirect, Annealer):
         if check.use == "cosine":
             scores = cosine_to(problem.gradients, z.mean(axis=0))
         places = problem.best(scores, problem.budget(tau, relative=self.tau_relative))
-        return solution | {"places": places, "scores": scores, "objective": float(scores[places].sum())}
+        objective, bound = float(scores[places].sum()), float(np.sort(scores)[-len(places) :].sum())
+        return solution | {"places": places, "scores": scores, "objective": objective, "bound": bound}
 
     def _by_movement(self, problem: Problem, budget: float, seed: int) -> dict[str, Any]:
         # This objective has no direction of descent: its picks ended 0.88 nats above random ones on a clean

@@ -72,8 +72,7 @@ class Grace(PublishedGrace, Targeted):
     `norm` rank garbage first. If unset, `relevance` with a target, otherwise `head_norm`."""
 
     by_length: bool = True
-    """Multiply importance by the sample's label tokens over their mean, so that it is that of the whole
-    sample and not of its average token."""
+    """Multiply importance, which is that of a mean token, by the sample's label tokens over their mean."""
 
     trade_off: Share | None = None
     """Weight of coverage; the rest is that of importance. If unset, 0.9; with a target 0.5."""
@@ -89,13 +88,11 @@ class Grace(PublishedGrace, Targeted):
     """Weigh each pick by the number of samples it stands for, within a factor of four; see `weights`."""
 
     domain_minimum: Share = 0.0
-    """Smallest number of picks of a domain, as a fraction of its proportional share; 1 selects from every
-    domain in proportion."""
+    """Smallest number of picks of a domain, as a fraction of its proportional share."""
 
     overhead: Annotated[float, Field(gt=0)] | None = None
     """Share of a run's training time for deciding; unset `candidates`, `refresh_every` and `anchors` follow
-    from it and from `speeds`. If unset, 0.15; settings that cost more are then used, and the run prints their
-    cost."""
+    from it and `speeds`. If unset, 0.15; settings that cost more are then used, and the run says so."""
 
     speeds: Speeds | None = None
     """How fast the machine trains and scores, in seconds. If unset, a run measures it before its first step
