@@ -394,11 +394,7 @@ class InfluenceOrder(Orderer, ABC):
         seed: int,
         first: int | None = None,
     ) -> Any:
-<<<<<<< HEAD
-        """Units in order; where `first` is given, only that number of entries need be in the final order."""
-=======
         """Units in order; with `first`, only this number of entries must be in the final order."""
->>>>>>> meth
 
     @abstractmethod
     def unmeasured(self, units: "Units", graph: "InfluenceGraph | None") -> str | None:
