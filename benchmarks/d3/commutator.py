@@ -67,7 +67,9 @@ class Estimates:
         count, targets = PROBES[probes]
         rng = np.random.default_rng(self.seed)
         method = D3(units="domains", probes=count, target_samples=targets)
-        return method.measured(self.probe, self.units, edges=edges, rng=rng)
+        graph = method.measured(self.probe, self.units, edges=edges, rng=rng)
+        assert graph is not None
+        return graph
 
     def second_moments(self, probes: str) -> np.ndarray:
         """(n, n) gain of [u, v] over [v, u] because Adam's second moments change, in nats.
