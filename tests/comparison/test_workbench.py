@@ -92,12 +92,12 @@ def test_the_optimizer_has_begun_when_that_is_timed(recipe: Recipe, tmp_path: Pa
 def test_with_a_layer_policy_measurements_are_counted(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before every other step two nodes of four samples by curvature, and sixteen samples of the target; the
+    """Before every other step two nodes of two samples by curvature, and sixteen samples of the target; the
     second moments come first, once."""
     monkeypatch.setattr(Workbench, "timed", lambda *_: Speed(deciding=0.0, start=0.0, step=1.0, steps=3))
     own = Recipe.from_dict(recipe.to_dict() | {"order": BATCHES, "layers": {"method": "grass", "active": 2}})
     step = calibrate(own, 1.0, tmp_path / "folder", tmp_path / "shared").speed.step
-    curvature, moments = 2 * 4 * 6 + 16, 16
+    curvature, moments = 2 * 2 * 6 + 16, 8
     assert step == pytest.approx(1 + (5 * curvature + moments) / (10 * 2))
 
 

@@ -160,7 +160,7 @@ def test_without_the_size_of_the_pool_only_what_the_recipe_says_is_known() -> No
     assert share(select=GRACE, train=steps) == {"select": pytest.approx(CASES["grace"][1]["select"])}
     assert share(layers=gw.Grass(active=5, probe=2)) == {"layers": None}
     assert share(layers=gw.Grass(active=5, probe=2), train=steps) == {
-        "layers": pytest.approx(2 * 3.7 / (10 * (3 - 0.2)))
+        "layers": pytest.approx(2 * 3.4 / (10 * (3 - 0.2)))
     }
 
 

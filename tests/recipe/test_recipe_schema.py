@@ -84,7 +84,7 @@ class TestSchema:
 
     def test_describes_every_key_of_ours(self):
         schema = Recipe.schema()
-        assert schema["properties"]["seed"]["description"] == "Decides everything that is left to chance."
+        assert schema["properties"]["seed"]["description"] == "Random seed of the run."
         ours = [cls.__name__ for classes in METHODS.values() for cls in classes] + [
             "Model",
             "Data",

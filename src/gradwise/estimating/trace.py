@@ -6,6 +6,7 @@ lowest block is active, so that all blocks keep activations, and every layer was
 have optimizer state.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from gradwise.errors import RecipeError
 from gradwise.estimating import sharded
 from gradwise.methods.passes import Shape
-from gradwise.planning.shape import model_shape
+from gradwise.planning.shape import beyond_caches, model_shape
 from gradwise.recipe import Model, Recipe
 from gradwise.run.model import configuration
 from gradwise.signals.shards import units
@@ -133,7 +134,9 @@ def _trace(recipe: Recipe, model_of: ModelOf, ranks: int) -> Trace:
         passes=micro_batches,
         host=host,
         ranks=ranks,
-        shape=replace(model_shape(model), step_tokens=train.batch_size * length),
+        shape=replace(
+            model_shape(model), step_tokens=train.batch_size * length if beyond_caches(model) else math.inf
+        ),
     )
 
 

@@ -41,11 +41,12 @@ ALONE = 2.4
 products, and every parameter's norm is taken apart. It took 54 forward passes of a Llama of 10 M parameters
 for 22 counted, and 61 of stories260K for 27."""
 
-UPDATE = 256.0
-"""What AdamW's update of all weights takes, in tokens of a forward pass; on a CPU, where both grow with the
-number of weights."""
+UPDATE, CACHED = 256.0, 5e7
+"""What AdamW's update of all weights takes, in tokens of a forward pass, and the number of weights from which
+it is counted. SmolLM2-135M took 1.15 times the forward pass of 256 tokens. Of a Llama of 10 M parameters
+nothing was seen: weights and state mostly stay in caches (docs/results/estimate-time.md)."""
 
-PROBE = 3.7
+PROBE = 3.4
 """A step that measures all layers, by sample: ordinary training, and a sketch of every gradient. With 8
 samples a Llama of 10 M parameters took 1.15 times as long as for a step, stories260K 1.9 times."""
 
@@ -76,8 +77,8 @@ class Shape:
     longest: float = 1.0
     """Tokens of the longest samples over the mean."""
     step_tokens: float = math.inf
-    """Tokens that an optimizer step computes on; infinite where they are not known, so that updates are not
-    counted."""
+    """Tokens that an optimizer step computes on; infinite where they are not known or the model is small, so
+    that updates are not counted."""
 
 
 def measured(needs: Iterable[str]) -> frozenset[str]:

@@ -1,7 +1,8 @@
 """Hashed n-grams: how much more likely a text is under a target's distribution than under a pool's.
 
 A text is a row of word ids, whole numbers of 64 bits. Its n-grams are hashed into `BUCKETS` counters
-(feature hashing as in DSIR, Xie et al. 2023, arXiv 2302.03169), so that the counts take the same memory for any number of texts.
+(feature hashing as in DSIR, Xie et al. 2023, arXiv 2302.03169), so that counts take the same memory for any
+number of texts.
 All counts are whole numbers and all scores are of one text alone, so that no result depends on the order of
 the texts or on how they are divided into chunks.
 """

@@ -1,5 +1,6 @@
 """What the forecast of time uses of a run's model and data: the share of the head, lengths, padding."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gradwise.data import token_lengths
-from gradwise.methods.passes import Shape
+from gradwise.methods.passes import CACHED, Shape
 from gradwise.numerics.sampling import evenly
 from gradwise.planning.context import RunContext, Samples
 from gradwise.planning.scoring import mean_label_tokens
@@ -29,6 +30,7 @@ def shape_of(context: RunContext, schedule: Schedule) -> Shape:
         schedule: the plan in steps.
     """
     shape = Shape() if context.model is None else model_shape(context.model)
+    counts_updates = context.model is not None and beyond_caches(context.model)
     lengths = _lengths(context.annealing.train)
     pool_lengths = None if lengths is None else lengths[: len(context.train)]
     if lengths is None or pool_lengths is None or not pool_lengths.sum():
@@ -40,11 +42,16 @@ def shape_of(context: RunContext, schedule: Schedule) -> Shape:
     return replace(
         shape,
         padding=trained / mean,
-        step_tokens=trained * context.in_run.batch_size,
+        step_tokens=trained * context.in_run.batch_size if counts_updates else math.inf,
         labelled=min(1.0, mean_label_tokens(context.train) / mean),
         shortest=shortest,
         longest=longest,
     )
+
+
+def beyond_caches(model: nn.Module) -> bool:
+    """Whether a model is so large that its update takes time beside its passes."""
+    return sum(p.numel() for p in model.parameters()) >= CACHED
 
 
 def model_shape(model: nn.Module) -> Shape:

@@ -74,8 +74,8 @@ class D3(InfluenceOrder):
     edges: Literal["lookahead", "curvature", "first_order", "orders"] | None = None
     """How influence is measured: by trial steps (`lookahead`), by Hessian-vector products (`curvature`), by
     gradients alone (`first_order`), or by trying both orders of every two nodes, `trial_steps` on one and
-    then on the other (`orders`). Only trying both shows an effect that takes many steps; it costs most. If unset,
-    `curvature` where a model can be asked, as in a run, and otherwise `first_order` from the signals."""
+    then on the other (`orders`). Only trying both shows an effect that takes many steps; it costs most. If
+    unset, `curvature` where a model can be asked, as in a run, otherwise `first_order` from the signals."""
 
     trial_steps: Annotated[int, Field(ge=1)] = 20
     """Trial steps per node for `edges: orders`; a measurement takes nodes² times this number."""
