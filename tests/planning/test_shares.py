@@ -17,7 +17,7 @@ from gradwise.methods.trial import Trial
 from gradwise.planning.shares import cost_per_sample, deciding, shares
 from gradwise.recipe import Adapter, Train
 
-SIZE = Size(pool=80, steps=10, batch=4, choosing=12)
+SIZE = Size(pool=80, steps=10, batch=4, choosing=12, aside=7)
 """Training takes 3 x 10 x 4 = 120 forward passes."""
 
 GRACE = gw.Grace(count=20, candidates=40, refresh_every=4, anchors=0.25)
@@ -42,6 +42,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float | None]]] = {
     # 40 candidates, and a quarter of them before steps 4 and 8, when the model was tried before.
     "grace": ({"select": GRACE}, {"select": (TRY_HEAD_NORM + 60 * HEAD_NORM) / 180}),
     "its overhead": ({"select": gw.Grace(count=20, overhead=0.3)}, {"select": 0.3}),
+    "towards a target": (
+        {"select": replace(GRACE, target="target")},
+        {"select": (TRY_LOSS + (60 + 3 * 7) * LOSS) / 180},
+    ),
     "the pool once": ({"select": LossTop(count=20)}, {"select": (TRY_LOSS + 80 * LOSS) / 180}),
     "one scoring run for both": (
         {"select": LossTop(count=20), "order": EasyFirst()},
@@ -55,11 +59,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float | None]]] = {
             "order": (TRY_GRAD - TRY_LOSS + 80 * (GRAD - LOSS)) / 180,
         },
     ),
-    # Two epochs over 8 samples, and a scoring run after each; the order's own is at the weights that train.
+    # Two epochs over 8 samples, and scoring all samples and 7 of a target after each; the order's own
+    # scoring run is at the weights that train.
     "a warm-up": (
         {"select": Less(count=20, checkpoints=2, warm_up_fraction=0.1), "order": HerdedOrder()},
         {
-            "select": 2 * (TRY_GRAD + 80 * GRAD + 8 * 3 * 1.5) / 180,
+            "select": (TRY_GRAD + 2 * ((80 + 7) * GRAD + 8 * 3 * 1.5)) / 180,
             "order": (TRY_GRAD + 80 * GRAD) / 180,
         },
     ),
@@ -68,12 +73,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float | None]]] = {
     # Gradients of 16 candidates and, in a scoring run of their own, of 12 validation samples, twice.
     "direct": (
         {"anneal": gw.Direct(candidates=16, times=2)},
-        {"anneal": 2 * (2 * TRY_GRAD + 28 * GRAD) / 180},
+        {"anneal": (TRY_GRAD + 2 * 28 * GRAD) / 180},
     ),
     # 6 validation samples choose, 6 judge 3 times; 2 contenders are trained for 5 steps of 4 samples.
     "trial": (
         {"anneal": Trial(contenders=("direct", "random"), candidates=16, steps=5, judges=6)},
-        {"anneal": (TRY_TRIAL + 16 * TRIAL + TRY_GRAD + 6 * GRAD + 2 * 5 * 4 * 3 * 1.5 + 3 * 6) / 180},
+        {"anneal": (TRY_TRIAL + 16 * TRIAL + 6 * GRAD + 2 * 5 * 4 * 3 * 1.5 + 3 * 6) / 180},
     ),
 }
 
@@ -106,7 +111,7 @@ def test_samples_of_the_phase_alone_are_scored_with_those_they_are_mixed_with(
 ) -> None:
     recipe = gw.Recipe(train=Train(batch_size=4, schedule="wsd"), anneal=gw.Direct(share=share))
     found = shares(recipe, 5, replace(SIZE, added=30), shape=SHAPE)
-    assert found["anneal"]["share"] == pytest.approx((2 * TRY_GRAD + GRAD * (scored + 12)) / 180)
+    assert found["anneal"]["share"] == pytest.approx((TRY_GRAD + GRAD * (scored + 12)) / 180)
 
 
 def test_frozen_layers_make_training_and_measuring_cheaper() -> None:

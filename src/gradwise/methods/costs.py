@@ -21,7 +21,10 @@ class Speeds(Settings):
     """Seconds per sample of a scoring run."""
 
     startup: _Seconds = 0.0
-    """Seconds that a scoring run takes whatever its size."""
+    """Seconds that the first scoring run takes whatever its size; the model is tried before it is trusted."""
+
+    later_startup: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    """Seconds that every later scoring run takes whatever its size. If unset, as the first."""
 
     compare: _Seconds = 0.0
     """Seconds per pair of samples whose embeddings are compared for the graph."""

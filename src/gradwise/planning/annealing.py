@@ -199,15 +199,14 @@ class Annealing(Decider):
         # Evenly spread over the data, which are often sorted by length or by domain.
         speed = scoring_speed(context, evenly(len(context.train), samples_timed(context)), needs)
         parts = scored_parts(self.method, context.annealing.train, self._parts(context), context.seed)
-        scored, runs = sum(len(part.rows) for part in parts), 1
+        scored, runs = sum(len(part.rows) for part in parts), self.method.times
         if self.method.validation_needs:
             held_out = len(_choosing(context))
             scored += min(held_out, self.method.validation_samples or held_out)
-            runs = 2
-        return Cost(
-            seconds=self.method.times * (runs * speed.startup + scored * speed.per_sample)
-            + self._race_seconds(context)
-        )
+            runs *= 2
+        startups = speed.startup + (runs - 1) * speed.later_startup
+        seconds = startups + self.method.times * scored * speed.per_sample
+        return Cost(seconds=seconds + self._race_seconds(context))
 
     def _race_seconds(self, context: RunContext) -> float:
         method: Any = self.method

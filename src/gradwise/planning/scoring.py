@@ -397,7 +397,9 @@ class ScoringSpeed(NamedTuple):
     """Seconds of a scoring run."""
 
     startup: float
-    """Whatever its size."""
+    """Of the first run, whatever its size."""
+    later_startup: float
+    """Of every later one, which need not try the model again."""
     per_sample: float
     """More than 0."""
 
@@ -423,21 +425,25 @@ def scoring_speed(context: RunContext, rows: NDArray[np.int64], needs: frozenset
     """
 
     def seconds_of(chosen: NDArray[np.int64]) -> float:
-        # Each of them tries the model, as the first scoring run will. Otherwise the larger run alone might,
-        # for a longer sample, which would count as time per sample. Refreshes need not try it again: what is
-        # left to them is more than they take.
-        forget()
         start = time.perf_counter()
         signals_now(context, chosen, needs)
         return time.perf_counter() - start
 
     fewer = max(FEW, len(rows) * FEW // MORE)
-    few = rows[:: max(1, len(rows) // fewer)][:fewer]
+    samples = context.scorer().samples
+    by_length = rows[np.argsort([len(samples[int(row)]["input_ids"]) for row in rows], kind="stable")]
+    # The longest is among the few, or the larger run would try the model for it, which would count as time
+    # per sample.
+    few = by_length[evenly(len(rows), fewer)]
+    forget()
     seconds_of(few)  # allocates, compiles
     small, large = seconds_of(few), seconds_of(rows)
+    forget()
+    trying = max(0.0, seconds_of(few) - small)
     # Noise can suggest that more samples take no longer; they take some time all the same.
     each = max((large - small) / max(1, len(rows) - len(few)), 1e-3 * large / len(rows))
-    return ScoringSpeed(max(0.0, small - len(few) * each), each)
+    later = max(0.0, small - len(few) * each)
+    return ScoringSpeed(later + trying, later, each)
 
 
 def measured_speeds(context: RunContext, method: Selector) -> Speeds:
@@ -453,6 +459,7 @@ def measured_speeds(context: RunContext, method: Selector) -> Speeds:
         "train": context.time_training(rows),
         "score": scoring.per_sample,
         "startup": scoring.startup,
+        "later_startup": scoring.later_startup,
         "compare": _seconds_per_pair(
             getattr(context.model.config, "hidden_size", 512), torch.device(context.device)
         ),

@@ -18,6 +18,7 @@ from gradwise.methods.passes import (
     adapting,
     measured,
     per_sample,
+    rehearsal,
     scoring,
     training,
     updating,
@@ -171,6 +172,12 @@ class _Run:
         passes = per_sample(both, self.shape) - per_sample(paid, self.shape)
         return passes / (self.each * fraction * self.recipe.train.epochs)
 
+    def of_target(self, method: Any) -> float:
+        """Scoring the target samples of a selection that aims at some, as a share of the training."""
+        if self.size is None or not getattr(method, "aims", False):
+            return 0.0
+        return self.share(self.size.aside * per_sample(method.needs, self.shape)) or 0.0
+
 
 def _selecting(run: _Run) -> Share | None:
     method: Any = run.recipe.select
@@ -200,7 +207,7 @@ def _selecting(run: _Run) -> Share | None:
     share = None
     if first is not None and refreshes is not None:
         again = _refreshes(run, method, refreshes, anchors, candidates)
-        share = None if again is None else first + again
+        share = None if again is None else first + again + (1 + refreshes) * run.of_target(method)
     return {"share": share, "why": f"{method.method}: its candidates and {refreshes or 'no'} refreshes"}
 
 
@@ -219,14 +226,16 @@ def _warmed_up(run: _Run, method: Any) -> Share:
     """The steps of a warm-up, and scoring the pool at each of its checkpoints."""
     warm_up = method.trained_before
     why = f"{method.method}: {warm_up.epochs} epochs of warm-up, and scoring the pool after each"
-    scored, trained = run.scored(method.needs, None), None
+    # The model is tried at the first checkpoint alone.
+    scored, trained = run.scored(method.needs, None, again=True), None
+    tried = (run.share(rehearsal(method.needs, run.shape)) or 0.0) if run.size is not None else 0.0
     if run.size is not None:
         trained = run.share(warm_up.fraction * run.size.pool * run.each)
     elif run.steps is None and method.fraction is not None:
         trained = warm_up.fraction / (method.fraction * run.recipe.train.epochs)
     if scored is None or trained is None:
         return {"share": None, "why": f"{why}; depends on the size of the pool and the number of steps"}
-    return {"share": warm_up.epochs * (scored + trained), "why": why}
+    return {"share": tried + warm_up.epochs * (scored + run.of_target(method) + trained), "why": why}
 
 
 def _raced(run: _Run, method: Any) -> Share:
@@ -236,7 +245,7 @@ def _raced(run: _Run, method: Any) -> Share:
     raced = run.share(len(method.tried) * method.steps * run.batch * run.each)
     if scored is None or raced is None:
         return {"share": None, "why": f"{why}; depends on the size of the pool and the number of steps"}
-    return {"share": scored + raced, "why": why}
+    return {"share": scored + run.of_target(method) + raced, "why": why}
 
 
 def _ordering(run: _Run) -> Share | None:
@@ -255,6 +264,7 @@ def _ordering(run: _Run) -> Share | None:
 
 def _once_over_the_pool(run: _Run, method: Any, besides: Iterable[str] = ()) -> Share:
     share = run.scored(method.needs, None, besides=besides)
+    share = None if share is None else share + run.of_target(method)
     passes = per_sample(frozenset(method.needs) | frozenset(besides), run.shape)
     why = (
         f"{method.method}: scores the pool once, {passes:.2g} forward passes a sample against {run.each:.2f}"
@@ -290,9 +300,12 @@ def _annealing(run: _Run) -> Share | None:
     if candidates is None or held_out is None:
         where = "the pool" if method.data is None else "anneal.data"
         return {"share": None, "why": f"{why}; depends on the size of {where}"}
-    scored = scoring(method.needs, candidates, run.shape)
-    # The validation samples are a scoring run of their own.
-    passes = method.times * (scored + scoring(method.validation_needs, held_out, run.shape))
+    # The model is tried by the first selection alone, and once for the same signals.
+    scored = scoring(method.needs, candidates, run.shape, again=True)
+    held_out_scored = scoring(method.validation_needs, held_out, run.shape, again=True)
+    passes = method.times * (scored + held_out_scored) + rehearsal(method.needs, run.shape)
+    if measured(method.validation_needs) != measured(method.needs) and held_out:
+        passes += rehearsal(method.validation_needs, run.shape)
     if method.tried and method.winner is None:
         passes += len(method.tried) * method.steps * run.batch * run.each
         passes += (len(method.tried) + 1) * (held_out if method.judges is None else method.judges)

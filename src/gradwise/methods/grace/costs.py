@@ -67,20 +67,23 @@ def forecast(
     # before its first step.
     training = size.steps * size.batch * speeds.train
     allowed = overhead * training
+    later = speeds.startup if speeds.later_startup is None else speeds.later_startup
+    # The target is scored in a run of its own.
+    aside = later + size.aside * speeds.score if size.aside else 0.0
     if candidates is None:
         # A first scoring run that takes the whole budget leaves no refresh, and a pool that is scored once is
         # stale after some steps.
         # The first scoring run gets the larger part: selected once, a tenth of the dirty pool gained 0.377
         # over random picks, and 0.300 with refreshes (docs/results/compare-grace_dirty_10.md).
-        seconds = allowed * (1 if every == 0 else FIRST_PART) - size.aside * speeds.score
+        seconds = allowed * (1 if every == 0 else FIRST_PART) - aside
         candidates = _affordable(size.pool, speeds, seconds)
-    first = _first_scoring(candidates, speeds) + size.aside * speeds.score
+    first = _first_scoring(candidates, speeds) + aside
     left = allowed - first
     share = USUAL_ANCHORS if anchors is None else anchors
     fewest = min(candidates, FEWEST_SCORED if anchors is None else 1)
     if every is None:
         # A refresh scores the target again as well, since its direction moves with the model.
-        each = speeds.startup + (size.aside + max(fewest, int(share * candidates))) * speeds.score
+        each = later + aside + max(fewest, int(share * candidates)) * speeds.score
         # As many refreshes as the rest pays for, yet at least FEWEST_STEPS apart: two in a row would find
         # nothing changed.
         count = int(min(left / each, MOST_REFRESHES, size.steps / FEWEST_STEPS - 1)) if left > 0 else 0
@@ -90,7 +93,7 @@ def forecast(
     count = -(-size.steps // every) - 1 if every else 0
     if anchors is None and count:
         # What is left is for the refreshes: as many samples each as it pays for.
-        paid = ((left / count - speeds.startup) / speeds.score - size.aside) / candidates
+        paid = (left / count - later - aside) / speeds.score / candidates
         share = float(np.clip(paid, min(fewest / candidates, 0.5), 0.5))
     # A hair, or rounding could lose a sample.
     scored = max(1, int(share * candidates + 1e-9))
@@ -103,7 +106,7 @@ def forecast(
         steps=size.steps,
         training=training,
         first=first,
-        refreshes=count * (speeds.startup + (size.aside + scored) * speeds.score),
+        refreshes=count * (later + aside + scored * speeds.score),
     )
 
 
