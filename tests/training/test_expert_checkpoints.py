@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 import gradwise as gw
 from tests.conftest import same_weights
 from tests.training.sharded_run_worker import run
-from tests.training.sharded_runs import launch, losses, weights
+from tests.training.sharded_runs import WAYS, launch, losses, weights
 
 STOPPED = 3
 
@@ -93,7 +93,7 @@ def test_two_ranks_are_one_process(experts: Path, speeches: Dataset, tmp_path: P
 
     run(of("one"))
     jobs = []
-    for sharded in ("as it is loaded", "by accelerate"):
+    for sharded in WAYS:
         jobs += [
             of(sharded, sharded=sharded),
             of(f"{sharded}, resumed", sharded=sharded, stopped_after=STOPPED),
@@ -102,7 +102,7 @@ def test_two_ranks_are_one_process(experts: Path, speeches: Dataset, tmp_path: P
         ]
     launch(tmp_path, jobs)
     one = weights(tmp_path / "one")
-    for sharded in ("as it is loaded", "by accelerate"):
+    for sharded in WAYS:
         run(of(f"{sharded}, to one", resume=True))
         two, resumed = weights(tmp_path / sharded), weights(tmp_path / f"{sharded}, resumed")
         assert all(torch.equal(values, resumed[name]) for name, values in two.items())

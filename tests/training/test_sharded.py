@@ -9,6 +9,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, distribute_tensor
 
+import gradwise as gw
 from gradwise import LayerSwitch, RecipeError
 from gradwise.methods import Grass
 from gradwise.numerics import fold_with_signs
@@ -146,3 +147,13 @@ class TestRefusals:
         model.lm_head.weight = torch.nn.Parameter(weight)
         with pytest.raises(RecipeError, match="call fully_shard on the whole model"):
             LayerSwitch(model, Grass(active=2), torch.optim.AdamW(model.parameters()))
+
+    def test_a_trainer_gets_no_model_that_was_sharded_by_hand(
+        self, one_rank: Any, tiny_llama: Any, arguments: Any
+    ) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        model = tiny_llama()
+        fully_shard(model, mesh=one_rank)
+        with pytest.raises(RecipeError, match="from_pretrained shards"):
+            gw.Trainer(model, arguments(), train_dataset=[{"input_ids": [1, 2], "labels": [1, 2]}])

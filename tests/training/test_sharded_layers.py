@@ -10,11 +10,11 @@ import torch
 from datasets import Dataset
 
 from tests.training.sharded_run_worker import run
-from tests.training.sharded_runs import SAMPLED, draws, launch, losses, weights
+from tests.training.sharded_runs import LOADED, SAMPLED, WAYS, draws, launch, losses, weights
 
 STOPPED = 3
 
-SHARDED = {"loaded": "as it is loaded", "accelerate": "by accelerate"}
+SHARDED = {way.split()[-1]: way for way in WAYS}
 
 POLICIES: dict[str, dict[str, Any]] = {
     "grass, state offloaded": {
@@ -73,7 +73,7 @@ def test_two_ranks_are_one_process(tmp_path: Path, stories: Path, speeches: Data
 
     offloads = POLICIES[name]["recipe"]["layers"].get("state") == "offload"
     # Adapters that accelerate shards are not saved.
-    kinds = {"loaded": SHARDED["loaded"]} if "adapter" in POLICIES[name] else SHARDED
+    kinds = {"loaded": LOADED} if "adapter" in POLICIES[name] else SHARDED
     run(job("whole", "one"))
     run(job("whole", "one, stopped", stopped_after=STOPPED))
     jobs = []

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 from tests.training import sharded_run_worker
-from tests.training.sharded_runs import draws, losses, served
+from tests.training.sharded_runs import LOADED, WAYS, draws, losses, served
 
 pytestmark = pytest.mark.gpu
 
@@ -35,12 +35,12 @@ def launch(folder: Path, job: dict[str, Any], ranks: int) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("sharded", ["by accelerate", "as it is loaded"])
+@pytest.mark.parametrize("sharded", WAYS)
 def test_a_sharded_run_follows_a_whole_one(
     tmp_path: Path, stories: Path, speeches: Dataset, name: str, sharded: str
 ) -> None:
     ranks = next(number for number in (4, 2, 1) if number <= torch.cuda.device_count())
-    if ranks == 1 and sharded == "as it is loaded":
+    if ranks == 1 and sharded == LOADED:
         pytest.skip("transformers does not shard over one GPU")
     speeches.save_to_disk(tmp_path / "data")
     common = {"model": str(stories), "data": str(tmp_path / "data"), "recipe": RECIPES[name], "gpu": True}

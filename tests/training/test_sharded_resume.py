@@ -21,7 +21,7 @@ from gradwise.training.sharded_checkpoint import (
     whole_state,
 )
 from tests.training.sharded_run_worker import run
-from tests.training.sharded_runs import launch, losses, served, weights
+from tests.training.sharded_runs import WAYS, launch, losses, served, weights
 from tests.training.test_sharded_decisions import GRACE
 
 STOPPED = 3
@@ -34,8 +34,6 @@ BEST = {
     "load_best_model_at_end": True,
     "metric_for_best_model": "loss",
 }
-
-SHARDED = ("as it is loaded", "by accelerate")
 
 
 # Of the session, since tests that are dealt out among processes come back to this module: three times these
@@ -55,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, stories: Path, speeches: Data
     run(job("whole", "one"))
     run(job("whole", "one, stopped", stopped_after=STOPPED))
     jobs = []
-    for sharded in SHARDED:
+    for sharded in WAYS:
         # Random numbers in each rank, evaluations before checkpoints, and the best weights at the end.
         dropping: dict[str, Any] = {"options": {"attention_dropout": 0.1}, "arguments": BEST}
         shutil.copytree(folder / "one, stopped", folder / f"{sharded}, from one")
@@ -67,13 +65,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, stories: Path, speeches: Data
             job(sharded, f"{sharded}, from one", resume=True),
         ]
     launch(folder, jobs)
-    for sharded in SHARDED:
+    for sharded in WAYS:
         run(job("whole", f"{sharded}, to one", resume=True))
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", SHARDED)
+@pytest.mark.parametrize("sharded", WAYS)
 class TestResumed:
     def test_equals_the_run_that_was_never_stopped(self, runs: Path, sharded: str) -> None:
         whole, resumed = (runs / f"{sharded}, dropping{end}" for end in ("", ", resumed"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
@@ -12,7 +13,7 @@ from gradwise.folders import OwnedFolder
 from gradwise.methods.baselines import GivenOrder
 from gradwise.ranks import world_size
 from gradwise.recipe import Recipe
-from gradwise.signals.shards import class_name
+from gradwise.signals.shards import class_name, units
 from gradwise.structure import group_layers
 from gradwise.text import shown
 from gradwise.training.arguments import decay_steps
@@ -29,6 +30,7 @@ def check_supported(trainer: TrainerParts, recipe: Recipe) -> None:
     """Raise RecipeError for a setting of the trainer that gradwise would have to ignore."""
     args = trainer.args
     _check_ranks(args)
+    _check_sharded_before(trainer)
     for setting, refused in _refused_arguments(args, trainer.serves_itself).items():
         if refused:
             raise RecipeError(f"TrainingArguments.{setting} is set, but {refused}.")
@@ -50,6 +52,18 @@ def check_supported(trainer: TrainerParts, recipe: Recipe) -> None:
         check_weighted(trainer)
     if saves(args):
         check_saves_sharded(trainer)
+
+
+def _check_sharded_before(trainer: TrainerParts) -> None:
+    """Refuse a model that FSDP2 shards already where the Trainer does not know that: it would be wrapped once
+    more, and the rank that saves would wait for the others."""
+    if units(trainer.model) and not getattr(trainer, "is_distributed_loading_by_transformers", False):
+        raise RecipeError(
+            f"The model is sharded already, and the Trainer of transformers {transformers.__version__} "
+            "cannot train it: it takes models that from_pretrained shards (distributed_config), from "
+            "transformers 5.19 on. Give it the whole model, with fsdp: full_shard and fsdp_config: "
+            "{version: 2}."
+        )
 
 
 def check_phase(args: TrainingArguments, scheduler_kwargs: dict[str, Any], last: float, steps: int) -> None:
