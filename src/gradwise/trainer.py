@@ -37,11 +37,11 @@ from gradwise.session_own_loader import OwnLoaderSession
 from gradwise.signals.given_back import unwrapped
 from gradwise.signals.vocabulary import padding_collator
 from gradwise.stopping import spare_worker
-from gradwise.structure import group_layers
 from gradwise.switching import leave_unwrapped
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.annealing_data import appended, check_annealing_data
 from gradwise.training.arguments import DECAY_SHARE, decay_steps
+from gradwise.training.layers import trained_layers
 from gradwise.training.memory import StepMemory
 from gradwise.training.offload import offload_state
 from gradwise.training.plan import Plan
@@ -325,8 +325,8 @@ class TrainerMixin(ShardedCheckpoints):
         """As the underlying Trainer's; state that is to be offloaded is, before a checkpoint's is loaded."""
         optimizer = super().create_optimizer(*args, **kwargs)
         if self._offloads:
-            groups = group_layers(self.model)
-            offload_state(unwrapped(optimizer), [*groups.blocks, groups.outside])
+            policy: Any = self.session.recipe.layers.policy
+            offload_state(unwrapped(optimizer), trained_layers(self.model, policy))
         return optimizer
 
     @property

@@ -123,7 +123,7 @@ class LayerSwitch:
         self.stream: StateStream | None = getattr(optimizer, "offloaded_state", None)
         """What keeps the optimizer's state in host memory, if anything does."""
         if policy.state == "offload":
-            self.stream = offload_state(optimizer, [*self.layers, self.outside])
+            self.stream = offload_state(optimizer, trained_layers(model, policy))
         self._norms: dict[int, Tensor] = {}
         self._updates: UpdateInBackward | None = None
         if in_backward:
@@ -420,6 +420,12 @@ def _without_input_gradients(model: Any) -> Callable[[], None]:
         return lambda: None
     model.disable_input_require_grads()
     return model.enable_input_require_grads
+
+
+def trained_layers(model: nn.Module, policy: LayerPolicy) -> list[tuple[nn.Parameter, ...]]:
+    """The parameters that a policy may update, by layer: those whose optimizer state needs a place."""
+    groups = group_layers(model)
+    return [*groups.blocks] if policy.embeddings == "never" else [*groups.blocks, groups.outside]
 
 
 def _require_gradient(parameters: tuple[nn.Parameter, ...], required: bool) -> None:

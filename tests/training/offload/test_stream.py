@@ -305,6 +305,34 @@ def test_parameters_frozen_at_the_start_or_before_the_step(tiny_llama) -> None:
     assert same_weights(*models)
 
 
+@pytest.mark.parametrize("loads", [False, True])
+def test_host_memory_is_for_what_trains(tiny_llama, loads: bool) -> None:
+    """Embeddings that the policy freezes have no place in it, until they have a gradient or state."""
+    models = [tiny_llama(), tiny_llama()]
+    for model, state in zip(models, ("keep", "offload"), strict=True):
+        run = Run.of(model, state, policy=UniformLayers(active=2, period=2))
+        run.steps(3)
+        if (stream := run.switch.stream) is not None:
+            trained = {p for block in model.model.layers for p in block.parameters()}
+            assert {p for place in stream._places for p in place.unit.parameters} == trained
+        embeddings = model.model.embed_tokens.weight
+        if loads:
+            states = run.optimizer.state_dict()
+            number = [p for group in run.optimizer.param_groups for p in group["params"]].index(embeddings)
+            like = torch.ones_like(embeddings)
+            states["state"][number] = {"step": torch.tensor(3.0), "exp_avg": like, "exp_avg_sq": 2 * like}
+            run.optimizer.load_state_dict(states)
+        # By hand, as nobody should, after the state has got its places.
+        embeddings.requires_grad_(True)
+        for step in range(2):
+            model(input_ids=BATCHES[step], labels=BATCHES[step]).loss.backward()
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+        if stream is not None:
+            assert embeddings in stream._place_of
+    assert same_weights(*models)
+
+
 def test_parameters_added_later_are_refused() -> None:
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     optimizer = torch.optim.SGD(first.parameters(), lr=0.1, momentum=0.9)

@@ -71,6 +71,7 @@ class StateStream:
     Args:
         optimizer: one of torch's that updates each parameter on its own.
         layers: the optimizer's parameters by layer, in the model's order.
+        others: those that get a place in host memory only when they have a gradient or state.
         device: of the parameters; if unset, found from them at the first update.
     """
 
@@ -78,10 +79,11 @@ class StateStream:
         self,
         optimizer: Optimizer,
         layers: Sequence[Sequence[nn.Parameter]],
+        others: Sequence[nn.Parameter] = (),
         device: Device | None = None,
     ) -> None:
         check_served(optimizer)
-        self.optimizer, self.layers = optimizer, layers
+        self.optimizer, self.layers, self.others = optimizer, layers, others
         # Adam asks whether all of its groups are capturable, and takes "yes" of the empty list that it has
         # while the update is made.
         optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
@@ -113,7 +115,7 @@ class StateStream:
     def device(self) -> Device:
         """The device of the parameters."""
         if self._device is None:
-            devices = {p.device for layer in self.layers for p in layer}
+            devices = {p.device for p in self._parameters()}
             if len(devices) > 1:
                 raise RecipeError(
                     f"Optimizer state can be offloaded from one device; the parameters are on "
@@ -154,7 +156,10 @@ class StateStream:
 
     def hook(self) -> None:
         """Follow the backward pass, to bring state in before the update needs it."""
-        self._follow(p for layer in self.layers for p in layer)
+        self._follow(self._parameters())
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        return (p for layer in (*self.layers, self.others) for p in layer)
 
     def _follow(self, parameters: Iterable[nn.Parameter]) -> None:
         for parameter in parameters:
@@ -319,21 +324,29 @@ class StateStream:
     # ---- the arena ---------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Make the arena before the first update, and again where loaded state has other types."""
+        """Make the arena before the first update, and again where loaded state has other types or more
+        parameters need a place."""
+        late = [p for p in self.others if p not in self._place_of and self._needs_place(p)]
         if self._places:
-            if sum(len(group["params"]) for group in self.optimizer.param_groups) > len(self._place_of):
+            held = sum(len(group["params"]) for group in self.optimizer.param_groups)
+            if held > sum(1 for _ in self._parameters()):
                 raise RecipeError(
                     "Parameters were added to the optimizer after its state was offloaded, and they would "
                     "never be updated; add all parameters before its first step."
                 )
-            return
+            if not late:
+                return
+            self.settle()
+            self._places, self._place_of = [], {}
         forms = state_forms(self.optimizer)
-        streamed = {p for layer in self.layers for p in layer}
-        if streamed != set(forms):
+        if set(self._parameters()) != set(forms):
             raise RecipeError(
                 "The optimizer's parameters are not those that its state is offloaded for; "
                 "add all parameters to the optimizer before its first step."
             )
+        if late:
+            self.layers = [*self.layers, late]
+            self.others = [p for p in self.others if p not in set(late)]
         present = {p: forms_of(state) for p, state in self.optimizer.state.items()}
         self._forms = {p: {**form, **present.get(p, {})} for p, form in forms.items()}
         units = units_of(self.layers, self._forms)
@@ -347,6 +360,10 @@ class StateStream:
             self._place_of.update(dict.fromkeys(unit.parameters, place))
             start += unit.size
         self._move_in({p: dict(state) for p, state in self.optimizer.state.items()})
+
+    def _needs_place(self, parameter: nn.Parameter) -> bool:
+        state = self.optimizer.state.get(parameter, {})
+        return parameter.grad is not None or any(map(is_streamed, state.values()))
 
     def _move_in(self, states: Mapping[Any, dict[str, Any]]) -> None:
         """Move state tensors, wherever they are, to their places in host memory."""
@@ -373,8 +390,10 @@ class StateStream:
     def _after_load(self, optimizer: Optimizer) -> None:
         loaded, self._loaded = self._loaded, {}
         forms = {p: {**self._forms.get(p, {}), **forms_of(state)} for p, state in loaded.items()}
-        # State keeps the type that it was saved in; another type or shape needs another arena.
-        if any(self._forms.get(p) != form for p, form in forms.items()):
+        # State keeps the type that it was saved in; another type or shape needs another arena, as does a
+        # parameter without a place.
+        placed = all(p in self._place_of for p in loaded if forms[p])
+        if not placed or any(self._forms.get(p) != form for p, form in forms.items()):
             self._places, self._place_of = [], {}
         for parameter, state in loaded.items():
             optimizer.state[parameter].update(state)
@@ -394,8 +413,9 @@ def offload_state(
 
     Args:
         optimizer: one of torch's that updates each parameter on its own; AdamW and SGD are among them.
-        layers: its parameters by layer, in the model's order; those of the optimizer that are in none follow.
-            If unset, they are taken in the optimizer's order.
+        layers: its parameters by layer, in the model's order; those of the optimizer that are in none get a
+            place in host memory when they first have a gradient. If unset, all are taken in the optimizer's
+            order.
         device: of the parameters; if unset, found from them.
 
     Raises:
@@ -407,7 +427,8 @@ def offload_state(
         # Popped, since a parameter that two layers share must be updated once: with the first of them.
         updated = [[rest.pop(p, None) for p in layer] for layer in layers or ()]
         chosen = [[p for p in layer if p is not None] for layer in updated]
-        stream = StateStream(optimizer, [*chosen, list(rest)], device)
+        others = list(rest) if layers is not None else []
+        stream = StateStream(optimizer, chosen if layers is not None else [list(rest)], others, device)
         optimizer.offloaded_state = stream  # type: ignore[attr-defined]
     stream.hook()
     return stream
