@@ -74,11 +74,24 @@ class ShardedCheckpoints(_AnyTrainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not units(self.model):
+        if checkpoint is None or not (units(self.model) or self._is_whole_on_several_ranks(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        load_state(unwrapped(self.optimizer), Path(checkpoint) / OPTIMIZER)
+        path = Path(checkpoint) / OPTIMIZER
+        if units(self.model):
+            load_state(unwrapped(self.optimizer), path)
+        else:
+            # transformers would bring all of the state to each rank's GPU, also what is offloaded; and up to
+            # 5.17 it names a CPU as torch.load does not.
+            with damaged(path):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+
+    def _is_whole_on_several_ranks(self, checkpoint: str) -> bool:
+        spread = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        # A checkpoint of the model alone has no state.
+        return self.args.world_size > 1 and not spread and (Path(checkpoint) / OPTIMIZER).exists()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not units(self.model) or _is_adapted(self.model):
