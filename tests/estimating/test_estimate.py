@@ -18,6 +18,7 @@ from gradwise.cli.train import estimate as command
 from gradwise.estimating import estimate
 from gradwise.estimating.estimate import bytes_of
 from gradwise.methods.baselines import UniformLayers
+from gradwise.training.recorded import BUFFERS
 from gradwise.training.tensor_bytes import TensorBytes
 
 SMALL = {
@@ -168,6 +169,18 @@ def test_a_rank_that_is_not_known_is_refused(
     with pytest.raises(RecipeError, match=words):
         estimate(replace(recipe, train=Train(batch_size=4, arguments=arguments), **sections), **given)
     assert os.environ == before and not torch.distributed.is_initialized()
+
+
+def test_the_memory_of_a_device_asks_about_a_gpu(recipe: Recipe) -> None:
+    """There torch's unfused AdamW computes denominators of all weights at once, and here one by one."""
+
+    def room(memory: int | None, **arguments: object) -> int:
+        train = Train(batch_size=4, arguments={"optim": "adamw_torch", **arguments})
+        return estimate(replace(recipe, train=train), memory).as_dict()["phases"]["update"][BUFFERS]
+
+    here = room(None, use_cpu=True)
+    assert room(1 << 40) > 3 * here
+    assert room(1 << 40, use_cpu=True) == here
 
 
 def test_settings_whose_memory_is_not_known_are_refused(recipe: Recipe) -> None:

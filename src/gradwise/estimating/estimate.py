@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from gradwise.errors import RecipeError
 from gradwise.estimating.trace import Trace, trace
 from gradwise.methods import Grass
@@ -123,11 +125,13 @@ def estimate(
     """
     if recipe.model is None or recipe.data is None:
         raise RecipeError("gradwise estimate needs model.name, and data with its max_length.")
-    traced = trace(recipe, ranks, sharded_as_loaded=sharded_as_loaded)
+    # Who names a device's memory asks about a GPU, on whatever machine.
+    on_gpu = not recipe.train.arguments.get("use_cpu") and (memory is not None or torch.cuda.is_available())
+    traced = trace(recipe, ranks, sharded_as_loaded=sharded_as_loaded, on_gpu=on_gpu)
     changes: list[Change] = []
     if memory is not None and traced.peak.total > memory:
         for setting, changed in _alternatives(recipe, traced).items():
-            needed = trace(changed, ranks, sharded_as_loaded=sharded_as_loaded).peak.total
+            needed = trace(changed, ranks, sharded_as_loaded=sharded_as_loaded, on_gpu=on_gpu).peak.total
             if needed < traced.peak.total:
                 changes.append(Change(setting, needed))
     # The change that saves most comes first.

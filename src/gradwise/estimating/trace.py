@@ -80,13 +80,16 @@ class Trace:
         return max(self.phases, key=lambda phase: phase.total)
 
 
-def trace(recipe: Recipe, ranks: int | None = None, *, sharded_as_loaded: bool = False) -> Trace:
+def trace(
+    recipe: Recipe, ranks: int | None = None, *, sharded_as_loaded: bool = False, on_gpu: bool | None = None
+) -> Trace:
     """The memory of a recipe's steps.
 
     Args:
         recipe: with a model and data.
         ranks: that share the model, where FSDP2 shards it.
         sharded_as_loaded: whether transformers shards it in loading it (`DistributedConfig`).
+        on_gpu: whether the run is to be on one; if unset, as this machine has one.
 
     Raises:
         RecipeError: the model's configuration cannot be read, or a setting is one whose memory is not known.
@@ -94,18 +97,19 @@ def trace(recipe: Recipe, ranks: int | None = None, *, sharded_as_loaded: bool =
     assert recipe.model is not None and recipe.data is not None
     sharing = sharded.ranks_of(recipe, ranks, as_loaded=sharded_as_loaded)
     _check_known(recipe)
+    on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
     if sharing is None:
-        return _trace(recipe, _model, 1)
+        return _trace(recipe, _model, 1, on_gpu=on_gpu)
     sharded.check_known(recipe, as_loaded=sharded_as_loaded)
 
     def model_of(recipe: Recipe) -> Any:
         return sharded.shard(_model(recipe), recipe, as_loaded=sharded_as_loaded)
 
     with sharded.pretended(sharing):
-        return _trace(recipe, model_of, sharing)
+        return _trace(recipe, model_of, sharing, on_gpu=on_gpu)
 
 
-def _trace(recipe: Recipe, model_of: ModelOf, ranks: int) -> Trace:
+def _trace(recipe: Recipe, model_of: ModelOf, ranks: int, *, on_gpu: bool) -> Trace:
     train, length = recipe.train, recipe.data.max_length  # type: ignore[union-attr]
     rows = micro_batch(train.batch_size, ranks, train.arguments.get("per_device_train_batch_size"))
     micro_batches = train.batch_size // ranks // rows
@@ -119,7 +123,7 @@ def _trace(recipe: Recipe, model_of: ModelOf, ranks: int) -> Trace:
     state, host, slots = _state(recipe, model, groups)
     phases[0].parts[STATE] = state
     with fake:
-        phases.append(_update(model, recipe, state + slots))
+        phases.append(_update(model, recipe, state + slots, on_gpu=on_gpu))
     steps = train.arguments.get("max_steps", -1)
     policy = recipe.layers.policy
     if policy is not None and policy.probes_in(steps if steps > 0 else None):
@@ -307,7 +311,7 @@ def _state_bytes(recipe: Recipe, parameters: list[nn.Parameter]) -> int:
     return tensors + 4 * len(parameters)  # step counts
 
 
-def _update(model: nn.Module, recipe: Recipe, state: int) -> Phase:
+def _update(model: nn.Module, recipe: Recipe, state: int, *, on_gpu: bool) -> Phase:
     """The optimizer's step: weights, gradients, state, and what it computes in between."""
     counted = TensorBytes()
     with counted.following(model):
@@ -315,8 +319,8 @@ def _update(model: nn.Module, recipe: Recipe, state: int) -> Phase:
     trained = [p for p in model.parameters() if p.requires_grad]
     sizes = [local(p.detach()).nbytes for p in trained]
     gradients = sum(sizes)
-    # Fused updates need no room; others compute the denominator of one parameter, or of all at once.
+    # Fused updates need no room; others compute the denominator of one parameter, or on a GPU of all at once.
     name = _optimizer_name(recipe)
-    room = 0 if "fused" in name else gradients if torch.cuda.is_available() else max(sizes)
+    room = 0 if "fused" in name else gradients if on_gpu else max(sizes)
     parts = Counter(counted.alive) + Counter({GRADIENTS: gradients, STATE: state, BUFFERS: room})
     return Phase(UPDATE, dict(parts))

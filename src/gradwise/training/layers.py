@@ -67,7 +67,8 @@ class LayerSwitch:
         optimizer: holds all trainable parameters of the model.
         seed: decides the draws; the same on every rank.
         in_backward: update each layer within the backward pass, as soon as its gradient is complete, and free
-            the gradient. For one backward pass per step, without clipping over all layers and loss scaling.
+            the gradient. A second backward pass of a step and loss scaling raise RecipeError; clipping over
+            all layers finds no gradients and has no effect.
         max_layer_norm: with `in_backward`, largest norm of a layer's gradient, which is scaled down to it.
         average_ranks: average the active layers' gradients over the ranks of torch.distributed in
             `after_backward`, in place of DistributedDataParallel, which refuses layers that freeze after
