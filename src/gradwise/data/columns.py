@@ -29,13 +29,8 @@ def is_indexable(dataset: object) -> bool:
 
 
 def check_dropped(dataset: Any, accepted: Container[str], model: str) -> None:
-    """Raise DataError where a column says something that the model would not be given.
-
-    Args:
-        dataset: samples; what cannot be indexed is passed over.
-        accepted: names of the columns that the model is given.
-        model: its name, for the message.
-    """
+    """Raise DataError if a column outside `accepted` says something that the model would miss. `model` is its
+    name for the message; datasets that cannot be indexed are not checked."""
     if isinstance(dataset, dict) or not is_indexable(dataset) or not len(dataset):
         return
     names = getattr(dataset, "column_names", None) or dataset[0]

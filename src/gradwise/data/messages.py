@@ -43,14 +43,8 @@ _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation.
-
-    Attributes:
-        messages: as a chat template takes them.
-        tools: schemas of the tools that the assistant may call.
-        first: number of the first message that may be learned; the ones before are a prompt.
-        unlearned: numbers of the messages whose own keys say that they are not learned.
-    """
+    """A conversation as a chat template takes it. Messages before number `first` are a prompt; `unlearned`
+    are numbers of messages whose own keys say that they are not learned."""
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
