@@ -1,4 +1,4 @@
-"""Order, layers, annealing samples, time: what the other decisions of a run were made from and cost."""
+"""Order, layers, annealing samples, time: what a run's other decisions were made from, and their cost."""
 
 import math
 from collections.abc import Sequence
@@ -160,6 +160,7 @@ def layers(run: RunFiles) -> list[Block]:
     cells = [
         [
             Spot(
+                # A policy that records no probabilities gets one faint colour.
                 _mean(strength[column, layer]) / top if np.isfinite(strength).any() else 0.06,
                 _draw_tip(draws, column, layer, active, strength, scores),
                 bool(active[column, layer].mean() >= 0.5),
@@ -241,6 +242,7 @@ def _spectrum(details: dict[str, Any]) -> list[Block]:
         "eigenvector, stiffest first", "share of the gradients' squared length", 230, log=True, shade=elbow
     )
     curve = [Line("", number, values.tolist(), 0)]
+    # Floored, since a logarithmic axis has no place for zero.
     energy = [
         Line("pool", number, np.maximum(pool, 1e-7).tolist(), 6),
         Line("picks", number, np.maximum(picks, 1e-7).tolist(), 1),
