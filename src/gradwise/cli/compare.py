@@ -71,6 +71,7 @@ def compare(
     from gradwise.recipe import Recipe
 
     loaded = Recipe.load(recipe, set_)
+    # Imported once the recipe is read, so that a mistake in it is reported without torch's seconds.
     from gradwise.comparison import compare as run_comparison
 
     outcome = run_comparison(
