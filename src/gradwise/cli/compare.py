@@ -124,4 +124,5 @@ def _seeds(text: str) -> int | list[int]:
         seeds = []
     if not seeds:
         raise RecipeError(f"--seeds takes a number such as 5, or a list such as 0,3,7; found {text!r}.")
+    # A comma makes a list: `3,` is the seed 3, and `3` are three seeds.
     return seeds if "," in text else seeds[0]

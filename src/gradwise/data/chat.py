@@ -38,10 +38,10 @@ Span = tuple[int, int]
 T = TypeVar("T")
 
 DATE = datetime(2024, 7, 26)
-"""The date that every template sees: the one that Llama 3.1's takes where it has no clock."""
+"""The date that every template gets: the one that Llama 3.1's template uses without a clock."""
 
 _START, _END = "\ufdd0", "\ufdd1"
-"""Code points that are no characters; they stand around the assistant's words while a template renders."""
+"""Code points that are no characters; while a template renders, they enclose the assistant's words."""
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -62,7 +62,7 @@ class _Generation(jinja2.ext.Extension):
 
 @cache
 def _environment() -> Sandbox:
-    """What transformers gives to templates, in our sandbox."""
+    """transformers' filters and globals for chat templates, in our sandbox."""
     theirs = chat_template_utils._compile_jinja_template("").environment
     # `random` and `lipsum` would give other tokens at each loading.
     filters = {name: function for name, function in theirs.filters.items() if name != "random"}

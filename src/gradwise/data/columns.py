@@ -15,14 +15,14 @@ USUAL = {
     "token_type_ids": lambda places: np.zeros_like(places),
     "position_ids": lambda places: places,
 }
-"""What a model takes each token's value to be where a sample brings none, given the token's place."""
+"""Values that a model assumes where a sample lacks the column, as functions of the tokens' places."""
 
 OTHER_INPUTS = ("inputs_embeds", "pixel_values", "input_features")
-"""Inputs that stand for what `input_ids` do not say."""
+"""Inputs that hold more than `input_ids` can say."""
 
 
 def is_indexable(dataset: object) -> bool:
-    """Whether samples can be had by position, as a plan names them."""
+    """Whether samples can be read by position, as a plan needs."""
     # torch's streams inherit a `__getitem__` that only raises.
     reads = all(hasattr(dataset, method) for method in ("__getitem__", "__len__"))
     return reads and not isinstance(dataset, IterableDataset)

@@ -36,7 +36,7 @@ _OTHER_CONTENTS = {
     b"\xfe\xff": "is encoded in UTF-16; save it in UTF-8",
     b"version https://git-lfs": "is a Git LFS pointer without the data; fetch them with `git lfs pull`",
 }
-"""How files begin that are not what their names say, and what to do about it."""
+"""First bytes of files that are not what their names say, each with a sentence on what to do."""
 
 
 def read_file(path: Path, name: str) -> Iterator[Record]:

@@ -79,7 +79,7 @@ class Format:
         return Format(fitting[0], self.source) if _is_clear(fitting) else self
 
     def unread(self, columns: list[str]) -> list[str]:
-        """Those of the columns that nobody reads."""
+        """The columns that the format does not read."""
         needed, optional = FORMATS[self.name]
         fields: Mapping[str, str] = self.source.fields  # type: ignore[assignment]
         read = {fields.get(role, role) for role in (*needed, *optional)}

@@ -85,7 +85,7 @@ def _several(one_or_several: Sources, part: PartName) -> list[Source]:
 
 
 class _Written(io.FileIO):
-    """A file in the temporary folder; a disk that takes no more is named as that folder's."""
+    """A file in the temporary folder; the error for a full disk names that folder."""
 
     def __init__(self, path: Path) -> None:
         with writing(path):
@@ -106,7 +106,7 @@ class _Written(io.FileIO):
 
 @cache
 def _folder() -> TemporaryFolder:
-    """Kept, and with it the files of every pool, until the process ends: loader workers may reopen them."""
+    """The folder of all pools' files, kept until the process ends: loader workers may reopen the files."""
     return TemporaryFolder("data")
 
 

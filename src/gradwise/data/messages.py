@@ -155,7 +155,7 @@ def _part(part: object, number: int) -> str:
 
 
 def _with_reasoning(message: dict[str, Any], number: int) -> dict[str, Any]:
-    """As transformers gives it to templates, which read it under different names."""
+    """A message whose reasoning stands under both names by which chat templates read it."""
     texts = [message.pop(key) for key in REASONING if key in message]
     if any(not isinstance(text, str) for text in texts):
         raise UnreadableError(f"message {number} has reasoning that is not text")
@@ -239,7 +239,7 @@ def _tool(value: object) -> dict[str, Any]:
 
 
 def _parsed(value: object, role: str) -> Any:
-    """What JSON text holds; tables have lists and objects in that form at times."""
+    """The value of a JSON text, which some tables have in place of lists and objects; others unchanged."""
     if not isinstance(value, str):
         return value
     try:

@@ -57,13 +57,13 @@ class DataParts(NamedTuple):
 
     train: Pool
     validation: Pool | None
-    """What measures."""
+    """The samples that measure."""
     target: Pool | None
-    """What a selection aims at."""
+    """The samples that a selection aims at."""
     notes: tuple[str, ...]
     """Sentences on samples in common, and on a set that was split."""
     annealing: Pool | None = None
-    """What only the annealing phase trains on."""
+    """The samples that only the annealing phase trains on."""
 
 
 def load_parts(

@@ -1,4 +1,4 @@
-"""Jinja whose work is counted, so that a template that never ends becomes a sentence.
+"""Jinja whose work is counted, so that a template that never ends gives an error message.
 
 Templates come from the hub and from other people. Jinja's sandbox keeps them away from files and from the
 interpreter, but lets them loop for ever or build gigabytes of text. Here every iteration, every call and
@@ -21,7 +21,7 @@ from jinja2.visitor import NodeTransformer
 from gradwise.errors import DataError
 
 STEPS = 1_000_000
-"""What one rendering may take, a few seconds; and more for long inputs, see `Sandbox.refill`."""
+"""Steps of one rendering, a few seconds; long inputs get more (`Sandbox.refill`)."""
 
 _STEPS_PER_VALUE = 100
 _STEPS_PER_CHARACTER = 4
@@ -135,7 +135,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if name in _GROWING:
                 rest = [*args[skip + 1 :], *kwargs.values()]
                 if name == "join":
-                    # `join` stands on the list, but it is the separator that is repeated.
+                    # `join` gets the list, but it is the separator that is repeated.
                     value, rest = str(rest[0]) if rest else "", [value]
                 self._spend_characters(_growth(name, value, rest))
             return self._built(function(*args, **kwargs))
@@ -212,11 +212,11 @@ def _size(value: object, most: int) -> int:
 
 
 _GROWING = {"batch", "center", "format", "indent", "join", "replace", "slice", "tojson", "wordwrap"}
-"""Filters whose result may be much longer than what they are given."""
+"""Filters whose result may be much longer than their input."""
 
 
 def _growth(name: str, value: Any, arguments: Any) -> int:
-    """At least how many characters a method of a text, or a filter, adds to what it is given."""
+    """A lower bound on the characters that a method of a text, or a filter, adds to its input."""
     text = value if isinstance(value, str) else ""
     numbers = [abs(item) for item in arguments if isinstance(item, int) and not isinstance(item, bool)]
     texts = [item for item in arguments if isinstance(item, str)]

@@ -1,4 +1,4 @@
-"""What a sample's label tokens are, in a row of numbers: known from the data alone, without a model."""
+"""Label tokens of samples as rows of numbers, from the data alone, without a model."""
 
 from collections.abc import Iterator
 from typing import Any

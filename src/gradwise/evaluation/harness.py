@@ -93,6 +93,7 @@ def _requests(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
 
 def choice_score(view: Any, task: Choice, questions: list[Question]) -> Score:
     """The share of questions where the right choice has the largest log-likelihood, the first on a tie."""
+    # With `chat`, the chat template has ended the prompt.
     delimiter = "" if task.chat else " " if task.delimiter is None else task.delimiter
     pairs = [(question.prompt, delimiter + choice) for question in questions for choice in question.choices]
     log_likelihoods = iter(view.loglikelihood(_requests("loglikelihood", pairs)))

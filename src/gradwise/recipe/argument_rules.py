@@ -1,4 +1,4 @@
-"""What TrainingArguments under `train` must be for a run to honour them; the rest is refused when it is read.
+"""Rules for TrainingArguments under `train`: a value that a run would not honour is refused when it is read.
 
 transformers checks few ranges and drops what a choice elsewhere makes meaningless: `save_steps` without
 `save_strategy: steps`, `adam_beta1` with an optimizer that has no betas, arguments of another schedule. Here

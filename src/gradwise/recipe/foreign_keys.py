@@ -63,7 +63,7 @@ ELSEWHERE = dict.fromkeys(
     ("early_stopping_threshold", "early_stopping"),
     "transformers has no such argument; to stop early, set train.early_stopping_patience",
 )
-"""Keys that people look for here, each with how its purpose is served."""
+"""Keys that people expect here, each with the setting to use instead."""
 
 
 @cache

@@ -55,6 +55,7 @@ def loss_curves(results: Results, axis: Axis) -> bytes:
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for number, arm in enumerate(results.arms):
+        # Unfinished runs would shift the mean, and a single evaluation makes no line.
         curves = [run.curve for run in results.of_arm(arm) if run.finished and len(run.curve) > 1]
         if not curves:
             continue

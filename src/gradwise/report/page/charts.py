@@ -67,6 +67,7 @@ class Axes:
 def line_chart(lines: Sequence[Line], axes: Axes, width: int) -> Canvas:
     """Lines over a common x, each named at its right end."""
     labelled = [line for line in lines if line.name]
+    # Names stand at the right ends of the lines; a character is about 7.4 pixels wide.
     room = (
         min(width * 0.3, max((len(line.name) for line in labelled), default=0) * 7.4 + 12) if labelled else 12
     )
@@ -123,6 +124,7 @@ def _name_lines(canvas: Canvas, lines: Sequence[Line], x: Scale, y: Scale) -> No
     ends = sorted((end for end in last_points if end is not None), key=lambda end: end[1])
     below, places = -math.inf, []
     for _, place, _ in ends:
+        # A line of text is 15 pixels high.
         below = max(place, below + 15)
         places.append(below)
     # If the lowest name was pushed below the chart, all names move up by as much.
@@ -198,6 +200,7 @@ def scatter(clouds: Sequence[Cloud], x_label: str, y_label: str, width: int) -> 
     y = Scale.over([v for cloud in clouds for v in cloud.y], height - 44.0, top, margin=0.03)
     y_axis(canvas, y, left, width - 10.0, y_label)
     x_axis(canvas, x, height - 44.0, x_label)
+    # Marked points come last, or the others would cover them.
     for stands_out in (False, True):
         for cloud in clouds:
             for a, b, tip, marked in zip(cloud.x, cloud.y, cloud.tips, cloud.marked, strict=True):
@@ -242,6 +245,7 @@ def heat_map(grid: Grid, width: int) -> Canvas:
     left = min(longest, width * (0.26 if narrow else 0.3))
     beside = 0.0 if grid.side is None else width * 0.22
     step_x = (width - left - beside - 4) / max(1, columns)
+    # Rows become lower the more there are, so that the map fits a screen.
     step_y = min(26.0, max(9.0, 420 / max(1, rows)))
     longest = max((len(name) for name in grid.columns), default=0) * 6.6
     upright = grid.names_above and longest > step_x - 8
@@ -334,6 +338,7 @@ def bar_chart(bars: Sequence[Bar], label: str, width: int) -> Canvas:
         width, step * len(bars) + 46, f"{label}: " + "; ".join(f"{bar.name} {bar.text}" for bar in bars)
     )
     values = [each for bar in bars for each in (bar.value, bar.expected) if each is not None]
+    # Never of length 0, by which the scale would divide.
     scale = Scale(0.0, max([*values, 1e-9]), left, right)
     for number, bar in enumerate(bars):
         y = 4.0 + number * step

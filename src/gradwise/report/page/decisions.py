@@ -36,7 +36,7 @@ DRAWS = 60
 
 
 def order(run: RunFiles) -> list[Block]:
-    """The graph of influence, first and last."""
+    """Heat maps of the first and the last graph of influence."""
     steps = {event["graph"] for event in run.of("order") if event.get("graph") is not None}
     run.missing += [
         f"plan/graph-{step}.parquet is missing." for step in sorted(steps - run.steps_of("graph"))
@@ -145,6 +145,7 @@ def layers(run: RunFiles) -> list[Block]:
     """Which layers were active in each draw, over how probable each was; and how often each was."""
     draws = [event for event in run.of("layers") if isinstance(event.get("active"), list)]
     count = max((len(event.get("scores") or event.get("probabilities") or []) for event in draws), default=0)
+    # Draws without scores and probabilities show only the layers that were active at some time.
     count = max(count, max((max(event["active"], default=-1) + 1 for event in draws), default=0))
     if not draws or not count:
         return []

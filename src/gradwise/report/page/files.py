@@ -24,7 +24,7 @@ MODEL = "model"
 
 @dataclass
 class RunFiles:
-    """What one run directory holds."""
+    """The contents of one run directory."""
 
     path: Path
     missing: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class RunFiles:
 
     @classmethod
     def read(cls, path: Path) -> "RunFiles":
-        """Read all but what `table` and `details` read."""
+        """Read a run directory, except for the files that `table` and `details` read."""
         run = cls(path)
         run.metrics, run.events = run._lines("metrics.jsonl", "step"), run._lines("events.jsonl", "event")
         run.recipe = run.take("recipe.yaml", _mapping, {})

@@ -20,6 +20,7 @@ def ends(run: RunFiles) -> tuple[float | None, float | None]:
 
 def held_out(run: RunFiles) -> Points:
     """Steps and held-out losses of the evaluations."""
+    # By step, since a resumed run may have evaluated at the same step twice.
     loss_by_step = {
         line["step"]: value
         for line in run.metrics

@@ -194,6 +194,7 @@ def _mix(run: RunFiles) -> list[Block]:
     count = min(STRETCHES, steps)
     edges = np.linspace(0, steps, count + 1).round().astype(int)
     code = {name: min(place, len(names) - 1) for place, name in enumerate(names)}
+    # -1 stands for samples whose domain is not recorded.
     codes = np.array(
         [code.get(domains[int(index)], len(names) - 1) if int(index) in domains else -1 for index in entries]
     )
