@@ -71,6 +71,7 @@ def compare(
     from gradwise.recipe import Recipe
 
     loaded = Recipe.load(recipe, set_)
+    # Imported once the recipe is read, so that a mistake in it is reported without torch's seconds.
     from gradwise.comparison import compare as run_comparison
 
     outcome = run_comparison(
@@ -123,4 +124,5 @@ def _seeds(text: str) -> int | list[int]:
         seeds = []
     if not seeds:
         raise RecipeError(f"--seeds takes a number such as 5, or a list such as 0,3,7; found {text!r}.")
+    # A comma makes a list: `3,` is the seed 3, and `3` are three seeds.
     return seeds if "," in text else seeds[0]

@@ -46,6 +46,7 @@ def collect(
         raise RecipeError(f"--part is {', '.join(parts)}; found {part!r}.")
     folder = (out or Path("signals") / recipe.stem).expanduser()
     loaded = Recipe.load(recipe, set_)
+    # Imported once the recipe is read, so that a mistake in it is reported without torch's seconds.
     from gradwise.run.progress import quiet_libraries
     from gradwise.run.signals import collect_signals
 

@@ -55,21 +55,14 @@ class Arm:
 
     name: str
     spec: str
-    """What it was made from."""
+    """The word that it was parsed from."""
     recipe: Recipe
 
 
 def parse_arms(words: list[str], recipe: Recipe, *, fraction: float | None = None) -> list[Arm]:
-    """The arms that words such as `full` or `slow=lora+rate.yaml` name.
-
-    Args:
-        words: one per arm.
-        recipe: the recipe they are changes of.
-        fraction: size of selections, in place of the recipe's own.
-
-    Raises:
-        RecipeError: for what is unknown, said twice, or contradicts itself.
-    """
+    """The arms that words such as `full` or `slow=lora+rate.yaml` name, as changes of `recipe`. `fraction` is
+    the size of selections, in place of the recipe's. Raises RecipeError for unknown or contradictory
+    words."""
     arms = [_parse_arm(word.strip(), recipe, fraction) for word in words]
     for position, arm in enumerate(arms):
         same = [other for other in arms[:position] if other.name == arm.name]
@@ -82,7 +75,7 @@ def parse_arms(words: list[str], recipe: Recipe, *, fraction: float | None = Non
 
 
 def _measured_alike(arms: list[Arm], recipe: Recipe) -> list[Arm]:
-    """All arms measured by the same samples, where one of them lets a part of the validation data choose."""
+    """Let the same samples measure all arms if one arm lets a part of the validation data choose."""
     shared = recipe.data
     for arm in arms:
         data = arm.recipe.data
@@ -161,7 +154,7 @@ def _parse_arm(word: str, recipe: Recipe, fraction: float | None) -> Arm:
 
 
 def takes_size(arm: Arm, fraction: float) -> bool:
-    """Whether an arm selects the fraction that presets are given."""
+    """Whether an arm selects the fraction that presets get."""
     return getattr(arm.recipe.select, "fraction", None) == fraction
 
 
@@ -201,7 +194,7 @@ def _change(part: str, recipe: Recipe, fraction: float | None) -> Tree:
 
 
 def _sized(part: str, section: str, settings: Tree, names: set[str], fraction: float | None) -> Tree:
-    """Settings of a selection that needs a size, with one."""
+    """Settings of a selection, with a size if it needs one."""
     if section != "select" or not {"fraction", "count"} <= names:
         return settings
     if fraction is not None:
@@ -269,7 +262,7 @@ def _keys(values: Tree, above: str = "") -> Iterator[str]:
 
 
 def _check_apart(word: str, parts: list[str], changes: list[Tree]) -> None:
-    """Refuse two parts that set the same thing: which of them should count?"""
+    """Refuse two parts that set the same setting, since it is unclear which should count."""
     part_of: dict[str, str] = {}
     for part, change in zip(parts, changes, strict=True):
         # A preset says which method; a file may refine its settings, as in grass+active4.yaml.

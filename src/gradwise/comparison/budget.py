@@ -40,7 +40,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Speed:
-    """What an arm's calibration found, in charged seconds."""
+    """The result of an arm's calibration, in charged seconds."""
 
     deciding: float
     """Before the first step: signals, selection, order."""
@@ -53,7 +53,7 @@ class Speed:
 
     @property
     def fixed(self) -> float:
-        """Seconds before steps cost what they cost throughout."""
+        """Seconds that do not depend on the number of steps."""
         return self.deciding + self.start
 
 
@@ -65,7 +65,7 @@ class Calibrated(NamedTuple):
 
 
 def parse_budget(text: str) -> Budget:
-    """`steps`, `tokens=1e6`, `time=10m`: what is counted, and how much of it unless the recipe says.
+    """A budget such as `steps`, `tokens=1e6` or `time=10m`; without an amount, the recipe decides it.
 
     >>> parse_budget("time=10m"), parse_budget("steps")
     (Budget(kind='time', amount=600.0), Budget(kind='steps', amount=None))
@@ -94,14 +94,8 @@ def parse_budget(text: str) -> Budget:
 
 
 def steps_within_tokens(tokens: NDArray[np.int64], amount: float) -> int:
-    """How many steps stay inside a budget of tokens.
-
-    Args:
-        tokens: (steps,) input tokens of each step of the plan.
-        amount: the budget.
-
-    Raises:
-        RecipeError: when the very first step is larger.
+    """How many steps stay inside a budget of tokens, from the (steps,) input tokens of each. Raises
+    RecipeError if the first step is larger.
 
     >>> steps_within_tokens(np.array([40, 30, 40]), 75)
     2
@@ -117,10 +111,8 @@ def steps_within_tokens(tokens: NDArray[np.int64], amount: float) -> int:
 
 
 def steps_within_seconds(speed: Speed, amount: float) -> int:
-    """How many steps end inside a time budget, its margin left free, deciding included.
-
-    Raises:
-        RecipeError: when there is no time left for a single step.
+    """How many steps end inside a time budget, its margin left free, deciding included. Raises RecipeError if
+    there is no time for a single step.
 
     >>> steps_within_seconds(Speed(deciding=15.0, start=4.0, step=0.5), amount=100.0)
     152

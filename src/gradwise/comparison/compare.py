@@ -36,14 +36,14 @@ LARGEST_OVERLAP = 0.01
 
 @dataclass(frozen=True)
 class ComparisonOutcome:
-    """What a comparison came to."""
+    """The result of a comparison."""
 
     folder: Path
     results: Results
     table: str
     """The verdicts, as text."""
     failed: dict[str, str]
-    """Why, by `arm` or `arm/seed-n`."""
+    """Reasons of failures, by `arm` or `arm/seed-n`."""
     stopped: bool = False
     """Whether it was asked to stop and can resume."""
 
@@ -78,30 +78,15 @@ def compare(
 ) -> ComparisonOutcome:
     """Train every arm with every seed at equal cost, and judge them against the reference.
 
-    Processes are started as multiprocessing does: a script that calls this wants `if __name__ == "__main__"`.
+    The arguments are the options of `gradwise compare`; `progress` shows a bar, by default if standard error
+    is a terminal. A comparison in `out` is resumed, and may get more arms and seeds. Without `reference` it
+    is `random` if that is an arm, else the first, and an arm that differs from `full` in fewer sections is
+    compared with `full`. Runs that fail are named in the outcome and stop no other run.
 
-    Args:
-        recipe: what the arms are changes of; with model, data.train and data.validation.
-        arms: such as `full`, `loss_top+lisa` or `other.yaml`; see `gradwise.comparison.arms`.
-        seeds: how many, from the recipe's own on, or which.
-        budget: `steps`, `tokens` or `time`, with an amount or without; see `parse_budget`.
-        out: folder; a comparison in it is resumed, and may get more arms and seeds.
-        reference: the arm that all others are compared with. If unset, it is `random` if that is an arm,
-            else the first, and an arm that differs from `full` in fewer sections is compared with `full`.
-        pairs: further arms to compare, each with the one that it is compared with.
-        metric: what the first table is about.
-        fraction: size of selections, in place of the recipe's own.
-        jobs: runs at once.
-        keep_checkpoints: leave those of finished runs.
-        discard_models: delete final weights once they are scored.
-        allow_overlap: go ahead although held-out samples stand in the training data.
-        progress: show a bar; by default when standard error is a terminal.
-
-    Returns:
-        The outcome. Runs that fail are named there and take nothing else down.
+    Processes are started as multiprocessing does: a script that calls this needs `if __name__ == "__main__"`.
 
     Raises:
-        RecipeError: for what cannot be compared, before anything is run.
+        RecipeError: the arms cannot be compared; before anything is run.
     """
     _check_alone()
     folder = ComparisonFolder(out)
@@ -179,7 +164,7 @@ def _check_arm(arm: Arm) -> None:
 
 
 def _reference(folder: ComparisonFolder, arms: list[Arm], requested: str | None) -> str:
-    """What was asked for, or what the folder has, or the default."""
+    """The requested reference, else the folder's, else the default."""
     names = list(dict.fromkeys([*folder.contents.get("arms", {}), *(arm.name for arm in arms)]))
     if requested is None:
         default = DEFAULT_REFERENCE if DEFAULT_REFERENCE in names else names[0]
@@ -207,7 +192,7 @@ def _seeds(requested: int | Sequence[int], recipe: Recipe) -> list[int]:
 def _run_all(
     folder: ComparisonFolder, arms: list[Arm], todo: list[tuple[Arm, int]], pool: WorkerPool, options: Options
 ) -> bool:
-    """Make what is to be made; whether any of it was stopped."""
+    """Make all runs of `todo`; returns whether any of them was stopped."""
     # Before anything else: all runs are forked from this server, whose imports take seconds.
     start_server()
     shown = ComparisonProgress(sys.stderr.isatty() if options.progress is None else options.progress)
@@ -247,7 +232,7 @@ def _tasks(folder: ComparisonFolder, todo: list[tuple[Arm, int]], options: Optio
 def _check_data(
     folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, options: Options, shown: ComparisonProgress
 ) -> None:
-    """Refuse to judge by held-out data that are trained on, or that are not the same for all runs."""
+    """Refuse held-out data that are trained on, or that are not the same for all runs."""
     data_by_name, checked = folder.contents["data"], set[str]()
     for arm in arms:
         changed = {"data", "model"} & folder.contents["arms"][arm.name]["changes"].keys()
@@ -287,7 +272,7 @@ def _check_share(shared: int, held_out: int, name: str, options: Options) -> Non
 
 
 def _check_unchanged(now: dict[str, Any], before: dict[str, Any], name: str, path: Path) -> None:
-    """Refuse another model or other data than those of the runs that are there."""
+    """Refuse another model or other data than those of the runs in the folder."""
     whose = "the recipe" if name == "recipe" else name
     if now.get("model") != before.get("model", now.get("model")):
         raise DataError(
@@ -304,7 +289,7 @@ def _check_unchanged(now: dict[str, Any], before: dict[str, Any], name: str, pat
 
 
 def _check_measured_alike(now: dict[str, Any], name: str, others: dict[str, dict[str, Any]]) -> None:
-    """Refuse arms that other samples or other tokens measure: such losses do not compare."""
+    """Refuse arms that are measured by other samples or other tokens: their losses do not compare."""
     for other, before in others.items():
         if before["held_out"] != now["held_out"]:
             raise DataError(

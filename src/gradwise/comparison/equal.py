@@ -1,4 +1,4 @@
-"""Gives every arm the number of steps that its budget allows; once found, numbers are fixed.
+"""Gives every arm the number of steps that its budget allows; once determined, numbers are fixed.
 
 Calibrations run under the load that runs will meet: with --jobs 2, two copies of the same arm at once.
 """
@@ -18,18 +18,16 @@ from gradwise.errors import GradwiseError, RecipeError
 WORKBENCH = "gradwise.comparison.workbench"
 
 LONGEST_CALIBRATION = 20.0
-"""Seconds of steps that a calibration takes at most, but for slow models; a tenth of the budget otherwise."""
+"""Most seconds of steps in a calibration, which takes a tenth of the budget; slow models may take longer."""
 
 UNKNOWN_BUDGET = 5.0
 """The same, while the budget itself is still to be measured."""
 
 
 def equalise(folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, shown: ComparisonProgress) -> None:
-    """Find the steps of all runs that do not have theirs yet, and write them into `folder.contents`.
-
-    An arm for which there is no such number (its budget is spent before the first step, or measuring it
-    failed) is noted as failed and tried again by the next call.
-    """
+    """Determine the steps of all runs that have none yet, and write them into `folder.contents`. An arm for
+    which this fails, or whose budget ends before the first step, is noted and tried again by the next
+    call."""
     if folder.budget.kind == "time":
         _check_jobs(folder, pool.jobs)
     seeds = folder.contents["seeds"]
@@ -50,7 +48,7 @@ def equalise(folder: ComparisonFolder, arms: list[Arm], pool: WorkerPool, shown:
 
 
 def _check_jobs(folder: ComparisonFolder, jobs: int) -> None:
-    """Refuse runs, of whichever arms, under another load than speeds were measured under."""
+    """Refuse runs under another load than the speeds of any arm were measured under."""
     for name, measurement in folder.contents["calibration"].items():
         if measurement["jobs"] != jobs:
             raise RecipeError(
@@ -59,7 +57,7 @@ def _check_jobs(folder: ComparisonFolder, jobs: int) -> None:
 
 
 class _Equaliser:
-    """What the three ways have in common: work in other processes, and where results go."""
+    """The common parts of the three kinds of budget: work in other processes, and the place of results."""
 
     def __init__(self, folder: ComparisonFolder, pool: WorkerPool, shown: ComparisonProgress) -> None:
         self.folder, self.pool, self.shown = folder, pool, shown
@@ -68,12 +66,12 @@ class _Equaliser:
         return self.folder.budget.amount
 
     def settle(self, amount: float) -> None:
-        """The budget is known now."""
+        """Fix the budget's amount."""
         self.folder.contents["budget"]["amount"] = amount
         self.folder.save()
 
     def counted(self, reference: Arm, unit: Literal["steps", "tokens"]) -> bool:
-        """Whether the budget is known; if it is not, it becomes what the reference's recipe asks for."""
+        """Fix the budget, if it is not, at what the reference's recipe needs. Returns False after a stop."""
         if self.amount() is None:
             self.shown.say(f"Counting the {unit} of {reference.name}.")
             if not (values := self.ask(reference, f"{unit}_of_recipe")):
@@ -82,11 +80,7 @@ class _Equaliser:
         return True
 
     def ask(self, arm: Arm, call: str, *, copies: int = 1, **arguments: object) -> list[Any]:
-        """What a function of the workbench finds out about an arm, done by `copies` processes at once.
-
-        Raises:
-            GradwiseError: why it failed.
-        """
+        """Results of a function of the workbench on an arm, from `copies` processes. Raises GradwiseError."""
         tasks = [self._task(arm, call, arguments, copy) for copy in range(copies)]
         results = list(self.pool.run(tasks))
         failures = [result.failure for result in results if result.failure is not None]
@@ -156,7 +150,7 @@ def _by_time(equaliser: _Equaliser, arms: list[Arm], reference: Arm) -> None:
 
 
 def _calibrate(equaliser: _Equaliser, arm: Arm) -> Calibrated | None:
-    """An arm's speed, measured unless it has been; None when it was stopped on the way."""
+    """An arm's speed, measured if it has not been; None if measuring was stopped."""
     contents = equaliser.folder.contents["calibration"]
     if arm.name not in contents:
         equaliser.shown.say(f"Measuring the speed of {arm.name}.")

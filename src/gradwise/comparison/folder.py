@@ -33,11 +33,7 @@ FILES = (
 
 
 class ComparisonFolder:
-    """A comparison's folder, and what its `comparison.yaml` says.
-
-    Args:
-        path: created when a comparison starts in it.
-    """
+    """A comparison's folder, created when the comparison starts, and its `comparison.yaml`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
@@ -47,11 +43,8 @@ class ComparisonFolder:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Claim the folder while the context lasts, and read what is there.
-
-        Raises:
-            RecipeError: it cannot be written, holds something else, is damaged, or is in use.
-        """
+        """Claim the folder while the context lasts, and read its `comparison.yaml`. Raises RecipeError if the
+        folder cannot be written, holds something else, is damaged, or is in use."""
         with claimed(self.path, "comparison", FILES):
             if self.file.exists():
                 self.contents = read_yaml(self.file)
@@ -59,7 +52,7 @@ class ComparisonFolder:
             yield
 
     def recipe(self) -> Recipe | None:
-        """The recipe of a comparison that is there; None where there is none that can be read."""
+        """The recipe of the comparison in the folder; None if there is none that can be read."""
         try:
             return Recipe.from_dict(read_yaml(self.file)["recipe"])
         except (GradwiseError, OSError, KeyError, TypeError, AttributeError):
@@ -84,12 +77,8 @@ class ComparisonFolder:
         budget: Budget,
         pairs: Pairs = (),
     ) -> None:
-        """Add arms, seeds and pairs of arms to what is there; what was asked before must still hold.
-
-        Raises:
-            RecipeError: naming the difference, when the recipe, an arm or the budget is another; or a pair
-                that names no arm.
-        """
+        """Add arms, seeds and pairs of arms to those of the folder. Raises RecipeError, which names the
+        difference, if the recipe, an arm or the budget has changed, or a pair names no arm."""
         base = recipe.to_dict()
         new = {arm.name: {"spec": arm.spec, "changes": _changes(base, arm)} for arm in arms}
         if self.contents and not self._check_same(base, new, budget):
@@ -122,11 +111,11 @@ class ComparisonFolder:
 
     @property
     def started(self) -> bool:
-        """Whether any run has come to its first step."""
+        """Whether any run has made its first step."""
         return any(path.stat().st_size for path in self.path.glob("runs/*/*/metrics.jsonl"))
 
     def _check_same(self, base: Tree, arms: Tree, budget: Budget) -> bool:
-        """Whether this is the comparison that is there; raises RecipeError when that one has runs to lose."""
+        """Whether the folder holds this comparison. Raises RecipeError if it holds another one with runs."""
         there = self.contents["recipe"]
         different = list(differences(there, base))
         for name in arms.keys() & self.contents["arms"].keys():
@@ -147,13 +136,13 @@ class ComparisonFolder:
     # ---- what was found out ------------------------------------------------------------------------------
 
     def steps(self, arm: str, seed: int) -> int | None:
-        """Optimizer steps of a run, once they are known."""
+        """Optimizer steps of a run; None until they are determined."""
         steps_of_arm = self.contents["steps"].get(arm)
         return steps_of_arm.get(seed) if isinstance(steps_of_arm, dict) else steps_of_arm
 
     @property
     def budget(self) -> Budget:
-        """With its amount, once that is known."""
+        """The budget, with its amount once that is determined."""
         return Budget(self.contents["budget"]["kind"], self.contents["budget"]["amount"])
 
 

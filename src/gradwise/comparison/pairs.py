@@ -14,13 +14,8 @@ Pairs = Sequence[tuple[str, str]]
 
 
 def pairs_of(recipes: Mapping[str, Recipe], reference: str, requested: Pairs) -> list[dict[str, Any]]:
-    """All pairs of a comparison with the sections in which they differ, as comparison.yaml has them.
-
-    Args:
-        recipes: of all arms, by name.
-        reference: the arm that others are compared with.
-        requested: further pairs.
-    """
+    """All pairs of a comparison with the sections in which they differ, as comparison.yaml has them;
+    `requested` are those beside each arm and its reference."""
     default_pairs = [
         (arm, _closest_reference(arm, recipes, reference)) for arm in recipes if arm != reference
     ]
@@ -33,8 +28,8 @@ def pairs_of(recipes: Mapping[str, Recipe], reference: str, requested: Pairs) ->
 
 
 def _closest_reference(arm: str, recipes: Mapping[str, Recipe], reference: str) -> str:
-    """The reference, or an arm that trains on everything in the usual way where the arm differs from that in
-    fewer sections: an order or a layer policy is no selection, and is not compared with one."""
+    """The reference, or an arm on all data in the usual way if `arm` differs from that one in fewer sections:
+    an order or a layer policy is no selection, and is not compared with one."""
     # These train on all data, shuffled, through all layers.
     plain = [name for name, recipe in recipes.items() if not {*DECISIONS} & {*differing(recipe, Recipe())}]
     if arm in plain:
@@ -66,7 +61,7 @@ def _effective(recipe: Recipe) -> dict[str, Any]:
 
 
 def check_pairs(pairs: Iterable[tuple[str, str]], arms: Iterable[str]) -> None:
-    """Raise RecipeError for pairs of what is no arm, or of an arm with itself."""
+    """Raise RecipeError for a pair that names no arm, or one arm twice."""
     arm_names = list(arms)
     for arm, against in pairs:
         for name in (arm, against):

@@ -1,4 +1,4 @@
-"""What every process of a comparison needs, imported once in the server that they are forked off."""
+"""Modules that every process of a comparison needs, imported once in the server that forks them."""
 
 import gc
 

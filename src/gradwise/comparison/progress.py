@@ -1,4 +1,4 @@
-"""How far a comparison is: one bar over its runs on a terminal, a line for each run elsewhere."""
+"""Progress of a comparison: one bar over its runs on a terminal, a line for each run elsewhere."""
 
 import json
 import sys
@@ -21,11 +21,7 @@ FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} runs, {remaining} le
 
 
 class ComparisonProgress:
-    """Shows how a comparison proceeds.
-
-    Args:
-        bars: show a bar on standard error; otherwise a line per run goes to standard output.
-    """
+    """Shows how a comparison proceeds: by a bar on standard error, or a line per run on standard output."""
 
     def __init__(self, bars: bool) -> None:
         self.bars = bars
@@ -42,7 +38,7 @@ class ComparisonProgress:
 
     @contextmanager
     def runs(self, total: int) -> Iterator[None]:
-        """While `total` runs are made."""
+        """Show the progress of `total` runs while the context lasts."""
         self._total, self._done = total, 0
         # Explicitly not disabled: the command line turns off those of libraries where there is no terminal.
         with tqdm(
@@ -51,7 +47,7 @@ class ComparisonProgress:
             yield
 
     def look(self, underway: list[Task]) -> None:
-        """Show what is under way, and how far it is."""
+        """Show which runs are under way, and how far they are."""
         if not self.bars or self._bar is None:
             return
         self._bar.n = self._done + sum(_share_done(task) for task in underway)
@@ -86,6 +82,7 @@ def _last_step(path: Path) -> int:
         return 0
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
+        # The first line may begin before the tail, and the last one may still be being written.
         whole = [line for line in file.read().splitlines(keepends=True)[1:] if line.endswith(b"\n")]
     try:
         return json.loads(whole[-1])["step"]

@@ -13,15 +13,15 @@ from gradwise.run import train
 from gradwise.run.directory import FILES
 
 EVALUATIONS = 10
-"""Over a run, besides the one at its start, unless the recipe says otherwise."""
+"""Evaluations over a run, besides the one at its start, if the recipe does not set them."""
 
 CHECKPOINTS = 4
-"""Over a run, unless the recipe says otherwise; at most every `FEWEST_BETWEEN` steps."""
+"""Checkpoints over a run, if the recipe does not set them; at most every `FEWEST_BETWEEN` steps."""
 
 FEWEST_BETWEEN = 10
 
 LOG, FAILURE = "log.txt", "failure.txt"
-"""In a run directory: what the run prints; and why it failed, until it is tried again."""
+"""Files in a run directory: the output of the run, and the reason of its last failure."""
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
@@ -45,7 +45,7 @@ def run_recipe(recipe: Recipe, seed: int, steps: int) -> Recipe:
 
 
 def _looks(arguments: dict[str, Any], steps: int, validated: bool) -> dict[str, Any]:
-    """When to evaluate and when to save, as far as the recipe does not say."""
+    """When to evaluate and to save, where the recipe does not say it."""
     evaluates = validated and "eval_strategy" not in arguments
     every = math.ceil(steps / EVALUATIONS)
     looks: dict[str, Any] = {}
@@ -61,12 +61,12 @@ def _looks(arguments: dict[str, Any], steps: int, validated: bool) -> dict[str, 
 
 
 def is_done(folder: Path) -> bool:
-    """Whether nothing of a run is left to do: its model is saved, and scored."""
+    """Whether a run is complete: its model is saved and scored."""
     return (folder / "model").is_dir() and (folder / "scores.json").exists()
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a run directory ready for a run and its log, and forget how it failed before."""
+    """Make a run directory ready for a run and its log, and delete the reason of an earlier failure."""
     with claimed(folder, "run", (*FILES, LOG, FAILURE)) as owned:
         owned.remove(FAILURE)
         with writing(folder / LOG):
@@ -74,19 +74,9 @@ def prepare_folder(folder: Path) -> None:
 
 
 def run(recipe: Recipe, folder: Path, shared: Path, *, keep_checkpoints: bool, discard_model: bool) -> None:
-    """Make a run, or what is left of it.
-
-    Args:
-        recipe: as `run_recipe` makes it.
-        folder: the run directory.
-        shared: folder of signals that runs share.
-        keep_checkpoints: leave them when the run is finished.
-        discard_model: delete the final weights once they are scored; the run stays finished.
-
-    Raises:
-        StoppedError: when it was asked to stop, with a checkpoint saved.
-        GradwiseError: as `gradwise.run.train` does.
-    """
+    """Make a run of a recipe by `run_recipe`, or resume it, with signals shared in `shared`. `discard_model`
+    deletes the final weights once they are scored; the run stays finished. Raises StoppedError if it was
+    asked to stop, with a checkpoint saved."""
     outcome = train(recipe, folder, shared=shared)
     if not outcome.finished:
         raise StoppedError

@@ -1,4 +1,4 @@
-"""What is to be known of an arm before it runs: its data, the steps of its plan, its speed.
+"""Measurements of an arm before it runs: its data, the steps of its plan, its speed.
 
 These run in processes of their own, as runs do, and build the same trainer as `gradwise.run.train`.
 """
@@ -34,12 +34,12 @@ WARMING_UP = 2
 """First steps of a calibration, which allocate and are not counted."""
 
 FIRST_LOOK, FEWEST, MOST = 6, 12, 200
-"""Steps timed at first, and at least and at most once that has shown how long they take."""
+"""Steps timed at first, which shows how long one takes; then the fewest and the most that are timed."""
 
 
 def check_data(recipe: Recipe) -> dict[str, Any]:
-    """Read all parts of the data; how many held-out samples are trained on (`shared`), how many there are
-    (`held_out`), the `fingerprints` of the parts, and that of a `model` in a local folder."""
+    """Read all parts of the data. Returns the number of held-out samples that are trained on (`shared`) and
+    in all (`held_out`), `fingerprints` of the parts, and the digest of a `model` in a local folder."""
     assert recipe.model is not None and recipe.data is not None
     tokenizer = load_tokenizer(recipe.model)
     parts = load_parts(
@@ -106,13 +106,8 @@ def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Cal
 
     Steps are spread evenly over the plan because an order may put long samples first, and a layer policy
     draws again at every step because a step's time depends on the lowest layer drawn. Nothing is learned: the
-    learning rate is next to zero.
-
-    Args:
-        recipe: the arm's.
-        seconds: how long the steps should take in total; between `FEWEST` and `MOST` steps are timed.
-        folder: gets the record.
-        shared: folder of signals that runs share.
+    learning rate is next to zero. The steps take about `seconds` in total, but are at least `FEWEST` and at
+    most `MOST`.
     """
     with _claimed(folder) as owned:
         bench = Workbench(recipe, shared, owned)
@@ -133,13 +128,7 @@ def _claimed(folder: Path) -> AbstractContextManager[OwnedFolder]:
 
 
 class Workbench:
-    """A recipe's model and data, loaded once, and trainers over them.
-
-    Args:
-        recipe: of the arm.
-        shared: folder of signals that runs share.
-        folder: for the trainers' records, claimed; each trainer empties it.
-    """
+    """A recipe's model and data, loaded once, and trainers over them, which each empty `folder` first."""
 
     def __init__(self, recipe: Recipe, shared: Path, folder: OwnedFolder) -> None:
         assert recipe.model is not None and recipe.data is not None
@@ -165,12 +154,8 @@ class Workbench:
         self.proxy = load_proxy(recipe, self.pool, self.target, progress=False)
 
     def planned(self, recipe: Recipe | None = None, *, steps: int | None = None) -> Trainer:
-        """A trainer that has decided what to train on, and done nothing else.
-
-        Args:
-            recipe: another seed's.
-            steps: plan at least this many, instead of those the recipe asks for.
-        """
+        """A trainer that has decided what to train on, and done nothing else. `recipe` is that of another
+        seed; the plan has at least `steps` steps, by default the recipe's."""
         changes = {} if steps is None else {"max_steps": steps}
         recipe = _with_arguments(recipe or self.recipe, **changes)
         trainer = self._trainer(recipe)
@@ -180,7 +165,7 @@ class Workbench:
         return trainer
 
     def timed(self, decided: Trainer, count: int) -> Speed:
-        """Seconds before and per step, over `count` steps of a plan besides those that warm up."""
+        """Seconds before and per step, over `count` steps of a plan after those that warm up."""
         recipe = _for_timing(self.recipe)
         plan = _spread(decided, WARMING_UP + count)
         self._trainer(recipe, plan=plan).train()
@@ -199,7 +184,7 @@ class Workbench:
         return Speed(0.0, start, max(step, 1e-4), timed)
 
     def while_training(self, decided: Trainer, steps: int) -> Cost:
-        """What the decisions that come while training cost. The order's is made once and timed: by counts
+        """The cost of the decisions made during training. The order is measured once and timed: by counts
         alone, the published D³ was expected to take 1.5 times as long as it took (docs/log.md)."""
         session, total = decided.session, Cost()
         planner, plan = session.planner, session.plan
@@ -249,8 +234,8 @@ class Workbench:
 
 
 def _begin_optimizer(trainer: Any) -> None:
-    """Give a trainer that has decided its optimizer, with the state of one step that moves nothing: before
-    Adam's first step a measurement takes its second moments besides."""
+    """Create the optimizer of a trainer that has decided, with the state of one step that moves nothing:
+    before Adam's first step a measurement takes its second moments besides."""
     optimizer = trainer.create_optimizer()
     if callable(begin := getattr(optimizer, "train", None)):
         begin()  # schedule-free optimizers have modes
@@ -267,7 +252,7 @@ def _begin_optimizer(trainer: Any) -> None:
 
 
 def _with_arguments(recipe: Recipe, **changes: object) -> Recipe:
-    """With TrainingArguments changed, and nothing that evaluates, saves or reports."""
+    """A recipe with TrainingArguments changed, and without any that evaluate, save or report."""
     idle = ("eval_", "per_device_eval", "load_best", "metric_for_best", "greater_is", "push_to_hub", "hub_")
     idle += ("save_", "logging_", "report_to")
     arguments = {name: value for name, value in recipe.train.arguments.items() if not name.startswith(idle)}
@@ -296,7 +281,7 @@ def _for_timing(recipe: Recipe) -> Recipe:
 
 
 def _spread(decided: Trainer, count: int) -> Plan:
-    """`count` whole steps from all over a plan, in its order."""
+    """A plan of `count` whole steps from all over another plan, in its order."""
     batches, plan = decided.session.schedule, decided.session.plan
     assert plan is not None
     chosen = np.linspace(0, batches.steps - 1, count).round().astype(int)

@@ -32,7 +32,7 @@ from gradwise.text import described
 PRELOADED = "gradwise.comparison.preloaded"
 
 OUT_OF_MEMORY = -signal.SIGKILL
-"""How a process ends that the system kills for its memory."""
+"""Exit code of a process that the system kills for its memory."""
 
 LOOK = 0.5
 """Seconds between two checks of running tasks."""
@@ -40,14 +40,14 @@ LOOK = 0.5
 
 @dataclass(frozen=True)
 class Task:
-    """Something to do in a process of its own."""
+    """A function to call in a process of its own."""
 
     name: str
     call: str
     """`package.module:function`, imported there and not here, where it would only take time."""
     arguments: dict[str, Any]
     log: Path
-    """Gets what it prints, behind what is there."""
+    """The file to which its output is appended."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Result:
     value: Any = None
     failure: str | None = None
     stopped: bool = False
-    """Because it was asked to stop, which is no failure."""
+    """Whether it was asked to stop, which is no failure."""
 
 
 @dataclass(eq=False)
@@ -74,11 +74,7 @@ class Underway:
 
 @dataclass
 class WorkerPool:
-    """Runs tasks, at most `jobs` at once, sharing cores and GPUs evenly.
-
-    Args:
-        jobs: processes at once; each has its share of the cores and, where there are GPUs, one of them.
-    """
+    """Runs tasks, at most `jobs` at once, each with its share of the cores and one of the GPUs, if any."""
 
     jobs: int = 1
     stops: int = 0
@@ -88,12 +84,8 @@ class WorkerPool:
     def run(
         self, tasks: Iterable[Task], look: Callable[[list[Task]], None] | None = None
     ) -> Iterator[Result]:
-        """Do all tasks, in order as room comes free, and give their results as they end.
-
-        Args:
-            tasks: asked for one by one; none is begun after a stop.
-            look: called now and then with what is under way.
-        """
+        """Do all tasks, in order as room comes free, and give their results as they end. None is begun after
+        a stop; `look` is called with the running tasks, at least every half second."""
         waiting = iter(tasks)
         start_server()
         with stoppable(self._stop, self._stop):
@@ -153,7 +145,7 @@ class WorkerPool:
 
 
 def start_server() -> None:
-    """Let the server begin its imports; does nothing when it has."""
+    """Let the server begin its imports; does nothing if it has."""
     multiprocessing.set_forkserver_preload([PRELOADED])
     # A signal to the whole process group is for this process, which asks each run: without their server the
     # runs would count as dead before they have saved. The tracker comes first, since it unblocks signals.
@@ -174,7 +166,7 @@ def _start(task: Task, slot: int, jobs: int) -> Underway:
 
 @dataclass(frozen=True)
 class Share:
-    """What of the machine one process gets."""
+    """The part of the machine that one process gets."""
 
     threads: int
     gpu: str | None

@@ -38,10 +38,10 @@ Span = tuple[int, int]
 T = TypeVar("T")
 
 DATE = datetime(2024, 7, 26)
-"""The date that every template sees: the one that Llama 3.1's takes where it has no clock."""
+"""The date that every template gets: the one that Llama 3.1's template uses without a clock."""
 
 _START, _END = "\ufdd0", "\ufdd1"
-"""Code points that are no characters; they stand around the assistant's words while a template renders."""
+"""Code points that are no characters; while a template renders, they enclose the assistant's words."""
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -62,8 +62,9 @@ class _Generation(jinja2.ext.Extension):
 
 @cache
 def _environment() -> Sandbox:
-    """What transformers gives to templates, in our sandbox."""
+    """transformers' filters and globals for chat templates, in our sandbox."""
     theirs = chat_template_utils._compile_jinja_template("").environment
+    # `random` and `lipsum` would give other tokens at each loading.
     filters = {name: function for name, function in theirs.filters.items() if name != "random"}
     sandbox = Sandbox(filters, trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     sandbox.add_extension(_Generation)
@@ -121,12 +122,8 @@ class ChatTemplate:
         return notes
 
     def write(self, chat: Chat) -> Written:
-        """Render a conversation.
-
-        Raises:
-            UnreadableError: the template refuses this conversation, or does not write all of it.
-            DataError: no template, or one of no use for any conversation.
-        """
+        """Render a conversation. Raises UnreadableError if the template refuses it or omits a part of it, and
+        DataError if no template is usable."""
         template = self._template(chat.tools)
         _, words = _compiled(template)
         self._check_written(chat, words)
@@ -143,12 +140,8 @@ class ChatTemplate:
         return _spans(self._render(Chat(messages), len(messages), asking=True))[0]
 
     def spans(self, chat: Chat, written: Written, limit: int) -> list[Span]:
-        """The characters of a conversation to learn, as far as they begin before `limit`.
-
-        Raises:
-            UnreadableError, DataError: as `write`; and where the template does not show where the assistant
-                speaks.
-        """
+        """The spans of characters to learn that begin before `limit`. Raises as `write`, and if the template
+        does not show where the assistant speaks."""
         text, marked = written
         if marked is None:
             return self._by_prefix(chat, text, limit)
@@ -274,27 +267,20 @@ def _tried(render: Callable[[], T]) -> T:
 
 
 def with_template(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> Any:
-    """A tokenizer that has the template of `data.chat_template`; itself if none is given, else a copy.
-
-    Raises:
-        DataError: as `template_text` does, or it is not valid Jinja: it is saved with the model, also where
-            no conversation was rendered.
-    """
+    """A copy of the tokenizer with the template of `data.chat_template`; unset, the tokenizer itself."""
     if template is None:
         return tokenizer
     # The caller's tokenizer stays as it is; the copy is saved beside the model with the template it learned.
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = template_text(template)
+    # Checked even if no conversation was rendered, because the template is saved with the model.
     _compiled(tokenizer.chat_template)
     return tokenizer
 
 
 def template_text(template: str | None, base: Path | None = None) -> str | None:
-    """The Jinja text that `data.chat_template` stands for: itself, or the contents of the file it names.
-
-    Raises:
-        DataError: neither a template nor a file that can be read.
-    """
+    """The Jinja text of `data.chat_template` or of the file that it names. Raises DataError if it is
+    neither."""
     if template is None or "{{" in template or "{%" in template:
         return template
     path = (base or Path()) / at_home(template)

@@ -15,27 +15,22 @@ USUAL = {
     "token_type_ids": lambda places: np.zeros_like(places),
     "position_ids": lambda places: places,
 }
-"""What a model takes each token's value to be where a sample brings none, given the token's place."""
+"""Values that a model assumes where a sample lacks the column, as functions of the tokens' places."""
 
 OTHER_INPUTS = ("inputs_embeds", "pixel_values", "input_features")
-"""Inputs that stand for what `input_ids` do not say."""
+"""Inputs that hold more than `input_ids` can say."""
 
 
 def is_indexable(dataset: object) -> bool:
-    """Whether samples can be had by position, as a plan names them."""
+    """Whether samples can be read by position, as a plan needs."""
     # torch's streams inherit a `__getitem__` that only raises.
     reads = all(hasattr(dataset, method) for method in ("__getitem__", "__len__"))
     return reads and not isinstance(dataset, IterableDataset)
 
 
 def check_dropped(dataset: Any, accepted: Container[str], model: str) -> None:
-    """Raise DataError where a column says something that the model would not be given.
-
-    Args:
-        dataset: samples; what cannot be indexed is passed over.
-        accepted: names of the columns that the model is given.
-        model: its name, for the message.
-    """
+    """Raise DataError if a column outside `accepted` says something that the model would miss. `model` is its
+    name for the message; datasets that cannot be indexed are not checked."""
     if isinstance(dataset, dict) or not is_indexable(dataset) or not len(dataset):
         return
     names = getattr(dataset, "column_names", None) or dataset[0]

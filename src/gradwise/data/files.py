@@ -20,6 +20,7 @@ from gradwise.errors import DataError
 
 EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
 _SPACE = re.compile(r"[ \t\r\n]*")
+# `surrogateescape` turns bytes that are not UTF-8 into these code points.
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _BOM = b"\xef\xbb\xbf"
 
@@ -35,15 +36,11 @@ _OTHER_CONTENTS = {
     b"\xfe\xff": "is encoded in UTF-16; save it in UTF-8",
     b"version https://git-lfs": "is a Git LFS pointer without the data; fetch them with `git lfs pull`",
 }
-"""How files begin that are not what their names say, and what to do about it."""
+"""First bytes of files that are not what their names say, each with a sentence on what to do."""
 
 
 def read_file(path: Path, name: str) -> Iterator[Record]:
-    """Records of one file, called `name` in origins.
-
-    Raises:
-        DataError: the extension is not known, or the file as a whole is damaged; also while reading.
-    """
+    """Records of one file, called `name` in origins. Raises DataError, also later, if the file is damaged."""
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": parquet_rows}
     kind = path.suffix.lower()
     reader = readers.get(kind)
@@ -85,24 +82,19 @@ def _unreadable(name: str, error: OSError) -> DataError:
 
 
 def count_rows(path: Path) -> int:
-    """About how many records a file holds, for a progress bar: exact for Parquet, else an upper bound.
-
-    A file that cannot be read counts for nothing here; reading it says what is wrong.
-    """
+    """About how many records a file holds, for a progress bar: exact for Parquet, else an upper bound."""
     try:
         if path.suffix.lower() == ".parquet":
             return parquet.read_metadata(path).num_rows
         with path.open("rb") as file:
             return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")) + 1
-    except Exception:  # whatever pyarrow makes of a damaged file
+    except Exception:  # pyarrow raises many kinds; reading the file will say what is wrong
         return 0
 
 
 class _Decoder:
-    """JSON as data have it: NaN and Infinity, which pandas writes, are missing values.
-
-    A number that Python cannot hold makes its record unreadable, even where nobody reads the field.
-    """
+    """JSON in which NaN and Infinity, which pandas writes, are missing values. A number that Python cannot
+    hold makes its record unreadable, even in a field that nobody reads."""
 
     def __init__(self) -> None:
         self._decoder = json.JSONDecoder(
@@ -111,11 +103,7 @@ class _Decoder:
         self._problem = ""
 
     def record(self, text: str, at: int, origin: Origin) -> tuple[Record, int]:
-        """The record that begins at position `at`, and where it ends.
-
-        Raises:
-            JSONDecodeError, RecursionError: there is none.
-        """
+        """The record at position `at`, and where it ends. Raises JSONDecodeError or RecursionError."""
         self._problem = ""
         value, end = self._decoder.raw_decode(text, at)
         if self._problem:

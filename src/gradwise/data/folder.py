@@ -1,5 +1,4 @@
-"""A folder of data, as people and the hub lay it out: which of its files are read, by configuration and
-split."""
+"""A folder of data, as people and the hub lay it out: which files are read, by configuration and split."""
 
 import fnmatch
 import re
@@ -48,14 +47,8 @@ class Listing:
 
 
 def files_of(source: Source, folder: Path) -> Listing:
-    """The data files of a folder, relative to it and sorted by name.
-
-    Hidden files, backups and metadata of libraries are left out. Where several splits lie in the folder, one
-    is read: that of `source.split`, by default `train`. Configurations are those of the folder's README.md.
-
-    Raises:
-        DataError: no data, or a split or a configuration that the folder does not have.
-    """
+    """The data files of a folder, relative to it, without hidden files, backups and metadata of libraries. Of
+    several splits, `source.split` is read, by default `train`; README.md lists configurations."""
     entries = list(_walk(folder, PurePosixPath(), {_identity(folder)}))
     files = [path for path, is_data in entries if is_data]
     if not files:
@@ -99,6 +92,7 @@ def _walk(folder: Path, within: PurePosixPath, ancestors: set[Any]) -> Iterator[
 
 
 def _identity(folder: Path) -> tuple[int, int]:
+    # Device and inode are the same for every path that leads to a folder.
     status = folder.stat()
     return status.st_dev, status.st_ino
 
@@ -120,8 +114,7 @@ def _by_split(
 
 
 def _config(source: Source, folder: Path) -> dict[str, list[str]]:
-    """The patterns of each split in the configuration to read; none where the folder has no
-    configurations."""
+    """The patterns of each split in the configuration to read; empty if the folder has no configurations."""
     configs = _configs(folder)
     name = source.config or ("default" if "default" in configs else None)
     if name is None and len(configs) > 1:
@@ -140,6 +133,7 @@ def _matches(path: PurePosixPath, globs: list[str]) -> bool:
 
 def _readings(glob: str) -> list[str]:
     """A pattern with and without each of its `**/`, which may stand for no folder; the first six at most."""
+    # Each `**/` doubles the readings, so that six give 64.
     first, *rest = re.split(r"(?<![^/])\*\*/", glob.removeprefix("./"), maxsplit=6)
     readings = [first]
     for piece in rest:

@@ -37,7 +37,7 @@ _PAIRS: tuple[FormatName, ...] = ("prompt_completion", "instruction", "question_
 
 @dataclass(frozen=True)
 class Text:
-    """Every token of it is learned."""
+    """A text whose tokens are all learned."""
 
     text: str
 
@@ -48,7 +48,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Pair:
-    """`ask` is the prompt without a layout, for the user's turn of a chat template; `prompt` is laid out."""
+    """A laid-out prompt and its completion; `ask` is the bare prompt, for a chat template's user turn."""
 
     prompt: str
     completion: str
@@ -70,7 +70,7 @@ class Format:
     source: Source
 
     def of(self, values: dict[str, Any]) -> "Format":
-        """This format; for a record that has nothing of it, in a file that mixes formats, the one it fits."""
+        """The format of a record: this one, or if it fills no column of this one, the one that it fits."""
         columns = [self.source.fields.get(role, role) for role in FORMATS[self.name][0]]
         # A file may mix formats; only a record that fills no column of the file's own format takes another.
         if self.source.format != "auto" or not all(_is_missing(values.get(column)) for column in columns):
@@ -79,7 +79,7 @@ class Format:
         return Format(fitting[0], self.source) if _is_clear(fitting) else self
 
     def unread(self, columns: list[str]) -> list[str]:
-        """Those of the columns that nobody reads."""
+        """The columns that the format does not read."""
         needed, optional = FORMATS[self.name]
         fields: Mapping[str, str] = self.source.fields  # type: ignore[assignment]
         read = {fields.get(role, role) for role in (*needed, *optional)}
@@ -87,11 +87,7 @@ class Format:
         return [name for name in columns if name not in read]
 
     def sample(self, values: dict[str, Any]) -> Sample:
-        """The sample in a record's raw `values`.
-
-        Raises:
-            UnreadableError: a field is missing, or is not what the format needs.
-        """
+        """The sample in a record's raw `values`. Raises UnreadableError for a missing or unsuitable field."""
         by_role = rename(values, self.source)
         needed, _ = FORMATS[self.name]
         for role in needed:
@@ -143,9 +139,6 @@ def detect(source: Source, columns: list[str], first: dict[str, Any] | None = No
 
     Detection takes conversations first, then the one pair of prompt and completion that is complete, then
     `text`. Where several pairs are complete, as in a file that mixes formats, the `first` record decides.
-
-    Raises:
-        DataError: no format or several fit, or `fields` names a column or a role of no use here.
     """
     for role, column in source.fields.items():
         if column not in columns:

@@ -46,20 +46,9 @@ def load(
     progress: bool = True,
     base: Path | None = None,
 ) -> Pool:
-    """Read, tokenise and check one part of the data.
-
-    Args:
-        settings: the recipe's `data`.
-        part: which of its parts.
-        tokenizer: the model's; it is not changed.
-        sources: of `anneal`, which the recipe's `data` does not name.
-        progress: show how far it is.
-        base: the folder that relative paths start from; by default the current one.
-
-    Raises:
-        DataError: the part is not given, a source cannot be read, more records are flawed than
-            `settings.allow` tolerates, or too few are left.
-    """
+    """Read, tokenise and check one part of the data; `sources` are those of `anneal`, which `settings` does
+    not name. Relative paths start from `base`, by default the current folder. Raises DataError if a source
+    cannot be read, too many records are flawed, or too few are left."""
     part_sources = sources if part == "anneal" else getattr(settings, part)
     source_parts = [(source, item) for source in _several(part_sources, part) for item in read(source, base)]
     tokenise = Tokeniser(
@@ -96,7 +85,7 @@ def _several(one_or_several: Sources, part: PartName) -> list[Source]:
 
 
 class _Written(io.FileIO):
-    """A file in the temporary folder; a disk that takes no more is named as that folder's."""
+    """A file in the temporary folder; the error for a full disk names that folder."""
 
     def __init__(self, path: Path) -> None:
         with writing(path):
@@ -117,7 +106,7 @@ class _Written(io.FileIO):
 
 @cache
 def _folder() -> TemporaryFolder:
-    """Kept, and with it the files of every pool, until the process ends: loader workers may reopen them."""
+    """The folder of all pools' files, kept until the process ends: loader workers may reopen the files."""
     return TemporaryFolder("data")
 
 
@@ -159,11 +148,8 @@ def _rows(
     unread: dict[str, list[str]],
     formats: dict[str, set[FormatName]],
 ) -> Iterator[Row]:
-    """One row for every record of one file or dataset, whatever becomes of it.
-
-    Adds the part's name to `unread`, under the columns of the part that are not read, and its records'
-    formats to `formats`, under the name.
-    """
+    """One row for each record of a file or dataset. Adds the part's name to `unread` under the columns that
+    are not read, and the formats of its records to `formats` under its name."""
     records = part.records()
     batch = list(islice(records, BATCH))
     if not batch:

@@ -43,14 +43,8 @@ _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation.
-
-    Attributes:
-        messages: as a chat template takes them.
-        tools: schemas of the tools that the assistant may call.
-        first: number of the first message that may be learned; the ones before are a prompt.
-        unlearned: numbers of the messages whose own keys say that they are not learned.
-    """
+    """A conversation as a chat template takes it. Messages before number `first` are a prompt; `unlearned`
+    are numbers of messages whose own keys say that they are not learned."""
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
@@ -161,7 +155,7 @@ def _part(part: object, number: int) -> str:
 
 
 def _with_reasoning(message: dict[str, Any], number: int) -> dict[str, Any]:
-    """As transformers gives it to templates, which read it under different names."""
+    """A message whose reasoning stands under both names by which chat templates read it."""
     texts = [message.pop(key) for key in REASONING if key in message]
     if any(not isinstance(text, str) for text in texts):
         raise UnreadableError(f"message {number} has reasoning that is not text")
@@ -245,7 +239,7 @@ def _tool(value: object) -> dict[str, Any]:
 
 
 def _parsed(value: object, role: str) -> Any:
-    """What JSON text holds; tables have lists and objects in that form at times."""
+    """The value of a JSON text, which some tables have in place of lists and objects; others unchanged."""
     if not isinstance(value, str):
         return value
     try:

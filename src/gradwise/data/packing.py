@@ -13,18 +13,8 @@ from gradwise.errors import DataError
 
 
 def pack(lengths: np.ndarray, max_length: int) -> np.ndarray:
-    """Rows of consecutive samples, each as full as the order allows.
-
-    Args:
-        lengths: (N,) tokens per sample, in the plan's order.
-        max_length: tokens a row may have.
-
-    Returns:
-        (R + 1,) int64 offsets: row `r` holds samples `offsets[r]` to `offsets[r + 1] - 1`.
-
-    Raises:
-        DataError: a sample is longer than a row, or has no tokens.
-    """
+    """(R + 1,) int64 offsets of rows of consecutive samples, each as full as the order allows: row `r` holds
+    samples `offsets[r]` to `offsets[r + 1] - 1`. `lengths` are tokens per sample, in the plan's order."""
     lengths = np.asarray(lengths, dtype=np.int64)
     if len(lengths) and not 0 < lengths.min() <= lengths.max() <= max_length:
         bad = int(np.flatnonzero((lengths < 1) | (lengths > max_length))[0])
@@ -42,19 +32,8 @@ def pack(lengths: np.ndarray, max_length: int) -> np.ndarray:
 
 
 def even_rows(offsets: np.ndarray, rows: int) -> np.ndarray:
-    """Split rows until there are `rows` of them, order kept: always the one with most samples (the earliest
-    of equals), in halves.
-
-    Args:
-        offsets: (R + 1,) as `pack` gives them.
-        rows: how many rows are wanted.
-
-    Returns:
-        (rows + 1,) int64 offsets.
-
-    Raises:
-        ValueError: fewer rows are wanted than there are, or more than there are samples.
-    """
+    """Split rows in halves until there are `rows` of them, always the one with most samples, the earliest of
+    equals. Offsets are as of `pack`. Raises ValueError for fewer rows than given, or more than samples."""
     count, samples = len(offsets) - 1, int(offsets[-1])
     if not count <= rows <= samples:
         raise ValueError(

@@ -32,16 +32,8 @@ class Split(NamedTuple):
 
 
 def split(domains: list[str] | None, count: int, share: float) -> Split:
-    """Rows of a set that choose and rows that measure, at random, every domain in proportion; the same for
-    every seed.
-
-    Args:
-        domains: of each sample, if known.
-        count: samples of the set.
-        share: of them that chooses.
-
-    Raises:
-        DataError: the set has fewer than two samples.
+    """Rows of a set that choose, a `share` of them, and rows that measure: at random, every domain in
+    proportion, the same for every seed.
 
     >>> [len(rows) for rows in split(["a"] * 6 + ["b"] * 2, 8, 0.5)]
     [4, 4]
@@ -55,6 +47,7 @@ def split(domains: list[str] | None, count: int, share: float) -> Split:
     shuffled = stream(0, "target split").permutation(count)
     if domains is not None:
         shuffled = shuffled[interleaved(np.asarray(domains)[shuffled])]
+    # Both sides keep at least one sample.
     chosen = min(count - 1, max(1, round(share * count)))
     return Split(np.sort(shuffled[:chosen]), np.sort(shuffled[chosen:]))
 
@@ -64,13 +57,13 @@ class DataParts(NamedTuple):
 
     train: Pool
     validation: Pool | None
-    """What measures."""
+    """The samples that measure."""
     target: Pool | None
-    """What a selection aims at."""
+    """The samples that a selection aims at."""
     notes: tuple[str, ...]
     """Sentences on samples in common, and on a set that was split."""
     annealing: Pool | None = None
-    """What only the annealing phase trains on."""
+    """The samples that only the annealing phase trains on."""
 
 
 def load_parts(
@@ -81,18 +74,8 @@ def load_parts(
     annealing: Sources = None,
     progress: bool = True,
 ) -> DataParts:
-    """Read all parts of the data, and keep those that choose apart from those that measure.
-
-    Args:
-        settings: the recipe's `data`.
-        tokenizer: the model's.
-        goal: the set that the selection aims at; None for no aim.
-        annealing: the recipe's `anneal.data`.
-        progress: show how far it is.
-
-    Raises:
-        DataError: a part cannot be read, or is too small to be split.
-    """
+    """Read all parts of the data, and keep those that choose apart from those that measure. `goal` is the set
+    that the selection aims at, if any; `annealing` is the recipe's `anneal.data`."""
     parts = _chosen_and_measured(settings, tokenizer, goal, progress)
     if annealing is None:
         return parts
@@ -115,7 +98,7 @@ def load_choosing(
     settings: Data, tokenizer: PreTrainedTokenizerBase, *, goal: Goal | None, progress: bool = True
 ) -> Pool | None:
     """The samples by which an annealing selection chooses: the target, or else the validation data, without
-    the part of them that only measures. None where neither is given. Arguments as of `load_parts`."""
+    the part of them that only measures. None if neither is set."""
     if settings.target is None and settings.validation is None:
         return None
     part = "validation" if settings.target is None else "target"
@@ -174,15 +157,8 @@ def _unlike(measuring: Pool, others: Pool, of: str) -> tuple[Pool, list[str]]:
 
 
 def unlike(measuring: Any, others: object, of: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Rows of the samples that are not among others, and a sentence where some are.
-
-    Args:
-        measuring, others: samples with input_ids.
-        of: what the others are, for the sentence.
-
-    Raises:
-        DataError: no sample is left.
-    """
+    """Rows of `measuring` that are not among the samples `others`, and a sentence if some are. `of` names the
+    others in the sentence. Raises DataError if no row is left."""
     shared = found_in(measuring, others)
     count = int(shared.sum())
     if count == len(shared):

@@ -17,11 +17,8 @@ from gradwise.data.tokenise import NO_LOSS
 
 @dataclass(frozen=True)
 class Report:
-    """What became of the records of one part. All fields are counts but for `examples` and `notes`.
-
-    The `kept` records include the `cut` ones and, unless they are dropped, the `duplicate` ones. They never
-    include `empty` and `unreadable` ones.
-    """
+    """Counts of the records of one part. The `kept` ones include the `cut` and, unless they are dropped, the
+    `duplicate` ones, but never `empty` or `unreadable` ones."""
 
     read: int
     kept: int
@@ -35,7 +32,7 @@ class Report:
     examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The first few records with each kind of flaw, by origin; never their text."""
     notes: tuple[str, ...] = ()
-    """What else the user should know: files and columns that are not read, an end token that is missing."""
+    """Other sentences for the user: files and columns that are not read, an end token that is missing."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -65,13 +62,11 @@ class Pool:
     """The samples of one part.
 
     Attributes:
-        dataset: one row per sample: `input_ids`, `labels`, `domain`, `weight` (float above 0) and `origin`
-            (`train.jsonl:17`), memory-mapped.
-        report: what became of the records.
-        fingerprint: SHA-256 of token ids, labels, domains and weights in order. The same contents have the
-            same fingerprint, whatever files they come from.
-        records: (N,) int64; the place of each sample's record among all that were read, from 0. Origins are
-            alike where files in several folders have one name.
+        dataset: memory-mapped rows of `input_ids`, `labels`, `domain`, `weight` (float above 0) and `origin`
+            (`train.jsonl:17`).
+        fingerprint: SHA-256 of token ids, labels, domains and weights in order, whatever the files.
+        records: (N,) int64 places of the samples' records among all that were read, from 0. Origins do not
+            identify them: files in several folders may have one name.
     """
 
     dataset: datasets.Dataset
@@ -149,11 +144,7 @@ def _rows(dataset: Any) -> Iterator[np.ndarray]:
 
 
 def ragged(dataset: datasets.Dataset, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A column of lists of a `datasets.Dataset`, in chunks of rows.
-
-    Yields:
-        (rows + 1,) offsets and the flat array that they divide, a copy that may be written to.
-    """
+    """A column of lists in chunks: (rows + 1,) offsets and a writable copy of the flat values they divide."""
     arrow = dataset.select_columns(column).with_format("arrow")
     tables: Any = arrow.iter(batch_size=10_000)  # pyarrow.Table, whatever `datasets` declares
     for table in tables:

@@ -20,14 +20,8 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 @dataclass(frozen=True)
 class SourcePart:
-    """One file or one dataset of a source.
-
-    Attributes:
-        name: the default domain of its records.
-        records: reads them.
-        count: about how many there are; may be an upper bound.
-        note: a sentence on what of the source is not read; empty in all parts but the first.
-    """
+    """One file or one dataset of a source; `name` is the default domain of its records. `count` may be an
+    upper bound. `note` says what of the source is not read, in the first part only."""
 
     name: str
     records: Callable[[], Iterator[Record]]
@@ -36,17 +30,9 @@ class SourcePart:
 
 
 def read(source: Source, base: Path | None = None) -> list[SourcePart]:
-    """Find what `source` names. Files are not opened yet; their records stream when asked for.
-
-    Args:
-        source: what to read; a path that does not exist on this machine is tried as the name of a hub
-            dataset.
-        base: the folder that relative paths start from; by default the current one.
-
-    Raises:
-        DataError: nothing there, an unknown extension, a split or configuration that does not exist, a hub
-            dataset that cannot be fetched, or `split` and `config` given where they mean nothing.
-    """
+    """Find what `source` names; its records stream when they are asked for. A path that does not exist on
+    this machine is tried as a hub dataset; relative paths start from `base`, by default the current folder.
+    Raises DataError if nothing is there, or if `split` or `config` does not fit it."""
     path = (base or Path()) / at_home(source.path)
     try:
         exists, is_folder = path.exists(), path.is_dir()

@@ -49,5 +49,5 @@ def reason(error: BaseException) -> str:
 
 
 def whole_characters(text: str) -> str:
-    """A file's name that can be written as UTF-8 and in one line; what stands against it is spelled out."""
+    """A file's name in one line of UTF-8; characters that do not fit are escaped."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")

@@ -1,4 +1,4 @@
-"""Jinja whose work is counted, so that a template that never ends becomes a sentence.
+"""Jinja whose work is counted, so that a template that never ends gives an error message.
 
 Templates come from the hub and from other people. Jinja's sandbox keeps them away from files and from the
 interpreter, but lets them loop for ever or build gigabytes of text. Here every iteration, every call and
@@ -21,7 +21,7 @@ from jinja2.visitor import NodeTransformer
 from gradwise.errors import DataError
 
 STEPS = 1_000_000
-"""What one rendering may take, a few seconds; and more for long inputs, see `Sandbox.refill`."""
+"""Steps of one rendering, a few seconds; long inputs get more (`Sandbox.refill`)."""
 
 _STEPS_PER_VALUE = 100
 _STEPS_PER_CHARACTER = 4
@@ -37,14 +37,8 @@ class RunawayError(DataError):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """A sandboxed environment with a budget, for one rendering at a time.
-
-    What gives another result each time (`random`, `lipsum`) is not there.
-
-    Args:
-        filters: more filters, by name.
-        options: Jinja's own.
-    """
+    """A sandboxed environment with a budget, for one rendering at a time. `filters` are added by name;
+    `random` and `lipsum`, which give another result each time, are missing."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -94,6 +88,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self._built(super().call_binop(context, operator, left, right))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        # `translate` may replace each character by a text of any length, which no count foresees.
         grows = isinstance(obj, str) and attr == "translate"
         return not grows and super().is_safe_attribute(obj, attr, value)
 
@@ -121,6 +116,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if hasattr(values, "__len__"):
             self._spend(len(values))
             return values
+        # A generator has no length, so each of its values is charged as it comes.
         return self._one_by_one(values) if hasattr(values, "__iter__") else values
 
     def _one_by_one(self, values: Iterable[Any]) -> Iterator[Any]:
@@ -139,6 +135,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if name in _GROWING:
                 rest = [*args[skip + 1 :], *kwargs.values()]
                 if name == "join":
+                    # `join` gets the list, but it is the separator that is repeated.
                     value, rest = str(rest[0]) if rest else "", [value]
                 self._spend_characters(_growth(name, value, rest))
             return self._built(function(*args, **kwargs))
@@ -201,8 +198,7 @@ def leaves(value: object) -> Iterator[Any]:
 
 
 def _size(value: object, most: int) -> int:
-    """What a value counts for, in characters: each part of it as much as a step; counting stops above
-    `most`."""
+    """The cost of a value in characters: each part costs at least a step; counting stops above `most`."""
     total = 0
     for leaf in leaves(value):
         if isinstance(leaf, str):
@@ -216,11 +212,11 @@ def _size(value: object, most: int) -> int:
 
 
 _GROWING = {"batch", "center", "format", "indent", "join", "replace", "slice", "tojson", "wordwrap"}
-"""Filters whose result may be much longer than what they are given."""
+"""Filters whose result may be much longer than their input."""
 
 
 def _growth(name: str, value: Any, arguments: Any) -> int:
-    """At least how many characters a method of a text, or a filter, adds to what it is given."""
+    """A lower bound on the characters that a method of a text, or a filter, adds to its input."""
     text = value if isinstance(value, str) else ""
     numbers = [abs(item) for item in arguments if isinstance(item, int) and not isinstance(item, bool)]
     texts = [item for item in arguments if isinstance(item, str)]

@@ -149,8 +149,8 @@ class Data(Settings):
 
 
 def at_home(path: str) -> Path:
-    """A path with a leading `~` or `~user` resolved; as it stands where there is no such user, since a file
-    may have such a name.
+    """A path with a leading `~` or `~user` resolved; unchanged if there is no such user, since a file may
+    have such a name.
 
     >>> at_home("~no one of this name/x")
     PosixPath('~no one of this name/x')

@@ -20,11 +20,8 @@ _ROWS = 1000
 
 
 def parquet_rows(path: Path, name: str) -> Iterator[Record]:
-    """Records of a Parquet file, called `name` in origins; a row that holds no valid text is unreadable.
-
-    Raises:
-        DataError: the file as a whole is damaged.
-    """
+    """Records of a Parquet file, called `name` in origins. Raises DataError if the file as a whole is
+    damaged."""
     number = 0
     try:
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=_ROWS):
@@ -36,8 +33,7 @@ def parquet_rows(path: Path, name: str) -> Iterator[Record]:
 
 
 def _values(batch: pyarrow.RecordBatch) -> list[dict[str, Any] | str]:
-    """The values of each row, or why they cannot be had: halves are tried until the rows at fault are
-    alone."""
+    """The values of each row, or why they cannot be read: batches are halved until a faulty row is alone."""
     try:
         batch.validate(full=True)  # or damaged offsets would crash the process
         return batch.to_pylist()

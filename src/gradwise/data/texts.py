@@ -21,13 +21,8 @@ class TextDecoder(Protocol):
 
 
 class Texts:
-    """Texts of tokenised samples, read when they are asked for.
-
-    Args:
-        dataset: anything indexable of {"input_ids": [...]}.
-        tokenizer: turns tokens into text, whose words then count. If None, the tokens themselves count; with
-            a small vocabulary they are pieces of words, and say less.
-        rows: positions of the samples. If unset, all of them.
+    """Texts of tokenised samples, all of them or those at `rows`, read when they are asked for. Without a
+    tokenizer the tokens count as words; with a small vocabulary they are pieces of words, and say less.
 
     >>> texts = Texts([{"input_ids": [5, 6, 7]}, {"input_ids": [5]}])
     >>> len(texts), [offsets.tolist() for offsets, _ in texts.take(np.array([1])).chunks()]
@@ -46,7 +41,7 @@ class Texts:
         return len(self.dataset) if self.rows is None else len(self.rows)
 
     def take(self, rows: NDArray[np.int64]) -> "Texts":
-        """Some of them, in the order given."""
+        """Some of them, in the order of `rows`."""
         return Texts(self.dataset, self.tokenizer, rows if self.rows is None else self.rows[rows])
 
     def chunks(self) -> Iterator[Chunk]:

@@ -21,8 +21,6 @@ NO_LOSS = -100
 """The label of tokens that do not count, everywhere in transformers."""
 
 _TAIL = 3  # learned tokens at the end among which an end token is looked for; a line feed may follow it
-
-
 _LONG = 16  # characters to a token, below which a text is tokenised whole without further thought
 
 _CHARACTERS_PER_TOKEN = 8
@@ -33,15 +31,8 @@ Encode = Callable[[list[str]], Sequence[Any]]
 
 
 class Tokens(NamedTuple):
-    """One tokenised sample.
-
-    Attributes:
-        ids: (T,) int32.
-        labels: (T,) int32; the token itself, or -100 where there is nothing to learn. The first token is
-            never learned whatever its label, since nothing comes before it.
-        cut: whether the end was lost to `max_length`.
-        ended: whether the learned tokens end with a special token, or with the cut.
-    """
+    """One tokenised sample: (T,) int32 ids, and labels that are the ids or, where nothing is learned, -100.
+    `cut` samples lost their end to `max_length`; `ended` ones end with a special token, or with the cut."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -51,6 +42,7 @@ class Tokens(NamedTuple):
     @property
     def learned(self) -> int:
         """How many tokens the model is asked to predict."""
+        # Nothing comes before the first token, so that it is never predicted, whatever its label.
         return int(np.count_nonzero(self.labels[1:] != NO_LOSS))
 
 
@@ -76,11 +68,8 @@ class Tokeniser:
     chat_template: str | None = None
 
     def __call__(self, samples: Sequence[Sample]) -> list[Tokens | UnreadableError]:
-        """Tokenise a batch; where a sample cannot be, the reason stands in its place.
-
-        Raises:
-            DataError: the chat template is of no use for any sample.
-        """
+        """Tokenise a batch; where a sample cannot be tokenised, the reason stands in its place. Raises
+        DataError if the chat template works for no sample."""
         spelled = [self._try_to_spell(sample) for sample in samples]
         done: dict[int, Tokens | UnreadableError] = {
             i: item for i, item in enumerate(spelled) if isinstance(item, UnreadableError)
@@ -266,12 +255,6 @@ def _by_offset(item: _Spelled, offsets: np.ndarray) -> np.ndarray:
 
 def start_of(text: str, count: int, reach: int, encode: Encode) -> str:
     """A start of `text` with the same first `count` tokens, or all of it where that is no more work.
-
-    Args:
-        text: any text.
-        count: how many tokens must be the same.
-        reach: characters of the longest token.
-        encode: tokenises a batch.
 
     Why a start can stand for the whole: let no token of the vocabulary have more than `reach` characters. The
     tokens of the whole text then end somewhere among the last `reach` characters of the start, say at q, and

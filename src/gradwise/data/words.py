@@ -1,4 +1,4 @@
-"""What a sample's label tokens are, in a row of numbers: known from the data alone, without a model."""
+"""Label tokens of samples as rows of numbers, from the data alone, without a model."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,11 +21,8 @@ def label_words(dataset: object) -> NDArray[np.float32]:
 
     To a model that expects nothing yet, a sample's gradient with respect to the output head is as good as
     these counts. Tokens are hashed to a place and a sign (Charikar et al. 2002), so that inner products of
-    rows are those of the counts' cosines in expectation. A sample without a label token has zeros.
-
-    Args:
-        dataset: anything indexable of {"input_ids": [...], "labels": [...]}; without labels, which a collator
-            will make, all tokens count.
+    rows are those of the counts' cosines in expectation. A sample without a label token has zeros; in a
+    dataset without labels, all tokens count.
 
     >>> rows = label_words([{"labels": [1, 5, 5]}, {"labels": [2, 5, -100]}, {"labels": [1, -100]}])
     >>> rows.shape, float(rows[0] @ rows[1]), float(abs(rows[2]).sum())

@@ -52,13 +52,7 @@ class Row(NamedTuple):
 
 
 class SampleWriter:
-    """Takes a row for every record of a part, in order, and writes the samples to keep as an Arrow stream.
-
-    Args:
-        settings: which flaws are tolerated, and what happens to duplicates.
-        part: name of the part of the data, for messages.
-        file: where the stream goes.
-    """
+    """Takes a row for every record of a part, in order, and writes the samples to keep as an Arrow stream."""
 
     def __init__(self, settings: Data, part: str, file: BinaryIO) -> None:
         self._settings, self._part = settings, part
@@ -77,11 +71,8 @@ class SampleWriter:
         return np.array(self._records, dtype=np.int64)
 
     def write(self, row: Row) -> None:
-        """Count a row, and keep its sample if there is one to learn from.
-
-        Raises:
-            DataError: it is unreadable, and none may be.
-        """
+        """Count a row, and keep its sample if it has a token to learn. Raises DataError at the first
+        unreadable record if `allow.unreadable` is 0."""
         self._count["read"] += 1
         if isinstance(row.outcome, UnreadableError):
             problem = f"{row.origin.words}: {row.outcome}"
@@ -102,14 +93,8 @@ class SampleWriter:
             self._keep(row, row.outcome)
 
     def close(self, notes: Sequence[str] = ()) -> tuple[Report, str]:
-        """The report and the fingerprint, after the last row.
-
-        Args:
-            notes: what else the user should know about the data.
-
-        Raises:
-            DataError: more flawed records than allowed, or too few left.
-        """
+        """The report with `notes`, and the fingerprint, after the last row. Raises DataError if more records
+        are flawed than allowed, or too few are left."""
         self._flush()
         self._writer.close()
         examples = {kind: tuple(texts) for kind, texts in self._examples.items() if texts}

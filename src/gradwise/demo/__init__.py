@@ -1,4 +1,4 @@
-"""What `gradwise demo` runs: recipes over a model and data that come with the package, and a comparison."""
+"""The recipes of `gradwise demo`, over a model and data that come with the package, and its comparison."""
 
 import importlib.util
 from dataclasses import replace
@@ -45,11 +45,8 @@ def tiny_recipe() -> Recipe:
 
 def smollm2_recipe() -> Recipe:
     """SmolLM2-135M-Instruct learns to do sums, by all four methods, from a pool of sums and speeches; minutes
-    on two cores. `recipes/all-four.yaml` has the same settings.
-
-    Raises:
-        RecipeError: when the package that carries the weights is not installed.
-    """
+    on two cores. `recipes/all-four.yaml` has the same settings. Raises RecipeError if the package that
+    carries the weights is not installed."""
     return Recipe(
         model=Model(name=str(_smollm2_folder()), gguf_file=SMOLLM2_FILE),
         data=replace(_mixed(), validation=Source(str(ASSETS / "gsm8k_held_out.jsonl")), max_length=192),

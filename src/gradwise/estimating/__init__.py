@@ -1,4 +1,4 @@
-"""What a recipe will need: peak memory by part and shares of time, before anything is loaded."""
+"""Forecasts for a recipe: peak memory by part and shares of time, before anything is loaded."""
 
 from gradwise.estimating.estimate import Estimate, estimate, expected_memory
 

@@ -112,16 +112,10 @@ def estimate(
 ) -> Estimate:
     """Predict memory and time of a recipe; no weights and no data are read.
 
-    Args:
-        recipe: with `model` and `data.max_length`.
-        memory: bytes of the device.
-        ranks: processes that share a model sharded by FSDP2; if unset, as many as were started together. The
-            memory is that of the first one.
-        sharded_as_loaded: whether transformers shards the model in loading it (`DistributedConfig`), and not
-            accelerate (`train.fsdp`).
-
-    Raises:
-        RecipeError: no model is named, or the memory of a setting is not known.
+    `memory` are the bytes of the device. `ranks` share a model sharded by FSDP2, by default as many as were
+    started together; the memory is that of the first one. With `sharded_as_loaded`, transformers shards the
+    model in loading it (`DistributedConfig`), and not accelerate (`train.fsdp`). Raises RecipeError if no
+    model is named, or a setting's memory is not known.
     """
     if recipe.model is None or recipe.data is None:
         raise RecipeError("gradwise estimate needs model.name, and data with its max_length.")
@@ -142,19 +136,18 @@ def estimate(
 
 
 def expected_memory(recipe: Recipe) -> dict[str, dict[str, int]] | None:
-    """Bytes of each part at the peak of each phase of a run; None where they cannot be predicted, since a run
-    does not depend on it."""
+    """Bytes of each part at the peak of each phase of a run; None if they cannot be predicted."""
     if world_size() > 1:
         return None
     try:
         phases = trace(recipe).phases
-    except Exception:  # a model may do what cannot be done without storage
+    except Exception:  # a model may need storage; the run does without a forecast
         return None
     return {phase.name: {part: phase.parts.get(part, 0) for part in PARTS} for phase in phases}
 
 
 def _alternatives(recipe: Recipe, traced: Trace) -> dict[str, Recipe]:
-    """Recipes that may need less, by what is changed."""
+    """Recipes that may need less memory, by the setting that is changed."""
     alternatives: dict[str, Recipe] = {}
     arguments, model, data = recipe.train.arguments, recipe.model, recipe.data
     assert model is not None and data is not None

@@ -29,11 +29,8 @@ DIMENSIONS = ("pp", "dp_replicate", "fsdp", "tp"), ("pp", "dp_replicate", "efsdp
 
 
 def ranks_of(recipe: Recipe, asked: int | None, *, as_loaded: bool) -> int | None:
-    """Number of ranks that share the model; None if it is not sharded.
-
-    Raises:
-        RecipeError: the number is not known, or is given for a model that is whole on every rank.
-    """
+    """Number of ranks that share the model; None if it is not sharded. Raises RecipeError if the number is
+    not known, or is given for a model that is whole on every rank."""
     if not recipe.train.arguments.get("fsdp") and not as_loaded:
         if asked not in (None, 1):
             raise RecipeError(
@@ -61,10 +58,7 @@ def check_known(recipe: Recipe, *, as_loaded: bool) -> None:
 @contextmanager
 def pretended(ranks: int) -> Iterator[None]:
     """A process group in which this process is the first of several ranks, and the others do not exist.
-
-    Raises:
-        RecipeError: this process belongs to real ranks, or this torch has no such group.
-    """
+    Raises RecipeError if this process belongs to real ranks, or torch has no such group."""
     if dist.is_initialized():
         raise RecipeError("A sharded model is estimated in a process of its own; start it without torchrun.")
     try:
@@ -80,11 +74,7 @@ def pretended(ranks: int) -> Iterator[None]:
 
 def shard(model: Any, recipe: Recipe, *, as_loaded: bool) -> Any:
     """The model sharded over the pretended ranks, as transformers shards it in loading or accelerate before
-    the first step.
-
-    Raises:
-        RecipeError: the installed versions cannot do that, or a setting's memory is not known.
-    """
+    the first step. Raises RecipeError if the installed versions cannot do that."""
     try:
         return _as_loaded(model) if as_loaded else _by_accelerate(model, recipe)
     except (AttributeError, ImportError, TypeError, ValueError) as error:
@@ -147,7 +137,7 @@ def _plugin(train_arguments: dict[str, Any]) -> Any:
     from accelerate import FullyShardedDataParallelPlugin
 
     config = train_arguments.get("fsdp_config") or {}
-    # Made as usual, they would look for accelerators and ranks.
+    # Without its `__post_init__`, which would look for accelerators and ranks.
     arguments: Any = object.__new__(TrainingArguments)
     arguments.fsdp, arguments.activation_checkpointing = train_arguments["fsdp"], False
     arguments.fsdp_config = dict(
@@ -157,7 +147,7 @@ def _plugin(train_arguments: dict[str, Any]) -> Any:
     try:
         fsdp_settings = arguments._process_fsdp_args() or {}
     finally:
-        # It tells other libraries by variables of the environment; this process may train something else.
+        # It sets variables of the environment for other libraries; this process may train something else.
         os.environ.clear()
         os.environ.update(environment)
     unknown = {

@@ -35,7 +35,7 @@ from gradwise.training.sharding import local
 from gradwise.training.tensor_bytes import TensorBytes
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
-"""By the first part of the Trainer's name for an optimizer, such as `adamw_torch_fused`."""
+"""Optimizers by the first part of the Trainer's name for them, such as `adamw_torch_fused`."""
 
 ModelOf = Callable[[Recipe], Any]
 """Makes a recipe's model without weights."""
@@ -72,7 +72,7 @@ class Trace:
     ranks: int
     """Ranks that share the model; the bytes are those of the first one."""
     shape: Shape
-    """What the time depends on, as far as the model says it."""
+    """Shape of the model, on which the time depends."""
 
     @property
     def peak(self) -> Phase:
@@ -83,17 +83,9 @@ class Trace:
 def trace(
     recipe: Recipe, ranks: int | None = None, *, sharded_as_loaded: bool = False, on_gpu: bool | None = None
 ) -> Trace:
-    """The memory of a recipe's steps.
-
-    Args:
-        recipe: with a model and data.
-        ranks: that share the model, where FSDP2 shards it.
-        sharded_as_loaded: whether transformers shards it in loading it (`DistributedConfig`).
-        on_gpu: whether the run is to be on one; if unset, as this machine has one.
-
-    Raises:
-        RecipeError: the model's configuration cannot be read, or a setting is one whose memory is not known.
-    """
+    """The memory of a recipe's steps; arguments as of `estimate`. Raises RecipeError if the model's
+    configuration cannot be read, or a setting's memory is not known."""
+    # `on_gpu`: whether the run is to be on one; if unset, as this machine has one.
     assert recipe.model is not None and recipe.data is not None
     sharing = sharded.ranks_of(recipe, ranks, as_loaded=sharded_as_loaded)
     _check_known(recipe)
@@ -206,7 +198,7 @@ def _dtype(settings: Model, config: object) -> torch.dtype:
 
 
 def _draw(model: nn.Module, recipe: Recipe) -> LayerGroups | None:
-    """Freeze what the draw that needs most leaves frozen; returns the layers, or None without a policy."""
+    """Freeze what the draw that needs most memory freezes; returns the layers, None without a policy."""
     policy = recipe.layers.policy
     if policy is None:
         return None
@@ -312,7 +304,7 @@ def _state_bytes(recipe: Recipe, parameters: list[nn.Parameter]) -> int:
 
 
 def _update(model: nn.Module, recipe: Recipe, state: int, *, on_gpu: bool) -> Phase:
-    """The optimizer's step: weights, gradients, state, and what it computes in between."""
+    """The optimizer's step: weights, gradients, state, and intermediate values."""
     counted = TensorBytes()
     with counted.following(model):
         pass

@@ -1,4 +1,4 @@
-"""What a finished model is measured by: held-out loss, tasks, and the user's own functions."""
+"""Measures of a finished model: held-out loss, tasks, and the user's own functions."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

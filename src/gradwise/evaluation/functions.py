@@ -1,4 +1,4 @@
-"""The user's own metrics: found and checked before training, called after it."""
+"""The user's own metrics: imported and checked before training, called after it."""
 
 import importlib
 import importlib.util
@@ -22,11 +22,7 @@ TAKES = "(model, tokenizer, validation)"
 
 
 def import_function(setting: Function) -> Callable[..., Any]:
-    """The function that a setting names.
-
-    Raises:
-        RecipeError: it cannot be imported, is not callable, or cannot be called with three arguments.
-    """
+    """The function that a setting names. Raises RecipeError if it cannot be called with three arguments."""
     place, _, name = setting.path.rpartition(":")
     try:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
@@ -45,7 +41,7 @@ def import_function(setting: Function) -> Callable[..., Any]:
         raise RecipeError(
             f"metrics.functions: {setting.path} must take {TAKES}; it takes {inspect.signature(function)}."
         ) from None
-    except ValueError:  # built in, without a signature: calling it tells
+    except ValueError:  # built in, without a signature: only calling it shows
         pass
     return function
 
@@ -79,12 +75,8 @@ def call(
     tokenizer: PreTrainedTokenizerBase,
     validation: Any,
 ) -> dict[str, Score]:
-    """What the user's function says about the model, by name.
-
-    Raises:
-        EvaluationError: it raised, or gave something other than a finite number or a mapping of names to
-            finite numbers.
-    """
+    """The scores that the user's function gives the model, by name. Raises EvaluationError if it raises, or
+    returns something other than a finite number or a mapping of names to finite numbers."""
     try:
         result = function(model, tokenizer, validation)
     except Exception as error:

@@ -26,11 +26,11 @@ from gradwise.evaluation.settings import Choice, Generate
 
 
 def check_installed(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise RecipeError where tasks cannot be run at all."""
+    """Raise RecipeError if tasks cannot be run at all."""
     if find_spec("lm_eval") is None:
         raise RecipeError("metrics.tasks needs the package lm-eval; run: pip install 'gradwise[eval]'.")
     try:
-        import lm_eval.models.huggingface  # noqa: F401  # that it is there does not mean that it works
+        import lm_eval.models.huggingface  # noqa: F401  # it may be installed and not work
     except Exception as error:
         raise RecipeError(
             f"metrics.tasks needs lm-eval, which cannot be imported ({type(error).__name__}: {error}); run: "
@@ -44,15 +44,14 @@ def check_installed(tokenizer: PreTrainedTokenizerBase) -> None:
 def harness(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, bars: bool
 ) -> Iterator[Any]:
-    """lm-eval's view of a model. It turns the model to evaluation mode and bare greedy decoding: use it
-    within `given_back`."""
+    """lm-eval's view of a model. It changes the model's mode and decoding: use it within `given_back`."""
     from lm_eval.models import huggingface
 
     _decode_greedily(model)
     with quiet():
         # A tokenizer of its own: lm-eval chooses a padding token and switches sides.
         options: dict[str, Any] = {"tokenizer": copy.deepcopy(tokenizer), "batch_size": batch_size}
-        # bfloat16 has three digits, too few to tell likelihoods apart that are summed over many tokens.
+        # bfloat16 has three digits, too few for likelihoods that are summed over many tokens.
         options["softmax_dtype"] = torch.float32
         # `Any`: its decorator hides the constructor's signature.
         view: Any = cast(Any, huggingface.HFLM)(model, backend="causal", **options)
@@ -62,7 +61,7 @@ def harness(
 
 
 def _decode_greedily(model: PreTrainedModel) -> None:
-    """Without the penalties, temperatures and lengths that a model may bring, so that models compare."""
+    """Drop the penalties, temperatures and lengths that a model may bring, so that models compare."""
     for module in model.modules():
         if (settings := vars(module).get("generation_config")) is not None:
             tokens = {name: getattr(settings, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -94,6 +93,7 @@ def _requests(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
 
 def choice_score(view: Any, task: Choice, questions: list[Question]) -> Score:
     """The share of questions where the right choice has the largest log-likelihood, the first on a tie."""
+    # With `chat`, the chat template has ended the prompt.
     delimiter = "" if task.chat else " " if task.delimiter is None else task.delimiter
     pairs = [(question.prompt, delimiter + choice) for question in questions for choice in question.choices]
     log_likelihoods = iter(view.loglikelihood(_requests("loglikelihood", pairs)))
@@ -133,7 +133,7 @@ def is_right(task: Generate, text: str, question: Question) -> bool:
 def longest(
     tokenizer: PreTrainedTokenizerBase, task: Generate | Choice, questions: list[Question]
 ) -> np.ndarray:
-    """(N,) tokens that each question may come to with its answer."""
+    """(N,) tokens that each question may have together with its answer."""
     rest = task.max_new_tokens if isinstance(task, Generate) else 0
     texts = [question.prompt + max(question.choices, key=len, default="") for question in questions]
     return np.array([len(ids) for ids in tokenizer(texts)["input_ids"]]) + rest

@@ -26,24 +26,10 @@ def held_out_loss(
     progress: bool = True,
     tell: Callable[[str], None] = say,
 ) -> dict[str, Score]:
-    """Cross entropy in nats per label token: sum over all label tokens / number of them.
-
-    Under torch.distributed every rank must call it; each measures its share.
-
-    Args:
-        model: a causal language model.
-        tokenizer: the model's, for padding.
-        validation: data set of `input_ids` and `labels`, with or without `domain`.
-        batch_tokens: padded tokens in one batch.
-        progress: show how far it is.
-        tell: gets a warning when samples had to be left out.
-
-    Returns:
-        `held_out_loss`, and `held_out_loss/<domain>` for each where there are several.
-
-    Raises:
-        SignalError: no sample has a finite loss.
-    """
+    """Cross entropy in nats per label token: sum over all label tokens / number of them; also by domain, as
+    `held_out_loss/<domain>`, if there are several. Under torch.distributed every rank must call it; each
+    measures its share. Samples without a finite loss are left out with a warning. Raises SignalError if none
+    is left."""
     signals = _losses(model, tokenizer, validation, batch_tokens, progress)
     assert signals.loss is not None and signals.num_tokens is not None and signals.ok is not None
     # Samples without a label token have nothing to measure, and are no reason for a warning.
@@ -86,7 +72,7 @@ def _losses(
 
 
 def _without_tokens(validation: Any) -> Any:
-    """The same rows, without reading the long columns where the data set can leave them out."""
+    """The same rows, without the long columns if the data set can leave them out unread."""
     names = getattr(validation, "column_names", None)
     if names is None:
         return (validation[number] for number in range(len(validation)))
@@ -96,7 +82,7 @@ def _without_tokens(validation: Any) -> Any:
 
 
 def _mean(name: str, signals: Signals, rows: NDArray[np.bool_]) -> Score:
-    """Own means times their tokens are sums again; in float64, so that adding them up loses nothing."""
+    """The mean loss per label token; in float64, a sample's mean times its tokens is its sum again."""
     assert signals.loss is not None and signals.num_tokens is not None
     tokens = signals.num_tokens[rows].astype(np.float64)
     mean = float(signals.loss[rows].astype(np.float64) @ tokens / tokens.sum())

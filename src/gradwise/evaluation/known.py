@@ -1,4 +1,4 @@
-"""Tasks that lm-eval knows by name: found and loaded before training, run after it."""
+"""Tasks that lm-eval has by name: loaded before training, run after it."""
 
 from functools import partial
 from typing import Any
@@ -12,11 +12,8 @@ from gradwise.text import described
 
 
 def known_task(task: LmEval, seed: int = 0) -> dict[str, Any]:
-    """Load a task that lm-eval knows, with its data.
-
-    Raises:
-        RecipeError: there is none of that name, it cannot be loaded, or it runs code or needs images.
-    """
+    """Load a task of lm-eval with its data. Raises RecipeError if there is none of that name, it cannot be
+    loaded, it runs code, or it needs images."""
     from lm_eval.tasks import TaskManager
 
     key = f"metrics.tasks: {task.name}"
@@ -41,7 +38,7 @@ def known_task(task: LmEval, seed: int = 0) -> dict[str, Any]:
 
 
 def _check(task: LmEval, loaded: dict[str, Any], key: str) -> None:
-    """Raise RecipeError for what would only show after training."""
+    """Raise RecipeError for a problem that would otherwise show only after training."""
     group, inner = loaded["groups"].get(task.name), loaded["tasks"]
     if task.name not in inner and not getattr(group, "aggregate_metric_list", None):
         raise RecipeError(
@@ -73,7 +70,7 @@ def known_score(view: Any, task: LmEval, loaded: dict[str, Any], *, bars: bool) 
     from lm_eval.api import task as tasks
 
     bar = tasks.tqdm
-    tasks.tqdm = partial(bar, disable=not bars)  # it asks nobody whether bars are wanted
+    tasks.tqdm = partial(bar, disable=not bars)  # lm-eval has no option for it
     try:
         with quiet():
             results: Any = evaluator.evaluate(
@@ -92,6 +89,7 @@ def known_score(view: Any, task: LmEval, loaded: dict[str, Any], *, bars: bool) 
 
 def _picked(task: LmEval, results: dict[str, Any]) -> Score:
     values = results["results"][task.name]
+    # lm-eval writes metrics as `name,filter`; aliases and counts have no comma.
     metrics = [key for key, value in values.items() if "," in key and isinstance(value, int | float)]
     metrics = [key for key in metrics if "_stderr," not in key]
     wanted = [key for key in metrics if task.metric in (None, key, key.partition(",")[0])]

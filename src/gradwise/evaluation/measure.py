@@ -25,7 +25,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Metrics whose every part is known to be there: questions rendered, functions found."""
+    """Metrics that are ready to be taken: questions rendered, functions imported."""
 
     metrics: Metrics
     asked: dict[str, list[Question]] = field(default_factory=dict)
@@ -38,11 +38,8 @@ class Prepared:
     def check_length(
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", tell: Tell
     ) -> None:
-        """Refuse answers that the model has no positions for; name questions that will lose their start.
-
-        Raises:
-            RecipeError: a task generates more tokens than fit.
-        """
+        """Raise RecipeError if a task generates more tokens than the model has positions for; warn of
+        questions that will lose their beginning."""
         positions = getattr(model.config, "max_position_embeddings", None)
         for task in self.metrics.tasks:
             if isinstance(task, LmEval) or not isinstance(positions, int):
@@ -62,17 +59,8 @@ class Prepared:
 
 
 def prepare(metrics: Metrics, tokenizer: "PreTrainedTokenizerBase", *, seed: int = 0) -> Prepared:
-    """Find and check everything that metrics need but the model itself.
-
-    Args:
-        metrics: the recipe's `metrics`.
-        tokenizer: the model's; it is left as it was.
-        seed: decides the worked examples in the prompts of lm-eval's tasks.
-
-    Raises:
-        RecipeError: lm-eval is missing, a task is unknown, a function cannot be imported or called.
-        DataError: records are missing, or do not make questions.
-    """
+    """Find and check everything that metrics need but the model itself; `seed` decides the worked examples in
+    the prompts of lm-eval's tasks. Raises RecipeError or DataError for what is missing or unsuitable."""
     user_functions = [functions.import_function(function) for function in metrics.functions]
     if metrics.tasks:
         harness.check_installed(tokenizer)
@@ -142,6 +130,7 @@ def score(
         if dist.is_initialized() and dist.get_rank() > 0:
             return scores
         for setting, function in zip(prepared.metrics.functions, prepared.found, strict=True):
+            # After each function, so that the next one does not depend on what this one changed.
             with given_back(model, tokenizer):
                 transformers.set_seed(seed)
                 model.eval()

@@ -23,7 +23,7 @@ class Question:
     """One record of a task."""
 
     prompt: str
-    """What the model is given, the chat template applied where it is asked for."""
+    """The prompt, with the chat template applied if the task sets `chat`."""
 
     choices: tuple[str, ...] = ()
     """What to choose from."""
@@ -36,12 +36,8 @@ class Question:
 
 
 def questions(task: Generate | Choice, tokenizer: PreTrainedTokenizerBase) -> list[Question]:
-    """Read and render all questions of a task.
-
-    Raises:
-        RecipeError: a template is not valid Jinja.
-        DataError: there are no records, or one of them does not make a question; says which and why.
-    """
+    """Read and render all questions of a task. Raises RecipeError for a template that is not valid Jinja, and
+    DataError, which names the record, if there are no records or one makes no question."""
     key = f"metrics.tasks: {task.name}"
     ask = _Asker(task, tokenizer, key)
     task_questions = []
@@ -74,7 +70,7 @@ class _Asker:
         texts = [choices] if isinstance(choices, str) else choices
         self._choices = [Template(text, f"{key}.choices") for text in texts]
         self._columns: list[bool] | None = None
-        """Which of several choices are columns, by the first record."""
+        """Whether each choice names a column, by the first record."""
 
     def __call__(self, record: Record) -> Question:
         if record.problem:
@@ -133,7 +129,7 @@ def _checked(text: str, name: str) -> str:
 
 
 def bare(task: Generate, text: str) -> str:
-    """What is compared of an answer: without what the task ignores, and white space around the rest."""
+    """The part of an answer that is compared: without ignored text, and without outer white space."""
     return (re.sub(task.ignore, "", text) if task.ignore else text).strip()
 
 
@@ -153,6 +149,7 @@ def _position(value: object, choices: tuple[str, ...]) -> int:
     """Position of a choice that is given by its text, its number from 0, or its letter from A."""
     text = _text(value, "the answer")
     letters = string.ascii_uppercase[: len(choices)]
+    # `int` raises for a text of thousands of digits.
     is_number = text.isdecimal() and len(text) < 10 and int(text) < len(choices)
     if is_number and text in choices and choices.index(text) != int(text):
         raise DataError(

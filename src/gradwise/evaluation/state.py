@@ -1,4 +1,4 @@
-"""A model and its tokenizer, given back as they were found, whatever a metric does to them."""
+"""A model and its tokenizer, given back unchanged, whatever a metric does to them."""
 
 import copy
 import random
@@ -49,6 +49,7 @@ def _devices(model: nn.Module) -> list[int]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether parts of the model live on other ranks: under FSDP, or DeepSpeed's ZeRO-3."""
+    # By names, without importing FSDP; DeepSpeed marks its parameters with `ds_id`.
     names = {cls.__name__ for module in model.modules() for cls in type(module).__mro__}
     if names & {"FullyShardedDataParallel", "FSDPModule"}:
         return True

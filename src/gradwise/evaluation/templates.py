@@ -40,15 +40,8 @@ _JINJA = _Sandbox({"regex_replace": _replace}, undefined=jinja2.StrictUndefined,
 
 
 class Template:
-    """A template of a recipe.
-
-    Args:
-        source: Jinja, or the name of a column.
-        key: its key in the recipe, for messages; only the last part where the record is at fault.
-
-    Raises:
-        RecipeError: it is not valid Jinja.
-    """
+    """A template of a recipe: Jinja, or the name of a column. `key` is its key in the recipe, for messages.
+    Raises RecipeError if it is not valid Jinja."""
 
     def __init__(self, source: str, key: str) -> None:
         self.source, self.key = source, key

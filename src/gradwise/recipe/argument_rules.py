@@ -1,4 +1,4 @@
-"""What TrainingArguments under `train` must be for a run to honour them; the rest is refused when it is read.
+"""Rules for TrainingArguments under `train`: a value that a run would not honour is refused when it is read.
 
 transformers checks few ranges and drops what a choice elsewhere makes meaningless: `save_steps` without
 `save_strategy: steps`, `adam_beta1` with an optimizer that has no betas, arguments of another schedule. Here
@@ -68,7 +68,7 @@ RANGES: dict[str, Any] = {
 """Ranges beside the types that TrainingArguments has itself, which say where null is allowed."""
 
 METRICS = ("held_out_loss", "eval_held_out_loss", "loss", "eval_loss")
-"""What the best checkpoint can be chosen by: the loss per label token, or the Trainer's mean of batches."""
+"""Metrics for the best checkpoint: the loss per label token, or the Trainer's mean of batches."""
 
 GIVEN_BY_TRAINER = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "kwargs"}
 """Parameters of a schedule that do not come from lr_scheduler_kwargs."""
@@ -146,6 +146,7 @@ NEEDS: list[tuple[tuple[str, ...], str, Callable[[Arguments], Any]]] = [
     ),
 ]
 NEEDS += [
+    # `other=other` binds it now: a lambda would read the loop's last value.
     (keys, other, lambda arguments, other=other: arguments.get(other))
     for other, keys in {
         "activation_checkpointing": ("activation_checkpointing_kwargs",),
@@ -165,7 +166,8 @@ NEEDS += [
 
 
 def check_value(key: str, hint: object, value: object) -> None:
-    """Refuse a value out of range, or that none of the choices is; raises RecipeError."""
+    """Raise RecipeError for a value out of range, or that is none of the choices."""
+    # `debug` may name several choices in one text.
     words = value.split() if key == "debug" and isinstance(value, str) else [value]
     for choices in _enumerations(hint):
         names = [str(choice.value) for choice in choices]
@@ -185,7 +187,7 @@ def _check_range(key: str, allowed: Any, value: object) -> None:
 
 
 def check_together(schedule: str, arguments: Arguments) -> None:
-    """Refuse arguments that contradict each other, or that others make meaningless; raises RecipeError."""
+    """Raise RecipeError for arguments that contradict each other, or that others make meaningless."""
     for keys, what, fulfilled in NEEDS:
         for key in keys:
             if key in arguments and not fulfilled(arguments):
@@ -212,7 +214,7 @@ def _optim(arguments: Arguments) -> str:
 
 
 def _contradictions(schedule: str, arguments: Arguments) -> Iterator[tuple[str, str]]:
-    """Keys, and what is wrong with them."""
+    """Keys, each with the problem of its value."""
     if arguments.get("warmup_steps") and schedule in UNWARMED:
         yield "warmup_steps", f"has no effect, since schedule: {schedule} does not warm up; leave it out"
     metric = arguments.get("metric_for_best_model")
@@ -300,18 +302,12 @@ def _check_optim_args(arguments: dict[str, Any]) -> None:
 
 
 def check_schedule(schedule: str, learning_rate: float, scheduler_kwargs: dict[str, Any]) -> None:
-    """Refuse keys that a schedule does not take, and values that it cannot follow for a few steps.
-
-    Args:
-        schedule: `wsd`, or a name that transformers knows.
-        learning_rate: the highest.
-        scheduler_kwargs: what the schedule is made with besides the optimizer and the steps.
-    """
+    """Refuse keys that a schedule does not take, and values that it cannot follow for a few steps."""
     import torch
     from transformers import SchedulerType, optimization
 
     name = "warmup_stable_decay" if schedule == "wsd" else schedule
-    # Two functions that only pass on what they are given.
+    # transformers' functions for these two only pass `**kwargs` on, so that their signatures name no keys.
     made_by: dict[str, Any] = {
         "reduce_lr_on_plateau": torch.optim.lr_scheduler.ReduceLROnPlateau,
         "greedy": getattr(optimization, "GreedyLR", None),

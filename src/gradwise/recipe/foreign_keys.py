@@ -63,7 +63,7 @@ ELSEWHERE = dict.fromkeys(
     ("early_stopping_threshold", "early_stopping"),
     "transformers has no such argument; to stop early, set train.early_stopping_patience",
 )
-"""Keys that people look for here, each with how its purpose is served."""
+"""Keys that people expect here, each with the setting to use instead."""
 
 
 @cache
@@ -75,7 +75,7 @@ def _hints() -> dict[str, Any]:
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
-    """Refuse keys that are unknown, decided by gradwise, or of the wrong type; raises RecipeError."""
+    """Raise RecipeError for keys that are unknown, decided by gradwise, or of the wrong type."""
     for key, value in arguments.items():
         if key in DECIDED_HERE:
             raise RecipeError(f"train.{key} cannot be set here: {DECIDED_HERE[key]}.")
@@ -103,7 +103,7 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,  # so that a damaged last checkpoint leaves one to resume from
     "logging_steps": 10,
 }
-"""TrainingArguments whose value is another one than transformers' where the recipe does not give it."""
+"""TrainingArguments whose default differs from that of transformers."""
 
 DERIVED = ("per_device_train_batch_size", "dataloader_pin_memory", "eval_strategy", "eval_on_start")
 """Those whose value follows from the batch size, the device, or whether there are held-out data."""
@@ -148,7 +148,7 @@ NEEDED = {
 
 
 def check_adapter(method: str, options: dict[str, Any]) -> None:
-    """Refuse methods and keys that PEFT does not know, and values of the wrong type; raises RecipeError."""
+    """Raise RecipeError for methods and keys that PEFT does not have, and values of the wrong type."""
     config = adapter_config(method)
     if method in UNSUITABLE:
         raise RecipeError(f"adapter.method: {method} {UNSUITABLE[method]}; give another method.")
@@ -176,7 +176,7 @@ _OURS = {"task_type", "peft_type", "auto_mapping", "base_model_name_or_path", "r
 
 
 def adapter_config(method: str) -> Any:
-    """PEFT's configuration class of a method; raises RecipeError when there is none."""
+    """PEFT's configuration class of a method. Raises RecipeError if there is none."""
     try:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     except ImportError:

@@ -1,4 +1,4 @@
-"""Builds a recipe from plain values, and says in sentences what is wrong with them."""
+"""Builds a recipe from plain values, and describes mistakes in them in sentences."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ MOST = 20
 
 @contextmanager
 def naming(source: str) -> Iterator[None]:
-    """Put the name of the file in front of what is wrong with it."""
+    """Put the name of the file in front of errors about it."""
     try:
         yield
     except RecipeError as error:
@@ -49,6 +49,7 @@ def validate(adapter: TypeAdapter[T], values: dict[str, Any], root: type) -> T:
 def _most_specific(errors: list[Any], root: type) -> list[Any]:
     """Without the other branches of a union, which complain of what one branch has already examined."""
     keys = [_key(error, root) for error in errors]
+    # The keys above each key: an error on one of them is the complaint of another branch.
     above = {key[:end] for key in keys for end, letter in enumerate(key) if letter == "."}
     return [error for error, key in zip(errors, keys, strict=True) if key not in above]
 

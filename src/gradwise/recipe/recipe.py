@@ -118,12 +118,8 @@ class Recipe(Settings):
             )
 
     def check_annealing_data(self, has_data: bool, *, proxied: bool) -> None:
-        """Raise RecipeError for what cannot go with data for the annealing phase only, or without.
-
-        Args:
-            has_data: whether there are such data.
-            proxied: whether another model than the one that trains computes the signals.
-        """
+        """Raise RecipeError for settings that do not work with data for the annealing phase only, or without.
+        `proxied`: another model than the one that trains computes the signals."""
         assert self.anneal is not None
         self.anneal.check_data(has_data)
         if not has_data or not self.order.needs & set(QUANTITIES):
@@ -191,7 +187,7 @@ class Recipe(Settings):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Signals that its methods use."""
+        """Signals that the methods use."""
         parts = [part for part in (self.select, self.order, self.anneal) if part is not None]
         return frozenset().union(*(part.needs for part in parts))
 

@@ -95,6 +95,7 @@ class Train(Settings):
             from gradwise.recipe.foreign_keys import check_arguments
 
             check_arguments(self.arguments)
+            # Early stopping has a metric by default, on which other arguments depend.
             stopping = (
                 {} if self.early_stopping_patience is None else {"metric_for_best_model": "held_out_loss"}
             )

@@ -50,8 +50,8 @@ class _Whole(Tree):
 
 
 def _replaces(keys: list[str], value: object) -> bool:
-    """Whether a value of `--set` is a mapping that would mean something else merged with the recipe's own:
-    one of somebody else's keys, one that names a method, an empty one."""
+    """Whether a value of `--set` is a mapping that must not be merged with the recipe's own: keys of another
+    library, a mapping that names a method, or an empty one."""
     if not isinstance(value, dict):
         return False
     free = keys[-1] == "fields" or (keys[0] in FREE_SECTIONS and len(keys) > 1)
@@ -60,7 +60,7 @@ def _replaces(keys: list[str], value: object) -> bool:
 
 
 def merged(base: Tree, changes: Tree) -> Tree:
-    """`base` with the leaves of `changes` put over it; where a bare method name meets a mapping, it is spelt
+    """`base` with the leaves of `changes` put over it; a bare method name that meets a mapping is spelt
     out."""
     result = deepcopy(base)
     for key, value in changes.items():
@@ -75,8 +75,7 @@ def merged(base: Tree, changes: Tree) -> Tree:
 
 
 def anchor_paths(values: Tree, folder: Path) -> None:
-    """Make the paths of data, configurations, metrics, templates and a local model absolute, in place; hub
-    names stay."""
+    """Make all paths of files, and that of a local model, absolute in place; hub names stay."""
     signals = values.get("signals")
     proxy = signals.get("model") if isinstance(signals, dict) else None
     if isinstance(signals, dict) and isinstance(proxy, str):
@@ -144,7 +143,7 @@ def _anchored_function(path: str, folder: Path) -> str:
 
 
 def _located(path: str, folder: Path) -> tuple[Path, bool]:
-    """A path made absolute, and whether there is anything."""
+    """A path made absolute, and whether it exists."""
     local = (folder / at_home(path)).absolute()
     try:
         return local, local.exists()
@@ -195,7 +194,7 @@ def flattened(values: Tree) -> Tree:
 
 
 def section_fields(section: str) -> set[str]:
-    """The keys of a free section that are its own, the field that gathers the others left out."""
+    """Keys of a free section that are gradwise's, without the field that gathers the others."""
     owner = {"train": Train, "adapter": Adapter}[section]
     return {field.name for field in fields(owner)} - {FREE_SECTIONS[section]}
 
@@ -217,7 +216,7 @@ def flattened_schema(schema: Tree) -> Tree:
     definitions["Adapter"]["additionalProperties"] = True
     for section in METHOD_SECTIONS:
         described = schema["properties"][section]
-        # One that may be left out is an alternative beside null.
+        # A section that may be left out is an alternative beside null.
         described = described["anyOf"][0] if "anyOf" in described else described
         names = list(described.get("discriminator", {}).get("mapping", {}))
         described.pop("discriminator", None)
@@ -226,11 +225,9 @@ def flattened_schema(schema: Tree) -> Tree:
 
 
 def _describe(definitions: Tree, cls: type[Settings]) -> None:
-    """Give the properties of gradwise's settings classes the docstrings of their fields.
-
-    pydantic can do so itself, but then every command that reads a recipe reads the sources of all settings,
-    which took most of the time until a mistake in it was said.
-    """
+    """Give the properties of gradwise's settings classes the docstrings of their fields."""
+    # pydantic can do this itself, but then every command that reads a recipe reads the sources of all
+    # settings, which took most of the time until a mistake was reported.
     for below in cls.__subclasses__():
         _describe(definitions, below)
         # Somebody else's class of the same name has no place in the schema.

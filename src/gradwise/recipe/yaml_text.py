@@ -93,16 +93,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse(text: str, source: str, loader: Any = _Loader) -> Any:
-    """The value of a YAML text.
-
-    Args:
-        text: at most `LARGEST` characters with its aliases expanded, and `DEEPEST` levels.
-        source: what the text is, for messages.
-        loader: made by `loader_over`.
-
-    Raises:
-        RecipeError: it is no YAML, or too large to be a recipe.
-    """
+    """The value of a YAML text of at most `LARGEST` characters, its aliases expanded, and `DEEPEST` levels.
+    `source` names the text in messages; `loader` is made by `loader_over`. Raises RecipeError for other
+    texts."""
     try:
         _check_size(text, source, loader)
         return yaml.load(text, loader)

@@ -1,1 +1,1 @@
-"""What runs come to: tables, curves and verdicts, from run directories alone."""
+"""The results of runs: tables, curves and verdicts, from run directories alone."""

@@ -1,5 +1,5 @@
-"""GRACE over a run: how much its coreset covers, what it is worth, how good propagation was. From the events
-of the run directory alone."""
+"""GRACE over a run: coverage and importance of its coreset, and how well propagation agreed with exact
+values. From the events of the run directory alone."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,7 @@ from gradwise.stored import damaged, read_lines
 
 
 def draw_coreset(run: Path) -> Path:
-    """Draw `coreset.png` in a run directory; returns its path.
-
-    Raises:
-        RecipeError: when no coreset was chosen in that run.
-    """
+    """Draw `coreset.png` in a run directory; returns its path. Raises RecipeError without a coreset."""
     events = read_lines(run / "events.jsonl")
     chosen = [event for event in events if "coverage" in event]
     if not chosen:
@@ -29,11 +25,7 @@ def draw_coreset(run: Path) -> Path:
 
 
 def coreset_picture(chosen: list[dict[str, Any]]) -> bytes:
-    """The figure as PNG.
-
-    Args:
-        chosen: events of the first selection and of the refreshes, in the order of their steps.
-    """
+    """The figure as PNG, from the events of the first selection and of the refreshes, by step."""
     from matplotlib.figure import Figure
 
     # A run that was resumed may have repeated a refresh; the later one counts.

@@ -30,19 +30,13 @@ LABELS = {
 def mean_curve(
     curves: list[tuple[Point, ...]], axis: Axis
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation over an arm's runs, evaluation by evaluation.
+    """Mean places, mean losses and standard deviations of the losses over an arm's runs, each (n,).
 
-    Runs of an arm are averaged where they are equally far, in places and losses both, so that neither a run
-    that was slow for once nor a step more or less cuts an end off the curve.
-
-    Args:
-        curves: evaluations of each run, two at least.
-        axis: what they are laid out by.
-
-    Returns:
-        (n,) mean places, mean losses, standard deviations of the losses (0 for a single run).
+    Runs are averaged at equal shares of their steps, so that neither a slow run nor a step more or less cuts
+    an end off the curve. Each curve has at least two evaluations; for a single run the deviation is 0.
     """
     progress = [np.array([point.step / curve[-1].step for point in curve]) for curve in curves]
+    # The run with most evaluations gives the grid; the others are interpolated.
     common = max(progress, key=len)
     along = [[_place(point, axis) for point in curve] for curve in curves]
     losses = [[point.loss for point in curve] for curve in curves]
@@ -61,6 +55,7 @@ def loss_curves(results: Results, axis: Axis) -> bytes:
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for number, arm in enumerate(results.arms):
+        # Unfinished runs would shift the mean, and a single evaluation makes no line.
         curves = [run.curve for run in results.of_arm(arm) if run.finished and len(run.curve) > 1]
         if not curves:
             continue
@@ -80,7 +75,7 @@ def loss_curves(results: Results, axis: Axis) -> bytes:
 
 
 def _sort_legend(axes: object) -> None:
-    """Beside the plot, in the order in which the lines end, so that each name stands by its line."""
+    """Put the legend beside the plot, in the order in which the lines end: each name stands by its line."""
     handles, labels = axes.get_legend_handles_labels()  # type: ignore[attr-defined]
     order = sorted(range(len(handles)), key=lambda i: -handles[i].get_ydata()[-1])
     axes.legend(  # type: ignore[attr-defined]

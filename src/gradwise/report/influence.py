@@ -1,4 +1,4 @@
-"""What D3 ordered by: who helps whom, early and late in training. From the graph's files alone."""
+"""The influence that D3 ordered by, early and late in training. From the graph's files alone."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +32,14 @@ class Graph:
     influence: NDArray[np.float64]
     """(n,) share of the target's loss that a step on each node takes off; NaN where not known."""
     weight: NDArray[np.float64]
-    """(n, n) of the arc from row to column; NaN where it was not measured."""
+    """(n, n) weight of the arc from row to column; NaN where it was not measured."""
     precedes: NDArray[np.bool_]
-    """(n, n) whether the order is bound by it."""
+    """(n, n) whether the order must follow the arc."""
 
     @classmethod
     def read(cls, path: Path) -> "Graph":
-        """A file of columns `step`, `source`, `target`, `weight`, `precedes`, `source_influence`; raises
-        RecipeError where it holds no arc."""
+        """Read the columns `step`, `source`, `target`, `weight`, `precedes` and `source_influence` of a file;
+        RecipeError if it holds no arc."""
         with damaged(path, RecipeError):
             return cls._of(path, pyarrow.parquet.read_table(path).to_pydict())
 
@@ -60,7 +60,7 @@ class Graph:
         return cls(table["step"][0], tuple(names), influence, weight, precedes)
 
     def of(self, names: tuple[str, ...]) -> "Graph":
-        """The same of some nodes, in the order given."""
+        """The subgraph of some nodes, in the order of `names`."""
         at = [self.names.index(name) for name in names]
         square = np.ix_(at, at)
         return Graph(self.step, names, self.influence[at], self.weight[square], self.precedes[square])
@@ -72,15 +72,8 @@ class Graph:
 
 
 def draw_graph(source: Path, path: Path) -> Path:
-    """Draw the influences of nodes on one another, and below those on the target; returns the picture's path.
-
-    Args:
-        source: a graph's file, or a run directory, whose first and last graph are shown.
-        path: the picture, PNG.
-
-    Raises:
-        RecipeError: when there is no graph, or one of a single node.
-    """
+    """Draw the influences of nodes on one another, and below those on the target, and return the picture's
+    path. `source` is a graph's file, or a run directory, whose first and last graph are shown."""
     files = graph_files(source)
     if not files:
         raise RecipeError(f"{source} has no graph to draw; only `order: d3` measures influence.")
@@ -92,6 +85,7 @@ def graph_files(source: Path) -> list[Path]:
     """The file itself, or the first and the last that a run directory has, if any."""
     if source.is_file():
         return [source]
+    # By number: as text, graph-100 would come before graph-20.
     files = sorted(
         (source / "plan").glob("graph-*.parquet"), key=lambda path: int(path.stem.partition("-")[2])
     )
@@ -105,6 +99,7 @@ def graph_picture(graphs: list[Graph]) -> bytes:
     total = [len(graph.names) for graph in graphs]
     alike = all(set(graph.names) == set(graphs[0].names) for graph in graphs)
     shown = [graph.of((graphs[0] if alike else graph).largest(MOST)) for graph in graphs]
+    # One scale of colours for all graphs, or early and late could not be compared.
     reach = max(_reach(graph.weight) for graph in shown)
     figure = Figure(figsize=(6.2 * len(shown) + 0.8, 7.5), dpi=120, layout="constrained")
     axes = figure.subplots(2, len(shown), squeeze=False, height_ratios=[3, 1], sharex="col")
@@ -127,6 +122,7 @@ def _heat(axes: Any, graph: Graph, reach: float) -> Any:
     image = axes.imshow(
         np.ma.masked_invalid(graph.weight),
         cmap=colormaps["RdBu_r"].with_extremes(bad=NOT_MEASURED),
+        # Symmetric limits, so that white means no influence.
         vmin=-reach,
         vmax=reach,
         aspect="auto",

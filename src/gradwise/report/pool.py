@@ -20,13 +20,8 @@ POOL_COLOUR = "#BBBBBB"
 
 
 def draw_pool(store: Path, picks: Path) -> Path:
-    """Draw `pool.png` beside `picks`; returns its path.
-
-    The plane is that of the two largest principal components of the embeddings around their mean.
-
-    Raises:
-        SignalError: when the store holds no embeddings.
-    """
+    """Draw `pool.png` beside `picks` and return its path. The plane is that of the two largest principal
+    components of the embeddings around their mean. Raises SignalError if the store holds none."""
     signals = Signals.open(store) if (store / "manifest.json").exists() else None
     if signals is None or signals.embedding is None:
         raise SignalError(f"{store} holds no embeddings to draw; this selection does not need them.")
@@ -53,6 +48,7 @@ def pool_picture(signals: Signals, picks: NDArray[np.int64]) -> bytes:
     marked = np.isin(shown, picks)
     figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
     axes = figure.add_subplot()
+    # Smaller dots the more there are, or they would merge.
     size = max(2.0, min(14.0, 12_000 / len(shown)))
     axes.scatter(*plane[~marked].T, s=size, c=POOL_COLOUR, linewidths=0, label=f"pool ({len(usable):,})")
     axes.scatter(*plane[marked].T, s=1.6 * size, c=ORANGE, linewidths=0, label=f"picked ({len(picks):,})")

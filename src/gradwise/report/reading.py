@@ -1,4 +1,4 @@
-"""Reads what a comparison left behind: its `comparison.yaml` and its run directories. Writes nothing."""
+"""Reads a comparison's folder: its `comparison.yaml` and its run directories. Writes nothing."""
 
 import math
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from gradwise.training.recorded import NOT_DECIDING, PASSES, PHASES, STATE, UPDA
 
 
 def deciding_seconds(events: Iterable[dict[str, Any]]) -> float:
-    """Seconds that the decisions of a run took; events of one that was damaged may lack them."""
+    """Seconds that the decisions of a run took; events of a damaged run may lack them."""
     return sum(event.get("seconds") or 0.0 for event in events if event["event"] not in NOT_DECIDING)
 
 
@@ -26,7 +26,7 @@ CHARGED = {
     "anneal": ("anneal", "trial"),
     "measuring speeds": ("forecast",),
 }
-"""Events by what they are charged to."""
+"""Kinds of events that are charged to each decision."""
 
 
 def charged(events: Iterable[dict[str, Any]]) -> dict[str, float]:
@@ -39,22 +39,20 @@ def charged(events: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 
 def expected_shares(events: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """What each decision was forecast to take, over the training time; without what was not known."""
+    """The forecast cost of each decision over the training time, where there is a forecast."""
     planned = next((event for event in events if event["event"] == "plan"), {})
     return {name: share for name, share in planned.get("expected", {}).items() if share is not None}
 
 
 def measured_memory(events: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Bytes by part at the peak of each phase of a run; empty where none was measured.
-
-    Forward and backward were followed in one early step; the optimizer state beside them is the largest that
-    the run came to have, where it stays on the device.
-    """
+    """Bytes by part at the peak of each phase of a run; empty where none was measured."""
     measured = [event for event in events if event["event"] == "memory"]
     phases: dict[str, dict[str, int]] = {}
     for event in measured:
         for name, parts in event["phases"].items():
             phases[name] = max(phases.get(name, {}), parts, key=lambda each: sum(each.values()))
+    # Forward and backward are followed in one early step, when the optimizer state may still be small; the
+    # state of the update is the largest that was seen. On the host it takes no memory of the device.
     if PASSES in phases and UPDATE in phases and not any(event.get("host") for event in measured):
         largest = max(event["phases"][UPDATE][STATE] for event in measured if UPDATE in event["phases"])
         phases[PASSES] = phases[PASSES] | {STATE: largest}
@@ -63,12 +61,12 @@ def measured_memory(events: Iterable[dict[str, Any]]) -> dict[str, dict[str, int
 
 @dataclass(frozen=True)
 class RunScore:
-    """What a finished run was measured to be."""
+    """One metric of a finished run."""
 
     value: float
     better: Better
     samples: int | None = None
-    """Samples that it is the mean of, where the file says so."""
+    """Number of samples of the mean; None if the file does not say."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class RunResult:
     memory: int | None = None
     """Bytes at the peak."""
     epochs: float | None = None
-    """Over the selection."""
+    """Epochs over the selection."""
     share: float | None = None
     """Share of the training data that the first selection kept."""
 
@@ -138,7 +136,7 @@ class Results:
     failed_arms: dict[str, str] = field(default_factory=dict)
     """Arms that could not even start, and why."""
     pairs: tuple[ArmPair, ...] = ()
-    """First one for every arm but the reference, then those asked for."""
+    """One for every arm but the reference, then those of `--pairs`."""
 
     def of_arm(self, arm: str) -> list[RunResult]:
         """An arm's runs, by seed."""
@@ -191,7 +189,7 @@ def read_results(folder: Path) -> Results:
 
 
 def _pairs(contents: dict[str, Any], path: Path) -> tuple[ArmPair, ...]:
-    """As the folder has them; a folder of an earlier version compares every arm with the reference."""
+    """The pairs of the folder; a folder of an earlier version compares every arm with the reference."""
     arms, reference = contents["arms"], contents["reference"]
     if "pairs" not in contents:
         return tuple(ArmPair(arm, reference) for arm in arms if arm != reference)
@@ -203,7 +201,7 @@ def _pairs(contents: dict[str, Any], path: Path) -> tuple[ArmPair, ...]:
 
 
 def check_comparison(contents: Any, path: Path) -> None:
-    """Raise RecipeError unless what was read has the parts of a `comparison.yaml`."""
+    """Raise RecipeError unless `contents` has the parts of a `comparison.yaml`."""
     parts = {
         "recipe": dict, "arms": dict, "seeds": list, "reference": str, "budget": dict, "steps": dict,
         "calibration": dict, "failed": dict, "data": dict,
@@ -218,10 +216,7 @@ def check_comparison(contents: Any, path: Path) -> None:
 
 
 def read_run(folder: Path, arm: str, seed: int) -> RunResult:
-    """What one run directory tells; a folder that is not there is a run that has not begun.
-
-    A run whose files are damaged counts as failed.
-    """
+    """The result of a run directory; a run without one has not begun, one with damaged files has failed."""
     try:
         with damaged(folder):
             return _result(folder, arm, seed)

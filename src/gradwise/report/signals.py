@@ -20,10 +20,8 @@ LABELS = {
 
 
 def draw_signals(store: Path) -> Path:
-    """Draw a histogram of every signal into `signals.png` beside it; returns the picture's path.
-
-    Vectors are shown by their lengths. Samples that were set aside are counted in the title.
-    """
+    """Draw a histogram of every signal, of vectors their lengths, into `signals.png` in the store and return
+    its path; the title counts the samples that were set aside."""
     signals = Signals.open(store)
     path = store / "signals.png"
     add_file(path, histograms(signals))
@@ -61,7 +59,7 @@ def _values(signals: Signals, name: str) -> NDArray[np.float64] | None:
 
 
 def _rows(values: NDArray, rows: NDArray[np.int64], most: int = 4096) -> NDArray:
-    """Rows of a column; of vectors their lengths, read a stretch at a time."""
+    """Rows of a column; of vectors their lengths, `most` rows at a time."""
     if values.ndim == 1:
         return values[rows]
     parts = [
@@ -73,5 +71,6 @@ def _rows(values: NDArray, rows: NDArray[np.int64], most: int = 4096) -> NDArray
 
 def _bins(values: NDArray[np.float64]) -> list[float] | int:
     if len(values) and values.min() > 0 and values.max() > 30 * np.median(values):
+        # Bins of equal ratios, or a few large values would leave all others in one bin.
         return np.geomspace(values.min(), values.max(), 40).tolist()
     return 40

@@ -1,5 +1,4 @@
-"""What DiReCT chose by: the spectrum with its elbow, and where pool and picks have their energy. From the
-file beside the picks alone."""
+"""The spectrum that DiReCT chose by, and the energy of pool and picks along it. From files alone."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ from gradwise.stored import damaged, read_json
 
 
 def draw_spectra(run: Path) -> list[Path]:
-    """Draw `spectrum-<step>.png` in a run directory for every time that direct chose; returns their paths.
-
-    Raises:
-        RecipeError: when it chose nothing in that run.
-    """
+    """Draw `spectrum-<step>.png` in a run directory for each choice of direct and return their paths;
+    RecipeError if it chose nothing."""
+    # By number: as text, spectrum-100 would come before spectrum-20.
     files = sorted((run / "plan").glob("spectrum-*.json"), key=lambda path: int(path.stem.partition("-")[2]))
     if not files:
         raise RecipeError(f"{run} has no spectrum to draw; only `anneal: direct` uses one.")
@@ -25,7 +22,7 @@ def draw_spectra(run: Path) -> list[Path]:
 
 
 def draw_spectrum(details: Path, path: Path) -> Path:
-    """Draw the spectrum of a selection from a file of plain values; returns the picture's path."""
+    """Draw the spectrum of a selection from its JSON file; returns the picture's path."""
     stats = read_json(details, RecipeError)
     with damaged(details, RecipeError):
         content = spectrum_picture(stats)
@@ -34,12 +31,7 @@ def draw_spectrum(details: Path, path: Path) -> Path:
 
 
 def spectrum_picture(details: dict[str, Any]) -> bytes:
-    """The figure as PNG.
-
-    Args:
-        details: what `gradwise.Direct` records of a selection: its `spectrum`, and how many directions are
-            stiff.
-    """
+    """The figure as PNG, from what `gradwise.Direct` records of a selection."""
     from matplotlib.figure import Figure
 
     spectrum, stiff = details["spectrum"], details["stiff_directions"]
@@ -54,6 +46,7 @@ def spectrum_picture(details: dict[str, Any]) -> bytes:
         f"{details['effective_rank']:.1f}; {stiff} stiff directions",
         fontsize=10,
     )
+    # Floored, since a logarithmic axis has no place for zero.
     for name, label, colour in ("pool_energy", "pool", GREY), ("picks_energy", "picks", ORANGE):
         below.semilogy(
             number, np.maximum(spectrum[name], 1e-7), color=colour, marker="o", markersize=3, label=label

@@ -43,7 +43,7 @@ class ArmDifference:
     against: str
     seeds: int
     mean: float
-    """Over all of the arm's own seeds."""
+    """Mean over all seeds of the arm."""
     sd: float
     difference: float
     """Mean of arm minus the other, paired by seed."""
@@ -71,16 +71,8 @@ def compare_pairs(
     pairs: Iterable[tuple[str, str]],
     better: Better = "lower",
 ) -> list[ArmDifference]:
-    """The comparisons of a table, corrected together.
-
-    Args:
-        values: by arm and seed.
-        pairs: of arms of `values`, each with the arm that it is compared with.
-        better: which values are better.
-
-    Returns:
-        In the order of `pairs`; those without a seed in common are left out.
-    """
+    """The comparisons of a table, corrected together, in the order of `pairs` (arm, compared with); those
+    without a seed in common are left out. `values` are by arm and seed."""
     gaps = {
         (arm, against): np.array(
             [
@@ -141,11 +133,7 @@ def intervals(
     decided comparison while another is undecided. Here a decided one has Bonferroni's interval, of level
     1 - 0.05 / m, or, where that contains 0, the interval of the step k that decided it, of level
     1 - 0.05 / (m - k + 1). All intervals of a table together covered the true values in 91 % to 95 % of
-    simulated tables (2 to 8 arms, 5 seeds, one reference).
-
-    Args:
-        differences: (n,) for each comparison.
-        p_values: not corrected.
+    simulated tables (2 to 8 arms, 5 seeds, one reference). `p_values` are not corrected.
     """
     # Uncorrected intervals excluded 0 beside `no difference seen` in 24 of 298 comparisons, and missed a true
     # value in 17 % of simulated tables with four arms (docs/log.md, 2026-11-29).
@@ -171,11 +159,8 @@ def t_interval(differences: NDArray[np.float64], level: float = LEVEL) -> tuple[
 
 
 def p_value(differences: NDArray[np.float64]) -> float | None:
-    """Two-sided p of the paired t test of (n,) differences, or None for fewer than `FEWEST`.
-
-    Differences that are all exactly zero (two arms that are the same run) give 1; all the same but not zero
-    give 0.
-    """
+    """Two-sided p of the paired t test of (n,) differences, or None for fewer than `FEWEST`. Without any
+    spread it is 1 if all differences are 0, else 0."""
     if len(differences) < FEWEST:
         return None
     error = differences.std(ddof=1) / math.sqrt(len(differences))

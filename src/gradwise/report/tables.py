@@ -24,18 +24,12 @@ WIDTH = 100
 """Columns of text."""
 
 UNITS = {"steps": "optimizer steps", "tokens": "input tokens", "time": "s charged, deciding included"}
-"""What each kind of budget is counted in."""
+"""Unit of each kind of budget."""
 
 
 def write_report(results: Results, folder: Path, metric: str, *, draw: bool = True) -> str:
-    """Write all of it into `folder` and return the text.
-
-    Args:
-        results: what was read of the comparison.
-        folder: gets results.csv, runs.csv, both as .parquet, table.txt and loss_by_*.png.
-        metric: the first table's.
-        draw: draw curves even where they have been drawn.
-    """
+    """Write results.csv, runs.csv, both as .parquet, table.txt and loss_by_*.png into `folder`; returns the
+    text. `metric` is the first table's; `draw` draws curves again that exist."""
     text = as_text(results, metric)
     for name, rows in (("results", results_rows(results, metric)), ("runs", runs_rows(results))):
         write_text(folder / f"{name}.csv", as_csv(rows))
@@ -50,12 +44,7 @@ def write_report(results: Results, folder: Path, metric: str, *, draw: bool = Tr
 
 
 def results_rows(results: Results, metric: str = HELD_OUT_LOSS) -> list[Row]:
-    """Per metric, one row for every arm with its verdict and what it cost, then one for each further pair.
-
-    Args:
-        results: of the comparison.
-        metric: comes first.
-    """
+    """Per metric, `metric` first: a row for every arm with verdict and cost, then one for each other pair."""
     return [row for name in ordered_metrics(results, metric) for row in _metric_rows(results, name)]
 
 
@@ -180,18 +169,16 @@ def as_csv(rows: list[Row]) -> str:
 
 
 def _inert(value: object) -> Any:
-    """Text that would begin a formula, with an apostrophe before it; numbers as they are.
-
-    A carriage return, which Python's writer leaves unquoted, would begin a new row with what follows it.
-    """
+    """Text that would begin a formula, with an apostrophe before it; numbers unchanged."""
     if not isinstance(value, str):
         return value
+    # Python's writer leaves a carriage return unquoted, which would begin a new row.
     text = value.replace("\r", "\n")
     return f"'{text}" if text.startswith(tuple("=+-@\t\n")) else text
 
 
 def as_parquet(rows: list[Row]) -> bytes:
-    """The same as a Parquet file, with types."""
+    """The rows as a Parquet file, with types."""
     import pyarrow
 
     return parquet_bytes(pyarrow.Table.from_pylist(rows))
@@ -201,8 +188,7 @@ def as_parquet(rows: list[Row]) -> bytes:
 
 
 def as_text(results: Results, metric: str = HELD_OUT_LOSS) -> str:
-    """Everything a reader needs, at most 100 columns wide: a table of verdicts per metric, one of costs, and
-    notes."""
+    """The report at most 100 columns wide: a table of verdicts per metric, one of costs, and notes."""
     parts = [_heading(results)]
     parts += [_values(results, name) for name in ordered_metrics(results, metric)]
     parts += [_costs(results), "\n".join(_wrapped(note) for note in report_notes(results, metric))]
@@ -333,7 +319,7 @@ def _on_samples(results: Results) -> list[str]:
 
 
 def _on_seeds(results: Results, metric: str) -> list[str]:
-    """What the number of seeds lets nobody say."""
+    """What the number of seeds does not allow to conclude."""
     if not results.metrics():
         return []
     rows = _metric_rows(results, ordered_metrics(results, metric)[0])

@@ -43,11 +43,7 @@ WHICH = {
 
 
 class RunDirectory:
-    """One run's folder.
-
-    Args:
-        path: the folder; created when a run starts in it.
-    """
+    """One run's folder, created when a run starts in it."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
@@ -78,22 +74,16 @@ class RunDirectory:
 
     @property
     def started(self) -> bool:
-        """Whether there is anything of a run to lose: a training step or a checkpoint."""
+        """Whether there is a run to lose: a training step or a checkpoint."""
         if self.finished or any(self.checkpoints.glob("checkpoint-*")):
             return True
+        # With its quotes: a line of an evaluation has `eval_loss` alone.
         return self.metrics_file.exists() and b'"loss"' in self.metrics_file.read_bytes()
 
     @contextlib.contextmanager
     def opened(self, recipe: Recipe) -> Iterator[None]:
         """Claim the folder for a run of `recipe`, new or resumed, while the context lasts; a collective call.
-
-        Args:
-            recipe: must be the one the folder was started with, if it was.
-
-        Raises:
-            GradwiseError: the folder cannot be written, belongs to another recipe, holds something else, is
-                damaged, or is in use by another process.
-        """
+        Raises GradwiseError if it holds another recipe or something else, is damaged, or is in use."""
         with claimed(self.path, "run", FILES) as self._owned:
             on_first(lambda: self._begin(recipe))
             yield
@@ -137,14 +127,14 @@ class RunDirectory:
             )
 
     def begun_with(self) -> Recipe | None:
-        """The recipe of a run that is there; None where there is none that can be read."""
+        """The recipe of the run in the folder; None if there is no run, or no recipe that can be read."""
         try:
             return self.recipe() if self.started else None
         except (GradwiseError, OSError):
             return None  # `opened` says what is wrong with it
 
     def recipe(self) -> Recipe:
-        """The recipe that the run was started with, and what was measured for it."""
+        """The recipe that the run was started with, and the values that were measured for it."""
         return Recipe.from_dict(read_yaml(self.recipe_file), source=str(self.recipe_file))
 
     def _take_changes(self, recipe: Recipe) -> None:
@@ -153,7 +143,7 @@ class RunDirectory:
             recipe.save(self.recipe_file)
 
     def check_data(self, fingerprint: str, key: str = "fingerprint") -> None:
-        """Refuse to resume with data other than the run was started with; raises CheckpointError."""
+        """Raise CheckpointError if the data differ from those that the run was started with."""
         if not self.environment_file.exists():
             return
         before = read_json(
@@ -172,16 +162,8 @@ class RunDirectory:
             write_json(self.environment_file, environment)
 
     def save_model(self, write: Callable[[str], None]) -> None:
-        """Let `write` fill a folder with the final model, then put it in place in one move.
-
-        A collective call.
-
-        Args:
-            write: called on every rank, since a sharded model is gathered from all.
-
-        Raises:
-            StorageError: the model cannot be written.
-        """
+        """Let `write` fill a folder with the final model on every rank, then put it in place in one move. A
+        collective call; raises StorageError if the model cannot be written."""
         partial = self.path / f"{TEMPORARY}{MODEL}"
         write_or_explain(partial, lambda: write(str(partial)), self.checkpoints)
         wait_for_all()
@@ -189,6 +171,7 @@ class RunDirectory:
 
     def _place_model(self, partial: Path) -> None:
         with writing(self.model):
+            # A pickle, which runs code where it is loaded, and which nothing here reads.
             (partial / "training_args.bin").unlink(missing_ok=True)
             self.owned.digests[MODEL] = sync_files(partial)
             self.owned.write_marker()
@@ -198,11 +181,8 @@ class RunDirectory:
             sync_folder(self.path)
 
     def check_model(self, *, contents: bool = False) -> None:
-        """Raise CheckpointError where the saved model is not as the run left it.
-
-        Args:
-            contents: compare what the files hold; otherwise only their sizes.
-        """
+        """Raise CheckpointError if the saved model is not as the run left it: by the sizes of its files, or
+        with `contents` by what they hold."""
         if damage := difference(self.model, self.owned.digests.get(MODEL, {}), contents=contents):
             raise CheckpointError(
                 f"The model in {self.model} is not as the run saved it: {damage}. Restore it, or delete "
@@ -210,12 +190,8 @@ class RunDirectory:
             )
 
     def delete_leftovers(self, *, weights: tuple[str, ...] = (), keep_checkpoints: bool = False) -> None:
-        """Delete what a finished run no longer needs; what the user put beside it stays.
-
-        Args:
-            weights: patterns of files of the saved model, without which the run still counts as finished.
-            keep_checkpoints: leave the checkpoints.
-        """
+        """Delete what a finished run no longer needs; what the user put beside it stays. `weights` are
+        patterns of files of the saved model, without which the run still counts as finished."""
         with claimed(self.path, "run") as self._owned:
             for path in [path for pattern in weights for path in self.model.glob(pattern)]:
                 # Out of the marker first: a kill in between leaves a file that nobody checks, not a model
@@ -226,6 +202,7 @@ class RunDirectory:
             if not keep_checkpoints:
                 for checkpoint in checkpoints.checkpoints(self.checkpoints):
                     checkpoints.delete(checkpoint)
+                # The user may have put something else there.
                 with contextlib.suppress(OSError):
                     self.checkpoints.rmdir()
 

@@ -28,12 +28,7 @@ PACKAGES = (
 
 
 def environment(*, data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
-    """Plain values for `environment.json`.
-
-    Args:
-        data: fingerprint and report of the training data.
-        model: name, revision and size of the model.
-    """
+    """Plain values for `environment.json`; `data` and `model` describe the training data and the model."""
     return {
         "versions": versions(),
         "machine": {
@@ -43,6 +38,7 @@ def environment(*, data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any
             "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "ranks": world_size(),
         },
+        # A `--set train.hub_token=...` must not stay in a file that people share.
         "command": [masked(argument) for argument in sys.argv],
         "git_revision": _git_revision(),
         "model": model,
@@ -56,12 +52,13 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     import resource
 
+    # macOS counts in bytes, Linux in KiB.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
+    """Versions of Python and of the packages that affect what a run computes."""
     installed = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

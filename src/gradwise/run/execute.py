@@ -36,7 +36,7 @@ Foresee = Callable[[Recipe], dict[str, dict[str, int]] | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to."""
+    """How a run ended."""
 
     run: RunDirectory
     finished: bool
@@ -57,25 +57,11 @@ def train(
 ) -> Outcome:
     """Run a recipe in a folder, or resume the run of the same recipe that was stopped there.
 
-    Under torchrun all ranks call it; the first one owns the folder.
-
-    Args:
-        recipe: with `model` and `data.train`.
-        out: the run directory.
-        tell: gets a sentence on each stage, on the first rank only.
-        progress: show how far it is on standard error: bars on a terminal, elsewhere a line now and then.
-        shared: folder of signals that runs share.
-        score: measure the final model and write `scores.json`, where the recipe gives validation data or
-            metrics.
-        foresee: gives the memory that the recipe will need, by phase and part, to be compared with what the
-            run measures. If unset, nothing is compared.
-
-    Returns:
-        The outcome; `finished` is False after Ctrl-C or SIGTERM, with a checkpoint saved.
-
-    Raises:
-        GradwiseError: in one clear sentence, with everything that was saved before left as it was. A model
-            that could not be scored is saved by then, and the next run in the folder only scores it.
+    Under torchrun all ranks call it; the first one owns the folder. `shared` is a folder of signals that runs
+    share. `foresee` predicts the memory of each phase by part, to be compared with what the run measures.
+    After Ctrl-C or SIGTERM a checkpoint is saved and the outcome is not `finished`. Raises GradwiseError with
+    everything that was saved before left as it was; a model that could not be scored is saved by then, and
+    the next run in the folder only scores it.
     """
     run = RunDirectory(out)
     recipe = _complete(recipe, run)
@@ -100,7 +86,7 @@ def train(
 
 
 def _finish_scoring(recipe: Recipe, run: RunDirectory, device: Any, *, tell: Tell, shown: bool) -> bool:
-    """Whether a finished run is scored, after what is left of that was done."""
+    """Score a finished run if that is still to be done; returns whether it is scored."""
     if on_first(lambda: run.scored) or not due(recipe):
         return True
     # The weights are read now in any case, and safetensors has no checksum: a changed byte would only change
@@ -130,7 +116,7 @@ def _complete(recipe: Recipe, run: RunDirectory) -> Recipe:
 
 
 def _check_packing(recipe: Recipe) -> None:
-    """Refuse what cannot go with packing, before a model is loaded."""
+    """Refuse settings that do not work with packing, before a model is loaded."""
     assert recipe.data is not None
     if recipe.data.packing is not True:
         return  # with `auto`, the model decides whether rows are packed
@@ -176,11 +162,8 @@ def _build(
     score: bool,
     foresee: Foresee | None,
 ) -> tuple[Trainer, Scoring | None, list[str]]:
-    """Everything that a run needs, read and checked; calls nothing collective.
-
-    Returns:
-        The trainer, what the run will be scored by, and fingerprints of the data.
-    """
+    """Read and check everything that a run needs; calls nothing collective. Returns the trainer, the scoring
+    of the run if any is due, and fingerprints of the data."""
     model_settings, data = _present(recipe.model, Model), _present(recipe.data, Data)
     tokenizer = load_tokenizer(model_settings)
     parts = load_parts(data, tokenizer, goal=recipe.goal, annealing=recipe.annealing_data, progress=shown)

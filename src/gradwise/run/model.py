@@ -41,16 +41,8 @@ def load_model(settings: Model, adapter: Adapter | None = None, *, tell: Tell = 
     """The model in the requested dtype, with its adapter if there is one.
 
     Weights are read from safetensors only (or from the named GGUF file): pickled ones could run code. A model
-    folder that holds an adapter of PEFT gives the adapter's base model with this adapter, which learns on.
-
-    Args:
-        settings: the recipe's `model`.
-        adapter: the recipe's `adapter`.
-        tell: gets warnings: weights in the files that the model has no place for, for example.
-
-    Raises:
-        RecipeError: there is no such model, it is not a causal language model, or a weight is missing or has
-            another shape.
+    folder that holds an adapter of PEFT gives the adapter's base model with this adapter, which is trained
+    further. Raises RecipeError if there is no such model, or a weight is missing or has another shape.
     """
     base = _base_of_adapter(settings)
     if base is not None and adapter is not None:
@@ -69,7 +61,7 @@ def load_model(settings: Model, adapter: Adapter | None = None, *, tell: Tell = 
 
 
 def load_saved_model(settings: Model, folder: Path, *, tell: Tell = say_first) -> Any:
-    """The model that a run of these settings saved; an adapter is put on the model it was trained over."""
+    """The model that a run of these settings saved; an adapter is put on the model it was trained with."""
     saved = replace(settings, name=str(folder), revision=None)
     if _base_of_adapter(saved) is None:
         return load_model(replace(saved, gguf_file=None), tell=tell)
@@ -86,18 +78,13 @@ def resolved_revision(settings: Model) -> str | None:
 
 
 def measures(recipe: Recipe) -> bool:
-    """Whether samples are measured before the first step, by `signals.model` where there is one."""
+    """Whether samples are scored before the first step, by `signals.model` if it is set."""
     return bool((recipe.select.needs | recipe.order.needs) & set(QUANTITIES))
 
 
 def pinned(recipe: Recipe, before: Recipe | None, *, proxy: bool) -> Recipe:
-    """A recipe that names commits where it left them open.
-
-    Args:
-        recipe: whose models have hub names or lie in folders.
-        before: what was begun with it, whose commits hold where it names the same models.
-        proxy: whether `signals.model` will be used, and needs a commit.
-    """
+    """A recipe with a commit for each model on the hub that names none: the commit of the earlier recipe
+    `before` if it names the same model. With `proxy`, `signals.model` is used and needs a commit too."""
 
     def commit(settings: Model | None, earlier: Model | None) -> Model | None:
         if settings is None or settings.revision is not None:
@@ -118,7 +105,7 @@ def pinned(recipe: Recipe, before: Recipe | None, *, proxy: bool) -> Recipe:
 
 
 def check_length(model: PreTrainedModel, max_length: int) -> None:
-    """Refuse sequences longer than the model has positions for; raises RecipeError."""
+    """Raise RecipeError if sequences may be longer than the model has positions."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and max_length > positions:
         raise RecipeError(
@@ -160,7 +147,7 @@ def _load_whole(settings: Model, tell: Tell) -> Any:
 
 
 def _check_configuration(settings: Model) -> None:
-    """Refuse what would take all memory while loading, or fail in the first step."""
+    """Refuse a configuration that would take all memory while loading, or fail in the first step."""
     if settings.gguf_file is not None or (folder := local_folder(settings.name)) is None:
         return
     config = configuration(settings).get_text_config()
@@ -227,11 +214,8 @@ def _check_attention(settings: Model, model: PreTrainedModel) -> None:
 
 
 def _drop_ineffective(model: object, tell: Tell) -> None:
-    """Unset generation settings that contradict others; transformers refuses to save them.
-
-    They have no effect: with `do_sample: false`, for example, `temperature` has none. So the saved model
-    generates as the one that was loaded.
-    """
+    """Unset generation settings that contradict others, since transformers refuses to save them. They have no
+    effect (`temperature` with `do_sample: false`), so the saved model generates as before."""
     settings = getattr(model, "generation_config", None)
     if settings is None:
         return
@@ -341,6 +325,7 @@ def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
     with torch.device("meta"):
         fresh = type(model)(config)
     fresh.load_state_dict(model.state_dict(), assign=True)
+    # The state dict lacks buffers such as rotary frequencies, which are still on the meta device.
     for name, buffer in model.named_buffers():
         parent, _, leaf = name.rpartition(".")
         fresh.get_submodule(parent).register_buffer(leaf, buffer, persistent=False)

@@ -1,4 +1,4 @@
-"""What the libraries raise while a model is loaded, as one sentence each."""
+"""The errors that the libraries raise while a model is loaded, as one sentence each."""
 
 import errno
 import traceback
@@ -25,12 +25,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 @contextmanager
 def explained(settings: Model, what: str) -> Iterator[None]:
-    """Turn whatever is raised inside into a RecipeError of one sentence.
-
-    Args:
-        settings: the model that is being loaded.
-        what: what of it: "model", "tokenizer", "configuration" or "adapter".
-    """
+    """Turn whatever is raised inside into a RecipeError of one sentence. `what` is being loaded: "model",
+    "tokenizer", "configuration" or "adapter"."""
     try:
         yield
     except GradwiseError:
@@ -67,6 +63,7 @@ def _hub_sentence(settings: Model, what: str, error: BaseException, reason: str)
         )
     if _first(causes, RevisionNotFoundError):
         return f"{name} on the hub has no revision {settings.revision}; see its page for those it has."
+    # Before the network's errors: a full disk interrupts a download, too.
     full = _first(causes, OSError, lambda cause: cause.errno in _FULL)
     if full is not None:
         return f"the hub's cache cannot take {name} ({full}); make room there, or move it with HF_HOME."

@@ -30,19 +30,13 @@ _BLOCK = 2**16
 
 
 def damage(folder: Path) -> str | None:
-    """The first thing that keeps a model folder from being loaded whole, as a sentence; None if nothing does.
-
-    Checked are the configuration, the weights as configuration and index name them, and the tokenizer's JSON
-    files as far as they exist: that each can be read and is complete, not what is in it.
-
-    Args:
-        folder: a model, or an adapter, as `save_pretrained` writes them.
-    """
+    """The first thing that keeps a model or adapter folder from being loaded whole, as a sentence, or None.
+    It checks that configuration, weights and the tokenizer's JSON files are complete and can be read."""
     return next(_damages(folder), None)
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder that a model's name stands for; None if it is none, but perhaps a hub name."""
+    """The folder that a model's name stands for; None if there is none, as for a name on the hub."""
     return Path(name) if os.path.isdir(name) else None  # noqa: PTH112  # `is_dir` raises for over-long names
 
 
@@ -53,12 +47,8 @@ def stored(folder: Path) -> tuple[int, int]:
 
 
 def sampled_digest(folder: Path) -> str:
-    """SHA-256 over the configuration and over 16 evenly spread blocks of each file of weights, which tells
-    another training run without reading gigabytes.
-
-    Args:
-        folder: a model, or an adapter.
-    """
+    """SHA-256 over the configuration and 16 evenly spread blocks of each file of weights: it differs for
+    another training run, without reading gigabytes."""
     files = sorted(
         path for path in folder.iterdir() if path.name in (CONFIG, ADAPTER) or path.suffix in _WEIGHTS
     )

@@ -41,25 +41,15 @@ ORDERED, SUMMARY, GRAPH = "ordered.parquet", "order.json", "graph.parquet"
 def order_samples(
     recipe: Recipe, out: Path, *, text: bool = True, tell: Tell = say, progress: bool = True
 ) -> Order:
-    """One epoch of what `gradwise train` would begin with, put in order, in files.
+    """One epoch of what `gradwise train` would begin with, put in order, in files. Raises GradwiseError.
 
     If every epoch has its own order, this is the first. A run measures influence as often as the `overhead`
     of `order` allows; here that is done once, with the weights as they are and an optimizer before its first
     step. The recipe's layers, annealing phase and schedule have no effect here.
 
-    `ordered.parquet` is a training set, a row for each entry in order; `order.json` summarises it;
-    `graph.parquet` holds the influences. Signals of every sample stay in `signals`, and interrupted scoring
-    resumes there.
-
-    Args:
-        recipe: with `model`, `data` and `order`.
-        out: the folder.
-        text: write the records' own columns.
-        tell: gets a sentence on each stage.
-        progress: show bars.
-
-    Raises:
-        GradwiseError: in one clear sentence.
+    `ordered.parquet` is a training set, a row for each entry in order, with the records' own columns if
+    `text` is set; `order.json` summarises it; `graph.parquet` holds the influences. Signals of every sample
+    stay in `signals`, and interrupted scoring resumes there.
     """
     packed = recipe.data is not None and bool(recipe.data.packing)
     order = recipe.order.for_batches(recipe.train.batch_size, packed=packed)
@@ -114,7 +104,7 @@ def _held_out(recipe: Recipe, *, progress: bool) -> Pool:
 def _probe(
     recipe: Recipe, chosen: Selected, rows: NDArray[np.int64], held_out: Pool | None, tell: Tell
 ) -> Probe:
-    """Asks the recipe's model, with the optimizer that a run would begin with at its highest rate."""
+    """Trial steps on the recipe's model, with a fresh optimizer at the run's peak learning rate."""
     assert recipe.data is not None
     if held_out is not None and (shared := overlap(chosen.pool, held_out)):
         tell(
@@ -146,7 +136,7 @@ def _probe(
 
 
 def _optimizer(recipe: Recipe, model: nn.Module, pool: Pool) -> tuple[Any, float]:
-    """The one that the Trainer makes of the recipe's `train`, before its first step; and where it clips."""
+    """The optimizer that the Trainer makes of `train`, before its first step, and the norm it clips at."""
     assert recipe.data is not None
     # The Trainer makes the folder of its checkpoints, though there will be no checkpoint.
     with TemporaryFolder("order") as nowhere:
@@ -208,7 +198,7 @@ def _write(
 
 
 def _columns(chosen: Selected, epoch_order: Order) -> dict[str, Any]:
-    """What is known of every entry."""
+    """Position, sample, unit, domain, origin and reason of every entry."""
     rows: Any = chosen.pool.dataset.select(epoch_order.indices)
     count = len(epoch_order.indices)
     units = epoch_order.units
@@ -224,8 +214,8 @@ def _columns(chosen: Selected, epoch_order: Order) -> dict[str, Any]:
 
 
 def _record_columns(records: list[dict[str, Any]], ours: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The records' columns, empty where a record has none such; those of names that are ours, where they say
-    something else, as `record_...`. And the names of those whose values are of different types."""
+    """The records' columns, empty where a record lacks one; a column whose name is in `ours` with other
+    values is called `record_...`. Also the names of columns whose values are of different types."""
     columns, left_out = {}, []
     for name in dict.fromkeys(name for record in records for name in record):
         try:

@@ -21,7 +21,7 @@ SHOWN_EVERY = 1.0
 """Seconds between two estimates of the time left beside a bar."""
 
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
-"""A bar without tqdm's own estimate, which knows of no decision that is still to come."""
+"""A bar without tqdm's own estimate, which leaves out the decisions to come."""
 
 
 class ProgressBar(ProgressCallback):
@@ -106,7 +106,7 @@ def show_progress(trainer: "Trainer", shown: bool) -> None:
 
 @contextmanager
 def quiet_libraries(bars: bool) -> Iterator[None]:
-    """Libraries speak up on errors only, and show bars only where we do."""
+    """Let libraries report errors only, and show bars only if `bars` is set."""
     import datasets
 
     logging = transformers.utils.logging

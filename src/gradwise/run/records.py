@@ -13,16 +13,8 @@ from gradwise.errors import DataError
 
 
 def records_of(sources: Sources, pool: Pool, indices: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
-    """The record of each sample, in the order given; of large data only those asked for are kept.
-
-    Args:
-        sources: of the samples, in the order in which the pool was read from them.
-        pool: what was read from them.
-        indices: places in the pool; repeats are allowed.
-
-    Raises:
-        DataError: when the sources are no longer what the pool was read from.
-    """
+    """The record of each sample at `indices`, read again from the sources of the pool; only these are kept in
+    memory. Raises DataError if the sources are no longer what the pool was read from."""
     chosen: Any = pool.dataset.select(indices)
     # By place and not by origin and domain: two files of one name may give both alike.
     places = pool.records[indices].tolist()

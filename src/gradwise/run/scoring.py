@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 def due(recipe: Recipe) -> bool:
-    """Whether a run of the recipe is measured by anything."""
+    """Whether the recipe has anything to measure a run by."""
     data = recipe.data
     return bool(recipe.metrics) or (data is not None and bool(data.validation or data.target))
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a run will be measured by, checked before its first step."""
+    """How a run will be scored, checked before its first step."""
 
     recipe: Recipe
     tokenizer: "PreTrainedTokenizerBase"
@@ -62,7 +62,7 @@ class Scoring:
         return cls(recipe, tokenizer, prepared, held_out, bars, tell)
 
     def check_model(self, model: "PreTrainedModel") -> None:
-        """Raise RecipeError where the model has no room for a task, or cannot be scored at all."""
+        """Raise RecipeError if the model has no room for a task, or cannot be scored at all."""
         try:
             check_measurable(model)
         except SignalError as error:
@@ -70,7 +70,7 @@ class Scoring:
         self.prepared.check_length(model, self.tokenizer, self.tell)
 
     def check_whole(self, sharded: bool) -> None:
-        """Raise RecipeError for tasks and functions where the model will be in pieces."""
+        """Raise RecipeError for tasks and functions on a model that will be sharded."""
         if sharded and self.recipe.metrics:
             raise RecipeError(
                 "metrics cannot be taken on a model that FSDP or DeepSpeed shards over processes; leave them "
@@ -78,14 +78,9 @@ class Scoring:
             )
 
     def write(self, model: "PreTrainedModel", run: RunDirectory, *, first: bool) -> bool:
-        """Measure the model and write `scores.json`; all ranks must call it.
-
-        Returns:
-            False where it was interrupted.
-
-        Raises:
-            GradwiseError: something could not be measured; says that the model is saved.
-        """
+        """Measure the model and write `scores.json`; all ranks must call it. Returns False if it was
+        interrupted. Raises GradwiseError, which says that the model is saved, if something cannot be
+        measured."""
         # Not the run's seconds: scoring comes after the event `finished`.
         start = time.perf_counter()
         try:
@@ -120,7 +115,7 @@ class Scoring:
 
 
 def score_saved(recipe: Recipe, run: RunDirectory, device: torch.device, *, bars: bool, tell: Tell) -> bool:
-    """Measure the model that a finished run saved; all ranks must call it. False where it was interrupted."""
+    """Measure the model that a finished run saved; all ranks must call it. Returns False if interrupted."""
     assert recipe.model is not None and recipe.data is not None
     tokenizer = load_tokenizer(recipe.model)
     held_out = _measuring(recipe, tokenizer, bars=bars)

@@ -43,30 +43,20 @@ if TYPE_CHECKING:
 PICKS, RECORDS, SUMMARY = "picks.parquet", "records.jsonl", "selection.json"
 SIGNALS, VALIDATION, TARGET = "signals", "validation", "target"
 LOOKED = "looked.npy"
-"""Beside the signals: which samples of the pool they are of, where not of all."""
+"""Beside the signals: positions of the samples that were scored, if not all were."""
 
 
 def select_samples(
     recipe: Recipe, out: Path, *, text: bool = True, tell: Tell = say, progress: bool = True
 ) -> Selection:
-    """The selection that `gradwise train` would begin with, in files.
+    """The selection that `gradwise train` would begin with, in files. Raises GradwiseError.
 
     But `select: grace` scores all samples if `candidates` is unset, since there is no run whose `overhead`
     could bound it.
 
-    `picks.parquet` says of each pick what it is and why it is there, `records.jsonl` holds the records
-    themselves in the order picked, `selection.json` summarises the selection; signals stay in `signals`,
-    and interrupted scoring resumes there.
-
-    Args:
-        recipe: with `model`, `data` and `select`.
-        out: the folder.
-        text: write the picked records and the beginnings of their texts.
-        tell: gets a sentence on each stage.
-        progress: show bars.
-
-    Raises:
-        GradwiseError: in one clear sentence.
+    `picks.parquet` says of each pick what it is and why it is there, `selection.json` summarises the
+    selection; with `text`, `records.jsonl` holds the records themselves in the order picked. Signals stay in
+    `signals`, and interrupted scoring resumes there.
     """
     with _claimed(recipe, out, text) as folder:
         chosen = choose(recipe, folder.path, tell=tell, progress=progress)
@@ -90,37 +80,30 @@ def select_samples(
 
 @contextmanager
 def _claimed(recipe: Recipe, out: Path, text: bool) -> Iterator[OwnedFolder]:
-    """The folder, refused before anything is read where it holds something else."""
+    """The folder; refused before anything is read if it holds something else."""
     joined(recipe)
+    # `joined` comes first: one rank claims the folder for all, which must be connected by then.
     names = (PICKS, SUMMARY, SIGNALS, VALIDATION, TARGET) + ((RECORDS,) if text else ())
     with claimed(out.expanduser(), "selection", names) as folder:
         yield folder
 
 
 class Selected(NamedTuple):
-    """A selection, and what it was made of."""
+    """A selection, and its inputs."""
 
     context: RunContext
     pool: Pool
     scored: PoolSignals
     model: Any
-    """What computed signals, if anything did."""
+    """The model that computed signals; None if none were needed."""
     selection: Selection
 
 
 def choose(
     recipe: Recipe, out: Path, *, more: frozenset[str] = frozenset(), tell: Tell, progress: bool
 ) -> Selected:
-    """Score what `select` needs into a store below `out`, and select.
-
-    Args:
-        recipe, out, tell, progress: as in `select_samples`.
-        more: signals that an order of the selection needs besides, scored in the same run; if `select` itself
-            needs no quantity, of the selected samples alone.
-
-    Raises:
-        GradwiseError: in one clear sentence.
-    """
+    """Score what `select` needs into a store below `out`, and select. `more` are signals that an order of the
+    selection needs besides; if `select` itself needs no quantity, only the selected samples have them."""
     goal = recipe.goal
     recipe = replace(recipe, select=recipe.select.aimed(goal))
     method = recipe.select.chosen()
@@ -142,6 +125,7 @@ def choose(
             f"{len(rows):,} of {count:,}; give candidates: all."
         )
     if not method.needs & set(QUANTITIES) and more & set(QUANTITIES):
+        # Select first, since the order needs signals of the selected samples alone.
         unscored = selection_signals(context, method.needs | {"num_tokens"})
         selection = first_selection(method, context, unscored, first=first).selection
         picked = np.unique(selection.indices)
@@ -168,8 +152,7 @@ def _context(
     tell: Tell,
     progress: bool,
 ) -> RunContext:
-    """What the decisions of a recipe may use outside of a run; the model is loaded when signals are
-    needed."""
+    """The context of a recipe's decisions outside of a run; the model is loaded when signals are needed."""
     dataset: Any = pool.dataset
     samples = Samples(dataset, dataset, Collator.for_tokenizer(tokenizer))
 
@@ -198,7 +181,7 @@ def _context(
 
 
 def _pool(recipe: Recipe, model: Model | None, tell: Tell, progress: bool) -> tuple[Pool, Any]:
-    """The training data, and the tokenizer of `model` or of what measures."""
+    """The training data, and the tokenizer of `model`, or of the model that measures if that is None."""
     settings, data = sections(recipe)
     tokenizer = load_tokenizer(model or settings)
     pool = load(data, "train", tokenizer, progress=progress and is_first())
@@ -222,8 +205,8 @@ def _parts(recipe: Recipe, goal: Goal | None, tell: Tell, progress: bool) -> tup
 def select_annealing(
     recipe: Recipe, out: Path, *, text: bool = True, tell: Tell = say, progress: bool = True
 ) -> Selection:
-    """What `anneal` would train on, if the recipe's model were the one at the beginning of the annealing
-    phase: for people with their own trainer, who give the checkpoint from which the learning rate decays.
+    """The samples that `anneal` would train on if the recipe's model were the one at the beginning of the
+    phase. For people with their own trainer, who give the checkpoint from which the learning rate decays.
 
     Files and errors are those of `select_samples`; signals of the validation samples stay in `validation`.
     """
@@ -279,8 +262,8 @@ def select_annealing(
 
 
 def _phase_pool(recipe: Recipe, phase: Annealer, tell: Tell, progress: bool) -> tuple[Pool, int, Any]:
-    """The samples of the annealing phase: those of its own files behind the training samples that it mixes
-    them with; how many are its own; and the tokenizer."""
+    """The samples of the annealing phase, the number of those from its own files, and the tokenizer. The
+    phase's own samples stand behind the training samples that it mixes them with."""
     if phase.data is None:
         pool, tokenizer = _pool(recipe, recipe.model, tell, progress)
         return pool, 0, tokenizer
@@ -296,7 +279,7 @@ def _phase_pool(recipe: Recipe, phase: Annealer, tell: Tell, progress: bool) -> 
 
 
 def _sources(recipe: Recipe, phase: Annealer) -> Sources:
-    """What the pool of `_phase_pool` was read from, in its order."""
+    """The sources of the pool of `_phase_pool`, in its order."""
     training = sections(recipe)[1].train
     if phase.data is None:
         return training
@@ -345,8 +328,7 @@ def _write(
     summary: dict[str, Any],
     sources: Sources,
 ) -> None:
-    """Picks, summary and, from the sources if there are any, records; and beside the signals, which samples
-    they are of."""
+    """Write picks, summary, the records if there are sources, and which samples the signals are of."""
     out = folder.path
     write_picks(out / PICKS, selection, pool.dataset, context.tokenizer if sources else None)
     if sources:

@@ -41,20 +41,10 @@ def collect_signals(
     tell: Tell = say,
     progress: bool = True,
 ) -> Signals:
-    """Measure a recipe's data with its model, or with the one under `signals`, into a store.
+    """Measure a recipe's data with its model, or with the one under `signals`, into a store at `out`, where
+    interrupted scoring resumes. `want` is as in `gradwise.collect`; raises GradwiseError.
 
     Beside the store stands `rows.parquet`: the record and the source of each row.
-
-    Args:
-        recipe: with `model` and `data`.
-        out: the store's folder; interrupted scoring resumes there.
-        want: quantities, as in `gradwise.collect`.
-        part: which part of the data.
-        tell: gets a sentence on each stage.
-        progress: show a bar.
-
-    Raises:
-        GradwiseError: in one clear sentence.
     """
     joined(recipe)
     out = out.expanduser()
@@ -93,8 +83,7 @@ def _measured(recipe: Recipe, part: Part, tell: Tell, progress: bool) -> tuple[S
 def what_measures(
     recipe: Recipe, pool: Pool, target: Pool | None, tokenizer: "PreTrainedTokenizerBase", *, progress: bool
 ) -> Scorer:
-    """The model that decides for a recipe, with the pool's records in its tokens, row by row, and the
-    target's."""
+    """The model that decides for a recipe, with the pool's and the target's records in its tokens."""
     proxy = load_proxy(recipe, pool, target, progress=progress)
     if proxy is not None:
         return proxy
@@ -108,12 +97,8 @@ def placed_model(recipe: Recipe) -> Any:
 
 
 def load_proxy(recipe: Recipe, pool: Pool, target: Pool | None, *, progress: bool) -> Scorer | None:
-    """The model under `signals` with the pool's records in its tokens, row by row; None where there is none,
-    or nothing to measure.
-
-    Raises:
-        DataError: when a record means nothing to the proxy.
-    """
+    """The model under `signals` with the pool's records in its tokens, row by row; None if there is no such
+    model or nothing to measure. Raises DataError if the proxy's tokenizer leaves out a record."""
     needs = recipe.select.needs | recipe.order.needs
     if recipe.signals.model is None or not needs & set(QUANTITIES):
         return None
@@ -151,7 +136,7 @@ def _keeping_all(data: Data) -> Data:
 
 
 def sections(recipe: Recipe) -> tuple[Model, Data]:
-    """The model that measures and the data that are measured; raises RecipeError where one is missing."""
+    """The model that measures and the data that are measured. Raises RecipeError if one is missing."""
     model = recipe.signals.model or recipe.model
     if model is None:
         raise RecipeError("The recipe names no model; give model.name, a hub name or a local folder.")

@@ -1,4 +1,4 @@
-"""A finished run in a few lines: what was trained, what it cost, what it changed."""
+"""A finished run in a few lines: what was trained, its cost, its losses."""
 
 import math
 from typing import Any
@@ -11,11 +11,8 @@ from gradwise.stored import damaged
 
 
 def summary(run: RunDirectory) -> str:
-    """A small table from the run directory alone: losses, trained parameters, memory, time.
-
-    Raises:
-        CheckpointError: one of its files is damaged.
-    """
+    """A small table from the run directory alone: losses, trained parameters, memory, time. Raises
+    CheckpointError if one of its files is damaged."""
     metrics, events = run.metrics(), run.events()
     with damaged(run.path):
         return _table(run, metrics, events)
@@ -62,6 +59,7 @@ def _losses(metrics: list[dict[str, Any]], score: dict[str, Any] | None) -> list
             for when, loss in losses
         ]
     training = [math.nan if line["loss"] is None else line["loss"] for line in metrics if "loss" in line]
+    # The loss of a single step is noisy, so means over a tenth of the steps are shown.
     tenth = max(1, len(training) // 10)
     return [
         (f"training loss at {when}", f"{mean:.4f} nats per token" if math.isfinite(mean) else "not finite")
@@ -90,7 +88,7 @@ def _by_part(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _at_random(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Picks that GRACE filled its budget with, not having scored enough samples to choose them."""
+    """Picks with which GRACE filled its budget because it had not scored enough samples to choose them."""
     planned = next((event for event in events if event["event"] == "plan"), {})
     note = random_picks(planned, planned.get("selected", 0))
     return (
@@ -99,7 +97,7 @@ def _at_random(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _against_forecast(events: list[dict[str, Any]], seconds: float) -> list[tuple[str, str]]:
-    """What decisions were forecast to take, and what they took, as shares of the training time."""
+    """Forecast and measured cost of the decisions, as shares of the training time."""
     spent, training = charged(events), seconds - deciding_seconds(events)
     expected = expected_shares(events)
     if not expected or training <= 0:

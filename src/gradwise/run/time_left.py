@@ -21,9 +21,7 @@ EVENTS = {"select": "refresh", "order": "order", "anneal": "anneal"}
 
 
 class TimeLeft:
-    """Args:
-    session: of a run that is about to make its next step.
-    """
+    """Estimates the time left in a run; made when the run is about to make its next step."""
 
     def __init__(self, session: "Session") -> None:
         self._session = session
@@ -64,7 +62,7 @@ class TimeLeft:
         return seconds + _after(self._checkpoints, done) * self._mean(CHECKPOINT)
 
     def _decision(self, section: str, each: float) -> float:
-        """Seconds of one decision: as measured, or else as forecast."""
+        """Seconds of one decision: as measured, else as forecast."""
         record = self._session.record
         if EVENTS[section] in record.spent:
             return self._mean(EVENTS[section])
@@ -85,7 +83,7 @@ class TimeLeft:
 
 
 def _after(due: "_Due", done: int) -> int:
-    """How many of some steps are still to be made."""
+    """Number of steps of `due` after step `done`."""
     return len(due.steps) - bisect_left(due.steps, done + 1) + (due.last > done)
 
 

@@ -48,7 +48,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Axes:
-    """What a chart is laid out by."""
+    """Axes of a chart, and marks along x."""
 
     x: str
     """Label with the unit."""
@@ -67,6 +67,7 @@ class Axes:
 def line_chart(lines: Sequence[Line], axes: Axes, width: int) -> Canvas:
     """Lines over a common x, each named at its right end."""
     labelled = [line for line in lines if line.name]
+    # Names stand at the right ends of the lines; a character is about 7.4 pixels wide.
     room = (
         min(width * 0.3, max((len(line.name) for line in labelled), default=0) * 7.4 + 12) if labelled else 12
     )
@@ -78,6 +79,7 @@ def line_chart(lines: Sequence[Line], axes: Axes, width: int) -> Canvas:
     values = [value for line in lines for part in (line.y, *(line.band or ())) for value in part]
     y = Scale.over([*values, *([0.0] if axes.zero else [])], bottom, top, log=axes.log)
     if axes.zero:
+        # Without the margin of `Scale.over`, so that zero is the lower edge.
         y = Scale(0.0, y.high, bottom, top)
     if axes.shade is not None:
         start, stop, name = axes.shade
@@ -104,6 +106,7 @@ def _draw_line(canvas: Canvas, line: Line, x: Scale, y: Scale) -> None:
         around = [*zip(line.x, upper, strict=True), *reversed([*zip(line.x, lower, strict=True)])]
         canvas.path([(x(a), y(b)) for a, b in around], f"band {colour}", closed=True)
     points = [(x(a), y(b)) for a, b in zip(line.x, line.y, strict=True)]
+    # Many dots would hide the line; invisible ones still show their values on hover.
     look = "ghost" if line.thin or len(points) > MOST_DOTS else "dot"
     canvas.path(points, f"line {colour}{' thin' * line.thin}")
     for (a, b), (px, py) in zip(zip(line.x, line.y, strict=True), points, strict=True):
@@ -121,8 +124,10 @@ def _name_lines(canvas: Canvas, lines: Sequence[Line], x: Scale, y: Scale) -> No
     ends = sorted((end for end in last_points if end is not None), key=lambda end: end[1])
     below, places = -math.inf, []
     for _, place, _ in ends:
+        # A line of text is 15 pixels high.
         below = max(place, below + 15)
         places.append(below)
+    # If the lowest name was pushed below the chart, all names move up by as much.
     over = max(0.0, places[-1] - max(y.start, y.stop)) if places else 0.0
     for place, (left, _, line) in zip(places, ends, strict=True):
         name = fit(line.name, canvas.width - left)
@@ -147,15 +152,8 @@ def stretches(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list
 def stacked_chart(
     edges: Sequence[float], shares: NDArray[np.float64], names: Sequence[str], x: str, width: int
 ) -> Canvas:
-    """Shares of a whole over stretches of x.
-
-    Args:
-        edges: (n + 1,) ends of the stretches.
-        shares: (n, k), rows with a sum of 1; NaN where nothing is known.
-        names: of the k parts.
-        x: label of the axis.
-        width: of the figure.
-    """
+    """Shares of a whole over stretches of x. `edges` (n + 1,) are the ends of the stretches; rows of `shares`
+    (n, k) sum to 1, or are NaN where nothing is known."""
     height, left, right, top = 220, 52.0, width - 12.0, 30.0
     bottom = height - 44.0
     canvas = Canvas(width, height, f"share of {', '.join(names)} against {x}")
@@ -191,7 +189,7 @@ class Cloud:
     colour: int
     tips: Sequence[str]
     marked: Sequence[bool] = field(default_factory=list)
-    """Which of them stand out."""
+    """Which points stand out."""
 
 
 def scatter(clouds: Sequence[Cloud], x_label: str, y_label: str, width: int) -> Canvas:
@@ -202,6 +200,7 @@ def scatter(clouds: Sequence[Cloud], x_label: str, y_label: str, width: int) -> 
     y = Scale.over([v for cloud in clouds for v in cloud.y], height - 44.0, top, margin=0.03)
     y_axis(canvas, y, left, width - 10.0, y_label)
     x_axis(canvas, x, height - 44.0, x_label)
+    # Marked points come last, or the others would cover them.
     for stands_out in (False, True):
         for cloud in clouds:
             for a, b, tip, marked in zip(cloud.x, cloud.y, cloud.tips, cloud.marked, strict=True):
@@ -246,6 +245,7 @@ def heat_map(grid: Grid, width: int) -> Canvas:
     left = min(longest, width * (0.26 if narrow else 0.3))
     beside = 0.0 if grid.side is None else width * 0.22
     step_x = (width - left - beside - 4) / max(1, columns)
+    # Rows become lower the more there are, so that the map fits a screen.
     step_y = min(26.0, max(9.0, 420 / max(1, rows)))
     longest = max((len(name) for name in grid.columns), default=0) * 6.6
     upright = grid.names_above and longest > step_x - 8
@@ -284,15 +284,10 @@ def heat_map(grid: Grid, width: int) -> Canvas:
 
 
 def _column_names(canvas: Canvas, grid: Grid, at: tuple[float, float, float, float], upright: bool) -> None:
-    """Names of the columns, as many as there is room for.
-
-    Args:
-        canvas: of the figure.
-        grid: that is drawn.
-        at: the left edge, the width of a column, the upper and the lower edge.
-        upright: whether names are drawn upright.
-    """
+    """Names of the columns, as many as there is room for. `at` is the left edge, the width of a column, and
+    the upper and lower edge of the map."""
     left, step, above, below = at
+    # Pixels that a name takes: its height if upright, else the width of a number of steps.
     every = max(1, math.ceil((11 if upright else 1 if grid.names_above else 46) / step))
     for number in range(0, len(grid.columns), every):
         x, name = left + (number + 0.5) * step, grid.columns[number]
@@ -343,6 +338,7 @@ def bar_chart(bars: Sequence[Bar], label: str, width: int) -> Canvas:
         width, step * len(bars) + 46, f"{label}: " + "; ".join(f"{bar.name} {bar.text}" for bar in bars)
     )
     values = [each for bar in bars for each in (bar.value, bar.expected) if each is not None]
+    # Never of length 0, by which the scale would divide.
     scale = Scale(0.0, max([*values, 1e-9]), left, right)
     for number, bar in enumerate(bars):
         y = 4.0 + number * step

@@ -50,15 +50,8 @@ LOOKS = {BETTER: "good", WORSE: "bad"}
 
 
 def comparison_page(path: Path, metric: str = HELD_OUT_LOSS) -> Page:
-    """The page about a comparison.
-
-    Args:
-        path: its folder.
-        metric: comes first.
-
-    Raises:
-        RecipeError: there is no comparison, or its comparison.yaml is damaged.
-    """
+    """The page about a comparison's folder, `metric` first. Raises RecipeError if it has none that can be
+    read."""
     results = read_results(path)
     rows = results_rows(results, metric)
     sections = [
@@ -213,6 +206,7 @@ def _curves(results: Results) -> list[Block]:
 
 
 def _costs(results: Results, rows: list[Row]) -> list[Block]:
+    # Every row of an arm repeats its costs; one is kept.
     costs = list({row["arm"]: row for row in reversed(rows)}.values())[::-1]
     if not costs:
         return []
@@ -285,6 +279,7 @@ def _repeat(path: Path, results: Results) -> list[Block]:
     exact = amount if amount is None or not float(amount).is_integer() else int(amount)
     options = {
         "arms": ",".join(f"{name}={spec}" if name != spec else name for name, spec in specs.items()),
+        # With a comma, since `--seeds 3` means three seeds and `3,` the seed 3.
         "seeds": ",".join(map(str, results.seeds)) + ("," if len(results.seeds) == 1 else ""),
         "budget": kind if exact is None else f"{kind}={exact!r}",
         "fraction": contents.get("fraction"),

@@ -1,4 +1,4 @@
-"""Order, layers, annealing samples, time: what the other decisions of a run were made from and cost."""
+"""Order, layers, annealing samples, time: what a run's other decisions were made from, and their cost."""
 
 import math
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ DRAWS = 60
 
 
 def order(run: RunFiles) -> list[Block]:
-    """The graph of influence, first and last."""
+    """Heat maps of the first and the last graph of influence."""
     steps = {event["graph"] for event in run.of("order") if event.get("graph") is not None}
     run.missing += [
         f"plan/graph-{step}.parquet is missing." for step in sorted(steps - run.steps_of("graph"))
@@ -145,6 +145,7 @@ def layers(run: RunFiles) -> list[Block]:
     """Which layers were active in each draw, over how probable each was; and how often each was."""
     draws = [event for event in run.of("layers") if isinstance(event.get("active"), list)]
     count = max((len(event.get("scores") or event.get("probabilities") or []) for event in draws), default=0)
+    # Draws without scores and probabilities show only the layers that were active at some time.
     count = max(count, max((max(event["active"], default=-1) + 1 for event in draws), default=0))
     if not draws or not count:
         return []
@@ -160,6 +161,7 @@ def layers(run: RunFiles) -> list[Block]:
     cells = [
         [
             Spot(
+                # A policy that records no probabilities gets one faint colour.
                 _mean(strength[column, layer]) / top if np.isfinite(strength).any() else 0.06,
                 _draw_tip(draws, column, layer, active, strength, scores),
                 bool(active[column, layer].mean() >= 0.5),
@@ -241,6 +243,7 @@ def _spectrum(details: dict[str, Any]) -> list[Block]:
         "eigenvector, stiffest first", "share of the gradients' squared length", 230, log=True, shade=elbow
     )
     curve = [Line("", number, values.tolist(), 0)]
+    # Floored, since a logarithmic axis has no place for zero.
     energy = [
         Line("pool", number, np.maximum(pool, 1e-7).tolist(), 6),
         Line("picks", number, np.maximum(picks, 1e-7).tolist(), 1),

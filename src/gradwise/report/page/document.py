@@ -188,11 +188,7 @@ def html(page: Page) -> str:
 
 
 def write_html(page: Page, path: Path) -> None:
-    """Write the page, over an earlier report but over nothing else.
-
-    Raises:
-        GradwiseError: the file is there and is no report of gradwise's, or cannot be written.
-    """
+    """Write the page. Raises RecipeError if the file exists and is not an earlier report."""
     content = html(page)
     # Before the marker is asked: a run's own record is gradwise's as well.
     if path.exists() and not _is_report(path):

@@ -17,7 +17,7 @@ CHARACTER = 6.4
 
 
 def fit(text: str, pixels: float) -> str:
-    """Text cut to what fits beside a chart.
+    """Text cut to what fits into `pixels` beside a chart.
 
     >>> fit("a long name of a unit", 64)
     'a long ...'
@@ -38,14 +38,8 @@ class Canvas:
     def add(
         self, element: str, *, tip: str | None = None, text: str | None = None, **attributes: object
     ) -> None:
-        """Add an element; `class_` is written `class`, and `_` in names of attributes `-`.
-
-        Args:
-            element: its name.
-            tip: what is shown on hover.
-            text: its content.
-            attributes: numbers or text.
-        """
+        """Add an element with a tip shown on hover and a text as its content; `class_` is written `class`,
+        and `_` in names of attributes `-`."""
         if tip is not None:
             attributes["data-tip"] = clean(tip)
         words = " ".join(
@@ -87,6 +81,7 @@ class Canvas:
 
 
 def _number(value: object) -> str:
+    # Nobody sees a tenth of a pixel, and each digit makes the page larger.
     return f"{round(value, 1):g}" if isinstance(value, float) else str(value)
 
 
@@ -137,8 +132,10 @@ class Scale:
         if self.log:
             first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
             powers = [10.0**power for power in range(first, last + 1)][:: max(1, (last - first) // count)]
+            # Less than two powers of ten: the ends of the values, before `over` widened them.
             return powers if len(powers) > 1 else [self.low * 1.5, self.high / 1.5]
         step = _round_step((self.high - self.low) / count)
+        # With a tolerance, or rounding would drop a tick at an end of the scale.
         first = math.ceil(self.low / step - 1e-9)
         return [round(n * step, 12) for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 

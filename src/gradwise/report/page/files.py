@@ -24,7 +24,7 @@ MODEL = "model"
 
 @dataclass
 class RunFiles:
-    """What one run directory holds."""
+    """The contents of one run directory."""
 
     path: Path
     missing: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class RunFiles:
 
     @classmethod
     def read(cls, path: Path) -> "RunFiles":
-        """Read all but what `table` and `details` read."""
+        """Read a run directory, except for the files that `table` and `details` read."""
         run = cls(path)
         run.metrics, run.events = run._lines("metrics.jsonl", "step"), run._lines("events.jsonl", "event")
         run.recipe = run.take("recipe.yaml", _mapping, {})
@@ -85,8 +85,8 @@ class RunFiles:
         return self.take(name, read_json, {})
 
     def take(self, name: str, read: Callable[[Path], T], instead: T, *, needed: bool = True) -> T:
-        """What `read` makes of a file, or `instead` where it is missing or damaged, with a sentence on it; a
-        missing one that is not `needed` needs none."""
+        """What `read` makes of a file. If it is damaged, or missing though `needed`, a sentence is added to
+        `missing` and `instead` is returned."""
         path = self.path / name
         if not path.is_file():
             if needed:
@@ -102,6 +102,7 @@ class RunFiles:
     def _lines(self, name: str, key: str) -> list[Line]:
         """The whole lines of a JSONL file that are objects with `key`."""
         content = self.take(name, Path.read_bytes, b"")
+        # A process that was killed may leave half a line at the end.
         *lines, rest = content.split(b"\n")
         if rest:
             self.missing.append(f"{name} ends within a line.")
@@ -140,6 +141,7 @@ class RunFiles:
         except GradwiseError:
             return
         digests = marker.get("digests", {}).get(MODEL, {})
+        # By sizes alone, without reading the weights of a large model.
         if digests and (damage := difference(self.path / MODEL, digests, contents=False)):
             self.missing.append(f"The saved model is not as the run left it: {damage}.")
 

@@ -10,7 +10,7 @@ Points = tuple[list[float], list[float]]
 
 
 def ends(run: RunFiles) -> tuple[float | None, float | None]:
-    """The held-out loss before the first step and that of the final model, as far as they are known."""
+    """The held-out loss before the first step and that of the final model; None if not measured."""
     steps, values = held_out(run)
     before = values[0] if steps and steps[0] == 0 else None
     score = run.scores.get("held_out_loss")
@@ -20,6 +20,7 @@ def ends(run: RunFiles) -> tuple[float | None, float | None]:
 
 def held_out(run: RunFiles) -> Points:
     """Steps and held-out losses of the evaluations."""
+    # By step, since a resumed run may have evaluated at the same step twice.
     loss_by_step = {
         line["step"]: value
         for line in run.metrics
@@ -80,6 +81,7 @@ def _event_text(event: dict) -> str:
 
 def _best(steps: list[float], values: list[float]) -> list[str]:
     """A sentence where the held-out loss ends above its lowest value."""
+    # 0.02 nats, as `RISE` of `gradwise.report.overfitting`.
     if len(values) < 3 or values[-1] <= min(values) + 0.02:
         return []
     lowest = min(range(len(values)), key=values.__getitem__)

@@ -1,4 +1,4 @@
-"""Memory of a run by part, as it was measured at a few of its steps, against the forecast."""
+"""Memory of a run by part, measured at a few of its steps, against the forecast."""
 
 from gradwise.atomic import size_text
 from gradwise.report.page.charts import Axes, Bar, Line, bar_chart, both, line_chart
@@ -67,6 +67,6 @@ def _development(run: RunFiles) -> list[Block]:
 
 
 def _unit_of(size: int) -> tuple[str, int]:
-    """The unit that a chart of sizes up to `size` has, and its bytes."""
+    """The unit for a chart of sizes up to `size` bytes, and its bytes."""
     name, power = next((unit for unit in (("GiB", 30), ("MiB", 20)) if size >= 2 ** unit[1]), ("KiB", 10))
     return name, 2**power

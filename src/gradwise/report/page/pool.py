@@ -1,5 +1,4 @@
-"""Which samples a run trained on: the picks with their reasons, the mix of domains over time, and the pool
-in two dimensions."""
+"""Which samples a run trained on: picks with reasons, the mix of domains, the pool in two dimensions."""
 
 import math
 from collections import Counter
@@ -55,12 +54,7 @@ LABELS = {
 
 
 def samples(run: RunFiles, *, text: bool) -> list[Block]:
-    """The picks of each decision, and the mix of domains.
-
-    Args:
-        run: what was read of it.
-        text: show texts of the samples.
-    """
+    """The picks of each decision, with their texts if `text` is set, and the mix of domains."""
     blocks: list[Block] = [*_selection_curves(run), *_mix(run)]
     decisions = _decisions(run)
     for number_, (step, name) in enumerate(decisions):
@@ -79,7 +73,7 @@ def samples(run: RunFiles, *, text: bool) -> list[Block]:
 
 
 def _decisions(run: RunFiles) -> list[tuple[int, str]]:
-    """Steps at which samples were picked with a reason each, and what each decision was."""
+    """Steps at which samples were picked with a reason each, and a title for each decision."""
     pick_steps = run.steps_of("picks")
     plan = next((event for event in run.of("plan") if "coverage" in event), None)
     titles = {
@@ -135,6 +129,7 @@ def _table(picks: list[Record], name: str, text: bool) -> Table:
 
 def _why(pick: Record) -> str:
     why, origin = str(pick.get("why") or ""), pick.get("origin")
+    # The number of the pick stands in a column.
     why = why.partition(": ")[2] or why if why.startswith("pick ") else why
     return f"{why} ({origin})" if origin else why
 
@@ -183,6 +178,7 @@ def _names(domains: list[str]) -> list[str]:
 
 def _mix(run: RunFiles) -> list[Block]:
     """Shares of the domains over the steps of the plan."""
+    # A plan of very many epochs drops those that were served: its steps cannot be counted from 0.
     if run.plan is None or run.plan.dropped is not None:
         return []
     domains = _domains(run)
@@ -198,6 +194,7 @@ def _mix(run: RunFiles) -> list[Block]:
     count = min(STRETCHES, steps)
     edges = np.linspace(0, steps, count + 1).round().astype(int)
     code = {name: min(place, len(names) - 1) for place, name in enumerate(names)}
+    # -1 stands for samples whose domain is not recorded.
     codes = np.array(
         [code.get(domains[int(index)], len(names) - 1) if int(index) in domains else -1 for index in entries]
     )

@@ -33,15 +33,8 @@ HOLDS = ("metrics.jsonl", "events.jsonl", "environment.json")
 
 
 def run_page(path: Path, *, text: bool = True) -> Page:
-    """The page about a run.
-
-    Args:
-        path: the run directory.
-        text: show texts of the samples.
-
-    Raises:
-        RecipeError: there is no run there.
-    """
+    """The page about a run directory, with texts of samples if `text` is set. Raises RecipeError without a
+    run."""
     if not any((path / name).is_file() for name in HOLDS):
         raise RecipeError(f"{path} holds no run and no comparison (none of {', '.join(HOLDS)}).")
     run = RunFiles.read(path)
@@ -70,10 +63,10 @@ def _sections(text: bool) -> list[tuple[str, str, Callable[[RunFiles], list[Bloc
 
 
 def _guarded(run: RunFiles, what: str, make: Callable[[RunFiles], T], instead: T) -> T:
-    """What `make` returns, or `instead` where the files parse but hold something unexpected."""
+    """The result of `make`, or `instead` where the files parse but hold something unexpected."""
     try:
         return make(run)
-    except Exception as error:  # there is no telling what is in a file that somebody has edited
+    except Exception as error:  # an edited file may hold anything
         run.missing.append(
             f"{what} was left out: a value in the record is not as expected ({one_line(error, 120)})."
         )
@@ -81,7 +74,7 @@ def _guarded(run: RunFiles, what: str, make: Callable[[RunFiles], T], instead: T
 
 
 def lead(run: RunFiles) -> str:
-    """What was run and how it ended, in two or three sentences."""
+    """What was trained and how the run ended, in two or three sentences."""
     plan = next(iter(run.of("plan")), {})
     name = Path(
         str(run.section("model").get("name") or run.environment.get("model", {}).get("name") or "A model")

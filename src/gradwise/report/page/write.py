@@ -14,17 +14,8 @@ from gradwise.text import one_line
 def write_page(
     folder: Path, out: Path | None = None, *, text: bool = True, metric: str = HELD_OUT_LOSS
 ) -> Path:
-    """Write the page about a run or a comparison; returns its path.
-
-    Args:
-        folder: a run directory, or the folder of a comparison.
-        out: the file. If unset, `report.html` in the folder.
-        text: show texts of samples.
-        metric: what the first table of a comparison is about.
-
-    Raises:
-        GradwiseError: the folder holds neither, or the file cannot be written.
-    """
+    """Write the page about a run or a comparison and return its path, by default `report.html` in the folder.
+    `metric` is that of a comparison's first table. Raises GradwiseError if the folder holds neither."""
     if not folder.is_dir():
         raise RecipeError(f"{folder} is no folder; give a run directory or the folder of a comparison.")
     if (folder / "comparison.yaml").is_file():
