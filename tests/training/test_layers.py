@@ -300,12 +300,13 @@ class Planted(nn.Module):
         return noise + torch.stack([(weights[n] - goal).square().mean() for n, goal in target.items()]).sum()
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("active", [1, 2])
-def test_draws_go_to_the_layers_that_carry_the_task_and_follow_it(active: int) -> None:
-    torch.manual_seed(0)
+def test_draws_go_to_the_layers_that_carry_the_task_and_follow_it(active: int, seed: int) -> None:
+    torch.manual_seed(seed)
     model = Planted()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    switch = LayerSwitch(model, Grass(active=active, period=2, probe=2), optimizer, seed=7)
+    switch = LayerSwitch(model, Grass(active=active, period=2, probe=2), optimizer, seed=7 + seed)
 
     def share(carriers: set[int], steps: int) -> float:
         target = {number: torch.randn(4, 4) * 3 for number in carriers}

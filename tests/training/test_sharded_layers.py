@@ -19,7 +19,11 @@ SHARDED = {way.split()[-1]: way for way in WAYS}
 POLICIES: dict[str, dict[str, Any]] = {
     "grass, state offloaded": {
         "recipe": {"layers": {"method": "grass", "active": 2, "period": 2, "probe": 2, "state": "offload"}},
-        "arguments": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5},
+        "arguments": {
+            "gradient_accumulation_steps": 2,
+            "max_grad_norm": 0.5,
+            "gradient_checkpointing": True,
+        },
     },
     "lisa": {
         "recipe": {"layers": {"method": "lisa", "active": 2, "period": 2, "embeddings": "always"}},
