@@ -61,11 +61,11 @@ class HostTrainer(TrainerParts, Protocol):
         """The training loss of a batch, computed as training does."""
         ...
 
-    def own_loader(self) -> Any:
+    def underlying_loader(self) -> Any:
         """The loader that the trainer would use without gradwise."""
         ...
 
-    def own_sampler(self) -> Any:
+    def underlying_sampler(self) -> Any:
         """The sampler of that loader."""
         ...
 
