@@ -30,7 +30,7 @@ from gradwise.signals import plain_head
 from gradwise.signals.given_back import lent
 from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.measure import Measurer
-from gradwise.signals.remembered import forget
+from gradwise.signals.model_cache import clear_cache
 from gradwise.signals.scope import resolve
 from gradwise.signals.sums import GradientRequest, Projector
 from gradwise.signals.wanted import SignalRequest
@@ -132,7 +132,7 @@ def whole_collect(subject: str, rounds: int) -> dict[str, Any]:
 
     def collect(count: int, first: bool, _: int) -> None:
         if first:
-            forget(model)
+            clear_cache(model)
         data = [{"input_ids": row, "labels": row} for row in rows[:count].tolist()]
         gw.collect(model, data, want=BASE, grad_dim=SIZE, batch_tokens=tokens, progress=False)
 

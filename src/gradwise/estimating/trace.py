@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gradwise.errors import RecipeError
 from gradwise.estimating import sharded
-from gradwise.methods.passes import Shape
+from gradwise.methods.cost_counts import Shape
 from gradwise.planning.shape import beyond_caches, model_shape
 from gradwise.recipe import Model, Recipe
 from gradwise.run.model import configuration

@@ -19,7 +19,7 @@ from gradwise.planning.context import RunContext, Samples, Scorer
 from gradwise.planning.shared import key_of, measure_or_read
 from gradwise.probing import Probe
 from gradwise.signals import Signals, collect
-from gradwise.signals.remembered import forget
+from gradwise.signals.model_cache import clear_cache
 from gradwise.signals.samples import rows_of
 from gradwise.signals.vocabulary import check_tokens
 from gradwise.signals.wanted import QUANTITIES
@@ -435,10 +435,10 @@ def scoring_speed(context: RunContext, rows: NDArray[np.int64], needs: frozenset
     # The longest is among the few, or the larger run would try the model for it, which would count as time
     # per sample.
     few = by_length[evenly(len(rows), fewer)]
-    forget()
+    clear_cache()
     seconds_of(few)  # allocates, compiles
     small, large = seconds_of(few), seconds_of(rows)
-    forget()
+    clear_cache()
     trying = max(0.0, seconds_of(few) - small)
     # Noise can suggest that more samples take no longer; they take some time all the same.
     each = max((large - small) / max(1, len(rows) - len(few)), 1e-3 * large / len(rows))

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError
+from gradwise.methods.cost_counts import ORDINARY
 from gradwise.methods.costs import Forecast, Size, Speeds
 from gradwise.methods.decision import Selection
 from gradwise.methods.interfaces import Arrays, FirstStage, SelectionState, Selector
-from gradwise.methods.passes import ORDINARY
 from gradwise.planning.context import RunContext
 from gradwise.planning.decider import Cost, Decider, rounded, served
 from gradwise.planning.epochs import (

@@ -1,6 +1,6 @@
 """Computing time of a run's decisions as shares of its training, by arithmetic on forward passes.
 
-The counts are those of `gradwise.methods.passes`. `gradwise estimate` knows the recipe alone; a run knows its
+The counts are those of `gradwise.methods.cost_counts`. `gradwise estimate` knows the recipe alone; a run knows its
 size, the lengths of its samples and what its methods have measured as well.
 """
 
@@ -8,21 +8,21 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gradwise.methods.costs import Size
-from gradwise.methods.grace.budget import USUAL_OVERHEAD
-from gradwise.methods.grace.costs import USUAL_ANCHORS
-from gradwise.methods.passes import (
+from gradwise.methods.cost_counts import (
     ORDINARY,
     PROBE,
     Shape,
     adapting,
+    engine_check,
     measured,
     per_sample,
-    rehearsal,
     scoring,
     training,
     updating,
 )  # fmt: skip
+from gradwise.methods.costs import Size
+from gradwise.methods.grace.budget import USUAL_OVERHEAD
+from gradwise.methods.grace.costs import USUAL_ANCHORS
 from gradwise.recipe import Recipe
 
 Share = dict[str, Any]
@@ -228,7 +228,7 @@ def _warmed_up(run: _Run, method: Any) -> Share:
     why = f"{method.method}: {warm_up.epochs} epochs of warm-up, and scoring the pool after each"
     # The model is tried at the first checkpoint alone.
     scored, trained = run.scored(method.needs, None, again=True), None
-    tried = (run.share(rehearsal(method.needs, run.shape)) or 0.0) if run.size is not None else 0.0
+    tried = (run.share(engine_check(method.needs, run.shape)) or 0.0) if run.size is not None else 0.0
     if run.size is not None:
         trained = run.share(warm_up.fraction * run.size.pool * run.each)
     elif run.steps is None and method.fraction is not None:
@@ -303,9 +303,9 @@ def _annealing(run: _Run) -> Share | None:
     # The model is tried by the first selection alone, and once for the same signals.
     scored = scoring(method.needs, candidates, run.shape, again=True)
     held_out_scored = scoring(method.validation_needs, held_out, run.shape, again=True)
-    passes = method.times * (scored + held_out_scored) + rehearsal(method.needs, run.shape)
+    passes = method.times * (scored + held_out_scored) + engine_check(method.needs, run.shape)
     if measured(method.validation_needs) != measured(method.needs) and held_out:
-        passes += rehearsal(method.validation_needs, run.shape)
+        passes += engine_check(method.validation_needs, run.shape)
     if method.tried and method.winner is None:
         passes += len(method.tried) * method.steps * run.batch * run.each
         passes += (len(method.tried) + 1) * (held_out if method.judges is None else method.judges)

@@ -16,9 +16,9 @@ from gradwise.precision import autocast_here
 from gradwise.ranks import rank
 from gradwise.signals.arguments import check_arguments
 from gradwise.signals.given_back import lent, uncompiled
-from gradwise.signals.passes import Collate, Pass
 from gradwise.signals.quantities import Signals
 from gradwise.signals.scope import resolve
+from gradwise.signals.scoring_run import Collate, ScoringRun
 from gradwise.signals.shards import device_of, reshard
 from gradwise.signals.wanted import DEFAULT, Quantity, SignalRequest
 
@@ -100,7 +100,7 @@ def collect(
     scope = resolve(uncompiled(model), parameters) if request.gradients else None
     autocast = autocast or autocast_here(device_of(model))
     with lent(model) as bare:
-        one = Pass(bare, dataset, collator, request, scope, precondition, batch_tokens, say, autocast)
+        one = ScoringRun(bare, dataset, collator, request, scope, precondition, batch_tokens, say, autocast)
         signals = one.run(None if store is None else Path(store).expanduser(), start, progress)
     signals = replace(signals, texts=Texts(dataset, getattr(collator, "tokenizer", None)))
     if report := signals.report():

@@ -3,8 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
+from gradwise.methods.cost_counts import FIRST_ORDER, FORWARD, HESSIAN, STEP
 from gradwise.methods.interfaces import Timetable
-from gradwise.methods.passes import FIRST_ORDER, FORWARD, HESSIAN, STEP
 
 if TYPE_CHECKING:
     from gradwise.methods.d3.method import D3

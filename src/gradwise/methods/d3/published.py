@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gradwise.errors import RecipeError
+from gradwise.methods.cost_counts import FORWARD, HESSIAN
 from gradwise.methods.d3.graph import InfluenceGraph
 from gradwise.methods.d3.method import Arranged
 from gradwise.methods.d3.units import BATCH, Units
 from gradwise.methods.decision import Order, entries_of
 from gradwise.methods.interfaces import InfluenceOrder, Timetable
-from gradwise.methods.passes import FORWARD, HESSIAN
 from gradwise.numerics import linear_order
 from gradwise.numerics.streams import stream
 from gradwise.settings import default_of

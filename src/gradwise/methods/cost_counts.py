@@ -106,9 +106,9 @@ def per_sample(needs: Iterable[str], shape: Shape) -> float:
     return passes
 
 
-def rehearsal(needs: Iterable[str], shape: Shape) -> float:
+def engine_check(needs: Iterable[str], shape: Shape) -> float:
     """Forward passes with which a model's first scoring run begins, whatever its size: it is tried on a few
-    samples before it is trusted (`gradwise.signals.rehearsal`)."""
+    samples before it is trusted (`gradwise.signals.engine_check`)."""
     quantities = measured(needs)
     if not quantities:
         return 0.0
@@ -128,7 +128,7 @@ def scoring(needs: Iterable[str], samples: float, shape: Shape, *, again: bool =
     so that it need not be tried again."""
     if not samples:
         return 0.0
-    return (0.0 if again else rehearsal(needs, shape)) + samples * per_sample(needs, shape)
+    return (0.0 if again else engine_check(needs, shape)) + samples * per_sample(needs, shape)
 
 
 def training(

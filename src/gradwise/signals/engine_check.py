@@ -43,7 +43,7 @@ and alone, and between batches of the same shape in which only a neighbour's tok
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EngineCheckResult:
     """How a model can be measured."""
 
     one_at_a_time: bool = False
@@ -59,8 +59,8 @@ class Verdict:
 
 
 @dataclass
-class Rehearsal:
-    """Arguments: as `gradwise.signals.passes.Pass` has them."""
+class EngineCheck:
+    """Arguments: as `gradwise.signals.scoring_run.ScoringRun` has them."""
 
     model: nn.Module
     batcher: Batcher
@@ -76,7 +76,7 @@ class Rehearsal:
         """What was measured of whole batches, by their first sample."""
         self.plain_head = False
 
-    def verdict(self, order: NDArray[np.int64]) -> Verdict:
+    def run(self, order: NDArray[np.int64]) -> EngineCheckResult:
         """How the model can be measured; a collective call for a model that is sharded.
 
         Args:
@@ -87,12 +87,12 @@ class Rehearsal:
         self.plain_head = self._hands_on(order[-1:])
         return replace(self._agreed(order), plain_head=self.plain_head)
 
-    def _agreed(self, order: NDArray[np.int64]) -> Verdict:
+    def _agreed(self, order: NDArray[np.int64]) -> EngineCheckResult:
         if self.turns is None:
-            return self._verdict(order)
+            return self._result(order)
         with self.turns.together():
-            mine = self._verdict(order)
-        # All ranks try the same samples. Should rounding decide differently, the most careful verdict counts.
+            mine = self._result(order)
+        # All ranks try the same samples. Should rounding decide differently, the most careful result counts.
         agreed = max(gathered(mine), key=lambda each: (each.one_at_a_time, len(each.unseen)))
         if agreed != mine:
             self.whole_batches.clear()
@@ -104,19 +104,19 @@ class Rehearsal:
         with autocasting(device, self.autocast):
             return Head(self.model).hands_on(batch)
 
-    def _verdict(self, order: NDArray[np.int64]) -> Verdict:
-        verdict = self._by_autograd(order)
-        if verdict.one_at_a_time:
-            return verdict
+    def _result(self, order: NDArray[np.int64]) -> EngineCheckResult:
+        result = self._by_autograd(order)
+        if result.one_at_a_time:
+            return result
         blocks = batches(order, self.batcher.inspection.lengths, self.batch_tokens)
         if self._depends_on_neighbours(blocks[0], 0) or self._depends_on_neighbours(blocks[-1], -1):
             self.whole_batches.clear()
             self.tell(_slow(self.model))
-            return Verdict(True, certain=verdict.certain)
-        return verdict
+            return EngineCheckResult(True, certain=result.certain)
+        return result
 
-    def _by_autograd(self, order: NDArray[np.int64]) -> Verdict:
-        verdict = Verdict()
+    def _by_autograd(self, order: NDArray[np.int64]) -> EngineCheckResult:
+        result = EngineCheckResult()
         for first, second in self._pairs(order):
             pair = np.array([first, second])
             batch = self.batcher.batch(pair)
@@ -125,18 +125,18 @@ class Rehearsal:
             ):
                 why = "its collator joins samples in one row, or does not tell padding apart"
                 self.tell(_slow(self.model, because=why))
-                return Verdict(True)
+                return EngineCheckResult(True)
             if self.gradient_request is None:
-                return verdict
-            verdict = self._compared(batch, [self.batcher.batch(pair[i : i + 1]) for i in range(2)])
-            if verdict.tried:
+                return result
+            result = self._compared(batch, [self.batcher.batch(pair[i : i + 1]) for i in range(2)])
+            if result.tried:
                 break
-        if self.gradient_request is None or verdict.one_at_a_time or not verdict.tried:
-            return verdict
+        if self.gradient_request is None or result.one_at_a_time or not result.tried:
+            return result
         # Once more with the longest sample, for which other kernels may run than for short ones.
         longest = self.batcher.batch(order[:1])
         last = self._compared(longest, [longest])
-        return replace(last, tried=True, certain=last.certain and verdict.certain)
+        return replace(last, tried=True, certain=last.certain and result.certain)
 
     def _pairs(self, order: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         """Short samples that differ, in pairs of different lengths where possible; a few
@@ -149,7 +149,7 @@ class Rehearsal:
             others = longer if len(longer) else short[short != first]
             yield first, int(others[0]) if len(others) else first
 
-    def _compared(self, together: Batch, alone: Sequence[Batch]) -> Verdict:
+    def _compared(self, together: Batch, alone: Sequence[Batch]) -> EngineCheckResult:
         """Losses and the norm of every kind of parameter, of samples in one batch, beside autograd's."""
         assert self.gradient_request is not None
         parameters = self.gradient_request.scope.parameters
@@ -160,15 +160,17 @@ class Rehearsal:
         some = {name: parameters[name] for name in compared}
         truth = [by_autograd(self.model, batch, some, self.autocast, self.turns) for batch in alone]
         if not all(loss.isfinite() for loss, _ in truth):
-            return Verdict(tried=False)
+            return EngineCheckResult(tried=False)
         tolerance = 1e-2 if self._precise else 0.1
         if not _wrong(truth, [(measured, i) for i in range(len(alone))], compared, tolerance):
-            return Verdict(certain=all(any(squares[name] > 0 for _, squares in truth) for name in compared))
+            return EngineCheckResult(
+                certain=all(any(squares[name] > 0 for _, squares in truth) for name in compared)
+            )
         wrong = _wrong(truth, [(measure(batch, apart=True), 0) for batch in alone], compared, tolerance)
         kinds = {kind(name) for name in wrong}
         unseen = tuple(name for name in parameters if kind(name) in kinds)
         self.tell(_slow(self.model, unseen, mixed=measured.lost))
-        return Verdict(True, unseen)
+        return EngineCheckResult(True, unseen)
 
     def _depends_on_neighbours(self, rows: NDArray[np.int64], end: int) -> bool:
         """Whether samples of a block, measured as it will be, differ from the same alone.
