@@ -1,7 +1,7 @@
 """Computing time of a run's decisions as shares of its training, by arithmetic on forward passes.
 
-The counts are those of `gradwise.methods.cost_counts`. `gradwise estimate` knows the recipe alone; a run knows its
-size, the lengths of its samples and what its methods have measured as well.
+The counts are those of `gradwise.methods.cost_counts`. `gradwise estimate` knows the recipe alone; a run knows
+its size, the lengths of its samples and what its methods have measured as well.
 """
 
 import math

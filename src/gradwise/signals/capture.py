@@ -5,7 +5,7 @@ scope (a Linear, GPT-2's Conv1D, an adapter, a router, one expert of a stack, a 
 is seen with the very tensors it multiplies. Weights themselves need no gradient; the first outputs that
 depend on one are tied to an anchor, where the backward pass ends: nothing below is ever back-propagated.
 
-What is not seen (a parameter inside a compiled or custom kernel, a convolution) is found out by the engine check
+What is not seen (a parameter inside a compiled or custom kernel, a convolution) is found by the engine check
 (`gradwise.signals.engine_check`), which compares every parameter with autograd.
 """
 
