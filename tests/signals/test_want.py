@@ -83,7 +83,7 @@ class TestCost:
         return watched
 
     ALONE = 5
-    """Samples that the engine check measures by themselves: two of the first batch and two of the last, and one
+    """Samples that the engine check measures by themselves: two of the first batch, two of the last, and one
     that shows what becomes of the head's output."""
 
     @pytest.mark.parametrize("want", [("loss",), ("loss", "embedding"), ("embedding",)])

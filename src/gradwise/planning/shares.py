@@ -1,6 +1,6 @@
 """Computing time of a run's decisions as shares of its training, by arithmetic on forward passes.
 
-The counts are those of `gradwise.methods.cost_counts`. `gradwise estimate` knows the recipe alone; a run knows
+The counts are those of `gradwise.methods.cost_counts`. `gradwise estimate` has the recipe alone; a run has
 its size, the lengths of its samples and what its methods have measured as well.
 """
 
