@@ -27,10 +27,10 @@ from benchmarks.common.own_process import in_own_process
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 from benchmarks.signals.subjects import TITLES, Batch, as_batch, full_rows, joined, train_step
 from gradwise.signals import plain_head
-from gradwise.signals.given_back import lent
 from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.measure import Measurer
 from gradwise.signals.model_cache import clear_cache
+from gradwise.signals.model_state import prepared
 from gradwise.signals.scope import resolve
 from gradwise.signals.sums import GradientRequest, Projector
 from gradwise.signals.wanted import SignalRequest
@@ -91,7 +91,7 @@ def engine(
     plain = Head(model).hands_on(as_batch(torch.zeros((1, 2), dtype=torch.long)))
 
     def measure(batch: Batch) -> Any:
-        with lent(model) as bare:
+        with prepared(model) as bare:
             return Measurer(bare, wanted, request, plain_head=plain)(dict(batch))
 
     return measure

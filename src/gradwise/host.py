@@ -14,7 +14,7 @@ from gradwise.planning import RunContext, Samples, Scorer
 from gradwise.planning.context import Collate
 from gradwise.precision import autocast_of
 from gradwise.recipe import Recipe
-from gradwise.signals.given_back import unwrapped
+from gradwise.signals.model_state import unwrapped
 from gradwise.signals.shards import units
 from gradwise.training import packing
 from gradwise.training.arguments import new_optimizer

@@ -34,7 +34,7 @@ from gradwise.recipe import Recipe
 from gradwise.session import Session
 from gradwise.session_callback import SessionCallback
 from gradwise.session_trainer_loader import TrainerLoaderSession
-from gradwise.signals.given_back import unwrapped
+from gradwise.signals.model_state import unwrapped
 from gradwise.signals.vocabulary import padding_collator
 from gradwise.stopping import spare_worker
 from gradwise.structure import group_layers

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from gradwise.data import Collator
 from gradwise.signals import Signals, collect, plain_head
-from gradwise.signals.given_back import lent
 from gradwise.signals.head import Head
 from gradwise.signals.measure import Measured, Measurer
+from gradwise.signals.model_state import prepared
 from gradwise.signals.scope import resolve
 from gradwise.signals.scoring_run import ScoringRun
 from gradwise.signals.wanted import Quantity, SignalRequest
@@ -49,7 +49,7 @@ def measured(
     """All samples in one batch, in the model's own precision, by the engine alone."""
     wanted = SignalRequest.of(want, **{"grad_dim": None} | options)
     scope = resolve(model, parameters)
-    with lent(model) as bare:
+    with prepared(model) as bare:
         one = ScoringRun(bare, rows, collate, wanted, scope, None, 10**6)
         plain = Head(bare).hands_on(one.collate(rows[:1]))
         return Measurer(bare, wanted, one.gradient_request, plain_head=plain)(one.collate(rows))
@@ -95,7 +95,7 @@ class TestEveryArchitecture:
         model = make(name, torch.float64)
         wanted = SignalRequest.of(("loss", "grad_norm"))
         scope = resolve(model, "all")
-        with lent(model) as bare:
+        with prepared(model) as bare:
             one = ScoringRun(bare, POOL, None, wanted, scope, None, 10**6)
             found = Measurer(bare, wanted, one.gradient_request)(one.collate(POOL), apart=True)
         for row, exact in enumerate(truths(name)):

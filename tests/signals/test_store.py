@@ -17,7 +17,7 @@ from datasets import Dataset
 from gradwise import SignalError, Signals
 from gradwise.data import Collator
 from gradwise.signals import collect
-from gradwise.signals.sheet import Column, stored
+from gradwise.signals.column_buffer import Column, stored
 from gradwise.signals.store import Store
 from tests.signals.processes import Slow, contents, ended, kill_self, run, same_arrays, start
 from tests.signals.zoo import make, samples

@@ -131,7 +131,7 @@ def compare(
         compared_with = _reference(folder, parsed, reference)
         if reference is not None:
             pairs = [*pairs, *((arm.name, reference) for arm in parsed if arm.name != reference)]
-        folder.ask(recipe, parsed, chosen, compared_with, wanted, pairs)
+        folder.extend(recipe, parsed, chosen, compared_with, wanted, pairs)
         if fraction is not None:
             folder.contents["fraction"] = fraction
         # Seed by seed over all arms: a comparison that is stopped early is still paired.

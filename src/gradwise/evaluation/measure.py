@@ -14,7 +14,7 @@ from gradwise.evaluation.held_out import held_out_loss
 from gradwise.evaluation.questions import Question, questions
 from gradwise.evaluation.scores import EvaluationError, Score
 from gradwise.evaluation.settings import Generate, LmEval, Metrics, Task
-from gradwise.evaluation.state import given_back, is_sharded
+from gradwise.evaluation.state import is_sharded, restored_state
 from gradwise.text import described
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def score(
         )
     prepared = metrics if isinstance(metrics, Prepared) else prepare(metrics, tokenizer, seed=seed)
     scores: dict[str, Score] = {}
-    with given_back(model, tokenizer):
+    with restored_state(model, tokenizer):
         if validation is not None:
             scores |= held_out_loss(
                 model, tokenizer, validation, batch_tokens=batch_tokens, progress=progress, tell=tell
@@ -142,7 +142,7 @@ def score(
         if dist.is_initialized() and dist.get_rank() > 0:
             return scores
         for setting, function in zip(prepared.metrics.functions, prepared.found, strict=True):
-            with given_back(model, tokenizer):
+            with restored_state(model, tokenizer):
                 transformers.set_seed(seed)
                 model.eval()
                 scores |= functions.call(setting, function, model, tokenizer, validation)

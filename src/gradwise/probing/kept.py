@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradwise.signals.given_back import settle, uncompiled, unwrapped
+from gradwise.signals.model_state import uncompiled, unwrapped, wait_for_state
 
 
 @contextmanager
@@ -70,7 +70,7 @@ class _Optimizer:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        settle(optimizer)
+        wait_for_state(optimizer)
         self.state = {
             parameter: {name: (value, _copied(value)) for name, value in values.items()}
             for parameter, values in optimizer.state.items()
@@ -81,7 +81,7 @@ class _Optimizer:
         ]
 
     def give_back(self) -> None:
-        settle(self.optimizer)
+        wait_for_state(self.optimizer)
         state = self.optimizer.state
         for parameter in [p for p in state if p not in self.state]:
             del state[parameter]

@@ -20,8 +20,8 @@ from gradwise.precision import autocast_here, autocasting
 from gradwise.probing.answers import Ahead, Bends, Orders
 from gradwise.probing.kept import kept
 from gradwise.probing.preconditioned import Preconditioned, Vectors, products, rate_of, sketch
-from gradwise.signals.given_back import evaluating, uncompiled, unwrapped
 from gradwise.signals.head import LabelPositions
+from gradwise.signals.model_state import evaluating, uncompiled, unwrapped
 from gradwise.signals.rows import wide
 from gradwise.signals.samples import check_indexable
 from gradwise.signals.vocabulary import padding_collator

@@ -15,7 +15,7 @@ from gradwise.errors import SignalError
 from gradwise.precision import autocast_here
 from gradwise.ranks import rank
 from gradwise.signals.arguments import check_arguments
-from gradwise.signals.given_back import lent, uncompiled
+from gradwise.signals.model_state import prepared, uncompiled
 from gradwise.signals.quantities import Signals
 from gradwise.signals.scope import resolve
 from gradwise.signals.scoring_run import Collate, ScoringRun
@@ -95,11 +95,11 @@ def collect(
     )
     say = _teller(tell)
     start = time.perf_counter()
-    # Before the model is lent, which hides the parameters that learn: of an adapted model, the scope.
+    # Before the model is prepared, which hides the parameters that learn: of an adapted model, the scope.
     reshard(uncompiled(model))
     scope = resolve(uncompiled(model), parameters) if request.gradients else None
     autocast = autocast or autocast_here(device_of(model))
-    with lent(model) as bare:
+    with prepared(model) as bare:
         one = ScoringRun(bare, dataset, collator, request, scope, precondition, batch_tokens, say, autocast)
         signals = one.run(None if store is None else Path(store).expanduser(), start, progress)
     signals = replace(signals, texts=Texts(dataset, getattr(collator, "tokenizer", None)))

@@ -23,11 +23,11 @@ from gradwise.ranks import gathered
 from gradwise.signals.batching import Batcher, batches
 from gradwise.signals.head import Head
 from gradwise.signals.measure import Batch, InseparableError, Measured, Measurer
+from gradwise.signals.rank_schedule import RankSchedule, RunKind
 from gradwise.signals.rows import wide
 from gradwise.signals.scope import kind, precise
 from gradwise.signals.shards import Shards, class_name, device_of, gathered_in
 from gradwise.signals.sums import GradientRequest
-from gradwise.signals.turns import Kind, Turns
 from gradwise.signals.wanted import SignalRequest
 
 PAIRS = 8
@@ -69,7 +69,7 @@ class EngineCheck:
     batch_tokens: int
     tell: Callable[[str], None]
     autocast: torch.dtype | None = None
-    turns: Turns | None = None
+    rank_schedule: RankSchedule | None = None
 
     def __post_init__(self) -> None:
         self.whole_batches: dict[int, dict[str, NDArray]] = {}
@@ -88,9 +88,9 @@ class EngineCheck:
         return replace(self._agreed(order), plain_head=self.plain_head)
 
     def _agreed(self, order: NDArray[np.int64]) -> EngineCheckResult:
-        if self.turns is None:
+        if self.rank_schedule is None:
             return self._result(order)
-        with self.turns.together():
+        with self.rank_schedule.together():
             mine = self._result(order)
         # All ranks try the same samples. Should rounding decide differently, the most careful result counts.
         agreed = max(gathered(mine), key=lambda each: (each.one_at_a_time, len(each.unseen)))
@@ -158,7 +158,7 @@ class EngineCheck:
         measure = self._measurer(SignalRequest(("loss", "grad_norm")), plain)
         measured = measure(together, apart=True)
         some = {name: parameters[name] for name in compared}
-        truth = [by_autograd(self.model, batch, some, self.autocast, self.turns) for batch in alone]
+        truth = [by_autograd(self.model, batch, some, self.autocast, self.rank_schedule) for batch in alone]
         if not all(loss.isfinite() for loss, _ in truth):
             return EngineCheckResult(tried=False)
         tolerance = 1e-2 if self._precise else 0.1
@@ -227,7 +227,7 @@ class EngineCheck:
             signal_request,
             gradient_request,
             autocast=self.autocast,
-            turns=self.turns,
+            rank_schedule=self.rank_schedule,
             plain_head=self.plain_head,
         )
 
@@ -282,7 +282,7 @@ def by_autograd(
     batch: Batch,
     parameters: dict[str, nn.Parameter],
     autocast: torch.dtype | None,
-    turns: Turns | None = None,
+    rank_schedule: RankSchedule | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch of one sample, and squared norms by parameter, without any of the engine."""
     device, shards = device_of(model), Shards(model)
@@ -291,12 +291,16 @@ def by_autograd(
     # Float16 gradients would underflow.
     half = torch.float16 in (autocast, gathered_in(model), *(p.dtype for p in parameters.values()))
     scale = 2.0**12 if half else 1.0
-    turn = nullcontext() if turns is None else turns.taken(Kind(learning=tuple(parameters)))
+    shared = (
+        nullcontext()
+        if rank_schedule is None
+        else rank_schedule.shared_run(RunKind(learning=tuple(parameters)))
+    )
     whole: dict[int, Tensor] = {}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     try:
-        with turn, torch.enable_grad():
+        with shared, torch.enable_grad():
             watched = shards.watched(lambda sharded, now: whole.update({id(sharded): now}))
             with watched, autocasting(device, autocast):
                 logits: Any = model(**inputs, use_cache=False).logits[0, :-1]

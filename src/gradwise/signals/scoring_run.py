@@ -21,18 +21,26 @@ from gradwise.errors import SignalError
 from gradwise.numerics.sampling import evenly
 from gradwise.ranks import connected, gathered, on_first
 from gradwise.signals.batching import Batcher, Collate, batches, with_copies
+from gradwise.signals.column_buffer import (
+    MEASURED,
+    NOT_FINITE,
+    NOT_HELD,
+    Column,
+    ColumnBuffer,
+    InMemoryBuffer,
+    stored,
+)
 from gradwise.signals.engine_check import EngineCheck, EngineCheckResult, by_autograd
 from gradwise.signals.measure import InseparableError, Measurer
 from gradwise.signals.model_cache import CachedCheck, cache_of, structure
 from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.quantities import Signals
+from gradwise.signals.rank_schedule import RankSchedule, RunKind
 from gradwise.signals.samples import Inspection, check_indexable, inputs_only, inspect
 from gradwise.signals.scope import Scope
 from gradwise.signals.shards import class_name, gathered_in, units, whole_tensor
-from gradwise.signals.sheet import MEASURED, NOT_FINITE, NOT_HELD, Column, InMemory, Sheet, stored
 from gradwise.signals.store import Store, read, verify
 from gradwise.signals.sums import GradientRequest
-from gradwise.signals.turns import Kind, Turns
 from gradwise.signals.vocabulary import padding_collator
 from gradwise.signals.wanted import Quantity, SignalRequest
 
@@ -44,8 +52,8 @@ NOTE_EVERY = 5.0
 
 
 class ScoringRun:
-    """One scoring run of a data set with a lent model; arguments as in `collect`, `scope` where gradients are
-    wanted."""
+    """One scoring run of a data set with a prepared model; arguments as in `collect`, `scope` where
+    gradients are wanted."""
 
     def __init__(
         self,
@@ -75,7 +83,7 @@ class ScoringRun:
             self.gradient_request = _gradient_request(model, scope, signal_request, precondition)
         elif precondition is not None:
             raise SignalError("precondition changes gradients, but neither grad nor grad_norm is wanted.")
-        self.turns = Turns(self._joined) if units(model) else None
+        self.rank_schedule = RankSchedule(self._joined) if units(model) else None
         self.tell = tell
         self.sentences: list[str] = []
         self.engine_check = EngineCheck(
@@ -86,11 +94,11 @@ class ScoringRun:
             batch_tokens,
             self._tell,
             autocast,
-            self.turns,
+            self.rank_schedule,
         )
 
     def run(self, path: Path | None, start: float, progress: bool) -> Signals:
-        """Measure what is not yet on the sheet; `start` is when the cost began, by `time.perf_counter`."""
+        """Measure what is not yet in the buffer; `start` is when the cost began, by `time.perf_counter`."""
         order, first = self.inspection.measurable(), self.inspection.first
         # A copy costs as much as any sample and has the same values.
         distinct = order[first[order] == order]
@@ -103,9 +111,9 @@ class ScoringRun:
         _check_ranks_agree(request)
         if path is not None:
             return self._stored(path, request, columns, blocks, check, start, progress)
-        sheet = InMemory(len(self.dataset), columns, len(blocks))
-        self._fill(sheet, blocks, check, progress)
-        arrays = sheet.close(blocks)
+        buffer = InMemoryBuffer(len(self.dataset), columns, len(blocks))
+        self._fill(buffer, blocks, check, progress)
+        arrays = buffer.close(blocks)
         return self._signals(arrays, time.perf_counter() - start)
 
     def _tell(self, sentence: str) -> None:
@@ -116,7 +124,7 @@ class ScoringRun:
         """How the model can be measured: as found before, if it is the same model, asked for the same, and no
         longer samples have come."""
         # Ranks that share a model must all try, or none; what each of them remembers is its own.
-        if self.turns is not None:
+        if self.rank_schedule is not None:
             return self.engine_check.run(order)
         names = None if self.scope is None else tuple(self.scope.parameters)
         is_default = type(self.collate) is Collator
@@ -178,34 +186,34 @@ class ScoringRun:
 
     def _fill(
         self,
-        sheet: Sheet,
+        buffer: ColumnBuffer,
         blocks: list[NDArray[np.int64]],
         check: EngineCheckResult,
         progress: bool,
         note: Callable[[], None] = lambda: None,
     ) -> None:
-        sheet.fill("num_tokens", self.inspection.num_tokens)
+        buffer.fill("num_tokens", self.inspection.num_tokens)
         for rows in self.inspection.problems.values():
-            sheet.leave_out(rows)
+            buffer.leave_out(rows)
         number, ranks = connected()
         # Every n-th block: blocks are ordered by length, so that ranks get equal work without exchanging
         # anything.
-        share = np.flatnonzero(~sheet.done())[number::ranks].tolist()
+        share = np.flatnonzero(~buffer.done())[number::ranks].tolist()
         measure = Measurer(
             self.model,
             self.signal_request,
             self.gradient_request,
             check.unseen,
             self.autocast,
-            self.turns,
+            self.rank_schedule,
             plain_head=check.plain_head,
         )
         noted = time.perf_counter()
         total = sum(len(blocks[block]) for block in share)
-        together = nullcontext() if self.turns is None else self.turns.together()
+        together = nullcontext() if self.rank_schedule is None else self.rank_schedule.together()
         with together, Progress("signals", total, "samples", shown=progress and number == 0) as bar:
             for block in share:
-                sheet.write(block, blocks[block], self._rows(measure, blocks[block], sheet.columns))
+                buffer.write(block, blocks[block], self._rows(measure, blocks[block], buffer.columns))
                 bar.update(len(blocks[block]))
                 if time.perf_counter() - noted > NOTE_EVERY:
                     note()
@@ -234,7 +242,7 @@ class ScoringRun:
                 flags[~fits] |= NOT_HELD
         return values
 
-    def _joined(self, kind: Kind) -> None:
+    def _joined(self, kind: RunKind) -> None:
         """A run of another rank's kind, with the shortest sample; the result is of no use."""
         batch = self.batcher.batch(self.inspection.measurable()[-1:])
         if kind.learning and not kind.gradients:

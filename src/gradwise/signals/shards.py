@@ -115,10 +115,10 @@ def gathered_in(model: nn.Module) -> torch.dtype | None:
 
 
 class Shards:
-    """The sharded parameters of a lent model, and the whole ones that its forward passes use.
+    """The sharded parameters of a prepared model, and the whole ones that its forward passes use.
 
     Args:
-        model: lent; whole or sharded.
+        model: prepared; whole or sharded.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from gradwise.signals.given_back import unwrapped
+from gradwise.signals.model_state import unwrapped
 from gradwise.signals.shards import reshard
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.offload.arena import is_streamed

@@ -11,8 +11,8 @@ from torch import nn
 
 from gradwise.data import Collator
 from gradwise.signals import collect
-from gradwise.signals.given_back import lent
 from gradwise.signals.measure import Measurer
+from gradwise.signals.model_state import prepared
 from gradwise.signals.scope import resolve
 from gradwise.signals.scoring_run import ScoringRun
 from gradwise.signals.wanted import SignalRequest
@@ -157,7 +157,7 @@ def test_no_tensor_outlives_its_batch(name: str, parameters: str):
     model = make(name)
     wanted = SignalRequest.of(QUANTITIES, grad_dim=8)
     scope = resolve(model, parameters)
-    with lent(model) as bare:
+    with prepared(model) as bare:
         one = ScoringRun(bare, POOL, None, wanted, scope, None, 10**6)
         measure, batch = Measurer(bare, wanted, one.gradient_request), one.collate(POOL)
         measure(batch)
