@@ -174,7 +174,7 @@ def test_a_pool_without_anything_relevant_is_said() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_some_texts_of_a_large_pool_say_whether_it_is_far(seed: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(towards, "LOOKED_AT", 150)
+    monkeypatch.setattr(towards, "CLOSENESS_TEXTS", 150)
     target, subtasks = FromTexts(problems(BAKERY, 40, seed)), Subtasks.of_domains(None, 40)
     pools = {"far": speeches(600, seed), "near": speeches(450, seed) + problems(BAKERY, 150, seed + 9)}
     for name, texts in pools.items():

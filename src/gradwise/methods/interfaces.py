@@ -217,7 +217,7 @@ class Selector(Method):
         self,
         signals: Signals,
         *,
-        looked: Places | None = None,
+        scored_rows: Places | None = None,
         pool: int | None = None,
         seed: int = 0,
         device: str = "cpu",

@@ -28,7 +28,7 @@ FAR = 0.25
 0.06 for plays, and 0.16 (PIQA) to 0.69 (GSM8K, part of the pool) for mixed pools
 (`benchmarks.grace.words`)."""
 
-LOOKED_AT = 20_000
+CLOSENESS_TEXTS = 20_000
 """Texts of a pool by which selections that do not compare all of them judge whether it is far."""
 
 
@@ -200,11 +200,11 @@ def percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def closeness_of(texts: Texts, target: Texts, subtasks: Subtasks, size: int, seed: int) -> float:
-    """`Wording.closeness`, from at most `LOOKED_AT` texts of the pool, drawn at random."""
+    """`Wording.closeness`, from at most `CLOSENESS_TEXTS` texts of the pool, drawn at random."""
     count = len(texts)
-    if count > LOOKED_AT:
-        rows = np.sort(stream(seed, "closeness").choice(count, LOOKED_AT, replace=False))
-        texts, size = texts.take(rows), max(1, round(size * LOOKED_AT / count))
+    if count > CLOSENESS_TEXTS:
+        rows = np.sort(stream(seed, "closeness").choice(count, CLOSENESS_TEXTS, replace=False))
+        texts, size = texts.take(rows), max(1, round(size * CLOSENESS_TEXTS / count))
     return wording(texts, target, subtasks, size).closeness
 
 

@@ -3,8 +3,8 @@
 Shapes: B samples, T rows (tokens) of each, R x C a weight's gradient, k the length of its projection.
 
 A sample's gradient G_i = sum_t r_it c_it^T is never formed. A count sketch folds each side to `side_for(k)`
-sums with random signs, which reads every number once. The product of the two small matrices is then dealt
-into k signed sums. Inner products are kept in expectation. Their error exceeds that of a dense Gaussian
+sums with random signs, which reads every number once. The product of the two small matrices is then added
+to k signed sums. Inner products are kept in expectation. Their error exceeds that of a dense Gaussian
 projection, which would need R C k random numbers, by a few percent (docs/log.md: by 0 to 12 % at k = 1024).
 Squared lengths and near-duplicates do worse on shallow, wide models: up to 1.5 times the error.
 

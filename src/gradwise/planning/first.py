@@ -46,7 +46,7 @@ def first_selection(
     target = scored.target
     state = method.begin(
         scored.signals,
-        looked=scored.rows,
+        scored_rows=scored.rows,
         pool=len(context.train),
         seed=context.seed,
         device=context.device,

@@ -17,9 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradwise.errors import RecipeError, SignalError
 from gradwise.precision import autocast_here, autocasting
-from gradwise.probing.answers import Ahead, Bends, Orders
 from gradwise.probing.kept import kept
 from gradwise.probing.preconditioned import Preconditioned, Vectors, products, rate_of, sketch
+from gradwise.probing.results import GradientProducts, LookaheadLosses, Orders
 from gradwise.signals.head import LabelPositions
 from gradwise.signals.model_state import evaluating, uncompiled, unwrapped
 from gradwise.signals.rows import wide
@@ -118,7 +118,7 @@ class Probe:
 
     def lookahead(
         self, units: Sequence[SampleIndices], on: SampleIndices, only: NDArray[np.bool_] | None = None
-    ) -> Ahead:
+    ) -> LookaheadLosses:
         """The losses of samples after one step of the optimizer on each unit, each from the present weights.
 
         A step is the run's own: token-mean loss, clipping, moments, weight decay, learning rate (that of the
@@ -142,7 +142,7 @@ class Probe:
                 self._step(unit)
                 after[number, compared] = self.losses(places[compared])
                 give_back()
-        return Ahead(before, after)
+        return LookaheadLosses(before, after)
 
     def runs(
         self, runs: Sequence[Sequence[SampleIndices]], on: SampleIndices
@@ -212,7 +212,9 @@ class Probe:
             weights = self._weights()
             return np.stack([sketch(self._gradient(unit, weights)[1]).cpu().numpy() for unit in units])
 
-    def bends(self, units: Sequence[SampleIndices], towards: SampleIndices, *, hessian: bool = True) -> Bends:
+    def bends(
+        self, units: Sequence[SampleIndices], towards: SampleIndices, *, hessian: bool = True
+    ) -> GradientProducts:
         """Products of gradients and of Hessians for every pair of units, with one Hessian-vector product for
         each (spec of D3, the commutator of two steps).
 
@@ -253,7 +255,7 @@ class Probe:
                 losses.append(loss)
                 slopes.append(vectors.of(gradient))
                 moves.append(vectors.of(way(gradient)))
-            return Bends(
+            return GradientProducts(
                 along=products(turns, moves) if hessian else None,
                 gains=products(slopes, moves),
                 towards=products([target_vector], moves)[0],
@@ -452,11 +454,11 @@ class Probe:
 
 
 def check_precision(autocast: torch.dtype | None) -> None:
-    """Raise RecipeError for a precision in which no step can be tried."""
+    """Raise RecipeError for a precision in which trial steps are impossible."""
     if autocast == torch.float16:
         raise RecipeError(
-            "order: d3 cannot try steps under the loss scaling of float16; use bf16, or leave order.units "
-            "out."
+            "Methods that make trial steps (d3, trial, less) cannot run under float16, whose loss scaling "
+            "skips some of them; use bf16, or another method, such as balanced instead of d3."
         )
 
 

@@ -32,11 +32,11 @@ def draw_pool(store: Path, picks: Path) -> Path:
         raise SignalError(f"{store} holds no embeddings to draw; this selection does not need them.")
     with damaged(picks, SignalError):
         picked = pyarrow.parquet.read_table(picks, columns=["index"]).column("index").to_numpy()
-    looked = store / "looked.npy"
-    if looked.exists():
+    scored_rows = store / "looked.npy"
+    if scored_rows.exists():
         # Only some samples of the pool were measured; of the picks those are drawn that were.
-        with damaged(looked, SignalError):
-            picked = np.flatnonzero(np.isin(np.load(looked), picked))
+        with damaged(scored_rows, SignalError):
+            picked = np.flatnonzero(np.isin(np.load(scored_rows), picked))
     path = picks.parent / "pool.png"
     add_file(path, pool_picture(signals, picked))
     return path

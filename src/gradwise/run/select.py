@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 PICKS, RECORDS, SUMMARY = "picks.parquet", "records.jsonl", "selection.json"
 SIGNALS, VALIDATION, TARGET = "signals", "validation", "target"
-LOOKED = "looked.npy"
+SCORED_ROWS = "looked.npy"
 """Beside the signals: which samples of the pool they are of, where not of all."""
 
 
@@ -359,7 +359,7 @@ def _write(
     if rows is not None and (out / SIGNALS).is_dir():
         content = io.BytesIO()
         np.save(content, rows)
-        add_file(out / SIGNALS / LOOKED, content.getvalue())
+        add_file(out / SIGNALS / SCORED_ROWS, content.getvalue())
     write_json(out / SUMMARY, summary)
 
 

@@ -113,8 +113,8 @@ def aimed_at(state: State, aim: Aim, words: Wording | None, *, by_tokens: bool) 
     # Ranked by words alone, they fill the budget where too few candidates can be used; where all are
     # candidates there are no others.
     # How many short samples a budget in tokens holds is not known, so that all are ranked.
-    most = state.pool if by_tokens else words.size + len(state.looked)
-    others = words.best(most) if len(state.looked) < state.pool else None
+    most = state.pool if by_tokens else words.size + len(state.scored_rows)
+    others = words.best(most) if len(state.scored_rows) < state.pool else None
     score, garbled = words.score[state.sample], words.garbled[state.sample]
     by_words = np.where(garbled, GARBLED, percentiles(score))
     return state.changed(bounds=aim.bounds, by_words=by_words, ranked=others, closeness=words.closeness)

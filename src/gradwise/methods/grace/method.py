@@ -204,7 +204,7 @@ class Grace(PublishedGrace, Targeted):
         first = self.first_stage(signals, check_target(target, self.method)) if self.aims else None
         rows = self.rows_to_score(len(signals), signals.domain, seed, first)
         scored = signals if rows is None else signals.take(rows)
-        state = self.begin(scored, looked=rows, pool=len(signals), seed=seed, target=target, first=first)
+        state = self.begin(scored, scored_rows=rows, pool=len(signals), seed=seed, target=target, first=first)
         picked = self.pick(state, signals, seed=seed)
         if advice := self.advice(picked):
             warnings.warn(advice, stacklevel=2)
@@ -287,7 +287,7 @@ class Grace(PublishedGrace, Targeted):
         self,
         signals: Signals,
         *,
-        looked: NDArray[np.int64] | None = None,
+        scored_rows: NDArray[np.int64] | None = None,
         pool: int | None = None,
         step: int = 0,
         seed: int = 0,
@@ -301,7 +301,7 @@ class Grace(PublishedGrace, Targeted):
 
         Args:
             signals: of the candidates.
-            looked: their positions in the pool, ascending. If unset, all of it.
+            scored_rows: their positions in the pool, ascending. If unset, all of it.
             pool: samples of the pool.
             step: optimizer steps done.
             seed: of an approximate search.
@@ -312,7 +312,7 @@ class Grace(PublishedGrace, Targeted):
             first: how the words of the whole pool compare with theirs.
         """
         check_signals(signals, self.method, seed=seed)
-        looked = np.arange(len(signals)) if looked is None else looked
+        scored_rows = np.arange(len(signals)) if scored_rows is None else scored_rows
         embedding = np.asarray(signals.require("embedding", "grace"))
         usable = np.flatnonzero(self._usable(signals))
         if not usable.size:
@@ -341,10 +341,10 @@ class Grace(PublishedGrace, Targeted):
             towards = self._target(signals, stands)
         state = State(
             pool=pool or len(signals),
-            looked=looked,
-            rows=looked[usable],
+            scored_rows=scored_rows,
+            rows=scored_rows[usable],
             node=nodes.node,
-            sample=looked[stands],
+            sample=scored_rows[stands],
             centre=nodes.centre,
             placed=nodes.placed,
             embedding=np.array(embedding[stands], dtype=np.float32),
@@ -430,7 +430,7 @@ class Grace(PublishedGrace, Targeted):
     def _budget(self, state: State, signals: Signals) -> Amount:
         if self.tokens is None:
             # Unusable candidates cannot be picked; samples that were not scored can.
-            return Amount(count=self.size(state.pool - len(state.looked) + len(state.rows)))
+            return Amount(count=self.size(state.pool - len(state.scored_rows) + len(state.rows)))
         costs = np.asarray(signals.require("num_tokens", "grace with tokens"), dtype=np.float64)
         return Amount(tokens=float(self.tokens), costs=costs)
 
