@@ -12,12 +12,12 @@ import gradwise as gw
 from gradwise.data import Collator
 from gradwise.methods.baselines import EasyFirst, HerdedOrder, Less, LossTop, UniformLayers
 from gradwise.methods.cost_counts import Shape, engine_check, per_sample, scoring
-from gradwise.methods.costs import Size, Speeds
+from gradwise.methods.costs import RunSize, Speeds
 from gradwise.methods.trial import Trial
 from gradwise.planning.shares import cost_per_sample, deciding, shares
 from gradwise.recipe import Adapter, Train
 
-SIZE = Size(pool=80, steps=10, batch=4, choosing=12, aside=7)
+SIZE = RunSize(pool=80, steps=10, batch=4, choosing=12, aside=7)
 """Training takes 3 x 10 x 4 = 120 forward passes."""
 
 GRACE = gw.Grace(count=20, candidates=40, refresh_every=4, anchors=0.25)

@@ -19,7 +19,7 @@ from gradwise.data.parts import load_parts
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, claimed
 from gradwise.methods.baselines import FullData, Shuffle
-from gradwise.planning.decider import MOST_COUNTED, Cost
+from gradwise.planning.decider import MOST_COUNTED, DecisionCost
 from gradwise.recipe import Recipe
 from gradwise.run.directory import FILES
 from gradwise.run.model import load_model, load_tokenizer
@@ -198,10 +198,10 @@ class Workbench:
             step -= draw * (1 - 1 / self.recipe.layers.period)  # type: ignore[union-attr]
         return Speed(0.0, start, max(step, 1e-4), timed)
 
-    def while_training(self, decided: Trainer, steps: int) -> Cost:
+    def while_training(self, decided: Trainer, steps: int) -> DecisionCost:
         """What the decisions that come while training cost. The order's is made once and timed: by counts
         alone, the published D³ was expected to take 1.5 times as long as it took (docs/log.md)."""
-        session, total = decided.session, Cost()
+        session, total = decided.session, DecisionCost()
         planner, plan = session.planner, session.plan
         assert plan is not None
         schedule, context = session.layout.schedule(plan), session.context()
@@ -213,7 +213,7 @@ class Workbench:
                 decider.decide(session.context(), plan, 0)
                 seconds = session.record.spent["order"][1]
                 times = len(decider.costly_steps(schedule))
-                cost = Cost(seconds_per_step=times * seconds / min(steps, MOST_COUNTED))
+                cost = DecisionCost(seconds_per_step=times * seconds / min(steps, MOST_COUNTED))
             total = total.plus(cost)
         return total
 

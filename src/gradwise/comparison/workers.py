@@ -173,20 +173,20 @@ def _start(task: Task, slot: int, jobs: int) -> Underway:
 
 
 @dataclass(frozen=True)
-class Share:
+class MachineShare:
     """What of the machine one process gets."""
 
     threads: int
     gpu: str | None
 
 
-def _share(slot: int, jobs: int) -> Share:
+def _share(slot: int, jobs: int) -> MachineShare:
     thread_setting = os.environ.get("OMP_NUM_THREADS", "")
     threads = max(1, cores() // jobs)
     if thread_setting.isdecimal():
         threads = min(threads, max(1, int(thread_setting)))
     gpus = _gpus()
-    return Share(threads, gpus[slot % len(gpus)] if len(gpus) > 1 else None)
+    return MachineShare(threads, gpus[slot % len(gpus)] if len(gpus) > 1 else None)
 
 
 def cores() -> int:
@@ -215,7 +215,7 @@ def _death(code: int | None, log: Path) -> str:
 # ---- in the process ----------------------------------------------------------------------------------------
 
 
-def _work(task: Task, answers: Any, share: Share) -> None:
+def _work(task: Task, answers: Any, share: MachineShare) -> None:
     # A session of its own: Ctrl-C on the terminal is for the parent, which then asks once.
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwise.methods.costs import Forecast, Size, Speeds
+from gradwise.methods.costs import RunSize, SelectionForecast, Speeds
 from gradwise.methods.decision import Order, Selection
 from gradwise.settings import Settings
 from gradwise.signals import Signals
@@ -76,7 +76,7 @@ class Budgeted(NamedTuple):
 
     method: Any
     """The method, with what was measured or derived filled in."""
-    forecast: Forecast
+    forecast: SelectionForecast
     sentence: str
     """What it is expected to cost, for the console."""
 
@@ -178,7 +178,7 @@ class Selector(Method):
 
     def budgeted(
         self,
-        size: Callable[[], Size],
+        size: Callable[[], RunSize],
         speeds: Callable[[], Speeds],
         *,
         once: str | None,
@@ -222,7 +222,7 @@ class Selector(Method):
         seed: int = 0,
         device: str = "cpu",
         took: dict[str, float] | None = None,
-        forecast: Forecast | None = None,
+        forecast: SelectionForecast | None = None,
         target: Signals | None = None,
         first: object = None,
     ) -> SelectionState | None:

@@ -20,7 +20,7 @@ from gradwise.methods.interfaces import Arrays
 from gradwise.numerics.sampling import evenly
 from gradwise.numerics.streams import stream_seed
 from gradwise.planning.context import RunContext, Samples
-from gradwise.planning.decider import Cost, Decider, rounded, served
+from gradwise.planning.decider import Decider, DecisionCost, rounded, served
 from gradwise.planning.epochs import (
     FAR_APART,
     epochs_from,
@@ -191,11 +191,11 @@ class Annealing(Decider):
                 )
         return {"added": self._added} if self._added else {}
 
-    def forecast(self, context: RunContext) -> Cost:
+    def forecast(self, context: RunContext) -> DecisionCost:
         """What the selections will take, estimated from a few samples at the present weights."""
         needs = (self.method.needs | self._ordering.needs) & set(QUANTITIES)
         if not needs:
-            return Cost(seconds=self._race_seconds(context))
+            return DecisionCost(seconds=self._race_seconds(context))
         # Evenly spread over the data, which are often sorted by length or by domain.
         speed = scoring_speed(context, evenly(len(context.train), samples_timed(context)), needs)
         parts = scored_parts(self.method, context.annealing.train, self._parts(context), context.seed)
@@ -206,7 +206,7 @@ class Annealing(Decider):
             runs *= 2
         startups = speed.startup + (runs - 1) * speed.later_startup
         seconds = startups + self.method.times * scored * speed.per_sample
-        return Cost(seconds=seconds + self._race_seconds(context))
+        return DecisionCost(seconds=seconds + self._race_seconds(context))
 
     def _race_seconds(self, context: RunContext) -> float:
         method: Any = self.method

@@ -3,7 +3,7 @@
 import time
 from typing import NamedTuple
 
-from gradwise.methods.costs import Forecast
+from gradwise.methods.costs import SelectionForecast
 from gradwise.methods.decision import Selection
 from gradwise.methods.interfaces import FirstStage, SelectionState, Selector
 from gradwise.numerics.ngrams import compile_kernels
@@ -28,7 +28,7 @@ def first_selection(
     scored: PoolSignals,
     *,
     order_needs: frozenset[str] = frozenset(),
-    forecast: Forecast | None = None,
+    forecast: SelectionForecast | None = None,
     took: dict[str, float] | None = None,
     first: FirstStage | None = None,
 ) -> FirstSelection:

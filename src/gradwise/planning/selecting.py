@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError
 from gradwise.methods.cost_counts import ORDINARY
-from gradwise.methods.costs import Forecast, Size, Speeds
+from gradwise.methods.costs import RunSize, SelectionForecast, Speeds
 from gradwise.methods.decision import Selection
 from gradwise.methods.interfaces import Arrays, FirstStage, SelectionState, Selector
 from gradwise.planning.context import RunContext
-from gradwise.planning.decider import Cost, Decider, rounded, served
+from gradwise.planning.decider import Decider, DecisionCost, rounded, served
 from gradwise.planning.epochs import (
     epoch_length,
     epochs_ahead,
@@ -73,7 +73,7 @@ class Selecting(Decider):
     ) -> None:
         self._needs, self._ordering, self._until = method.needs, ordering, until
         self._last, self._keeps = last, keeps
-        self._forecast: Forecast | None = None
+        self._forecast: SelectionForecast | None = None
         self._steps = 0
         self._rows: NDArray[np.int64] | None = None
         self._first: FirstStage | None = None
@@ -219,7 +219,7 @@ class Selecting(Decider):
         self._scored = self._scored_for(_method(context), context, self._first)
         return context
 
-    def _size(self, context: RunContext) -> Size:
+    def _size(self, context: RunContext) -> RunSize:
         """The run's size before anything is selected, without its annealing phase."""
         layout, pool = context.in_run, len(context.train)
         self._steps, picks = layout.max_steps, 0
@@ -229,7 +229,7 @@ class Selecting(Decider):
             self._steps = math.ceil(layout.epochs * math.ceil(picks / layout.batch_size))
         annealing = 0 if self._last is None else decay_steps(self._last, self._steps)
         aside = 0 if context.target is None else len(context.target)
-        return Size(pool, self._steps - annealing, layout.batch_size, picks, aside)
+        return RunSize(pool, self._steps - annealing, layout.batch_size, picks, aside)
 
     def _once(self, context: RunContext) -> str | None:
         """Why the selection cannot be refreshed, if so."""
@@ -305,10 +305,10 @@ class Selecting(Decider):
             return share
         return share * forecast.refreshes / (forecast.first + forecast.refreshes)
 
-    def forecast(self, context: RunContext) -> Cost:  # noqa: ARG002
+    def forecast(self, context: RunContext) -> DecisionCost:  # noqa: ARG002
         if self._forecast is None:
-            return Cost()
-        return Cost(seconds_per_step=self._forecast.refreshes / self._steps)
+            return DecisionCost()
+        return DecisionCost(seconds_per_step=self._forecast.refreshes / self._steps)
 
     @property
     def recurs(self) -> bool:

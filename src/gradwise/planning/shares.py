@@ -20,12 +20,12 @@ from gradwise.methods.cost_counts import (
     training,
     updating,
 )  # fmt: skip
-from gradwise.methods.costs import Size
+from gradwise.methods.costs import RunSize
 from gradwise.methods.grace.budget import USUAL_OVERHEAD
 from gradwise.methods.grace.costs import USUAL_ANCHORS
 from gradwise.recipe import Recipe
 
-Share = dict[str, Any]
+CostShare = dict[str, Any]
 """`share` of the training time, None where it is not known, and `why`."""
 
 
@@ -89,11 +89,11 @@ def measuring_share(recipe: Recipe, cost: float, layers: int, shape: Shape) -> f
 def shares(
     recipe: Recipe,
     layers: int,
-    size: Size | None = None,
+    size: RunSize | None = None,
     expected: Mapping[str, float] | None = None,
     *,
     shape: Shape | None = None,
-) -> dict[str, Share]:
+) -> dict[str, CostShare]:
     """For each section that decides by a model: its time as a share of the training time, and how that was
     found.
 
@@ -121,7 +121,7 @@ def shares(
     return {name: share for name, share in section_shares.items() if share is not None}
 
 
-def deciding(section_shares: Mapping[str, Share]) -> str | None:
+def deciding(section_shares: Mapping[str, CostShare]) -> str | None:
     """The forecast in a sentence; None where no section costs anything."""
     if not section_shares:
         return None
@@ -136,7 +136,7 @@ def deciding(section_shares: Mapping[str, Share]) -> str | None:
 class _Run:
     """What is known of a run's size."""
 
-    def __init__(self, recipe: Recipe, size: Size | None, shape: Shape, layers: int) -> None:
+    def __init__(self, recipe: Recipe, size: RunSize | None, shape: Shape, layers: int) -> None:
         self.recipe, self.size, self.shape, self.layers = recipe, size, shape, layers
         self.training = cost_per_sample(recipe, layers, shape)
         select: Any = recipe.select
@@ -179,7 +179,7 @@ class _Run:
         return self.share(self.size.aside * per_sample(method.needs, self.shape)) or 0.0
 
 
-def _selecting(run: _Run) -> Share | None:
+def _selecting(run: _Run) -> CostShare | None:
     method: Any = run.recipe.select
     if method.tried and method.chosen() is None:
         return _raced(run, method)
@@ -222,7 +222,7 @@ def _refreshes(
     return None if each is None else refreshes * each
 
 
-def _warmed_up(run: _Run, method: Any) -> Share:
+def _warmed_up(run: _Run, method: Any) -> CostShare:
     """The steps of a warm-up, and scoring the pool at each of its checkpoints."""
     warm_up = method.trained_before
     why = f"{method.method}: {warm_up.epochs} epochs of warm-up, and scoring the pool after each"
@@ -238,7 +238,7 @@ def _warmed_up(run: _Run, method: Any) -> Share:
     return {"share": tried + warm_up.epochs * (scored + run.of_target(method) + trained), "why": why}
 
 
-def _raced(run: _Run, method: Any) -> Share:
+def _raced(run: _Run, method: Any) -> CostShare:
     """Scoring the pool, and the steps of the contenders."""
     why = f"{method.method}: {len(method.tried)} contenders, {method.steps} steps each"
     scored = run.scored(method.needs, None)
@@ -248,7 +248,7 @@ def _raced(run: _Run, method: Any) -> Share:
     return {"share": scored + run.of_target(method) + raced, "why": why}
 
 
-def _ordering(run: _Run) -> Share | None:
+def _ordering(run: _Run) -> CostShare | None:
     method: Any = run.recipe.order
     if hasattr(method, "overhead"):
         # A share of the forward and backward passes of ordinary training.
@@ -262,7 +262,7 @@ def _ordering(run: _Run) -> Share | None:
     return _once_over_the_pool(run, method, besides=shared)
 
 
-def _once_over_the_pool(run: _Run, method: Any, besides: Iterable[str] = ()) -> Share:
+def _once_over_the_pool(run: _Run, method: Any, besides: Iterable[str] = ()) -> CostShare:
     share = run.scored(method.needs, None, besides=besides)
     share = None if share is None else share + run.of_target(method)
     passes = per_sample(frozenset(method.needs) | frozenset(besides), run.shape)
@@ -272,7 +272,7 @@ def _once_over_the_pool(run: _Run, method: Any, besides: Iterable[str] = ()) -> 
     return {"share": share, "why": why if share is not None else f"{why}; depends on the size of the pool"}
 
 
-def _probing(run: _Run) -> Share | None:
+def _probing(run: _Run) -> CostShare | None:
     policy = run.recipe.layers.policy
     if policy is None or not policy.probes:
         return None
@@ -283,7 +283,7 @@ def _probing(run: _Run) -> Share | None:
     return {"share": run.share(PROBE * run.shape.padding * probes * run.batch), "why": why}
 
 
-def _annealing(run: _Run) -> Share | None:
+def _annealing(run: _Run) -> CostShare | None:
     method: Any = run.recipe.anneal
     if method is None or not (method.tried or measured(method.needs | method.validation_needs)):
         return None
@@ -312,7 +312,7 @@ def _annealing(run: _Run) -> Share | None:
     return {"share": run.share(passes), "why": why}
 
 
-def _choosable(method: Any, size: Size) -> int:
+def _choosable(method: Any, size: RunSize) -> int:
     """Samples that an annealing selection chooses from."""
     training = size.picks if method.pool == "selection" and size.picks else size.pool
     if not size.added:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradwise.errors import RecipeError
-from gradwise.methods.costs import Size, Speeds
+from gradwise.methods.costs import RunSize, Speeds
 from gradwise.methods.grace.aim import SURVIVORS
 from gradwise.methods.grace.costs import forecast, single
 from gradwise.methods.grace.nodes import search_of
@@ -23,7 +23,7 @@ USUAL_OVERHEAD = 0.15
 
 def budgeted(
     method: "Grace",
-    size: Callable[[], Size],
+    size: Callable[[], RunSize],
     speeds: Callable[[], Speeds],
     *,
     once: str | None,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.costs import Forecast, Size, Speeds
+from gradwise.methods.costs import RunSize, SelectionForecast, Speeds
 from gradwise.methods.decision import Selection, check_signals, domain_mix
 from gradwise.methods.grace.aim import AIMED, SURVIVORS, Aim, aim_again, aim_of, aimed_at, words_of
 from gradwise.methods.grace.budget import budgeted, decide_once
@@ -238,7 +238,7 @@ class Grace(PublishedGrace, Targeted):
         return min(pool, max(1, round(self.tokens / max(1.0, mean_tokens()))))
 
     def budgeted(
-        self, size: Callable[[], Size], speeds: Callable[[], Speeds], *, once: str | None, scores_all: bool
+        self, size: Callable[[], RunSize], speeds: Callable[[], Speeds], *, once: str | None, scores_all: bool
     ) -> Budgeted:
         """How many samples are scored, how often the selection is refreshed, and what that should cost.
 
@@ -293,7 +293,7 @@ class Grace(PublishedGrace, Targeted):
         seed: int = 0,
         device: str = "cpu",
         took: dict[str, float] | None = None,
-        forecast: Forecast | None = None,
+        forecast: SelectionForecast | None = None,
         target: Signals | None = None,
         first: Wording | None = None,
     ) -> State:
