@@ -92,7 +92,7 @@ def _trainer(folder: Path, model: Any, speeches: Any, section: str, method: Any)
         short_run(folder, max_steps=6, lr_scheduler_type=schedule),
         train_dataset=speeches.select(range(24)),
         eval_dataset=speeches.select(range(24, 36)),
-        target_dataset=speeches.select(range(36, 44)) if getattr(method, "aims", False) else None,
+        target_dataset=speeches.select(range(36, 44)) if getattr(method, "uses_target", False) else None,
         recipe=gw.Recipe.from_dict({section: gw.Recipe(**{section: method}).to_dict()[section]}),
     )
     trainer.session.tell = lambda _: None

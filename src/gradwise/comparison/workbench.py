@@ -158,7 +158,7 @@ class Workbench:
         by_held_out = influence is not None and influence.target == "validation"
         if (recipe.anneal is not None or by_held_out) and parts.validation is not None:
             self.held_out = parts.validation.dataset
-        if recipe.aims:
+        if recipe.uses_target:
             self.target = parts.target
         transformers.set_seed(recipe.seed)
         self.model = load_model(recipe.model, recipe.adapter)

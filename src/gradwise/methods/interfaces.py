@@ -130,10 +130,10 @@ class Selector(Method):
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:
         """The samples of a pool to train on."""
 
-    # A method that selects towards a target derives from `gradwise.methods.towards.Targeted`.
+    # A method that selects towards a target derives from `gradwise.methods.targeting.Targeted`.
 
     @property
-    def aims(self) -> bool:
+    def uses_target(self) -> bool:
         """Whether it selects towards a target."""
         return False
 
@@ -151,7 +151,7 @@ class Selector(Method):
         """Training that must precede the scoring run; None for none."""
         return None
 
-    def towards(self, *, target: bool, validation: bool) -> Literal["target", "validation"] | None:
+    def resolve_target(self, *, target: bool, validation: bool) -> Literal["target", "validation"] | None:
         """The set that it selects towards, given which sets there are; None for none.
 
         Raises:
@@ -159,7 +159,7 @@ class Selector(Method):
         """
         return None
 
-    def aimed(self, goal: Literal["target", "validation"] | None) -> Self:
+    def with_target(self, goal: Literal["target", "validation"] | None) -> Self:
         """The same method with its target settled."""
         return self
 

@@ -65,7 +65,7 @@ def first_selection(
 
 def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:
     """What the texts of the pool and of the target say before a model is asked; written to the record."""
-    if context.target is None or not method.aims:
+    if context.target is None or not method.uses_target:
         return None
     compile_kernels()
     start = time.perf_counter()

@@ -109,7 +109,7 @@ def check_proxy(context: RunContext) -> None:
             f"The second part of `proxy` has {len(scorer.samples)} samples, and the training data "
             f"{len(context.train)}; give the training samples in the same order."
         )
-    if target is None or not method.aims or not method.needs & set(QUANTITIES):
+    if target is None or not method.uses_target or not method.needs & set(QUANTITIES):
         return
     if scorer.target is None and not _same_tokens(scorer.samples, context.train.inputs):
         raise RecipeError(
@@ -221,7 +221,7 @@ def selection_signals(
     if method.trained_before is not None:
         return _after_warm_up(context, method.trained_before, needs, order_needs)
     scored = pool_signals(context, needs | order_needs, rows)
-    if not method.aims:
+    if not method.uses_target:
         return scored
     start = time.perf_counter()
     target = target_signals(context, method.needs)

@@ -337,7 +337,7 @@ class Selecting(Decider):
             context.record.event("refresh", step, seconds, anchors=0, digest=plan.digest)
             return plan
         measured = signals_now(context, state.sample[anchors], method.needs)
-        target = target_signals(context, method.needs) if method.aims else None
+        target = target_signals(context, method.needs) if method.uses_target else None
         took = {"signals": time.perf_counter() - start}
         done = method.refresh(state, anchors, measured, step, target=target, device=context.device)
         took["graph"] = done.graph_seconds

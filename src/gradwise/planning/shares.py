@@ -174,7 +174,7 @@ class _Run:
 
     def of_target(self, method: Any) -> float:
         """Scoring the target samples of a selection that aims at some, as a share of the training."""
-        if self.size is None or not getattr(method, "aims", False):
+        if self.size is None or not getattr(method, "uses_target", False):
             return 0.0
         return self.share(self.size.aside * per_sample(method.needs, self.shape)) or 0.0
 

@@ -70,7 +70,7 @@ class Probe:
         check_indexable(dataset)
         self.model: Any = uncompiled(model)
         self.optimizer = unwrapped(optimizer)
-        self.dataset, self._aims = dataset, [] if target is None else target
+        self.dataset, self._target_samples = dataset, [] if target is None else target
         self.collator = collator or padding_collator(self.model)
         self.clip, self.batch_tokens, self.seed = clip, batch_tokens, seed
         self.device = next(self.model.parameters()).device
@@ -80,7 +80,7 @@ class Probe:
     @property
     def target(self) -> NDArray[np.int64]:
         """The target's samples, which follow those of the data set; none where no target was given."""
-        return len(self.dataset) + np.arange(len(self._aims))
+        return len(self.dataset) + np.arange(len(self._target_samples))
 
     @property
     def rate(self) -> float:
@@ -233,16 +233,16 @@ class Probe:
         """
         with evaluating(self.model), torch.inference_mode(False), torch.enable_grad():
             weights = self._weights()
-            target, aim = self._gradient(towards, weights)
+            target, target_gradient = self._gradient(towards, weights)
             gradients: Any = ()
             if not Preconditioned.known(self.optimizer, weights):
                 # Before its first step Adam has no second moments; these gradients give it those that they
                 # would leave.
-                gradients = chain((self._gradient(unit, weights)[1] for unit in units), [aim])
+                gradients = chain((self._gradient(unit, weights)[1] for unit in units), [target_gradient])
             way = Preconditioned.of(self.optimizer, weights, gradients)
-            direction = way(aim)
+            direction = way(target_gradient)
             vectors = Vectors(weights, 3 * len(units) + 1)
-            target_vector = vectors.of(aim)
+            target_vector = vectors.of(target_gradient)
             slopes, moves, turns, losses = [], [], [], []
             for unit in units:
                 if hessian:
@@ -446,7 +446,7 @@ class Probe:
     def _row(self, sample: int | np.integer[Any]) -> Any:
         # One numbering: samples of the target stand behind those of the data set.
         count = len(self.dataset)
-        return self.dataset[int(sample)] if sample < count else self._aims[int(sample) - count]
+        return self.dataset[int(sample)] if sample < count else self._target_samples[int(sample) - count]
 
     def _check_tokens(self, samples: SampleIndices, tokens: int) -> None:
         if not tokens:

@@ -199,10 +199,12 @@ class Recipe(Settings):
     def goal(self) -> Goal | None:
         """The set that `select` aims at; raises RecipeError where it is not given."""
         data = self.data or Data()
-        return self.select.towards(target=data.target is not None, validation=data.validation is not None)
+        return self.select.resolve_target(
+            target=data.target is not None, validation=data.validation is not None
+        )
 
     @property
-    def aims(self) -> bool:
+    def uses_target(self) -> bool:
         """Whether `select` or `anneal` chooses by samples that `data` keeps apart for that."""
         return self.goal is not None or (self.anneal is not None and self.anneal.uses_validation)
 

@@ -124,7 +124,7 @@ def _complete(recipe: Recipe, run: RunDirectory) -> Recipe:
     # Commits instead of branches, which may move: a resumed run has to load the weights it began with.
     recipe = pinned(recipe, run.begun_with(), proxy=measures(recipe))
     # The folder's recipe must name the target that the Trainer aims at, or the Trainer would replace it.
-    recipe = replace(recipe, select=recipe.select.aimed(recipe.goal))
+    recipe = replace(recipe, select=recipe.select.with_target(recipe.goal))
     # So that the recipe in the run directory can be run from anywhere.
     return recipe.anchored()
 
@@ -188,7 +188,7 @@ def _build(
     reports = [str(pool.report), *([] if annealing is None else [f"Annealing phase: {annealing.report}"])]
     for sentence in (*reports, *parts.notes):
         tell(sentence)
-    target = parts.target if recipe.aims else None
+    target = parts.target if recipe.uses_target else None
     if data.target is not None and target is None:
         tell(f"Note: select: {recipe.select.method} does not use data.target.")
     first = is_first()

@@ -122,7 +122,7 @@ def choose(
         GradwiseError: in one clear sentence.
     """
     goal = recipe.goal
-    recipe = replace(recipe, select=recipe.select.aimed(goal))
+    recipe = replace(recipe, select=recipe.select.with_target(goal))
     method = recipe.select.chosen()
     if method is None:
         raise only_in_a_run("select")

@@ -12,7 +12,14 @@ from pydantic import Field
 from gradwise.errors import SignalError
 from gradwise.methods.decision import Selection, check_signals
 from gradwise.methods.interfaces import WarmUp
-from gradwise.methods.towards import AlwaysTargeted, Subtasks, check_target, closeness_of, texts_of, unit_rows
+from gradwise.methods.targeting import (
+    AlwaysTargeted,
+    Subtasks,
+    check_target,
+    closeness_of,
+    texts_of,
+    unit_rows,
+)
 from gradwise.methods.validation import check_aligned
 from gradwise.numerics.ngrams import Counts, affinity
 from gradwise.numerics.streams import stream

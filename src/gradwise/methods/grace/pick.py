@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.methods.decision import Selection
-from gradwise.methods.grace.aim import combined, region
+from gradwise.methods.grace.cascade import combined, region
 from gradwise.methods.grace.importance import Worth, worth
 from gradwise.methods.grace.state import State
 from gradwise.numerics import interleaved

@@ -88,7 +88,7 @@ def bounds(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int) 
 
 
 @dataclass(frozen=True, eq=False)
-class Wording:
+class NgramMatch:
     """How the words of a pool's samples compare with a target's."""
 
     score: NDArray[np.float64]
@@ -105,7 +105,7 @@ class Wording:
         return np.argsort(-self.score, kind="stable")[:count]
 
 
-def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wording:
+def match_ngrams(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> NgramMatch:
     """Compare the n-grams of all samples with each subtask's, reading the pool twice or more.
 
     Args:
@@ -134,7 +134,7 @@ def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wordi
     best = np.argsort(-score, kind="stable")[:size]
     nearest = scores.max(axis=0)
     closeness = _between(float(nearest.mean()), float(np.mean(halves)), float(nearest[best].mean()))
-    return Wording(score, garbled, closeness, size)
+    return NgramMatch(score, garbled, closeness, size)
 
 
 def _itself(target: Texts, rows: NDArray[np.int64], pool: Counts) -> float:
@@ -200,12 +200,12 @@ def percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def closeness_of(texts: Texts, target: Texts, subtasks: Subtasks, size: int, seed: int) -> float:
-    """`Wording.closeness`, from at most `CLOSENESS_TEXTS` texts of the pool, drawn at random."""
+    """`NgramMatch.closeness`, from at most `CLOSENESS_TEXTS` texts of the pool, drawn at random."""
     count = len(texts)
     if count > CLOSENESS_TEXTS:
         rows = np.sort(stream(seed, "closeness").choice(count, CLOSENESS_TEXTS, replace=False))
         texts, size = texts.take(rows), max(1, round(size * CLOSENESS_TEXTS / count))
-    return wording(texts, target, subtasks, size).closeness
+    return match_ngrams(texts, target, subtasks, size).closeness
 
 
 def far_from(closeness: float) -> str | None:
@@ -228,7 +228,7 @@ class Targeted(Subset):
     if it is given, otherwise none; baselines that cannot do without one then use `validation`."""
 
     @property
-    def aims(self) -> bool:
+    def uses_target(self) -> bool:
         return self.target is not None
 
     def advice(self, selection: Selection) -> str | None:
@@ -237,11 +237,11 @@ class Targeted(Subset):
         closeness = selection.details.get("closeness")
         return None if closeness is None else far_from(closeness)
 
-    def aimed(self, goal: Goal | None) -> Self:
+    def with_target(self, goal: Goal | None) -> Self:
         """The same method with its target settled."""
         return self if goal is None or self.target is not None else replace(self, target=goal)
 
-    def towards(self, *, target: bool, validation: bool) -> Goal | None:
+    def resolve_target(self, *, target: bool, validation: bool) -> Goal | None:
         if self.target == "validation" and target:
             raise RecipeError(
                 "select.target is validation, so that data.target has no effect; leave one of them out."
@@ -259,11 +259,11 @@ class AlwaysTargeted(Targeted):
     """A baseline that cannot do without a target."""
 
     @property
-    def aims(self) -> bool:
+    def uses_target(self) -> bool:
         return True
 
-    def towards(self, *, target: bool, validation: bool) -> Goal | None:
-        goal = super().towards(target=target, validation=validation)
+    def resolve_target(self, *, target: bool, validation: bool) -> Goal | None:
+        goal = super().resolve_target(target=target, validation=validation)
         if goal is None and not validation:
             raise RecipeError(
                 f"select: {self.method} selects towards a target, and none is given; give data.target (or "
