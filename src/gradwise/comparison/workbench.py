@@ -33,7 +33,7 @@ from gradwise.training.plan import Plan, Segment
 WARMING_UP = 2
 """First steps of a calibration, which allocate and are not counted."""
 
-FIRST_LOOK, FEWEST, MOST = 6, 12, 200
+FIRST_STEPS, MIN_STEPS, MAX_STEPS = 6, 12, 200
 """Steps timed at first, and at least and at most once that has shown how long they take."""
 
 
@@ -110,7 +110,7 @@ def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Cal
 
     Args:
         recipe: the arm's.
-        seconds: how long the steps should take in total; between `FEWEST` and `MOST` steps are timed.
+        seconds: how long the steps should take in total; between `MIN_STEPS` and `MAX_STEPS` steps are timed.
         folder: gets the record.
         shared: folder of signals that runs share.
     """
@@ -118,8 +118,8 @@ def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Cal
         bench = Workbench(recipe, shared, owned)
         decided = bench.planned()
         deciding, steps = decided.session.record.seconds, _planned_steps(decided)
-        look = bench.timed(decided, FIRST_LOOK)
-        count = int(np.clip(seconds / look.step, FEWEST, MOST))
+        look = bench.timed(decided, FIRST_STEPS)
+        count = int(np.clip(seconds / look.step, MIN_STEPS, MAX_STEPS))
         speed = bench.timed(decided, count)
         # Decisions that come while training are spread over the steps they come at.
         cost = bench.while_training(decided, steps)

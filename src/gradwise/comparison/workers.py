@@ -34,7 +34,7 @@ PRELOADED = "gradwise.comparison.preloaded"
 OUT_OF_MEMORY = -signal.SIGKILL
 """How a process ends that the system kills for its memory."""
 
-LOOK = 0.5
+POLL_SECONDS = 0.5
 """Seconds between two checks of running tasks."""
 
 
@@ -126,7 +126,7 @@ class WorkerPool:
         handles = [one.process.sentinel for one in self.underway] + [
             one.answers for one in self.underway if one.answer is None
         ]
-        multiprocessing.connection.wait(handles, timeout=LOOK)
+        multiprocessing.connection.wait(handles, timeout=POLL_SECONDS)
         for one in list(self.underway):
             with contextlib.suppress(EOFError, OSError):
                 if one.answer is None and one.answers.poll():

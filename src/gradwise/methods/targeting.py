@@ -20,7 +20,7 @@ from gradwise.numerics.ngrams import Affinity, Counts, affinities, affinity
 from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
 
-FEWEST = 8
+MIN_SUBTASK = 8
 """Target samples of a subtask; smaller ones are put together, since few samples are no direction."""
 
 FAR = 0.25
@@ -46,11 +46,11 @@ class Subtasks:
 
     @staticmethod
     def of_domains(domain: NDArray[np.str_] | None, count: int) -> "Subtasks":
-        """A subtask for each domain with `FEWEST` samples, and one for all others."""
+        """A subtask for each domain with `MIN_SUBTASK` samples, and one for all others."""
         if domain is None:
             return Subtasks(("target",), np.zeros(count, np.int64))
         names, codes, sizes = np.unique(domain, return_inverse=True, return_counts=True)
-        large = np.flatnonzero(sizes >= FEWEST)
+        large = np.flatnonzero(sizes >= MIN_SUBTASK)
         if len(large) == len(names):
             return Subtasks(tuple(map(str, names)), codes.astype(np.int64))
         # Small subtasks share one direction: the mean of a few samples is mostly noise.

@@ -13,7 +13,7 @@ from gradwise.report.figures import ORANGE, png
 from gradwise.signals import Signals
 from gradwise.stored import damaged
 
-MOST = 20_000
+MAX_POINTS = 20_000
 """Samples that are drawn; of more, evenly spaced ones."""
 
 POOL_COLOUR = "#BBBBBB"
@@ -48,7 +48,7 @@ def pool_picture(signals: Signals, picks: NDArray[np.int64]) -> bytes:
 
     assert signals.embedding is not None
     usable = np.arange(len(signals)) if signals.ok is None else np.flatnonzero(signals.ok)
-    shown = usable[:: max(1, len(usable) // MOST)]
+    shown = usable[:: max(1, len(usable) // MAX_POINTS)]
     plane, share = principal_plane(np.asarray(signals.embedding[shown], dtype=np.float64))
     marked = np.isin(shown, picks)
     figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")

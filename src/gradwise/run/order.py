@@ -195,7 +195,7 @@ def _write(
     if left_out:
         tell(
             f"Warning: {', '.join(left_out)} cannot be a column, since the records have values of different "
-            f"types there, and stand{'s' if len(left_out) == 1 else ''} not in {ORDERED}."
+            f"types there, and {'is' if len(left_out) == 1 else 'are'} left out of {ORDERED}."
         )
     write_parquet(out / ORDERED, pyarrow.table(columns))
     if epoch_order.graph is not None and order.influence is not None:

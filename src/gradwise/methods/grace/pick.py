@@ -15,7 +15,7 @@ from gradwise.numerics.facility import Covered, Facility, Minimum
 from gradwise.numerics.streams import stream
 
 WEIGHT_RANGE = (0.25, 4.0)
-"""Between what a pick's weight is kept, the mean being 1."""
+"""Smallest and largest weight of a pick; the mean is 1."""
 
 
 LEAST_CHOICE = 1.5
