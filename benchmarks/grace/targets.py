@@ -157,7 +157,7 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     judged = Probe(
         one.model, one.optimizer, one.samples["pool"], one.collate, target=one.samples["target"], clip=1.0
     )
-    losses = raced(judged, one.pool, one.target, seed)
+    losses = trial_losses(judged, one.pool, one.target, seed)
     winner = min(losses, key=lambda arm: losses[arm])
     print(name, seed, arm_losses, longer, losses, flush=True)
     shares = {"5 %": arm_losses | {"trial": arm_losses[winner]}, "10 %": of_more}
@@ -263,7 +263,7 @@ def steps_for(deciding: Callable[[], None], one: Case, seed: int, times: int = 3
     return round(float(np.median(ratios)))
 
 
-def raced(probe: Probe, pool: Signals, target: Signals, seed: int) -> dict[str, float]:
+def trial_losses(probe: Probe, pool: Signals, target: Signals, seed: int) -> dict[str, float]:
     """Loss of the judging half of the target after each contender's trial."""
     mixed = np.random.default_rng([seed, 7]).permutation(TARGET)
     choosing, judges = np.sort(mixed[: TARGET // 2]), np.sort(mixed[TARGET // 2 :])

@@ -203,11 +203,11 @@ def test_a_refreshed_selection_towards_a_target_resumes(make: Any, importance: A
 
 @pytest.mark.slow
 def test_a_trial_is_taken_back_and_its_recipe_repeats_the_run(make: Any, monkeypatch: Any) -> None:
-    """The recipe with the winner gives the same run without a race."""
-    from gradwise.planning import race
+    """The recipe with the winner gives the same run without a trial."""
+    from gradwise.planning import trials
 
     method = gw.Trial(contenders=("random", "cosine_top", "direct"), count=8, steps=3)
-    inner, seen = race._losses, []
+    inner, seen = trials._losses, []
 
     def watched(context: Any, *args: Any) -> Any:
         model, optimizer = context.model, context.optimizer
@@ -232,7 +232,7 @@ def test_a_trial_is_taken_back_and_its_recipe_repeats_the_run(make: Any, monkeyp
         took.append(time.perf_counter() - start)
         return result
 
-    monkeypatch.setattr(race, "_losses", watched)
+    monkeypatch.setattr(trials, "_losses", watched)
     monkeypatch.setattr(Annealing, "decide", timed)
     whole = make("whole", "anneal", method)
     whole.train()

@@ -33,7 +33,6 @@ from gradwise.planning.epochs import (
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.phase import Part, Parts, chosen, counts, parts_of, scored_parts, together, turns
 from gradwise.planning.picks import keep_picks
-from gradwise.planning.race import halves, race
 from gradwise.planning.scoring import (
     MORE,
     in_pool,
@@ -43,6 +42,7 @@ from gradwise.planning.scoring import (
     validation_signals,
 )
 from gradwise.planning.selecting import Selecting
+from gradwise.planning.trials import halves, hold_trial
 from gradwise.probing import check_checkpoints
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
@@ -195,7 +195,7 @@ class Annealing(Decider):
         """What the selections will take, estimated from a few samples at the present weights."""
         needs = (self.method.needs | self._ordering.needs) & set(QUANTITIES)
         if not needs:
-            return DecisionCost(seconds=self._race_seconds(context))
+            return DecisionCost(seconds=self._trial_seconds(context))
         # Evenly spread over the data, which are often sorted by length or by domain.
         speed = scoring_speed(context, evenly(len(context.train), samples_timed(context)), needs)
         parts = scored_parts(self.method, context.annealing.train, self._parts(context), context.seed)
@@ -206,9 +206,9 @@ class Annealing(Decider):
             runs *= 2
         startups = speed.startup + (runs - 1) * speed.later_startup
         seconds = startups + self.method.times * scored * speed.per_sample
-        return DecisionCost(seconds=seconds + self._race_seconds(context))
+        return DecisionCost(seconds=seconds + self._trial_seconds(context))
 
-    def _race_seconds(self, context: RunContext) -> float:
+    def _trial_seconds(self, context: RunContext) -> float:
         method: Any = self.method
         if not method.tried or method.winner is not None or context.time_training is None:
             return 0.0
@@ -277,8 +277,8 @@ class Annealing(Decider):
         seed = context.seed if not number else stream_seed(context.seed, "annealing round", number)
         choose = partial(chosen, parts=parts, signals=signals, validation=validation, room=room, seed=seed)
         if judges is not None:
-            method, raced = self._race_contenders(phase, judges, parts, choose, step)
-            start += raced  # charged by the trial's own event
+            method, trial_seconds = self._try_contenders(phase, judges, parts, choose, step)
+            start += trial_seconds  # charged by the trial's own event
         # Also where the winner was known before (a resumed run, a recipe that is run again), so that both
         # ways choose alike.
         selections = [self._weighed(context, each) for each in choose(method)]
@@ -313,7 +313,7 @@ class Annealing(Decider):
         described = replace(picked, summary=f"in the annealing phase: {reason}")
         return described.weighing(context.recipe.weights)
 
-    def _race_contenders(
+    def _try_contenders(
         self,
         phase: RunContext,
         judges: Samples,
@@ -321,13 +321,13 @@ class Annealing(Decider):
         choose: Callable[[Annealer], list[Selection]],
         step: int,
     ) -> tuple[Annealer, float]:
-        """The contender that won, now or earlier, and the seconds of the race. The winner is written into
+        """The contender that won, now or earlier, and the seconds of the trial. The winner is written into
         the recipe before it is used."""
         method: Any = phase.recipe.anneal
         seconds = 0.0
         if method.winner is None:
             picks = {name: choose(each) for name, each in method.tried.items()}
-            won, seconds = race(
+            won, seconds = hold_trial(
                 phase, picks, parts, judges, steps=method.steps, most=method.judges, step=step
             )
             method = replace(method, winner=won)

@@ -30,7 +30,6 @@ from gradwise.planning.first import compared_texts, first_selection
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.phase import Part
 from gradwise.planning.picks import keep_picks, keep_pool
-from gradwise.planning.race import halves, race
 from gradwise.planning.scoring import (
     PoolSignals,
     mean_label_tokens,
@@ -38,6 +37,7 @@ from gradwise.planning.scoring import (
     signals_now,
     target_signals,
 )
+from gradwise.planning.trials import halves, hold_trial
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
 from gradwise.signals.wanted import QUANTITIES
@@ -203,7 +203,7 @@ class Selecting(Decider):
                 # How far the pool is from the target is said of the winner alone.
                 scored = scored._replace(signals=replace(scored.signals, texts=None))
             picks[name] = [first_selection(method, choosing, scored, first=first).selection]
-        winner, _ = race(
+        winner, _ = hold_trial(
             context,
             picks,
             (Part(np.arange(len(context.train))),),

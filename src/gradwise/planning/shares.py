@@ -182,7 +182,7 @@ class _Run:
 def _selecting(run: _Run) -> CostShare | None:
     method: Any = run.recipe.select
     if method.tried and method.chosen() is None:
-        return _raced(run, method)
+        return _trial_share(run, method)
     method = method.chosen()
     if not measured(method.needs):
         return None
@@ -238,14 +238,14 @@ def _warmed_up(run: _Run, method: Any) -> CostShare:
     return {"share": tried + warm_up.epochs * (scored + run.of_target(method) + trained), "why": why}
 
 
-def _raced(run: _Run, method: Any) -> CostShare:
+def _trial_share(run: _Run, method: Any) -> CostShare:
     """Scoring the pool, and the steps of the contenders."""
     why = f"{method.method}: {len(method.tried)} contenders, {method.steps} steps each"
     scored = run.scored(method.needs, None)
-    raced = run.share(len(method.tried) * method.steps * run.batch * run.each)
-    if scored is None or raced is None:
+    steps_share = run.share(len(method.tried) * method.steps * run.batch * run.each)
+    if scored is None or steps_share is None:
         return {"share": None, "why": f"{why}; depends on the size of the pool and the number of steps"}
-    return {"share": scored + run.of_target(method) + raced, "why": why}
+    return {"share": scored + run.of_target(method) + steps_share, "why": why}
 
 
 def _ordering(run: _Run) -> CostShare | None:

@@ -1,4 +1,4 @@
-"""A short race between selections, each trained on from the present weights."""
+"""A short trial of several selections, each trained on from the present weights."""
 
 import math
 import time
@@ -52,7 +52,7 @@ def _some(samples: Samples, rows: NDArray[np.int64]) -> Samples:
     return Samples(rows_of(samples.dataset, rows), rows_of(samples.inputs, rows), samples.collate)
 
 
-def race(
+def hold_trial(
     context: RunContext,
     selections: dict[str, list[Selection]],
     parts: Parts,
