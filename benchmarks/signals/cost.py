@@ -31,9 +31,9 @@ from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.measure import Measurer
 from gradwise.signals.model_cache import clear_cache
 from gradwise.signals.model_state import prepared
+from gradwise.signals.request import SignalRequest
 from gradwise.signals.scope import resolve
 from gradwise.signals.sums import GradientRequest, Projector
-from gradwise.signals.wanted import SignalRequest
 
 SIZE = 1024
 BASE = ("loss", "embedding", "grad")
@@ -88,7 +88,7 @@ def engine(
         scope, norms = resolve(model, "blocks"), "grad_norm" in quantities
         request = GradientRequest(scope, projector if "grad" in quantities else None, norms=norms)
 
-    plain = Head(model).hands_on(as_batch(torch.zeros((1, 2), dtype=torch.long)))
+    plain = Head(model).returns_product(as_batch(torch.zeros((1, 2), dtype=torch.long)))
 
     def measure(batch: Batch) -> Any:
         with prepared(model) as bare:

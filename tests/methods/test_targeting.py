@@ -13,7 +13,7 @@ import gradwise as gw
 from gradwise.data.texts import Texts
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods import targeting
-from gradwise.methods.targeting import FAR, Subtasks, bounds, closeness_of, joint, match_ngrams
+from gradwise.methods.targeting import MIN_CLOSENESS, Subtasks, bounds, closeness_of, joint, match_ngrams
 from gradwise.numerics.ngrams import word_ids
 from gradwise.numerics.transport import spread_mass
 from gradwise.signals import Signals
@@ -167,7 +167,7 @@ def test_a_pool_without_anything_relevant_is_said() -> None:
     subtasks = Subtasks.of_domains(None, 40)
     far = match_ngrams(FromTexts(speeches(200, 2)), target, subtasks, 20)
     near = match_ngrams(FromTexts(speeches(150, 2) + problems(BAKERY, 50, 3)), target, subtasks, 20)
-    assert far.closeness < FAR < near.closeness
+    assert far.closeness < MIN_CLOSENESS < near.closeness
     with pytest.warns(UserWarning, match="little that resembles the target"):
         gw.Grace(count=20, target="target").select(signals(speeches(200, 2)), target=signals(target.texts))
 
@@ -181,7 +181,7 @@ def test_some_texts_of_a_large_pool_say_whether_it_is_far(seed: int, monkeypatch
         whole = match_ngrams(FromTexts(texts), target, subtasks, 60).closeness
         some = closeness_of(FromTexts(texts), target, subtasks, 60, seed)
         assert some == pytest.approx(whole, abs=0.15), name
-        assert (some < FAR) == (whole < FAR) == (name == "far")
+        assert (some < MIN_CLOSENESS) == (whole < MIN_CLOSENESS) == (name == "far")
 
 
 @pytest.mark.parametrize(

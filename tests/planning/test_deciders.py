@@ -20,7 +20,7 @@ from gradwise.methods import Anneal, OrderBy, Select
 from gradwise.planning import Planner
 from gradwise.planning.annealing import Annealing
 from gradwise.planning.decider import Decider
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 from gradwise.training.target import target_of
 from tests.conftest import same_weights, short_run
 

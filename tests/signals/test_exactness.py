@@ -14,9 +14,9 @@ from gradwise.signals import Signals, collect, plain_head
 from gradwise.signals.head import Head
 from gradwise.signals.measure import Measured, Measurer
 from gradwise.signals.model_state import prepared
+from gradwise.signals.request import Quantity, SignalRequest
 from gradwise.signals.scope import resolve
 from gradwise.signals.scoring_run import ScoringRun
-from gradwise.signals.wanted import Quantity, SignalRequest
 from tests.signals.oracle import DoubleThroughout, Truth, all_names, linear_names, truth
 from tests.signals.zoo import MAKERS, VOCABULARY, left_padded, make, samples
 
@@ -51,7 +51,7 @@ def measured(
     scope = resolve(model, parameters)
     with prepared(model) as bare:
         one = ScoringRun(bare, rows, collate, wanted, scope, None, 10**6)
-        plain = Head(bare).hands_on(one.collate(rows[:1]))
+        plain = Head(bare).returns_product(one.collate(rows[:1]))
         return Measurer(bare, wanted, one.gradient_request, plain_head=plain)(one.collate(rows))
 
 

@@ -13,9 +13,9 @@ from gradwise.data import Collator
 from gradwise.signals import collect
 from gradwise.signals.measure import Measurer
 from gradwise.signals.model_state import prepared
+from gradwise.signals.request import SignalRequest
 from gradwise.signals.scope import resolve
 from gradwise.signals.scoring_run import ScoringRun
-from gradwise.signals.wanted import SignalRequest
 from tests.signals.zoo import make, samples
 
 POOL = samples()

@@ -118,8 +118,8 @@ def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Cal
         bench = Workbench(recipe, shared, owned)
         decided = bench.planned()
         deciding, steps = decided.session.record.seconds, _planned_steps(decided)
-        look = bench.timed(decided, FIRST_STEPS)
-        count = int(np.clip(seconds / look.step, MIN_STEPS, MAX_STEPS))
+        first = bench.timed(decided, FIRST_STEPS)
+        count = int(np.clip(seconds / first.step, MIN_STEPS, MAX_STEPS))
         speed = bench.timed(decided, count)
         # Decisions that come while training are spread over the steps they come at.
         cost = bench.while_training(decided, steps)

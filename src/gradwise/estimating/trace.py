@@ -30,7 +30,7 @@ from gradwise.training.adapter import with_adapter
 from gradwise.training.arguments import micro_batch
 from gradwise.training.layer_probe import LayerProbe
 from gradwise.training.offload.arena import UNIT_BYTES, state_forms, units_of
-from gradwise.training.recorded import BUFFERS, GRADIENTS, PASSES, PROBE, STATE, UPDATE
+from gradwise.training.record_names import BUFFERS, GRADIENTS, PASSES, PROBE, STATE, UPDATE
 from gradwise.training.sharding import local
 from gradwise.training.tensor_bytes import TensorBytes
 

@@ -23,7 +23,7 @@ from gradwise.signals import Signals
 MIN_SUBTASK = 8
 """Target samples of a subtask; smaller ones are put together, since few samples are no direction."""
 
-FAR = 0.25
+MIN_CLOSENESS = 0.25
 """Closeness below which a pool is said to hold little that resembles the target. It was 0.02 to
 0.06 for plays, and 0.16 (PIQA) to 0.69 (GSM8K, part of the pool) for mixed pools
 (`benchmarks.grace.words`)."""
@@ -123,7 +123,7 @@ def match_ngrams(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> 
     for start in range(0, len(parts), AT_ONCE):
         counts = [Counts.of(target.take(rows).chunks()) for rows in parts[start : start + AT_ONCE]]
         by_subtask += affinities(texts.chunks(), pool, counts)
-    halves = [_itself(target, rows, pool) for rows in parts]
+    halves = [_own_score(target, rows, pool) for rows in parts]
     garbled = by_subtask[0].garbled(target_affinity)
     scores = np.stack([each.ratio for each in by_subtask])
     score = joint(scores, subtasks.shares, size)
@@ -137,7 +137,7 @@ def match_ngrams(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> 
     return NgramMatch(score, garbled, closeness, size)
 
 
-def _itself(target: Texts, rows: NDArray[np.int64], pool: Counts) -> float:
+def _own_score(target: Texts, rows: NDArray[np.int64], pool: Counts) -> float:
     """What the texts of one half of a target score by the other half, on average."""
     if len(rows) < 2:
         return 0.0
@@ -208,9 +208,9 @@ def closeness_of(texts: Texts, target: Texts, subtasks: Subtasks, size: int, see
     return match_ngrams(texts, target, subtasks, size).closeness
 
 
-def far_from(closeness: float) -> str | None:
+def closeness_advice(closeness: float) -> str | None:
     """A sentence where no sample is much closer to the target than random ones; None otherwise."""
-    if closeness >= FAR:
+    if closeness >= MIN_CLOSENESS:
         return None
     return (
         "The pool holds little that resembles the target: by their words, the closest samples are "
@@ -235,7 +235,7 @@ class Targeted(Subset):
         """A sentence on a pool that holds little that resembles the target; None if there is nothing to
         say."""
         closeness = selection.details.get("closeness")
-        return None if closeness is None else far_from(closeness)
+        return None if closeness is None else closeness_advice(closeness)
 
     def with_target(self, goal: Goal | None) -> Self:
         """The same method with its target settled."""

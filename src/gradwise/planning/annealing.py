@@ -46,7 +46,7 @@ from gradwise.planning.trials import halves, hold_trial
 from gradwise.probing import check_checkpoints
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 from gradwise.training.arguments import decay_steps
 from gradwise.training.layout import Schedule
 from gradwise.training.plan import Plan, Segment
@@ -415,8 +415,8 @@ def _write_spectrum(context: RunContext, selection: Selection, step: int) -> Non
 
 def _in_common(train: Samples, held_out: Samples) -> int:
     """Validation samples that also occur in the training data, where both have token ids."""
-    from gradwise.data.pool import found_in
+    from gradwise.data.pool import occurs_in
 
     both = (held_out.dataset, train.dataset)
     columns = [getattr(dataset, "column_names", None) or () for dataset in both]
-    return int(found_in(*both).sum()) if all("input_ids" in names for names in columns) else 0
+    return int(occurs_in(*both).sum()) if all("input_ids" in names for names in columns) else 0

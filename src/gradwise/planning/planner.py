@@ -20,7 +20,7 @@ from gradwise.planning.selecting import Selecting
 from gradwise.planning.shape import shape_of
 from gradwise.planning.shares import CostShare, cost_per_sample, deciding, measuring_share, shares
 from gradwise.recipe import Recipe
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 from gradwise.structure import group_layers
 from gradwise.training.layout import Layout, Schedule
 from gradwise.training.plan import Plan
@@ -74,7 +74,7 @@ class Planner:
             context = decider.prepare(context)
         self._score(context)
         # After scoring: contenders select by the signals that all of them share.
-        context = self.selecting.race_contenders(context)
+        context = self.selecting.try_contenders(context)
         start = time.perf_counter()
         plan, details = self.selecting.first_plan(context)
         # Samples of the annealing phase only stand behind the training samples; indices of both are in one

@@ -20,9 +20,9 @@ from gradwise.planning.shared import key_of, measure_or_read
 from gradwise.probing import Probe
 from gradwise.signals import Signals, collect
 from gradwise.signals.model_cache import clear_cache
+from gradwise.signals.request import QUANTITIES
 from gradwise.signals.samples import rows_of
 from gradwise.signals.vocabulary import check_tokens
-from gradwise.signals.wanted import QUANTITIES
 
 TARGET = "target"
 """Folder of the target's signals, beside those of the pool, where signals are kept."""

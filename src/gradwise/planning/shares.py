@@ -191,7 +191,7 @@ def _selecting(run: _Run) -> CostShare | None:
     if method.trained_before is not None:
         return _warmed_up(run, method)
     if not hasattr(method, "overhead"):
-        return _once_over_the_pool(run, method)
+        return _one_scoring_run(run, method)
     if method.overhead is not None or method.candidates is None:
         share = USUAL_OVERHEAD if method.overhead is None else method.overhead
         return {"share": share, "why": f"{method.method}: at most its overhead"}
@@ -259,10 +259,10 @@ def _ordering(run: _Run) -> CostShare | None:
     shared = frozenset[str]() if select.trained_before is not None else select.needs
     if not measured(method.needs) - measured(shared):
         return None
-    return _once_over_the_pool(run, method, besides=shared)
+    return _one_scoring_run(run, method, besides=shared)
 
 
-def _once_over_the_pool(run: _Run, method: Any, besides: Iterable[str] = ()) -> CostShare:
+def _one_scoring_run(run: _Run, method: Any, besides: Iterable[str] = ()) -> CostShare:
     share = run.scored(method.needs, None, besides=besides)
     share = None if share is None else share + run.of_target(method)
     passes = per_sample(frozenset(method.needs) | frozenset(besides), run.shape)

@@ -70,7 +70,7 @@ class Preconditioned:
         return cls(scales)
 
     @staticmethod
-    def known(optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter]) -> bool:
+    def has_moments(optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter]) -> bool:
         """Whether the present moments are enough."""
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         return all(_has_moments(optimizer, groups[id(p)], p) for p in weights)

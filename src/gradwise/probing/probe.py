@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradwise.errors import RecipeError, SignalError
 from gradwise.precision import autocast_here, autocasting
-from gradwise.probing.kept import kept
 from gradwise.probing.preconditioned import Preconditioned, Vectors, products, rate_of, sketch
+from gradwise.probing.restoring import restoring
 from gradwise.probing.results import GradientProducts, LookaheadLosses, Orders
 from gradwise.signals.head import LabelPositions
 from gradwise.signals.model_state import evaluating, uncompiled, unwrapped
@@ -113,7 +113,7 @@ class Probe:
                 group["lr"] = rate
             self._step(samples)
 
-        with kept(self.model, self.optimizer, self.seed), torch.inference_mode(False):
+        with restoring(self.model, self.optimizer, self.seed), torch.inference_mode(False):
             yield step
 
     def lookahead(
@@ -133,7 +133,7 @@ class Probe:
             SignalError: when a unit has no label token.
         """
         places = np.asarray(on)
-        with kept(self.model, self.optimizer, self.seed) as give_back, torch.inference_mode(False):
+        with restoring(self.model, self.optimizer, self.seed) as restore, torch.inference_mode(False):
             before = self.losses(places)
             after = np.full((len(units), len(places)), np.nan)
             for number, unit in enumerate(units):
@@ -141,7 +141,7 @@ class Probe:
                 compared = np.ones(len(places), dtype=bool) if only is None else only[number]
                 self._step(unit)
                 after[number, compared] = self.losses(places[compared])
-                give_back()
+                restore()
         return LookaheadLosses(before, after)
 
     def runs(
@@ -158,7 +158,7 @@ class Probe:
             SignalError: when a step's samples have no label token.
         """
         places = np.asarray(on)
-        with kept(self.model, self.optimizer, self.seed) as give_back, torch.inference_mode(False):
+        with restoring(self.model, self.optimizer, self.seed) as restore, torch.inference_mode(False):
             before, after = self.losses(places), np.empty((len(runs), len(places)))
             for number, steps in enumerate(runs):
                 groups = self.optimizer.param_groups
@@ -170,7 +170,7 @@ class Probe:
                         group["lr"] = rate * (1 - done / len(steps))
                     self._step(samples)
                 after[number] = self.losses(places)
-                give_back()
+                restore()
         return before, after
 
     def orders(self, nodes: Sequence[Sequence[SampleIndices]], on: SampleIndices) -> Orders:
@@ -187,7 +187,7 @@ class Probe:
         """
         count, places = len(nodes), np.asarray(on)
         alone, both = np.empty((count, len(places))), np.full((count, count, len(places)), np.nan)
-        with kept(self.model, self.optimizer, self.seed) as to_present, torch.inference_mode(False):
+        with restoring(self.model, self.optimizer, self.seed) as to_present, torch.inference_mode(False):
             before = self.losses(places)
             for first, steps in enumerate(nodes):
                 for samples in steps:
@@ -195,7 +195,7 @@ class Probe:
                 alone[first] = self.losses(places)
                 # A second copy, at the end of the first node's steps: n nodes then cost n^2 runs of steps
                 # instead of 2 n^2.
-                with kept(self.model, self.optimizer) as to_first:
+                with restoring(self.model, self.optimizer) as to_first:
                     for then, others in enumerate(nodes):
                         if then == first:
                             continue
@@ -235,7 +235,7 @@ class Probe:
             weights = self._weights()
             target, target_gradient = self._gradient(towards, weights)
             gradients: Any = ()
-            if not Preconditioned.known(self.optimizer, weights):
+            if not Preconditioned.has_moments(self.optimizer, weights):
                 # Before its first step Adam has no second moments; these gradients give it those that they
                 # would leave.
                 gradients = chain((self._gradient(unit, weights)[1] for unit in units), [target_gradient])
@@ -269,7 +269,7 @@ class Probe:
         """Token-mean losses of units (n,), and (n, n) after a step on each of them: a plain step of this
         length along its gradient, without the optimizer, without clipping, without dropout."""
         with (
-            kept(self.model, self.optimizer) as give_back,
+            restoring(self.model, self.optimizer) as restore,
             evaluating(self.model),
             torch.inference_mode(False),
         ):
@@ -280,10 +280,10 @@ class Probe:
                     _, gradients = self._gradient(unit, weights)
                 with torch.no_grad():
                     for parameter, gradient in zip(weights, gradients, strict=True):
-                        # In place, as `give_back` copies back into these same tensors.
+                        # In place, as `restore` copies back into these same tensors.
                         parameter.sub_(gradient, alpha=length)
                 after[number] = self._unit_losses(units)
-                give_back()
+                restore()
             return before, after
 
     def diagonal_curvatures(

@@ -24,7 +24,7 @@ from gradwise.recipe.mistakes import naming, validate
 from gradwise.recipe.sections import Adapter, Model, SignalSettings, Train
 from gradwise.recipe.yaml_text import read_yaml, to_yaml
 from gradwise.settings import Settings
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 from gradwise.text import shown
 
 

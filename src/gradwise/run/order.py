@@ -29,8 +29,8 @@ from gradwise.run.model import Tell, check_length, load_tokenizer
 from gradwise.run.records import records_of
 from gradwise.run.select import SIGNALS, TARGET, Selected, choose
 from gradwise.run.signals import joined, placed_model, sections
+from gradwise.signals.request import QUANTITIES
 from gradwise.signals.vocabulary import check_tokens
-from gradwise.signals.wanted import QUANTITIES
 from gradwise.temporary import TemporaryFolder
 from gradwise.text import one_line
 from gradwise.training.arguments import training_arguments

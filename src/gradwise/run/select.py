@@ -33,8 +33,8 @@ from gradwise.recipe import Model, Recipe
 from gradwise.run.model import Tell, load_tokenizer
 from gradwise.run.records import records_of
 from gradwise.run.signals import joined, sections, what_measures
+from gradwise.signals.request import QUANTITIES
 from gradwise.signals.vocabulary import check_tokens
-from gradwise.signals.wanted import QUANTITIES
 from gradwise.training.record import RunRecord
 
 if TYPE_CHECKING:

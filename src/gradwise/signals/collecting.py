@@ -17,17 +17,17 @@ from gradwise.ranks import rank
 from gradwise.signals.arguments import check_arguments
 from gradwise.signals.model_state import prepared, uncompiled
 from gradwise.signals.quantities import Signals
+from gradwise.signals.request import DEFAULT_QUANTITIES, Quantity, SignalRequest
 from gradwise.signals.scope import resolve
 from gradwise.signals.scoring_run import Collate, ScoringRun
 from gradwise.signals.shards import device_of, reshard
-from gradwise.signals.wanted import DEFAULT, Quantity, SignalRequest
 
 
 def collect(
     model: nn.Module,
     dataset: Any,
     collator: Collate | None = None,
-    want: str | Sequence[Quantity] | Any = DEFAULT,
+    want: str | Sequence[Quantity] | Any = DEFAULT_QUANTITIES,
     parameters: str | Sequence[str] = "blocks",
     grad_dim: int | None = 1024,
     precondition: Any = None,

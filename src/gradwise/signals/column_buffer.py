@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.ranks import connected, gathered
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 
 MEASURED, NOT_HELD = 1, 2
 """Flags of a row beside those of its quantities: it was measured; half precision does not hold it."""

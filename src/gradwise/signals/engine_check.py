@@ -24,11 +24,11 @@ from gradwise.signals.batching import Batcher, batches
 from gradwise.signals.head import Head
 from gradwise.signals.measure import Batch, InseparableError, Measured, Measurer
 from gradwise.signals.rank_schedule import RankSchedule, RunKind
+from gradwise.signals.request import SignalRequest
 from gradwise.signals.rows import wide
 from gradwise.signals.scope import kind, precise
 from gradwise.signals.shards import Shards, class_name, device_of, gathered_in
 from gradwise.signals.sums import GradientRequest
-from gradwise.signals.wanted import SignalRequest
 
 PAIRS = 8
 """Pairs of short samples that are tried until one has finite losses."""
@@ -52,7 +52,7 @@ class EngineCheckResult:
     tried: bool = True
     """Whether there was a finite loss to compare."""
     plain_head: bool = False
-    """Whether the head's part can be computed in pieces (`Head.hands_on`)."""
+    """Whether the head's part can be computed in pieces (`Head.returns_product`)."""
     certain: bool = True
     """Whether there was a gradient to compare of every kind of parameter. An adapter's first factor has none
     before the first step."""
@@ -84,7 +84,7 @@ class EngineCheck:
         """
         # Before anything else is measured, and by all ranks on the same sample: how a run of a sharded model
         # goes must be known before the first one.
-        self.plain_head = self._hands_on(order[-1:])
+        self.plain_head = self._returns_product(order[-1:])
         return replace(self._agreed(order), plain_head=self.plain_head)
 
     def _agreed(self, order: NDArray[np.int64]) -> EngineCheckResult:
@@ -98,11 +98,11 @@ class EngineCheck:
             self.whole_batches.clear()
         return agreed
 
-    def _hands_on(self, row: NDArray[np.int64]) -> bool:
+    def _returns_product(self, row: NDArray[np.int64]) -> bool:
         device = device_of(self.model)
         batch = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self.batcher.batch(row).items()}
         with autocasting(device, self.autocast):
-            return Head(self.model).hands_on(batch)
+            return Head(self.model).returns_product(batch)
 
     def _result(self, order: NDArray[np.int64]) -> EngineCheckResult:
         result = self._by_autograd(order)

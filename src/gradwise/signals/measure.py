@@ -17,10 +17,10 @@ from gradwise.signals.capture import Capture
 from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.plain_head import AtHead, at_head
 from gradwise.signals.rank_schedule import RankSchedule, RunKind
+from gradwise.signals.request import SignalRequest
 from gradwise.signals.scope import Scope
 from gradwise.signals.shards import Shards, device_of, gathered_in
 from gradwise.signals.sums import GradientRequest, GradientSums
-from gradwise.signals.wanted import SignalRequest
 
 Batch = dict[str, Any]
 
@@ -62,8 +62,8 @@ class Measurer:
             these parameters' gradients.
         autocast: what forward passes compute in; None for the weights' own type.
         rank_schedule: keeps ranks that share a sharded model in step; None for a model that is whole.
-        plain_head: whether logits are the head's product and no more (`Head.hands_on`), so that they can be
-            made and used in pieces.
+        plain_head: whether logits are the head's product and no more (`Head.returns_product`), so that they
+            can be made and used in pieces.
     """
 
     def __init__(

@@ -36,13 +36,13 @@ from gradwise.signals.model_cache import CachedCheck, cache_of, structure
 from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.quantities import Signals
 from gradwise.signals.rank_schedule import RankSchedule, RunKind
+from gradwise.signals.request import Quantity, SignalRequest
 from gradwise.signals.samples import Inspection, check_indexable, inputs_only, inspect
 from gradwise.signals.scope import Scope
 from gradwise.signals.shards import class_name, gathered_in, units, whole_tensor
 from gradwise.signals.store import Store, read, verify
 from gradwise.signals.sums import GradientRequest
 from gradwise.signals.vocabulary import padding_collator
-from gradwise.signals.wanted import Quantity, SignalRequest
 
 COLLATED = 8
 """Samples by which a collator that is not gradwise's is recognised."""

@@ -37,7 +37,7 @@ def units(model: nn.Module) -> list[Any]:
     return [] if kind is None else [module for module in model.modules() if isinstance(module, kind)]
 
 
-def own_class(module: object) -> type:
+def class_of(module: object) -> type:
     """A module's class, not the subclass of it that FSDP puts in its place."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     kinds = type(module).__mro__
@@ -46,7 +46,7 @@ def own_class(module: object) -> type:
 
 def class_name(model: nn.Module) -> str:
     """The name of a model's own class."""
-    return own_class(model).__name__
+    return class_of(model).__name__
 
 
 def is_distributed(parameter: Tensor) -> bool:

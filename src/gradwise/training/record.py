@@ -29,7 +29,7 @@ from torch import Tensor
 from gradwise.atomic import writing
 from gradwise.errors import CheckpointError, GradwiseError
 from gradwise.stored import read_lines
-from gradwise.training.recorded import NOT_DECIDING
+from gradwise.training.record_names import NOT_DECIDING
 
 NUMBER_FIELDS = ("numbers", "layers")
 TRACKED = ("coverage", "agreement", "importance", "closeness", "objective")

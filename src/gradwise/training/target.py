@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from gradwise.data.parts import split, unlike
+from gradwise.data.parts import not_among, split
 from gradwise.data.settings import HALF
 from gradwise.errors import RecipeError
 from gradwise.methods.interfaces import Selector
@@ -91,5 +91,5 @@ def _apart(measuring: Any, choosing: Any, *notes: str, of: str = "") -> tuple[An
     """
     if not hasattr(measuring, "__len__") or not len(measuring) or "input_ids" not in measuring[0]:
         return measuring, notes
-    rows, note = unlike(measuring, choosing, "the target's")
+    rows, note = not_among(measuring, choosing, "the target's")
     return (rows_of(measuring, rows) if note else measuring), (*notes, *(of + each for each in note))

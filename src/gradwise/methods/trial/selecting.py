@@ -20,7 +20,7 @@ from gradwise.methods.interfaces import FirstStage, Places, Selector
 from gradwise.methods.targeting import AlwaysTargeted
 from gradwise.methods.trial.contenders import check_contenders, only_in_a_run
 from gradwise.signals import Signals
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 
 Contender = Literal["grace", "dsir", "nearest", "tsds", "random", "full"]
 

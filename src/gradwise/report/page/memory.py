@@ -5,7 +5,7 @@ from gradwise.report.page.charts import Axes, Bar, Line, bar_chart, both, line_c
 from gradwise.report.page.document import Block, Figure, Heading, Paragraph
 from gradwise.report.page.files import RunFiles
 from gradwise.report.reading import measured_memory
-from gradwise.training.recorded import GRADIENTS, PARTS, STATE, UPDATE
+from gradwise.training.record_names import GRADIENTS, PARTS, STATE, UPDATE
 
 PART_COLOURS = {GRADIENTS: 2, STATE: 3}
 """Parts that change with the layers drawn, and their colours."""
