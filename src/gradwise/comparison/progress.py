@@ -46,7 +46,7 @@ class ComparisonProgress:
         ) as self._bar:
             yield
 
-    def look(self, underway: list[Task]) -> None:
+    def show_running(self, underway: list[Task]) -> None:
         """Show which runs are under way, and how far they are."""
         if not self.bars or self._bar is None:
             return

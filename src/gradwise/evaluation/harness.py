@@ -44,7 +44,7 @@ def check_installed(tokenizer: PreTrainedTokenizerBase) -> None:
 def harness(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, bars: bool
 ) -> Iterator[Any]:
-    """lm-eval's view of a model. It changes the model's mode and decoding: use it within `given_back`."""
+    """lm-eval's view of a model. It changes the model's mode and decoding: use it within `restored_state`."""
     from lm_eval.models import huggingface
 
     _decode_greedily(model)

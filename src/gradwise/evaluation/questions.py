@@ -39,7 +39,7 @@ def questions(task: Generate | Choice, tokenizer: PreTrainedTokenizerBase) -> li
     """Read and render all questions of a task. Raises RecipeError for a template that is not valid Jinja, and
     DataError, which names the record, if there are no records or one makes no question."""
     key = f"metrics.tasks: {task.name}"
-    ask = _Asker(task, tokenizer, key)
+    ask = _QuestionBuilder(task, tokenizer, key)
     task_questions = []
     try:
         for record in islice(_records(task), task.limit):
@@ -59,7 +59,7 @@ def _records(task: FileTask) -> Iterator[Record]:
         yield from part.records()
 
 
-class _Asker:
+class _QuestionBuilder:
     """Makes a question out of a record."""
 
     def __init__(self, task: Generate | Choice, tokenizer: PreTrainedTokenizerBase, key: str) -> None:
@@ -88,7 +88,7 @@ class _Asker:
             raise DataError("the prompt is empty")
         if not self._task.chat:
             return prompt
-        return ChatTemplate(self._tokenizer).asked([{"role": "user", "content": prompt}])
+        return ChatTemplate(self._tokenizer).prompt([{"role": "user", "content": prompt}])
 
     def _choices_of(self, record: dict[str, Any]) -> tuple[str, ...]:
         if isinstance(self._task, Choice) and isinstance(self._task.choices, str):
