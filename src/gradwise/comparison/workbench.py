@@ -106,8 +106,8 @@ def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Cal
 
     Steps are spread evenly over the plan because an order may put long samples first, and a layer policy
     draws again at every step because a step's time depends on the lowest layer drawn. Nothing is learned: the
-    learning rate is next to zero. The steps take about `seconds` in total, but are at least `MIN_STEPS` and at
-    most `MAX_STEPS`.
+    learning rate is next to zero. The steps take about `seconds` in total, but are at least `MIN_STEPS` and
+    at most `MAX_STEPS`.
     """
     with _claimed(folder) as owned:
         bench = Workbench(recipe, shared, owned)

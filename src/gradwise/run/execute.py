@@ -58,10 +58,10 @@ def train(
     """Run a recipe in a folder, or resume the run of the same recipe that was stopped there.
 
     Under torchrun all ranks call it; the first one owns the folder. `shared` is a folder of signals that runs
-    share. `forecast_memory` predicts the memory of each phase by part, to be compared with what the run measures.
-    After Ctrl-C or SIGTERM a checkpoint is saved and the outcome is not `finished`. Raises GradwiseError with
-    everything that was saved before left as it was; a model that could not be scored is saved by then, and
-    the next run in the folder only scores it.
+    share. `forecast_memory` predicts the memory of each phase by part, to be compared with what the run
+    measures. After Ctrl-C or SIGTERM a checkpoint is saved and the outcome is not `finished`. Raises
+    GradwiseError with everything that was saved before left as it was; a model that could not be scored is
+    saved by then, and the next run in the folder only scores it.
     """
     run = RunDirectory(out)
     recipe = _complete(recipe, run)

@@ -262,7 +262,7 @@ def _check_layer_policy(trainer: TrainerParts, args: TrainingArguments, embeddin
             name in str(getattr(args.optim, "value", args.optim)) for name in FUSED_INTO_BACKWARD
         ),
         # Measured with 12 blocks of which one is drawn: from the ninth draw on nothing was compiled.
-        "torch_compile compiles the model anew for each set of layers, and gives up after eight": (
+        "torch_compile compiles the model for each set of layers again, and gives up after eight": (
             args.torch_compile
         ),
     }
