@@ -261,7 +261,7 @@ def _check_layer_policy(trainer: TrainerParts, args: TrainingArguments, embeddin
         f"the optimizer {args.optim} updates during the backward pass": any(
             name in str(getattr(args.optim, "value", args.optim)) for name in FUSED_INTO_BACKWARD
         ),
-        # Measured with 12 blocks of which one is drawn: from the ninth draw on nothing was compiled.
+        # Measured with 12 blocks and one drawn at a time: from the ninth draw on nothing was compiled.
         "torch_compile compiles the model for each set of layers again, and gives up after eight": (
             args.torch_compile
         ),
