@@ -141,7 +141,8 @@ def inspect(dataset: Any, model: nn.Module, collate: Callable[[list[Any]], Any])
                 ).digest()
                 for begin, end in pairwise(offsets.tolist())
             ]
-    positions = _positions(model)
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    positions = int(getattr(config, "max_position_embeddings", None) or np.iinfo(np.int32).max)
     kinds = {
         "empty": lengths == 0,
         "no label token": (lengths > 0) & (tokens == 0),
@@ -283,11 +284,6 @@ def _check_same_length(name: str, ids: NDArray[Any], others: NDArray[Any], start
 
 def _sums(flags: NDArray[np.bool_], offsets: NDArray) -> NDArray[np.int64]:
     return np.diff(np.concatenate([[0], np.cumsum(flags)])[offsets])
-
-
-def _positions(model: Any) -> int:
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    return int(getattr(config, "max_position_embeddings", None) or np.iinfo(np.int32).max)
 
 
 def rows_of(samples: Any, rows: NDArray[np.int64] | None) -> Any:

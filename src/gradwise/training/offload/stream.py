@@ -14,7 +14,7 @@ room below the peak of the run so far.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,7 @@ class StateStream:
         self.before_update: Callable[[], object] | None = None
         """Called first in each `optimizer.step()`: what must be done before the rest is updated."""
         optimizer.register_step_pre_hook(self._before_step)
-        optimizer.register_step_post_hook(self._after_step)
+        optimizer.register_step_post_hook(lambda *_: self._give_back_groups())
         optimizer.register_state_dict_pre_hook(lambda _: self.settle())
         optimizer.register_load_state_dict_pre_hook(self._before_load)
         optimizer.register_load_state_dict_post_hook(self._after_load)
@@ -138,7 +138,8 @@ class StateStream:
     def settle(self) -> None:
         """Wait until `optimizer.state` holds what the last update left; then it may be read and changed."""
         self._give_back_groups()
-        if not self._places and any(map(is_streamed, self._state_tensors())):
+        states = self.optimizer.state.values()
+        if not self._places and any(is_streamed(value) for state in states for value in state.values()):
             # Made before it was offloaded: whoever keeps what is there must keep the host memory that the
             # next update reads, and not the tensors that it replaces.
             self._prepare()
@@ -148,9 +149,6 @@ class StateStream:
             copies += [place.arrived for place in self._places if place.slot is not None]
             self.device.finish(event for event in copies if event is not None)
             self.discard()
-
-    def _state_tensors(self) -> Iterator[Any]:
-        return (value for state in self.optimizer.state.values() for value in state.values())
 
     def hook(self) -> None:
         """Follow the backward pass, to bring state in before the update needs it."""
@@ -200,7 +198,8 @@ class StateStream:
             return False
         slot.taken = True
         place.slot, place.arrived = slot, slot.free
-        if self._has_state(place):
+        state = self.optimizer.state
+        if any(piece.name in state.get(piece.parameter, {}) for piece in place.unit.pieces):
             buffer = slot.buffer[: place.unit.size]
             # Two races: the slot may still be read by the copy that empties it, and the host memory may still
             # be written by the copy of the update before.
@@ -240,9 +239,6 @@ class StateStream:
         # The update is made already. An empty list lets schedulers, scalers and hooks around `step` run as
         # they would.
         self._groups, self.optimizer.param_groups = self.optimizer.param_groups, []
-
-    def _after_step(self, *_: object) -> None:
-        self._give_back_groups()
 
     def _give_back_groups(self) -> None:
         """After a step, also one that another hook of the optimizer ended by an error: without its groups the
@@ -311,10 +307,6 @@ class StateStream:
                     if value is not view:  # made by this step, or replaced in it
                         local(view).copy_(local(value))
                     state[piece.parameter][piece.name] = host[piece.parameter, piece.name]
-
-    def _has_state(self, place: Place) -> bool:
-        state = self.optimizer.state
-        return any(piece.name in state.get(piece.parameter, {}) for piece in place.unit.pieces)
 
     # ---- the arena ---------------------------------------------------------------------------------------
 
