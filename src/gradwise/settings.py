@@ -85,7 +85,12 @@ def _sentence(owner: str, name: str, error: ValidationError) -> str:
             f"{key}: give settings, a mapping with a `method` and its settings, or a method's name; found "
             f"{shown(first['input'])}."
         )
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}; found {shown(first['input'])}."
+    return refusal(key, first["msg"], first["input"])
+
+
+def refusal(key: str, message: str, value: object) -> str:
+    """A sentence on a value that pydantic refuses with a message."""
+    return f"{key}: {message[0].lower()}{message[1:]}; found {shown(value)}."
 
 
 def field_descriptions(cls: type[Settings]) -> dict[str, str]:

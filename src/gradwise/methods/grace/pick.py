@@ -175,6 +175,8 @@ def selection(state: State, chosen: Coreset, budget: Amount, *, weighted: bool, 
             "looked_at": len(state.rows),
             "outliers": state.sample[chosen.worth.outliers][:8].tolist(),
             "outlier_count": len(chosen.worth.outliers),
+            # An exact graph misses no neighbour.
+            **({"recall": round(state.graph.recall, 4)} if state.graph.recall < 1 else {}),
         },
     )
 
