@@ -3,6 +3,7 @@
 import ast
 import difflib
 import inspect
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cache
 from itertools import pairwise
@@ -113,6 +114,11 @@ def _field_descriptions(cls: type[Settings]) -> dict[str, str]:
         and isinstance(text, ast.Expr)
         and isinstance(text.value, ast.Constant)
     }
+
+
+def from_text(key: str, **others: str) -> Callable[[object], Any]:
+    """Makes a text the mapping that it is short for, with the text under `key`; for pydantic."""
+    return lambda value: {**others, key: value} if isinstance(value, str) else value
 
 
 def nearest(name: str, candidates: list[str]) -> str:

@@ -14,16 +14,7 @@ if TYPE_CHECKING:
     from gradwise.data.columns import check_dropped, is_indexable
     from gradwise.data.loading import load
     from gradwise.data.packing import even_rows, pack
-    from gradwise.data.pool import (
-        Pool,
-        Report,
-        label_counts,
-        label_mask,
-        overlap,
-        ragged,
-        row_sums,
-        token_lengths,
-    )
+    from gradwise.data.pool import Pool, Report, overlap, ragged, token_lengths
     from gradwise.data.words import label_words
 
 # Looked up on first use: a recipe imports the settings above, and should pull in nothing more.
@@ -32,10 +23,7 @@ _HOMES = {
     **dict.fromkeys(["check_dropped", "is_indexable"], "gradwise.data.columns"),
     "load": "gradwise.data.loading",
     **dict.fromkeys(["even_rows", "pack"], "gradwise.data.packing"),
-    **dict.fromkeys(
-        ["Pool", "Report", "label_counts", "label_mask", "overlap", "ragged", "row_sums", "token_lengths"],
-        "gradwise.data.pool",
-    ),
+    **dict.fromkeys(["Pool", "Report", "overlap", "ragged", "token_lengths"], "gradwise.data.pool"),
     "label_words": "gradwise.data.words",
 }
 
@@ -49,14 +37,11 @@ __all__ = [
     "check_dropped",
     "even_rows",
     "is_indexable",
-    "label_counts",
-    "label_mask",
     "label_words",
     "load",
     "overlap",
     "pack",
     "ragged",
-    "row_sums",
     "token_lengths",
 ]
 

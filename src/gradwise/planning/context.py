@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
 
-from gradwise.data import label_counts, label_words
+from gradwise.data import label_words
+from gradwise.data.pool import label_counts
 from gradwise.data.texts import Texts
 from gradwise.data.tokenise import NO_LOSS
 from gradwise.errors import DataError

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Subset
 
-from gradwise.data import Collator, check_dropped, label_mask, ragged, row_sums
+from gradwise.data import Collator, check_dropped, ragged
+from gradwise.data.pool import label_mask, row_sums
 from gradwise.data.tokenise import NO_LOSS
 from gradwise.errors import SignalError
 from gradwise.signals.vocabulary import vocabulary_size
