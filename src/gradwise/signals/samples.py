@@ -141,8 +141,7 @@ def inspect(dataset: Any, model: nn.Module, collate: Callable[[list[Any]], Any])
                 ).digest()
                 for begin, end in pairwise(offsets.tolist())
             ]
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    positions = int(getattr(config, "max_position_embeddings", None) or np.iinfo(np.int32).max)
+    positions = _positions(model)
     kinds = {
         "empty": lengths == 0,
         "no label token": (lengths > 0) & (tokens == 0),
@@ -280,6 +279,11 @@ def _check_same_length(name: str, ids: NDArray[Any], others: NDArray[Any], start
             f"Sample {start + first} has {ids[first]} input_ids and {others[first]} {name}; give one {one} "
             f"for each token{advice}."
         )
+
+
+def _positions(model: Any) -> int:
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    return int(getattr(config, "max_position_embeddings", None) or np.iinfo(np.int32).max)
 
 
 def rows_of(samples: Any, rows: NDArray[np.int64] | None) -> Any:
