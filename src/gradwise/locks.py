@@ -69,7 +69,7 @@ class FileLock:
         """Lock the file; False where it was replaced by another of the same name meanwhile."""
         with FileLock._changed:
             # Checked before the file is opened: closing any handle of a file releases a record lock on it.
-            while self._held_here():
+            while self.path.exists() and FileLock._held.get(_key(self.path.stat())) == os.getpid():
                 if not wait:
                     raise LockedError("this process holds it already")
                 FileLock._changed.wait()
@@ -90,9 +90,6 @@ class FileLock:
             return True
         self.release()
         return False
-
-    def _held_here(self) -> bool:
-        return self.path.exists() and FileLock._held.get(_key(self.path.stat())) == os.getpid()
 
     def release(self) -> None:
         """Let the next one in; a second call does nothing."""

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import inspect
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cache
 from itertools import pairwise
@@ -85,7 +86,12 @@ def _sentence(owner: str, name: str, error: ValidationError) -> str:
             f"{key}: give settings, a mapping with a `method` and its settings, or a method's name; found "
             f"{shown(first['input'])}."
         )
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}; found {shown(first['input'])}."
+    return refusal(key, first["msg"], first["input"])
+
+
+def refusal(key: str, message: str, value: object) -> str:
+    """A sentence on a value that pydantic refuses with a message."""
+    return f"{key}: {message[0].lower()}{message[1:]}; found {shown(value)}."
 
 
 def field_descriptions(cls: type[Settings]) -> dict[str, str]:
@@ -108,6 +114,11 @@ def _field_descriptions(cls: type[Settings]) -> dict[str, str]:
         and isinstance(text, ast.Expr)
         and isinstance(text.value, ast.Constant)
     }
+
+
+def from_text(key: str, **others: str) -> Callable[[object], Any]:
+    """Makes a text the mapping that it is short for, with the text under `key`; for pydantic."""
+    return lambda value: {**others, key: value} if isinstance(value, str) else value
 
 
 def nearest(name: str, candidates: list[str]) -> str:

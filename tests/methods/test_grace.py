@@ -425,6 +425,14 @@ class TestRefresh:
             assert found == pytest.approx(np.clip(share / 1.25, low, high))
         assert next_share(share, 1.0, 0.8, least=0.3) >= 0.3
 
+    def test_the_recall_of_an_approximate_graph_is_reported(self):
+        found = signals()
+        grace = gw.Grace(importance="loss", by_length=False, count=15)
+        exact = grace.begin(found)
+        assert "recall" not in grace.pick(exact, found).details
+        approximate = exact.changed(graph=replace(exact.graph, recall=0.96713))
+        assert grace.pick(approximate, found).details["recall"] == 0.9671
+
     def test_state_survives_being_stored(self):
         found = signals()
         for grace in (

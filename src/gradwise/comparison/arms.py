@@ -144,7 +144,8 @@ def _parse_arm(word: str, recipe: Recipe, fraction: float | None) -> Arm:
     _check_apart(word, apart, changes)
     base = recipe.to_dict()
     if AS_IT_STANDS not in parts and not all(_is_file(part) for part in parts):
-        base = _without_decisions(base)
+        default = Recipe().to_dict()
+        base |= {section: default[section] for section in (*tree.METHOD_SECTIONS, ADAPTER)}
     for change in changes:
         for section, values in change.items():
             if isinstance(values, dict) and "method" in values:
@@ -160,11 +161,6 @@ def takes_size(arm: Arm, fraction: float) -> bool:
 
 def _is_file(part: str) -> bool:
     return Path(part).suffix in (".yaml", ".yml")
-
-
-def _without_decisions(base: Tree) -> Tree:
-    default = Recipe().to_dict()
-    return base | {section: default[section] for section in (*tree.METHOD_SECTIONS, ADAPTER)}
 
 
 def _decaying_alike(base: Tree, recipe: Recipe) -> Tree:

@@ -14,6 +14,9 @@ import pyarrow.compute
 
 from gradwise.data.tokenise import NO_LOSS
 
+CHUNK = 10_000
+"""Samples that are read at a time; memory does not grow with their number."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -104,13 +107,7 @@ class Pool:
     @cached_property
     def label_tokens(self) -> np.ndarray:
         """(N,) int32: tokens of each sample that the model is asked to predict, `labels[1:] != -100`."""
-        parts = []
-        for offsets, labels in ragged(self.dataset, "labels"):
-            learned = labels != NO_LOSS
-            # The first token of a sample is never predicted, whatever its label.
-            learned[offsets[:-1]] = False
-            parts.append(np.diff(np.concatenate([[0], np.cumsum(learned)])[offsets]))
-        return np.concatenate([np.zeros(0), *parts]).astype(np.int32)
+        return label_counts(self.dataset)
 
 
 def overlap(train: Pool, validation: Pool) -> int:
@@ -135,18 +132,43 @@ def digest(*arrays: np.ndarray) -> bytes:
     return state.digest()
 
 
-def _rows(dataset: Any) -> Iterator[np.ndarray]:
-    if not hasattr(dataset, "select_columns"):
-        yield from (np.asarray(dataset[place]["input_ids"]) for place in range(len(dataset)))
-        return
+def _rows(dataset: object) -> Iterator[np.ndarray]:
     for offsets, values in ragged(dataset, "input_ids"):
         yield from np.split(values, offsets[1:-1])
 
 
-def ragged(dataset: datasets.Dataset, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A column of lists in chunks: (rows + 1,) offsets and a writable copy of the flat values they divide."""
+def label_counts(dataset: object) -> np.ndarray:
+    """(N,) int32: tokens of each sample that the model is asked to predict."""
+    parts = [row_sums(label_mask(labels, offsets), offsets) for offsets, labels in ragged(dataset, "labels")]
+    return np.concatenate([np.zeros(0), *parts]).astype(np.int32)
+
+
+def label_mask(labels: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Which labels of some samples, flat and divided by offsets, the model is asked to predict."""
+    learned = labels != NO_LOSS
+    # The first token of a sample is never predicted, whatever its label.
+    learned[offsets[:-1][np.diff(offsets) > 0]] = False
+    return learned
+
+
+def row_sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(rows,) the sum of each row of a flat array that (rows + 1,) offsets divide."""
+    return np.diff(np.concatenate([[0], np.cumsum(values)])[offsets])
+
+
+def ragged(dataset: Any, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A column of lists in chunks: (rows + 1,) offsets and a writable copy of the flat values they divide.
+
+    The data set is a `datasets.Dataset`, or anything indexable whose samples have whole numbers there.
+    """
+    if not hasattr(dataset, "select_columns"):
+        for start in range(0, len(dataset), CHUNK):
+            places = range(start, min(start + CHUNK, len(dataset)))
+            rows = [np.asarray(dataset[place][column], dtype=np.int64) for place in places]
+            yield np.cumsum([0, *map(len, rows)]), np.concatenate(rows)
+        return
     arrow = dataset.select_columns(column).with_format("arrow")
-    tables: Any = arrow.iter(batch_size=10_000)  # pyarrow.Table, whatever `datasets` declares
+    tables: Any = arrow.iter(batch_size=CHUNK)  # pyarrow.Table, whatever `datasets` declares
     for table in tables:
         # One flat array for each chunk of rows, without a Python object for each sample.
         lists = table.column(column).combine_chunks()

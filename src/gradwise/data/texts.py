@@ -8,9 +8,6 @@ from numpy.typing import NDArray
 
 from gradwise.numerics.ngrams import Chunk, token_ids, word_ids
 
-CHUNK = 10_000
-"""Samples that are read at a time; memory does not grow with their number."""
-
 
 class TextDecoder(Protocol):
     """What a tokenizer is used for here."""
@@ -55,13 +52,13 @@ class Texts:
             yield word_ids(texts)
 
     def _tokens(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        if hasattr(self.dataset, "select_columns"):
-            dataset = self.dataset if self.rows is None else self.dataset.select(self.rows)
-            from gradwise.data.pool import ragged  # here, since it brings `datasets`
+        from gradwise.data.pool import ragged  # here, since it brings `datasets`
 
-            yield from ragged(dataset, "input_ids")
-            return
-        rows = np.arange(len(self)) if self.rows is None else self.rows
-        for start in range(0, len(rows), CHUNK):
-            some = [np.asarray(self.dataset[int(row)]["input_ids"]) for row in rows[start : start + CHUNK]]
-            yield np.cumsum([0, *map(len, some)]), np.concatenate(some).astype(np.int64)
+        samples = self.dataset
+        if self.rows is not None and hasattr(samples, "select"):
+            samples = samples.select(self.rows)
+        elif self.rows is not None:
+            from torch.utils.data import Subset
+
+            samples = Subset(samples, self.rows.tolist())
+        return ragged(samples, "input_ids")

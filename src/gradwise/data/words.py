@@ -6,14 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwise.data.pool import ragged
-from gradwise.data.tokenise import NO_LOSS
+from gradwise.data.pool import CHUNK, label_mask, ragged
 
 WIDTH = 256
 """Numbers of a row: inner products err by about a sixteenth."""
-
-CHUNK = 10_000
-"""Samples that are read at a time where they come one by one."""
 
 
 def label_words(dataset: object) -> NDArray[np.float32]:
@@ -32,8 +28,7 @@ def label_words(dataset: object) -> NDArray[np.float32]:
     for offsets, labels in _labels(dataset):
         samples = len(offsets) - 1
         owner = np.repeat(np.arange(samples), np.diff(offsets))
-        counts = labels != NO_LOSS
-        counts[offsets[:-1][np.diff(offsets) > 0]] = False  # the first token is never predicted
+        counts = label_mask(labels, offsets)
         place, sign = _hashed(labels[counts])
         sums = np.bincount(owner[counts] * WIDTH + place, weights=sign, minlength=samples * WIDTH)
         rows = sums.astype(np.float64).reshape(samples, WIDTH)  # of nothing, bincount makes whole numbers

@@ -2,12 +2,12 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from gradwise.errors import RecipeError
-from gradwise.settings import Settings
+from gradwise.settings import Settings, from_text
 from gradwise.text import shown
 
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -173,17 +173,11 @@ class Function(Settings):
         return self.name or self.path.rpartition(":")[2]
 
 
-def _bare_name(value: object) -> Any:
-    return {"kind": "lm_eval", "name": value} if isinstance(value, str) else value
-
-
-def _bare_path(value: object) -> Any:
-    return {"path": value} if isinstance(value, str) else value
-
-
 _Kind = Annotated[Generate | Choice | LmEval, Field(discriminator="kind")]
-Task = Annotated[_Kind, BeforeValidator(_bare_name, json_schema_input_type=str | _Kind)]
-_Functions = Annotated[Function, BeforeValidator(_bare_path, json_schema_input_type=str | Function)]
+Task = Annotated[
+    _Kind, BeforeValidator(from_text("name", kind="lm_eval"), json_schema_input_type=str | _Kind)
+]
+_Functions = Annotated[Function, BeforeValidator(from_text("path"), json_schema_input_type=str | Function)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gradwise.numerics.streams import stream, stream_seed
+from gradwise.numerics.streams import stream_seed
 
 
 def side_for(size: int) -> int:
@@ -102,25 +102,21 @@ class Fold:
         dimension: d, the number of coordinates.
         size: sums, at most.
         rng: source of the signs.
-        scale: (d,) factors of the coordinates.
 
-    >>> fold = Fold(5, 2, stream(0, "example"))
+    >>> fold = Fold(5, 2, seeded(0, "example"))
     >>> x = torch.ones(3, 5)
     >>> bool(torch.equal(fold(x) + fold(2 * x), fold(3 * x))), fold(x).shape
     (True, torch.Size([3, 2]))
     """
 
-    def __init__(
-        self, dimension: int, size: int, rng: np.random.Generator, scale: Tensor | None = None
-    ) -> None:
+    def __init__(self, dimension: int, size: int, rng: np.random.Generator) -> None:
         self.dimension = dimension
         self.size = min(size, dimension)
-        signs = _signs(rng, dimension)
-        self._factors = signs if scale is None else signs * scale.to("cpu", torch.float32)
+        self._factors = _signs(rng, dimension)
         self._placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def factors(self, like: Tensor) -> Tensor:
-        """(d,) signs times scale, on the device of `like` and in the type of its sums."""
+        """(d,) signs, on the device of `like` and in the type of its sums."""
         place = (like.device, accumulator(like.dtype))
         if place not in self._placed:
             self._placed[place] = self._factors.to(*place)
@@ -194,7 +190,8 @@ class MatrixProjection:
     Raises:
         ValueError: the sums take another number.
 
-    >>> project = MatrixProjection.named(0, "w", rows=6, columns=4, size=3)
+    >>> rng = seeded(0, "example")
+    >>> project = MatrixProjection(Fold(6, 2, rng), Fold(4, 2, rng), SignedSums(4, 3, rng))
     >>> r, c = torch.randn(2, 5, 6), torch.randn(2, 5, 4)
     >>> z = project(torch.bmm(r.mT, c))
     >>> bool(torch.allclose(project.close(project.row(r), project.column(c)), z, atol=1e-5)), z.shape
@@ -207,23 +204,6 @@ class MatrixProjection:
                 f"The folds leave {row.size} x {column.size} numbers, but the sums take {sums.count}."
             )
         self.row, self.column, self.sums = row, column, sums
-
-    @classmethod
-    def named(
-        cls, seed: int, name: str, *, rows: int, columns: int, size: int, side: int | None = None
-    ) -> "MatrixProjection":
-        """The projection that belongs to a seed and a matrix's name; the same arguments always give the same.
-
-        Args:
-            seed, name: what the signs and places depend on.
-            rows, columns: R and C.
-            size: k.
-            side: sums of each fold; the default is `side_for(size)`.
-        """
-        side = side or side_for(size)
-        row = Fold(rows, side, stream(seed, f"row signs of {name}"))
-        column = Fold(columns, side, stream(seed, f"column signs of {name}"))
-        return cls(row, column, SignedSums(row.size * column.size, size, stream(seed, f"deal of {name}")))
 
     def close(self, row_BTp: Tensor, column_BTq: Tensor) -> Tensor:
         """(B, k) projections of sum_t r_t c_t^T, from folded rows (B, T, p) and folded columns (B, T, q)."""

@@ -126,7 +126,7 @@ class Rows:
 
 
 def near_copy_leaders(
-    x: NDArray[np.floating], cosine: float, *, rows: ArrayLike | None = None, seed: int = 0
+    x: NDArray[np.floating], cosine: float, *, rows: ArrayLike | None = None
 ) -> NDArray[np.int64]:
     """(N,) the leader of each row: the first row that it is a near-copy of, or itself.
 
@@ -138,13 +138,12 @@ def near_copy_leaders(
         cosine: two rows are near-copies if their cosine exceeds this.
         rows: (N,) ids of the rows of x to compare, ascending; the default is all. The result holds places in
             it.
-        seed: of the random projection.
 
     >>> near_copy_leaders(np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), cosine=0.999).tolist()
     [0, 1, 0]
     """
     compared = Rows(x, rows)
-    first, projected = _projected_units(compared, seed)
+    first, projected = _projected_units(compared)
     leader = first.copy()
     distinct = np.flatnonzero((first == np.arange(len(compared))) & (np.abs(projected).sum(axis=1) > 0))
     for follower, earlier in _near_copies(compared, distinct, projected, cosine).items():
@@ -177,14 +176,14 @@ def _fingerprint(row: NDArray[np.floating]) -> bytes:
     return hashlib.blake2b((row + 0.0).data, digest_size=16).digest()
 
 
-def _projected_units(rows: Rows, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _projected_units(rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """(N,) the first equal row of each, and (N, min(WIDTH, k)) unit rows projected to a few numbers."""
     first_places: dict[bytes, int] = {}
     first = np.arange(len(rows))
     width = min(WIDTH, rows.width)
     onto = np.eye(width)
     if width < rows.width:
-        rng = stream(seed, "projection that finds near-copies")
+        rng = stream(0, "projection that finds near-copies")
         onto = rng.standard_normal((rows.width, width)) / np.sqrt(width)
     projected = np.empty((len(rows), width), dtype=np.float32)
     for part, values in rows.parts():

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradwise.data import label_words
+from gradwise.data.pool import label_counts
 from gradwise.data.texts import Texts
 from gradwise.data.tokenise import NO_LOSS
 from gradwise.errors import DataError
@@ -94,18 +95,10 @@ class Samples:
         labels (TRL's)."""
         samples = rows_of(self.inputs, rows)
         # TRL's collators make the labels, so that nothing but a collated sample says how many there are.
-        if "labels" not in (getattr(samples, "column_names", None) or ()):
-            batches = (self.collate([samples[i]]) for i in range(len(samples)))
-            counts = [int((batch["labels"][..., 1:] != NO_LOSS).sum()) for batch in batches]
-        elif hasattr(samples, "with_format"):
-            # Arrow's buffers are counted in place. As Python lists a pool of a million samples would take
-            # gigabytes.
-            tables = samples.select_columns("labels").with_format("arrow").iter(batch_size=10_000)
-            counts = [
-                count for table in tables for chunk in table["labels"].chunks for count in _counts(chunk)
-            ]
-        else:
-            counts = [sum(label != NO_LOSS for label in labels[1:]) for labels in samples["labels"]]
+        if "labels" in (getattr(samples, "column_names", None) or ()):
+            return label_counts(samples)
+        batches = (self.collate([samples[i]]) for i in range(len(samples)))
+        counts = [int((batch["labels"][..., 1:] != NO_LOSS).sum()) for batch in batches]
         return np.array(counts, dtype=np.int32)
 
     def batches(self, rows: NDArray[np.int64], size: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -223,13 +216,3 @@ class RunContext:
         """How a plan becomes steps, in a run."""
         assert self.layout is not None
         return self.layout
-
-
-def _counts(labels: Any) -> NDArray[np.int64]:
-    """Label tokens in each list of an Arrow array; the first token of a sample is never predicted."""
-    # Differences of one running count over the flat buffer: a loop over a million lists in Python takes
-    # minutes.
-    ends = np.cumsum(labels.value_lengths().to_numpy())
-    before = np.concatenate([[0], np.cumsum(labels.flatten().to_numpy() != NO_LOSS)])
-    firsts = np.concatenate([[0], ends])[:-1] + 1
-    return before[ends] - before[np.minimum(firsts, ends)]

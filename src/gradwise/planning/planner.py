@@ -2,7 +2,6 @@
 due."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -183,16 +182,13 @@ class Planner:
         if _runs_out(step, layout.schedule(plan)):
             # First, or deciders would see a plan that ends before the step at which they are due.
             plan = self._continued(context, plan, step)
-        for decider in self._due_deciders(layout, plan, step):
+        schedule = layout.schedule(plan)
+        for decider in (each for each in self.deciders if each.due(step, schedule)):
             before = _form(plan)
             plan = decider.decide(context, plan, step)
             if _form(plan) != before:
                 plan = self._cut(layout, plan, step)
         return plan
-
-    def _due_deciders(self, layout: Layout, plan: Plan, step: int) -> Iterator[Decider]:
-        schedule = layout.schedule(plan)
-        return (decider for decider in self.deciders if decider.due(step, schedule))
 
     def _continued(self, context: RunContext, plan: Plan, step: int) -> Plan:
         """The plan with further epochs, cut where decisions are due in them."""

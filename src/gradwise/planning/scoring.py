@@ -318,13 +318,12 @@ def validation_signals(
     return _collect(context, scorer, None, sorted(needs & set(QUANTITIES)), use_optimizer=use_optimizer)
 
 
-def target_signals(context: RunContext, needs: frozenset[str], *, use_optimizer: bool = False) -> Signals:
+def target_signals(context: RunContext, needs: frozenset[str]) -> Signals:
     """Signals of the target samples at the present weights, with their domains and texts.
 
     Args:
         context: of the run.
         needs: names of signals.
-        use_optimizer: divide gradients by the root of the optimizer's second moments.
     """
     samples = context.target
     assert samples is not None
@@ -335,7 +334,7 @@ def target_signals(context: RunContext, needs: frozenset[str], *, use_optimizer:
         scorer = context.scorer()
         inputs = samples.inputs if scorer.target is None else scorer.target
         target_scorer = Scorer(scorer.model, inputs, scorer.collate)
-        signals = _collect(aside, target_scorer, None, quantities, use_optimizer=use_optimizer)
+        signals = _collect(aside, target_scorer, None, quantities)
     tokens = samples.label_tokens if "num_tokens" in needs else signals.num_tokens
     return replace(signals, domain=samples.domain, texts=samples.texts, num_tokens=tokens)
 

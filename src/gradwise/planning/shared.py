@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from gradwise import __version__
 from gradwise.atomic import write_bytes
+from gradwise.data import ragged
 from gradwise.errors import SignalError
 from gradwise.folders import claimed
 from gradwise.locks import FileLock
@@ -103,24 +104,13 @@ def key_of(model: torch.nn.Module, samples: object, **settings: object) -> dict[
 
 def _data_digest(samples: object) -> str:
     state = hashlib.blake2b(digest_size=16)
-    for lengths, values in _columns(samples):
-        state.update(np.ascontiguousarray(lengths, dtype="<i8").tobytes())
-        state.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
+    usual = ("input_ids", "labels")
+    columns = [ragged(samples, name) for name in usual if name in getattr(samples, "column_names", usual)]
+    for stretch in zip(*columns, strict=True):
+        for offsets, values in stretch:
+            state.update(np.ascontiguousarray(np.diff(offsets), dtype="<i8").tobytes())
+            state.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
     return state.hexdigest()
-
-
-def _columns(samples: Any) -> Iterator[tuple[Any, Any]]:
-    """Lengths and flat values of `input_ids` and `labels`, a stretch of the data at a time."""
-    if not hasattr(samples, "with_format"):
-        for number in range(len(samples)):
-            for values in (samples[number][name] for name in ("input_ids", "labels")):
-                yield [len(values)], values
-        return
-    names = [name for name in ("input_ids", "labels") if name in samples.column_names]
-    for table in samples.select_columns(names).with_format("arrow").iter(batch_size=10_000):
-        for name in names:
-            for chunk in table.column(name).chunks:
-                yield chunk.value_lengths(), chunk.flatten()
 
 
 def _claimed(folder: Path) -> Any:

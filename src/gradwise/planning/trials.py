@@ -45,11 +45,9 @@ def halves(samples: Samples, section: str = "anneal") -> Halves:
     # Seed 0 whatever the run's: runs that differ in their seed only are judged by the same samples.
     mixed = stream(0, "trial halves").permutation(count)
     rows, others = np.sort(mixed[: count // 2]), np.sort(mixed[count // 2 :])
-    return Halves(rows, *(_some(samples, each) for each in (rows, others)))
-
-
-def _some(samples: Samples, rows: NDArray[np.int64]) -> Samples:
-    return Samples(rows_of(samples.dataset, rows), rows_of(samples.inputs, rows), samples.collate)
+    data, inputs = samples.dataset, samples.inputs
+    halves = (Samples(rows_of(data, half), rows_of(inputs, half), samples.collate) for half in (rows, others))
+    return Halves(rows, *halves)
 
 
 def hold_trial(

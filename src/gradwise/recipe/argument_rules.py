@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from gradwise.errors import RecipeError
-from gradwise.settings import nearest
+from gradwise.settings import nearest, refusal
 from gradwise.text import shown
 
 
@@ -183,7 +183,7 @@ def _check_range(key: str, allowed: Any, value: object) -> None:
         TypeAdapter(allowed).validate_python(value, strict=allowed is bool)
     except ValidationError as error:
         message = error.errors()[-1]["msg"].removeprefix("Value error, ")
-        raise RecipeError(f"train.{key}: {message[0].lower()}{message[1:]}; found {shown(value)}.") from None
+        raise RecipeError(refusal(f"train.{key}", message, value)) from None
 
 
 def check_together(schedule: str, arguments: Arguments) -> None:

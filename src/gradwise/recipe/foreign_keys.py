@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from gradwise.errors import RecipeError
 from gradwise.recipe.argument_rules import check_value
-from gradwise.settings import nearest
+from gradwise.settings import nearest, refusal
 from gradwise.text import shown
 
 DECIDED_HERE = {
@@ -92,10 +92,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             # would count as true.
             TypeAdapter(_hints()[key]).validate_python(value, strict=True)
         except ValidationError as error:
-            message = error.errors()[0]["msg"]
-            raise RecipeError(
-                f"train.{key}: {message[0].lower()}{message[1:]}; found {shown(value)}."
-            ) from None
+            raise RecipeError(refusal(f"train.{key}", error.errors()[0]["msg"], value)) from None
         check_value(key, _hints()[key], value)
 
 
@@ -163,10 +160,7 @@ def check_adapter(method: str, options: dict[str, Any]) -> None:
         try:
             TypeAdapter(types_by_key[key]).validate_python(value)
         except ValidationError as error:
-            message = error.errors()[0]["msg"]
-            raise RecipeError(
-                f"adapter.{key}: {message[0].lower()}{message[1:]}; found {shown(value)}."
-            ) from None
+            raise RecipeError(refusal(f"adapter.{key}", error.errors()[0]["msg"], value)) from None
         except Exception:  # an annotation that pydantic cannot resolve; PEFT checks the value itself
             continue
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from gradwise.errors import RecipeError
 from gradwise.evaluation.settings import Metrics
 from gradwise.recipe.tree import METHOD_SECTIONS
-from gradwise.settings import Settings, nearest
+from gradwise.settings import Settings, nearest, refusal
 from gradwise.text import clipped, shown
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def _sentence(error: Any, root: type) -> str:
         chooser = _chooser(error)
         return f"{key}.{chooser}: unknown {chooser} {shown(context['tag'])}{nearest(context['tag'], tags)}"
     message = error["msg"].replace("an object", "a mapping of keys").replace("a valid array", "a list")
-    return f"{key}: {message[0].lower()}{message[1:]}; found {shown(value)}."
+    return refusal(key, message, value)
 
 
 def _chooser(error: Any) -> str:

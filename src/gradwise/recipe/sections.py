@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from gradwise.errors import RecipeError
 from gradwise.recipe.argument_rules import check_schedule, check_together
-from gradwise.settings import Settings, nearest
+from gradwise.settings import Settings, from_text, nearest
 from gradwise.text import shown
 
 
@@ -147,10 +147,6 @@ class Adapter(Settings):
         check_adapter(self.method, self.options)
 
 
-def _name_is_model(value: object) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 @dataclass(frozen=True)
 class SignalSettings(Settings):
     """How per-sample signals are computed."""
@@ -170,7 +166,7 @@ class SignalSettings(Settings):
 
     model: Annotated[
         Model | None,
-        BeforeValidator(_name_is_model, json_schema_input_type=str | Model | None),
+        BeforeValidator(from_text("name"), json_schema_input_type=str | Model | None),
     ] = None
     """A smaller model that computes signals in place of the one that is trained: a name, or a section like
     `model`. It reads the same data with its own tokenizer."""

@@ -12,7 +12,6 @@ from typing import Any
 from gradwise.atomic import parquet_bytes, write_bytes, write_text
 from gradwise.report import statistics
 from gradwise.report.curves import AXES, loss_curves
-from gradwise.report.overfitting import overfitting
 from gradwise.report.reading import HELD_OUT_LOSS, ArmPair, Results, RunResult
 from gradwise.report.statistics import CLAIM_SEEDS, MIN_SEEDS, TOO_FEW_SEEDS, ArmDifference
 
@@ -25,6 +24,14 @@ WIDTH = 100
 
 UNITS = {"steps": "optimizer steps", "tokens": "input tokens", "time": "s charged, deciding included"}
 """Unit of each kind of budget."""
+
+RISE = 0.02
+"""Nats, on average over seeds, from which a final held-out loss above the lowest one is a rise: 2 % in
+perplexity."""
+
+MOST_EPOCHS = 16
+"""Epochs over a part of the data from which repeating it adds next to nothing (Muennighoff et al. 2023,
+arXiv 2305.16264)."""
 
 
 def write_report(results: Results, folder: Path, metric: str, *, draw: bool = True) -> str:
@@ -295,7 +302,7 @@ def report_notes(results: Results, metric: str) -> list[str]:
                 f"! {arm}: {len(over)} runs ended outside the budget; the longest took {longest:,.1f} s"
             )
     notes += _on_samples(results)
-    notes += [sentence] if (sentence := overfitting(results)) else []
+    notes += [sentence] if (sentence := _overfitting(results)) else []
     notes += _on_seeds(results, metric)
     notes += [f"failed: {arm}: {why}" for arm, why in results.failed_arms.items()]
     notes += [f"failed: {run.arm}, seed {run.seed}: {run.failure}" for run in results.runs if run.failure]
@@ -316,6 +323,43 @@ def _on_samples(results: Results) -> list[str]:
         for (arm, seed), count in counts.items()
         if 0 < count < most
     ]
+
+
+def _overfitting(results: Results) -> str | None:
+    """A sentence that names the arms that overfit or repeat a small selection many times, if any does."""
+    findings = []
+    for arm in results.arms:
+        runs = [run for run in results.of_arm(arm) if run.finished]
+        if runs and (signs := [*_risen(runs), *_repeated(runs)]):
+            findings.append(f"{arm} ({', '.join(signs)})")
+    if not findings:
+        return None
+    return (
+        f"Overfitting: {'; '.join(findings)}. Differences at this length are also differences in "
+        "overfitting; give a smaller budget or a larger selection."
+    )
+
+
+def _risen(runs: list[RunResult]) -> list[str]:
+    """The rise of the held-out loss after its lowest value, if that was reached by training."""
+    rises = [
+        run.scores[HELD_OUT_LOSS].value - run.lowest
+        for run in runs
+        if HELD_OUT_LOSS in run.scores
+        and run.lowest is not None
+        # If training never lowered the held-out loss, overfitting is not the cause.
+        and any(point.step and point.loss <= run.lowest for point in run.curve)
+    ]
+    rise = mean(rises) if rises else 0.0
+    return [f"the held-out loss ends {rise:.2f} above its lowest"] if rise > RISE else []
+
+
+def _repeated(runs: list[RunResult]) -> list[str]:
+    parts = [run for run in runs if run.epochs is not None and run.share is not None and run.share < 1]
+    most = max(parts, key=lambda run: run.epochs or 0.0, default=None)
+    if most is None or (most.epochs or 0.0) < MOST_EPOCHS:
+        return []
+    return [f"{most.epochs:.0f} epochs over {most.share:.0%} of the data"]
 
 
 def _on_seeds(results: Results, metric: str) -> list[str]:

@@ -66,7 +66,7 @@ def train(
     run = RunDirectory(out)
     recipe = _complete(recipe, run)
     first = is_first()
-    tell = tell if first else _silent
+    tell = tell if first else lambda _: None
     shown = first and progress
     # First of all: it connects the ranks, and only then can one of them claim the folder for all.
     arguments = _arguments(recipe, run, shown)
@@ -325,7 +325,3 @@ def _until_stopped(trainer: Trainer, tell: Tell) -> AbstractContextManager[None]
 def _present(section: object, kind: type) -> Any:
     assert isinstance(section, kind)
     return section
-
-
-def _silent(_: str) -> None:
-    pass

@@ -20,8 +20,9 @@ from gradwise.errors import RecipeError
 from gradwise.ranks import say_first
 from gradwise.recipe import Adapter, Model, Recipe
 from gradwise.run.model_errors import explained
-from gradwise.run.model_files import ADAPTER, CONFIG, damage, local_folder, read_json, stored
+from gradwise.run.model_files import ADAPTER, CONFIG, damage, local_folder, stored
 from gradwise.signals.request import QUANTITIES
+from gradwise.stored import read_json
 
 Tell = Callable[[str], None]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from gradwise.stored import read_json
 from gradwise.text import one_line
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
@@ -141,8 +142,3 @@ def _json_damages(path: Path) -> Iterator[str]:
     else:
         if not isinstance(contents, dict):
             yield f"{path} is damaged: not a JSON object; copy the model's files again."
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -107,7 +107,10 @@ class Measurer:
     def _placed(self, batch: Batch) -> tuple[Batch, LabelPositions]:
         # Without labels in the batch, so that the model computes no loss of its own: one mean over all
         # samples.
-        placed = {name: _moved(value, self.device) for name, value in batch.items()}
+        placed = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
         return placed, LabelPositions.of(placed.pop("labels"))
 
     def _without_overflow(self, batch: Batch, positions: LabelPositions, apart: bool) -> Measured:
@@ -209,9 +212,9 @@ class Measurer:
     ) -> list[Capture]:
         if sums is None:
             return []
-        return [
-            Capture(self._captured_scope(sums.request.scope), sums, positions.samples, head_only=head_only)
-        ]
+        parameters = sums.request.scope.parameters
+        scope = Scope({name: p for name, p in parameters.items() if name not in self.unseen})
+        return [Capture(scope, sums, positions.samples, head_only=head_only)]
 
     def _forward_values(
         self, losses_B: Tensor, hidden: "HiddenState", positions: LabelPositions, batch: Batch
@@ -238,9 +241,6 @@ class Measurer:
 
         with self.shards.watched(gathered):
             yield
-
-    def _captured_scope(self, scope: Scope) -> Scope:
-        return Scope({name: p for name, p in scope.parameters.items() if name not in self.unseen})
 
     def _new_sums(self, samples: int, apart: bool) -> GradientSums | None:
         if self.gradient_request is None or not self.signal_request.gradients:
@@ -404,7 +404,3 @@ def _rows_replaced(
         name: torch.where(chosen_B.reshape(-1, *[1] * (value.ndim - 1)), second[name], value)
         for name, value in first.items()
     }
-
-
-def _moved(value: object, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value

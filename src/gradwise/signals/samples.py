@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from gradwise.data import Collator, check_dropped, ragged
+from gradwise.data.pool import label_mask, row_sums
 from gradwise.data.tokenise import NO_LOSS
 from gradwise.errors import SignalError
 from gradwise.signals.vocabulary import vocabulary_size
@@ -125,12 +126,11 @@ def inspect(dataset: Any, model: nn.Module, collate: Callable[[list[Any]], Any])
         ids, labels, offsets = chunk.columns["input_ids"], chunk.columns["labels"], chunk.offsets
         rows = slice(start, start := start + len(offsets) - 1)
         lengths[rows] = np.diff(offsets)
-        learned = labels != NO_LOSS
-        learned[offsets[:-1][np.diff(offsets) > 0]] = False  # the first token is never predicted
-        tokens[rows] = _sums(learned, offsets)
+        learned = label_mask(labels, offsets)
+        tokens[rows] = row_sums(learned, offsets)
         # On a GPU an id outside of the table ends the process with an assertion that names no sample.
         wrong = (ids < 0) | (ids >= vocabulary) | (learned & ((labels < 0) | (labels >= vocabulary)))
-        foreign[rows] = _sums(wrong, offsets) > 0
+        foreign[rows] = row_sums(wrong, offsets) > 0
         # Each column has its own digest, so that chunks may be of any size.
         for name, part in {"lengths": np.diff(offsets), **chunk.columns}.items():
             digests.setdefault(name, hashlib.sha256()).update(_bytes(part))
@@ -279,10 +279,6 @@ def _check_same_length(name: str, ids: NDArray[Any], others: NDArray[Any], start
             f"Sample {start + first} has {ids[first]} input_ids and {others[first]} {name}; give one {one} "
             f"for each token{advice}."
         )
-
-
-def _sums(flags: NDArray[np.bool_], offsets: NDArray) -> NDArray[np.int64]:
-    return np.diff(np.concatenate([[0], np.cumsum(flags)])[offsets])
 
 
 def _positions(model: Any) -> int:

@@ -46,13 +46,9 @@ def appended(train: Any, added: Any) -> Any:
     """The training samples, and behind them those of the annealing phase only."""
     if not isinstance(train, datasets.Dataset):
         return ConcatDataset([train, added])
-    return datasets.concatenate_datasets([train, added.cast(train.features).with_format(**_format(train))])
-
-
-def _format(dataset: datasets.Dataset) -> dict[str, Any]:
-    """How a data set gives its samples, as `with_format` takes it."""
-    settings = dict(dataset.format)
-    return settings | settings.pop("format_kwargs")
+    form = dict(train.format)
+    form |= form.pop("format_kwargs")  # as `with_format` takes it
+    return datasets.concatenate_datasets([train, added.cast(train.features).with_format(**form)])
 
 
 def _columns(dataset: Any) -> str:

@@ -58,18 +58,15 @@ def check_ours(folder: Path) -> None:
 
 
 def _check_marked(checkpoint: Path) -> None:
-    if (checkpoint / MARKER).is_file() or _is_empty(checkpoint):
+    if (checkpoint / MARKER).is_file():
+        return
+    # A kill before its marker was written, or after it was deleted, leaves nothing of anybody's.
+    if checkpoint.is_dir() and all(path.name.startswith(TEMPORARY) for path in checkpoint.iterdir()):
         return
     raise RecipeError(
         f"{checkpoint} was not written by gradwise (it has no {MARKER}) and could be overwritten; move it, "
         "or give another output folder."
     )
-
-
-def _is_empty(checkpoint: Path) -> bool:
-    """Whether a folder without a marker holds nothing of anybody's, as after a kill before its marker was
-    written or after its marker was deleted."""
-    return checkpoint.is_dir() and all(path.name.startswith(TEMPORARY) for path in checkpoint.iterdir())
 
 
 def is_finished(checkpoint: Path) -> bool:

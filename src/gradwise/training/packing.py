@@ -78,7 +78,7 @@ def problem(
     if "flash" in attention:
         # transformers passes packed samples to flash attention only for batches of a single row.
         return f"{attention} would let packed samples see each other; use attention: sdpa"
-    if not _is_whole(model):
+    if any(p.is_meta or not p.numel() or type(p).__name__ == "DTensor" for p in model.parameters()):
         return None
     return influence(model, _some_tokens(samples), collate, rows=rows, autocast=autocast)
 
@@ -136,10 +136,6 @@ def starts_again(samples: Any) -> bool:
     """Whether some of a data set's first samples are packed rows: their positions start again."""
     positions = [samples[place].get("position_ids", [0]) for place in range(min(len(samples), 8))]
     return any(bool((torch.as_tensor(each).diff() != 1).any()) for each in positions)
-
-
-def _is_whole(model: nn.Module) -> bool:
-    return all(not p.is_meta and p.numel() and type(p).__name__ != "DTensor" for p in model.parameters())
 
 
 def _some_tokens(samples: Any) -> Ids:

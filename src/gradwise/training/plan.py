@@ -243,7 +243,9 @@ class Plan:
         for number, segment in enumerate(self.segments):
             for name in _TYPES:
                 if (values := getattr(segment, name)) is not None:
-                    arrays[f"{number}.{name}"] = _compact(values)
+                    # Half the file: indices and reasons fit 32 bits for any data set of this world.
+                    short = values.dtype == np.int64 and values.max() < 2**32
+                    arrays[f"{number}.{name}"] = values.astype(np.uint32) if short else values
         described = [{"epoch": segment.epoch, "why": segment.why} for segment in self.segments]
         header = {
             "format": str(FORMAT),
@@ -288,8 +290,3 @@ def _digest(before: str, segment: Segment) -> str:
         values = getattr(segment, name)
         digest.update(b"-" if values is None else values.tobytes())
     return digest.hexdigest()
-
-
-def _compact(values: NDArray) -> NDArray:
-    """Half the file: indices and reasons fit 32 bits for any data set of this world."""
-    return values.astype(np.uint32) if values.dtype == np.int64 and values.max() < 2**32 else values

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.annealer import Annealer
+from gradwise.methods.baselines.select import best_first
 from gradwise.methods.decision import Selection, check_signals, domain_mix, share_of
 from gradwise.methods.validation import check_aligned, validation_rows
 from gradwise.numerics.coresets import herd_towards
@@ -133,7 +134,7 @@ class LossAnneal(_Ranked):
         # Highest are the losses of random tokens: all 120 records of them were picked from a pool with junk
         # (docs/results/direct-decay_planted.md).
         scores = signals.require("loss", "loss_top").astype(np.float64)
-        return *_best_first(scores, "loss"), "highest loss as the phase began"
+        return *best_first(scores, "loss"), "highest loss as the phase began"
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class PerplexityAnneal(_Ranked):
 
     def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
         loss = signals.require("loss", "perplexity_top").astype(np.float64)
-        best, losses = _best_first(loss, "loss")
+        best, losses = best_first(loss, "loss")
         return best, np.exp(losses), "highest perplexity as the phase began"
 
 
@@ -163,7 +164,7 @@ class GradNormAnneal(_Ranked):
 
     def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
         scores = signals.require("grad_norm", "grad_norm_top").astype(np.float64)
-        return *_best_first(scores, "gradient norm"), "longest gradient as the phase began"
+        return *best_first(scores, "gradient norm"), "longest gradient as the phase began"
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ class CosineTop(_Ranked):
         with np.errstate(invalid="ignore", divide="ignore"):
             scores = rows.times(target / np.linalg.norm(target)) / np.sqrt(rows.squares())
         check_aligned(scores, "cosine_top")
-        return *_best_first(scores, "gradient"), "highest cosine with the validation gradient"
+        return *best_first(scores, "gradient"), "highest cosine with the validation gradient"
 
 
 @dataclass(frozen=True)
@@ -272,14 +273,6 @@ class Herding(_Ranked):
         check_aligned(units[rows] @ target / np.linalg.norm(target), "herding")
         picks = rows[herd_towards(units[rows], target, min(count, len(rows)))]
         return picks, None, "herded towards the mean of the validation gradients"
-
-
-def _best_first(scores: NDArray[np.float64], name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    finite = np.flatnonzero(np.isfinite(scores))
-    if not finite.size:
-        raise SignalError(f"No sample has a finite {name}.")
-    best = finite[np.argsort(-scores[finite], kind="stable")]
-    return best, scores[best]
 
 
 def _mean_gradient(validation: Signals | None, by: str) -> NDArray[np.float64]:

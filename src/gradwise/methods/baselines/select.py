@@ -69,16 +69,13 @@ class Highest(Subset):
         # By loss or gradient norm, a tenth of a pool with garbage ended 0.61 and 0.58 nats above a random
         # tenth (docs/results/compare-grace_dirty_10.md).
         scores = signals.require(self.signal, name).astype(np.float64)
-        usable = _sound(signals)
-        finite = usable[np.isfinite(scores[usable])]
-        if not finite.size:
-            raise SignalError(f"No sample has a finite {self.signal_name}.")
-        best_first = finite[np.argsort(-scores[finite], kind="stable")][: self.size(finite.size)]
-        why = (
-            f"{self.signal_name} among the {len(best_first)} highest, at least {scores[best_first[-1]]:.4g}",
-        )
-        weights = None if signals.weight is None else signals.weight[best_first]
-        return Selection(best_first, why=why, weights=weights, scores=scores[best_first])
+        if signals.ok is not None:
+            scores[~signals.ok] = np.nan
+        ranked, highest = best_first(scores, self.signal_name)
+        size = self.size(len(ranked))
+        why = (f"{self.signal_name} among the {size} highest, at least {highest[size - 1]:.4g}",)
+        weights = None if signals.weight is None else signals.weight[ranked[:size]]
+        return Selection(ranked[:size], why=why, weights=weights, scores=highest[:size])
 
 
 @dataclass(frozen=True)
@@ -136,6 +133,19 @@ class KCenter(Subset):
         indices = rows[k_center(x, self.size(rows.size))]
         weights = None if signals.weight is None else signals.weight[indices]
         return Selection(indices, why=("farthest from what was picked before",), weights=weights)
+
+
+def best_first(scores: NDArray[np.float64], name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(n,) places of the finite scores, the highest first and the earlier of equal ones, and these scores.
+
+    Raises:
+        SignalError: none is finite; `name` is that of the score.
+    """
+    finite = np.flatnonzero(np.isfinite(scores))
+    if not finite.size:
+        raise SignalError(f"No sample has a finite {name}.")
+    best = finite[np.argsort(-scores[finite], kind="stable")]
+    return best, scores[best]
 
 
 def _sound(signals: Signals) -> NDArray[np.int64]:

@@ -82,17 +82,12 @@ class Problem:
         rows = self.gradients
         return Rows(rows.x, rows.chosen, rows.scale, without=self.spectrum.vectors[:, : self.stiff])
 
-    @property
-    def usual_cost(self) -> float:
-        """What as many samples drawn at random would cost on average: what tau is a share of."""
-        whole = float(len(self.costs)) if self.sizes is None else float(self.sizes.sum())
-        return float(self.costs.sum()) * self.count / whole
-
     def unit(self, *, relative: bool) -> float:
         """The budget that `tau` 1 stands for: the usual cost, or 1 in the paper's units, whose projected
         gradients are as long as ours and are multiplied by the root of their k numbers."""
-        if relative:
-            return self.usual_cost
+        if relative:  # what as many samples drawn at random would cost on average
+            whole = float(len(self.costs)) if self.sizes is None else float(self.sizes.sum())
+            return float(self.costs.sum()) * self.count / whole
         return 1 / (self.gradients.width * (self.pool.largest or 1.0) * self.pool.length**4)
 
     def least_tau(self, *, relative: bool) -> float:

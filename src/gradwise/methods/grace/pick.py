@@ -90,7 +90,10 @@ def choose(state: State, budget: Amount, trade_off: float, minimum: Minimum | No
         # (`facility_location`).
         both = [problem.greedy(budget.tokens, costs, by_cost=by_cost) for by_cost in (False, True)]
         picks = max(both, key=problem.value)
-    coverage = problem.coverage(picks) / trade_off if trade_off else _coverage(state, picks)
+    if trade_off:
+        coverage = problem.coverage(picks) / trade_off
+    else:
+        coverage = Facility.of(state.graph, np.zeros(len(state)), 1, 1.0, state.counts).coverage(picks)
     return Coreset(picks, problem.value(picks), coverage, problem.covered(picks), valued)
 
 
@@ -104,10 +107,6 @@ def minimum_of(state: State, budget: Amount, domain: NDArray[np.str_], share: fl
     # A billionth, or a part that comes out whole could round to one less.
     least = np.floor(share * part * min(budget.count, len(state)) + 1e-9).astype(np.int64)
     return Minimum(group, np.minimum(least, np.bincount(group, minlength=len(names))))
-
-
-def _coverage(state: State, picks: NDArray[np.int64]) -> float:
-    return Facility.of(state.graph, np.zeros(len(state)), 1, 1.0, state.counts).coverage(picks)
 
 
 def selection(state: State, chosen: Coreset, budget: Amount, *, weighted: bool, summary: str) -> Selection:
@@ -176,6 +175,8 @@ def selection(state: State, chosen: Coreset, budget: Amount, *, weighted: bool, 
             "looked_at": len(state.rows),
             "outliers": state.sample[chosen.worth.outliers][:8].tolist(),
             "outlier_count": len(chosen.worth.outliers),
+            # An exact graph misses no neighbour.
+            **({"recall": round(state.graph.recall, 4)} if state.graph.recall < 1 else {}),
         },
     )
 

@@ -103,7 +103,7 @@ class StateStream:
         self.before_update: Callable[[], object] | None = None
         """Called first in each `optimizer.step()`: what must be done before the rest is updated."""
         optimizer.register_step_pre_hook(self._before_step)
-        optimizer.register_step_post_hook(self._after_step)
+        optimizer.register_step_post_hook(lambda *_: self._give_back_groups())
         optimizer.register_state_dict_pre_hook(lambda _: self.wait_for_state())
         optimizer.register_load_state_dict_pre_hook(self._before_load)
         optimizer.register_load_state_dict_post_hook(self._after_load)
@@ -140,7 +140,8 @@ class StateStream:
     def wait_for_state(self) -> None:
         """Wait until `optimizer.state` holds what the last update left; then it may be read and changed."""
         self._give_back_groups()
-        if not self._places and any(map(is_streamed, self._state_tensors())):
+        states = self.optimizer.state.values()
+        if not self._places and any(is_streamed(value) for state in states for value in state.values()):
             # Made before it was offloaded: whoever keeps what is there must keep the host memory that the
             # next update reads, and not the tensors that it replaces.
             self._prepare()
@@ -150,9 +151,6 @@ class StateStream:
             copies += [place.arrived for place in self._places if place.slot is not None]
             self.device.finish(event for event in copies if event is not None)
             self.discard()
-
-    def _state_tensors(self) -> Iterator[Any]:
-        return (value for state in self.optimizer.state.values() for value in state.values())
 
     def hook(self) -> None:
         """Follow the backward pass, to bring state in before the update needs it."""
@@ -205,7 +203,8 @@ class StateStream:
             return False
         slot.taken = True
         place.slot, place.arrived = slot, slot.free
-        if self._has_state(place):
+        state = self.optimizer.state
+        if any(piece.name in state.get(piece.parameter, {}) for piece in place.unit.pieces):
             buffer = slot.buffer[: place.unit.size]
             # Two races: the slot may still be read by the copy that empties it, and the host memory may still
             # be written by the copy of the update before.
@@ -245,9 +244,6 @@ class StateStream:
         # The update is made already. An empty list lets schedulers, scalers and hooks around `step` run as
         # they would.
         self._groups, self.optimizer.param_groups = self.optimizer.param_groups, []
-
-    def _after_step(self, *_: object) -> None:
-        self._give_back_groups()
 
     def _give_back_groups(self) -> None:
         """After a step, also one that another hook of the optimizer ended by an error: without its groups the
@@ -317,10 +313,6 @@ class StateStream:
                         local(view).copy_(local(value))
                     state[piece.parameter][piece.name] = host[piece.parameter, piece.name]
 
-    def _has_state(self, place: Place) -> bool:
-        state = self.optimizer.state
-        return any(piece.name in state.get(piece.parameter, {}) for piece in place.unit.pieces)
-
     # ---- the arena ---------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
@@ -336,7 +328,7 @@ class StateStream:
                 )
             if not late:
                 return
-            self.settle()
+            self.wait_for_state()
             self._places, self._place_of = [], {}
         forms = state_forms(self.optimizer)
         if set(self._parameters()) != set(forms):
