@@ -142,7 +142,7 @@ def test_a_store_of_another_precision_is_refused(
 
 def test_float16_refuses_trial_steps(story_model: Callable[[], Any], speeches: Any) -> None:
     model = story_model()
-    with pytest.raises(gw.RecipeError, match="float16.*use bf16, or another method"):
+    with pytest.raises(gw.RecipeError, match=r"float16.*use bf16, or another method"):
         gw.Probe(model, torch.optim.SGD(model.parameters()), speeches, autocast=torch.float16)
 
 
