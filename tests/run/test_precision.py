@@ -21,13 +21,13 @@ from gradwise.run.select import select_annealing, select_samples
 from gradwise.run.signals import collect_signals
 
 CALLERS = {
-    "time_forward_backward", "scoring_speed", "first", "signals_now", "run_probe", "decide",
+    "time_forward_backward", "scoring_speed", "first_plan", "signals_now", "run_probe", "decide",
     "_hessian_product", "_step", "losses", "by_autograd", "_measure", "training_step", "evaluate", "write",
     "collect_signals", "choose", "select_annealing", "order_samples",
 }  # fmt: skip
 
 RUN = {
-    "time_forward_backward", "scoring_speed", "first", "signals_now", "run_probe", "decide",
+    "time_forward_backward", "scoring_speed", "first_plan", "signals_now", "run_probe", "decide",
     "_hessian_product", "by_autograd", "_measure", "training_step", "evaluate", "write",
 }  # fmt: skip
 """What a run with all four methods calls: timing, scoring, refreshes, probes, training, evaluation."""
