@@ -59,11 +59,18 @@ DECIDED_HERE = {
 """TrainingArguments that a recipe may not set, each with what to do instead."""
 
 
-ELSEWHERE = dict.fromkeys(
-    ("early_stopping_threshold", "early_stopping"),
-    "transformers has no such argument; to stop early, set train.early_stopping_patience",
-)
-"""Keys that people look for here, each with how its purpose is served."""
+ELSEWHERE = {
+    **dict.fromkeys(
+        ("early_stopping_threshold", "early_stopping"),
+        "transformers has no such argument; to stop early, set train.early_stopping_patience",
+    ),
+    **{
+        f"activation_{name}": f"transformers has it from version 5.23 on; set train.gradient_{name}"
+        for name in ("checkpointing", "checkpointing_kwargs")
+    },
+}
+"""Keys that people look for here and the installed transformers does not have, each with how its purpose is
+served."""
 
 
 @cache
