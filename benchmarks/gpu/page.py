@@ -174,12 +174,16 @@ TESTS = (
     Tests("DiReCT's probes on a GPU", "tests-probing-test_probe_gpu"),
     Tests("Nearest neighbours on a GPU", "tests-numerics-test_knn_gpu"),
 )
-SIDE_BY_SIDE = "Side by side, LLaMA-7B shape, bfloat16, with checkpointing: peak, step time, tokens per second"
+SIDE_BY_SIDE = (
+    "Side by side, LLaMA-7B shape, bfloat16, with checkpointing: peak, step time, tokens per second"
+)
 
 
-INTRODUCTION = """Every number that the specifications ask of a GPU, with the piece of the kit that measures it
-(`python -m benchmarks.gpu.run --list` lists all pieces). A piece without a result file has not run yet. GB are
-10^9 bytes, as allocated by torch at the peak."""
+INTRODUCTION = (
+    "Every number that the specifications ask of a GPU, with the piece of the kit that measures it. "
+    "`python -m benchmarks.gpu.run --list` lists all pieces. A piece without a result file has not run yet. "
+    "GB are 10^9 bytes, allocated by torch at the peak."
+)
 
 
 def read(folder: Path = RESULTS) -> Results:
@@ -193,10 +197,9 @@ def page(results: Results) -> Page:
     rows = [each.row(results) for each in (*BARS, *TESTS)]
     sides = [_training(arm, length) for length in LENGTHS for arm in ARMS]
     sharded = [f"sharded-7b-1024-{arm}" for arm in SHARDED_ARMS]
-    rows.append([SIDE_BY_SIDE, "-", f"`training-7b-*` ({len(sides)})", "-", _reported(sides, results)])
-    rows.append(
-        ["The same, sharded by FSDP2", "-", f"`sharded-7b-*` ({len(sharded)})", "-", _reported(sharded, results)]
-    )
+    for text, pieces in ((SIDE_BY_SIDE, sides), ("The same, sharded by FSDP2", sharded)):
+        pattern = f"`{pieces[0].split('-7b-')[0]}-7b-*` ({len(pieces)})"
+        rows.append([text, "-", pattern, "-", _reported(pieces, results)])
     verdicts = [row[-1] for row in rows]
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
     sections = [
@@ -205,7 +208,9 @@ def page(results: Results) -> Page:
         *_side_by_side([*sides, *sharded], results),
     ]
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    claim = Claim(f"What needs a GPU: {len(rows)} bars of the specifications", summary, verdict="see the page")
+    claim = Claim(
+        f"What needs a GPU: {len(rows)} bars of the specifications", summary, verdict="see the page"
+    )
     if set(verdicts) == {NOT_RUN}:
         claim = Claim(claim.text, "-", verdict=NOT_RUN)
     return Page(sections, [claim], command="python -m benchmarks.gpu.run")

@@ -12,8 +12,9 @@ keeps no files, `--lines` collects results in a single one, and `--take` makes f
 `python -m benchmarks.results` then writes docs/results/gpu.md, which says of each bar whether it is met.
 
 Needs torch 2.11, transformers 5.17 or later, and the packages in `PACKAGES`; gradwise itself need not be
-installed. transformers 5.17 refuses huggingface_hub 2 as it is imported: it needs an earlier one, with httpx. Where nothing can be installed, unpack the wheels of what is missing into a folder, and name that
-in PYTHONPATH. Arms of other packages (badam, torchao) run where these are installed, and are left otherwise.
+installed. transformers 5.17 refuses huggingface_hub 2 as it is imported: it needs an earlier one, with httpx.
+Where nothing can be installed, unpack the wheels of what is missing into a folder, and name that in
+PYTHONPATH. Arms of other packages (badam, torchao) run where these are installed, and are left otherwise.
 """
 
 import argparse

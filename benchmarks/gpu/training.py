@@ -40,7 +40,7 @@ STEPS, DRAWS = 8, 4
 CHECKPOINTED = ("7b",)
 """Models with gradient checkpointing."""
 SHARDS_IN_LOADING = Version(transformers.__version__) >= Version("5.19")
-"""Whether the estimate knows a model that transformers shards; otherwise accelerate's sharding stands for it."""
+"""Whether the estimate knows a model that transformers shards; otherwise accelerate's stands for it."""
 
 
 def policies() -> dict[str, Any]:
@@ -177,7 +177,9 @@ def forecast(
         config.architectures = ["LlamaForCausalLM"]
         config.save_pretrained(folder)
         data: Any = Data(train="unread.jsonl", max_length=length)  # type: ignore[arg-type]
-        arguments = {"per_device_train_batch_size": ROWS} | ({"gradient_checkpointing": True} if checkpointing else {})
+        arguments = {"per_device_train_batch_size": ROWS} | (
+            {"gradient_checkpointing": True} if checkpointing else {}
+        )
         if ranks is not None and not SHARDS_IN_LOADING:
             arguments |= {"fsdp": True, "fsdp_config": {"version": 2}}
         train = Train(batch_size=ROWS * (ranks or 1), arguments=arguments)

@@ -1,6 +1,7 @@
 """The GPU kit knows all GPU tests, says in one sentence that there is no GPU, and its measurements run."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -44,11 +45,25 @@ def test_without_a_gpu_it_says_so_in_one_sentence() -> None:
     assert done.stdout == "There is no CUDA device here, so nothing was run.\n"
 
 
+def test_why_transformers_cannot_be_imported_is_said_in_one_sentence(tmp_path: Path) -> None:
+    """transformers 5.17 refuses huggingface_hub 2 as it is imported."""
+    package = tmp_path / "transformers"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('hub<2 is required,\\nbut found hub==2.4.')")
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu.run"],
+        cwd=ROOT, env=variables, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "transformers cannot be imported: hub<2 is required, but found hub==2.4.\n"
+
+
 def test_a_piece_keeps_what_it_measured_or_why_not() -> None:
     good = kit.run("tests-x", [sys.executable, "-c", "print('text'); print('{\"peak\": 3}')"])
     assert good["outcome"] == "done" and good["measured"] == {"peak": 3}
     bad = kit.run("tests-y", [sys.executable, "-c", "raise SystemExit('no memory')"])
     assert bad["outcome"] == "failed" and "no memory" in bad["output"] and bad["machine"]["torch"]
+    assert {"accelerate", "peft", "badam", "torchao", "revision"} <= bad["machine"].keys()
     json.dumps([good, bad])
 
 

@@ -100,8 +100,8 @@ def _as_loaded(model: Any) -> Any:
         from transformers.distributed.utils import TransformersDeviceMesh
     except ImportError as error:
         raise RecipeError(
-            "--sharded-as-loaded needs transformers 5.19 or later, which trains a model that it sharded as it "
-            f"loaded it; found {transformers.__version__}. Set train.fsdp: true instead."
+            "--sharded-as-loaded needs transformers 5.19 or later, whose Trainer takes a model that is "
+            f"sharded already; found {transformers.__version__}. Set train.fsdp: true instead."
         ) from error
 
     shape = (1, 1, dist.get_world_size(), 1)
