@@ -198,7 +198,7 @@ def obstacle() -> str | None:
         import transformers  # noqa: F401
     except ImportError as error:  # it checks the versions of what it needs
         reason = " ".join(str(error).split()).rstrip(".")
-        return f"transformers cannot be imported: {reason}."
+        return f"transformers cannot be imported: {reason} (5.17 needs huggingface_hub below 2, and httpx)."
     if not torch.cuda.is_available():
         return "There is no CUDA device here, so nothing was run."
     return None
