@@ -44,7 +44,8 @@ def test_extra_memory_is_little_more_than_activations(want: tuple[str, ...]) -> 
     """A batch with more than a GiB of activations, beside which weights and gradients are small."""
     torch.manual_seed(0)
     sizes: Any = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 4, "vocab_size": 4096}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=8)).cuda()
+    model: Any = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=8))
+    model.cuda()
     ids = torch.randint(3, 4096, (16, 512))
     rows = [{"input_ids": row, "labels": row} for row in ids.tolist()]
     with saved_for_backward(model) as saved:
