@@ -25,6 +25,7 @@ from benchmarks.d3 import solver as d3_solver
 from benchmarks.direct import curvature, decay, sketch, target
 from benchmarks.direct import million as direct_million
 from benchmarks.direct import solver as direct_solver
+from benchmarks.gpu import page as gpu
 from benchmarks.grace import importance, llama_targets, million, overhead, propagation, speed, targets, words
 from benchmarks.layers import estimate, estimate_time
 from benchmarks.layers import page as layers
@@ -69,11 +70,20 @@ def pages(folder: Path) -> dict[str, str]:
     for path in _sorted(folder):
         content, module = json.loads(path.read_text()), module_of(path)
         page: Page = module.page(content)
-        written[f"{path.stem}.md"] = _text(page, content, module, path.name)
-        link = f"[{path.stem}]({path.stem}.md)"
-        rows += [[claim.text, claim.number, claim.seeds, claim.verdict, link] for claim in page.claims]
+        written[f"{path.stem}.md"] = _text(page, module, f"`benchmarks/results/{path.name}`", origin(content))
+        rows += _rows(page, path.stem)
+    kit = gpu.read()
+    page = gpu.page(kit)
+    written["gpu.md"] = _text(page, gpu, "the files in `benchmarks/gpu/results`", gpu.origin(kit))
+    rows += _rows(page, "gpu")
     index = table(["claim", "number", "seeds", "verdict", "page"], rows)
     return {"index.md": f"{INDEX}\n\n{index}\n", **written}
+
+
+def _rows(page: Page, name: str) -> list[list[str]]:
+    """The page's rows of the index."""
+    link = f"[{name}]({name}.md)"
+    return [[claim.text, claim.number, claim.seeds, claim.verdict, link] for claim in page.claims]
 
 
 def claims(folder: Path) -> list[Claim]:
@@ -85,15 +95,15 @@ def _page(path: Path) -> Page:
     return module_of(path).page(json.loads(path.read_text()))
 
 
-def _text(page: Page, content: Content, module: ModuleType, name: str) -> str:
+def _text(page: Page, module: ModuleType, source: str, ending: str) -> str:
     summary, *details = _prose(module)
     title = page.title or re.split("[:.?]", summary)[0]
     command = page.command or f"python -m {module.__name__}"
-    source = f"Written from `benchmarks/results/{name}` by `python -m benchmarks.results`; do not edit."
-    parts = [f"# {title}", f"Reproduce: `{command}`. {source}", *details, *page.sections]
+    written = f"Written from {source} by `python -m benchmarks.results`; do not edit."
+    parts = [f"# {title}", f"Reproduce: `{command}`. {written}", *details, *page.sections]
     if any("p (Holm)" in section for section in page.sections):
         parts.append(READING)
-    return "\n\n".join([*parts, origin(content)]) + "\n"
+    return "\n\n".join([*parts, ending]) + "\n"
 
 
 def _prose(module: ModuleType) -> list[str]:
@@ -118,23 +128,31 @@ def _sorted(folder: Path) -> list[Path]:
 
 
 def origin(content: Content) -> str:
-    """Where the numbers come from: commands, machine, versions, revisions, dates."""
-    last, entries = content["sessions"][-1], content["entries"].values()
+    """Where the numbers come from: commands, machines, versions, revisions, dates."""
+    entries = content["entries"].values()
     loads = [entry["load_average"] for entry in entries]
     used = [content["sessions"][number] for number in sorted({entry["session"] for entry in entries})]
-    machine = last["machine"]
-    lines = [
-        "## Origin",
-        "",
-        "Each session with its command as it was at that revision, then the machine and the versions.",
-        "",
-        *(f"- {_session(session)}" for session in used),
-        f"- {machine['processor']}, {machine['processors']} cores, {machine['memory_gib']} GiB, "
-        f"{machine['platform']}; load average {min(loads):.1f} to {max(loads):.1f}, this benchmark's own "
-        "included",
-        "- " + ", ".join(f"{package} {number}" for package, number in last["versions"].items()),
-    ]
-    return "\n".join(lines)
+    machines = list(dict.fromkeys(map(_machine, used)))
+    load = f"load average {min(loads):.1f} to {max(loads):.1f}, this benchmark's own included"
+    if len(machines) == 1:
+        sessions, ((hardware, versions),) = map(_session, used), machines
+        which, setups = "the machine and the versions", [f"{hardware}; {load}", versions]
+    else:
+        sessions = [f"{_session(one)}, machine {machines.index(_machine(one)) + 1}" for one in used]
+        which = "the machines and their versions"
+        setups = [f"machine {n}: {'; '.join(one)}" for n, one in enumerate(machines, 1)] + [load]
+    head = f"Each session with its command as it was at that revision, then {which}."
+    return "\n".join(["## Origin", "", head, "", *(f"- {line}" for line in [*sessions, *setups])])
+
+
+def _machine(session: Content) -> tuple[str, str]:
+    """Hardware and versions of a session."""
+    machine, versions = session["machine"], session["versions"]
+    return (
+        f"{machine['processor']}, {machine['processors']} cores, {machine['memory_gib']} GiB, "
+        f"{machine['platform']}",
+        ", ".join(f"{package} {number}" for package, number in versions.items()),
+    )
 
 
 def _session(session: Content) -> str:

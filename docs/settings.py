@@ -24,7 +24,9 @@ ARGUMENTS = "https://huggingface.co/docs/transformers/main_classes/trainer#trans
 FOREIGN = f"""The remaining keys are those of [TrainingArguments]({ARGUMENTS}).
 Without a default here: `per_device_train_batch_size` is the largest divisor of a process's share of the batch
 that is at most 8, `dataloader_pin_memory` is true where there is an accelerator, and with held-out data
-`eval_strategy` is `epoch` and `eval_on_start` true.
+`eval_strategy` is `epoch` and `eval_on_start` true. The list is that of transformers 5.23; the installed
+version decides. `activation_checkpointing` and its `_kwargs` came with 5.23; `gradient_checkpointing` works
+in all versions of transformers 5.
 """
 DECISIONS = ("select", "order", "layers", "anneal")
 SHARED = {"anneal": "Settings of every annealing method"}

@@ -9,14 +9,17 @@
 Each piece has a file of its own in `benchmarks/gpu/results`, with machine and versions. A piece that fails or
 takes too long has one as well, with the end of its output; `--again` runs those once more. Where the machine
 keeps no files, `--lines` collects results in a single one, and `--take` makes files of these.
+`python -m benchmarks.results` then writes docs/results/gpu.md, which says of each bar whether it is met.
 
 Needs torch 2.11, transformers 5.17 or later, and the packages in `PACKAGES`; gradwise itself need not be
-installed. Where nothing can be installed, unpack the wheels of what is missing into a folder, and name that
-in PYTHONPATH. Arms of other packages (badam, torchao) run where these are installed, and are left otherwise.
+installed. transformers 5.17 refuses huggingface_hub 2 as it is imported: it needs an earlier one, with httpx.
+Where nothing can be installed, unpack the wheels of what is missing into a folder, and name that in
+PYTHONPATH. Arms of other packages (badam, torchao) run where these are installed, and are left otherwise.
 """
 
 import argparse
 import fnmatch
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -40,6 +43,9 @@ PACKAGES = (
 
 PEERS = {"badam-package": "badam", "torchao-offload": "torchao"}
 """Arms that are other packages' own, and the module that must be there."""
+
+RECORDED = ("accelerate", "peft", "datasets", "numpy", "huggingface_hub", *PEERS.values())
+"""Packages whose versions a result holds, beside torch and transformers."""
 
 ARMS = (
     "full", "lora", "lisa", "badam", "grass-keep", "grass-offload", "adamw-offload", "grass-drop",
@@ -117,17 +123,36 @@ def run(name: str, command: list[str], limit: float = LIMIT) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Device and versions."""
+    """Device, versions, and the revision of this source."""
     import torch
     import transformers
 
     return {
+        "revision": _revision(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory": torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "transformers": transformers.__version__,
+        **{name: _version(name) for name in RECORDED},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    """Of git; with a plus sign where files were changed since. None where the source is no checkout."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def _measured(output: str) -> Any:
@@ -168,27 +193,29 @@ def obstacle() -> str | None:
     """Why nothing can be run here, in one sentence."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         return f"Packages are missing: {', '.join(missing)}; run: pip install -e '.[lora,dev]'."
-    import torch
-
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:  # it checks the versions of what it needs
+        reason = " ".join(str(error).split()).rstrip(".")
+        return f"transformers cannot be imported: {reason} (5.17 needs huggingface_hub below 2, and httpx)."
     if not torch.cuda.is_available():
         return "There is no CUDA device here, so nothing was run."
     return None
 
 
+SCRIPT = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+SCRIPT.add_argument("--list", action="store_true", help="print the pieces")
+SCRIPT.add_argument("--again", action="store_true", help="also run pieces that failed before")
+SCRIPT.add_argument("--minutes", type=float, default=float("inf"), help="begin no piece that may end later")
+SCRIPT.add_argument("--only", nargs="+", default=["*"], help="patterns of the pieces to run, in order")
+SCRIPT.add_argument("--limit", type=float, default=LIMIT, help="seconds that a piece may take")
+SCRIPT.add_argument("--lines", type=Path, help="collect the results in this file, a line each")
+SCRIPT.add_argument("--take", type=Path, help="make files of the results collected in this one, and end")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--list", action="store_true", help="print the pieces")
-    parser.add_argument("--again", action="store_true", help="also run pieces that failed before")
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="begin no piece that may end later"
-    )
-    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of the pieces to run, in order")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds that a piece may take")
-    parser.add_argument("--lines", type=Path, help="collect the results in this file, a line each")
-    parser.add_argument("--take", type=Path, help="make files of the results collected in this one, and end")
-    options = parser.parse_args()
+    options = SCRIPT.parse_args()
     if options.take is not None:
         for line in options.take.read_text().splitlines():
             _keep(json.loads(line))

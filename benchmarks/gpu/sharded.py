@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import gradwise as gw
-from benchmarks.gpu.training import MODELS, ROWS, TIMED, WARM, estimated, policies, step, wait
+from benchmarks.gpu.training import MODELS, ROWS, forecast, give_state, policies, seconds_of_a_step, wait
 
 SCORED = 16
 """Rows that each rank scores."""
@@ -31,7 +31,7 @@ def measure(name: str, arm: str, length: int) -> dict[str, Any]:
     config = LlamaConfig(**MODELS[name], num_attention_heads=8 if name != "7b" else 32)
     policy, ranks = policies().get(arm), int(os.environ.get("WORLD_SIZE", "1"))
     # Before the ranks meet, since the estimate pretends to be among others.
-    expected = None if arm == "collect" else estimated(config, arm, policy, length, ranks=ranks)
+    expected = {} if arm == "collect" else forecast(config, arm, policy, length, ranks=ranks)
     device = _met()
     try:
         torch.manual_seed(0)
@@ -53,7 +53,7 @@ def measure(name: str, arm: str, length: int) -> dict[str, Any]:
         "tokens_per_second": round(ranks * rows * length / seconds, 1),
         "peak": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
         "reserved": torch.cuda.max_memory_reserved() if device.type == "cuda" else None,
-        "estimated": expected,
+        **expected,
     }  # fmt: skip
 
 
@@ -76,17 +76,10 @@ def _trained(model: Any, arm: str, policy: Any, ids: torch.Tensor) -> tuple[floa
     model.train()
     optimizer = gw.AdamW(model.parameters(), lr=1e-5, fused=True)
     switch = None if policy is None else gw.LayerSwitch(model, policy, optimizer)
-    while switch is not None and switch.probing:
-        step(model, switch, optimizer, ids)
-    for _ in range(WARM):
-        step(model, switch, optimizer, ids)
-    wait(ids.device)
-    start = time.perf_counter()
-    for _ in range(TIMED):
-        step(model, switch, optimizer, ids)
-    wait(ids.device)
+    if switch is not None:
+        give_state(optimizer, switch)
     assert (arm == "full") is (switch is None)
-    return (time.perf_counter() - start) / TIMED, len(ids)
+    return seconds_of_a_step(arm, model, switch, optimizer, ids), len(ids)
 
 
 def _scored(model: Any, ids: torch.Tensor, ranks: int) -> tuple[float, int]:

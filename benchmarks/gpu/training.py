@@ -3,9 +3,9 @@
     python -m benchmarks.gpu.training 7b grass-offload 1024
 
 Random weights of LLaMA-7B's shape in bfloat16, four rows of the given length, AdamW; the 7B model recomputes
-each block's activations in the backward pass, as its published memory needs. Layers are drawn at every step;
-where their optimizer state is kept, it is there from the start, as it is after many draws. Prints one line of
-JSON.
+each block's activations in the backward pass, as its published memory needs. Layers are drawn every ten
+steps. All layers have optimizer state from the start, on the device or in host memory, as they have after
+many draws; without it, `grass-offload` would have nothing to copy in. Prints one line of JSON.
 """
 
 import json
@@ -16,31 +16,35 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import gradwise as gw
 from benchmarks.gpu.run import PEERS
 from gradwise.estimating import estimate
+from gradwise.estimating.trace import checkpoint_activations
 from gradwise.methods.baselines import RoundRobinLayers, UniformLayers
 from gradwise.recipe import Adapter, Data, Model, Recipe, Train
 from gradwise.training.adapter import with_adapter
+from gradwise.training.sharding import local
 
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "vocab_size": 128},
     "small": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "vocab_size": 32000},
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000},
 }
-ROWS, PERIOD, WARM, TIMED = 4, 1, 3, 8
+ROWS, PERIOD, WARM = 4, 10, 3
+STEPS, DRAWS = 8, 4
+"""Timed steps where all are alike, and timed draws where the lowest active block decides on the time."""
 CHECKPOINTED = ("7b",)
 """Models with gradient checkpointing."""
-CHECKPOINTING: dict[str, Any] = {
-    "gradient_checkpointing": True,
-    "gradient_checkpointing_kwargs": {"use_reentrant": False},
-}
+SHARDS_IN_LOADING = Version(transformers.__version__) >= Version("5.19")
+"""Whether the estimate knows a model that transformers shards; otherwise accelerate's stands for it."""
 
 
 def policies() -> dict[str, Any]:
-    """Layer policies by arm; two active layers, drawn at every step."""
+    """Layer policies by arm; two active layers, drawn every ten steps (GRASS is best with 10 to 50)."""
     return {
         "lisa": UniformLayers(active=2, period=PERIOD),
         "badam": RoundRobinLayers(active=1, period=PERIOD, state="drop"),
@@ -61,32 +65,22 @@ def measure(name: str, arm: str, length: int) -> dict[str, Any]:
     if arm == "lora":
         model = with_adapter(model, "lora", {"r": 128, "lora_dropout": 0.0}).to(device)
     if name in CHECKPOINTED:
-        model.gradient_checkpointing_enable(CHECKPOINTING["gradient_checkpointing_kwargs"])
+        checkpoint_activations(model)
     model.train()
     policy = policies().get(arm)
     optimizer = optimizer_of(arm, model)
     switch = None if policy is None else gw.LayerSwitch(model, policy, optimizer)
-    if switch is not None and isinstance(optimizer, gw.AdamW) and switch.policy.state == "keep":
-        _give_state(optimizer, [p for layer in switch.layers for p in layer])
+    if switch is not None and isinstance(optimizer, gw.AdamW):
+        give_state(optimizer, switch)
     ids = torch.randint(0, config.vocab_size, (ROWS, length), device=device)
-    while switch is not None and switch.probing:
-        step(model, switch, optimizer, ids)
-    for _ in range(WARM):
-        step(model, switch, optimizer, ids)
-    wait(device)
-    start = time.perf_counter()
-    for _ in range(TIMED):
-        step(model, switch, optimizer, ids)
-    # Waited for once: the last copies of a step to the host overlap with the next forward pass.
-    wait(device)
-    mean = (time.perf_counter() - start) / TIMED
+    mean = seconds_of_a_step(arm, model, switch, optimizer, ids)
     return {
         "model": name, "arm": arm, "length": length, "rows": ROWS, "step_seconds": round(mean, 4),
         "tokens_per_second": round(ROWS * length / mean, 1),
         "peak": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
         "reserved": torch.cuda.max_memory_reserved() if device.type == "cuda" else None,
         "checkpointing": name in CHECKPOINTED,
-        "estimated": estimated(config, arm, policy, length, checkpointing=name in CHECKPOINTED),
+        **forecast(config, arm, policy, length, checkpointing=name in CHECKPOINTED),
     }  # fmt: skip
 
 
@@ -112,14 +106,38 @@ def optimizer_of(arm: str, model: Any) -> Any:
     return gw.AdamW(trained, lr=1e-5, fused=True, offload="cpu" if arm == "adamw-offload" else None)
 
 
-def _give_state(optimizer: Any, parameters: list[torch.nn.Parameter]) -> None:
-    """What AdamW's fused kernel keeps for each parameter."""
-    for parameter in parameters:
+def give_state(optimizer: Any, switch: gw.LayerSwitch) -> None:
+    """Give all layers what AdamW's fused kernel keeps for each parameter, where the policy keeps it.
+
+    In host memory for `offload`: the first update moves it to its arena.
+    """
+    if switch.policy.state == "drop":
+        return
+    for parameter in (p for layer in switch.layers for p in layer):
+        like = parameter.detach()
+        if switch.policy.state == "offload":
+            like = torch.empty_like(local(like), device="cpu")
         optimizer.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
+            "exp_avg": torch.zeros_like(like),
+            "exp_avg_sq": torch.zeros_like(like),
         }
+
+
+def seconds_of_a_step(arm: str, model: Any, switch: Any, optimizer: Any, ids: torch.Tensor) -> float:
+    """Mean over a few steps without a draw, or over several draws, after the probe and a few steps."""
+    while switch is not None and switch.probing:
+        step(model, switch, optimizer, ids)
+    for _ in range(WARM):
+        step(model, switch, optimizer, ids)
+    steps = STEPS if switch is None and arm != "badam-package" else DRAWS * PERIOD
+    wait(ids.device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step(model, switch, optimizer, ids)
+    # Waited for once: the last copies of a step to the host overlap with the next forward pass.
+    wait(ids.device)
+    return (time.perf_counter() - start) / steps
 
 
 def wait(device: torch.device) -> None:
@@ -137,7 +155,7 @@ def step(model: Any, switch: Any, optimizer: Any, ids: torch.Tensor) -> None:
     optimizer.zero_grad()
 
 
-def estimated(
+def forecast(
     config: LlamaConfig,
     arm: str,
     policy: Any,
@@ -145,27 +163,34 @@ def estimated(
     *,
     checkpointing: bool = False,
     ranks: int | None = None,
-) -> int | None:
-    """What `gradwise estimate` says, of one of several ranks if they shard the model; it knows no offload
-    without a layer policy, and no other packages."""
+) -> dict[str, Any]:
+    """What `gradwise estimate` says of the peak, and of the time in forward passes per sample; of one of
+    several ranks if they shard the model. It knows no offload without a layer policy, and no other packages.
+    """
+    unknown = {"estimated": None, "forward_passes": None}
     sections: dict[str, Any] = {} if policy is None else {"layers": policy}
     if arm == "lora":
         sections["adapter"] = Adapter(method="lora", options={"r": 128, "lora_dropout": 0.0})
     if arm in ("adamw-offload", "grass-stateless", *PEERS):
-        return None
+        return unknown
     with tempfile.TemporaryDirectory() as folder:
         config.architectures = ["LlamaForCausalLM"]
         config.save_pretrained(folder)
         data: Any = Data(train="unread.jsonl", max_length=length)  # type: ignore[arg-type]
-        rows = ROWS * (ranks or 1)
-        arguments = {"per_device_train_batch_size": ROWS} | (CHECKPOINTING if checkpointing else {})
-        train = Train(batch_size=rows, arguments=arguments)
+        arguments = {"per_device_train_batch_size": ROWS} | (
+            {"gradient_checkpointing": True} if checkpointing else {}
+        )
+        if ranks is not None and not SHARDS_IN_LOADING:
+            arguments |= {"fsdp": True, "fsdp_config": {"version": 2}}
+        train = Train(batch_size=ROWS * (ranks or 1), arguments=arguments)
         try:
             model = Model(name=folder, dtype="bfloat16")
             recipe = Recipe(model=model, data=data, train=train, **sections)
-            return estimate(recipe, ranks=ranks, sharded_as_loaded=ranks is not None).peak
+            as_loaded = ranks is not None and SHARDS_IN_LOADING
+            expected = estimate(recipe, ranks=ranks, sharded_as_loaded=as_loaded)
         except Exception:  # of a torch that nobody has tried; the measurement must not be lost with it
-            return None
+            return unknown
+    return {"estimated": expected.peak, "forward_passes": round(expected.training, 4)}
 
 
 if __name__ == "__main__":

@@ -207,10 +207,7 @@ def page(content: Content) -> Page:
             timed[name] = timing["seconds"]
         if entries := of_kind(content, f"memory/{name}"):
             parts += _memory(title, entries)
-    return Page(
-        sections=parts,
-        claims=[_claim(timed)],
-    )
+    return Page(sections=parts, claims=[_claim(timed)])
 
 
 def ratios(seconds: dict[str, list[list[float]]], arm: str, clock: int, reference: str = "ordinary") -> float:
@@ -228,6 +225,15 @@ def _claim(timed: dict[str, dict[str, list[list[float]]]]) -> Claim:
     verdict = ", ".join(f"{'at most' if ratio <= bar else 'above'} {bar:.2f}" for ratio, bar in largest)
     numbers = "; ".join(", ".join(f"{ratio:.2f}" for ratio in each) for each in model_ratios)
     return Claim(text, numbers, verdict=verdict)
+
+
+def _above(entries: dict[str, dict[str, Any]], arm: str) -> float:
+    """MiB of an arm's peak above the activations of ordinary training."""
+    return (entries[arm]["peak"] - entries["ordinary"]["activations"]) / MEBI
+
+
+def _allowed(above: float) -> str:
+    return f"at most {ALLOWED} MiB: {'met' if above <= ALLOWED else 'not met'}"
 
 
 def _timing(title: str, entry: dict[str, Any]) -> list[str]:
@@ -287,15 +293,16 @@ def _memory(title: str, entries: dict[str, dict[str, Any]]) -> list[str]:
     activations = entries["ordinary"]["activations"] / MEBI
     rows = []
     for arm, entry in entries.items():
-        peak = entry["peak"] / MEBI
-        rows.append([f"`{arm}`", f"{peak:,.0f}", f"{peak - activations:+,.0f}"])
+        above = _above(entries, arm)
+        verdict = _allowed(above) if arm in ENGINE else "-"
+        rows.append([f"`{arm}`", f"{entry['peak'] / MEBI:,.0f}", f"{above:+,.0f}", verdict])
     text = (
         f"**Memory, {title}**: the highest rise of resident memory above the loaded model during one batch, "
         "MiB. Each arm has a process of its own, with an allocator that leaves no holes. Ordinary training "
         f"keeps {activations:,.0f} MiB of activations for its backward pass; the specification allows "
         f"{ALLOWED} MiB more than that."
     )
-    return [text, table(["arm", "peak", "above activations"], rows)]
+    return [text, table(["arm", "peak", "above activations", "verdict"], rows)]
 
 
 SCRIPT = Script(__doc__, "signals-cost")

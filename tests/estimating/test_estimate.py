@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import typer
+from packaging.version import Version
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -181,6 +183,12 @@ def test_the_memory_of_a_device_asks_about_a_gpu(recipe: Recipe) -> None:
     here = room(None, use_cpu=True)
     assert room(1 << 40) > 3 * here
     assert room(1 << 40, use_cpu=True) == here
+
+
+@pytest.mark.skipif(Version(transformers.__version__) >= Version("5.19"), reason="transformers can do it")
+def test_a_model_sharded_in_loading_needs_a_later_transformers(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match=r"--sharded-as-loaded needs transformers 5\.19 or later"):
+        estimate(recipe, ranks=2, sharded_as_loaded=True)
 
 
 def test_settings_whose_memory_is_not_known_are_refused(recipe: Recipe) -> None:

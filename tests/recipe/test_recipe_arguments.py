@@ -1,5 +1,6 @@
 """From a recipe's `train` section to the Trainer's arguments."""
 
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from transformers import TrainingArguments
 from gradwise import Recipe, RecipeError, Train
 from gradwise.recipe.yaml_text import parse
 from gradwise.training.arguments import micro_batch, training_arguments
+
+RENAMED = "activation_checkpointing" in {field.name for field in fields(TrainingArguments)}
+CHECKPOINTING = "activation_checkpointing" if RENAMED else "gradient_checkpointing"
+"""The setting's name, which transformers 5.23 changed."""
 
 
 def built(train: Train, **changes: Any) -> TrainingArguments:
@@ -89,8 +94,8 @@ class TestTrainingArguments:
             ({"deepspeed": "nowhere.json"}, "train.deepspeed: cannot read nowhere.json: No such file"),
             ({"fsdp": "full_shard", "fsdp_config": "/"}, "train.fsdp_config: cannot read /: Is a directory"),
             (
-                {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"offload": True}},
-                "train.activation_checkpointing_kwargs.offload needs a GPU",
+                {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"offload": True}},
+                f"train.{CHECKPOINTING}_kwargs.offload needs a GPU",
             ),
             ({"torch_compile_backend": "inductor", "bf16": True, "use_cpu": False}, "train: .*bf16"),
         ],
@@ -173,7 +178,7 @@ REFUSED = {
     "optim_args: momentum=0.9": "adamw_torch takes no 'momentum'; it takes none",
     "optim: sgd, optim_args: momentun=0.9": "sgd takes no 'momentun'; did you mean 'momentum'?",
     "optim: sgd, optim_args: momentum": "is a list such as a=1,b=2; found 'momentum'",
-    "activation_checkpointing_kwargs: {offload: true}": "has no effect without activation_checkpointing",
+    f"{CHECKPOINTING}_kwargs: {{offload: true}}": f"has no effect without {CHECKPOINTING}",
     "liger_kernel_config: {rope: true}": "has no effect without use_liger_kernel",
     "fsdp_config: {}": "has no effect without fsdp",
     "dataloader_prefetch_factor: 4": "has no effect without dataloader_num_workers",
@@ -199,9 +204,9 @@ REFUSED = {
     "trackio_space_id: x": "has no effect without report_to: trackio",
     "report_to: [wandb], project: x": "has no effect without report_to: trackio",
     "gradient_checkpointing: true, gradient_checkpointing_kwargs: {early: true}": "has no key 'early'; did you mean 'early_stop'?",
-    "activation_checkpointing: true, activation_checkpointing_kwargs: {every_n_layers: 0}": "activation_checkpointing_kwargs.every_n_layers: input should be greater than or equal to 1; found 0",
-    "activation_checkpointing: true, activation_checkpointing_kwargs: {use_reentrant: maybe}": "use_reentrant: input should be a valid boolean",
-    "activation_checkpointing: true, activation_checkpointing_kwargs: {use_reentrant: true, debug: true}": "keys that use_reentrant: true does not take",
+    f"{CHECKPOINTING}: true, {CHECKPOINTING}_kwargs: {{every_n_layers: 0}}": f"{CHECKPOINTING}_kwargs.every_n_layers: input should be greater than or equal to 1; found 0",
+    f"{CHECKPOINTING}: true, {CHECKPOINTING}_kwargs: {{use_reentrant: maybe}}": "use_reentrant: input should be a valid boolean",
+    f"{CHECKPOINTING}: true, {CHECKPOINTING}_kwargs: {{use_reentrant: true, debug: true}}": "keys that use_reentrant: true does not take",
     # schedules
     "lr_scheduler_kwargs: {num_cycles: 2}": "linear takes no 'num_cycles'; it takes none",
     "schedule: cosine, lr_scheduler_kwargs: {num_cycle: 2}": "takes no 'num_cycle'; did you mean 'num_cycles'?",
@@ -241,7 +246,7 @@ TAKEN = [
     "report_to: [wandb, tensorboard]",
     "report_to: all",
     "report_to: all, project: x",
-    "activation_checkpointing: true, activation_checkpointing_kwargs: {use_reentrant: false, every_n_layers: 2}",
+    f"{CHECKPOINTING}: true, {CHECKPOINTING}_kwargs: {{use_reentrant: false, every_n_layers: 2}}",
     "debug: ''",
     "run_name: x",
     "torch_compile_backend: aot_eager",
@@ -260,6 +265,12 @@ class TestRules:
     @pytest.mark.parametrize("text", TAKEN)
     def test_what_means_something_is_not(self, text: str):
         Recipe.from_dict({"train": parse("{" + text + "}", "here")})
+
+    @pytest.mark.skipif(RENAMED, reason="the installed transformers has the setting")
+    def test_a_setting_of_later_versions_is_refused_with_the_older_name(self):
+        for name in ("checkpointing", "checkpointing_kwargs"):
+            with pytest.raises(RecipeError, match=rf"5\.23 on; set train\.gradient_{name}\.$"):
+                Recipe.from_dict({"train": {f"activation_{name}": None}})
 
     def test_evaluation_settings_need_held_out_data(self):
         with pytest.raises(RecipeError, match=r"data\.validation is not given"):

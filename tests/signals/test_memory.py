@@ -1,4 +1,4 @@
-"""Peak memory of a pass beside that of an ordinary forward and backward pass over the same batch."""
+"""Peak memory of scoring a batch beside the activations that an ordinary forward pass over it keeps."""
 
 import weakref
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.common.memory import saved_for_backward
 from gradwise.data import Collator
 from gradwise.signals import collect
 
@@ -65,30 +66,32 @@ def rows() -> Any:
 
 
 @pytest.fixture(scope="module")
-def training(model: Any, rows: Any) -> float:
-    def train() -> None:
-        model(**Collator(0)(rows)).loss.backward()
-        model.zero_grad(set_to_none=True)
-
-    return peak(train)
+def activations(model: Any, rows: Any) -> float:
+    """MiB that an ordinary forward pass keeps for the backward pass."""
+    with saved_for_backward(model) as saved:
+        model(**Collator(0)(rows), use_cache=False)
+    return saved[0] / MEBIBYTE
 
 
 @pytest.mark.parametrize(
     ("want", "parameters", "more"),
     [
-        (("loss", "embedding"), "blocks", -50),
-        (("loss", "grad"), "blocks", 16),
-        pytest.param(("loss", "embedding", "grad", "grad_norm"), "blocks", 32, marks=pytest.mark.exhaustive),
-        (("loss", "embedding", "grad", "grad_norm", "head_norm"), "all", 64),
+        (("loss", "embedding"), "blocks", -40),
+        (("loss", "grad"), "blocks", 8),
+        pytest.param(("loss", "embedding", "grad", "grad_norm"), "blocks", 20, marks=pytest.mark.exhaustive),
+        (("loss", "embedding", "grad", "grad_norm", "head_norm"), "all", 40),
     ],
 )
-def test_little_more_than_training(
-    model: Any, rows: Any, training: float, want: Any, parameters: str, more: float
+def test_little_more_than_activations(
+    model: Any, rows: Any, activations: float, want: Any, parameters: str, more: float
 ):
-    """Measured: 100 MiB for a training step; 28, 97, 110 and 120 MiB for these. The bar is 64 MiB more."""
+    """Measured: 73 MiB of activations; 21, 77, 88 and 107 MiB for these. The bar is 64 MiB more.
+
+    A training step takes 100 MiB, gradients of weights included.
+    """
     ours = peak(lambda: collect(model, rows, want=want, parameters=parameters, progress=False))
-    print(f"training {training:.0f} MiB, {want} {ours:.0f} MiB")
-    assert ours <= training + more
+    print(f"activations {activations:.0f} MiB, {want} {ours:.0f} MiB")
+    assert ours <= activations + more
 
 
 def test_losses_and_projections_do_not_grow_with_the_number_of_batches(model: Any, rows: Any):

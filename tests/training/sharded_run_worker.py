@@ -40,7 +40,7 @@ class ByAccelerate(gw.Trainer):
         self.is_fsdp_enabled = True
 
 
-ON_GPU: dict[str, Any] = {"fsdp": "full_shard", "fsdp_config": {"version": 2}}
+ON_GPU: dict[str, Any] = {"fsdp": True, "fsdp_config": {"version": 2}}
 """The Trainer's own setting, which shards on accelerators."""
 
 

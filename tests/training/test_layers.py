@@ -13,6 +13,7 @@ from torch import nn
 
 import gradwise as gw
 from gradwise import CheckpointError, Grass, LayerSwitch, RecipeError
+from gradwise.estimating.trace import checkpoint_activations
 from gradwise.methods.baselines import AllLayers, RoundRobinLayers, StaticLayers, TopLayers, UniformLayers
 from gradwise.structure import group_layers
 from gradwise.training.layers import average_gradients
@@ -385,7 +386,7 @@ def test_checkpointed_blocks_below_the_lowest_active_one_keep_no_input(tiny_llam
     block."""
     model = tiny_llama(layers=6)
     model.train()
-    model.activation_checkpointing_enable()
+    checkpoint_activations(model)
     switch = LayerSwitch(model, RoundRobinLayers(active=1), make_optimizer(model))
     with_active(model, lowest)
     inputs = []

@@ -110,7 +110,7 @@ def test_the_estimate_is_within_ten_percent_of_a_rank(runs: Path, stories: Path,
     job = JOBS[name]
     names = ("per_device_train_batch_size", "bf16")
     given = {key: value for key, value in job["arguments"].items() if key in names}
-    by_accelerate = {"fsdp": "full_shard", "fsdp_config": {"version": 2}}
+    by_accelerate = {"fsdp": True, "fsdp_config": {"version": 2}}
     recipe = Recipe(
         model=Model(name=str(stories)),
         data=Data(train="unread.jsonl", max_length=LENGTH),  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import init_device_mesh
@@ -84,8 +85,14 @@ def shard(model: Any, recipe: Recipe, *, as_loaded: bool) -> Any:
 
 
 def _as_loaded(model: Any) -> Any:
-    from transformers.distributed.configuration_utils import DistributedConfig
-    from transformers.distributed.utils import TransformersDeviceMesh
+    try:
+        from transformers.distributed.configuration_utils import DistributedConfig
+        from transformers.distributed.utils import TransformersDeviceMesh
+    except ImportError as error:
+        raise RecipeError(
+            "--sharded-as-loaded needs transformers 5.19 or later, whose Trainer takes a model that is "
+            f"sharded already; found {transformers.__version__}. Set train.fsdp: true instead."
+        ) from error
 
     shape = (1, 1, dist.get_world_size(), 1)
     with unset_fake_temporarily():  # ranks have numbers, which the meshes read

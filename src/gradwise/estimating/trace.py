@@ -166,8 +166,17 @@ def _model(recipe: Recipe) -> Any:
     _pretend_on_cpu(model)
     arguments = recipe.train.arguments
     if arguments.get("gradient_checkpointing") or arguments.get("activation_checkpointing"):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
     return model.train()
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let each block of a model recompute its activations in the backward pass, without reentrant
+    checkpoints."""
+    # transformers 5.23 renamed the method, and warns of the old name.
+    renamed = hasattr(model, "activation_checkpointing_enable")
+    enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _pretend_on_cpu(model: nn.Module) -> None:

@@ -59,11 +59,17 @@ DECIDED_HERE = {
 """TrainingArguments that a recipe may not set, each with what to do instead."""
 
 
-ELSEWHERE = dict.fromkeys(
-    ("early_stopping_threshold", "early_stopping"),
-    "transformers has no such argument; to stop early, set train.early_stopping_patience",
-)
-"""Keys that people expect here, each with the setting to use instead."""
+ELSEWHERE = {
+    **dict.fromkeys(
+        ("early_stopping_threshold", "early_stopping"),
+        "transformers has no such argument; to stop early, set train.early_stopping_patience",
+    ),
+    **{
+        f"activation_{name}": f"transformers has it from version 5.23 on; set train.gradient_{name}"
+        for name in ("checkpointing", "checkpointing_kwargs")
+    },
+}
+"""Keys that people expect here and the installed transformers lacks, each with what to set instead."""
 
 
 @cache

@@ -61,8 +61,7 @@ def _check_sharded_before(trainer: TrainerParts) -> None:
         raise RecipeError(
             f"The model is sharded already, and the Trainer of transformers {transformers.__version__} "
             "cannot train it: it takes models that from_pretrained shards (distributed_config), from "
-            "transformers 5.19 on. Give it the whole model, with fsdp: full_shard and fsdp_config: "
-            "{version: 2}."
+            "transformers 5.19 on. Give it the whole model, with fsdp: true and fsdp_config: {version: 2}."
         )
 
 
