@@ -20,7 +20,7 @@ from gradwise.cli.train import estimate as command
 from gradwise.estimating import estimate
 from gradwise.estimating.estimate import bytes_of
 from gradwise.methods.baselines import UniformLayers
-from gradwise.training.recorded import BUFFERS
+from gradwise.training.record_names import BUFFERS
 from gradwise.training.tensor_bytes import TensorBytes
 
 SMALL = {
