@@ -13,7 +13,7 @@ import gradwise as gw
 from gradwise.data.texts import Texts
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods import towards
-from gradwise.methods.towards import FAR, Subtasks, bounds, closeness_of, joint, wording
+from gradwise.methods.towards import FAR, Subtasks, closeness_of, joint, nearest_subtask, wording
 from gradwise.numerics.ngrams import word_ids
 from gradwise.numerics.transport import spread_mass
 from gradwise.signals import Signals
@@ -65,17 +65,19 @@ def signals(texts: list[str], seed: int = 0, **values: Any) -> Signals:
 class TestJoint:
     def test_one_subtask_ranks_as_it_is(self) -> None:
         scores = np.random.default_rng(0).standard_normal((1, 9))
-        assert np.array_equal(joint(scores, np.ones(1), 3), scores[0])
+        assert np.array_equal(joint(scores, np.ones(1)), scores[0])
 
     @pytest.mark.parametrize("seed", range(5))
     def test_each_subtask_gets_its_share(self, seed: int) -> None:
         """However much higher the scores of one are."""
         rng = np.random.default_rng(seed)
         scores, shares = rng.random((2, 400)) * [[1.0], [100.0]], np.array([0.75, 0.25])
-        best = np.argsort(-joint(scores, shares, 40))[:40]
-        over = scores - bounds(scores, shares, 40)[:, None]
-        assert (over.argmax(axis=0)[best] == 0).mean() == pytest.approx(0.75, abs=0.05)
-        assert set(np.argsort(-scores[1])[:5]) <= set(best.tolist())
+        ranking, nearest = np.argsort(-joint(scores, shares)), nearest_subtask(scores, shares)
+        for count in (20, 40, 160):
+            best = ranking[:count]
+            assert (nearest[best] == 0).mean() == pytest.approx(0.75, abs=0.08)
+            assert set(np.argsort(-scores[1])[: count // 5]) <= set(best.tolist())
+            assert set(np.argsort(-scores[0])[: count // 2]) <= set(best.tolist())
 
     def test_small_domains_are_one_subtask(self) -> None:
         domain = np.array(["a"] * 10 + ["b"] * 3 + ["c"] * 2)

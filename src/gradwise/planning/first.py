@@ -3,6 +3,8 @@
 import time
 from typing import NamedTuple
 
+import numpy as np
+
 from gradwise.methods.costs import Forecast
 from gradwise.methods.decision import Selection
 from gradwise.methods.interfaces import FirstStage, SelectionState, Selector
@@ -70,7 +72,11 @@ def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:
     compile_kernels()
     start = time.perf_counter()
     pool = context.train.described(method.needs & {"texts", "num_tokens"})
-    target = Signals(len(context.target), domain=context.target.domain, texts=context.target.texts)
+    samples = context.target
+    target = Signals(len(samples), domain=samples.domain, subtask=samples.subtask, texts=samples.texts)
+    learnt = np.flatnonzero(samples.label_tokens)
+    if len(learnt) < len(target) and learnt.size:
+        target = target.take(learnt)  # as where the model measures them
     first = method.first_stage(pool, target)
     if first is not None:
         context.record.event(
@@ -80,6 +86,9 @@ def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:
             samples=len(pool),
             target=len(target),
             garbled=int(first.garbled.sum()),
+            copies=int(first.copies.sum()),
             closeness=first.closeness,
         )
+        if advice := first.advice():
+            context.say(advice)
     return first

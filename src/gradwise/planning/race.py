@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gradwise.errors import GradwiseError, RecipeError
 from gradwise.methods.decision import Selection
-from gradwise.numerics.sampling import evenly
+from gradwise.numerics.sampling import evenly, interleaved
 from gradwise.numerics.streams import stream, stream_seed
 from gradwise.planning.context import RunContext, Samples
 from gradwise.planning.phase import Parts, counts, turns
@@ -34,7 +34,7 @@ class Halves(NamedTuple):
 
 
 def halves(samples: Samples, section: str = "anneal") -> Halves:
-    """The samples that choose, and those that judge; the same for every seed."""
+    """The samples that choose, and those that judge, every subtask in proportion; the same for every seed."""
     count = len(samples)
     if count < 2 * FEWEST:
         kind = "validation" if section == "anneal" else "target"
@@ -44,12 +44,16 @@ def halves(samples: Samples, section: str = "anneal") -> Halves:
         )
     # Seed 0 whatever the run's: runs that differ in their seed only are judged by the same samples.
     mixed = stream(0, "trial halves").permutation(count)
+    if samples.subtask is not None:
+        mixed = mixed[interleaved(samples.subtask[mixed])]
     rows, others = np.sort(mixed[: count // 2]), np.sort(mixed[count // 2 :])
     return Halves(rows, *(_some(samples, each) for each in (rows, others)))
 
 
 def _some(samples: Samples, rows: NDArray[np.int64]) -> Samples:
-    return Samples(rows_of(samples.dataset, rows), rows_of(samples.inputs, rows), samples.collate)
+    # Subtasks are those of the whole: in a half of it, small ones would become one.
+    settled = None if samples.subtask is None else samples.subtask[rows]
+    return Samples(rows_of(samples.dataset, rows), rows_of(samples.inputs, rows), samples.collate, settled)
 
 
 def race(

@@ -19,11 +19,13 @@ from gradwise.methods.towards import (
     Wording,
     bounds,
     check_target,
+    nearest_subtask,
     percentiles,
     texts_of,
     wording,
 )
 from gradwise.methods.validation import check_aligned
+from gradwise.numerics.facility import Minimum
 from gradwise.signals import Signals
 
 AIMED: tuple[Kind, ...] = ("relevance", "alignment")
@@ -47,7 +49,9 @@ class Aim:
     centre: NDArray[np.float64]
     """(k,) that vectors are taken around."""
     bounds: NDArray[np.float64]
-    """(T,) cosines that are taken off, so that each subtask gets its share (`joint`)."""
+    """(T,) cosines that are taken off, so that those of several subtasks can be compared."""
+    cosines: NDArray[np.float64] | None = None
+    """(T, m) of the nodes, at the first selection."""
 
     def importance(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
         """(n,) of (n, k) vectors, higher is closer."""
@@ -77,10 +81,10 @@ def aim_of(
     name = NEEDS[kind]
     middle = centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
     aims = np.asarray(target.require(name, "grace, of the target samples,")).astype(np.float64) - middle
-    direction = Direction.of(aims, Subtasks.of_domains(target.domain, len(target)))
+    direction = Direction.of(aims, Subtasks.of(target))
     cosines = direction.cosines(np.asarray(signals.require(name, "grace"))[rows].astype(np.float64) - middle)
     check_aligned(cosines, "grace", f"{name}s")
-    return Aim(direction, middle, bounds(cosines, direction.shares, size))
+    return Aim(direction, middle, bounds(cosines, direction.shares, size), cosines)
 
 
 def aim_again(state: State, kind: Kind, target: Signals | None) -> Aim:
@@ -91,7 +95,7 @@ def aim_again(state: State, kind: Kind, target: Signals | None) -> Aim:
     assert state.bounds is not None
     middle = state.centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
     vectors = np.asarray(target.require(NEEDS[kind], "grace, of the target samples,")).astype(np.float64)
-    direction = Direction.of(vectors - middle, Subtasks.of_domains(target.domain, len(target)))
+    direction = Direction.of(vectors - middle, Subtasks.of(target))
     return Aim(direction, middle, state.bounds)
 
 
@@ -101,15 +105,19 @@ def words_of(signals: Signals, target: Signals, size: int) -> Wording:
     return wording(
         texts_of(signals, "grace"),
         texts_of(target, "grace, of the target samples,"),
-        Subtasks.of_domains(target.domain, len(target)),
+        Subtasks.of(target),
         size,
     )
 
 
 def aimed_at(state: State, aim: Aim, words: Wording | None, *, by_tokens: bool) -> State:
     """A state with what the target adds to it; `by_tokens` says that the budget is in tokens."""
+    assert aim.cosines is not None
+    shares = aim.direction.shares
+    ranks = np.stack([percentiles(each) for each in aim.cosines])
+    state = state.changed(bounds=aim.bounds, shares=shares)
     if words is None:
-        return state.changed(bounds=aim.bounds)
+        return state.changed(subtask=nearest_subtask(ranks, shares))
     # Ranked by words alone, they fill the budget where too few candidates can be used; where all are
     # candidates there are no others.
     # How many short samples a budget in tokens holds is not known, so that all are ranked.
@@ -117,7 +125,25 @@ def aimed_at(state: State, aim: Aim, words: Wording | None, *, by_tokens: bool) 
     others = words.best(most) if len(state.looked) < state.pool else None
     score, garbled = words.score[state.sample], words.garbled[state.sample]
     by_words = np.where(garbled, GARBLED, percentiles(score))
-    return state.changed(bounds=aim.bounds, by_words=by_words, ranked=others, closeness=words.closeness)
+    # A target sample that could not be measured may have been the last of its subtask.
+    if words.subtasks == aim.direction.names:
+        ranks += [percentiles(each[state.sample]) for each in words.by_subtask]
+    subtask = np.full(len(garbled), len(shares))
+    subtask[~garbled] = nearest_subtask(ranks[:, ~garbled], shares)
+    return state.changed(subtask=subtask, by_words=by_words, ranked=others, closeness=words.closeness)
+
+
+def in_shares(state: State, count: int) -> Minimum | None:
+    """The picks that each subtask must have of `count`; None for a single subtask.
+
+    A sample belongs to the subtask that admits it first, and a garbled one to none.
+    """
+    if state.shares is None or len(state.shares) < 2:
+        return None
+    assert state.subtask is not None
+    # A billionth, or a part that comes out whole could round to one less.
+    least = np.floor(np.append(state.shares, 0.0) * count + 1e-9).astype(np.int64)
+    return Minimum(state.subtask, np.minimum(least, np.bincount(state.subtask, minlength=len(least))))
 
 
 def combined(scores: NDArray[np.float64], by_words: NDArray[np.float64] | None) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.costs import Forecast, Size, Speeds
 from gradwise.methods.decision import Selection, check_signals, domain_mix
-from gradwise.methods.grace.aim import AIMED, SURVIVORS, Aim, aim_again, aim_of, aimed_at, words_of
+from gradwise.methods.grace.aim import AIMED, SURVIVORS, Aim, aim_again, aim_of, aimed_at, in_shares, words_of
 from gradwise.methods.grace.budget import budgeted, decide_once
 from gradwise.methods.grace.costs import USUAL_ANCHORS
 from gradwise.methods.grace.importance import NEEDS, Kind, MeanDirection, finite_rows, importance
@@ -201,13 +201,15 @@ class Grace(PublishedGrace, Targeted):
         check_signals(signals, self.method, seed=seed)
         if target is not None and not self.aims:
             return replace(self, target="target").select(signals, target=target, seed=seed)
-        first = self.first_stage(signals, check_target(target, self.method)) if self.aims else None
+        target = check_target(target, self.method) if self.aims else None
+        first = None if target is None else self.first_stage(signals, target)
         rows = self.rows_to_score(len(signals), signals.domain, seed, first)
         scored = signals if rows is None else signals.take(rows)
         state = self.begin(scored, looked=rows, pool=len(signals), seed=seed, target=target, first=first)
         picked = self.pick(state, signals, seed=seed)
-        if advice := self.advice(picked):
-            warnings.warn(advice, stacklevel=2)
+        for advice in (self.advice(picked), None if first is None else first.advice()):
+            if advice:
+                warnings.warn(advice, stacklevel=2)
         return picked
 
     def advice(self, selection: Selection) -> str | None:
@@ -401,6 +403,8 @@ class Grace(PublishedGrace, Targeted):
         if self.domain_minimum:
             domain = signals.require("domain", "grace with domain_minimum")
             minimum = minimum_of(state, budget, domain, self.domain_minimum)
+        elif budget.count is not None:
+            minimum = in_shares(state, min(budget.count, len(state)))
         chosen = choose(state, budget, self.coverage_weight, minimum)
         when = f"after refresh {state.refreshes}" if state.refreshes else "at the start"
         picked = selection(
