@@ -33,6 +33,16 @@ PRIOR_TEXTS = 16.0
 """Target texts' worth of n-grams that the pool's distribution counts as in the target's: with few target
 texts an n-gram that happens to be in one of them says little."""
 
+FEWEST = 8
+"""Neighbouring words from which on a text can be told from one in random order."""
+
+ORDERED = 0.2
+"""Median cohesion of a target whose words have an order. That of lists of random numbers was -0.01, of Python
+functions 0.4 and more, of six sets of texts 0.8 and more."""
+
+COLUMNS = 5
+"""Numbers of a text in `Affinity`."""
+
 Chunk = tuple[NDArray[np.int64], NDArray[np.uint64]]
 """(rows + 1,) offsets, and the flat word ids that they divide."""
 
@@ -92,11 +102,16 @@ class Affinity:
     nats, by the counts of the other texts: about zero where words are in random order. Only words after a
     space count, since what is written in one piece stays together when words are shuffled."""
     variety: NDArray[np.float64]
-    """Share of a text's bigrams that are distinct; low where lines are repeated."""
+    """Share of a text's bigrams that are distinct; low where lines are repeated. 1 for short texts."""
+    pairs: NDArray[np.float64]
+    """Neighbouring words that `cohesion` is the mean of."""
 
     def garbled(self, target: "Affinity") -> NDArray[np.bool_]:
         """(N,) whether a text's words are in random order, or most of it is repeated, when compared with a
         target's texts.
+
+        Texts of fewer than `FEWEST` neighbours are too short to be judged, and where the target's own words
+        have no order (lists of numbers), none is judged by it.
 
         In 15 pools (`benchmarks.grace.words`) the cohesion of shuffled texts was at most 0.17 at the median
         and 0.48 at the 95th percentile, that of 95 % of the natural ones above 0.45. Texts of one repeated
@@ -104,9 +119,9 @@ class Affinity:
         """
         if not len(target.ratio):
             return np.zeros(len(self.ratio), dtype=bool)
-        least = min(0.5, 0.5 * float(np.median(target.cohesion)))
-        variety = min(0.55, 0.9 * float(np.percentile(target.variety, 5)))
-        return (self.cohesion < least) | (self.variety < variety)
+        usual = float(np.median(target.cohesion))
+        shuffled = (self.cohesion < min(0.5, 0.5 * usual)) & (self.pairs >= FEWEST) & (usual >= ORDERED)
+        return shuffled | (self.variety < min(0.55, 0.9 * float(np.percentile(target.variety, 5))))
 
 
 def _seen_before(
@@ -129,7 +144,12 @@ def compile_kernels() -> None:
 
 
 def affinity(
-    chunks: Iterable[Chunk], pool: Counts, target: Counts, *, member: bool = True, smoothing: float = 0.0
+    chunks: Iterable[Chunk],
+    pool: Counts,
+    target: Counts,
+    *,
+    member: bool = True,
+    smoothing: float = 0.0,
 ) -> Affinity:
     """Compare texts with a target.
 
@@ -154,11 +174,11 @@ def affinities(
 ) -> list[Affinity]:
     """Compare texts with several targets while reading the texts once; arguments as of `affinity`."""
     tables = [_tables(pool, target, smoothing) for target in targets]
-    parts: list[list[NDArray[np.float64]]] = [[np.zeros((0, 4))] for _ in targets]
+    parts: list[list[NDArray[np.float64]]] = [[np.zeros((0, COLUMNS))] for _ in targets]
     start = 0
     for offsets, words in chunks:
         for (log_weight, log_ratio, last_text), blocks in zip(tables, parts, strict=True):
-            scores = np.zeros((len(offsets) - 1, 4))
+            scores = np.zeros((len(offsets) - 1, COLUMNS))
             _score(offsets, words, start, log_weight, log_ratio, pool.total, int(member), last_text, scores)
             blocks.append(scores)
         start += len(offsets) - 1
@@ -320,7 +340,8 @@ def _score(
         scores[row, 1] = (ratio + SHORT * unseen) / (distinct + SHORT)
         # Neighbours less words further apart: a topic raises both alike, an order of words only the first.
         scores[row, 2] = sums[0] / max(1.0, pairs[0]) - sums[1] / max(1.0, pairs[1])
-        scores[row, 3] = distinct_pairs / max(1, last - first - 1)
+        scores[row, 3] = distinct_pairs / (last - first - 1) if last - first > FEWEST else 1.0
+        scores[row, 4] = pairs[0]
 
 
 _RUN, _ALONE, _MARK, _SPACE = 0, 1, 2, 3
