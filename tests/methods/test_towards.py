@@ -13,7 +13,7 @@ import gradwise as gw
 from gradwise.data.texts import Texts
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods import towards
-from gradwise.methods.towards import FAR, Subtasks, closeness_of, joint, nearest_subtask, wording
+from gradwise.methods.towards import FAR, Subtasks, closeness_of, joint, wording
 from gradwise.numerics.ngrams import word_ids
 from gradwise.numerics.transport import spread_mass
 from gradwise.signals import Signals
@@ -72,10 +72,11 @@ class TestJoint:
         """However much higher the scores of one are."""
         rng = np.random.default_rng(seed)
         scores, shares = rng.random((2, 400)) * [[1.0], [100.0]], np.array([0.75, 0.25])
-        ranking, nearest = np.argsort(-joint(scores, shares)), nearest_subtask(scores, shares)
+        ranking = np.argsort(-joint(scores, shares))
         for count in (20, 40, 160):
             best = ranking[:count]
-            assert (nearest[best] == 0).mean() == pytest.approx(0.75, abs=0.08)
+            assert set(np.argsort(-scores[1])[: count // 4]) <= set(ranking[: count + 1].tolist())
+            assert len(np.intersect1d(best, np.argsort(-scores[0])[:count])) >= 0.7 * count
             assert set(np.argsort(-scores[1])[: count // 5]) <= set(best.tolist())
             assert set(np.argsort(-scores[0])[: count // 2]) <= set(best.tolist())
 
@@ -86,7 +87,7 @@ class TestJoint:
         assert found.shares.tolist() == pytest.approx([2 / 3, 1 / 3])
 
 
-def _garbled(text: str, kind: str, rng: np.random.Generator) -> str:
+def garbled(text: str, kind: str, rng: np.random.Generator) -> str:
     words = text.split()
     if kind == "shuffled":
         return " ".join(rng.permutation(words))
@@ -98,7 +99,7 @@ def _garbled(text: str, kind: str, rng: np.random.Generator) -> str:
 def test_garbage_that_imitates_the_target_stays_under_its_share(kind: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     good, other = problems(BAKERY, 60, seed) + problems(TRAINS, 60, seed + 50), speeches(120, seed)
-    junk = [_garbled(text, kind, rng) for text in problems(BAKERY, 30, seed + 99)]
+    junk = [garbled(text, kind, rng) for text in problems(BAKERY, 30, seed + 99)]
     pool, target = good + other + junk, problems(BAKERY, 40, seed + 7)
     for method in (gw.Grace(count=30, target="target"), gw.Grace(count=30, target="target", trade_off=0.0)):
         picked = method.select(signals(pool, seed), target=signals(target, seed + 1)).indices
@@ -216,9 +217,13 @@ class TestEvery:
         target = replace(target, grad=rng.standard_normal((9, 6)).astype(np.float32))
         picked = method.select(pool, target=target)
         assert len(picked.indices) == 5 and sound[picked.indices].all()
-        if method.method != "grace":
-            alone = method.select(pool.take(np.flatnonzero(sound)), target=target.take(np.flatnonzero(fine)))
-            assert picked.indices.tolist() == np.flatnonzero(sound)[alone.indices].tolist()
+        # GRACE compares the words of all of the pool before it measures any of it.
+        aims, rows = target.take(np.flatnonzero(fine)), np.flatnonzero(sound)
+        if method.method == "grace":
+            alone = method.select(pool, target=aims).indices
+        else:
+            alone = rows[method.select(pool.take(rows), target=aims).indices]
+        assert picked.indices.tolist() == alone.tolist()
 
     @pytest.mark.parametrize("far", [True, False])
     def test_a_pool_without_anything_relevant_is_said(self, method: Any, far: bool) -> None:

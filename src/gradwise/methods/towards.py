@@ -78,19 +78,12 @@ def joint(scores: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[n
     >>> joint(np.array([[3.0, 2.0, 1.0], [1.0, 8.0, 9.0]]), np.array([0.5, 0.5])).tolist()
     [-2.0, -4.0, -2.0]
     """
-    return scores[0] if len(scores) == 1 else -_places(scores, shares).min(axis=0)
-
-
-def nearest_subtask(scores: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.int64]:
-    """(N,) the subtask by which each sample has its place in the ranking of `joint`; arguments as there."""
-    return _places(scores, shares).argmin(axis=0)
-
-
-def _places(scores: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(T, N) number of picks at which each subtask's share admits a sample."""
+    if len(scores) == 1:
+        return scores[0]
     from scipy.stats import rankdata  # a third of the time that commands take to start
 
-    return rankdata(-scores, axis=1) / shares[:, None]
+    # The number of picks at which each subtask's share admits a sample.
+    return -(rankdata(-scores, axis=1) / shares[:, None]).min(axis=0)
 
 
 def bounds(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int) -> NDArray[np.float64]:

@@ -19,7 +19,6 @@ from gradwise.methods.towards import (
     Wording,
     bounds,
     check_target,
-    nearest_subtask,
     percentiles,
     texts_of,
     wording,
@@ -110,14 +109,22 @@ def words_of(signals: Signals, target: Signals, size: int) -> Wording:
     )
 
 
-def aimed_at(state: State, aim: Aim, words: Wording | None, *, by_tokens: bool) -> State:
-    """A state with what the target adds to it; `by_tokens` says that the budget is in tokens."""
+def aimed_at(state: State, aim: Aim, words: Wording | None, size: int, *, by_tokens: bool) -> State:
+    """A state with what the target adds to it.
+
+    Args:
+        state: of the nodes.
+        aim: with their cosines.
+        words: how the words of the whole pool compare.
+        size: samples of the selection.
+        by_tokens: whether its budget is in tokens.
+    """
     assert aim.cosines is not None
     shares = aim.direction.shares
     ranks = np.stack([percentiles(each) for each in aim.cosines])
     state = state.changed(bounds=aim.bounds, shares=shares)
     if words is None:
-        return state.changed(subtask=nearest_subtask(ranks, shares))
+        return state.changed(subtask=_nearest(ranks, shares, size))
     # Ranked by words alone, they fill the budget where too few candidates can be used; where all are
     # candidates there are no others.
     # How many short samples a budget in tokens holds is not known, so that all are ranked.
@@ -129,14 +136,19 @@ def aimed_at(state: State, aim: Aim, words: Wording | None, *, by_tokens: bool) 
     if words.subtasks == aim.direction.names:
         ranks += [percentiles(each[state.sample]) for each in words.by_subtask]
     subtask = np.full(len(garbled), len(shares))
-    subtask[~garbled] = nearest_subtask(ranks[:, ~garbled], shares)
+    subtask[~garbled] = _nearest(ranks[:, ~garbled], shares, size)
     return state.changed(subtask=subtask, by_words=by_words, ranked=others, closeness=words.closeness)
+
+
+def _nearest(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int) -> NDArray[np.int64]:
+    """(m,) the subtask whose picks each node is nearest to, by its rank."""
+    return (scores - bounds(scores, shares, size)[:, None]).argmax(axis=0)
 
 
 def in_shares(state: State, count: int) -> Minimum | None:
     """The picks that each subtask must have of `count`; None for a single subtask.
 
-    A sample belongs to the subtask that admits it first, and a garbled one to none.
+    A sample belongs to the subtask whose picks it is nearest to, and a garbled one to none.
     """
     if state.shares is None or len(state.shares) < 2:
         return None

@@ -334,6 +334,7 @@ class Grace(PublishedGrace, Targeted):
         mean_tokens = None
         if self.by_length and not self.aims:
             mean_tokens = float(signals.require("num_tokens", "grace with by_length")[stands].mean())
+        size = 0
         if self.aims:
             # Of the whole pool: a smaller one, or all candidates, would give subtasks other shares.
             usual = self._usual_size(pool or len(signals), signals) if first is None else first.size
@@ -359,7 +360,7 @@ class Grace(PublishedGrace, Targeted):
             seed=seed,
         )
         if isinstance(towards, Aim):
-            state = aimed_at(state, towards, first, by_tokens=self.tokens is not None)
+            state = aimed_at(state, towards, first, size, by_tokens=self.tokens is not None)
         # Without a refresh there is no share to adapt and no allowance to spend.
         if forecast is None or not forecast.every:
             return state
