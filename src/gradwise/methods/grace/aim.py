@@ -51,6 +51,8 @@ class Aim:
     """(T,) cosines that are taken off, so that those of several subtasks can be compared."""
     cosines: NDArray[np.float64] | None = None
     """(T, m) of the nodes, at the first selection."""
+    size: int = 0
+    """Samples of the selection."""
 
     def importance(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
         """(n,) of (n, k) vectors, higher is closer."""
@@ -83,7 +85,7 @@ def aim_of(
     direction = Direction.of(aims, Subtasks.of(target))
     cosines = direction.cosines(np.asarray(signals.require(name, "grace"))[rows].astype(np.float64) - middle)
     check_aligned(cosines, "grace", f"{name}s")
-    return Aim(direction, middle, bounds(cosines, direction.shares, size), cosines)
+    return Aim(direction, middle, bounds(cosines, direction.shares, size), cosines, size)
 
 
 def aim_again(state: State, kind: Kind, target: Signals | None) -> Aim:
@@ -109,22 +111,14 @@ def words_of(signals: Signals, target: Signals, size: int) -> Wording:
     )
 
 
-def aimed_at(state: State, aim: Aim, words: Wording | None, size: int, *, by_tokens: bool) -> State:
-    """A state with what the target adds to it.
-
-    Args:
-        state: of the nodes.
-        aim: with their cosines.
-        words: how the words of the whole pool compare.
-        size: samples of the selection.
-        by_tokens: whether its budget is in tokens.
-    """
+def aimed_at(state: State, aim: Aim, words: Wording | None, *, by_tokens: bool) -> State:
+    """A state with what the target adds to it; `by_tokens` says that the budget is in tokens."""
     assert aim.cosines is not None
     shares = aim.direction.shares
     ranks = np.stack([percentiles(each) for each in aim.cosines])
     state = state.changed(bounds=aim.bounds, shares=shares)
     if words is None:
-        return state.changed(subtask=_nearest(ranks, shares, size))
+        return state.changed(subtask=_nearest(ranks, shares, aim.size))
     # Ranked by words alone, they fill the budget where too few candidates can be used; where all are
     # candidates there are no others.
     # How many short samples a budget in tokens holds is not known, so that all are ranked.
@@ -136,7 +130,7 @@ def aimed_at(state: State, aim: Aim, words: Wording | None, size: int, *, by_tok
     if words.subtasks == aim.direction.names:
         ranks += [percentiles(each[state.sample]) for each in words.by_subtask]
     subtask = np.full(len(garbled), len(shares))
-    subtask[~garbled] = _nearest(ranks[:, ~garbled], shares, size)
+    subtask[~garbled] = _nearest(ranks[:, ~garbled], shares, aim.size)
     return state.changed(subtask=subtask, by_words=by_words, ranked=others, closeness=words.closeness)
 
 

@@ -334,7 +334,6 @@ class Grace(PublishedGrace, Targeted):
         mean_tokens = None
         if self.by_length and not self.aims:
             mean_tokens = float(signals.require("num_tokens", "grace with by_length")[stands].mean())
-        size = 0
         if self.aims:
             # Of the whole pool: a smaller one, or all candidates, would give subtasks other shares.
             usual = self._usual_size(pool or len(signals), signals) if first is None else first.size
@@ -360,7 +359,7 @@ class Grace(PublishedGrace, Targeted):
             seed=seed,
         )
         if isinstance(towards, Aim):
-            state = aimed_at(state, towards, first, size, by_tokens=self.tokens is not None)
+            state = aimed_at(state, towards, first, by_tokens=self.tokens is not None)
         # Without a refresh there is no share to adapt and no allowance to spend.
         if forecast is None or not forecast.every:
             return state
@@ -380,12 +379,7 @@ class Grace(PublishedGrace, Targeted):
         return State.of_arrays(arrays)
 
     def pick(
-        self,
-        state: State,
-        signals: Signals,
-        *,
-        target: Signals | None = None,  # noqa: ARG002
-        seed: int = 0,
+        self, state: State, signals: Signals, *, target: Signals | None = None, seed: int = 0
     ) -> Selection:
         """A coreset by what is known now.
 
@@ -395,6 +389,7 @@ class Grace(PublishedGrace, Targeted):
             target: not needed again.
             seed: of what is filled at random, if few samples were scored.
         """
+        del target
         tokens = signals.num_tokens
         full_budget = self._budget(state, signals)
         # If few samples of the pool were scored, they get the share of the budget that they can fill well;
