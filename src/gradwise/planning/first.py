@@ -4,6 +4,7 @@ import time
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwise.methods.costs import Forecast
 from gradwise.methods.decision import Selection
@@ -65,10 +66,37 @@ def first_selection(
     return FirstSelection(selection, state, order_signals if scored.for_order is None else scored.for_order)
 
 
-def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:
-    """What the texts of the pool and of the target say before a model is asked; written to the record."""
+class ComparedTexts(NamedTuple):
+    """The stage before a model is asked."""
+
+    stage: FirstStage | None
+    target: int = 0
+    """Samples of the target."""
+    seconds: float = 0.0
+
+    def recorded(self, context: RunContext, rows: NDArray[np.int64] | None) -> FirstStage | None:
+        """The stage, once the record has it; `rows` are the samples that a model scores, None for all."""
+        if self.stage is not None:
+            context.record.event(
+                "ngrams",
+                0,
+                self.seconds,
+                samples=len(context.train),
+                kept=len(context.train) if rows is None else len(rows),
+                target=self.target,
+                garbled=int(self.stage.garbled.sum()),
+                copies=int(self.stage.copies.sum()),
+                closeness=self.stage.closeness,
+            )
+            if advice := self.stage.advice():
+                context.say(advice)
+        return self.stage
+
+
+def compared_texts(method: Selector, context: RunContext) -> ComparedTexts:
+    """What the texts of the pool and of the target say before a model is asked."""
     if context.target is None or not method.aims:
-        return None
+        return ComparedTexts(None)
     compile_kernels()
     start = time.perf_counter()
     pool = context.train.described(method.needs & {"texts", "num_tokens"})
@@ -77,18 +105,5 @@ def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:
     learnt = np.flatnonzero(samples.label_tokens)
     if len(learnt) < len(target) and learnt.size:
         target = target.take(learnt)  # as where the model measures them
-    first = method.first_stage(pool, target)
-    if first is not None:
-        context.record.event(
-            "ngrams",
-            0,
-            time.perf_counter() - start,
-            samples=len(pool),
-            target=len(target),
-            garbled=int(first.garbled.sum()),
-            copies=int(first.copies.sum()),
-            closeness=first.closeness,
-        )
-        if advice := first.advice():
-            context.say(advice)
-    return first
+    stage = method.first_stage(pool, target)
+    return ComparedTexts(stage, len(target), time.perf_counter() - start)

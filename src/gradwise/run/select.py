@@ -134,8 +134,10 @@ def choose(
         recipe, out, pool, tokenizer, target=target, store=out / SIGNALS, tell=tell, progress=progress
     )
     count = len(pool)
-    first: Any = compared_texts(method, context)
+    texts = compared_texts(method, context)
+    first: Any = texts.stage
     rows, selection = method.rows_to_score(count, context.train.domain, recipe.seed, first), None
+    texts.recorded(context, rows)
     if rows is not None and more & set(QUANTITIES):
         raise RecipeError(
             f"order: {recipe.order.method} needs signals of all samples, and select.candidates scores "
