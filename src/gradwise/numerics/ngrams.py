@@ -34,7 +34,7 @@ PRIOR_TEXTS = 16.0
 texts an n-gram that happens to be in one of them says little."""
 
 FEWEST = 8
-"""Neighbouring words from which on a text can be told from one in random order."""
+"""Neighbouring words by which a text is judged, at least; the cohesion of fewer is mostly luck."""
 
 ORDERED = 0.2
 """Median cohesion of a target whose words have an order. That of lists of random numbers was -0.01, of Python
