@@ -35,7 +35,7 @@ from benchmarks.common.own_process import in_own_process
 from benchmarks.common.records import TEXTS, as_prompt, chunks, instructions
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 from gradwise.data.texts import Texts
-from gradwise.methods.towards import Subtasks, wording
+from gradwise.methods.targeting import Subtasks, match_ngrams
 from gradwise.numerics.ngrams import Chunk, Counts, affinity, compile_kernels, word_ids
 
 POOL, TARGET, GARBAGE, PICKS = 3200, 64, 160, 168
@@ -117,7 +117,7 @@ def garbage(name: str, kind: str, times: int, seed: int) -> dict[str, Any]:
     natural = len(texts) - len(junk)
     chunk, aim = word_ids(texts), word_ids(aims)
     affinities = affinity([chunk], Counts.of([chunk], distinct=True), Counts.of([aim]))
-    stage = wording(Given(texts), Given(aims), Subtasks.of_domains(None, TARGET), PICKS)
+    stage = match_ngrams(Given(texts), Given(aims), Subtasks.of_domains(None, TARGET), PICKS)
     measured = affinities.cohesion if kind == "shuffled" else affinities.variety
     return {
         "of_pool": len(junk) / len(texts),
@@ -146,11 +146,11 @@ def ranked_last(seed: int) -> dict[str, float]:
     added = {"Python functions": code, "lists of numbers": lists, "answers of one word": answers}
     size, shares = POOL // 6, {}
     for kind, texts in added.items():
-        stage = wording(Given([*base, *texts[:100]]), Given(texts[100:164]), *_whole_target())
+        stage = match_ngrams(Given([*base, *texts[:100]]), Given(texts[100:164]), *_whole_target())
         shares[kind] = float(stage.garbled[len(base) :].mean())
     for number, kind in ((4, "Dolly"), (5, "plays, encyclopedia")):
         aims = [sources()[number][row] for row in rng.permutation(len(sources()[number]))[:TARGET]]
-        stage = wording(Given(base), Given(aims), *_whole_target())
+        stage = match_ngrams(Given(base), Given(aims), *_whole_target())
         shares[kind] = float(stage.garbled[number * size : (number + 1) * size].mean())
     return shares
 
@@ -165,7 +165,7 @@ def closeness(name: str, seed: int) -> dict[str, float]:
     aims = Given([target_texts(name)[row] for row in rng.permutation(len(target_texts(name)))[:TARGET]])
     subtasks = Subtasks.of_domains(None, TARGET)
     return {
-        kind: wording(Given(texts), aims, subtasks, PICKS).closeness
+        kind: match_ngrams(Given(texts), aims, subtasks, PICKS).closeness
         for kind, texts in (("mixed", pool(seed)), ("plays", _plays("plays")))
     }
 
@@ -189,7 +189,7 @@ def million(size: int) -> dict[str, Any]:
         texts = Texts(datasets.Dataset.from_file(str(path)), WholeWords(words))
         aims = Texts([{"input_ids": rng.integers(0, 500, 100)} for _ in range(TARGET)], WholeWords(words))
         before, start, cpu = peak_gib(), time.perf_counter(), time.process_time()
-        wording(texts, aims, Subtasks.of_domains(None, TARGET), size // 20)
+        match_ngrams(texts, aims, Subtasks.of_domains(None, TARGET), size // 20)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     # Of processor time, which other work on the machine does not change.
     return {
@@ -236,8 +236,12 @@ def page(content: Content) -> Page:
         "garbage", "each text", "of the pool", "of the picks, ratio alone", "of the picks", "above its share",
         "natural texts ranked last", "natural 5 %", "natural median", "garbage median", "garbage 95 %",
     ]  # fmt: skip
-    kinds = list(of_kind(content, "natural").values())
-    last = [[kind, _range([100 * each[kind] for each in kinds], ".0f") + " %"] for kind in (kinds or [{}])[0]]
+    natural = list(of_kind(content, "natural").values())
+    last = [
+        [kind, _range([100 * each[kind] for each in natural], ".0f") + " %"]
+        for kind in (natural[0] if natural else {})
+        if kind not in ("session", "load_average")
+    ]
     close = of_kind(content, "closeness")
     names = list(dict.fromkeys(name.split("/")[0] for name in close))
     closest = [

@@ -9,9 +9,9 @@ from datasets import concatenate_datasets
 
 import gradwise as gw
 from gradwise.data.parts import split
-from gradwise.methods.towards import Subtasks
+from gradwise.methods.targeting import Subtasks
 from gradwise.planning.context import Samples
-from gradwise.planning.race import halves
+from gradwise.planning.trials import halves
 
 
 @pytest.fixture

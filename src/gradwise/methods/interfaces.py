@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwise.methods.costs import Forecast, Size, Speeds
+from gradwise.methods.costs import RunSize, SelectionForecast, Speeds
 from gradwise.methods.decision import Order, Selection
 from gradwise.settings import Settings
 from gradwise.signals import Signals
@@ -76,12 +76,12 @@ class Budgeted(NamedTuple):
 
     method: Any
     """The method, with what was measured or derived filled in."""
-    forecast: Forecast
+    forecast: SelectionForecast
     sentence: str
     """What it is expected to cost, for the console."""
 
 
-class FirstStage(Protocol):
+class TextMatch(Protocol):
     """How the texts of a pool compare with a target, before any model is asked."""
 
     closeness: float | None
@@ -137,28 +137,28 @@ class Selector(Method):
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:
         """The samples of a pool to train on."""
 
-    # A method that selects towards a target derives from `gradwise.methods.towards.Targeted`.
+    # A method that selects towards a target derives from `gradwise.methods.targeting.Targeted`.
 
     @property
-    def aims(self) -> bool:
+    def uses_target(self) -> bool:
         """Whether it selects towards a target."""
         return False
 
     @property
-    def tried(self) -> "dict[str, Selector]":
+    def contender_methods(self) -> "dict[str, Selector]":
         """Methods that a run tries before its first step; empty for none."""
         return {}
 
-    def chosen(self) -> "Selector | None":
+    def resolved(self) -> "Selector | None":
         """The method that selects; None until a trial was held."""
         return self
 
     @property
-    def trained_before(self) -> WarmUp | None:
+    def warm_up_training(self) -> WarmUp | None:
         """Training that must precede the scoring run; None for none."""
         return None
 
-    def towards(self, *, target: bool, validation: bool) -> Literal["target", "validation"] | None:
+    def resolve_target(self, *, target: bool, validation: bool) -> Literal["target", "validation"] | None:
         """The set that it selects towards, given which sets there are; None for none.
 
         Raises:
@@ -166,11 +166,11 @@ class Selector(Method):
         """
         return None
 
-    def aimed(self, goal: Literal["target", "validation"] | None) -> Self:
+    def with_target(self, goal: Literal["target", "validation"] | None) -> Self:
         """The same method with its target settled."""
         return self
 
-    def first_stage(self, signals: Signals, target: Signals) -> FirstStage | None:
+    def match_texts(self, signals: Signals, target: Signals) -> TextMatch | None:
         """What the texts of a pool and a target say before a model is asked; None where that is nothing."""
         return None
 
@@ -185,7 +185,7 @@ class Selector(Method):
 
     def budgeted(
         self,
-        size: Callable[[], Size],
+        size: Callable[[], RunSize],
         speeds: Callable[[], Speeds],
         *,
         once: str | None,
@@ -204,11 +204,11 @@ class Selector(Method):
         """
         return None
 
-    def warm_up(self) -> None:
+    def compile_kernels(self) -> None:
         """Compile what is compiled at the first use, so that it is not timed."""
 
     def rows_to_score(
-        self, pool: int, domain: NDArray[np.str_] | None, seed: int, first: object = None
+        self, pool: int, domain: NDArray[np.str_] | None, seed: int, match: object = None
     ) -> Places | None:
         """The samples to score, ascending; None for all of them.
 
@@ -216,7 +216,7 @@ class Selector(Method):
             pool: number of samples.
             domain: of each of them.
             seed: of what is left to chance.
-            first: what `first_stage` gave.
+            match: what `match_texts` returned.
         """
         return None
 
@@ -224,14 +224,14 @@ class Selector(Method):
         self,
         signals: Signals,
         *,
-        looked: Places | None = None,
+        scored_rows: Places | None = None,
         pool: int | None = None,
         seed: int = 0,
         device: str = "cpu",
         took: dict[str, float] | None = None,
-        forecast: Forecast | None = None,
+        forecast: SelectionForecast | None = None,
         target: Signals | None = None,
-        first: object = None,
+        match: object = None,
     ) -> SelectionState | None:
         """What to remember of the first scoring run; None for a method that remembers nothing."""
         return None
@@ -333,8 +333,8 @@ class Timetable(NamedTuple):
 
 
 class InfluenceOrder(Orderer, ABC):
-    """An order that a graph of influences constrains. Planning calls `lay_out` for each epoch as it is
-    planned, then, when influence is due, `units_of`, `measured` and `arranged`."""
+    """An order that a graph of influences constrains. Planning calls `initial_order` for each epoch as it is
+    planned, then, when influence is due, `units_of`, `measure` and `arrange`."""
 
     if TYPE_CHECKING:
         target: str
@@ -364,7 +364,7 @@ class InfluenceOrder(Orderer, ABC):
         """(N,) the group of every sample."""
 
     @abstractmethod
-    def lay_out(
+    def initial_order(
         self,
         signals: Signals,
         entries: Places,
@@ -385,13 +385,13 @@ class InfluenceOrder(Orderer, ABC):
         """Entries cut into units."""
 
     @abstractmethod
-    def measured(
+    def measure(
         self, probe: "Probe", units: "Units", *, edges: str, rng: np.random.Generator, probes: int | None
     ) -> "InfluenceGraph | None":
         """Influences at a model's present weights; None where there are fewer than two nodes to measure."""
 
     @abstractmethod
-    def arranged(
+    def arrange(
         self,
         units: "Units",
         graph: "InfluenceGraph | None",
@@ -404,11 +404,11 @@ class InfluenceOrder(Orderer, ABC):
         """Units in order; with `first`, only this number of entries must be in the final order."""
 
     @abstractmethod
-    def unmeasured(self, units: "Units", graph: "InfluenceGraph | None") -> str | None:
+    def missing_note(self, units: "Units", graph: "InfluenceGraph | None") -> str | None:
         """What could not be measured of units, in a sentence; None where all was."""
 
     @abstractmethod
-    def asked(self, timetable: Timetable) -> dict[str, Any]:
+    def measurement_details(self, timetable: Timetable) -> dict[str, Any]:
         """How much is measured of each node, for the record."""
 
     @abstractmethod

@@ -20,7 +20,7 @@ from gradwise.methods.interfaces import Arrays
 from gradwise.numerics.sampling import evenly
 from gradwise.numerics.streams import stream_seed
 from gradwise.planning.context import RunContext, Samples
-from gradwise.planning.decider import Cost, Decider, rounded, served
+from gradwise.planning.decider import Decider, DecisionCost, rounded, served
 from gradwise.planning.epochs import (
     FAR_APART,
     epochs_from,
@@ -31,9 +31,17 @@ from gradwise.planning.epochs import (
     repeated,
 )
 from gradwise.planning.ordering import Ordering
-from gradwise.planning.phase import Part, Parts, chosen, counts, parts_of, scored_parts, together, turns
+from gradwise.planning.phase import (
+    Part,
+    Parts,
+    counts,
+    interleaving,
+    joined_selections,
+    parts_of,
+    scored_parts,
+    select_parts,
+)
 from gradwise.planning.picks import keep_picks
-from gradwise.planning.race import halves, race
 from gradwise.planning.scoring import (
     MORE,
     in_pool,
@@ -43,10 +51,11 @@ from gradwise.planning.scoring import (
     validation_signals,
 )
 from gradwise.planning.selecting import Selecting
+from gradwise.planning.trials import halves, hold_trial
 from gradwise.probing import check_checkpoints
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 from gradwise.training.arguments import decay_steps
 from gradwise.training.layout import Schedule
 from gradwise.training.plan import Plan, Segment
@@ -100,12 +109,12 @@ class Annealing(Decider):
                 f"anneal: {name} cannot measure a model sharded by DeepSpeed or FSDP1; shard it by FSDP2, or "
                 "take random or full."
             )
-        if method.tried and context.sharded:
+        if method.contender_methods and context.sharded:
             raise RecipeError(
                 f"anneal: {name} trains on each contender's picks and takes the steps back, which a sharded "
                 "model cannot do yet; take one of its contenders, such as direct."
             )
-        if method.tried and context.model is not None:
+        if method.contender_methods and context.model is not None:
             check_checkpoints(context.model)
         self._added = context.added
         for part in self._parts(context):
@@ -150,11 +159,11 @@ class Annealing(Decider):
         """Refuse validation data that cannot be scored; warn where they would mislead."""
         name, held_out = self.method.method, context.validation
         if context.target is not None:
-            if self.method.tried:
+            if self.method.contender_methods:
                 halves(context.target)
             return
         if not context.validation_sets:
-            use = "is judged by" if self.method.tried else "selects by the gradients of"
+            use = "is judged by" if self.method.contender_methods else "selects by the gradients of"
             raise RecipeError(
                 f"anneal: {name} {use} validation data, and none are given; give data.validation (or an "
                 "eval_dataset), or data.target."
@@ -167,7 +176,7 @@ class Annealing(Decider):
         assert held_out is not None
         if not hasattr(held_out.dataset, "__len__"):
             raise RecipeError(f"anneal: {name} needs an eval_dataset that can be indexed.")
-        if self.method.tried:
+        if self.method.contender_methods:
             halves(held_out, of_target=False)
         if shared := _in_common(context.annealing.train, held_out):
             sentence = (
@@ -191,11 +200,11 @@ class Annealing(Decider):
                 )
         return {"added": self._added} if self._added else {}
 
-    def forecast(self, context: RunContext) -> Cost:
+    def forecast(self, context: RunContext) -> DecisionCost:
         """What the selections will take, estimated from a few samples at the present weights."""
         needs = (self.method.needs | self._ordering.needs) & set(QUANTITIES)
         if not needs:
-            return Cost(seconds=self._race_seconds(context))
+            return DecisionCost(seconds=self._trial_seconds(context))
         # Evenly spread over the data, which are often sorted by length or by domain.
         speed = scoring_speed(context, evenly(len(context.train), samples_timed(context)), needs)
         parts = scored_parts(self.method, context.annealing.train, self._parts(context), context.seed)
@@ -206,14 +215,14 @@ class Annealing(Decider):
             runs *= 2
         startups = speed.startup + (runs - 1) * speed.later_startup
         seconds = startups + self.method.times * scored * speed.per_sample
-        return Cost(seconds=seconds + self._race_seconds(context))
+        return DecisionCost(seconds=seconds + self._trial_seconds(context))
 
-    def _race_seconds(self, context: RunContext) -> float:
+    def _trial_seconds(self, context: RunContext) -> float:
         method: Any = self.method
-        if not method.tried or method.winner is not None or context.time_training is None:
+        if not method.contender_methods or method.winner is not None or context.time_training is None:
             return 0.0
         each = context.time_training(evenly(len(context.train), MORE))
-        return len(method.tried) * method.steps * context.in_run.batch_size * each
+        return len(method.contender_methods) * method.steps * context.in_run.batch_size * each
 
     # ---- when ----------------------------------------------------------------------------------------------
 
@@ -262,7 +271,7 @@ class Annealing(Decider):
         signals = signals_now(phase, rows, needs, use_optimizer=optimizer)
         validation, judges = None, None
         chooses = _choosing(context) if method.uses_validation else None
-        if method.tried:
+        if method.contender_methods:
             assert chooses is not None
             _, chooses, judges = halves(chooses)
         if method.validation_needs:
@@ -275,10 +284,12 @@ class Annealing(Decider):
         took = {"signals": time.perf_counter() - start}
         # The first round keeps the run's own seed, so that `times` does not change what it chooses.
         seed = context.seed if not number else stream_seed(context.seed, "annealing round", number)
-        choose = partial(chosen, parts=parts, signals=signals, validation=validation, room=room, seed=seed)
+        choose = partial(
+            select_parts, parts=parts, signals=signals, validation=validation, room=room, seed=seed
+        )
         if judges is not None:
-            method, raced = self._race_contenders(phase, judges, parts, choose, step)
-            start += raced  # charged by the trial's own event
+            method, trial_seconds = self._try_contenders(phase, judges, parts, choose, step)
+            start += trial_seconds  # charged by the trial's own event
         # Also where the winner was known before (a resumed run, a recipe that is run again), so that both
         # ways choose alike.
         selections = [self._weighed(context, each) for each in choose(method)]
@@ -286,7 +297,7 @@ class Annealing(Decider):
         first_order = FIRST_ORDER * (number + 1)
         after = self._following(phase, schedule, plan, parts, selections, order_signals, step, first_order)
         took["selection"] = time.perf_counter() - start - sum(took.values())
-        selection = together(selections)
+        selection = joined_selections(selections)
         _write_spectrum(phase, selection, step)
         keep_picks(phase, selection, step=step)
         context.record.event(
@@ -313,7 +324,7 @@ class Annealing(Decider):
         described = replace(picked, summary=f"in the annealing phase: {reason}")
         return described.weighing(context.recipe.weights)
 
-    def _race_contenders(
+    def _try_contenders(
         self,
         phase: RunContext,
         judges: Samples,
@@ -321,19 +332,19 @@ class Annealing(Decider):
         choose: Callable[[Annealer], list[Selection]],
         step: int,
     ) -> tuple[Annealer, float]:
-        """The contender that won, now or earlier, and the seconds of the race. The winner is written into
+        """The contender that won, now or earlier, and the seconds of the trial. The winner is written into
         the recipe before it is used."""
         method: Any = phase.recipe.anneal
         seconds = 0.0
         if method.winner is None:
-            picks = {name: choose(each) for name, each in method.tried.items()}
-            won, seconds = race(
+            picks = {name: choose(each) for name, each in method.contender_methods.items()}
+            won, seconds = hold_trial(
                 phase, picks, parts, judges, steps=method.steps, most=method.judges, step=step
             )
             method = replace(method, winner=won)
             phase.save_recipe(replace(phase.recipe, anneal=method))
         self.method = method
-        return method.chosen(), seconds
+        return method.resolved(), seconds
 
     def _following(
         self,
@@ -369,7 +380,7 @@ class Annealing(Decider):
             )
         ]
         # Mixed before it is cut into epochs, so that each epoch has both kinds of data in their shares.
-        mixed = rearranged(joined(entries, sum(lengths), 0), turns(parts, sum(lengths)))
+        mixed = rearranged(joined(entries, sum(lengths), 0), interleaving(parts, sum(lengths)))
         ends = np.cumsum(lengths)
         segments: list[Segment] = [
             replace(part_of(mixed, int(end - length), int(end)), epoch=epoch)
@@ -415,8 +426,8 @@ def _write_spectrum(context: RunContext, selection: Selection, step: int) -> Non
 
 def _in_common(train: Samples, held_out: Samples) -> int:
     """Validation samples that also occur in the training data, where both have token ids."""
-    from gradwise.data.pool import found_in
+    from gradwise.data.pool import occurs_in
 
     both = (held_out.dataset, train.dataset)
     columns = [getattr(dataset, "column_names", None) or () for dataset in both]
-    return int(found_in(*both).sum()) if all("input_ids" in names for names in columns) else 0
+    return int(occurs_in(*both).sum()) if all("input_ids" in names for names in columns) else 0

@@ -19,10 +19,10 @@ from gradwise.planning.context import RunContext, Samples, Scorer
 from gradwise.planning.shared import key_of, measure_or_read
 from gradwise.probing import Probe
 from gradwise.signals import Signals, collect
-from gradwise.signals.remembered import forget
+from gradwise.signals.model_cache import clear_cache
+from gradwise.signals.request import QUANTITIES
 from gradwise.signals.samples import rows_of
 from gradwise.signals.vocabulary import check_tokens
-from gradwise.signals.wanted import QUANTITIES
 
 TARGET = "target"
 """Folder of the target's signals, beside those of the pool, where signals are kept."""
@@ -109,7 +109,7 @@ def check_proxy(context: RunContext) -> None:
             f"The second part of `proxy` has {len(scorer.samples)} samples, and the training data "
             f"{len(context.train)}; give the training samples in the same order."
         )
-    if target is None or not method.aims or not method.needs & set(QUANTITIES):
+    if target is None or not method.uses_target or not method.needs & set(QUANTITIES):
         return
     if scorer.target is None and not _same_tokens(scorer.samples, context.train.inputs):
         raise RecipeError(
@@ -218,10 +218,10 @@ def selection_signals(
         order_needs: signals by which the selection is put in order.
     """
     method = context.recipe.select
-    if method.trained_before is not None:
-        return _after_warm_up(context, method.trained_before, needs, order_needs)
+    if method.warm_up_training is not None:
+        return _after_warm_up(context, method.warm_up_training, needs, order_needs)
     scored = pool_signals(context, needs | order_needs, rows)
-    if not method.aims:
+    if not method.uses_target:
         return scored
     start = time.perf_counter()
     target = target_signals(context, method.needs)
@@ -256,7 +256,7 @@ def _after_warm_up(
     )
     per_epoch = -(-len(chosen) // batch)
     steps, done = per_epoch * warm_up.epochs, 0
-    checkpoint_signals, aims = [], []
+    checkpoint_signals, targets = [], []
     # Where scoring could resume, it would be at other weights.
     moved = replace(context, optimizer=optimizer, store=None, shared=None)
     with probe.training() as step:
@@ -267,7 +267,7 @@ def _after_warm_up(
                 done += 1
             quantities = sorted(needs & set(QUANTITIES))
             checkpoint_signals.append(_collect(moved, scorer, None, quantities, use_optimizer=True))
-            aims.append(target_signals(moved, needs))
+            targets.append(target_signals(moved, needs))
     grads = np.concatenate([np.asarray(each.grad) for each in checkpoint_signals], axis=1)
     sound = [each.ok for each in checkpoint_signals] + ([] if ordered is None else [ordered.signals.ok])
     signals = replace(
@@ -275,7 +275,7 @@ def _after_warm_up(
         grad=grads,
         ok=np.logical_and.reduce(sound),
     )
-    target = replace(aims[0], grad=np.concatenate([np.asarray(each.grad) for each in aims], axis=1))
+    target = replace(targets[0], grad=np.concatenate([np.asarray(each.grad) for each in targets], axis=1))
     seconds = time.perf_counter() - start
     if ordered is None:
         return PoolSignals(signals, None, seconds, target=target)
@@ -437,10 +437,10 @@ def scoring_speed(context: RunContext, rows: NDArray[np.int64], needs: frozenset
     # The longest is among the few, or the larger run would try the model for it, which would count as time
     # per sample.
     few = by_length[evenly(len(rows), fewer)]
-    forget()
+    clear_cache()
     seconds_of(few)  # allocates, compiles
     small, large = seconds_of(few), seconds_of(rows)
-    forget()
+    clear_cache()
     trying = max(0.0, seconds_of(few) - small)
     # Noise can suggest that more samples take no longer; they take some time all the same.
     each = max((large - small) / max(1, len(rows) - len(few)), 1e-3 * large / len(rows))
@@ -451,7 +451,7 @@ def scoring_speed(context: RunContext, rows: NDArray[np.int64], needs: frozenset
 def measured_speeds(context: RunContext, method: Selector) -> Speeds:
     """Speeds of this machine, on samples from all over the pool; a collective call."""
     assert context.time_training is not None and context.model is not None
-    method.warm_up()
+    method.compile_kernels()
     timed = samples_timed(context)
     places = evenly(len(context.train), max(COUNTED, 2 * timed))
     learnt = places[context.train.label_tokens_of(places) > 0]

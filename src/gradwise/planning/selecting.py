@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError
-from gradwise.methods.costs import Forecast, Size, Speeds
+from gradwise.methods.cost_counts import ORDINARY
+from gradwise.methods.costs import RunSize, SelectionForecast, Speeds
 from gradwise.methods.decision import Selection
-from gradwise.methods.interfaces import Arrays, FirstStage, SelectionState, Selector
-from gradwise.methods.passes import ORDINARY
+from gradwise.methods.interfaces import Arrays, SelectionState, Selector, TextMatch
 from gradwise.planning.context import RunContext
-from gradwise.planning.decider import Cost, Decider, rounded, served
+from gradwise.planning.decider import Decider, DecisionCost, rounded, served
 from gradwise.planning.epochs import (
     epoch_length,
     epochs_ahead,
@@ -26,11 +26,10 @@ from gradwise.planning.epochs import (
     make_plan,
     repeated,
 )
-from gradwise.planning.first import compared_texts, first_selection
+from gradwise.planning.first_selection import first_selection, match_pool_texts
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.phase import Part
 from gradwise.planning.picks import keep_picks, keep_pool
-from gradwise.planning.race import halves, race
 from gradwise.planning.scoring import (
     PoolSignals,
     mean_label_tokens,
@@ -38,9 +37,10 @@ from gradwise.planning.scoring import (
     signals_now,
     target_signals,
 )
+from gradwise.planning.trials import halves, hold_trial
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 from gradwise.training.arguments import decay_steps
 from gradwise.training.layout import Schedule
 from gradwise.training.plan import Plan
@@ -73,11 +73,11 @@ class Selecting(Decider):
     ) -> None:
         self._needs, self._ordering, self._until = method.needs, ordering, until
         self._last, self._keeps = last, keeps
-        self._forecast: Forecast | None = None
+        self._forecast: SelectionForecast | None = None
         self._steps = 0
         self._rows: NDArray[np.int64] | None = None
-        self._first: FirstStage | None = None
-        self._first_by_half: FirstStage | None = None
+        self._match: TextMatch | None = None
+        self._match_by_half: TextMatch | None = None
         self._scored: PoolSignals | None = None
         self._state: SelectionState | None = None
         self._picks: NDArray[np.int64] | None = None
@@ -101,19 +101,19 @@ class Selecting(Decider):
 
     def check(self, context: RunContext) -> None:
         method = context.recipe.select
-        if method.trained_before is not None and context.sharded:
+        if method.warm_up_training is not None and context.sharded:
             raise RecipeError(
                 f"select: {method.method} trains before it selects and takes the steps back, which a sharded "
                 "model cannot do yet; take another selection."
             )
-        if not method.tried or method.chosen() is not None:
+        if not method.contender_methods or method.resolved() is not None:
             return
         if context.sharded:
             raise RecipeError(
                 "select: a trial trains a whole model, and this one is sharded; give select.winner, or take "
                 "one of the contenders."
             )
-        if "full" in method.tried and not context.in_run.max_steps:
+        if "full" in method.contender_methods and not context.in_run.max_steps:
             raise RecipeError(
                 "select: a trial compares all of the data with a part of them at equal steps, and the run is "
                 "to take epochs, which are longer over all of them; give train.max_steps, or leave full out "
@@ -125,17 +125,17 @@ class Selecting(Decider):
     def prepare(self, context: RunContext) -> RunContext:
         # A method and an order that both need signals share one scoring run over all samples.
         method, scores_all = context.recipe.select, bool(self._ordering.needs & set(QUANTITIES))
-        texts = compared_texts(method, context)
-        self._first = texts.stage
+        texts = match_pool_texts(method, context)
+        self._match = texts.match
         start = time.perf_counter()
         size = partial(self._size, context)
         budgeted = method.budgeted(
             size, partial(_speeds, context, method), once=self._once(context), scores_all=scores_all
         )
         if budgeted is None:
-            self._rows = self._rows_of(method, context, self._first)
+            self._rows = self._rows_of(method, context, self._match)
             texts.recorded(context, self._rows)
-            if method.chosen() is None:
+            if method.resolved() is None:
                 self._prepare_trial(method, context)
             return context
         filled = {name: getattr(budgeted.method, name) for name in method.left_to_run}
@@ -151,17 +151,17 @@ class Selecting(Decider):
                 f"order: {self._ordering.method.method} needs signals of all samples, and select.candidates "
                 f"scores {candidates:,} of {pool:,}; give candidates: all."
             )
-        self._rows = budgeted.method.rows_to_score(pool, context.train.domain, context.seed, self._first)
+        self._rows = budgeted.method.rows_to_score(pool, context.train.domain, context.seed, self._match)
         texts.recorded(context, self._rows)
         return replace(context, recipe=recipe)
 
     def _rows_of(
-        self, method: Selector, context: RunContext, first: FirstStage | None
+        self, method: Selector, context: RunContext, match: TextMatch | None
     ) -> NDArray[np.int64] | None:
         """The samples that a method without a budget scores; None for all of them."""
         if self._ordering.needs & set(QUANTITIES):
             return None
-        return method.rows_to_score(len(context.train), context.train.domain, context.seed, first)
+        return method.rows_to_score(len(context.train), context.train.domain, context.seed, match)
 
     def _prepare_trial(self, method: Selector, context: RunContext) -> None:
         """Compare the texts with the half of the target that chooses as well, and score what either calls
@@ -169,12 +169,12 @@ class Selecting(Decider):
         assert context.target is not None
         # The judges must not have chosen: a contender that saw them would be judged by its own target.
         half = replace(context, target=halves(context.target, self.name).choosing)
-        texts = compared_texts(method, half)
-        rows = self._rows_of(method, half, texts.stage)
-        self._first_by_half = texts.recorded(context, rows)
+        texts = match_pool_texts(method, half)
+        rows = self._rows_of(method, half, texts.match)
+        self._match_by_half = texts.recorded(context, rows)
         self._rows = None if rows is None or self._rows is None else np.union1d(rows, self._rows)
 
-    def _scored_for(self, method: Selector, context: RunContext, first: FirstStage | None) -> PoolSignals:
+    def _scored_for(self, method: Selector, context: RunContext, match: TextMatch | None) -> PoolSignals:
         """The part of a trial's signals that a contender would have measured alone."""
         scored = self._scored
         assert scored is not None
@@ -183,31 +183,31 @@ class Selecting(Decider):
         if not method.needs & set(QUANTITIES):
             signals = context.train.described(method.needs | self._ordering.needs)
             return scored._replace(signals=signals, rows=None)
-        rows = self._rows_of(method, context, first)
+        rows = self._rows_of(method, context, match)
         if rows is None:
             return scored
         places = rows if scored.rows is None else np.searchsorted(scored.rows, rows)
         return scored._replace(signals=scored.signals.take(places), rows=rows)
 
-    def race_contenders(self, context: RunContext) -> RunContext:
+    def try_contenders(self, context: RunContext) -> RunContext:
         """The context with the winner of a trial in its recipe, where one is to be held: each contender
         selects by one half of the target samples, trains for some steps, and is judged by the other half."""
         trial: Any = context.recipe.select
-        if trial.chosen() is not None:
+        if trial.resolved() is not None:
             return context
         assert self._scored is not None and self._scored.target is not None and context.target is not None
-        start, first = time.perf_counter(), self._first_by_half
+        start, match = time.perf_counter(), self._match_by_half
         half = halves(context.target, self.name)
-        aims = self._scored.target.take(half.rows)
+        choosing_signals = self._scored.target.take(half.rows)
         choosing = replace(context, target=half.choosing)
         picks = {}
-        for name, method in trial.tried.items():
-            scored = self._scored_for(method, choosing, first)._replace(target=aims)
+        for name, method in trial.contender_methods.items():
+            scored = self._scored_for(method, choosing, match)._replace(target=choosing_signals)
             if method.needs & set(QUANTITIES):
                 # How far the pool is from the target is said of the winner alone.
                 scored = scored._replace(signals=replace(scored.signals, texts=None))
-            picks[name] = [first_selection(method, choosing, scored, first=first).selection]
-        winner, _ = race(
+            picks[name] = [first_selection(method, choosing, scored, match=match).selection]
+        winner, _ = hold_trial(
             context,
             picks,
             (Part(np.arange(len(context.train))),),
@@ -220,10 +220,10 @@ class Selecting(Decider):
         recipe = replace(context.recipe, select=replace(trial, winner=winner))
         context.save_recipe(recipe)
         context = replace(context, recipe=recipe)
-        self._scored = self._scored_for(_method(context), context, self._first)
+        self._scored = self._scored_for(_method(context), context, self._match)
         return context
 
-    def _size(self, context: RunContext) -> Size:
+    def _size(self, context: RunContext) -> RunSize:
         """The run's size before anything is selected, without its annealing phase."""
         layout, pool = context.in_run, len(context.train)
         self._steps, picks = layout.max_steps, 0
@@ -233,7 +233,7 @@ class Selecting(Decider):
             self._steps = math.ceil(layout.epochs * math.ceil(picks / layout.batch_size))
         annealing = 0 if self._last is None else decay_steps(self._last, self._steps)
         aside = 0 if context.target is None else len(context.target)
-        return Size(pool, self._steps - annealing, layout.batch_size, picks, aside)
+        return RunSize(pool, self._steps - annealing, layout.batch_size, picks, aside)
 
     def _once(self, context: RunContext) -> str | None:
         """Why the selection cannot be refreshed, if so."""
@@ -257,7 +257,7 @@ class Selecting(Decider):
             order_needs=self._ordering.needs,
             forecast=self._forecast,
             took=took,
-            first=self._first,
+            match=self._match,
         )
         took["selection"] = time.perf_counter() - start - sum(took.values())
         # Without refreshes nothing of the graph is asked again, and checkpoints need not carry it.
@@ -309,10 +309,10 @@ class Selecting(Decider):
             return share
         return share * forecast.refreshes / (forecast.first + forecast.refreshes)
 
-    def forecast(self, context: RunContext) -> Cost:  # noqa: ARG002
+    def forecast(self, context: RunContext) -> DecisionCost:  # noqa: ARG002
         if self._forecast is None:
-            return Cost()
-        return Cost(seconds_per_step=self._forecast.refreshes / self._steps)
+            return DecisionCost()
+        return DecisionCost(seconds_per_step=self._forecast.refreshes / self._steps)
 
     @property
     def recurs(self) -> bool:
@@ -341,7 +341,7 @@ class Selecting(Decider):
             context.record.event("refresh", step, seconds, anchors=0, digest=plan.digest)
             return plan
         measured = signals_now(context, state.sample[anchors], method.needs)
-        target = target_signals(context, method.needs) if method.aims else None
+        target = target_signals(context, method.needs) if method.uses_target else None
         took = {"signals": time.perf_counter() - start}
         done = method.refresh(state, anchors, measured, step, target=target, device=context.device)
         took["graph"] = done.graph_seconds
@@ -424,7 +424,7 @@ class Selecting(Decider):
 
 def _method(context: RunContext) -> Selector:
     """The method that selects, with what was measured on this machine."""
-    method = context.recipe.select.chosen()
+    method = context.recipe.select.resolved()
     assert method is not None
     return method
 

@@ -23,18 +23,18 @@ from gradwise.methods.annealer import Annealer
 from gradwise.methods.decision import Selection
 from gradwise.methods.trial.contenders import only_in_a_run
 from gradwise.planning import RunContext, Samples, Scorer
-from gradwise.planning.phase import chosen, parts_of, scored_parts, together
+from gradwise.planning.phase import joined_selections, parts_of, scored_parts, select_parts
 from gradwise.planning.picks import write_picks
 from gradwise.planning.scoring import PoolSignals, pool_signals, selection_signals, validation_signals
-from gradwise.planning.selecting import compared_texts, first_selection
+from gradwise.planning.selecting import first_selection, match_pool_texts
 from gradwise.precision import autocast_of
 from gradwise.ranks import check_same, is_first, on_each, on_first
 from gradwise.recipe import Model, Recipe
 from gradwise.run.model import Tell, load_tokenizer
 from gradwise.run.records import records_of
 from gradwise.run.signals import joined, sections, what_measures
+from gradwise.signals.request import QUANTITIES
 from gradwise.signals.vocabulary import check_tokens
-from gradwise.signals.wanted import QUANTITIES
 from gradwise.training.record import RunRecord
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 PICKS, RECORDS, SUMMARY = "picks.parquet", "records.jsonl", "selection.json"
 SIGNALS, VALIDATION, TARGET = "signals", "validation", "target"
-LOOKED = "looked.npy"
+SCORED_ROWS = "looked.npy"
 """Beside the signals: which samples of the pool they are of, where not of all."""
 
 
@@ -122,8 +122,8 @@ def choose(
         GradwiseError: in one clear sentence.
     """
     goal = recipe.goal
-    recipe = replace(recipe, select=recipe.select.aimed(goal))
-    method = recipe.select.chosen()
+    recipe = replace(recipe, select=recipe.select.with_target(goal))
+    method = recipe.select.resolved()
     if method is None:
         raise only_in_a_run("select")
     pool, target, tokenizer = on_each(lambda: _parts(recipe, goal, tell, progress))
@@ -134,9 +134,9 @@ def choose(
         recipe, out, pool, tokenizer, target=target, store=out / SIGNALS, tell=tell, progress=progress
     )
     count = len(pool)
-    texts = compared_texts(method, context)
-    first: Any = texts.stage
-    rows, selection = method.rows_to_score(count, context.train.domain, recipe.seed, first), None
+    texts = match_pool_texts(method, context)
+    match: Any = texts.match
+    rows, selection = method.rows_to_score(count, context.train.domain, recipe.seed, match), None
     texts.recorded(context, rows)
     if rows is not None and more & set(QUANTITIES):
         raise RecipeError(
@@ -145,12 +145,12 @@ def choose(
         )
     if not method.needs & set(QUANTITIES) and more & set(QUANTITIES):
         unscored = selection_signals(context, method.needs | {"num_tokens"})
-        selection = first_selection(method, context, unscored, first=first).selection
+        selection = first_selection(method, context, unscored, match=match).selection
         picked = np.unique(selection.indices)
         rows = picked if len(picked) < count else None
     if selection is None:
         scored = selection_signals(context, method.needs | {"num_tokens"}, rows, order_needs=more)
-        selection = first_selection(method, context, scored, first=first).selection
+        selection = first_selection(method, context, scored, match=match).selection
     else:
         scored = pool_signals(context, method.needs | more | {"num_tokens"}, rows)
     if advice := method.advice(selection):
@@ -232,7 +232,7 @@ def select_annealing(
     phase = recipe.anneal
     if phase is None:
         raise RecipeError("The recipe has no `anneal`, so there is no annealing phase to select for.")
-    if phase.tried and phase.winner is None:  # type: ignore[attr-defined]
+    if phase.contender_methods and phase.winner is None:  # type: ignore[attr-defined]
         raise only_in_a_run("anneal")
     if phase.pool == "selection":
         raise RecipeError("anneal.pool: selection is what a run has selected by then; give pool: all.")
@@ -270,8 +270,8 @@ def select_annealing(
             context = replace(context, store=store)
         some = None if len(rows) == len(pool) else rows
         scored = pool_signals(context, quantities | {"num_tokens"}, some)
-        selection = together(
-            chosen(phase, parts, scored.signals, validation=validation, room=None, seed=recipe.seed)
+        selection = joined_selections(
+            select_parts(phase, parts, scored.signals, validation=validation, room=None, seed=recipe.seed)
         )
         by = {"anneal": recipe.to_dict()["anneal"]}
         summary = _summary(by, context, pool, scored.seconds, selection)
@@ -361,7 +361,7 @@ def _write(
     if rows is not None and (out / SIGNALS).is_dir():
         content = io.BytesIO()
         np.save(content, rows)
-        add_file(out / SIGNALS / LOOKED, content.getvalue())
+        add_file(out / SIGNALS / SCORED_ROWS, content.getvalue())
     write_json(out / SUMMARY, summary)
 
 

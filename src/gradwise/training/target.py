@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from gradwise.data.parts import split, unlike
-from gradwise.data.pool import found_in
+from gradwise.data.parts import not_among, split
+from gradwise.data.pool import occurs_in
 from gradwise.data.settings import HALF
 from gradwise.data.subtasks import with_subtasks
 from gradwise.errors import RecipeError
@@ -52,7 +52,7 @@ def target_of(
     chooses = recipe.anneal is not None and recipe.anneal.uses_validation
     single = evaluation is not None and not isinstance(evaluation, dict)
     if dataset is None:
-        goal = method.towards(target=False, validation=single)
+        goal = method.resolve_target(target=False, validation=single)
         if goal is None:
             return Target(method, None, evaluation)
         count = len(evaluation or ()) if hasattr(evaluation, "__len__") else None
@@ -65,14 +65,14 @@ def target_of(
         # (docs/log.md, 2026-11-29).
         with_domains = "domain" in (getattr(evaluation, "column_names", None) or ())
         halves = split(list(evaluation["domain"]) if with_domains else None, count, HALF)
-        aimed = rows_of(with_subtasks(evaluation), halves.choosing)
-        notes = (halves.sentence("eval_dataset"), *_in_training(train, aimed))
-        measuring, notes = _apart(rows_of(evaluation, halves.measuring), aimed, "the target's", *notes)
+        choosing = rows_of(with_subtasks(evaluation), halves.choosing)
+        notes = (halves.sentence("eval_dataset"), *_in_training(train, choosing))
+        measuring, notes = _apart(rows_of(evaluation, halves.measuring), choosing, "the target's", *notes)
         if _holds_tokens(train):
             measuring, notes = _apart(measuring, train, "the training data", *notes)
-        return Target(method.aimed(goal), aimed, measuring, notes)
-    aimed_at = method.aimed("target") if selects else method
-    if planned or not (chooses or aimed_at.aims):
+        return Target(method.with_target(goal), choosing, measuring, notes)
+    targeted = method.with_target("target") if selects else method
+    if planned or not (chooses or targeted.uses_target):
         what = "a plan" if planned else f"select: {method.method}"
         raise RecipeError(
             f"target_dataset has no effect with {what}; leave it out, or select by a method that takes a "
@@ -94,13 +94,13 @@ def target_of(
         }
         notes = tuple(note for _, of_part in parts.values() for note in of_part)
         rest = {name: rest for name, (rest, _) in parts.items()}
-        return Target(aimed_at, dataset, rest, (*in_training, *notes))
-    return Target(aimed_at, dataset, *_apart(evaluation, dataset, "the target's", *in_training))
+        return Target(targeted, dataset, rest, (*in_training, *notes))
+    return Target(targeted, dataset, *_apart(evaluation, dataset, "the target's", *in_training))
 
 
 def _in_training(train: Any, samples: Any) -> tuple[str, ...]:
     """A sentence on target samples that stand in the training data too."""
-    if not _holds_tokens(train) or not (common := int(found_in(samples, train).sum())):
+    if not _holds_tokens(train) or not (common := int(occurs_in(samples, train).sum())):
         return ()
     return (f"{common} of {len(samples)} target samples also stand in the training data.",)
 
@@ -121,5 +121,5 @@ def _apart(measuring: Any, others: Any, whose: str, *notes: str, of: str = "") -
     """
     if not hasattr(measuring, "__len__") or not len(measuring) or "input_ids" not in measuring[0]:
         return measuring, notes
-    rows, note = unlike(measuring, others, whose)
+    rows, note = not_among(measuring, others, whose)
     return (rows_of(measuring, rows) if note else measuring), (*notes, *(of + each for each in note))

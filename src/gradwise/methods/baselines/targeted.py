@@ -12,7 +12,14 @@ from pydantic import Field
 from gradwise.errors import SignalError
 from gradwise.methods.decision import Selection, check_signals
 from gradwise.methods.interfaces import WarmUp
-from gradwise.methods.towards import AlwaysTargeted, Subtasks, check_target, closeness_of, texts_of, unit_rows
+from gradwise.methods.targeting import (
+    AlwaysTargeted,
+    Subtasks,
+    check_target,
+    closeness_of,
+    texts_of,
+    unit_rows,
+)
 from gradwise.methods.validation import check_aligned
 from gradwise.numerics.ngrams import Counts, affinity
 from gradwise.numerics.streams import stream
@@ -21,7 +28,7 @@ from gradwise.signals import Signals
 
 
 @dataclass(frozen=True)
-class _TowardsTarget(AlwaysTargeted):
+class _RankedByTarget(AlwaysTargeted):
     """What the four have in common."""
 
     def pick(
@@ -76,7 +83,7 @@ class _TowardsTarget(AlwaysTargeted):
 
 
 @dataclass(frozen=True)
-class Dsir(_TowardsTarget):
+class Dsir(_RankedByTarget):
     """Importance resampling by hashed n-grams (DSIR, Xie et al. 2023, arXiv 2302.03169).
 
     Texts are drawn without replacement in proportion to p_target(x) / p_pool(x), both products of the
@@ -111,7 +118,7 @@ class Dsir(_TowardsTarget):
 
 
 @dataclass(frozen=True)
-class Nearest(_TowardsTarget):
+class Nearest(_RankedByTarget):
     """Nearest neighbours of the target samples by embedding (as RDS+, Ivison et al. 2025, arXiv 2503.01807).
 
     The target samples take turns; each takes the sample with the highest cosine that is left. Embeddings are
@@ -136,7 +143,7 @@ class Nearest(_TowardsTarget):
 
 
 @dataclass(frozen=True)
-class Less(_TowardsTarget):
+class Less(_RankedByTarget):
     """Gradient similarity with the target at warm-up checkpoints (LESS, Xia et al. 2024, arXiv 2402.04333).
 
     A sample scores max over subtasks of sum_c eta_c cos(Gamma_c(z), g_c), where Gamma_c is its gradient
@@ -159,7 +166,7 @@ class Less(_TowardsTarget):
     needs: ClassVar[frozenset[str]] = frozenset({"grad", "texts"})
 
     @property
-    def trained_before(self) -> WarmUp:
+    def warm_up_training(self) -> WarmUp:
         return WarmUp(self.warm_up_fraction, self.checkpoints)
 
     def _ranked(
@@ -168,25 +175,27 @@ class Less(_TowardsTarget):
         target: Signals,
         seed: int,  # noqa: ARG002
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], str]:
-        grads, aims = (np.asarray(each.require("grad", self.method)) for each in (signals, target))
-        if grads.shape[1] != aims.shape[1] or grads.shape[1] % self.checkpoints:
+        grads, targets = (np.asarray(each.require("grad", self.method)) for each in (signals, target))
+        if grads.shape[1] != targets.shape[1] or grads.shape[1] % self.checkpoints:
             raise SignalError(
                 f"less needs gradients of {self.checkpoints} checkpoints side by side, as many numbers for "
-                f"the pool as for the target; found {grads.shape[1]} and {aims.shape[1]}. "
+                f"the pool as for the target; found {grads.shape[1]} and {targets.shape[1]}. "
                 "Give checkpoints: 1 for gradients at the present weights."
             )
         subtasks = Subtasks.of(target)
-        usable = np.isfinite(aims).all(axis=1)
-        if not aims[usable].any():
+        usable = np.isfinite(targets).all(axis=1)
+        if not targets[usable].any():
             raise SignalError(
-                f"less: none of {len(aims)} target samples has a gradient that is finite and not zero; give "
-                "other target samples."
+                f"less: none of {len(targets)} target samples has a gradient that is finite and not zero; "
+                "give other target samples."
             )
         # eta_c of LESS: the mean rate of each epoch of a linear decay, up to a factor that all scores share.
         rates = 1 - (np.arange(self.checkpoints) + 0.5) / self.checkpoints
         scores = np.zeros((len(subtasks.names), len(grads)))
         for rate, pool, aim in zip(
-            rates, *(np.split(each, self.checkpoints, axis=1) for each in (grads, aims)), strict=True
+            rates,
+            *(np.split(each, self.checkpoints, axis=1) for each in (grads, targets)),
+            strict=True,
         ):
             means = np.stack(
                 [
@@ -206,7 +215,7 @@ class Less(_TowardsTarget):
 
 
 @dataclass(frozen=True)
-class Tsds(_TowardsTarget):
+class Tsds(_RankedByTarget):
     """Optimal transport to the target with a term for diversity (TSDS, Liu et al. 2024, arXiv 2410.11303).
 
     Every target sample's mass moves to its nearest samples, as evenly as `spread` asks; where samples lie
@@ -264,14 +273,14 @@ def _units(signals: Signals, rows: NDArray[np.int64]) -> NDArray[np.float64]:
 def _cosines(signals: Signals, target: Signals, by: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Samples with a finite embedding, and (m, n) cosines of the target samples with them."""
     embeddings = np.asarray(signals.require("embedding", by))
-    aims = np.asarray(target.require("embedding", f"{by}, of the target samples,"))
+    targets = np.asarray(target.require("embedding", f"{by}, of the target samples,"))
     rows = np.flatnonzero(np.isfinite(embeddings).all(axis=1))
-    aims = aims[np.isfinite(aims).all(axis=1)].astype(np.float64)
-    if not rows.size or not len(aims):
+    targets = targets[np.isfinite(targets).all(axis=1)].astype(np.float64)
+    if not rows.size or not len(targets):
         raise SignalError(f"{by}: no sample of the pool or of the target has a finite embedding.")
     centre = embeddings[rows].mean(axis=0, dtype=np.float64)
     # Both around the pool's mean: without centring all embeddings of a language model are alike.
-    cosines = unit_rows(aims - centre) @ _units(signals, rows).T
+    cosines = unit_rows(targets - centre) @ _units(signals, rows).T
     check_aligned(cosines, by, "embeddings")
     return rows, cosines
 

@@ -16,11 +16,11 @@ from gradwise.methods.baselines.select import FullData, RandomSubset
 from gradwise.methods.baselines.targeted import Dsir, Nearest, Tsds
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
-from gradwise.methods.interfaces import FirstStage, Places, Selector
-from gradwise.methods.towards import AlwaysTargeted
+from gradwise.methods.interfaces import Places, Selector, TextMatch
+from gradwise.methods.targeting import AlwaysTargeted
 from gradwise.methods.trial.contenders import check_contenders, only_in_a_run
 from gradwise.signals import Signals
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 
 Contender = Literal["grace", "dsir", "nearest", "tsds", "random", "full"]
 
@@ -29,7 +29,7 @@ Contender = Literal["grace", "dsir", "nearest", "tsds", "random", "full"]
 class SelectTrial(AlwaysTargeted):
     """The selection after which a few steps lower the loss on target samples most.
 
-    >>> SelectTrial(contenders=["dsir", "full"], count=8, winner="dsir").chosen().count
+    >>> SelectTrial(contenders=["dsir", "full"], count=8, winner="dsir").resolved().count
     8
     """
 
@@ -58,7 +58,7 @@ class SelectTrial(AlwaysTargeted):
         check_contenders("select", self.contenders, self.winner)
 
     @property
-    def tried(self) -> dict[str, Selector]:
+    def contender_methods(self) -> dict[str, Selector]:
         size: dict[str, Any] = {"fraction": self.fraction, "count": self.count}
         aimed: dict[str, Any] = {**size, "target": self.target or "target"}
         selectors: dict[str, Selector] = {
@@ -72,34 +72,34 @@ class SelectTrial(AlwaysTargeted):
         }
         return {name: selectors[name] for name in self.contenders}
 
-    def chosen(self) -> Selector | None:
-        return None if self.winner is None else self.tried[self.winner]
+    def resolved(self) -> Selector | None:
+        return None if self.winner is None else self.contender_methods[self.winner]
 
     def advice(self, selection: Selection) -> str | None:
-        winner = self.chosen()
+        winner = self.resolved()
         return None if winner is None else winner.advice(selection)
 
     @property
     def _remaining(self) -> list[Selector]:
         """The contenders that still matter."""
-        chosen = self.chosen()
-        return list(self.tried.values()) if chosen is None else [chosen]
+        chosen = self.resolved()
+        return list(self.contender_methods.values()) if chosen is None else [chosen]
 
     @property
     def needs(self) -> frozenset[str]:
         """The signals that one of the contenders decides by."""
         return frozenset().union(*(method.needs for method in self._remaining))
 
-    def first_stage(self, signals: Signals, target: Signals) -> FirstStage | None:
-        stages = (method.first_stage(signals, target) for method in self._remaining)
+    def match_texts(self, signals: Signals, target: Signals) -> TextMatch | None:
+        stages = (method.match_texts(signals, target) for method in self._remaining)
         return next((stage for stage in stages if stage is not None), None)
 
     def rows_to_score(
-        self, pool: int, domain: NDArray[np.str_] | None, seed: int, first: object = None
+        self, pool: int, domain: NDArray[np.str_] | None, seed: int, match: object = None
     ) -> Places | None:
         """The samples that the one contender scores that asks a model; all where there are several."""
         measuring = [method for method in self._remaining if method.needs & set(QUANTITIES)]
-        return measuring[0].rows_to_score(pool, domain, seed, first) if len(measuring) == 1 else None
+        return measuring[0].rows_to_score(pool, domain, seed, match) if len(measuring) == 1 else None
 
     def select(self, signals: Signals, *, target: Signals | None = None, seed: int = 0) -> Selection:
         """What the winner selects.
@@ -107,8 +107,8 @@ class SelectTrial(AlwaysTargeted):
         Raises:
             RecipeError: there is no winner yet, since only a run can hold a trial.
         """
-        winner = self.chosen()
+        winner = self.resolved()
         if winner is None:
             raise only_in_a_run("select")
         select: Any = winner.select
-        return select(signals, seed=seed, **({"target": target} if winner.aims else {}))
+        return select(signals, seed=seed, **({"target": target} if winner.uses_target else {}))

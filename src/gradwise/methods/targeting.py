@@ -20,7 +20,7 @@ from gradwise.numerics.ngrams import Affinity, Counts, affinities, affinity
 from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
 
-FAR = 0.25
+MIN_CLOSENESS = 0.25
 """Closeness below which a pool is said to hold little that resembles the target. It was 0.02 to
 0.06 for plays, and 0.16 (PIQA) to 0.69 (GSM8K, part of the pool) for mixed pools
 (`benchmarks.grace.words`)."""
@@ -29,7 +29,7 @@ CLOSEST = 0.05
 """Share of a pool, at most, by whose closeness to the target a pool is judged: the mean of a selection of all
 of it says nothing."""
 
-LOOKED_AT = 20_000
+CLOSENESS_TEXTS = 20_000
 """Texts of a pool by which selections that do not compare all of them judge whether it is far."""
 
 
@@ -103,7 +103,7 @@ def bounds(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int) 
 
 
 @dataclass(frozen=True, eq=False)
-class Wording:
+class NgramMatch:
     """How the words of a pool's samples compare with a target's."""
 
     score: NDArray[np.float64]
@@ -141,7 +141,7 @@ class Wording:
         )
 
 
-def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wording:
+def match_ngrams(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> NgramMatch:
     """Compare the n-grams of all samples with each subtask's, reading the pool twice or more.
 
     Args:
@@ -171,15 +171,15 @@ def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wordi
     score -= tier * (float(np.ptp(score)) + 1.0 if len(score) else 1.0)
     sound = np.flatnonzero(tier == 0)
     tied = len(sound) > 1 and bool(np.ptp(score[sound]) == 0)
-    itself = [_itself(target, rows, pool) for rows in parts if len(rows) > 1]
+    itself = [_own_score(target, rows, pool) for rows in parts if len(rows) > 1]
     closeness = None if not itself or tied else _closeness(scores[:, sound], size, float(np.mean(itself)))
-    return Wording(
+    return NgramMatch(
         score, garbled, pool.copies, closeness, size, tied, subtasks.names, scores, ties=pool.digests
     )
 
 
 def _closeness(scores: NDArray[np.float64], size: int, itself: float) -> float:
-    """`Wording.closeness`, from (T, N) scores and what the target scores by itself."""
+    """`NgramMatch.closeness`, from (T, N) scores and what the target scores by itself."""
     nearest = scores.max(axis=0)
     count = max(1, min(size, round(CLOSEST * len(nearest))))
     closest = -np.partition(-nearest, count - 1)[:count] if len(nearest) else nearest
@@ -187,7 +187,7 @@ def _closeness(scores: NDArray[np.float64], size: int, itself: float) -> float:
     return round(float(np.clip((value - low) / (itself - low), 0.0, 1.0)), 4) if itself > low else 1.0
 
 
-def _itself(target: Texts, rows: NDArray[np.int64], pool: Counts) -> float:
+def _own_score(target: Texts, rows: NDArray[np.int64], pool: Counts) -> float:
     """What the texts of one half of a target score by the other half, on average."""
     halves = rows[::2], rows[1::2]
     half_scores = [
@@ -246,17 +246,17 @@ def percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def closeness_of(texts: Texts, target: Texts, subtasks: Subtasks, size: int, seed: int) -> float | None:
-    """`Wording.closeness`, from at most `LOOKED_AT` texts of the pool, drawn at random."""
+    """`NgramMatch.closeness`, from at most `CLOSENESS_TEXTS` texts of the pool, drawn at random."""
     count = len(texts)
-    if count > LOOKED_AT:
-        rows = np.sort(stream(seed, "closeness").choice(count, LOOKED_AT, replace=False))
-        texts, size = texts.take(rows), max(1, round(size * LOOKED_AT / count))
-    return wording(texts, target, subtasks, size).closeness
+    if count > CLOSENESS_TEXTS:
+        rows = np.sort(stream(seed, "closeness").choice(count, CLOSENESS_TEXTS, replace=False))
+        texts, size = texts.take(rows), max(1, round(size * CLOSENESS_TEXTS / count))
+    return match_ngrams(texts, target, subtasks, size).closeness
 
 
-def far_from(closeness: float | None) -> str | None:
+def closeness_advice(closeness: float | None) -> str | None:
     """A sentence where no sample is much closer to the target than random ones; None otherwise."""
-    if closeness is None or closeness >= FAR:
+    if closeness is None or closeness >= MIN_CLOSENESS:
         return None
     return (
         "The pool holds little that resembles the target: by their words, the closest samples are "
@@ -274,19 +274,19 @@ class Targeted(Subset):
     if it is given, otherwise none; baselines that cannot do without one then use `validation`."""
 
     @property
-    def aims(self) -> bool:
+    def uses_target(self) -> bool:
         return self.target is not None
 
     def advice(self, selection: Selection) -> str | None:
         """A sentence on a pool that holds little that resembles the target; None if there is nothing to
         say."""
-        return far_from(selection.details.get("closeness"))
+        return closeness_advice(selection.details.get("closeness"))
 
-    def aimed(self, goal: Goal | None) -> Self:
+    def with_target(self, goal: Goal | None) -> Self:
         """The same method with its target settled."""
         return self if goal is None or self.target is not None else replace(self, target=goal)
 
-    def towards(self, *, target: bool, validation: bool) -> Goal | None:
+    def resolve_target(self, *, target: bool, validation: bool) -> Goal | None:
         if self.target == "validation" and target:
             raise RecipeError(
                 "select.target is validation, so that data.target has no effect; leave one of them out."
@@ -304,11 +304,11 @@ class AlwaysTargeted(Targeted):
     """A baseline that cannot do without a target."""
 
     @property
-    def aims(self) -> bool:
+    def uses_target(self) -> bool:
         return True
 
-    def towards(self, *, target: bool, validation: bool) -> Goal | None:
-        goal = super().towards(target=target, validation=validation)
+    def resolve_target(self, *, target: bool, validation: bool) -> Goal | None:
+        goal = super().resolve_target(target=target, validation=validation)
         if goal is None and not validation:
             raise RecipeError(
                 f"select: {self.method} selects towards a target, and none is given; give data.target (or "

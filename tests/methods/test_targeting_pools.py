@@ -10,10 +10,10 @@ import pytest
 
 import gradwise as gw
 from gradwise.errors import SignalError
-from gradwise.methods.towards import FAR, Subtasks, wording
+from gradwise.methods.targeting import MIN_CLOSENESS, Subtasks, match_ngrams
 from gradwise.numerics.ngrams import word_ids
 from gradwise.signals import Signals
-from tests.methods.test_towards import BAKERY, TRAINS, FromTexts, garbled, problems, signals, speeches
+from tests.methods.test_targeting import BAKERY, TRAINS, FromTexts, garbled, problems, signals, speeches
 
 pytestmark = pytest.mark.filterwarnings("ignore:The pool holds little")
 
@@ -27,7 +27,7 @@ def embedded(texts: list[str], seed: int) -> Signals:
 
 
 def compared(pool: list[str], target: list[str], size: int) -> Any:
-    return wording(FromTexts(pool), FromTexts(target), Subtasks.of_domains(None, len(target)), size)
+    return match_ngrams(FromTexts(pool), FromTexts(target), Subtasks.of_domains(None, len(target)), size)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -112,7 +112,7 @@ def test_words_rank_a_pool_written_without_spaces(seed: int) -> None:
     pool = tales(200, seed) + sums(50, seed + 9)
     near, far = (compared(texts, sums(30, seed + 5), 12) for texts in (pool, tales(200, seed)))
     assert near.best(12).min() >= 200 and not near.garbled.any()
-    assert far.closeness < FAR < near.closeness
+    assert far.closeness < MIN_CLOSENESS < near.closeness
     rng = np.random.default_rng(seed)
     junk = ["".join(rng.permutation(list(text))) for text in sums(30, seed + 77)]
     assert (compared(pool + junk, sums(30, seed + 5), 12).best(40) < 250).all(), "letters in random order"
@@ -155,7 +155,7 @@ class TestCloseness:
             words = compared(near, problems(BAKERY, 30, seed + 9), round(share * 300))
             assert words.closeness > 0.8, share
             far = compared(speeches(300, seed), problems(BAKERY, 30, seed + 9), round(share * 300))
-            assert far.closeness < FAR, share
+            assert far.closeness < MIN_CLOSENESS, share
 
     @pytest.mark.parametrize("seed", range(3))
     def test_one_target_sample_says_nothing(self, seed: int) -> None:
@@ -198,7 +198,7 @@ class TestSubtasks:
         junk = [garbled(text, "shuffled", rng) for text in problems(BAKERY, 60, seed + 3)]
         texts = problems(BAKERY, 20, seed + 4) + problems(TRAINS, 20, seed + 5)
         subtasks = Subtasks.of_domains(np.repeat(["a", "b"], 20), 40)
-        best = wording(FromTexts(pool + junk), FromTexts(texts), subtasks, 40).best(40)
+        best = match_ngrams(FromTexts(pool + junk), FromTexts(texts), subtasks, 40).best(40)
         assert (best < 60).sum() == pytest.approx(20, abs=2)
         assert ((best >= 60) & (best < 120)).sum() == pytest.approx(20, abs=2)
 

@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 
 from gradwise.methods.grace.importance import NEEDS, Kind
 from gradwise.methods.grace.state import State
-from gradwise.methods.towards import (
+from gradwise.methods.targeting import (
     Direction,
+    NgramMatch,
     Subtasks,
-    Wording,
     bounds,
     check_target,
+    match_ngrams,
     percentiles,
     texts_of,
-    wording,
 )
 from gradwise.methods.validation import check_aligned
 from gradwise.numerics.facility import Minimum
 from gradwise.signals import Signals
 
-AIMED: tuple[Kind, ...] = ("relevance", "alignment")
+TARGETED_KINDS: tuple[Kind, ...] = ("relevance", "alignment")
 """Kinds of importance that compare samples with the target."""
 
 SURVIVORS = 4
@@ -41,8 +41,8 @@ GARBLED = -1.0
 
 
 @dataclass(frozen=True, eq=False)
-class Aim:
-    """What samples are compared with. Shapes: T subtasks."""
+class TargetDirection:
+    """The directions that samples are compared with. Shapes: T subtasks."""
 
     direction: Direction
     centre: NDArray[np.float64]
@@ -60,14 +60,14 @@ class Aim:
         return (cosines - self.bounds[:, None]).max(axis=0)
 
 
-def aim_of(
+def target_direction(
     kind: Kind,
     signals: Signals,
     rows: NDArray[np.int64],
     target: Signals | None,
     size: int,
     centre: NDArray[np.floating],
-) -> Aim:
+) -> TargetDirection:
     """What the samples of a pool are compared with.
 
     Args:
@@ -81,15 +81,15 @@ def aim_of(
     target = check_target(target, "grace")
     name = NEEDS[kind]
     middle = centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
-    aims = np.asarray(target.require(name, "grace, of the target samples,")).astype(np.float64) - middle
-    direction = Direction.of(aims, Subtasks.of(target))
+    vectors = np.asarray(target.require(name, "grace, of the target samples,")).astype(np.float64) - middle
+    direction = Direction.of(vectors, Subtasks.of(target))
     cosines = direction.cosines(np.asarray(signals.require(name, "grace"))[rows].astype(np.float64) - middle)
     check_aligned(cosines, "grace", f"{name}s")
-    return Aim(direction, middle, bounds(cosines, direction.shares, size), cosines, size)
+    return TargetDirection(direction, middle, bounds(cosines, direction.shares, size), cosines, size)
 
 
-def aim_again(state: State, kind: Kind, target: Signals | None) -> Aim:
-    """The aim at a refresh, with the target samples scored again."""
+def rescored_direction(state: State, kind: Kind, target: Signals | None) -> TargetDirection:
+    """The direction at a refresh, with the target samples scored again."""
     target = check_target(target, "grace")
     # The bounds stay those of the first selection: they need the cosines of all candidates, and a refresh
     # scores only some.
@@ -97,13 +97,13 @@ def aim_again(state: State, kind: Kind, target: Signals | None) -> Aim:
     middle = state.centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
     vectors = np.asarray(target.require(NEEDS[kind], "grace, of the target samples,")).astype(np.float64)
     direction = Direction.of(vectors - middle, Subtasks.of(target))
-    return Aim(direction, middle, state.bounds)
+    return TargetDirection(direction, middle, state.bounds)
 
 
-def words_of(signals: Signals, target: Signals, size: int) -> Wording:
+def match_pool(signals: Signals, target: Signals, size: int) -> NgramMatch:
     """The first stage of the cascade, over a whole pool."""
     target = check_target(target, "grace")
-    return wording(
+    return match_ngrams(
         texts_of(signals, "grace"),
         texts_of(target, "grace, of the target samples,"),
         Subtasks.of(target),
@@ -111,27 +111,29 @@ def words_of(signals: Signals, target: Signals, size: int) -> Wording:
     )
 
 
-def aimed_at(state: State, aim: Aim, words: Wording | None, *, by_tokens: bool) -> State:
+def with_direction(
+    state: State, target: TargetDirection, match: NgramMatch | None, *, by_tokens: bool
+) -> State:
     """A state with what the target adds to it; `by_tokens` says that the budget is in tokens."""
-    assert aim.cosines is not None
-    shares = aim.direction.shares
-    ranks = np.stack([percentiles(each) for each in aim.cosines])
-    state = state.changed(bounds=aim.bounds, shares=shares)
-    if words is None:
-        return state.changed(subtask=_nearest(ranks, shares, aim.size))
+    assert target.cosines is not None
+    shares = target.direction.shares
+    ranks = np.stack([percentiles(each) for each in target.cosines])
+    state = state.changed(bounds=target.bounds, shares=shares)
+    if match is None:
+        return state.changed(subtask=_nearest(ranks, shares, target.size))
     # Ranked by words alone, they fill the budget where too few candidates can be used; where all are
     # candidates there are no others.
     # How many short samples a budget in tokens holds is not known, so that all are ranked.
-    most = state.pool if by_tokens else words.size + len(state.looked)
-    others = words.best(most) if len(state.looked) < state.pool else None
-    score, garbled = words.score[state.sample], words.garbled[state.sample]
+    most = state.pool if by_tokens else match.size + len(state.scored_rows)
+    others = match.best(most) if len(state.scored_rows) < state.pool else None
+    score, garbled = match.score[state.sample], match.garbled[state.sample]
     by_words = np.where(garbled, GARBLED, percentiles(score))
     # A target sample that could not be measured may have been the last of its subtask.
-    if words.subtasks == aim.direction.names:
-        ranks += [percentiles(each[state.sample]) for each in words.by_subtask]
+    if match.subtasks == target.direction.names:
+        ranks += [percentiles(each[state.sample]) for each in match.by_subtask]
     subtask = np.full(len(garbled), len(shares))
-    subtask[~garbled] = _nearest(ranks[:, ~garbled], shares, aim.size)
-    return state.changed(subtask=subtask, by_words=by_words, ranked=others, closeness=words.closeness)
+    subtask[~garbled] = _nearest(ranks[:, ~garbled], shares, target.size)
+    return state.changed(subtask=subtask, by_words=by_words, ranked=others, closeness=match.closeness)
 
 
 def _nearest(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int) -> NDArray[np.int64]:

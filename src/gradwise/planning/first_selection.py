@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwise.methods.costs import Forecast
+from gradwise.methods.costs import SelectionForecast
 from gradwise.methods.decision import Selection
-from gradwise.methods.interfaces import FirstStage, SelectionState, Selector
+from gradwise.methods.interfaces import SelectionState, Selector, TextMatch
 from gradwise.numerics.ngrams import compile_kernels
 from gradwise.planning.context import RunContext
 from gradwise.planning.scoring import PoolSignals
@@ -31,9 +31,9 @@ def first_selection(
     scored: PoolSignals,
     *,
     order_needs: frozenset[str] = frozenset(),
-    forecast: Forecast | None = None,
+    forecast: SelectionForecast | None = None,
     took: dict[str, float] | None = None,
-    first: FirstStage | None = None,
+    match: TextMatch | None = None,
 ) -> FirstSelection:
     """What a method selects before the first step, in a run or outside of one.
 
@@ -44,19 +44,19 @@ def first_selection(
         order_needs: signals by which the selection is put in order.
         forecast: how often the selection is refreshed.
         took: gets the seconds of its parts.
-        first: how the texts of the pool compare with the target's, where the method asks that.
+        match: how the texts of the pool compare with the target's, where the method asks that.
     """
     target = scored.target
     state = method.begin(
         scored.signals,
-        looked=scored.rows,
+        scored_rows=scored.rows,
         pool=len(context.train),
         seed=context.seed,
         device=context.device,
         took=took,
         forecast=forecast,
         target=target,
-        first=first,
+        match=match,
     )
     order_signals = scored.signals
     if scored.rows is not None:
@@ -66,17 +66,17 @@ def first_selection(
     return FirstSelection(selection, state, order_signals if scored.for_order is None else scored.for_order)
 
 
-class ComparedTexts(NamedTuple):
-    """The stage before a model is asked."""
+class PoolTexts(NamedTuple):
+    """How texts compare, before a model is asked."""
 
-    stage: FirstStage | None
+    match: TextMatch | None
     target: int = 0
     """Samples of the target."""
     seconds: float = 0.0
 
-    def recorded(self, context: RunContext, rows: NDArray[np.int64] | None) -> FirstStage | None:
-        """The stage, once the record has it; `rows` are the samples that a model scores, None for all."""
-        if self.stage is not None:
+    def recorded(self, context: RunContext, rows: NDArray[np.int64] | None) -> TextMatch | None:
+        """The match, once the record has it; `rows` are the samples that a model scores, None for all."""
+        if self.match is not None:
             context.record.event(
                 "ngrams",
                 0,
@@ -84,19 +84,19 @@ class ComparedTexts(NamedTuple):
                 samples=len(context.train),
                 kept=len(context.train) if rows is None else len(rows),
                 target=self.target,
-                garbled=int(self.stage.garbled.sum()),
-                copies=int(self.stage.copies.sum()),
-                closeness=self.stage.closeness,
+                garbled=int(self.match.garbled.sum()),
+                copies=int(self.match.copies.sum()),
+                closeness=self.match.closeness,
             )
-            if advice := self.stage.advice():
+            if advice := self.match.advice():
                 context.say(advice)
-        return self.stage
+        return self.match
 
 
-def compared_texts(method: Selector, context: RunContext) -> ComparedTexts:
+def match_pool_texts(method: Selector, context: RunContext) -> PoolTexts:
     """What the texts of the pool and of the target say before a model is asked."""
-    if context.target is None or not method.aims:
-        return ComparedTexts(None)
+    if context.target is None or not method.uses_target:
+        return PoolTexts(None)
     compile_kernels()
     start = time.perf_counter()
     pool = context.train.described(method.needs & {"texts", "num_tokens"})
@@ -105,5 +105,5 @@ def compared_texts(method: Selector, context: RunContext) -> ComparedTexts:
     learnt = np.flatnonzero(samples.label_tokens)
     if len(learnt) < len(target) and learnt.size:
         target = target.take(learnt)  # as where the model measures them
-    stage = method.first_stage(pool, target)
-    return ComparedTexts(stage, len(target), time.perf_counter() - start)
+    match = method.match_texts(pool, target)
+    return PoolTexts(match, len(target), time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""A short race between selections, each trained on from the present weights."""
+"""A short trial of several selections, each trained on from the present weights."""
 
 import math
 import time
@@ -12,12 +12,12 @@ from gradwise.methods.decision import Selection
 from gradwise.numerics.sampling import evenly, interleaved
 from gradwise.numerics.streams import stream, stream_seed
 from gradwise.planning.context import RunContext, Samples
-from gradwise.planning.phase import Parts, counts, turns
+from gradwise.planning.phase import Parts, counts, interleaving
 from gradwise.probing import Probe
 from gradwise.ranks import on_first
 from gradwise.signals.samples import rows_of
 
-FEWEST = 4
+MIN_HALF = 4
 """Samples that a half must have to choose or to judge."""
 
 EVENTS = {"select": "select_trial", "anneal": "trial"}
@@ -45,11 +45,11 @@ def halves(samples: Samples, section: str = "anneal", *, of_target: bool = True)
         RecipeError: there are too few.
     """
     count = len(samples)
-    if count < 2 * FEWEST:
+    if count < 2 * MIN_HALF:
         kind = "target" if of_target else "validation"
         raise RecipeError(
             f"{section}: a trial chooses by one half of the {kind} samples and judges by the other; {count} "
-            f"are too few, give at least {2 * FEWEST}."
+            f"are too few, give at least {2 * MIN_HALF}."
         )
     # Seed 0 whatever the run's: runs that differ in their seed only are judged by the same samples.
     mixed = stream(0, "trial halves").permutation(count)
@@ -65,7 +65,7 @@ def _some(samples: Samples, rows: NDArray[np.int64]) -> Samples:
     return Samples(rows_of(samples.dataset, rows), rows_of(samples.inputs, rows), samples.collate, settled)
 
 
-def race(
+def hold_trial(
     context: RunContext,
     selections: dict[str, list[Selection]],
     parts: Parts,
@@ -206,4 +206,4 @@ def _batches(context: RunContext, picked: list[Selection], parts: Parts, steps: 
         entries.append(
             np.concatenate([learnt[:0], *(rng.permutation(learnt) for _ in range(rounds))])[:count]
         )
-    return np.split(np.concatenate(entries)[turns(parts, steps * size)], steps)
+    return np.split(np.concatenate(entries)[interleaving(parts, steps * size)], steps)
