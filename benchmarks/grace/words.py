@@ -159,7 +159,7 @@ def _whole_target() -> tuple[Subtasks, int]:
     return Subtasks.of_domains(None, TARGET), PICKS
 
 
-def closeness(name: str, seed: int) -> dict[str, float]:
+def closeness(name: str, seed: int) -> dict[str, Any]:
     """Closeness of the mixed pool and of plays alone."""
     rng = np.random.default_rng([seed, 2])
     aims = Given([target_texts(name)[row] for row in rng.permutation(len(target_texts(name)))[:TARGET]])

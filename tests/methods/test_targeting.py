@@ -168,8 +168,8 @@ def test_no_copy_while_a_distinct_sample_is_left() -> None:
 def test_a_pool_without_anything_relevant_is_said() -> None:
     target = FromTexts(problems(BAKERY, 40, 1))
     subtasks = Subtasks.of_domains(None, 40)
-    far = match_ngrams(FromTexts(speeches(200, 2)), target, subtasks, 20)
-    near = match_ngrams(FromTexts(speeches(150, 2) + problems(BAKERY, 50, 3)), target, subtasks, 20)
+    far: Any = match_ngrams(FromTexts(speeches(200, 2)), target, subtasks, 20)
+    near: Any = match_ngrams(FromTexts(speeches(150, 2) + problems(BAKERY, 50, 3)), target, subtasks, 20)
     assert far.closeness < MIN_CLOSENESS < near.closeness
     with pytest.warns(UserWarning, match="little that resembles the target"):
         gw.Grace(count=20, target="target").select(signals(speeches(200, 2)), target=signals(target.texts))
@@ -181,8 +181,8 @@ def test_some_texts_of_a_large_pool_say_whether_it_is_far(seed: int, monkeypatch
     target, subtasks = FromTexts(problems(BAKERY, 40, seed)), Subtasks.of_domains(None, 40)
     pools = {"far": speeches(600, seed), "near": speeches(450, seed) + problems(BAKERY, 150, seed + 9)}
     for name, texts in pools.items():
-        whole = match_ngrams(FromTexts(texts), target, subtasks, 60).closeness
-        some = closeness_of(FromTexts(texts), target, subtasks, 60, seed)
+        whole: Any = match_ngrams(FromTexts(texts), target, subtasks, 60).closeness
+        some: Any = closeness_of(FromTexts(texts), target, subtasks, 60, seed)
         assert some == pytest.approx(whole, abs=0.15), name
         assert (some < MIN_CLOSENESS) == (whole < MIN_CLOSENESS) == (name == "far")
 

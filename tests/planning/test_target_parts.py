@@ -89,7 +89,7 @@ class TestSubtasks:
         whole = Counter(samples.subtask.tolist())  # type: ignore[union-attr]
         for part in (half.choosing, half.judging):
             signals = gw.Signals(len(part), domain=part.domain, subtask=part.subtask)
-            subtasks = Subtasks.of(signals)
+            subtasks = Subtasks.of_target(signals)
             assert set(subtasks.names) == set(whole)
             for name, share in zip(subtasks.names, subtasks.shares, strict=True):
                 assert share * len(part) == pytest.approx(whole[name] / 2, abs=1)

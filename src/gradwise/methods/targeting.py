@@ -46,7 +46,7 @@ class Subtasks:
     """(m,) the subtask of each target sample."""
 
     @staticmethod
-    def of(target: Signals) -> "Subtasks":
+    def of_target(target: Signals) -> "Subtasks":
         """Those of target samples: as they were before the target was divided, or else by domain."""
         if target.subtask is None:
             return Subtasks.of_domains(target.domain, len(target))
@@ -58,7 +58,7 @@ class Subtasks:
         """A subtask for each domain that is large enough, and one for all others."""
         if domain is None:
             return Subtasks(("target",), np.zeros(count, np.int64))
-        return Subtasks.of(Signals(count, subtask=subtask_names(domain)))
+        return Subtasks.of_target(Signals(count, subtask=subtask_names(domain)))
 
     @property
     def shares(self) -> NDArray[np.float64]:

@@ -348,7 +348,7 @@ _RUN, _ALONE, _MARK, _SPACE = 0, 1, 2, 3
 
 
 @partial(compiled, inline="always")
-def _kind(code: int) -> int:
+def _kind(code: np.int64) -> int:
     """What a character of at least U+0800, or of Thai and other scripts without spaces, is."""
     if code < 0x3000:
         # Thai and Lao; Tibetan, which has marks between syllables; Burmese; Khmer; Tai Le to Tai Tham.

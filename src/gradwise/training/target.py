@@ -56,7 +56,7 @@ def target_of(
         if goal is None:
             return Target(method, None, evaluation)
         count = len(evaluation or ()) if hasattr(evaluation, "__len__") else None
-        if count is None:
+        if evaluation is None or count is None:
             raise RecipeError(
                 "The eval_dataset is to choose and has no length; give one that can be indexed, or a "
                 "target_dataset."

@@ -70,7 +70,9 @@ class _RankedByTarget(AlwaysTargeted):
         details: dict[str, Any] = {}
         if signals.texts is not None and target.texts is not None:
             # What the published methods leave open: whether anything in the pool resembles the target.
-            closeness = closeness_of(signals.texts, target.texts, Subtasks.of(target), len(indices), seed)
+            closeness = closeness_of(
+                signals.texts, target.texts, Subtasks.of_target(target), len(indices), seed
+            )
             if closeness is not None:
                 details["closeness"] = closeness
         return Selection(indices, why=(why,), weights=weights, scores=scores[indices], details=details)
@@ -182,7 +184,7 @@ class Less(_RankedByTarget):
                 f"the pool as for the target; found {grads.shape[1]} and {targets.shape[1]}. "
                 "Give checkpoints: 1 for gradients at the present weights."
             )
-        subtasks = Subtasks.of(target)
+        subtasks = Subtasks.of_target(target)
         usable = np.isfinite(targets).all(axis=1)
         if not targets[usable].any():
             raise SignalError(

@@ -82,7 +82,7 @@ def target_direction(
     name = NEEDS[kind]
     middle = centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
     vectors = np.asarray(target.require(name, "grace, of the target samples,")).astype(np.float64) - middle
-    direction = Direction.of(vectors, Subtasks.of(target))
+    direction = Direction.of(vectors, Subtasks.of_target(target))
     cosines = direction.cosines(np.asarray(signals.require(name, "grace"))[rows].astype(np.float64) - middle)
     check_aligned(cosines, "grace", f"{name}s")
     return TargetDirection(direction, middle, bounds(cosines, direction.shares, size), cosines, size)
@@ -96,7 +96,7 @@ def rescored_direction(state: State, kind: Kind, target: Signals | None) -> Targ
     assert state.bounds is not None
     middle = state.centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
     vectors = np.asarray(target.require(NEEDS[kind], "grace, of the target samples,")).astype(np.float64)
-    direction = Direction.of(vectors - middle, Subtasks.of(target))
+    direction = Direction.of(vectors - middle, Subtasks.of_target(target))
     return TargetDirection(direction, middle, state.bounds)
 
 
@@ -106,7 +106,7 @@ def match_pool(signals: Signals, target: Signals, size: int) -> NgramMatch:
     return match_ngrams(
         texts_of(signals, "grace"),
         texts_of(target, "grace, of the target samples,"),
-        Subtasks.of(target),
+        Subtasks.of_target(target),
         size,
     )
 
