@@ -126,9 +126,10 @@ class TrainerMixin(ShardedCheckpoints):
         check_supported(self, recipe)
         check_annealing_data(recipe, anneal_dataset, self.train_dataset, proxied=proxy is not None)
         self.anneal_dataset = anneal_dataset
-        target = target_of(
-            recipe, target_dataset, self.eval_dataset, planned=plan is not None, selects=target_for_select
-        )
+        # The command that made the folder has read the data and said what they have in common.
+        train = None if isinstance(run_dir, OwnedFolder) else self.train_dataset
+        sets, is_planned = (target_dataset, self.eval_dataset), plan is not None
+        target = target_of(recipe, *sets, planned=is_planned, selects=target_for_select, train=train)
         self.target_dataset, self.eval_dataset = target.samples, target.evaluation
         recipe = replace(recipe, select=target.method)
         if _is_plain_collator(self.data_collator) and "data_collator" not in kwargs and len(args) < 3:

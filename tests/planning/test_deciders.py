@@ -199,6 +199,7 @@ def test_a_refreshed_selection_towards_a_target_resumes(make: Any, importance: A
     assert [line["event"] for line in events].count("refresh") == 2
     (words,) = [line for line in events if line["event"] == "ngrams"]
     assert (words["samples"], words["target"]) == (24, 8)
+    assert words["kept"] == 24 and words["copies"] == 0, "candidates: all"
 
 
 @pytest.mark.slow

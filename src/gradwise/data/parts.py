@@ -5,6 +5,7 @@ do both, it is split, once and for all seeds, so that the runs of a comparison a
 samples.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from gradwise.data.loading import load
 from gradwise.data.pool import Pool, occurs_in, overlap
 from gradwise.data.settings import HALF, Data, Goal, Sources
+from gradwise.data.subtasks import with_subtasks
 from gradwise.errors import DataError
 from gradwise.numerics.sampling import interleaved
 from gradwise.numerics.streams import stream
@@ -143,7 +145,8 @@ def _chosen_and_measured(
     name = "target" if target is not None else "validation"
     rows = _split(settings, whole)
     notes.append(rows.sentence(f"data.{name}"))
-    target, measuring = whole.take(rows.choosing), whole.take(rows.measuring)
+    divided = replace(whole, dataset=with_subtasks(whole.dataset))
+    target, measuring = divided.take(rows.choosing), whole.take(rows.measuring)
     # What was chosen by, or trained on, would be measured as better than it is.
     for others, of in ((target, "those that choose"), (train, "the training data")):
         measuring, note = _not_among(measuring, others, of)

@@ -84,10 +84,17 @@ class Budgeted(NamedTuple):
 class TextMatch(Protocol):
     """How the texts of a pool compare with a target, before any model is asked."""
 
-    closeness: float
+    closeness: float | None
 
     @property
     def garbled(self) -> NDArray[np.bool_]: ...
+
+    @property
+    def copies(self) -> NDArray[np.bool_]: ...
+
+    def advice(self) -> str | None:
+        """A sentence for the user, if there is anything to say."""
+        ...
 
     def best(self, count: int) -> Places:
         """The closest samples, best first."""

@@ -1,8 +1,7 @@
 """Selection towards a target: how close the samples of a pool are to it, by n-grams and by directions.
 
-A target's `domain`s are subtasks, each of which gets its share of a selection. Scores of several subtasks
-become one: for a selection of B samples, each subtask's scores are taken above the score of its share-of-B-th
-best sample, and the highest of them counts (`joint`). A sample that serves two subtasks is then picked once.
+A target's `domain`s are subtasks, each of which gets its share of a selection. Rankings of several subtasks
+become one (`joint`), in which a sample that serves two subtasks comes once.
 """
 
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.data.settings import Goal
+from gradwise.data.subtasks import subtask_names
 from gradwise.data.texts import Texts
 from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.decision import Selection, check_signals
@@ -20,13 +20,14 @@ from gradwise.numerics.ngrams import Affinity, Counts, affinities, affinity
 from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
 
-MIN_SUBTASK = 8
-"""Target samples of a subtask; smaller ones are put together, since few samples are no direction."""
-
 MIN_CLOSENESS = 0.25
 """Closeness below which a pool is said to hold little that resembles the target. It was 0.02 to
 0.06 for plays, and 0.16 (PIQA) to 0.69 (GSM8K, part of the pool) for mixed pools
 (`benchmarks.grace.words`)."""
+
+CLOSEST = 0.05
+"""Share of a pool, at most, by whose closeness to the target a pool is judged: the mean of a selection of all
+of it says nothing."""
 
 CLOSENESS_TEXTS = 20_000
 """Texts of a pool by which selections that do not compare all of them judge whether it is far."""
@@ -45,18 +46,19 @@ class Subtasks:
     """(m,) the subtask of each target sample."""
 
     @staticmethod
+    def of_target(target: Signals) -> "Subtasks":
+        """Those of target samples: as they were before the target was divided, or else by domain."""
+        if target.subtask is None:
+            return Subtasks.of_domains(target.domain, len(target))
+        names, codes = np.unique(target.subtask, return_inverse=True)
+        return Subtasks(tuple(map(str, names)), codes.astype(np.int64))
+
+    @staticmethod
     def of_domains(domain: NDArray[np.str_] | None, count: int) -> "Subtasks":
-        """A subtask for each domain with `MIN_SUBTASK` samples, and one for all others."""
+        """A subtask for each domain that is large enough, and one for all others."""
         if domain is None:
             return Subtasks(("target",), np.zeros(count, np.int64))
-        names, codes, sizes = np.unique(domain, return_inverse=True, return_counts=True)
-        large = np.flatnonzero(sizes >= MIN_SUBTASK)
-        if len(large) == len(names):
-            return Subtasks(tuple(map(str, names)), codes.astype(np.int64))
-        # Small subtasks share one direction: the mean of a few samples is mostly noise.
-        place = np.full(len(names), len(large))
-        place[large] = np.arange(len(large))
-        return Subtasks((*map(str, names[large]), "others"), place[codes])
+        return Subtasks.of_target(Signals(count, subtask=subtask_names(domain)))
 
     @property
     def shares(self) -> NDArray[np.float64]:
@@ -64,22 +66,35 @@ class Subtasks:
         return np.bincount(self.of, minlength=len(self.names)) / len(self.of)
 
 
-def joint(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """(N,) one score for each sample from those of T subtasks.
+def joint(scores: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) one score for each sample from those of T subtasks; a single subtask's scores are what they are.
+
+    With several, the first K samples of the ranking hold the best share-of-K of each subtask, for any K.
+
+    Args:
+        scores: (T, N), higher is closer.
+        shares: (T,) of a selection, above 0.
+
+    >>> joint(np.array([[3.0, 2.0, 1.0], [1.0, 8.0, 9.0]]), np.array([0.5, 0.5])).tolist()
+    [-2.0, -4.0, -2.0]
+    """
+    if len(scores) == 1:
+        return scores[0]
+    from scipy.stats import rankdata  # a third of the time that commands take to start
+
+    # The number of picks at which each subtask's share admits a sample.
+    return -(rankdata(-scores, axis=1) / shares[:, None]).min(axis=0)
+
+
+def bounds(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """(T,) the score of each subtask's last pick, so that differences from it can be compared between
+    subtasks; 0 for a single one.
 
     Args:
         scores: (T, N), higher is closer.
         shares: (T,) of the selection.
         size: samples of the selection.
-
-    >>> joint(np.array([[3.0, 2.0, 1.0], [1.0, 8.0, 9.0]]), np.array([0.5, 0.5]), 2).tolist()
-    [0.0, -1.0, 0.0]
     """
-    return (scores - bounds(scores, shares, size)[:, None]).max(axis=0)
-
-
-def bounds(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """(T,) the scores that `joint` takes off; 0 for a single subtask."""
     if len(scores) == 1:
         return np.zeros(1)
     places = [min(scores.shape[1], max(1, round(share * size))) - 1 for share in shares]
@@ -92,17 +107,38 @@ class NgramMatch:
     """How the words of a pool's samples compare with a target's."""
 
     score: NDArray[np.float64]
-    """(N,) higher is closer; garbled samples come after all others."""
+    """(N,) higher is closer; copies of earlier samples come after all others, and garbled ones last."""
     garbled: NDArray[np.bool_]
     """(N,) words in random order, or lines repeated."""
-    closeness: float
-    """How far the closest samples are on the way from the pool's average (0) to the target's own (1)."""
+    copies: NDArray[np.bool_]
+    """(N,) an earlier sample has the same words."""
+    closeness: float | None
+    """How far the closest samples are on the way from the pool's average (0) to the target's own (1); None
+    where the target is too small to say."""
     size: int
     """Samples of the selection."""
+    tied: bool
+    """Whether all samples are equally close."""
+    subtasks: tuple[str, ...]
+    """Names of the T subtasks."""
+    by_subtask: NDArray[np.float64]
+    """(T, N) closeness to each subtask alone."""
+    ties: NDArray[np.uint64]
+    """(N,) order of samples that are equally close."""
 
     def best(self, count: int) -> NDArray[np.int64]:
-        """The closest samples, best first; ties go to the earlier one."""
-        return np.argsort(-self.score, kind="stable")[:count]
+        """The closest samples, best first; ties are drawn by a hash of the words, whatever the order of the
+        pool."""
+        return np.lexsort((self.ties, -self.score))[:count]
+
+    def advice(self) -> str | None:
+        """A sentence where words do not tell any sample from another; None otherwise."""
+        if not self.tied:
+            return None
+        return (
+            f"The words of all {len(self.score):,} samples are equally close to the target, so that the "
+            "ranking by n-grams is random."
+        )
 
 
 def match_ngrams(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> NgramMatch:
@@ -114,43 +150,51 @@ def match_ngrams(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> 
         subtasks: of the target.
         size: samples of the selection.
     """
-    pool = Counts.of(texts.chunks())
+    pool = Counts.of(texts.chunks(), distinct=True)
     target_affinity = affinity(target.chunks(), pool, Counts.of(target.chunks()), member=False)
     parts = [np.flatnonzero(subtasks.of == number) for number in range(len(subtasks.names))]
     # Texts are read twice, once for the pool's counts and once for the scores (once more for every `AT_ONCE`
     # further subtasks), and never held in memory.
-    by_subtask: list[Affinity] = []
+    affinities_of: list[Affinity] = []
     for start in range(0, len(parts), AT_ONCE):
         counts = [Counts.of(target.take(rows).chunks()) for rows in parts[start : start + AT_ONCE]]
-        by_subtask += affinities(texts.chunks(), pool, counts)
-    halves = [_own_score(target, rows, pool) for rows in parts]
-    garbled = by_subtask[0].garbled(target_affinity)
-    scores = np.stack([each.ratio for each in by_subtask])
-    score = joint(scores, subtasks.shares, size)
-    spread = float(np.ptp(score)) + 1.0
-    # Below all others rather than left out, so that a selection larger than the natural texts can still be
-    # filled. Shuffled words were up to 83 % of the picks before (docs/log.md).
-    score = np.where(garbled, score - spread, score)
-    best = np.argsort(-score, kind="stable")[:size]
+        affinities_of += affinities(texts.chunks(), pool, counts)
+    garbled = affinities_of[0].garbled(target_affinity)
+    scores = np.stack([each.ratio for each in affinities_of])
+    # Below all others rather than left out, so that a selection larger than the distinct natural texts can
+    # still be filled. Shuffled words were up to 83 % of the picks before (docs/log.md), and copies took the
+    # places of the samples that the model was to compare.
+    tier = np.where(garbled, 2, pool.copies.astype(np.int64))
+    score = np.zeros(len(tier))
+    for number in range(3):
+        score[tier == number] = joint(scores[:, tier == number], subtasks.shares)
+    score -= tier * (float(np.ptp(score)) + 1.0 if len(score) else 1.0)
+    sound = np.flatnonzero(tier == 0)
+    tied = len(sound) > 1 and bool(np.ptp(score[sound]) == 0)
+    itself = [_own_score(target, rows, pool) for rows in parts if len(rows) > 1]
+    closeness = None if not itself or tied else _closeness(scores[:, sound], size, float(np.mean(itself)))
+    return NgramMatch(
+        score, garbled, pool.copies, closeness, size, tied, subtasks.names, scores, ties=pool.digests
+    )
+
+
+def _closeness(scores: NDArray[np.float64], size: int, itself: float) -> float:
+    """`NgramMatch.closeness`, from (T, N) scores and what the target scores by itself."""
     nearest = scores.max(axis=0)
-    closeness = _between(float(nearest.mean()), float(np.mean(halves)), float(nearest[best].mean()))
-    return NgramMatch(score, garbled, closeness, size)
+    count = max(1, min(size, round(CLOSEST * len(nearest))))
+    closest = -np.partition(-nearest, count - 1)[:count] if len(nearest) else nearest
+    low, value = (float(each.mean()) if len(each) else 0.0 for each in (nearest, closest))
+    return round(float(np.clip((value - low) / (itself - low), 0.0, 1.0)), 4) if itself > low else 1.0
 
 
 def _own_score(target: Texts, rows: NDArray[np.int64], pool: Counts) -> float:
     """What the texts of one half of a target score by the other half, on average."""
-    if len(rows) < 2:
-        return 0.0
     halves = rows[::2], rows[1::2]
     half_scores = [
         affinity(target.take(one).chunks(), pool, Counts.of(target.take(other).chunks()), member=False)
         for one, other in (halves, halves[::-1])
     ]
     return float(np.concatenate([each.ratio for each in half_scores]).mean())
-
-
-def _between(low: float, high: float, value: float) -> float:
-    return round(float(np.clip((value - low) / (high - low), 0.0, 1.0)), 4) if high > low else 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +205,8 @@ class Direction:
     """(T, k) mean of the target samples' vectors brought to unit length."""
     shares: NDArray[np.float64]
     """(T,) of the selection."""
+    names: tuple[str, ...]
+    """Of the T subtasks."""
 
     @staticmethod
     def of(vectors: NDArray[Any], subtasks: Subtasks) -> "Direction":
@@ -171,12 +217,12 @@ class Direction:
                 f"None of {len(vectors)} target samples has signals that are finite and not zero; give other "
                 "target samples."
             )
-        units, subtask = unit_rows(vectors[rows].astype(np.float64)), subtasks.of[rows]
-        means = [
-            units[subtask == number].mean(axis=0) if (subtask == number).any() else np.zeros(units.shape[1])
-            for number in range(len(subtasks.names))
-        ]
-        return Direction(np.stack(means), subtasks.shares)
+        # Subtasks without any finite vector get nothing.
+        present, subtask = np.unique(subtasks.of[rows], return_inverse=True)
+        units = unit_rows(vectors[rows].astype(np.float64))
+        means = [units[subtask == number].mean(axis=0) for number in range(len(present))]
+        names = tuple(subtasks.names[number] for number in present)
+        return Direction(np.stack(means), np.bincount(subtask) / len(rows), names)
 
     def cosines(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
         """(T, n) mean cosine of each vector with the target samples of each subtask."""
@@ -199,7 +245,7 @@ def percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return (rankdata(values) - 0.5) / max(1, len(values))
 
 
-def closeness_of(texts: Texts, target: Texts, subtasks: Subtasks, size: int, seed: int) -> float:
+def closeness_of(texts: Texts, target: Texts, subtasks: Subtasks, size: int, seed: int) -> float | None:
     """`NgramMatch.closeness`, from at most `CLOSENESS_TEXTS` texts of the pool, drawn at random."""
     count = len(texts)
     if count > CLOSENESS_TEXTS:
@@ -208,9 +254,9 @@ def closeness_of(texts: Texts, target: Texts, subtasks: Subtasks, size: int, see
     return match_ngrams(texts, target, subtasks, size).closeness
 
 
-def closeness_advice(closeness: float) -> str | None:
+def closeness_advice(closeness: float | None) -> str | None:
     """A sentence where no sample is much closer to the target than random ones; None otherwise."""
-    if closeness >= MIN_CLOSENESS:
+    if closeness is None or closeness >= MIN_CLOSENESS:
         return None
     return (
         "The pool holds little that resembles the target: by their words, the closest samples are "
@@ -234,8 +280,7 @@ class Targeted(Subset):
     def advice(self, selection: Selection) -> str | None:
         """A sentence on a pool that holds little that resembles the target; None if there is nothing to
         say."""
-        closeness = selection.details.get("closeness")
-        return None if closeness is None else closeness_advice(closeness)
+        return closeness_advice(selection.details.get("closeness"))
 
     def with_target(self, goal: Goal | None) -> Self:
         """The same method with its target settled."""
@@ -273,14 +318,25 @@ class AlwaysTargeted(Targeted):
 
 
 def check_target(target: Signals | None, by: str) -> Signals:
-    """The target's signals; raises SignalError if they are not given."""
+    """The target's signals, of the samples that could be measured.
+
+    Raises:
+        SignalError: none are given, or none could be measured.
+    """
     if target is None:
         raise SignalError(
             f"{by} selects towards a target: give `target=`, signals of examples of what the model should "
             "become good at, collected as those of the pool."
         )
     check_signals(target, by, "target signals")
-    return target
+    if target.ok is None or target.ok.all():
+        return target
+    if not target.ok.any():
+        raise SignalError(
+            f"{by}: none of the {len(target)} target samples could be measured (they are not `ok`); give "
+            "other target samples."
+        )
+    return target.take(np.flatnonzero(target.ok))
 
 
 def texts_of(signals: Signals, by: str) -> Texts:

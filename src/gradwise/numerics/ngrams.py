@@ -33,6 +33,16 @@ PRIOR_TEXTS = 16.0
 """Target texts' worth of n-grams that the pool's distribution counts as in the target's: with few target
 texts an n-gram that happens to be in one of them says little."""
 
+FEWEST = 8
+"""Neighbouring words by which a text is judged, at least; the cohesion of fewer is mostly luck."""
+
+ORDERED = 0.2
+"""Median cohesion of a target whose words have an order. That of lists of random numbers was -0.01, of Python
+functions 0.4 and more, of six sets of texts 0.8 and more."""
+
+COLUMNS = 5
+"""Numbers of a text in `Affinity`."""
+
 Chunk = tuple[NDArray[np.int64], NDArray[np.uint64]]
 """(rows + 1,) offsets, and the flat word ids that they divide."""
 
@@ -46,17 +56,36 @@ class Counts:
     texts: NDArray[np.int64]
     """(BUCKETS,) texts with the n-gram."""
     size: int
-    """Number of texts."""
+    """Number of texts that are counted."""
+    digests: NDArray[np.uint64]
+    """(N,) hash of each text's words; empty where copies count."""
+    copies: NDArray[np.bool_]
+    """(N,) whether an earlier text has the same words; empty where copies count."""
 
     @staticmethod
-    def of(chunks: Iterable[Chunk], buckets: int = BUCKETS) -> "Counts":
-        """Count the n-grams of texts that come in chunks."""
+    def of(chunks: Iterable[Chunk], buckets: int = BUCKETS, *, distinct: bool = False) -> "Counts":
+        """Count the n-grams of texts that come in chunks.
+
+        Args:
+            chunks: the texts.
+            buckets: number of counters.
+            distinct: count texts with the same words once.
+        """
         total, texts = np.zeros(buckets, np.int64), np.zeros(buckets, np.int64)
         last_text, size = np.full(buckets, -1, np.int64), 0
+        # Sorted hashes of all texts so far: 8 bytes for each text.
+        seen, digests, copies = np.zeros(0, np.uint64), [np.zeros(0, np.uint64)], [np.zeros(0, bool)]
         for offsets, words in chunks:
-            _count(offsets, words, size, total, texts, last_text)
-            size += len(offsets) - 1
-        return Counts(total, texts, size)
+            repeated = np.zeros(len(offsets) - 1, dtype=bool)
+            if distinct:
+                hashed = np.zeros(len(repeated), np.uint64)
+                _digests(offsets, words, hashed)
+                repeated, seen = _seen_before(hashed, seen)
+                digests.append(hashed)
+                copies.append(repeated)
+            _count(offsets, words, repeated, size, total, texts, last_text)
+            size += int((~repeated).sum())
+        return Counts(total, texts, size, np.concatenate(digests), np.concatenate(copies))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +102,16 @@ class Affinity:
     nats, by the counts of the other texts: about zero where words are in random order. Only words after a
     space count, since what is written in one piece stays together when words are shuffled."""
     variety: NDArray[np.float64]
-    """Share of a text's bigrams that are distinct; low where lines are repeated."""
+    """Share of a text's bigrams that are distinct; low where lines are repeated. 1 for short texts."""
+    pairs: NDArray[np.float64]
+    """Neighbouring words that `cohesion` is the mean of."""
 
     def garbled(self, target: "Affinity") -> NDArray[np.bool_]:
         """(N,) whether a text's words are in random order, or most of it is repeated, when compared with a
         target's texts.
+
+        Texts of fewer than `FEWEST` neighbours are too short to be judged, and where the target's own words
+        have no order (lists of numbers), none is judged by it.
 
         In 15 pools (`benchmarks.grace.words`) the cohesion of shuffled texts was at most 0.17 at the median
         and 0.48 at the 95th percentile, that of 95 % of the natural ones above 0.45. Texts of one repeated
@@ -85,19 +119,37 @@ class Affinity:
         """
         if not len(target.ratio):
             return np.zeros(len(self.ratio), dtype=bool)
-        least = min(0.5, 0.5 * float(np.median(target.cohesion)))
-        variety = min(0.55, 0.9 * float(np.percentile(target.variety, 5)))
-        return (self.cohesion < least) | (self.variety < variety)
+        usual = float(np.median(target.cohesion))
+        shuffled = (self.cohesion < min(0.5, 0.5 * usual)) & (self.pairs >= FEWEST) & (usual >= ORDERED)
+        return shuffled | (self.variety < min(0.55, 0.9 * float(np.percentile(target.variety, 5))))
+
+
+def _seen_before(
+    digests: NDArray[np.uint64], seen: NDArray[np.uint64]
+) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
+    """Which digests occur earlier or in `seen`, ascending; and `seen` with those of these."""
+    distinct, firsts = np.unique(digests, return_index=True)
+    places = np.minimum(np.searchsorted(seen, distinct), max(0, len(seen) - 1))
+    fresh = seen[places] != distinct if len(seen) else np.ones(len(distinct), dtype=bool)
+    repeated = np.ones(len(digests), dtype=bool)
+    repeated[firsts[fresh]] = False
+    # A stable sort merges two sorted parts in linear time.
+    return repeated, np.sort(np.concatenate([seen, distinct[fresh]]), kind="stable")
 
 
 def compile_kernels() -> None:
     """Compile what numba compiles the first time on a machine, which takes seconds."""
     chunk = word_ids(["two words"])
-    _ = affinity([chunk], Counts.of([chunk]), Counts.of([chunk]))
+    _ = affinity([chunk], Counts.of([chunk], distinct=True), Counts.of([chunk]))
 
 
 def affinity(
-    chunks: Iterable[Chunk], pool: Counts, target: Counts, *, member: bool = True, smoothing: float = 0.0
+    chunks: Iterable[Chunk],
+    pool: Counts,
+    target: Counts,
+    *,
+    member: bool = True,
+    smoothing: float = 0.0,
 ) -> Affinity:
     """Compare texts with a target.
 
@@ -105,6 +157,8 @@ def affinity(
         chunks: the texts.
         pool, target: n-grams of both.
         member: whether the texts are counted in `pool`; their own n-grams then do not count in `cohesion`.
+            Copies must then have been counted once (`Counts.of` with `distinct`), or they vouch for each
+            other.
         smoothing: n-grams of the pool's distribution that are added to the target's in `weight`.
     """
     return affinities(chunks, pool, [target], member=member, smoothing=smoothing)[0]
@@ -120,11 +174,11 @@ def affinities(
 ) -> list[Affinity]:
     """Compare texts with several targets while reading the texts once; arguments as of `affinity`."""
     tables = [_tables(pool, target, smoothing) for target in targets]
-    parts: list[list[NDArray[np.float64]]] = [[np.zeros((0, 4))] for _ in targets]
+    parts: list[list[NDArray[np.float64]]] = [[np.zeros((0, COLUMNS))] for _ in targets]
     start = 0
     for offsets, words in chunks:
         for (log_weight, log_ratio, last_text), blocks in zip(tables, parts, strict=True):
-            scores = np.zeros((len(offsets) - 1, 4))
+            scores = np.zeros((len(offsets) - 1, COLUMNS))
             _score(offsets, words, start, log_weight, log_ratio, pool.total, int(member), last_text, scores)
             blocks.append(scores)
         start += len(offsets) - 1
@@ -147,7 +201,7 @@ def _tables(pool: Counts, target: Counts, smoothing: float) -> tuple[NDArray[Any
 
 def word_ids(texts: list[str]) -> Chunk:
     """Words of texts as hashed numbers: runs of letters and digits, and every other visible character alone;
-    ASCII letters in lower case.
+    ASCII letters in lower case. In scripts that are written without spaces each letter is a word.
 
     >>> offsets, words = word_ids(["Two plus two.", "two"])
     >>> offsets.tolist(), bool(words[0] == words[2] == words[4])
@@ -190,9 +244,21 @@ def _pair(words: NDArray[np.uint64], first: int, second: int, buckets: int) -> n
 
 
 @compiled
+def _digests(offsets: NDArray[np.int64], words: NDArray[np.uint64], digests: NDArray[np.uint64]) -> None:
+    for row in range(len(offsets) - 1):
+        hashed = _START
+        for place in range(offsets[row], offsets[row + 1]):
+            # The space before a word is no difference between texts.
+            hashed = (hashed ^ (words[place] | np.uint64(1))) * _ODD
+            hashed ^= hashed >> np.uint64(29)
+        digests[row] = hashed * np.uint64(0xBF58476D1CE4E5B9)
+
+
+@compiled
 def _count(
     offsets: NDArray[np.int64],
     words: NDArray[np.uint64],
+    left_out: NDArray[np.bool_],
     start: int,
     total: NDArray[np.int64],
     texts: NDArray[np.int64],
@@ -200,6 +266,8 @@ def _count(
 ) -> None:
     buckets = len(total)
     for row in range(len(offsets) - 1):
+        if left_out[row]:
+            continue
         before = np.uint64(0)
         for place in range(offsets[row], offsets[row + 1]):
             word = words[place]
@@ -272,7 +340,37 @@ def _score(
         scores[row, 1] = (ratio + SHORT * unseen) / (distinct + SHORT)
         # Neighbours less words further apart: a topic raises both alike, an order of words only the first.
         scores[row, 2] = sums[0] / max(1.0, pairs[0]) - sums[1] / max(1.0, pairs[1])
-        scores[row, 3] = distinct_pairs / max(1, last - first - 1)
+        scores[row, 3] = distinct_pairs / (last - first - 1) if last - first > FEWEST else 1.0
+        scores[row, 4] = pairs[0]
+
+
+_RUN, _ALONE, _MARK, _SPACE = 0, 1, 2, 3
+
+
+@partial(compiled, inline="always")
+def _kind(code: np.int64) -> int:
+    """What a character of at least U+0800, or of Thai and other scripts without spaces, is."""
+    if code < 0x3000:
+        # Thai and Lao; Tibetan, which has marks between syllables; Burmese; Khmer; Tai Le to Tai Tham.
+        alone = 0x0E00 <= code < 0x10A0 or 0x1780 <= code < 0x1800
+        if alone or 0x1950 <= code < 0x1AB0 or 0x2E80 <= code < 0x2FE0:
+            return _ALONE
+        return _RUN
+    if code < 0x3040:
+        if code == 0x3000:
+            return _SPACE
+        # Numerals and the sign that repeats a character stand among the marks.
+        return _ALONE if 0x3005 <= code <= 0x3007 or 0x3021 <= code <= 0x3029 else _MARK
+    # Kana, Bopomofo, ideographs; halfwidth kana; ideographs beyond the first 65,536 characters. Hangul, which
+    # has spaces, lies between.
+    if code < 0x3130 or 0x31A0 <= code < 0x3200 or 0x3400 <= code < 0x4DC0 or 0x4E00 <= code < 0xA000:
+        return _MARK if code == 0x30FB else _ALONE
+    if 0xF900 <= code < 0xFB00 or 0xFF66 <= code < 0xFFA0 or 0x20000 <= code < 0x40000:
+        return _ALONE
+    if 0xFE30 <= code < 0xFE50 or 0xFF00 <= code < 0xFF66:
+        letter = 0xFF10 <= code < 0xFF1A or 0xFF21 <= code < 0xFF3B or 0xFF41 <= code < 0xFF5B
+        return _RUN if letter else _MARK
+    return _RUN
 
 
 @compiled
@@ -283,21 +381,45 @@ def _words(
     for row in range(len(ends) - 1):
         begun, hashed = used, np.uint64(0)
         inside, spaced = False, np.uint64(1)
-        for place in range(ends[row], ends[row + 1]):
+        place = ends[row]
+        while place < ends[row + 1]:
             byte = joined[place]
+            place += 1
             if 65 <= byte <= 90:
                 byte += np.uint8(32)
-            if byte >= 128 or 97 <= byte <= 122 or 48 <= byte <= 57:
+            kind, length = _MARK, 0
+            if byte >= 224:
+                length = 3 if byte >= 240 else 2
+                code = np.int64(byte) & (7 if byte >= 240 else 15)
+                for after in range(length):
+                    code = (code << 6) | (np.int64(joined[place + after]) & 63)
+                kind = _kind(code)
+            elif byte >= 128 or 97 <= byte <= 122 or 48 <= byte <= 57:
+                kind = _RUN
+            elif byte <= 32 or byte == 127:
+                kind = _SPACE
+            if kind == _RUN:
                 hashed = ((hashed if inside else _START) ^ np.uint64(byte)) * _FNV
+                for after in range(length):
+                    hashed = (hashed ^ np.uint64(joined[place + after])) * _FNV
+                place += length
                 inside = True
                 continue
             if inside:
                 words[used] = (hashed | np.uint64(1)) ^ np.uint64(1) ^ spaced
                 used, inside, spaced = used + 1, False, np.uint64(0)
-            if byte <= 32 or byte == 127:
+            if kind == _SPACE:
+                place += length
                 spaced = np.uint64(1)
                 continue
-            words[used] = (((_START ^ np.uint64(byte)) * _FNV) | np.uint64(1)) ^ np.uint64(1) ^ spaced
+            hashed = (_START ^ np.uint64(byte)) * _FNV
+            for after in range(length):
+                hashed = (hashed ^ np.uint64(joined[place + after])) * _FNV
+            place += length
+            # Without spaces, words in another order are letters in another order: each counts as after one.
+            if kind == _ALONE:
+                spaced = np.uint64(1)
+            words[used] = (hashed | np.uint64(1)) ^ np.uint64(1) ^ spaced
             used, spaced = used + 1, np.uint64(0)
         if inside:
             words[used] = (hashed | np.uint64(1)) ^ np.uint64(1) ^ spaced

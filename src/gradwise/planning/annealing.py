@@ -177,7 +177,7 @@ class Annealing(Decider):
         if not hasattr(held_out.dataset, "__len__"):
             raise RecipeError(f"anneal: {name} needs an eval_dataset that can be indexed.")
         if self.method.contender_methods:
-            halves(held_out)
+            halves(held_out, of_target=False)
         if shared := _in_common(context.annealing.train, held_out):
             sentence = (
                 f"{shared} of {len(held_out)} validation samples also occur in the training data: {name} "

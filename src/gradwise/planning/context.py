@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from gradwise.data import label_words
 from gradwise.data.pool import label_counts
+from gradwise.data.subtasks import COLUMN, subtask_names
 from gradwise.data.texts import Texts
 from gradwise.data.tokenise import NO_LOSS
 from gradwise.errors import DataError
@@ -48,6 +49,8 @@ class Samples:
     inputs: Any
     """The same without the columns that the model does not take."""
     collate: Collate
+    settled: NDArray[np.str_] | None = None
+    """(N,) `subtask`, where these are a part of a target."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -57,6 +60,16 @@ class Samples:
         """(N,) the domain of each sample, if the data have such a column."""
         values = self._column("domain")
         return None if values is None else values.astype(str)
+
+    @cached_property
+    def subtask(self) -> NDArray[np.str_] | None:
+        """(N,) the subtask of each target sample, as it was before the target was divided."""
+        if self.settled is not None:
+            return self.settled
+        values = self._column(COLUMN)
+        if values is not None:
+            return values.astype(str)
+        return None if self.domain is None else subtask_names(self.domain)
 
     @cached_property
     def weight(self) -> NDArray[np.float64] | None:

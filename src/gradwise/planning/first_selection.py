@@ -3,6 +3,9 @@
 import time
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gradwise.methods.costs import SelectionForecast
 from gradwise.methods.decision import Selection
 from gradwise.methods.interfaces import SelectionState, Selector, TextMatch
@@ -63,23 +66,44 @@ def first_selection(
     return FirstSelection(selection, state, order_signals if scored.for_order is None else scored.for_order)
 
 
-def match_pool_texts(method: Selector, context: RunContext) -> TextMatch | None:
-    """What the texts of the pool and of the target say before a model is asked; written to the record."""
+class PoolTexts(NamedTuple):
+    """How texts compare, before a model is asked."""
+
+    match: TextMatch | None
+    target: int = 0
+    """Samples of the target."""
+    seconds: float = 0.0
+
+    def recorded(self, context: RunContext, rows: NDArray[np.int64] | None) -> TextMatch | None:
+        """The match, once the record has it; `rows` are the samples that a model scores, None for all."""
+        if self.match is not None:
+            context.record.event(
+                "ngrams",
+                0,
+                self.seconds,
+                samples=len(context.train),
+                kept=len(context.train) if rows is None else len(rows),
+                target=self.target,
+                garbled=int(self.match.garbled.sum()),
+                copies=int(self.match.copies.sum()),
+                closeness=self.match.closeness,
+            )
+            if advice := self.match.advice():
+                context.say(advice)
+        return self.match
+
+
+def match_pool_texts(method: Selector, context: RunContext) -> PoolTexts:
+    """What the texts of the pool and of the target say before a model is asked."""
     if context.target is None or not method.uses_target:
-        return None
+        return PoolTexts(None)
     compile_kernels()
     start = time.perf_counter()
     pool = context.train.described(method.needs & {"texts", "num_tokens"})
-    target = Signals(len(context.target), domain=context.target.domain, texts=context.target.texts)
+    samples = context.target
+    target = Signals(len(samples), domain=samples.domain, subtask=samples.subtask, texts=samples.texts)
+    learnt = np.flatnonzero(samples.label_tokens)
+    if len(learnt) < len(target) and learnt.size:
+        target = target.take(learnt)  # as where the model measures them
     match = method.match_texts(pool, target)
-    if match is not None:
-        context.record.event(
-            "ngrams",
-            0,
-            time.perf_counter() - start,
-            samples=len(pool),
-            target=len(target),
-            garbled=int(match.garbled.sum()),
-            closeness=match.closeness,
-        )
-    return match
+    return PoolTexts(match, len(target), time.perf_counter() - start)

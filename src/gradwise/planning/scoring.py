@@ -336,7 +336,9 @@ def target_signals(context: RunContext, needs: frozenset[str]) -> Signals:
         target_scorer = Scorer(scorer.model, inputs, scorer.collate)
         signals = _collect(aside, target_scorer, None, quantities)
     tokens = samples.label_tokens if "num_tokens" in needs else signals.num_tokens
-    return replace(signals, domain=samples.domain, texts=samples.texts, num_tokens=tokens)
+    return replace(
+        signals, domain=samples.domain, subtask=samples.subtask, texts=samples.texts, num_tokens=tokens
+    )
 
 
 def spread_over(samples: Samples, most: int | None) -> Any:

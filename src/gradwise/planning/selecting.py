@@ -125,7 +125,8 @@ class Selecting(Decider):
     def prepare(self, context: RunContext) -> RunContext:
         # A method and an order that both need signals share one scoring run over all samples.
         method, scores_all = context.recipe.select, bool(self._ordering.needs & set(QUANTITIES))
-        self._match = match_pool_texts(method, context)
+        texts = match_pool_texts(method, context)
+        self._match = texts.match
         start = time.perf_counter()
         size = partial(self._size, context)
         budgeted = method.budgeted(
@@ -133,6 +134,7 @@ class Selecting(Decider):
         )
         if budgeted is None:
             self._rows = self._rows_of(method, context, self._match)
+            texts.recorded(context, self._rows)
             if method.resolved() is None:
                 self._prepare_trial(method, context)
             return context
@@ -150,6 +152,7 @@ class Selecting(Decider):
                 f"scores {candidates:,} of {pool:,}; give candidates: all."
             )
         self._rows = budgeted.method.rows_to_score(pool, context.train.domain, context.seed, self._match)
+        texts.recorded(context, self._rows)
         return replace(context, recipe=recipe)
 
     def _rows_of(
@@ -166,8 +169,9 @@ class Selecting(Decider):
         assert context.target is not None
         # The judges must not have chosen: a contender that saw them would be judged by its own target.
         half = replace(context, target=halves(context.target, self.name).choosing)
-        self._match_by_half = match_pool_texts(method, half)
-        rows = self._rows_of(method, half, self._match_by_half)
+        texts = match_pool_texts(method, half)
+        rows = self._rows_of(method, half, texts.match)
+        self._match_by_half = texts.recorded(context, rows)
         self._rows = None if rows is None or self._rows is None else np.union1d(rows, self._rows)
 
     def _scored_for(self, method: Selector, context: RunContext, match: TextMatch | None) -> PoolSignals:

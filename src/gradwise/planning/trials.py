@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gradwise.errors import GradwiseError, RecipeError
 from gradwise.methods.decision import Selection
-from gradwise.numerics.sampling import evenly
+from gradwise.numerics.sampling import evenly, interleaved
 from gradwise.numerics.streams import stream, stream_seed
 from gradwise.planning.context import RunContext, Samples
 from gradwise.planning.phase import Parts, counts, interleaving
@@ -33,21 +33,36 @@ class Halves(NamedTuple):
     judging: Samples
 
 
-def halves(samples: Samples, section: str = "anneal") -> Halves:
-    """The samples that choose, and those that judge; the same for every seed."""
+def halves(samples: Samples, section: str = "anneal", *, of_target: bool = True) -> Halves:
+    """The samples that choose, and those that judge, every subtask in proportion; the same for every seed.
+
+    Args:
+        samples: of a target, or else validation samples.
+        section: of the recipe.
+        of_target: which of the two.
+
+    Raises:
+        RecipeError: there are too few.
+    """
     count = len(samples)
     if count < 2 * MIN_HALF:
-        kind = "validation" if section == "anneal" else "target"
+        kind = "target" if of_target else "validation"
         raise RecipeError(
             f"{section}: a trial chooses by one half of the {kind} samples and judges by the other; {count} "
             f"are too few, give at least {2 * MIN_HALF}."
         )
     # Seed 0 whatever the run's: runs that differ in their seed only are judged by the same samples.
     mixed = stream(0, "trial halves").permutation(count)
+    if samples.subtask is not None:
+        mixed = mixed[interleaved(samples.subtask[mixed])]
     rows, others = np.sort(mixed[: count // 2]), np.sort(mixed[count // 2 :])
-    data, inputs = samples.dataset, samples.inputs
-    halves = (Samples(rows_of(data, half), rows_of(inputs, half), samples.collate) for half in (rows, others))
-    return Halves(rows, *halves)
+    return Halves(rows, *(_some(samples, each) for each in (rows, others)))
+
+
+def _some(samples: Samples, rows: NDArray[np.int64]) -> Samples:
+    # Subtasks are those of the whole: in a half of it, small ones would become one.
+    settled = None if samples.subtask is None else samples.subtask[rows]
+    return Samples(rows_of(samples.dataset, rows), rows_of(samples.inputs, rows), samples.collate, settled)
 
 
 def hold_trial(
@@ -80,7 +95,8 @@ def hold_trial(
     # A single rank trains the contenders: on several, sums in another order could make another one the
     # winner, and each rank would follow its own.
     losses = on_first(lambda: _losses(context, selections, parts, judges, steps, most, step))
-    winner, means, noise = decided(losses, section)
+    kind = "validation" if context.target is None else "target"
+    winner, means, noise = decided(losses, section, kind)
     seconds = time.perf_counter() - start
     before = losses["before"][np.isfinite(losses["before"])]
     context.record.event(
@@ -100,7 +116,7 @@ def hold_trial(
 
 
 def decided(
-    losses: dict[str, NDArray[np.float64]], section: str = "anneal"
+    losses: dict[str, NDArray[np.float64]], section: str = "anneal", kind: str = "validation"
 ) -> tuple[str, dict[str, float], float | None]:
     """The winner, the mean loss after each contender, and the standard error of the winner's lead, the
     largest over contenders; None for a single judge.
@@ -108,6 +124,7 @@ def decided(
     Args:
         losses: (m,) of the judges after each contender, and `before`.
         section: of the recipe.
+        kind: of the judges, target or validation samples.
 
     Raises:
         GradwiseError: no judge, or no mean, is finite.
@@ -118,7 +135,6 @@ def decided(
     # A judge without a loss of its own (no label token) cannot judge any contender.
     sound = np.isfinite(losses["before"])
     if not sound.any():
-        kind = "validation" if section == "anneal" else "target"
         raise GradwiseError(
             f"{section}: none of the {len(sound)} {kind} samples that judge has a finite loss before the "
             "trial; give others."

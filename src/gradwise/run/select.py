@@ -117,8 +117,10 @@ def choose(
         recipe, out, pool, tokenizer, target=target, store=out / SIGNALS, tell=tell, progress=progress
     )
     count = len(pool)
-    match: Any = match_pool_texts(method, context)
+    texts = match_pool_texts(method, context)
+    match: Any = texts.match
     rows, selection = method.rows_to_score(count, context.train.domain, recipe.seed, match), None
+    texts.recorded(context, rows)
     if rows is not None and more & set(QUANTITIES):
         raise RecipeError(
             f"order: {recipe.order.method} needs signals of all samples, and select.candidates scores "

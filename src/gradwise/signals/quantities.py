@@ -31,6 +31,9 @@ class Signals:
     domain: NDArray[np.str_] | None = None
     """(N,) name of the source each sample came from."""
 
+    subtask: NDArray[np.str_] | None = None
+    """(N,) part of a target that each sample belongs to. If None, it follows from `domain`."""
+
     weight: NDArray[np.float64] | None = None
     """(N,) how often each sample should be seen relative to the others, where the data say so."""
 

@@ -3,7 +3,9 @@
 from typing import Any, NamedTuple
 
 from gradwise.data.parts import not_among, split
+from gradwise.data.pool import occurs_in
 from gradwise.data.settings import HALF
+from gradwise.data.subtasks import with_subtasks
 from gradwise.errors import RecipeError
 from gradwise.methods.interfaces import Selector
 from gradwise.recipe import Recipe
@@ -24,7 +26,13 @@ class Target(NamedTuple):
 
 
 def target_of(
-    recipe: Recipe, dataset: Any, evaluation: Any, *, planned: bool, selects: bool = True
+    recipe: Recipe,
+    dataset: Any,
+    evaluation: Any,
+    *,
+    planned: bool,
+    selects: bool = True,
+    train: Any = None,
 ) -> Target:
     """What `select` and `anneal` choose by.
 
@@ -34,6 +42,7 @@ def target_of(
         evaluation: the evaluation data: None, one set, or several by name.
         planned: whether a plan takes the place of the selection.
         selects: whether `select` aims at the given target, or only `anneal` chooses by it.
+        train: the training data, to say which samples of the target they hold; None where that is said.
 
     Raises:
         RecipeError: a target has no effect, or one is needed and there is none.
@@ -47,18 +56,21 @@ def target_of(
         if goal is None:
             return Target(method, None, evaluation)
         count = len(evaluation or ()) if hasattr(evaluation, "__len__") else None
-        if count is None:
+        if evaluation is None or count is None:
             raise RecipeError(
                 "The eval_dataset is to choose and has no length; give one that can be indexed, or a "
                 "target_dataset."
             )
         # `anneal` chooses by the same half. It once chose by all of them, and so by the samples that measure
         # (docs/log.md, 2026-11-29).
-        halves = split(None, count, HALF)
-        choosing, measuring = (rows_of(evaluation, rows) for rows in halves)
-        return Target(
-            method.with_target(goal), choosing, *_apart(measuring, choosing, halves.sentence("eval_dataset"))
-        )
+        with_domains = "domain" in (getattr(evaluation, "column_names", None) or ())
+        halves = split(list(evaluation["domain"]) if with_domains else None, count, HALF)
+        choosing = rows_of(with_subtasks(evaluation), halves.choosing)
+        notes = (halves.sentence("eval_dataset"), *_in_training(train, choosing))
+        measuring, notes = _apart(rows_of(evaluation, halves.measuring), choosing, "the target's", *notes)
+        if _holds_tokens(train):
+            measuring, notes = _apart(measuring, train, "the training data", *notes)
+        return Target(method.with_target(goal), choosing, measuring, notes)
     targeted = method.with_target("target") if selects else method
     if planned or not (chooses or targeted.uses_target):
         what = "a plan" if planned else f"select: {method.method}"
@@ -67,29 +79,47 @@ def target_of(
             "target: grace, dsir, nearest, less, tsds or trial (or anneal by direct, cosine_top or herding)."
         )
     by_position = all(hasattr(dataset, name) for name in ("__getitem__", "__len__"))
-    if not by_position or not len(dataset) or "input_ids" not in dataset[0]:
+    if by_position and not len(dataset):
+        raise RecipeError("target_dataset is empty; give at least one sample of what the model should learn.")
+    if not by_position or "input_ids" not in dataset[0]:
         raise RecipeError(
             "target_dataset must hold samples by position, with input_ids (and labels), tokenised as the "
             f"training data; found {type(dataset).__name__}."
         )
+    in_training = _in_training(train, dataset)
     if isinstance(evaluation, dict):
         parts = {
-            name: _apart(each, dataset, of=f"eval_dataset {name!r}: ") for name, each in evaluation.items()
+            name: _apart(each, dataset, "the target's", of=f"eval_dataset {name!r}: ")
+            for name, each in evaluation.items()
         }
         notes = tuple(note for _, of_part in parts.values() for note in of_part)
-        return Target(targeted, dataset, {name: rest for name, (rest, _) in parts.items()}, notes)
-    return Target(targeted, dataset, *_apart(evaluation, dataset))
+        rest = {name: rest for name, (rest, _) in parts.items()}
+        return Target(targeted, dataset, rest, (*in_training, *notes))
+    return Target(targeted, dataset, *_apart(evaluation, dataset, "the target's", *in_training))
 
 
-def _apart(measuring: Any, choosing: Any, *notes: str, of: str = "") -> tuple[Any, tuple[str, ...]]:
-    """The samples that measure without those that choose, and what to say.
+def _in_training(train: Any, samples: Any) -> tuple[str, ...]:
+    """A sentence on target samples that stand in the training data too."""
+    if not _holds_tokens(train) or not (common := int(occurs_in(samples, train).sum())):
+        return ()
+    return (f"{common} of {len(samples)} target samples also stand in the training data.",)
+
+
+def _holds_tokens(train: Any) -> bool:
+    """Whether the tokens of the training data are at hand; reading samples one by one may be slow."""
+    return "input_ids" in (getattr(train, "column_names", None) or ()) and hasattr(train, "__len__")
+
+
+def _apart(measuring: Any, others: Any, whose: str, *notes: str, of: str = "") -> tuple[Any, tuple[str, ...]]:
+    """The samples that measure without those that choose or train, and what to say.
 
     Args:
-        measuring, choosing: samples.
+        measuring, others: samples.
+        whose: what the others are, for the sentence.
         notes: sentences before.
         of: begins the sentence on samples that both have.
     """
     if not hasattr(measuring, "__len__") or not len(measuring) or "input_ids" not in measuring[0]:
         return measuring, notes
-    rows, note = not_among(measuring, choosing, "the target's")
+    rows, note = not_among(measuring, others, whose)
     return (rows_of(measuring, rows) if note else measuring), (*notes, *(of + each for each in note))

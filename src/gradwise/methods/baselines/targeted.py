@@ -60,9 +60,6 @@ class _RankedByTarget(AlwaysTargeted):
     def _select(self, signals: Signals, target: Signals | None, seed: int) -> Selection:
         check_signals(signals, self.method, seed=seed)
         target = check_target(target, self.method)
-        if target.ok is not None and not target.ok.all():
-            target = target.take(np.flatnonzero(target.ok))
-            check_target(target, self.method)
         if signals.ok is not None and not signals.ok.all():
             # Left out before others are counted, or a selection would be smaller than was asked for.
             sound = np.flatnonzero(signals.ok)
@@ -73,9 +70,11 @@ class _RankedByTarget(AlwaysTargeted):
         details: dict[str, Any] = {}
         if signals.texts is not None and target.texts is not None:
             # What the published methods leave open: whether anything in the pool resembles the target.
-            subtasks = Subtasks.of_domains(target.domain, len(target))
-            closeness = closeness_of(signals.texts, target.texts, subtasks, len(indices), seed)
-            details["closeness"] = closeness
+            closeness = closeness_of(
+                signals.texts, target.texts, Subtasks.of_target(target), len(indices), seed
+            )
+            if closeness is not None:
+                details["closeness"] = closeness
         return Selection(indices, why=(why,), weights=weights, scores=scores[indices], details=details)
 
     @abstractmethod
@@ -185,7 +184,7 @@ class Less(_RankedByTarget):
                 f"the pool as for the target; found {grads.shape[1]} and {targets.shape[1]}. "
                 "Give checkpoints: 1 for gradients at the present weights."
             )
-        subtasks = Subtasks.of_domains(target.domain, len(target))
+        subtasks = Subtasks.of_target(target)
         usable = np.isfinite(targets).all(axis=1)
         if not targets[usable].any():
             raise SignalError(

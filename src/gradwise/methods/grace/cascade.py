@@ -24,6 +24,7 @@ from gradwise.methods.targeting import (
     texts_of,
 )
 from gradwise.methods.validation import check_aligned
+from gradwise.numerics.facility import Minimum
 from gradwise.signals import Signals
 
 TARGETED_KINDS: tuple[Kind, ...] = ("relevance", "alignment")
@@ -47,7 +48,11 @@ class TargetDirection:
     centre: NDArray[np.float64]
     """(k,) that vectors are taken around."""
     bounds: NDArray[np.float64]
-    """(T,) cosines that are taken off, so that each subtask gets its share (`joint`)."""
+    """(T,) cosines that are taken off, so that those of several subtasks can be compared."""
+    cosines: NDArray[np.float64] | None = None
+    """(T, m) of the nodes, at the first selection."""
+    size: int = 0
+    """Samples of the selection."""
 
     def importance(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
         """(n,) of (n, k) vectors, higher is closer."""
@@ -77,10 +82,10 @@ def target_direction(
     name = NEEDS[kind]
     middle = centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
     vectors = np.asarray(target.require(name, "grace, of the target samples,")).astype(np.float64) - middle
-    direction = Direction.of(vectors, Subtasks.of_domains(target.domain, len(target)))
+    direction = Direction.of(vectors, Subtasks.of_target(target))
     cosines = direction.cosines(np.asarray(signals.require(name, "grace"))[rows].astype(np.float64) - middle)
     check_aligned(cosines, "grace", f"{name}s")
-    return TargetDirection(direction, middle, bounds(cosines, direction.shares, size))
+    return TargetDirection(direction, middle, bounds(cosines, direction.shares, size), cosines, size)
 
 
 def rescored_direction(state: State, kind: Kind, target: Signals | None) -> TargetDirection:
@@ -91,7 +96,7 @@ def rescored_direction(state: State, kind: Kind, target: Signals | None) -> Targ
     assert state.bounds is not None
     middle = state.centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
     vectors = np.asarray(target.require(NEEDS[kind], "grace, of the target samples,")).astype(np.float64)
-    direction = Direction.of(vectors - middle, Subtasks.of_domains(target.domain, len(target)))
+    direction = Direction.of(vectors - middle, Subtasks.of_target(target))
     return TargetDirection(direction, middle, state.bounds)
 
 
@@ -101,7 +106,7 @@ def match_pool(signals: Signals, target: Signals, size: int) -> NgramMatch:
     return match_ngrams(
         texts_of(signals, "grace"),
         texts_of(target, "grace, of the target samples,"),
-        Subtasks.of_domains(target.domain, len(target)),
+        Subtasks.of_target(target),
         size,
     )
 
@@ -110,8 +115,12 @@ def with_direction(
     state: State, target: TargetDirection, match: NgramMatch | None, *, by_tokens: bool
 ) -> State:
     """A state with what the target adds to it; `by_tokens` says that the budget is in tokens."""
+    assert target.cosines is not None
+    shares = target.direction.shares
+    ranks = np.stack([percentiles(each) for each in target.cosines])
+    state = state.changed(bounds=target.bounds, shares=shares)
     if match is None:
-        return state.changed(bounds=target.bounds)
+        return state.changed(subtask=_nearest(ranks, shares, target.size))
     # Ranked by words alone, they fill the budget where too few candidates can be used; where all are
     # candidates there are no others.
     # How many short samples a budget in tokens holds is not known, so that all are ranked.
@@ -119,7 +128,30 @@ def with_direction(
     others = match.best(most) if len(state.scored_rows) < state.pool else None
     score, garbled = match.score[state.sample], match.garbled[state.sample]
     by_words = np.where(garbled, GARBLED, percentiles(score))
-    return state.changed(bounds=target.bounds, by_words=by_words, ranked=others, closeness=match.closeness)
+    # A target sample that could not be measured may have been the last of its subtask.
+    if match.subtasks == target.direction.names:
+        ranks += [percentiles(each[state.sample]) for each in match.by_subtask]
+    subtask = np.full(len(garbled), len(shares))
+    subtask[~garbled] = _nearest(ranks[:, ~garbled], shares, target.size)
+    return state.changed(subtask=subtask, by_words=by_words, ranked=others, closeness=match.closeness)
+
+
+def _nearest(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int) -> NDArray[np.int64]:
+    """(m,) the subtask whose picks each node is nearest to, by its rank."""
+    return (scores - bounds(scores, shares, size)[:, None]).argmax(axis=0)
+
+
+def in_shares(state: State, count: int) -> Minimum | None:
+    """The picks that each subtask must have of `count`; None for a single subtask.
+
+    A sample belongs to the subtask whose picks it is nearest to, and a garbled one to none.
+    """
+    if state.shares is None or len(state.shares) < 2:
+        return None
+    assert state.subtask is not None
+    # A billionth, or a part that comes out whole could round to one less.
+    least = np.floor(np.append(state.shares, 0.0) * count + 1e-9).astype(np.int64)
+    return Minimum(state.subtask, np.minimum(least, np.bincount(state.subtask, minlength=len(least))))
 
 
 def combined(scores: NDArray[np.float64], by_words: NDArray[np.float64] | None) -> NDArray[np.float64]:

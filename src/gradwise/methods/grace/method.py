@@ -201,13 +201,15 @@ class Grace(PublishedGrace, Targeted):
         check_signals(signals, self.method, seed=seed)
         if target is not None and not self.uses_target:
             return replace(self, target="target").select(signals, target=target, seed=seed)
-        match = self.match_texts(signals, check_target(target, self.method)) if self.uses_target else None
+        target = check_target(target, self.method) if self.uses_target else None
+        match = None if target is None else self.match_texts(signals, target)
         rows = self.rows_to_score(len(signals), signals.domain, seed, match)
         scored = signals if rows is None else signals.take(rows)
         state = self.begin(scored, scored_rows=rows, pool=len(signals), seed=seed, target=target, match=match)
         picked = self.pick(state, signals, seed=seed)
-        if advice := self.advice(picked):
-            warnings.warn(advice, stacklevel=2)
+        for advice in (self.advice(picked), None if match is None else match.advice()):
+            if advice:
+                warnings.warn(advice, stacklevel=2)
         return picked
 
     def advice(self, selection: Selection) -> str | None:
@@ -377,12 +379,7 @@ class Grace(PublishedGrace, Targeted):
         return State.of_arrays(arrays)
 
     def pick(
-        self,
-        state: State,
-        signals: Signals,
-        *,
-        target: Signals | None = None,  # noqa: ARG002
-        seed: int = 0,
+        self, state: State, signals: Signals, *, target: Signals | None = None, seed: int = 0
     ) -> Selection:
         """A coreset by what is known now.
 
@@ -392,6 +389,7 @@ class Grace(PublishedGrace, Targeted):
             target: not needed again.
             seed: of what is filled at random, if few samples were scored.
         """
+        del target
         tokens = signals.num_tokens
         full_budget = self._budget(state, signals)
         # If few samples of the pool were scored, they get the share of the budget that they can fill well;
@@ -401,6 +399,8 @@ class Grace(PublishedGrace, Targeted):
         if self.domain_minimum:
             domain = signals.require("domain", "grace with domain_minimum")
             minimum = minimum_of(state, budget, domain, self.domain_minimum)
+        elif budget.count is not None:
+            minimum = cascade.in_shares(state, min(budget.count, len(state)))
         chosen = choose(state, budget, self.coverage_weight, minimum)
         when = f"after refresh {state.refreshes}" if state.refreshes else "at the start"
         picked = selection(

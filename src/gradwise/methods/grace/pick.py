@@ -10,6 +10,7 @@ from gradwise.methods.decision import Selection
 from gradwise.methods.grace.cascade import combined, region
 from gradwise.methods.grace.importance import Worth, worth
 from gradwise.methods.grace.state import State
+from gradwise.methods.targeting import percentiles
 from gradwise.numerics import interleaved
 from gradwise.numerics.facility import Covered, Facility, Minimum
 from gradwise.numerics.streams import stream
@@ -135,6 +136,14 @@ def selection(state: State, chosen: Coreset, budget: Amount, *, weighted: bool, 
         columns["words_percentile"] = 100 * np.maximum(state.by_words, 0)[chosen.picks]
     of = "importance" if state.bounds is None else "closeness to the target"
     why = [_reason(row, of) for row in zip(*(columns[name] for name in _SAID), strict=True)]
+    if state.by_words is not None:
+        # Both stages of the cascade, among the samples that were scored.
+        by_model = 100 * percentiles(state.importance)[chosen.picks]
+        stages = zip(why, columns["words_percentile"], by_model, strict=True)
+        why = [
+            f"{each} (by its words {words:.0f} %, by the model {model:.0f} %)"
+            for each, words, model in stages
+        ]
     # A pick that stands for a tenth of the pool would otherwise be seen a hundred times as often as an
     # outlier.
     weights = np.clip(covers / covers.mean(), *WEIGHT_RANGE) if weighted and len(covers) else None
@@ -238,22 +247,24 @@ def filled(
         others = rng.permutation(np.setdiff1d(np.arange(state.pool), state.scored_rows))
         if domain is not None:
             others = others[interleaved(domain[others])]
-    why, counted = (
-        ("not scored; drawn at random to fill the budget", "at_random")
-        if state.ranked is None
-        else ("not scored; next by its n-grams", "by_words")
-    )
     if budget.count is not None:
         more = others[: budget.count - len(picked.indices)]
     else:
         assert budget.tokens is not None and budget.costs is not None
         more = _fitting(others, budget.costs, budget.tokens - budget.costs[picked.indices].sum())
     count = len(more)
+    if state.ranked is None:
+        why, counted = ("not scored; drawn at random to fill the budget",) * count, "at_random"
+    else:
+        place = np.empty(state.pool, dtype=np.int64)
+        place[state.ranked] = np.arange(len(state.ranked))
+        why = tuple(f"not scored; number {place[row] + 1:,} of {state.pool:,} by its n-grams" for row in more)
+        counted = "by_words"
     weights, scores = picked.weights, picked.scores
     return replace(
         picked,
         indices=np.concatenate([picked.indices, more]),
-        why=picked.why + (why,) * count,
+        why=picked.why + why,
         weights=None if weights is None else np.concatenate([weights, np.ones(count)]),
         scores=None if scores is None else np.concatenate([scores, np.full(count, np.nan)]),
         columns={name: _unknown(values, count) for name, values in picked.columns.items()}

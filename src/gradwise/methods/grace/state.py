@@ -46,6 +46,10 @@ class State:
     """Label tokens of a node on average, where importance is scaled by length."""
     bounds: NDArray[np.float64] | None = None
     """(T,) cosines taken off so that each subtask of a target gets its share; None without a target."""
+    shares: NDArray[np.float64] | None = None
+    """(T,) of the picks, by subtask of a target."""
+    subtask: NDArray[np.int64] | None = None
+    """(m,) the subtask that each node is picked for; T for garbled samples."""
     by_words: NDArray[np.float64] | None = None
     """(m,) rank of each node by n-grams, where a target is given and texts are known."""
     ranked: NDArray[np.int64] | None = None
