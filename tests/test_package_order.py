@@ -42,7 +42,7 @@ ORDER = [
     "resuming",
     "switching",
     "session",
-    "session_own_loader",
+    "session_trainer_loader",
     "session_callback",
     "trainer",
     "report",

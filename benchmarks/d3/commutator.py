@@ -28,7 +28,7 @@ from benchmarks.d3.two_steps import (
     double_model,
     loss_of,
     optimizer_of,
-    settle,
+    set_moments,
     step,
     truth,
 )
@@ -145,7 +145,7 @@ def _warm(kind: str, seed: int) -> tuple[ProblemSamples, Any, Any]:
     for batch in samples.warming:
         step(model, optimizer, batch)
     optimizer.zero_grad()
-    settle(kind, optimizer)
+    set_moments(kind, optimizer)
     return samples, model, optimizer
 
 

@@ -104,7 +104,7 @@ def optimizer_of(kind: str, model: Any) -> Any:
     )
 
 
-def settle(kind: str, optimizer: Any) -> None:
+def set_moments(kind: str, optimizer: Any) -> None:
     """Set momentum to zero and second moments as the kind of optimizer requires."""
     for state in optimizer.state.values():
         state["momentum_buffer" if kind == "sgd" else "exp_avg"].zero_()

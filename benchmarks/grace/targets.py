@@ -157,7 +157,7 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     judged = Probe(
         one.model, one.optimizer, one.samples["pool"], one.collate, target=one.samples["target"], clip=1.0
     )
-    losses = raced(judged, one.pool, one.target, seed)
+    losses = trial_losses(judged, one.pool, one.target, seed)
     winner = min(losses, key=lambda arm: losses[arm])
     print(name, seed, arm_losses, longer, losses, flush=True)
     shares = {"5 %": arm_losses | {"trial": arm_losses[winner]}, "10 %": of_more}
@@ -237,12 +237,12 @@ def chosen_by_grace(one: Case, seed: int, count: int = PICKS) -> None:
     texts = {part: Texts(one.samples[part], tokenizer) for part in ("pool", "target")}
     words = {part: Signals(len(one.samples[part]), texts=texts[part]) for part in texts}
     first = method.first_stage(words["pool"], words["target"])
-    looked = method.rows_to_score(size, None, seed, first)
+    scored_rows = method.rows_to_score(size, None, seed, first)
     scored, target = (
         collect(one.model, rows, one.collate, want=("embedding",), progress=False)
-        for rows in (one.samples["pool"].select(looked), one.samples["target"])
+        for rows in (one.samples["pool"].select(scored_rows), one.samples["target"])
     )
-    state = method.begin(scored, looked=looked, pool=size, seed=seed, target=target, first=first)
+    state = method.begin(scored, scored_rows=scored_rows, pool=size, seed=seed, target=target, first=first)
     method.pick(state, Signals(size, num_tokens=np.ones(size, np.int32)), seed=seed)
 
 
@@ -263,7 +263,7 @@ def steps_for(deciding: Callable[[], None], one: Case, seed: int, times: int = 3
     return round(float(np.median(ratios)))
 
 
-def raced(probe: Probe, pool: Signals, target: Signals, seed: int) -> dict[str, float]:
+def trial_losses(probe: Probe, pool: Signals, target: Signals, seed: int) -> dict[str, float]:
     """Loss of the judging half of the target after each contender's trial."""
     mixed = np.random.default_rng([seed, 7]).permutation(TARGET)
     choosing, judges = np.sort(mixed[: TARGET // 2]), np.sort(mixed[TARGET // 2 :])

@@ -27,7 +27,7 @@ from benchmarks.common.own_process import in_own_process
 from benchmarks.common.records import TEXTS, as_prompt, chunks, instructions
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 from gradwise.data.texts import Texts
-from gradwise.methods.towards import Subtasks, wording
+from gradwise.methods.targeting import Subtasks, match_ngrams
 from gradwise.numerics.ngrams import Chunk, Counts, affinity, compile_kernels, word_ids
 
 POOL, TARGET, GARBAGE, PICKS = 3200, 64, 160, 168
@@ -107,7 +107,7 @@ def garbage(name: str, kind: str, seed: int) -> dict[str, Any]:
     chunk, aim = word_ids(texts), word_ids(aims)
     counts = Counts.of([chunk])
     affinities = affinity([chunk], counts, Counts.of([aim]))
-    stage = wording(Given(texts), Given(aims), Subtasks.of_domains(None, TARGET), PICKS)
+    stage = match_ngrams(Given(texts), Given(aims), Subtasks.of_domains(None, TARGET), PICKS)
     measured = affinities.cohesion if kind == "shuffled" else affinities.variety
     return {
         "of_pool": len(junk) / len(texts),
@@ -125,7 +125,7 @@ def closeness(name: str, seed: int) -> dict[str, float]:
     aims = Given([target_texts(name)[row] for row in rng.permutation(len(target_texts(name)))[:TARGET]])
     subtasks = Subtasks.of_domains(None, TARGET)
     return {
-        kind: wording(Given(texts), aims, subtasks, PICKS).closeness
+        kind: match_ngrams(Given(texts), aims, subtasks, PICKS).closeness
         for kind, texts in (("mixed", pool(seed)), ("plays", _plays("plays")))
     }
 
@@ -149,7 +149,7 @@ def million(size: int) -> dict[str, Any]:
         texts = Texts(datasets.Dataset.from_file(str(path)), WholeWords(words))
         aims = Texts([{"input_ids": rng.integers(0, 500, 100)} for _ in range(TARGET)], WholeWords(words))
         before, start = peak_gib(), time.perf_counter()
-        wording(texts, aims, Subtasks.of_domains(None, TARGET), size // 20)
+        match_ngrams(texts, aims, Subtasks.of_domains(None, TARGET), size // 20)
         seconds = time.perf_counter() - start
     return {"seconds": round(seconds, 1), "per_second": round(size / seconds), "gib": [before, peak_gib()]}
 

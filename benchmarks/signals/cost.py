@@ -27,13 +27,13 @@ from benchmarks.common.own_process import in_own_process
 from benchmarks.common.tables import Claim, Content, Page, of_kind, table
 from benchmarks.signals.subjects import TITLES, Batch, as_batch, full_rows, joined, train_step
 from gradwise.signals import plain_head
-from gradwise.signals.given_back import lent
 from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.measure import Measurer
-from gradwise.signals.remembered import forget
+from gradwise.signals.model_cache import clear_cache
+from gradwise.signals.model_state import prepared
+from gradwise.signals.request import SignalRequest
 from gradwise.signals.scope import resolve
 from gradwise.signals.sums import GradientRequest, Projector
-from gradwise.signals.wanted import SignalRequest
 
 SIZE = 1024
 BASE = ("loss", "embedding", "grad")
@@ -88,10 +88,10 @@ def engine(
         scope, norms = resolve(model, "blocks"), "grad_norm" in quantities
         request = GradientRequest(scope, projector if "grad" in quantities else None, norms=norms)
 
-    plain = Head(model).hands_on(as_batch(torch.zeros((1, 2), dtype=torch.long)))
+    plain = Head(model).returns_product(as_batch(torch.zeros((1, 2), dtype=torch.long)))
 
     def measure(batch: Batch) -> Any:
-        with lent(model) as bare:
+        with prepared(model) as bare:
             return Measurer(bare, wanted, request, plain_head=plain)(dict(batch))
 
     return measure
@@ -132,7 +132,7 @@ def whole_collect(subject: str, rounds: int) -> dict[str, Any]:
 
     def collect(count: int, first: bool, _: int) -> None:
         if first:
-            forget(model)
+            clear_cache(model)
         data = [{"input_ids": row, "labels": row} for row in rows[:count].tolist()]
         gw.collect(model, data, want=BASE, grad_dim=SIZE, batch_tokens=tokens, progress=False)
 

@@ -25,7 +25,7 @@ TEMPORARY = ".gradwise-tmp-"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What the system reports for a disk that takes no more."""
 
-AGAIN = "run the same command again"
+RERUN_ADVICE = "run the same command again"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -88,7 +88,7 @@ def writing(path: Path) -> Iterator[None]:
         raise not_written(path, error) from error
 
 
-def not_written(path: Path, error: Exception, advice: str = AGAIN) -> StorageError:
+def not_written(path: Path, error: Exception, advice: str = RERUN_ADVICE) -> StorageError:
     """What to raise for a file or folder that could not be written.
 
     Args:

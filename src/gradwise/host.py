@@ -14,7 +14,7 @@ from gradwise.planning import RunContext, Samples, Scorer
 from gradwise.planning.context import Collate
 from gradwise.precision import autocast_of
 from gradwise.recipe import Recipe
-from gradwise.signals.given_back import unwrapped
+from gradwise.signals.model_state import unwrapped
 from gradwise.signals.shards import units
 from gradwise.training import packing
 from gradwise.training.arguments import new_optimizer
@@ -61,11 +61,11 @@ class HostTrainer(TrainerParts, Protocol):
         """The training loss of a batch, computed as training does."""
         ...
 
-    def own_loader(self) -> Any:
+    def underlying_loader(self) -> Any:
         """The loader that the trainer would use without gradwise."""
         ...
 
-    def own_sampler(self) -> Any:
+    def underlying_sampler(self) -> Any:
         """The sampler of that loader."""
         ...
 

@@ -22,7 +22,7 @@ _Key = tuple[int, int]
 _TAKEN = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
 """What the system reports for a file that somebody else has locked."""
 
-LOOK = 0.1
+POLL_SECONDS = 0.1
 """Seconds between two tries where the system cannot wait for a lock."""
 
 
@@ -135,4 +135,4 @@ def _lock(handle: int, wait: bool) -> None:
         except OSError as error:
             if not wait or error.errno not in _TAKEN:
                 raise
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradwise.host import HostTrainer
 from gradwise.methods.layer_policy import LayerPolicy
-from gradwise.signals.given_back import unwrapped
+from gradwise.signals.model_state import unwrapped
 from gradwise.signals.shards import reshard
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.sharding import is_sharded

@@ -33,8 +33,8 @@ from gradwise.ranks import on_first
 from gradwise.recipe import Recipe
 from gradwise.session import Session
 from gradwise.session_callback import SessionCallback
-from gradwise.session_own_loader import OwnLoaderSession
-from gradwise.signals.given_back import unwrapped
+from gradwise.session_trainer_loader import TrainerLoaderSession
+from gradwise.signals.model_state import unwrapped
 from gradwise.signals.vocabulary import padding_collator
 from gradwise.stopping import spare_worker
 from gradwise.structure import group_layers
@@ -51,14 +51,14 @@ from gradwise.training.sharded_checkpoint import ShardedCheckpoints, allowed_to_
 from gradwise.training.sharding import by_accelerate, shard_in_time
 from gradwise.training.support import (
     check_output,
-    check_own_loader,
     check_phase,
     check_planned,
     check_sections,
     check_supported,
+    check_trainer_loader,
     check_types,
     check_uploads,
-    own_loader_problem,
+    trainer_loader_problem,
 )
 from gradwise.training.target import target_of
 from gradwise.training.trackers import add_trackers, guard_trackers, without_trackers
@@ -138,15 +138,15 @@ class TrainerMixin(ShardedCheckpoints):
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         planner = Planner(recipe, batch_size) if plan is None else FixedPlanner(plan)
         indexable = is_indexable(self.train_dataset)
-        if uses_own_loader := not indexable or self.serves_itself:
-            check_own_loader(
+        if uses_trainer_loader := not indexable or self.serves_itself:
+            check_trainer_loader(
                 recipe,
                 has_plan=plan is not None,
                 packs=packed_length is not None,
-                problem=own_loader_problem(self, indexable),
-                plannable=indexable and repeated_prompts(self.own_sampler()) is not None,
+                problem=trainer_loader_problem(self, indexable),
+                plannable=indexable and repeated_prompts(self.underlying_sampler()) is not None,
             )
-        self.session = (OwnLoaderSession if uses_own_loader else Session)(
+        self.session = (TrainerLoaderSession if uses_trainer_loader else Session)(
             self,
             recipe,
             planner,
@@ -275,7 +275,7 @@ class TrainerMixin(ShardedCheckpoints):
         shard_in_time(self, measures=measures, offloads=self._offloads)
         return self.session.prepare()
 
-    def own_loader(self) -> DataLoader[Any]:
+    def underlying_loader(self) -> DataLoader[Any]:
         """The loader that the underlying Trainer would use; every rank reads a stream itself."""
         config = self.accelerator.dataloader_config
         if config.dispatch_batches is None and not is_indexable(self.train_dataset):
@@ -283,12 +283,12 @@ class TrainerMixin(ShardedCheckpoints):
             config.dispatch_batches = False
         return super().get_train_dataloader()
 
-    def own_sampler(self) -> Any:
+    def underlying_sampler(self) -> Any:
         """The sampler of that loader, as the underlying Trainer makes it."""
         return super()._get_train_sampler()
 
     def _get_train_sampler(self, *args: object, **kwargs: object) -> Any:
-        """That of the plan's prompts, where a plan decides which of them the own loader repeats."""
+        """That of the plan's prompts, where a plan decides which of them the trainer's loader repeats."""
         prompts = getattr(self.session, "prompts", None)
         return super()._get_train_sampler(*args, **kwargs) if prompts is None else prompts
 

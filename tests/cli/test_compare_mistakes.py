@@ -95,7 +95,7 @@ class TestMistakes:
         earlier = ComparisonFolder(project.folder / "other")
         with earlier.opened():
             base = Recipe.load(recipe, ["train.batch_size=4"])
-            earlier.ask(base, parse_arms(["full"], base), [0], "full", parse_budget("steps"))
+            earlier.extend(base, parse_arms(["full"], base), [0], "full", parse_budget("steps"))
             earlier.save()
             run = earlier.run("full", 0)
             run.mkdir(parents=True)

@@ -93,7 +93,7 @@ class TestFolder:
         options = {"seeds": [0, 1], "reference": "random"} | changes
         folder = ComparisonFolder(path)
         with folder.opened():
-            folder.ask(recipe, parse_arms(words.split(","), recipe), budget=budget, **options)
+            folder.extend(recipe, parse_arms(words.split(","), recipe), budget=budget, **options)
             folder.save()
         return folder
 

@@ -94,7 +94,7 @@ class TestShares:
         folder.mkdir()
         seen: list[int] = []
         meeting = (task("side_by_side", folder=folder, name=str(number), others=2) for number in range(3))
-        results = list(WorkerPool(2).run(meeting, look=lambda underway: seen.append(len(underway))))
+        results = list(WorkerPool(2).run(meeting, on_poll=lambda underway: seen.append(len(underway))))
         assert [result.failure for result in results] == [None] * 3
         assert max(seen) <= 2
 
@@ -127,7 +127,9 @@ class TestStopping:
         """As under nohup, when its terminal closes."""
         before, pool = signal.signal(signal.SIGHUP, signal.SIG_IGN), WorkerPool()
         try:
-            results = list(pool.run([task("settings")], look=lambda _: os.kill(os.getpid(), signal.SIGHUP)))
+            results = list(
+                pool.run([task("settings")], on_poll=lambda _: os.kill(os.getpid(), signal.SIGHUP))
+            )
         finally:
             signal.signal(signal.SIGHUP, before)
         assert [result.stopped for result in results] == [False] and not pool.stops
@@ -145,7 +147,7 @@ class TestStopping:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            list(WorkerPool().run([task("sleeps", begun=begun)], look=interrupt))
+            list(WorkerPool().run([task("sleeps", begun=begun)], on_poll=interrupt))
         assert gone(wait_for(begun))
         assert not (tmp_path / "woke").exists()
 

@@ -17,7 +17,7 @@ from datasets import Dataset
 from gradwise import DataError, RecipeError
 from gradwise.evaluation import Choice, EvaluationError, Function, Generate, LmEval, Metrics, prepare, score
 from gradwise.evaluation.harness import harness
-from gradwise.evaluation.state import given_back
+from gradwise.evaluation.state import restored_state
 
 Make = Callable[[], Any]
 TURNS = "{% for m in messages %}<{{m.role}}>{{m.content}}{% endfor %}"
@@ -165,7 +165,7 @@ class TestChat:
             chat=True,
             limit=1,
         )
-        with given_back(torch.nn.Linear(1, 1), tokenizer):
+        with restored_state(torch.nn.Linear(1, 1), tokenizer):
             tokenizer.chat_template = TEMPLATE
             asked = prepare(Metrics(tasks=[task]), tokenizer).asked["ends"]
         assert asked[0].prompt == "<user>Once upon a time, there was a little<me>"

@@ -15,7 +15,7 @@ from gradwise.evaluation import (
     Generate,
     LmEval,
     Metrics,
-    known,
+    harness_tasks,
     prepare,
     score,
 )
@@ -251,7 +251,7 @@ metric_list:
         with pytest.raises(
             EvaluationError, match="reports no metric 'f1'; it reports acc,none, acc_norm,none"
         ):
-            known._picked(
+            harness_tasks._picked(
                 task, {"results": {"ends": {"acc,none": 0.5, "acc_norm,none": 0.5, "alias": "ends"}}}
             )
 

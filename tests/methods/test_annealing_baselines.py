@@ -114,7 +114,7 @@ class TestAll:
                 method(count=3).select(POOL, validation=nothing)
 
 
-def test_all_of_the_data_can_race_a_part_of_them() -> None:
+def test_all_of_the_data_can_compete_with_a_part_of_them() -> None:
     """A size is that of the other contenders."""
     sizes: list[dict[str, Any]] = [{"fraction": 0.2}, {"count": 3}, {"tokens": 90}]
     for size in sizes:

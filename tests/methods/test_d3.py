@@ -15,7 +15,7 @@ from gradwise.methods.baselines import Balanced
 from gradwise.methods.d3 import D3, InfluenceGraph, Units, method
 from gradwise.methods.d3.schedule import Windows
 from gradwise.numerics.balance import imbalance
-from gradwise.probing import Ahead, Bends, Orders
+from gradwise.probing import GradientProducts, LookaheadLosses, Orders
 
 
 def pool(n: int = 120, domains: int = 3, seed: int = 0, noise: float = 1.0) -> gw.Signals:
@@ -112,8 +112,8 @@ class TestTheGraph:
     def test_looking_ahead_counts_the_share_of_the_loss_that_is_taken_off(self) -> None:
         before = np.array([2.0, 4.0, 1.0, 1.0, 5.0])
         after = np.array([[1.0, 3.0, 1.0, 0.5, 4.0], [2.0, 4.0, 0.5, 0.5, 6.0]])
-        graph = InfluenceGraph.of_ahead(
-            ("a", "b"), np.array([0, 0, 1, 1, -1]), Ahead(before, after), np.array([4])
+        graph = InfluenceGraph.from_lookahead(
+            ("a", "b"), np.array([0, 0, 1, 1, -1]), LookaheadLosses(before, after), np.array([4])
         )
         assert graph.weight == pytest.approx(np.array([[2 / 6, 0.5 / 2], [0.0, 1 / 2]]))
         assert graph.influence == pytest.approx([0.2, -0.2])
@@ -124,7 +124,7 @@ class TestTheGraph:
         both[np.arange(3), np.arange(3)] = np.nan
         both[0, 1] -= 1.0  # 0 first ends lower
         alone = np.stack([before - gained for gained in (0.0, 0.6, 0.9)])
-        graph = InfluenceGraph.of_orders(("a", "b", "c"), Orders(before, alone, both), np.array([2, 2, 3]))
+        graph = InfluenceGraph.from_orders(("a", "b", "c"), Orders(before, alone, both), np.array([2, 2, 3]))
         gains = (both[1, 0] - both[0, 1]) / before.mean() / (2 * 2)
         assert graph.weight[0, 1] - graph.weight[1, 0] == pytest.approx(gains.mean())
         assert graph.noise[0, 1] == pytest.approx(gains.std(ddof=1) / np.sqrt(6)) == graph.noise[1, 0]
@@ -135,7 +135,7 @@ class TestTheGraph:
         rng = np.random.default_rng(0)
         before, alone, both = 4 + rng.random(6), 3 + rng.random((3, 6)), 2 + rng.random((3, 3, 6))
         both[0, 1], alone[2], both[1, 2, 3], both[np.arange(3), np.arange(3)] = np.inf, np.nan, np.nan, np.nan
-        graph = InfluenceGraph.of_orders(("a", "b", "c"), Orders(before, alone, both), np.array([2, 2, 2]))
+        graph = InfluenceGraph.from_orders(("a", "b", "c"), Orders(before, alone, both), np.array([2, 2, 2]))
         assert np.isnan(graph.weight[0, 1]) and np.isnan(graph.weight[1, 0])
         assert np.isfinite(graph.weight[1, 2]) and graph.influence[2] == 0.0
         assert np.isfinite(graph.worth(1.0, 3)).all()
@@ -147,8 +147,12 @@ class TestTheGraph:
         turned, moved = rng.standard_normal((2, 3, 8))
         for _ in range(400):
             drawn = [np.repeat(true, 4, axis=0) + rng.standard_normal((12, 8)) for true in (turned, moved)]
-            bends = Bends(drawn[0] @ drawn[1].T, np.zeros((12, 12)), np.zeros(12), np.ones(12), 1.0)
-            graph = InfluenceGraph.of_bends(("a", "b", "c"), np.repeat(np.arange(3), 4), bends, "curvature")
+            products = GradientProducts(
+                drawn[0] @ drawn[1].T, np.zeros((12, 12)), np.zeros(12), np.ones(12), 1.0
+            )
+            graph = InfluenceGraph.from_products(
+                ("a", "b", "c"), np.repeat(np.arange(3), 4), products, "curvature"
+            )
             found.append(graph.weight - graph.weight.T)
             details.append(graph.noise)
         apart = ~np.eye(3, dtype=bool)
@@ -157,8 +161,8 @@ class TestTheGraph:
 
     def test_what_is_symmetric_has_no_direction_and_no_noise_of_it(self) -> None:
         slopes = np.random.default_rng(0).standard_normal((8, 5))
-        bends = Bends(None, slopes @ slopes.T, np.zeros(8), np.ones(8), 1.0)
-        graph = InfluenceGraph.of_bends(("a", "b"), np.repeat([0, 1], 4), bends, "first_order")
+        products = GradientProducts(None, slopes @ slopes.T, np.zeros(8), np.ones(8), 1.0)
+        graph = InfluenceGraph.from_products(("a", "b"), np.repeat([0, 1], 4), products, "first_order")
         assert np.abs(graph.noise).max() < 1e-12
         assert not graph.precedences(2.0).any()
 
@@ -168,8 +172,11 @@ class TestTheGraph:
         broken = whole.copy()
         broken[3], broken[:, 3] = np.nan, np.nan
         towards = np.where(np.arange(8) == 3, np.nan, 1.0)
-        graph = InfluenceGraph.of_bends(
-            ("a", "b"), np.repeat([0, 1], 4), Bends(broken, broken, towards, np.ones(8), 1.0), "curvature"
+        graph = InfluenceGraph.from_products(
+            ("a", "b"),
+            np.repeat([0, 1], 4),
+            GradientProducts(broken, broken, towards, np.ones(8), 1.0),
+            "curvature",
         )
         assert graph.weight[0, 1] == pytest.approx(whole[:3, 4:].mean())
         assert np.isfinite(graph.noise).all() and graph.influence.tolist() == [1.0, 1.0]

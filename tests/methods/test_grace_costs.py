@@ -12,14 +12,14 @@ from gradwise.methods.grace.costs import (
     FEWEST_SCORED,
     FEWEST_STEPS,
     MOST_REFRESHES,
-    Size,
+    RunSize,
     Speeds,
     forecast,
 )
 from gradwise.numerics.sampling import stratified_sample
 from gradwise.signals import Signals
 
-sizes = st.builds(Size, pool=st.integers(2, 50_000), steps=st.integers(1, 3000), batch=st.integers(1, 64))
+sizes = st.builds(RunSize, pool=st.integers(2, 50_000), steps=st.integers(1, 3000), batch=st.integers(1, 64))
 speeds = st.builds(
     Speeds,
     train=st.floats(1e-3, 1),
@@ -32,7 +32,7 @@ overheads = st.sampled_from([0.05, 0.15, 0.5, 2.0])
 
 class TestForecast:
     @given(sizes, speeds, overheads)
-    def test_what_follows_from_the_dial_keeps_to_it(self, size: Size, speed: Speeds, overhead: float):
+    def test_what_follows_from_the_dial_keeps_to_it(self, size: RunSize, speed: Speeds, overhead: float):
         found = forecast(size, speed, overhead)
         least = speed.startup + 2 * speed.score + 4 * speed.compare
         assert found.share is not None
@@ -48,12 +48,12 @@ class TestForecast:
             assert found.anchors * found.candidates >= min(FEWEST_SCORED, found.candidates / 2) - 1e-6
 
     @given(sizes, speeds, overheads)
-    def test_more_affords_no_less(self, size: Size, speed: Speeds, overhead: float):
+    def test_more_affords_no_less(self, size: RunSize, speed: Speeds, overhead: float):
         less, more = forecast(size, speed, overhead), forecast(size, speed, 2 * overhead)
         assert more.candidates >= less.candidates
 
     @given(sizes, speeds, overheads)
-    def test_one_more_candidate_would_be_too_many(self, size: Size, speed: Speeds, overhead: float):
+    def test_one_more_candidate_would_be_too_many(self, size: RunSize, speed: Speeds, overhead: float):
         found = forecast(size, speed, overhead, every=0)
         if 2 < found.candidates < size.pool:
             more = forecast(size, speed, overhead, every=0, candidates=found.candidates + 1)
@@ -61,7 +61,7 @@ class TestForecast:
 
     @given(sizes, speeds, overheads, st.integers(0, 100), st.floats(0.01, 1))
     def test_what_is_settled_is_done(
-        self, size: Size, speed: Speeds, overhead: float, every: int, anchors: float
+        self, size: RunSize, speed: Speeds, overhead: float, every: int, anchors: float
     ):
         found = forecast(size, speed, overhead, candidates=size.pool, every=every, anchors=anchors)
         assert (found.candidates, found.every, found.anchors) == (size.pool, every, anchors)
@@ -71,7 +71,7 @@ class TestForecast:
         assert found.refreshes == pytest.approx(count * (speed.startup + measured * speed.score))
 
     def test_says_what_it_comes_to(self):
-        found = forecast(Size(pool=1000, steps=100, batch=10), Speeds(0.3, 0.1), 0.5)
+        found = forecast(RunSize(pool=1000, steps=100, batch=10), Speeds(0.3, 0.1), 0.5)
         assert str(found) == (
             "grace scores 1,000 samples and selects again every 17 steps; that is expected to take "
             "150.0 s, 50% of 300.0 s of training"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gradwise as gw
-from gradwise.methods.costs import Size, Speeds
+from gradwise.methods.costs import RunSize, Speeds
 from gradwise.methods.grace.costs import forecast
 from gradwise.methods.grace.refresh import next_share
 from gradwise.signals import Signals
@@ -27,7 +27,7 @@ def refreshes(grace: gw.Grace, agreeing: bool) -> tuple[list[int], Any, Any]:
     """Anchors of every refresh of a run over 200 samples, its forecast, and the state it began with."""
     pool = signals()
     expected = forecast(
-        Size(pool=200, steps=400, batch=8), Speeds(0.01, 0.01), 0.3, candidates=200, anchors=grace.anchors
+        RunSize(pool=200, steps=400, batch=8), Speeds(0.01, 0.01), 0.3, candidates=200, anchors=grace.anchors
     )
     begun = state = grace.begin(pool, forecast=expected)
     counts = []

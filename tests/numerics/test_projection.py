@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradwise.numerics import Fold, MatrixProjection, fold_with_signs
-from gradwise.numerics.projection import Deal, seeded
+from gradwise.numerics.projection import SignedSums, seeded
 from gradwise.numerics.streams import stream
 
 sizes = st.integers(1, 40)
@@ -80,7 +80,7 @@ class TestDeal:
     @settings(max_examples=40)
     @given(sizes, sizes, st.integers(0, 9))
     def test_each_number_goes_to_one_sum_as_evenly_as_possible(self, count: int, size: int, seed: int):
-        matrix = Deal(count, size, stream(seed, "test"))(torch.eye(count, dtype=torch.float64))
+        matrix = SignedSums(count, size, stream(seed, "test"))(torch.eye(count, dtype=torch.float64))
         assert matrix.shape == (count, size)
         assert (matrix.abs().sum(dim=1) == 1).all()
         loads = matrix.abs().sum(dim=0)
@@ -90,7 +90,7 @@ class TestDeal:
     @given(st.integers(1, 20), st.integers(0, 9))
     def test_inner_products_are_exact_with_as_many_sums_as_numbers(self, count: int, seed: int):
         x = random(3, count, seed=seed)
-        z = Deal(count, count + seed, stream(seed, "test"))(x)
+        z = SignedSums(count, count + seed, stream(seed, "test"))(x)
         torch.testing.assert_close(z @ z.T, x @ x.T)
 
 
@@ -153,10 +153,10 @@ class TestMatrixProjection:
         errors = torch.stack([(one @ one.T - exact) / gaussian for one in z])
         assert float(errors.square().mean().sqrt()) < 1.15
 
-    def test_a_deal_that_does_not_fit_is_refused(self):
+    def test_sums_that_do_not_fit_are_refused(self):
         row, column = Fold(9, 4, stream(0, "test")), Fold(9, 5, stream(1, "test"))
-        with pytest.raises(ValueError, match="The folds leave 4 x 5 numbers, but the deal takes 21"):
-            MatrixProjection(row, column, Deal(21, 7, stream(2, "test")))
+        with pytest.raises(ValueError, match="The folds leave 4 x 5 numbers, but the sums take 21"):
+            MatrixProjection(row, column, SignedSums(21, 7, stream(2, "test")))
 
     def test_seed_and_name_decide(self):
         x = random(2, 20, 20)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwise.numerics import rows as module
-from gradwise.numerics.rows import Rows, alike, first_equal
+from gradwise.numerics.rows import Rows, first_equal, near_copy_leaders
 
 
 class TestRows:
@@ -66,18 +66,21 @@ class TestAlike:
         x = kinds[rng.integers(0, 12, 40)]
         x = (x + noise * rng.standard_normal(x.shape)) * rng.uniform(0.5, 2, (40, 1))
         x = x.astype(np.float32)
-        assert alike(x, 0.999).tolist() == leaders_by_all_pairs(x.astype(np.float64), 0.999)
+        assert near_copy_leaders(x, 0.999).tolist() == leaders_by_all_pairs(x.astype(np.float64), 0.999)
 
     def test_scaled_copies_in_half_precision(self) -> None:
         x = np.random.default_rng(0).standard_normal((5, 256)).astype(np.float16)
-        assert alike(np.concatenate([x, x, (2 * x).astype(np.float16)]), 0.999).tolist() == [*range(5)] * 3
+        assert (
+            near_copy_leaders(np.concatenate([x, x, (2 * x).astype(np.float16)]), 0.999).tolist()
+            == [*range(5)] * 3
+        )
 
     def test_some_rows_of_a_larger_matrix(self) -> None:
         x = np.eye(4)[[0, 1, 0, 2, 0, 1]]
-        assert alike(x, 0.99, rows=np.array([1, 2, 4, 5])).tolist() == [0, 1, 1, 0]
+        assert near_copy_leaders(x, 0.99, rows=np.array([1, 2, 4, 5])).tolist() == [0, 1, 1, 0]
 
     def test_rows_of_zeros_are_alike_to_nothing(self) -> None:
-        assert alike(np.zeros((3, 4)), 0.9).tolist() == [0, 1, 2]
+        assert near_copy_leaders(np.zeros((3, 4)), 0.9).tolist() == [0, 1, 2]
 
 
 @given(seed=st.integers(0, 200), cut=st.integers(0, 30))

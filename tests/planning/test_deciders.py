@@ -20,7 +20,7 @@ from gradwise.methods import Anneal, OrderBy, Select
 from gradwise.planning import Planner
 from gradwise.planning.annealing import Annealing
 from gradwise.planning.decider import Decider
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 from gradwise.training.target import target_of
 from tests.conftest import same_weights, short_run
 
@@ -92,7 +92,7 @@ def _trainer(folder: Path, model: Any, speeches: Any, section: str, method: Any)
         short_run(folder, max_steps=6, lr_scheduler_type=schedule),
         train_dataset=speeches.select(range(24)),
         eval_dataset=speeches.select(range(24, 36)),
-        target_dataset=speeches.select(range(36, 44)) if getattr(method, "aims", False) else None,
+        target_dataset=speeches.select(range(36, 44)) if getattr(method, "uses_target", False) else None,
         recipe=gw.Recipe.from_dict({section: gw.Recipe(**{section: method}).to_dict()[section]}),
     )
     trainer.session.tell = lambda _: None
@@ -203,11 +203,11 @@ def test_a_refreshed_selection_towards_a_target_resumes(make: Any, importance: A
 
 @pytest.mark.slow
 def test_a_trial_is_taken_back_and_its_recipe_repeats_the_run(make: Any, monkeypatch: Any) -> None:
-    """The recipe with the winner gives the same run without a race."""
-    from gradwise.planning import race
+    """The recipe with the winner gives the same run without a trial."""
+    from gradwise.planning import trials
 
     method = gw.Trial(contenders=("random", "cosine_top", "direct"), count=8, steps=3)
-    inner, seen = race._losses, []
+    inner, seen = trials._losses, []
 
     def watched(context: Any, *args: Any) -> Any:
         model, optimizer = context.model, context.optimizer
@@ -232,7 +232,7 @@ def test_a_trial_is_taken_back_and_its_recipe_repeats_the_run(make: Any, monkeyp
         took.append(time.perf_counter() - start)
         return result
 
-    monkeypatch.setattr(race, "_losses", watched)
+    monkeypatch.setattr(trials, "_losses", watched)
     monkeypatch.setattr(Annealing, "decide", timed)
     whole = make("whole", "anneal", method)
     whole.train()

@@ -13,8 +13,8 @@ import torch
 
 import gradwise as gw
 from gradwise.data import Collator
-from gradwise.planning import race, selecting
-from gradwise.planning.race import halves
+from gradwise.planning import selecting, trials
+from gradwise.planning.trials import halves
 from gradwise.run.select import select_samples
 from tests.conftest import same_weights
 
@@ -49,15 +49,15 @@ def events(trainer: gw.Trainer, kind: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("contenders", [("grace", "random"), ("dsir", "full")])
 def test_a_run_after_a_trial_is_the_winners_run(make: Make, contenders: Any) -> None:
-    raced = make("raced", gw.SelectTrial(contenders=contenders, count=8, steps=3))
-    raced.train()
-    (trial,) = events(raced, "select_trial")
+    tried = make("tried", gw.SelectTrial(contenders=contenders, count=8, steps=3))
+    tried.train()
+    (trial,) = events(tried, "select_trial")
     assert trial["winner"] == min(trial["losses"], key=trial["losses"].get)
     assert set(trial["losses"]) == set(contenders) and trial["seconds"] > 0
     stated = make("stated", gw.SelectTrial(contenders=contenders, count=8, winner=trial["winner"]))
     stated.train()
     assert not events(stated, "select_trial"), "the winner is known"
-    assert same_weights(raced.model, stated.model)
+    assert same_weights(tried.model, stated.model)
 
 
 @pytest.mark.parametrize("winner", ["grace", "dsir", "random", "nearest"])
@@ -67,16 +67,16 @@ def test_whoever_wins_selects_as_a_recipe_that_names_it(
 ) -> None:
     """GRACE scores some samples of the pool where it is alone, and others have more of them scored."""
     contenders: Any = ("grace", "dsir", "random") if winner != "nearest" else ("grace", "nearest")
-    decided = race.decided
-    monkeypatch.setattr(race, "decided", lambda *given: (winner, *decided(*given)[1:]))
-    raced = make("raced", gw.SelectTrial(contenders=contenders, count=4, steps=1), order=order)
-    raced.train()
-    (trial,) = events(raced, "select_trial")
+    decided = trials.decided
+    monkeypatch.setattr(trials, "decided", lambda *given: (winner, *decided(*given)[1:]))
+    tried = make("tried", gw.SelectTrial(contenders=contenders, count=4, steps=1), order=order)
+    tried.train()
+    (trial,) = events(tried, "select_trial")
     assert trial["winner"] == winner
     stated = make("stated", gw.SelectTrial(contenders=contenders, count=4, winner=winner), order=order)
     stated.train()
-    assert same_weights(raced.model, stated.model)
-    plans = [trainer.session.plan for trainer in (raced, stated)]
+    assert same_weights(tried.model, stated.model)
+    plans = [trainer.session.plan for trainer in (tried, stated)]
     assert plans[0] is not None and plans[1] is not None and plans[0].digest == plans[1].digest
 
 
@@ -85,7 +85,7 @@ def test_losses_are_those_of_training_on_each_contenders_picks(
 ) -> None:
     """Against a plain loop over copies of the model."""
     kept: dict[str, Any] = {}
-    batches = race._batches
+    batches = trials._batches
 
     def watched(context: Any, picked: Any, parts: Any, steps: int) -> Any:
         found = batches(context, picked, parts, steps)
@@ -93,9 +93,9 @@ def test_losses_are_those_of_training_on_each_contenders_picks(
         kept["picked"] = [*kept.get("picked", []), picked[0].indices]
         return found
 
-    monkeypatch.setattr(race, "_batches", watched)
+    monkeypatch.setattr(trials, "_batches", watched)
     trainer = make(
-        "raced", gw.SelectTrial(contenders=("dsir", "random"), count=8, steps=3), max_grad_norm=0.5
+        "tried", gw.SelectTrial(contenders=("dsir", "random"), count=8, steps=3), max_grad_norm=0.5
     )
     start = deepcopy(trainer.model)
     trainer.train()
@@ -132,7 +132,7 @@ def test_contenders_select_by_one_half_and_the_winner_by_all(
         return first_selection(method, context, scored, **more)
 
     monkeypatch.setattr(selecting, "first_selection", watched)
-    trainer = make("raced", gw.SelectTrial(contenders=("grace", "nearest"), count=4, steps=1))
+    trainer = make("tried", gw.SelectTrial(contenders=("grace", "nearest"), count=4, steps=1))
     trainer.train()
     whole = trainer.session.context().target
     assert whole is not None

@@ -11,13 +11,13 @@ import pytest
 import gradwise as gw
 from gradwise.data import Collator
 from gradwise.methods.baselines import EasyFirst, HerdedOrder, Less, LossTop, UniformLayers
-from gradwise.methods.costs import Size, Speeds
-from gradwise.methods.passes import Shape, per_sample, rehearsal, scoring
+from gradwise.methods.cost_counts import Shape, engine_check, per_sample, scoring
+from gradwise.methods.costs import RunSize, Speeds
 from gradwise.methods.trial import Trial
 from gradwise.planning.shares import cost_per_sample, deciding, shares
 from gradwise.recipe import Adapter, Train
 
-SIZE = Size(pool=80, steps=10, batch=4, choosing=12, aside=7)
+SIZE = RunSize(pool=80, steps=10, batch=4, choosing=12, aside=7)
 """Training takes 3 x 10 x 4 = 120 forward passes."""
 
 GRACE = gw.Grace(count=20, candidates=40, refresh_every=4, anchors=0.25)
@@ -35,7 +35,7 @@ NORM = 2 * 0.9 + 0.8 * 0.65
 TRY_GRAD = 2.4 * (3 * 2 * GRAD + (NORM + 2) * (2 * 0.5 + 1.5))
 
 TRIAL = per_sample(Trial().needs, SHAPE)
-TRY_TRIAL = rehearsal(Trial().needs, SHAPE)
+TRY_TRIAL = engine_check(Trial().needs, SHAPE)
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, float | None]]] = {
     "nothing": ({}, {}),
@@ -97,7 +97,7 @@ def test_shares_are_those_worked_out_by_hand(name: str) -> None:
 def test_a_scoring_run_costs_its_trial_and_its_samples() -> None:
     assert scoring({"num_tokens"}, 100, SHAPE) == 0
     assert scoring({"grad"}, 0, SHAPE) == 0
-    assert scoring({"grad"}, 100, SHAPE) == rehearsal({"grad"}, SHAPE) + 100 * per_sample({"grad"}, SHAPE)
+    assert scoring({"grad"}, 100, SHAPE) == engine_check({"grad"}, SHAPE) + 100 * per_sample({"grad"}, SHAPE)
     # Measured on a Llama of 10 M parameters, over a forward/backward (docs/results/signals-cost.md).
     llama = Shape(head=0.16, width=384)
     for needs, ratio in ((("loss",), 0.31), (("head_norm",), 0.345), (("loss", "grad"), 0.77)):
@@ -190,7 +190,7 @@ def test_a_run_makes_the_passes_that_it_forecast(
     forecast here."""
     model, passes = story_model(), []
     for name, value in {"PROJECTING": 0.0, "PROJECTING_WIDTH": 0.0, "NORMS": 0.0, "ALONE": 1.0}.items():
-        monkeypatch.setattr(f"gradwise.methods.passes.{name}", value)
+        monkeypatch.setattr(f"gradwise.methods.cost_counts.{name}", value)
     monkeypatch.setattr("gradwise.planning.planner.shape_of", lambda *_: Shape(head=0.0))
 
     def count(_: object, __: object, output: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 import gradwise as gw
 from gradwise.atomic import write_parquet
 from gradwise.methods.d3 import InfluenceGraph
-from gradwise.report.influence import MOST, Graph, draw_graph, graph_files, graph_picture
+from gradwise.report.influence import MAX_NODES, Graph, draw_graph, graph_files, graph_picture
 
 
 def graph(n: int = 5, step: int = 0, seed: int = 0, sparse: bool = False) -> InfluenceGraph:
@@ -58,9 +58,9 @@ def test_the_first_and_the_last_of_a_run_are_shown(tmp_path: Path) -> None:
 
 
 def test_of_many_nodes_the_most_influential_are_shown(tmp_path: Path) -> None:
-    made = graph(MOST + 6)
+    made = graph(MAX_NODES + 6)
     read = Graph.read(written(tmp_path / "graph.parquet", made, threshold=100.0))
-    largest = read.largest(MOST)
+    largest = read.largest(MAX_NODES)
     least = np.argsort(np.abs(made.influence))[:6]
     assert set(made.names) - set(largest) == {made.names[node] for node in least}
     assert list(largest) == [name for name in read.names if name in largest]

@@ -24,7 +24,7 @@ from gradwise.report.page.document import MOST_CHARACTERS, html
 from gradwise.report.page.run import run_page
 from gradwise.report.page.write import write_at_end, write_page
 from gradwise.run import train
-from gradwise.training.recorded import PARTS, PHASES
+from gradwise.training.record_names import PARTS, PHASES
 from tests.conftest import ROOT
 from tests.report.synthetic import Folder, jsonl, section
 

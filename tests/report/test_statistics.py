@@ -13,9 +13,9 @@ from gradwise.report import statistics
 from gradwise.report.statistics import (
     BETTER,
     LEVEL,
+    NO_DIFFERENCE,
     PRELIMINARY,
-    UNSEEN,
-    UNTOLD,
+    TOO_FEW_SEEDS,
     WORSE,
     compare,
     compare_pairs,
@@ -66,7 +66,7 @@ class TestChance:
 
     def test_of_100_comparisons_of_twins_about_5_see_a_difference(self) -> None:
         rng = np.random.default_rng(20)
-        alarms = sum(comparison_of_twins(rng, arms=1) != [UNSEEN] for _ in range(100))
+        alarms = sum(comparison_of_twins(rng, arms=1) != [NO_DIFFERENCE] for _ in range(100))
         low, high = stats.binom.ppf([0.001, 0.999], 100, 0.05)
         assert low <= alarms <= high
         assert alarms > 0  # a test of level 5 % does err
@@ -77,7 +77,7 @@ class TestChance:
         def share_of_tables_with_an_alarm() -> float:
             rng = np.random.default_rng(21)
             tables = [comparison_of_twins(rng, arms=6) for _ in range(600)]
-            return float(np.mean([any(verdict != UNSEEN for verdict in found) for found in tables]))
+            return float(np.mean([any(verdict != NO_DIFFERENCE for verdict in found) for found in tables]))
 
         assert share_of_tables_with_an_alarm() <= stats.binom.ppf(0.999, 600, 0.05) / 600
         monkeypatch.setattr(statistics, "holm", dict)
@@ -169,12 +169,12 @@ class TestVerdicts:
         [
             ([-0.1, -0.11, -0.09], BETTER, WORSE),
             ([0.1, 0.11, 0.09], WORSE, BETTER),
-            ([-0.1, 0.1, 0.02], UNSEEN, UNSEEN),
+            ([-0.1, 0.1, 0.02], NO_DIFFERENCE, NO_DIFFERENCE),
             ([-0.5, -0.5, -0.5], BETTER, WORSE),
-            ([0.0, 0.0, 0.0], UNSEEN, UNSEEN),
-            ([-0.1, -0.11], UNTOLD, UNTOLD),
-            ([0.0, 0.0], UNTOLD, UNTOLD),
-            ([-5.0], UNTOLD, UNTOLD),
+            ([0.0, 0.0, 0.0], NO_DIFFERENCE, NO_DIFFERENCE),
+            ([-0.1, -0.11], TOO_FEW_SEEDS, TOO_FEW_SEEDS),
+            ([0.0, 0.0], TOO_FEW_SEEDS, TOO_FEW_SEEDS),
+            ([-5.0], TOO_FEW_SEEDS, TOO_FEW_SEEDS),
         ],
     )
     def test_in_words(self, differences: list[float], lower: str, higher: str) -> None:
@@ -185,7 +185,7 @@ class TestVerdicts:
 
     def test_is_preliminary_below_five_seeds(self) -> None:
         for seeds, said in (
-            (2, UNTOLD),
+            (2, TOO_FEW_SEEDS),
             (3, f"{WORSE} (preliminary)"),
             (4, f"{WORSE} (preliminary)"),
             (5, WORSE),
@@ -207,7 +207,7 @@ class TestVerdicts:
         close = [-1.0, -2.0, -0.2, -1.5, -0.9]  # p = 0.02 alone
         noise = {f"n{k}": [1.0, -1.0, 0.5, -0.4, 0.1 * k] for k in range(4)}
         assert compare(table(r=[0.0] * 5, c=close), "r")[0].verdict == BETTER
-        assert compare(table(r=[0.0] * 5, c=close, **noise), "r")[0].verdict == UNSEEN
+        assert compare(table(r=[0.0] * 5, c=close, **noise), "r")[0].verdict == NO_DIFFERENCE
 
     def test_an_arm_with_too_few_seeds_costs_the_others_nothing(self) -> None:
         close = [-1.0, -2.0, -0.2, -1.5, -0.9]

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from gradwise import SignalError, Signals
 from gradwise.signals import collect
-from gradwise.signals.rehearsal import Rehearsal, Verdict
+from gradwise.signals.engine_check import EngineCheck, EngineCheckResult
 from tests.signals.zoo import POSITIONS, VOCABULARY, leaking, make, samples
 
 POISON = 50
@@ -106,7 +106,7 @@ def test_the_leak_reaches_a_neighbour():
 
 def test_batches_without_a_bad_sample_stay_together(monkeypatch: pytest.MonkeyPatch):
     """Only the samples of a batch with one are measured again, each by itself."""
-    monkeypatch.setattr(Rehearsal, "verdict", lambda *_: Verdict())
+    monkeypatch.setattr(EngineCheck, "run", lambda *_: EngineCheckResult())
     sizes: list[int] = []
     made = model()
     made.register_forward_pre_hook(lambda *given: sizes.append(len(given[2]["input_ids"])), with_kwargs=True)
@@ -128,7 +128,7 @@ def test_mixture_of_experts_keeps_them_apart():
 
 
 def test_the_shortest_samples_may_be_poisoned():
-    """The rehearsal tries the shortest ones first; then it tries others."""
+    """The engine check tries the shortest ones first; then it tries others."""
     short = [sample(4, POISON), sample(4, POISON, 6)]
     with pytest.warns(UserWarning, match="2 of 10 samples set aside"):
         found = measured([*short, *GOOD])
@@ -172,7 +172,7 @@ def test_labels_of_another_length_are_an_error(form: Any, change: int):
 
 
 def test_one_sample():
-    """Nothing to rehearse a pair with."""
+    """Nothing to check a pair with."""
     found, among = measured(GOOD[:1]), measured(GOOD)
     for name in QUANTITIES:
         np.testing.assert_allclose(getattr(found, name)[0], getattr(among, name)[0], rtol=1e-4, atol=1e-5)

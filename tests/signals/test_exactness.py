@@ -11,12 +11,12 @@ from torch import Tensor
 
 from gradwise.data import Collator
 from gradwise.signals import Signals, collect, plain_head
-from gradwise.signals.given_back import lent
 from gradwise.signals.head import Head
 from gradwise.signals.measure import Measured, Measurer
-from gradwise.signals.passes import Pass
+from gradwise.signals.model_state import prepared
+from gradwise.signals.request import Quantity, SignalRequest
 from gradwise.signals.scope import resolve
-from gradwise.signals.wanted import Quantity, SignalRequest
+from gradwise.signals.scoring_run import ScoringRun
 from tests.signals.oracle import DoubleThroughout, Truth, all_names, linear_names, truth
 from tests.signals.zoo import MAKERS, VOCABULARY, left_padded, make, samples
 
@@ -49,9 +49,9 @@ def measured(
     """All samples in one batch, in the model's own precision, by the engine alone."""
     wanted = SignalRequest.of(want, **{"grad_dim": None} | options)
     scope = resolve(model, parameters)
-    with lent(model) as bare:
-        one = Pass(bare, rows, collate, wanted, scope, None, 10**6)
-        plain = Head(bare).hands_on(one.collate(rows[:1]))
+    with prepared(model) as bare:
+        one = ScoringRun(bare, rows, collate, wanted, scope, None, 10**6)
+        plain = Head(bare).returns_product(one.collate(rows[:1]))
         return Measurer(bare, wanted, one.gradient_request, plain_head=plain)(one.collate(rows))
 
 
@@ -95,8 +95,8 @@ class TestEveryArchitecture:
         model = make(name, torch.float64)
         wanted = SignalRequest.of(("loss", "grad_norm"))
         scope = resolve(model, "all")
-        with lent(model) as bare:
-            one = Pass(bare, POOL, None, wanted, scope, None, 10**6)
+        with prepared(model) as bare:
+            one = ScoringRun(bare, POOL, None, wanted, scope, None, 10**6)
             found = Measurer(bare, wanted, one.gradient_request)(one.collate(POOL), apart=True)
         for row, exact in enumerate(truths(name)):
             for parameter, gradient in exact.gradients.items():

@@ -84,24 +84,24 @@ def test_a_loss_that_is_not_finite_stays_with_its_sample():
     assert found.losses_B.isfinite().tolist() == found.squares_B.isfinite().tolist() == [False, True]
 
 
-def hands_on(model: Any) -> bool:
-    return Head(model).hands_on(Collator(0)(samples()[:1]))
+def returns_product(model: Any) -> bool:
+    return Head(model).returns_product(Collator(0)(samples()[:1]))
 
 
 class TestWhereItMayBe:
     @pytest.mark.parametrize("name", [name for name in MAKERS if name != "Gemma2"])
     def test_models_that_hand_on_their_heads_output(self, name: str):
-        assert hands_on(make(name).eval())
+        assert returns_product(make(name).eval())
 
     def test_a_soft_cap_is_none(self):
-        assert not hands_on(make("Gemma2").eval())
+        assert not returns_product(make("Gemma2").eval())
 
     def test_a_hook_on_the_head_is_none(self):
         model = make("Llama").eval()
         handle = model.lm_head.register_forward_hook(lambda _, __, out: 2 * out)
-        assert not hands_on(model)
+        assert not returns_product(model)
         handle.remove()
-        assert hands_on(model)
+        assert returns_product(model)
 
     def test_a_head_of_another_kind_is_none(self):
         class Scaled(nn.Linear):
@@ -112,13 +112,13 @@ class TestWhereItMayBe:
         head = Scaled(16, model.config.vocab_size, bias=False)
         head.load_state_dict(model.lm_head.state_dict())
         model.set_output_embeddings(head)
-        assert not hands_on(model)
+        assert not returns_product(model)
 
     def test_a_forward_of_its_own_is_none(self):
         """accelerate hands layers over in this way, between host and device."""
         model = make("Llama").eval()
         model.lm_head.forward = lambda x: functional.linear(2 * x, model.lm_head.weight)
-        assert not hands_on(model)
+        assert not returns_product(model)
 
     @pytest.mark.parametrize(
         ("parameters", "pieces"), [("blocks", True), ("all", False), ("lm_head.weight", False)]
@@ -148,7 +148,7 @@ def test_in_pieces_as_at_once(dtype: torch.dtype, autocast: Any, monkeypatch: py
         return collect(make("Llama", dtype), samples(), want=want, autocast=autocast, progress=False)
 
     pieces = measured()
-    monkeypatch.setattr(Head, "hands_on", lambda *_: False)
+    monkeypatch.setattr(Head, "returns_product", lambda *_: False)
     at_once = measured()
     precise = dtype == torch.float32 and autocast is None
     for name in want:

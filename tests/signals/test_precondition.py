@@ -17,8 +17,8 @@ from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.scope import Matrix, Scope, resolve
 from gradwise.signals.sums import Projector
 from tests.signals.oracle import truth
+from tests.signals.test_engine_check import KernelLinear
 from tests.signals.test_projected_gradients import projected
-from tests.signals.test_rehearsal import KernelLinear
 from tests.signals.zoo import make, samples
 
 POOL = samples(5)

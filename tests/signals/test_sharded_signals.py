@@ -19,7 +19,7 @@ from gradwise.signals import collect
 from gradwise.structure import block_list
 from tests.conftest import some
 from tests.signals.processes import contents, ended, same_arrays, start_ranks
-from tests.signals.test_rehearsal import KernelLinear, convolved, over_batch, replaced
+from tests.signals.test_engine_check import KernelLinear, convolved, over_batch, replaced
 from tests.signals.zoo import MAKERS, leaking, make, samples
 
 POOL = samples(24)
@@ -214,7 +214,7 @@ class BrokenError(Exception):
 
 
 def _one_rank_fails(rank: int, batches: int) -> None:
-    """Its collator raises, in the rehearsal or later; all ranks raise that, and can measure afterwards."""
+    """Its collator raises, in the engine check or later; all ranks raise that, and can measure afterwards."""
     calls = []
 
     def collator(rows: Any) -> Any:

@@ -86,7 +86,7 @@ def test_a_rank_that_comes_late(tmp_path: Path, whole: Path):
 def _one_dies(rank: int, store: Path, victim: int) -> None:
     def collator(rows: Any) -> Any:
         done = store / "done"
-        if rank == victim and done.exists() and any(done.read_bytes()):  # the rehearsal is over
+        if rank == victim and done.exists() and any(done.read_bytes()):  # the engine check is over
             kill_self()
         return Slow(0.0)(rows)
 

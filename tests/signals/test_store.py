@@ -17,7 +17,7 @@ from datasets import Dataset
 from gradwise import SignalError, Signals
 from gradwise.data import Collator
 from gradwise.signals import collect
-from gradwise.signals.sheet import Column, stored
+from gradwise.signals.column_buffer import Column, stored
 from gradwise.signals.store import Store
 from tests.signals.processes import Slow, contents, ended, kill_self, run, same_arrays, start
 from tests.signals.zoo import make, samples
@@ -78,7 +78,7 @@ class TestContents:
         before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
         same_arrays(collected(whole, model=model), Signals.open(whole))
         assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before
-        assert len(passes) <= 14  # the rehearsal: a pair, the longest, the first and the last batch
+        assert len(passes) <= 14  # the engine check: a pair, the longest, the first and the last batch
 
     def test_a_list_and_a_dataset_are_the_same_data(self, whole: Path, tmp_path: Path):
         """The store of one is taken up with the other, rows shuffled and chosen by index included."""
@@ -391,7 +391,7 @@ class TestKilled:
         assert measured == np.flatnonzero(done == 0).tolist()
 
     def test_time_adds_up(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("gradwise.signals.passes.NOTE_EVERY", 0.0)
+        monkeypatch.setattr("gradwise.signals.scoring_run.NOTE_EVERY", 0.0)
         store = tmp_path / "store"
         assert ended(start(_killed_at_write, store, 140, False, Slow(0.05))) == -9
         spent = json.loads((store / "manifest.json").read_text())["seconds"]

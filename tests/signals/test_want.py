@@ -10,7 +10,7 @@ import torch
 import gradwise as gw
 from gradwise import SignalError
 from gradwise.signals import Signals, collect
-from gradwise.signals.rehearsal import Rehearsal, Verdict
+from gradwise.signals.engine_check import EngineCheck, EngineCheckResult
 from tests.signals.zoo import make, samples
 
 POOL = samples()
@@ -83,7 +83,7 @@ class TestCost:
         return watched
 
     ALONE = 5
-    """Samples that the rehearsal measures by themselves: two of the first batch and two of the last, and one
+    """Samples that the engine check measures by themselves: two of the first batch, two of the last, and one
     that shows what becomes of the head's output."""
 
     @pytest.mark.parametrize("want", [("loss",), ("loss", "embedding"), ("embedding",)])
@@ -107,7 +107,7 @@ class TestCost:
         assert (watched.forwards, watched.graphs, watched.backwards) == (self.BATCHES + self.ALONE, 0, 0)
 
     def test_gradients_are_one_forward_and_one_backward(self):
-        """And those of the rehearsal: a pair and the longest with the engine, three samples without. One
+        """And those of the engine check: a pair and the longest with the engine, three samples without. One
         forward pass of a few tokens shows which weights are linear, and one what becomes of the head's
         output."""
         watched = self.passes("loss", "grad", "grad_norm")
@@ -126,7 +126,7 @@ class TestCost:
         model.register_forward_hook(
             lambda *_: learning.append(sum(p.requires_grad for p in model.parameters()))
         )
-        monkeypatch.setattr(Rehearsal, "verdict", lambda *_: Verdict())
+        monkeypatch.setattr(EngineCheck, "run", lambda *_: EngineCheckResult())
         collect(model, POOL, want=("grad", "grad_norm"), grad_dim=8, progress=False)
         assert learning and not any(learning)
 

@@ -13,9 +13,9 @@ from gradwise import SignalError
 from gradwise.data import Collator
 from gradwise.signals import Signals, collect
 from gradwise.signals.measure import Measured, Measurer
+from gradwise.signals.request import SignalRequest
 from gradwise.signals.scope import resolve
 from gradwise.signals.sums import GradientRequest
-from gradwise.signals.wanted import SignalRequest
 from tests.signals.zoo import make, samples
 
 POOL = samples(12)

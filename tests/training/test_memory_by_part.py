@@ -15,7 +15,7 @@ from gradwise.estimating import estimate
 from gradwise.recipe import Model, Train
 from gradwise.report.reading import measured_memory
 from gradwise.training.memory import StepMemory
-from gradwise.training.recorded import ENDS, GRADIENTS, PARTS, STATE, UPDATE, WEIGHTS
+from gradwise.training.record_names import ENDS, GRADIENTS, PARTS, STATE, UPDATE, WEIGHTS
 from tests.conftest import same_weights
 
 LENGTH, ROWS, STEPS = 24, 2, 6

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from gradwise import Data, Model, Recipe, Train
 from gradwise.estimating import estimate
 from gradwise.estimating.sharded import pretended
-from gradwise.training.recorded import (
+from gradwise.training.record_names import (
     ACTIVATIONS,
     BUFFERS,
     ENDS,

@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 FAILED, MISTAKE = 1, 2
-PATIENCE = 3.0
+RANK_WAIT = 3.0
 """Seconds that a rank waits for the first one to fail with the same error."""
 
 INTERRUPTED = 130
@@ -81,7 +81,7 @@ def _leave_for(error: Exception) -> None:
         # torchrun ends it at once where the first rank has failed as well.
         if lost or raised_everywhere(error):
             raise SystemExit(code) from None
-        time.sleep(PATIENCE)
+        time.sleep(RANK_WAIT)
     sentence = "another rank of this run has ended; its own message says why." if lost else sentence_on(error)
     if sentence is None:
         say(traceback.format_exc(), error=True)

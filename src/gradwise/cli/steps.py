@@ -38,7 +38,7 @@ def collect(
     The same command resumes scoring that was interrupted.
     """
     from gradwise.recipe import Recipe
-    from gradwise.signals.wanted import DEFAULT, QUANTITIES
+    from gradwise.signals.request import DEFAULT_QUANTITIES, QUANTITIES
 
     parts: dict[str, Literal["train", "validation", "target"]]
     parts = {"train": "train", "validation": "validation", "target": "target"}
@@ -50,7 +50,7 @@ def collect(
     from gradwise.run.signals import collect_signals
 
     if want is None:
-        wanted = [name for name in QUANTITIES if name in {*DEFAULT, *loaded.needs}]
+        wanted = [name for name in QUANTITIES if name in {*DEFAULT_QUANTITIES, *loaded.needs}]
     else:
         wanted = [name.strip() for name in want.split(",") if name.strip()]
     with quiet_libraries(on_terminal()):

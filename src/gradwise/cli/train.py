@@ -41,7 +41,7 @@ def train(
     from gradwise.run import train as run_recipe
     from gradwise.run.summary import summary
 
-    outcome = run_recipe(loaded, out or Path("runs") / recipe.stem, foresee=expected_memory)
+    outcome = run_recipe(loaded, out or Path("runs") / recipe.stem, forecast_memory=expected_memory)
     if not outcome.finished:
         raise typer.Exit(1)
     if is_first():

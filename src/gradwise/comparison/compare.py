@@ -131,7 +131,7 @@ def compare(
         compared_with = _reference(folder, parsed, reference)
         if reference is not None:
             pairs = [*pairs, *((arm.name, reference) for arm in parsed if arm.name != reference)]
-        folder.ask(recipe, parsed, chosen, compared_with, wanted, pairs)
+        folder.extend(recipe, parsed, chosen, compared_with, wanted, pairs)
         if fraction is not None:
             folder.contents["fraction"] = fraction
         # Seed by seed over all arms: a comparison that is stopped early is still paired.
@@ -219,7 +219,7 @@ def _run_all(
     ready = [(arm, seed) for arm, seed in todo if folder.steps(arm.name, seed) is not None]
     stopped = False
     with shown.runs(len(ready)):
-        for result in pool.run(_tasks(folder, ready, options), shown.look):
+        for result in pool.run(_tasks(folder, ready, options), shown.show_running):
             if result.failure is not None:
                 # A file of its own: a report that is made later must say why a run is missing.
                 write_text(result.task.log.with_name(FAILURE), result.failure + "\n")

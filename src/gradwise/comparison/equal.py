@@ -67,8 +67,8 @@ class _Equaliser:
     def amount(self) -> float | None:
         return self.folder.budget.amount
 
-    def settle(self, amount: float) -> None:
-        """The budget is known now."""
+    def set_amount(self, amount: float) -> None:
+        """Write the amount of the budget into the comparison."""
         self.folder.contents["budget"]["amount"] = amount
         self.folder.save()
 
@@ -76,12 +76,12 @@ class _Equaliser:
         """Whether the budget is known; if it is not, it becomes what the reference's recipe asks for."""
         if self.amount() is None:
             self.shown.say(f"Counting the {unit} of {reference.name}.")
-            if not (values := self.ask(reference, f"{unit}_of_recipe")):
+            if not (values := self.call_workbench(reference, f"{unit}_of_recipe")):
                 return False
-            self.settle(values[0])
+            self.set_amount(values[0])
         return True
 
-    def ask(self, arm: Arm, call: str, *, copies: int = 1, **arguments: object) -> list[Any]:
+    def call_workbench(self, arm: Arm, call: str, *, copies: int = 1, **arguments: object) -> list[Any]:
         """What a function of the workbench finds out about an arm, done by `copies` processes at once.
 
         Raises:
@@ -132,7 +132,7 @@ def _by_tokens(equaliser: _Equaliser, arms: list[Arm], reference: Arm) -> None:
         # Each seed has a plan of its own, whose samples have other lengths: the steps differ by seed.
         seeds = [seed for seed in equaliser.folder.contents["seeds"] if seed not in steps_by_seed]
         equaliser.shown.say(f"Counting the tokens of {arm.name}.")
-        values = equaliser.ask(arm, "steps_for_tokens", seeds=seeds, amount=equaliser.amount())
+        values = equaliser.call_workbench(arm, "steps_for_tokens", seeds=seeds, amount=equaliser.amount())
         return {**steps_by_seed, **values[0]} if values else None
 
     equaliser.each(arms, steps)
@@ -144,7 +144,7 @@ def _by_time(equaliser: _Equaliser, arms: list[Arm], reference: Arm) -> None:
         if measured is None:
             return
         # The budget is what the reference needs for its own steps, so that the reference makes exactly these.
-        equaliser.settle(round(seconds_for(measured.speed, measured.steps), 3))
+        equaliser.set_amount(round(seconds_for(measured.speed, measured.steps), 3))
 
     def steps(arm: Arm) -> int | None:
         measured = _calibrate(equaliser, arm)
@@ -164,7 +164,7 @@ def _calibrate(equaliser: _Equaliser, arm: Arm) -> Calibrated | None:
         seconds = UNKNOWN_BUDGET if amount is None else min(LONGEST_CALIBRATION, amount / 10)
         # As many copies as there will be runs at once: a step took two to four times as long under a load of
         # 5 to 8 (docs/log.md).
-        values: list[Calibrated] = equaliser.ask(
+        values: list[Calibrated] = equaliser.call_workbench(
             arm, "calibrate", copies=equaliser.pool.jobs, seconds=seconds
         )
         if len(values) < equaliser.pool.jobs:

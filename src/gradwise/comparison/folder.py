@@ -73,9 +73,9 @@ class ComparisonFolder:
         """Where an arm's speed is measured; several copies at once under --jobs."""
         return self.path / "calibration" / (arm if not copy else f"{arm}.{copy}")
 
-    # ---- what was asked for ------------------------------------------------------------------------------
+    # ---- what was requested ------------------------------------------------------------------------------
 
-    def ask(
+    def extend(
         self,
         recipe: Recipe,
         arms: list[Arm],
@@ -103,11 +103,11 @@ class ComparisonFolder:
         # That of an attempt that has just been dropped may be none of the arms.
         arms_there = self.contents["arms"]
         self.contents["reference"] = reference if reference in arms_there else next(iter(arms_there))
-        self._ask_pairs(pairs)
+        self._extend_pairs(pairs)
         for part in ("steps", "calibration", "failed", "data"):
             self.contents.setdefault(part, {})
 
-    def _ask_pairs(self, pairs: Pairs) -> None:
+    def _extend_pairs(self, pairs: Pairs) -> None:
         base, arms = self.contents["recipe"], self.contents["arms"]
         check_pairs(pairs, arms)
         requested = [tuple(pair) for pair in self.contents.get("requested_pairs", [])]

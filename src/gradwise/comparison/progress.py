@@ -50,7 +50,7 @@ class ComparisonProgress:
         ) as self._bar:
             yield
 
-    def look(self, underway: list[Task]) -> None:
+    def show_running(self, underway: list[Task]) -> None:
         """Show what is under way, and how far it is."""
         if not self.bars or self._bar is None:
             return

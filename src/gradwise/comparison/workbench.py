@@ -19,7 +19,7 @@ from gradwise.data.parts import load_parts
 from gradwise.errors import RecipeError
 from gradwise.folders import OwnedFolder, claimed
 from gradwise.methods.baselines import FullData, Shuffle
-from gradwise.planning.decider import MOST_COUNTED, Cost
+from gradwise.planning.decider import MOST_COUNTED, DecisionCost
 from gradwise.recipe import Recipe
 from gradwise.run.directory import FILES
 from gradwise.run.model import load_model, load_tokenizer
@@ -33,7 +33,7 @@ from gradwise.training.plan import Plan, Segment
 WARMING_UP = 2
 """First steps of a calibration, which allocate and are not counted."""
 
-FIRST_LOOK, FEWEST, MOST = 6, 12, 200
+FIRST_STEPS, MIN_STEPS, MAX_STEPS = 6, 12, 200
 """Steps timed at first, and at least and at most once that has shown how long they take."""
 
 
@@ -110,7 +110,7 @@ def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Cal
 
     Args:
         recipe: the arm's.
-        seconds: how long the steps should take in total; between `FEWEST` and `MOST` steps are timed.
+        seconds: how long the steps should take in total; between `MIN_STEPS` and `MAX_STEPS` steps are timed.
         folder: gets the record.
         shared: folder of signals that runs share.
     """
@@ -118,8 +118,8 @@ def calibrate(recipe: Recipe, seconds: float, folder: Path, shared: Path) -> Cal
         bench = Workbench(recipe, shared, owned)
         decided = bench.planned()
         deciding, steps = decided.session.record.seconds, _planned_steps(decided)
-        look = bench.timed(decided, FIRST_LOOK)
-        count = int(np.clip(seconds / look.step, FEWEST, MOST))
+        first = bench.timed(decided, FIRST_STEPS)
+        count = int(np.clip(seconds / first.step, MIN_STEPS, MAX_STEPS))
         speed = bench.timed(decided, count)
         # Decisions that come while training are spread over the steps they come at.
         cost = bench.while_training(decided, steps)
@@ -158,7 +158,7 @@ class Workbench:
         by_held_out = influence is not None and influence.target == "validation"
         if (recipe.anneal is not None or by_held_out) and parts.validation is not None:
             self.held_out = parts.validation.dataset
-        if recipe.aims:
+        if recipe.uses_target:
             self.target = parts.target
         transformers.set_seed(recipe.seed)
         self.model = load_model(recipe.model, recipe.adapter)
@@ -198,10 +198,10 @@ class Workbench:
             step -= draw * (1 - 1 / self.recipe.layers.period)  # type: ignore[union-attr]
         return Speed(0.0, start, max(step, 1e-4), timed)
 
-    def while_training(self, decided: Trainer, steps: int) -> Cost:
+    def while_training(self, decided: Trainer, steps: int) -> DecisionCost:
         """What the decisions that come while training cost. The order's is made once and timed: by counts
         alone, the published D³ was expected to take 1.5 times as long as it took (docs/log.md)."""
-        session, total = decided.session, Cost()
+        session, total = decided.session, DecisionCost()
         planner, plan = session.planner, session.plan
         assert plan is not None
         schedule, context = session.layout.schedule(plan), session.context()
@@ -213,7 +213,7 @@ class Workbench:
                 decider.decide(session.context(), plan, 0)
                 seconds = session.record.spent["order"][1]
                 times = len(decider.costly_steps(schedule))
-                cost = Cost(seconds_per_step=times * seconds / min(steps, MOST_COUNTED))
+                cost = DecisionCost(seconds_per_step=times * seconds / min(steps, MOST_COUNTED))
             total = total.plus(cost)
         return total
 

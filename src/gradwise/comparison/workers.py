@@ -34,7 +34,7 @@ PRELOADED = "gradwise.comparison.preloaded"
 OUT_OF_MEMORY = -signal.SIGKILL
 """How a process ends that the system kills for its memory."""
 
-LOOK = 0.5
+POLL_SECONDS = 0.5
 """Seconds between two checks of running tasks."""
 
 
@@ -62,7 +62,7 @@ class Result:
 
 
 @dataclass(eq=False)
-class Underway:
+class RunningTask:
     """A task whose process runs."""
 
     task: Task
@@ -83,16 +83,16 @@ class WorkerPool:
     jobs: int = 1
     stops: int = 0
     """How often everything was asked to stop."""
-    underway: list[Underway] = field(default_factory=list)
+    underway: list[RunningTask] = field(default_factory=list)
 
     def run(
-        self, tasks: Iterable[Task], look: Callable[[list[Task]], None] | None = None
+        self, tasks: Iterable[Task], on_poll: Callable[[list[Task]], None] | None = None
     ) -> Iterator[Result]:
         """Do all tasks, in order as room comes free, and give their results as they end.
 
         Args:
             tasks: asked for one by one; none is begun after a stop.
-            look: called now and then with what is under way.
+            on_poll: called at intervals with the running tasks.
         """
         waiting = iter(tasks)
         start_server()
@@ -103,8 +103,8 @@ class WorkerPool:
                     if not self.underway:
                         return
                     yield from self._collect_ended()
-                    if look is not None:
-                        look([one.task for one in self.underway])
+                    if on_poll is not None:
+                        on_poll([one.task for one in self.underway])
             finally:
                 for one in self.underway:
                     # Only after an exception of this process: runs that were asked to stop have ended by
@@ -126,7 +126,7 @@ class WorkerPool:
         handles = [one.process.sentinel for one in self.underway] + [
             one.answers for one in self.underway if one.answer is None
         ]
-        multiprocessing.connection.wait(handles, timeout=LOOK)
+        multiprocessing.connection.wait(handles, timeout=POLL_SECONDS)
         for one in list(self.underway):
             with contextlib.suppress(EOFError, OSError):
                 if one.answer is None and one.answers.poll():
@@ -136,7 +136,7 @@ class WorkerPool:
                 self.underway.remove(one)
                 yield self._result(one)
 
-    def _result(self, one: Underway) -> Result:
+    def _result(self, one: RunningTask) -> Result:
         kind, value = one.answer or ("died", None)
         code = one.process.exitcode
         if kind == "done":
@@ -162,31 +162,31 @@ def start_server() -> None:
         multiprocessing.forkserver.ensure_running()
 
 
-def _start(task: Task, slot: int, jobs: int) -> Underway:
+def _start(task: Task, slot: int, jobs: int) -> RunningTask:
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(task, theirs, _share(slot, jobs)), name=task.name)
     process.start()
     # Only the child holds this end now, so that its death closes the pipe.
     theirs.close()
-    return Underway(task, process, ours, slot)
+    return RunningTask(task, process, ours, slot)
 
 
 @dataclass(frozen=True)
-class Share:
+class MachineShare:
     """What of the machine one process gets."""
 
     threads: int
     gpu: str | None
 
 
-def _share(slot: int, jobs: int) -> Share:
+def _share(slot: int, jobs: int) -> MachineShare:
     thread_setting = os.environ.get("OMP_NUM_THREADS", "")
     threads = max(1, cores() // jobs)
     if thread_setting.isdecimal():
         threads = min(threads, max(1, int(thread_setting)))
     gpus = _gpus()
-    return Share(threads, gpus[slot % len(gpus)] if len(gpus) > 1 else None)
+    return MachineShare(threads, gpus[slot % len(gpus)] if len(gpus) > 1 else None)
 
 
 def cores() -> int:
@@ -215,7 +215,7 @@ def _death(code: int | None, log: Path) -> str:
 # ---- in the process ----------------------------------------------------------------------------------------
 
 
-def _work(task: Task, answers: Any, share: Share) -> None:
+def _work(task: Task, answers: Any, share: MachineShare) -> None:
     # A session of its own: Ctrl-C on the terminal is for the parent, which then asks once.
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from gradwise.data.loading import load
-from gradwise.data.pool import Pool, found_in, overlap
+from gradwise.data.pool import Pool, occurs_in, overlap
 from gradwise.data.settings import HALF, Data, Goal, Sources
 from gradwise.errors import DataError
 from gradwise.numerics.sampling import interleaved
@@ -104,7 +104,7 @@ def load_parts(
         notes.append(f"{common} of {len(parts.target)} target samples also stand in anneal.data.")
     measuring = parts.validation
     if measuring is not None and _alone(settings) and _splits(settings, goal):
-        measuring, note = _unlike(measuring, added, "anneal.data")
+        measuring, note = _not_among(measuring, added, "anneal.data")
         notes += note
     elif measuring is not None and (common := overlap(added, measuring)):
         notes.append(f"Warning: {common} of {len(measuring)} held-out samples also occur in anneal.data.")
@@ -152,7 +152,7 @@ def _chosen_and_measured(
     if target is not None and (common := overlap(train, target)):
         notes.append(f"{common} of {len(target)} target samples also stand in the training data.")
     if target is not None and validation is not None:
-        validation, note = _unlike(validation, target, "the target's")
+        validation, note = _not_among(validation, target, "the target's")
         return DataParts(train, validation, target, (*notes, *note, *_warned(train, validation)))
     whole = target or validation
     if whole is None or not _splits(settings, goal):
@@ -163,17 +163,17 @@ def _chosen_and_measured(
     target, measuring = whole.take(rows.choosing), whole.take(rows.measuring)
     # What was chosen by, or trained on, would be measured as better than it is.
     for others, of in ((target, "those that choose"), (train, "the training data")):
-        measuring, note = _unlike(measuring, others, of)
+        measuring, note = _not_among(measuring, others, of)
         notes += note
     return DataParts(train, measuring, target, tuple(notes))
 
 
-def _unlike(measuring: Pool, others: Pool, of: str) -> tuple[Pool, list[str]]:
-    rows, note = unlike(measuring.dataset, others.dataset, of)
+def _not_among(measuring: Pool, others: Pool, of: str) -> tuple[Pool, list[str]]:
+    rows, note = not_among(measuring.dataset, others.dataset, of)
     return (measuring.take(rows) if note else measuring), note
 
 
-def unlike(measuring: Any, others: object, of: str) -> tuple[NDArray[np.int64], list[str]]:
+def not_among(measuring: Any, others: object, of: str) -> tuple[NDArray[np.int64], list[str]]:
     """Rows of the samples that are not among others, and a sentence where some are.
 
     Args:
@@ -183,7 +183,7 @@ def unlike(measuring: Any, others: object, of: str) -> tuple[NDArray[np.int64], 
     Raises:
         DataError: no sample is left.
     """
-    shared = found_in(measuring, others)
+    shared = occurs_in(measuring, others)
     count = int(shared.sum())
     if count == len(shared):
         raise DataError(f"All {count} samples that would measure are among {of}; give others.")

@@ -120,10 +120,10 @@ class Pool:
 
 def overlap(train: Pool, validation: Pool) -> int:
     """Number of validation samples that have exactly the tokens of some training sample."""
-    return int(found_in(validation.dataset, train.dataset).sum())
+    return int(occurs_in(validation.dataset, train.dataset).sum())
 
 
-def found_in(samples: object, others: object) -> np.ndarray:
+def occurs_in(samples: object, others: object) -> np.ndarray:
     """(N,) bool: whether each sample has exactly the tokens of one of `others`."""
     digests = [digest(ids) for ids in _rows(samples)]
     # Only the smaller part's digests are held; the other part streams past them.

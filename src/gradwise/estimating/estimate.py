@@ -9,7 +9,7 @@ from gradwise.methods import Grass
 from gradwise.planning.shares import cost_per_sample, shares
 from gradwise.ranks import world_size
 from gradwise.recipe import Adapter, Recipe
-from gradwise.training.recorded import PARTS
+from gradwise.training.record_names import PARTS
 
 GIBI = 2**30
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gradwise.errors import RecipeError
 from gradwise.estimating import sharded
-from gradwise.methods.passes import Shape
+from gradwise.methods.cost_counts import Shape
 from gradwise.planning.shape import beyond_caches, model_shape
 from gradwise.recipe import Model, Recipe
 from gradwise.run.model import configuration
@@ -30,7 +30,7 @@ from gradwise.training.adapter import with_adapter
 from gradwise.training.arguments import micro_batch
 from gradwise.training.layer_probe import LayerProbe
 from gradwise.training.offload.arena import UNIT_BYTES, state_forms, units_of
-from gradwise.training.recorded import BUFFERS, GRADIENTS, PASSES, PROBE, STATE, UPDATE
+from gradwise.training.record_names import BUFFERS, GRADIENTS, PASSES, PROBE, STATE, UPDATE
 from gradwise.training.sharding import local
 from gradwise.training.tensor_bytes import TensorBytes
 

@@ -45,7 +45,7 @@ def harness(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, bars: bool
 ) -> Iterator[Any]:
     """lm-eval's view of a model. It turns the model to evaluation mode and bare greedy decoding: use it
-    within `given_back`."""
+    within `restored_state`."""
     from lm_eval.models import huggingface
 
     _decode_greedily(model)

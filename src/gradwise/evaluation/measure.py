@@ -9,12 +9,12 @@ import transformers
 
 from gradwise.console import on_terminal, say
 from gradwise.errors import GradwiseError, RecipeError
-from gradwise.evaluation import functions, harness, known
+from gradwise.evaluation import functions, harness, harness_tasks
 from gradwise.evaluation.held_out import held_out_loss
 from gradwise.evaluation.questions import Question, questions
 from gradwise.evaluation.scores import EvaluationError, Score
 from gradwise.evaluation.settings import Generate, LmEval, Metrics, Task
-from gradwise.evaluation.state import given_back, is_sharded
+from gradwise.evaluation.state import is_sharded, restored_state
 from gradwise.text import described
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Prepared:
     metrics: Metrics
     asked: dict[str, list[Question]] = field(default_factory=dict)
     """The questions of each task on a file."""
-    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    loaded: dict[str, dict[str, Any]] = field(default_factory=dict)
     """lm-eval's tasks, loaded."""
     found: list[Callable[..., Any]] = field(default_factory=list)
     """The user's functions, in their order."""
@@ -81,7 +81,7 @@ def prepare(metrics: Metrics, tokenizer: "PreTrainedTokenizerBase", *, seed: int
     return Prepared(
         metrics,
         asked={task.name: questions(task, tokenizer) for task in files},
-        known={task.name: known.known_task(task, seed) for task in lm_eval_tasks},
+        loaded={task.name: harness_tasks.load_harness_task(task, seed) for task in lm_eval_tasks},
         found=user_functions,
     )
 
@@ -134,7 +134,7 @@ def score(
         )
     prepared = metrics if isinstance(metrics, Prepared) else prepare(metrics, tokenizer, seed=seed)
     scores: dict[str, Score] = {}
-    with given_back(model, tokenizer):
+    with restored_state(model, tokenizer):
         if validation is not None:
             scores |= held_out_loss(
                 model, tokenizer, validation, batch_tokens=batch_tokens, progress=progress, tell=tell
@@ -142,7 +142,7 @@ def score(
         if dist.is_initialized() and dist.get_rank() > 0:
             return scores
         for setting, function in zip(prepared.metrics.functions, prepared.found, strict=True):
-            with given_back(model, tokenizer):
+            with restored_state(model, tokenizer):
                 transformers.set_seed(seed)
                 model.eval()
                 scores |= functions.call(setting, function, model, tokenizer, validation)
@@ -169,7 +169,7 @@ def _tasks(
 def _task(view: object, task: Task, prepared: Prepared, bars: bool) -> Score:
     try:
         if isinstance(task, LmEval):
-            return known.known_score(view, task, prepared.known[task.name], bars=bars)
+            return harness_tasks.score_harness_task(view, task, prepared.loaded[task.name], bars=bars)
         ask = harness.generate_score if isinstance(task, Generate) else harness.choice_score
         return ask(view, task, prepared.asked[task.name])  # type: ignore[arg-type]
     except GradwiseError:

@@ -43,7 +43,7 @@ def questions(task: Generate | Choice, tokenizer: PreTrainedTokenizerBase) -> li
         DataError: there are no records, or one of them does not make a question; says which and why.
     """
     key = f"metrics.tasks: {task.name}"
-    ask = _Asker(task, tokenizer, key)
+    ask = _QuestionBuilder(task, tokenizer, key)
     task_questions = []
     try:
         for record in islice(_records(task), task.limit):
@@ -63,7 +63,7 @@ def _records(task: FileTask) -> Iterator[Record]:
         yield from part.records()
 
 
-class _Asker:
+class _QuestionBuilder:
     """Makes a question out of a record."""
 
     def __init__(self, task: Generate | Choice, tokenizer: PreTrainedTokenizerBase, key: str) -> None:

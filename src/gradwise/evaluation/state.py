@@ -1,4 +1,4 @@
-"""A model and its tokenizer, given back as they were found, whatever a metric does to them."""
+"""Restores a model, its tokenizer and all random states after a metric, whatever it does to them."""
 
 import copy
 import random
@@ -13,7 +13,7 @@ _TOKENIZER = ("padding_side", "truncation_side", "pad_token", "chat_template")
 
 
 @contextmanager
-def given_back(model: nn.Module, tokenizer: object) -> Iterator[None]:
+def restored_state(model: nn.Module, tokenizer: object) -> Iterator[None]:
     """Restore, at the end: modes, requires_grad, generation settings, padding, and all random states."""
     modes = {module: module.training for module in model.modules()}
     learns = {parameter: parameter.requires_grad for parameter in model.parameters()}

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from gradwise.atomic import write_bytes
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.methods.layer_policy import LayerPolicy
-from gradwise.signals.given_back import unwrapped
+from gradwise.signals.model_state import unwrapped
 from gradwise.training.layers import LayerSwitch
 
 FILE = "gradwise_layers.json"

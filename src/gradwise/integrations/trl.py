@@ -4,8 +4,8 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gradwise.training.own_loader import RepeatedPrompts
 from gradwise.training.sharding import TrainerParts
+from gradwise.training.trainer_loader import RepeatedPrompts
 
 KEPT = (
     "_metrics", "_total_train_tokens", "_logs", "_step", "_buffered_inputs", "_current_train_step_time",

@@ -31,7 +31,7 @@ class Speeds(Settings):
 
 
 @dataclass(frozen=True)
-class Size:
+class RunSize:
     """How large a run is."""
 
     pool: int
@@ -51,7 +51,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class SelectionForecast:
     """How often a selection is made, on how many samples, and what that is expected to cost."""
 
     candidates: int

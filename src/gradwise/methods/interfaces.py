@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwise.methods.costs import Forecast, Size, Speeds
+from gradwise.methods.costs import RunSize, SelectionForecast, Speeds
 from gradwise.methods.decision import Order, Selection
 from gradwise.settings import Settings
 from gradwise.signals import Signals
@@ -76,7 +76,7 @@ class Budgeted(NamedTuple):
 
     method: Any
     """The method, with what was measured or derived filled in."""
-    forecast: Forecast
+    forecast: SelectionForecast
     sentence: str
     """What it is expected to cost, for the console."""
 
@@ -130,10 +130,10 @@ class Selector(Method):
     def select(self, signals: Signals, *, seed: int = 0) -> Selection:
         """The samples of a pool to train on."""
 
-    # A method that selects towards a target derives from `gradwise.methods.towards.Targeted`.
+    # A method that selects towards a target derives from `gradwise.methods.targeting.Targeted`.
 
     @property
-    def aims(self) -> bool:
+    def uses_target(self) -> bool:
         """Whether it selects towards a target."""
         return False
 
@@ -151,7 +151,7 @@ class Selector(Method):
         """Training that must precede the scoring run; None for none."""
         return None
 
-    def towards(self, *, target: bool, validation: bool) -> Literal["target", "validation"] | None:
+    def resolve_target(self, *, target: bool, validation: bool) -> Literal["target", "validation"] | None:
         """The set that it selects towards, given which sets there are; None for none.
 
         Raises:
@@ -159,7 +159,7 @@ class Selector(Method):
         """
         return None
 
-    def aimed(self, goal: Literal["target", "validation"] | None) -> Self:
+    def with_target(self, goal: Literal["target", "validation"] | None) -> Self:
         """The same method with its target settled."""
         return self
 
@@ -178,7 +178,7 @@ class Selector(Method):
 
     def budgeted(
         self,
-        size: Callable[[], Size],
+        size: Callable[[], RunSize],
         speeds: Callable[[], Speeds],
         *,
         once: str | None,
@@ -217,12 +217,12 @@ class Selector(Method):
         self,
         signals: Signals,
         *,
-        looked: Places | None = None,
+        scored_rows: Places | None = None,
         pool: int | None = None,
         seed: int = 0,
         device: str = "cpu",
         took: dict[str, float] | None = None,
-        forecast: Forecast | None = None,
+        forecast: SelectionForecast | None = None,
         target: Signals | None = None,
         first: object = None,
     ) -> SelectionState | None:

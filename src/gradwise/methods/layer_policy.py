@@ -33,7 +33,7 @@ USUAL_FLOOR = 0.1
 """Smallest probability of a layer as a fraction of the uniform one, if `floor` is unset."""
 
 
-def known(scores: Scores) -> Scores:
+def fill_unmeasured(scores: Scores) -> Scores:
     """(L,) scores in which layers that were never measured (NaN) have the mean of the others, or 1."""
     measured = scores[~np.isnan(scores)]
     # Neither preferred nor avoided until it is seen.

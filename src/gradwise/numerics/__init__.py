@@ -10,7 +10,7 @@ from gradwise.numerics.knn import KnnGraph, knn_graph, repair
 from gradwise.numerics.movement import longest_sum
 from gradwise.numerics.ordering import Acyclic, break_cycles, linear_order, order_bound, order_value
 from gradwise.numerics.propagation import propagate
-from gradwise.numerics.rows import Rows, alike
+from gradwise.numerics.rows import Rows, near_copy_leaders
 from gradwise.numerics.sampling import interleaved, multiplicities, successive_draw
 from gradwise.numerics.spectrum import Spectrum
 from gradwise.numerics.streams import stream, stream_seed
@@ -33,7 +33,6 @@ __all__ = [
     "MatrixProjection",
     "Rows",
     "Spectrum",
-    "alike",
     "break_cycles",
     "budgeted_top",
     "facility_location",
@@ -47,6 +46,7 @@ __all__ = [
     "linear_order",
     "longest_sum",
     "multiplicities",
+    "near_copy_leaders",
     "order_bound",
     "order_value",
     "propagate",

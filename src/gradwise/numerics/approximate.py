@@ -15,11 +15,11 @@ from gradwise.numerics.kernels import parts
 from gradwise.numerics.nearest import Neighbours, OnProgress, UnitRows, nearest, ranked
 from gradwise.numerics.streams import stream, stream_seed
 
-ENOUGH = 0.98
+MIN_RECALL = 0.98
 """Recall at which the number of cells stops doubling."""
 
 SAMPLE = 1024
-"""Queries that are also searched exactly. Around `ENOUGH` the recall's standard error is then below 0.005."""
+"""Queries that are also searched exactly. The standard error of a recall of 0.98 is then below 0.005."""
 
 AT_ONCE = 2**15
 """Queries of one call, which bounds the memory for their candidates."""
@@ -62,7 +62,7 @@ def nearly_nearest(
     index = _index(x, seed)
     while True:
         recall = _recall(_search(index, x, sample, count).ids[:, :k], exact)
-        if recall >= ENOUGH or index.nprobe >= index.nlist:
+        if recall >= MIN_RECALL or index.nprobe >= index.nlist:
             break
         index.nprobe = min(2 * index.nprobe, index.nlist)
     ids, sims = np.empty((len(x), count), np.int32), np.empty((len(x), count), np.float32)

@@ -8,11 +8,11 @@ Shapes: B samples, T rows (tokens), R x C the matrix G_i = sum_t r_it c_it^T.
 import torch
 from torch import Tensor
 
-MOST = 2**22
+MAX_NUMBERS = 2**22
 """Numbers in a temporary tensor, at most: 16 MiB in float32, and two are alive at a time."""
 
 
-def squared_norms(r_BTR: Tensor, c_BTC: Tensor, most: int = MOST) -> Tensor:
+def squared_norms(r_BTR: Tensor, c_BTC: Tensor, most: int = MAX_NUMBERS) -> Tensor:
     """(B,) ||G_i||^2, in the type of the factors.
 
     Computed either from the T x T inner products of rows, sum_ts (r_t . r_s)(c_t . c_s), or from G_i in bands

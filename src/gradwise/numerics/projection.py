@@ -3,8 +3,8 @@
 Shapes: B samples, T rows (tokens) of each, R x C a weight's gradient, k the length of its projection.
 
 A sample's gradient G_i = sum_t r_it c_it^T is never formed. A count sketch folds each side to `side_for(k)`
-sums with random signs, which reads every number once. The product of the two small matrices is then dealt
-into k signed sums. Inner products are kept in expectation. Their error exceeds that of a dense Gaussian
+sums with random signs, which reads every number once. The product of the two small matrices is then added
+to k signed sums. Inner products are kept in expectation. Their error exceeds that of a dense Gaussian
 projection, which would need R C k random numbers, by a few percent (docs/log.md: by 0 to 12 % at k = 1024).
 Squared lengths and near-duplicates do worse on shallow, wide models: up to 1.5 times the error.
 
@@ -155,8 +155,8 @@ class Fold:
         return ids % self.size, self.factors(like)[ids]
 
 
-class Deal:
-    """Deals n numbers into k signed sums at random, as evenly as possible.
+class SignedSums:
+    """Adds n numbers to k sums with random signs, at random places, as evenly as possible.
 
     Args:
         count: n.
@@ -176,23 +176,23 @@ class Deal:
             self._order, self._signs = self._order.to(values.device), self._signs.to(values.device)
         signs = self._signs.to(values.dtype)
         if self.count < self.size:
-            dealt = values.new_zeros(len(values), self.size)
-            dealt[:, self._order] = values * signs
-            return dealt
-        dealt = values.index_select(1, self._order) * signs
+            sums = values.new_zeros(len(values), self.size)
+            sums[:, self._order] = values * signs
+            return sums
+        terms = values.index_select(1, self._order) * signs
         missing = -self.count % self.size
-        return functional.pad(dealt, (0, missing)).view(len(values), -1, self.size).sum(dim=1)
+        return functional.pad(terms, (0, missing)).view(len(values), -1, self.size).sum(dim=1)
 
 
 class MatrixProjection:
-    """The projection of one R x C matrix to k numbers: a fold of each side, then a deal.
+    """The projection of one R x C matrix to k numbers: a fold of each side, then signed sums.
 
     Args:
         row, column: folds of R and C coordinates.
-        deal: of as many numbers as the two folds leave.
+        sums: of as many numbers as the two folds leave.
 
     Raises:
-        ValueError: the deal takes another number.
+        ValueError: the sums take another number.
 
     >>> project = MatrixProjection.named(0, "w", rows=6, columns=4, size=3)
     >>> r, c = torch.randn(2, 5, 6), torch.randn(2, 5, 4)
@@ -201,12 +201,12 @@ class MatrixProjection:
     (True, torch.Size([2, 3]))
     """
 
-    def __init__(self, row: Fold, column: Fold, deal: Deal) -> None:
-        if deal.count != row.size * column.size:
+    def __init__(self, row: Fold, column: Fold, sums: SignedSums) -> None:
+        if sums.count != row.size * column.size:
             raise ValueError(
-                f"The folds leave {row.size} x {column.size} numbers, but the deal takes {deal.count}."
+                f"The folds leave {row.size} x {column.size} numbers, but the sums take {sums.count}."
             )
-        self.row, self.column, self.deal = row, column, deal
+        self.row, self.column, self.sums = row, column, sums
 
     @classmethod
     def named(
@@ -223,12 +223,12 @@ class MatrixProjection:
         side = side or side_for(size)
         row = Fold(rows, side, stream(seed, f"row signs of {name}"))
         column = Fold(columns, side, stream(seed, f"column signs of {name}"))
-        return cls(row, column, Deal(row.size * column.size, size, stream(seed, f"deal of {name}")))
+        return cls(row, column, SignedSums(row.size * column.size, size, stream(seed, f"deal of {name}")))
 
     def close(self, row_BTp: Tensor, column_BTq: Tensor) -> Tensor:
         """(B, k) projections of sum_t r_t c_t^T, from folded rows (B, T, p) and folded columns (B, T, q)."""
-        return self.deal(torch.bmm(row_BTp.mT, column_BTq).flatten(1))
+        return self.sums(torch.bmm(row_BTp.mT, column_BTq).flatten(1))
 
     def __call__(self, matrices_BRC: Tensor) -> Tensor:
         """(B, k) projections of the matrices themselves; equal to `close` of their factors."""
-        return self.deal(self.row(self.column(matrices_BRC).mT).mT.flatten(1))
+        return self.sums(self.row(self.column(matrices_BRC).mT).mT.flatten(1))

@@ -125,22 +125,22 @@ class Rows:
 # ---- near-copies -------------------------------------------------------------------------------------------
 
 
-def alike(
+def near_copy_leaders(
     x: NDArray[np.floating], cosine: float, *, rows: ArrayLike | None = None, seed: int = 0
 ) -> NDArray[np.int64]:
     """(N,) the leader of each row: the first row that it is a near-copy of, or itself.
 
-    Rows are scanned in order. A row that is not alike to an earlier leader becomes a leader, so no two
-    leaders are alike. A row of zeros is alike to nothing.
+    Rows are scanned in order. A row that is no near-copy of an earlier leader becomes a leader, so no two
+    leaders are near-copies. A row of zeros is a near-copy of nothing.
 
     Args:
         x: (M, k), read in parts.
-        cosine: two rows are alike if their cosine exceeds this.
+        cosine: two rows are near-copies if their cosine exceeds this.
         rows: (N,) ids of the rows of x to compare, ascending; the default is all. The result holds places in
             it.
         seed: of the random projection.
 
-    >>> alike(np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), cosine=0.999).tolist()
+    >>> near_copy_leaders(np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), cosine=0.999).tolist()
     [0, 1, 0]
     """
     compared = Rows(x, rows)

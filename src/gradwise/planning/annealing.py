@@ -20,7 +20,7 @@ from gradwise.methods.interfaces import Arrays
 from gradwise.numerics.sampling import evenly
 from gradwise.numerics.streams import stream_seed
 from gradwise.planning.context import RunContext, Samples
-from gradwise.planning.decider import Cost, Decider, rounded, served
+from gradwise.planning.decider import Decider, DecisionCost, rounded, served
 from gradwise.planning.epochs import (
     FAR_APART,
     epochs_from,
@@ -33,7 +33,6 @@ from gradwise.planning.epochs import (
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.phase import Part, Parts, chosen, counts, parts_of, scored_parts, together, turns
 from gradwise.planning.picks import keep_picks
-from gradwise.planning.race import halves, race
 from gradwise.planning.scoring import (
     MORE,
     in_pool,
@@ -43,10 +42,11 @@ from gradwise.planning.scoring import (
     validation_signals,
 )
 from gradwise.planning.selecting import Selecting
+from gradwise.planning.trials import halves, hold_trial
 from gradwise.probing import check_checkpoints
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 from gradwise.training.arguments import decay_steps
 from gradwise.training.layout import Schedule
 from gradwise.training.plan import Plan, Segment
@@ -191,11 +191,11 @@ class Annealing(Decider):
                 )
         return {"added": self._added} if self._added else {}
 
-    def forecast(self, context: RunContext) -> Cost:
+    def forecast(self, context: RunContext) -> DecisionCost:
         """What the selections will take, estimated from a few samples at the present weights."""
         needs = (self.method.needs | self._ordering.needs) & set(QUANTITIES)
         if not needs:
-            return Cost(seconds=self._race_seconds(context))
+            return DecisionCost(seconds=self._trial_seconds(context))
         # Evenly spread over the data, which are often sorted by length or by domain.
         speed = scoring_speed(context, evenly(len(context.train), samples_timed(context)), needs)
         parts = scored_parts(self.method, context.annealing.train, self._parts(context), context.seed)
@@ -206,9 +206,9 @@ class Annealing(Decider):
             runs *= 2
         startups = speed.startup + (runs - 1) * speed.later_startup
         seconds = startups + self.method.times * scored * speed.per_sample
-        return Cost(seconds=seconds + self._race_seconds(context))
+        return DecisionCost(seconds=seconds + self._trial_seconds(context))
 
-    def _race_seconds(self, context: RunContext) -> float:
+    def _trial_seconds(self, context: RunContext) -> float:
         method: Any = self.method
         if not method.tried or method.winner is not None or context.time_training is None:
             return 0.0
@@ -277,8 +277,8 @@ class Annealing(Decider):
         seed = context.seed if not number else stream_seed(context.seed, "annealing round", number)
         choose = partial(chosen, parts=parts, signals=signals, validation=validation, room=room, seed=seed)
         if judges is not None:
-            method, raced = self._race_contenders(phase, judges, parts, choose, step)
-            start += raced  # charged by the trial's own event
+            method, trial_seconds = self._try_contenders(phase, judges, parts, choose, step)
+            start += trial_seconds  # charged by the trial's own event
         # Also where the winner was known before (a resumed run, a recipe that is run again), so that both
         # ways choose alike.
         selections = [self._weighed(context, each) for each in choose(method)]
@@ -313,7 +313,7 @@ class Annealing(Decider):
         described = replace(picked, summary=f"in the annealing phase: {reason}")
         return described.weighing(context.recipe.weights)
 
-    def _race_contenders(
+    def _try_contenders(
         self,
         phase: RunContext,
         judges: Samples,
@@ -321,13 +321,13 @@ class Annealing(Decider):
         choose: Callable[[Annealer], list[Selection]],
         step: int,
     ) -> tuple[Annealer, float]:
-        """The contender that won, now or earlier, and the seconds of the race. The winner is written into
+        """The contender that won, now or earlier, and the seconds of the trial. The winner is written into
         the recipe before it is used."""
         method: Any = phase.recipe.anneal
         seconds = 0.0
         if method.winner is None:
             picks = {name: choose(each) for name, each in method.tried.items()}
-            won, seconds = race(
+            won, seconds = hold_trial(
                 phase, picks, parts, judges, steps=method.steps, most=method.judges, step=step
             )
             method = replace(method, winner=won)
@@ -415,8 +415,8 @@ def _write_spectrum(context: RunContext, selection: Selection, step: int) -> Non
 
 def _in_common(train: Samples, held_out: Samples) -> int:
     """Validation samples that also occur in the training data, where both have token ids."""
-    from gradwise.data.pool import found_in
+    from gradwise.data.pool import occurs_in
 
     both = (held_out.dataset, train.dataset)
     columns = [getattr(dataset, "column_names", None) or () for dataset in both]
-    return int(found_in(*both).sum()) if all("input_ids" in names for names in columns) else 0
+    return int(occurs_in(*both).sum()) if all("input_ids" in names for names in columns) else 0

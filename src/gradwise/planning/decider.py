@@ -12,7 +12,7 @@ MOST_COUNTED = 100_000
 """Steps that are gone through to count decisions. A run can be endless, and stop before its last step."""
 
 
-class Cost(NamedTuple):
+class DecisionCost(NamedTuple):
     """What decisions are expected to cost while a run trains."""
 
     seconds: float = 0.0
@@ -22,9 +22,9 @@ class Cost(NamedTuple):
     fraction: float = 0.0
     """Cost as a fraction of the training's forward/backward passes."""
 
-    def plus(self, other: "Cost") -> "Cost":
+    def plus(self, other: "DecisionCost") -> "DecisionCost":
         """Both together."""
-        return Cost(*(first + second for first, second in zip(self, other, strict=True)))
+        return DecisionCost(*(first + second for first, second in zip(self, other, strict=True)))
 
 
 class Decider(ABC):
@@ -61,9 +61,9 @@ class Decider(ABC):
         """Settle what depends on the first plan; returns plain values for the record."""
         return {}
 
-    def forecast(self, context: RunContext) -> Cost:
+    def forecast(self, context: RunContext) -> DecisionCost:
         """What deciding is expected to cost from now on."""
-        return Cost()
+        return DecisionCost()
 
     @property
     def recurs(self) -> bool:

@@ -3,7 +3,7 @@
 import time
 from typing import NamedTuple
 
-from gradwise.methods.costs import Forecast
+from gradwise.methods.costs import SelectionForecast
 from gradwise.methods.decision import Selection
 from gradwise.methods.interfaces import FirstStage, SelectionState, Selector
 from gradwise.numerics.ngrams import compile_kernels
@@ -28,7 +28,7 @@ def first_selection(
     scored: PoolSignals,
     *,
     order_needs: frozenset[str] = frozenset(),
-    forecast: Forecast | None = None,
+    forecast: SelectionForecast | None = None,
     took: dict[str, float] | None = None,
     first: FirstStage | None = None,
 ) -> FirstSelection:
@@ -46,7 +46,7 @@ def first_selection(
     target = scored.target
     state = method.begin(
         scored.signals,
-        looked=scored.rows,
+        scored_rows=scored.rows,
         pool=len(context.train),
         seed=context.seed,
         device=context.device,
@@ -65,7 +65,7 @@ def first_selection(
 
 def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:
     """What the texts of the pool and of the target say before a model is asked; written to the record."""
-    if context.target is None or not method.aims:
+    if context.target is None or not method.uses_target:
         return None
     compile_kernels()
     start = time.perf_counter()

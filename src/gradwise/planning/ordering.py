@@ -18,7 +18,7 @@ from gradwise.methods.decision import Order
 from gradwise.methods.interfaces import Arrays, InfluenceOrder, Orderer, Timetable
 from gradwise.numerics.streams import stream, stream_seed
 from gradwise.planning.context import RunContext
-from gradwise.planning.decider import MOST_COUNTED, Cost, Decider, rounded, served
+from gradwise.planning.decider import MOST_COUNTED, Decider, DecisionCost, rounded, served
 from gradwise.planning.epochs import epoch_length, joined, part_of, rearranged
 from gradwise.probing import Probe, check_precision
 from gradwise.ranks import on_first
@@ -132,8 +132,8 @@ class Ordering(Decider):
         """Cost of measuring over that of ordinary training; None for an order that measures nothing."""
         return None if self._influence is None else self._timetable.cost
 
-    def forecast(self, context: RunContext) -> Cost:  # noqa: ARG002
-        return Cost(fraction=self._timetable.cost)
+    def forecast(self, context: RunContext) -> DecisionCost:  # noqa: ARG002
+        return DecisionCost(fraction=self._timetable.cost)
 
     @property
     def recurs(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from gradwise.errors import CheckpointError, PlanError
-from gradwise.methods.costs import Size
+from gradwise.methods.costs import RunSize
 from gradwise.methods.interfaces import Arrays
 from gradwise.planning.annealing import Annealing
 from gradwise.planning.context import RunContext
@@ -18,9 +18,9 @@ from gradwise.planning.ordering import Ordering
 from gradwise.planning.scoring import check_proxy, check_samples, selection_signals
 from gradwise.planning.selecting import Selecting
 from gradwise.planning.shape import shape_of
-from gradwise.planning.shares import Share, cost_per_sample, deciding, measuring_share, shares
+from gradwise.planning.shares import CostShare, cost_per_sample, deciding, measuring_share, shares
 from gradwise.recipe import Recipe
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 from gradwise.structure import group_layers
 from gradwise.training.layout import Layout, Schedule
 from gradwise.training.plan import Plan
@@ -74,7 +74,7 @@ class Planner:
             context = decider.prepare(context)
         self._score(context)
         # After scoring: contenders select by the signals that all of them share.
-        context = self.selecting.race_contenders(context)
+        context = self.selecting.try_contenders(context)
         start = time.perf_counter()
         plan, details = self.selecting.first_plan(context)
         # Samples of the annealing phase only stand behind the training samples; indices of both are in one
@@ -106,11 +106,11 @@ class Planner:
         )
         return plan
 
-    def _expected(self, context: RunContext, plan: Plan) -> dict[str, Share]:
+    def _expected(self, context: RunContext, plan: Plan) -> dict[str, CostShare]:
         """What each decision of the run is expected to cost, over what training costs."""
         recipe, layout = context.recipe, context.in_run
         choosing = context.validation if context.target is None else context.target
-        size = Size(
+        size = RunSize(
             pool=len(context.train),
             steps=layout.schedule(plan).steps,
             batch=layout.batch_size,
@@ -131,7 +131,7 @@ class Planner:
             measured_shares["order"] = measuring_share(recipe, measuring, layers, shape)
         return shares(recipe, layers, size, measured_shares, shape=shape)
 
-    def _each(self, context: RunContext, plan: Plan, expected: dict[str, Share]) -> dict[str, float]:
+    def _each(self, context: RunContext, plan: Plan, expected: dict[str, CostShare]) -> dict[str, float]:
         """What each decision that is due while the run trains is expected to cost, over what training costs,
         by section."""
         schedule, shares_by_section = context.in_run.schedule(plan), {}

@@ -19,10 +19,10 @@ from gradwise.planning.context import RunContext, Samples, Scorer
 from gradwise.planning.shared import key_of, measure_or_read
 from gradwise.probing import Probe
 from gradwise.signals import Signals, collect
-from gradwise.signals.remembered import forget
+from gradwise.signals.model_cache import clear_cache
+from gradwise.signals.request import QUANTITIES
 from gradwise.signals.samples import rows_of
 from gradwise.signals.vocabulary import check_tokens
-from gradwise.signals.wanted import QUANTITIES
 
 TARGET = "target"
 """Folder of the target's signals, beside those of the pool, where signals are kept."""
@@ -109,7 +109,7 @@ def check_proxy(context: RunContext) -> None:
             f"The second part of `proxy` has {len(scorer.samples)} samples, and the training data "
             f"{len(context.train)}; give the training samples in the same order."
         )
-    if target is None or not method.aims or not method.needs & set(QUANTITIES):
+    if target is None or not method.uses_target or not method.needs & set(QUANTITIES):
         return
     if scorer.target is None and not _same_tokens(scorer.samples, context.train.inputs):
         raise RecipeError(
@@ -221,7 +221,7 @@ def selection_signals(
     if method.trained_before is not None:
         return _after_warm_up(context, method.trained_before, needs, order_needs)
     scored = pool_signals(context, needs | order_needs, rows)
-    if not method.aims:
+    if not method.uses_target:
         return scored
     start = time.perf_counter()
     target = target_signals(context, method.needs)
@@ -435,10 +435,10 @@ def scoring_speed(context: RunContext, rows: NDArray[np.int64], needs: frozenset
     # The longest is among the few, or the larger run would try the model for it, which would count as time
     # per sample.
     few = by_length[evenly(len(rows), fewer)]
-    forget()
+    clear_cache()
     seconds_of(few)  # allocates, compiles
     small, large = seconds_of(few), seconds_of(rows)
-    forget()
+    clear_cache()
     trying = max(0.0, seconds_of(few) - small)
     # Noise can suggest that more samples take no longer; they take some time all the same.
     each = max((large - small) / max(1, len(rows) - len(few)), 1e-3 * large / len(rows))

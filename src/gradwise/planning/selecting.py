@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.errors import RecipeError
-from gradwise.methods.costs import Forecast, Size, Speeds
+from gradwise.methods.cost_counts import ORDINARY
+from gradwise.methods.costs import RunSize, SelectionForecast, Speeds
 from gradwise.methods.decision import Selection
 from gradwise.methods.interfaces import Arrays, FirstStage, SelectionState, Selector
-from gradwise.methods.passes import ORDINARY
 from gradwise.planning.context import RunContext
-from gradwise.planning.decider import Cost, Decider, rounded, served
+from gradwise.planning.decider import Decider, DecisionCost, rounded, served
 from gradwise.planning.epochs import (
     epoch_length,
     epochs_ahead,
@@ -30,7 +30,6 @@ from gradwise.planning.first import compared_texts, first_selection
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.phase import Part
 from gradwise.planning.picks import keep_picks, keep_pool
-from gradwise.planning.race import halves, race
 from gradwise.planning.scoring import (
     PoolSignals,
     mean_label_tokens,
@@ -38,9 +37,10 @@ from gradwise.planning.scoring import (
     signals_now,
     target_signals,
 )
+from gradwise.planning.trials import halves, hold_trial
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 from gradwise.training.arguments import decay_steps
 from gradwise.training.layout import Schedule
 from gradwise.training.plan import Plan
@@ -73,7 +73,7 @@ class Selecting(Decider):
     ) -> None:
         self._needs, self._ordering, self._until = method.needs, ordering, until
         self._last, self._keeps = last, keeps
-        self._forecast: Forecast | None = None
+        self._forecast: SelectionForecast | None = None
         self._steps = 0
         self._rows: NDArray[np.int64] | None = None
         self._first: FirstStage | None = None
@@ -185,7 +185,7 @@ class Selecting(Decider):
         places = rows if scored.rows is None else np.searchsorted(scored.rows, rows)
         return scored._replace(signals=scored.signals.take(places), rows=rows)
 
-    def race_contenders(self, context: RunContext) -> RunContext:
+    def try_contenders(self, context: RunContext) -> RunContext:
         """The context with the winner of a trial in its recipe, where one is to be held: each contender
         selects by one half of the target samples, trains for some steps, and is judged by the other half."""
         trial: Any = context.recipe.select
@@ -203,7 +203,7 @@ class Selecting(Decider):
                 # How far the pool is from the target is said of the winner alone.
                 scored = scored._replace(signals=replace(scored.signals, texts=None))
             picks[name] = [first_selection(method, choosing, scored, first=first).selection]
-        winner, _ = race(
+        winner, _ = hold_trial(
             context,
             picks,
             (Part(np.arange(len(context.train))),),
@@ -219,7 +219,7 @@ class Selecting(Decider):
         self._scored = self._scored_for(_method(context), context, self._first)
         return context
 
-    def _size(self, context: RunContext) -> Size:
+    def _size(self, context: RunContext) -> RunSize:
         """The run's size before anything is selected, without its annealing phase."""
         layout, pool = context.in_run, len(context.train)
         self._steps, picks = layout.max_steps, 0
@@ -229,7 +229,7 @@ class Selecting(Decider):
             self._steps = math.ceil(layout.epochs * math.ceil(picks / layout.batch_size))
         annealing = 0 if self._last is None else decay_steps(self._last, self._steps)
         aside = 0 if context.target is None else len(context.target)
-        return Size(pool, self._steps - annealing, layout.batch_size, picks, aside)
+        return RunSize(pool, self._steps - annealing, layout.batch_size, picks, aside)
 
     def _once(self, context: RunContext) -> str | None:
         """Why the selection cannot be refreshed, if so."""
@@ -305,10 +305,10 @@ class Selecting(Decider):
             return share
         return share * forecast.refreshes / (forecast.first + forecast.refreshes)
 
-    def forecast(self, context: RunContext) -> Cost:  # noqa: ARG002
+    def forecast(self, context: RunContext) -> DecisionCost:  # noqa: ARG002
         if self._forecast is None:
-            return Cost()
-        return Cost(seconds_per_step=self._forecast.refreshes / self._steps)
+            return DecisionCost()
+        return DecisionCost(seconds_per_step=self._forecast.refreshes / self._steps)
 
     @property
     def recurs(self) -> bool:
@@ -337,7 +337,7 @@ class Selecting(Decider):
             context.record.event("refresh", step, seconds, anchors=0, digest=plan.digest)
             return plan
         measured = signals_now(context, state.sample[anchors], method.needs)
-        target = target_signals(context, method.needs) if method.aims else None
+        target = target_signals(context, method.needs) if method.uses_target else None
         took = {"signals": time.perf_counter() - start}
         done = method.refresh(state, anchors, measured, step, target=target, device=context.device)
         took["graph"] = done.graph_seconds

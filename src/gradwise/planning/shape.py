@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gradwise.data import token_lengths
-from gradwise.methods.passes import CACHED, Shape
+from gradwise.methods.cost_counts import CACHED, Shape
 from gradwise.numerics.sampling import evenly
 from gradwise.planning.context import RunContext, Samples
 from gradwise.planning.scoring import mean_label_tokens

@@ -24,7 +24,7 @@ from gradwise.atomic import write_bytes
 from gradwise.errors import SignalError
 from gradwise.folders import claimed
 from gradwise.locks import FileLock
-from gradwise.signals.passes import configuration_digest, weights_digest
+from gradwise.signals.scoring_run import configuration_digest, weights_digest
 from gradwise.stored import damaged
 from gradwise.training.record import RunRecord
 

@@ -1,31 +1,31 @@
 """Computing time of a run's decisions as shares of its training, by arithmetic on forward passes.
 
-The counts are those of `gradwise.methods.passes`. `gradwise estimate` knows the recipe alone; a run knows its
-size, the lengths of its samples and what its methods have measured as well.
+The counts are those of `gradwise.methods.cost_counts`. `gradwise estimate` has the recipe alone; a run has
+its size, the lengths of its samples and what its methods have measured as well.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gradwise.methods.costs import Size
-from gradwise.methods.grace.budget import USUAL_OVERHEAD
-from gradwise.methods.grace.costs import USUAL_ANCHORS
-from gradwise.methods.passes import (
+from gradwise.methods.cost_counts import (
     ORDINARY,
     PROBE,
     Shape,
     adapting,
+    engine_check,
     measured,
     per_sample,
-    rehearsal,
     scoring,
     training,
     updating,
 )  # fmt: skip
+from gradwise.methods.costs import RunSize
+from gradwise.methods.grace.budget import USUAL_OVERHEAD
+from gradwise.methods.grace.costs import USUAL_ANCHORS
 from gradwise.recipe import Recipe
 
-Share = dict[str, Any]
+CostShare = dict[str, Any]
 """`share` of the training time, None where it is not known, and `why`."""
 
 
@@ -89,11 +89,11 @@ def measuring_share(recipe: Recipe, cost: float, layers: int, shape: Shape) -> f
 def shares(
     recipe: Recipe,
     layers: int,
-    size: Size | None = None,
+    size: RunSize | None = None,
     expected: Mapping[str, float] | None = None,
     *,
     shape: Shape | None = None,
-) -> dict[str, Share]:
+) -> dict[str, CostShare]:
     """For each section that decides by a model: its time as a share of the training time, and how that was
     found.
 
@@ -121,7 +121,7 @@ def shares(
     return {name: share for name, share in section_shares.items() if share is not None}
 
 
-def deciding(section_shares: Mapping[str, Share]) -> str | None:
+def deciding(section_shares: Mapping[str, CostShare]) -> str | None:
     """The forecast in a sentence; None where no section costs anything."""
     if not section_shares:
         return None
@@ -136,7 +136,7 @@ def deciding(section_shares: Mapping[str, Share]) -> str | None:
 class _Run:
     """What is known of a run's size."""
 
-    def __init__(self, recipe: Recipe, size: Size | None, shape: Shape, layers: int) -> None:
+    def __init__(self, recipe: Recipe, size: RunSize | None, shape: Shape, layers: int) -> None:
         self.recipe, self.size, self.shape, self.layers = recipe, size, shape, layers
         self.training = cost_per_sample(recipe, layers, shape)
         select: Any = recipe.select
@@ -174,15 +174,15 @@ class _Run:
 
     def of_target(self, method: Any) -> float:
         """Scoring the target samples of a selection that aims at some, as a share of the training."""
-        if self.size is None or not getattr(method, "aims", False):
+        if self.size is None or not getattr(method, "uses_target", False):
             return 0.0
         return self.share(self.size.aside * per_sample(method.needs, self.shape)) or 0.0
 
 
-def _selecting(run: _Run) -> Share | None:
+def _selecting(run: _Run) -> CostShare | None:
     method: Any = run.recipe.select
     if method.tried and method.chosen() is None:
-        return _raced(run, method)
+        return _trial_share(run, method)
     method = method.chosen()
     if not measured(method.needs):
         return None
@@ -191,7 +191,7 @@ def _selecting(run: _Run) -> Share | None:
     if method.trained_before is not None:
         return _warmed_up(run, method)
     if not hasattr(method, "overhead"):
-        return _once_over_the_pool(run, method)
+        return _one_scoring_run(run, method)
     if method.overhead is not None or method.candidates is None:
         share = USUAL_OVERHEAD if method.overhead is None else method.overhead
         return {"share": share, "why": f"{method.method}: at most its overhead"}
@@ -222,13 +222,13 @@ def _refreshes(
     return None if each is None else refreshes * each
 
 
-def _warmed_up(run: _Run, method: Any) -> Share:
+def _warmed_up(run: _Run, method: Any) -> CostShare:
     """The steps of a warm-up, and scoring the pool at each of its checkpoints."""
     warm_up = method.trained_before
     why = f"{method.method}: {warm_up.epochs} epochs of warm-up, and scoring the pool after each"
     # The model is tried at the first checkpoint alone.
     scored, trained = run.scored(method.needs, None, again=True), None
-    tried = (run.share(rehearsal(method.needs, run.shape)) or 0.0) if run.size is not None else 0.0
+    tried = (run.share(engine_check(method.needs, run.shape)) or 0.0) if run.size is not None else 0.0
     if run.size is not None:
         trained = run.share(warm_up.fraction * run.size.pool * run.each)
     elif run.steps is None and method.fraction is not None:
@@ -238,17 +238,17 @@ def _warmed_up(run: _Run, method: Any) -> Share:
     return {"share": tried + warm_up.epochs * (scored + run.of_target(method) + trained), "why": why}
 
 
-def _raced(run: _Run, method: Any) -> Share:
+def _trial_share(run: _Run, method: Any) -> CostShare:
     """Scoring the pool, and the steps of the contenders."""
     why = f"{method.method}: {len(method.tried)} contenders, {method.steps} steps each"
     scored = run.scored(method.needs, None)
-    raced = run.share(len(method.tried) * method.steps * run.batch * run.each)
-    if scored is None or raced is None:
+    steps_share = run.share(len(method.tried) * method.steps * run.batch * run.each)
+    if scored is None or steps_share is None:
         return {"share": None, "why": f"{why}; depends on the size of the pool and the number of steps"}
-    return {"share": scored + run.of_target(method) + raced, "why": why}
+    return {"share": scored + run.of_target(method) + steps_share, "why": why}
 
 
-def _ordering(run: _Run) -> Share | None:
+def _ordering(run: _Run) -> CostShare | None:
     method: Any = run.recipe.order
     if hasattr(method, "overhead"):
         # A share of the forward and backward passes of ordinary training.
@@ -259,10 +259,10 @@ def _ordering(run: _Run) -> Share | None:
     shared = frozenset[str]() if select.trained_before is not None else select.needs
     if not measured(method.needs) - measured(shared):
         return None
-    return _once_over_the_pool(run, method, besides=shared)
+    return _one_scoring_run(run, method, besides=shared)
 
 
-def _once_over_the_pool(run: _Run, method: Any, besides: Iterable[str] = ()) -> Share:
+def _one_scoring_run(run: _Run, method: Any, besides: Iterable[str] = ()) -> CostShare:
     share = run.scored(method.needs, None, besides=besides)
     share = None if share is None else share + run.of_target(method)
     passes = per_sample(frozenset(method.needs) | frozenset(besides), run.shape)
@@ -272,7 +272,7 @@ def _once_over_the_pool(run: _Run, method: Any, besides: Iterable[str] = ()) -> 
     return {"share": share, "why": why if share is not None else f"{why}; depends on the size of the pool"}
 
 
-def _probing(run: _Run) -> Share | None:
+def _probing(run: _Run) -> CostShare | None:
     policy = run.recipe.layers.policy
     if policy is None or not policy.probes:
         return None
@@ -283,7 +283,7 @@ def _probing(run: _Run) -> Share | None:
     return {"share": run.share(PROBE * run.shape.padding * probes * run.batch), "why": why}
 
 
-def _annealing(run: _Run) -> Share | None:
+def _annealing(run: _Run) -> CostShare | None:
     method: Any = run.recipe.anneal
     if method is None or not (method.tried or measured(method.needs | method.validation_needs)):
         return None
@@ -303,16 +303,16 @@ def _annealing(run: _Run) -> Share | None:
     # The model is tried by the first selection alone, and once for the same signals.
     scored = scoring(method.needs, candidates, run.shape, again=True)
     held_out_scored = scoring(method.validation_needs, held_out, run.shape, again=True)
-    passes = method.times * (scored + held_out_scored) + rehearsal(method.needs, run.shape)
+    passes = method.times * (scored + held_out_scored) + engine_check(method.needs, run.shape)
     if measured(method.validation_needs) != measured(method.needs) and held_out:
-        passes += rehearsal(method.validation_needs, run.shape)
+        passes += engine_check(method.validation_needs, run.shape)
     if method.tried and method.winner is None:
         passes += len(method.tried) * method.steps * run.batch * run.each
         passes += (len(method.tried) + 1) * (held_out if method.judges is None else method.judges)
     return {"share": run.share(passes), "why": why}
 
 
-def _choosable(method: Any, size: Size) -> int:
+def _choosable(method: Any, size: RunSize) -> int:
     """Samples that an annealing selection chooses from."""
     training = size.picks if method.pool == "selection" and size.picks else size.pool
     if not size.added:

@@ -3,12 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gradwise.probing.answers import Ahead, Bends, Orders
+from gradwise.probing.results import GradientProducts, LookaheadLosses, Orders
 
 if TYPE_CHECKING:
     from gradwise.probing.probe import Probe, check_checkpoints, check_precision
 
-__all__ = ["Ahead", "Bends", "Orders", "Probe", "check_checkpoints", "check_precision"]
+__all__ = ["GradientProducts", "LookaheadLosses", "Orders", "Probe", "check_checkpoints", "check_precision"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradwise.numerics import fold_with_signs
-from gradwise.signals.given_back import settle
+from gradwise.signals.model_state import wait_for_state
 
 EXACT_BYTES = 2 << 30
 """Room within which vectors are kept whole."""
@@ -48,7 +48,7 @@ class Preconditioned:
             weights: the parameters that move.
             gradients: give weights that have no moments yet those that these would give them.
         """
-        settle(optimizer)
+        wait_for_state(optimizer)
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         missing = [p for p in weights if not _has_moments(optimizer, groups[id(p)], p)]
         second = dict(zip(missing, _mean_squares(weights, missing, gradients), strict=True))
@@ -70,7 +70,7 @@ class Preconditioned:
         return cls(scales)
 
     @staticmethod
-    def known(optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter]) -> bool:
+    def has_moments(optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter]) -> bool:
         """Whether the present moments are enough."""
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         return all(_has_moments(optimizer, groups[id(p)], p) for p in weights)

@@ -17,11 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradwise.errors import RecipeError, SignalError
 from gradwise.precision import autocast_here, autocasting
-from gradwise.probing.answers import Ahead, Bends, Orders
-from gradwise.probing.kept import kept
 from gradwise.probing.preconditioned import Preconditioned, Vectors, products, rate_of, sketch
-from gradwise.signals.given_back import evaluating, uncompiled, unwrapped
+from gradwise.probing.restoring import restoring
+from gradwise.probing.results import GradientProducts, LookaheadLosses, Orders
 from gradwise.signals.head import LabelPositions
+from gradwise.signals.model_state import evaluating, uncompiled, unwrapped
 from gradwise.signals.rows import wide
 from gradwise.signals.samples import check_indexable
 from gradwise.signals.vocabulary import padding_collator
@@ -70,7 +70,7 @@ class Probe:
         check_indexable(dataset)
         self.model: Any = uncompiled(model)
         self.optimizer = unwrapped(optimizer)
-        self.dataset, self._aims = dataset, [] if target is None else target
+        self.dataset, self._target_samples = dataset, [] if target is None else target
         self.collator = collator or padding_collator(self.model)
         self.clip, self.batch_tokens, self.seed = clip, batch_tokens, seed
         self.device = next(self.model.parameters()).device
@@ -80,7 +80,7 @@ class Probe:
     @property
     def target(self) -> NDArray[np.int64]:
         """The target's samples, which follow those of the data set; none where no target was given."""
-        return len(self.dataset) + np.arange(len(self._aims))
+        return len(self.dataset) + np.arange(len(self._target_samples))
 
     @property
     def rate(self) -> float:
@@ -113,12 +113,12 @@ class Probe:
                 group["lr"] = rate
             self._step(samples)
 
-        with kept(self.model, self.optimizer, self.seed), torch.inference_mode(False):
+        with restoring(self.model, self.optimizer, self.seed), torch.inference_mode(False):
             yield step
 
     def lookahead(
         self, units: Sequence[SampleIndices], on: SampleIndices, only: NDArray[np.bool_] | None = None
-    ) -> Ahead:
+    ) -> LookaheadLosses:
         """The losses of samples after one step of the optimizer on each unit, each from the present weights.
 
         A step is the run's own: token-mean loss, clipping, moments, weight decay, learning rate (that of the
@@ -133,7 +133,7 @@ class Probe:
             SignalError: when a unit has no label token.
         """
         places = np.asarray(on)
-        with kept(self.model, self.optimizer, self.seed) as give_back, torch.inference_mode(False):
+        with restoring(self.model, self.optimizer, self.seed) as restore, torch.inference_mode(False):
             before = self.losses(places)
             after = np.full((len(units), len(places)), np.nan)
             for number, unit in enumerate(units):
@@ -141,8 +141,8 @@ class Probe:
                 compared = np.ones(len(places), dtype=bool) if only is None else only[number]
                 self._step(unit)
                 after[number, compared] = self.losses(places[compared])
-                give_back()
-        return Ahead(before, after)
+                restore()
+        return LookaheadLosses(before, after)
 
     def runs(
         self, runs: Sequence[Sequence[SampleIndices]], on: SampleIndices
@@ -158,7 +158,7 @@ class Probe:
             SignalError: when a step's samples have no label token.
         """
         places = np.asarray(on)
-        with kept(self.model, self.optimizer, self.seed) as give_back, torch.inference_mode(False):
+        with restoring(self.model, self.optimizer, self.seed) as restore, torch.inference_mode(False):
             before, after = self.losses(places), np.empty((len(runs), len(places)))
             for number, steps in enumerate(runs):
                 groups = self.optimizer.param_groups
@@ -170,7 +170,7 @@ class Probe:
                         group["lr"] = rate * (1 - done / len(steps))
                     self._step(samples)
                 after[number] = self.losses(places)
-                give_back()
+                restore()
         return before, after
 
     def orders(self, nodes: Sequence[Sequence[SampleIndices]], on: SampleIndices) -> Orders:
@@ -187,7 +187,7 @@ class Probe:
         """
         count, places = len(nodes), np.asarray(on)
         alone, both = np.empty((count, len(places))), np.full((count, count, len(places)), np.nan)
-        with kept(self.model, self.optimizer, self.seed) as to_present, torch.inference_mode(False):
+        with restoring(self.model, self.optimizer, self.seed) as to_present, torch.inference_mode(False):
             before = self.losses(places)
             for first, steps in enumerate(nodes):
                 for samples in steps:
@@ -195,7 +195,7 @@ class Probe:
                 alone[first] = self.losses(places)
                 # A second copy, at the end of the first node's steps: n nodes then cost n^2 runs of steps
                 # instead of 2 n^2.
-                with kept(self.model, self.optimizer) as to_first:
+                with restoring(self.model, self.optimizer) as to_first:
                     for then, others in enumerate(nodes):
                         if then == first:
                             continue
@@ -212,7 +212,9 @@ class Probe:
             weights = self._weights()
             return np.stack([sketch(self._gradient(unit, weights)[1]).cpu().numpy() for unit in units])
 
-    def bends(self, units: Sequence[SampleIndices], towards: SampleIndices, *, hessian: bool = True) -> Bends:
+    def bends(
+        self, units: Sequence[SampleIndices], towards: SampleIndices, *, hessian: bool = True
+    ) -> GradientProducts:
         """Products of gradients and of Hessians for every pair of units, with one Hessian-vector product for
         each (spec of D3, the commutator of two steps).
 
@@ -231,16 +233,16 @@ class Probe:
         """
         with evaluating(self.model), torch.inference_mode(False), torch.enable_grad():
             weights = self._weights()
-            target, aim = self._gradient(towards, weights)
+            target, target_gradient = self._gradient(towards, weights)
             gradients: Any = ()
-            if not Preconditioned.known(self.optimizer, weights):
+            if not Preconditioned.has_moments(self.optimizer, weights):
                 # Before its first step Adam has no second moments; these gradients give it those that they
                 # would leave.
-                gradients = chain((self._gradient(unit, weights)[1] for unit in units), [aim])
+                gradients = chain((self._gradient(unit, weights)[1] for unit in units), [target_gradient])
             way = Preconditioned.of(self.optimizer, weights, gradients)
-            direction = way(aim)
+            direction = way(target_gradient)
             vectors = Vectors(weights, 3 * len(units) + 1)
-            target_vector = vectors.of(aim)
+            target_vector = vectors.of(target_gradient)
             slopes, moves, turns, losses = [], [], [], []
             for unit in units:
                 if hessian:
@@ -253,7 +255,7 @@ class Probe:
                 losses.append(loss)
                 slopes.append(vectors.of(gradient))
                 moves.append(vectors.of(way(gradient)))
-            return Bends(
+            return GradientProducts(
                 along=products(turns, moves) if hessian else None,
                 gains=products(slopes, moves),
                 towards=products([target_vector], moves)[0],
@@ -267,7 +269,7 @@ class Probe:
         """Token-mean losses of units (n,), and (n, n) after a step on each of them: a plain step of this
         length along its gradient, without the optimizer, without clipping, without dropout."""
         with (
-            kept(self.model, self.optimizer) as give_back,
+            restoring(self.model, self.optimizer) as restore,
             evaluating(self.model),
             torch.inference_mode(False),
         ):
@@ -278,10 +280,10 @@ class Probe:
                     _, gradients = self._gradient(unit, weights)
                 with torch.no_grad():
                     for parameter, gradient in zip(weights, gradients, strict=True):
-                        # In place, as `give_back` copies back into these same tensors.
+                        # In place, as `restore` copies back into these same tensors.
                         parameter.sub_(gradient, alpha=length)
                 after[number] = self._unit_losses(units)
-                give_back()
+                restore()
             return before, after
 
     def diagonal_curvatures(
@@ -444,7 +446,7 @@ class Probe:
     def _row(self, sample: int | np.integer[Any]) -> Any:
         # One numbering: samples of the target stand behind those of the data set.
         count = len(self.dataset)
-        return self.dataset[int(sample)] if sample < count else self._aims[int(sample) - count]
+        return self.dataset[int(sample)] if sample < count else self._target_samples[int(sample) - count]
 
     def _check_tokens(self, samples: SampleIndices, tokens: int) -> None:
         if not tokens:
@@ -452,11 +454,11 @@ class Probe:
 
 
 def check_precision(autocast: torch.dtype | None) -> None:
-    """Raise RecipeError for a precision in which no step can be tried."""
+    """Raise RecipeError for a precision in which trial steps are impossible."""
     if autocast == torch.float16:
         raise RecipeError(
-            "order: d3 cannot try steps under the loss scaling of float16; use bf16, or leave order.units "
-            "out."
+            "Methods that make trial steps (d3, trial, less) cannot run under float16, whose loss scaling "
+            "skips some of them; use bf16, or another method, such as balanced instead of d3."
         )
 
 

@@ -18,7 +18,7 @@ from gradwise.text import clipped, shown
 
 T = TypeVar("T")
 
-MOST = 20
+MAX_MISTAKES = 20
 """Mistakes that one message lists."""
 
 
@@ -40,10 +40,10 @@ def validate(adapter: TypeAdapter[T], values: dict[str, Any], root: type) -> T:
         return adapter.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         # Each wrong entry of a list is an error of its own: a list of a million would give as many sentences.
-        first = error.errors(include_url=False)[: 10 * MOST]
+        first = error.errors(include_url=False)[: 10 * MAX_MISTAKES]
         lines = sorted({_sentence(entry, root) for entry in _most_specific(first, root)})
-        more = ["and more."] if len(lines) > MOST else []
-        raise RecipeError("\n  ".join(lines[:MOST] + more)) from None
+        more = ["and more."] if len(lines) > MAX_MISTAKES else []
+        raise RecipeError("\n  ".join(lines[:MAX_MISTAKES] + more)) from None
 
 
 def _most_specific(errors: list[Any], root: type) -> list[Any]:

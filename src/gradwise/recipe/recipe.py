@@ -24,7 +24,7 @@ from gradwise.recipe.mistakes import naming, validate
 from gradwise.recipe.sections import Adapter, Model, SignalSettings, Train
 from gradwise.recipe.yaml_text import read_yaml, to_yaml
 from gradwise.settings import Settings
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 from gradwise.text import shown
 
 
@@ -199,10 +199,12 @@ class Recipe(Settings):
     def goal(self) -> Goal | None:
         """The set that `select` aims at; raises RecipeError where it is not given."""
         data = self.data or Data()
-        return self.select.towards(target=data.target is not None, validation=data.validation is not None)
+        return self.select.resolve_target(
+            target=data.target is not None, validation=data.validation is not None
+        )
 
     @property
-    def aims(self) -> bool:
+    def uses_target(self) -> bool:
         """Whether `select` or `anneal` chooses by samples that `data` keeps apart for that."""
         return self.goal is not None or (self.anneal is not None and self.anneal.uses_validation)
 

@@ -48,7 +48,7 @@ def coreset_picture(chosen: list[dict[str, Any]]) -> bytes:
     above.set_ylabel("coverage, share of\nthe candidates")
     _line(middle, steps, last, "importance", "coreset", BLUE)
     _line(middle, steps, last, "pool_importance", "all candidates", GREY)
-    middle.set_ylabel("mean importance,\nas believed")
+    middle.set_ylabel("estimated importance,\nmean")
     _line(below, steps, last, "agreement", "importance, rank correlation", BLUE)
     _line(below, steps, last, "embedding_agreement", "embeddings, cosine", ORANGE)
     _line(below, steps, last, "next_share", "share to be measured next", GREY)

@@ -13,7 +13,7 @@ from gradwise.folders import add_file
 from gradwise.report.figures import BLUE, ORANGE, png
 from gradwise.stored import damaged
 
-MOST = 24
+MAX_NODES = 24
 """Nodes that are shown, those whose influence on the target is largest."""
 
 NOT_MEASURED = "#DDDDDD"
@@ -104,14 +104,14 @@ def graph_picture(graphs: list[Graph]) -> bytes:
 
     total = [len(graph.names) for graph in graphs]
     alike = all(set(graph.names) == set(graphs[0].names) for graph in graphs)
-    shown = [graph.of((graphs[0] if alike else graph).largest(MOST)) for graph in graphs]
+    shown = [graph.of((graphs[0] if alike else graph).largest(MAX_NODES)) for graph in graphs]
     reach = max(_reach(graph.weight) for graph in shown)
     figure = Figure(figsize=(6.2 * len(shown) + 0.8, 7.5), dpi=120, layout="constrained")
     axes = figure.subplots(2, len(shown), squeeze=False, height_ratios=[3, 1], sharex="col")
     image: Any = None
     for graph, count, (above, below) in zip(shown, total, axes.T, strict=True):
         image = _heat(above, graph, reach)
-        cut = f"; {len(graph.names)} of {count} nodes, the most influential" if count > MOST else ""
+        cut = f"; {len(graph.names)} of {count} nodes, the most influential" if count > MAX_NODES else ""
         above.set_title(f"before step {graph.step + 1}{cut}", fontsize=10)
         _bars(below, graph)
     axes[0, 0].set_ylabel("source, trained on first")

@@ -13,7 +13,7 @@ from gradwise.report.figures import ORANGE, png
 from gradwise.signals import Signals
 from gradwise.stored import damaged
 
-MOST = 20_000
+MAX_POINTS = 20_000
 """Samples that are drawn; of more, evenly spaced ones."""
 
 POOL_COLOUR = "#BBBBBB"
@@ -32,11 +32,11 @@ def draw_pool(store: Path, picks: Path) -> Path:
         raise SignalError(f"{store} holds no embeddings to draw; this selection does not need them.")
     with damaged(picks, SignalError):
         picked = pyarrow.parquet.read_table(picks, columns=["index"]).column("index").to_numpy()
-    looked = store / "looked.npy"
-    if looked.exists():
+    scored_rows = store / "looked.npy"
+    if scored_rows.exists():
         # Only some samples of the pool were measured; of the picks those are drawn that were.
-        with damaged(looked, SignalError):
-            picked = np.flatnonzero(np.isin(np.load(looked), picked))
+        with damaged(scored_rows, SignalError):
+            picked = np.flatnonzero(np.isin(np.load(scored_rows), picked))
     path = picks.parent / "pool.png"
     add_file(path, pool_picture(signals, picked))
     return path
@@ -48,7 +48,7 @@ def pool_picture(signals: Signals, picks: NDArray[np.int64]) -> bytes:
 
     assert signals.embedding is not None
     usable = np.arange(len(signals)) if signals.ok is None else np.flatnonzero(signals.ok)
-    shown = usable[:: max(1, len(usable) // MOST)]
+    shown = usable[:: max(1, len(usable) // MAX_POINTS)]
     plane, share = principal_plane(np.asarray(signals.embedding[shown], dtype=np.float64))
     marked = np.isin(shown, picks)
     figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")

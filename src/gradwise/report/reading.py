@@ -11,7 +11,7 @@ import yaml
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.evaluation.settings import HELD_OUT_LOSS, Better
 from gradwise.stored import damaged, read_json, read_lines
-from gradwise.training.recorded import NOT_DECIDING, PASSES, PHASES, STATE, UPDATE
+from gradwise.training.record_names import NOT_DECIDING, PASSES, PHASES, STATE, UPDATE
 
 
 def deciding_seconds(events: Iterable[dict[str, Any]]) -> float:

@@ -18,18 +18,18 @@ from scipy import special  # a tenth of the time that scipy.stats takes to impor
 
 from gradwise.evaluation.settings import Better
 
-BETTER, WORSE, UNSEEN, UNTOLD = "better", "worse", "no difference seen", "too few seeds"
+BETTER, WORSE, NO_DIFFERENCE, TOO_FEW_SEEDS = "better", "worse", "no difference seen", "too few seeds"
 
 PRELIMINARY = " (preliminary)"
-"""Ends a verdict on fewer than `ENOUGH` seeds."""
+"""Ends a verdict on fewer than `CLAIM_SEEDS` seeds."""
 
 LEVEL = 0.05
 """Probability of a false verdict in a table whose arms are all alike."""
 
-FEWEST = 3
+MIN_SEEDS = 3
 """Common seeds below which nothing is said."""
 
-ENOUGH = 5
+CLAIM_SEEDS = 5
 """Common seeds that a claim of a gain wants."""
 
 Key = TypeVar("Key")
@@ -171,12 +171,12 @@ def t_interval(differences: NDArray[np.float64], level: float = LEVEL) -> tuple[
 
 
 def p_value(differences: NDArray[np.float64]) -> float | None:
-    """Two-sided p of the paired t test of (n,) differences, or None for fewer than `FEWEST`.
+    """Two-sided p of the paired t test of (n,) differences, or None for fewer than `MIN_SEEDS`.
 
     Differences that are all exactly zero (two arms that are the same run) give 1; all the same but not zero
     give 0.
     """
-    if len(differences) < FEWEST:
+    if len(differences) < MIN_SEEDS:
         return None
     error = differences.std(ddof=1) / math.sqrt(len(differences))
     # Deterministic runs that differ by nothing but a setting without effect give exactly equal losses.
@@ -187,8 +187,8 @@ def p_value(differences: NDArray[np.float64]) -> float | None:
 
 def _verdict(difference: float, p: float | None, seeds: int, better: Better) -> str:
     if p is None:
-        return UNTOLD
-    verdict = UNSEEN
+        return TOO_FEW_SEEDS
+    verdict = NO_DIFFERENCE
     if p < LEVEL:
         verdict = BETTER if (difference < 0) == (better == "lower") else WORSE
-    return verdict + PRELIMINARY * (seeds < ENOUGH)
+    return verdict + PRELIMINARY * (seeds < CLAIM_SEEDS)

@@ -14,7 +14,7 @@ from gradwise.report import statistics
 from gradwise.report.curves import AXES, loss_curves
 from gradwise.report.overfitting import overfitting
 from gradwise.report.reading import HELD_OUT_LOSS, ArmPair, Results, RunResult
-from gradwise.report.statistics import ENOUGH, FEWEST, UNTOLD, ArmDifference
+from gradwise.report.statistics import CLAIM_SEEDS, MIN_SEEDS, TOO_FEW_SEEDS, ArmDifference
 
 Row = dict[str, Any]
 
@@ -101,7 +101,7 @@ def _judged(pair: ArmPair | None, one: ArmDifference | None) -> Row:
         "interval_low": low,
         "interval_high": high,
         "p": None if one is None else one.p,
-        "verdict": REFERENCE if pair is None else UNTOLD if one is None else one.verdict,
+        "verdict": REFERENCE if pair is None else TOO_FEW_SEEDS if one is None else one.verdict,
     }
 
 
@@ -339,11 +339,12 @@ def _on_seeds(results: Results, metric: str) -> list[str]:
     rows = _metric_rows(results, ordered_metrics(results, metric)[0])
     pairs = [row["pairs"] for row in rows if row["verdict"] != REFERENCE]
     notes = []
-    if any(count < FEWEST for count in pairs):
-        notes.append(f"A verdict needs at least {FEWEST} seeds that both arms have finished.")
-    if any(FEWEST <= count < ENOUGH for count in pairs):
+    if any(count < MIN_SEEDS for count in pairs):
+        notes.append(f"A verdict needs at least {MIN_SEEDS} seeds that both arms have finished.")
+    if any(MIN_SEEDS <= count < CLAIM_SEEDS for count in pairs):
         notes.append(
-            f"Verdicts on fewer than {ENOUGH} seeds are preliminary: a claim of a gain needs {ENOUGH}."
+            f"Verdicts on fewer than {CLAIM_SEEDS} seeds are preliminary: a claim of a gain needs "
+            f"{CLAIM_SEEDS}."
         )
     return notes
 

@@ -30,7 +30,7 @@ from gradwise.trainer import Trainer, TrainerMixin
 from gradwise.training.arguments import training_arguments
 from gradwise.training.early_stopping import EarlyStopping
 
-Foresee = Callable[[Recipe], dict[str, dict[str, int]] | None]
+MemoryForecast = Callable[[Recipe], dict[str, dict[str, int]] | None]
 """Bytes by part of each phase that a recipe will need; None where that is not known."""
 
 
@@ -53,7 +53,7 @@ def train(
     progress: bool = True,
     shared: Path | None = None,
     score: bool = True,
-    foresee: Foresee | None = None,
+    forecast_memory: MemoryForecast | None = None,
 ) -> Outcome:
     """Run a recipe in a folder, or resume the run of the same recipe that was stopped there.
 
@@ -67,8 +67,8 @@ def train(
         shared: folder of signals that runs share.
         score: measure the final model and write `scores.json`, where the recipe gives validation data or
             metrics.
-        foresee: gives the memory that the recipe will need, by phase and part, to be compared with what the
-            run measures. If unset, nothing is compared.
+        forecast_memory: gives the memory that the recipe will need, by phase and part, to be compared with
+            what the run measures. If unset, nothing is compared.
 
     Returns:
         The outcome; `finished` is False after Ctrl-C or SIGTERM, with a checkpoint saved.
@@ -92,7 +92,7 @@ def train(
             steps = max((line["step"] for line in run.metrics()), default=0)
             return Outcome(run, scored, steps)
         build = partial(_build, recipe, run, arguments, tell=tell, shown=shown, shared=shared, score=score)
-        build = partial(build, foresee=foresee if first else None)
+        build = partial(build, forecast_memory=forecast_memory if first else None)
         trainer, scoring, fingerprints = on_each(build)
         # Ranks that read different files would train on different samples under the same numbers.
         check_same(fingerprints, "The data")
@@ -124,7 +124,7 @@ def _complete(recipe: Recipe, run: RunDirectory) -> Recipe:
     # Commits instead of branches, which may move: a resumed run has to load the weights it began with.
     recipe = pinned(recipe, run.begun_with(), proxy=measures(recipe))
     # The folder's recipe must name the target that the Trainer aims at, or the Trainer would replace it.
-    recipe = replace(recipe, select=recipe.select.aimed(recipe.goal))
+    recipe = replace(recipe, select=recipe.select.with_target(recipe.goal))
     # So that the recipe in the run directory can be run from anywhere.
     return recipe.anchored()
 
@@ -174,7 +174,7 @@ def _build(
     shown: bool,
     shared: Path | None,
     score: bool,
-    foresee: Foresee | None,
+    forecast_memory: MemoryForecast | None,
 ) -> tuple[Trainer, Scoring | None, list[str]]:
     """Everything that a run needs, read and checked; calls nothing collective.
 
@@ -188,7 +188,7 @@ def _build(
     reports = [str(pool.report), *([] if annealing is None else [f"Annealing phase: {annealing.report}"])]
     for sentence in (*reports, *parts.notes):
         tell(sentence)
-    target = parts.target if recipe.aims else None
+    target = parts.target if recipe.uses_target else None
     if data.target is not None and target is None:
         tell(f"Note: select: {recipe.select.method} does not use data.target.")
     first = is_first()
@@ -207,9 +207,9 @@ def _build(
     # Before the model is loaded: an unknown task, or a record that makes no question, would otherwise end the
     # run when its model is trained.
     scoring = Scoring.of(recipe, tokenizer, held_out, bars=shown, tell=tell) if wanted else None
-    foreseen = foresee(recipe) if foresee is not None else None
-    if foreseen:
-        peak = max(sum(parts.values()) for parts in foreseen.values())
+    expected = forecast_memory(recipe) if forecast_memory is not None else None
+    if expected:
+        peak = max(sum(parts.values()) for parts in expected.values())
         tell(f"Tensors are expected to take at most {size_text(peak)} of memory.")
     # A fresh adapter is drawn at random while the model loads.
     transformers.set_seed(recipe.seed)
@@ -250,7 +250,7 @@ def _build(
     except (ValueError, ImportError) as error:  # what transformers rejects of its own settings
         raise RecipeError(f"train: {one_line(error, 400)}.") from None
     trainer.session.tell = tell
-    trainer.step_memory.forecast = foreseen
+    trainer.step_memory.forecast = expected
     if recipe.train.early_stopping_patience is not None:
         trainer.add_callback(
             EarlyStopping(trainer.session.record, trainer.session.say, recipe.train.early_stopping_patience)

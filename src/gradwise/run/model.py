@@ -21,7 +21,7 @@ from gradwise.ranks import say_first
 from gradwise.recipe import Adapter, Model, Recipe
 from gradwise.run.model_errors import explained
 from gradwise.run.model_files import ADAPTER, CONFIG, damage, local_folder, read_json, stored
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 
 Tell = Callable[[str], None]
 

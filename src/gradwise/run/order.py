@@ -29,8 +29,8 @@ from gradwise.run.model import Tell, check_length, load_tokenizer
 from gradwise.run.records import records_of
 from gradwise.run.select import SIGNALS, TARGET, Selected, choose
 from gradwise.run.signals import joined, placed_model, sections
+from gradwise.signals.request import QUANTITIES
 from gradwise.signals.vocabulary import check_tokens
-from gradwise.signals.wanted import QUANTITIES
 from gradwise.temporary import TemporaryFolder
 from gradwise.text import one_line
 from gradwise.training.arguments import training_arguments
@@ -195,7 +195,7 @@ def _write(
     if left_out:
         tell(
             f"Warning: {', '.join(left_out)} cannot be a column, since the records have values of different "
-            f"types there, and stand{'s' if len(left_out) == 1 else ''} not in {ORDERED}."
+            f"types there, and {'is' if len(left_out) == 1 else 'are'} left out of {ORDERED}."
         )
     write_parquet(out / ORDERED, pyarrow.table(columns))
     if epoch_order.graph is not None and order.influence is not None:

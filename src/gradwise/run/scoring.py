@@ -21,7 +21,7 @@ from gradwise.ranks import is_first
 from gradwise.recipe import Recipe
 from gradwise.run.directory import RunDirectory
 from gradwise.run.model import Tell, load_saved_model, load_tokenizer
-from gradwise.signals.given_back import check_measurable
+from gradwise.signals.model_state import check_measurable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

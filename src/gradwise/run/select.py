@@ -33,8 +33,8 @@ from gradwise.recipe import Model, Recipe
 from gradwise.run.model import Tell, load_tokenizer
 from gradwise.run.records import records_of
 from gradwise.run.signals import joined, sections, what_measures
+from gradwise.signals.request import QUANTITIES
 from gradwise.signals.vocabulary import check_tokens
-from gradwise.signals.wanted import QUANTITIES
 from gradwise.training.record import RunRecord
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 PICKS, RECORDS, SUMMARY = "picks.parquet", "records.jsonl", "selection.json"
 SIGNALS, VALIDATION, TARGET = "signals", "validation", "target"
-LOOKED = "looked.npy"
+SCORED_ROWS = "looked.npy"
 """Beside the signals: which samples of the pool they are of, where not of all."""
 
 
@@ -122,7 +122,7 @@ def choose(
         GradwiseError: in one clear sentence.
     """
     goal = recipe.goal
-    recipe = replace(recipe, select=recipe.select.aimed(goal))
+    recipe = replace(recipe, select=recipe.select.with_target(goal))
     method = recipe.select.chosen()
     if method is None:
         raise only_in_a_run("select")
@@ -359,7 +359,7 @@ def _write(
     if rows is not None and (out / SIGNALS).is_dir():
         content = io.BytesIO()
         np.save(content, rows)
-        add_file(out / SIGNALS / LOOKED, content.getvalue())
+        add_file(out / SIGNALS / SCORED_ROWS, content.getvalue())
     write_json(out / SUMMARY, summary)
 
 

@@ -21,8 +21,8 @@ from gradwise.ranks import check_same, is_first, join, on_each, on_first
 from gradwise.recipe import Model, Recipe
 from gradwise.run.model import Tell, load_model, load_tokenizer
 from gradwise.signals import Signals, collect
+from gradwise.signals.request import QUANTITIES
 from gradwise.signals.vocabulary import check_tokens
-from gradwise.signals.wanted import QUANTITIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ import math
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gradwise.methods.passes import ORDINARY
+from gradwise.methods.cost_counts import ORDINARY
 from gradwise.training.record import CHECKPOINT, EVALUATION
 
 if TYPE_CHECKING:

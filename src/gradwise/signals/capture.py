@@ -5,8 +5,8 @@ scope (a Linear, GPT-2's Conv1D, an adapter, a router, one expert of a stack, a 
 is seen with the very tensors it multiplies. Weights themselves need no gradient; the first outputs that
 depend on one are tied to an anchor, where the backward pass ends: nothing below is ever back-propagated.
 
-What is not seen (a parameter inside a compiled or custom kernel, a convolution) is found out by the rehearsal
-(`gradwise.signals.rehearsal`), which compares every parameter with autograd.
+What is not seen (a parameter inside a compiled or custom kernel, a convolution) is found by the engine check
+(`gradwise.signals.engine_check`), which compares every parameter with autograd.
 """
 
 from collections.abc import Callable, Iterator
@@ -92,7 +92,7 @@ class Capture(TorchFunctionMode):
     ) -> Tensor:
         """b + x W."""
         out = func(input, mat1, mat2, **scales)
-        # alpha and beta would scale the gradient. Such a use is not captured; the rehearsal finds it.
+        # alpha and beta would scale the gradient. Such a use is not captured; the engine check finds it.
         return out if scales else self._product(out, mat1, self._tracer.matrix(mat2), input, flipped=True)
 
     def _matmul(self, func: Callable[..., Any], input: Tensor, other: Tensor, **options: Any) -> Tensor:

@@ -15,19 +15,19 @@ from gradwise.errors import SignalError
 from gradwise.precision import autocast_here
 from gradwise.ranks import rank
 from gradwise.signals.arguments import check_arguments
-from gradwise.signals.given_back import lent, uncompiled
-from gradwise.signals.passes import Collate, Pass
+from gradwise.signals.model_state import prepared, uncompiled
 from gradwise.signals.quantities import Signals
+from gradwise.signals.request import DEFAULT_QUANTITIES, Quantity, SignalRequest
 from gradwise.signals.scope import resolve
+from gradwise.signals.scoring_run import Collate, ScoringRun
 from gradwise.signals.shards import device_of, reshard
-from gradwise.signals.wanted import DEFAULT, Quantity, SignalRequest
 
 
 def collect(
     model: nn.Module,
     dataset: Any,
     collator: Collate | None = None,
-    want: str | Sequence[Quantity] | Any = DEFAULT,
+    want: str | Sequence[Quantity] | Any = DEFAULT_QUANTITIES,
     parameters: str | Sequence[str] = "blocks",
     grad_dim: int | None = 1024,
     precondition: Any = None,
@@ -95,12 +95,12 @@ def collect(
     )
     say = _teller(tell)
     start = time.perf_counter()
-    # Before the model is lent, which hides the parameters that learn: of an adapted model, the scope.
+    # Before the model is prepared, which hides the parameters that learn: of an adapted model, the scope.
     reshard(uncompiled(model))
     scope = resolve(uncompiled(model), parameters) if request.gradients else None
     autocast = autocast or autocast_here(device_of(model))
-    with lent(model) as bare:
-        one = Pass(bare, dataset, collator, request, scope, precondition, batch_tokens, say, autocast)
+    with prepared(model) as bare:
+        one = ScoringRun(bare, dataset, collator, request, scope, precondition, batch_tokens, say, autocast)
         signals = one.run(None if store is None else Path(store).expanduser(), start, progress)
     signals = replace(signals, texts=Texts(dataset, getattr(collator, "tokenizer", None)))
     if report := signals.report():

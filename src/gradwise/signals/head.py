@@ -16,7 +16,7 @@ from torch.nn import functional
 from gradwise.data.tokenise import NO_LOSS
 from gradwise.errors import SignalError
 from gradwise.signals.rows import wide
-from gradwise.signals.shards import is_distributed, own_class
+from gradwise.signals.shards import class_of, is_distributed
 
 if TYPE_CHECKING:
     from gradwise.signals.plain_head import AtHead
@@ -150,7 +150,7 @@ class Head:
         hidden: object,
         compute: "Callable[[Tensor], AtHead]",
     ) -> "tuple[Tensor, Tensor, AtHead]":
-        """The model's forward pass with the head's part left to `compute`, for a head that `hands_on`.
+        """The model's forward pass with the head's part left to `compute`, for a head that `returns_product`.
 
         `compute` gets the (n, h) hidden states that predict label tokens, at the moment when the model calls
         its head: only then does a sharded model have the head's weight in one piece. The head itself runs on
@@ -177,7 +177,7 @@ class Head:
         self._check(len(results), logits, min(1, len(positions.targets)))
         return results[0][0], logits, results[0][1]
 
-    def hands_on(self, batch: dict[str, Any]) -> bool:
+    def returns_product(self, batch: dict[str, Any]) -> bool:
         """Whether the head only multiplies, and the model hands on the very tensor it gives: no soft cap, no
         scale, no cast. One forward pass, collective for a model that is sharded.
 
@@ -242,8 +242,8 @@ def multiplies(module: nn.Module) -> bool:
     the weight, does not count."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return (
-        own_class(module) is nn.Linear
+        class_of(module) is nn.Linear
         and "forward" not in vars(module)
-        and not any(own_class(getattr(hook, "__self__", None)).__name__ != "FSDPState" for hook in hooks)
+        and not any(class_of(getattr(hook, "__self__", None)).__name__ != "FSDPState" for hook in hooks)
         and all(type(p) is nn.Parameter or is_distributed(p) for p in module.parameters())
     )

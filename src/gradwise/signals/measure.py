@@ -16,11 +16,11 @@ from gradwise.precision import autocasting
 from gradwise.signals.capture import Capture
 from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.plain_head import AtHead, at_head
+from gradwise.signals.rank_schedule import RankSchedule, RunKind
+from gradwise.signals.request import SignalRequest
 from gradwise.signals.scope import Scope
 from gradwise.signals.shards import Shards, device_of, gathered_in
 from gradwise.signals.sums import GradientRequest, GradientSums
-from gradwise.signals.turns import Kind, Turns
-from gradwise.signals.wanted import SignalRequest
 
 Batch = dict[str, Any]
 
@@ -55,15 +55,15 @@ class Measurer:
     """Measures batches with one model.
 
     Args:
-        model: lent for it (`gradwise.signals.given_back`).
+        model: prepared for it (`gradwise.signals.model_state`).
         signal_request: what to measure.
         gradient_request: parameters whose gradients are wanted; None for no gradients.
         unseen: parameters whose use cannot be watched; batches must then have one sample, and autograd gives
             these parameters' gradients.
         autocast: what forward passes compute in; None for the weights' own type.
-        turns: keeps ranks that share a sharded model in step; None for a model that is whole.
-        plain_head: whether logits are the head's product and no more (`Head.hands_on`), so that they can be
-            made and used in pieces.
+        rank_schedule: keeps ranks that share a sharded model in step; None for a model that is whole.
+        plain_head: whether logits are the head's product and no more (`Head.returns_product`), so that they
+            can be made and used in pieces.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Measurer:
         gradient_request: GradientRequest | None,
         unseen: tuple[str, ...] = (),
         autocast: torch.dtype | None = None,
-        turns: Turns | None = None,
+        rank_schedule: RankSchedule | None = None,
         *,
         plain_head: bool = False,
     ) -> None:
@@ -83,7 +83,7 @@ class Measurer:
         self.unseen = unseen
         self.shards = Shards(model)
         self.autocast = autocast
-        self.turns = turns
+        self.rank_schedule = rank_schedule
         self.head = Head(model)
         # The head's own gradients, by sample, need its products to be seen.
         head_parameters = {id(parameter) for parameter in self.head.module.parameters()}
@@ -149,7 +149,7 @@ class Measurer:
                 hidden_nh, logits, there = self.head.in_pieces(batch, positions, hidden, compute)
             if there.gradient_nh is not None:
                 start, returned = [hidden_nh], [there.gradient_nh]
-                if self.turns is not None:
+                if self.rank_schedule is not None:
                     # FSDP gathers what it needs for a backward pass when one comes to the model's output.
                     start, returned = [logits, *start], [torch.zeros_like(logits), *returned]
                 self._backward(start, captures, unseen, gradients, returned)
@@ -183,11 +183,11 @@ class Measurer:
     ) -> "Iterator[tuple[dict[str, Tensor], HiddenState]]":
         """Around a forward and a backward pass: the parameters that autograd follows, and the hidden states
         that embeddings are taken from."""
-        kind = Kind(
+        kind = RunKind(
             gradients is not None, "head_norm" in self.signal_request, self.unseen if gradients else ()
         )
         grad_enabled = torch.set_grad_enabled(bool(captures))
-        with self._turn(kind), grad_enabled, self._unseen_learning() as unseen, ExitStack() as hooks:
+        with self._shared_run(kind), grad_enabled, self._unseen_learning() as unseen, ExitStack() as hooks:
             yield unseen, self._hidden_state(hooks)
 
     @contextmanager
@@ -221,8 +221,8 @@ class Measurer:
             measured.values["embedding"] = positions.pooled(hidden.state, self.signal_request.pooling, batch)
         return measured
 
-    def _turn(self, kind: Kind) -> AbstractContextManager[None]:
-        return nullcontext() if self.turns is None else self.turns.taken(kind)
+    def _shared_run(self, kind: RunKind) -> AbstractContextManager[None]:
+        return nullcontext() if self.rank_schedule is None else self.rank_schedule.shared_run(kind)
 
     @contextmanager
     def _gathering_watched(self, captures: list[Capture], unseen: dict[str, Tensor]) -> Iterator[None]:

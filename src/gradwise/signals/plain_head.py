@@ -53,7 +53,7 @@ def at_head(
     """Losses of a batch, and gradients if wanted, from the hidden states that predict its label tokens.
 
     Args:
-        head: one that `Head.hands_on` found to only multiply, its weight in one piece.
+        head: one that `Head.returns_product` found to only multiply, its weight in one piece.
         hidden_nh: (n, h), sample by sample.
         positions: where the label tokens are.
         computed: the type of the products under autocast; None for the weight's own.

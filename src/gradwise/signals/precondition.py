@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gradwise.errors import SignalError
 from gradwise.numerics.projection import accumulator
-from gradwise.signals.given_back import settle, unwrapped
+from gradwise.signals.model_state import unwrapped, wait_for_state
 from gradwise.signals.scope import Matrix, Scope
 from gradwise.signals.shards import is_distributed, whole_tensor
 
@@ -123,7 +123,7 @@ def _moments(optimizer: torch.optim.Optimizer, scope: Scope) -> tuple[dict[str, 
         raise SignalError(
             f"precondition takes an optimizer or a mapping of names to second moments; found {optimizer!r}."
         )
-    settle(optimizer)
+    wait_for_state(optimizer)
     names = {parameter: name for name, parameter in scope.parameters.items()}
     moments: dict[str, Tensor] = {}
     eps = 1e-8

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from gradwise.data.texts import Texts
 from gradwise.errors import SignalError
 from gradwise.places import places
+from gradwise.signals.request import QUANTITIES
 from gradwise.signals.store import read
-from gradwise.signals.wanted import QUANTITIES
 from gradwise.text import shown
 
 

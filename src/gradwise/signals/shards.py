@@ -37,7 +37,7 @@ def units(model: nn.Module) -> list[Any]:
     return [] if kind is None else [module for module in model.modules() if isinstance(module, kind)]
 
 
-def own_class(module: object) -> type:
+def class_of(module: object) -> type:
     """A module's class, not the subclass of it that FSDP puts in its place."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     kinds = type(module).__mro__
@@ -46,7 +46,7 @@ def own_class(module: object) -> type:
 
 def class_name(model: nn.Module) -> str:
     """The name of a model's own class."""
-    return own_class(model).__name__
+    return class_of(model).__name__
 
 
 def is_distributed(parameter: Tensor) -> bool:
@@ -115,10 +115,10 @@ def gathered_in(model: nn.Module) -> torch.dtype | None:
 
 
 class Shards:
-    """The sharded parameters of a lent model, and the whole ones that its forward passes use.
+    """The sharded parameters of a prepared model, and the whole ones that its forward passes use.
 
     Args:
-        model: lent; whole or sharded.
+        model: prepared; whole or sharded.
     """
 
     def __init__(self, model: nn.Module) -> None:

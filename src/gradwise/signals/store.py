@@ -28,7 +28,7 @@ from gradwise.atomic import free_bytes, sha256, size_text, write_json, writing
 from gradwise.errors import SignalError
 from gradwise.folders import FORMAT, check_format, claimed
 from gradwise.ranks import on_each, on_first, wait_for_all
-from gradwise.signals.sheet import MEASURED, Column, Sheet, blank
+from gradwise.signals.column_buffer import MEASURED, Column, ColumnBuffer, blank
 from gradwise.stored import damaged, read_json
 from gradwise.text import clipped
 
@@ -39,8 +39,8 @@ ALWAYS_READ = 256 * 2**20
 content of a larger one is read again only where a file's time or size differs from when it was finished."""
 
 
-class Store(Sheet):
-    """A sheet on disk that several processes fill and a later one can resume.
+class Store(ColumnBuffer):
+    """A buffer on disk that several processes fill and a later one can resume.
 
     Args:
         path: the folder; created if missing.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradwise.numerics.outer_products import gathered_rows, squared_norm_with_lookup, squared_norms
-from gradwise.numerics.projection import Deal, Fold, MatrixProjection, accumulator, seeded, side_for
+from gradwise.numerics.projection import Fold, MatrixProjection, SignedSums, accumulator, seeded, side_for
 from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.rows import SampleRows, wide
 from gradwise.signals.scope import Matrix, Scope
@@ -35,12 +35,12 @@ class Projector:
         self.vector = cache(self._vector)
         self._rows = cache(self._row_fold)
         self._columns = cache(self._column_fold)
-        self._deal = cache(self._new_deal)
+        self._signed_sums = cache(self._new_signed_sums)
 
     def _matrix(self, matrix: Matrix) -> MatrixProjection:
         row = self._rows(matrix.name, matrix.slice, matrix.rows)
         column = self._columns(self.input_group(matrix), matrix.slice, matrix.columns)
-        return MatrixProjection(row, column, self._deal(matrix.name, row.size * column.size))
+        return MatrixProjection(row, column, self._signed_sums(matrix.name, row.size * column.size))
 
     def description(self) -> dict[str, int]:
         """What the projection depends on beside the parameters' names."""
@@ -53,7 +53,7 @@ class Projector:
         return matrix.name.rsplit(".", 2)[0]
 
     def _row_fold(self, name: str, part: int | None, dimension: int) -> Fold:
-        # Experts share the places they are dealt to, which take much room: only both sides' signs keep the
+        # Experts share the places of their sums, which take much room: only both sides' signs keep the
         # gradients of experts that learn the same apart.
         expert = () if part is None else (part,)
         return Fold(dimension, self.side, seeded(self.seed, name, *expert, "rows"))
@@ -61,11 +61,11 @@ class Projector:
     def _column_fold(self, group: str, part: int | None, dimension: int) -> Fold:
         return Fold(dimension, self.side, seeded(self.seed, group, part, dimension, "columns"))
 
-    def _new_deal(self, name: str, count: int) -> Deal:
-        return Deal(count, self.size, seeded(self.seed, name, "deal"))
+    def _new_signed_sums(self, name: str, count: int) -> SignedSums:
+        return SignedSums(count, self.size, seeded(self.seed, name, "deal"))
 
-    def _vector(self, name: str, dimension: int) -> Deal:
-        return Deal(dimension, self.size, seeded(self.seed, name, dimension, "vector"))
+    def _vector(self, name: str, dimension: int) -> SignedSums:
+        return SignedSums(dimension, self.size, seeded(self.seed, name, dimension, "vector"))
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class GradientSums:
         places = bucket + torch.arange(len(ids), device=ids.device)[:, None] * size
         table = folded.new_zeros(len(ids) * size, folded.shape[-1])
         table.index_add_(0, places.flatten(), (folded * entry[..., None]).flatten(0, 1))
-        self.projected += projection.deal(table.view(len(ids), -1))
+        self.projected += projection.sums(table.view(len(ids), -1))
 
     def vector(self, name: str, gradient_Bd: Tensor) -> None:
         """The gradient of a vector, (B, d), once for each of its uses."""

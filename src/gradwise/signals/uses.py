@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from gradwise.signals.given_back import lent
+from gradwise.signals.model_state import prepared
 from gradwise.signals.shards import Shards, device_of, is_distributed
 
 TOKENS = 8
@@ -25,7 +25,7 @@ def used_otherwise(model: nn.Module) -> set[str]:
     whole: Any = model
     device = device_of(model)
     ids = torch.arange(TOKENS, device=device)[None] % int(whole.get_input_embeddings().weight.shape[0])
-    with lent(model) as bare, torch.no_grad(), _Uses(bare.named_parameters()) as uses:
+    with prepared(model) as bare, torch.no_grad(), _Uses(bare.named_parameters()) as uses:
         try:
             with Shards(bare).watched(uses.gathered, uses.freed):
                 bare(input_ids=ids, use_cache=False)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradwise.errors import CheckpointError, RecipeError, SignalError
-from gradwise.methods.layer_policy import LayerPolicy, Scores, known
+from gradwise.methods.layer_policy import LayerPolicy, Scores, fill_unmeasured
 from gradwise.settings import same_settings
 from gradwise.signals.shards import units
 from gradwise.structure import group_layers
@@ -143,7 +143,7 @@ class LayerSwitch:
     @property
     def scores(self) -> Scores:
         """(L,) the layers' scores; those of layers that were never measured are the mean of the others'."""
-        return known(self._scores)
+        return fill_unmeasured(self._scores)
 
     @property
     def trainable(self) -> int:

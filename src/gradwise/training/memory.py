@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from gradwise.signals.given_back import unwrapped
+from gradwise.signals.model_state import unwrapped
 from gradwise.signals.shards import reshard
 from gradwise.training.layers import LayerSwitch
 from gradwise.training.offload.arena import is_streamed
 from gradwise.training.record import RunRecord
-from gradwise.training.recorded import GRADIENTS, PARTS, PASSES, PROBE, STATE, UPDATE
+from gradwise.training.record_names import GRADIENTS, PARTS, PASSES, PROBE, STATE, UPDATE
 from gradwise.training.sharding import local_part
 from gradwise.training.tensor_bytes import TensorBytes, weights_of
 

@@ -15,7 +15,7 @@ from gradwise.data import Collator
 from gradwise.errors import RecipeError
 from gradwise.precision import autocasting
 from gradwise.ranks import on_first
-from gradwise.signals.given_back import evaluating
+from gradwise.signals.model_state import evaluating
 from gradwise.text import described
 
 LENGTHS = (5, 7, 6)

@@ -29,9 +29,9 @@ from torch import Tensor
 from gradwise.atomic import writing
 from gradwise.errors import CheckpointError, GradwiseError
 from gradwise.stored import read_lines
-from gradwise.training.recorded import NOT_DECIDING
+from gradwise.training.record_names import NOT_DECIDING
 
-SHOWN = ("numbers", "layers")
+NUMBER_FIELDS = ("numbers", "layers")
 TRACKED = ("coverage", "agreement", "importance", "closeness", "objective")
 """Numbers of decisions that trackers show."""
 EVALUATION, CHECKPOINT, OTHER = "evaluation", "checkpoint", "other"
@@ -127,7 +127,7 @@ class RunRecord:
         self.run = state["run"] if state else uuid.uuid4().hex
         self._open = True
         self._charged = state["seconds"] if state else 0.0
-        self.numbers, self.layers = (dict(state.get(name, {})) if state else {} for name in SHOWN)
+        self.numbers, self.layers = (dict(state.get(name, {})) if state else {} for name in NUMBER_FIELDS)
         self._since = None if state else time.perf_counter()
         self.spent, self.ahead = {}, {}
         if self.writes:
@@ -224,7 +224,7 @@ class RunRecord:
     def state(self) -> dict[str, Any]:
         """Where both files stand, forced to disk; goes into a checkpoint. To be flushed before."""
         state: dict[str, Any] = {"run": self.run, "seconds": self.seconds}
-        state |= {name: dict(getattr(self, name)) for name in SHOWN}
+        state |= {name: dict(getattr(self, name)) for name in NUMBER_FIELDS}
         for name, file_name in FILES.items():
             path = self.folder / file_name
             if self.writes and path.exists():

@@ -10,7 +10,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import modeling_utils
 
-from gradwise.atomic import AGAIN, not_written
+from gradwise.atomic import RERUN_ADVICE, not_written
 from gradwise.errors import RecipeError
 from gradwise.ranks import lost_connection
 from gradwise.text import one_line
@@ -84,5 +84,5 @@ def write_or_explain(target: Path, write: Callable[[], None], checkpoint_folder:
         if isinstance(error, RuntimeError) and not disk:
             raise
         last = checkpoints.last_whole(checkpoint_folder, contents=False)[0]
-        advice = f"{AGAIN}; it resumes from {last or 'the beginning'}"
+        advice = f"{RERUN_ADVICE}; it resumes from {last or 'the beginning'}"
         raise not_written(target, error, advice) from error

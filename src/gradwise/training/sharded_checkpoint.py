@@ -21,7 +21,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from gradwise.errors import CheckpointError, RecipeError
 from gradwise.ranks import is_first
-from gradwise.signals.given_back import unwrapped
+from gradwise.signals.model_state import unwrapped
 from gradwise.signals.shards import is_distributed, reshard, units
 from gradwise.stored import damaged
 from gradwise.training.offload.arena import SERVED

@@ -88,7 +88,7 @@ def check_phase(args: TrainingArguments, scheduler_kwargs: dict[str, Any], last:
         )
 
 
-def own_loader_problem(trainer: TrainerParts, indexable: bool) -> str:
+def trainer_loader_problem(trainer: TrainerParts, indexable: bool) -> str:
     """Why the loader of a trainer cannot be replaced."""
     if indexable:
         return f"{type(trainer).__name__} serves its samples itself"
@@ -96,7 +96,9 @@ def own_loader_problem(trainer: TrainerParts, indexable: bool) -> str:
     return f"a plan names samples by position, and the training data are a stream ({stream})"
 
 
-def check_own_loader(recipe: Recipe, *, has_plan: bool, packs: bool, problem: str, plannable: bool) -> None:
+def check_trainer_loader(
+    recipe: Recipe, *, has_plan: bool, packs: bool, problem: str, plannable: bool
+) -> None:
     """Raise RecipeError for what cannot be done where the trainer's own loader serves the samples.
 
     Args:

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from gradwise.data.parts import split, unlike
+from gradwise.data.parts import not_among, split
 from gradwise.data.settings import HALF
 from gradwise.errors import RecipeError
 from gradwise.methods.interfaces import Selector
@@ -43,7 +43,7 @@ def target_of(
     chooses = recipe.anneal is not None and recipe.anneal.uses_validation
     single = evaluation is not None and not isinstance(evaluation, dict)
     if dataset is None:
-        goal = method.towards(target=False, validation=single)
+        goal = method.resolve_target(target=False, validation=single)
         if goal is None:
             return Target(method, None, evaluation)
         count = len(evaluation or ()) if hasattr(evaluation, "__len__") else None
@@ -55,10 +55,12 @@ def target_of(
         # `anneal` chooses by the same half. It once chose by all of them, and so by the samples that measure
         # (docs/log.md, 2026-11-29).
         halves = split(None, count, HALF)
-        aimed, measuring = (rows_of(evaluation, rows) for rows in halves)
-        return Target(method.aimed(goal), aimed, *_apart(measuring, aimed, halves.sentence("eval_dataset")))
-    aimed_at = method.aimed("target") if selects else method
-    if planned or not (chooses or aimed_at.aims):
+        choosing, measuring = (rows_of(evaluation, rows) for rows in halves)
+        return Target(
+            method.with_target(goal), choosing, *_apart(measuring, choosing, halves.sentence("eval_dataset"))
+        )
+    targeted = method.with_target("target") if selects else method
+    if planned or not (chooses or targeted.uses_target):
         what = "a plan" if planned else f"select: {method.method}"
         raise RecipeError(
             f"target_dataset has no effect with {what}; leave it out, or select by a method that takes a "
@@ -75,8 +77,8 @@ def target_of(
             name: _apart(each, dataset, of=f"eval_dataset {name!r}: ") for name, each in evaluation.items()
         }
         notes = tuple(note for _, of_part in parts.values() for note in of_part)
-        return Target(aimed_at, dataset, {name: rest for name, (rest, _) in parts.items()}, notes)
-    return Target(aimed_at, dataset, *_apart(evaluation, dataset))
+        return Target(targeted, dataset, {name: rest for name, (rest, _) in parts.items()}, notes)
+    return Target(targeted, dataset, *_apart(evaluation, dataset))
 
 
 def _apart(measuring: Any, choosing: Any, *notes: str, of: str = "") -> tuple[Any, tuple[str, ...]]:
@@ -89,5 +91,5 @@ def _apart(measuring: Any, choosing: Any, *notes: str, of: str = "") -> tuple[An
     """
     if not hasattr(measuring, "__len__") or not len(measuring) or "input_ids" not in measuring[0]:
         return measuring, notes
-    rows, note = unlike(measuring, choosing, "the target's")
+    rows, note = not_among(measuring, choosing, "the target's")
     return (rows_of(measuring, rows) if note else measuring), (*notes, *(of + each for each in note))

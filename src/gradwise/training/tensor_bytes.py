@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gradwise.signals.shards import is_distributed, units
-from gradwise.training.recorded import ACTIVATIONS, BUFFERS, ENDS, GRADIENTS, WEIGHTS
+from gradwise.training.record_names import ACTIVATIONS, BUFFERS, ENDS, GRADIENTS, WEIGHTS
 from gradwise.training.sharding import local
 
 

@@ -8,7 +8,7 @@ import torch
 
 import gradwise as gw
 from gradwise.data import Collator
-from gradwise.probing.kept import kept
+from gradwise.probing.restoring import restoring
 from gradwise.training.offload import offload_state
 from tests.conftest import same_weights
 from tests.training.offload.adversary import Adversary
@@ -54,10 +54,10 @@ def test_what_was_tried_is_given_back(tiny_llama, warmed: bool) -> None:
 
         for action in (step, offload) if warmed else (offload, step):
             action()
-        with kept(model, optimizer) as give_back:
+        with restoring(model, optimizer) as restore:
             for _ in range(tries):
                 step()
-                give_back()
+                restore()
         step()
         results.append(model)
     assert same_weights(*results)

@@ -12,7 +12,14 @@ from pydantic import Field
 from gradwise.errors import SignalError
 from gradwise.methods.decision import Selection, check_signals
 from gradwise.methods.interfaces import WarmUp
-from gradwise.methods.towards import AlwaysTargeted, Subtasks, check_target, closeness_of, texts_of, unit_rows
+from gradwise.methods.targeting import (
+    AlwaysTargeted,
+    Subtasks,
+    check_target,
+    closeness_of,
+    texts_of,
+    unit_rows,
+)
 from gradwise.methods.validation import check_aligned
 from gradwise.numerics.ngrams import Counts, affinity
 from gradwise.numerics.streams import stream
@@ -21,7 +28,7 @@ from gradwise.signals import Signals
 
 
 @dataclass(frozen=True)
-class _TowardsTarget(AlwaysTargeted):
+class _RankedByTarget(AlwaysTargeted):
     """What the four have in common."""
 
     def pick(
@@ -79,7 +86,7 @@ class _TowardsTarget(AlwaysTargeted):
 
 
 @dataclass(frozen=True)
-class Dsir(_TowardsTarget):
+class Dsir(_RankedByTarget):
     """Importance resampling by hashed n-grams (DSIR, Xie et al. 2023, arXiv 2302.03169).
 
     Texts are drawn without replacement in proportion to p_target(x) / p_pool(x), both products of the
@@ -114,7 +121,7 @@ class Dsir(_TowardsTarget):
 
 
 @dataclass(frozen=True)
-class Nearest(_TowardsTarget):
+class Nearest(_RankedByTarget):
     """Nearest neighbours of the target samples by embedding (as RDS+, Ivison et al. 2025, arXiv 2503.01807).
 
     The target samples take turns; each takes the sample with the highest cosine that is left. Embeddings are
@@ -139,7 +146,7 @@ class Nearest(_TowardsTarget):
 
 
 @dataclass(frozen=True)
-class Less(_TowardsTarget):
+class Less(_RankedByTarget):
     """Gradient similarity with the target at warm-up checkpoints (LESS, Xia et al. 2024, arXiv 2402.04333).
 
     A sample scores max over subtasks of sum_c eta_c cos(Gamma_c(z), g_c), where Gamma_c is its gradient
@@ -209,7 +216,7 @@ class Less(_TowardsTarget):
 
 
 @dataclass(frozen=True)
-class Tsds(_TowardsTarget):
+class Tsds(_RankedByTarget):
     """Optimal transport to the target with a term for diversity (TSDS, Liu et al. 2024, arXiv 2410.11303).
 
     Every target sample's mass moves to its nearest samples, as evenly as `spread` asks; where samples lie

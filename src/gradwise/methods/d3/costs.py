@@ -3,13 +3,13 @@
 import math
 from typing import TYPE_CHECKING
 
+from gradwise.methods.cost_counts import FIRST_ORDER, FORWARD, HESSIAN, STEP
 from gradwise.methods.interfaces import Timetable
-from gradwise.methods.passes import FIRST_ORDER, FORWARD, HESSIAN, STEP
 
 if TYPE_CHECKING:
     from gradwise.methods.d3.method import D3
 
-FEWEST = 2
+MIN_PROBES = 2
 """Probe samples of a node below which the noise cannot be estimated."""
 
 
@@ -26,7 +26,7 @@ def timetable(d3: "D3", steps: int, batch_size: int, nodes: int) -> Timetable:
     allowed = d3.overhead * steps * batch_size
     # A unit that is a node of its own has no more samples than its size.
     most = d3.probes if d3.grouped else min(d3.probes, d3.size_of(batch_size))
-    fewest = min(FEWEST, most)
+    fewest = min(MIN_PROBES, most)
     # The most probes for which one measurement fits; what is left decides how often it is repeated.
     squares = 0
     for probes in range(most, fewest - 1, -1):

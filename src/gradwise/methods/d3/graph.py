@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.numerics import break_cycles
-from gradwise.probing.answers import Ahead, Bends, Orders
+from gradwise.probing.results import GradientProducts, LookaheadLosses, Orders
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,75 +40,81 @@ class InfluenceGraph:
     """Learning rate that the weights are for."""
 
     @classmethod
-    def of_bends(
-        cls, names: tuple[str, ...], owner: NDArray[np.int64], bends: Bends, edges: str
+    def from_products(
+        cls, names: tuple[str, ...], owner: NDArray[np.int64], products: GradientProducts, edges: str
     ) -> "InfluenceGraph":
         """From products of gradients and Hessians over parts of the nodes' samples.
 
         Args:
             names: of the nodes.
             owner: (parts,) node of each part, as many parts for each node.
-            bends: over all parts.
+            products: over all parts.
             edges: `curvature`, or `first_order` for the gradients' products alone.
         """
         n = len(names)
         parts = np.argsort(owner, kind="stable").reshape(n, -1)
         if edges == "curvature":
-            assert bends.along is not None
+            assert products.along is not None
             # <H_i P g_E, P g_j>: the second-order term that differs between the two orders of a step on i and
             # one on j.
             # With Adam's moments held constant its sign was right in 93 to 98 % of pairs at learning rates up
             # to 1e-4, and in half of them at 1e-3 (docs/results/d3-commutator.md).
-            of_parts = bends.along / bends.target_loss
+            of_parts = products.along / products.target_loss
         else:
             # To first order both directions have the same product, and only the losses that divide it differ.
             # So it names the better of two orders no better than chance does, in 38 to 63 % of pairs
             # (docs/results/d3-commutator.md).
-            of_parts = bends.gains.T / bends.losses  # [i, j]: a step on i, the loss of j
+            of_parts = products.gains.T / products.losses  # [i, j]: a step on i, the loss of j
         blocks = of_parts[parts[:, None, :, None], parts[None, :, None, :]]
         return cls(
             names,
             weight=_mean(blocks, (2, 3)),
             noise=_two_way_error(blocks - blocks.transpose(1, 0, 3, 2)),
-            influence=np.nan_to_num(_mean((bends.towards / bends.target_loss)[parts], (1,))),
+            influence=np.nan_to_num(_mean((products.towards / products.target_loss)[parts], (1,))),
             edges=edges,
         )
 
     @classmethod
-    def of_ahead(
-        cls, names: tuple[str, ...], owner: NDArray[np.int64], ahead: Ahead, target: NDArray[np.int64]
+    def from_lookahead(
+        cls,
+        names: tuple[str, ...],
+        owner: NDArray[np.int64],
+        losses: LookaheadLosses,
+        target: NDArray[np.int64],
     ) -> "InfluenceGraph":
         """From losses after trial steps.
 
         Args:
             names: of the nodes.
             owner: (m,) node of each sample whose loss was compared; -1 for those of the target alone.
-            ahead: a unit for each node.
+            losses: before and after a trial step for each node.
             target: places, among the m, of the target's samples.
         """
         n = len(names)
         # One step on each unit says little about their order: the difference of these weights was right in 32
         # to 60 % of pairs (docs/results/d3-commutator.md).
-        decreases = ahead.before - ahead.after
+        decreases = losses.before - losses.after
         weight, spread = np.full((n, n), np.nan), np.full((n, n), np.nan)
         for j in range(n):
-            members = np.flatnonzero((owner == j) & np.isfinite(ahead.before))
+            members = np.flatnonzero((owner == j) & np.isfinite(losses.before))
             if not len(members):
                 continue
             # A share of j's loss, the normaliser of the specification's edge.
-            weight[:, j] = decreases[:, members].mean(axis=1) / ahead.before[members].mean()
+            weight[:, j] = decreases[:, members].mean(axis=1) / losses.before[members].mean()
             error = (
                 decreases[:, members].std(axis=1, ddof=1) / np.sqrt(len(members))
                 if len(members) > 1
                 else np.nan
             )
-            spread[:, j] = error / ahead.before[members].mean()
+            spread[:, j] = error / losses.before[members].mean()
         variances = _smoothed(spread**2 + spread.T**2)
-        influence = np.nan_to_num(_mean(decreases[:, target], (1,)) / np.nanmean(ahead.before[target]))
+        influence = np.nan_to_num(_mean(decreases[:, target], (1,)) / np.nanmean(losses.before[target]))
         return cls(names, weight, np.sqrt(variances), influence, edges="lookahead")
 
     @classmethod
-    def of_orders(cls, names: tuple[str, ...], orders: Orders, steps: NDArray[np.int64]) -> "InfluenceGraph":
+    def from_orders(
+        cls, names: tuple[str, ...], orders: Orders, steps: NDArray[np.int64]
+    ) -> "InfluenceGraph":
         """From the target's losses after both orders of every two nodes.
 
         Args:

@@ -10,7 +10,7 @@ from gradwise.errors import SignalError
 from gradwise.methods.d3.graph import InfluenceGraph
 from gradwise.methods.d3.units import Units
 from gradwise.numerics import knn_graph
-from gradwise.probing.answers import Bends
+from gradwise.probing.results import GradientProducts
 from gradwise.signals import Signals
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def measured(
 ) -> InfluenceGraph | None:
     """As `D3.measured`."""
     if edges == "orders":
-        return _both_ways(d3, probe, units, rng)
+        return _order_graph(d3, probe, units, rng)
     most = probes or d3.probes
     mixed = [rng.permutation(units.of_node(node)) for node in units.nodes]
     drawn, names = _with_samples([probe.labelled(samples, most) for samples in mixed], units)
@@ -34,11 +34,11 @@ def measured(
         return None
     target = _target(d3, probe, units, drawn, rng)
     if edges == "lookahead":
-        return replace(_looked_ahead(d3, probe, names, drawn, target), rate=probe.rate)
+        return replace(_lookahead_graph(d3, probe, names, drawn, target), rate=probe.rate)
     parts = min(PARTS, min(len(samples) for samples in drawn))
     split = [samples[part::parts] for samples in drawn for part in range(parts)]
-    bends = probe.bends(split, target, hessian=edges == "curvature")
-    graph = InfluenceGraph.of_bends(names, np.repeat(np.arange(len(names)), parts), bends, edges)
+    products = probe.bends(split, target, hessian=edges == "curvature")
+    graph = InfluenceGraph.from_products(names, np.repeat(np.arange(len(names)), parts), products, edges)
     return replace(graph, rate=probe.rate)
 
 
@@ -53,7 +53,7 @@ def from_signals(signals: Signals, units: Units, target: Signals | None) -> Infl
     aim = signals if target is None else target
     aim_rows = units.entries if target is None else np.arange(len(target))
     way = np.nanmean(aim.require("grad", "d3's target")[aim_rows].astype(np.float64), axis=0)
-    bends = Bends(
+    products = GradientProducts(
         along=None,
         gains=gradients @ gradients.T,
         towards=gradients @ way,
@@ -61,7 +61,9 @@ def from_signals(signals: Signals, units: Units, target: Signals | None) -> Infl
         target_loss=float(np.nanmean(aim.require("loss", "d3's target")[aim_rows])),
     )
     names = tuple(units.names[node] for node in nodes)
-    return InfluenceGraph.of_bends(names, np.repeat(np.arange(len(names)), parts), bends, "first_order")
+    return InfluenceGraph.from_products(
+        names, np.repeat(np.arange(len(names)), parts), products, "first_order"
+    )
 
 
 def _with_samples(drawn: list[Any], units: Units) -> tuple[list[Any], tuple[str, ...]]:
@@ -89,7 +91,7 @@ def _target(
     return target
 
 
-def _both_ways(d3: "D3", probe: "Probe", units: Units, rng: np.random.Generator) -> InfluenceGraph | None:
+def _order_graph(d3: "D3", probe: "Probe", units: Units, rng: np.random.Generator) -> InfluenceGraph | None:
     target = _target(d3, probe, units, [], rng)
     mixed = []
     for node in units.nodes:
@@ -104,11 +106,11 @@ def _both_ways(d3: "D3", probe: "Probe", units: Units, rng: np.random.Generator)
     size = units.size
     steps = [[samples[n : n + size] for n in range(0, len(samples), size)] for samples in drawn]
     orders = probe.orders(steps, target)
-    graph = InfluenceGraph.of_orders(names, orders, np.array([len(batches) for batches in steps]))
+    graph = InfluenceGraph.from_orders(names, orders, np.array([len(batches) for batches in steps]))
     return replace(graph, rate=probe.rate)
 
 
-def _looked_ahead(
+def _lookahead_graph(
     d3: "D3", probe: "Probe", names: tuple[str, ...], drawn: list[Any], target: NDArray[np.int64]
 ) -> InfluenceGraph:
     owner = np.repeat(np.arange(len(names)), [len(samples) for samples in drawn])
@@ -118,6 +120,6 @@ def _looked_ahead(
         near = knn_graph(probe.sketches(drawn), d3.neighbours).ids
         for node, ids in enumerate(near):
             only[node, : len(owner)] = np.isin(owner, [node, *ids])
-    ahead = probe.lookahead(drawn, on, only)
+    losses = probe.lookahead(drawn, on, only)
     owner = np.concatenate([owner, np.full(len(target), -1)])
-    return InfluenceGraph.of_ahead(names, owner, ahead, np.arange(len(on) - len(target), len(on)))
+    return InfluenceGraph.from_lookahead(names, owner, losses, np.arange(len(on) - len(target), len(on)))

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gradwise.errors import RecipeError
+from gradwise.methods.cost_counts import FORWARD, HESSIAN
 from gradwise.methods.d3.graph import InfluenceGraph
 from gradwise.methods.d3.method import Arranged
 from gradwise.methods.d3.units import BATCH, Units
 from gradwise.methods.decision import Order, entries_of
 from gradwise.methods.interfaces import InfluenceOrder, Timetable
-from gradwise.methods.passes import FORWARD, HESSIAN
 from gradwise.numerics import linear_order
 from gradwise.numerics.streams import stream
 from gradwise.settings import default_of
@@ -226,7 +226,7 @@ class PublishedD3(InfluenceOrder):
 
 def advantages(graph: InfluenceGraph) -> NDArray[np.float64]:
     """(n, n) S_ij = I(j->i) - I(i->j); 0 where a step of 100 learning rates left no finite loss."""
-    # As in `InfluenceGraph.of_orders`, a trial that diverges says which of two orders is better as little as
+    # As in `InfluenceGraph.from_orders`, a trial that diverges says as little about which order is better as
     # none would.
     difference = graph.weight - graph.weight.T
     return np.where(np.isfinite(difference), difference, 0.0)

@@ -9,7 +9,7 @@ from gradwise.numerics import linear_order
 from gradwise.numerics.balance import Balance
 
 TIE = 1e-6
-"""What it is worth, of the most that anything is, to keep two units in the order in which they came."""
+"""Bonus for keeping two units in their given order, as a fraction of the largest worth; it breaks ties."""
 
 
 @dataclass(frozen=True, eq=False)

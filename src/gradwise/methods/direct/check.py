@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gradwise.numerics.rows import Rows
 from gradwise.numerics.streams import stream
 
-FEWEST = 8
+MIN_VALIDATION = 8
 """Validation samples below which halves say nothing."""
 
 DRAWS = 8
@@ -84,7 +84,7 @@ def held_out_check(
         count: number of random picks.
         seed: of the halves and the random picks.
     """
-    if len(z) < FEWEST:
+    if len(z) < MIN_VALIDATION:
         return None
     rng = stream(seed, "held-out check")
     mixed = rng.permutation(len(z))

@@ -10,7 +10,7 @@ from gradwise.methods.direct.problem import Problem
 from gradwise.numerics.rows import Rows
 from gradwise.numerics.sampling import evenly
 
-SHOWN = 256
+MAX_EIGENVALUES = 256
 """Largest number of eigenvalues that are recorded; validation samples have at most as many."""
 
 SAMPLED = 8192
@@ -36,10 +36,10 @@ def spectrum_details(problem: Problem, places: NDArray[np.int64]) -> dict[str, A
         "rank": len(spectrum),
         "flat_known": round(known_share, 4),
         "spectrum": {
-            "values": [float(f"{value:.6g}") for value in spectrum.values[:SHOWN]],
+            "values": [float(f"{value:.6g}") for value in spectrum.values[:MAX_EIGENVALUES]],
             "trace": float(f"{spectrum.trace:.6g}"),
-            "pool_energy": np.round(everyone[:SHOWN], 6).tolist(),
-            "picks_energy": np.round(picks[:SHOWN], 6).tolist(),
+            "pool_energy": np.round(everyone[:MAX_EIGENVALUES], 6).tolist(),
+            "picks_energy": np.round(picks[:MAX_EIGENVALUES], 6).tolist(),
         },
     }
 

@@ -33,9 +33,9 @@ from gradwise.methods.direct.problem import (
     Problem,
     cosine_to,
     cosines_of,
-    kept_to,
     lengths_of,
     mean_tokens,
+    movement_budget,
     relative_lengths,
     stiff_costs,
     target_gradients,
@@ -216,7 +216,7 @@ class Direct(PublishedDirect, Annealer):
         else:
             settled = self
         problem = settled._problem(pool._replace(length=length), gradients, spectrum, z, seed)
-        tau = kept_to(problem, self.tau, USUAL_TAU[settled.objective], relative=self.tau_relative)
+        tau = movement_budget(problem, self.tau, USUAL_TAU[settled.objective], relative=self.tau_relative)
         solution = settled._solved(problem, tau, seed)
         # Predicted from samples that chose nothing: picks towards PIQA were worse than random ones in five of
         # five runs, and only this check can see that before the phase (docs/log.md).

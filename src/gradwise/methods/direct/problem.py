@@ -11,7 +11,7 @@ from gradwise.errors import RecipeError, SignalError
 from gradwise.methods.direct.descent import Descent
 from gradwise.methods.validation import validation_rows
 from gradwise.numerics.budgeted import budgeted_top, least_cost, whole_rows
-from gradwise.numerics.rows import Rows, alike
+from gradwise.numerics.rows import Rows, near_copy_leaders
 from gradwise.numerics.spectrum import Spectrum
 from gradwise.signals import Signals
 
@@ -304,7 +304,7 @@ def without_copies(
     """The first `most` rows of each group of similar ones, and how many rows were left out."""
     if most is None:
         return rows, 0
-    leader = alike(grad, cosine, rows=rows)
+    leader = near_copy_leaders(grad, cosine, rows=rows)
     if np.array_equal(leader, np.arange(len(rows))):
         return rows, 0
     order = np.argsort(leader, kind="stable")
@@ -340,8 +340,8 @@ def stiff_costs(
     return costs
 
 
-def kept_to(problem: Problem, tau: float | None, usual: float, *, relative: bool) -> float:
-    """The budget to keep to, in units.
+def movement_budget(problem: Problem, tau: float | None, usual: float, *, relative: bool) -> float:
+    """The movement budget tau, in units.
 
     Args:
         problem: whose least cost counts.

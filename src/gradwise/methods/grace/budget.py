@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradwise.errors import RecipeError
-from gradwise.methods.costs import Size, Speeds
-from gradwise.methods.grace.aim import SURVIVORS
+from gradwise.methods.costs import RunSize, Speeds
+from gradwise.methods.grace.cascade import SURVIVORS
 from gradwise.methods.grace.costs import forecast, single
 from gradwise.methods.grace.nodes import search_of
 from gradwise.methods.interfaces import Budgeted
@@ -23,7 +23,7 @@ USUAL_OVERHEAD = 0.15
 
 def budgeted(
     method: "Grace",
-    size: Callable[[], Size],
+    size: Callable[[], RunSize],
     speeds: Callable[[], Speeds],
     *,
     once: str | None,
@@ -48,7 +48,7 @@ def budgeted(
         candidates = candidates or "all"
     run, run_speeds = size(), method.speeds
     pool = run.pool
-    if method.aims and candidates is None:
+    if method.uses_target and candidates is None:
         # Words rank the pool for nothing; what is left to score is what they let through.
         run = replace(run, pool=min(pool, SURVIVORS * run.picks))
     scored = None if candidates is None else pool if candidates == "all" else min(candidates, pool)
@@ -97,7 +97,7 @@ def decide_once(method: "Grace") -> None:
         domain=np.full(count, "any"),
     )
     some = replace(method, fraction=0.5, count=None, tokens=None, candidates="all", search="exact")
-    target = signals if method.aims else None
+    target = signals if method.uses_target else None
     state = some.begin(signals, target=target)
     some.pick(state, signals)
     anchors = some.anchors_at(state, 1)

@@ -8,7 +8,7 @@ deciding may take, and speeds measured once before the run give the rest.
 
 import numpy as np
 
-from gradwise.methods.costs import Forecast, Size, Speeds
+from gradwise.methods.costs import RunSize, SelectionForecast, Speeds
 
 FIRST_PART = 2 / 3
 """Share of the budget that the first scoring run may take where refreshes are to follow."""
@@ -30,21 +30,21 @@ USUAL_ANCHORS = 0.1
 """Share of the scored samples that a refresh scores again, if nothing else decides."""
 
 
-def single(candidates: int, steps: int) -> Forecast:
+def single(candidates: int, steps: int) -> SelectionForecast:
     """A single selection with settings that leave nothing open: no speed would change it, so none is
     measured."""
-    return Forecast(candidates, 0, USUAL_ANCHORS, 0.0, None, steps, training=None)
+    return SelectionForecast(candidates, 0, USUAL_ANCHORS, 0.0, None, steps, training=None)
 
 
 def forecast(
-    size: Size,
+    size: RunSize,
     speeds: Speeds,
     overhead: float,
     *,
     candidates: int | None = None,
     every: int | None = None,
     anchors: float | None = None,
-) -> Forecast:
+) -> SelectionForecast:
     """What a share `overhead` of the training time affords.
 
     Args:
@@ -58,7 +58,7 @@ def forecast(
     Returns:
         What the share pays for. What is settled is done even where it costs more.
 
-    >>> affordable = forecast(Size(pool=1000, steps=100, batch=10), Speeds(0.3, 0.1), overhead=0.5)
+    >>> affordable = forecast(RunSize(pool=1000, steps=100, batch=10), Speeds(0.3, 0.1), overhead=0.5)
     >>> affordable.candidates, affordable.every, round(affordable.share, 2)
     (1000, 17, 0.5)
     """
@@ -97,7 +97,7 @@ def forecast(
         share = float(np.clip(paid, min(fewest / candidates, 0.5), 0.5))
     # A hair, or rounding could lose a sample.
     scored = max(1, int(share * candidates + 1e-9))
-    return Forecast(
+    return SelectionForecast(
         candidates=candidates,
         every=every,
         anchors=share,

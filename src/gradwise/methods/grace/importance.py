@@ -15,7 +15,7 @@ from gradwise.numerics.kernels import parts
 from gradwise.signals import Signals
 
 if TYPE_CHECKING:
-    from gradwise.methods.grace.aim import Aim
+    from gradwise.methods.grace.cascade import TargetDirection
 
 Kind = Literal["alignment", "relevance", "loss", "norm", "head_norm"]
 
@@ -48,7 +48,7 @@ def importance(
     rows: NDArray[np.int64],
     *,
     mean_tokens: float | None = None,
-    target: "MeanDirection | Aim | None" = None,
+    target: "MeanDirection | TargetDirection | None" = None,
 ) -> NDArray[np.float64]:
     """(n,) of some samples of a pool.
 
@@ -58,7 +58,7 @@ def importance(
         rows: (n,) the samples.
         mean_tokens: scale by the sample's label tokens over this: what a token of it is worth becomes what
             all of it is.
-        target: direction for `alignment`, or the aim of a selection towards a target. If unset, the mean over
+        target: direction for `alignment`, or that of a target. If unset, the mean over
             `rows`.
     """
     values = np.asarray(signals.require(NEEDS[kind], f"grace with importance {kind}"))

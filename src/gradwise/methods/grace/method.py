@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods.costs import Forecast, Size, Speeds
+from gradwise.methods.costs import RunSize, SelectionForecast, Speeds
 from gradwise.methods.decision import Selection, check_signals, domain_mix
-from gradwise.methods.grace.aim import AIMED, SURVIVORS, Aim, aim_again, aim_of, aimed_at, words_of
+from gradwise.methods.grace import cascade
 from gradwise.methods.grace.budget import budgeted, decide_once
 from gradwise.methods.grace.costs import USUAL_ANCHORS
 from gradwise.methods.grace.importance import NEEDS, Kind, MeanDirection, finite_rows, importance
@@ -31,7 +31,7 @@ from gradwise.methods.grace.refresh import (
 )
 from gradwise.methods.grace.state import State
 from gradwise.methods.interfaces import Arrays, Budgeted
-from gradwise.methods.towards import Targeted, Wording, check_target
+from gradwise.methods.targeting import NgramMatch, Targeted, check_target
 from gradwise.numerics.sampling import stratified_sample
 from gradwise.settings import default_of
 from gradwise.signals import Signals
@@ -141,14 +141,14 @@ class Grace(PublishedGrace, Targeted):
         self._refuse("anchors: 1 scores all candidates again", UNUSED_BY_ALL, self.anchors == 1)
         self._refuse("random_anchors: 1 draws all of them", ("staleness",), self.random_anchors == 1)
         self._refuse("beta: 0 propagates nothing", ("propagate",), self.beta == 0)
-        self._refuse("relevance to a target has no length", ("by_length",), self.aims)
-        if self.aims and self.importance not in (None, *AIMED):
+        self._refuse("relevance to a target has no length", ("by_length",), self.uses_target)
+        if self.uses_target and self.importance not in (None, *cascade.TARGETED_KINDS):
             raise RecipeError(
                 f"select.importance: {self.importance} does not compare with the target, which is "
                 "select.target or, where that is unset, data.target; "
-                f"give {' or '.join(AIMED)}, or leave importance out."
+                f"give {' or '.join(cascade.TARGETED_KINDS)}, or leave importance out."
             )
-        if self.importance == "relevance" and not self.aims:
+        if self.importance == "relevance" and not self.uses_target:
             raise RecipeError("select.importance: relevance needs a target; give select.target.")
         unused = () if self.importance == "loss" else ("importance",)
         self._refuse("trade_off: 1 counts coverage alone", (*unused, "by_length"), self.trade_off == 1)
@@ -166,22 +166,22 @@ class Grace(PublishedGrace, Targeted):
     @property
     def kind(self) -> Kind:
         """What importance is made of: where coverage alone counts, the loss, which comes with embeddings."""
-        if self.trade_off == 1 and not self.aims:
+        if self.trade_off == 1 and not self.uses_target:
             return "loss"
-        return self.importance or ("relevance" if self.aims else "head_norm")
+        return self.importance or ("relevance" if self.uses_target else "head_norm")
 
     @property
     def coverage_weight(self) -> float:
         """`trade_off`, or its default."""
         # With a tenth of the weight on head norms by length, a tenth of the dirty pool ended at 2.883, by
         # coverage alone at 3.048, with half of the weight on plain head norms at 3.185 (docs/log.md).
-        return (0.5 if self.aims else 0.9) if self.trade_off is None else self.trade_off
+        return (0.5 if self.uses_target else 0.9) if self.trade_off is None else self.trade_off
 
     @property
     def needs(self) -> frozenset[str]:
         """The signals it decides by."""
         needed = {"embedding", "num_tokens", NEEDS[self.kind]}
-        optional = (("domain", self.domain_minimum), ("texts", self.aims))
+        optional = (("domain", self.domain_minimum), ("texts", self.uses_target))
         more = {name for name, is_needed in optional if is_needed}
         return frozenset(needed | more)
 
@@ -199,12 +199,12 @@ class Grace(PublishedGrace, Targeted):
                 not given.
         """
         check_signals(signals, self.method, seed=seed)
-        if target is not None and not self.aims:
+        if target is not None and not self.uses_target:
             return replace(self, target="target").select(signals, target=target, seed=seed)
-        first = self.first_stage(signals, check_target(target, self.method)) if self.aims else None
+        first = self.first_stage(signals, check_target(target, self.method)) if self.uses_target else None
         rows = self.rows_to_score(len(signals), signals.domain, seed, first)
         scored = signals if rows is None else signals.take(rows)
-        state = self.begin(scored, looked=rows, pool=len(signals), seed=seed, target=target, first=first)
+        state = self.begin(scored, scored_rows=rows, pool=len(signals), seed=seed, target=target, first=first)
         picked = self.pick(state, signals, seed=seed)
         if advice := self.advice(picked):
             warnings.warn(advice, stacklevel=2)
@@ -223,7 +223,7 @@ class Grace(PublishedGrace, Targeted):
         return " ".join(sentence for sentence in said if sentence) or None
 
     def standalone_advice(self) -> str | None:
-        if self.candidates is not None or self.aims:
+        if self.candidates is not None or self.uses_target:
             return None
         return (
             "grace scores all samples here; a run scores as many as its overhead affords. Give "
@@ -238,7 +238,7 @@ class Grace(PublishedGrace, Targeted):
         return min(pool, max(1, round(self.tokens / max(1.0, mean_tokens()))))
 
     def budgeted(
-        self, size: Callable[[], Size], speeds: Callable[[], Speeds], *, once: str | None, scores_all: bool
+        self, size: Callable[[], RunSize], speeds: Callable[[], Speeds], *, once: str | None, scores_all: bool
     ) -> Budgeted:
         """How many samples are scored, how often the selection is refreshed, and what that should cost.
 
@@ -251,11 +251,11 @@ class Grace(PublishedGrace, Targeted):
     def warm_up(self) -> None:
         decide_once(self)
 
-    def first_stage(self, signals: Signals, target: Signals) -> Wording | None:
+    def first_stage(self, signals: Signals, target: Signals) -> NgramMatch | None:
         """How the words of all samples compare with the target's; None where texts are not known."""
-        if not self.aims or signals.texts is None or target.texts is None:
+        if not self.uses_target or signals.texts is None or target.texts is None:
             return None
-        return words_of(signals, target, self._usual_size(len(signals), signals))
+        return cascade.match_pool(signals, target, self._usual_size(len(signals), signals))
 
     def _usual_size(self, pool: int, signals: Signals) -> int:
         """Samples of a selection from `pool`, estimated from some of them where the budget is in tokens."""
@@ -269,16 +269,16 @@ class Grace(PublishedGrace, Targeted):
         pool: int,
         domain: NDArray[np.str_] | None,
         seed: int,
-        first: Wording | None = None,
+        first: NgramMatch | None = None,
     ) -> NDArray[np.int64] | None:
         """The samples that `candidates` scores, ascending; None where that is all of them.
 
-        If `candidates` is unset, all are scored, and with a target `SURVIVORS` for each pick.
+        If `candidates` is unset, all are scored, and with a target `cascade.SURVIVORS` for each pick.
         """
         count = self.candidates
         if first is not None and count is None:
             # n-grams rank the whole pool without a model; only the best few per pick are worth a scoring run.
-            count = SURVIVORS * first.size
+            count = cascade.SURVIVORS * first.size
         if not isinstance(count, int) or count >= pool:
             return None
         return stratified_sample(pool, count, domain, seed) if first is None else np.sort(first.best(count))
@@ -287,21 +287,21 @@ class Grace(PublishedGrace, Targeted):
         self,
         signals: Signals,
         *,
-        looked: NDArray[np.int64] | None = None,
+        scored_rows: NDArray[np.int64] | None = None,
         pool: int | None = None,
         step: int = 0,
         seed: int = 0,
         device: str = "cpu",
         took: dict[str, float] | None = None,
-        forecast: Forecast | None = None,
+        forecast: SelectionForecast | None = None,
         target: Signals | None = None,
-        first: Wording | None = None,
+        first: NgramMatch | None = None,
     ) -> State:
         """What to remember of the first scoring run of a pool.
 
         Args:
             signals: of the candidates.
-            looked: their positions in the pool, ascending. If unset, all of it.
+            scored_rows: their positions in the pool, ascending. If unset, all of it.
             pool: samples of the pool.
             step: optimizer steps done.
             seed: of an approximate search.
@@ -312,7 +312,7 @@ class Grace(PublishedGrace, Targeted):
             first: how the words of the whole pool compare with theirs.
         """
         check_signals(signals, self.method, seed=seed)
-        looked = np.arange(len(signals)) if looked is None else looked
+        scored_rows = np.arange(len(signals)) if scored_rows is None else scored_rows
         embedding = np.asarray(signals.require("embedding", "grace"))
         usable = np.flatnonzero(self._usable(signals))
         if not usable.size:
@@ -330,34 +330,34 @@ class Grace(PublishedGrace, Targeted):
         # Copies have one node, scored once: they can differ in nothing that is measured.
         stands = usable[nodes.first]
         mean_tokens = None
-        if self.by_length and not self.aims:
+        if self.by_length and not self.uses_target:
             mean_tokens = float(signals.require("num_tokens", "grace with by_length")[stands].mean())
-        if self.aims:
+        if self.uses_target:
             # Of the whole pool: a smaller one, or all candidates, would give subtasks other shares.
             usual = self._usual_size(pool or len(signals), signals) if first is None else first.size
             size = min(len(stands), usual) if first is None else usual
-            towards = aim_of(self.kind, signals, stands, target, size, nodes.centre)
+            direction = cascade.target_direction(self.kind, signals, stands, target, size, nodes.centre)
         else:
-            towards = self._target(signals, stands)
+            direction = self._target(signals, stands)
         state = State(
             pool=pool or len(signals),
-            looked=looked,
-            rows=looked[usable],
+            scored_rows=scored_rows,
+            rows=scored_rows[usable],
             node=nodes.node,
-            sample=looked[stands],
+            sample=scored_rows[stands],
             centre=nodes.centre,
             placed=nodes.placed,
             embedding=np.array(embedding[stands], dtype=np.float32),
-            importance=importance(self.kind, signals, stands, mean_tokens=mean_tokens, target=towards),
+            importance=importance(self.kind, signals, stands, mean_tokens=mean_tokens, target=direction),
             measured_at=np.full(len(stands), step),
             graph=nodes.graph,
             share=self.anchors or USUAL_ANCHORS,
-            target=towards.mean if isinstance(towards, MeanDirection) else None,
+            target=direction.mean if isinstance(direction, MeanDirection) else None,
             mean_tokens=mean_tokens,
             seed=seed,
         )
-        if isinstance(towards, Aim):
-            state = aimed_at(state, towards, first, by_tokens=self.tokens is not None)
+        if isinstance(direction, cascade.TargetDirection):
+            state = cascade.with_direction(state, direction, first, by_tokens=self.tokens is not None)
         # Without a refresh there is no share to adapt and no allowance to spend.
         if forecast is None or not forecast.every:
             return state
@@ -430,7 +430,7 @@ class Grace(PublishedGrace, Targeted):
     def _budget(self, state: State, signals: Signals) -> Amount:
         if self.tokens is None:
             # Unusable candidates cannot be picked; samples that were not scored can.
-            return Amount(count=self.size(state.pool - len(state.looked) + len(state.rows)))
+            return Amount(count=self.size(state.pool - len(state.scored_rows) + len(state.rows)))
         costs = np.asarray(signals.require("num_tokens", "grace with tokens"), dtype=np.float64)
         return Amount(tokens=float(self.tokens), costs=costs)
 
@@ -465,15 +465,15 @@ class Grace(PublishedGrace, Targeted):
                 "grace scored its anchors again, and not one has a finite embedding and importance; the "
                 "model may have diverged."
             )
-        towards = aim_again(state, self.kind, target) if self.aims else None
+        direction = cascade.rescored_direction(state, self.kind, target) if self.uses_target else None
         if state.target is not None:
             # Without a target the direction is the pool's own mean gradient, which only the anchors know now.
             grads = np.asarray(signals.grad)[rows].astype(np.float64)
-            towards = MeanDirection(state.target, len(state)).moved(grads)
+            direction = MeanDirection(state.target, len(state)).moved(grads)
         scored = AnchorSignals(
             anchors[rows],
             np.asarray(signals.require("embedding", "grace"), dtype=np.float32)[rows],
-            importance(self.kind, signals, rows, mean_tokens=state.mean_tokens, target=towards),
+            importance(self.kind, signals, rows, mean_tokens=state.mean_tokens, target=direction),
         )
         how = Propagation(self.propagate == "change", self.beta, self.drift, self.random_anchors)
         done = refresh(state, scored, how, step, anchor_count=len(anchors), device=device)
@@ -484,7 +484,7 @@ class Grace(PublishedGrace, Targeted):
             # anchors: 1 promises that nothing is ever propagated, whatever the agreement.
             share=1.0 if self.anchors == 1 else share,
             allowance=left,
-            target=towards.mean if isinstance(towards, MeanDirection) else None,
+            target=direction.mean if isinstance(direction, MeanDirection) else None,
         )
         return replace(done, state=after)
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.methods.decision import Selection
-from gradwise.methods.grace.aim import combined, region
+from gradwise.methods.grace.cascade import combined, region
 from gradwise.methods.grace.importance import Worth, worth
 from gradwise.methods.grace.state import State
 from gradwise.numerics import interleaved
@@ -15,7 +15,7 @@ from gradwise.numerics.facility import Covered, Facility, Minimum
 from gradwise.numerics.streams import stream
 
 WEIGHT_RANGE = (0.25, 4.0)
-"""Between what a pick's weight is kept, the mean being 1."""
+"""Smallest and largest weight of a pick; the mean is 1."""
 
 
 LEAST_CHOICE = 1.5
@@ -33,16 +33,16 @@ class Amount:
 
     def part(self, state: State) -> "Amount":
         """The part that is picked among the candidates: all of it, unless they are too few for a choice."""
-        if len(state.looked) == state.pool:
+        if len(state.scored_rows) == state.pool:
             return self
         if self.count is not None:
             # As many as the others cannot fill, whatever the choice.
-            missing = self.count - (state.pool - len(state.looked))
+            missing = self.count - (state.pool - len(state.scored_rows))
             most = max(1, int(len(state.rows) / LEAST_CHOICE), missing)
             return self if self.count <= most else Amount(count=most)
         assert self.tokens is not None and self.costs is not None
         usable_tokens = float(self.costs[state.rows].sum())
-        other_tokens = float(self.costs.sum()) - float(self.costs[state.looked].sum())
+        other_tokens = float(self.costs.sum()) - float(self.costs[state.scored_rows].sum())
         most_tokens = max(usable_tokens / LEAST_CHOICE, self.tokens - other_tokens)
         return self if self.tokens <= most_tokens else Amount(tokens=most_tokens, costs=self.costs)
 
@@ -231,10 +231,10 @@ def filled(
     is given, otherwise at random with every domain in proportion. What is not known of them is masked in the
     columns and NaN in the scores."""
     if state.ranked is not None:
-        others = state.ranked[~np.isin(state.ranked, state.looked)]
+        others = state.ranked[~np.isin(state.ranked, state.scored_rows)]
     else:
         rng = stream(seed, "grace random fill")
-        others = rng.permutation(np.setdiff1d(np.arange(state.pool), state.looked))
+        others = rng.permutation(np.setdiff1d(np.arange(state.pool), state.scored_rows))
         if domain is not None:
             others = others[interleaved(domain[others])]
     why, counted = (

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from gradwise.numerics import KnnGraph
 
+STORED_NAMES = {"scored_rows": "looked"}
+"""Fields whose arrays have another name in checkpoints, which earlier versions wrote."""
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -15,7 +18,7 @@ class State:
 
     pool: int
     """Samples of the whole pool."""
-    looked: NDArray[np.int64]
+    scored_rows: NDArray[np.int64]
     """(c,) the candidates: samples of the pool that are scored, ascending."""
     rows: NDArray[np.int64]
     """(n,) those of them that can be used, ascending."""
@@ -77,7 +80,11 @@ class State:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All of it, by name."""
         # Not `asdict`, which would copy a million embeddings for each checkpoint.
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "graph"}
+        values = {
+            STORED_NAMES.get(field.name, field.name): getattr(self, field.name)
+            for field in fields(self)
+            if field.name != "graph"
+        }
         graph = {f"graph.{field.name}": getattr(self.graph, field.name) for field in fields(KnnGraph)}
         present = {name: value for name, value in {**values, **graph}.items() if value is not None}
         return {name: np.asarray(value) for name, value in present.items()}
@@ -91,4 +98,6 @@ class State:
         prefix = "graph."
         graph = {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
         rest = {name: value for name, value in values.items() if not name.startswith(prefix)}
+        for name, stored_name in STORED_NAMES.items():
+            rest[name] = rest.pop(stored_name)
         return State(**rest, graph=KnnGraph(**graph))

@@ -17,10 +17,10 @@ from gradwise.methods.baselines.targeted import Dsir, Nearest, Tsds
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
 from gradwise.methods.interfaces import FirstStage, Places, Selector
-from gradwise.methods.towards import AlwaysTargeted
+from gradwise.methods.targeting import AlwaysTargeted
 from gradwise.methods.trial.contenders import check_contenders, only_in_a_run
 from gradwise.signals import Signals
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 
 Contender = Literal["grace", "dsir", "nearest", "tsds", "random", "full"]
 
@@ -111,4 +111,4 @@ class SelectTrial(AlwaysTargeted):
         if winner is None:
             raise only_in_a_run("select")
         select: Any = winner.select
-        return select(signals, seed=seed, **({"target": target} if winner.aims else {}))
+        return select(signals, seed=seed, **({"target": target} if winner.uses_target else {}))

@@ -34,7 +34,7 @@ from gradwise.report.page.document import (
     number,
 )
 from gradwise.report.reading import HELD_OUT_LOSS, Results, read_results
-from gradwise.report.statistics import BETTER, PRELIMINARY, UNSEEN, WORSE
+from gradwise.report.statistics import BETTER, NO_DIFFERENCE, PRELIMINARY, WORSE
 from gradwise.report.tables import (
     REFERENCE,
     UNITS,
@@ -105,7 +105,7 @@ def _lead(results: Results, rows: list[Row]) -> str:
     }
     findings = [f"{verdict.capitalize()}: {', '.join(names)}" for verdict, names in groups.items() if names]
     if main and not findings:
-        judged = any(row["verdict"].startswith(UNSEEN) for row in main)
+        judged = any(row["verdict"].startswith(NO_DIFFERENCE) for row in main)
         findings = [
             "No arm differs visibly from what it is compared with"
             if judged

@@ -5,9 +5,9 @@ from gradwise.report.page.charts import Axes, Bar, Line, bar_chart, both, line_c
 from gradwise.report.page.document import Block, Figure, Heading, Paragraph
 from gradwise.report.page.files import RunFiles
 from gradwise.report.reading import measured_memory
-from gradwise.training.recorded import GRADIENTS, PARTS, STATE, UPDATE
+from gradwise.training.record_names import GRADIENTS, PARTS, STATE, UPDATE
 
-SHOWN = {GRADIENTS: 2, STATE: 3}
+PART_COLOURS = {GRADIENTS: 2, STATE: 3}
 """Parts that change with the layers drawn, and their colours."""
 
 
@@ -54,11 +54,11 @@ def _development(run: RunFiles) -> list[Block]:
     measurements = [(event["step"], event["phases"][UPDATE]) for event in run.of("memory")]
     if len({(parts[GRADIENTS], parts[STATE]) for _, parts in measurements}) < 2:
         return []
-    unit, size = _unit_of(max(parts[name] for _, parts in measurements for name in SHOWN))
+    unit, size = _unit_of(max(parts[name] for _, parts in measurements for name in PART_COLOURS))
     steps = [step for step, _ in measurements]
     lines = [
         Line(name, steps, [parts[name] / size for _, parts in measurements], colour)
-        for name, colour in SHOWN.items()
+        for name, colour in PART_COLOURS.items()
     ]
     axes = Axes("optimizer steps", unit, 200, zero=True)
     return [

@@ -191,4 +191,4 @@ SERVED = (
     torch.optim.NAdam,
     torch.optim.RAdam,
 )
-"""Optimizers that a part of the parameters can be stepped of."""
+"""Optimizers that can update a subset of the parameters."""

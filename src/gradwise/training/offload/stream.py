@@ -102,7 +102,7 @@ class StateStream:
         """Called first in each `optimizer.step()`: what must be done before the rest is updated."""
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
-        optimizer.register_state_dict_pre_hook(lambda _: self.settle())
+        optimizer.register_state_dict_pre_hook(lambda _: self.wait_for_state())
         optimizer.register_load_state_dict_pre_hook(self._before_load)
         optimizer.register_load_state_dict_post_hook(self._after_load)
         self._handles: dict[nn.Parameter, Any] = {}
@@ -135,7 +135,7 @@ class StateStream:
         self._waiting.clear()
         self._passes.clear()
 
-    def settle(self) -> None:
+    def wait_for_state(self) -> None:
         """Wait until `optimizer.state` holds what the last update left; then it may be read and changed."""
         self._give_back_groups()
         if not self._places and any(map(is_streamed, self._state_tensors())):
@@ -359,7 +359,7 @@ class StateStream:
 
     def _before_load(self, optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
         """Keep the tensors back: torch would bring all of them to the device, as the parameters' type."""
-        self.settle()
+        self.wait_for_state()
         saved = [number for group in loaded["param_groups"] for number in group["params"]]
         held = [p for group in optimizer.param_groups for p in group["params"]]
         self._loaded, rest = {}, {}

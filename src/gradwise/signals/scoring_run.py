@@ -21,20 +21,28 @@ from gradwise.errors import SignalError
 from gradwise.numerics.sampling import evenly
 from gradwise.ranks import connected, gathered, on_first
 from gradwise.signals.batching import Batcher, Collate, batches, with_copies
+from gradwise.signals.column_buffer import (
+    MEASURED,
+    NOT_FINITE,
+    NOT_HELD,
+    Column,
+    ColumnBuffer,
+    InMemoryBuffer,
+    stored,
+)
+from gradwise.signals.engine_check import EngineCheck, EngineCheckResult, by_autograd
 from gradwise.signals.measure import InseparableError, Measurer
+from gradwise.signals.model_cache import CachedCheck, cache_of, structure
 from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.quantities import Signals
-from gradwise.signals.rehearsal import Rehearsal, Verdict, by_autograd
-from gradwise.signals.remembered import Known, remembered, structure
+from gradwise.signals.rank_schedule import RankSchedule, RunKind
+from gradwise.signals.request import Quantity, SignalRequest
 from gradwise.signals.samples import Inspection, check_indexable, inputs_only, inspect
 from gradwise.signals.scope import Scope
 from gradwise.signals.shards import class_name, gathered_in, units, whole_tensor
-from gradwise.signals.sheet import MEASURED, NOT_FINITE, NOT_HELD, Column, InMemory, Sheet, stored
 from gradwise.signals.store import Store, read, verify
 from gradwise.signals.sums import GradientRequest
-from gradwise.signals.turns import Kind, Turns
 from gradwise.signals.vocabulary import padding_collator
-from gradwise.signals.wanted import Quantity, SignalRequest
 
 COLLATED = 8
 """Samples by which a collator that is not gradwise's is recognised."""
@@ -43,9 +51,9 @@ NOTE_EVERY = 5.0
 """Seconds between notes of the time spent; interrupted scoring loses at most as much of it."""
 
 
-class Pass:
-    """One scoring run of a data set with a lent model; arguments as in `collect`, `scope` where gradients are
-    wanted."""
+class ScoringRun:
+    """One scoring run of a data set with a prepared model; arguments as in `collect`, `scope` where
+    gradients are wanted."""
 
     def __init__(
         self,
@@ -75,10 +83,10 @@ class Pass:
             self.gradient_request = _gradient_request(model, scope, signal_request, precondition)
         elif precondition is not None:
             raise SignalError("precondition changes gradients, but neither grad nor grad_norm is wanted.")
-        self.turns = Turns(self._joined) if units(model) else None
+        self.rank_schedule = RankSchedule(self._joined) if units(model) else None
         self.tell = tell
         self.sentences: list[str] = []
-        self.rehearsal = Rehearsal(
+        self.engine_check = EngineCheck(
             model,
             self.batcher,
             signal_request,
@@ -86,38 +94,38 @@ class Pass:
             batch_tokens,
             self._tell,
             autocast,
-            self.turns,
+            self.rank_schedule,
         )
 
     def run(self, path: Path | None, start: float, progress: bool) -> Signals:
-        """Measure what is not yet on the sheet; `start` is when the cost began, by `time.perf_counter`."""
+        """Measure what is not yet in the buffer; `start` is when the cost began, by `time.perf_counter`."""
         order, first = self.inspection.measurable(), self.inspection.first
         # A copy costs as much as any sample and has the same values.
         distinct = order[first[order] == order]
-        verdict = self._verdict(distinct) if len(distinct) else Verdict()
-        batch_tokens = 1 if verdict.one_at_a_time else self.batch_tokens
+        check = self._check(distinct) if len(distinct) else EngineCheckResult()
+        batch_tokens = 1 if check.one_at_a_time else self.batch_tokens
         blocks = with_copies(batches(distinct, self.inspection.lengths, batch_tokens), order, first)
         columns = self._columns()
         request = self._request(columns, len(blocks)) if path is not None or connected()[1] > 1 else {}
         # Before the first block is written: rows of different models would stand in one store unnoticed.
         _check_ranks_agree(request)
         if path is not None:
-            return self._stored(path, request, columns, blocks, verdict, start, progress)
-        sheet = InMemory(len(self.dataset), columns, len(blocks))
-        self._fill(sheet, blocks, verdict, progress)
-        arrays = sheet.close(blocks)
+            return self._stored(path, request, columns, blocks, check, start, progress)
+        buffer = InMemoryBuffer(len(self.dataset), columns, len(blocks))
+        self._fill(buffer, blocks, check, progress)
+        arrays = buffer.close(blocks)
         return self._signals(arrays, time.perf_counter() - start)
 
     def _tell(self, sentence: str) -> None:
         self.sentences.append(sentence)
         self.tell(sentence)
 
-    def _verdict(self, order: NDArray[np.int64]) -> Verdict:
+    def _check(self, order: NDArray[np.int64]) -> EngineCheckResult:
         """How the model can be measured: as found before, if it is the same model, asked for the same, and no
         longer samples have come."""
         # Ranks that share a model must all try, or none; what each of them remembers is its own.
-        if self.turns is not None:
-            return self.rehearsal.verdict(order)
+        if self.rank_schedule is not None:
+            return self.engine_check.run(order)
         names = None if self.scope is None else tuple(self.scope.parameters)
         is_default = type(self.collate) is Collator
         row = self.dataset[int(order[-1])]
@@ -132,19 +140,19 @@ class Pass:
             structure(self.model),
             configuration_digest(self.model),
         )
-        verdicts, longest = remembered(self.model).verdicts, int(self.inspection.lengths[order[0]])
-        if key in verdicts and longest <= verdicts[key].longest:
-            for sentence in verdicts[key].sentences:
+        checks, longest = cache_of(self.model).checks, int(self.inspection.lengths[order[0]])
+        if key in checks and longest <= checks[key].longest:
+            for sentence in checks[key].sentences:
                 self.tell(sentence)
-            return verdicts[key].verdict
-        verdict = self.rehearsal.verdict(order)
-        # An adapter's first factor has no gradient before the first step. A verdict without it is not
+            return checks[key].result
+        check = self.engine_check.run(order)
+        # An adapter's first factor has no gradient before the first step. A check without it is not
         # remembered, so that the model is tried again when there is something to compare.
-        if verdict.tried and verdict.certain:
-            verdicts[key] = Known(
-                verdict, longest, tuple(self.sentences), None if is_default else self.collate
+        if check.tried and check.certain:
+            checks[key] = CachedCheck(
+                check, longest, tuple(self.sentences), None if is_default else self.collate
             )
-        return verdict
+        return check
 
     def _stored(
         self,
@@ -152,7 +160,7 @@ class Pass:
         request: Mapping[str, Any],
         columns: Mapping[str, Column],
         blocks: list[NDArray[np.int64]],
-        verdict: Verdict,
+        check: EngineCheckResult,
         start: float,
         progress: bool,
     ) -> Signals:
@@ -164,7 +172,7 @@ class Pass:
                 def note() -> None:
                     store.note(seconds=spent + time.perf_counter() - start)
 
-                self._fill(store, blocks, verdict, progress, note)
+                self._fill(store, blocks, check, progress, note)
                 signals = self._signals(store.close(blocks), spent + time.perf_counter() - start)
                 store.finish(signals.problems, signals.seconds)
             else:
@@ -178,34 +186,34 @@ class Pass:
 
     def _fill(
         self,
-        sheet: Sheet,
+        buffer: ColumnBuffer,
         blocks: list[NDArray[np.int64]],
-        verdict: Verdict,
+        check: EngineCheckResult,
         progress: bool,
         note: Callable[[], None] = lambda: None,
     ) -> None:
-        sheet.fill("num_tokens", self.inspection.num_tokens)
+        buffer.fill("num_tokens", self.inspection.num_tokens)
         for rows in self.inspection.problems.values():
-            sheet.leave_out(rows)
+            buffer.leave_out(rows)
         number, ranks = connected()
         # Every n-th block: blocks are ordered by length, so that ranks get equal work without exchanging
         # anything.
-        share = np.flatnonzero(~sheet.done())[number::ranks].tolist()
+        share = np.flatnonzero(~buffer.done())[number::ranks].tolist()
         measure = Measurer(
             self.model,
             self.signal_request,
             self.gradient_request,
-            verdict.unseen,
+            check.unseen,
             self.autocast,
-            self.turns,
-            plain_head=verdict.plain_head,
+            self.rank_schedule,
+            plain_head=check.plain_head,
         )
         noted = time.perf_counter()
         total = sum(len(blocks[block]) for block in share)
-        together = nullcontext() if self.turns is None else self.turns.together()
+        together = nullcontext() if self.rank_schedule is None else self.rank_schedule.together()
         with together, Progress("signals", total, "samples", shown=progress and number == 0) as bar:
             for block in share:
-                sheet.write(block, blocks[block], self._rows(measure, blocks[block], sheet.columns))
+                buffer.write(block, blocks[block], self._rows(measure, blocks[block], buffer.columns))
                 bar.update(len(blocks[block]))
                 if time.perf_counter() - noted > NOTE_EVERY:
                     note()
@@ -216,7 +224,7 @@ class Pass:
     ) -> dict[str, NDArray]:
         first = self.inspection.first
         distinct = rows[first[rows] == rows]
-        measured = self.rehearsal.whole_batches.pop(int(rows[0]), None) or self.batcher.measure(
+        measured = self.engine_check.whole_batches.pop(int(rows[0]), None) or self.batcher.measure(
             measure, distinct
         )
         # Copies have the values of the sample that they are copies of.
@@ -234,7 +242,7 @@ class Pass:
                 flags[~fits] |= NOT_HELD
         return values
 
-    def _joined(self, kind: Kind) -> None:
+    def _joined(self, kind: RunKind) -> None:
         """A run of another rank's kind, with the shortest sample; the result is of no use."""
         batch = self.batcher.batch(self.inspection.measurable()[-1:])
         if kind.learning and not kind.gradients:
@@ -250,7 +258,7 @@ class Pass:
         gradient_request = (
             GradientRequest(self.scope, norms=True) if kind.gradients and self.scope is not None else None
         )
-        plain_head = self.rehearsal.plain_head
+        plain_head = self.engine_check.plain_head
         measure = Measurer(
             self.model,
             SignalRequest(tuple(quantities)),
@@ -348,7 +356,7 @@ def _gradient_request(
 ) -> GradientRequest:
     projector = None
     if "grad" in signal_request and signal_request.grad_dim is not None:
-        projector = remembered(model).projector(signal_request.grad_dim, signal_request.seed)
+        projector = cache_of(model).projector(signal_request.grad_dim, signal_request.seed)
     return GradientRequest(
         scope,
         projector,

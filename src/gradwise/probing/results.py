@@ -1,4 +1,4 @@
-"""What a probe answers: plain numbers, without the model they were asked of."""
+"""Results of a probe: plain numbers, without the model that they were computed with."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Ahead:
+class LookaheadLosses:
     """Losses before and after trial steps."""
 
     before: NDArray[np.float64]
@@ -32,8 +32,8 @@ class Orders:
 
 
 @dataclass(frozen=True)
-class Bends:
-    """How steps on n sets of samples interfere, along the way towards a target's loss."""
+class GradientProducts:
+    """Products of gradients and Hessians that say how steps on n sets of samples interfere."""
 
     along: NDArray[np.float64] | None
     """(n, n) <H_i P g_E, P g_j>: what a step on i gains, of the target's loss, by coming before one on j."""

@@ -12,8 +12,8 @@ import pytest
 import gradwise as gw
 from gradwise.data.texts import Texts
 from gradwise.errors import RecipeError, SignalError
-from gradwise.methods import towards
-from gradwise.methods.towards import FAR, Subtasks, bounds, closeness_of, joint, wording
+from gradwise.methods import targeting
+from gradwise.methods.targeting import MIN_CLOSENESS, Subtasks, bounds, closeness_of, joint, match_ngrams
 from gradwise.numerics.ngrams import word_ids
 from gradwise.numerics.transport import spread_mass
 from gradwise.signals import Signals
@@ -138,16 +138,16 @@ def test_many_subtasks_are_compared_a_few_at_a_time(monkeypatch: Any) -> None:
     """Each takes memory for its n-grams."""
     pool, texts = FromTexts(speeches(40, 1)), FromTexts(problems(BAKERY, 50, 2))
     subtasks = Subtasks(tuple("abcde"), np.arange(50) % 5)
-    at_once = wording(pool, texts, subtasks, 10)
-    numbers, compare = [], towards.affinities
+    at_once = match_ngrams(pool, texts, subtasks, 10)
+    numbers, compare = [], targeting.affinities
 
     def watched(chunks: Any, counts: Any, targets: Any) -> Any:
         numbers.append(len(targets))
         return compare(chunks, counts, targets)
 
-    monkeypatch.setattr(towards, "affinities", watched)
-    monkeypatch.setattr(towards, "AT_ONCE", 2)
-    few = wording(pool, texts, subtasks, 10)
+    monkeypatch.setattr(targeting, "affinities", watched)
+    monkeypatch.setattr(targeting, "AT_ONCE", 2)
+    few = match_ngrams(pool, texts, subtasks, 10)
     assert numbers == [2, 2, 1]
     assert np.array_equal(few.score, at_once.score) and few.closeness == at_once.closeness
 
@@ -165,23 +165,23 @@ def test_no_copy_while_a_distinct_sample_is_left() -> None:
 def test_a_pool_without_anything_relevant_is_said() -> None:
     target = FromTexts(problems(BAKERY, 40, 1))
     subtasks = Subtasks.of_domains(None, 40)
-    far = wording(FromTexts(speeches(200, 2)), target, subtasks, 20)
-    near = wording(FromTexts(speeches(150, 2) + problems(BAKERY, 50, 3)), target, subtasks, 20)
-    assert far.closeness < FAR < near.closeness
+    far = match_ngrams(FromTexts(speeches(200, 2)), target, subtasks, 20)
+    near = match_ngrams(FromTexts(speeches(150, 2) + problems(BAKERY, 50, 3)), target, subtasks, 20)
+    assert far.closeness < MIN_CLOSENESS < near.closeness
     with pytest.warns(UserWarning, match="little that resembles the target"):
         gw.Grace(count=20, target="target").select(signals(speeches(200, 2)), target=signals(target.texts))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_some_texts_of_a_large_pool_say_whether_it_is_far(seed: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(towards, "LOOKED_AT", 150)
+    monkeypatch.setattr(targeting, "CLOSENESS_TEXTS", 150)
     target, subtasks = FromTexts(problems(BAKERY, 40, seed)), Subtasks.of_domains(None, 40)
     pools = {"far": speeches(600, seed), "near": speeches(450, seed) + problems(BAKERY, 150, seed + 9)}
     for name, texts in pools.items():
-        whole = wording(FromTexts(texts), target, subtasks, 60).closeness
+        whole = match_ngrams(FromTexts(texts), target, subtasks, 60).closeness
         some = closeness_of(FromTexts(texts), target, subtasks, 60, seed)
         assert some == pytest.approx(whole, abs=0.15), name
-        assert (some < FAR) == (whole < FAR) == (name == "far")
+        assert (some < MIN_CLOSENESS) == (whole < MIN_CLOSENESS) == (name == "far")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A short race between selections, each trained on from the present weights."""
+"""A short trial of several selections, each trained on from the present weights."""
 
 import math
 import time
@@ -17,7 +17,7 @@ from gradwise.probing import Probe
 from gradwise.ranks import on_first
 from gradwise.signals.samples import rows_of
 
-FEWEST = 4
+MIN_HALF = 4
 """Samples that a half must have to choose or to judge."""
 
 EVENTS = {"select": "select_trial", "anneal": "trial"}
@@ -36,11 +36,11 @@ class Halves(NamedTuple):
 def halves(samples: Samples, section: str = "anneal") -> Halves:
     """The samples that choose, and those that judge; the same for every seed."""
     count = len(samples)
-    if count < 2 * FEWEST:
+    if count < 2 * MIN_HALF:
         kind = "validation" if section == "anneal" else "target"
         raise RecipeError(
             f"{section}: a trial chooses by one half of the {kind} samples and judges by the other; {count} "
-            f"are too few, give at least {2 * FEWEST}."
+            f"are too few, give at least {2 * MIN_HALF}."
         )
     # Seed 0 whatever the run's: runs that differ in their seed only are judged by the same samples.
     mixed = stream(0, "trial halves").permutation(count)
@@ -52,7 +52,7 @@ def _some(samples: Samples, rows: NDArray[np.int64]) -> Samples:
     return Samples(rows_of(samples.dataset, rows), rows_of(samples.inputs, rows), samples.collate)
 
 
-def race(
+def hold_trial(
     context: RunContext,
     selections: dict[str, list[Selection]],
     parts: Parts,

@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 from gradwise.methods.grace.importance import NEEDS, Kind
 from gradwise.methods.grace.state import State
-from gradwise.methods.towards import (
+from gradwise.methods.targeting import (
     Direction,
+    NgramMatch,
     Subtasks,
-    Wording,
     bounds,
     check_target,
+    match_ngrams,
     percentiles,
     texts_of,
-    wording,
 )
 from gradwise.methods.validation import check_aligned
 from gradwise.signals import Signals
 
-AIMED: tuple[Kind, ...] = ("relevance", "alignment")
+TARGETED_KINDS: tuple[Kind, ...] = ("relevance", "alignment")
 """Kinds of importance that compare samples with the target."""
 
 SURVIVORS = 4
@@ -40,8 +40,8 @@ GARBLED = -1.0
 
 
 @dataclass(frozen=True, eq=False)
-class Aim:
-    """What samples are compared with. Shapes: T subtasks."""
+class TargetDirection:
+    """The directions that samples are compared with. Shapes: T subtasks."""
 
     direction: Direction
     centre: NDArray[np.float64]
@@ -55,14 +55,14 @@ class Aim:
         return (cosines - self.bounds[:, None]).max(axis=0)
 
 
-def aim_of(
+def target_direction(
     kind: Kind,
     signals: Signals,
     rows: NDArray[np.int64],
     target: Signals | None,
     size: int,
     centre: NDArray[np.floating],
-) -> Aim:
+) -> TargetDirection:
     """What the samples of a pool are compared with.
 
     Args:
@@ -76,15 +76,15 @@ def aim_of(
     target = check_target(target, "grace")
     name = NEEDS[kind]
     middle = centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
-    aims = np.asarray(target.require(name, "grace, of the target samples,")).astype(np.float64) - middle
-    direction = Direction.of(aims, Subtasks.of_domains(target.domain, len(target)))
+    vectors = np.asarray(target.require(name, "grace, of the target samples,")).astype(np.float64) - middle
+    direction = Direction.of(vectors, Subtasks.of_domains(target.domain, len(target)))
     cosines = direction.cosines(np.asarray(signals.require(name, "grace"))[rows].astype(np.float64) - middle)
     check_aligned(cosines, "grace", f"{name}s")
-    return Aim(direction, middle, bounds(cosines, direction.shares, size))
+    return TargetDirection(direction, middle, bounds(cosines, direction.shares, size))
 
 
-def aim_again(state: State, kind: Kind, target: Signals | None) -> Aim:
-    """The aim at a refresh, with the target samples scored again."""
+def rescored_direction(state: State, kind: Kind, target: Signals | None) -> TargetDirection:
+    """The direction at a refresh, with the target samples scored again."""
     target = check_target(target, "grace")
     # The bounds stay those of the first selection: they need the cosines of all candidates, and a refresh
     # scores only some.
@@ -92,13 +92,13 @@ def aim_again(state: State, kind: Kind, target: Signals | None) -> Aim:
     middle = state.centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
     vectors = np.asarray(target.require(NEEDS[kind], "grace, of the target samples,")).astype(np.float64)
     direction = Direction.of(vectors - middle, Subtasks.of_domains(target.domain, len(target)))
-    return Aim(direction, middle, state.bounds)
+    return TargetDirection(direction, middle, state.bounds)
 
 
-def words_of(signals: Signals, target: Signals, size: int) -> Wording:
+def match_pool(signals: Signals, target: Signals, size: int) -> NgramMatch:
     """The first stage of the cascade, over a whole pool."""
     target = check_target(target, "grace")
-    return wording(
+    return match_ngrams(
         texts_of(signals, "grace"),
         texts_of(target, "grace, of the target samples,"),
         Subtasks.of_domains(target.domain, len(target)),
@@ -106,18 +106,20 @@ def words_of(signals: Signals, target: Signals, size: int) -> Wording:
     )
 
 
-def aimed_at(state: State, aim: Aim, words: Wording | None, *, by_tokens: bool) -> State:
+def with_direction(
+    state: State, target: TargetDirection, match: NgramMatch | None, *, by_tokens: bool
+) -> State:
     """A state with what the target adds to it; `by_tokens` says that the budget is in tokens."""
-    if words is None:
-        return state.changed(bounds=aim.bounds)
+    if match is None:
+        return state.changed(bounds=target.bounds)
     # Ranked by words alone, they fill the budget where too few candidates can be used; where all are
     # candidates there are no others.
     # How many short samples a budget in tokens holds is not known, so that all are ranked.
-    most = state.pool if by_tokens else words.size + len(state.looked)
-    others = words.best(most) if len(state.looked) < state.pool else None
-    score, garbled = words.score[state.sample], words.garbled[state.sample]
+    most = state.pool if by_tokens else match.size + len(state.scored_rows)
+    others = match.best(most) if len(state.scored_rows) < state.pool else None
+    score, garbled = match.score[state.sample], match.garbled[state.sample]
     by_words = np.where(garbled, GARBLED, percentiles(score))
-    return state.changed(bounds=aim.bounds, by_words=by_words, ranked=others, closeness=words.closeness)
+    return state.changed(bounds=target.bounds, by_words=by_words, ranked=others, closeness=match.closeness)
 
 
 def combined(scores: NDArray[np.float64], by_words: NDArray[np.float64] | None) -> NDArray[np.float64]:

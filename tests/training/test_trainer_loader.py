@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset
 
 import gradwise as gw
-from gradwise.training.own_loader import OwnLoader, Position, RepeatedPrompts
+from gradwise.training.trainer_loader import Position, RepeatedPrompts, TrainerLoader
 from tests.conftest import same_weights
 
 GRASS = gw.Recipe(layers=gw.Grass(active=2, period=2, probe=1))
@@ -139,14 +139,14 @@ def test_a_checkpoint_of_a_plan_does_not_continue_on_a_stream(
 
 @pytest.mark.parametrize("count", [3, 4])
 def test_steps_of_a_loader_with_a_length_end_with_its_epoch(count: int) -> None:
-    loader = OwnLoader(DataLoader(range(count), batch_size=1), 2, begin=lambda _: None)  # type: ignore[arg-type]
+    loader = TrainerLoader(DataLoader(range(count), batch_size=1), 2, begin=lambda _: None)  # type: ignore[arg-type]
     sizes = [len(loader.step()) for _ in range(4)]
     assert sizes == ([2, 1, 2, 1] if count == 3 else [2] * 4)
     assert loader.steps_per_epoch == 2
 
 
 def test_what_is_measured_ahead_is_served_again_and_not_used() -> None:
-    loader = OwnLoader(DataLoader(range(6), batch_size=1), 1, begin=lambda _: None)  # type: ignore[arg-type]
+    loader = TrainerLoader(DataLoader(range(6), batch_size=1), 1, begin=lambda _: None)  # type: ignore[arg-type]
     seen = [int(loader.ahead(number)[0]) for number in (0, 2, 1)]
     assert seen == [0, 2, 1] and loader.position == Position()
     assert [int(loader.step()[0]) for _ in range(7)] == [0, 1, 2, 3, 4, 5, 0]
@@ -156,7 +156,7 @@ def test_what_is_measured_ahead_is_served_again_and_not_used() -> None:
 def test_opening_a_loader_leaves_the_random_state_alone() -> None:
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    loader = OwnLoader(DataLoader(range(6), batch_size=1), 1, begin=lambda _: None)  # type: ignore[arg-type]
+    loader = TrainerLoader(DataLoader(range(6), batch_size=1), 1, begin=lambda _: None)  # type: ignore[arg-type]
     loader.step()
     assert torch.equal(before, torch.random.get_rng_state())
 

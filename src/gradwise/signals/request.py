@@ -10,8 +10,8 @@ from gradwise.text import shown
 
 Quantity = Literal["loss", "embedding", "grad_norm", "grad", "head_norm"]
 QUANTITIES: tuple[Quantity, ...] = ("loss", "embedding", "grad_norm", "grad", "head_norm")
-DEFAULT: tuple[Quantity, ...] = ("loss", "embedding", "grad_norm", "grad")
-"""What is measured where nobody says."""
+DEFAULT_QUANTITIES: tuple[Quantity, ...] = ("loss", "embedding", "grad_norm", "grad")
+"""What is computed if nothing is requested."""
 
 Pooling = Literal["labels", "last", "all"]
 POOLINGS: tuple[Pooling, ...] = ("labels", "last", "all")
@@ -19,7 +19,7 @@ POOLINGS: tuple[Pooling, ...] = ("labels", "last", "all")
 
 @dataclass(frozen=True)
 class SignalRequest:
-    """What a pass is to measure of each sample.
+    """What a scoring run computes of each sample.
 
     Attributes:
         quantities: which, in the order of `QUANTITIES`.

@@ -11,11 +11,11 @@ from torch import nn
 
 from gradwise.data import Collator
 from gradwise.signals import collect
-from gradwise.signals.given_back import lent
 from gradwise.signals.measure import Measurer
-from gradwise.signals.passes import Pass
+from gradwise.signals.model_state import prepared
+from gradwise.signals.request import SignalRequest
 from gradwise.signals.scope import resolve
-from gradwise.signals.wanted import SignalRequest
+from gradwise.signals.scoring_run import ScoringRun
 from tests.signals.zoo import make, samples
 
 POOL = samples()
@@ -70,7 +70,7 @@ def test_everything(model: Any):
 
 @pytest.mark.parametrize("batch", [0, 3, 4])
 def test_also_when_it_raised(model: Any, batch: int):
-    """In the rehearsal, and in the pass: from the collator, or deep inside the forward pass."""
+    """In the engine check, and in the scoring run: from the collator, or deep inside the forward pass."""
     calls = []
 
     def broken(rows: Any) -> Any:
@@ -157,8 +157,8 @@ def test_no_tensor_outlives_its_batch(name: str, parameters: str):
     model = make(name)
     wanted = SignalRequest.of(QUANTITIES, grad_dim=8)
     scope = resolve(model, parameters)
-    with lent(model) as bare:
-        one = Pass(bare, POOL, None, wanted, scope, None, 10**6)
+    with prepared(model) as bare:
+        one = ScoringRun(bare, POOL, None, wanted, scope, None, 10**6)
         measure, batch = Measurer(bare, wanted, one.gradient_request), one.collate(POOL)
         measure(batch)
         gc.collect()

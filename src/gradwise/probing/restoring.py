@@ -1,4 +1,4 @@
-"""Keeps a model and its optimizer as they are while something is tried, and gives them back bit for bit."""
+"""Restores a model and its optimizer, bit for bit, after steps that were only tried."""
 
 import copy
 import random
@@ -10,25 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradwise.signals.given_back import settle, uncompiled, unwrapped
+from gradwise.signals.model_state import uncompiled, unwrapped, wait_for_state
 
 
 @contextmanager
-def kept(
+def restoring(
     model: nn.Module, optimizer: torch.optim.Optimizer, seed: int | None = None
 ) -> Iterator[Callable[[], None]]:
-    """Yields a function that puts weights, buffers and the optimizer back, to be called as often as needed;
+    """Yields a function that restores weights, buffers and the optimizer, to be called as often as needed;
     at the end, also after an exception, that is done once more, and gradients, modes and random states are
-    given back too.
+    restored too.
 
     Needs room for a copy of the trainable weights, of the buffers and of the optimizer's state.
 
     Args:
-        model, optimizer: that are kept.
+        model, optimizer: that are restored.
         seed: of what torch draws meanwhile, such as dropout. If unset, its generators continue.
     """
     bare, inner = uncompiled(model), unwrapped(optimizer)
-    states = _Optimizer(inner)
+    states = _OptimizerCopy(inner)
     weights = [p for p in bare.parameters() if p.requires_grad]
     tensors: list[Tensor] = [*weights, *bare.buffers()]
     copies = [tensor.detach().clone() for tensor in tensors]
@@ -37,19 +37,19 @@ def kept(
     chance = random.getstate(), np.random.get_state()
     devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
 
-    def give_back() -> None:
+    def restore() -> None:
         with torch.no_grad():
             for tensor, copied in zip(tensors, copies, strict=True):
                 tensor.copy_(copied)
-        states.give_back()
+        states.restore()
 
     with torch.random.fork_rng(devices):
         if seed is not None:
             _seed(seed, devices)
         try:
-            yield give_back
+            yield restore
         finally:
-            give_back()
+            restore()
             for parameter, gradient in gradients:
                 parameter.grad = gradient
             for module, mode in training:
@@ -59,18 +59,18 @@ def kept(
 
 
 def _seed(seed: int, devices: list[int]) -> None:
-    """Seed the generators that are given back, and no others."""
+    """Seed the generators that are restored, and no others."""
     torch.default_generator.manual_seed(seed)
     for device in devices:
         torch.cuda.default_generators[device].manual_seed(seed)
 
 
-class _Optimizer:
+class _OptimizerCopy:
     """An optimizer's state and settings: tensors are copied back in place, what was not there is removed."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        settle(optimizer)
+        wait_for_state(optimizer)
         self.state = {
             parameter: {name: (value, _copied(value)) for name, value in values.items()}
             for parameter, values in optimizer.state.items()
@@ -80,8 +80,8 @@ class _Optimizer:
             for group in optimizer.param_groups
         ]
 
-    def give_back(self) -> None:
-        settle(self.optimizer)
+    def restore(self) -> None:
+        wait_for_state(self.optimizer)
         state = self.optimizer.state
         for parameter in [p for p in state if p not in self.state]:
             del state[parameter]

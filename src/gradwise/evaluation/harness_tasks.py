@@ -11,7 +11,7 @@ from gradwise.settings import nearest
 from gradwise.text import described
 
 
-def known_task(task: LmEval, seed: int = 0) -> dict[str, Any]:
+def load_harness_task(task: LmEval, seed: int = 0) -> dict[str, Any]:
     """Load a task that lm-eval knows, with its data.
 
     Raises:
@@ -67,7 +67,7 @@ def _near(task: LmEval, manager: Any) -> str:
     return "; see `lm-eval ls tasks`, or give a path with kind: generate or kind: choice."
 
 
-def known_score(view: Any, task: LmEval, loaded: dict[str, Any], *, bars: bool) -> Score:
+def score_harness_task(view: Any, task: LmEval, loaded: dict[str, Any], *, bars: bool) -> Score:
     """Run a loaded task or group and pick its score."""
     from lm_eval import evaluator
     from lm_eval.api import task as tasks

@@ -11,7 +11,7 @@ from datasets import Dataset
 import gradwise as gw
 from gradwise import GradwiseError
 from gradwise.data import Collator
-from gradwise.planning.race import decided
+from gradwise.planning.trials import decided
 from tests.conftest import same_weights
 
 

@@ -23,12 +23,12 @@ from gradwise.ranks import gathered
 from gradwise.signals.batching import Batcher, batches
 from gradwise.signals.head import Head
 from gradwise.signals.measure import Batch, InseparableError, Measured, Measurer
+from gradwise.signals.rank_schedule import RankSchedule, RunKind
+from gradwise.signals.request import SignalRequest
 from gradwise.signals.rows import wide
 from gradwise.signals.scope import kind, precise
 from gradwise.signals.shards import Shards, class_name, device_of, gathered_in
 from gradwise.signals.sums import GradientRequest
-from gradwise.signals.turns import Kind, Turns
-from gradwise.signals.wanted import SignalRequest
 
 PAIRS = 8
 """Pairs of short samples that are tried until one has finite losses."""
@@ -43,7 +43,7 @@ and alone, and between batches of the same shape in which only a neighbour's tok
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EngineCheckResult:
     """How a model can be measured."""
 
     one_at_a_time: bool = False
@@ -52,15 +52,15 @@ class Verdict:
     tried: bool = True
     """Whether there was a finite loss to compare."""
     plain_head: bool = False
-    """Whether the head's part can be computed in pieces (`Head.hands_on`)."""
+    """Whether the head's part can be computed in pieces (`Head.returns_product`)."""
     certain: bool = True
     """Whether there was a gradient to compare of every kind of parameter. An adapter's first factor has none
     before the first step."""
 
 
 @dataclass
-class Rehearsal:
-    """Arguments: as `gradwise.signals.passes.Pass` has them."""
+class EngineCheck:
+    """Arguments: as `gradwise.signals.scoring_run.ScoringRun` has them."""
 
     model: nn.Module
     batcher: Batcher
@@ -69,14 +69,14 @@ class Rehearsal:
     batch_tokens: int
     tell: Callable[[str], None]
     autocast: torch.dtype | None = None
-    turns: Turns | None = None
+    rank_schedule: RankSchedule | None = None
 
     def __post_init__(self) -> None:
         self.whole_batches: dict[int, dict[str, NDArray]] = {}
         """What was measured of whole batches, by their first sample."""
         self.plain_head = False
 
-    def verdict(self, order: NDArray[np.int64]) -> Verdict:
+    def run(self, order: NDArray[np.int64]) -> EngineCheckResult:
         """How the model can be measured; a collective call for a model that is sharded.
 
         Args:
@@ -84,39 +84,39 @@ class Rehearsal:
         """
         # Before anything else is measured, and by all ranks on the same sample: how a run of a sharded model
         # goes must be known before the first one.
-        self.plain_head = self._hands_on(order[-1:])
+        self.plain_head = self._returns_product(order[-1:])
         return replace(self._agreed(order), plain_head=self.plain_head)
 
-    def _agreed(self, order: NDArray[np.int64]) -> Verdict:
-        if self.turns is None:
-            return self._verdict(order)
-        with self.turns.together():
-            mine = self._verdict(order)
-        # All ranks try the same samples. Should rounding decide differently, the most careful verdict counts.
+    def _agreed(self, order: NDArray[np.int64]) -> EngineCheckResult:
+        if self.rank_schedule is None:
+            return self._result(order)
+        with self.rank_schedule.together():
+            mine = self._result(order)
+        # All ranks try the same samples. Should rounding decide differently, the most careful result counts.
         agreed = max(gathered(mine), key=lambda each: (each.one_at_a_time, len(each.unseen)))
         if agreed != mine:
             self.whole_batches.clear()
         return agreed
 
-    def _hands_on(self, row: NDArray[np.int64]) -> bool:
+    def _returns_product(self, row: NDArray[np.int64]) -> bool:
         device = device_of(self.model)
         batch = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self.batcher.batch(row).items()}
         with autocasting(device, self.autocast):
-            return Head(self.model).hands_on(batch)
+            return Head(self.model).returns_product(batch)
 
-    def _verdict(self, order: NDArray[np.int64]) -> Verdict:
-        verdict = self._by_autograd(order)
-        if verdict.one_at_a_time:
-            return verdict
+    def _result(self, order: NDArray[np.int64]) -> EngineCheckResult:
+        result = self._by_autograd(order)
+        if result.one_at_a_time:
+            return result
         blocks = batches(order, self.batcher.inspection.lengths, self.batch_tokens)
         if self._depends_on_neighbours(blocks[0], 0) or self._depends_on_neighbours(blocks[-1], -1):
             self.whole_batches.clear()
             self.tell(_slow(self.model))
-            return Verdict(True, certain=verdict.certain)
-        return verdict
+            return EngineCheckResult(True, certain=result.certain)
+        return result
 
-    def _by_autograd(self, order: NDArray[np.int64]) -> Verdict:
-        verdict = Verdict()
+    def _by_autograd(self, order: NDArray[np.int64]) -> EngineCheckResult:
+        result = EngineCheckResult()
         for first, second in self._pairs(order):
             pair = np.array([first, second])
             batch = self.batcher.batch(pair)
@@ -125,18 +125,18 @@ class Rehearsal:
             ):
                 why = "its collator joins samples in one row, or does not tell padding apart"
                 self.tell(_slow(self.model, because=why))
-                return Verdict(True)
+                return EngineCheckResult(True)
             if self.gradient_request is None:
-                return verdict
-            verdict = self._compared(batch, [self.batcher.batch(pair[i : i + 1]) for i in range(2)])
-            if verdict.tried:
+                return result
+            result = self._compared(batch, [self.batcher.batch(pair[i : i + 1]) for i in range(2)])
+            if result.tried:
                 break
-        if self.gradient_request is None or verdict.one_at_a_time or not verdict.tried:
-            return verdict
+        if self.gradient_request is None or result.one_at_a_time or not result.tried:
+            return result
         # Once more with the longest sample, for which other kernels may run than for short ones.
         longest = self.batcher.batch(order[:1])
         last = self._compared(longest, [longest])
-        return replace(last, tried=True, certain=last.certain and verdict.certain)
+        return replace(last, tried=True, certain=last.certain and result.certain)
 
     def _pairs(self, order: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         """Short samples that differ, in pairs of different lengths where possible; a few
@@ -149,7 +149,7 @@ class Rehearsal:
             others = longer if len(longer) else short[short != first]
             yield first, int(others[0]) if len(others) else first
 
-    def _compared(self, together: Batch, alone: Sequence[Batch]) -> Verdict:
+    def _compared(self, together: Batch, alone: Sequence[Batch]) -> EngineCheckResult:
         """Losses and the norm of every kind of parameter, of samples in one batch, beside autograd's."""
         assert self.gradient_request is not None
         parameters = self.gradient_request.scope.parameters
@@ -158,17 +158,19 @@ class Rehearsal:
         measure = self._measurer(SignalRequest(("loss", "grad_norm")), plain)
         measured = measure(together, apart=True)
         some = {name: parameters[name] for name in compared}
-        truth = [by_autograd(self.model, batch, some, self.autocast, self.turns) for batch in alone]
+        truth = [by_autograd(self.model, batch, some, self.autocast, self.rank_schedule) for batch in alone]
         if not all(loss.isfinite() for loss, _ in truth):
-            return Verdict(tried=False)
+            return EngineCheckResult(tried=False)
         tolerance = 1e-2 if self._precise else 0.1
         if not _wrong(truth, [(measured, i) for i in range(len(alone))], compared, tolerance):
-            return Verdict(certain=all(any(squares[name] > 0 for _, squares in truth) for name in compared))
+            return EngineCheckResult(
+                certain=all(any(squares[name] > 0 for _, squares in truth) for name in compared)
+            )
         wrong = _wrong(truth, [(measure(batch, apart=True), 0) for batch in alone], compared, tolerance)
         kinds = {kind(name) for name in wrong}
         unseen = tuple(name for name in parameters if kind(name) in kinds)
         self.tell(_slow(self.model, unseen, mixed=measured.lost))
-        return Verdict(True, unseen)
+        return EngineCheckResult(True, unseen)
 
     def _depends_on_neighbours(self, rows: NDArray[np.int64], end: int) -> bool:
         """Whether samples of a block, measured as it will be, differ from the same alone.
@@ -225,7 +227,7 @@ class Rehearsal:
             signal_request,
             gradient_request,
             autocast=self.autocast,
-            turns=self.turns,
+            rank_schedule=self.rank_schedule,
             plain_head=self.plain_head,
         )
 
@@ -280,7 +282,7 @@ def by_autograd(
     batch: Batch,
     parameters: dict[str, nn.Parameter],
     autocast: torch.dtype | None,
-    turns: Turns | None = None,
+    rank_schedule: RankSchedule | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch of one sample, and squared norms by parameter, without any of the engine."""
     device, shards = device_of(model), Shards(model)
@@ -289,12 +291,16 @@ def by_autograd(
     # Float16 gradients would underflow.
     half = torch.float16 in (autocast, gathered_in(model), *(p.dtype for p in parameters.values()))
     scale = 2.0**12 if half else 1.0
-    turn = nullcontext() if turns is None else turns.taken(Kind(learning=tuple(parameters)))
+    shared = (
+        nullcontext()
+        if rank_schedule is None
+        else rank_schedule.shared_run(RunKind(learning=tuple(parameters)))
+    )
     whole: dict[int, Tensor] = {}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     try:
-        with turn, torch.enable_grad():
+        with shared, torch.enable_grad():
             watched = shards.watched(lambda sharded, now: whole.update({id(sharded): now}))
             with watched, autocasting(device, autocast):
                 logits: Any = model(**inputs, use_cache=False).logits[0, :-1]

@@ -1,7 +1,7 @@
-"""Where the rows of a pass are put: in memory, or in a store on disk (`gradwise.signals.store`).
+"""Where the rows of a scoring run are put: in memory, or in a store on disk (`gradwise.signals.store`).
 
-A pass is cut into blocks, the unit of work. Whoever does a block writes the block's rows and nothing else, so
-any number of processes can fill one sheet.
+A scoring run is cut into blocks, the unit of work. Whoever does a block writes the block's rows and nothing
+else, so any number of processes can fill one buffer.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.ranks import connected, gathered
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 
 MEASURED, NOT_HELD = 1, 2
 """Flags of a row beside those of its quantities: it was measured; half precision does not hold it."""
@@ -28,14 +28,14 @@ class Column(NamedTuple):
     tail: tuple[int, ...]
 
 
-class Sheet(ABC):
+class ColumnBuffer(ABC):
     """N rows of several quantities, filled block by block."""
 
     columns: Mapping[str, Column]
 
     @abstractmethod
     def done(self) -> NDArray[np.bool_]:
-        """(blocks,) which were filled when the sheet was taken up; the same on all ranks."""
+        """(blocks,) which were filled when the buffer was opened; the same on all ranks."""
 
     @abstractmethod
     def fill(self, name: str, values: NDArray) -> None:
@@ -54,8 +54,8 @@ class Sheet(ABC):
         """All quantities once every rank has done its share of `blocks`; a collective call."""
 
 
-class InMemory(Sheet):
-    """A sheet of ordinary arrays, brought together over ranks at the end."""
+class InMemoryBuffer(ColumnBuffer):
+    """A buffer of ordinary arrays, brought together over ranks at the end."""
 
     def __init__(self, size: int, columns: Mapping[str, Column], blocks: int) -> None:
         self.columns = columns

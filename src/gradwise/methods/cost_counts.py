@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gradwise.signals.wanted import QUANTITIES
+from gradwise.signals.request import QUANTITIES
 
 ORDINARY = 3.0
 """Ordinary training on a sample."""
@@ -36,7 +36,7 @@ decide how often influence is measured, so they must not be too low: a quiet mac
 STEP = 0.5
 """Approximate cost of a trial step's update and of taking it back, in the same unit."""
 
-ALONE = 2.4
+CHECK_FACTOR = 2.4
 """What trying the model takes over its count, where gradients are compared: single samples make small
 products, and every parameter's norm is taken apart. It took 54 forward passes of a Llama of 10 M parameters
 for 22 counted, and 61 of stories260K for 27."""
@@ -106,9 +106,9 @@ def per_sample(needs: Iterable[str], shape: Shape) -> float:
     return passes
 
 
-def rehearsal(needs: Iterable[str], shape: Shape) -> float:
+def engine_check(needs: Iterable[str], shape: Shape) -> float:
     """Forward passes with which a model's first scoring run begins, whatever its size: it is tried on a few
-    samples before it is trusted (`gradwise.signals.rehearsal`)."""
+    samples before it is trusted (`gradwise.signals.engine_check`)."""
     quantities = measured(needs)
     if not quantities:
         return 0.0
@@ -119,7 +119,7 @@ def rehearsal(needs: Iterable[str], shape: Shape) -> float:
         # the gradients of a few weights.
         compared = per_sample({"grad_norm"}, shape) + 2.0
         passes += compared * (2 * shape.shortest + shape.longest)
-        passes *= ALONE
+        passes *= CHECK_FACTOR
     return passes
 
 
@@ -128,7 +128,7 @@ def scoring(needs: Iterable[str], samples: float, shape: Shape, *, again: bool =
     so that it need not be tried again."""
     if not samples:
         return 0.0
-    return (0.0 if again else rehearsal(needs, shape)) + samples * per_sample(needs, shape)
+    return (0.0 if again else engine_check(needs, shape)) + samples * per_sample(needs, shape)
 
 
 def training(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from gradwise.ranks import gathered, marked, portable, raised_everywhere
 
 
-class Kind(NamedTuple):
+class RunKind(NamedTuple):
     """What decides which parameters a forward/backward run gathers, and in which order."""
 
     gradients: bool = False
@@ -24,19 +24,19 @@ class Kind(NamedTuple):
     """Parameters whose gradients autograd gives."""
 
 
-class Turns:
+class RankSchedule:
     """The runs that the ranks make together.
 
     Args:
         join: makes a run of a kind with a spare sample.
     """
 
-    def __init__(self, join: Callable[[Kind], object]) -> None:
+    def __init__(self, join: Callable[[RunKind], object]) -> None:
         self._join = join
         self._interrupted = False
 
     @contextmanager
-    def taken(self, kind: Kind) -> Iterator[None]:
+    def shared_run(self, kind: RunKind) -> Iterator[None]:
         """The forward/backward run within it is one that all ranks make now; a collective call."""
         while (due := self._due(kind)) != kind:
             assert due is not None
@@ -63,7 +63,7 @@ class Turns:
                 self._exchanged((None, portable(marked(error))))
             raise
 
-    def _due(self, mine: Kind | None) -> Kind | None:
+    def _due(self, mine: RunKind | None) -> RunKind | None:
         """The kind of the next run of all ranks; None where no rank has any left."""
         states = self._exchanged((mine, None))
         for _, error in states:
@@ -72,14 +72,14 @@ class Turns:
         return next((kind for kind, _ in states if kind is not None), None)
 
     def _exchanged(
-        self, mine: tuple[Kind | None, BaseException | None]
-    ) -> list[tuple[Kind | None, BaseException | None]]:
+        self, mine: tuple[RunKind | None, BaseException | None]
+    ) -> list[tuple[RunKind | None, BaseException | None]]:
         self._interrupted = True
         states = gathered(mine)
         self._interrupted = False
         return states
 
-    def _joined(self, kind: Kind) -> None:
+    def _joined(self, kind: RunKind) -> None:
         self._interrupted = True
         self._join(kind)
         self._interrupted = False

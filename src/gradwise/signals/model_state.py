@@ -1,4 +1,4 @@
-"""Lends a model for measuring and gives it back as it was found, also after an exception."""
+"""Prepares a model for scoring and restores its state afterwards, also after an exception."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +12,7 @@ from gradwise.signals.shards import check_shards, reshard, without_reduction
 
 
 @contextmanager
-def lent(model: nn.Module) -> Iterator[nn.Module]:
+def prepared(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode, eager, its parameters without gradients, random state untouched.
 
     A compiled model runs uncompiled, which gives the same numbers up to rounding; stacks of experts run one
@@ -40,7 +40,7 @@ def lent(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; modes and random state are given back."""
+    """The model in evaluation mode; modes and random state are restored."""
     training = [module for module in model.modules() if module.training]
     cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(cuda):
@@ -99,8 +99,8 @@ def _one_expert_at_a_time(model: nn.Module) -> Iterator[None]:
             config._experts_implementation = before
 
 
-def settle(optimizer: torch.optim.Optimizer) -> None:
+def wait_for_state(optimizer: torch.optim.Optimizer) -> None:
     """Wait for the copies under way where an optimizer's state is offloaded to host memory, before its state
     is read or changed."""
     if (stream := getattr(optimizer, "offloaded_state", None)) is not None:
-        stream.settle()
+        stream.wait_for_state()

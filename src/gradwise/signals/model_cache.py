@@ -10,15 +10,15 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from gradwise.signals.rehearsal import Verdict
+from gradwise.signals.engine_check import EngineCheckResult
 from gradwise.signals.sums import Projector
 
 
 @dataclass
-class Known:
-    """How a model can be measured, as a rehearsal found."""
+class CachedCheck:
+    """How a model can be measured, as an engine check found."""
 
-    verdict: Verdict
+    result: EngineCheckResult
     longest: int
     """Tokens of the longest sample that was tried; for a longer one, other kernels may run."""
     sentences: tuple[str, ...] = ()
@@ -28,10 +28,10 @@ class Known:
 
 
 @dataclass
-class Remembered:
+class ModelCache:
     """What is kept of one model."""
 
-    verdicts: dict[object, Known] = field(default_factory=dict)
+    checks: dict[object, CachedCheck] = field(default_factory=dict)
     projectors: dict[tuple[int, int], Projector] = field(default_factory=dict)
 
     def projector(self, size: int, seed: int) -> Projector:
@@ -42,15 +42,15 @@ class Remembered:
         return self.projectors[size, seed]
 
 
-_MODELS: WeakKeyDictionary[nn.Module, Remembered] = WeakKeyDictionary()
+_MODELS: WeakKeyDictionary[nn.Module, ModelCache] = WeakKeyDictionary()
 
 
-def remembered(model: nn.Module) -> Remembered:
+def cache_of(model: nn.Module) -> ModelCache:
     """What is kept of a model."""
-    return _MODELS.setdefault(model, Remembered())
+    return _MODELS.setdefault(model, ModelCache())
 
 
-def forget(model: nn.Module | None = None) -> None:
+def clear_cache(model: nn.Module | None = None) -> None:
     """Let the next scoring run of a model, or of any model, find everything out again."""
     if model is None:
         _MODELS.clear()

@@ -24,7 +24,7 @@ class Position(NamedTuple):
     """Micro-batches that were used of the next one."""
 
 
-class OwnLoader:
+class TrainerLoader:
     """The micro-batches of one rank.
 
     A step takes `accumulation` of them. At the end of a loader that has a length it takes those that are

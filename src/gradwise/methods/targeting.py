@@ -20,15 +20,15 @@ from gradwise.numerics.ngrams import Affinity, Counts, affinities, affinity
 from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
 
-FEWEST = 8
+MIN_SUBTASK = 8
 """Target samples of a subtask; smaller ones are put together, since few samples are no direction."""
 
-FAR = 0.25
+MIN_CLOSENESS = 0.25
 """Closeness below which a pool is said to hold little that resembles the target. It was 0.02 to
 0.06 for plays, and 0.16 (PIQA) to 0.69 (GSM8K, part of the pool) for mixed pools
 (`benchmarks.grace.words`)."""
 
-LOOKED_AT = 20_000
+CLOSENESS_TEXTS = 20_000
 """Texts of a pool by which selections that do not compare all of them judge whether it is far."""
 
 
@@ -46,11 +46,11 @@ class Subtasks:
 
     @staticmethod
     def of_domains(domain: NDArray[np.str_] | None, count: int) -> "Subtasks":
-        """A subtask for each domain with `FEWEST` samples, and one for all others."""
+        """A subtask for each domain with `MIN_SUBTASK` samples, and one for all others."""
         if domain is None:
             return Subtasks(("target",), np.zeros(count, np.int64))
         names, codes, sizes = np.unique(domain, return_inverse=True, return_counts=True)
-        large = np.flatnonzero(sizes >= FEWEST)
+        large = np.flatnonzero(sizes >= MIN_SUBTASK)
         if len(large) == len(names):
             return Subtasks(tuple(map(str, names)), codes.astype(np.int64))
         # Small subtasks share one direction: the mean of a few samples is mostly noise.
@@ -88,7 +88,7 @@ def bounds(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int) 
 
 
 @dataclass(frozen=True, eq=False)
-class Wording:
+class NgramMatch:
     """How the words of a pool's samples compare with a target's."""
 
     score: NDArray[np.float64]
@@ -105,7 +105,7 @@ class Wording:
         return np.argsort(-self.score, kind="stable")[:count]
 
 
-def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wording:
+def match_ngrams(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> NgramMatch:
     """Compare the n-grams of all samples with each subtask's, reading the pool twice or more.
 
     Args:
@@ -123,7 +123,7 @@ def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wordi
     for start in range(0, len(parts), AT_ONCE):
         counts = [Counts.of(target.take(rows).chunks()) for rows in parts[start : start + AT_ONCE]]
         by_subtask += affinities(texts.chunks(), pool, counts)
-    halves = [_itself(target, rows, pool) for rows in parts]
+    halves = [_own_score(target, rows, pool) for rows in parts]
     garbled = by_subtask[0].garbled(target_affinity)
     scores = np.stack([each.ratio for each in by_subtask])
     score = joint(scores, subtasks.shares, size)
@@ -134,10 +134,10 @@ def wording(texts: Texts, target: Texts, subtasks: Subtasks, size: int) -> Wordi
     best = np.argsort(-score, kind="stable")[:size]
     nearest = scores.max(axis=0)
     closeness = _between(float(nearest.mean()), float(np.mean(halves)), float(nearest[best].mean()))
-    return Wording(score, garbled, closeness, size)
+    return NgramMatch(score, garbled, closeness, size)
 
 
-def _itself(target: Texts, rows: NDArray[np.int64], pool: Counts) -> float:
+def _own_score(target: Texts, rows: NDArray[np.int64], pool: Counts) -> float:
     """What the texts of one half of a target score by the other half, on average."""
     if len(rows) < 2:
         return 0.0
@@ -200,17 +200,17 @@ def percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def closeness_of(texts: Texts, target: Texts, subtasks: Subtasks, size: int, seed: int) -> float:
-    """`Wording.closeness`, from at most `LOOKED_AT` texts of the pool, drawn at random."""
+    """`NgramMatch.closeness`, from at most `CLOSENESS_TEXTS` texts of the pool, drawn at random."""
     count = len(texts)
-    if count > LOOKED_AT:
-        rows = np.sort(stream(seed, "closeness").choice(count, LOOKED_AT, replace=False))
-        texts, size = texts.take(rows), max(1, round(size * LOOKED_AT / count))
-    return wording(texts, target, subtasks, size).closeness
+    if count > CLOSENESS_TEXTS:
+        rows = np.sort(stream(seed, "closeness").choice(count, CLOSENESS_TEXTS, replace=False))
+        texts, size = texts.take(rows), max(1, round(size * CLOSENESS_TEXTS / count))
+    return match_ngrams(texts, target, subtasks, size).closeness
 
 
-def far_from(closeness: float) -> str | None:
+def closeness_advice(closeness: float) -> str | None:
     """A sentence where no sample is much closer to the target than random ones; None otherwise."""
-    if closeness >= FAR:
+    if closeness >= MIN_CLOSENESS:
         return None
     return (
         "The pool holds little that resembles the target: by their words, the closest samples are "
@@ -228,20 +228,20 @@ class Targeted(Subset):
     if it is given, otherwise none; baselines that cannot do without one then use `validation`."""
 
     @property
-    def aims(self) -> bool:
+    def uses_target(self) -> bool:
         return self.target is not None
 
     def advice(self, selection: Selection) -> str | None:
         """A sentence on a pool that holds little that resembles the target; None if there is nothing to
         say."""
         closeness = selection.details.get("closeness")
-        return None if closeness is None else far_from(closeness)
+        return None if closeness is None else closeness_advice(closeness)
 
-    def aimed(self, goal: Goal | None) -> Self:
+    def with_target(self, goal: Goal | None) -> Self:
         """The same method with its target settled."""
         return self if goal is None or self.target is not None else replace(self, target=goal)
 
-    def towards(self, *, target: bool, validation: bool) -> Goal | None:
+    def resolve_target(self, *, target: bool, validation: bool) -> Goal | None:
         if self.target == "validation" and target:
             raise RecipeError(
                 "select.target is validation, so that data.target has no effect; leave one of them out."
@@ -259,11 +259,11 @@ class AlwaysTargeted(Targeted):
     """A baseline that cannot do without a target."""
 
     @property
-    def aims(self) -> bool:
+    def uses_target(self) -> bool:
         return True
 
-    def towards(self, *, target: bool, validation: bool) -> Goal | None:
-        goal = super().towards(target=target, validation=validation)
+    def resolve_target(self, *, target: bool, validation: bool) -> Goal | None:
+        goal = super().resolve_target(target=target, validation=validation)
         if goal is None and not validation:
             raise RecipeError(
                 f"select: {self.method} selects towards a target, and none is given; give data.target (or "

@@ -19,14 +19,14 @@ from gradwise.ranks import on_first
 from gradwise.session import Session
 from gradwise.training import checkpoint as checkpoints
 from gradwise.training.layout import Layout
-from gradwise.training.own_loader import OwnLoader, Position, RepeatedPrompts
 from gradwise.training.plan import Plan
+from gradwise.training.trainer_loader import Position, RepeatedPrompts, TrainerLoader
 
 
-class OwnLoaderSession(Session):
+class TrainerLoaderSession(Session):
     """State of such a run; arguments as those of `Session`."""
 
-    _loader: OwnLoader | None = None
+    _loader: TrainerLoader | None = None
     prompts: RepeatedPrompts | None = None
     """Serves the plan's prompts in the trainer's loader; None for a stream."""
 
@@ -47,7 +47,7 @@ class OwnLoaderSession(Session):
         """Make or load the plan, if there are positions to plan, and open the trainer's loader."""
         trainer = self.trainer
         if is_indexable(trainer.train_dataset):
-            self.prompts = repeated_prompts(trainer.own_sampler())
+            self.prompts = repeated_prompts(trainer.underlying_sampler())
         # A trainer that generates passes through the model too many times to follow each tensor.
         self.follows_memory = not trainer.serves_itself
         state = self._state
@@ -64,8 +64,8 @@ class OwnLoaderSession(Session):
                 "Samples are trained on as the trainer's loader brings them: nothing is selected or ordered."
             )
         self._begin_epoch(0)
-        self._loader = OwnLoader(
-            trainer.own_loader(),
+        self._loader = TrainerLoader(
+            trainer.underlying_loader(),
             self.args.gradient_accumulation_steps,
             begin=self._begin_epoch,
             start=Position(*state["position"]) if state else Position(),
