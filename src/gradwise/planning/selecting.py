@@ -120,7 +120,8 @@ class Selecting(Decider):
                 "of select.contenders."
             )
         assert context.target is not None
-        halves(context.target, self.name)
+        if sentence := halves(context.target, self.name, pool=context.train).sentence(self.name):
+            context.say(sentence)
 
     def prepare(self, context: RunContext) -> RunContext:
         # A method and an order that both need signals share one scoring run over all samples.
@@ -193,7 +194,7 @@ class Selecting(Decider):
             return context
         assert self._scored is not None and self._scored.target is not None and context.target is not None
         start, first = time.perf_counter(), self._first_by_half
-        half = halves(context.target, self.name)
+        half = halves(context.target, self.name, pool=context.train)
         aims = self._scored.target.take(half.rows)
         choosing = replace(context, target=half.choosing)
         picks = {}
