@@ -67,7 +67,7 @@ class Estimates:
         count, targets = PROBES[probes]
         rng = np.random.default_rng(self.seed)
         method = D3(units="domains", probes=count, target_samples=targets)
-        graph = method.measured(self.probe, self.units, edges=edges, rng=rng)
+        graph = method.measure(self.probe, self.units, edges=edges, rng=rng)
         assert graph is not None
         return graph
 

@@ -143,7 +143,7 @@ def direction(kind: str, edges: str, seed: int, *, trained: int = 0, probes: int
     probe = gw.Probe(model, optimizer, pool.remove_columns("domain"), Collator(0), target=target)
     units = Units.by_group(np.arange(len(pool)), np.array(pool["domain"]), BATCH)
     method = D3(units="domains", probes=probes)
-    graph = method.measured(probe, units, edges=edges, rng=np.random.default_rng([seed, 4]))
+    graph = method.measure(probe, units, edges=edges, rng=np.random.default_rng([seed, 4]))
     assert graph is not None
     first, last = graph.names.index("first"), graph.names.index("last")
     before = graph.precedences(method.threshold)

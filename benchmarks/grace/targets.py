@@ -181,7 +181,7 @@ def tenth(name: str, seed: int) -> dict[str, Any]:
 def chosen_by_less(one: Case, seed: int) -> np.ndarray:
     """What LESS picks, with gradients at the checkpoints of a warm-up, as in a run."""
     method = Less(count=MORE)
-    warm_up, size = method.trained_before, len(one.samples["pool"])
+    warm_up, size = method.warm_up_training, len(one.samples["pool"])
     rows = np.random.default_rng([seed, 9]).permutation(size)[: round(warm_up.fraction * size)]
     steps = -(-len(rows) // BATCH)
     grads_by_part: dict[str, list[np.ndarray]] = {"pool": [], "target": []}

@@ -134,7 +134,7 @@ def test_the_text_is_what_transformers_renders(stories, template, texts):
         )
     ours = ChatTemplate(stories, template)
     assert ours.write(conversation(messages)).text == theirs
-    assert ours.asked(messages) == asking
+    assert ours.prompt(messages) == asking
 
 
 class _Clock:

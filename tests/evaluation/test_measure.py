@@ -167,7 +167,7 @@ class TestChat:
         )
         with restored_state(torch.nn.Linear(1, 1), tokenizer):
             tokenizer.chat_template = TEMPLATE
-            asked = prepare(Metrics(tasks=[task]), tokenizer).asked["ends"]
+            asked = prepare(Metrics(tasks=[task]), tokenizer).questions["ends"]
         assert asked[0].prompt == "<user>Once upon a time, there was a little<me>"
         assert tokenizer.chat_template is None
 

@@ -120,7 +120,7 @@ def test_all_of_the_data_can_compete_with_a_part_of_them() -> None:
     """A size is that of the other contenders."""
     sizes: list[dict[str, Any]] = [{"fraction": 0.2}, {"count": 3}, {"tokens": 90}]
     for size in sizes:
-        tried = gw.Trial(contenders=("random", "full"), **size).tried
+        tried = gw.Trial(contenders=("random", "full"), **size).contender_methods
         assert {name: getattr(tried["random"], name) for name in size} == size
         assert len(tried["full"].select(Signals(5), room=3).indices) == 5
 

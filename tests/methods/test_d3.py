@@ -73,7 +73,7 @@ def test_a_group_keeps_its_order_and_what_is_left_comes_last() -> None:
         assert np.all(np.diff(unit) > 0)
     whole = [unit for unit in units.parts[: units.whole] if len(set(group[unit].tolist())) == 1]
     assert len(whole) >= units.whole - 1
-    mixed = units.arranged(np.arange(units.whole)[::-1])
+    mixed = units.in_order(np.arange(units.whole)[::-1])
     assert mixed[-3:].tolist() == units.parts[-1].tolist()
 
 
@@ -322,19 +322,19 @@ def test_units_of_groups_are_those_of_a_loop_over_groups(seed: int, n: int, grou
     order = rng.permutation(units.whole)
     parts = units.parts
     expected = np.concatenate([*(parts[unit] for unit in order), *parts[units.whole :], np.zeros(0, int)])
-    assert units.arranged(order).tolist() == expected.tolist()
+    assert units.in_order(order).tolist() == expected.tolist()
 
 
 def test_more_groups_than_fit_in_memory_are_balanced_alone_or_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     signals, d3 = pool(domains=20), D3(units="domains", size=2)
-    as_usual = d3.lay_out(signals, np.arange(120), group=signals.domain, batch_size=8, epoch=0, seed=0)
+    as_usual = d3.initial_order(signals, np.arange(120), group=signals.domain, batch_size=8, epoch=0, seed=0)
     monkeypatch.setattr(method, "MOST_BALANCED", 500)
     monkeypatch.setattr(
         Units, "one_hot", lambda _: pytest.fail("a number for each unit and group was stored")
     )
-    order = d3.lay_out(signals, np.arange(120), group=signals.domain, batch_size=8, epoch=0, seed=0)
+    order = d3.initial_order(signals, np.arange(120), group=signals.domain, batch_size=8, epoch=0, seed=0)
     assert order.indices.tolist() == as_usual.indices.tolist()
     with pytest.raises(gw.RecipeError, match=r"2[01] domains"):
         d3.order(signals)

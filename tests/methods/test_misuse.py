@@ -170,7 +170,7 @@ def test_settings_without_effect_are_refused(
 
 def test_contenders_are_not_given_what_they_do_not_use() -> None:
     trial = gw.Trial(contenders=("cosine_top", "random", "full"), validation_samples=9)
-    assert [method.validation_samples for method in trial.tried.values()] == [9, 256, 256]
+    assert [method.validation_samples for method in trial.contender_methods.values()] == [9, 256, 256]
 
 
 def test_random_picks_are_said_and_have_no_scores() -> None:

@@ -302,8 +302,8 @@ def measured(method: Any, micro: Micro) -> tuple[Any, list[int]]:
     """The graph of the five micro-batches, and their order."""
     units = method.units_of(np.arange(15), None, 3)
     rng = np.random.default_rng(0)
-    graph = method.measured(micro.probe, units, edges="", rng=rng, probes=None)
-    return graph, method.arranged(units, graph, np.zeros(0), rng, seed=0).order.tolist()
+    graph = method.measure(micro.probe, units, edges="", rng=rng, probes=None)
+    return graph, method.arrange(units, graph, np.zeros(0), rng, seed=0).order.tolist()
 
 
 def test_the_printed_estimate_asks_for_lambda_descending(micro: Micro) -> None:
@@ -340,7 +340,7 @@ def test_a_trial_that_diverges_decides_nothing(rule: Any) -> None:
     weight[1] = np.nan
     graph = InfluenceGraph(units.names, weight, np.full((4, 4), np.nan), np.array([2.0, np.nan, 1, 3]), rule)
     rng = np.random.default_rng(0)
-    arranged = gw.D3.published(rule=rule).arranged(units, graph, np.zeros(0), rng, seed=0)
+    arranged = gw.D3.published(rule=rule).arrange(units, graph, np.zeros(0), rng, seed=0)
     assert sorted(arranged.order.tolist()) == [0, 1, 2, 3]
     assert np.isfinite(arranged.details["advantage_lost"])
 

@@ -24,7 +24,15 @@ from gradwise.methods.baselines import (
     RandomAnneal,
 )
 from gradwise.planning import Samples
-from gradwise.planning.phase import Part, chosen, counts, parts_of, scored_parts, together, turns
+from gradwise.planning.phase import (
+    Part,
+    counts,
+    interleaving,
+    joined_selections,
+    parts_of,
+    scored_parts,
+    select_parts,
+)
 from gradwise.planning.shares import shares
 from gradwise.run import train
 from gradwise.run.select import select_annealing
@@ -90,7 +98,7 @@ class TestParts:
     def test_turns_keep_the_share_over_every_stretch(self) -> None:
         for share in (0.07, 0.25, 0.5, 0.9):
             parts = (Part(np.arange(5), 1 - share), Part(np.arange(5, 8), share))
-            order = turns(parts, 100)
+            order = interleaving(parts, 100)
             assert sorted(order) == list(range(100))
             rest, own = counts(parts, 100)
             taken = np.cumsum(order >= rest)
@@ -104,9 +112,9 @@ class TestParts:
         parts = scored_parts(method, samples, parts_of(method, np.arange(40), 40, 20), seed=0)
         assert [len(part.rows) for part in parts] == [14, 6]
         signals = gw.Signals(20)
-        picked = chosen(method, parts, signals, validation=None, room=None, seed=0)
+        picked = select_parts(method, parts, signals, validation=None, room=None, seed=0)
         assert [len(each.indices) for each in picked] == [7, 3]
-        both = together(picked)
+        both = joined_selections(picked)
         assert len(both.indices) == len(both.why) == 10
         assert np.sum(both.indices >= 40) == 3
 

@@ -102,7 +102,7 @@ def test_refreshes_measure_what_was_forecast_where_samples_are_copies(run: Any, 
 def test_every_grace_can_be_rehearsed(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     refreshed = []
     monkeypatch.setattr(knn, "_merge", _counting(knn._merge, refreshed))
-    gw.Grace(**settings).warm_up()
+    gw.Grace(**settings).compile_kernels()
     assert refreshed, "a repair was compiled, too"
 
 

@@ -189,7 +189,12 @@ def test_a_run_makes_the_passes_that_it_forecast(
     block. Nothing but deciding and training goes through it. What costs more than passes is left out of the
     forecast here."""
     model, passes = story_model(), []
-    for name, value in {"PROJECTING": 0.0, "PROJECTING_WIDTH": 0.0, "NORMS": 0.0, "ALONE": 1.0}.items():
+    for name, value in {
+        "PROJECTING": 0.0,
+        "PROJECTING_WIDTH": 0.0,
+        "NORMS": 0.0,
+        "CHECK_FACTOR": 1.0,
+    }.items():
         monkeypatch.setattr(f"gradwise.methods.cost_counts.{name}", value)
     monkeypatch.setattr("gradwise.planning.planner.shape_of", lambda *_: Shape(head=0.0))
 

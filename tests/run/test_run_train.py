@@ -141,7 +141,7 @@ class TestTrain:
         weights = (run.model / "model.safetensors").read_bytes()
         (trial,) = [event for event in run.events() if event["event"] == "trial"]
         written = Recipe.load(run.recipe_file)
-        assert written.anneal is not None and written.anneal.chosen() is not None
+        assert written.anneal is not None and written.anneal.resolved() is not None
         for again in (recipe, recipe, written):
             # As if killed after the trial: the events have it, the checkpoint does not.
             shutil.rmtree(run.model)

@@ -137,7 +137,7 @@ class ChatTemplate:
         self._changed += sum(content not in text for content in contents)
         return Written(text, spans if _MARKS.search(template) else None)
 
-    def asked(self, messages: list[dict[str, Any]]) -> str:
+    def prompt(self, messages: list[dict[str, Any]]) -> str:
         """A conversation up to where the assistant's turn begins; raises as `write`."""
         _check_unmarked(messages)
         return _spans(self._render(Chat(messages), len(messages), asking=True))[0]

@@ -28,7 +28,7 @@ class Prepared:
     """Metrics whose every part is known to be there: questions rendered, functions found."""
 
     metrics: Metrics
-    asked: dict[str, list[Question]] = field(default_factory=dict)
+    questions: dict[str, list[Question]] = field(default_factory=dict)
     """The questions of each task on a file."""
     loaded: dict[str, dict[str, Any]] = field(default_factory=dict)
     """lm-eval's tasks, loaded."""
@@ -52,7 +52,7 @@ class Prepared:
                     f"metrics.tasks: {task.name}.max_new_tokens is {task.max_new_tokens}, but the model has "
                     f"only {positions} positions, the prompt's among them; give fewer."
                 )
-            task_questions = self.asked[task.name]
+            task_questions = self.questions[task.name]
             long = int((harness.longest(tokenizer, task, task_questions) > positions).sum())
             if long:
                 tell(
@@ -80,7 +80,7 @@ def prepare(metrics: Metrics, tokenizer: "PreTrainedTokenizerBase", *, seed: int
     lm_eval_tasks = [task for task in metrics.tasks if isinstance(task, LmEval)]
     return Prepared(
         metrics,
-        asked={task.name: questions(task, tokenizer) for task in files},
+        questions={task.name: questions(task, tokenizer) for task in files},
         loaded={task.name: harness_tasks.load_harness_task(task, seed) for task in lm_eval_tasks},
         found=user_functions,
     )
@@ -171,7 +171,7 @@ def _task(view: object, task: Task, prepared: Prepared, bars: bool) -> Score:
         if isinstance(task, LmEval):
             return harness_tasks.score_harness_task(view, task, prepared.loaded[task.name], bars=bars)
         ask = harness.generate_score if isinstance(task, Generate) else harness.choice_score
-        return ask(view, task, prepared.asked[task.name])  # type: ignore[arg-type]
+        return ask(view, task, prepared.questions[task.name])  # type: ignore[arg-type]
     except GradwiseError:
         raise
     except Exception as error:

@@ -92,7 +92,7 @@ class _QuestionBuilder:
             raise DataError("the prompt is empty")
         if not self._task.chat:
             return prompt
-        return ChatTemplate(self._tokenizer).asked([{"role": "user", "content": prompt}])
+        return ChatTemplate(self._tokenizer).prompt([{"role": "user", "content": prompt}])
 
     def _choices_of(self, record: dict[str, Any]) -> tuple[str, ...]:
         if isinstance(self._task, Choice) and isinstance(self._task.choices, str):

@@ -74,18 +74,18 @@ class Annealer(Method):
         """
 
     @property
-    def tried(self) -> "dict[str, Annealer]":
+    def contender_methods(self) -> "dict[str, Annealer]":
         """Methods that a run tries for `steps` steps each; empty for none."""
         return {}
 
-    def chosen(self) -> "Annealer | None":
+    def resolved(self) -> "Annealer | None":
         """The method that selects; None until a trial was held."""
         return self
 
     @property
     def uses_validation(self) -> bool:
         """Whether validation samples decide: by their signals, or as judges of what was tried."""
-        return bool(self.validation_needs or self.tried)
+        return bool(self.validation_needs or self.contender_methods)
 
     @property
     def uses_optimizer(self) -> bool:

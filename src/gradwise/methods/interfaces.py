@@ -138,16 +138,16 @@ class Selector(Method):
         return False
 
     @property
-    def tried(self) -> "dict[str, Selector]":
+    def contender_methods(self) -> "dict[str, Selector]":
         """Methods that a run tries before its first step; empty for none."""
         return {}
 
-    def chosen(self) -> "Selector | None":
+    def resolved(self) -> "Selector | None":
         """The method that selects; None until a trial was held."""
         return self
 
     @property
-    def trained_before(self) -> WarmUp | None:
+    def warm_up_training(self) -> WarmUp | None:
         """Training that must precede the scoring run; None for none."""
         return None
 
@@ -197,7 +197,7 @@ class Selector(Method):
         """
         return None
 
-    def warm_up(self) -> None:
+    def compile_kernels(self) -> None:
         """Compile what is compiled at the first use, so that it is not timed."""
 
     def rows_to_score(
@@ -326,8 +326,8 @@ class Timetable(NamedTuple):
 
 
 class InfluenceOrder(Orderer, ABC):
-    """An order that a graph of influences constrains. Planning calls `lay_out` for each epoch as it is
-    planned, then, when influence is due, `units_of`, `measured` and `arranged`."""
+    """An order that a graph of influences constrains. Planning calls `initial_order` for each epoch as it is
+    planned, then, when influence is due, `units_of`, `measure` and `arrange`."""
 
     if TYPE_CHECKING:
         target: str
@@ -357,7 +357,7 @@ class InfluenceOrder(Orderer, ABC):
         """(N,) the group of every sample."""
 
     @abstractmethod
-    def lay_out(
+    def initial_order(
         self,
         signals: Signals,
         entries: Places,
@@ -378,13 +378,13 @@ class InfluenceOrder(Orderer, ABC):
         """Entries cut into units."""
 
     @abstractmethod
-    def measured(
+    def measure(
         self, probe: "Probe", units: "Units", *, edges: str, rng: np.random.Generator, probes: int | None
     ) -> "InfluenceGraph | None":
         """Influences at a model's present weights; None where there are fewer than two nodes to measure."""
 
     @abstractmethod
-    def arranged(
+    def arrange(
         self,
         units: "Units",
         graph: "InfluenceGraph | None",
@@ -397,11 +397,11 @@ class InfluenceOrder(Orderer, ABC):
         """Units in order; with `first`, only this number of entries must be in the final order."""
 
     @abstractmethod
-    def unmeasured(self, units: "Units", graph: "InfluenceGraph | None") -> str | None:
+    def missing_note(self, units: "Units", graph: "InfluenceGraph | None") -> str | None:
         """What could not be measured of units, in a sentence; None where all was."""
 
     @abstractmethod
-    def asked(self, timetable: Timetable) -> dict[str, Any]:
+    def measurement_details(self, timetable: Timetable) -> dict[str, Any]:
         """How much is measured of each node, for the record."""
 
     @abstractmethod

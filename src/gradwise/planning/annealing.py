@@ -31,7 +31,16 @@ from gradwise.planning.epochs import (
     repeated,
 )
 from gradwise.planning.ordering import Ordering
-from gradwise.planning.phase import Part, Parts, chosen, counts, parts_of, scored_parts, together, turns
+from gradwise.planning.phase import (
+    Part,
+    Parts,
+    counts,
+    interleaving,
+    joined_selections,
+    parts_of,
+    scored_parts,
+    select_parts,
+)
 from gradwise.planning.picks import keep_picks
 from gradwise.planning.scoring import (
     MORE,
@@ -100,12 +109,12 @@ class Annealing(Decider):
                 f"anneal: {name} cannot measure a model sharded by DeepSpeed or FSDP1; shard it by FSDP2, or "
                 "take random or full."
             )
-        if method.tried and context.sharded:
+        if method.contender_methods and context.sharded:
             raise RecipeError(
                 f"anneal: {name} trains on each contender's picks and takes the steps back, which a sharded "
                 "model cannot do yet; take one of its contenders, such as direct."
             )
-        if method.tried and context.model is not None:
+        if method.contender_methods and context.model is not None:
             check_checkpoints(context.model)
         self._added = context.added
         for part in self._parts(context):
@@ -150,11 +159,11 @@ class Annealing(Decider):
         """Refuse validation data that cannot be scored; warn where they would mislead."""
         name, held_out = self.method.method, context.validation
         if context.target is not None:
-            if self.method.tried:
+            if self.method.contender_methods:
                 self._check_judges(context, context.target)
             return
         if not context.validation_sets:
-            use = "is judged by" if self.method.tried else "selects by the gradients of"
+            use = "is judged by" if self.method.contender_methods else "selects by the gradients of"
             raise RecipeError(
                 f"anneal: {name} {use} validation data, and none are given; give data.validation (or an "
                 "eval_dataset), or data.target."
@@ -167,7 +176,7 @@ class Annealing(Decider):
         assert held_out is not None
         if not hasattr(held_out.dataset, "__len__"):
             raise RecipeError(f"anneal: {name} needs an eval_dataset that can be indexed.")
-        if self.method.tried:
+        if self.method.contender_methods:
             self._check_judges(context, held_out)
         if shared := int(occurring(held_out, context.annealing.train).sum()):
             sentence = (
@@ -214,10 +223,10 @@ class Annealing(Decider):
 
     def _trial_seconds(self, context: RunContext) -> float:
         method: Any = self.method
-        if not method.tried or method.winner is not None or context.time_training is None:
+        if not method.contender_methods or method.winner is not None or context.time_training is None:
             return 0.0
         each = context.time_training(evenly(len(context.train), MORE))
-        return len(method.tried) * method.steps * context.in_run.batch_size * each
+        return len(method.contender_methods) * method.steps * context.in_run.batch_size * each
 
     # ---- when ----------------------------------------------------------------------------------------------
 
@@ -266,7 +275,7 @@ class Annealing(Decider):
         signals = signals_now(phase, rows, needs, use_optimizer=optimizer)
         validation, judges = None, None
         chooses = _choosing(context) if method.uses_validation else None
-        if method.tried:
+        if method.contender_methods:
             assert chooses is not None
             half = halves(chooses, pool=phase.train)
             chooses, judges = half.choosing, half.judging
@@ -280,7 +289,9 @@ class Annealing(Decider):
         took = {"signals": time.perf_counter() - start}
         # The first round keeps the run's own seed, so that `times` does not change what it chooses.
         seed = context.seed if not number else stream_seed(context.seed, "annealing round", number)
-        choose = partial(chosen, parts=parts, signals=signals, validation=validation, room=room, seed=seed)
+        choose = partial(
+            select_parts, parts=parts, signals=signals, validation=validation, room=room, seed=seed
+        )
         if judges is not None:
             method, trial_seconds = self._try_contenders(phase, judges, parts, choose, step)
             start += trial_seconds  # charged by the trial's own event
@@ -291,7 +302,7 @@ class Annealing(Decider):
         first_order = FIRST_ORDER * (number + 1)
         after = self._following(phase, schedule, plan, parts, selections, order_signals, step, first_order)
         took["selection"] = time.perf_counter() - start - sum(took.values())
-        selection = together(selections)
+        selection = joined_selections(selections)
         _write_spectrum(phase, selection, step)
         keep_picks(phase, selection, step=step)
         context.record.event(
@@ -331,14 +342,14 @@ class Annealing(Decider):
         method: Any = phase.recipe.anneal
         seconds = 0.0
         if method.winner is None:
-            picks = {name: choose(each) for name, each in method.tried.items()}
+            picks = {name: choose(each) for name, each in method.contender_methods.items()}
             won, seconds = hold_trial(
                 phase, picks, parts, judges, steps=method.steps, most=method.judges, step=step
             )
             method = replace(method, winner=won)
             phase.save_recipe(replace(phase.recipe, anneal=method))
         self.method = method
-        return method.chosen(), seconds
+        return method.resolved(), seconds
 
     def _following(
         self,
@@ -374,7 +385,7 @@ class Annealing(Decider):
             )
         ]
         # Mixed before it is cut into epochs, so that each epoch has both kinds of data in their shares.
-        mixed = rearranged(joined(entries, sum(lengths), 0), turns(parts, sum(lengths)))
+        mixed = rearranged(joined(entries, sum(lengths), 0), interleaving(parts, sum(lengths)))
         ends = np.cumsum(lengths)
         segments: list[Segment] = [
             replace(part_of(mixed, int(end - length), int(end)), epoch=epoch)

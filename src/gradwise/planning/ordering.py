@@ -90,7 +90,7 @@ class Ordering(Decider):
         """The order of an epoch, before influence is measured in it."""
         if self._influence is None:
             return self.method.order(signals, entries, epoch=epoch, seed=seed)
-        return self._influence.lay_out(
+        return self._influence.initial_order(
             signals,
             entries,
             group=self._groups(self._influence, signals, seed),
@@ -184,7 +184,7 @@ class Ordering(Decider):
         problem = None
         if self._measures(step):
             measured = self._measure(context, influence, pieces[0], units[0], step)
-            if problem := influence.unmeasured(units[0], measured):
+            if problem := influence.missing_note(units[0], measured):
                 self._say_once(context, problem)
             self._write_graph(context, influence.threshold)
         took = {"measuring": time.perf_counter() - start}
@@ -196,14 +196,14 @@ class Ordering(Decider):
             # Groups are balanced by their sizes instead.
             some = piece.indices[:0] if influence.grouped else piece.indices[: len(piece_units.entries)]
             features = context.train.words[some]
-            arranged = influence.arranged(
+            arrangement = influence.arrange(
                 piece_units, self._graph, features, rng, seed=context.seed, first=each.first
             )
-            places = piece_units.arranged(arranged.order)
+            places = piece_units.in_order(arrangement.order)
             rest = np.arange(len(places), len(piece))
             moved = rearranged(piece, np.concatenate([places, rest]))
             segments[each.number : each.number + len(each.segments)] = _split(moved, each.segments)
-            details = details or arranged.details
+            details = details or arrangement.details
         result = plan.followed_by(segments, after=after)
         took["ordering"] = time.perf_counter() - start - took["measuring"]
         context.record.event(
@@ -212,7 +212,7 @@ class Ordering(Decider):
             time.perf_counter() - start,
             edges=influence.edges_in_run,
             units=str(influence.units),
-            **influence.asked(self._timetable),
+            **influence.measurement_details(self._timetable),
             parts=rounded(took),
             **details,
             **({"unmeasured": problem} if problem else {}),
@@ -291,7 +291,7 @@ class Ordering(Decider):
         nodes."""
         if len(units.nodes) < 2:
             return None
-        measured = influence.measured(
+        measured = influence.measure(
             self._probe(context, influence, step),
             replace(units, entries=piece.indices[units.entries]),
             edges=influence.edges_in_run,

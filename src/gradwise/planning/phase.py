@@ -68,11 +68,11 @@ def counts(parts: Parts, length: int) -> list[int]:
     return [length - last_count, last_count][-len(parts) :]
 
 
-def turns(parts: Parts, length: int) -> NDArray[np.int64]:
+def interleaving(parts: Parts, length: int) -> NDArray[np.int64]:
     """(length,) the order in which entries of the parts take turns, as places among the first part's entries
     and the last one's behind them; every stretch has the parts' shares to within one entry.
 
-    >>> turns((Part(np.arange(4), 0.5), Part(np.arange(4, 6), 0.5)), 4)
+    >>> interleaving((Part(np.arange(4), 0.5), Part(np.arange(4, 6), 0.5)), 4)
     array([2, 0, 3, 1])
     """
     if len(parts) == 1:
@@ -90,7 +90,7 @@ def _of_last(parts: Parts, length: int) -> int:
     return math.floor(length * parts[-1].share + 0.5)
 
 
-def chosen(
+def select_parts(
     method: Annealer,
     parts: Parts,
     signals: Signals,
@@ -119,7 +119,7 @@ def chosen(
     return selections
 
 
-def together(selections: list[Selection]) -> Selection:
+def joined_selections(selections: list[Selection]) -> Selection:
     """Selections of the parts as one; its details are the last one's, with the first one's in `training`."""
     first, last = selections[0], selections[-1]
     if len(selections) == 1:

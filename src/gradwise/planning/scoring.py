@@ -218,8 +218,8 @@ def selection_signals(
         order_needs: signals by which the selection is put in order.
     """
     method = context.recipe.select
-    if method.trained_before is not None:
-        return _after_warm_up(context, method.trained_before, needs, order_needs)
+    if method.warm_up_training is not None:
+        return _after_warm_up(context, method.warm_up_training, needs, order_needs)
     scored = pool_signals(context, needs | order_needs, rows)
     if not method.uses_target:
         return scored
@@ -449,7 +449,7 @@ def scoring_speed(context: RunContext, rows: NDArray[np.int64], needs: frozenset
 def measured_speeds(context: RunContext, method: Selector) -> Speeds:
     """Speeds of this machine, on samples from all over the pool; a collective call."""
     assert context.time_training is not None and context.model is not None
-    method.warm_up()
+    method.compile_kernels()
     timed = samples_timed(context)
     places = evenly(len(context.train), max(COUNTED, 2 * timed))
     learnt = places[context.train.label_tokens_of(places) > 0]

@@ -101,19 +101,19 @@ class Selecting(Decider):
 
     def check(self, context: RunContext) -> None:
         method = context.recipe.select
-        if method.trained_before is not None and context.sharded:
+        if method.warm_up_training is not None and context.sharded:
             raise RecipeError(
                 f"select: {method.method} trains before it selects and takes the steps back, which a sharded "
                 "model cannot do yet; take another selection."
             )
-        if not method.tried or method.chosen() is not None:
+        if not method.contender_methods or method.resolved() is not None:
             return
         if context.sharded:
             raise RecipeError(
                 "select: a trial trains a whole model, and this one is sharded; give select.winner, or take "
                 "one of the contenders."
             )
-        if "full" in method.tried and not context.in_run.max_steps:
+        if "full" in method.contender_methods and not context.in_run.max_steps:
             raise RecipeError(
                 "select: a trial compares all of the data with a part of them at equal steps, and the run is "
                 "to take epochs, which are longer over all of them; give train.max_steps, or leave full out "
@@ -134,7 +134,7 @@ class Selecting(Decider):
         )
         if budgeted is None:
             self._rows = self._rows_of(method, context, self._first)
-            if method.chosen() is None:
+            if method.resolved() is None:
                 self._prepare_trial(method, context)
             return context
         filled = {name: getattr(budgeted.method, name) for name in method.left_to_run}
@@ -190,7 +190,7 @@ class Selecting(Decider):
         """The context with the winner of a trial in its recipe, where one is to be held: each contender
         selects by one half of the target samples, trains for some steps, and is judged by the other half."""
         trial: Any = context.recipe.select
-        if trial.chosen() is not None:
+        if trial.resolved() is not None:
             return context
         assert self._scored is not None and self._scored.target is not None and context.target is not None
         start, first = time.perf_counter(), self._first_by_half
@@ -198,7 +198,7 @@ class Selecting(Decider):
         aims = self._scored.target.take(half.rows)
         choosing = replace(context, target=half.choosing)
         picks = {}
-        for name, method in trial.tried.items():
+        for name, method in trial.contender_methods.items():
             scored = self._scored_for(method, choosing, first)._replace(target=aims)
             if method.needs & set(QUANTITIES):
                 # How far the pool is from the target is said of the winner alone.
@@ -421,7 +421,7 @@ class Selecting(Decider):
 
 def _method(context: RunContext) -> Selector:
     """The method that selects, with what was measured on this machine."""
-    method = context.recipe.select.chosen()
+    method = context.recipe.select.resolved()
     assert method is not None
     return method
 

@@ -181,14 +181,14 @@ class _Run:
 
 def _selecting(run: _Run) -> CostShare | None:
     method: Any = run.recipe.select
-    if method.tried and method.chosen() is None:
+    if method.contender_methods and method.resolved() is None:
         return _trial_share(run, method)
-    method = method.chosen()
+    method = method.resolved()
     if not measured(method.needs):
         return None
     if run.recipe.signals.model is not None:
         return {"share": None, "why": f"{method.method}: scores with signals.model"}
-    if method.trained_before is not None:
+    if method.warm_up_training is not None:
         return _warmed_up(run, method)
     if not hasattr(method, "overhead"):
         return _one_scoring_run(run, method)
@@ -224,7 +224,7 @@ def _refreshes(
 
 def _warmed_up(run: _Run, method: Any) -> CostShare:
     """The steps of a warm-up, and scoring the pool at each of its checkpoints."""
-    warm_up = method.trained_before
+    warm_up = method.warm_up_training
     why = f"{method.method}: {warm_up.epochs} epochs of warm-up, and scoring the pool after each"
     # The model is tried at the first checkpoint alone.
     scored, trained = run.scored(method.needs, None, again=True), None
@@ -240,9 +240,9 @@ def _warmed_up(run: _Run, method: Any) -> CostShare:
 
 def _trial_share(run: _Run, method: Any) -> CostShare:
     """Scoring the pool, and the steps of the contenders."""
-    why = f"{method.method}: {len(method.tried)} contenders, {method.steps} steps each"
+    why = f"{method.method}: {len(method.contender_methods)} contenders, {method.steps} steps each"
     scored = run.scored(method.needs, None)
-    steps_share = run.share(len(method.tried) * method.steps * run.batch * run.each)
+    steps_share = run.share(len(method.contender_methods) * method.steps * run.batch * run.each)
     if scored is None or steps_share is None:
         return {"share": None, "why": f"{why}; depends on the size of the pool and the number of steps"}
     return {"share": scored + run.of_target(method) + steps_share, "why": why}
@@ -256,7 +256,7 @@ def _ordering(run: _Run) -> CostShare | None:
         return {"share": share, "why": f"{method.method}: at most its overhead"}
     select = run.recipe.select
     # What is measured at a warm-up's checkpoints is measured again for the order.
-    shared = frozenset[str]() if select.trained_before is not None else select.needs
+    shared = frozenset[str]() if select.warm_up_training is not None else select.needs
     if not measured(method.needs) - measured(shared):
         return None
     return _one_scoring_run(run, method, besides=shared)
@@ -285,11 +285,11 @@ def _probing(run: _Run) -> CostShare | None:
 
 def _annealing(run: _Run) -> CostShare | None:
     method: Any = run.recipe.anneal
-    if method is None or not (method.tried or measured(method.needs | method.validation_needs)):
+    if method is None or not (method.contender_methods or measured(method.needs | method.validation_needs)):
         return None
     held_out: int | None = 0
     if method.uses_validation and run.size:
-        usable = run.size.choosing // (2 if method.tried else 1)
+        usable = run.size.choosing // (2 if method.contender_methods else 1)
         held_out = min(usable, method.validation_samples or usable)
     elif method.uses_validation:
         held_out = method.validation_samples
@@ -306,9 +306,9 @@ def _annealing(run: _Run) -> CostShare | None:
     passes = method.times * (scored + held_out_scored) + engine_check(method.needs, run.shape)
     if measured(method.validation_needs) != measured(method.needs) and held_out:
         passes += engine_check(method.validation_needs, run.shape)
-    if method.tried and method.winner is None:
-        passes += len(method.tried) * method.steps * run.batch * run.each
-        passes += (len(method.tried) + 1) * (held_out if method.judges is None else method.judges)
+    if method.contender_methods and method.winner is None:
+        passes += len(method.contender_methods) * method.steps * run.batch * run.each
+        passes += (len(method.contender_methods) + 1) * (held_out if method.judges is None else method.judges)
     return {"share": run.share(passes), "why": why}
 
 

@@ -12,7 +12,7 @@ from gradwise.methods.decision import Selection
 from gradwise.numerics.sampling import evenly
 from gradwise.numerics.streams import stream, stream_seed
 from gradwise.planning.context import RunContext, Samples
-from gradwise.planning.phase import Parts, counts, turns
+from gradwise.planning.phase import Parts, counts, interleaving
 from gradwise.probing import Probe
 from gradwise.ranks import on_first
 from gradwise.signals.samples import rows_of
@@ -241,4 +241,4 @@ def _batches(context: RunContext, picked: list[Selection], parts: Parts, steps: 
         entries.append(
             np.concatenate([learnt[:0], *(rng.permutation(learnt) for _ in range(rounds))])[:count]
         )
-    return np.split(np.concatenate(entries)[turns(parts, steps * size)], steps)
+    return np.split(np.concatenate(entries)[interleaving(parts, steps * size)], steps)

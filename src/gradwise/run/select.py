@@ -23,7 +23,7 @@ from gradwise.methods.annealer import Annealer
 from gradwise.methods.decision import Selection
 from gradwise.methods.trial.contenders import only_in_a_run
 from gradwise.planning import RunContext, Samples, Scorer
-from gradwise.planning.phase import chosen, parts_of, scored_parts, together
+from gradwise.planning.phase import joined_selections, parts_of, scored_parts, select_parts
 from gradwise.planning.picks import write_picks
 from gradwise.planning.scoring import PoolSignals, pool_signals, selection_signals, validation_signals
 from gradwise.planning.selecting import compared_texts, first_selection
@@ -123,7 +123,7 @@ def choose(
     """
     goal = recipe.goal
     recipe = replace(recipe, select=recipe.select.with_target(goal))
-    method = recipe.select.chosen()
+    method = recipe.select.resolved()
     if method is None:
         raise only_in_a_run("select")
     pool, target, tokenizer = on_each(lambda: _parts(recipe, goal, tell, progress))
@@ -230,7 +230,7 @@ def select_annealing(
     phase = recipe.anneal
     if phase is None:
         raise RecipeError("The recipe has no `anneal`, so there is no annealing phase to select for.")
-    if phase.tried and phase.winner is None:  # type: ignore[attr-defined]
+    if phase.contender_methods and phase.winner is None:  # type: ignore[attr-defined]
         raise only_in_a_run("anneal")
     if phase.pool == "selection":
         raise RecipeError("anneal.pool: selection is what a run has selected by then; give pool: all.")
@@ -268,8 +268,8 @@ def select_annealing(
             context = replace(context, store=store)
         some = None if len(rows) == len(pool) else rows
         scored = pool_signals(context, quantities | {"num_tokens"}, some)
-        selection = together(
-            chosen(phase, parts, scored.signals, validation=validation, room=None, seed=recipe.seed)
+        selection = joined_selections(
+            select_parts(phase, parts, scored.signals, validation=validation, room=None, seed=recipe.seed)
         )
         by = {"anneal": recipe.to_dict()["anneal"]}
         summary = _summary(by, context, pool, scored.seconds, selection)

@@ -169,7 +169,7 @@ class Less(_RankedByTarget):
     needs: ClassVar[frozenset[str]] = frozenset({"grad", "texts"})
 
     @property
-    def trained_before(self) -> WarmUp:
+    def warm_up_training(self) -> WarmUp:
         return WarmUp(self.warm_up_fraction, self.checkpoints)
 
     def _ranked(

@@ -21,10 +21,10 @@ PARTS = 4
 """Number of splits of a node's probe samples; their spread estimates the noise."""
 
 
-def measured(
+def measure_graph(
     d3: "D3", probe: "Probe", units: Units, *, edges: str, rng: np.random.Generator, probes: int | None
 ) -> InfluenceGraph | None:
-    """As `D3.measured`."""
+    """As `D3.measure`."""
     if edges == "orders":
         return _order_graph(d3, probe, units, rng)
     most = probes or d3.probes

@@ -13,7 +13,7 @@ from gradwise.errors import RecipeError
 from gradwise.methods.balance import balanced, directions, features_of
 from gradwise.methods.d3.costs import timetable
 from gradwise.methods.d3.graph import InfluenceGraph
-from gradwise.methods.d3.measuring import from_signals, measured
+from gradwise.methods.d3.measuring import from_signals, measure_graph
 from gradwise.methods.d3.schedule import Windows
 from gradwise.methods.d3.units import BATCH, UNITS_IN_BATCH, Units
 from gradwise.methods.decision import Order, entries_of
@@ -38,7 +38,7 @@ MANY = 200
 """Nodes above which the cost is stated, which grows with their square."""
 
 
-class Arranged(NamedTuple):
+class Arrangement(NamedTuple):
     """Units in order."""
 
     order: NDArray[np.int64]
@@ -246,15 +246,15 @@ class D3(InfluenceOrder):
             graph = (
                 from_signals(signals, units, target)
                 if probe is None
-                else self.measured(probe, units, edges=edges, rng=rng)
+                else self.measure(probe, units, edges=edges, rng=rng)
             )
-        if warning := self.unmeasured(units, graph):
+        if warning := self.missing_note(units, graph):
             warnings.warn(warning, stacklevel=2)
-        arrangement = self.arranged(units, graph, features, rng, seed=seed)
+        arrangement = self.arrange(units, graph, features, rng, seed=seed)
         place = np.repeat(arrangement.order, units.size)
         rest = len(units.entries) - len(place)
         return Order(
-            units.arranged(arrangement.order),
+            units.in_order(arrangement.order),
             why=(f"by the influence of {self.units} ({graph.edges})" if graph else "balanced by d3",),
             objective=arrangement.value,
             units=np.concatenate([place, np.full(rest, units.whole)]),
@@ -264,7 +264,7 @@ class D3(InfluenceOrder):
 
     # ---- in a run ------------------------------------------------------------------------------------------
 
-    def lay_out(
+    def initial_order(
         self,
         signals: Signals,
         entries: NDArray[np.int64],
@@ -277,14 +277,14 @@ class D3(InfluenceOrder):
         """The balanced order of an epoch, before influence is measured."""
         features, rng = features_of(signals), stream(seed, "d3 order", epoch)
         units = self.units_of(balanced(entries, features[entries], rng), group, batch_size)
-        arranged = self.arranged(units, None, features, rng, seed=seed)
+        arrangement = self.arrange(units, None, features, rng, seed=seed)
         why = (f"by d3 over {self.units}",)
-        return Order(units.arranged(arranged.order), why=why, details=arranged.details)
+        return Order(units.in_order(arrangement.order), why=why, details=arrangement.details)
 
     def timetable(self, steps: int, batch_size: int, nodes: int) -> Timetable:
         return timetable(self, steps, batch_size, nodes)
 
-    def asked(self, timetable: Timetable) -> dict[str, Any]:
+    def measurement_details(self, timetable: Timetable) -> dict[str, Any]:
         return {"trial_steps": self.steps} if self.edges_in_run == "orders" else {"probes": timetable.probes}
 
     def standalone_cost(self, signals: Signals, entries: NDArray[np.int64], *, seed: int) -> str | None:
@@ -357,7 +357,7 @@ class D3(InfluenceOrder):
         """Entries cut into units; those of a group keep their order."""
         return Units.of(entries, group, self.size_of(batch_size))
 
-    def measured(
+    def measure(
         self, probe: "Probe", units: Units, *, edges: str, rng: np.random.Generator, probes: int | None = None
     ) -> InfluenceGraph | None:
         """Influences at a model's present weights, of a few samples of every node; None where fewer than two
@@ -369,9 +369,9 @@ class D3(InfluenceOrder):
             rng: draws the samples.
             probes: largest number of samples of each node. If unset, `probes` of the settings.
         """
-        return measured(self, probe, units, edges=edges, rng=rng, probes=probes)
+        return measure_graph(self, probe, units, edges=edges, rng=rng, probes=probes)
 
-    def arranged(
+    def arrange(
         self,
         units: Units,
         graph: InfluenceGraph | None,
@@ -380,7 +380,7 @@ class D3(InfluenceOrder):
         *,
         seed: int,
         first: int | None = None,
-    ) -> Arranged:
+    ) -> Arrangement:
         """Units in order, by a graph of their nodes or in balance alone.
 
         Args:
@@ -399,10 +399,10 @@ class D3(InfluenceOrder):
             # Groups take turns: in their given order the data ended 0.54 nats above a shuffle (docs/log.md).
             base = mixed[interleaved(units.node[mixed])]
         if graph is None and units.whole * len(units.names) > MOST_BALANCED and not units.ungrouped:
-            return Arranged(base, {}, None)
+            return Arrangement(base, {}, None)
         strays = units.summed(features) if units.ungrouped else units.one_hot()
         if graph is None or len(base) < 2:
-            return Arranged(base, {"imbalance": _rounded(imbalance(strays, base))}, None)
+            return Arrangement(base, {"imbalance": _rounded(imbalance(strays, base))}, None)
         node, worth, before = self._by_unit(units, graph)
         windows = Windows(node, worth, before, self.window, self.commit, seed)
         order = windows.order(base, strays, self.balance, None if first is None else -(-first // units.size))
@@ -414,9 +414,9 @@ class D3(InfluenceOrder):
             "nodes": len(graph),
             "precedences": int(before.sum()),
         }
-        return Arranged(order, details, value)
+        return Arrangement(order, details, value)
 
-    def unmeasured(self, units: Units, graph: InfluenceGraph | None) -> str | None:
+    def missing_note(self, units: Units, graph: InfluenceGraph | None) -> str | None:
         """What could not be measured of units, in a sentence, and what to do; None where all was.
 
         Args:

@@ -20,7 +20,7 @@ from pydantic import Field
 from gradwise.errors import RecipeError
 from gradwise.methods.cost_counts import FORWARD, HESSIAN
 from gradwise.methods.d3.graph import InfluenceGraph
-from gradwise.methods.d3.method import Arranged
+from gradwise.methods.d3.method import Arrangement
 from gradwise.methods.d3.units import BATCH, Units
 from gradwise.methods.decision import Order, entries_of
 from gradwise.methods.interfaces import InfluenceOrder, Timetable
@@ -99,7 +99,7 @@ class PublishedD3(InfluenceOrder):
     ) -> Units:
         return Units.of_batches(entries, batch_size)
 
-    def lay_out(
+    def initial_order(
         self,
         signals: Signals,  # noqa: ARG002
         entries: NDArray[np.int64],
@@ -125,7 +125,7 @@ class PublishedD3(InfluenceOrder):
             cost = self.chunk * (batch_size + samples * FORWARD)
         return Timetable(self.chunk, batch_size, cost / samples, restarts=True)
 
-    def asked(self, timetable: Timetable) -> dict[str, Any]:  # noqa: ARG002
+    def measurement_details(self, timetable: Timetable) -> dict[str, Any]:  # noqa: ARG002
         return {"chunk": self.chunk}
 
     def standalone_cost(self, signals: Signals, entries: NDArray[np.int64], *, seed: int) -> str:  # noqa: ARG002
@@ -134,7 +134,7 @@ class PublishedD3(InfluenceOrder):
             "all are measured at the present ones."
         )
 
-    def measured(
+    def measure(
         self,
         probe: "Probe",
         units: Units,
@@ -162,7 +162,7 @@ class PublishedD3(InfluenceOrder):
         noise = np.full(weight.shape, np.nan)
         return InfluenceGraph(names, weight, noise, influence, edges=self.rule, rate=probe.rate)
 
-    def arranged(
+    def arrange(
         self,
         units: Units,
         graph: InfluenceGraph | None,
@@ -171,11 +171,11 @@ class PublishedD3(InfluenceOrder):
         *,
         seed: int,
         first: int | None = None,  # noqa: ARG002
-    ) -> Arranged:
+    ) -> Arrangement:
         """Whole units in the order that has the least advantage placed the other way."""
         order = np.arange(units.whole)
         if graph is None or graph.names != tuple(units.names[node] for node in units.nodes):
-            return Arranged(order, {}, None)
+            return Arrangement(order, {}, None)
         if self.rule == "lambda":
             # All S_ij have the sign of lambda_i - lambda_j: descending lambda loses no advantage at all, and
             # no search is needed.
@@ -186,9 +186,9 @@ class PublishedD3(InfluenceOrder):
         else:
             order = linear_order(np.maximum(advantages(graph), 0.0), seed=seed)
         against = lost(graph, order)
-        return Arranged(order, {"advantage_lost": against, "nodes": len(graph)}, -against)
+        return Arrangement(order, {"advantage_lost": against, "nodes": len(graph)}, -against)
 
-    def unmeasured(self, units: Units, graph: InfluenceGraph | None) -> str | None:
+    def missing_note(self, units: Units, graph: InfluenceGraph | None) -> str | None:
         if graph is not None:
             return None
         return f"order: d3_published found {len(units.nodes)} whole batches in a chunk; it stays as drawn."
@@ -208,16 +208,18 @@ class PublishedD3(InfluenceOrder):
         if probe is None:
             raise RecipeError("order: d3_published asks a model; give a gradwise.Probe.")
         rng = stream(seed, "d3 order", epoch)
-        mixed = self.lay_out(signals, entries, group=None, batch_size=BATCH, epoch=epoch, seed=seed).indices
+        mixed = self.initial_order(
+            signals, entries, group=None, batch_size=BATCH, epoch=epoch, seed=seed
+        ).indices
         size = max(1, min(BATCH, len(mixed) // 2))
         parts: list[NDArray[np.int64]] = []
         graph = None
         for start in range(0, len(mixed), self.chunk * size):
             units = self.units_of(mixed[start : start + self.chunk * size], None, size)
             if len(units.nodes) > 1:
-                graph = self.measured(probe, units, edges=self.rule, rng=rng)
-                arrangement = self.arranged(units, graph, np.zeros(0), rng, seed=seed)
-                parts.append(units.arranged(arrangement.order))
+                graph = self.measure(probe, units, edges=self.rule, rng=rng)
+                arrangement = self.arrange(units, graph, np.zeros(0), rng, seed=seed)
+                parts.append(units.in_order(arrangement.order))
             else:
                 parts.append(units.entries)
         why = (f"in published order within chunks of {self.chunk} batches ({self.rule})",)

@@ -99,7 +99,7 @@ class Units:
         """Units of full size: those that are put in order."""
         return len(self.entries) // self.size
 
-    def arranged(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+    def in_order(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) all entries, given an order (whole,) of the whole units; a short one stays the last, so that
         no other is cut apart by the batches it is trained in."""
         end = self.whole * self.size

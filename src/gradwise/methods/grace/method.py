@@ -248,7 +248,7 @@ class Grace(PublishedGrace, Targeted):
         changed = [name for name in REFRESHING if getattr(self, name) != default_of(Grace, name)]
         return budgeted(self, size, speeds, once=once, scores_all=scores_all, changed=changed)
 
-    def warm_up(self) -> None:
+    def compile_kernels(self) -> None:
         decide_once(self)
 
     def first_stage(self, signals: Signals, target: Signals) -> NgramMatch | None:

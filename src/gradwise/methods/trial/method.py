@@ -33,9 +33,9 @@ CLASSES: dict[str, type[Annealer]] = {
 class Trial(Annealer):
     """The selection after which a few steps lower the held-out loss most.
 
-    >>> Trial(contenders=["direct", "random"], fraction=0.2).chosen() is None
+    >>> Trial(contenders=["direct", "random"], fraction=0.2).resolved() is None
     True
-    >>> Trial(contenders=["direct", "random"], fraction=0.2, winner="random").chosen().fraction
+    >>> Trial(contenders=["direct", "random"], fraction=0.2, winner="random").resolved().fraction
     0.2
     """
 
@@ -66,15 +66,15 @@ class Trial(Annealer):
     @property
     def needs(self) -> frozenset[str]:
         """The signals that one of the contenders decides by."""
-        return frozenset().union(*(method.needs for method in self.tried.values()))
+        return frozenset().union(*(method.needs for method in self.contender_methods.values()))
 
     @property
     def validation_needs(self) -> frozenset[str]:
         """Signals of the validation samples that one of the contenders decides by."""
-        return frozenset().union(*(method.validation_needs for method in self.tried.values()))
+        return frozenset().union(*(method.validation_needs for method in self.contender_methods.values()))
 
     @property
-    def tried(self) -> dict[str, Annealer]:
+    def contender_methods(self) -> dict[str, Annealer]:
         shared: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(Annealer)}
         # What a contender does not use it would refuse: all of the data have no size to be given.
         unused: dict[str, Any] = {"validation_samples": default_of(Annealer, "validation_samples")}
@@ -82,8 +82,8 @@ class Trial(Annealer):
         left_out = {"full": whole, "random": unused}
         return {name: CLASSES[name](**shared | left_out.get(name, {})) for name in self.contenders}
 
-    def chosen(self) -> Annealer | None:
-        return None if self.winner is None else self.tried[self.winner]
+    def resolved(self) -> Annealer | None:
+        return None if self.winner is None else self.contender_methods[self.winner]
 
     def select(
         self,
@@ -98,7 +98,7 @@ class Trial(Annealer):
         Raises:
             RecipeError: there is no winner yet, since only a run can hold a trial.
         """
-        winner = self.chosen()
+        winner = self.resolved()
         if winner is None:
             raise only_in_a_run("anneal")
         return winner.select(signals, validation=validation, room=room, seed=seed)

@@ -29,7 +29,7 @@ Contender = Literal["grace", "dsir", "nearest", "tsds", "random", "full"]
 class SelectTrial(AlwaysTargeted):
     """The selection after which a few steps lower the loss on target samples most.
 
-    >>> SelectTrial(contenders=["dsir", "full"], count=8, winner="dsir").chosen().count
+    >>> SelectTrial(contenders=["dsir", "full"], count=8, winner="dsir").resolved().count
     8
     """
 
@@ -58,7 +58,7 @@ class SelectTrial(AlwaysTargeted):
         check_contenders("select", self.contenders, self.winner)
 
     @property
-    def tried(self) -> dict[str, Selector]:
+    def contender_methods(self) -> dict[str, Selector]:
         size: dict[str, Any] = {"fraction": self.fraction, "count": self.count}
         aimed: dict[str, Any] = {**size, "target": self.target or "target"}
         selectors: dict[str, Selector] = {
@@ -72,18 +72,18 @@ class SelectTrial(AlwaysTargeted):
         }
         return {name: selectors[name] for name in self.contenders}
 
-    def chosen(self) -> Selector | None:
-        return None if self.winner is None else self.tried[self.winner]
+    def resolved(self) -> Selector | None:
+        return None if self.winner is None else self.contender_methods[self.winner]
 
     def advice(self, selection: Selection) -> str | None:
-        winner = self.chosen()
+        winner = self.resolved()
         return None if winner is None else winner.advice(selection)
 
     @property
     def _remaining(self) -> list[Selector]:
         """The contenders that still matter."""
-        chosen = self.chosen()
-        return list(self.tried.values()) if chosen is None else [chosen]
+        chosen = self.resolved()
+        return list(self.contender_methods.values()) if chosen is None else [chosen]
 
     @property
     def needs(self) -> frozenset[str]:
@@ -107,7 +107,7 @@ class SelectTrial(AlwaysTargeted):
         Raises:
             RecipeError: there is no winner yet, since only a run can hold a trial.
         """
-        winner = self.chosen()
+        winner = self.resolved()
         if winner is None:
             raise only_in_a_run("select")
         select: Any = winner.select
