@@ -186,6 +186,13 @@ class Selecting(Decider):
         places = rows if scored.rows is None else np.searchsorted(scored.rows, rows)
         return scored._replace(signals=scored.signals.take(places), rows=rows)
 
+    def size_of_trial(self, context: RunContext) -> RunSize | None:
+        """Size of a run that is about to hold a trial, by which its cost is forecast; None for others."""
+        if context.recipe.select.resolved() is not None:
+            return None
+        size = self._size(context)
+        return replace(size, steps=self._steps, scored=None if self._rows is None else len(self._rows))
+
     def try_contenders(self, context: RunContext) -> RunContext:
         """The context with the winner of a trial in its recipe, where one is to be held: each contender
         selects by one half of the target samples, trains for some steps, and is judged by the other half."""
