@@ -1,4 +1,4 @@
-"""DiReCT in pools with one kind of junk: its share of the picks, with and without the rules that leave it out.
+"""DiReCT in pools with one kind of junk: its share of the picks, with and without the rules against it.
 
     python -m benchmarks.direct.junk      # two minutes on one core
 
@@ -72,8 +72,8 @@ def page(content: Content) -> Page:
             rows.append([kind, target, *cells])
     head = ["junk", "target", *(f"`outliers: {how}`" for how in OUTLIERS)]
     text = (
-        f"Largest share of the junk among {PICKS} picks, and the number of pools in which it was above its share "
-        f"of the pool, {SHARE:.0%}. `sentences` are formulaic sentences of some 24 tokens."
+        f"Largest share of the junk among {PICKS} picks, and the number of pools in which it was above its "
+        f"share of the pool, {SHARE:.0%}. `sentences` are formulaic sentences of some 24 tokens."
     )
     claim = tables.Claim(
         "Pools in which a kind of junk exceeds its share of DiReCT's picks", f"{above} of {len(rows) * POOLS}"
