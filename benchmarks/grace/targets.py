@@ -236,13 +236,13 @@ def chosen_by_grace(one: Case, seed: int, count: int = PICKS) -> None:
     size = len(one.samples["pool"])
     texts = {part: Texts(one.samples[part], tokenizer) for part in ("pool", "target")}
     words = {part: Signals(len(one.samples[part]), texts=texts[part]) for part in texts}
-    first = method.first_stage(words["pool"], words["target"])
-    scored_rows = method.rows_to_score(size, None, seed, first)
+    match = method.match_texts(words["pool"], words["target"])
+    scored_rows = method.rows_to_score(size, None, seed, match)
     scored, target = (
         collect(one.model, rows, one.collate, want=("embedding",), progress=False)
         for rows in (one.samples["pool"].select(scored_rows), one.samples["target"])
     )
-    state = method.begin(scored, scored_rows=scored_rows, pool=size, seed=seed, target=target, first=first)
+    state = method.begin(scored, scored_rows=scored_rows, pool=size, seed=seed, target=target, match=match)
     method.pick(state, Signals(size, num_tokens=np.ones(size, np.int32)), seed=seed)
 
 

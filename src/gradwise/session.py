@@ -227,7 +227,7 @@ class Session:
             check_tokens(self.trainer.model, dataset, self.trainer.data_collator)
         self._settle_packing()
         if self.plan is None:
-            self.plan = self._resumed_plan() if self.resumed_from else self.planner.first(self.context())
+            self.plan = self._resumed_plan() if self.resumed_from else self.planner.first_plan(self.context())
             self._save_plan(self.plan)
         batches = self.layout.cut(self.plan)
         self._feeder = Feeder(batches, planned.inputs, planned.collate, **loader_settings(self.args))

@@ -85,7 +85,7 @@ class TrainerLoaderSession(Session):
                 f"A generation takes {self.prompts.chunk} different prompts (generation_batch_size over "
                 f"num_generations), and the data have {prompts}; lower the batch size."
             )
-        return self.planner.first(self.context())
+        return self.planner.first_plan(self.context())
 
     def _resumed_prompts(self) -> Plan:
         source, state = self.resumed_from, self._state

@@ -434,6 +434,8 @@ class TestRefresh:
             state = grace.begin(found, step=3)
             again = State.of_arrays(state.arrays())
             assert again.arrays().keys() == state.arrays().keys()
+            # The name in checkpoints of earlier versions.
+            assert np.array_equal(state.arrays()["looked"], state.scored_rows)
             for name, values in state.arrays().items():
                 assert np.array_equal(again.arrays()[name], values), name
                 assert again.arrays()[name].dtype == values.dtype, name

@@ -382,4 +382,4 @@ def test_what_a_sharded_model_cannot_do_is_refused(
     trainer.session.open(None)
     context = replace(trainer.session.context(), sharded=True, measurable=measurable)
     with pytest.raises(gw.RecipeError, match=words):
-        trainer.session.planner.first(context)
+        trainer.session.planner.first_plan(context)

@@ -178,7 +178,7 @@ def test_targets_that_stand_in_the_pool_do_not_judge(
     monkeypatch.setattr(trials, "_losses", watched)
     said: list[str] = []
     monkeypatch.setattr(trainer.session, "tell", said.append)
-    planner.Planner(trainer.session.recipe, 4).first(replace(context, target=target))
+    planner.Planner(trainer.session.recipe, 4).first_plan(replace(context, target=target))
     pool = list(context.train.inputs["input_ids"])
     choosing = list(halves(target, "select").choosing.inputs["input_ids"])
     assert len(judges) >= 4 and not [ids for ids in judges if ids in pool or ids in choosing]

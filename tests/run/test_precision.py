@@ -21,13 +21,13 @@ from gradwise.run.select import select_annealing, select_samples
 from gradwise.run.signals import collect_signals
 
 CALLERS = {
-    "time_forward_backward", "scoring_speed", "first", "signals_now", "run_probe", "decide",
+    "time_forward_backward", "scoring_speed", "first_plan", "signals_now", "run_probe", "decide",
     "_hessian_product", "_step", "losses", "by_autograd", "_measure", "training_step", "evaluate", "write",
     "collect_signals", "choose", "select_annealing", "order_samples",
 }  # fmt: skip
 
 RUN = {
-    "time_forward_backward", "scoring_speed", "first", "signals_now", "run_probe", "decide",
+    "time_forward_backward", "scoring_speed", "first_plan", "signals_now", "run_probe", "decide",
     "_hessian_product", "by_autograd", "_measure", "training_step", "evaluate", "write",
 }  # fmt: skip
 """What a run with all four methods calls: timing, scoring, refreshes, probes, training, evaluation."""
@@ -142,7 +142,7 @@ def test_a_store_of_another_precision_is_refused(
 
 def test_float16_refuses_trial_steps(story_model: Callable[[], Any], speeches: Any) -> None:
     model = story_model()
-    with pytest.raises(gw.RecipeError, match="float16"):
+    with pytest.raises(gw.RecipeError, match=r"float16.*use bf16, or another method"):
         gw.Probe(model, torch.optim.SGD(model.parameters()), speeches, autocast=torch.float16)
 
 

@@ -81,7 +81,7 @@ class Budgeted(NamedTuple):
     """What it is expected to cost, for the console."""
 
 
-class FirstStage(Protocol):
+class TextMatch(Protocol):
     """How the texts of a pool compare with a target, before any model is asked."""
 
     closeness: float
@@ -163,7 +163,7 @@ class Selector(Method):
         """The same method with its target settled."""
         return self
 
-    def first_stage(self, signals: Signals, target: Signals) -> FirstStage | None:
+    def match_texts(self, signals: Signals, target: Signals) -> TextMatch | None:
         """What the texts of a pool and a target say before a model is asked; None where that is nothing."""
         return None
 
@@ -201,7 +201,7 @@ class Selector(Method):
         """Compile what is compiled at the first use, so that it is not timed."""
 
     def rows_to_score(
-        self, pool: int, domain: NDArray[np.str_] | None, seed: int, first: object = None
+        self, pool: int, domain: NDArray[np.str_] | None, seed: int, match: object = None
     ) -> Places | None:
         """The samples to score, ascending; None for all of them.
 
@@ -209,7 +209,7 @@ class Selector(Method):
             pool: number of samples.
             domain: of each of them.
             seed: of what is left to chance.
-            first: what `first_stage` gave.
+            match: what `match_texts` returned.
         """
         return None
 
@@ -224,7 +224,7 @@ class Selector(Method):
         took: dict[str, float] | None = None,
         forecast: SelectionForecast | None = None,
         target: Signals | None = None,
-        first: object = None,
+        match: object = None,
     ) -> SelectionState | None:
         """What to remember of the first scoring run; None for a method that remembers nothing."""
         return None

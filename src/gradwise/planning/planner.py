@@ -63,7 +63,7 @@ class Planner:
         """Whether samples are measured before the first step."""
         return any(decider.needs & set(QUANTITIES) for decider in self.deciders)
 
-    def first(self, context: RunContext) -> Plan:
+    def first_plan(self, context: RunContext) -> Plan:
         """The plan of a run that begins."""
         check_samples(context, self._methods)
         check_proxy(context)
@@ -277,7 +277,7 @@ class FixedPlanner(Planner):
         self.deciders = []
         self._plan = plan
 
-    def first(self, context: RunContext) -> Plan:
+    def first_plan(self, context: RunContext) -> Plan:
         plan = self._plan
         if plan.dropped is not None or plan.until is not None:
             raise PlanError("The plan holds only a part of another run, whose later epochs it does not know.")

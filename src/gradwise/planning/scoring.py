@@ -256,7 +256,7 @@ def _after_warm_up(
     )
     per_epoch = -(-len(chosen) // batch)
     steps, done = per_epoch * warm_up.epochs, 0
-    checkpoint_signals, aims = [], []
+    checkpoint_signals, targets = [], []
     # Where scoring could resume, it would be at other weights.
     moved = replace(context, optimizer=optimizer, store=None, shared=None)
     with probe.training() as step:
@@ -267,7 +267,7 @@ def _after_warm_up(
                 done += 1
             quantities = sorted(needs & set(QUANTITIES))
             checkpoint_signals.append(_collect(moved, scorer, None, quantities, use_optimizer=True))
-            aims.append(target_signals(moved, needs))
+            targets.append(target_signals(moved, needs))
     grads = np.concatenate([np.asarray(each.grad) for each in checkpoint_signals], axis=1)
     sound = [each.ok for each in checkpoint_signals] + ([] if ordered is None else [ordered.signals.ok])
     signals = replace(
@@ -275,7 +275,7 @@ def _after_warm_up(
         grad=grads,
         ok=np.logical_and.reduce(sound),
     )
-    target = replace(aims[0], grad=np.concatenate([np.asarray(each.grad) for each in aims], axis=1))
+    target = replace(targets[0], grad=np.concatenate([np.asarray(each.grad) for each in targets], axis=1))
     seconds = time.perf_counter() - start
     if ordered is None:
         return PoolSignals(signals, None, seconds, target=target)

@@ -15,7 +15,7 @@ from gradwise.errors import RecipeError
 from gradwise.methods.cost_counts import ORDINARY
 from gradwise.methods.costs import RunSize, SelectionForecast, Speeds
 from gradwise.methods.decision import Selection
-from gradwise.methods.interfaces import Arrays, FirstStage, SelectionState, Selector
+from gradwise.methods.interfaces import Arrays, SelectionState, Selector, TextMatch
 from gradwise.planning.context import RunContext
 from gradwise.planning.decider import Decider, DecisionCost, rounded, served
 from gradwise.planning.epochs import (
@@ -26,7 +26,7 @@ from gradwise.planning.epochs import (
     make_plan,
     repeated,
 )
-from gradwise.planning.first import compared_texts, first_selection
+from gradwise.planning.first_selection import first_selection, match_pool_texts
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.phase import Part
 from gradwise.planning.picks import keep_picks, keep_pool
@@ -76,8 +76,8 @@ class Selecting(Decider):
         self._forecast: SelectionForecast | None = None
         self._steps = 0
         self._rows: NDArray[np.int64] | None = None
-        self._first: FirstStage | None = None
-        self._first_by_half: FirstStage | None = None
+        self._match: TextMatch | None = None
+        self._match_by_half: TextMatch | None = None
         self._scored: PoolSignals | None = None
         self._state: SelectionState | None = None
         self._picks: NDArray[np.int64] | None = None
@@ -126,14 +126,14 @@ class Selecting(Decider):
     def prepare(self, context: RunContext) -> RunContext:
         # A method and an order that both need signals share one scoring run over all samples.
         method, scores_all = context.recipe.select, bool(self._ordering.needs & set(QUANTITIES))
-        self._first = compared_texts(method, context)
+        self._match = match_pool_texts(method, context)
         start = time.perf_counter()
         size = partial(self._size, context)
         budgeted = method.budgeted(
             size, partial(_speeds, context, method), once=self._once(context), scores_all=scores_all
         )
         if budgeted is None:
-            self._rows = self._rows_of(method, context, self._first)
+            self._rows = self._rows_of(method, context, self._match)
             if method.resolved() is None:
                 self._prepare_trial(method, context)
             return context
@@ -150,16 +150,16 @@ class Selecting(Decider):
                 f"order: {self._ordering.method.method} needs signals of all samples, and select.candidates "
                 f"scores {candidates:,} of {pool:,}; give candidates: all."
             )
-        self._rows = budgeted.method.rows_to_score(pool, context.train.domain, context.seed, self._first)
+        self._rows = budgeted.method.rows_to_score(pool, context.train.domain, context.seed, self._match)
         return replace(context, recipe=recipe)
 
     def _rows_of(
-        self, method: Selector, context: RunContext, first: FirstStage | None
+        self, method: Selector, context: RunContext, match: TextMatch | None
     ) -> NDArray[np.int64] | None:
         """The samples that a method without a budget scores; None for all of them."""
         if self._ordering.needs & set(QUANTITIES):
             return None
-        return method.rows_to_score(len(context.train), context.train.domain, context.seed, first)
+        return method.rows_to_score(len(context.train), context.train.domain, context.seed, match)
 
     def _prepare_trial(self, method: Selector, context: RunContext) -> None:
         """Compare the texts with the half of the target that chooses as well, and score what either calls
@@ -167,11 +167,11 @@ class Selecting(Decider):
         assert context.target is not None
         # The judges must not have chosen: a contender that saw them would be judged by its own target.
         half = replace(context, target=halves(context.target, self.name).choosing)
-        self._first_by_half = compared_texts(method, half)
-        rows = self._rows_of(method, half, self._first_by_half)
+        self._match_by_half = match_pool_texts(method, half)
+        rows = self._rows_of(method, half, self._match_by_half)
         self._rows = None if rows is None or self._rows is None else np.union1d(rows, self._rows)
 
-    def _scored_for(self, method: Selector, context: RunContext, first: FirstStage | None) -> PoolSignals:
+    def _scored_for(self, method: Selector, context: RunContext, match: TextMatch | None) -> PoolSignals:
         """The part of a trial's signals that a contender would have measured alone."""
         scored = self._scored
         assert scored is not None
@@ -180,7 +180,7 @@ class Selecting(Decider):
         if not method.needs & set(QUANTITIES):
             signals = context.train.described(method.needs | self._ordering.needs)
             return scored._replace(signals=signals, rows=None)
-        rows = self._rows_of(method, context, first)
+        rows = self._rows_of(method, context, match)
         if rows is None:
             return scored
         places = rows if scored.rows is None else np.searchsorted(scored.rows, rows)
@@ -200,17 +200,17 @@ class Selecting(Decider):
         if trial.resolved() is not None:
             return context
         assert self._scored is not None and self._scored.target is not None and context.target is not None
-        start, first = time.perf_counter(), self._first_by_half
+        start, match = time.perf_counter(), self._match_by_half
         half = halves(context.target, self.name, pool=context.train)
-        aims = self._scored.target.take(half.rows)
+        choosing_signals = self._scored.target.take(half.rows)
         choosing = replace(context, target=half.choosing)
         picks = {}
         for name, method in trial.contender_methods.items():
-            scored = self._scored_for(method, choosing, first)._replace(target=aims)
+            scored = self._scored_for(method, choosing, match)._replace(target=choosing_signals)
             if method.needs & set(QUANTITIES):
                 # How far the pool is from the target is said of the winner alone.
                 scored = scored._replace(signals=replace(scored.signals, texts=None))
-            picks[name] = [first_selection(method, choosing, scored, first=first).selection]
+            picks[name] = [first_selection(method, choosing, scored, match=match).selection]
         winner, _ = hold_trial(
             context,
             picks,
@@ -224,7 +224,7 @@ class Selecting(Decider):
         recipe = replace(context.recipe, select=replace(trial, winner=winner))
         context.save_recipe(recipe)
         context = replace(context, recipe=recipe)
-        self._scored = self._scored_for(_method(context), context, self._first)
+        self._scored = self._scored_for(_method(context), context, self._match)
         return context
 
     def _size(self, context: RunContext) -> RunSize:
@@ -261,7 +261,7 @@ class Selecting(Decider):
             order_needs=self._ordering.needs,
             forecast=self._forecast,
             took=took,
-            first=self._first,
+            match=self._match,
         )
         took["selection"] = time.perf_counter() - start - sum(took.values())
         # Without refreshes nothing of the graph is asked again, and checkpoints need not carry it.

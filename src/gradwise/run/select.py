@@ -26,7 +26,7 @@ from gradwise.planning import RunContext, Samples, Scorer
 from gradwise.planning.phase import joined_selections, parts_of, scored_parts, select_parts
 from gradwise.planning.picks import write_picks
 from gradwise.planning.scoring import PoolSignals, pool_signals, selection_signals, validation_signals
-from gradwise.planning.selecting import compared_texts, first_selection
+from gradwise.planning.selecting import first_selection, match_pool_texts
 from gradwise.precision import autocast_of
 from gradwise.ranks import check_same, is_first, on_each, on_first
 from gradwise.recipe import Model, Recipe
@@ -134,8 +134,8 @@ def choose(
         recipe, out, pool, tokenizer, target=target, store=out / SIGNALS, tell=tell, progress=progress
     )
     count = len(pool)
-    first: Any = compared_texts(method, context)
-    rows, selection = method.rows_to_score(count, context.train.domain, recipe.seed, first), None
+    match: Any = match_pool_texts(method, context)
+    rows, selection = method.rows_to_score(count, context.train.domain, recipe.seed, match), None
     if rows is not None and more & set(QUANTITIES):
         raise RecipeError(
             f"order: {recipe.order.method} needs signals of all samples, and select.candidates scores "
@@ -143,12 +143,12 @@ def choose(
         )
     if not method.needs & set(QUANTITIES) and more & set(QUANTITIES):
         unscored = selection_signals(context, method.needs | {"num_tokens"})
-        selection = first_selection(method, context, unscored, first=first).selection
+        selection = first_selection(method, context, unscored, match=match).selection
         picked = np.unique(selection.indices)
         rows = picked if len(picked) < count else None
     if selection is None:
         scored = selection_signals(context, method.needs | {"num_tokens"}, rows, order_needs=more)
-        selection = first_selection(method, context, scored, first=first).selection
+        selection = first_selection(method, context, scored, match=match).selection
     else:
         scored = pool_signals(context, method.needs | more | {"num_tokens"}, rows)
     if advice := method.advice(selection):

@@ -123,13 +123,13 @@ def load_proxy(recipe: Recipe, pool: Pool, target: Pool | None, *, progress: boo
     theirs = load(_keeping_all(data), "train", tokenizer, progress=progress)
     rows = _aligned(pool, theirs)
     model = _placed(recipe, load_model(settings))
-    aims, goal = None, recipe.goal
+    target_samples, goal = None, recipe.goal
     if target is not None and goal is not None:
         whole = load(_keeping_all(data), goal, tokenizer, progress=progress)
-        aims = whole.dataset.select(_aligned(target, whole))
-    proxy = Scorer(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer), aims)
+        target_samples = whole.dataset.select(_aligned(target, whole))
+    proxy = Scorer(model, theirs.dataset.select(rows), Collator.for_tokenizer(tokenizer), target_samples)
     check_tokens(*proxy[:3])
-    check_tokens(model, aims, proxy.collate)
+    check_tokens(model, target_samples, proxy.collate)
     return proxy
 
 

@@ -178,25 +178,27 @@ class Less(_RankedByTarget):
         target: Signals,
         seed: int,  # noqa: ARG002
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], str]:
-        grads, aims = (np.asarray(each.require("grad", self.method)) for each in (signals, target))
-        if grads.shape[1] != aims.shape[1] or grads.shape[1] % self.checkpoints:
+        grads, targets = (np.asarray(each.require("grad", self.method)) for each in (signals, target))
+        if grads.shape[1] != targets.shape[1] or grads.shape[1] % self.checkpoints:
             raise SignalError(
                 f"less needs gradients of {self.checkpoints} checkpoints side by side, as many numbers for "
-                f"the pool as for the target; found {grads.shape[1]} and {aims.shape[1]}. "
+                f"the pool as for the target; found {grads.shape[1]} and {targets.shape[1]}. "
                 "Give checkpoints: 1 for gradients at the present weights."
             )
         subtasks = Subtasks.of_domains(target.domain, len(target))
-        usable = np.isfinite(aims).all(axis=1)
-        if not aims[usable].any():
+        usable = np.isfinite(targets).all(axis=1)
+        if not targets[usable].any():
             raise SignalError(
-                f"less: none of {len(aims)} target samples has a gradient that is finite and not zero; give "
-                "other target samples."
+                f"less: none of {len(targets)} target samples has a gradient that is finite and not zero; "
+                "give other target samples."
             )
         # eta_c of LESS: the mean rate of each epoch of a linear decay, up to a factor that all scores share.
         rates = 1 - (np.arange(self.checkpoints) + 0.5) / self.checkpoints
         scores = np.zeros((len(subtasks.names), len(grads)))
         for rate, pool, aim in zip(
-            rates, *(np.split(each, self.checkpoints, axis=1) for each in (grads, aims)), strict=True
+            rates,
+            *(np.split(each, self.checkpoints, axis=1) for each in (grads, targets)),
+            strict=True,
         ):
             means = np.stack(
                 [
@@ -274,14 +276,14 @@ def _units(signals: Signals, rows: NDArray[np.int64]) -> NDArray[np.float64]:
 def _cosines(signals: Signals, target: Signals, by: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Samples with a finite embedding, and (m, n) cosines of the target samples with them."""
     embeddings = np.asarray(signals.require("embedding", by))
-    aims = np.asarray(target.require("embedding", f"{by}, of the target samples,"))
+    targets = np.asarray(target.require("embedding", f"{by}, of the target samples,"))
     rows = np.flatnonzero(np.isfinite(embeddings).all(axis=1))
-    aims = aims[np.isfinite(aims).all(axis=1)].astype(np.float64)
-    if not rows.size or not len(aims):
+    targets = targets[np.isfinite(targets).all(axis=1)].astype(np.float64)
+    if not rows.size or not len(targets):
         raise SignalError(f"{by}: no sample of the pool or of the target has a finite embedding.")
     centre = embeddings[rows].mean(axis=0, dtype=np.float64)
     # Both around the pool's mean: without centring all embeddings of a language model are alike.
-    cosines = unit_rows(aims - centre) @ _units(signals, rows).T
+    cosines = unit_rows(targets - centre) @ _units(signals, rows).T
     check_aligned(cosines, by, "embeddings")
     return rows, cosines
 

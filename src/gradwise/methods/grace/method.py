@@ -201,10 +201,10 @@ class Grace(PublishedGrace, Targeted):
         check_signals(signals, self.method, seed=seed)
         if target is not None and not self.uses_target:
             return replace(self, target="target").select(signals, target=target, seed=seed)
-        first = self.first_stage(signals, check_target(target, self.method)) if self.uses_target else None
-        rows = self.rows_to_score(len(signals), signals.domain, seed, first)
+        match = self.match_texts(signals, check_target(target, self.method)) if self.uses_target else None
+        rows = self.rows_to_score(len(signals), signals.domain, seed, match)
         scored = signals if rows is None else signals.take(rows)
-        state = self.begin(scored, scored_rows=rows, pool=len(signals), seed=seed, target=target, first=first)
+        state = self.begin(scored, scored_rows=rows, pool=len(signals), seed=seed, target=target, match=match)
         picked = self.pick(state, signals, seed=seed)
         if advice := self.advice(picked):
             warnings.warn(advice, stacklevel=2)
@@ -251,7 +251,7 @@ class Grace(PublishedGrace, Targeted):
     def compile_kernels(self) -> None:
         decide_once(self)
 
-    def first_stage(self, signals: Signals, target: Signals) -> NgramMatch | None:
+    def match_texts(self, signals: Signals, target: Signals) -> NgramMatch | None:
         """How the words of all samples compare with the target's; None where texts are not known."""
         if not self.uses_target or signals.texts is None or target.texts is None:
             return None
@@ -269,19 +269,19 @@ class Grace(PublishedGrace, Targeted):
         pool: int,
         domain: NDArray[np.str_] | None,
         seed: int,
-        first: NgramMatch | None = None,
+        match: NgramMatch | None = None,
     ) -> NDArray[np.int64] | None:
         """The samples that `candidates` scores, ascending; None where that is all of them.
 
         If `candidates` is unset, all are scored, and with a target `cascade.SURVIVORS` for each pick.
         """
         count = self.candidates
-        if first is not None and count is None:
+        if match is not None and count is None:
             # n-grams rank the whole pool without a model; only the best few per pick are worth a scoring run.
-            count = cascade.SURVIVORS * first.size
+            count = cascade.SURVIVORS * match.size
         if not isinstance(count, int) or count >= pool:
             return None
-        return stratified_sample(pool, count, domain, seed) if first is None else np.sort(first.best(count))
+        return stratified_sample(pool, count, domain, seed) if match is None else np.sort(match.best(count))
 
     def begin(
         self,
@@ -295,7 +295,7 @@ class Grace(PublishedGrace, Targeted):
         took: dict[str, float] | None = None,
         forecast: SelectionForecast | None = None,
         target: Signals | None = None,
-        first: NgramMatch | None = None,
+        match: NgramMatch | None = None,
     ) -> State:
         """What to remember of the first scoring run of a pool.
 
@@ -309,7 +309,7 @@ class Grace(PublishedGrace, Targeted):
             took: gets the seconds that the graph took, as "graph".
             forecast: how often the selection is refreshed. If unset, never.
             target: signals of the target samples, where the selection aims at some.
-            first: how the words of the whole pool compare with theirs.
+            match: how the words of the whole pool compare with theirs.
         """
         check_signals(signals, self.method, seed=seed)
         scored_rows = np.arange(len(signals)) if scored_rows is None else scored_rows
@@ -334,8 +334,8 @@ class Grace(PublishedGrace, Targeted):
             mean_tokens = float(signals.require("num_tokens", "grace with by_length")[stands].mean())
         if self.uses_target:
             # Of the whole pool: a smaller one, or all candidates, would give subtasks other shares.
-            usual = self._usual_size(pool or len(signals), signals) if first is None else first.size
-            size = min(len(stands), usual) if first is None else usual
+            usual = self._usual_size(pool or len(signals), signals) if match is None else match.size
+            size = min(len(stands), usual) if match is None else usual
             direction = cascade.target_direction(self.kind, signals, stands, target, size, nodes.centre)
         else:
             direction = self._target(signals, stands)
@@ -357,7 +357,7 @@ class Grace(PublishedGrace, Targeted):
             seed=seed,
         )
         if isinstance(direction, cascade.TargetDirection):
-            state = cascade.with_direction(state, direction, first, by_tokens=self.tokens is not None)
+            state = cascade.with_direction(state, direction, match, by_tokens=self.tokens is not None)
         # Without a refresh there is no share to adapt and no allowance to spend.
         if forecast is None or not forecast.every:
             return state

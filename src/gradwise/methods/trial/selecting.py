@@ -16,7 +16,7 @@ from gradwise.methods.baselines.select import FullData, RandomSubset
 from gradwise.methods.baselines.targeted import Dsir, Nearest, Tsds
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
-from gradwise.methods.interfaces import FirstStage, Places, Selector
+from gradwise.methods.interfaces import Places, Selector, TextMatch
 from gradwise.methods.targeting import AlwaysTargeted
 from gradwise.methods.trial.contenders import check_contenders, only_in_a_run
 from gradwise.signals import Signals
@@ -90,16 +90,16 @@ class SelectTrial(AlwaysTargeted):
         """The signals that one of the contenders decides by."""
         return frozenset().union(*(method.needs for method in self._remaining))
 
-    def first_stage(self, signals: Signals, target: Signals) -> FirstStage | None:
-        stages = (method.first_stage(signals, target) for method in self._remaining)
+    def match_texts(self, signals: Signals, target: Signals) -> TextMatch | None:
+        stages = (method.match_texts(signals, target) for method in self._remaining)
         return next((stage for stage in stages if stage is not None), None)
 
     def rows_to_score(
-        self, pool: int, domain: NDArray[np.str_] | None, seed: int, first: object = None
+        self, pool: int, domain: NDArray[np.str_] | None, seed: int, match: object = None
     ) -> Places | None:
         """The samples that the one contender scores that asks a model; all where there are several."""
         measuring = [method for method in self._remaining if method.needs & set(QUANTITIES)]
-        return measuring[0].rows_to_score(pool, domain, seed, first) if len(measuring) == 1 else None
+        return measuring[0].rows_to_score(pool, domain, seed, match) if len(measuring) == 1 else None
 
     def select(self, signals: Signals, *, target: Signals | None = None, seed: int = 0) -> Selection:
         """What the winner selects.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from gradwise.methods.costs import SelectionForecast
 from gradwise.methods.decision import Selection
-from gradwise.methods.interfaces import FirstStage, SelectionState, Selector
+from gradwise.methods.interfaces import SelectionState, Selector, TextMatch
 from gradwise.numerics.ngrams import compile_kernels
 from gradwise.planning.context import RunContext
 from gradwise.planning.scoring import PoolSignals
@@ -30,7 +30,7 @@ def first_selection(
     order_needs: frozenset[str] = frozenset(),
     forecast: SelectionForecast | None = None,
     took: dict[str, float] | None = None,
-    first: FirstStage | None = None,
+    match: TextMatch | None = None,
 ) -> FirstSelection:
     """What a method selects before the first step, in a run or outside of one.
 
@@ -41,7 +41,7 @@ def first_selection(
         order_needs: signals by which the selection is put in order.
         forecast: how often the selection is refreshed.
         took: gets the seconds of its parts.
-        first: how the texts of the pool compare with the target's, where the method asks that.
+        match: how the texts of the pool compare with the target's, where the method asks that.
     """
     target = scored.target
     state = method.begin(
@@ -53,7 +53,7 @@ def first_selection(
         took=took,
         forecast=forecast,
         target=target,
-        first=first,
+        match=match,
     )
     order_signals = scored.signals
     if scored.rows is not None:
@@ -63,7 +63,7 @@ def first_selection(
     return FirstSelection(selection, state, order_signals if scored.for_order is None else scored.for_order)
 
 
-def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:
+def match_pool_texts(method: Selector, context: RunContext) -> TextMatch | None:
     """What the texts of the pool and of the target say before a model is asked; written to the record."""
     if context.target is None or not method.uses_target:
         return None
@@ -71,15 +71,15 @@ def compared_texts(method: Selector, context: RunContext) -> FirstStage | None:
     start = time.perf_counter()
     pool = context.train.described(method.needs & {"texts", "num_tokens"})
     target = Signals(len(context.target), domain=context.target.domain, texts=context.target.texts)
-    first = method.first_stage(pool, target)
-    if first is not None:
+    match = method.match_texts(pool, target)
+    if match is not None:
         context.record.event(
             "ngrams",
             0,
             time.perf_counter() - start,
             samples=len(pool),
             target=len(target),
-            garbled=int(first.garbled.sum()),
-            closeness=first.closeness,
+            garbled=int(match.garbled.sum()),
+            closeness=match.closeness,
         )
-    return first
+    return match
