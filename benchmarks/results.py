@@ -22,7 +22,7 @@ from benchmarks.compare import page as compare
 from benchmarks.d3 import commutator, planted, printed_rule, published
 from benchmarks.d3 import cost as d3_cost
 from benchmarks.d3 import solver as d3_solver
-from benchmarks.direct import curvature, decay, sketch, target
+from benchmarks.direct import curvature, decay, junk, sketch, target
 from benchmarks.direct import million as direct_million
 from benchmarks.direct import solver as direct_solver
 from benchmarks.gpu import page as gpu
@@ -45,7 +45,7 @@ PAGES: dict[str, ModuleType] = {
     "d3-commutator": commutator, "d3-planted": planted, "d3-cost": d3_cost, "d3-solver": d3_solver,
     "d3-published": published, "d3-printed_rule": printed_rule,
     "direct-solver": direct_solver, "direct-million": direct_million, "direct-curvature": curvature,
-    "direct-sketch": sketch, "direct-decay": decay, "direct-target": target,
+    "direct-sketch": sketch, "direct-decay": decay, "direct-target": target, "direct-junk": junk,
     "layers": layers, "estimate-memory": estimate, "estimate-time": estimate_time,
     "robustness-data": robustness_data,
 }  # fmt: skip

@@ -3,6 +3,7 @@
     python -m benchmarks.direct.decay --pool clean      # the small Llama; an hour on one core
     python -m benchmarks.direct.decay --pool planted    # the same with copies and junk in the pool
     python -m benchmarks.direct.decay --pool smollm2    # forty minutes on two cores
+    python -m benchmarks.direct.decay --arms full,random,direct    # some of the arms, 25 s a run
 
 The small Llama starts from the weights and Adam's state of the checkpoint at the end of the stable phase.
 SmolLM2 comes as published, without the state of its optimizer, so Adam starts fresh. The learning rate falls
@@ -26,7 +27,7 @@ from transformers import TrainingArguments
 
 import gradwise as gw
 from benchmarks.common import small_llama, tables
-from benchmarks.common.command_line import Script, silence_libraries
+from benchmarks.common.command_line import Script, names_among, silence_libraries
 from benchmarks.common.folders import RESULTS
 from benchmarks.common.result_file import ResultFile
 from benchmarks.common.tables import Content, Page, Runs
@@ -44,7 +45,7 @@ FILLED = 0.9
 """Share of a packed row that holds tokens, as in the runs of the other arms."""
 
 THEN: dict[str, Any] = {"normalise": "length", "outliers": "clip", "held_out_check": False}
-"""DiReCT's defaults when the committed runs were made; movement along the descent was charged as well."""
+"""DiReCT's earlier defaults, of the arms that are not `direct`."""
 
 ARMS: dict[str, Any] = {
     "full": FullAnneal(),
@@ -238,6 +239,7 @@ def page(content: Content) -> Page:
             losses,
             ["random"],
             (
+                (f"Annealing {short}: DiReCT {EQUAL}", "direct", "random"),
                 (f"Annealing {short}: DiReCT before `objective: auto` {EQUAL}", "curvature", "random"),
                 # One row is enough: on the other pools it is worse by nearly as much.
                 *([paper] if part == "decay_clean" else []),
@@ -291,6 +293,7 @@ def _smollm2_cost(content: Content, runs: Runs) -> str:
 SCRIPT = Script(__doc__, "direct-decay_POOL")
 names = [part.removeprefix("decay_") for part in SUBJECTS]
 SCRIPT.add_argument("--pool", choices=names, default=names[0], help=f"default: {names[0]}")
+SCRIPT.add_argument("--arms", type=names_among(ARMS), help="only these, comma-separated (default: all)")
 SCRIPT.add_argument("--seeds", type=int, help="runs of each arm (default: 5; SmolLM2: 3)")
 
 
@@ -302,7 +305,9 @@ def main() -> None:
     result = ResultFile(path, "direct", settings(part), threads=torch.get_num_threads())
     if subject.state is None:
         result.once("start/smollm2", partial(at_start, subject))
-    for arms in ([arm for arm in subject.arms if arm != LAST_ARM], [LAST_ARM]):
+    chosen = options.arms or subject.arms
+    last = [arm for arm in chosen if arm == LAST_ARM]
+    for arms in ([arm for arm in chosen if arm != LAST_ARM], last):
         for seed in range(options.seeds or subject.seeds):
             for arm in arms:
                 result.once(f"decay/{arm}/{seed}", partial(run, subject, arm, seed))

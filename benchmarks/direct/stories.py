@@ -22,7 +22,14 @@ FILES = {
     "siqa": "commonsense/test/social_i_qa.json",
 }  # fmt: skip
 """Sets of instructions with outputs that are targets only."""
-JUNK = ("random tokens", "fragments", "repeated words")
+JUNK = ("random tokens", "shuffled words", "repeated words", "fragments")
+SENTENCES = [
+    f"Once upon a time there was a little {child} named {name}. {word} liked to play with {whose} {toy}."
+    for child, word, whose in (("girl", "She", "her"), ("boy", "He", "his"))
+    for name in ("Lily", "Tom", "Sue", "Ben", "Anna", "Max")
+    for toy in ("ball", "dog", "cat", "car", "doll", "book")
+]
+"""A target of formulaic sentences."""
 
 Rows = dict[str, list[list[int]]]
 """Token ids by kind."""
@@ -33,6 +40,8 @@ def texts(name: str) -> list[str]:
     if name in TEXTS:
         pieces = shuffled(chunks((DATA / TEXTS[name]).read_text(encoding="utf-8")))
         return [piece["text"] for piece in pieces if len(piece["text"]) > 100]
+    if name == "sentences":
+        return SENTENCES
     if name in FILES:
         records = json.loads((DATA / FILES[name]).read_text(encoding="utf-8"))
         return [f"{record['instruction']}\n{record['output']}" for record in shuffled(records)]
@@ -51,13 +60,18 @@ def token_rows(name: str, count: int, length: int) -> list[list[int]]:
 
 
 def junk_rows(kind: str, count: int, length: int) -> list[list[int]]:
-    """Rows of one kind of junk: tokens at random, the first eight tokens of a record, six words over and
-    over."""
+    """Rows of one kind of junk: tokens at random, the tokens of a record in random order, its first six over
+    and over, or 2 to 12 of its tokens."""
+    rng = np.random.default_rng(SEED)
     if kind == "random tokens":
         size = len(AutoTokenizer.from_pretrained(STORIES))
-        return np.random.default_rng(SEED).integers(3, size, (count, length)).tolist()
+        return rng.integers(3, size, (count, length)).tolist()
     rows = token_rows("dolly", 1000 + count, length)[1000:]
-    return [row[:8] if kind == "fragments" else (row[:6] * length)[:length] for row in rows]
+    if kind == "shuffled words":
+        return [[row[0], *rng.permutation(row[1:]).tolist()] for row in rows]
+    if kind == "repeated words":
+        return [(row[:6] * length)[:length] for row in rows]
+    return [row[1 + number % 8 :][: 2 + number % 11] for number, row in enumerate(rows)]
 
 
 def samples(rows: list[list[int]]) -> list[dict[str, list[int]]]:

@@ -7,8 +7,7 @@ measure by. 5 % are picked once and trained on for 60 steps of 8 records with Ad
 linearly to zero. Equal steps; the cost of collecting gradients is not charged. The bar from which on
 validation samples count as a target was set when SVAMP and MMLU had been seen; PIQA and SIQA came later, and
 then the targets that are a set of the pool, which the pool does without. The bar of the held-out check
-(0.7 standard errors) was set when all of them had been seen. Junk is 9 % of a pool: 320 rows of random
-tokens, of fragments, or of repeated words.
+(0.7 standard errors) was set when all of them had been seen.
 """
 
 import copy
@@ -33,7 +32,7 @@ LEFT_OUT = {f"{name}, left out": name for name in SETS}
 """Targets that are one of the pool's sets, which the pool then does without."""
 MIX = "mix"
 """Validation samples of the pool's own mix."""
-PER_SET, MORE, CHOOSING, MEASURING, LENGTH, JUNK = 640, 20, 64, 100, 160, 320
+PER_SET, MORE, CHOOSING, MEASURING, LENGTH = 640, 20, 64, 100, 160
 FRACTION, STEPS, BATCH, RATE = 0.05, 60, 8, 1e-3
 SEEDS = {target: 3 if target in LEFT_OUT else 5 for target in (*TARGETS, *LEFT_OUT)}
 MIX_SEEDS = 5
@@ -44,18 +43,13 @@ ARMS: dict[str, Any] = {
     "direct": gw.Direct(fraction=FRACTION),
 }
 ARMS_OF_LEFT_OUT = ("random", "cosine_top", "direct")
-OUTLIERS = ("leave_out", "keep")
-JUNK_SEEDS = 4
-SHARE = JUNK / (JUNK + PER_SET * len(SETS))
-"""Fraction of junk in a pool to which junk was added."""
 
 
 @cache
 def rows() -> stories.Rows:
     """Token ids of all records."""
     counts = dict.fromkeys(SETS, PER_SET + MORE) | dict.fromkeys(TARGETS, 400)
-    records = {name: stories.token_rows(name, count, LENGTH) for name, count in counts.items()}
-    return records | {kind: stories.junk_rows(kind, JUNK, LENGTH) for kind in stories.JUNK}
+    return {name: stories.token_rows(name, count, LENGTH) for name, count in counts.items()}
 
 
 @cache
@@ -69,10 +63,9 @@ def sets(target: str) -> list[str]:
     return [name for name in SETS if name != LEFT_OUT.get(target)]
 
 
-def pool(target: str, *junk: str) -> gw.Signals:
-    """The pool, with some kinds of junk at its end."""
-    parts = [record_signals()[name].take(np.arange(PER_SET)) for name in sets(target)]
-    return stories.joined([*parts, *(record_signals()[kind] for kind in junk)])
+def pool(target: str) -> gw.Signals:
+    """The records of all sets but the target's."""
+    return stories.joined([record_signals()[name].take(np.arange(PER_SET)) for name in sets(target)])
 
 
 def arms(target: str) -> list[str]:
@@ -107,13 +100,6 @@ def seen_as(seed: int) -> dict[str, Any]:
     """How far validation samples of the pool's own mix are from it."""
     details = ARMS["direct"].select(pool(MIX), validation=validating(MIX, seed)[0], seed=seed).details
     return {name: details[name] for name in ("unlike_pool", "direction")}
-
-
-def junk(outliers: str, target: str, kind: str, seed: int) -> dict[str, Any]:
-    """Junk among the picks."""
-    method = gw.Direct(fraction=FRACTION, outliers=outliers)  # type: ignore[arg-type]
-    picked = method.select(pool(target, kind), validation=validating(target, seed)[0], seed=seed).indices
-    return {"share": float((picked >= PER_SET * len(SETS)).mean())}
 
 
 def trained(picks: list[list[int]], held_out: list[list[int]], seed: int) -> float:
@@ -179,7 +165,7 @@ def page(content: Content) -> Page:
         f"With validation samples of the pool's own mix the distance was {_range(mix)}, and "
         f"{sum(run['direction'] == 'alignment' for run in mix)} of {len(mix)} seeds took them for a target."
     )
-    return Page(title="DiReCT with a target", sections=[*sections, _junk(content)], claims=claims)
+    return Page(title="DiReCT with a target", sections=sections, claims=claims)
 
 
 def _mean_picks(runs: dict[int, dict[str, Any]], name: str) -> str:
@@ -201,20 +187,6 @@ def _apart(runs: list[dict[str, Any]]) -> str:
     return f"{min(values):+.2f} to {max(values):+.2f}"
 
 
-def _junk(content: Content) -> str:
-    junk_rows = []
-    for kind in stories.JUNK:
-        row = [kind]
-        for how in OUTLIERS:
-            runs = tables.of_kind(content, f"junk/{how}")
-            shares = [run["share"] for key, run in runs.items() if f"/{kind}/" in key]
-            row.append(f"{max(shares):.1%} ({sum(share > SHARE for share in shares)} of {len(shares)})")
-        junk_rows.append(row)
-    head = ["junk", *(f"`outliers: {how}`" for how in OUTLIERS)]
-    words = f"Largest share of junk among the picks, and how often it was above the pool's {SHARE:.1%}:"
-    return f"{words}\n\n{tables.table(head, junk_rows)}"
-
-
 SCRIPT = Script(__doc__, "direct-target")
 
 
@@ -226,11 +198,6 @@ def main() -> None:
                 result.once(f"{target}/{arm}/{seed}", partial(run, arm, target, seed))
     for seed in range(MIX_SEEDS):
         result.once(f"{MIX}/{seed}", partial(seen_as, seed))
-    for seed in range(JUNK_SEEDS):
-        for how in OUTLIERS:
-            for target in (MIX, *TARGETS):
-                for kind in stories.JUNK:
-                    result.once(f"junk/{how}/{target}/{kind}/{seed}", partial(junk, how, target, kind, seed))
 
 
 if __name__ == "__main__":

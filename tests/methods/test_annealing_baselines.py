@@ -13,10 +13,12 @@ from gradwise.methods.baselines import (
     FullAnneal,
     GradNormAnneal,
     Herding,
+    InfoBatch,
     LossAnneal,
     PerplexityAnneal,
     RandomAnneal,
 )
+from gradwise.methods.baselines.targeted import Less, Nearest, Tsds
 from gradwise.numerics import herd_towards
 
 RNG = np.random.default_rng(0)
@@ -121,3 +123,46 @@ def test_all_of_the_data_can_compete_with_a_part_of_them() -> None:
         tried = gw.Trial(contenders=("random", "full"), **size).contender_methods
         assert {name: getattr(tried["random"], name) for name in size} == size
         assert len(tried["full"].select(Signals(5), room=3).indices) == 5
+
+
+def scaled(signals: gw.Signals, factor: float) -> gw.Signals:
+    """What backward gives for a loss in another unit, and embeddings in another unit."""
+    names = ("grad", "grad_norm", "embedding")
+    present = {name: getattr(signals, name) for name in names if getattr(signals, name) is not None}
+    return replace(signals, **{name: np.asarray(x) * np.float32(factor) for name, x in present.items()})
+
+
+@pytest.mark.parametrize("factor", [1e25, 1e-30])
+@pytest.mark.parametrize("method", [*METHODS, InfoBatch, FullAnneal], ids=lambda method: method.__name__)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_unit_of_gradients_changes_no_pick(method: Any, factor: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pool = replace(POOL, grad=rng.standard_normal((60, 8)).astype(np.float32))
+    size: dict[str, Any] = {} if method in (FullAnneal, InfoBatch) else {"count": 20}
+    picks = [
+        method(**size).select(scaled(pool, by), validation=scaled(HELD_OUT, by), seed=seed).indices
+        for by in (1.0, factor)
+    ]
+    assert len(picks[0]) == size.get("count", len(picks[0]))
+    assert picks[0].tolist() == picks[1].tolist()
+
+
+@pytest.mark.parametrize("factor", [1e25, 1e-30])
+@pytest.mark.parametrize(
+    "method",
+    [Less(checkpoints=1, count=20), Less(checkpoints=2, count=20), Nearest(count=20), Tsds(count=20)],
+    ids=["less", "less of two checkpoints", "nearest", "tsds"],
+)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_unit_changes_no_pick_towards_a_target(method: Any, factor: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pool, target = (
+        gw.Signals(
+            n, **{name: rng.standard_normal((n, 8)).astype(np.float32) for name in ("grad", "embedding")}
+        )
+        for n in (60, 9)
+    )
+    plain, other = (
+        method.select(scaled(pool, by), target=scaled(target, by), seed=seed).indices for by in (1.0, factor)
+    )
+    assert plain.tolist() == other.tolist()

@@ -13,7 +13,7 @@ import torch
 
 import gradwise as gw
 from gradwise.data import Collator
-from gradwise.planning import selecting, trials
+from gradwise.planning import planner, selecting, trials
 from gradwise.planning.trials import halves
 from gradwise.run.select import select_samples
 from tests.conftest import same_weights
@@ -154,6 +154,36 @@ def test_what_chooses_does_not_judge(make: Make) -> None:
     assert len(texts[0]) == len(texts[1]) == 6
     assert not [row for row in texts[0] if row in texts[1]]
     assert texts[0] == [samples.inputs[int(row)]["input_ids"] for row in half.rows]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_targets_that_stand_in_the_pool_do_not_judge(
+    make: Make, speeches: Any, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Six of 26 target samples are in the pool, four occur twice."""
+    rows = np.random.default_rng(seed).permutation(
+        [*range(6), *range(36, 52), *np.random.default_rng(seed).integers(36, 52, 4)]
+    )
+    trainer = make("any", gw.SelectTrial(count=8, contenders=("nearest", "random"), steps=2))
+    context = trainer.session.context()
+    dataset = speeches.select(rows.tolist())
+    target = replace(context.target, dataset=dataset, inputs=dataset.remove_columns("domain"))  # type: ignore[type-var]
+    judges: list[Any] = []
+    losses = trials._losses
+
+    def watched(context: Any, selections: Any, parts: Any, judging: Any, *more: Any) -> Any:
+        judges.extend(judging.inputs["input_ids"])
+        return losses(context, selections, parts, judging, *more)
+
+    monkeypatch.setattr(trials, "_losses", watched)
+    said: list[str] = []
+    monkeypatch.setattr(trainer.session, "tell", said.append)
+    planner.Planner(trainer.session.recipe, 4).first_plan(replace(context, target=target))
+    pool = list(context.train.inputs["input_ids"])
+    choosing = list(halves(target, "select").choosing.inputs["input_ids"])
+    assert len(judges) >= 4 and not [ids for ids in judges if ids in pool or ids in choosing]
+    (sentence,) = [each for each in said if "would judge" in each]
+    assert f"{13 - len(judges)} of the samples" in sentence and f"{len(judges)} judge." in sentence
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from gradwise.data import Collator
 from gradwise.methods.baselines import EasyFirst, HerdedOrder, Less, LossTop, UniformLayers
 from gradwise.methods.cost_counts import Shape, engine_check, per_sample, scoring
 from gradwise.methods.costs import RunSize, Speeds
-from gradwise.methods.trial import Trial
+from gradwise.methods.trial import SelectTrial, Trial
 from gradwise.planning.shares import cost_per_sample, deciding, shares
 from gradwise.recipe import Adapter, Train
 
@@ -68,6 +68,21 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float | None]]] = {
             "order": (TRY_GRAD + 80 * GRAD) / 180,
         },
     ),
+    # All samples and 7 of the target, 2 contenders for 5 steps of 4 samples, 3 judges before and after each.
+    "trial of selections": (
+        {"select": SelectTrial(contenders=("grace", "random"), count=20, steps=5)},
+        {"select": (TRY_LOSS + 87 * LOSS + 2 * 5 * 4 * 3 * 1.5 + 3 * 3) / 180},
+    ),
+    # Nothing is scored for these.
+    "trial by words": (
+        {"select": SelectTrial(contenders=("dsir", "random"), count=20, steps=5, judges=2)},
+        {"select": (2 * 5 * 4 * 3 * 1.5 + 3 * 2) / 180},
+    ),
+    # In a trial GRACE has no overhead to keep to, nor has it as the winner of one.
+    "winner": (
+        {"select": SelectTrial(contenders=("grace", "random"), count=20, winner="grace")},
+        {"select": (TRY_LOSS + 87 * LOSS) / 180},
+    ),
     "an order": ({"order": EasyFirst()}, {"order": (TRY_LOSS + 80 * LOSS) / 180}),
     "d3": ({"order": gw.D3(overhead=0.2)}, {"order": 0.2}),
     # Gradients of 16 candidates and, in a scoring run of their own, of 12 validation samples, twice.
@@ -103,6 +118,16 @@ def test_a_scoring_run_costs_its_trial_and_its_samples() -> None:
     for needs, ratio in ((("loss",), 0.31), (("head_norm",), 0.345), (("loss", "grad"), 0.77)):
         assert per_sample(needs, llama) / 3 == pytest.approx(ratio, rel=0.1)
     assert per_sample(("grad", "grad_norm"), llama) / 3 == pytest.approx(0.99, rel=0.1)
+
+
+@pytest.mark.parametrize("winner", [None, "grace"])
+def test_a_trial_scores_what_its_contenders_ask_for(winner: Any) -> None:
+    trial = SelectTrial(contenders=("grace", "dsir"), count=20, steps=5, winner=winner)
+    recipe = gw.Recipe(train=Train(batch_size=4), select=trial)
+    (part,) = shares(recipe, 5, replace(SIZE, scored=50), shape=SHAPE).values()
+    steps = 0 if winner else 2 * 5 * 4 * 3 * 1.5 + 3 * 3
+    assert part["share"] == pytest.approx((TRY_LOSS + 57 * LOSS + steps) / 180)
+    assert "50 samples" in part["why"] and "overhead" not in part["why"]
 
 
 @pytest.mark.parametrize(("share", "scored"), [(None, 30), (0.5, 110)])
@@ -182,12 +207,10 @@ def test_the_sentence_says_what_is_not_known() -> None:
     )
 
 
-def test_a_run_makes_the_passes_that_it_forecast(
-    story_model: Any, arguments: Any, speeches: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Samples that go through the model: one pass forward, one more where gradients come back to its first
-    block. Nothing but deciding and training goes through it. What costs more than passes is left out of the
-    forecast here."""
+@pytest.fixture
+def counted(story_model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[int]]:
+    """A model and the samples that went through it: one pass forward, one more where gradients come back to
+    its first block. What costs more than passes is left out of the forecast."""
     model, passes = story_model(), []
     for name, value in {
         "PROJECTING": 0.0,
@@ -205,6 +228,47 @@ def test_a_run_makes_the_passes_that_it_forecast(
             hidden.register_hook(lambda gradient: passes.append(len(gradient)))
 
     model.model.layers[0].register_forward_hook(count)
+    return model, passes
+
+
+@pytest.mark.parametrize("winner", [None, "grace"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_trial_makes_the_passes_that_it_forecast_before_it(
+    counted: Any, arguments: Any, speeches: Any, tmp_path: Path, winner: Any, seed: int
+) -> None:
+    model, passes = counted
+    trial = gw.SelectTrial(contenders=("grace", "dsir", "random"), count=4, steps=4, winner=winner)
+    trainer = gw.Trainer(
+        model, arguments(max_steps=12, lr_scheduler_type="constant", seed=seed), Collator(0),
+        speeches.select(range(48)), speeches.select(range(70, 74)), recipe=gw.Recipe(select=trial),
+        target_dataset=speeches.select(range(48, 64)),
+    )  # fmt: skip
+    sentences: list[str] = []
+    trainer.session.tell = sentences.append
+    trainer.train()
+    (plan,) = [
+        event
+        for event in map(json.loads, (tmp_path / "out" / "events.jsonl").read_text().splitlines())
+        if event["event"] == "plan"
+    ]
+    training, steps_of_trial = 3 * 12 * 4, 0 if winner else 3 * 3 * 4 * 4
+    # Of three passes of a training step two are counted.
+    made = (sum(passes) - training * 2 / 3 + steps_of_trial / 3) / training
+    assert plan["expected"]["select"] == pytest.approx(made, rel=0.1)
+    expected = [each for each in sentences if "that is expected to take" in each]
+    assert len(expected) == (0 if winner else 1)
+    if not winner:
+        share = plan["expected"]["select"]
+        assert f"is expected to take {share:.0%} of the training time" in expected[0]
+        (won,) = [number for number, each in enumerate(sentences) if "wins the trial" in each]
+        assert sentences.index(expected[0]) < won
+
+
+def test_a_run_makes_the_passes_that_it_forecast(
+    counted: Any, arguments: Any, speeches: Any, tmp_path: Path
+) -> None:
+    """Nothing but deciding and training goes through the model."""
+    model, passes = counted
     recipe = gw.Recipe(
         # With these speeds nothing is timed: scoring a sample is worth a third of training on it.
         select=gw.Grace(count=40, candidates=48, refresh_every=4, anchors=0.25, speeds=Speeds(0.003, 0.001)),

@@ -11,7 +11,8 @@ from datasets import Dataset
 import gradwise as gw
 from gradwise import GradwiseError
 from gradwise.data import Collator
-from gradwise.planning.trials import decided
+from gradwise.planning.context import Samples
+from gradwise.planning.trials import decided, halves
 from tests.conftest import same_weights
 
 
@@ -78,3 +79,62 @@ def test_in_a_resumed_run_a_trial_is_that_of_the_uninterrupted_one(
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
     assert len(before) == 1 and losses() == before
     assert same_weights(whole.model, resumed.model)
+
+
+def samples(numbers: list[int]) -> Samples:
+    """One for each number; equal numbers make copies."""
+    ids = [[2 + number % 50, 3, number, 5] for number in numbers]
+    dataset = Dataset.from_dict({"input_ids": ids, "labels": ids})
+    return Samples(dataset, dataset, Collator(0))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("section", ["anneal", "select"])
+def test_no_judge_stands_in_the_pool_or_chooses(seed: int, section: str) -> None:
+    """Thirty samples, nine of them in the pool and others twice."""
+    rng = np.random.default_rng(seed)
+    numbers = [*range(24), *rng.integers(9, 24, 6).tolist()]
+    half = halves(samples(rng.permutation(numbers).tolist()), section, pool=samples([*range(9), 99]))
+    pool_ids, choosing, judging = (
+        {tuple(ids) for ids in part.dataset["input_ids"]}
+        for part in (samples([*range(9), 99]), half.choosing, half.judging)
+    )
+    assert not judging & (pool_ids | choosing)
+    assert len(half.choosing) == 15 and len(half.judging) == 15 - half.in_pool - half.twins
+    assert half.in_pool and half.twins
+    sentence = half.sentence(section)
+    assert sentence is not None and f"{half.in_pool} are in the training data, {half.twins} are" in sentence
+
+
+def test_judges_that_nobody_has_seen_stay() -> None:
+    clean = halves(samples([*range(20)]), pool=samples([*range(30, 60)]))
+    assert clean.sentence("anneal") is None and len(clean.judging) == 10
+
+
+@pytest.mark.parametrize(
+    ("numbers", "pool"), [([*range(20)], [*range(18)]), ([*range(3)] * 6, [30]), ([7] * 8, [30])]
+)
+def test_too_few_judges_are_refused(numbers: list[int], pool: list[int]) -> None:
+    with pytest.raises(gw.RecipeError, match=r"neither in the training data nor copies .* give at least 4"):
+        halves(samples(numbers), "select", pool=samples(pool))
+
+
+def test_a_trial_of_annealing_selections_says_which_judges_it_leaves_out(
+    story_model: Any, arguments: Any, speeches: Any
+) -> None:
+    trainer = gw.Trainer(
+        story_model(),
+        arguments(max_steps=8, lr_scheduler_type="warmup_stable_decay"),
+        train_dataset=speeches.select(range(40)),
+        eval_dataset=speeches.select(range(34, 54)),
+        recipe=gw.Recipe(anneal=gw.Trial(contenders=("random", "full"), count=8, steps=1, last=0.5)),
+    )
+    messages: list[str] = []
+    trainer.session.tell = messages.append
+    with pytest.warns(UserWarning, match="also occur in the training data"):
+        trainer.train()
+    (sentence,) = [message for message in messages if "would judge" in message]
+    left_out = int(sentence.split(": ")[1].split()[0])
+    path = trainer.session.folder / "events.jsonl"
+    (trial,) = [line for line in map(json.loads, path.read_text().splitlines()) if line["event"] == "trial"]
+    assert trial["judges"] == 10 - left_out < 10

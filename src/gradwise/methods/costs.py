@@ -48,6 +48,8 @@ class RunSize:
     """Samples by which an annealing selection chooses: the target's, or else the validation samples."""
     added: int = 0
     """Samples that only the annealing phase trains on."""
+    scored: int | None = None
+    """Samples of the pool that a trial of selections, or its winner, scores. If unset, all of them."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ from gradwise.planning.scoring import (
     validation_signals,
 )
 from gradwise.planning.selecting import Selecting
-from gradwise.planning.trials import halves, hold_trial
+from gradwise.planning.trials import halves, hold_trial, occurring
 from gradwise.probing import check_checkpoints
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
@@ -160,7 +160,7 @@ class Annealing(Decider):
         name, held_out = self.method.method, context.validation
         if context.target is not None:
             if self.method.contender_methods:
-                halves(context.target)
+                self._check_judges(context, context.target)
             return
         if not context.validation_sets:
             use = "is judged by" if self.method.contender_methods else "selects by the gradients of"
@@ -177,14 +177,19 @@ class Annealing(Decider):
         if not hasattr(held_out.dataset, "__len__"):
             raise RecipeError(f"anneal: {name} needs an eval_dataset that can be indexed.")
         if self.method.contender_methods:
-            halves(held_out, of_target=False)
-        if shared := _in_common(context.annealing.train, held_out):
+            self._check_judges(context, held_out)
+        if shared := int(occurring(held_out, context.annealing.train).sum()):
             sentence = (
                 f"{shared} of {len(held_out)} validation samples also occur in the training data: {name} "
                 "will rank them highest, and the validation loss will flatter the run. Remove them from one."
             )
             context.say(f"Warning: {sentence}")
             warnings.warn(sentence, stacklevel=2)
+
+    def _check_judges(self, context: RunContext, samples: Samples) -> None:
+        of_target = context.target is not None
+        if sentence := halves(samples, of_target=of_target, pool=context.annealing.train).sentence(self.name):
+            context.say(sentence)
 
     def planned(self, context: RunContext, plan: Plan) -> dict[str, Any]:
         schedule, parts = context.in_run.schedule(plan), self._parts(context)
@@ -273,7 +278,8 @@ class Annealing(Decider):
         chooses = _choosing(context) if method.uses_validation else None
         if method.contender_methods:
             assert chooses is not None
-            _, chooses, judges = halves(chooses)
+            half = halves(chooses, of_target=context.target is not None, pool=phase.train)
+            chooses, judges = half.choosing, half.judging
         if method.validation_needs:
             validation = validation_signals(
                 replace(context, validation=chooses),
@@ -422,12 +428,3 @@ def _write_spectrum(context: RunContext, selection: Selection, step: int) -> Non
     if selection.details.get("spectrum") is not None:
         path = context.folder / "plan" / f"spectrum-{step}.json"
         on_first(lambda: write_json(path, selection.details))
-
-
-def _in_common(train: Samples, held_out: Samples) -> int:
-    """Validation samples that also occur in the training data, where both have token ids."""
-    from gradwise.data.pool import occurs_in
-
-    both = (held_out.dataset, train.dataset)
-    columns = [getattr(dataset, "column_names", None) or () for dataset in both]
-    return int(occurs_in(*both).sum()) if all("input_ids" in names for names in columns) else 0

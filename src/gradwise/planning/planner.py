@@ -71,6 +71,9 @@ class Planner:
         for decider in self.deciders:
             # All have checked by now: a recipe that one of them refuses has cost nothing yet.
             context = decider.prepare(context)
+        select = context.recipe.select
+        if sentence := self._trial_forecast(context):
+            context.say(sentence)
         self._score(context)
         # After scoring: contenders select by the signals that all of them share.
         context = self.selecting.try_contenders(context)
@@ -86,7 +89,8 @@ class Planner:
         # Only now, when all deciders know at which steps they are due.
         plan = self._cut(context.in_run, plan)
         # From counts and speeds that are known already: the forecast must cost nothing itself.
-        expected = self._expected(context, plan)
+        # With a trial that was held as it was before, since its winner alone costs less.
+        expected = self._expected(context, plan, replace(context.recipe, select=select))
         if sentence := deciding(expected):
             context.say(sentence)
         context.record.event(
@@ -105,9 +109,18 @@ class Planner:
         )
         return plan
 
-    def _expected(self, context: RunContext, plan: Plan) -> dict[str, CostShare]:
+    def _trial_forecast(self, context: RunContext) -> str | None:
+        """What a trial of selections is expected to cost; None where none is about to be held."""
+        size = self.selecting.size_of_trial(context)
+        if size is None:
+            return None
+        part = shares(context.recipe, 0, size, shape=shape_of(context, None))["select"]
+        share = "an unknown share" if part["share"] is None else f"{part['share']:.0%}"
+        return f"select: {part['why']}; that is expected to take {share} of the training time."
+
+    def _expected(self, context: RunContext, plan: Plan, recipe: Recipe) -> dict[str, CostShare]:
         """What each decision of the run is expected to cost, over what training costs."""
-        recipe, layout = context.recipe, context.in_run
+        layout, rows = context.in_run, self.selecting.rows
         choosing = context.validation if context.target is None else context.target
         size = RunSize(
             pool=len(context.train),
@@ -117,6 +130,7 @@ class Planner:
             aside=0 if context.target is None else len(context.target),
             choosing=len(choosing) if choosing is not None and hasattr(choosing.dataset, "__len__") else 0,
             added=context.added,
+            scored=None if rows is None else len(rows),
         )
         layers = 0
         if recipe.layers.policy is not None and context.model is not None:

@@ -120,7 +120,8 @@ class Selecting(Decider):
                 "of select.contenders."
             )
         assert context.target is not None
-        halves(context.target, self.name)
+        if sentence := halves(context.target, self.name, pool=context.train).sentence(self.name):
+            context.say(sentence)
 
     def prepare(self, context: RunContext) -> RunContext:
         # A method and an order that both need signals share one scoring run over all samples.
@@ -189,6 +190,13 @@ class Selecting(Decider):
         places = rows if scored.rows is None else np.searchsorted(scored.rows, rows)
         return scored._replace(signals=scored.signals.take(places), rows=rows)
 
+    def size_of_trial(self, context: RunContext) -> RunSize | None:
+        """Size of a run that is about to hold a trial, by which its cost is forecast; None for others."""
+        if context.recipe.select.resolved() is not None:
+            return None
+        size = self._size(context)
+        return replace(size, steps=self._steps, scored=None if self._rows is None else len(self._rows))
+
     def try_contenders(self, context: RunContext) -> RunContext:
         """The context with the winner of a trial in its recipe, where one is to be held: each contender
         selects by one half of the target samples, trains for some steps, and is judged by the other half."""
@@ -197,7 +205,7 @@ class Selecting(Decider):
             return context
         assert self._scored is not None and self._scored.target is not None and context.target is not None
         start, match = time.perf_counter(), self._match_by_half
-        half = halves(context.target, self.name)
+        half = halves(context.target, self.name, pool=context.train)
         choosing_signals = self._scored.target.take(half.rows)
         choosing = replace(context, target=half.choosing)
         picks = {}

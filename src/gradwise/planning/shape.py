@@ -22,12 +22,12 @@ ENDS = 0.02
 """Quantile of the lengths that stands for the shortest samples."""
 
 
-def shape_of(context: RunContext, schedule: Schedule) -> Shape:
+def shape_of(context: RunContext, schedule: Schedule | None) -> Shape:
     """The shape of a run; where something cannot be known without reading the data, the default.
 
     Args:
         context: of the run.
-        schedule: the plan in steps.
+        schedule: the plan in steps; None before there is one, when no sample is taken to be padded.
     """
     shape = Shape() if context.model is None else model_shape(context.model)
     counts_updates = context.model is not None and beyond_caches(context.model)
@@ -38,7 +38,7 @@ def shape_of(context: RunContext, schedule: Schedule) -> Shape:
     mean = float(pool_lengths.mean())
     # A quantile for the shortest: a few samples of two tokens say nothing about the batches.
     shortest, longest = (np.quantile(pool_lengths, (ENDS, 1.0)) / mean).tolist()
-    trained = _trained(lengths, schedule, context.in_run)
+    trained = mean if schedule is None else _trained(lengths, schedule, context.in_run)
     return replace(
         shape,
         padding=trained / mean,

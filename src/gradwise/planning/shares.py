@@ -183,13 +183,16 @@ def _selecting(run: _Run) -> CostShare | None:
     method: Any = run.recipe.select
     if method.contender_methods and method.resolved() is None:
         return _trial_share(run, method)
-    method = method.resolved()
+    in_trial, method = bool(method.contender_methods), method.resolved()
     if not measured(method.needs):
         return None
     if run.recipe.signals.model is not None:
         return {"share": None, "why": f"{method.method}: scores with signals.model"}
     if method.warm_up_training is not None:
         return _warmed_up(run, method)
+    if in_trial:
+        # The winner of a trial has no overhead to keep to: it scores what it would score as a contender.
+        return _one_scoring_run(run, method, samples=_scored_in_trial(run))
     if not hasattr(method, "overhead"):
         return _one_scoring_run(run, method)
     if method.overhead is not None or method.candidates is None:
@@ -238,14 +241,24 @@ def _warmed_up(run: _Run, method: Any) -> CostShare:
     return {"share": tried + warm_up.epochs * (scored + run.of_target(method) + trained), "why": why}
 
 
+def _scored_in_trial(run: _Run) -> int | None:
+    return None if run.size is None else run.size.scored
+
+
 def _trial_share(run: _Run, method: Any) -> CostShare:
-    """Scoring the pool, and the steps of the contenders."""
-    why = f"{method.method}: {len(method.contender_methods)} contenders, {method.steps} steps each"
-    scored = run.scored(method.needs, None)
-    steps_share = run.share(len(method.contender_methods) * method.steps * run.batch * run.each)
-    if scored is None or steps_share is None:
+    """Scoring for all contenders at once, their steps, and the judges' losses before and after them."""
+    count, samples = len(method.contender_methods), _scored_in_trial(run)
+    of_pool = f", {samples:,} samples scored" if samples is not None and measured(method.needs) else ""
+    why = f"{method.method}: {count} contenders, {method.steps} steps each{of_pool}"
+    if run.recipe.signals.model is not None and measured(method.needs):
+        return {"share": None, "why": f"{why}; scores with signals.model"}
+    scored = run.scored(method.needs, samples)
+    judges = 0 if run.size is None else run.size.aside // 2
+    judges = judges if method.judges is None else min(judges, method.judges)
+    trained = run.share(count * method.steps * run.batch * run.each + (count + 1) * judges)
+    if scored is None or trained is None:
         return {"share": None, "why": f"{why}; depends on the size of the pool and the number of steps"}
-    return {"share": scored + run.of_target(method) + steps_share, "why": why}
+    return {"share": scored + run.of_target(method) + trained, "why": why}
 
 
 def _ordering(run: _Run) -> CostShare | None:
@@ -262,12 +275,15 @@ def _ordering(run: _Run) -> CostShare | None:
     return _one_scoring_run(run, method, besides=shared)
 
 
-def _one_scoring_run(run: _Run, method: Any, besides: Iterable[str] = ()) -> CostShare:
-    share = run.scored(method.needs, None, besides=besides)
+def _one_scoring_run(
+    run: _Run, method: Any, besides: Iterable[str] = (), samples: int | None = None
+) -> CostShare:
+    share = run.scored(method.needs, samples, besides=besides)
     share = None if share is None else share + run.of_target(method)
     passes = per_sample(frozenset(method.needs) | frozenset(besides), run.shape)
+    scores = "the pool" if samples is None else f"{samples:,} samples"
     why = (
-        f"{method.method}: scores the pool once, {passes:.2g} forward passes a sample against {run.each:.2f}"
+        f"{method.method}: scores {scores} once, {passes:.2g} forward passes a sample against {run.each:.2f}"
     )
     return {"share": share, "why": why if share is not None else f"{why}; depends on the size of the pool"}
 

@@ -31,22 +31,39 @@ class Halves(NamedTuple):
     """Positions of those that choose, ascending."""
     choosing: Samples
     judging: Samples
+    in_pool: int = 0
+    """Samples left out of those that judge because they stand in the pool as well."""
+    twins: int = 0
+    """The same for copies of samples that choose."""
+
+    def sentence(self, section: str) -> str | None:
+        """The samples that judge less, and why; None if all of them judge."""
+        if not self.in_pool + self.twins:
+            return None
+        return (
+            f"{section}: {self.in_pool + self.twins} of the samples that would judge the trial are left out: "
+            f"{self.in_pool} are in the training data, {self.twins} are copies of samples that choose; "
+            f"{len(self.judging)} judge."
+        )
 
 
-def halves(samples: Samples, section: str = "anneal", *, of_target: bool = True) -> Halves:
+def halves(
+    samples: Samples, section: str = "anneal", *, of_target: bool = True, pool: Samples | None = None
+) -> Halves:
     """The samples that choose, and those that judge, every subtask in proportion; the same for every seed.
 
     Args:
         samples: of a target, or else validation samples.
         section: of the recipe.
         of_target: which of the two.
+        pool: samples that contenders choose from. What stands in it does not judge, and what chooses
+            neither; if unset, nothing is left out.
 
     Raises:
-        RecipeError: there are too few.
+        RecipeError: too few choose, or too few judge.
     """
-    count = len(samples)
+    count, kind = len(samples), "target" if of_target else "validation"
     if count < 2 * MIN_HALF:
-        kind = "target" if of_target else "validation"
         raise RecipeError(
             f"{section}: a trial chooses by one half of the {kind} samples and judges by the other; {count} "
             f"are too few, give at least {2 * MIN_HALF}."
@@ -56,7 +73,33 @@ def halves(samples: Samples, section: str = "anneal", *, of_target: bool = True)
     if samples.subtask is not None:
         mixed = mixed[interleaved(samples.subtask[mixed])]
     rows, others = np.sort(mixed[: count // 2]), np.sort(mixed[count // 2 :])
-    return Halves(rows, *(_some(samples, each) for each in (rows, others)))
+    half = Halves(rows, *(_some(samples, each) for each in (rows, others)))
+    if pool is None:
+        return half
+    in_pool, twins = (occurring(half.judging, each) for each in (pool, half.choosing))
+    if not (in_pool | twins).any():
+        return half
+    # A judge that a contender trains on, or was chosen by, would decide for that contender.
+    judging = others[~(in_pool | twins)]
+    if len(judging) < MIN_HALF:
+        raise RecipeError(
+            f"{section}: a trial is judged by {kind} samples that are neither in the training data nor "
+            f"copies of those that choose, and {len(judging)} of {len(others)} are such; give at "
+            f"least {MIN_HALF} others."
+        )
+    judges = _some(samples, judging)
+    return half._replace(judging=judges, in_pool=int(in_pool.sum()), twins=int((twins & ~in_pool).sum()))
+
+
+def occurring(samples: Samples, others: Samples) -> NDArray[np.bool_]:
+    """(N,) whether each sample has the tokens of one of the others; false where token ids are unknown."""
+    from gradwise.data.pool import occurs_in
+
+    datasets = (samples.dataset, others.dataset)
+    columns = [getattr(dataset, "column_names", None) or () for dataset in datasets]
+    if not all("input_ids" in names for names in columns):
+        return np.zeros(len(samples), dtype=np.bool_)
+    return occurs_in(*datasets)
 
 
 def _some(samples: Samples, rows: NDArray[np.int64]) -> Samples:

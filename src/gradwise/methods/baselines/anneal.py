@@ -14,6 +14,7 @@ from gradwise.methods.baselines.select import best_first
 from gradwise.methods.decision import Selection, check_signals, domain_mix, share_of
 from gradwise.methods.validation import check_aligned, validation_rows
 from gradwise.numerics.coresets import herd_towards
+from gradwise.numerics.nearest import unit
 from gradwise.numerics.rows import Rows
 from gradwise.numerics.streams import stream
 from gradwise.signals import Signals
@@ -267,11 +268,10 @@ class Herding(_Ranked):
     def _ranked(self, signals: Signals, validation: Signals | None, count: int, seed: int) -> _Ranking:  # noqa: ARG002
         _mean_gradient(validation, "herding")
         assert validation is not None
-        units, theirs = _units(signals, "herding"), _units(validation, "herding, of the validation samples,")
-        rows = np.flatnonzero(np.isfinite(units).all(axis=1))
-        target = theirs[np.isfinite(theirs).all(axis=1)].mean(axis=0)
-        check_aligned(units[rows] @ target / np.linalg.norm(target), "herding")
-        picks = rows[herd_towards(units[rows], target, min(count, len(rows)))]
+        rows, units = _units(signals, "herding")
+        target = _units(validation, "herding, of the validation samples,")[1].mean(axis=0)
+        check_aligned(units @ target / np.linalg.norm(target), "herding")
+        picks = rows[herd_towards(units, target, min(count, len(rows)))]
         return picks, None, "herded towards the mean of the validation gradients"
 
 
@@ -284,8 +284,9 @@ def _mean_gradient(validation: Signals | None, by: str) -> NDArray[np.float64]:
     return mean
 
 
-def _units(signals: Signals, by: str) -> NDArray[np.float32]:
-    """(N, k) gradients of unit length; NaN for those that have none."""
-    grad = np.asarray(signals.require("grad", by), dtype=np.float32)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return grad / np.linalg.norm(grad, axis=1, keepdims=True)
+def _units(signals: Signals, by: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(n,) samples with a gradient that is finite and not zero, and (n, k) their gradients at length 1."""
+    grad = np.asarray(signals.require("grad", by))
+    rows = np.flatnonzero(np.isfinite(grad).all(axis=1) & grad.any(axis=1))
+    # Squares of gradients of 1e25 overflow in single precision, and those of 1e-30 vanish.
+    return rows, unit(grad[rows])

@@ -42,7 +42,7 @@ from gradwise.methods.direct.problem import (
     unlikeness,
     usable,
     without_copies,
-    without_outliers,
+    without_odd,
 )
 from gradwise.methods.direct.published import PublishedDirect
 from gradwise.methods.validation import check_aligned
@@ -130,7 +130,8 @@ class Direct(PublishedDirect, Annealer):
     outliers: Outliers = "leave_out"
     """What happens to samples whose gradients are longer than those of 95 % of the validation samples, such
     as random tokens: `leave_out`, as long as twice as many remain as are picked; `clip` to that length; or
-    `keep`."""
+    `keep`. `leave_out` also leaves out fragments: samples with fewer than 16 label tokens, and less than half
+    of what the pool's median and 95 % of the validation samples have."""
 
     held_out_check: bool = True
     """Compare the picks with random ones on validation samples that did not choose them. If they are worse
@@ -272,19 +273,20 @@ class Direct(PublishedDirect, Annealer):
                     f"anneal.tokens is {self.tokens}, and the shortest sample has {sizes.min():.0f} label "
                     "tokens; give more."
                 )
-        inliers, amounts = np.arange(len(rows)), np.ones(len(rows)) if sizes is None else sizes
+        inliers, outliers, short = np.arange(len(rows)), 0, 0
         # Random tokens have gradients twice as long as text and point a little everywhere; kept, they were 11
-        # to 13 of 40 picks (docs/log.md).
+        # to 13 of 40 picks, and fragments up to 29 (docs/log.md).
         if self.outliers == "leave_out":
-            inliers = without_outliers(relative_lengths(signals, rows, validation), amounts, count)
-        outliers = len(rows) - len(inliers)
+            amounts = np.ones(len(rows)) if sizes is None else sizes
+            inliers, outliers, short = without_odd(signals, rows, validation, amounts, count)
         sizes, largest = None if sizes is None else sizes[inliers], None
         if self.variant == "weights":
             largest = min(count, self.largest_weight or count)
             # Weights up to `largest` are weights in 0..1 times it, so that the solver's bounds stay as they
             # are.
             sizes, count = np.ones(len(inliers)), count / largest
-        return rows[inliers], CandidatePool(rows[inliers], sizes, count, set_aside, copies, outliers, largest)
+        left_out = (set_aside, copies, outliers, short)
+        return rows[inliers], CandidatePool(rows[inliers], sizes, count, *left_out, largest)
 
     def _problem(
         self, pool: CandidatePool, gradients: Rows, spectrum: Spectrum, z: NDArray[np.float64], seed: int
@@ -446,6 +448,7 @@ class Direct(PublishedDirect, Annealer):
             "budget_used": spent / budget if budget > 0 else 0.0,
             "copies_left_out": problem.pool.copies,
             "outliers_left_out": problem.pool.outliers,
+            "short_left_out": problem.pool.short,
             "set_aside": problem.pool.set_aside,
             "validation_samples": len(z),
             **solution["details"],
@@ -459,8 +462,9 @@ class Direct(PublishedDirect, Annealer):
         criterion = {"paper": "flat movement", "alignment": "alignment"}.get(self.objective, "descent")
         if "fallback" in details and self.objective != "paper":
             criterion = details["check"]["use"]
+        left_out = problem.pool.left_out
         why = tuple(
-            f"pick {rank} by {criterion}: {score:.4g}, stiff cost {cost:.2g} of the average"
+            f"pick {rank} by {criterion}: {score:.4g}, stiff cost {cost:.2g} of the average{left_out}"
             for rank, (score, cost) in enumerate(zip(scores[places], relative, strict=True), start=1)
         )
         return Selection(
@@ -469,7 +473,7 @@ class Direct(PublishedDirect, Annealer):
             weights=weights,
             scores=scores[places],
             objective=solution["objective"],
-            summary=f"picked by direct, {criterion}",
+            summary=f"picked by direct, {criterion}{left_out}",
             columns={"stiff_cost": relative, "cosine": cosine},
             details=details,
         )

@@ -22,6 +22,15 @@ Outliers = Literal["leave_out", "clip", "keep"]
 USUAL_LENGTH = 0.95
 """Quantile of the validation gradients' lengths beyond which a sample of the pool is an outlier."""
 
+SHORT = 0.5
+"""Label tokens below which a sample can be a fragment, as a fraction of the smaller of two: those that nearly
+all validation samples exceed, and the pool's median. Fragments of 1 to 11 label tokens beside 360 texts were
+up to 72 % of the picks towards 24-token sentences, and 10 % of the pool (docs/log.md)."""
+
+FRAGMENT = 16.0
+"""Label tokens from which on no sample is a fragment. Beginnings of texts with more were picked less often
+than their share towards targets of long texts, and the texts of ordinary pools have more."""
+
 CHOICE = 2.0
 """Samples left to choose from, as a multiple of those to choose. Outliers are kept if fewer would be left."""
 
@@ -30,7 +39,8 @@ class CandidatePool(NamedTuple):
     """The n samples that may be chosen, without regard to what they are chosen for."""
 
     rows: NDArray[np.int64]
-    """(n,) places in the pool, ascending: finite, not zero, not a copy too many, no outlier."""
+    """(n,) places in the pool, ascending: finite, not zero, not a copy too many, no outlier, not too
+    short."""
     sizes: NDArray[np.float64] | None
     """(n,) label tokens, where these are what is counted."""
     count: float
@@ -41,11 +51,20 @@ class CandidatePool(NamedTuple):
     """Samples left out because enough of their copies are there."""
     outliers: int
     """Samples left out because their gradients are longer than those of nearly all validation samples."""
+    short: int
+    """Samples left out because they have far fewer label tokens than the validation samples and the pool."""
     largest: float | None = None
     """Largest weight of a sample, where samples get weights; `sizes` are then 1, and `count` is the sum of
     weights divided by it."""
     length: float = 1.0
     """What all gradients were divided by, so that no power of theirs overflows."""
+
+    @property
+    def left_out(self) -> str:
+        """The candidates that were left out as junk, to be added to a sentence; can be empty."""
+        kinds = {"too short": self.short, "with long gradients": self.outliers}
+        counted = [f"{count:,} {kind}" for kind, count in kinds.items() if count]
+        return f"; left out: {', '.join(counted)}" if counted else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +192,48 @@ def relative_lengths(
         return np.sqrt(squares) * lengths_of(part, places, how, usual)
 
     return lengths(signals, rows) / float(np.quantile(lengths(validation, theirs), USUAL_LENGTH))
+
+
+def relative_shortness(
+    signals: Signals, rows: NDArray[np.int64], validation: Signals | None
+) -> NDArray[np.float64]:
+    """(n,) the fewest label tokens of a sample that is no fragment (`SHORT`, `FRAGMENT`), over those of each
+    sample; above 1 for fragments.
+
+    The gradient of a few tokens is mostly what the beginnings of all texts have in common. At unit length it
+    points towards any target of similar sentences more exactly than a whole text does.
+    """
+    if validation is None or validation.num_tokens is None or signals.num_tokens is None:
+        return np.zeros(len(rows))
+    tokens = np.maximum(1, signals.num_tokens[rows]).astype(np.float64)
+    # By validation samples alone, most of a pool of short texts could count as too short for a long target.
+    theirs = validation.num_tokens[validation_rows(validation, "direct")]
+    usual = min(float(np.quantile(theirs, 1 - USUAL_LENGTH)), float(np.median(tokens)))
+    return min(SHORT * usual, FRAGMENT) / tokens
+
+
+def without_odd(
+    signals: Signals,
+    rows: NDArray[np.int64],
+    validation: Signals | None,
+    sizes: NDArray[np.float64],
+    count: float,
+) -> tuple[NDArray[np.int64], int, int]:
+    """(m,) places in `rows`, ascending, without samples that are too short or have unusually long gradients;
+    and how many have long gradients, and are too short.
+
+    Args:
+        signals, rows: of the pool, and those to choose from.
+        validation: samples that say what is usual.
+        sizes: (n,) of the rows, in the unit of `count`.
+        count: samples, or label tokens, to choose.
+    """
+    # Short ones first: where nearly all of the pool has longer gradients than a formulaic target, the least
+    # odd samples stay, and fragments would be among them.
+    places = without_outliers(relative_shortness(signals, rows, validation), sizes, count)
+    lengths = relative_lengths(signals, rows[places], validation)
+    inliers = places[without_outliers(lengths, sizes[places], count)]
+    return inliers, len(places) - len(inliers), len(rows) - len(places)
 
 
 def without_outliers(
