@@ -82,6 +82,7 @@ def test_a_fraction_gives_subtasks_the_shares_of_a_count() -> None:
     by_fraction = gw.Grace(fraction=0.1, target="target").select(pool, target=target)
     assert by_fraction.indices.tolist() == by_count.indices.tolist()
     by_tokens = gw.Grace(tokens=24 * 9, target="target").select(pool, target=target)
-    assert set(by_tokens.indices.tolist()) == set(by_count.indices.tolist())
+    # A budget in tokens has no minimum for each subtask, so a pick may differ.
+    assert len(set(by_tokens.indices.tolist()) - set(by_count.indices.tolist())) <= 1
     few = replace(pool, num_tokens=np.where(np.arange(240) % 2, 9, 0).astype(np.int32))
     assert gw.Grace(tokens=90, target="target").select(few, target=target).details["label_tokens"] <= 90
