@@ -32,6 +32,15 @@ class Claim:
     verdict: str = "-"
 
 
+def joined(text: str, claims: Sequence[Claim]) -> Claim:
+    """Several claims as one row of the index, each under its own text."""
+    numbers = "; ".join(f"{claim.text} {claim.number}" for claim in claims)
+    seeds = sorted({claim.seeds for claim in claims})
+    verdicts = [claim.verdict for claim in claims]
+    verdict = verdicts[0] if len(set(verdicts)) == 1 else "; ".join(verdicts)
+    return Claim(text, numbers, ", ".join(seeds), verdict)
+
+
 @dataclass(frozen=True)
 class Page:
     """The page of a result file, apart from its head and its origin, which all pages share."""

@@ -158,14 +158,14 @@ def page(content: Content) -> Page:
             *(part for arm in ("cosine_top", "random") for part in tables.comparisons(losses, [arm])),
         ]
         if target in TARGETS:
-            pair = (f"Picks towards {_title(target)}: DiReCT less random, equal steps", "direct", "random")
-            claims += tables.compared_claims(losses, ["random"], (pair,))
+            claims += tables.compared_claims(losses, ["random"], ((_title(target), "direct", "random"),))
     mix = list(tables.of_kind(content, MIX).values())
     sections.append(
         f"With validation samples of the pool's own mix the distance was {_range(mix)}, and "
         f"{sum(run['direction'] == 'alignment' for run in mix)} of {len(mix)} seeds took them for a target."
     )
-    return Page(title="DiReCT with a target", sections=sections, claims=claims)
+    claim = tables.joined("Picks towards a target: DiReCT less random, equal steps", claims)
+    return Page(title="DiReCT with a target", sections=sections, claims=[claim])
 
 
 def _mean_picks(runs: dict[int, dict[str, Any]], name: str) -> str:

@@ -31,7 +31,16 @@ import torch
 from benchmarks.common.command_line import Script, names_among
 from benchmarks.common.folders import BUILD, DATA, ROOT
 from benchmarks.common.records import COMMONSENSE, Record, as_prompt, chunks, instructions, write_jsonl
-from benchmarks.common.tables import Claim, Content, Page, compared_claims, comparisons, of_kind, table
+from benchmarks.common.tables import (
+    Claim,
+    Content,
+    Page,
+    compared_claims,
+    comparisons,
+    joined,
+    of_kind,
+    table,
+)
 from benchmarks.grace.words import TARGETS, TEXTS
 from gradwise.data import Collator, Data, Source, load
 from gradwise.data.texts import Texts
@@ -338,7 +347,7 @@ def page(content: Content) -> Page:
 
 def _average(losses: dict[str, dict[str, dict[str, dict[int, float]]]]) -> tuple[list[str], list[Claim]]:
     """Each arm's mean over the targets, seed by seed, against the baseline whose mean is lowest."""
-    sections, numbers, verdicts, counts = [], [], [], []
+    sections, claims = [], []
     for share in ("5 %", "10 %"):
         by_target = [shares[share] for shares in losses.values() if share in shares]
         arms = [arm for arm in by_target[0] if all(arm in each for each in by_target)]
@@ -355,13 +364,9 @@ def _average(losses: dict[str, dict[str, dict[str, dict[int, float]]]]) -> tuple
         sections.append(
             "\n\n".join([f"## All {len(by_target)} targets, {share}", listed, *comparisons(means, [best])])
         )
-        (one,) = compared_claims(means, [best], [(share, "grace", best)])
-        numbers.append(f"{share}, against {best}: {one.number}")
-        verdicts.append(one.verdict)
-        counts.append(one.seeds)
+        claims += compared_claims(means, [best], [(f"{share}, against {best}:", "grace", best)])
     text = "GRACE towards four targets on average, against the baseline that is best on average, equal steps"
-    verdict = verdicts[0] if len(set(verdicts)) == 1 else "; ".join(verdicts)
-    return sections, [Claim(text, "; ".join(numbers), counts[0], verdict)]
+    return sections, [joined(text, claims)]
 
 
 def _unrelated_losses(entries: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
