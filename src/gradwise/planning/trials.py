@@ -68,7 +68,7 @@ def halves(samples: Samples, section: str = "anneal", *, pool: Samples | None = 
     # Seed 0 whatever the run's: runs that differ in their seed only are judged by the same samples.
     mixed = stream(0, "trial halves").permutation(count)
     rows, others = np.sort(mixed[: count // 2]), np.sort(mixed[count // 2 :])
-    half = Halves(rows, *(_some(samples, each) for each in (rows, others)))
+    half = Halves(rows, _some(samples, rows), _some(samples, others))
     if pool is None:
         return half
     in_pool, twins = (occurring(half.judging, each) for each in (pool, half.choosing))
