@@ -158,7 +158,9 @@ def test_the_unit_changes_no_pick_towards_a_target(method: Any, factor: float, s
     rng = np.random.default_rng(seed)
     pool, target = (
         gw.Signals(
-            n, **{name: rng.standard_normal((n, 8)).astype(np.float32) for name in ("grad", "embedding")}
+            n,
+            grad=rng.standard_normal((n, 8)).astype(np.float32),
+            embedding=rng.standard_normal((n, 8)).astype(np.float32),
         )
         for n in (60, 9)
     )

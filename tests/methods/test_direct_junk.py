@@ -80,7 +80,7 @@ def picks(stock: Stock, kind: str, target: str, method: gw.Direct, seed: int) ->
 
 
 def joined(*parts: gw.Signals) -> gw.Signals:
-    fields = {
+    fields: dict[str, Any] = {
         name: np.concatenate([np.asarray(getattr(part, name)) for part in parts])
         for name in ("grad", "num_tokens")
     }

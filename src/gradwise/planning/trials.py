@@ -73,7 +73,7 @@ def halves(
     if samples.subtask is not None:
         mixed = mixed[interleaved(samples.subtask[mixed])]
     rows, others = np.sort(mixed[: count // 2]), np.sort(mixed[count // 2 :])
-    half = Halves(rows, *(_some(samples, each) for each in (rows, others)))
+    half = Halves(rows, _some(samples, rows), _some(samples, others))
     if pool is None:
         return half
     in_pool, twins = (occurring(half.judging, each) for each in (pool, half.choosing))
