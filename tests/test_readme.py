@@ -192,6 +192,7 @@ LONG = {
 """Recipes that take ten seconds and are much like others."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [

@@ -37,6 +37,7 @@ def test_every_gpu_test_and_arm_is_a_piece() -> None:
     assert set(policies()) | set(PEERS) <= set(kit.ARMS)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU would be used")
 def test_without_a_gpu_it_says_so_in_one_sentence() -> None:
     done = subprocess.run(

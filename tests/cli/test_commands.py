@@ -42,6 +42,7 @@ def measured(run: Path) -> list[dict[str, Any]]:
     return timeless
 
 
+@pytest.mark.slow
 class TestTrain:
     @pytest.fixture
     def run(self, gradwise: Start, project: Project) -> Path:

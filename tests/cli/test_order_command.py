@@ -44,6 +44,7 @@ def test_orders_tells_and_draws(gradwise: Start, domains: Project) -> None:
     assert "text" not in pyarrow.parquet.read_schema(folder / "ordered.parquet").names
 
 
+@pytest.mark.slow
 def test_a_run_draws_its_graph_too(gradwise: Start, domains: Project) -> None:
     command = gradwise("train", domains.path, "--out", "run", "--plot")
     assert command.code == 0, command.stderr

@@ -42,6 +42,7 @@ def gone(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 class TestEnds:
     def test_one_that_fails_takes_no_other_down(self, task: Any, tmp_path: Path) -> None:
         names = ("mistake", "bug", "killed", "leaves", "settings")
@@ -99,6 +100,7 @@ class TestShares:
         assert max(seen) <= 2
 
 
+@pytest.mark.slow
 class TestStopping:
     def stop_once_begun(self, begun: Path, number: signal.Signals = signal.SIGINT) -> None:
         def later() -> None:

@@ -27,6 +27,7 @@ QUANTITIES: Any = ("loss", "embedding", "grad_norm", "grad", "head_norm")
 POISON = 50
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]

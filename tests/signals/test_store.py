@@ -329,6 +329,7 @@ WRITES = [
 ]
 
 
+@pytest.mark.slow
 class TestKilled:
     """SIGKILL, then the same call again."""
 
@@ -432,6 +433,7 @@ def _killed_at_step(store: Path, step: str, after: bool) -> None:
     collected(store)
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_store(tmp_path: Path, whole: Path):
     store = tmp_path / "store"
     process = start(_slowly, store, 0.4)
@@ -447,6 +449,7 @@ def test_two_processes_on_one_store(tmp_path: Path, whole: Path):
     assert contents(store) == contents(whole)
 
 
+@pytest.mark.slow
 class TestMemory:
     """Rows go to the disk and do not stay in memory."""
 

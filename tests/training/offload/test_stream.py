@@ -113,6 +113,7 @@ def _same(one: Any, other: Any) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "settings", "dtype"),
     [

@@ -20,6 +20,7 @@ def train(model: Any, arguments: Any, data: Any, state: Any, resume: str | None 
     trainer.train(resume_from_checkpoint=resume)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_weights_are_those_of_kept_state(
     story_model, arguments, speeches, tmp_path: Path, dtype: torch.dtype
