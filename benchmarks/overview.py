@@ -60,13 +60,11 @@ ROWS = {
         ),
     },
     "anneal: which samples at the end?": {
-        "DiReCT (older default), a quarter junk, against a random fifth": (
-            "Annealing the small Llama, a quarter junk: DiReCT before `objective: auto` against a random "
-            "fifth, equal tokens"
+        "DiReCT, a quarter junk, against a random fifth": (
+            "Annealing the small Llama, a quarter junk: DiReCT against a random fifth, equal tokens"
         ),
-        "DiReCT (older default), clean pool, against a random fifth": (
-            "Annealing the small Llama, clean pool: DiReCT before `objective: auto` against a random "
-            "fifth, equal tokens"
+        "DiReCT, clean pool, against a random fifth": (
+            "Annealing the small Llama, clean pool: DiReCT against a random fifth, equal tokens"
         ),
         "the paper's objective, clean pool, against a random fifth": (
             "Annealing the small Llama, clean pool: the paper's objective against a random fifth, equal "
