@@ -306,6 +306,22 @@ def test_parameters_frozen_at_the_start_or_before_the_step(tiny_llama) -> None:
     assert same_weights(*models)
 
 
+@pytest.mark.parametrize("embeddings", ["never", "always", "sampled"])
+def test_a_switch_gives_places_to_what_its_policy_trains(tiny_llama, embeddings: Any) -> None:
+    model = tiny_llama()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    policy = UniformLayers(active=2, period=1, embeddings=embeddings, state="offload")
+    switch = LayerSwitch(model, policy, optimizer)
+    switch.before_step()
+    model(input_ids=BATCHES[0], labels=BATCHES[0]).loss.backward()
+    switch.after_backward()
+    optimizer.step()
+    assert switch.stream is not None
+    blocks = {p for block in model.model.layers for p in block.parameters()}
+    placed = {p for place in switch.stream._places for p in place.unit.parameters}
+    assert placed == (blocks if embeddings == "never" else set(model.parameters()))
+
+
 @pytest.mark.parametrize("loads", [False, True])
 def test_host_memory_is_for_what_trains(tiny_llama, loads: bool) -> None:
     """Embeddings that the policy freezes have no place in it, until they have a gradient or state."""
