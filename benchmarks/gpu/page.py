@@ -29,7 +29,7 @@ class Bar:
     pieces: tuple[str, ...]
     """What it is computed from, in the order of `number`'s arguments."""
     number: Callable[..., float | None]
-    """Of what the pieces measured; None where they do not say it."""
+    """The value from what the pieces measured; None where they do not have it."""
     limit: float
     shown: str
     """Format of the number."""
@@ -78,12 +78,12 @@ def _training(arm: str, length: int = LENGTHS[0]) -> str:
 
 
 def _memory_error(measured: dict[str, Any]) -> float | None:
-    """Of the estimated peak, relative to the measured one."""
+    """Relative error of the estimated peak."""
     return abs(measured["estimated"] / measured["peak"] - 1) if measured.get("estimated") else None
 
 
 def _time_error(measured: dict[str, Any], full: dict[str, Any]) -> float | None:
-    """Of the forecast ratio to full training's step time, relative to the measured one."""
+    """Relative error of the forecast step time, both as ratios to full training."""
     if not measured.get("forward_passes") or not full.get("forward_passes"):
         return None
     forecast = measured["forward_passes"] / full["forward_passes"]

@@ -146,7 +146,7 @@ def _version(package: str) -> str | None:
 
 
 def _revision() -> str | None:
-    """Of git; with a plus sign where files were changed since. None where the source is no checkout."""
+    """The git revision, with a plus sign if files were changed since; None outside of a checkout."""
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)

@@ -354,19 +354,6 @@ def test_settings_that_would_be_ignored_are_refused(
         gw.Trainer(story_model(), arguments(**settings), COLLATOR, speeches)
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [({"torch_compile": True}, "gives up after eight"), ({"optim": "lomo"}, "backward")],
-)
-def test_what_cannot_go_with_layers_that_freeze_is_refused(
-    story_model, arguments, speeches, settings: dict[str, Any], reason: str
-) -> None:
-    with pytest.raises(gw.RecipeError, match=reason):
-        gw.Trainer(
-            story_model(), arguments(**settings), COLLATOR, speeches, recipe=gw.Recipe(layers=gw.Grass())
-        )
-
-
 def test_mistakes_are_named(story_model, arguments, speeches) -> None:
     with pytest.raises(gw.RecipeError, match="section 'model'"):
         gw.Trainer(story_model(), arguments(), COLLATOR, speeches, recipe=gw.Recipe(model=gw.Model(name="x")))

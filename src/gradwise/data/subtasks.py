@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FEWEST = 8
+MIN_SUBTASK = 8
 """Target samples of a subtask; smaller ones are put together, since few samples are no direction."""
 
 COLUMN = "target_subtask"
@@ -13,13 +13,14 @@ COLUMN = "target_subtask"
 
 
 def subtask_names(domain: NDArray[np.str_]) -> NDArray[np.str_]:
-    """(m,) the subtask of each target sample: its domain, or `others` where that has fewer than `FEWEST`.
+    """(m,) the subtask of each target sample: its domain, or `others` for domains of fewer than
+    `MIN_SUBTASK`.
 
     >>> subtask_names(np.array(["a"] * 8 + ["b"])).tolist()[-2:]
     ['a', 'others']
     """
     _, codes, sizes = np.unique(domain, return_inverse=True, return_counts=True)
-    return np.where(sizes[codes] >= FEWEST, domain, "others")
+    return np.where(sizes[codes] >= MIN_SUBTASK, domain, "others")
 
 
 def with_subtasks(dataset: Any) -> Any:

@@ -206,7 +206,7 @@ class Direction:
     shares: NDArray[np.float64]
     """(T,) of the selection."""
     names: tuple[str, ...]
-    """Of the T subtasks."""
+    """Names of the T subtasks."""
 
     @staticmethod
     def of(vectors: NDArray[Any], subtasks: Subtasks) -> "Direction":

@@ -33,7 +33,7 @@ PRIOR_TEXTS = 16.0
 """Target texts' worth of n-grams that the pool's distribution counts as in the target's: with few target
 texts an n-gram that happens to be in one of them says little."""
 
-FEWEST = 8
+MIN_NEIGHBOURS = 8
 """Neighbouring words by which a text is judged, at least; the cohesion of fewer is mostly luck."""
 
 ORDERED = 0.2
@@ -110,8 +110,8 @@ class Affinity:
         """(N,) whether a text's words are in random order, or most of it is repeated, when compared with a
         target's texts.
 
-        Texts of fewer than `FEWEST` neighbours are too short to be judged, and where the target's own words
-        have no order (lists of numbers), none is judged by it.
+        Texts of fewer than `MIN_NEIGHBOURS` neighbours are too short to be judged, and where the target's own
+        words have no order (lists of numbers), none is judged by it.
 
         In 15 pools (`benchmarks.grace.words`) the cohesion of shuffled texts was at most 0.17 at the median
         and 0.48 at the 95th percentile, that of 95 % of the natural ones above 0.45. Texts of one repeated
@@ -120,7 +120,9 @@ class Affinity:
         if not len(target.ratio):
             return np.zeros(len(self.ratio), dtype=bool)
         usual = float(np.median(target.cohesion))
-        shuffled = (self.cohesion < min(0.5, 0.5 * usual)) & (self.pairs >= FEWEST) & (usual >= ORDERED)
+        shuffled = (
+            (self.cohesion < min(0.5, 0.5 * usual)) & (self.pairs >= MIN_NEIGHBOURS) & (usual >= ORDERED)
+        )
         return shuffled | (self.variety < min(0.55, 0.9 * float(np.percentile(target.variety, 5))))
 
 
@@ -340,7 +342,7 @@ def _score(
         scores[row, 1] = (ratio + SHORT * unseen) / (distinct + SHORT)
         # Neighbours less words further apart: a topic raises both alike, an order of words only the first.
         scores[row, 2] = sums[0] / max(1.0, pairs[0]) - sums[1] / max(1.0, pairs[1])
-        scores[row, 3] = distinct_pairs / (last - first - 1) if last - first > FEWEST else 1.0
+        scores[row, 3] = distinct_pairs / (last - first - 1) if last - first > MIN_NEIGHBOURS else 1.0
         scores[row, 4] = pairs[0]
 
 

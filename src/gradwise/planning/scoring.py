@@ -398,9 +398,9 @@ class ScoringSpeed(NamedTuple):
     """Seconds of a scoring run."""
 
     startup: float
-    """Of the first run, whatever its size."""
+    """Seconds that the first run takes whatever its size."""
     later_startup: float
-    """Of every later one, which need not try the model again."""
+    """Seconds that every later run takes whatever its size; the model is not tried again."""
     per_sample: float
     """More than 0."""
 
