@@ -5,8 +5,9 @@
 Pools, targets and steps are those of `benchmarks.grace.targets`, for the small Llama
 (`benchmarks/common/small_llama.py`, 8.9 M parameters). Each method picks 160 records (10 %) of a pool of
 about 1,600 by 64 target samples, and its picks are judged by the held-out loss on 100 others after 60 steps
-of 8 samples. `full, longer` gets as many steps more as the scoring and choosing of `grace` took time. The
-learning rate is that of full training in compare-small_llama; it was not tuned here.
+of 8 samples. `full, longer` gets as many steps more as the scoring and choosing of `grace` took time, and
+`full, as long as trial` the time of `trial`. The learning rate is that of full training in
+compare-small_llama; it was not tuned here.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,18 @@ from benchmarks.common import small_llama
 from benchmarks.common.command_line import Script, names_among
 from benchmarks.common.folders import BUILD
 from benchmarks.common.own_process import in_own_process
-from benchmarks.common.tables import Content, Page, compared_claims, comparisons, joined, of_kind, table
+from benchmarks.common.tables import (
+    Claim,
+    Content,
+    Page,
+    compared_claims,
+    comparisons,
+    joined,
+    of_kind,
+    table,
+)
 from benchmarks.grace.targets import (
+    AS_TRIAL,
     LONGER,
     MORE,
     NAMES,
@@ -31,13 +42,16 @@ from benchmarks.grace.targets import (
     case,
     chosen_by_grace,
     picks,
+    sentence_on,
     steps_for,
     trained,
+    tried,
 )  # fmt: skip
 from gradwise.recipe import Model
 
 LLAMA = Start(Model(name=str(small_llama.FOLDER / "annealed")), 3e-3)
-REFERENCES = ("random", "full", LONGER, "grace")
+REFERENCES = ("random", "full", LONGER, AS_TRIAL, "trial")
+CLAIMS = (("GRACE's", "grace", LONGER), ("A trial's", "trial", AS_TRIAL))
 
 
 def measure(name: str, seed: int) -> dict[str, Any]:
@@ -52,30 +66,39 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     return {"arms": arms, "longer": longer, "untrained": untrained}
 
 
+def try_contenders(name: str, seed: int, arms: dict[str, float], longer: int) -> dict[str, Any]:
+    """What `select: trial` follows, beside the losses of arms that were measured."""
+    measured = dict(arms)
+    how = tried(case(name, seed, LLAMA), seed, MORE, measured, longer)
+    return how | {"arms": {arm: measured[arm] for arm in ("trial", AS_TRIAL)}}
+
+
 def page(content: Content) -> Page:
     losses: dict[str, dict[str, dict[int, float]]] = {}
-    longer: dict[str, list[int]] = {}
-    untrained: dict[str, list[float]] = {}
+    by_target: dict[str, list[dict[str, Any]]] = {}
+    trials = of_kind(content, "trial")
     for key, entry in of_kind(content, "loss").items():
         name, seed = key.split("/")
-        longer.setdefault(name, []).append(entry["longer"])
-        untrained.setdefault(name, []).append(entry["untrained"])
-        for arm, loss in entry["arms"].items():
+        by_target.setdefault(name, []).append(entry | trials[key])
+        for arm, loss in (entry["arms"] | trials[key]["arms"]).items():
             losses.setdefault(name, {}).setdefault(arm, {})[int(seed)] = loss
-    sections, claims = [], []
+    sections = []
+    claims: dict[str, list[Claim]] = {text: [] for text, _, _ in CLAIMS}
     for name in (name for name in NAMES if name in losses):
-        by_arm = losses[name]
+        by_arm, entries = losses[name], by_target[name]
         means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
-        sentence = (
-            f"Before training the loss is {np.mean(untrained[name]):.3f}. `{LONGER}` takes "
-            f"{min(longer[name])} to {max(longer[name])} steps more."
-        )
+        untrained = np.mean([entry["untrained"] for entry in entries])
+        sentence = f"Before training the loss is {untrained:.3f}. {sentence_on(entries)}"
         listed = table(["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means])
         compared = comparisons(by_arm, list(REFERENCES))
         sections.append("\n\n".join([f"## {name}", listed, sentence, *compared]))
-        claims += compared_claims(by_arm, list(REFERENCES), [(name, "grace", LONGER)])
-    text = "Small Llama: GRACE's 10 % towards a target against all of the data, equal time"
-    return Page(sections=sections, claims=[joined(text, claims)])
+        for text, arm, reference in CLAIMS:
+            claims[text] += compared_claims(by_arm, list(REFERENCES), [(name, arm, reference)])
+    more = "10 % towards a target against all of the data, equal time"
+    return Page(
+        sections=sections,
+        claims=[joined(f"Small Llama: {text} {more}", parts) for text, parts in claims.items()],
+    )
 
 
 SCRIPT = Script(__doc__, "grace-llama_targets")
@@ -91,13 +114,29 @@ def main() -> None:
     Path(BUILD / "targets").mkdir(parents=True, exist_ok=True)
     cases = [(name, seed) for name in options.targets for seed in SEEDS]
     missing = [(name, seed) for name, seed in cases if f"loss/{name}/{seed}" not in result]
-    run = partial(
-        in_own_process, "benchmarks.grace.llama_targets:measure", environment={"OMP_NUM_THREADS": "1"}
-    )
     with ThreadPoolExecutor(options.jobs) as pool:
-        for (name, seed), entry in zip(missing, pool.map(lambda pair: run(*pair), missing), strict=True):
+        for (name, seed), entry in zip(
+            missing, pool.map(lambda pair: _run("measure", *pair), missing), strict=True
+        ):
             result.add(f"loss/{name}/{seed}", entry)
             print(name, seed, entry, flush=True)
+        untried = [
+            (name, seed, result[f"loss/{name}/{seed}"])
+            for name, seed in cases
+            if f"trial/{name}/{seed}" not in result
+        ]
+        outcomes = pool.map(
+            lambda each: _run("try_contenders", *each[:2], each[2]["arms"], each[2]["longer"]), untried
+        )
+        for (name, seed, _), entry in zip(untried, outcomes, strict=True):
+            result.add(f"trial/{name}/{seed}", entry)
+            print(name, seed, entry, flush=True)
+
+
+def _run(function: str, *given: Any) -> Any:
+    """What a function of this module returns in a process of its own, on one thread."""
+    path = f"benchmarks.grace.llama_targets:{function}"
+    return in_own_process(path, *given, environment={"OMP_NUM_THREADS": "1"})
 
 
 if __name__ == "__main__":

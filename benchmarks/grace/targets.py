@@ -5,11 +5,14 @@
 Pools have about 1,600 short records of six sets. Each method picks 80 or 160 of them (5 or 10 %) by 64 target
 samples, and its picks are judged by the held-out loss on 100 others. Every arm trains for 60 steps of 8
 samples. `full` takes all of the pool. `full, longer` gets as many steps more as the scoring and choosing of
-`grace` took time for that share of the pool, so that both take equally long. `trial` tries `grace`, `dsir`,
-`random` and `full` for 15 steps each, with half of the target samples choosing and the other half judging,
-and is what the winner picks by all of them; its own cost is not charged to `full, longer`. GSM8K is also a
-set of the pool, the other targets are not. `less` warms up and scores as in a run, with gradients of 256
-numbers at each of four checkpoints; `tsds` has its defaults. Both are measured at 10 % alone.
+`grace` took time for that share of the pool, so that both take equally long. GSM8K is also a set of the pool,
+the other targets are not. `less` warms up and scores as in a run, with gradients of 256 numbers at each of
+four checkpoints; `tsds` has its defaults.
+
+`trial` is `select: trial` as it is by default: `grace` where the pool is close to the target, and otherwise
+whoever wins a trial of `grace`, `dsir` and `full` for 15 steps each, with half of the target samples choosing
+and the other half judging; the winner picks by all of them. `full, as long as trial` has the trial's time as
+well.
 
 The last tables before that of the unrelated pool have the mean over the four targets, seed by seed, against
 the baseline whose mean is lowest.
@@ -46,6 +49,8 @@ from gradwise.data import Collator, Data, Source, load
 from gradwise.data.texts import Texts
 from gradwise.methods.baselines import Dsir, Less, Nearest, Tsds
 from gradwise.methods.grace import Grace
+from gradwise.methods.trial import SelectTrial
+from gradwise.planning.trials import decided
 from gradwise.probing import Probe
 from gradwise.recipe import Model
 from gradwise.run.model import load_model, load_tokenizer
@@ -62,21 +67,19 @@ class Start(NamedTuple):
 STORIES = Start(Model(name=str(ROOT.parent / "shared" / "models" / "stories260K")), 2e-3)
 SIZE, SHORT, PICKS, MORE, TARGET, MEASURED = 1600, 260, 80, 160, 64, 100
 STEPS, BATCH = 60, 8
-TRIAL = 15
-"""Steps of each contender."""
 SEEDS = range(5)
 NAMES = ("SVAMP", "PIQA", "SIQA", "GSM8K")
-CONTENDERS = ("grace", "dsir", "random", "full")
-LONGER = "full, longer"
-TRIED = ("PIQA", "SIQA")
-"""Targets that no selection of the pool is certain to suit; on SVAMP every trial was won by GRACE."""
+LONGER, AS_TRIAL = "full, longer", "full, as long as trial"
+SHARES = {"5 %": PICKS, "10 %": MORE}
 CLAIMS = (
-    ("10 %", "GRACE's 10 % towards a target against all of the data, equal time", "grace", LONGER, NAMES),
-    ("5 %", "A trial's 5 % towards a target against all of the data, equal steps", "trial", "full", TRIED),
+    ("GRACE's 10 % towards a target against all of the data, equal time", "grace", LONGER),
+    ("A trial's 10 % towards a target against all of the data, equal time", "trial", AS_TRIAL),
 )
-"""Share, text, arm, reference, targets."""
+"""Text, arm, reference."""
 BASELINES = ("random", "full", "nearest", "dsir", "less", "tsds")
-REFERENCES = ("random", "full", LONGER, "grace")
+REFERENCES = ("full", LONGER, AS_TRIAL, "trial")
+ARMS = {"grace": "GRACE", "trial": "A trial"}
+"""Those whose mean over the targets is a claim."""
 GRAD_DIM = 256
 """Numbers of a gradient for `less`, at each checkpoint."""
 
@@ -161,40 +164,40 @@ def case(name: str, seed: int, start: Start = STORIES, pools: list[list[Record]]
 def measure(name: str, seed: int) -> dict[str, Any]:
     """Loss on held-out target samples after training on each arm's picks."""
     one = case(name, seed)
-    picked = picks(one.pool, one.target, seed, PICKS)
-    longer = steps_for(partial(chosen_by_grace, one, seed), one, seed)
-    arm_losses = {arm: trained(one, rows, seed) for arm, rows in picked.items()}
-    more = {arm: rows for arm, rows in picks(one.pool, one.target, seed, MORE).items() if arm != "full"}
-    of_more = {arm: trained(one, rows, seed) for arm, rows in more.items()} | {"full": arm_losses["full"]}
-    arm_losses[LONGER] = trained(one, picked["full"], seed, STEPS + longer)
-    judged = Probe(
-        one.model, one.optimizer, one.samples["pool"], one.collate, target=one.samples["target"], clip=1.0
-    )
-    losses = trial_losses(judged, one.pool, one.target, seed)
-    winner = min(losses, key=lambda arm: losses[arm])
-    print(name, seed, arm_losses, longer, losses, flush=True)
-    shares = {"5 %": arm_losses | {"trial": arm_losses[winner]}, "10 %": of_more}
-    return {"arms": shares, "longer": longer, "trial": losses}
+    full = trained(one, np.arange(len(one.pool)), seed)
+    scores = signals_of_less(one, seed)
+    shares = {}
+    for share, count in SHARES.items():
+        picked = picks(one.pool, one.target, seed, count)
+        del picked["full"]
+        picked["tsds"] = Tsds(count=count).select(one.pool, target=one.target, seed=seed).indices
+        picked["less"] = Less(count=count).select(scores[0], target=scores[1], seed=seed).indices
+        arms = {"full": full} | {arm: trained(one, rows, seed) for arm, rows in picked.items()}
+        longer = steps_for(partial(chosen_by_grace, one, seed, count), one, seed)
+        arms[LONGER] = trained(one, np.arange(len(one.pool)), seed, STEPS + longer)
+        shares[share] = {"arms": arms, "longer": longer} | tried(one, seed, count, arms, longer)
+    print(name, seed, shares, flush=True)
+    return {"shares": shares}
 
 
-def tenth(name: str, seed: int) -> dict[str, Any]:
-    """Loss of what is measured at 10 % alone: `full, longer`, and training on the picks of `less` and
-    `tsds`."""
-    one = case(name, seed)
-    longer = steps_for(partial(chosen_by_grace, one, seed, MORE), one, seed)
-    full = np.arange(len(one.pool))
-    chosen = {
-        "tsds": Tsds(count=MORE).select(one.pool, target=one.target, seed=seed).indices,
-        "less": chosen_by_less(one, seed),
-    }
-    arms = {arm: trained(one, rows, seed) for arm, rows in chosen.items()}
-    return {"arms": arms | {LONGER: trained(one, full, seed, STEPS + longer)}, "longer": longer}
+def tried(one: Case, seed: int, count: int, arms: dict[str, float], longer: int) -> dict[str, Any]:
+    """What `select: trial` would follow, as entries to be added to those of a share; `arms` gets its loss."""
+    trial = SelectTrial(count=count)
+    closeness = Grace(count=count).select(one.pool, target=one.target, seed=seed).details["closeness"]
+    settled = trial.without_trial(closeness)
+    if settled is not None:
+        arms["trial"], arms[AS_TRIAL] = arms[str(settled.winner)], arms[LONGER]
+        return {"closeness": closeness, "winner": settled.winner}
+    winner, losses, noise = decided(trial_losses(one, trial, seed, count))
+    took = steps_for(partial(trial_losses, one, trial, seed, count), one, seed, times=1)
+    arms["trial"] = arms[winner]
+    arms[AS_TRIAL] = trained(one, np.arange(len(one.pool)), seed, STEPS + longer + took)
+    return {"closeness": closeness, "winner": winner, "losses": losses, "noise": noise, "trial": took}
 
 
-def chosen_by_less(one: Case, seed: int) -> np.ndarray:
-    """What LESS picks, with gradients at the checkpoints of a warm-up, as in a run."""
-    method = Less(count=MORE)
-    warm_up, size = method.warm_up_training, len(one.samples["pool"])
+def signals_of_less(one: Case, seed: int) -> tuple[Signals, Signals]:
+    """Gradients of the pool and of the target at the checkpoints of LESS's warm-up, as in a run."""
+    warm_up, size = Less(count=MORE).warm_up_training, len(one.samples["pool"])
     rows = np.random.default_rng([seed, 9]).permutation(size)[: round(warm_up.fraction * size)]
     steps = -(-len(rows) // BATCH)
     grads_by_part: dict[str, list[np.ndarray]] = {"pool": [], "target": []}
@@ -214,7 +217,7 @@ def chosen_by_less(one: Case, seed: int) -> np.ndarray:
     pool, target = (
         Signals(len(grads[0]), grad=np.concatenate(grads, axis=1)) for grads in grads_by_part.values()
     )
-    return method.select(pool, target=target, seed=seed).indices
+    return pool, target
 
 
 def unrelated(seed: int) -> dict[str, Any]:
@@ -259,7 +262,7 @@ def chosen_by_grace(one: Case, seed: int, count: int = PICKS) -> None:
     method.pick(state, Signals(size, num_tokens=np.ones(size, np.int32)), seed=seed)
 
 
-def steps_for(deciding: Callable[[], None], one: Case, seed: int, times: int = 3) -> int:
+def steps_for(deciding: Callable[[], object], one: Case, seed: int, times: int = 3) -> int:
     """Training steps that take as long as deciding; the median of several measurements, side by side."""
     rows = np.random.default_rng([seed, 6]).permutation(len(one.probe.dataset))[: 10 * BATCH]
     deciding()  # compiles
@@ -276,14 +279,18 @@ def steps_for(deciding: Callable[[], None], one: Case, seed: int, times: int = 3
     return round(float(np.median(ratios)))
 
 
-def trial_losses(probe: Probe, pool: Signals, target: Signals, seed: int) -> dict[str, float]:
-    """Loss of the judging half of the target after each contender's trial."""
+def trial_losses(one: Case, trial: SelectTrial, seed: int, count: int) -> dict[str, np.ndarray]:
+    """Losses of the judging half of the target before the trial and after each contender."""
+    judged = Probe(
+        one.model, one.optimizer, one.samples["pool"], one.collate, target=one.samples["target"], clip=1.0
+    )
     mixed = np.random.default_rng([seed, 7]).permutation(TARGET)
     choosing, judges = np.sort(mixed[: TARGET // 2]), np.sort(mixed[TARGET // 2 :])
-    picked = picks(pool, target.take(choosing), seed, PICKS)
-    runs = [np.split(in_turns(picked[arm], TRIAL, [seed, 8]), TRIAL) for arm in CONTENDERS]
-    _, after = probe.runs(runs, probe.target[judges])
-    return {arm: round(float(losses.mean()), 4) for arm, losses in zip(CONTENDERS, after, strict=True)}
+    picked = picks(one.pool, one.target.take(choosing), seed, count)
+    steps = trial.steps
+    runs = [np.split(in_turns(picked[arm], steps, [seed, 8]), steps) for arm in trial.contenders]
+    before, after = judged.runs(runs, judged.target[judges])
+    return {"before": before, **dict(zip(trial.contenders, after, strict=True))}
 
 
 def in_turns(rows: np.ndarray, steps: int, seed: list[int]) -> np.ndarray:
@@ -301,41 +308,31 @@ def trained(one: Case, rows: np.ndarray, seed: int, steps: int = STEPS) -> float
 
 
 def page(content: Content) -> Page:
+    shares: dict[str, dict[str, list[dict[str, Any]]]] = {}
     losses: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
-    longer: dict[str, dict[str, list[int]]] = {name: {"5 %": [], "10 %": []} for name in NAMES}
-    won: dict[str, list[str]] = {name: [] for name in NAMES}
     for key, entry in of_kind(content, "loss").items():
         name, seed = key.split("/")
-        longer[name]["5 %"].append(entry["longer"])
-        won[name].append(min(entry["trial"], key=lambda arm: entry["trial"][arm]))
-        for share, arms in entry["arms"].items():
-            for arm, loss in arms.items():
-                if (share, arm) == ("10 %", LONGER):
-                    continue  # charged for the decision of 5 %; `tenth` has its own
+        for share, measured in entry["shares"].items():
+            shares.setdefault(name, {}).setdefault(share, []).append(measured)
+            for arm, loss in measured["arms"].items():
                 losses.setdefault(name, {}).setdefault(share, {}).setdefault(arm, {})[int(seed)] = loss
-    for key, entry in of_kind(content, "tenth").items():
-        name, seed = key.split("/")
-        longer[name]["10 %"].append(entry["longer"])
-        for arm, loss in entry["arms"].items():
-            losses[name]["10 %"].setdefault(arm, {})[int(seed)] = loss
     sections, claims = [], []
-    for name, shares in losses.items():
-        for share, by_arm in shares.items():
-            sentence, more = "", longer[name][share]
-            if more:
-                sentence = f"`{LONGER}` takes {min(more)} to {max(more)} steps more."
-            if "trial" in by_arm:
-                sentence += f" The trial was won by {', '.join(f'`{arm}`' for arm in won[name])}."
+    for name, by_share in losses.items():
+        for share, by_arm in by_share.items():
             means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
-            rows = [[f"`{arm}`", f"{value:.3f}"] for value, arm in means]
-            listed = table(["arm", "mean held-out loss"], rows)
+            listed = table(
+                ["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means]
+            )
             compared = comparisons(by_arm, list(REFERENCES))
-            sections.append("\n\n".join([f"## {name}, {share}", listed, sentence, *compared]))
-        for share, text, arm, reference, names in CLAIMS:
-            by_arm = shares[share]
-            if name in names and reference in by_arm and len(by_arm[arm]) > 2:  # two seeds have no interval
-                pairs = [(f"{text}: {name}", arm, reference)]
-                claims += compared_claims(shares[share], list(REFERENCES), pairs)
+            sections.append(
+                "\n\n".join([f"## {name}, {share}", listed, sentence_on(shares[name][share]), *compared])
+            )
+    for text, arm, reference in CLAIMS:
+        parts = []
+        for name, by_share in losses.items():
+            if len(by_share["10 %"][arm]) > 2:  # two seeds have no interval
+                parts += compared_claims(by_share["10 %"], list(REFERENCES), [(name, arm, reference)])
+        claims += [joined(text, parts)] if parts else []
     averaged, claim = _average(losses)
     sections += averaged
     claims += claim
@@ -345,10 +342,28 @@ def page(content: Content) -> Page:
     return Page(sections=sections, claims=claims)
 
 
+def sentence_on(entries: list[dict[str, Any]]) -> str:
+    """What the arms of equal time got, and how the trials ended."""
+    longer, near = ([entry[name] for entry in entries] for name in ("longer", "closeness"))
+    sentence = (
+        f"`{LONGER}` takes {min(longer)} to {max(longer)} steps more. The closeness is {min(near):.2f} to "
+        f"{max(near):.2f}. "
+    )
+    held = [entry for entry in entries if "trial" in entry]
+    if not held:
+        return sentence + "No trial is held, and `trial` is `grace`."
+    took, won = [entry["trial"] for entry in held], [f"`{entry['winner']}`" for entry in held]
+    return sentence + (
+        f"A trial is held in {len(held)} of {len(entries)} seeds and takes as long as {min(took)} to "
+        f"{max(took)} steps; it was won by {', '.join(won)}."
+    )
+
+
 def _average(losses: dict[str, dict[str, dict[str, dict[int, float]]]]) -> tuple[list[str], list[Claim]]:
     """Each arm's mean over the targets, seed by seed, against the baseline whose mean is lowest."""
-    sections, claims = [], []
-    for share in ("5 %", "10 %"):
+    sections: list[str] = []
+    claims: dict[str, list[Claim]] = {arm: [] for arm in ARMS}
+    for share in SHARES:
         by_target = [shares[share] for shares in losses.values() if share in shares]
         arms = [arm for arm in by_target[0] if all(arm in each for each in by_target)]
         means: dict[str, dict[int, float]] = {}
@@ -364,9 +379,10 @@ def _average(losses: dict[str, dict[str, dict[str, dict[int, float]]]]) -> tuple
         sections.append(
             "\n\n".join([f"## All {len(by_target)} targets, {share}", listed, *comparisons(means, [best])])
         )
-        claims += compared_claims(means, [best], [(f"{share}, against {best}:", "grace", best)])
-    text = "GRACE towards four targets on average, against the baseline that is best on average, equal steps"
-    return sections, [joined(text, claims)]
+        for arm in claims:
+            claims[arm] += compared_claims(means, [best], [(f"{share}, against {best}:", arm, best)])
+    text = "towards four targets on average, against the baseline that is best on average, equal steps"
+    return sections, [joined(f"{ARMS[arm]} {text}", parts) for arm, parts in claims.items()]
 
 
 def _unrelated_losses(entries: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
@@ -415,9 +431,6 @@ def main() -> None:
             result.once(f"loss/{name}/{seed}", partial(measure, name, seed))
     for seed in SEEDS:
         result.once(f"unrelated/{seed}", partial(unrelated, seed))
-    for seed in SEEDS:
-        for name in options.targets:
-            result.once(f"tenth/{name}/{seed}", partial(tenth, name, seed))
 
 
 if __name__ == "__main__":

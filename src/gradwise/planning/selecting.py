@@ -134,6 +134,9 @@ class Selecting(Decider):
             size, partial(_speeds, context, method), once=self._once(context), scores_all=scores_all
         )
         if budgeted is None:
+            if method.resolved() is None:
+                context = self._without_trial(context)
+                method = context.recipe.select
             self._rows = self._rows_of(method, context, self._match)
             texts.recorded(context, self._rows)
             if method.resolved() is None:
@@ -163,6 +166,24 @@ class Selecting(Decider):
         if self._ordering.needs & set(QUANTITIES):
             return None
         return method.rows_to_score(len(context.train), context.train.domain, context.seed, match)
+
+    def _without_trial(self, context: RunContext) -> RunContext:
+        """The context with the winner in its recipe, where the pool is so close to the target that none is
+        tried."""
+        trial: Any = context.recipe.select
+        closeness = None if self._match is None else self._match.closeness
+        settled = trial.without_trial(closeness)
+        if settled is None:
+            return context
+        recipe = replace(context.recipe, select=settled)
+        context.save_recipe(recipe)
+        self._needs = settled.needs
+        context.record.event("select_trial", 0, 0.0, winner=settled.winner, closeness=closeness, steps=0)
+        context.say(
+            f"select: {settled.winner} selects without a trial, since the pool is close to the target "
+            f"(closeness {closeness:.2f}, and select.max_closeness is {trial.max_closeness:g})."
+        )
+        return replace(context, recipe=recipe)
 
     def _prepare_trial(self, method: Selector, context: RunContext) -> None:
         """Compare the texts with the half of the target that chooses as well, and score what either calls

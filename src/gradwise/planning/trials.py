@@ -120,7 +120,7 @@ def hold_trial(
     section: str = "anneal",
     spent: float = 0.0,
 ) -> tuple[str, float]:
-    """The selection after which the judges' mean loss is lowest, and the seconds that were taken; weights,
+    """The selection that `decided` prefers by the judges' losses, and the seconds that were taken; weights,
     optimizer and random states are as before. The first rank tries, and tells the others.
 
     Args:
@@ -154,15 +154,21 @@ def hold_trial(
         steps=steps,
     )
     shown = ", ".join(f"{name} {loss:.4f}" for name, loss in means.items())
-    context.say(f"{section}: {winner} wins the trial of {steps} steps (held-out loss: {shown}).")
+    # Only the first contender wins so; of the others the lowest does.
+    lower = any(loss < means[winner] for loss in means.values())
+    beyond = "; no other is lower by more than a standard error" if lower else ""
+    context.say(f"{section}: {winner} wins the trial of {steps} steps (held-out loss: {shown}{beyond}).")
     return winner, seconds
 
 
 def decided(
     losses: dict[str, NDArray[np.float64]], section: str = "anneal", kind: str = "validation"
 ) -> tuple[str, dict[str, float], float | None]:
-    """The winner, the mean loss after each contender, and the standard error of the winner's lead, the
-    largest over contenders; None for a single judge.
+    """The winner, the mean loss after each contender, and the standard error of a difference from the one
+    named first, the largest over contenders; None for a single judge.
+
+    The first contender with a finite loss wins unless another's mean is lower by more than one standard error
+    of their paired difference; of several such ones, the one with the lowest mean.
 
     Args:
         losses: (m,) of the judges after each contender, and `before`.
@@ -185,18 +191,22 @@ def decided(
     losses = {name: each[sound] for name, each in losses.items()}
     # Rounded, so that a difference in the last bits of a sum decides nothing.
     means = {name: float(f"{each.mean():.6g}") for name, each in losses.items() if name != "before"}
-    finite = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+    finite = [name for name, mean in means.items() if math.isfinite(mean)]
     if not finite:
         raise GradwiseError(
             f"{section}: no contender has a finite held-out loss after the trial; lower the learning rate."
         )
-    winner = min(finite, key=lambda name: finite[name])
-    others = [losses[name] for name in finite if name != winner]
-    if len(losses["before"]) == 1:
-        return winner, means, None
+    first, judges = finite[0], len(losses["before"])
+    if judges == 1:
+        return min(finite, key=lambda name: means[name]), means, None
     # Paired by judge: samples differ in loss far more than contenders do.
-    apart = [float(np.std(losses[winner] - each, ddof=1) / np.sqrt(len(each))) for each in others]
-    return winner, means, float(f"{max(apart, default=0.0):.3g}")
+    noise = {
+        name: float(np.std(losses[first] - losses[name], ddof=1) / np.sqrt(judges)) for name in finite[1:]
+    }
+    # Within noise the first stays, or luck would replace it: random picks won that way (docs/log.md).
+    better = [name for name in finite[1:] if means[first] - means[name] > noise[name]]
+    winner = min([*better, first], key=lambda name: means[name])
+    return winner, means, float(f"{max(noise.values(), default=0.0):.3g}")
 
 
 def _losses(

@@ -1,12 +1,14 @@
-"""Lets several selections train for a few steps each, and follows the one that did best.
+"""Lets several selections train for a few steps each where the pool holds little that resembles the target,
+and follows the one that did best.
 
-No way of selecting towards a target is best on every target, and some are worse than random samples on some
-(docs/results/grace-targets.md). A few real steps tell more than any score. One half of the target samples
-chooses for the trial, the other half judges it; the winner then selects by all of them.
+No way of selecting towards a target is best on every target, and where the pool has little like it some are
+worse than random samples (docs/results/grace-targets.md). There a few real steps tell more than any score.
+One half of the target samples chooses for the trial, the other half judges it; the winner then selects by all
+of them.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from gradwise.methods.baselines.targeted import Dsir, Nearest, Tsds
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
 from gradwise.methods.interfaces import Places, Selector, TextMatch
-from gradwise.methods.targeting import AlwaysTargeted
+from gradwise.methods.targeting import MIN_CLOSENESS, AlwaysTargeted
 from gradwise.methods.trial.contenders import check_contenders, only_in_a_run
 from gradwise.signals import Signals
 from gradwise.signals.request import QUANTITIES
@@ -36,9 +38,13 @@ class SelectTrial(AlwaysTargeted):
     method: Literal["trial"] = "trial"
     """A short trial of other methods towards a target."""
 
-    contenders: tuple[Contender, ...] = ("grace", "dsir", "random", "full")
-    """Methods to try, with their defaults; each selects once, `fraction` or `count` samples. Ties go to the
-    one named first."""
+    contenders: tuple[Contender, ...] = ("grace", "dsir", "full")
+    """Methods to try, with their defaults; each selects once, `fraction` or `count` samples. The one named
+    first is replaced only by one whose loss is lower by more than a standard error of the difference."""
+
+    max_closeness: Annotated[float, Field(ge=0, le=1)] | None = MIN_CLOSENESS
+    """Closeness of the pool to the target up to which a trial is held; above it the contender named first
+    selects without one. null, or texts that are not known: always held."""
 
     steps: Annotated[int, Field(ge=1)] = 15
     """Optimizer steps per contender, at a learning rate that falls to zero. The model is restored
@@ -74,6 +80,13 @@ class SelectTrial(AlwaysTargeted):
 
     def resolved(self) -> Selector | None:
         return None if self.winner is None else self.contender_methods[self.winner]
+
+    def without_trial(self, closeness: float | None) -> Self | None:
+        """The same method with the first contender as the winner, where a pool is so close to the target that
+        none is tried; None otherwise."""
+        if self.max_closeness is None or closeness is None or closeness <= self.max_closeness:
+            return None
+        return replace(self, winner=self.contenders[0])
 
     def advice(self, selection: Selection) -> str | None:
         winner = self.resolved()
