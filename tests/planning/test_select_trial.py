@@ -42,6 +42,11 @@ def make(story_model: Any, arguments: Any, speeches: Any) -> Make:
     return make
 
 
+def always(**settings: Any) -> gw.SelectTrial:
+    """A trial that is held however close the pool is to the target."""
+    return gw.SelectTrial(max_closeness=None, **settings)
+
+
 def events(trainer: gw.Trainer, kind: str) -> list[dict[str, Any]]:
     path = trainer.session.folder / "events.jsonl"
     return [event for event in map(json.loads, path.read_text().splitlines()) if event["event"] == kind]
@@ -49,10 +54,11 @@ def events(trainer: gw.Trainer, kind: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("contenders", [("grace", "random"), ("dsir", "full")])
 def test_a_run_after_a_trial_is_the_winners_run(make: Make, contenders: Any) -> None:
-    tried = make("tried", gw.SelectTrial(contenders=contenders, count=8, steps=3))
+    tried = make("tried", always(contenders=contenders, count=8, steps=3))
     tried.train()
     (trial,) = events(tried, "select_trial")
-    assert trial["winner"] == min(trial["losses"], key=trial["losses"].get)
+    first, second = (trial["losses"][name] for name in contenders)
+    assert trial["winner"] == contenders[first - second > trial["noise"]]
     assert set(trial["losses"]) == set(contenders) and trial["seconds"] > 0
     stated = make("stated", gw.SelectTrial(contenders=contenders, count=8, winner=trial["winner"]))
     stated.train()
@@ -69,7 +75,7 @@ def test_whoever_wins_selects_as_a_recipe_that_names_it(
     contenders: Any = ("grace", "dsir", "random") if winner != "nearest" else ("grace", "nearest")
     decided = trials.decided
     monkeypatch.setattr(trials, "decided", lambda *given: (winner, *decided(*given)[1:]))
-    tried = make("tried", gw.SelectTrial(contenders=contenders, count=4, steps=1), order=order)
+    tried = make("tried", always(contenders=contenders, count=4, steps=1), order=order)
     tried.train()
     (trial,) = events(tried, "select_trial")
     assert trial["winner"] == winner
@@ -94,9 +100,7 @@ def test_losses_are_those_of_training_on_each_contenders_picks(
         return found
 
     monkeypatch.setattr(trials, "_batches", watched)
-    trainer = make(
-        "tried", gw.SelectTrial(contenders=("dsir", "random"), count=8, steps=3), max_grad_norm=0.5
-    )
+    trainer = make("tried", always(contenders=("dsir", "random"), count=8, steps=3), max_grad_norm=0.5)
     start = deepcopy(trainer.model)
     trainer.train()
     (trial,) = events(trainer, "select_trial")
@@ -132,7 +136,7 @@ def test_contenders_select_by_one_half_and_the_winner_by_all(
         return first_selection(method, context, scored, **more)
 
     monkeypatch.setattr(selecting, "first_selection", watched)
-    trainer = make("tried", gw.SelectTrial(contenders=("grace", "nearest"), count=4, steps=1))
+    trainer = make("tried", always(contenders=("grace", "nearest"), count=4, steps=1))
     trainer.train()
     whole = trainer.session.context().target
     assert whole is not None
@@ -143,6 +147,59 @@ def test_contenders_select_by_one_half_and_the_winner_by_all(
         assert list(ids) == list(half.choosing.inputs["input_ids"])
         assert np.array_equal(embedding, every[half.rows])
     assert list(targets[-1][1]) == list(whole.inputs["input_ids"])
+
+
+@pytest.mark.parametrize("contenders", [("grace", "full"), ("dsir", "grace"), ("random", "grace", "dsir")])
+def test_a_pool_that_is_close_to_the_target_needs_no_trial(
+    make: Make, monkeypatch: pytest.MonkeyPatch, contenders: Any
+) -> None:
+    """The first contender selects, as in a run whose recipe names it."""
+    scored: list[int] = []
+    selection_signals = planner.selection_signals
+
+    def watched(*given: Any, **more: Any) -> Any:
+        found = selection_signals(*given, **more)
+        scored.append(found.signals.embedding is not None and len(found.signals))
+        return found
+
+    monkeypatch.setattr(planner, "selection_signals", watched)
+    plain = make("plain", gw.SelectTrial(contenders=contenders, count=4))
+    said: list[str] = []
+    monkeypatch.setattr(plain.session, "tell", said.append)
+    plain.train()
+    (trial,), (words,) = events(plain, "select_trial"), events(plain, "ngrams")
+    assert words["closeness"] == trial["closeness"] > 0.25
+    assert trial["winner"] == contenders[0] and trial["steps"] == 0 and "losses" not in trial
+    (sentence,) = [each for each in said if "without a trial" in each]
+    assert sentence.startswith(f"select: {contenders[0]} selects") and "max_closeness is 0.25" in sentence
+    assert not [each for each in said if "wins the trial" in each or "would judge" in each]
+    stated = make("stated", gw.SelectTrial(contenders=contenders, count=4, winner=contenders[0]))
+    stated.train()
+    assert same_weights(plain.model, stated.model) and scored[0] == scored[1]
+    recipe = gw.Recipe.load(plain.session.folder / "recipe.yaml")
+    assert isinstance(recipe.select, gw.SelectTrial) and recipe.select.winner == contenders[0]
+
+
+@pytest.mark.parametrize("above", [0.0, 0.05, 1.0])
+def test_a_trial_is_held_up_to_a_closeness(make: Make, above: float) -> None:
+    """The pool's closeness is between 0.05 and 1."""
+    trainer = make(
+        "tried", gw.SelectTrial(contenders=("grace", "dsir"), count=4, steps=1, max_closeness=above)
+    )
+    trainer.train()
+    (trial,), (closeness,) = (
+        events(trainer, "select_trial"),
+        {event["closeness"] for event in events(trainer, "ngrams")[:1]},
+    )
+    assert 0.05 < closeness < 1
+    assert ("losses" in trial) == (above == 1.0)
+
+
+def test_contenders_that_know_no_closeness_are_tried(make: Make) -> None:
+    trainer = make("tried", gw.SelectTrial(contenders=("dsir", "random"), count=4, steps=1))
+    trainer.train()
+    (trial,) = events(trainer, "select_trial")
+    assert set(trial["losses"]) == {"dsir", "random"}
 
 
 def test_what_chooses_does_not_judge(make: Make) -> None:

@@ -237,7 +237,9 @@ def test_a_trial_makes_the_passes_that_it_forecast_before_it(
     counted: Any, arguments: Any, speeches: Any, tmp_path: Path, winner: Any, seed: int
 ) -> None:
     model, passes = counted
-    trial = gw.SelectTrial(contenders=("grace", "dsir", "random"), count=4, steps=4, winner=winner)
+    trial = gw.SelectTrial(
+        contenders=("grace", "dsir", "random"), count=4, steps=4, winner=winner, max_closeness=None
+    )
     trainer = gw.Trainer(
         model, arguments(max_steps=12, lr_scheduler_type="constant", seed=seed), Collator(0),
         speeches.select(range(48)), speeches.select(range(70, 74)), recipe=gw.Recipe(select=trial),

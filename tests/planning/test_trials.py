@@ -16,11 +16,42 @@ from gradwise.planning.trials import decided, halves
 from tests.conftest import same_weights
 
 
-def test_the_lowest_mean_wins_and_the_first_among_equals() -> None:
-    losses = {"before": np.ones(4), "a": np.array([2.0, 1.0, 2.0, 1.0]), "b": np.full(4, 1.5)}
-    winner, means, noise = decided(losses)
-    assert (winner, means) == ("a", {"a": 1.5, "b": 1.5})
-    assert noise == pytest.approx(np.std(losses["a"], ddof=1) / 2, rel=1e-2)
+def after(**means: float) -> dict[str, np.ndarray]:
+    """Losses of nine judges; each contender's differences from the first have a standard error of 0.1."""
+    apart = np.tile([-1.0, 0.0, 1.0], 3)
+    each = {name: mean + 0.3 * apart / np.std(apart, ddof=1) for name, mean in means.items()}
+    first = next(iter(each))
+    return {"before": np.ones(9), **each, first: np.full(9, means[first])}
+
+
+@pytest.mark.parametrize(
+    ("means", "winner"),
+    [
+        ({"a": 1.0, "b": 1.0}, "a"),
+        ({"a": 1.0, "b": 0.91}, "a"),
+        ({"a": 1.0, "b": 0.89}, "b"),
+        ({"a": 1.0, "b": 0.89, "c": 0.8}, "c"),
+        ({"a": 1.0, "b": 0.89, "c": 0.95}, "b"),
+        ({"a": 1.0, "b": 1.5, "c": 0.95}, "a"),
+    ],
+)
+def test_the_first_is_replaced_only_beyond_noise(means: dict[str, float], winner: str) -> None:
+    won, found, noise = decided(after(**means))
+    assert won == winner and found == pytest.approx(means) and noise == pytest.approx(0.1, rel=1e-2)
+
+
+def test_differences_are_paired_by_judge() -> None:
+    """Judges differ far more than contenders: by their spread alone nothing would replace the first."""
+    spread = np.linspace(0, 50, 9)
+    losses = {name: each + spread for name, each in after(a=1.0, b=0.89).items() if name != "before"}
+    assert decided({"before": np.ones(9), **losses})[0] == "b"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_largest_noise_is_of_any_contender(count: int) -> None:
+    losses = after(a=1.0, b=0.5)
+    losses |= {f"c{n}": np.ones(9) + n for n in range(count)}
+    assert decided(losses)[2] == pytest.approx(0.1, rel=1e-2)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
@@ -32,10 +63,10 @@ def test_a_loss_that_is_not_finite_never_wins(broken: float) -> None:
 
 
 def test_a_judge_without_a_loss_is_left_out() -> None:
-    losses = {"before": [1, np.nan, 1], "a": [2, np.nan, 1], "b": [1, 5, 1]}
+    losses = {"before": [1, np.nan, 1], "a": [2, np.nan, 2.5], "b": [1, 5, 1]}
     assert decided({name: np.array(each, float) for name, each in losses.items()})[:2] == (
         "b",
-        {"a": 1.5, "b": 1.0},
+        {"a": 2.25, "b": 1.0},
     )
     with pytest.raises(GradwiseError, match="none of the 2 validation samples that judge has a finite loss"):
         decided({"before": np.full(2, np.nan), "a": np.ones(2), "b": np.ones(2)})

@@ -120,8 +120,7 @@ class Selecting(Decider):
                 "of select.contenders."
             )
         assert context.target is not None
-        if sentence := halves(context.target, self.name, pool=context.train).sentence(self.name):
-            context.say(sentence)
+        halves(context.target, self.name, pool=context.train)
 
     def prepare(self, context: RunContext) -> RunContext:
         # A method and an order that both need signals share one scoring run over all samples.
@@ -189,6 +188,8 @@ class Selecting(Decider):
         """Compare the texts with the half of the target that chooses as well, and score what either calls
         for: contenders select by the half, the winner by all of it."""
         assert context.target is not None
+        if sentence := halves(context.target, self.name, pool=context.train).sentence(self.name):
+            context.say(sentence)
         # The judges must not have chosen: a contender that saw them would be judged by its own target.
         half = replace(context, target=halves(context.target, self.name).choosing)
         texts = match_pool_texts(method, half)

@@ -43,7 +43,8 @@ class Trial(Annealer):
     """A short trial of other methods."""
 
     contenders: tuple[Contender, ...] = ("direct", "cosine_top", "random")
-    """Methods to try, each with its defaults and the sizes set here. Ties go to the one named first."""
+    """Methods to try, each with its defaults and the sizes set here. The one named first is replaced only by
+    one whose loss is lower by more than a standard error of the difference."""
 
     steps: Annotated[int, Field(ge=1)] = 8
     """Optimizer steps per contender, at a learning rate that falls to zero. The model is restored

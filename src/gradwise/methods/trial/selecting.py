@@ -29,7 +29,8 @@ Contender = Literal["grace", "dsir", "nearest", "tsds", "random", "full"]
 
 @dataclass(frozen=True)
 class SelectTrial(AlwaysTargeted):
-    """The selection after which a few steps lower the loss on target samples most.
+    """The first of several selections, or where the pool has little like the target, the one after which a
+    few steps lower the loss on target samples beyond noise.
 
     >>> SelectTrial(contenders=["dsir", "full"], count=8, winner="dsir").resolved().count
     8
