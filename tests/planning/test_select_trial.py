@@ -261,37 +261,11 @@ def test_what_cannot_be_tried_is_refused(make: Make, select: Any, more: Any, sai
         ({"contenders": ("grace",)}, "at least two different methods"),
         ({"contenders": ("grace", "grace")}, "at least two different methods"),
         ({"winner": "tsds"}, "none of the contenders"),
-        ({"contenders": ("dsir", "full"), "candidates": 9}, "about grace, which is none of the contenders"),
     ],
 )
 def test_settings_that_contradict_each_other(settings: Any, said: str) -> None:
     with pytest.raises(gw.RecipeError, match=said):
         gw.SelectTrial(count=8, **settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "candidates"),
-    [
-        ({}, 32),
-        ({"contenders": ("dsir", "grace", "full")}, 32),
-        ({"winner": "grace"}, 32),
-        ({"winner": "dsir"}, None),
-        ({"candidates": 9}, None),
-        ({"contenders": ("grace", "nearest")}, None),
-        ({"contenders": ("grace", "nearest"), "winner": "grace"}, 32),
-    ],
-)
-def test_the_samples_that_grace_scores_are_settled_where_it_alone_scores(
-    settings: Any, candidates: int | None
-) -> None:
-    trial = gw.SelectTrial(count=8, **settings)
-    found = trial.bounded(8, 100), trial.bounded(8, 20)
-    if candidates is None:
-        assert found == (None, None)
-        return
-    assert [each.candidates for each in found if each] == [candidates, 20]
-    grace = found[1] and found[1].contender_methods["grace"]
-    assert isinstance(grace, gw.Grace) and grace.candidates == 20
 
 
 def test_without_a_run_there_must_be_a_winner() -> None:

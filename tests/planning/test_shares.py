@@ -14,7 +14,7 @@ from gradwise.methods.baselines import EasyFirst, HerdedOrder, Less, LossTop, Un
 from gradwise.methods.cost_counts import Shape, engine_check, per_sample, scoring
 from gradwise.methods.costs import RunSize, Speeds
 from gradwise.methods.trial import SelectTrial, Trial
-from gradwise.planning.shares import affordable, cost_per_sample, deciding, shares
+from gradwise.planning.shares import cost_per_sample, deciding, shares
 from gradwise.recipe import Adapter, Train
 
 SIZE = RunSize(pool=80, steps=10, batch=4, choosing=12, aside=7)
@@ -130,27 +130,6 @@ def test_a_trial_scores_what_its_contenders_ask_for(winner: Any) -> None:
     assert "50 samples" in part["why"] and "overhead" not in part["why"]
 
 
-def test_an_estimate_of_a_trial_knows_that_its_scoring_is_bounded() -> None:
-    trial = SelectTrial(contenders=("grace", "random"), count=20, steps=5)
-    bounded, given = (
-        shares(gw.Recipe(train=Train(batch_size=4), select=each), 5, replace(SIZE, pool=800), shape=SHAPE)
-        for each in (trial, replace(trial, candidates="all"))
-    )
-    rest = (7 * LOSS + 2 * 5 * 4 * 3 * 1.5 + 3 * 3) / 180
-    assert bounded["select"]["share"] == pytest.approx(0.5 + rest)
-    assert given["select"]["share"] == pytest.approx((TRY_LOSS + 800 * LOSS) / 180 + rest)
-
-
-@pytest.mark.parametrize(("share", "aside"), [(0.5, 7), (0.5, 0), (0.2, 7), (0.01, 7), (9.0, 7)])
-def test_what_a_share_affords_is_the_most_that_fits(share: float, aside: int) -> None:
-    size, needs = replace(SIZE, aside=aside), frozenset({"embedding", "texts"})
-    count = affordable(gw.Recipe(train=Train(batch_size=4)), size, needs, share, SHAPE)
-    passes = (TRY_LOSS if aside else 0) + (count + aside) * LOSS
-    assert 2 <= count <= 80
-    assert passes <= share * 180 or count == 2
-    assert passes + LOSS > share * 180 or count == 80
-
-
 @pytest.mark.parametrize(("share", "scored"), [(None, 30), (0.5, 110)])
 def test_samples_of_the_phase_alone_are_scored_with_those_they_are_mixed_with(
     share: float | None, scored: int
@@ -240,8 +219,7 @@ def counted(story_model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, lis
         "CHECK_FACTOR": 1.0,
     }.items():
         monkeypatch.setattr(f"gradwise.methods.cost_counts.{name}", value)
-    for module in ("planner", "selecting"):
-        monkeypatch.setattr(f"gradwise.planning.{module}.shape_of", lambda *_: Shape(head=0.0))
+    monkeypatch.setattr("gradwise.planning.planner.shape_of", lambda *_: Shape(head=0.0))
 
     def count(_: object, __: object, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
@@ -286,31 +264,6 @@ def test_a_trial_makes_the_passes_that_it_forecast_before_it(
         assert f"is expected to take {share:.0%} of the training time" in expected[0]
         (won,) = [number for number, each in enumerate(sentences) if "wins the trial" in each]
         assert sentences.index(expected[0]) < won
-
-
-@pytest.mark.parametrize("steps", [6, 8])
-@pytest.mark.parametrize("contenders", [("grace", "dsir"), ("dsir", "grace")])
-def test_scoring_for_a_trial_keeps_to_half_of_the_training(
-    counted: Any, arguments: Any, speeches: Any, tmp_path: Path, steps: int, contenders: Any
-) -> None:
-    """12 picks of 48 would have all of the pool scored."""
-    model, passes = counted
-    trainer = gw.Trainer(
-        model, arguments(max_steps=steps, lr_scheduler_type="constant"), Collator(0),
-        speeches.select(range(48)), speeches.select(range(70, 74)),
-        recipe=gw.Recipe(select=gw.SelectTrial(contenders=contenders, winner="grace", count=12)),
-        target_dataset=speeches.select(range(48, 56)),
-    )  # fmt: skip
-    sentences: list[str] = []
-    trainer.session.tell = sentences.append
-    trainer.train()
-    trained = steps * 4 * 3
-    made = sum(passes) - trained * 2 / 3
-    assert 0.35 * trained < made <= 0.5 * trained
-    settled = gw.Recipe.load(tmp_path / "out" / "recipe.yaml").select
-    assert isinstance(settled, gw.SelectTrial) and settled.candidates
-    (sentence,) = [each for each in sentences if "more would take over 50%" in each]
-    assert f"scores {settled.candidates} of 48 samples" in sentence
 
 
 def test_a_run_makes_the_passes_that_it_forecast(

@@ -16,7 +16,6 @@ from gradwise.methods.cost_counts import ORDINARY
 from gradwise.methods.costs import RunSize, SelectionForecast, Speeds
 from gradwise.methods.decision import Selection
 from gradwise.methods.interfaces import Arrays, SelectionState, Selector, TextMatch
-from gradwise.methods.trial.selecting import MOST_SCORING
 from gradwise.planning.context import RunContext
 from gradwise.planning.decider import Decider, DecisionCost, rounded, served
 from gradwise.planning.epochs import (
@@ -38,8 +37,6 @@ from gradwise.planning.scoring import (
     signals_now,
     target_signals,
 )
-from gradwise.planning.shape import shape_of
-from gradwise.planning.shares import affordable
 from gradwise.planning.trials import halves, hold_trial
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
@@ -136,8 +133,8 @@ class Selecting(Decider):
             size, partial(_speeds, context, method), once=self._once(context), scores_all=scores_all
         )
         if budgeted is None:
-            if method.contender_methods:
-                context = self._bounded(self._without_trial(context), scores_all)
+            if method.resolved() is None:
+                context = self._without_trial(context)
                 method = context.recipe.select
             self._rows = self._rows_of(method, context, self._match)
             texts.recorded(context, self._rows)
@@ -174,7 +171,7 @@ class Selecting(Decider):
         tried."""
         trial: Any = context.recipe.select
         closeness = None if self._match is None else self._match.closeness
-        settled = None if trial.resolved() is not None else trial.without_trial(closeness)
+        settled = trial.without_trial(closeness)
         if settled is None:
             return context
         recipe = replace(context.recipe, select=settled)
@@ -185,26 +182,6 @@ class Selecting(Decider):
             f"select: {settled.winner} selects without a trial, since the pool is close to the target "
             f"(closeness {closeness:.2f}, and select.max_closeness is {trial.max_closeness:g})."
         )
-        return replace(context, recipe=recipe)
-
-    def _bounded(self, context: RunContext, scores_all: bool) -> RunContext:
-        """The context with the number of samples in its recipe that a trial's GRACE scores."""
-        trial: Any = context.recipe.select
-        # What a smaller model takes is not known by counting, and what is scored for the order costs nothing.
-        if scores_all or context.proxied:
-            return context
-        size = self._size(context)
-        count = affordable(context.recipe, size, trial.needs, MOST_SCORING, shape_of(context, None))
-        settled = trial.bounded(size.picks, count)
-        if settled is None:
-            return context
-        if settled.candidates == count < size.pool:
-            context.say(
-                f"select: grace scores {count:,} of {size.pool:,} samples, the best by their n-grams; more "
-                f"would take over {MOST_SCORING:.0%} of the training time (select.candidates)."
-            )
-        recipe = replace(context.recipe, select=settled)
-        context.save_recipe(recipe)
         return replace(context, recipe=recipe)
 
     def _prepare_trial(self, method: Selector, context: RunContext) -> None:

@@ -23,7 +23,6 @@ from gradwise.methods.cost_counts import (
 from gradwise.methods.costs import RunSize
 from gradwise.methods.grace.budget import USUAL_OVERHEAD
 from gradwise.methods.grace.costs import USUAL_ANCHORS
-from gradwise.methods.trial.selecting import MOST_SCORING
 from gradwise.recipe import Recipe
 
 CostShare = dict[str, Any]
@@ -120,23 +119,6 @@ def shares(
             "why": f"{method.method}: by what the run has measured and planned",
         }
     return {name: share for name, share in section_shares.items() if share is not None}
-
-
-def affordable(recipe: Recipe, size: RunSize, needs: frozenset[str], share: float, shape: Shape) -> int:
-    """The most samples whose scoring, and the target's, takes at most a share of the training time; at least
-    two, and at most the pool.
-
-    Args:
-        recipe: of the run; that a layer policy trains fewer layers is not counted.
-        size: of the run.
-        needs: signals that are measured.
-        share: of the training time.
-        shape: of the model and its data.
-    """
-    run = _Run(recipe, size, shape, 0)
-    passes = share * run.each * size.steps * size.batch - scoring(needs, size.aside, shape)
-    # Without signals of a model nothing is scored.
-    return max(2, min(size.pool, int(passes / (per_sample(needs, shape) or 1.0))))
 
 
 def deciding(section_shares: Mapping[str, CostShare]) -> str | None:
@@ -271,8 +253,6 @@ def _trial_share(run: _Run, method: Any) -> CostShare:
     if run.recipe.signals.model is not None and measured(method.needs):
         return {"share": None, "why": f"{why}; scores with signals.model"}
     scored = run.scored(method.needs, samples)
-    if scored is not None and samples is None and method.bounded(1, 2) is not None:
-        scored = min(scored, MOST_SCORING)
     judges = 0 if run.size is None else run.size.aside // 2
     judges = judges if method.judges is None else min(judges, method.judges)
     trained = run.share(count * method.steps * run.batch * run.each + (count + 1) * judges)

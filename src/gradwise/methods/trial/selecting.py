@@ -14,21 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gradwise.errors import RecipeError
 from gradwise.methods.baselines.select import FullData, RandomSubset
 from gradwise.methods.baselines.targeted import Dsir, Nearest, Tsds
 from gradwise.methods.decision import Selection
 from gradwise.methods.grace import Grace
-from gradwise.methods.grace.cascade import SURVIVORS
 from gradwise.methods.interfaces import Places, Selector, TextMatch
 from gradwise.methods.targeting import MIN_CLOSENESS, AlwaysTargeted
 from gradwise.methods.trial.contenders import check_contenders, only_in_a_run
 from gradwise.signals import Signals
 from gradwise.signals.request import QUANTITIES
-
-MOST_SCORING = 0.5
-"""Share of the training time that scoring for `grace` may take. At about this share 10 % of a pool was better
-than all of the data in the same time on three of four targets (docs/results/grace-targets.md)."""
 
 Contender = Literal["grace", "dsir", "nearest", "tsds", "random", "full"]
 
@@ -60,25 +54,15 @@ class SelectTrial(AlwaysTargeted):
     judges: Annotated[int, Field(ge=1)] | None = 256
     """Largest number of samples that judge, from the half that does not choose; null for all of that half."""
 
-    candidates: Annotated[int, Field(ge=2)] | Literal["all"] | None = None
-    """Samples that `grace` scores, the best by their n-grams. If unset, four for each pick, and where `grace`
-    alone scores, at most as many as take half of the run's training time, counted in passes; a run writes the
-    number into its recipe."""
-
     winner: Contender | None = None
     """The contender that selects. If unset, a run finds it before its first step, and writes it into its
     recipe before it is used."""
 
-    left_to_run: ClassVar[tuple[str, ...]] = ("candidates", "winner")
+    left_to_run: ClassVar[tuple[str, ...]] = ("winner",)
 
     def check(self) -> None:
         super().check()
         check_contenders("select", self.contenders, self.winner)
-        if self.candidates is not None and "grace" not in self.contenders:
-            raise RecipeError(
-                "select.candidates is about grace, which is none of the contenders "
-                f"{', '.join(self.contenders)}; leave it out."
-            )
 
     @property
     def contender_methods(self) -> dict[str, Selector]:
@@ -86,7 +70,7 @@ class SelectTrial(AlwaysTargeted):
         aimed: dict[str, Any] = {**size, "target": self.target or "target"}
         selectors: dict[str, Selector] = {
             # Without refreshes: the trial judges what was selected once, before the run trains.
-            "grace": Grace(**aimed, refresh_every=0, candidates=self.candidates),
+            "grace": Grace(**aimed, refresh_every=0),
             "dsir": Dsir(**aimed),
             "nearest": Nearest(**aimed),
             "tsds": Tsds(**aimed),
@@ -124,27 +108,11 @@ class SelectTrial(AlwaysTargeted):
         stages = (method.match_texts(signals, target) for method in self._remaining)
         return next((stage for stage in stages if stage is not None), None)
 
-    def bounded(self, picks: int, affordable: int) -> Self | None:
-        """The same method with `candidates` settled; None where they are, or where others score all samples.
-
-        Args:
-            picks: of a contender.
-            affordable: samples that can be scored in `MOST_SCORING` of the training time.
-        """
-        if self.candidates is not None or [method.method for method in self._measuring] != ["grace"]:
-            return None
-        return replace(self, candidates=min(SURVIVORS * picks, affordable))
-
-    @property
-    def _measuring(self) -> list[Selector]:
-        """The contenders that still matter and ask a model."""
-        return [method for method in self._remaining if method.needs & set(QUANTITIES)]
-
     def rows_to_score(
         self, pool: int, domain: NDArray[np.str_] | None, seed: int, match: object = None
     ) -> Places | None:
         """The samples that the one contender scores that asks a model; all where there are several."""
-        measuring = self._measuring
+        measuring = [method for method in self._remaining if method.needs & set(QUANTITIES)]
         return measuring[0].rows_to_score(pool, domain, seed, match) if len(measuring) == 1 else None
 
     def select(self, signals: Signals, *, target: Signals | None = None, seed: int = 0) -> Selection:
