@@ -13,7 +13,7 @@ import torch
 
 import gradwise as gw
 from gradwise.data import Collator
-from gradwise.planning import planner, selecting, trials
+from gradwise.planning import first_selection, planner, selecting, trials
 from gradwise.planning.trials import halves
 from gradwise.run.select import select_samples
 from tests.conftest import same_weights
@@ -129,11 +129,11 @@ def test_contenders_select_by_one_half_and_the_winner_by_all(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets: list[Any] = []
-    first_selection = selecting.first_selection
+    inner = selecting.first_selection
 
     def watched(method: Any, context: Any, scored: Any, **more: Any) -> Any:
         targets.append((method.method, context.target.inputs["input_ids"], np.array(scored.target.embedding)))
-        return first_selection(method, context, scored, **more)
+        return inner(method, context, scored, **more)
 
     monkeypatch.setattr(selecting, "first_selection", watched)
     trainer = make("tried", always(contenders=("grace", "nearest"), count=4, steps=1))
@@ -195,11 +195,58 @@ def test_a_trial_is_held_up_to_a_closeness(make: Make, above: float) -> None:
     assert ("losses" in trial) == (above == 1.0)
 
 
-def test_contenders_that_know_no_closeness_are_tried(make: Make) -> None:
-    trainer = make("tried", gw.SelectTrial(contenders=("dsir", "random"), count=4, steps=1))
+@pytest.mark.parametrize("contenders", [("dsir", "random"), ("nearest", "dsir"), ("random", "full")])
+def test_the_closeness_is_known_where_no_contender_compares_words(make: Make, contenders: Any) -> None:
+    trainer = make("tried", gw.SelectTrial(contenders=contenders, count=4, steps=1))
+    by_grace = make("grace", gw.SelectTrial(contenders=("grace", "random"), count=4, steps=1))
     trainer.train()
-    (trial,) = events(trainer, "select_trial")
-    assert set(trial["losses"]) == {"dsir", "random"}
+    by_grace.train()
+    (trial,), (known,) = events(trainer, "select_trial"), events(by_grace, "select_trial")
+    assert trial["winner"] == contenders[0] and trial["closeness"] == known["closeness"]
+
+
+def test_a_pool_whose_closeness_is_not_known_is_tried(make: Make) -> None:
+    """A target of one sample says nothing."""
+    assert gw.SelectTrial(count=4).without_trial(None) is None
+    trainer = make("tried", gw.SelectTrial(contenders=("dsir", "random"), count=4, steps=1))
+    context = trainer.session.context()
+    trial: Any = trainer.session.recipe.select
+    assert first_selection.pool_closeness(trial, context, None) is not None
+    assert context.target is not None
+    few = replace(context, target=trials._some(context.target, np.arange(1)))
+    assert first_selection.pool_closeness(trial, few, None) is None
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_stands_in_the_way_of_a_trial_matters_only_where_one_is_held(
+    make: Make, inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six target samples are too few for halves."""
+    monkeypatch.setattr(selecting, "pool_closeness", lambda *_: 0.9 if inside else 0.1)
+    trainer = make("few", gw.SelectTrial(contenders=("grace", "random"), count=4), targets=6)
+    if inside:
+        trainer.train()
+        (trial,) = events(trainer, "select_trial")
+        assert trial["winner"] == "grace" and trial["closeness"] == 0.9
+        return
+    with pytest.raises(gw.RecipeError, match="6 are too few, give at least 8"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("lower", [0.0, 0.05, 0.5])
+def test_a_winner_within_noise_is_said_to_be_one(
+    make: Make, monkeypatch: pytest.MonkeyPatch, lower: float
+) -> None:
+    spread = np.tile([-0.3, 0.0, 0.3], 2)
+    losses = {"before": np.ones(6), "dsir": np.ones(6), "random": 1.0 - lower + spread}
+    monkeypatch.setattr(trials, "_losses", lambda *_: losses)
+    trainer = make("tried", always(contenders=("dsir", "random"), count=4, steps=1))
+    said: list[str] = []
+    monkeypatch.setattr(trainer.session, "tell", said.append)
+    trainer.train()
+    (sentence,) = [each for each in said if "wins the trial" in each]
+    assert sentence.startswith(f"select: {'random' if lower == 0.5 else 'dsir'} wins")
+    assert ("by less than a standard error" in sentence) == (lower == 0.05)
 
 
 def test_what_chooses_does_not_judge(make: Make) -> None:
@@ -221,7 +268,7 @@ def test_targets_that_stand_in_the_pool_do_not_judge(
     rows = np.random.default_rng(seed).permutation(
         [*range(6), *range(36, 52), *np.random.default_rng(seed).integers(36, 52, 4)]
     )
-    trainer = make("any", gw.SelectTrial(count=8, contenders=("nearest", "random"), steps=2))
+    trainer = make("any", always(count=8, contenders=("nearest", "random"), steps=2))
     context = trainer.session.context()
     dataset = speeches.select(rows.tolist())
     target = replace(context.target, dataset=dataset, inputs=dataset.remove_columns("domain"))  # type: ignore[type-var]
@@ -252,7 +299,7 @@ def test_targets_that_stand_in_the_pool_do_not_judge(
 )
 def test_what_cannot_be_tried_is_refused(make: Make, select: Any, more: Any, said: str) -> None:
     with pytest.raises(gw.RecipeError, match=said):
-        make("refused", gw.SelectTrial(**select), **more).train()
+        make("refused", always(**select), **more).train()
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from gradwise.methods.costs import SelectionForecast
 from gradwise.methods.decision import Selection
 from gradwise.methods.interfaces import SelectionState, Selector, TextMatch
+from gradwise.methods.targeting import Subtasks, closeness_of
 from gradwise.numerics.ngrams import compile_kernels
 from gradwise.planning.context import RunContext
-from gradwise.planning.scoring import PoolSignals
+from gradwise.planning.scoring import PoolSignals, mean_label_tokens
 from gradwise.signals import Signals
 
 
@@ -107,3 +108,17 @@ def match_pool_texts(method: Selector, context: RunContext) -> PoolTexts:
         target = target.take(learnt)  # as where the model measures them
     match = method.match_texts(pool, target)
     return PoolTexts(match, len(target), time.perf_counter() - start)
+
+
+def pool_closeness(method: Selector, context: RunContext, match: TextMatch | None) -> float | None:
+    """How close the pool is to the target by its words, also where the method does not compare words itself;
+    None where that is not known."""
+    if match is not None:
+        return match.closeness
+    assert context.target is not None
+    pool, target = context.train.described(frozenset({"texts", "num_tokens"})), context.target
+    if pool.texts is None or target.texts is None:
+        return None
+    aimed = Signals(len(target), domain=target.domain, subtask=target.subtask)
+    size = method.size_in_run(len(pool), lambda: mean_label_tokens(context.train))
+    return closeness_of(pool.texts, target.texts, Subtasks.of_target(aimed), size, context.seed)

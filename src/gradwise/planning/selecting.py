@@ -26,7 +26,7 @@ from gradwise.planning.epochs import (
     make_plan,
     repeated,
 )
-from gradwise.planning.first_selection import first_selection, match_pool_texts
+from gradwise.planning.first_selection import first_selection, match_pool_texts, pool_closeness
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.phase import Part
 from gradwise.planning.picks import keep_picks, keep_pool
@@ -108,19 +108,12 @@ class Selecting(Decider):
             )
         if not method.contender_methods or method.resolved() is not None:
             return
-        if context.sharded:
-            raise RecipeError(
-                "select: a trial trains a whole model, and this one is sharded; give select.winner, or take "
-                "one of the contenders."
-            )
         if "full" in method.contender_methods and not context.in_run.max_steps:
             raise RecipeError(
                 "select: a trial compares all of the data with a part of them at equal steps, and the run is "
                 "to take epochs, which are longer over all of them; give train.max_steps, or leave full out "
                 "of select.contenders."
             )
-        assert context.target is not None
-        halves(context.target, self.name, pool=context.train)
 
     def prepare(self, context: RunContext) -> RunContext:
         # A method and an order that both need signals share one scoring run over all samples.
@@ -170,7 +163,8 @@ class Selecting(Decider):
         """The context with the winner in its recipe, where the pool is so close to the target that none is
         tried."""
         trial: Any = context.recipe.select
-        closeness = None if self._match is None else self._match.closeness
+        # The first rank's: one that differs in the last bit could make a rank hold a trial alone.
+        closeness = on_first(lambda: pool_closeness(trial, context, self._match))
         settled = trial.without_trial(closeness)
         if settled is None:
             return context
@@ -187,6 +181,12 @@ class Selecting(Decider):
     def _prepare_trial(self, method: Selector, context: RunContext) -> None:
         """Compare the texts with the half of the target that chooses as well, and score what either calls
         for: contenders select by the half, the winner by all of it."""
+        # Only now: a pool that is close to the target needs no trial, whatever would stand in its way.
+        if context.sharded:
+            raise RecipeError(
+                "select: a trial trains a whole model, and this one is sharded; give select.winner, or take "
+                "one of the contenders."
+            )
         assert context.target is not None
         if sentence := halves(context.target, self.name, pool=context.train).sentence(self.name):
             context.say(sentence)

@@ -249,7 +249,9 @@ def _trial_share(run: _Run, method: Any) -> CostShare:
     """Scoring for all contenders at once, their steps, and the judges' losses before and after them."""
     count, samples = len(method.contender_methods), _scored_in_trial(run)
     of_pool = f", {samples:,} samples scored" if samples is not None and measured(method.needs) else ""
-    why = f"{method.method}: {count} contenders, {method.steps} steps each{of_pool}"
+    # In a run the closeness is known by now.
+    held = "" if run.size or method.max_closeness is None else ", where the pool is far from the target"
+    why = f"{method.method}: {count} contenders, {method.steps} steps each{of_pool}{held}"
     if run.recipe.signals.model is not None and measured(method.needs):
         return {"share": None, "why": f"{why}; scores with signals.model"}
     scored = run.scored(method.needs, samples)

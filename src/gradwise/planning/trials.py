@@ -154,9 +154,8 @@ def hold_trial(
         steps=steps,
     )
     shown = ", ".join(f"{name} {loss:.4f}" for name, loss in means.items())
-    # Only the first contender wins so; of the others the lowest does.
     lower = any(loss < means[winner] for loss in means.values())
-    beyond = "; no other is lower by more than a standard error" if lower else ""
+    beyond = "; those below it are so by less than a standard error" if lower else ""
     context.say(f"{section}: {winner} wins the trial of {steps} steps (held-out loss: {shown}{beyond}).")
     return winner, seconds
 
@@ -203,7 +202,8 @@ def decided(
     noise = {
         name: float(np.std(losses[first] - losses[name], ddof=1) / np.sqrt(judges)) for name in finite[1:]
     }
-    # Within noise the first stays, or luck would replace it: random picks won that way (docs/log.md).
+    # Within noise the first stays, or luck would replace it: random picks won that way, and ended far above
+    # it (docs/log.md).
     better = [name for name in finite[1:] if means[first] - means[name] > noise[name]]
     winner = min([*better, first], key=lambda name: means[name])
     return winner, means, float(f"{max(noise.values(), default=0.0):.3g}")

@@ -51,7 +51,8 @@ class Trial(Annealer):
     afterwards."""
 
     judges: Annotated[int, Field(ge=1)] | None = 256
-    """Largest number of samples that judge, from the half that does not choose; null for all of that half."""
+    """Largest number of samples that judge, from the half that does not choose; null for all of that half.
+    With a single one no standard error is known, and the lowest loss wins."""
 
     winner: Contender | None = None
     """The contender that is used. If unset, a run finds it as the annealing phase begins, and writes it into

@@ -45,14 +45,15 @@ class SelectTrial(AlwaysTargeted):
 
     max_closeness: Annotated[float, Field(ge=0, le=1)] | None = MIN_CLOSENESS
     """Closeness of the pool to the target up to which a trial is held; above it the contender named first
-    selects without one. null, or texts that are not known: always held."""
+    selects without one. Where it is null, or the closeness is not known, a trial is always held."""
 
     steps: Annotated[int, Field(ge=1)] = 15
     """Optimizer steps per contender, at a learning rate that falls to zero. The model is restored
     afterwards."""
 
     judges: Annotated[int, Field(ge=1)] | None = 256
-    """Largest number of samples that judge, from the half that does not choose; null for all of that half."""
+    """Largest number of samples that judge, from the half that does not choose; null for all of that half.
+    With a single one no standard error is known, and the lowest loss wins."""
 
     winner: Contender | None = None
     """The contender that selects. If unset, a run finds it before its first step, and writes it into its
