@@ -25,7 +25,6 @@ from benchmarks.common.tables import (
     Claim,
     Content,
     Page,
-    compared_claims,
     comparisons,
     joined,
     of_kind,
@@ -41,16 +40,17 @@ from benchmarks.grace.targets import (
     Start,
     case,
     chosen_by_grace,
+    claims_of,
     picks,
     sentence_on,
     steps_for,
+    told_apart,
     trained,
     tried,
 )  # fmt: skip
 from gradwise.recipe import Model
 
 LLAMA = Start(Model(name=str(small_llama.FOLDER / "annealed")), 3e-3)
-REFERENCES = ("random", "full", LONGER, AS_TRIAL, "trial")
 CLAIMS = (("GRACE's", "grace", LONGER), ("A trial's", "trial", AS_TRIAL))
 
 
@@ -90,10 +90,10 @@ def page(content: Content) -> Page:
         untrained = np.mean([entry["untrained"] for entry in entries])
         sentence = f"Before training the loss is {untrained:.3f}. {sentence_on(entries)}"
         listed = table(["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means])
-        compared = comparisons(by_arm, list(REFERENCES))
+        compared = comparisons(*told_apart(by_arm))
         sections.append("\n\n".join([f"## {name}", listed, sentence, *compared]))
         for text, arm, reference in CLAIMS:
-            claims[text] += compared_claims(by_arm, list(REFERENCES), [(name, arm, reference)])
+            claims[text] += claims_of(by_arm, name, arm, reference)
     more = "10 % towards a target against all of the data, equal time"
     return Page(
         sections=sections,

@@ -24,6 +24,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,8 +78,7 @@ CLAIMS = (
 )
 """Text, arm, reference."""
 BASELINES = ("random", "full", "nearest", "dsir", "less", "tsds")
-REFERENCES = ("full", LONGER, AS_TRIAL, "trial")
-ARMS = {"grace": "GRACE", "trial": "A trial"}
+ARMS = {"grace": "GRACE", "trial": "a trial"}
 """Those whose mean over the targets is a claim."""
 GRAD_DIM = 256
 """Numbers of a gradient for `less`, at each checkpoint."""
@@ -323,7 +323,7 @@ def page(content: Content) -> Page:
             listed = table(
                 ["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means]
             )
-            compared = comparisons(by_arm, list(REFERENCES))
+            compared = comparisons(*told_apart(by_arm))
             sections.append(
                 "\n\n".join([f"## {name}, {share}", listed, sentence_on(shares[name][share]), *compared])
             )
@@ -331,8 +331,10 @@ def page(content: Content) -> Page:
         parts = []
         for name, by_share in losses.items():
             if len(by_share["10 %"][arm]) > 2:  # two seeds have no interval
-                parts += compared_claims(by_share["10 %"], list(REFERENCES), [(name, arm, reference)])
-        claims += [joined(text, parts)] if parts else []
+                parts += claims_of(by_share["10 %"], name, arm, reference)
+        # One row for each target, from which the overview draws some; trials have one for all.
+        of_grace = [replace(part, text=f"{text}: {part.text}") for part in parts]
+        claims += of_grace if arm == "grace" else [joined(text, parts)] if parts else []
     averaged, claim = _average(losses)
     sections += averaged
     claims += claim
@@ -340,6 +342,21 @@ def page(content: Content) -> Page:
         sections.append(_unrelated_section(unrelated_entries))
         claims.append(_unrelated_claim(unrelated_entries))
     return Page(sections=sections, claims=claims)
+
+
+def told_apart(by_arm: dict[str, dict[int, float]]) -> tuple[dict[str, dict[int, float]], list[str]]:
+    """Arms that differ, and those that others are compared with. Without a trial its two arms are others
+    under another name, and intervals would be corrected for comparisons that are none."""
+    if by_arm["trial"] != by_arm["grace"]:
+        return by_arm, ["full", LONGER, AS_TRIAL, "trial"]
+    return {arm: by_arm[arm] for arm in by_arm if arm not in ("trial", AS_TRIAL)}, ["full", LONGER, "grace"]
+
+
+def claims_of(by_arm: dict[str, dict[int, float]], text: str, arm: str, reference: str) -> list[Claim]:
+    """The claim on an arm, that of `grace` in the place of a trial that was not held."""
+    arms, references = told_apart(by_arm)
+    same = {} if "trial" in arms else {"trial": "grace", AS_TRIAL: LONGER}
+    return compared_claims(arms, references, [(text, same.get(arm, arm), same.get(reference, reference))])
 
 
 def sentence_on(entries: list[dict[str, Any]]) -> str:
@@ -362,7 +379,7 @@ def sentence_on(entries: list[dict[str, Any]]) -> str:
 def _average(losses: dict[str, dict[str, dict[str, dict[int, float]]]]) -> tuple[list[str], list[Claim]]:
     """Each arm's mean over the targets, seed by seed, against the baseline whose mean is lowest."""
     sections: list[str] = []
-    claims: dict[str, list[Claim]] = {arm: [] for arm in ARMS}
+    claims: list[Claim] = []
     for share in SHARES:
         by_target = [shares[share] for shares in losses.values() if share in shares]
         arms = [arm for arm in by_target[0] if all(arm in each for each in by_target)]
@@ -379,10 +396,10 @@ def _average(losses: dict[str, dict[str, dict[str, dict[int, float]]]]) -> tuple
         sections.append(
             "\n\n".join([f"## All {len(by_target)} targets, {share}", listed, *comparisons(means, [best])])
         )
-        for arm in claims:
-            claims[arm] += compared_claims(means, [best], [(f"{share}, against {best}:", arm, best)])
-    text = "towards four targets on average, against the baseline that is best on average, equal steps"
-    return sections, [joined(f"{ARMS[arm]} {text}", parts) for arm, parts in claims.items()]
+        pairs = [(f"{share}, {text}, against {best}:", arm, best) for arm, text in ARMS.items()]
+        claims += compared_claims(means, [best], pairs)
+    text = "Towards four targets on average, against the baseline that is best on average, equal steps"
+    return sections, [joined(text, claims)]
 
 
 def _unrelated_losses(entries: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
