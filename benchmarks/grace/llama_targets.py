@@ -41,10 +41,10 @@ from benchmarks.grace.targets import (
     case,
     chosen_by_grace,
     claims_of,
+    distinct_arms,
     picks,
     sentence_on,
     steps_for,
-    told_apart,
     trained,
     tried,
 )  # fmt: skip
@@ -90,7 +90,7 @@ def page(content: Content) -> Page:
         untrained = np.mean([entry["untrained"] for entry in entries])
         sentence = f"Before training the loss is {untrained:.3f}. {sentence_on(entries)}"
         listed = table(["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means])
-        compared = comparisons(*told_apart(by_arm))
+        compared = comparisons(*distinct_arms(by_arm))
         sections.append("\n\n".join([f"## {name}", listed, sentence, *compared]))
         for text, arm, reference in CLAIMS:
             claims[text] += claims_of(by_arm, name, arm, reference)

@@ -323,7 +323,7 @@ def page(content: Content) -> Page:
             listed = table(
                 ["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means]
             )
-            compared = comparisons(*told_apart(by_arm))
+            compared = comparisons(*distinct_arms(by_arm))
             sections.append(
                 "\n\n".join([f"## {name}, {share}", listed, sentence_on(shares[name][share]), *compared])
             )
@@ -344,7 +344,7 @@ def page(content: Content) -> Page:
     return Page(sections=sections, claims=claims)
 
 
-def told_apart(by_arm: dict[str, dict[int, float]]) -> tuple[dict[str, dict[int, float]], list[str]]:
+def distinct_arms(by_arm: dict[str, dict[int, float]]) -> tuple[dict[str, dict[int, float]], list[str]]:
     """Arms that differ, and those that others are compared with. Without a trial its two arms are others
     under another name, and intervals would be corrected for comparisons that are none."""
     if by_arm["trial"] != by_arm["grace"]:
@@ -354,7 +354,7 @@ def told_apart(by_arm: dict[str, dict[int, float]]) -> tuple[dict[str, dict[int,
 
 def claims_of(by_arm: dict[str, dict[int, float]], text: str, arm: str, reference: str) -> list[Claim]:
     """The claim on an arm, that of `grace` in the place of a trial that was not held."""
-    arms, references = told_apart(by_arm)
+    arms, references = distinct_arms(by_arm)
     same = {} if "trial" in arms else {"trial": "grace", AS_TRIAL: LONGER}
     return compared_claims(arms, references, [(text, same.get(arm, arm), same.get(reference, reference))])
 
