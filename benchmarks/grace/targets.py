@@ -335,7 +335,7 @@ def page(content: Content) -> Page:
         # One row for each target, from which the overview draws some; trials have one for all.
         of_grace = [replace(part, text=f"{text}: {part.text}") for part in parts]
         claims += of_grace if arm == "grace" else [joined(text, parts)] if parts else []
-    averaged, claim = _average(losses)
+    averaged, claim = average(losses)
     sections += averaged
     claims += claim
     if unrelated_entries := of_kind(content, "unrelated"):
@@ -376,12 +376,16 @@ def sentence_on(entries: list[dict[str, Any]]) -> str:
     )
 
 
-def _average(losses: dict[str, dict[str, dict[str, dict[int, float]]]]) -> tuple[list[str], list[Claim]]:
+def average(
+    losses: dict[str, dict[str, dict[str, dict[int, float]]]], model: str = ""
+) -> tuple[list[str], list[Claim]]:
     """Each arm's mean over the targets, seed by seed, against the baseline whose mean is lowest."""
     sections: list[str] = []
     claims: list[Claim] = []
     for share in SHARES:
         by_target = [shares[share] for shares in losses.values() if share in shares]
+        if not by_target:
+            continue
         arms = [arm for arm in by_target[0] if all(arm in each for each in by_target)]
         means: dict[str, dict[int, float]] = {}
         for arm in arms:
@@ -398,8 +402,8 @@ def _average(losses: dict[str, dict[str, dict[str, dict[int, float]]]]) -> tuple
         )
         pairs = [(f"{share}, {text}, against {best}:", arm, best) for arm, text in ARMS.items()]
         claims += compared_claims(means, [best], pairs)
-    text = "Towards four targets on average, against the baseline that is best on average, equal steps"
-    return sections, [joined(text, claims)]
+    text = "owards four targets on average, against the baseline that is best on average, equal steps"
+    return sections, [joined(f"{model}: t{text}" if model else f"T{text}", claims)]
 
 
 def _unrelated_losses(entries: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
