@@ -49,6 +49,7 @@ from benchmarks.grace.targets import (
     trained,
     tried,
 )  # fmt: skip
+from gradwise.methods.baselines import Tsds
 from gradwise.recipe import Model
 
 LLAMA = Start(Model(name=str(small_llama.FOLDER / "annealed")), 3e-3)
@@ -73,14 +74,21 @@ def try_contenders(name: str, seed: int, arms: dict[str, float], longer: int) ->
     return how | {"arms": {arm: measured[arm] for arm in ("trial", AS_TRIAL)}}
 
 
+def by_transport(name: str, seed: int) -> dict[str, Any]:
+    """Loss on held-out target samples after training on what `tsds` picks."""
+    one = case(name, seed, LLAMA)
+    rows = Tsds(count=MORE).select(one.pool, target=one.target, seed=seed).indices
+    return {"arms": {"tsds": trained(one, rows, seed)}}
+
+
 def page(content: Content) -> Page:
     losses: dict[str, dict[str, dict[int, float]]] = {}
     by_target: dict[str, list[dict[str, Any]]] = {}
-    trials = of_kind(content, "trial")
+    trials, transport = of_kind(content, "trial"), of_kind(content, "tsds")
     for key, entry in of_kind(content, "loss").items():
         name, seed = key.split("/")
         by_target.setdefault(name, []).append(entry | trials[key])
-        for arm, loss in (entry["arms"] | trials[key]["arms"]).items():
+        for arm, loss in (entry["arms"] | transport[key]["arms"] | trials[key]["arms"]).items():
             losses.setdefault(name, {}).setdefault(arm, {})[int(seed)] = loss
     sections: list[str] = []
     claims: list[Claim] = []
@@ -121,6 +129,12 @@ def main() -> None:
             missing, pool.map(lambda pair: _run("measure", *pair), missing), strict=True
         ):
             result.add(f"loss/{name}/{seed}", entry)
+            print(name, seed, entry, flush=True)
+        missing = [(name, seed) for name, seed in cases if f"tsds/{name}/{seed}" not in result]
+        for (name, seed), entry in zip(
+            missing, pool.map(lambda pair: _run("by_transport", *pair), missing), strict=True
+        ):
+            result.add(f"tsds/{name}/{seed}", entry)
             print(name, seed, entry, flush=True)
         untried = [
             (name, seed, result[f"loss/{name}/{seed}"])
