@@ -103,7 +103,9 @@ def page(content: Content) -> Page:
         claims += claims_of(by_arm, name, "grace", LONGER)
         if by_arm["trial"] != by_arm["grace"]:
             claims += claims_of(by_arm, f"{name}, a trial", "trial", AS_TRIAL)
-    averaged, average_claims = average({name: {"10 %": losses[name]} for name in losses}, "Small Llama")
+    averaged, average_claims = average(
+        {name: {"10 %": losses[name]} for name in losses}, "Small Llama: towards"
+    )
     text = (
         "Small Llama: GRACE's 10 % towards a target, and a trial's where one was held, against all of the "
         "data, equal time"

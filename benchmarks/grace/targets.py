@@ -377,9 +377,10 @@ def sentence_on(entries: list[dict[str, Any]]) -> str:
 
 
 def average(
-    losses: dict[str, dict[str, dict[str, dict[int, float]]]], model: str = ""
+    losses: dict[str, dict[str, dict[str, dict[int, float]]]], start: str = "Towards"
 ) -> tuple[list[str], list[Claim]]:
-    """Each arm's mean over the targets, seed by seed, against the baseline whose mean is lowest."""
+    """Each arm's mean over the targets, seed by seed, against the baseline whose mean is lowest;
+    `start` begins the text of the claim."""
     sections: list[str] = []
     claims: list[Claim] = []
     for share in SHARES:
@@ -402,8 +403,8 @@ def average(
         )
         pairs = [(f"{share}, {text}, against {best}:", arm, best) for arm, text in ARMS.items()]
         claims += compared_claims(means, [best], pairs)
-    text = "owards four targets on average, against the baseline that is best on average, equal steps"
-    return sections, [joined(f"{model}: t{text}" if model else f"T{text}", claims)]
+    text = f"{start} four targets on average, against the baseline that is best on average, equal steps"
+    return sections, [joined(text, claims)]
 
 
 def _unrelated_losses(entries: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:

@@ -33,7 +33,12 @@ def main(settings: dict[str, Any]) -> None:
     data: Any = load_from_disk(settings["data"])
     if settings["streamed"]:
         data = data.select_columns(["input_ids", "labels"]).to_iterable_dataset()
-    trainer = gw.Trainer(model, arguments, Collator(0), data, recipe=gw.Recipe.from_dict(settings["recipe"]))  # type: ignore[arg-type]
+    more: dict[str, Any] = (
+        {"target_dataset": load_from_disk(target)} if (target := settings.get("target")) else {}
+    )
+    trainer = gw.Trainer(
+        model, arguments, Collator(0), data, recipe=gw.Recipe.from_dict(settings["recipe"]), **more
+    )  # type: ignore[arg-type]
     seen: list[list[list[int]]] = []
     inner = trainer.training_step
 

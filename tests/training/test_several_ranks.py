@@ -55,6 +55,7 @@ def run(
     *,
     resume: str | bool = False,
     streamed: bool = False,
+    target: Dataset | None = None,
     **arguments: Any,
 ) -> Path:
     """Train, several ranks under torchrun; 22 or 21 samples in batches of 8 leave an uneven last step."""
@@ -78,6 +79,9 @@ def run(
             **arguments,
         },
     }
+    if target is not None:
+        target.save_to_disk(folder / "target")
+        settings["target"] = str(folder / "target")
     if ranks == 1:
         (process,) = start_trainers(1, folder, lambda _: ranks_worker.main(settings))
         assert ended(process, 300) == 0
@@ -129,6 +133,24 @@ def test_one_rank_is_two_ranks(name: str, stories: Path, speeches: Dataset, tmp_
         for out in (one, two)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("closeness", [None, 0.25])
+def test_two_ranks_try_selections_or_not_as_one_does(
+    closeness: float | None, stories: Path, speeches: Dataset, tmp_path: Path
+) -> None:
+    """The pool is close to the target, so that only null holds a trial."""
+    trial = {"method": "trial", "contenders": ["grace", "dsir"], "count": 12, "steps": 2}
+    data, target = speeches.select(range(22)), speeches.select(range(22, 34))
+    recipe = {"select": {**trial, "max_closeness": closeness}}
+    one, two = (run(ranks, tmp_path, data, stories, recipe, target=target) for ranks in (1, 2))
+    found = []
+    for out in (one, two):
+        events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+        found += [event for event in events if event["event"] == "select_trial"]
+    assert len(found) == 2 and found[0]["winner"] == found[1]["winner"]
+    assert ["losses" in event for event in found] == [closeness is None] * 2
+    assert served(one, 1) == served(two, 2)
 
 
 def test_a_stream_is_divided_between_ranks(stories: Path, speeches: Dataset, tmp_path: Path) -> None:

@@ -163,6 +163,8 @@ class Selecting(Decider):
         """The context with the winner in its recipe, where the pool is so close to the target that none is
         tried."""
         trial: Any = context.recipe.select
+        if trial.max_closeness is None:
+            return context
         # The first rank's: one that differs in the last bit could make a rank hold a trial alone.
         closeness = on_first(lambda: pool_closeness(trial, context, self._match))
         settled = trial.without_trial(closeness)
