@@ -233,6 +233,19 @@ def test_what_stands_in_the_way_of_a_trial_matters_only_where_one_is_held(
         trainer.train()
 
 
+@pytest.mark.parametrize("closeness", [None, 0.25])
+def test_a_sharded_model_is_refused_only_where_a_trial_is_held(make: Make, closeness: float | None) -> None:
+    trial = gw.SelectTrial(contenders=("dsir", "random"), count=4, max_closeness=closeness)
+    session = make("sharded", trial).session
+    session.open(None)
+    context = replace(session.context(), sharded=True)
+    if closeness is None:
+        with pytest.raises(gw.RecipeError, match=r"this one is sharded; give select\.winner"):
+            session.planner.first_plan(context)
+        return
+    assert len(np.unique(session.planner.first_plan(context).indices)) == 4
+
+
 @pytest.mark.parametrize("lower", [0.0, 0.05, 0.5])
 def test_a_winner_within_noise_is_said_to_be_one(
     make: Make, monkeypatch: pytest.MonkeyPatch, lower: float
