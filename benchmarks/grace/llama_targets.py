@@ -21,6 +21,7 @@ from benchmarks.common import small_llama
 from benchmarks.common.command_line import Script, names_among
 from benchmarks.common.folders import BUILD
 from benchmarks.common.own_process import in_own_process
+from benchmarks.common.result_file import ResultFile
 from benchmarks.common.tables import (
     Claim,
     Content,
@@ -35,7 +36,9 @@ from benchmarks.grace.targets import (
     LONGER,
     MORE,
     NAMES,
+    PICKS,
     SEEDS,
+    SHARES,
     STEPS,
     Start,
     average,
@@ -45,13 +48,26 @@ from benchmarks.grace.targets import (
     distinct_arms,
     picks,
     sentence_on,
+    signals_of_less,
     steps_for,
     trained,
+    trial_losses,
     tried,
 )  # fmt: skip
-from gradwise.methods.baselines import Tsds
+from gradwise.methods.baselines import Less, Tsds
+from gradwise.methods.grace import Grace
+from gradwise.methods.trial import SelectTrial
+from gradwise.planning.trials import decided
 from gradwise.recipe import Model
 
+MEASUREMENTS = {
+    "loss": "measure",
+    "tsds": "by_transport",
+    "trial": "try_contenders",
+    "five": "with_fewer",
+    "less": "by_less",
+}
+"""Kinds of entries, and the functions that measure them; in this order."""
 LLAMA = Start(Model(name=str(small_llama.FOLDER / "annealed")), 3e-3)
 
 
@@ -79,6 +95,32 @@ def by_transport(name: str, seed: int) -> dict[str, Any]:
     one = case(name, seed, LLAMA)
     rows = Tsds(count=MORE).select(one.pool, target=one.target, seed=seed).indices
     return {"arms": {"tsds": trained(one, rows, seed)}}
+
+
+def with_fewer(name: str, seed: int) -> dict[str, Any]:
+    """Loss on held-out target samples after training on 5 % of the pool, as each arm picks them."""
+    one = case(name, seed, LLAMA)
+    picked = picks(one.pool, one.target, seed, PICKS)
+    del picked["full"]  # the same as at 10 %
+    picked["tsds"] = Tsds(count=PICKS).select(one.pool, target=one.target, seed=seed).indices
+    arms = {arm: trained(one, rows, seed) for arm, rows in picked.items()}
+    trial = SelectTrial(count=PICKS)
+    closeness = Grace(count=PICKS).select(one.pool, target=one.target, seed=seed).details["closeness"]
+    if (settled := trial.without_trial(closeness)) is not None:
+        return {"arms": arms, "closeness": closeness, "winner": settled.winner}
+    winner, losses, noise = decided(trial_losses(one, trial, seed, PICKS))
+    return {"arms": arms, "closeness": closeness, "winner": winner, "losses": losses, "noise": noise}
+
+
+def by_less(name: str, seed: int) -> dict[str, Any]:
+    """Loss on held-out target samples after training on what `less` picks, at both shares."""
+    one = case(name, seed, LLAMA)
+    pool, target = signals_of_less(one, seed)
+    shares = {
+        share: trained(one, Less(count=count).select(pool, target=target, seed=seed).indices, seed)
+        for share, count in SHARES.items()
+    }
+    return {"shares": shares}
 
 
 def page(content: Content) -> Page:
@@ -124,31 +166,23 @@ def main() -> None:
     options, result = SCRIPT.start()
     small_llama.build()
     Path(BUILD / "targets").mkdir(parents=True, exist_ok=True)
-    cases = [(name, seed) for name in options.targets for seed in SEEDS]
-    missing = [(name, seed) for name, seed in cases if f"loss/{name}/{seed}" not in result]
+    cases = [(name, seed) for seed in SEEDS for name in options.targets]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for (name, seed), entry in zip(
-            missing, pool.map(lambda pair: _run("measure", *pair), missing), strict=True
-        ):
-            result.add(f"loss/{name}/{seed}", entry)
-            print(name, seed, entry, flush=True)
-        missing = [(name, seed) for name, seed in cases if f"tsds/{name}/{seed}" not in result]
-        for (name, seed), entry in zip(
-            missing, pool.map(lambda pair: _run("by_transport", *pair), missing), strict=True
-        ):
-            result.add(f"tsds/{name}/{seed}", entry)
-            print(name, seed, entry, flush=True)
-        untried = [
-            (name, seed, result[f"loss/{name}/{seed}"])
-            for name, seed in cases
-            if f"trial/{name}/{seed}" not in result
-        ]
-        outcomes = pool.map(
-            lambda each: _run("try_contenders", *each[:2], each[2]["arms"], each[2]["longer"]), untried
-        )
-        for (name, seed, _), entry in zip(untried, outcomes, strict=True):
-            result.add(f"trial/{name}/{seed}", entry)
-            print(name, seed, entry, flush=True)
+        for kind, function in MEASUREMENTS.items():
+            missing = [(name, seed) for name, seed in cases if f"{kind}/{name}/{seed}" not in result]
+            given = [(*pair, *_earlier(result, kind, pair)) for pair in missing]
+            outcomes = pool.map(lambda each, function=function: _run(function, *each), given)
+            for (name, seed), entry in zip(missing, outcomes, strict=True):
+                result.add(f"{kind}/{name}/{seed}", entry)
+                print(name, seed, entry, flush=True)
+
+
+def _earlier(result: ResultFile, kind: str, pair: tuple[str, int]) -> tuple[Any, ...]:
+    """What a measurement needs of an earlier one: a trial the losses of its contenders."""
+    if kind != "trial":
+        return ()
+    entry = result["loss/{}/{}".format(*pair)]
+    return entry["arms"], entry["longer"]
 
 
 def _run(function: str, *given: Any) -> Any:
