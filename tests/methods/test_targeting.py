@@ -116,6 +116,24 @@ def test_each_subtask_has_picks() -> None:
     assert ((picked >= 60) & (picked < 120)).sum() >= 6
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_each_subtask_has_its_share_of_a_budget_in_tokens(seed: int) -> None:
+    """Also where the samples of one are five times as long."""
+    pool = problems(BAKERY, 90, seed) + problems(TRAINS, 90, seed + 1) + speeches(60, seed + 2)
+    tokens = np.where(np.arange(240) < 90, 50, 10).astype(np.int32)
+    texts = problems(BAKERY, 20, seed + 4) + problems(TRAINS, 20, seed + 5)
+    target = signals(texts, 6, domain=np.array(["bakery"] * 20 + ["trains"] * 20))
+    rng, places = np.random.default_rng(seed), np.eye(8, dtype=np.float32)
+    near = (rng.standard_normal((240, 8)) / 10 + places[np.arange(240) // 90]).astype(np.float32)
+    known = replace(signals(pool), num_tokens=tokens, embedding=near)
+    target = replace(target, embedding=places[np.arange(40) // 20])
+    picked = gw.Grace(tokens=800, candidates="all", target="target").select(known, target=target).indices
+    by_kind = np.bincount(np.searchsorted([90, 180], picked, side="right"), tokens[picked], minlength=3)
+    # All but what a last sample of 50 tokens could not fill.
+    assert by_kind[:2].min() > 400 - 50
+    assert 790 <= by_kind.sum() <= 800
+
+
 def test_a_budget_of_tokens_is_filled_where_answers_are_short() -> None:
     """There are then more picks than the pool's mean length suggests, and than samples are ranked for it."""
     texts = speeches(240, 1) + problems(BAKERY, 60, 2)

@@ -158,8 +158,23 @@ class TestLazyGreedy:
         minimum = Minimum(np.array([0, 0, 0, 1, 1, 1]), np.array([0, 1]))
         assert facility.greedy(3, minimum=minimum).tolist() == [0, 1, 3]
         assert facility.greedy(3).tolist() == [0, 1, 2]
-        with pytest.raises(ValueError, match="exclude each other"):
-            facility.greedy(3, np.ones(6), minimum=minimum)
+
+    @given(problems(most=30), st.floats(0.2, 0.9), st.booleans())
+    def test_a_group_minimum_of_costs_is_met_but_for_its_last_row(self, problem, share: float, by_cost: bool):
+        graph, scores, counts, lam, rng = problem
+        costs, group = rng.integers(1, 9, len(graph)).astype(float), rng.integers(0, 3, len(graph))
+        budget = np.floor(share * costs.sum())
+        of_group = np.bincount(group, costs, minlength=3)
+        least = np.minimum(np.floor(budget * np.array([0.5, 0.3, 0.2])), of_group)
+        facility = Facility.of(graph, scores, 5, lam, counts)
+        picks = facility.greedy(budget, costs, by_cost=by_cost, minimum=Minimum(group, least))
+        spent = np.bincount(group[picks], costs[picks], minlength=3)
+        dearest = np.array([costs[group == g].max(initial=0) for g in range(3)])
+        assert len(set(picks.tolist())) == len(picks)
+        assert spent.sum() <= budget
+        assert np.all(spent > least - np.maximum(dearest, 1))
+        left = np.setdiff1d(np.arange(len(graph)), picks)
+        assert np.all(costs[left] > budget - spent.sum()), "the budget is filled"
 
     def test_bad_arguments_are_refused(self):
         graph = knn_graph(np.eye(4), 2)

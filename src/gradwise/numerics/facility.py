@@ -90,14 +90,14 @@ class Facility:
             budget: total cost of the picks, at most.
             costs: (N,) positive; the default is 1.
             by_cost: pick by marginal gain per cost instead of by marginal gain.
-            minimum: picks that each group must have; excludes `costs`.
+            minimum: cost that each group's picks must have. Where costs differ, the last pick of a group may
+                not fit, so that it can lack less than its dearest row costs.
         """
         minimum = minimum or Minimum.none(len(self.worth))
-        if costs is not None and minimum.least.any():
-            raise ValueError("A minimum for each group and a budget of costs exclude each other.")
         costs = np.ones(len(self.worth)) if costs is None else np.asarray(costs, dtype=np.float64)
         problem = (self.starts, self.who, self.sims, self.counts, self.scale, self.worth)
-        return _lazy_greedy(*problem, costs, float(budget), by_cost, minimum.group, minimum.least.copy())
+        owed = minimum.least.astype(np.float64)
+        return _lazy_greedy(*problem, costs, float(budget), by_cost, minimum.group, owed)
 
     def value(self, picks: NDArray[np.integer]) -> float:
         """F of a set of rows."""
@@ -113,12 +113,12 @@ class Facility:
 
 
 class Minimum(NamedTuple):
-    """Picks that each group must have."""
+    """What each group's picks must cost at least; their number where all cost 1."""
 
     group: NDArray[np.int64]
     """(N,) number of each row's group."""
-    least: NDArray[np.int64]
-    """(groups,) at most the size of each group; their sum is at most the budget."""
+    least: NDArray[np.float64] | NDArray[np.int64]
+    """(groups,) at most what all rows of a group cost; their sum is at most the budget."""
 
     @staticmethod
     def none(rows: int) -> "Minimum":
@@ -238,10 +238,11 @@ def _lazy_greedy(
     budget: float,
     by_cost: bool,
     group: NDArray[np.int64],
-    owed: NDArray[np.int64],
+    owed: NDArray[np.float64],
 ) -> NDArray[np.int64]:
     """Picks in order. `owed` (groups,) is what each group still lacks of its minimum."""
     n = len(worth)
+    is_picked = np.zeros(n, dtype=np.bool_)
     state = np.zeros((n, 2), dtype=np.float32)
     state[:, 1] = counts
     key = np.empty(n)
@@ -249,16 +250,28 @@ def _lazy_greedy(
         gain = _gain(j, starts, who, sims, state, scale, worth)
         key[j] = gain / costs[j] if by_cost else gain
     heap = np.arange(n)
-    # Heapify from the last parent up, in O(n), rather than insert n rows in O(n log n).
-    for top in range(n // 2 - 1, -1, -1):
-        _sift(heap, key, top, n)
     picks = np.empty(n, dtype=np.int64)
     computed_at = np.zeros(n, dtype=np.int64)
     picked, size, spent = 0, n, 0.0
-    while size:
+    # Heapify from the last parent up, in O(n), rather than insert n rows in O(n log n).
+    for top in range(n // 2 - 1, -1, -1):
+        _sift(heap, key, top, n)
+    while True:
+        if size == 0:
+            if not owed.any():
+                break
+            # What a group is owed and none of its rows fits any more is free for all.
+            owed[:] = 0
+            for j in range(n):
+                if not is_picked[j]:
+                    heap[size] = j
+                    size += 1
+            for top in range(size // 2 - 1, -1, -1):
+                _sift(heap, key, top, size)
+            continue
         j = heap[0]
-        # Picks that other groups are owed are reserved for them.
-        reserved = owed.sum() - (1 if owed[group[j]] > 0 else 0)
+        # What other groups are owed is reserved for them.
+        reserved = owed.sum() - min(owed[group[j]], costs[j])
         fits = spent + costs[j] + reserved <= budget
         # The key is from before the last pick. By submodularity it is an upper bound, so the row goes back
         # with its present gain, and only a row whose key is up to date is picked.
@@ -271,12 +284,14 @@ def _lazy_greedy(
                 picks[picked] = j
                 picked += 1
                 spent += costs[j]
-                owed[group[j]] = max(0, owed[group[j]] - 1)
+                is_picked[j] = True
+                owed[group[j]] = max(0.0, owed[group[j]] - costs[j])
                 # A pick covers itself fully, sim(j, j) = 1, whatever the graph says of it.
                 state[j, 0] = 1
                 for place in range(starts[j], starts[j + 1]):
                     state[who[place], 0] = max(state[who[place], 0], sims[place])
-            # Picked, or too expensive: what remains of the budget only shrinks.
+            # Picked, or too expensive: what remains of the budget and is not reserved only shrinks, since no
+            # pick pays off more than it costs.
             size -= 1
             heap[0] = heap[size]
         _sift(heap, key, 0, size)

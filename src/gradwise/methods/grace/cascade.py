@@ -141,17 +141,32 @@ def _nearest(scores: NDArray[np.float64], shares: NDArray[np.float64], size: int
     return (scores - bounds(scores, shares, size)[:, None]).argmax(axis=0)
 
 
-def in_shares(state: State, count: int) -> Minimum | None:
-    """The picks that each subtask must have of `count`; None for a single subtask.
+def in_shares(state: State, budget: float, costs: NDArray[np.float64] | None) -> Minimum | None:
+    """What each subtask must have of a budget; None for a single subtask.
 
     A sample belongs to the subtask whose picks it is nearest to, and a garbled one to none.
+
+    Args:
+        state: the nodes.
+        budget: number of picks, or their label tokens.
+        costs: (m,) label tokens of the nodes, where the budget is in tokens.
     """
     if state.shares is None or len(state.shares) < 2:
         return None
     assert state.subtask is not None
+    return minimum_shares(state.subtask, np.append(state.shares, 0.0), budget, costs)
+
+
+def minimum_shares(
+    group: NDArray[np.int64],
+    shares: NDArray[np.float64],
+    budget: float,
+    costs: NDArray[np.float64] | None = None,
+) -> Minimum:
+    """Shares of a budget for groups of nodes, at most what all nodes of a group cost (1 each by default)."""
     # A billionth, or a part that comes out whole could round to one less.
-    least = np.floor(np.append(state.shares, 0.0) * count + 1e-9).astype(np.int64)
-    return Minimum(state.subtask, np.minimum(least, np.bincount(state.subtask, minlength=len(least))))
+    least = np.floor(shares * budget + 1e-9)
+    return Minimum(group, np.minimum(least, np.bincount(group, costs, minlength=len(shares))))
 
 
 def combined(scores: NDArray[np.float64], by_words: NDArray[np.float64] | None) -> NDArray[np.float64]:

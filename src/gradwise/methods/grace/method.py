@@ -88,7 +88,7 @@ class Grace(PublishedGrace, Targeted):
     """Weigh each pick by the number of samples it stands for, within a factor of four; see `weights`."""
 
     domain_minimum: Share = 0.0
-    """Smallest number of picks of a domain, as a fraction of its proportional share."""
+    """Smallest part of the budget for a domain, as a fraction of its proportional share."""
 
     overhead: Annotated[float, Field(gt=0)] | None = None
     """Share of a run's training time for deciding; unset `candidates`, `refresh_every` and `anchors` follow
@@ -135,8 +135,6 @@ class Grace(PublishedGrace, Targeted):
                 "select: grace needs one of fraction, count and tokens; found "
                 f"{' and '.join(sizes) or 'none of them'}."
             )
-        if self.tokens is not None and self.domain_minimum:
-            raise RecipeError("select: domain_minimum needs fraction or count; it cannot go with tokens.")
         self._refuse("refresh_every: 0 selects once", REFRESHING, self.refresh_every == 0)
         self._refuse("anchors: 1 scores all candidates again", UNUSED_BY_ALL, self.anchors == 1)
         self._refuse("random_anchors: 1 draws all of them", ("staleness",), self.random_anchors == 1)
@@ -399,8 +397,8 @@ class Grace(PublishedGrace, Targeted):
         if self.domain_minimum:
             domain = signals.require("domain", "grace with domain_minimum")
             minimum = minimum_of(state, budget, domain, self.domain_minimum)
-        elif budget.count is not None:
-            minimum = cascade.in_shares(state, min(budget.count, len(state)))
+        else:
+            minimum = cascade.in_shares(state, budget.size(state), budget.node_costs(state))
         chosen = choose(state, budget, self.coverage_weight, minimum)
         when = f"after refresh {state.refreshes}" if state.refreshes else "at the start"
         picked = selection(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwise.methods.decision import Selection
-from gradwise.methods.grace.cascade import combined, region
+from gradwise.methods.grace.cascade import combined, minimum_shares, region
 from gradwise.methods.grace.importance import Worth, worth
 from gradwise.methods.grace.state import State
 from gradwise.methods.targeting import percentiles
@@ -31,6 +31,18 @@ class Amount:
     tokens: float | None = None
     costs: NDArray[np.float64] | None = None
     """(pool,) label tokens of each sample."""
+
+    def size(self, state: State) -> float:
+        """Number of nodes to pick, or their label tokens."""
+        if self.count is not None:
+            return min(self.count, len(state))
+        assert self.tokens is not None
+        return self.tokens
+
+    def node_costs(self, state: State) -> NDArray[np.float64] | None:
+        """(m,) label tokens of each node, where the budget is in tokens."""
+        # A sample without a label token would cost nothing and be picked without end.
+        return None if self.costs is None else np.maximum(self.costs[state.sample], 1)
 
     def part(self, state: State) -> "Amount":
         """The part that is picked among the candidates: all of it, unless they are too few for a choice."""
@@ -67,7 +79,7 @@ def choose(state: State, budget: Amount, trade_off: float, minimum: Minimum | No
         state: graph, importance and counts of the nodes.
         budget: how much to pick.
         trade_off: weight of coverage.
-        minimum: how many of each group of nodes.
+        minimum: how much of each group of nodes.
     """
     valued, counts = worth(state.importance), state.counts.astype(np.float64)
     if state.bounds is not None:
@@ -80,16 +92,21 @@ def choose(state: State, budget: Amount, trade_off: float, minimum: Minimum | No
         problem = Facility.of(state.graph, valued.scores, size, trade_off, counts)
         picks = problem.greedy(size, minimum=minimum)
     else:
-        assert budget.costs is not None
-        # A sample without a label token would cost nothing and be picked without end.
-        costs = np.maximum(budget.costs[state.sample], 1)
-        size = budget.tokens / costs.mean()
+        costs = budget.node_costs(state)
+        assert costs is not None
+        size, scores = budget.tokens / costs.mean(), valued.scores
         if state.bounds is not None:
-            counts *= region(valued.scores, size)
-        problem = Facility.of(state.graph, valued.scores, size, trade_off, counts)
+            counts *= region(scores, size)
+            # Closeness is that of a token: as that of a sample, short samples that have nothing to do with
+            # the target outweighed long ones that have.
+            size, scores = budget.tokens / costs.max(), scores * (costs / costs.max())
+        problem = Facility.of(state.graph, scores, size, trade_off, counts)
         # With costs the better of the two greedies is guaranteed 1/2 (1 - 1/e) of the best
         # (`facility_location`).
-        both = [problem.greedy(budget.tokens, costs, by_cost=by_cost) for by_cost in (False, True)]
+        both = [
+            problem.greedy(budget.tokens, costs, by_cost=by_cost, minimum=minimum)
+            for by_cost in (False, True)
+        ]
         picks = max(both, key=problem.value)
     if trade_off:
         coverage = problem.coverage(picks) / trade_off
@@ -101,13 +118,13 @@ def choose(state: State, budget: Amount, trade_off: float, minimum: Minimum | No
 def minimum_of(state: State, budget: Amount, domain: NDArray[np.str_], share: float) -> Minimum:
     """The minimum for each domain: `share` times its proportional part, at most its nodes."""
     names, codes = np.unique(domain[state.rows], return_inverse=True)
-    assert budget.count is not None
-    part = np.bincount(codes, minlength=len(names)) / len(codes)
+    weight = None if budget.costs is None else budget.costs[state.rows]
+    part = np.bincount(codes, weight, minlength=len(names))
     # A node has the domain of its first sample; copies of it in other domains are not asked.
     group = np.searchsorted(names, domain[state.sample])
-    # A billionth, or a part that comes out whole could round to one less.
-    least = np.floor(share * part * min(budget.count, len(state)) + 1e-9).astype(np.int64)
-    return Minimum(group, np.minimum(least, np.bincount(group, minlength=len(names))))
+    return minimum_shares(
+        group, share * part / max(1, part.sum()), budget.size(state), budget.node_costs(state)
+    )
 
 
 def selection(state: State, chosen: Coreset, budget: Amount, *, weighted: bool, summary: str) -> Selection:
