@@ -1,13 +1,13 @@
 """Selection towards a target on the small Llama: short fine-tuning on what methods pick.
 
-    python -m benchmarks.grace.llama_targets --jobs 2     # an hour on two cores
+    python -m benchmarks.grace.llama_targets --jobs 2     # four hours on two cores
 
 Pools, targets and steps are those of `benchmarks.grace.targets`, for the small Llama
-(`benchmarks/common/small_llama.py`, 8.9 M parameters). Each method picks 160 records (10 %) of a pool of
-about 1,600 by 64 target samples, and its picks are judged by the held-out loss on 100 others after 60 steps
-of 8 samples. `full, longer` gets as many steps more as the scoring and choosing of `grace` took time, and
-`full, as long as trial` the time of `trial`. The last table has the mean over the four targets. The learning
-rate is that of full training in compare-small_llama; it was not tuned here.
+(`benchmarks/common/small_llama.py`, 8.9 M parameters). Each method picks 80 or 160 records (5 or 10 %) of a
+pool of about 1,600 by 64 target samples, and its picks are judged by the held-out loss on 100 others after 60
+steps of 8 samples. At 10 % `full, longer` gets as many steps more as the scoring and choosing of `grace` took
+time, and `full, as long as trial` the time of `trial`. The last tables have the mean over the four targets.
+The learning rate is that of full training in compare-small_llama; it was not tuned here.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +52,6 @@ from benchmarks.grace.targets import (
     steps_for,
     trained,
     trial_losses,
-    tried,
 )  # fmt: skip
 from gradwise.methods.baselines import Less, Tsds
 from gradwise.methods.grace import Grace
@@ -63,7 +62,8 @@ from gradwise.recipe import Model
 MEASUREMENTS = {
     "loss": "measure",
     "tsds": "by_transport",
-    "trial": "try_contenders",
+    "trial": "as_long_as_trial",
+    "grace": "by_grace",
     "five": "with_fewer",
     "less": "by_less",
 }
@@ -72,22 +72,41 @@ LLAMA = Start(Model(name=str(small_llama.FOLDER / "annealed")), 3e-3)
 
 
 def measure(name: str, seed: int) -> dict[str, Any]:
-    """Loss on held-out target samples after training on each arm's picks."""
+    """Loss on held-out target samples after training on what each baseline picks."""
     one = case(name, seed, LLAMA)
     picked = picks(one.pool, one.target, seed, MORE)
     # Measured once, as it takes as long as a run.
     longer = steps_for(partial(chosen_by_grace, one, seed, MORE), one, seed, times=1)
-    arms = {arm: trained(one, rows, seed) for arm, rows in picked.items()}
+    arms = {arm: trained(one, rows, seed) for arm, rows in picked.items() if arm != "grace"}
     arms[LONGER] = trained(one, picked["full"], seed, STEPS + longer)
     untrained = round(float(one.probe.losses(one.probe.target).mean()), 4)
     return {"arms": arms, "longer": longer, "untrained": untrained}
 
 
-def try_contenders(name: str, seed: int, arms: dict[str, float], longer: int) -> dict[str, Any]:
-    """What `select: trial` follows, beside the losses of arms that were measured."""
-    measured = dict(arms)
-    how = tried(case(name, seed, LLAMA), seed, MORE, measured, longer)
-    return how | {"arms": {arm: measured[arm] for arm in ("trial", AS_TRIAL)}}
+def by_grace(name: str, seed: int) -> dict[str, Any]:
+    """The same for GRACE at both shares, and what wins a trial where one is held."""
+    one = case(name, seed, LLAMA)
+    shares = {}
+    for share, count in SHARES.items():
+        picked = Grace(count=count).select(one.pool, target=one.target, seed=seed)
+        closeness = picked.details["closeness"]
+        found = {"grace": trained(one, picked.indices, seed), "closeness": closeness}
+        trial = SelectTrial(count=count)
+        if trial.without_trial(closeness) is None:
+            winner, losses, noise = decided(trial_losses(one, trial, seed, count))
+            found |= {"winner": winner, "losses": losses, "noise": noise}
+        shares[share] = found
+    return {"shares": shares}
+
+
+def as_long_as_trial(name: str, seed: int, longer: int) -> dict[str, Any]:
+    """The time that a trial takes, and all of the data for as long; nothing where none is held."""
+    one, trial = case(name, seed, LLAMA), SelectTrial(count=MORE)
+    closeness = Grace(count=MORE).select(one.pool, target=one.target, seed=seed).details["closeness"]
+    if trial.without_trial(closeness) is not None:
+        return {}
+    took = steps_for(partial(trial_losses, one, trial, seed, MORE), one, seed, times=1)
+    return {"trial": took, "loss": trained(one, np.arange(len(one.pool)), seed, STEPS + longer + took)}
 
 
 def by_transport(name: str, seed: int) -> dict[str, Any]:
@@ -98,18 +117,16 @@ def by_transport(name: str, seed: int) -> dict[str, Any]:
 
 
 def with_fewer(name: str, seed: int) -> dict[str, Any]:
-    """Loss on held-out target samples after training on 5 % of the pool, as each arm picks them."""
+    """Loss on held-out target samples after training on 5 % of the pool, as each baseline picks them."""
     one = case(name, seed, LLAMA)
     picked = picks(one.pool, one.target, seed, PICKS)
-    del picked["full"]  # the same as at 10 %
     picked["tsds"] = Tsds(count=PICKS).select(one.pool, target=one.target, seed=seed).indices
-    arms = {arm: trained(one, rows, seed) for arm, rows in picked.items()}
-    trial = SelectTrial(count=PICKS)
-    closeness = Grace(count=PICKS).select(one.pool, target=one.target, seed=seed).details["closeness"]
-    if (settled := trial.without_trial(closeness)) is not None:
-        return {"arms": arms, "closeness": closeness, "winner": settled.winner}
-    winner, losses, noise = decided(trial_losses(one, trial, seed, PICKS))
-    return {"arms": arms, "closeness": closeness, "winner": winner, "losses": losses, "noise": noise}
+    # Those of GRACE are another kind of entry, and all of the data are the same for any share.
+    return {
+        "arms": {
+            arm: trained(one, rows, seed) for arm, rows in picked.items() if arm not in ("full", "grace")
+        }
+    }
 
 
 def by_less(name: str, seed: int) -> dict[str, Any]:
@@ -124,35 +141,65 @@ def by_less(name: str, seed: int) -> dict[str, Any]:
 
 
 def page(content: Content) -> Page:
-    losses: dict[str, dict[str, dict[int, float]]] = {}
-    by_target: dict[str, list[dict[str, Any]]] = {}
-    trials, transport = of_kind(content, "trial"), of_kind(content, "tsds")
-    for key, entry in of_kind(content, "loss").items():
-        name, seed = key.split("/")
-        by_target.setdefault(name, []).append(entry | trials[key])
-        for arm, loss in (entry["arms"] | transport[key]["arms"] | trials[key]["arms"]).items():
-            losses.setdefault(name, {}).setdefault(arm, {})[int(seed)] = loss
+    losses, entries = _losses(content), _details(content)
     sections: list[str] = []
     claims: list[Claim] = []
-    for name in (name for name in NAMES if name in losses):
-        by_arm, entries = losses[name], by_target[name]
-        means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
-        untrained = np.mean([entry["untrained"] for entry in entries])
-        sentence = f"Before training the loss is {untrained:.3f}. {sentence_on(entries)}"
-        listed = table(["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means])
-        compared = comparisons(*distinct_arms(by_arm))
-        sections.append("\n\n".join([f"## {name}", listed, sentence, *compared]))
-        claims += claims_of(by_arm, name, "grace", LONGER)
-        if by_arm["trial"] != by_arm["grace"]:
-            claims += claims_of(by_arm, f"{name}, a trial", "trial", AS_TRIAL)
-    averaged, average_claims = average(
-        {name: {"10 %": losses[name]} for name in losses}, "Small Llama: towards"
-    )
+    for name, by_share in losses.items():
+        for share, by_arm in by_share.items():
+            means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
+            listed = table(
+                ["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means]
+            )
+            compared = comparisons(*distinct_arms(by_arm))
+            sentence = sentence_on(entries[name][share])
+            sections.append("\n\n".join([f"## {name}, {share}", listed, sentence, *compared]))
+        equal_time = by_share["10 %"]
+        claims += claims_of(equal_time, name, "grace", LONGER)
+        if equal_time["trial"] != equal_time["grace"]:
+            claims += claims_of(equal_time, f"{name}, a trial", "trial", AS_TRIAL)
+    averaged, average_claims = average(losses, "Small Llama: towards")
     text = (
         "Small Llama: GRACE's 10 % towards a target, and a trial's where one was held, against all of the "
         "data, equal time"
     )
     return Page(sections=[*sections, *averaged], claims=[joined(text, claims), *average_claims])
+
+
+def _losses(content: Content) -> dict[str, dict[str, dict[str, dict[int, float]]]]:
+    """Losses by target, share, arm and seed."""
+    losses: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
+    few, transport, less = (of_kind(content, kind) for kind in ("five", "tsds", "less"))
+    trials, grace = of_kind(content, "trial"), of_kind(content, "grace")
+    # `less` takes longest; a target whose seeds it does not all have is shown without it.
+    complete = [name for name in NAMES if all(f"{name}/{seed}" in less for seed in SEEDS)]
+    for key, entry in of_kind(content, "loss").items():
+        name, seed = key.split("/")
+        by_share = {
+            "5 %": {"full": entry["arms"]["full"], **few[key]["arms"]},
+            "10 %": entry["arms"] | transport[key]["arms"],
+        }
+        by_share["10 %"][AS_TRIAL] = trials[key].get("loss", entry["arms"][LONGER])
+        for share, arms in by_share.items():
+            found = grace[key]["shares"][share]
+            arms["grace"] = found["grace"]
+            arms["trial"] = arms[found.get("winner", "grace")]
+            if name in complete:
+                arms["less"] = less[key]["shares"][share]
+            for arm, loss in arms.items():
+                losses.setdefault(name, {}).setdefault(share, {}).setdefault(arm, {})[int(seed)] = loss
+    return {name: losses[name] for name in NAMES if name in losses}
+
+
+def _details(content: Content) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """What a section says besides losses, by target and share."""
+    details: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    trials, grace = of_kind(content, "trial"), of_kind(content, "grace")
+    for key, entry in of_kind(content, "loss").items():
+        for share, found in grace[key]["shares"].items():
+            timed = {"longer": entry["longer"], **trials[key]} if share == "10 %" else {}
+            of_share = details.setdefault(key.split("/")[0], {}).setdefault(share, [])
+            of_share.append(found | timed | {"untrained": entry["untrained"]})
+    return details
 
 
 SCRIPT = Script(__doc__, "grace-llama_targets")
@@ -178,11 +225,8 @@ def main() -> None:
 
 
 def _earlier(result: ResultFile, kind: str, pair: tuple[str, int]) -> tuple[Any, ...]:
-    """What a measurement needs of an earlier one: a trial the losses of its contenders."""
-    if kind != "trial":
-        return ()
-    entry = result["loss/{}/{}".format(*pair)]
-    return entry["arms"], entry["longer"]
+    """What a measurement needs of an earlier one: that of a trial's time the steps of GRACE's."""
+    return (result["loss/{}/{}".format(*pair)]["longer"],) if kind == "trial" else ()
 
 
 def _run(function: str, *given: Any) -> Any:

@@ -161,18 +161,24 @@ def case(name: str, seed: int, start: Start = STORIES, pools: list[list[Record]]
     return Case(start, samples, model, optimizer, collate, pool, target, probe)
 
 
-def measure(name: str, seed: int) -> dict[str, Any]:
-    """Loss on held-out target samples after training on each arm's picks."""
+def measure(name: str, seed: int, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Loss on held-out target samples after training on each arm's picks; of an earlier measurement all that
+    does not depend on GRACE is kept."""
     one = case(name, seed)
-    full = trained(one, np.arange(len(one.pool)), seed)
-    scores = signals_of_less(one, seed)
+    known = {} if earlier is None else earlier["shares"]
+    full = trained(one, np.arange(len(one.pool)), seed) if not known else float("nan")
+    scores = signals_of_less(one, seed) if not known else None
     shares = {}
     for share, count in SHARES.items():
         picked = picks(one.pool, one.target, seed, count)
         del picked["full"]
-        picked["tsds"] = Tsds(count=count).select(one.pool, target=one.target, seed=seed).indices
-        picked["less"] = Less(count=count).select(scores[0], target=scores[1], seed=seed).indices
-        arms = {"full": full} | {arm: trained(one, rows, seed) for arm, rows in picked.items()}
+        if scores is not None:
+            picked["tsds"] = Tsds(count=count).select(one.pool, target=one.target, seed=seed).indices
+            picked["less"] = Less(count=count).select(scores[0], target=scores[1], seed=seed).indices
+            arms = {"full": full} | {arm: trained(one, rows, seed) for arm, rows in picked.items()}
+        else:
+            arms = {arm: loss for arm, loss in known[share]["arms"].items() if arm in BASELINES}
+            arms["grace"] = trained(one, picked["grace"], seed)
         longer = steps_for(partial(chosen_by_grace, one, seed, count), one, seed)
         arms[LONGER] = trained(one, np.arange(len(one.pool)), seed, STEPS + longer)
         shares[share] = {"arms": arms, "longer": longer} | tried(one, seed, count, arms, longer)
@@ -361,18 +367,18 @@ def claims_of(by_arm: dict[str, dict[int, float]], text: str, arm: str, referenc
 
 def sentence_on(entries: list[dict[str, Any]]) -> str:
     """What the arms of equal time got, and how the trials ended."""
-    longer, near = ([entry[name] for entry in entries] for name in ("longer", "closeness"))
-    sentence = (
-        f"`{LONGER}` takes {min(longer)} to {max(longer)} steps more. The closeness is {min(near):.2f} to "
-        f"{max(near):.2f}. "
-    )
-    held = [entry for entry in entries if "trial" in entry]
+    longer, near = ([entry[name] for entry in entries if name in entry] for name in ("longer", "closeness"))
+    sentence = f"The closeness is {min(near):.2f} to {max(near):.2f}. "
+    if longer:
+        sentence = f"`{LONGER}` takes {min(longer)} to {max(longer)} steps more. " + sentence
+    held = [entry for entry in entries if "losses" in entry]
     if not held:
         return sentence + "No trial is held, and `trial` is `grace`."
-    took, won = [entry["trial"] for entry in held], [f"`{entry['winner']}`" for entry in held]
-    return sentence + (
-        f"A trial is held in {len(held)} of {len(entries)} seeds and takes as long as {min(took)} to "
-        f"{max(took)} steps; it was won by {', '.join(won)}."
+    took = [entry["trial"] for entry in held if "trial" in entry]
+    time_taken = f"takes as long as {min(took)} to {max(took)} steps; it " if took else ""
+    won = ", ".join(f"`{entry['winner']}`" for entry in held)
+    return (
+        f"{sentence}A trial is held in {len(held)} of {len(entries)} seeds and {time_taken}was won by {won}."
     )
 
 
@@ -445,11 +451,19 @@ SCRIPT.add_argument(
 )
 
 
+SCRIPT.add_argument(
+    "--again", action="store_true", help="measure GRACE, its time and trials again, and keep the baselines"
+)
+
+
 def main() -> None:
     options, result = SCRIPT.start()
     Path(BUILD / "targets").mkdir(parents=True, exist_ok=True)
     for seed in SEEDS:
         for name in options.targets:
+            if options.again:
+                key = f"loss/{name}/{seed}"
+                result.add(key, measure(name, seed, result[key]))
             result.once(f"loss/{name}/{seed}", partial(measure, name, seed))
     for seed in SEEDS:
         result.once(f"unrelated/{seed}", partial(unrelated, seed))

@@ -1,8 +1,9 @@
 """GRACE towards a target: relevance takes the place of importance, and coverage counts the relevant region.
 
 A cascade, cheap first. Hashed n-grams rank the whole pool without a model; `SURVIVORS` samples for each pick
-are then scored by the model. Their embeddings (`relevance`) or gradients (`alignment`) are compared with the
-target's mean direction, and changes spread over the k-NN graph at refreshes. Both ranks count alike.
+are then scored by the model. Their embeddings are compared with those of the target samples, which take turns
+(`relevance`), or their gradients with the target's mean direction (`alignment`). Changes spread over the k-NN
+graph at refreshes. Both ranks count alike.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwise.errors import CheckpointError
 from gradwise.methods.grace.importance import NEEDS, Kind
 from gradwise.methods.grace.state import State
+from gradwise.methods.grace.turns import TargetTurns
 from gradwise.methods.targeting import (
     Direction,
     NgramMatch,
@@ -42,33 +45,42 @@ GARBLED = -1.0
 
 @dataclass(frozen=True, eq=False)
 class TargetDirection:
-    """The directions that samples are compared with. Shapes: T subtasks."""
+    """The directions that gradients are compared with. Shapes: T subtasks."""
 
     direction: Direction
-    centre: NDArray[np.float64]
-    """(k,) that vectors are taken around."""
     bounds: NDArray[np.float64]
     """(T,) cosines that are taken off, so that those of several subtasks can be compared."""
-    cosines: NDArray[np.float64] | None = None
-    """(T, m) of the nodes, at the first selection."""
-    size: int = 0
-    """Samples of the selection."""
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        return self.direction.shares
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.direction.names
+
+    def by_subtask(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
+        """(T, n) of (n, k) vectors, higher is closer."""
+        return self.direction.cosines(vectors) - self.bounds[:, None]
 
     def importance(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
-        """(n,) of (n, k) vectors, higher is closer."""
-        cosines = self.direction.cosines(vectors.astype(np.float64) - self.centre)
-        return (cosines - self.bounds[:, None]).max(axis=0)
+        """(n,) `by_subtask` of the subtask where it is highest."""
+        return self.by_subtask(vectors).max(axis=0)
 
 
-def target_direction(
+Comparison = TargetDirection | TargetTurns
+"""How samples are compared with a target."""
+
+
+def compared_with(
     kind: Kind,
     signals: Signals,
     rows: NDArray[np.int64],
     target: Signals | None,
     size: int,
     centre: NDArray[np.floating],
-) -> TargetDirection:
-    """What the samples of a pool are compared with.
+) -> Comparison:
+    """How the samples of a pool are compared with a target.
 
     Args:
         kind: relevance, by embeddings; or alignment, by gradients.
@@ -78,26 +90,56 @@ def target_direction(
         size: samples of the selection.
         centre: (h,) mean of the candidates' embeddings.
     """
-    target = check_target(target, "grace")
-    name = NEEDS[kind]
-    middle = centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
-    vectors = np.asarray(target.require(name, "grace, of the target samples,")).astype(np.float64) - middle
-    direction = Direction.of(vectors, Subtasks.of_target(target))
-    cosines = direction.cosines(np.asarray(signals.require(name, "grace"))[rows].astype(np.float64) - middle)
-    check_aligned(cosines, "grace", f"{name}s")
-    return TargetDirection(direction, middle, bounds(cosines, direction.shares, size), cosines, size)
+    target, subtasks, vectors = _target_vectors(kind, target)
+    candidates = np.asarray(signals.require(NEEDS[kind], "grace"))[rows]
+    if kind == "relevance":
+        return TargetTurns.of(vectors, subtasks, candidates, centre, size)
+    direction = Direction.of(vectors, subtasks)
+    cosines = direction.cosines(candidates)
+    check_aligned(cosines, "grace", "grads")
+    return TargetDirection(direction, bounds(cosines, direction.shares, size))
 
 
-def rescored_direction(state: State, kind: Kind, target: Signals | None) -> TargetDirection:
-    """The direction at a refresh, with the target samples scored again."""
+def compared_again(
+    state: State,
+    kind: Kind,
+    target: Signals | None,
+    anchors: NDArray[np.int64],
+    embedding: NDArray[np.float32],
+) -> Comparison:
+    """The same at a refresh, with the target samples scored again.
+
+    Args:
+        state: before the refresh.
+        kind: relevance or alignment.
+        target: signals of the target samples.
+        anchors: (a,) the nodes that were scored again.
+        embedding: (a, h) theirs.
+    """
+    target, subtasks, vectors = _target_vectors(kind, target)
+    if kind == "alignment":
+        # The bounds stay those of the first selection: they need the cosines of all candidates, and a refresh
+        # scores only some.
+        assert state.bounds is not None
+        return TargetDirection(Direction.of(vectors, subtasks), state.bounds)
+    if state.bounds is not None:
+        raise CheckpointError(
+            "grace: the checkpoint is of an earlier version, whose relevance has another scale; resume with "
+            "that version, or start again."
+        )
+    # Places are those among all candidates as far as they are known: where all cosines have grown, those that
+    # were scored again would otherwise all be first.
+    shift = np.mean(embedding.astype(np.float64) - state.embedding[anchors], axis=0)
+    estimates = (state.embedding + shift).astype(np.float32)
+    estimates[anchors] = embedding
+    centre = estimates[state.node].mean(axis=0, dtype=np.float64).astype(np.float32)
+    return TargetTurns.of(vectors, subtasks, estimates, centre, state.size)
+
+
+def _target_vectors(kind: Kind, target: Signals | None) -> tuple[Signals, Subtasks, NDArray[Any]]:
     target = check_target(target, "grace")
-    # The bounds stay those of the first selection: they need the cosines of all candidates, and a refresh
-    # scores only some.
-    assert state.bounds is not None
-    middle = state.centre.astype(np.float64) if kind == "relevance" else np.zeros(1)
-    vectors = np.asarray(target.require(NEEDS[kind], "grace, of the target samples,")).astype(np.float64)
-    direction = Direction.of(vectors - middle, Subtasks.of_target(target))
-    return TargetDirection(direction, middle, state.bounds)
+    vectors = np.asarray(target.require(NEEDS[kind], "grace, of the target samples,"))
+    return target, Subtasks.of_target(target), vectors
 
 
 def match_pool(signals: Signals, target: Signals, size: int) -> NgramMatch:
@@ -111,16 +153,31 @@ def match_pool(signals: Signals, target: Signals, size: int) -> NgramMatch:
     )
 
 
-def with_direction(
-    state: State, target: TargetDirection, match: NgramMatch | None, *, by_tokens: bool
+def with_target(
+    state: State,
+    compared: Comparison,
+    by_subtask: NDArray[np.float64],
+    size: int,
+    match: NgramMatch | None,
+    *,
+    by_tokens: bool,
 ) -> State:
-    """A state with what the target adds to it; `by_tokens` says that the budget is in tokens."""
-    assert target.cosines is not None
-    shares = target.direction.shares
-    ranks = np.stack([percentiles(each) for each in target.cosines])
-    state = state.changed(bounds=target.bounds, shares=shares)
+    """A state with what a target adds to it.
+
+    Args:
+        state: of the nodes.
+        compared: how they compare with the target.
+        by_subtask: (T, m) how close they are to each subtask.
+        size: samples of the selection.
+        match: of the words.
+        by_tokens: whether the budget is in tokens.
+    """
+    shares = compared.shares
+    ranks = np.stack([percentiles(each) for each in by_subtask])
+    bounds = compared.bounds if isinstance(compared, TargetDirection) else None
+    state = state.changed(bounds=bounds, shares=shares, size=size)
     if match is None:
-        return state.changed(subtask=_nearest(ranks, shares, target.size))
+        return state.changed(subtask=_nearest(ranks, shares, size))
     # Ranked by words alone, they fill the budget where too few candidates can be used; where all are
     # candidates there are no others.
     # How many short samples a budget in tokens holds is not known, so that all are ranked.
@@ -129,10 +186,10 @@ def with_direction(
     score, garbled = match.score[state.sample], match.garbled[state.sample]
     by_words = np.where(garbled, GARBLED, percentiles(score))
     # A target sample that could not be measured may have been the last of its subtask.
-    if match.subtasks == target.direction.names:
+    if match.subtasks == compared.names:
         ranks += [percentiles(each[state.sample]) for each in match.by_subtask]
     subtask = np.full(len(garbled), len(shares))
-    subtask[~garbled] = _nearest(ranks[:, ~garbled], shares, target.size)
+    subtask[~garbled] = _nearest(ranks[:, ~garbled], shares, size)
     return state.changed(subtask=subtask, by_words=by_words, ranked=others, closeness=match.closeness)
 
 

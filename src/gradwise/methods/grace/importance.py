@@ -15,7 +15,7 @@ from gradwise.numerics.kernels import parts
 from gradwise.signals import Signals
 
 if TYPE_CHECKING:
-    from gradwise.methods.grace.cascade import TargetDirection
+    from gradwise.methods.grace.cascade import Comparison
 
 Kind = Literal["alignment", "relevance", "loss", "norm", "head_norm"]
 
@@ -48,7 +48,7 @@ def importance(
     rows: NDArray[np.int64],
     *,
     mean_tokens: float | None = None,
-    target: "MeanDirection | TargetDirection | None" = None,
+    target: "MeanDirection | Comparison | None" = None,
 ) -> NDArray[np.float64]:
     """(n,) of some samples of a pool.
 

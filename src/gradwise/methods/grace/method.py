@@ -68,8 +68,9 @@ class Grace(PublishedGrace, Targeted):
     importance: Kind | None = None
     """How importance is measured: `head_norm` (norm of the output head's gradient; no backward pass through
     the model), `alignment` (mean cosine of the sample's gradient with those of the others, or of the target),
-    `loss`, `norm` (of the gradient), or with a target `relevance` (mean cosine of embeddings). `loss` and
-    `norm` rank garbage first. If unset, `relevance` with a target, otherwise `head_norm`."""
+    `loss`, `norm` (of the gradient), or with a target `relevance` (how near its embedding is to that of a
+    target sample, by rank). `loss` and `norm` rank garbage first. If unset, `relevance` with a target,
+    otherwise `head_norm`."""
 
     by_length: bool = True
     """Multiply importance, which is that of a mean token, by the sample's label tokens over their mean."""
@@ -336,9 +337,9 @@ class Grace(PublishedGrace, Targeted):
             # Of the whole pool: a smaller one, or all candidates, would give subtasks other shares.
             usual = self._usual_size(pool or len(signals), signals) if match is None else match.size
             size = min(len(stands), usual) if match is None else usual
-            direction = cascade.target_direction(self.kind, signals, stands, target, size, nodes.centre)
+            compared = cascade.compared_with(self.kind, signals, stands, target, size, nodes.centre)
         else:
-            direction = self._target(signals, stands)
+            size, compared = 0, self._target(signals, stands)
         state = State(
             pool=pool or len(signals),
             scored_rows=scored_rows,
@@ -348,16 +349,17 @@ class Grace(PublishedGrace, Targeted):
             centre=nodes.centre,
             placed=nodes.placed,
             embedding=np.array(embedding[stands], dtype=np.float32),
-            importance=importance(self.kind, signals, stands, mean_tokens=mean_tokens, target=direction),
+            importance=importance(self.kind, signals, stands, mean_tokens=mean_tokens, target=compared),
             measured_at=np.full(len(stands), step),
             graph=nodes.graph,
             share=self.anchors or USUAL_ANCHORS,
-            target=direction.mean if isinstance(direction, MeanDirection) else None,
+            target=compared.mean if isinstance(compared, MeanDirection) else None,
             mean_tokens=mean_tokens,
             seed=seed,
         )
-        if isinstance(direction, cascade.TargetDirection):
-            state = cascade.with_direction(state, direction, match, by_tokens=self.tokens is not None)
+        if isinstance(compared, cascade.Comparison):
+            near = compared.by_subtask(signals.require(NEEDS[self.kind], "grace")[stands])
+            state = cascade.with_target(state, compared, near, size, match, by_tokens=self.tokens is not None)
         # Without a refresh there is no share to adapt and no allowance to spend.
         if forecast is None or not forecast.every:
             return state
@@ -463,16 +465,16 @@ class Grace(PublishedGrace, Targeted):
                 "grace scored its anchors again, and not one has a finite embedding and importance; the "
                 "model may have diverged."
             )
-        direction = cascade.rescored_direction(state, self.kind, target) if self.uses_target else None
+        embedding = np.asarray(signals.require("embedding", "grace"), dtype=np.float32)[rows]
+        compared = None
+        if self.uses_target:
+            compared = cascade.compared_again(state, self.kind, target, anchors[rows], embedding)
         if state.target is not None:
             # Without a target the direction is the pool's own mean gradient, which only the anchors know now.
             grads = np.asarray(signals.grad)[rows].astype(np.float64)
-            direction = MeanDirection(state.target, len(state)).moved(grads)
-        scored = AnchorSignals(
-            anchors[rows],
-            np.asarray(signals.require("embedding", "grace"), dtype=np.float32)[rows],
-            importance(self.kind, signals, rows, mean_tokens=state.mean_tokens, target=direction),
-        )
+            compared = MeanDirection(state.target, len(state)).moved(grads)
+        measured = importance(self.kind, signals, rows, mean_tokens=state.mean_tokens, target=compared)
+        scored = AnchorSignals(anchors[rows], embedding, measured)
         how = Propagation(self.propagate == "change", self.beta, self.drift, self.random_anchors)
         done = refresh(state, scored, how, step, anchor_count=len(anchors), device=device)
         share = next_share(state.share, done.agreement, self.min_agreement, state.least_share)
@@ -482,7 +484,7 @@ class Grace(PublishedGrace, Targeted):
             # anchors: 1 promises that nothing is ever propagated, whatever the agreement.
             share=1.0 if self.anchors == 1 else share,
             allowance=left,
-            target=direction.mean if isinstance(direction, MeanDirection) else None,
+            target=compared.mean if isinstance(compared, MeanDirection) else None,
         )
         return replace(done, state=after)
 

@@ -82,12 +82,12 @@ def choose(state: State, budget: Amount, trade_off: float, minimum: Minimum | No
         minimum: how much of each group of nodes.
     """
     valued, counts = worth(state.importance), state.counts.astype(np.float64)
-    if state.bounds is not None:
+    if state.has_target:
         valued = replace(valued, scores=combined(valued.scores, state.by_words))
     if budget.tokens is None:
         assert budget.count is not None
         size = min(budget.count, len(state))
-        if state.bounds is not None:
+        if state.has_target:
             counts *= region(valued.scores, size)
         problem = Facility.of(state.graph, valued.scores, size, trade_off, counts)
         picks = problem.greedy(size, minimum=minimum)
@@ -95,7 +95,7 @@ def choose(state: State, budget: Amount, trade_off: float, minimum: Minimum | No
         costs = budget.node_costs(state)
         assert costs is not None
         size, scores = budget.tokens / costs.mean(), valued.scores
-        if state.bounds is not None:
+        if state.has_target:
             counts *= region(scores, size)
             # Closeness is that of a token: as that of a sample, short samples that have nothing to do with
             # the target outweighed long ones that have.
@@ -139,7 +139,7 @@ def selection(state: State, chosen: Coreset, budget: Amount, *, weighted: bool, 
     """
     samples = state.sample[chosen.picks]
     covers = _covers(state, chosen)
-    ranked = state.importance if state.bounds is None else chosen.worth.scores
+    ranked = chosen.worth.scores if state.has_target else state.importance
     percentile = 100 * (np.argsort(np.argsort(ranked)) + 0.5) / len(state)
     columns: dict[str, NDArray[Any]] = {
         "rank": np.arange(len(samples)),
@@ -151,7 +151,7 @@ def selection(state: State, chosen: Coreset, budget: Amount, *, weighted: bool, 
     }
     if state.by_words is not None:
         columns["words_percentile"] = 100 * np.maximum(state.by_words, 0)[chosen.picks]
-    of = "importance" if state.bounds is None else "closeness to the target"
+    of = "closeness to the target" if state.has_target else "importance"
     why = [_reason(row, of) for row in zip(*(columns[name] for name in _SAID), strict=True)]
     if state.by_words is not None:
         # Both stages of the cascade, among the samples that were scored.

@@ -45,9 +45,11 @@ class State:
     mean_tokens: float | None = None
     """Label tokens of a node on average, where importance is scaled by length."""
     bounds: NDArray[np.float64] | None = None
-    """(T,) cosines taken off so that each subtask of a target gets its share; None without a target."""
+    """(T,) cosines taken off so that each subtask of a target gets its share, where gradients count."""
     shares: NDArray[np.float64] | None = None
-    """(T,) of the picks, by subtask of a target."""
+    """(T,) of the picks, by subtask of a target; None without a target."""
+    size: int = 0
+    """Samples of a selection towards a target."""
     subtask: NDArray[np.int64] | None = None
     """(m,) the subtask that each node is picked for; T for garbled samples."""
     by_words: NDArray[np.float64] | None = None
@@ -68,6 +70,10 @@ class State:
     """Refreshes so far."""
     seed: int = 0
     """Seed of the anchors that are drawn at random."""
+
+    @property
+    def has_target(self) -> bool:
+        return self.shares is not None
 
     def __len__(self) -> int:
         return len(self.sample)
