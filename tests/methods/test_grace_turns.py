@@ -18,8 +18,8 @@ def unit(rows: Any) -> Any:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def turns(target: Any, pool: Any, size: int, domain: Any = None) -> TargetTurns:
-    return TargetTurns.of(target, Subtasks.of_domains(domain, len(target)), pool, pool.mean(axis=0), size)
+def turns(target: Any, pool: Any, most: int, domain: Any = None) -> TargetTurns:
+    return TargetTurns.of(target, Subtasks.of_domains(domain, len(target)), pool, pool.mean(axis=0), most)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -52,7 +52,7 @@ def test_a_rare_kind_of_target_sample_has_its_nearest_among_the_picks(seed: int)
     assert (best < 2).all()
 
 
-def test_groups_take_turns_where_picks_are_few() -> None:
+def test_groups_take_turns_where_target_samples_are_many() -> None:
     rng = np.random.default_rng(0)
     kinds = np.eye(8)[np.repeat([0, 1, 2], [30, 20, 10])]
     target, pool = kinds + rng.standard_normal((60, 8)) / 20, rng.standard_normal((50, 8))
@@ -102,7 +102,9 @@ def test_a_refresh_knows_places_where_all_cosines_have_changed(seed: int) -> Non
     grace = gw.Grace(count=10, target="target", candidates="all", random_anchors=1.0)
     state = grace.begin(pool, pool=80, target=target)
     anchors = np.arange(0, 80, 4)
-    moved, aims = (replace(each, embedding=np.asarray(each.embedding) + np.float32(3)) for each in (pool, target))
+    moved, aims = (
+        replace(each, embedding=np.asarray(each.embedding) + np.float32(3)) for each in (pool, target)
+    )
     after = grace.refresh(state, anchors, moved.take(anchors), 5, target=aims).state
     assert after.importance == pytest.approx(state.importance, abs=1e-3)
     assert len(np.unique(after.importance[anchors].round(3))) > 5

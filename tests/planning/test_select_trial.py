@@ -221,16 +221,18 @@ def test_a_pool_whose_closeness_is_not_known_is_tried(make: Make) -> None:
 def test_what_stands_in_the_way_of_a_trial_matters_only_where_one_is_held(
     make: Make, inside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six target samples are too few for halves."""
-    monkeypatch.setattr(selecting, "pool_closeness", lambda *_: 0.9 if inside else 0.1)
-    trainer = make("few", gw.SelectTrial(contenders=("grace", "random"), count=4), targets=6)
-    if inside:
-        trainer.train()
-        (trial,) = events(trainer, "select_trial")
-        assert trial["winner"] == "grace" and trial["closeness"] == 0.9
-        return
-    with pytest.raises(gw.RecipeError, match="6 are too few, give at least 8"):
-        trainer.train()
+    """Six target samples are too few for halves, and epochs of all of the data are longer."""
+    monkeypatch.setattr(first_selection, "pool_closeness", lambda *_: 0.9 if inside else 0.1)
+    few = make("few", gw.SelectTrial(contenders=("grace", "random"), count=4), targets=6)
+    epochs = make("epochs", gw.SelectTrial(contenders=("grace", "full"), count=4), max_steps=-1)
+    for trainer, said in ((few, "6 are too few, give at least 8"), (epochs, "give train.max_steps")):
+        if inside:
+            trainer.train()
+            (trial,) = events(trainer, "select_trial")
+            assert trial["winner"] == "grace" and trial["closeness"] == 0.9
+        else:
+            with pytest.raises(gw.RecipeError, match=said):
+                trainer.train()
 
 
 @pytest.mark.parametrize("closeness", [None, 0.25])
@@ -361,6 +363,17 @@ def test_the_command_selects_by_the_winner_alone(stories: Path, tmp_path: Path, 
     by_trial = select_samples(recipe, tmp_path / "trial", **plainly)
     by_winner = select_samples(replace(recipe, select=alone), tmp_path / "alone", **plainly)
     assert by_trial.indices.tolist() == by_winner.indices.tolist()
-    undecided = replace(recipe, select=replace(recipe.select, winner=None))
-    with pytest.raises(gw.RecipeError, match=r"only a run can do; give select\.winner"):
-        select_samples(undecided, tmp_path / "undecided", **plainly)
+    undecided = replace(recipe.select, winner=None, contenders=(winner, "tsds"))
+    near = select_samples(
+        replace(recipe, select=replace(undecided, max_closeness=0)), tmp_path / "near", **plainly
+    )
+    assert near.indices.tolist() == by_winner.indices.tolist(), "the first contender, without a trial"
+    summary = json.loads((tmp_path / "near" / "selection.json").read_text())
+    assert summary["select"]["winner"] == winner
+    for most, said in (
+        (None, r"select: a trial"),
+        (1.0, "the pool holds little like the target, and a trial"),
+    ):
+        held = replace(recipe, select=replace(undecided, max_closeness=most))
+        with pytest.raises(gw.RecipeError, match=rf"{said} .* only a run can do; give select\.winner"):
+            select_samples(held, tmp_path / "held", **plainly)

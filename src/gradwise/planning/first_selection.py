@@ -1,7 +1,8 @@
 """What is selected before the first step, in a run or outside of one."""
 
 import time
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from gradwise.methods.targeting import Subtasks, closeness_of
 from gradwise.numerics.ngrams import compile_kernels
 from gradwise.planning.context import RunContext
 from gradwise.planning.scoring import PoolSignals, mean_label_tokens
+from gradwise.ranks import on_first
 from gradwise.signals import Signals
 
 
@@ -108,6 +110,25 @@ def match_pool_texts(method: Selector, context: RunContext) -> PoolTexts:
         target = target.take(learnt)  # as where the model measures them
     match = method.match_texts(pool, target)
     return PoolTexts(match, len(target), time.perf_counter() - start)
+
+
+def settled_by_closeness(context: RunContext, match: TextMatch | None) -> RunContext | None:
+    """The context with the winner in its recipe, where the pool is so close to the target that no trial is to
+    be held; None otherwise. Says so and records it."""
+    trial: Any = context.recipe.select
+    if trial.max_closeness is None:
+        return None
+    # The first rank's: one that differs in the last bit could make a rank hold a trial alone.
+    closeness = on_first(lambda: pool_closeness(trial, context, match))
+    settled = trial.without_trial(closeness)
+    if settled is None:
+        return None
+    context.record.event("select_trial", 0, 0.0, winner=settled.winner, closeness=closeness, steps=0)
+    context.say(
+        f"select: {settled.winner} selects without a trial, since the pool is close to the target "
+        f"(closeness {closeness:.2f}, and select.max_closeness is {trial.max_closeness:g})."
+    )
+    return replace(context, recipe=replace(context.recipe, select=settled))
 
 
 def pool_closeness(method: Selector, context: RunContext, match: TextMatch | None) -> float | None:

@@ -26,7 +26,7 @@ from gradwise.planning.epochs import (
     make_plan,
     repeated,
 )
-from gradwise.planning.first_selection import first_selection, match_pool_texts, pool_closeness
+from gradwise.planning.first_selection import first_selection, match_pool_texts, settled_by_closeness
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.phase import Part
 from gradwise.planning.picks import keep_picks, keep_pool
@@ -106,14 +106,6 @@ class Selecting(Decider):
                 f"select: {method.method} trains before it selects and takes the steps back, which a sharded "
                 "model cannot do yet; take another selection."
             )
-        if not method.contender_methods or method.resolved() is not None:
-            return
-        if "full" in method.contender_methods and not context.in_run.max_steps:
-            raise RecipeError(
-                "select: a trial compares all of the data with a part of them at equal steps, and the run is "
-                "to take epochs, which are longer over all of them; give train.max_steps, or leave full out "
-                "of select.contenders."
-            )
 
     def prepare(self, context: RunContext) -> RunContext:
         # A method and an order that both need signals share one scoring run over all samples.
@@ -127,8 +119,11 @@ class Selecting(Decider):
         )
         if budgeted is None:
             if method.resolved() is None:
-                context = self._without_trial(context)
-                method = context.recipe.select
+                settled = settled_by_closeness(context, self._match)
+                if settled is not None:
+                    context, method = settled, settled.recipe.select
+                    context.save_recipe(context.recipe)
+                    self._needs = method.needs
             self._rows = self._rows_of(method, context, self._match)
             texts.recorded(context, self._rows)
             if method.resolved() is None:
@@ -159,27 +154,6 @@ class Selecting(Decider):
             return None
         return method.rows_to_score(len(context.train), context.train.domain, context.seed, match)
 
-    def _without_trial(self, context: RunContext) -> RunContext:
-        """The context with the winner in its recipe, where the pool is so close to the target that none is
-        tried."""
-        trial: Any = context.recipe.select
-        if trial.max_closeness is None:
-            return context
-        # The first rank's: one that differs in the last bit could make a rank hold a trial alone.
-        closeness = on_first(lambda: pool_closeness(trial, context, self._match))
-        settled = trial.without_trial(closeness)
-        if settled is None:
-            return context
-        recipe = replace(context.recipe, select=settled)
-        context.save_recipe(recipe)
-        self._needs = settled.needs
-        context.record.event("select_trial", 0, 0.0, winner=settled.winner, closeness=closeness, steps=0)
-        context.say(
-            f"select: {settled.winner} selects without a trial, since the pool is close to the target "
-            f"(closeness {closeness:.2f}, and select.max_closeness is {trial.max_closeness:g})."
-        )
-        return replace(context, recipe=recipe)
-
     def _prepare_trial(self, method: Selector, context: RunContext) -> None:
         """Compare the texts with the half of the target that chooses as well, and score what either calls
         for: contenders select by the half, the winner by all of it."""
@@ -188,6 +162,12 @@ class Selecting(Decider):
             raise RecipeError(
                 "select: a trial trains a whole model, and this one is sharded; give select.winner, or take "
                 "one of the contenders."
+            )
+        if "full" in method.contender_methods and not context.in_run.max_steps:
+            raise RecipeError(
+                "select: a trial compares all of the data with a part of them at equal steps, and the run is "
+                "to take epochs, which are longer over all of them; give train.max_steps, or leave full out "
+                "of select.contenders."
             )
         assert context.target is not None
         if sentence := halves(context.target, self.name, pool=context.train).sentence(self.name):

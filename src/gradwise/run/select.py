@@ -26,7 +26,7 @@ from gradwise.planning import RunContext, Samples, Scorer
 from gradwise.planning.phase import joined_selections, parts_of, scored_parts, select_parts
 from gradwise.planning.picks import write_picks
 from gradwise.planning.scoring import PoolSignals, pool_signals, selection_signals, validation_signals
-from gradwise.planning.selecting import first_selection, match_pool_texts
+from gradwise.planning.selecting import first_selection, match_pool_texts, settled_by_closeness
 from gradwise.precision import autocast_of
 from gradwise.ranks import check_same, is_first, on_each, on_first
 from gradwise.recipe import Model, Recipe
@@ -61,7 +61,7 @@ def select_samples(
     with _claimed(recipe, out, text) as folder:
         chosen = choose(recipe, folder.path, tell=tell, progress=progress)
         selection, scored = chosen.selection, chosen.scored
-        by = {"select": recipe.to_dict()["select"]}
+        by = {"select": chosen.context.recipe.to_dict()["select"]}
         summary = _summary(by, chosen.context, chosen.pool, scored.seconds, selection)
         sources = sections(recipe)[1].train
         on_first(
@@ -106,18 +106,23 @@ def choose(
     selection needs besides; if `select` itself needs no quantity, only the selected samples have them."""
     goal = recipe.goal
     recipe = replace(recipe, select=recipe.select.with_target(goal))
-    method = recipe.select.resolved()
-    if method is None:
+    method: Any = recipe.select.resolved()
+    if method is None and getattr(recipe.select, "max_closeness", None) is None:
         raise only_in_a_run("select")
     pool, target, tokenizer = on_each(lambda: _parts(recipe, goal, tell, progress))
     check_same(pool.fingerprint, "The data")
-    if advice := method.standalone_advice():
-        tell(advice)
     context = _context(
         recipe, out, pool, tokenizer, target=target, store=out / SIGNALS, tell=tell, progress=progress
     )
     count = len(pool)
-    texts = match_pool_texts(method, context)
+    texts = match_pool_texts(recipe.select if method is None else method, context)
+    if method is None:
+        settled = settled_by_closeness(context, texts.match)
+        if settled is None:
+            raise only_in_a_run("select", "the pool holds little like the target, and ")
+        context, method = settled, settled.recipe.select.resolved()
+    if advice := method.standalone_advice():
+        tell(advice)
     match: Any = texts.match
     rows, selection = method.rows_to_score(count, context.train.domain, recipe.seed, match), None
     texts.recorded(context, rows)

@@ -36,6 +36,10 @@ TARGETED_KINDS: tuple[Kind, ...] = ("relevance", "alignment")
 SURVIVORS = 4
 """Samples that are scored for each one picked, after n-grams ranked them all."""
 
+TURNS = 4
+"""Target samples, or groups of them, that take turns for each one picked, at most. With 1 all of five
+selections of 16 samples were worse (docs/log.md)."""
+
 REGION = 2
 """Relevant samples for each one picked; coverage counts them alone."""
 
@@ -93,7 +97,7 @@ def compared_with(
     target, subtasks, vectors = _target_vectors(kind, target)
     candidates = np.asarray(signals.require(NEEDS[kind], "grace"))[rows]
     if kind == "relevance":
-        return TargetTurns.of(vectors, subtasks, candidates, centre, size)
+        return TargetTurns.of(vectors, subtasks, candidates, centre, TURNS * size)
     direction = Direction.of(vectors, subtasks)
     cosines = direction.cosines(candidates)
     check_aligned(cosines, "grace", "grads")
@@ -133,7 +137,7 @@ def compared_again(
     estimates = (state.embedding + shift).astype(np.float32)
     estimates[anchors] = embedding
     centre = estimates[state.node].mean(axis=0, dtype=np.float64).astype(np.float32)
-    return TargetTurns.of(vectors, subtasks, estimates, centre, state.size)
+    return TargetTurns.of(vectors, subtasks, estimates, centre, TURNS * state.size)
 
 
 def _target_vectors(kind: Kind, target: Signals | None) -> tuple[Signals, Subtasks, NDArray[Any]]:

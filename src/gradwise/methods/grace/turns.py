@@ -2,9 +2,8 @@
 
 Every target sample ranks the candidates by the cosine of their embeddings. A candidate counts by the best
 place that it has in any of these rankings, so that each target sample has its nearest among the picks, and no
-common kind of target sample speaks for all. Where there are fewer picks than target samples, groups of
-similar ones take turns; a single pick is the nearest to their mean direction. Compared with the mean
-direction for any number, this lowered the loss on the target in most cases (docs/log.md).
+common kind of target sample speaks for all. Where target samples are many, groups of similar ones take turns.
+Compared with the mean direction of all, this lowered the loss on the target in most cases (docs/log.md).
 """
 
 import warnings
@@ -55,7 +54,7 @@ class TargetTurns:
         subtasks: Subtasks,
         candidates: NDArray[Any],
         centre: NDArray[Any],
-        size: int,
+        most: int,
     ) -> "TargetTurns":
         """The rankings of n candidates.
 
@@ -64,7 +63,7 @@ class TargetTurns:
             subtasks: of the target samples.
             candidates: (n, h) embeddings.
             centre: (h,) that both are taken around.
-            size: samples of the selection.
+            most: rankings; more target samples are put into groups.
 
         Raises:
             SignalError: no target sample can be used, or every candidate is orthogonal to all of them.
@@ -81,7 +80,7 @@ class TargetTurns:
         present, subtask = np.unique(subtasks.of[rows], return_inverse=True)
         shares = np.bincount(subtask) / len(rows)
         groups = [
-            _groups(all_units[subtask == number], round(share * MOST_TURNS), round(share * size))
+            _groups(all_units[subtask == number], round(share * MOST_TURNS), round(share * most))
             for number, share in enumerate(shares)
         ]
         units = np.concatenate(groups)

@@ -23,9 +23,9 @@ def check_contenders(section: str, contenders: Sequence[str], winner: str | None
         )
 
 
-def only_in_a_run(section: str) -> RecipeError:
-    """The error where a winner is asked for and no run can find one."""
+def only_in_a_run(section: str, since: str = "") -> RecipeError:
+    """The error where a winner is asked for and no run can find one; `since` says why one has to be found."""
     return RecipeError(
-        f"{section}: a trial trains the model for a few steps, which only a run can do; give "
+        f"{section}: {since}a trial trains the model for a few steps, which only a run can do; give "
         f"{section}.winner, or train."
     )
