@@ -39,7 +39,7 @@ class SelectTrial(AlwaysTargeted):
     method: Literal["trial"] = "trial"
     """A short trial of other methods towards a target."""
 
-    contenders: tuple[Contender, ...] = ("grace", "dsir", "full")
+    contenders: tuple[Contender, ...] = ("grace", "full")
     """Methods to try, with their defaults; each selects once, `fraction` or `count` samples. The one named
     first is replaced only by one whose loss is lower by more than a standard error of the difference."""
 
