@@ -466,6 +466,8 @@ def main() -> None:
                 result.add(key, measure(name, seed, result[key]))
             result.once(f"loss/{name}/{seed}", partial(measure, name, seed))
     for seed in SEEDS:
+        if options.again:
+            result.add(f"unrelated/{seed}", unrelated(seed))
         result.once(f"unrelated/{seed}", partial(unrelated, seed))
 
 
