@@ -31,6 +31,9 @@ class Settings:
     """Fields that a run decides by what it finds on its machine where they have their default, and writes
     into its recipe before it uses them."""
 
+    found_in_data: ClassVar[tuple[str, ...]] = ()
+    """Those of them that follow from the data and the model, and not from the machine alone."""
+
     def __post_init__(self) -> None:
         for name, adapter in _field_adapters(type(self)).items():
             try:

@@ -264,6 +264,23 @@ def test_a_winner_within_noise_is_said_to_be_one(
     assert ("by less than a standard error" in sentence) == (lower == 0.05)
 
 
+def test_a_new_run_in_the_same_folder_holds_its_own_trial(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its data may be others; a winner that the recipe names stays."""
+    decided = trials.decided
+    for winner in ("random", "dsir"):
+        monkeypatch.setattr(trials, "decided", lambda *given, wins=winner: (wins, *decided(*given)[1:]))
+        trainer = make("same", always(contenders=("dsir", "random"), count=4, steps=1))
+        trainer.train()
+        recipe = gw.Recipe.load(trainer.session.folder / "recipe.yaml")
+        assert isinstance(recipe.select, gw.SelectTrial) and recipe.select.winner == winner
+    named = make("same", always(contenders=("dsir", "random"), count=4, steps=1, winner="random"))
+    named.train()
+    recipe = gw.Recipe.load(named.session.folder / "recipe.yaml")
+    assert isinstance(recipe.select, gw.SelectTrial) and recipe.select.winner == "random"
+
+
 def test_what_chooses_does_not_judge(make: Make) -> None:
     trainer = make("any", gw.SelectTrial(count=8))
     samples = trainer.session.context().target

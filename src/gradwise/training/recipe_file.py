@@ -30,15 +30,26 @@ def binding(anneal: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def with_measurements(recipe: Recipe, folder: Path) -> Recipe:
-    """A recipe with what an earlier attempt at it in the folder measured.
+    """A recipe with what an earlier attempt at it in the folder measured of the machine.
 
-    Only the decisions, `signals` and the seed are compared: `gradwise train` compares the rest.
+    Only the decisions, `signals` and the seed are compared: `gradwise train` compares the rest. What follows
+    from the data is found again, since a `gradwise.Trainer` may have others now.
     """
     earlier = _read(folder)
     if earlier is None:
         return recipe
     filled = recipe.filled_from(earlier)
-    return filled if filled in (earlier, earlier.for_trainer()) else recipe
+    if filled not in (earlier, earlier.for_trainer()):
+        return recipe
+    given: dict[str, Any] = {name: getattr(recipe, name) for name in METHOD_SECTIONS}
+    found = {
+        name: replace(
+            getattr(filled, name), **{field: getattr(section, field) for field in section.found_in_data}
+        )
+        for name, section in given.items()
+        if section is not None and section.found_in_data
+    }
+    return replace(filled, **found)
 
 
 def write(recipe: Recipe, folder: Path) -> None:

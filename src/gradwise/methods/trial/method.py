@@ -59,6 +59,7 @@ class Trial(Annealer):
     its recipe before it is used."""
 
     left_to_run: ClassVar[tuple[str, ...]] = ("winner",)
+    found_in_data: ClassVar[tuple[str, ...]] = ("winner",)
 
     def check(self) -> None:
         super().check()

@@ -60,6 +60,7 @@ class SelectTrial(AlwaysTargeted):
     recipe before it is used."""
 
     left_to_run: ClassVar[tuple[str, ...]] = ("winner",)
+    found_in_data: ClassVar[tuple[str, ...]] = ("winner",)
 
     def check(self) -> None:
         super().check()
