@@ -160,7 +160,7 @@ def match_pool(signals: Signals, target: Signals, size: int) -> NgramMatch:
 def with_target(
     state: State,
     compared: Comparison,
-    by_subtask: NDArray[np.float64],
+    vectors: NDArray[Any],
     size: int,
     match: NgramMatch | None,
     *,
@@ -171,12 +171,13 @@ def with_target(
     Args:
         state: of the nodes.
         compared: how they compare with the target.
-        by_subtask: (T, m) how close they are to each subtask.
+        vectors: (m, k) by which they are compared.
         size: samples of the selection.
         match: of the words.
         by_tokens: whether the budget is in tokens.
     """
     shares = compared.shares
+    by_subtask = compared.by_subtask(vectors) if len(shares) > 1 else np.zeros((1, len(vectors)))
     ranks = np.stack([percentiles(each) for each in by_subtask])
     bounds = compared.bounds if isinstance(compared, TargetDirection) else None
     state = state.changed(bounds=bounds, shares=shares, size=size)

@@ -358,8 +358,8 @@ class Grace(PublishedGrace, Targeted):
             seed=seed,
         )
         if isinstance(compared, cascade.Comparison):
-            near = compared.by_subtask(signals.require(NEEDS[self.kind], "grace")[stands])
-            state = cascade.with_target(state, compared, near, size, match, by_tokens=self.tokens is not None)
+            vectors, by_tokens = signals.require(NEEDS[self.kind], "grace")[stands], self.tokens is not None
+            state = cascade.with_target(state, compared, vectors, size, match, by_tokens=by_tokens)
         # Without a refresh there is no share to adapt and no allowance to spend.
         if forecast is None or not forecast.every:
             return state

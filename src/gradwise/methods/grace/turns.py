@@ -18,7 +18,7 @@ from gradwise.methods.targeting import Subtasks, unit_rows
 from gradwise.methods.validation import check_aligned
 from gradwise.numerics.kernels import parts
 
-MOST_TURNS = 1024
+MOST_TURNS = 512
 """Target samples that are ranked by, at most; of more, some are taken at even distances."""
 
 AT_ONCE = 64
