@@ -86,6 +86,38 @@ def test_target_samples_that_are_not_finite_or_all_in_the_middle_say_nothing() -
         turns(np.tile(pool.mean(axis=0), (3, 1)), pool, 10)
 
 
+def test_a_target_sample_that_all_candidates_are_equally_far_from_says_nothing() -> None:
+    """As one that is orthogonal to all. Each would otherwise be its nearest."""
+    rng = np.random.default_rng(3)
+    half, target = rng.integers(-50, 50, (40, 6)).astype(float), rng.standard_normal((5, 6))
+    half[:, 5] = target[:, 5] = 0
+    pool = np.concatenate([half, -half])  # whose middle is 0 to the last bit
+    alone = turns(target, pool, 40).importance(pool)
+    assert len(np.unique(alone)) > 20
+    more = np.concatenate([target, np.eye(6)[5:]])
+    assert np.array_equal(turns(more, pool, 40).importance(pool), alone)
+
+
+def test_a_subtask_that_is_lost_at_a_refresh_is_said() -> None:
+    rng = np.random.default_rng(4)
+    pool, target = (
+        Signals(
+            count,
+            embedding=rng.standard_normal((count, 6)).astype("f4"),
+            grad=rng.standard_normal((count, 6)).astype("f4"),
+            num_tokens=np.full(count, 5),
+        )
+        for count in (40, 20)
+    )
+    target = replace(target, domain=np.repeat(["a", "b"], 10))
+    grace = gw.Grace(count=10, target="target", candidates="all", importance="alignment")
+    state, anchors = grace.begin(pool, pool=40, target=target), np.arange(9)
+    grads = np.array(target.grad)
+    grads[10:] = np.nan
+    with pytest.raises(SignalError, match=r"2 subtasks of the target had finite gradients .* 1 have now"):
+        grace.refresh(state, anchors, pool.take(anchors), 5, target=replace(target, grad=grads))
+
+
 def pool_and_target(seed: int) -> tuple[Signals, Signals]:
     rng = np.random.default_rng(seed)
     pool, target = (

@@ -134,6 +134,21 @@ def test_each_subtask_has_its_share_of_a_budget_in_tokens(seed: int) -> None:
     assert 790 <= by_kind.sum() <= 800
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sample_that_is_longer_than_the_budget_changes_nothing(seed: int) -> None:
+    pool, target = signals(problems(BAKERY, 90, seed)), signals(problems(BAKERY, 20, seed + 1), 6)
+    rng = np.random.default_rng(seed)
+    tokens, picks = rng.integers(5, 20, 90).astype(np.int32), []
+    grace = gw.Grace(tokens=150, candidates="all", target="target")
+    furthest = int(np.argmin(grace.begin(pool, pool=90, target=target).importance))
+    for longest in (200, 2_000_000):
+        tokens[furthest] = longest
+        found = grace.select(replace(pool, num_tokens=tokens), target=target)
+        assert tokens[found.indices].sum() <= 150
+        picks.append(found.indices.tolist())
+    assert picks[0] == picks[1]
+
+
 def test_a_budget_of_tokens_is_filled_where_answers_are_short() -> None:
     """There are then more picks than the pool's mean length suggests, and than samples are ranked for it."""
     texts = speeches(240, 1) + problems(BAKERY, 60, 2)

@@ -389,7 +389,7 @@ def test_the_command_selects_by_the_winner_alone(stories: Path, tmp_path: Path, 
     assert summary["select"]["winner"] == winner
     for most, said in (
         (None, r"select: a trial"),
-        (1.0, "the pool holds little like the target, and a trial"),
+        (1.0, "the pool is not known to be close to the target, and a trial"),
     ):
         held = replace(recipe, select=replace(undecided, max_closeness=most))
         with pytest.raises(gw.RecipeError, match=rf"{said} .* only a run can do; give select\.winner"):

@@ -238,7 +238,7 @@ def _record_columns(records: list[dict[str, Any]], ours: dict[str, Any]) -> tupl
 def _summary(
     recipe: Recipe, order: Orderer, chosen: Selected, epoch_order: Order, took: dict[str, float]
 ) -> dict[str, Any]:
-    settings = recipe.to_dict()
+    settings = chosen.context.recipe.to_dict()
     domain = chosen.context.train.domain
     assert domain is not None
     names, counts = np.unique(domain[epoch_order.indices], return_counts=True)

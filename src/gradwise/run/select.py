@@ -119,7 +119,7 @@ def choose(
     if method is None:
         settled = settled_by_closeness(context, texts.match)
         if settled is None:
-            raise only_in_a_run("select", "the pool holds little like the target, and ")
+            raise only_in_a_run("select", "the pool is not known to be close to the target, and ")
         context, method = settled, settled.recipe.select.resolved()
     if advice := method.standalone_advice():
         tell(advice)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwise.errors import CheckpointError
+from gradwise.errors import CheckpointError, SignalError
 from gradwise.methods.grace.importance import NEEDS, Kind
 from gradwise.methods.grace.state import State
 from gradwise.methods.grace.turns import TargetTurns
@@ -125,7 +125,13 @@ def compared_again(
         # The bounds stay those of the first selection: they need the cosines of all candidates, and a refresh
         # scores only some.
         assert state.bounds is not None
-        return TargetDirection(Direction.of(vectors, subtasks), state.bounds)
+        direction = Direction.of(vectors, subtasks)
+        if len(direction.names) != len(state.bounds):
+            raise SignalError(
+                f"grace: {len(state.bounds)} subtasks of the target had finite gradients at the first "
+                f"selection, and {len(direction.names)} have now; the model may have diverged."
+            )
+        return TargetDirection(direction, state.bounds)
     if state.bounds is not None:
         raise CheckpointError(
             "grace: the checkpoint is of an earlier version, whose relevance has another scale; resume with "
@@ -133,10 +139,11 @@ def compared_again(
         )
     # Places are those among all candidates as far as they are known: where all cosines have grown, those that
     # were scored again would otherwise all be first.
-    shift = np.mean(embedding.astype(np.float64) - state.embedding[anchors], axis=0)
-    estimates = (state.embedding + shift).astype(np.float32)
+    shift = np.mean(embedding.astype(np.float64) - state.embedding[anchors], axis=0).astype(np.float32)
+    estimates = state.embedding + shift
     estimates[anchors] = embedding
-    centre = estimates[state.node].mean(axis=0, dtype=np.float64).astype(np.float32)
+    samples = estimates if len(state.node) == len(state) else estimates[state.node]
+    centre = samples.mean(axis=0, dtype=np.float64).astype(np.float32)
     return TargetTurns.of(vectors, subtasks, estimates, centre, TURNS * state.size)
 
 

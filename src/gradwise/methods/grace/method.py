@@ -263,7 +263,7 @@ class Grace(PublishedGrace, Targeted):
         if self.tokens is None:
             return self.size(pool)
         tokens = np.asarray(signals.require("num_tokens", "grace with tokens"), dtype=np.float64)
-        return min(pool, max(1, round(self.tokens / max(1.0, float(tokens.mean())))))
+        return self.size_in_run(pool, lambda: tokens[tokens <= max(self.tokens or 0, tokens.min())].mean())
 
     def rows_to_score(
         self,

@@ -94,12 +94,14 @@ def choose(state: State, budget: Amount, trade_off: float, minimum: Minimum | No
     else:
         costs = budget.node_costs(state)
         assert costs is not None
-        size, scores = budget.tokens / costs.mean(), valued.scores
+        # One that is longer than the budget can never be picked, and must not make all others look short.
+        fitting = np.minimum(costs, max(1.0, costs.max(initial=0.0, where=costs <= budget.tokens)))
+        size, scores = budget.tokens / fitting.mean(), valued.scores
         if state.has_target:
             counts *= region(scores, size)
             # Closeness is that of a token: as that of a sample, short samples that have nothing to do with
             # the target outweighed long ones that have.
-            size, scores = budget.tokens / costs.max(), scores * (costs / costs.max())
+            size, scores = budget.tokens / fitting.max(), scores * (fitting / fitting.max())
         problem = Facility.of(state.graph, scores, size, trade_off, counts)
         # With costs the better of the two greedies is guaranteed 1/2 (1 - 1/e) of the best
         # (`facility_location`).

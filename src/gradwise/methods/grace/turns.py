@@ -44,9 +44,9 @@ class TargetTurns:
     shares: NDArray[np.float64]
     """(T,) of a selection, in proportion to the target samples."""
     places: NDArray[np.float64]
-    """(p,) last place first."""
+    """(p,) the first and the last, and some between."""
     levels: NDArray[np.float64]
-    """(t, p) cosines of the candidates in these places, ascending."""
+    """(t, p) minus the cosines of the candidates in these places, ascending."""
 
     @staticmethod
     def of(
@@ -91,7 +91,7 @@ class TargetTurns:
             cosines = _cosines(units[some], candidates, around)
             largest = np.maximum(largest, np.abs(cosines).max(axis=0))
             cosines.sort(axis=1)
-            levels[some] = cosines[:, len(candidates) - places]
+            levels[some] = -cosines[:, len(candidates) - places]
         check_aligned(largest, "grace", "embeddings")
         names = tuple(subtasks.names[number] for number in present)
         of_group = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
@@ -101,11 +101,13 @@ class TargetTurns:
         """(T, n) minus the binary logarithm of the best place that each of (n, h) vectors has among the
         candidates by any ranking of a subtask: 0 for the nearest one."""
         values = -np.log2(self.places)
-        best = np.full((len(self.names), len(vectors)), values[0])
+        best = np.full((len(self.names), len(vectors)), values[-1])
         for some in parts(len(self.units), AT_ONCE):
             cosines = _cosines(self.units[some], vectors, self.centre)
             for of, row, levels in zip(self.subtask[some], cosines, self.levels[some], strict=True):
-                best[of] = np.maximum(best[of], np.interp(row, levels, values))
+                # Candidates that are equally near have the last of their places: a target sample that all are
+                # equally far from, such as one in the pool's middle, says nothing for any.
+                best[of] = np.maximum(best[of], np.interp(-row, levels, values))
         return best
 
     def importance(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
@@ -146,7 +148,7 @@ def _even(length: int, count: int) -> NDArray[np.int64]:
 
 
 def _places(count: int) -> NDArray[np.int64]:
-    """`STEPS` places for each doubling from the first to the last of `count`, last place first."""
+    """`STEPS` places for each doubling from the first to the last of `count`."""
     doublings = int(np.ceil(np.log2(max(2, count))))
     spread = np.round(2.0 ** (np.arange(STEPS * doublings + 1) / STEPS)).astype(np.int64)
-    return np.unique(np.minimum(spread, count))[::-1]
+    return np.unique(np.minimum(spread, count))
