@@ -264,6 +264,25 @@ def test_a_winner_within_noise_is_said_to_be_one(
     assert ("by less than a standard error" in sentence) == (lower == 0.05)
 
 
+@pytest.mark.parametrize(
+    ("select", "steps", "times"),
+    [
+        (gw.baselines.Dsir(count=4, target="target"), 5, 5),
+        (gw.baselines.Dsir(count=4, target="target"), 4, None),
+        (gw.Grace(count=4, target="target", candidates="all", refresh_every=1), 5, None),
+        (gw.SelectTrial(count=4, contenders=("dsir", "full"), winner="full"), 45, None),
+    ],
+)
+def test_picks_that_a_run_repeats_often_are_said(make: Make, select: Any, steps: int, times: Any) -> None:
+    trainer = make("often", select, max_steps=steps)
+    said: list[str] = []
+    trainer.session.tell = said.append
+    trainer.train()
+    sentences = [each for each in said if "in our measurements" in each.lower()]
+    assert len(sentences) == (times is not None)
+    assert not sentences or f"sees each of its 4 picks {times} times" in sentences[0]
+
+
 def test_a_new_run_in_the_same_folder_holds_its_own_trial(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

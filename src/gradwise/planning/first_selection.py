@@ -17,6 +17,10 @@ from gradwise.planning.scoring import PoolSignals, mean_label_tokens
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
 
+OFTEN = 5
+"""Epochs over picks towards a target from which on a run says that more of them may serve better: 6 over 5 %
+of a pool ended above 3 over 10 % on three of four targets on one model, and on all on another."""
+
 
 class FirstSelection(NamedTuple):
     """A selection before the first step."""
@@ -110,6 +114,17 @@ def match_pool_texts(method: Selector, context: RunContext) -> PoolTexts:
         target = target.take(learnt)  # as where the model measures them
     match = method.match_texts(pool, target)
     return PoolTexts(match, len(target), time.perf_counter() - start)
+
+
+def repetition_advice(method: Selector, picked: int, pool: int, epochs: int) -> str | None:
+    """A sentence where a run repeats picks towards a target so often that more picks would serve better;
+    None otherwise."""
+    if not method.uses_target or picked >= pool or epochs < OFTEN:
+        return None
+    return (
+        f"select: the run sees each of its {picked:,} picks {epochs:,} times. In our measurements twice as "
+        "many picks, seen half as often, served most targets better; consider selecting more, or fewer steps."
+    )
 
 
 def settled_by_closeness(context: RunContext, match: TextMatch | None) -> RunContext | None:

@@ -26,7 +26,12 @@ from gradwise.planning.epochs import (
     make_plan,
     repeated,
 )
-from gradwise.planning.first_selection import first_selection, match_pool_texts, settled_by_closeness
+from gradwise.planning.first_selection import (
+    first_selection,
+    match_pool_texts,
+    repetition_advice,
+    settled_by_closeness,
+)
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.phase import Part
 from gradwise.planning.picks import keep_picks, keep_pool
@@ -289,11 +294,15 @@ class Selecting(Decider):
         keep_pool(context, self._scored)
         self._picks, self._scored = selection.indices, None
         keep_picks(context, selection, step=0)
-        if advice := method.advice(selection):
+        distinct = len(np.unique(selection.indices))
+        again = None
+        if self._state is None:  # otherwise later epochs have other picks
+            again = repetition_advice(method, distinct, len(context.train), epochs)
+        for advice in filter(None, (method.advice(selection), again)):
             context.say(advice)
         return plan, {
             "select": context.recipe.select.method,
-            "selected": len(np.unique(selection.indices)),
+            "selected": distinct,
             "weighted": selection.weights is not None,
             "parts": rounded(took),
             **selection.details,
