@@ -41,15 +41,15 @@ def with_measurements(recipe: Recipe, folder: Path) -> Recipe:
     filled = recipe.filled_from(earlier)
     if filled not in (earlier, earlier.for_trainer()):
         return recipe
-    given: dict[str, Any] = {name: getattr(recipe, name) for name in METHOD_SECTIONS}
-    found = {
+    sections: dict[str, Any] = {name: getattr(recipe, name) for name in METHOD_SECTIONS}
+    changes = {
         name: replace(
             getattr(filled, name), **{field: getattr(section, field) for field in section.found_in_data}
         )
-        for name, section in given.items()
+        for name, section in sections.items()
         if section is not None and section.found_in_data
     }
-    return replace(filled, **found)
+    return replace(filled, **changes)
 
 
 def write(recipe: Recipe, folder: Path) -> None:
