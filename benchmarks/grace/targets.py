@@ -10,8 +10,8 @@ the other targets are not. `less` warms up and scores as in a run, with gradient
 four checkpoints; `tsds` has its defaults.
 
 `trial` is `select: trial` as it is by default: `grace` where the pool is close to the target, and otherwise
-whichever of `grace` and `full` wins a trial of 15 steps each, with half of the target samples choosing and the
-other half judging; the winner picks by all of them. `full, as long as trial` has the trial's time as
+whichever of `grace` and `full` wins a trial of 15 steps each, with half of the target samples choosing and
+the other half judging; the winner picks by all of them. `full, as long as trial` has the trial's time as
 well.
 
 The last tables before that of the unrelated pool have the mean over the four targets, seed by seed, against
