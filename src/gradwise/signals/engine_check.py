@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradwise.precision import autocasting, full_products
-from gradwise.ranks import gathered
+from gradwise.ranks import gathered, on_each
 from gradwise.signals.batching import Batcher, batches
 from gradwise.signals.head import Head
 from gradwise.signals.measure import Batch, InseparableError, Measured, Measurer
@@ -100,7 +100,13 @@ class EngineCheck:
 
     def _returns_product(self, row: NDArray[np.int64]) -> bool:
         device = device_of(self.model)
-        batch = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self.batcher.batch(row).items()}
+        # Where ranks share the model, one whose collator fails must not leave the others within it.
+        made = (
+            self.batcher.batch(row)
+            if self.rank_schedule is None
+            else on_each(lambda: self.batcher.batch(row))
+        )
+        batch = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in made.items()}
         with autocasting(device, self.autocast):
             return Head(self.model).returns_product(batch)
 

@@ -19,7 +19,7 @@ from gradwise.console import Progress
 from gradwise.data import Collator
 from gradwise.errors import SignalError
 from gradwise.numerics.sampling import evenly
-from gradwise.ranks import connected, gathered, on_first
+from gradwise.ranks import connected, gathered, on_each, on_first
 from gradwise.signals.batching import Batcher, Collate, batches, with_copies
 from gradwise.signals.column_buffer import (
     MEASURED,
@@ -316,7 +316,8 @@ class ScoringRun:
             "batch_tokens": self.batch_tokens,
             "blocks": blocks,
         }
-        if (collated := self._collated()) is not None:
+        # A collator of somebody else's may fail on one rank, and the others would wait for its description.
+        if (collated := on_each(self._collated)) is not None:
             request["collator"] = collated
         if (adapters := _adapters(self.model)) is not None:
             request["adapters"] = adapters
