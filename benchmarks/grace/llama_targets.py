@@ -26,10 +26,8 @@ from benchmarks.common.tables import (
     Claim,
     Content,
     Page,
-    comparisons,
     joined,
     of_kind,
-    table,
 )
 from benchmarks.grace.targets import (
     AS_TRIAL,
@@ -45,9 +43,8 @@ from benchmarks.grace.targets import (
     case,
     chosen_by_grace,
     claims_of,
-    distinct_arms,
     picks,
-    sentence_on,
+    section_on,
     signals_of_less,
     steps_for,
     trained,
@@ -146,13 +143,7 @@ def page(content: Content) -> Page:
     claims: list[Claim] = []
     for name, by_share in losses.items():
         for share, by_arm in by_share.items():
-            means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
-            listed = table(
-                ["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means]
-            )
-            compared = comparisons(*distinct_arms(by_arm))
-            sentence = sentence_on(entries[name][share])
-            sections.append("\n\n".join([f"## {name}, {share}", listed, sentence, *compared]))
+            sections.append(section_on(f"{name}, {share}", by_arm, entries[name][share]))
         equal_time = by_share["10 %"]
         claims += claims_of(equal_time, name, "grace", LONGER)
         if equal_time["trial"] != equal_time["grace"]:

@@ -325,14 +325,7 @@ def page(content: Content) -> Page:
     sections, claims = [], []
     for name, by_share in losses.items():
         for share, by_arm in by_share.items():
-            means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
-            listed = table(
-                ["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means]
-            )
-            compared = comparisons(*distinct_arms(by_arm))
-            sections.append(
-                "\n\n".join([f"## {name}, {share}", listed, sentence_on(shares[name][share]), *compared])
-            )
+            sections.append(section_on(f"{name}, {share}", by_arm, shares[name][share]))
     for text, arm, reference in CLAIMS:
         parts = []
         for name, by_share in losses.items():
@@ -348,6 +341,13 @@ def page(content: Content) -> Page:
         sections.append(_unrelated_section(unrelated_entries))
         claims.append(_unrelated_claim(unrelated_entries))
     return Page(sections=sections, claims=claims)
+
+
+def section_on(title: str, by_arm: dict[str, dict[int, float]], entries: list[dict[str, Any]]) -> str:
+    """The arms of a target and a share, the best first, and how they compare."""
+    means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
+    listed = table(["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means])
+    return "\n\n".join([f"## {title}", listed, sentence_on(entries), *comparisons(*distinct_arms(by_arm))])
 
 
 def distinct_arms(by_arm: dict[str, dict[int, float]]) -> tuple[dict[str, dict[int, float]], list[str]]:

@@ -100,19 +100,6 @@ class TestSelect:
         assert (domain[held.indices] == "rare").sum() == 4
         assert len(held.indices) == 24
 
-    def test_every_domain_keeps_its_minimum_of_tokens(self):
-        found = signals(n=120)
-        domain = np.where(np.arange(120) < 100, "common", "rare")
-        loss = np.where(domain == "rare", 0, found.loss).astype("f4")
-        tokens = np.where(domain == "rare", 10, 4).astype(np.int32)
-        found = replace(found, domain=domain, loss=loss, num_tokens=tokens)
-        settings: dict[str, Any] = {"tokens": 120, "importance": "loss", "trade_off": 0.1, "by_length": False}
-        free, held = (gw.Grace(**settings, domain_minimum=part).select(found).indices for part in (0, 1))
-        # A third of the pool's label tokens are the rare domain's.
-        assert tokens[free][domain[free] == "rare"].sum() < 30
-        assert tokens[held][domain[held] == "rare"].sum() == 40
-        assert tokens[held].sum() == 120
-
     def test_samples_set_aside_are_never_picked(self):
         found = signals()
         ok = np.ones(60, dtype=bool)

@@ -135,6 +135,20 @@ def test_each_subtask_has_its_share_of_a_budget_in_tokens(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_each_domain_has_its_minimum_of_a_budget_in_tokens(seed: int) -> None:
+    domain = np.where(np.arange(120) < 100, "common", "rare")
+    loss = np.where(domain == "rare", 0, np.random.default_rng(seed).random(120)).astype(np.float32)
+    tokens = np.where(domain == "rare", 10, 4).astype(np.int32)
+    pool = replace(signals(speeches(120, seed), seed), domain=domain, loss=loss, num_tokens=tokens)
+    settings: dict[str, Any] = {"tokens": 120, "importance": "loss", "trade_off": 0.1, "by_length": False}
+    free, held = (gw.Grace(**settings, domain_minimum=part).select(pool).indices for part in (0, 1))
+    # A third of the pool's label tokens are the rare domain's.
+    assert tokens[free][domain[free] == "rare"].sum() < 30
+    assert tokens[held][domain[held] == "rare"].sum() == 40
+    assert tokens[held].sum() == 120
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_a_sample_that_is_longer_than_the_budget_changes_nothing(seed: int) -> None:
     pool, target = signals(problems(BAKERY, 90, seed)), signals(problems(BAKERY, 20, seed + 1), 6)
     rng = np.random.default_rng(seed)

@@ -57,10 +57,12 @@ class TargetDirection:
 
     @property
     def shares(self) -> NDArray[np.float64]:
+        """(T,) of a selection."""
         return self.direction.shares
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the subtasks, T of them."""
         return self.direction.names
 
     def by_subtask(self, vectors: NDArray[Any]) -> NDArray[np.float64]:

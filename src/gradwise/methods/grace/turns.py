@@ -40,7 +40,7 @@ class TargetTurns:
     subtask: NDArray[np.int64]
     """(t,) of each ranking."""
     names: tuple[str, ...]
-    """Of the T subtasks."""
+    """Names of the subtasks, T of them."""
     shares: NDArray[np.float64]
     """(T,) of a selection, in proportion to the target samples."""
     places: NDArray[np.float64]
