@@ -5,8 +5,9 @@
 Pools, targets and steps are those of `benchmarks.grace.targets`, for the small Llama
 (`benchmarks/common/small_llama.py`, 8.9 M parameters). Each method picks 80 or 160 records (5 or 10 %) of a
 pool of about 1,600 by 64 target samples, and its picks are judged by the held-out loss on 100 others after 60
-steps of 8 samples. At 10 % `full, longer` gets as many steps more as the scoring and choosing of `grace` took
-time, and `full, as long as trial` the time of `trial`. The last tables have the mean over the four targets.
+steps of 8 samples. `trial` picks as many as the run sees twice, whichever share is asked for. At 10 % `full,
+longer` gets as many steps more as the scoring and choosing of `grace` took time, and `full, as long as trial`
+the time of `trial`. The last tables have the mean over the four targets.
 The learning rate is that of full training in compare-small_llama; it was not tuned here.
 """
 
@@ -15,13 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.common import small_llama
 from benchmarks.common.command_line import Script, names_among
 from benchmarks.common.folders import BUILD
 from benchmarks.common.own_process import in_own_process
-from benchmarks.common.result_file import ResultFile
 from benchmarks.common.tables import (
     Claim,
     Content,
@@ -29,6 +27,7 @@ from benchmarks.common.tables import (
     joined,
     of_kind,
 )
+from benchmarks.grace.target_cases import Start, case
 from benchmarks.grace.targets import (
     AS_TRIAL,
     LONGER,
@@ -38,31 +37,29 @@ from benchmarks.grace.targets import (
     SEEDS,
     SHARES,
     STEPS,
-    Start,
+    arms_of,
     average,
-    case,
+    by_default,
     chosen_by_grace,
     claims_of,
+    defaults_of,
     picks,
     section_on,
     signals_of_less,
     steps_for,
     trained,
-    trial_losses,
 )  # fmt: skip
 from gradwise.methods.baselines import Less, Tsds
 from gradwise.methods.grace import Grace
-from gradwise.methods.trial import SelectTrial
-from gradwise.planning.trials import decided
 from gradwise.recipe import Model
 
 MEASUREMENTS = {
     "loss": "measure",
     "tsds": "by_transport",
-    "trial": "as_long_as_trial",
     "grace": "by_grace",
     "five": "with_fewer",
     "less": "by_less",
+    "default": "with_trial",
 }
 """Kinds of entries, and the functions that measure them; in this order."""
 LLAMA = Start(Model(name=str(small_llama.FOLDER / "annealed")), 3e-3)
@@ -81,29 +78,21 @@ def measure(name: str, seed: int) -> dict[str, Any]:
 
 
 def by_grace(name: str, seed: int) -> dict[str, Any]:
-    """The same for GRACE at both shares, and what wins a trial where one is held."""
+    """The same for GRACE at both shares."""
     one = case(name, seed, LLAMA)
     shares = {}
     for share, count in SHARES.items():
         picked = Grace(count=count).select(one.pool, target=one.target, seed=seed)
-        closeness = picked.details["closeness"]
-        found = {"grace": trained(one, picked.indices, seed), "closeness": closeness}
-        trial = SelectTrial(count=count)
-        if trial.without_trial(closeness) is None:
-            winner, losses, noise = decided(trial_losses(one, trial, seed, count))
-            found |= {"winner": winner, "losses": losses, "noise": noise}
-        shares[share] = found
+        shares[share] = {
+            "grace": trained(one, picked.indices, seed),
+            "closeness": picked.details["closeness"],
+        }
     return {"shares": shares}
 
 
-def as_long_as_trial(name: str, seed: int, longer: int) -> dict[str, Any]:
-    """The time that a trial takes, and all of the data for as long; nothing where none is held."""
-    one, trial = case(name, seed, LLAMA), SelectTrial(count=MORE)
-    closeness = Grace(count=MORE).select(one.pool, target=one.target, seed=seed).details["closeness"]
-    if trial.without_trial(closeness) is not None:
-        return {}
-    took = steps_for(partial(trial_losses, one, trial, seed, MORE), one, seed, times=1)
-    return {"trial": took, "loss": trained(one, np.arange(len(one.pool)), seed, STEPS + longer + took)}
+def with_trial(name: str, seed: int) -> dict[str, Any]:
+    """What `select: trial` does by default, and all of the data for as long."""
+    return by_default(case(name, seed, LLAMA), seed, times=1)
 
 
 def by_transport(name: str, seed: int) -> dict[str, Any]:
@@ -138,20 +127,18 @@ def by_less(name: str, seed: int) -> dict[str, Any]:
 
 
 def page(content: Content) -> Page:
-    losses, entries = _losses(content), _details(content)
+    losses, entries, defaults = _losses(content), _details(content), defaults_of(content)
     sections: list[str] = []
     claims: list[Claim] = []
     for name, by_share in losses.items():
+        of_trial = list(defaults[name].values())
         for share, by_arm in by_share.items():
-            sections.append(section_on(f"{name}, {share}", by_arm, entries[name][share]))
-        equal_time = by_share["10 %"]
-        claims += claims_of(equal_time, name, "grace", LONGER)
-        if equal_time["trial"] != equal_time["grace"]:
-            claims += claims_of(equal_time, f"{name}, a trial", "trial", AS_TRIAL)
+            sections.append(section_on(f"{name}, {share}", by_arm, entries[name][share], of_trial))
+        claims += claims_of(by_share["10 %"], name, "grace", LONGER)
+        claims += claims_of(by_share["10 %"], f"{name}, a trial", "trial", AS_TRIAL)
     averaged, average_claims = average(losses, "Small Llama: towards")
     text = (
-        "Small Llama: GRACE's 10 % towards a target, and a trial's where one was held, against all of the "
-        "data, equal time"
+        "Small Llama: GRACE's 10 % towards a target, and a trial's picks, against all of the data, equal time"
     )
     return Page(sections=[*sections, *averaged], claims=[joined(text, claims), *average_claims])
 
@@ -160,36 +147,27 @@ def _losses(content: Content) -> dict[str, dict[str, dict[str, dict[int, float]]
     """Losses by target, share, arm and seed."""
     losses: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
     few, transport, less = (of_kind(content, kind) for kind in ("five", "tsds", "less"))
-    trials, grace = of_kind(content, "trial"), of_kind(content, "grace")
-    # `less` takes longest; a target whose seeds it does not all have is shown without it.
-    complete = [name for name in NAMES if all(f"{name}/{seed}" in less for seed in SEEDS)]
+    grace, defaults = of_kind(content, "grace"), defaults_of(content)
     for key, entry in of_kind(content, "loss").items():
         name, seed = key.split("/")
         by_share = {
             "5 %": {"full": entry["arms"]["full"], **few[key]["arms"]},
             "10 %": entry["arms"] | transport[key]["arms"],
         }
-        by_share["10 %"][AS_TRIAL] = trials[key].get("loss", entry["arms"][LONGER])
         for share, arms in by_share.items():
-            found = grace[key]["shares"][share]
-            arms["grace"] = found["grace"]
-            arms["trial"] = arms[found.get("winner", "grace")]
-            if name in complete:
-                arms["less"] = less[key]["shares"][share]
+            arms |= {"grace": grace[key]["shares"][share]["grace"], "less": less[key]["shares"][share]}
+            arms |= arms_of(defaults[name][int(seed)])
             for arm, loss in arms.items():
                 losses.setdefault(name, {}).setdefault(share, {}).setdefault(arm, {})[int(seed)] = loss
     return {name: losses[name] for name in NAMES if name in losses}
 
 
 def _details(content: Content) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """What a section says besides losses, by target and share."""
+    """Steps that GRACE's time is worth, by target and share; measured at 10 % alone."""
     details: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    trials, grace = of_kind(content, "trial"), of_kind(content, "grace")
     for key, entry in of_kind(content, "loss").items():
-        for share, found in grace[key]["shares"].items():
-            timed = {"longer": entry["longer"], **trials[key]} if share == "10 %" else {}
-            of_share = details.setdefault(key.split("/")[0], {}).setdefault(share, [])
-            of_share.append(found | timed | {"untrained": entry["untrained"]})
+        by_share = details.setdefault(key.split("/")[0], {"5 %": [], "10 %": []})
+        by_share["10 %"].append({"longer": entry["longer"]})
     return details
 
 
@@ -208,16 +186,10 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         for kind, function in MEASUREMENTS.items():
             missing = [(name, seed) for name, seed in cases if f"{kind}/{name}/{seed}" not in result]
-            given = [(*pair, *_earlier(result, kind, pair)) for pair in missing]
-            outcomes = pool.map(lambda each, function=function: _run(function, *each), given)
+            outcomes = pool.map(lambda each, function=function: _run(function, *each), missing)
             for (name, seed), entry in zip(missing, outcomes, strict=True):
                 result.add(f"{kind}/{name}/{seed}", entry)
                 print(name, seed, entry, flush=True)
-
-
-def _earlier(result: ResultFile, kind: str, pair: tuple[str, int]) -> tuple[Any, ...]:
-    """What a measurement needs of an earlier one: that of a trial's time the steps of GRACE's."""
-    return (result["loss/{}/{}".format(*pair)]["longer"],) if kind == "trial" else ()
 
 
 def _run(function: str, *given: Any) -> Any:

@@ -11,8 +11,9 @@ four checkpoints; `tsds` has its defaults.
 
 `trial` is `select: trial` as it is by default: `grace` where the pool is close to the target, and otherwise
 whichever of `grace` and `full` wins a trial of 15 steps each, with half of the target samples choosing and
-the other half judging; the winner picks by all of them. `full, as long as trial` has the trial's time as
-well.
+the other half judging; the winner picks by all of them. It picks as many records as the run sees twice (240,
+15 % of the pool), whether 5 or 10 % are asked for, so that the tables of both shares have the same numbers of
+it. `full, as long as trial` gets as many steps more as the whole of that took time.
 
 The last tables before that of the unrelated pool have the mean over the four targets, seed by seed, against
 the baseline whose mean is lowest.
@@ -20,21 +21,18 @@ the baseline whose mean is lowest.
 The unrelated pool holds 1,600 speeches of plays, and the target is SVAMP.
 """
 
-import json
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.common.command_line import Script, names_among
-from benchmarks.common.folders import BUILD, DATA, ROOT
-from benchmarks.common.records import COMMONSENSE, Record, as_prompt, chunks, instructions, write_jsonl
+from benchmarks.common.folders import BUILD
 from benchmarks.common.tables import (
     Claim,
     Content,
@@ -45,28 +43,17 @@ from benchmarks.common.tables import (
     of_kind,
     table,
 )
-from benchmarks.grace.words import TARGETS, TEXTS
-from gradwise.data import Collator, Data, Source, load
+from benchmarks.grace.target_cases import TARGET, Case, case, speeches
 from gradwise.data.texts import Texts
 from gradwise.methods.baselines import Dsir, Less, Nearest, Tsds
 from gradwise.methods.grace import Grace
 from gradwise.methods.trial import SelectTrial
 from gradwise.planning.trials import decided
 from gradwise.probing import Probe
-from gradwise.recipe import Model
-from gradwise.run.model import load_model, load_tokenizer
+from gradwise.run.model import load_tokenizer
 from gradwise.signals import Signals, collect
 
-
-class Start(NamedTuple):
-    """A model before training, and its learning rate."""
-
-    model: Model
-    rate: float
-
-
-STORIES = Start(Model(name=str(ROOT.parent / "shared" / "models" / "stories260K")), 2e-3)
-SIZE, SHORT, PICKS, MORE, TARGET, MEASURED = 1600, 260, 80, 160, 64, 100
+PICKS, MORE = 80, 160
 STEPS, BATCH = 60, 8
 SEEDS = range(5)
 NAMES = ("SVAMP", "PIQA", "SIQA", "GSM8K")
@@ -74,91 +61,16 @@ LONGER, AS_TRIAL = "full, longer", "full, as long as trial"
 SHARES = {"5 %": PICKS, "10 %": MORE}
 CLAIMS = (
     ("GRACE's 10 % towards a target against all of the data, equal time", "grace", LONGER),
-    ("A trial's 10 % towards a target against all of the data, equal time", "trial", AS_TRIAL),
+    ("A trial's picks towards a target against all of the data, equal time", "trial", AS_TRIAL),
 )
 """Text, arm, reference."""
+REFERENCES = ("full", LONGER, AS_TRIAL, "trial")
+"""Arms that others are compared with."""
 BASELINES = ("random", "full", "nearest", "dsir", "less", "tsds")
 ARMS = {"grace": "GRACE", "trial": "a trial"}
 """Those whose mean over the targets is a claim."""
 GRAD_DIM = 256
 """Numbers of a gradient for `less`, at each checkpoint."""
-
-
-def records() -> list[list[dict[str, str]]]:
-    """Short records of six sets."""
-    plays = [
-        {"prompt": "", "completion": record["text"], "domain": "texts"}
-        for name in ("plays", "encyclopedia")
-        for record in chunks((DATA / TEXTS[name]).read_text(encoding="utf-8"))
-    ]
-    sets = [[as_prompt(record, name) for record in instructions(name)] for name in ("gsm8k", "dolly")]
-    for name in COMMONSENSE[:3]:
-        read = json.loads((DATA / "commonsense" / "train" / f"{name}.json").read_text())
-        columns = ("instruction", "input", "output")
-        sets.append([as_prompt({key: record[key] for key in columns}, name) for record in read])
-    return [_short(each, SHORT) for each in (*sets, plays)]
-
-
-def _short(texts: list[dict[str, str]], most: int) -> list[dict[str, str]]:
-    return [record for record in texts if len(record["prompt"]) + len(record["completion"]) <= most]
-
-
-def tokenised(name: str, rows: list[dict[str, str]], model: Model) -> Any:
-    """A data set of records, through a file."""
-    path = BUILD / "targets" / f"{name}.jsonl"
-    write_jsonl(path, rows)
-    data = Data(train=Source(str(path)), max_length=384)
-    return load(data, "train", load_tokenizer(model), progress=False).dataset
-
-
-def speeches() -> list[list[Record]]:
-    """Short speeches of plays, in which nothing resembles a sum."""
-    lines = (DATA / TEXTS["plays"]).read_text(encoding="utf-8").split("\n\n")
-    read = [{"prompt": "", "completion": line.strip(), "domain": "texts"} for line in lines if line.strip()]
-    return [_short(read, SHORT)]
-
-
-class Case(NamedTuple):
-    """A pool and a target of one seed, and the model before training."""
-
-    start: Start
-    samples: dict[str, Any]
-    """Data sets: the pool, the target samples, and those that measure."""
-    model: Any
-    optimizer: torch.optim.Optimizer
-    collate: Collator
-    pool: Signals
-    target: Signals
-    probe: Probe
-    """Measures by the held-out target samples."""
-
-
-def case(name: str, seed: int, start: Start = STORIES, pools: list[list[Record]] | None = None) -> Case:
-    """The data of a target and a seed; by default the pool is mixed from six sets."""
-    rng = np.random.default_rng([seed, 3])
-    kind = Path(start.model.name).name if pools is None else "unrelated"
-    pools = records() if pools is None else pools
-    drawn = [each[row] for each in pools for row in rng.permutation(len(each))[: SIZE // len(pools)]]
-    read = json.loads((DATA / TARGETS[name]).read_text())
-    aims = _short([as_prompt(record, name) for record in read], SHORT + 60)
-    order = rng.permutation(len(aims))
-    parts = {
-        "pool": [drawn[row] for row in rng.permutation(len(drawn))],
-        "target": [aims[row] for row in order[:TARGET]],
-        "measured": [aims[row] for row in order[TARGET : TARGET + MEASURED]],
-    }
-    samples = {
-        part: tokenised(f"{kind}-{name}-{seed}-{part}", rows, start.model) for part, rows in parts.items()
-    }
-    collate = Collator.for_tokenizer(load_tokenizer(start.model))
-    model = load_model(start.model)
-    pool, target = (
-        collect(model, samples[part], collate, want=("embedding",), progress=False)
-        for part in ("pool", "target")
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=start.rate, weight_decay=0.0)
-    probe = Probe(model, optimizer, samples["pool"], collate, target=samples["measured"], clip=1.0)
-    return Case(start, samples, model, optimizer, collate, pool, target, probe)
 
 
 def measure(name: str, seed: int, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -181,24 +93,38 @@ def measure(name: str, seed: int, earlier: dict[str, Any] | None = None) -> dict
             arms["grace"] = trained(one, picked["grace"], seed)
         longer = steps_for(partial(chosen_by_grace, one, seed, count), one, seed)
         arms[LONGER] = trained(one, np.arange(len(one.pool)), seed, STEPS + longer)
-        shares[share] = {"arms": arms, "longer": longer} | tried(one, seed, count, arms, longer)
+        closeness = Grace(count=count).select(one.pool, target=one.target, seed=seed).details["closeness"]
+        shares[share] = {"arms": arms, "longer": longer, "closeness": closeness}
     print(name, seed, shares, flush=True)
     return {"shares": shares}
 
 
-def tried(one: Case, seed: int, count: int, arms: dict[str, float], longer: int) -> dict[str, Any]:
-    """What `select: trial` would follow, as entries to be added to those of a share; `arms` gets its loss."""
-    trial = SelectTrial(count=count)
-    closeness = Grace(count=count).select(one.pool, target=one.target, seed=seed).details["closeness"]
-    settled = trial.without_trial(closeness)
-    if settled is not None:
-        arms["trial"], arms[AS_TRIAL] = arms[str(settled.winner)], arms[LONGER]
-        return {"closeness": closeness, "winner": settled.winner}
-    winner, losses, noise = decided(trial_losses(one, trial, seed, count))
-    took = steps_for(partial(trial_losses, one, trial, seed, count), one, seed, times=1)
-    arms["trial"] = arms[winner]
-    arms[AS_TRIAL] = trained(one, np.arange(len(one.pool)), seed, STEPS + longer + took)
-    return {"closeness": closeness, "winner": winner, "losses": losses, "noise": noise, "trial": took}
+def with_trial(name: str, seed: int) -> dict[str, Any]:
+    """What `select: trial` does by default, and all of the data for as long."""
+    entry = by_default(case(name, seed), seed)
+    print(name, seed, entry, flush=True)
+    return entry
+
+
+def by_default(one: Case, seed: int, times: int = 3) -> dict[str, Any]:
+    """What `select: trial` picks for this run, the loss after it, and all of the data for as long; the size
+    follows from the run, whatever share of the pool is asked for."""
+    whole = np.arange(len(one.pool))
+    trial = SelectTrial(count=PICKS).for_run(len(whole), STEPS * BATCH)
+    count = trial.size(len(whole))
+    chosen = Grace(count=count).select(one.pool, target=one.target, seed=seed)
+    longer = steps_for(partial(chosen_by_grace, one, seed, count), one, seed, times)
+    entry = {"picks": count, "closeness": chosen.details["closeness"]}
+    rows = chosen.indices
+    if trial.without_trial(entry["closeness"]) is None:
+        held = partial(trial_losses, one, trial, seed, count)
+        winner, losses, noise = decided(held())
+        took = steps_for(held, one, seed, times=1)
+        entry |= {"winner": winner, "losses": losses, "noise": noise, "trial": took}
+        rows = whole if winner == "full" else rows
+        longer += took
+    loss, as_long = trained(one, rows, seed), trained(one, whole, seed, STEPS + longer)
+    return entry | {"loss": loss, "longer": longer, "as_long": as_long}
 
 
 def signals_of_less(one: Case, seed: int) -> tuple[Signals, Signals]:
@@ -316,16 +242,19 @@ def trained(one: Case, rows: np.ndarray, seed: int, steps: int = STEPS) -> float
 def page(content: Content) -> Page:
     shares: dict[str, dict[str, list[dict[str, Any]]]] = {}
     losses: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
+    defaults = defaults_of(content)
     for key, entry in of_kind(content, "loss").items():
         name, seed = key.split("/")
         for share, measured in entry["shares"].items():
             shares.setdefault(name, {}).setdefault(share, []).append(measured)
-            for arm, loss in measured["arms"].items():
+            arms = {**measured["arms"], **arms_of(defaults[name][int(seed)])}
+            for arm, loss in arms.items():
                 losses.setdefault(name, {}).setdefault(share, {}).setdefault(arm, {})[int(seed)] = loss
     sections, claims = [], []
     for name, by_share in losses.items():
         for share, by_arm in by_share.items():
-            sections.append(section_on(f"{name}, {share}", by_arm, shares[name][share]))
+            of_trial = list(defaults[name].values())
+            sections.append(section_on(f"{name}, {share}", by_arm, shares[name][share], of_trial))
     for text, arm, reference in CLAIMS:
         parts = []
         for name, by_share in losses.items():
@@ -343,43 +272,54 @@ def page(content: Content) -> Page:
     return Page(sections=sections, claims=claims)
 
 
-def section_on(title: str, by_arm: dict[str, dict[int, float]], entries: list[dict[str, Any]]) -> str:
-    """The arms of a target and a share, the best first, and how they compare."""
-    means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
-    listed = table(["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means])
-    return "\n\n".join([f"## {title}", listed, sentence_on(entries), *comparisons(*distinct_arms(by_arm))])
+def defaults_of(content: Content) -> dict[str, dict[int, dict[str, Any]]]:
+    """What `select: trial` did by default, by target and seed."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for key, entry in of_kind(content, "default").items():
+        name, seed = key.split("/")
+        found.setdefault(name, {})[int(seed)] = entry
+    return found
 
 
-def distinct_arms(by_arm: dict[str, dict[int, float]]) -> tuple[dict[str, dict[int, float]], list[str]]:
-    """Arms that differ, and those that others are compared with. Without a trial its two arms are others
-    under another name, and intervals would be corrected for comparisons that are none."""
-    if by_arm["trial"] != by_arm["grace"]:
-        return by_arm, ["full", LONGER, AS_TRIAL, "trial"]
-    return {arm: by_arm[arm] for arm in by_arm if arm not in ("trial", AS_TRIAL)}, ["full", LONGER, "grace"]
+def arms_of(default: dict[str, Any]) -> dict[str, float]:
+    """The arms of a trial, the same for both shares."""
+    return {"trial": default["loss"], AS_TRIAL: default["as_long"]}
 
 
 def claims_of(by_arm: dict[str, dict[int, float]], text: str, arm: str, reference: str) -> list[Claim]:
-    """The claim on an arm, that of `grace` in the place of a trial that was not held."""
-    arms, references = distinct_arms(by_arm)
-    same = {} if "trial" in arms else {"trial": "grace", AS_TRIAL: LONGER}
-    return compared_claims(arms, references, [(text, same.get(arm, arm), same.get(reference, reference))])
+    """The claim on an arm."""
+    references = [each for each in REFERENCES if each in by_arm]
+    return compared_claims(by_arm, references, [(text, arm, reference)])
 
 
-def sentence_on(entries: list[dict[str, Any]]) -> str:
+def section_on(
+    title: str,
+    by_arm: dict[str, dict[int, float]],
+    entries: list[dict[str, Any]],
+    defaults: list[dict[str, Any]],
+) -> str:
+    """The arms of a target and a share, the best first, and how they compare."""
+    means = sorted((float(np.mean(list(of.values()))), arm) for arm, of in by_arm.items())
+    listed = table(["arm", "mean held-out loss"], [[f"`{arm}`", f"{value:.3f}"] for value, arm in means])
+    against = [arm for arm in REFERENCES if arm in by_arm]
+    return "\n\n".join([f"## {title}", listed, sentence_on(entries, defaults), *comparisons(by_arm, against)])
+
+
+def sentence_on(entries: list[dict[str, Any]], defaults: list[dict[str, Any]]) -> str:
     """What the arms of equal time got, and how the trials ended."""
-    longer, near = ([entry[name] for entry in entries if name in entry] for name in ("longer", "closeness"))
-    sentence = f"The closeness is {min(near):.2f} to {max(near):.2f}. "
+    longer = [entry["longer"] for entry in entries if "longer" in entry]
+    near, picked, took = ([entry[name] for entry in defaults] for name in ("closeness", "picks", "longer"))
+    sentence = (
+        f"The closeness is {min(near):.2f} to {max(near):.2f}. `trial` selects {min(picked)} to "
+        f"{max(picked)} records, and takes as long as {min(took)} to {max(took)} steps. "
+    )
     if longer:
         sentence = f"`{LONGER}` takes {min(longer)} to {max(longer)} steps more. " + sentence
-    held = [entry for entry in entries if "losses" in entry]
+    held = [entry for entry in defaults if "losses" in entry]
     if not held:
-        return sentence + "No trial is held, and `trial` is `grace`."
-    took = [entry["trial"] for entry in held if "trial" in entry]
-    time_taken = f"takes as long as {min(took)} to {max(took)} steps; it " if took else ""
+        return sentence + "No trial is held: GRACE selects."
     won = ", ".join(f"`{entry['winner']}`" for entry in held)
-    return (
-        f"{sentence}A trial is held in {len(held)} of {len(entries)} seeds and {time_taken}was won by {won}."
-    )
+    return f"{sentence}A trial is held in {len(held)} of {len(defaults)} seeds, and won by {won}."
 
 
 def average(
@@ -465,6 +405,9 @@ def main() -> None:
                 key = f"loss/{name}/{seed}"
                 result.add(key, measure(name, seed, result[key]))
             result.once(f"loss/{name}/{seed}", partial(measure, name, seed))
+            if options.again:
+                result.add(f"default/{name}/{seed}", with_trial(name, seed))
+            result.once(f"default/{name}/{seed}", partial(with_trial, name, seed))
     for seed in SEEDS:
         if options.again:
             result.add(f"unrelated/{seed}", unrelated(seed))

@@ -237,7 +237,7 @@ def test_what_stands_in_the_way_of_a_trial_matters_only_where_one_is_held(
 
 @pytest.mark.parametrize("closeness", [None, 0.25])
 def test_a_sharded_model_is_refused_only_where_a_trial_is_held(make: Make, closeness: float | None) -> None:
-    trial = gw.SelectTrial(contenders=("dsir", "random"), count=4, max_closeness=closeness)
+    trial = gw.SelectTrial(contenders=("dsir", "random"), count=8, max_closeness=closeness)
     session = make("sharded", trial).session
     session.open(None)
     context = replace(session.context(), sharded=True)
@@ -245,7 +245,7 @@ def test_a_sharded_model_is_refused_only_where_a_trial_is_held(make: Make, close
         with pytest.raises(gw.RecipeError, match=r"this one is sharded; give select\.winner"):
             session.planner.first_plan(context)
         return
-    assert len(np.unique(session.planner.first_plan(context).indices)) == 4
+    assert len(np.unique(session.planner.first_plan(context).indices)) == 8
 
 
 @pytest.mark.parametrize("lower", [0.0, 0.05, 0.5])
@@ -268,7 +268,7 @@ def test_a_winner_within_noise_is_said_to_be_one(
     ("select", "steps", "times"),
     [
         (gw.baselines.Dsir(count=4, target="target"), 5, 5),
-        (gw.baselines.Dsir(count=4, target="target"), 4, None),
+        (gw.baselines.Dsir(count=4, target="target"), 3, None),
         (gw.Grace(count=4, target="target", candidates="all", refresh_every=1), 5, None),
         (gw.SelectTrial(count=4, contenders=("dsir", "full"), winner="full"), 45, None),
     ],

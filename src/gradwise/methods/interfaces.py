@@ -183,6 +183,19 @@ class Selector(Method):
         """
         return pool
 
+    def for_run(self, pool: int, trained: float | None) -> Self:
+        """The same method with what follows from the length of the run filled in.
+
+        Args:
+            pool: samples to select from.
+            trained: samples that the run trains on, each as often as it comes; None where that follows from
+                the selection.
+
+        Raises:
+            RecipeError: a size asks for more than there are.
+        """
+        return self
+
     def budgeted(
         self,
         size: Callable[[], RunSize],

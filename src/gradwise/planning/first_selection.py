@@ -16,10 +16,12 @@ from gradwise.planning.context import RunContext
 from gradwise.planning.scoring import PoolSignals, mean_label_tokens
 from gradwise.ranks import on_first
 from gradwise.signals import Signals
+from gradwise.training.arguments import decay_steps
+from gradwise.training.layout import Packer
 
-OFTEN = 5
-"""Epochs over picks towards a target from which on a run says that more of them may serve better: 6 over 5 %
-of a pool ended above 3 over 10 % on three of four targets on one model, and on all on another."""
+OFTEN = 4
+"""Epochs over picks towards a target from which on a run says that more of them may serve better: 6 epochs
+over 5 % and 4 over 7.5 % of a pool ended above 2 over 15 % on most targets (docs/log.md)."""
 
 
 class FirstSelection(NamedTuple):
@@ -122,9 +124,41 @@ def repetition_advice(method: Selector, picked: int, pool: int, epochs: int) -> 
     if not method.uses_target or picked >= pool or epochs < OFTEN:
         return None
     return (
-        f"select: the run sees each of its {picked:,} picks {epochs:,} times. In our measurements twice as "
-        "many picks, seen half as often, served most targets better; consider selecting more, or fewer steps."
+        f"select: the run sees each of its {picked:,} picks {epochs:,} times. In our measurements more "
+        "picks, seen twice each, served most targets better; consider selecting more, or fewer steps."
     )
+
+
+def sized_for_run(
+    context: RunContext, *, steps: int, rows: int, last: float | None, pack: Packer | None
+) -> RunContext:
+    """The context with the number of picks in its recipe, where that follows from the length of the run; says
+    so.
+
+    Args:
+        context: of the run, or of a selection outside of one.
+        steps: of the run; 0 where epochs decide its length, which then follows from the picks.
+        rows: of a step.
+        last: fraction of the steps in the annealing phase, if there is one.
+        pack: packs samples into rows; None for a row per sample.
+    """
+    method, pool = context.recipe.select, len(context.train)
+    trained = None
+    if steps:
+        counted = steps - (0 if last is None else decay_steps(last, steps))
+        per_row = 1.0 if pack is None else pool / (len(pack(np.arange(pool))) - 1)
+        trained = counted * rows * per_row
+    sized = method.for_run(pool, trained)
+    if trained is None or sized == method:
+        return context
+    usual, picks = (
+        each.size_in_run(pool, lambda: mean_label_tokens(context.train)) for each in (method, sized)
+    )
+    context.say(
+        f"select: {picks:,} samples are selected instead of {usual:,}, which the run would see "
+        f"{trained / usual:.3g} times each (select.max_epochs)."
+    )
+    return replace(context, recipe=replace(context.recipe, select=sized))
 
 
 def settled_by_closeness(context: RunContext, match: TextMatch | None) -> RunContext | None:

@@ -31,6 +31,7 @@ from gradwise.planning.first_selection import (
     match_pool_texts,
     repetition_advice,
     settled_by_closeness,
+    sized_for_run,
 )
 from gradwise.planning.ordering import Ordering
 from gradwise.planning.phase import Part
@@ -113,6 +114,13 @@ class Selecting(Decider):
             )
 
     def prepare(self, context: RunContext) -> RunContext:
+        layout = context.in_run
+        sized = sized_for_run(
+            context, steps=layout.max_steps, rows=layout.batch_size, last=self._last, pack=layout.pack
+        )
+        if sized is not context:
+            context = sized
+            context.save_recipe(context.recipe)
         # A method and an order that both need signals share one scoring run over all samples.
         method, scores_all = context.recipe.select, bool(self._ordering.needs & set(QUANTITIES))
         texts = match_pool_texts(method, context)

@@ -23,10 +23,15 @@ from gradwise.methods.annealer import Annealer
 from gradwise.methods.decision import Selection
 from gradwise.methods.trial.contenders import only_in_a_run
 from gradwise.planning import RunContext, Samples, Scorer
+from gradwise.planning.first_selection import (
+    first_selection,
+    match_pool_texts,
+    settled_by_closeness,
+    sized_for_run,
+)
 from gradwise.planning.phase import joined_selections, parts_of, scored_parts, select_parts
 from gradwise.planning.picks import write_picks
 from gradwise.planning.scoring import PoolSignals, pool_signals, selection_signals, validation_signals
-from gradwise.planning.selecting import first_selection, match_pool_texts, settled_by_closeness
 from gradwise.precision import autocast_of
 from gradwise.ranks import check_same, is_first, on_each, on_first
 from gradwise.recipe import Model, Recipe
@@ -35,6 +40,7 @@ from gradwise.run.records import records_of
 from gradwise.run.signals import joined, sections, what_measures
 from gradwise.signals.request import QUANTITIES
 from gradwise.signals.vocabulary import check_tokens
+from gradwise.training.layout import packer
 from gradwise.training.record import RunRecord
 
 if TYPE_CHECKING:
@@ -106,16 +112,17 @@ def choose(
     selection needs besides; if `select` itself needs no quantity, only the selected samples have them."""
     goal = recipe.goal
     recipe = replace(recipe, select=recipe.select.with_target(goal))
-    method: Any = recipe.select.resolved()
-    if method is None and getattr(recipe.select, "max_closeness", None) is None:
+    if recipe.select.resolved() is None and getattr(recipe.select, "max_closeness", None) is None:
         raise only_in_a_run("select")
     pool, target, tokenizer = on_each(lambda: _parts(recipe, goal, tell, progress))
     check_same(pool.fingerprint, "The data")
     context = _context(
         recipe, out, pool, tokenizer, target=target, store=out / SIGNALS, tell=tell, progress=progress
     )
+    context = _sized(context, pool)
+    method: Any = context.recipe.select.resolved()
     count = len(pool)
-    texts = match_pool_texts(recipe.select if method is None else method, context)
+    texts = match_pool_texts(context.recipe.select if method is None else method, context)
     if method is None:
         settled = settled_by_closeness(context, texts.match)
         if settled is None:
@@ -146,6 +153,18 @@ def choose(
         tell(advice)
     measured = (method.needs | more) & set(QUANTITIES)
     return Selected(context, pool, scored, context.scorer().model if measured else None, selection)
+
+
+def _sized(context: RunContext, pool: Pool) -> RunContext:
+    """The context with as many picks as a run of this recipe selects."""
+    recipe, data = context.recipe, sections(context.recipe)[1]
+    return sized_for_run(
+        context,
+        steps=max(0, recipe.train.arguments.get("max_steps", 0)),
+        rows=recipe.train.batch_size,
+        last=None if recipe.anneal is None else recipe.anneal.last,
+        pack=packer(pool.dataset, data.max_length) if data.packing else None,
+    )
 
 
 def _context(

@@ -5,8 +5,12 @@ No way of selecting towards a target is best on every target, and where the pool
 worse than random samples (docs/results/grace-targets.md). There a few real steps tell more than any score.
 One half of the target samples chooses for the trial, the other half judges it; the winner then selects by all
 of them.
+
+How many are selected matters more than who selects: picks seen six times ended far above three times as many
+picks seen twice (docs/log.md). So the length of the run bounds from below how many there are.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -14,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from gradwise.errors import RecipeError
 from gradwise.methods.baselines.select import FullData, RandomSubset
 from gradwise.methods.baselines.targeted import Dsir, Nearest, Tsds
 from gradwise.methods.decision import Selection
@@ -40,8 +45,9 @@ class SelectTrial(AlwaysTargeted):
     """A short trial of other methods towards a target."""
 
     contenders: tuple[Contender, ...] = ("grace", "full")
-    """Methods to try, with their defaults; each selects once, `fraction` or `count` samples. The one named
-    first is replaced only by one whose loss is lower by more than a standard error of the difference."""
+    """Methods to try, with their defaults; each selects once, `fraction` or `count` samples or as many as
+    follow from `max_epochs`. The one named first is replaced only by one whose loss is lower by more than a
+    standard error of the difference."""
 
     max_closeness: Annotated[float, Field(ge=0, le=1)] | None = MIN_CLOSENESS
     """Closeness of the pool to the target up to which a trial is held; above it the contender named first
@@ -55,20 +61,51 @@ class SelectTrial(AlwaysTargeted):
     """Largest number of samples that judge, from the half that does not choose; null for all of that half.
     With a single one no standard error is known, and the lowest loss wins."""
 
+    max_epochs: Annotated[float, Field(ge=1)] | None = 2
+    """Epochs over the selection in a run of `train.max_steps`, at most: where it would see the samples of
+    `fraction` or `count` more often, more are selected. With null, these sizes are kept."""
+
+    picks: Annotated[int, Field(ge=1)] | None = None
+    """Number of samples that follows from `max_epochs`, in place of `fraction` or `count`. If unset, a run
+    finds it, and writes it into its recipe before it is used."""
+
     winner: Contender | None = None
     """The contender that selects. If unset, a run finds it before its first step, and writes it into its
     recipe before it is used."""
 
-    left_to_run: ClassVar[tuple[str, ...]] = ("winner",)
-    found_in_data: ClassVar[tuple[str, ...]] = ("winner",)
+    left_to_run: ClassVar[tuple[str, ...]] = ("picks", "winner")
+    found_in_data: ClassVar[tuple[str, ...]] = ("picks", "winner")
 
     def check(self) -> None:
         super().check()
         check_contenders("select", self.contenders, self.winner)
+        if self.picks is not None and self.max_epochs is None:
+            raise RecipeError(
+                f"select.picks is {self.picks} and follows from max_epochs, which is null; give count "
+                "instead."
+            )
+
+    def size(self, pool: int) -> int:
+        if self.picks is None:
+            return super().size(pool)
+        if self.picks > pool:
+            raise RecipeError(
+                f"select.picks is {self.picks}, but only {pool} samples can be chosen from; leave it out."
+            )
+        return self.picks
+
+    def for_run(self, pool: int, trained: float | None) -> Self:
+        size = self.size(pool)  # also refuses what cannot be picked
+        if self.max_epochs is None or self.picks is not None or trained is None:
+            return self
+        needed = min(pool, math.ceil(trained / self.max_epochs))
+        return replace(self, picks=needed) if needed > size else self
 
     @property
     def contender_methods(self) -> dict[str, Selector]:
         size: dict[str, Any] = {"fraction": self.fraction, "count": self.count}
+        if self.picks is not None:
+            size = {"fraction": None, "count": self.picks}
         aimed: dict[str, Any] = {**size, "target": self.target or "target"}
         selectors: dict[str, Selector] = {
             # Without refreshes: the trial judges what was selected once, before the run trains.
