@@ -5,10 +5,10 @@
 Pools, targets and steps are those of `benchmarks.grace.targets`, for the small Llama
 (`benchmarks/common/small_llama.py`, 8.9 M parameters). Each method picks 80 or 160 records (5 or 10 %) of a
 pool of about 1,600 by 64 target samples, and its picks are judged by the held-out loss on 100 others after 60
-steps of 8 samples. `trial` picks as many as the run sees twice, whichever share is asked for. At 10 % `full,
-longer` gets as many steps more as the scoring and choosing of `grace` took time, and `full, as long as trial`
-the time of `trial`. The last tables have the mean over the four targets.
-The learning rate is that of full training in compare-small_llama; it was not tuned here.
+steps of 8 samples. `trial` picks as many as the run sees twice (15 %), whichever share is asked for; `less`
+was not measured with so many. At 10 % `full, longer` gets as many steps more as the scoring and choosing of
+`grace` took time, and `full, as long as trial` the time of `trial`. The last tables have the mean over the
+four targets. The learning rate is that of full training in compare-small_llama; it was not tuned here.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +29,7 @@ from benchmarks.common.tables import (
 )
 from benchmarks.grace.target_cases import Start, case
 from benchmarks.grace.targets import (
+    AS_MANY,
     AS_TRIAL,
     LONGER,
     MORE,
@@ -38,6 +39,7 @@ from benchmarks.grace.targets import (
     SHARES,
     STEPS,
     arms_of,
+    as_many,
     average,
     by_default,
     chosen_by_grace,
@@ -60,6 +62,7 @@ MEASUREMENTS = {
     "five": "with_fewer",
     "less": "by_less",
     "default": "with_trial",
+    "as_many": "with_as_many",
 }
 """Kinds of entries, and the functions that measure them; in this order."""
 LLAMA = Start(Model(name=str(small_llama.FOLDER / "annealed")), 3e-3)
@@ -93,6 +96,12 @@ def by_grace(name: str, seed: int) -> dict[str, Any]:
 def with_trial(name: str, seed: int) -> dict[str, Any]:
     """What `select: trial` does by default, and all of the data for as long."""
     return by_default(case(name, seed, LLAMA), seed, times=1)
+
+
+def with_as_many(name: str, seed: int) -> dict[str, Any]:
+    """Losses after training on as many records as a trial picks, chosen by each of the others but `less`."""
+    one = case(name, seed, LLAMA)
+    return {"arms": {arm: trained(one, rows, seed) for arm, rows in as_many(one, seed).items()}}
 
 
 def by_transport(name: str, seed: int) -> dict[str, Any]:
@@ -147,7 +156,7 @@ def _losses(content: Content) -> dict[str, dict[str, dict[str, dict[int, float]]
     """Losses by target, share, arm and seed."""
     losses: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
     few, transport, less = (of_kind(content, kind) for kind in ("five", "tsds", "less"))
-    grace, defaults = of_kind(content, "grace"), defaults_of(content)
+    grace, more, defaults = of_kind(content, "grace"), of_kind(content, "as_many"), defaults_of(content)
     for key, entry in of_kind(content, "loss").items():
         name, seed = key.split("/")
         by_share = {
@@ -156,6 +165,8 @@ def _losses(content: Content) -> dict[str, dict[str, dict[str, dict[int, float]]
         }
         for share, arms in by_share.items():
             arms |= {"grace": grace[key]["shares"][share]["grace"], "less": less[key]["shares"][share]}
+        by_share[AS_MANY] = {"full": entry["arms"]["full"], **more[key]["arms"]}
+        for share, arms in by_share.items():
             arms |= arms_of(defaults[name][int(seed)])
             for arm, loss in arms.items():
                 losses.setdefault(name, {}).setdefault(share, {}).setdefault(arm, {})[int(seed)] = loss
@@ -166,7 +177,7 @@ def _details(content: Content) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Steps that GRACE's time is worth, by target and share; measured at 10 % alone."""
     details: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for key, entry in of_kind(content, "loss").items():
-        by_share = details.setdefault(key.split("/")[0], {"5 %": [], "10 %": []})
+        by_share = details.setdefault(key.split("/")[0], {"5 %": [], "10 %": [], AS_MANY: []})
         by_share["10 %"].append({"longer": entry["longer"]})
     return details
 

@@ -12,8 +12,9 @@ four checkpoints; `tsds` has its defaults.
 `trial` is `select: trial` as it is by default: `grace` where the pool is close to the target, and otherwise
 whichever of `grace` and `full` wins a trial of 15 steps each, with half of the target samples choosing and
 the other half judging; the winner picks by all of them. It picks as many records as the run sees twice (240,
-15 % of the pool), whether 5 or 10 % are asked for, so that the tables of both shares have the same numbers of
-it. `full, as long as trial` gets as many steps more as the whole of that took time.
+15 % of the pool), whether 5 or 10 % are asked for, so that the tables of all shares have the same numbers of
+it. `full, as long as trial` gets as many steps more as the whole of that took time. At 15 % the others pick
+as many; there `grace` is left out where it is the trial.
 
 The last tables before that of the unrelated pool have the mean over the four targets, seed by seed, against
 the baseline whose mean is lowest.
@@ -53,12 +54,14 @@ from gradwise.probing import Probe
 from gradwise.run.model import load_tokenizer
 from gradwise.signals import Signals, collect
 
-PICKS, MORE = 80, 160
+PICKS, MORE, TWICE = 80, 160, 240
 STEPS, BATCH = 60, 8
 SEEDS = range(5)
 NAMES = ("SVAMP", "PIQA", "SIQA", "GSM8K")
 LONGER, AS_TRIAL = "full, longer", "full, as long as trial"
 SHARES = {"5 %": PICKS, "10 %": MORE}
+AS_MANY = "15 %"
+"""The share that is seen twice, which a trial picks."""
 CLAIMS = (
     ("GRACE's 10 % towards a target against all of the data, equal time", "grace", LONGER),
     ("A trial's picks towards a target against all of the data, equal time", "trial", AS_TRIAL),
@@ -97,6 +100,28 @@ def measure(name: str, seed: int, earlier: dict[str, Any] | None = None) -> dict
         shares[share] = {"arms": arms, "longer": longer, "closeness": closeness}
     print(name, seed, shares, flush=True)
     return {"shares": shares}
+
+
+def with_as_many(name: str, seed: int) -> dict[str, Any]:
+    """Losses after training on as many records as a trial picks, chosen by each of the others."""
+    one = case(name, seed)
+    picked = as_many(one, seed)
+    pool, target = signals_of_less(one, seed)
+    picked["less"] = Less(count=TWICE).select(pool, target=target, seed=seed).indices
+    entry = {"arms": {arm: trained(one, rows, seed) for arm, rows in picked.items()}}
+    print(name, seed, entry, flush=True)
+    return entry
+
+
+def as_many(one: Case, seed: int) -> dict[str, np.ndarray]:
+    """Picks of each method but `less`, as many as the run sees twice; of GRACE where it is not the trial."""
+    picked = picks(one.pool, one.target, seed, TWICE)
+    del picked["full"]
+    closeness = Grace(count=TWICE).select(one.pool, target=one.target, seed=seed).details["closeness"]
+    if SelectTrial(count=TWICE).without_trial(closeness) is not None:
+        del picked["grace"]
+    picked["tsds"] = Tsds(count=TWICE).select(one.pool, target=one.target, seed=seed).indices
+    return picked
 
 
 def with_trial(name: str, seed: int) -> dict[str, Any]:
@@ -242,10 +267,12 @@ def trained(one: Case, rows: np.ndarray, seed: int, steps: int = STEPS) -> float
 def page(content: Content) -> Page:
     shares: dict[str, dict[str, list[dict[str, Any]]]] = {}
     losses: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
-    defaults = defaults_of(content)
+    defaults, more = defaults_of(content), of_kind(content, "as_many")
     for key, entry in of_kind(content, "loss").items():
         name, seed = key.split("/")
-        for share, measured in entry["shares"].items():
+        full = {"full": entry["shares"]["10 %"]["arms"]["full"]}
+        by_share = entry["shares"] | {AS_MANY: {"arms": full | more[key]["arms"]}}
+        for share, measured in by_share.items():
             shares.setdefault(name, {}).setdefault(share, []).append(measured)
             arms = {**measured["arms"], **arms_of(defaults[name][int(seed)])}
             for arm, loss in arms.items():
@@ -329,7 +356,7 @@ def average(
     `start` begins the text of the claim."""
     sections: list[str] = []
     claims: list[Claim] = []
-    for share in SHARES:
+    for share in (*SHARES, AS_MANY):
         by_target = [shares[share] for shares in losses.values() if share in shares]
         if not by_target:
             continue
@@ -347,7 +374,9 @@ def average(
         sections.append(
             "\n\n".join([f"## All {len(by_target)} targets, {share}", listed, *comparisons(means, [best])])
         )
-        pairs = [(f"{share}, {text}, against {best}:", arm, best) for arm, text in ARMS.items()]
+        pairs = [
+            (f"{share}, {text}, against {best}:", arm, best) for arm, text in ARMS.items() if arm in means
+        ]
         claims += compared_claims(means, [best], pairs)
     text = f"{start} four targets on average, against the baseline that is best on average, equal steps"
     return sections, [joined(text, claims)]
@@ -408,6 +437,7 @@ def main() -> None:
             if options.again:
                 result.add(f"default/{name}/{seed}", with_trial(name, seed))
             result.once(f"default/{name}/{seed}", partial(with_trial, name, seed))
+            result.once(f"as_many/{name}/{seed}", partial(with_as_many, name, seed))
     for seed in SEEDS:
         if options.again:
             result.add(f"unrelated/{seed}", unrelated(seed))
