@@ -156,7 +156,9 @@ def _losses(content: Content) -> dict[str, dict[str, dict[str, dict[int, float]]
     """Losses by target, share, arm and seed."""
     losses: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
     few, transport, less = (of_kind(content, kind) for kind in ("five", "tsds", "less"))
-    grace, more, defaults = of_kind(content, "grace"), of_kind(content, "as_many"), defaults_of(content)
+    more = of_kind(content, "as_many")
+    complete = [name for name in NAMES if all(f"{name}/{seed}" in more for seed in SEEDS)]
+    grace, defaults = of_kind(content, "grace"), defaults_of(content)
     for key, entry in of_kind(content, "loss").items():
         name, seed = key.split("/")
         by_share = {
@@ -165,7 +167,8 @@ def _losses(content: Content) -> dict[str, dict[str, dict[str, dict[int, float]]
         }
         for share, arms in by_share.items():
             arms |= {"grace": grace[key]["shares"][share]["grace"], "less": less[key]["shares"][share]}
-        by_share[AS_MANY] = {"full": entry["arms"]["full"], **more[key]["arms"]}
+        if name in complete:
+            by_share[AS_MANY] = {"full": entry["arms"]["full"], **more[key]["arms"]}
         for share, arms in by_share.items():
             arms |= arms_of(defaults[name][int(seed)])
             for arm, loss in arms.items():

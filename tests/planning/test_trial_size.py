@@ -71,7 +71,8 @@ def test_a_run_picks_as_many_as_it_sees_twice(
     assert picked(trainer) == picks
     sentences = [each for each in said if "select.max_epochs" in each]
     assert len(sentences) == (times is not None)
-    assert not sentences or f"select: {picks} samples are selected instead of 4, which" in sentences[0]
+    number = "all 32" if picks == 32 else str(picks)
+    assert not sentences or f"select: {number} samples are selected instead of 4, which" in sentences[0]
     assert not sentences or f"see {times} times each" in sentences[0]
     recipe = gw.Recipe.load(trainer.session.folder / "recipe.yaml")
     assert isinstance(recipe.select, gw.SelectTrial)
@@ -95,6 +96,25 @@ def test_contenders_of_a_trial_pick_as_many(make: Make) -> None:
     trainer.session.tell = lambda _: None
     trainer.train()
     assert picked(trainer) == 8
+
+
+@pytest.mark.parametrize(("steps", "everything"), [(15, False), (16, True), (40, True)])
+def test_a_run_that_sees_all_of_the_data_twice_holds_no_trial(
+    make: Make, steps: int, everything: bool
+) -> None:
+    select = gw.SelectTrial(count=4, steps=1, max_closeness=None)
+    trainer = make("all", select, max_steps=steps)
+    said: list[str] = []
+    trainer.session.tell = said.append
+    trainer.train()
+    lines = (trainer.session.folder / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    (trial,) = [each for each in events if each["event"] == "select_trial"]
+    assert ("losses" in trial) != everything
+    assert picked(trainer) == (32 if trial["winner"] == "full" else 30)
+    assert trial["winner"] == "full" or not everything
+    assert bool([each for each in events if each["event"] == "signals"]) != everything
+    assert bool([each for each in said if "select: all 32 samples are selected" in each]) == everything
 
 
 def test_epochs_decide_nothing(make: Make) -> None:

@@ -148,14 +148,18 @@ def sized_for_run(
         counted = steps - (0 if last is None else decay_steps(last, steps))
         per_row = 1.0 if pack is None else pool / (len(pack(np.arange(pool))) - 1)
         trained = counted * rows * per_row
-    sized = method.for_run(pool, trained)
+    sized: Any = method.for_run(pool, trained)
     if trained is None or sized == method:
         return context
     usual, picks = (
         each.size_in_run(pool, lambda: mean_label_tokens(context.train)) for each in (method, sized)
     )
+    if method.resolved() is None and sized.resolved() is not None:
+        context.record.event("select_trial", 0, 0.0, winner=sized.winner, closeness=None, steps=0)
+        picks = pool
+    number = f"all {pool:,}" if picks == pool else f"{picks:,}"
     context.say(
-        f"select: {picks:,} samples are selected instead of {usual:,}, which the run would see "
+        f"select: {number} samples are selected instead of {usual:,}, which the run would see "
         f"{trained / usual:.3g} times each (select.max_epochs)."
     )
     return replace(context, recipe=replace(context.recipe, select=sized))

@@ -121,6 +121,7 @@ class Selecting(Decider):
         if sized is not context:
             context = sized
             context.save_recipe(context.recipe)
+            self._needs = context.recipe.select.needs
         # A method and an order that both need signals share one scoring run over all samples.
         method, scores_all = context.recipe.select, bool(self._ordering.needs & set(QUANTITIES))
         texts = match_pool_texts(method, context)

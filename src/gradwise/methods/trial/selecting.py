@@ -63,7 +63,8 @@ class SelectTrial(AlwaysTargeted):
 
     max_epochs: Annotated[float, Field(ge=1)] | None = 2
     """Epochs over the selection in a run of `train.max_steps`, at most: where it would see the samples of
-    `fraction` or `count` more often, more are selected. With null, these sizes are kept."""
+    `fraction` or `count` more often, more are selected, and all of the data where it would see these as
+    often. With null, the sizes are kept."""
 
     picks: Annotated[int, Field(ge=1)] | None = None
     """Number of samples that follows from `max_epochs`, in place of `fraction` or `count`. If unset, a run
@@ -98,8 +99,10 @@ class SelectTrial(AlwaysTargeted):
         size = self.size(pool)  # also refuses what cannot be picked
         if self.max_epochs is None or self.picks is not None or trained is None:
             return self
-        needed = min(pool, math.ceil(trained / self.max_epochs))
-        return replace(self, picks=needed) if needed > size else self
+        needed = math.ceil(trained / self.max_epochs)
+        if size < pool <= needed and self.winner is None and "full" in self.contenders:
+            return replace(self, winner="full")  # whoever selects, selects all
+        return replace(self, picks=min(pool, needed)) if size < min(pool, needed) else self
 
     @property
     def contender_methods(self) -> dict[str, Selector]:
