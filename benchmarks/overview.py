@@ -31,11 +31,11 @@ ROWS = {
         "GRACE, 10 % of a dirty pool, against all data, equal time": (
             "GRACE picks 10 % of a dirty pool, against all data, equal time"
         ),
-        "GRACE towards a target (SVAMP), 10 %, against all data, equal time": (
-            "GRACE's 10 % towards a target against all of the data, equal time: SVAMP"
+        "trial, GRACE or all data, towards a target (SVAMP), against all data, equal time": (
+            "A trial's picks towards a target against all of the data, equal time: SVAMP"
         ),
-        "GRACE towards a target (PIQA), 10 %, against all data, equal time": (
-            "GRACE's 10 % towards a target against all of the data, equal time: PIQA"
+        "trial, GRACE or all data, towards a target (PIQA), against all data, equal time": (
+            "A trial's picks towards a target against all of the data, equal time: PIQA"
         ),
     },
     "order: in which order?": {

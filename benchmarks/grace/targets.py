@@ -287,9 +287,9 @@ def page(content: Content) -> Page:
         for name, by_share in losses.items():
             if len(by_share["10 %"][arm]) > 2:  # two seeds have no interval
                 parts += claims_of(by_share["10 %"], name, arm, reference)
-        # One row for each target, from which the overview draws some; trials have one for all.
-        of_grace = [replace(part, text=f"{text}: {part.text}") for part in parts]
-        claims += of_grace if arm == "grace" else [joined(text, parts)] if parts else []
+        # One row for each target, from which the overview draws some; GRACE alone has one for all.
+        of_trial = [replace(part, text=f"{text}: {part.text}") for part in parts]
+        claims += of_trial if arm == "trial" else [joined(text, parts)] if parts else []
     averaged, claim = average(losses)
     sections += averaged
     claims += claim
@@ -336,9 +336,10 @@ def sentence_on(entries: list[dict[str, Any]], defaults: list[dict[str, Any]]) -
     """What the arms of equal time got, and how the trials ended."""
     longer = [entry["longer"] for entry in entries if "longer" in entry]
     near, picked, took = ([entry[name] for entry in defaults] for name in ("closeness", "picks", "longer"))
+    assert len(set(picked)) == 1  # pools are of one size
     sentence = (
-        f"The closeness is {min(near):.2f} to {max(near):.2f}. `trial` selects {min(picked)} to "
-        f"{max(picked)} records, and takes as long as {min(took)} to {max(took)} steps. "
+        f"The closeness is {min(near):.2f} to {max(near):.2f}. `trial` selects {picked[0]} records, and "
+        f"takes as long as {min(took)} to {max(took)} steps. "
     )
     if longer:
         sentence = f"`{LONGER}` takes {min(longer)} to {max(longer)} steps more. " + sentence
