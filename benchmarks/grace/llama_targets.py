@@ -6,7 +6,7 @@ Pools, targets and steps are those of `benchmarks.grace.targets`, for the small 
 (`benchmarks/common/small_llama.py`, 8.9 M parameters). Each method picks 80 or 160 records (5 or 10 %) of a
 pool of about 1,600 by 64 target samples, and its picks are judged by the held-out loss on 100 others after 60
 steps of 8 samples. `trial` picks as many as the run sees twice (15 %), whichever share is asked for; `less`
-was not measured with so many. At 10 % `full, longer` gets as many steps more as the scoring and choosing of
+was not measured with 15 %. At 10 % `full, longer` gets as many steps more as the scoring and choosing of
 `grace` took time, and `full, as long as trial` the time of `trial`. The last tables have the mean over the
 four targets. The learning rate is that of full training in compare-small_llama; it was not tuned here.
 """
