@@ -151,6 +151,17 @@ def short_run(folder: Path, **changes: Any) -> TrainingArguments:
     return TrainingArguments(str(folder), **(defaults | changes))
 
 
+def numbered_stories(folder: Path) -> Data:
+    """A pool of 24 texts, with 8 target and 4 validation texts, in files of a folder."""
+    sources: dict[str, Any] = {}
+    for part, count in (("train", 24), ("target", 8), ("validation", 4)):
+        path = folder / f"{part}.jsonl"
+        texts = [f"{'once upon a time ' * (1 + n % 3)}{part} {n}" for n in range(count)]
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        sources[part] = Source(path=str(path))
+    return Data(**sources, max_length=32)
+
+
 def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     """Bit for bit."""
     left, right = one.state_dict(), other.state_dict()

@@ -16,7 +16,7 @@ from gradwise.data import Collator
 from gradwise.planning import first_selection, planner, selecting, trials
 from gradwise.planning.trials import halves
 from gradwise.run.select import select_samples
-from tests.conftest import same_weights
+from tests.conftest import numbered_stories, same_weights
 
 Make = Callable[..., gw.Trainer]
 
@@ -379,15 +379,9 @@ def test_without_a_run_there_must_be_a_winner() -> None:
 
 @pytest.mark.parametrize("winner", ["grace", "dsir", "random"])
 def test_the_command_selects_by_the_winner_alone(stories: Path, tmp_path: Path, winner: Any) -> None:
-    sources: dict[str, Any] = {}
-    for part, count in (("train", 24), ("target", 8), ("validation", 4)):
-        path = tmp_path / f"{part}.jsonl"
-        texts = [f"{'once upon a time ' * (1 + n % 3)}{part} {n}" for n in range(count)]
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        sources[part] = gw.Source(path=str(path))
     recipe = gw.Recipe(
         model=gw.Model(name=str(stories)),
-        data=gw.Data(**sources, max_length=32),
+        data=numbered_stories(tmp_path),
         select=gw.SelectTrial(count=4, contenders=("grace", "dsir", "random"), winner=winner),
     )
     plainly = {"tell": lambda _: None, "progress": False}

@@ -13,7 +13,7 @@ import gradwise as gw
 from gradwise.planning.first_selection import sized_for_run
 from gradwise.run.select import select_samples
 from gradwise.training.layout import packer
-from tests.conftest import same_weights
+from tests.conftest import numbered_stories, same_weights
 
 Make = Callable[..., gw.Trainer]
 
@@ -22,14 +22,14 @@ Make = Callable[..., gw.Trainer]
 def make(story_model: Any, arguments: Any, speeches: Any) -> Make:
     """A trainer over 32 samples in four steps of four, with 12 target samples."""
 
-    def make(name: str, select: Any, anneal: Any = None, pool: int = 32, **settings: Any) -> gw.Trainer:
+    def make(name: str, select: Any, **settings: Any) -> gw.Trainer:
         return gw.Trainer(
             story_model(),
             arguments(name, **{"max_steps": 4, "lr_scheduler_type": "constant", **settings}),
-            train_dataset=speeches.select(range(pool)),
+            train_dataset=speeches.select(range(32)),
             eval_dataset=speeches.select(range(50, 54)),
             target_dataset=speeches.select(range(36, 48)),
-            recipe=gw.Recipe(select=select, anneal=anneal),
+            recipe=gw.Recipe(select=select),
         )
 
     return make
@@ -181,16 +181,10 @@ def test_packed_rows_count_as_the_samples_in_them(make: Make, longest: int) -> N
 
 @pytest.mark.parametrize("steps", [None, 2, 6])
 def test_the_command_selects_what_a_run_would(stories: Path, tmp_path: Path, steps: int | None) -> None:
-    sources: dict[str, Any] = {}
-    for part, count in (("train", 24), ("target", 8), ("validation", 4)):
-        path = tmp_path / f"{part}.jsonl"
-        texts = [f"{'once upon a time ' * (1 + n % 3)}{part} {n}" for n in range(count)]
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        sources[part] = gw.Source(path=str(path))
     more = {} if steps is None else {"max_steps": steps}
     recipe = gw.Recipe(
         model=gw.Model(name=str(stories)),
-        data=gw.Data(**sources, max_length=32),
+        data=numbered_stories(tmp_path),
         train=gw.Train(batch_size=4, arguments=more),
         select=by_words(),
     )

@@ -21,7 +21,7 @@ from gradwise.training.layout import Packer
 
 OFTEN = 4
 """Epochs over picks towards a target from which on a run says that more of them may serve better: 6 epochs
-over 5 % and 4 over 7.5 % of a pool ended above 2 over 15 % on most targets (docs/log.md)."""
+over 5 % and 4 over 7.5 % of a pool mostly ended above 2 over 15 % (docs/log.md)."""
 
 
 class FirstSelection(NamedTuple):
