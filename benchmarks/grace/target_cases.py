@@ -77,8 +77,15 @@ class Case(NamedTuple):
     """Measures by the held-out target samples."""
 
 
-def case(name: str, seed: int, start: Start = STORIES, pools: list[list[Record]] | None = None) -> Case:
-    """The data of a target and a seed; by default the pool is mixed from six sets."""
+def case(
+    name: str,
+    seed: int,
+    start: Start = STORIES,
+    pools: list[list[Record]] | None = None,
+    want: tuple[Any, ...] = ("embedding", "early_embedding"),
+) -> Case:
+    """The data of a target and a seed; by default the pool is mixed from six sets. The baselines want the
+    embedding."""
     rng = np.random.default_rng([seed, 3])
     kind = Path(start.model.name).name if pools is None else "unrelated"
     pools = records() if pools is None else pools
@@ -97,8 +104,7 @@ def case(name: str, seed: int, start: Start = STORIES, pools: list[list[Record]]
     collate = Collator.for_tokenizer(load_tokenizer(start.model))
     model = load_model(start.model)
     pool, target = (
-        collect(model, samples[part], collate, want=("embedding",), progress=False)
-        for part in ("pool", "target")
+        collect(model, samples[part], collate, want=want, progress=False) for part in ("pool", "target")
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=start.rate, weight_decay=0.0)
     probe = Probe(model, optimizer, samples["pool"], collate, target=samples["measured"], clip=1.0)

@@ -72,6 +72,8 @@ REFERENCES = ("full", LONGER, AS_TRIAL, "trial")
 BASELINES = ("random", "full", "nearest", "dsir", "less", "tsds")
 ARMS = {"grace": "GRACE", "trial": "a trial"}
 """Those whose mean over the targets is a claim."""
+EARLY_ALONE = ("early_embedding",)
+"""What GRACE decides by."""
 GRAD_DIM = 256
 """Numbers of a gradient for `less`, at each checkpoint."""
 
@@ -102,8 +104,11 @@ def measure(name: str, seed: int, earlier: dict[str, Any] | None = None) -> dict
     return {"shares": shares}
 
 
-def with_as_many(name: str, seed: int) -> dict[str, Any]:
-    """Losses after training on as many records as a trial picks, chosen by each of the others."""
+def with_as_many(name: str, seed: int, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Losses after training on as many records as a trial picks, chosen by each of the others; of an earlier
+    measurement all that does not depend on GRACE is kept."""
+    if earlier is not None:
+        return {"arms": grace_again(earlier["arms"], lambda: case(name, seed, want=EARLY_ALONE), seed)}
     one = case(name, seed)
     picked = as_many(one, seed)
     pool, target = signals_of_less(one, seed)
@@ -111,6 +116,15 @@ def with_as_many(name: str, seed: int) -> dict[str, Any]:
     entry = {"arms": {arm: trained(one, rows, seed) for arm, rows in picked.items()}}
     print(name, seed, entry, flush=True)
     return entry
+
+
+def grace_again(arms: dict[str, float], make: Callable[[], Case], seed: int) -> dict[str, float]:
+    """The losses with that of GRACE measured again, where it is among them."""
+    if "grace" not in arms:
+        return arms
+    one = make()
+    picked = Grace(count=TWICE).select(one.pool, target=one.target, seed=seed)
+    return arms | {"grace": trained(one, picked.indices, seed)}
 
 
 def as_many(one: Case, seed: int) -> dict[str, np.ndarray]:
@@ -126,7 +140,7 @@ def as_many(one: Case, seed: int) -> dict[str, np.ndarray]:
 
 def with_trial(name: str, seed: int) -> dict[str, Any]:
     """What `select: trial` does by default, and all of the data for as long."""
-    entry = by_default(case(name, seed), seed)
+    entry = by_default(case(name, seed, want=EARLY_ALONE), seed)
     print(name, seed, entry, flush=True)
     return entry
 
@@ -191,16 +205,21 @@ def unrelated(seed: int) -> dict[str, Any]:
     return {"arms": arms, "closeness": closeness, "said": warned, "untrained": untrained}
 
 
-def picks(pool: Signals, target: Signals, seed: int, count: int) -> dict[str, np.ndarray]:
-    """What each arm trains on."""
+def picks(
+    pool: Signals, target: Signals, seed: int, count: int, arms: tuple[str, ...] | None = None
+) -> dict[str, np.ndarray]:
+    """What each arm trains on, or each of some."""
     selectors = {
         "grace": Grace(count=count),
         "nearest": Nearest(count=count),
         "dsir": Dsir(count=count),
     }
-    chosen = {arm: method.select(pool, target=target, seed=seed).indices for arm, method in selectors.items()}
     random = np.random.default_rng([seed, 4]).permutation(len(pool))[:count]
-    return {"random": random, "full": np.arange(len(pool)), **chosen}
+    picked = {"random": random, "full": np.arange(len(pool))}
+    for arm, method in selectors.items():
+        if arms is None or arm in arms:
+            picked[arm] = method.select(pool, target=target, seed=seed).indices
+    return picked
 
 
 def chosen_by_grace(one: Case, seed: int, count: int = PICKS) -> None:
@@ -212,7 +231,7 @@ def chosen_by_grace(one: Case, seed: int, count: int = PICKS) -> None:
     match = method.match_texts(words["pool"], words["target"])
     scored_rows = method.rows_to_score(size, None, seed, match)
     scored, target = (
-        collect(one.model, rows, one.collate, want=("embedding",), progress=False)
+        collect(one.model, rows, one.collate, want=(method,), progress=False)
         for rows in (one.samples["pool"].select(scored_rows), one.samples["target"])
     )
     state = method.begin(scored, scored_rows=scored_rows, pool=size, seed=seed, target=target, match=match)
@@ -243,7 +262,7 @@ def trial_losses(one: Case, trial: SelectTrial, seed: int, count: int) -> dict[s
     )
     mixed = np.random.default_rng([seed, 7]).permutation(TARGET)
     choosing, judges = np.sort(mixed[: TARGET // 2]), np.sort(mixed[TARGET // 2 :])
-    picked = picks(one.pool, one.target.take(choosing), seed, count)
+    picked = picks(one.pool, one.target.take(choosing), seed, count, trial.contenders)
     steps = trial.steps
     runs = [np.split(in_turns(picked[arm], steps, [seed, 8]), steps) for arm in trial.contenders]
     before, after = judged.runs(runs, judged.target[judges])
@@ -438,6 +457,9 @@ def main() -> None:
             if options.again:
                 result.add(f"default/{name}/{seed}", with_trial(name, seed))
             result.once(f"default/{name}/{seed}", partial(with_trial, name, seed))
+            if options.again:
+                key = f"as_many/{name}/{seed}"
+                result.add(key, with_as_many(name, seed, result[key]))
             result.once(f"as_many/{name}/{seed}", partial(with_as_many, name, seed))
     for seed in SEEDS:
         if options.again:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gradwise.signals.request import QUANTITIES
+from gradwise.signals.request import EARLY, QUANTITIES
 
 ORDINARY = 3.0
 """Ordinary training on a sample."""
@@ -96,6 +96,8 @@ def per_sample(needs: Iterable[str], shape: Shape) -> float:
     if not quantities:
         return 0.0
     blocks, head = 1 - shape.head, shape.head * shape.labelled
+    if quantities == {"early_embedding"}:
+        return blocks * EARLY  # the forward pass ends there
     passes = blocks + head
     if "head_norm" in quantities:
         passes += HEAD_NORMS * head

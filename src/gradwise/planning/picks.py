@@ -27,7 +27,7 @@ PLACED = 2000
 def keep_pool(context: RunContext, scored: PoolSignals) -> None:
     """Write `plan/pool.parquet` into a run's folder: domains of some samples of the pool and, where
     embeddings were computed, their places in the plane of the two largest principal components."""
-    domain, embedding = context.train.domain, scored.signals.embedding
+    domain, embedding = context.train.domain, scored.signals.any_embedding
     rows = np.arange(len(context.train)) if scored.rows is None else scored.rows
     usable = np.flatnonzero(
         np.ones(len(rows), dtype=bool) if scored.signals.ok is None else scored.signals.ok

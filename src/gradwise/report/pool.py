@@ -23,7 +23,7 @@ def draw_pool(store: Path, picks: Path) -> Path:
     """Draw `pool.png` beside `picks` and return its path. The plane is that of the two largest principal
     components of the embeddings around their mean. Raises SignalError if the store holds none."""
     signals = Signals.open(store) if (store / "manifest.json").exists() else None
-    if signals is None or signals.embedding is None:
+    if signals is None or signals.any_embedding is None:
         raise SignalError(f"{store} holds no embeddings to draw; this selection does not need them.")
     with damaged(picks, SignalError):
         picked = pyarrow.parquet.read_table(picks, columns=["index"]).column("index").to_numpy()
@@ -41,10 +41,10 @@ def pool_picture(signals: Signals, picks: NDArray[np.int64]) -> bytes:
     """The figure as PNG."""
     from matplotlib.figure import Figure
 
-    assert signals.embedding is not None
+    assert signals.any_embedding is not None
     usable = np.arange(len(signals)) if signals.ok is None else np.flatnonzero(signals.ok)
     shown = usable[:: max(1, len(usable) // MAX_POINTS)]
-    plane, share = principal_plane(np.asarray(signals.embedding[shown], dtype=np.float64))
+    plane, share = principal_plane(np.asarray(signals.any_embedding[shown], dtype=np.float64))
     marked = np.isin(shown, picks)
     figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
     axes = figure.add_subplot()

@@ -59,9 +59,10 @@ def collect(
         model: a causal language model, whole in this process or sharded by FSDP2.
         dataset: anything indexable of {"input_ids": [...], "labels": [...]}; labels of -100 do not count.
         collator: makes a padded batch with "labels" out of samples; padding on the right by default.
-        want: some of "loss", "embedding", "grad_norm", "grad" and "head_norm", or the methods that need them,
-            such as `gw.Grace(fraction=0.1)`. Only "grad" and "grad_norm" need a backward pass; "head_norm"
-            needs that of the head alone.
+        want: some of "loss", "embedding", "grad_norm", "grad", "head_norm" and "early_embedding", or the
+            methods that need them, such as `gw.Grace(fraction=0.1)`. Only "grad" and "grad_norm" need a
+            backward pass; "head_norm" needs that of the head alone. With "early_embedding" alone the forward
+            pass ends after a third of the blocks, and no loss is checked.
         parameters: what gradients are taken over: "blocks" (linear weights of the transformer blocks, or the
             adapters in them), "all", or patterns that names of parameters match.
         grad_dim: k, length of a projected gradient; None for the unprojected one, of the scope's size.
@@ -73,7 +74,7 @@ def collect(
         progress: show how far it is on the first rank's standard error: a bar on a terminal, elsewhere a
             line now and then.
         pooling: what an embedding is the mean of: "labels", "all" tokens, or the "last" one.
-        layer: the block whose output embeddings are taken from. If unset, the last hidden state.
+        layer: the block whose output "embedding" is taken from. If unset, the last hidden state.
         grad_dtype: "float32", or "float16" for half the room.
         autocast: what forward passes compute in, as mixed-precision training does: torch.bfloat16 or
             torch.float16. If unset, as `torch.autocast` around this call says, or else in the weights' type.

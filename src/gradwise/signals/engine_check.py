@@ -33,7 +33,10 @@ from gradwise.signals.sums import GradientRequest
 PAIRS = 8
 """Pairs of short samples that are tried until one has finite losses."""
 
-TOLERANCES = {"loss": 1e-4, "embedding": 1e-3, "grad_norm": 1e-2, "grad": 1e-2, "head_norm": 1e-2}
+TOLERANCES = {
+    "loss": 1e-4, "embedding": 1e-3, "early_embedding": 1e-3,
+    "grad_norm": 1e-2, "grad": 1e-2, "head_norm": 1e-2,
+}  # fmt: skip
 """Relative differences between a sample in a batch and alone that rounding of float32 explains. Gradients of
 samples that are nearly learned are small differences of larger numbers."""
 

@@ -65,15 +65,18 @@ class LabelPositions:
 
     def gather(self, hidden_BTh: Tensor) -> Tensor:
         """(1, n, h) the hidden states that predict label tokens, sample by sample."""
-        if hidden_BTh.shape[:2] != self.labels_BT.shape:
-            raise SignalError(
-                f"The head was given hidden states of shape {tuple(hidden_BTh.shape)} where labels have "
-                f"{tuple(self.labels_BT.shape)}; a model that adds or drops tokens cannot be measured."
-            )
+        self._check_shape(hidden_BTh)
         predicting_BTh = hidden_BTh[:, :-1]
         if self.all_count:  # a reshape, whose backward pass need not scatter
             return predicting_BTh.flatten(0, 1)[None]
         return predicting_BTh[self.mask][None]
+
+    def _check_shape(self, hidden_BTh: Tensor) -> None:
+        if hidden_BTh.shape[:2] != self.labels_BT.shape:
+            raise SignalError(
+                f"There are hidden states of shape {tuple(hidden_BTh.shape)} where labels have "
+                f"{tuple(self.labels_BT.shape)}; a model that adds or drops tokens cannot be measured."
+            )
 
     def mean_losses(self, logits_nV: Tensor) -> Tensor:
         """(B,) mean cross entropy of each sample's label tokens; NaN for a sample without any."""
@@ -85,6 +88,7 @@ class LabelPositions:
 
     def pooled(self, hidden_BTh: Tensor, pooling: str, batch: dict[str, Any]) -> Tensor:
         """(B, h) mean of hidden states over the label tokens, all tokens, or the last one."""
+        self._check_shape(hidden_BTh)
         real_BT = batch.get("attention_mask")
         real_BT = torch.ones_like(self.labels_BT) if real_BT is None else real_BT
         if pooling == "labels":

@@ -3,24 +3,26 @@
 Shapes: B samples of up to T tokens, n label tokens in all, V the vocabulary, h the width of the model.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from gradwise.errors import SignalError
+from gradwise.errors import RecipeError, SignalError
 from gradwise.precision import autocasting
 from gradwise.signals.capture import Capture
 from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.plain_head import AtHead, at_head
 from gradwise.signals.rank_schedule import RankSchedule, RunKind
-from gradwise.signals.request import SignalRequest
+from gradwise.signals.request import EARLY, SignalRequest
 from gradwise.signals.scope import Scope
 from gradwise.signals.shards import Shards, device_of, gathered_in
 from gradwise.signals.sums import GradientRequest, GradientSums
+from gradwise.structure import block_list
 
 Batch = dict[str, Any]
 
@@ -89,6 +91,13 @@ class Measurer:
         head_parameters = {id(parameter) for parameter in self.head.module.parameters()}
         scope = () if gradient_request is None else gradient_request.scope.parameters.values()
         self._in_pieces = plain_head and head_parameters.isdisjoint(id(parameter) for parameter in scope)
+        # Ranks that share a model gather its blocks in step, to the end of every forward pass.
+        self._early_block = early_block(model) if "early_embedding" in signal_request else None
+        self._early_alone = (
+            signal_request.quantities == ("early_embedding",)
+            and rank_schedule is None
+            and self._early_block is not None
+        )
         self.device = device_of(model)
         self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         self._computed = (self.dtype, autocast, gathered_in(model))
@@ -127,8 +136,18 @@ class Measurer:
         return measured
 
     def _measure(self, batch: Batch, positions: LabelPositions, scale: float, apart: bool) -> Measured:
+        if self._early_alone:
+            return self._up_to_early_block(batch, positions)
         run = self._head_in_pieces if self._in_pieces else self._head_at_once
         return run(batch, positions, scale, apart)
+
+    def _up_to_early_block(self, batch: Batch, positions: LabelPositions) -> Measured:
+        """A forward pass that ends where the early embedding is there; no loss."""
+        computing = autocasting(self.device, self.autocast)
+        with self._run(None, []) as (_, hidden), suppress(_EndedEarlyError), computing:
+            self.head.logits(batch, positions, (), hidden)
+        embedding = positions.pooled(hidden.early, self.signal_request.pooling, batch)
+        return Measured({"early_embedding": embedding})
 
     def _head_in_pieces(self, batch: Batch, positions: LabelPositions, scale: float, apart: bool) -> Measured:
         """One forward pass up to the head, whose part is computed a few rows at a time, and one backward pass
@@ -183,7 +202,7 @@ class Measurer:
     @contextmanager
     def _run(
         self, gradients: GradientSums | None, captures: list[Capture]
-    ) -> "Iterator[tuple[dict[str, Tensor], HiddenState]]":
+    ) -> "Iterator[tuple[dict[str, Tensor], HiddenStates]]":
         """Around a forward and a backward pass: the parameters that autograd follows, and the hidden states
         that embeddings are taken from."""
         kind = RunKind(
@@ -191,7 +210,7 @@ class Measurer:
         )
         grad_enabled = torch.set_grad_enabled(bool(captures))
         with self._shared_run(kind), grad_enabled, self._unseen_learning() as unseen, ExitStack() as hooks:
-            yield unseen, self._hidden_state(hooks)
+            yield unseen, self._hidden_states(hooks)
 
     @contextmanager
     def _watched(
@@ -217,11 +236,13 @@ class Measurer:
         return [Capture(scope, sums, positions.samples, head_only=head_only)]
 
     def _forward_values(
-        self, losses_B: Tensor, hidden: "HiddenState", positions: LabelPositions, batch: Batch
+        self, losses_B: Tensor, hidden: "HiddenStates", positions: LabelPositions, batch: Batch
     ) -> Measured:
         measured = Measured({"loss": losses_B})
-        if hidden.is_needed:
-            measured.values["embedding"] = positions.pooled(hidden.state, self.signal_request.pooling, batch)
+        for name, state in (("embedding", "state"), ("early_embedding", "early")):
+            if name in self.signal_request:
+                state_BTh = getattr(hidden, state)
+                measured.values[name] = positions.pooled(state_BTh, self.signal_request.pooling, batch)
         return measured
 
     def _shared_run(self, kind: RunKind) -> AbstractContextManager[None]:
@@ -258,10 +279,14 @@ class Measurer:
         gradient_request = GradientRequest(Scope({"head": self.head.weight}), norms=True)
         return GradientSums(gradient_request, samples, self.device, self.dtype)
 
-    def _hidden_state(self, stack: ExitStack) -> "HiddenState":
-        hidden = HiddenState("embedding" in self.signal_request)
-        if hidden.is_needed and self.signal_request.layer is not None:
-            stack.enter_context(hidden.after_block(self.model, self.signal_request.layer))
+    def _hidden_states(self, stack: ExitStack) -> "HiddenStates":
+        hidden, request = HiddenStates(), self.signal_request
+        # An early block may be missing, or hand on something else.
+        hidden.from_head = "early_embedding" in request or ("embedding" in request and request.layer is None)
+        if "embedding" in request and request.layer is not None:
+            stack.enter_context(hidden.taken_after(self.model, request.layer))
+        if self._early_block is not None:
+            stack.enter_context(hidden.taken_early(self._early_block, then_stop=self._early_alone))
         return hidden
 
     @contextmanager
@@ -318,44 +343,94 @@ class Measurer:
             measured.by_parameter = {name: square / scale**2 for name, square in sums.by_name.items()}
 
 
-class HiddenState:
+class _EndedEarlyError(Exception):
+    """Ends a forward pass of which nothing else is wanted."""
+
+
+class HiddenStates:
     """The hidden states that embeddings are taken from, once the forward pass has come by."""
 
-    def __init__(self, is_needed: bool) -> None:
-        self.is_needed = is_needed
-        self.from_head = is_needed
-        self._state: Tensor | None = None
+    def __init__(self) -> None:
+        self.from_head = False
+        """Whether the states that reach the head are to be kept."""
+        self._at_head: Tensor | None = None
+        self._after_layer: Tensor | None = None
+        self._after_early: Tensor | None = None
+        self._has_layer = False
 
     @property
     def state(self) -> Tensor:
-        """(B, T, h)."""
-        if self._state is None:
+        """(B, T, h) for "embedding"."""
+        return self._there(self._after_layer if self._has_layer else self._at_head)
+
+    @property
+    def early(self) -> Tensor:
+        """(B, T, h) for "early_embedding"; where no block handed on any, those that reached the head."""
+        return self._there(self._at_head if self._after_early is None else self._after_early)
+
+    @staticmethod
+    def _there(state_BTh: Tensor | None) -> Tensor:
+        if state_BTh is None:
             raise SignalError("The model's hidden states never came by; give another `layer`, or none.")
-        return self._state
+        return state_BTh
 
     def keep(self, state_BTh: Tensor) -> None:
-        """Called with the states, wherever they are found."""
+        """Called with the states that reach the head."""
         # Detached, or the whole graph of the forward pass would live as long as the embedding.
-        self._state = state_BTh.detach()
+        self._at_head = state_BTh.detach()
 
     @contextmanager
-    def after_block(self, model: nn.Module, layer: int) -> Iterator[None]:
-        """Take the states after a block, counted from 0 or, negative, from the end."""
-        from gradwise.structure import block_list
-
+    def taken_after(self, model: nn.Module, layer: int) -> Iterator[None]:
+        """Keep the states after a block, counted from 0 or, negative, from the end."""
+        self._has_layer = True
         blocks = block_list(model)[1]
         if not -len(blocks) <= layer < len(blocks):
             raise SignalError(f"layer is {layer}, but the model has {len(blocks)} blocks.")
-        self.from_head = False
 
-        def hook(_: object, __: object, out: Any) -> None:
-            self.keep(out[0] if isinstance(out, tuple) else out)
+        def keep(state_BTh: Tensor) -> None:
+            self._after_layer = state_BTh.detach()
 
-        handle = blocks[layer].register_forward_hook(hook)
-        try:
+        with after_block(blocks[layer], keep):
             yield
-        finally:
-            handle.remove()
+
+    @contextmanager
+    def taken_early(self, block: nn.Module, *, then_stop: bool) -> Iterator[None]:
+        """Keep the states after a block (`early_block`); with `then_stop` the forward pass ends there."""
+
+        def keep(state_BTh: Tensor) -> None:
+            if not isinstance(state_BTh, Tensor) or state_BTh.ndim != 3:
+                return
+            # Of blocks that run several times the first: a forward pass that stops gets no further.
+            if self._after_early is None:
+                self._after_early = state_BTh.detach()
+            if then_stop:
+                raise _EndedEarlyError
+
+        with after_block(block, keep):
+            yield
+
+
+def early_block(model: nn.Module) -> nn.Module | None:
+    """The last block of the first third, rounded up; None for a model whose blocks are not found."""
+    try:
+        blocks = block_list(model)[1]
+    except RecipeError:
+        return None
+    return blocks[math.ceil(len(blocks) * EARLY) - 1]
+
+
+@contextmanager
+def after_block(block: nn.Module, keep: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `keep` with what the block hands on."""
+
+    def hook(_: object, __: object, out: Any) -> None:
+        keep(out[0] if isinstance(out, tuple) else out)
+
+    handle = block.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -8,10 +8,17 @@ from gradwise.errors import SignalError
 from gradwise.settings import nearest
 from gradwise.text import shown
 
-Quantity = Literal["loss", "embedding", "grad_norm", "grad", "head_norm"]
-QUANTITIES: tuple[Quantity, ...] = ("loss", "embedding", "grad_norm", "grad", "head_norm")
+Quantity = Literal["loss", "embedding", "grad_norm", "grad", "head_norm", "early_embedding"]
+QUANTITIES: tuple[Quantity, ...] = (
+    "loss", "embedding", "grad_norm", "grad", "head_norm", "early_embedding",
+)  # fmt: skip
+"""In the order of their flags in stores: new ones come last."""
 DEFAULT_QUANTITIES: tuple[Quantity, ...] = ("loss", "embedding", "grad_norm", "grad")
 """What is computed if nothing is requested."""
+
+EARLY = 1 / 3
+"""Share of the blocks that an early embedding has passed, rounded up to whole ones. Towards a target GRACE
+chose as well by it as by the last hidden state (docs/log.md)."""
 
 Pooling = Literal["labels", "last", "all"]
 POOLINGS: tuple[Pooling, ...] = ("labels", "last", "all")
@@ -25,9 +32,9 @@ class SignalRequest:
         quantities: which, in the order of `QUANTITIES`.
         grad_dim: k, numbers in a projected gradient; None for the unprojected one.
         seed: decides the projection.
-        pooling: hidden states that an embedding is the mean of: those of the label tokens, the last token's,
+        pooling: hidden states that embeddings are the mean of: those of the label tokens, the last token's,
             or all.
-        layer: the block after which hidden states are taken; None for the last hidden state.
+        layer: the block after which hidden states are taken for "embedding"; None for the last hidden state.
         grad_dtype: type that gradients are stored in.
     """
 
@@ -73,7 +80,12 @@ class SignalRequest:
     @property
     def needs_mask(self) -> bool:
         """Whether padding must be distinguished from tokens."""
-        return "embedding" in self.quantities and self.pooling != "labels"
+        return self.embeds and self.pooling != "labels"
+
+    @property
+    def embeds(self) -> bool:
+        """Whether hidden states are pooled."""
+        return "embedding" in self.quantities or "early_embedding" in self.quantities
 
     def __contains__(self, name: str) -> bool:
         return name in self.quantities

@@ -31,12 +31,12 @@ from gradwise.signals.column_buffer import (
     stored,
 )
 from gradwise.signals.engine_check import EngineCheck, EngineCheckResult, by_autograd
-from gradwise.signals.measure import InseparableError, Measurer
+from gradwise.signals.measure import InseparableError, Measurer, early_block
 from gradwise.signals.model_cache import CachedCheck, cache_of, structure
 from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.quantities import Signals
 from gradwise.signals.rank_schedule import RankSchedule, RunKind
-from gradwise.signals.request import Quantity, SignalRequest
+from gradwise.signals.request import EARLY, Quantity, SignalRequest
 from gradwise.signals.samples import Inspection, check_indexable, inputs_only, inspect
 from gradwise.signals.scope import Scope
 from gradwise.signals.shards import class_name, gathered_in, units, whole_tensor
@@ -277,7 +277,8 @@ class ScoringRun:
     def _columns(self) -> dict[str, Column]:
         columns = {"num_tokens": Column("int32", ()), "flags": Column("uint8", ())}
         tails = {
-            "embedding": lambda: (self._width(),),
+            "embedding": lambda: (self._width(self.signal_request.layer),),
+            "early_embedding": lambda: (self._width(early_block(self.model)),),
             "grad": lambda: (self.signal_request.grad_dim or (self.scope.size if self.scope else 0),),
         }
         for name in self.signal_request.quantities:
@@ -285,8 +286,9 @@ class ScoringRun:
             columns[name] = Column(dtype, tails[name]() if name in tails else ())
         return columns
 
-    def _width(self) -> int:
-        if self.signal_request.layer is None:
+    def _width(self, block: object) -> int:
+        """Length of the hidden states after a block; None for the last ones."""
+        if block is None:
             return int(self.model.get_output_embeddings().weight.shape[-1])
         config = self.model.config
         return int((config.get_text_config() if hasattr(config, "get_text_config") else config).hidden_size)
@@ -325,6 +327,8 @@ class ScoringRun:
             request["mixed precision"] = str(computed)
         if "embedding" in self.signal_request:
             request |= {"pooling": self.signal_request.pooling, "layer": self.signal_request.layer}
+        if "early_embedding" in self.signal_request:
+            request |= {"pooling": self.signal_request.pooling, "early": EARLY}
         if self.gradient_request is not None and self.scope is not None:
             # A digest: the names of a large model would make a manifest that nobody can read.
             names = hashlib.sha256("\n".join(self.scope.parameters).encode()).hexdigest()[:16]

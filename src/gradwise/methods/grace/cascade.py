@@ -6,7 +6,7 @@ are then scored by the model. Their embeddings are compared with those of the ta
 graph at refreshes. Both ranks count alike.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,50 @@ REGION = 2
 
 GARBLED = -1.0
 """Rank of a garbled sample, below all others."""
+
+
+def measured_for(kind: Kind) -> frozenset[str]:
+    """The signals that a kind of importance and the graph are made of."""
+    # A third of a forward pass instead of a whole one, and no worse picks (docs/log.md).
+    return frozenset({"early_embedding"} if kind == "relevance" else {"embedding", NEEDS[kind]})
+
+
+def embedded(
+    kind: Kind, signals: Signals, target: Signals | None, state: State | None = None
+) -> tuple[Signals, Signals | None]:
+    """The signals with early embeddings as their embeddings, where relevance is by these; without
+    `early_embedding` otherwise.
+
+    Args:
+        kind: of importance.
+        signals: of the candidates.
+        target: of the target samples.
+        state: that these are to change; None at the first selection.
+
+    Raises:
+        SignalError: one set has early embeddings, and the other has not.
+        CheckpointError: the state has the others, and these are early.
+    """
+    has_early, has_others = (
+        all(getattr(each, name) is not None for each in (signals, target) if each is not None)
+        for name in ("early_embedding", "embedding")
+    )
+    # What was collected by hand may have the others alone.
+    if kind != "relevance" or (has_others and not (has_early and (state is None or state.early))):
+        plain = None if target is None else replace(target, early_embedding=None)
+        return replace(signals, early_embedding=None), plain
+    if state is not None and has_early and not state.early:
+        raise CheckpointError(
+            "grace: the checkpoint is of an earlier version, which measured another relevance; resume with "
+            "that version, or start again."
+        )
+    names = "grace", "grace, of the target samples,"
+    early, aims = (
+        None if each is None else replace(each, embedding=each.require("early_embedding", by))
+        for each, by in zip((signals, target), names, strict=True)
+    )
+    assert early is not None
+    return early, aims
 
 
 @dataclass(frozen=True, eq=False)

@@ -179,7 +179,7 @@ class Grace(PublishedGrace, Targeted):
     @property
     def needs(self) -> frozenset[str]:
         """The signals it decides by."""
-        needed = {"embedding", "num_tokens", NEEDS[self.kind]}
+        needed = {"num_tokens", *cascade.measured_for(self.kind)}
         optional = (("domain", self.domain_minimum), ("texts", self.uses_target))
         more = {name for name, is_needed in optional if is_needed}
         return frozenset(needed | more)
@@ -272,10 +272,8 @@ class Grace(PublishedGrace, Targeted):
         seed: int,
         match: NgramMatch | None = None,
     ) -> NDArray[np.int64] | None:
-        """The samples that `candidates` scores, ascending; None where that is all of them.
-
-        If `candidates` is unset, all are scored, and with a target `cascade.SURVIVORS` for each pick.
-        """
+        """The samples that `candidates` scores, ascending; None where that is all of them. If it is unset,
+        all are scored, and with a target `cascade.SURVIVORS` for each pick."""
         count = self.candidates
         if match is not None and count is None:
             # n-grams rank the whole pool without a model; only the best few per pick are worth a scoring run.
@@ -313,6 +311,7 @@ class Grace(PublishedGrace, Targeted):
             match: how the words of the whole pool compare with theirs.
         """
         check_signals(signals, self.method, seed=seed)
+        signals, target = cascade.embedded(self.kind, signals, target)
         scored_rows = np.arange(len(signals)) if scored_rows is None else scored_rows
         embedding = np.asarray(signals.require("embedding", "grace"))
         usable = np.flatnonzero(self._usable(signals))
@@ -355,6 +354,7 @@ class Grace(PublishedGrace, Targeted):
             share=self.anchors or USUAL_ANCHORS,
             target=compared.mean if isinstance(compared, MeanDirection) else None,
             mean_tokens=mean_tokens,
+            early=signals.early_embedding is not None,
             seed=seed,
         )
         if isinstance(compared, cascade.Comparison):
@@ -458,8 +458,8 @@ class Grace(PublishedGrace, Targeted):
             target: signals of the target samples as they are now, where the selection aims at some.
             device: where exact neighbours are searched.
         """
-        usable = self._usable(signals)
-        rows = np.flatnonzero(usable)
+        signals, target = cascade.embedded(self.kind, signals, target, state)
+        rows = np.flatnonzero(self._usable(signals))
         if not rows.size:
             raise SignalError(
                 "grace scored its anchors again, and not one has a finite embedding and importance; the "
