@@ -56,10 +56,10 @@ from gradwise.recipe import Model
 MEASUREMENTS = {
     "loss": "measure",
     "tsds": "by_transport",
-    "grace": "by_grace",
     "five": "with_fewer",
     "less": "by_less",
     "default": "with_trial",
+    "grace": "by_grace",
     "as_many": "with_as_many",
 }
 """Kinds of entries, and the functions that measure them; in this order."""

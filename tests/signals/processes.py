@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from gradwise.data import Collator
 from gradwise.signals import Signals
+from gradwise.signals.request import QUANTITIES
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -108,7 +109,7 @@ def contents(store: Path) -> dict[str, Any]:
 
 def same_arrays(one: Signals, other: Signals) -> None:
     """Bit for bit, NaN included."""
-    for name in ("loss", "embedding", "grad_norm", "grad", "head_norm", "num_tokens", "ok"):
+    for name in (*QUANTITIES, "num_tokens", "ok"):
         mine, theirs = getattr(one, name), getattr(other, name)
         assert (mine is None) == (theirs is None), name
         if mine is not None:

@@ -87,7 +87,9 @@ class EngineCheck:
         """
         # Before anything else is measured, and by all ranks on the same sample: how a run of a sharded model
         # goes must be known before the first one.
-        self.plain_head = self._returns_product(order[-1:])
+        # Where the head is not reached, nothing depends on it.
+        reached = self.signal_request.quantities != ("early_embedding",)
+        self.plain_head = reached and self._returns_product(order[-1:])
         return replace(self._agreed(order), plain_head=self.plain_head)
 
     def _agreed(self, order: NDArray[np.int64]) -> EngineCheckResult:

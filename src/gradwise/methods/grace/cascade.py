@@ -74,14 +74,15 @@ def embedded(
         for name in ("early_embedding", "embedding")
     )
     # What was collected by hand may have the others alone.
-    if kind != "relevance" or (has_others and not (has_early and (state is None or state.early))):
-        plain = None if target is None else replace(target, early_embedding=None)
-        return replace(signals, early_embedding=None), plain
-    if state is not None and has_early and not state.early:
+    by_early = state.early if state is not None else has_early or not has_others
+    if kind == "relevance" and has_early and not has_others and not by_early:
         raise CheckpointError(
             "grace: the checkpoint is of an earlier version, which measured another relevance; resume with "
             "that version, or start again."
         )
+    if kind != "relevance" or not by_early:
+        plain = None if target is None else replace(target, early_embedding=None)
+        return replace(signals, early_embedding=None), plain
     names = "grace", "grace, of the target samples,"
     early, aims = (
         None if each is None else replace(each, embedding=each.require("early_embedding", by))

@@ -68,8 +68,8 @@ class Grace(PublishedGrace, Targeted):
     importance: Kind | None = None
     """How importance is measured: `head_norm` (norm of the output head's gradient; no backward pass through
     the model), `alignment` (mean cosine of the sample's gradient with those of the others, or of the target),
-    `loss`, `norm` (of the gradient), or with a target `relevance` (how near its embedding is to that of a
-    target sample, by rank). `loss` and `norm` rank garbage first. If unset, `relevance` with a target,
+    `loss`, `norm` (of the gradient), or with a target `relevance` (how near a target sample its early
+    embedding is, by rank). `loss` and `norm` rank garbage first. If unset, `relevance` with a target,
     otherwise `head_norm`."""
 
     by_length: bool = True
