@@ -88,7 +88,7 @@ def begun(pool: Signals, target: Signals) -> State:
     return State.of_arrays(state.arrays())  # through a checkpoint
 
 
-def test_a_refresh_goes_by_what_the_first_selection_went_by() -> None:
+def test_a_refresh_compares_what_the_first_selection_compared() -> None:
     pool, target = made(0, 40), made(100, 9)
     anchors = np.arange(0, 40, 4)
     moved, aims = made(1, 40).take(anchors), made(101, 9)

@@ -344,7 +344,7 @@ class Measurer:
 
 
 class _EndedEarlyError(Exception):
-    """Ends a forward pass of which nothing else is wanted."""
+    """Ends a forward pass where all that is wanted is there."""
 
 
 class HiddenStates:
