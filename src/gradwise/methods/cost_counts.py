@@ -65,6 +65,8 @@ class Shape:
 
     head: float = 0.15
     """Share of the output head in a forward pass. The default is that of a small model."""
+    early: float = EARLY
+    """Share of the blocks that an early embedding has passed."""
     labelled: float = 1.0
     """Label tokens over all tokens; a scoring run applies the head to the former only."""
     width: int = 512
@@ -97,7 +99,7 @@ def per_sample(needs: Iterable[str], shape: Shape) -> float:
         return 0.0
     blocks, head = 1 - shape.head, shape.head * shape.labelled
     if quantities == {"early_embedding"}:
-        return blocks * EARLY  # the forward pass ends there
+        return blocks * shape.early  # the forward pass ends there
     passes = blocks + head
     if "head_norm" in quantities:
         passes += HEAD_NORMS * head

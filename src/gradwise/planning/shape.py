@@ -12,7 +12,8 @@ from gradwise.methods.cost_counts import CACHED, Shape
 from gradwise.numerics.sampling import evenly
 from gradwise.planning.context import RunContext, Samples
 from gradwise.planning.scoring import mean_label_tokens
-from gradwise.structure import head_and_width
+from gradwise.signals.request import early_blocks
+from gradwise.structure import block_list, head_and_width
 from gradwise.training.layout import Layout, Schedule
 
 STEPS = 64
@@ -57,7 +58,10 @@ def beyond_caches(model: nn.Module) -> bool:
 def model_shape(model: nn.Module) -> Shape:
     """What a model alone says."""
     dimensions = head_and_width(model)
-    return Shape() if dimensions is None else Shape(head=dimensions[0], width=dimensions[1])
+    if dimensions is None:
+        return Shape()
+    blocks = len(block_list(model)[1])
+    return Shape(head=dimensions[0], width=dimensions[1], early=early_blocks(blocks) / blocks)
 
 
 def _lengths(samples: Samples) -> NDArray[np.int64] | None:

@@ -3,7 +3,6 @@
 Shapes: B samples of up to T tokens, n label tokens in all, V the vocabulary, h the width of the model.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from gradwise.signals.capture import Capture
 from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.plain_head import AtHead, at_head
 from gradwise.signals.rank_schedule import RankSchedule, RunKind
-from gradwise.signals.request import EARLY, SignalRequest
+from gradwise.signals.request import SignalRequest, early_blocks
 from gradwise.signals.scope import Scope
 from gradwise.signals.shards import Shards, device_of, gathered_in
 from gradwise.signals.sums import GradientRequest, GradientSums
@@ -416,7 +415,7 @@ def early_block(model: nn.Module) -> nn.Module | None:
         blocks = block_list(model)[1]
     except RecipeError:
         return None
-    return blocks[math.ceil(len(blocks) * EARLY) - 1]
+    return blocks[early_blocks(len(blocks)) - 1]
 
 
 @contextmanager

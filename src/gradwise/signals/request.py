@@ -1,5 +1,6 @@
 """What a scoring run may compute, and the shape and type of each quantity."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +20,16 @@ DEFAULT_QUANTITIES: tuple[Quantity, ...] = ("loss", "embedding", "grad_norm", "g
 EARLY = 1 / 3
 """Share of the blocks that an early embedding has passed, rounded up to whole ones. Towards a target GRACE
 chose as well by it as by the last hidden state (docs/log.md)."""
+
+
+def early_blocks(count: int) -> int:
+    """How many of a model's blocks an early embedding has passed.
+
+    >>> early_blocks(30), early_blocks(4)
+    (10, 2)
+    """
+    return math.ceil(count * EARLY)
+
 
 Pooling = Literal["labels", "last", "all"]
 POOLINGS: tuple[Pooling, ...] = ("labels", "last", "all")
