@@ -31,7 +31,7 @@ from benchmarks.grace.target_cases import Start, case
 from benchmarks.grace.targets import (
     AS_MANY,
     AS_TRIAL,
-    EARLY_ALONE,
+    MIDDLE_ALONE,
     MORE,
     NAMES,
     PICKS,
@@ -79,7 +79,7 @@ def measure(name: str, seed: int) -> dict[str, Any]:
 
 def by_grace(name: str, seed: int) -> dict[str, Any]:
     """The same for GRACE at both shares."""
-    one = case(name, seed, LLAMA, want=EARLY_ALONE)
+    one = case(name, seed, LLAMA, want=MIDDLE_ALONE)
     shares = {}
     for share, count in SHARES.items():
         picked = Grace(count=count).select(one.pool, target=one.target, seed=seed)
@@ -92,14 +92,16 @@ def by_grace(name: str, seed: int) -> dict[str, Any]:
 
 def with_trial(name: str, seed: int) -> dict[str, Any]:
     """What `select: trial` does by default, and all of the data for as long."""
-    return by_default(case(name, seed, LLAMA, want=EARLY_ALONE), seed)
+    return by_default(case(name, seed, LLAMA, want=MIDDLE_ALONE), seed)
 
 
 def with_as_many(name: str, seed: int, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
     """Losses after training on as many records as a trial picks, chosen by each of the others but `less`; of
     an earlier measurement all that does not depend on GRACE is kept."""
     if earlier is not None:
-        return {"arms": grace_again(earlier["arms"], lambda: case(name, seed, LLAMA, want=EARLY_ALONE), seed)}
+        return {
+            "arms": grace_again(earlier["arms"], lambda: case(name, seed, LLAMA, want=MIDDLE_ALONE), seed)
+        }
     one = case(name, seed, LLAMA)
     return {"arms": {arm: trained(one, rows, seed) for arm, rows in as_many(one, seed).items()}}
 

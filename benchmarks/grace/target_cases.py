@@ -82,7 +82,7 @@ def case(
     seed: int,
     start: Start = STORIES,
     pools: list[list[Record]] | None = None,
-    want: tuple[Any, ...] = ("embedding", "early_embedding"),
+    want: tuple[Any, ...] = ("embedding", "middle_embedding"),
 ) -> Case:
     """The data of a target and a seed; by default the pool is mixed from six sets. The baselines want the
     embedding."""

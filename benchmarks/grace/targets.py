@@ -72,7 +72,7 @@ REFERENCES = ("full", LONGER, AS_TRIAL, "trial")
 BASELINES = ("random", "full", "nearest", "dsir", "less", "tsds")
 ARMS = {"grace": "GRACE", "trial": "a trial"}
 """Those whose mean over the targets is a claim."""
-EARLY_ALONE = ("early_embedding",)
+MIDDLE_ALONE = ("middle_embedding",)
 """What GRACE decides by."""
 GRAD_DIM = 256
 """Numbers of a gradient for `less`, at each checkpoint."""
@@ -108,7 +108,7 @@ def with_as_many(name: str, seed: int, earlier: dict[str, Any] | None = None) ->
     """Losses after training on as many records as a trial picks, chosen by each of the others; of an earlier
     measurement all that does not depend on GRACE is kept."""
     if earlier is not None:
-        return {"arms": grace_again(earlier["arms"], lambda: case(name, seed, want=EARLY_ALONE), seed)}
+        return {"arms": grace_again(earlier["arms"], lambda: case(name, seed, want=MIDDLE_ALONE), seed)}
     one = case(name, seed)
     picked = as_many(one, seed)
     pool, target = signals_of_less(one, seed)
@@ -140,7 +140,7 @@ def as_many(one: Case, seed: int) -> dict[str, np.ndarray]:
 
 def with_trial(name: str, seed: int) -> dict[str, Any]:
     """What `select: trial` does by default, and all of the data for as long."""
-    entry = by_default(case(name, seed, want=EARLY_ALONE), seed)
+    entry = by_default(case(name, seed, want=MIDDLE_ALONE), seed)
     print(name, seed, entry, flush=True)
     return entry
 

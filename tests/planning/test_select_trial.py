@@ -132,7 +132,7 @@ def test_contenders_select_by_one_half_and_the_winner_by_all(
     inner = selecting.first_selection
 
     def watched(method: Any, context: Any, scored: Any, **more: Any) -> Any:
-        embedding = np.array(scored.target.early_embedding)
+        embedding = np.array(scored.target.middle_embedding)
         targets.append((method.method, context.target.inputs["input_ids"], embedding))
         return inner(method, context, scored, **more)
 
@@ -160,7 +160,7 @@ def test_a_pool_that_is_close_to_the_target_needs_no_trial(
 
     def watched(*given: Any, **more: Any) -> Any:
         found = selection_signals(*given, **more)
-        scored.append(found.signals.early_embedding is not None and len(found.signals))
+        scored.append(found.signals.middle_embedding is not None and len(found.signals))
         return found
 
     monkeypatch.setattr(planner, "selection_signals", watched)

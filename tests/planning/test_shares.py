@@ -28,10 +28,10 @@ SHAPE = Shape(head=0.2, width=400, padding=1.5, labelled=0.5, shortest=0.5, long
 LOSS, HEAD_NORM, GRAD = 0.9, 0.9 + 0.4 * 0.1, 2 * 0.9 + 0.8 * (0.15 + 80 / 400)
 """Forward passes of scoring a sample: blocks 0.8, head 0.2 at half of the tokens."""
 
-EARLY = 0.8 / 3
-"""A third of the blocks."""
+MIDDLE = 0.8 / 2
+"""Half of the blocks."""
 
-TRY_LOSS, TRY_HEAD_NORM, TRY_EARLY = 3 * 2 * LOSS, 3 * 2 * HEAD_NORM, 3 * 2 * EARLY
+TRY_LOSS, TRY_HEAD_NORM, TRY_MIDDLE = 3 * 2 * LOSS, 3 * 2 * HEAD_NORM, 3 * 2 * MIDDLE
 """Forward passes before a scoring run: three of the shortest samples, and three of the longest."""
 
 NORM = 2 * 0.9 + 0.8 * 0.65
@@ -47,7 +47,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float | None]]] = {
     "its overhead": ({"select": gw.Grace(count=20, overhead=0.3)}, {"select": 0.3}),
     "towards a target": (
         {"select": replace(GRACE, target="target")},
-        {"select": (TRY_EARLY + (60 + 3 * 7) * EARLY) / 180},
+        {"select": (TRY_MIDDLE + (60 + 3 * 7) * MIDDLE) / 180},
     ),
     "the pool once": ({"select": LossTop(count=20)}, {"select": (TRY_LOSS + 80 * LOSS) / 180}),
     "one scoring run for both": (
@@ -74,7 +74,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float | None]]] = {
     # All samples and 7 of the target, 2 contenders for 5 steps of 4 samples, 3 judges before and after each.
     "trial of selections": (
         {"select": SelectTrial(contenders=("grace", "random"), count=20, steps=5)},
-        {"select": (TRY_EARLY + 87 * EARLY + 2 * 5 * 4 * 3 * 1.5 + 3 * 3) / 180},
+        {"select": (TRY_MIDDLE + 87 * MIDDLE + 2 * 5 * 4 * 3 * 1.5 + 3 * 3) / 180},
     ),
     # Nothing is scored for these.
     "trial by words": (
@@ -84,7 +84,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float | None]]] = {
     # In a trial GRACE has no overhead to keep to, nor has it as the winner of one.
     "winner": (
         {"select": SelectTrial(contenders=("grace", "random"), count=20, winner="grace")},
-        {"select": (TRY_EARLY + 87 * EARLY) / 180},
+        {"select": (TRY_MIDDLE + 87 * MIDDLE) / 180},
     ),
     "an order": ({"order": EasyFirst()}, {"order": (TRY_LOSS + 80 * LOSS) / 180}),
     "d3": ({"order": gw.D3(overhead=0.2)}, {"order": 0.2}),
@@ -129,7 +129,7 @@ def test_a_trial_scores_what_its_contenders_ask_for(winner: Any) -> None:
     recipe = gw.Recipe(train=Train(batch_size=4), select=trial)
     (part,) = shares(recipe, 5, replace(SIZE, scored=50), shape=SHAPE).values()
     steps = 0 if winner else 2 * 5 * 4 * 3 * 1.5 + 3 * 3
-    assert part["share"] == pytest.approx((TRY_EARLY + 57 * EARLY + steps) / 180)
+    assert part["share"] == pytest.approx((TRY_MIDDLE + 57 * MIDDLE + steps) / 180)
     assert "50 samples" in part["why"] and "overhead" not in part["why"]
 
 
@@ -223,7 +223,7 @@ def counted(story_model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, lis
         "CHECK_FACTOR": 1.0,
     }.items():
         monkeypatch.setattr(f"gradwise.methods.cost_counts.{name}", value)
-    monkeypatch.setattr("gradwise.planning.planner.shape_of", lambda *_: Shape(head=0.0, early=2 / 5))
+    monkeypatch.setattr("gradwise.planning.planner.shape_of", lambda *_: Shape(head=0.0, middle=3 / 5))
 
     def count(_: object, __: object, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output

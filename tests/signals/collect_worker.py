@@ -32,7 +32,7 @@ def main(store: str, victim: int = -1) -> None:
             kill_self()
         return Collator(0)(rows)
 
-    want = ("loss", "embedding", "grad_norm", "grad", "head_norm", "early_embedding")
+    want = ("loss", "embedding", "grad_norm", "grad", "head_norm", "middle_embedding")
     options: Any = {"grad_dim": 16, "batch_tokens": 40, "progress": False}
     gw.collect(make("Llama"), samples(24), collator, want, store=store, **options)
     dist.destroy_process_group()

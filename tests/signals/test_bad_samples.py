@@ -13,7 +13,7 @@ from gradwise.signals.engine_check import EngineCheck, EngineCheckResult
 from tests.signals.zoo import POSITIONS, VOCABULARY, leaking, make, samples
 
 POISON = 50
-QUANTITIES = ("loss", "embedding", "grad_norm", "grad", "head_norm", "early_embedding")
+QUANTITIES = ("loss", "embedding", "grad_norm", "grad", "head_norm", "middle_embedding")
 LENGTH = 8
 
 

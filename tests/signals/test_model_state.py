@@ -19,7 +19,7 @@ from gradwise.signals.scoring_run import ScoringRun
 from tests.signals.zoo import make, samples
 
 POOL = samples()
-QUANTITIES: Any = ("loss", "embedding", "grad_norm", "grad", "head_norm", "early_embedding")
+QUANTITIES: Any = ("loss", "embedding", "grad_norm", "grad", "head_norm", "middle_embedding")
 HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",

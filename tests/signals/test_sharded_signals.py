@@ -23,7 +23,7 @@ from tests.signals.test_engine_check import KernelLinear, convolved, over_batch,
 from tests.signals.zoo import MAKERS, leaking, make, samples
 
 POOL = samples(24)
-QUANTITIES: Any = ("loss", "embedding", "grad_norm", "grad", "head_norm", "early_embedding")
+QUANTITIES: Any = ("loss", "embedding", "grad_norm", "grad", "head_norm", "middle_embedding")
 POISON = 50
 
 pytestmark = [
@@ -98,7 +98,7 @@ CASES: dict[str, Case] = {
     "losses alone": Case(options={"want": ("loss",)}),
     "head alone": Case(options={"want": ("head_norm",)}),
     "a layer's embeddings": Case(options={"want": ("embedding",), "layer": 0}),
-    "early embeddings alone": Case(options={"want": ("early_embedding",)}),
+    "middle embeddings alone": Case(options={"want": ("middle_embedding",)}),
     "fewer batches than ranks": Case(pool=POOL[:2], options={"batch_tokens": 400}),
     "not finite": Case(poisoned, pool=[*POOL, {"input_ids": [4, POISON, 6], "labels": [4, POISON, 6]}]),
     "not finite, and leaking": Case(lambda: poisoned(leaks=True)),

@@ -14,7 +14,7 @@ from gradwise.data import Collator
 
 pytestmark = pytest.mark.gpu
 
-QUANTITIES = ("loss", "embedding", "grad_norm", "grad", "head_norm", "early_embedding")
+QUANTITIES = ("loss", "embedding", "grad_norm", "grad", "head_norm", "middle_embedding")
 
 
 def test_cpu_and_gpu_agree(story_model, speeches) -> None:

@@ -19,7 +19,7 @@ from tests.signals.processes import Slow, contents, ended, kill_self, same_array
 from tests.signals.zoo import make, samples
 
 POOL = samples(24)
-QUANTITIES: Any = ("loss", "embedding", "grad_norm", "grad", "head_norm", "early_embedding")
+QUANTITIES: Any = ("loss", "embedding", "grad_norm", "grad", "head_norm", "middle_embedding")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 

@@ -24,7 +24,7 @@ from tests.signals.zoo import make, samples
 
 POOL = samples(24)
 POOL[5], POOL[11] = {"input_ids": [], "labels": []}, {"input_ids": [7], "labels": [7]}
-QUANTITIES: Any = ("loss", "embedding", "grad_norm", "grad", "head_norm", "early_embedding")
+QUANTITIES: Any = ("loss", "embedding", "grad_norm", "grad", "head_norm", "middle_embedding")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*samples set aside:UserWarning"),

@@ -14,7 +14,7 @@ from gradwise.signals.engine_check import EngineCheck, EngineCheckResult
 from tests.signals.zoo import make, samples
 
 POOL = samples()
-QUANTITIES = ("loss", "embedding", "grad_norm", "grad", "head_norm", "early_embedding")
+QUANTITIES = ("loss", "embedding", "grad_norm", "grad", "head_norm", "middle_embedding")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_only_what_was_asked_for_and_the_same(want: Any, everything: Signals):
 
 def test_types_and_shapes(everything: Signals):
     shapes = {"loss": (), "embedding": (16,), "grad_norm": (), "grad": (32,), "head_norm": ()}
-    shapes["early_embedding"] = (16,)
+    shapes["middle_embedding"] = (16,)
     for name, tail in shapes.items():
         found = getattr(everything, name)
         assert (found.shape, found.dtype) == ((len(POOL), *tail), np.float32), name

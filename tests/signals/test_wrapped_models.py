@@ -19,7 +19,7 @@ from gradwise.signals.sums import GradientRequest
 from tests.signals.zoo import make, samples
 
 POOL = samples(12)
-QUANTITIES = ("loss", "embedding", "grad_norm", "grad", "head_norm", "early_embedding")
+QUANTITIES = ("loss", "embedding", "grad_norm", "grad", "head_norm", "middle_embedding")
 
 pytestmark = pytest.mark.filterwarnings("error:.*one sample at a time:UserWarning")  # nothing falls back
 

@@ -21,7 +21,7 @@ def collect(
         str | None,
         typer.Option(
             help="Signals to compute, separated by commas: loss, embedding, grad_norm, grad, head_norm, "
-            "early_embedding. If unset, the first four and what the recipe's methods need."
+            "middle_embedding. If unset, the first four and what the recipe's methods need."
         ),
     ] = None,
     part: Annotated[str, typer.Option(help="Which part of the data: train, validation or target.")] = "train",
@@ -104,7 +104,7 @@ def select(
     loaded = Recipe.load(recipe, set_)
     if anneal and plot and (loaded.anneal is None or loaded.anneal.plots != "spectrum"):
         raise RecipeError("--plot draws the spectrum that direct selects by; leave it out.")
-    if plot and not anneal and not {"embedding", "early_embedding"} & loaded.select.needs:
+    if plot and not anneal and not {"embedding", "middle_embedding"} & loaded.select.needs:
         raise RecipeError(
             f"--plot draws embeddings, which {loaded.select.method} does not measure; leave it out."
         )

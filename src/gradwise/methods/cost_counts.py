@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gradwise.signals.request import EARLY, QUANTITIES
+from gradwise.signals.request import MIDDLE, QUANTITIES
 
 ORDINARY = 3.0
 """Ordinary training on a sample."""
@@ -65,8 +65,8 @@ class Shape:
 
     head: float = 0.15
     """Share of the output head in a forward pass. The default is that of a small model."""
-    early: float = EARLY
-    """Share of the blocks that an early embedding has passed."""
+    middle: float = MIDDLE
+    """Share of the blocks that a middle embedding has passed."""
     labelled: float = 1.0
     """Label tokens over all tokens; a scoring run applies the head to the former only."""
     width: int = 512
@@ -98,8 +98,8 @@ def per_sample(needs: Iterable[str], shape: Shape) -> float:
     if not quantities:
         return 0.0
     blocks, head = 1 - shape.head, shape.head * shape.labelled
-    if quantities == {"early_embedding"}:
-        return blocks * shape.early  # the forward pass ends there
+    if quantities == {"middle_embedding"}:
+        return blocks * shape.middle  # the forward pass ends there
     passes = blocks + head
     if "head_norm" in quantities:
         passes += HEAD_NORMS * head

@@ -12,7 +12,7 @@ from gradwise.methods.cost_counts import CACHED, Shape
 from gradwise.numerics.sampling import evenly
 from gradwise.planning.context import RunContext, Samples
 from gradwise.planning.scoring import mean_label_tokens
-from gradwise.signals.request import early_blocks
+from gradwise.signals.request import middle_blocks
 from gradwise.structure import block_list, head_and_width
 from gradwise.training.layout import Layout, Schedule
 
@@ -61,7 +61,7 @@ def model_shape(model: nn.Module) -> Shape:
     if dimensions is None:
         return Shape()
     blocks = len(block_list(model)[1])
-    return Shape(head=dimensions[0], width=dimensions[1], early=early_blocks(blocks) / blocks)
+    return Shape(head=dimensions[0], width=dimensions[1], middle=middle_blocks(blocks) / blocks)
 
 
 def _lengths(samples: Samples) -> NDArray[np.int64] | None:

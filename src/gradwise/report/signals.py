@@ -16,7 +16,7 @@ LABELS = {
     "head_norm": "gradient norm of the head",
     "grad": "length of the projected gradient",
     "embedding": "length of the embedding",
-    "early_embedding": "length of the early embedding",
+    "middle_embedding": "length of the middle embedding",
 }
 
 

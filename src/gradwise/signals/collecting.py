@@ -59,10 +59,10 @@ def collect(
         model: a causal language model, whole in this process or sharded by FSDP2.
         dataset: anything indexable of {"input_ids": [...], "labels": [...]}; labels of -100 do not count.
         collator: makes a padded batch with "labels" out of samples; padding on the right by default.
-        want: some of "loss", "embedding", "grad_norm", "grad", "head_norm" and "early_embedding", or the
+        want: some of "loss", "embedding", "grad_norm", "grad", "head_norm" and "middle_embedding", or the
             methods that need them, such as `gw.Grace(fraction=0.1)`. Only "grad" and "grad_norm" need a
-            backward pass; "head_norm" needs that of the head alone. With "early_embedding" alone the forward
-            pass ends after a third of the blocks, and no loss is checked.
+            backward pass; "head_norm" needs that of the head alone. With "middle_embedding" alone the forward
+            pass ends after half of the blocks, and no loss is checked.
         parameters: what gradients are taken over: "blocks" (linear weights of the transformer blocks, or the
             adapters in them), "all", or patterns that names of parameters match.
         grad_dim: k, length of a projected gradient; None for the unprojected one, of the scope's size.

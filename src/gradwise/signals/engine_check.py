@@ -34,7 +34,7 @@ PAIRS = 8
 """Pairs of short samples that are tried until one has finite losses."""
 
 TOLERANCES = {
-    "loss": 1e-4, "embedding": 1e-3, "early_embedding": 1e-3,
+    "loss": 1e-4, "embedding": 1e-3, "middle_embedding": 1e-3,
     "grad_norm": 1e-2, "grad": 1e-2, "head_norm": 1e-2,
 }  # fmt: skip
 """Relative differences between a sample in a batch and alone that rounding of float32 explains. Gradients of
@@ -88,7 +88,7 @@ class EngineCheck:
         # Before anything else is measured, and by all ranks on the same sample: how a run of a sharded model
         # goes must be known before the first one.
         # Where the head is not reached, nothing depends on it.
-        reached = self.signal_request.quantities != ("early_embedding",)
+        reached = self.signal_request.quantities != ("middle_embedding",)
         self.plain_head = reached and self._returns_product(order[-1:])
         return replace(self._agreed(order), plain_head=self.plain_head)
 

@@ -17,7 +17,7 @@ from gradwise.signals.capture import Capture
 from gradwise.signals.head import Head, LabelPositions
 from gradwise.signals.plain_head import AtHead, at_head
 from gradwise.signals.rank_schedule import RankSchedule, RunKind
-from gradwise.signals.request import SignalRequest, early_blocks
+from gradwise.signals.request import SignalRequest, middle_blocks
 from gradwise.signals.scope import Scope
 from gradwise.signals.shards import Shards, device_of, gathered_in
 from gradwise.signals.sums import GradientRequest, GradientSums
@@ -91,11 +91,11 @@ class Measurer:
         scope = () if gradient_request is None else gradient_request.scope.parameters.values()
         self._in_pieces = plain_head and head_parameters.isdisjoint(id(parameter) for parameter in scope)
         # Ranks that share a model gather its blocks in step, to the end of every forward pass.
-        self._early_block = early_block(model) if "early_embedding" in signal_request else None
-        self._early_alone = (
-            signal_request.quantities == ("early_embedding",)
+        self._middle_block = middle_block(model) if "middle_embedding" in signal_request else None
+        self._middle_alone = (
+            signal_request.quantities == ("middle_embedding",)
             and rank_schedule is None
-            and self._early_block is not None
+            and self._middle_block is not None
         )
         self.device = device_of(model)
         self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
@@ -135,18 +135,18 @@ class Measurer:
         return measured
 
     def _measure(self, batch: Batch, positions: LabelPositions, scale: float, apart: bool) -> Measured:
-        if self._early_alone:
-            return self._up_to_early_block(batch, positions)
+        if self._middle_alone:
+            return self._up_to_middle_block(batch, positions)
         run = self._head_in_pieces if self._in_pieces else self._head_at_once
         return run(batch, positions, scale, apart)
 
-    def _up_to_early_block(self, batch: Batch, positions: LabelPositions) -> Measured:
-        """A forward pass that ends where the early embedding is there; no loss."""
+    def _up_to_middle_block(self, batch: Batch, positions: LabelPositions) -> Measured:
+        """A forward pass that ends where the middle embedding is there; no loss."""
         computing = autocasting(self.device, self.autocast)
         with self._run(None, []) as (_, hidden), suppress(_EndedEarlyError), computing:
             self.head.logits(batch, positions, (), hidden)
-        embedding = positions.pooled(hidden.early, self.signal_request.pooling, batch)
-        return Measured({"early_embedding": embedding})
+        embedding = positions.pooled(hidden.middle, self.signal_request.pooling, batch)
+        return Measured({"middle_embedding": embedding})
 
     def _head_in_pieces(self, batch: Batch, positions: LabelPositions, scale: float, apart: bool) -> Measured:
         """One forward pass up to the head, whose part is computed a few rows at a time, and one backward pass
@@ -238,7 +238,7 @@ class Measurer:
         self, losses_B: Tensor, hidden: "HiddenStates", positions: LabelPositions, batch: Batch
     ) -> Measured:
         measured = Measured({"loss": losses_B})
-        for name, state in (("embedding", "state"), ("early_embedding", "early")):
+        for name, state in (("embedding", "state"), ("middle_embedding", "middle")):
             if name in self.signal_request:
                 state_BTh = getattr(hidden, state)
                 measured.values[name] = positions.pooled(state_BTh, self.signal_request.pooling, batch)
@@ -280,12 +280,12 @@ class Measurer:
 
     def _hidden_states(self, stack: ExitStack) -> "HiddenStates":
         hidden, request = HiddenStates(), self.signal_request
-        # An early block may be missing, or hand on something else.
-        hidden.from_head = "early_embedding" in request or ("embedding" in request and request.layer is None)
+        # A middle block may be missing, or hand on something else.
+        hidden.from_head = "middle_embedding" in request or ("embedding" in request and request.layer is None)
         if "embedding" in request and request.layer is not None:
             stack.enter_context(hidden.taken_after(self.model, request.layer))
-        if self._early_block is not None:
-            stack.enter_context(hidden.taken_early(self._early_block, then_stop=self._early_alone))
+        if self._middle_block is not None:
+            stack.enter_context(hidden.taken_middle(self._middle_block, then_stop=self._middle_alone))
         return hidden
 
     @contextmanager
@@ -354,7 +354,7 @@ class HiddenStates:
         """Whether the states that reach the head are to be kept."""
         self._at_head: Tensor | None = None
         self._after_layer: Tensor | None = None
-        self._after_early: Tensor | None = None
+        self._after_middle: Tensor | None = None
         self._has_layer = False
 
     @property
@@ -363,9 +363,9 @@ class HiddenStates:
         return self._there(self._after_layer if self._has_layer else self._at_head)
 
     @property
-    def early(self) -> Tensor:
-        """(B, T, h) for "early_embedding"; where no block handed on any, those that reached the head."""
-        return self._there(self._at_head if self._after_early is None else self._after_early)
+    def middle(self) -> Tensor:
+        """(B, T, h) for "middle_embedding"; where no block handed on any, those that reached the head."""
+        return self._there(self._at_head if self._after_middle is None else self._after_middle)
 
     @staticmethod
     def _there(state_BTh: Tensor | None) -> Tensor:
@@ -393,15 +393,15 @@ class HiddenStates:
             yield
 
     @contextmanager
-    def taken_early(self, block: nn.Module, *, then_stop: bool) -> Iterator[None]:
-        """Keep the states after a block (`early_block`); with `then_stop` the forward pass ends there."""
+    def taken_middle(self, block: nn.Module, *, then_stop: bool) -> Iterator[None]:
+        """Keep the states after a block (`middle_block`); with `then_stop` the forward pass ends there."""
 
         def keep(state_BTh: Tensor) -> None:
             if not isinstance(state_BTh, Tensor) or state_BTh.ndim != 3:
                 return
             # Of blocks that run several times the first: a forward pass that stops gets no further.
-            if self._after_early is None:
-                self._after_early = state_BTh.detach()
+            if self._after_middle is None:
+                self._after_middle = state_BTh.detach()
             if then_stop:
                 raise _EndedEarlyError
 
@@ -409,13 +409,13 @@ class HiddenStates:
             yield
 
 
-def early_block(model: nn.Module) -> nn.Module | None:
-    """The last block of the first third, rounded up; None for a model whose blocks are not found."""
+def middle_block(model: nn.Module) -> nn.Module | None:
+    """The last block of the first half, rounded up; None for a model whose blocks are not found."""
     try:
         blocks = block_list(model)[1]
     except RecipeError:
         return None
-    return blocks[early_blocks(len(blocks)) - 1]
+    return blocks[middle_blocks(len(blocks)) - 1]
 
 
 @contextmanager

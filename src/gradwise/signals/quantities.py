@@ -49,9 +49,9 @@ class Signals:
     embedding: NDArray[np.float32] | None = None
     """(N, h) mean hidden state."""
 
-    early_embedding: NDArray[np.float32] | None = None
-    """(N, h) mean hidden state after the first third of the blocks, rounded up; of a model whose blocks are
-    not found, the last one. Measured alone it takes about a third of a forward pass."""
+    middle_embedding: NDArray[np.float32] | None = None
+    """(N, h) mean hidden state after the first half of the blocks, rounded up; of a model whose blocks are
+    not found, the last one. Measured alone it takes about half of a forward pass."""
 
     grad_norm: NDArray[np.float32] | None = None
     """(N,) exact 2-norm of the gradient of that mean loss, nats per unit weight."""
@@ -89,8 +89,8 @@ class Signals:
 
     @property
     def any_embedding(self) -> NDArray[np.float32] | None:
-        """(N, h) for pictures: the embedding, or else the early one."""
-        return self.early_embedding if self.embedding is None else self.embedding
+        """(N, h) for pictures: the embedding, or else the middle one."""
+        return self.middle_embedding if self.embedding is None else self.embedding
 
     @staticmethod
     def open(path: str | Path) -> "Signals":

@@ -9,26 +9,26 @@ from gradwise.errors import SignalError
 from gradwise.settings import nearest
 from gradwise.text import shown
 
-Quantity = Literal["loss", "embedding", "grad_norm", "grad", "head_norm", "early_embedding"]
+Quantity = Literal["loss", "embedding", "grad_norm", "grad", "head_norm", "middle_embedding"]
 QUANTITIES: tuple[Quantity, ...] = (
-    "loss", "embedding", "grad_norm", "grad", "head_norm", "early_embedding",
+    "loss", "embedding", "grad_norm", "grad", "head_norm", "middle_embedding",
 )  # fmt: skip
 """In the order of their flags in stores: new ones come last."""
 DEFAULT_QUANTITIES: tuple[Quantity, ...] = ("loss", "embedding", "grad_norm", "grad")
 """What is computed if nothing is requested."""
 
-EARLY = 1 / 3
-"""Share of the blocks that an early embedding has passed, rounded up to whole ones. Towards a target GRACE
+MIDDLE = 1 / 2
+"""Share of the blocks that a middle embedding has passed, rounded up to whole ones. Towards a target GRACE
 chose as well by it as by the last hidden state (docs/log.md)."""
 
 
-def early_blocks(count: int) -> int:
-    """How many of a model's blocks an early embedding has passed.
+def middle_blocks(count: int) -> int:
+    """How many of a model's blocks a middle embedding has passed.
 
-    >>> early_blocks(30), early_blocks(4)
-    (10, 2)
+    >>> middle_blocks(30), middle_blocks(5)
+    (15, 3)
     """
-    return math.ceil(count * EARLY)
+    return math.ceil(count * MIDDLE)
 
 
 Pooling = Literal["labels", "last", "all"]
@@ -96,7 +96,7 @@ class SignalRequest:
     @property
     def embeds(self) -> bool:
         """Whether hidden states are pooled."""
-        return "embedding" in self.quantities or "early_embedding" in self.quantities
+        return "embedding" in self.quantities or "middle_embedding" in self.quantities
 
     def __contains__(self, name: str) -> bool:
         return name in self.quantities

@@ -31,12 +31,12 @@ from gradwise.signals.column_buffer import (
     stored,
 )
 from gradwise.signals.engine_check import EngineCheck, EngineCheckResult, by_autograd
-from gradwise.signals.measure import InseparableError, Measurer, early_block
+from gradwise.signals.measure import InseparableError, Measurer, middle_block
 from gradwise.signals.model_cache import CachedCheck, cache_of, structure
 from gradwise.signals.precondition import Preconditioner
 from gradwise.signals.quantities import Signals
 from gradwise.signals.rank_schedule import RankSchedule, RunKind
-from gradwise.signals.request import EARLY, Quantity, SignalRequest
+from gradwise.signals.request import MIDDLE, Quantity, SignalRequest
 from gradwise.signals.samples import Inspection, check_indexable, inputs_only, inspect
 from gradwise.signals.scope import Scope
 from gradwise.signals.shards import class_name, gathered_in, units, whole_tensor
@@ -278,7 +278,7 @@ class ScoringRun:
         columns = {"num_tokens": Column("int32", ()), "flags": Column("uint8", ())}
         tails = {
             "embedding": lambda: (self._width(self.signal_request.layer),),
-            "early_embedding": lambda: (self._width(early_block(self.model)),),
+            "middle_embedding": lambda: (self._width(middle_block(self.model)),),
             "grad": lambda: (self.signal_request.grad_dim or (self.scope.size if self.scope else 0),),
         }
         for name in self.signal_request.quantities:
@@ -327,8 +327,8 @@ class ScoringRun:
             request["mixed precision"] = str(computed)
         if "embedding" in self.signal_request:
             request |= {"pooling": self.signal_request.pooling, "layer": self.signal_request.layer}
-        if "early_embedding" in self.signal_request:
-            request |= {"pooling": self.signal_request.pooling, "early": EARLY}
+        if "middle_embedding" in self.signal_request:
+            request |= {"pooling": self.signal_request.pooling, "middle": MIDDLE}
         if self.gradient_request is not None and self.scope is not None:
             # A digest: the names of a large model would make a manifest that nobody can read.
             names = hashlib.sha256("\n".join(self.scope.parameters).encode()).hexdigest()[:16]

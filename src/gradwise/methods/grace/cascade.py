@@ -49,15 +49,15 @@ GARBLED = -1.0
 
 def measured_for(kind: Kind) -> frozenset[str]:
     """The signals that a kind of importance and the graph are made of."""
-    # A third of a forward pass instead of a whole one, and no worse picks (docs/log.md).
-    return frozenset({"early_embedding"} if kind == "relevance" else {"embedding", NEEDS[kind]})
+    # Half of a forward pass instead of a whole one, and no worse picks (docs/log.md).
+    return frozenset({"middle_embedding"} if kind == "relevance" else {"embedding", NEEDS[kind]})
 
 
 def embedded(
     kind: Kind, signals: Signals, target: Signals | None, state: State | None = None
 ) -> tuple[Signals, Signals | None]:
-    """The signals with early embeddings as their embeddings, where relevance is by these; without
-    `early_embedding` otherwise.
+    """The signals with middle embeddings as their embeddings, where relevance is by these; without
+    `middle_embedding` otherwise.
 
     Args:
         kind: of importance.
@@ -66,30 +66,30 @@ def embedded(
         state: that these are to change; None at the first selection.
 
     Raises:
-        SignalError: one set has early embeddings, and the other has not.
-        CheckpointError: the state has the others, and these are early.
+        SignalError: one set has middle embeddings, and the other has not.
+        CheckpointError: the state has the others, and these are middle.
     """
-    has_early, has_others = (
+    has_middle, has_others = (
         all(getattr(each, name) is not None for each in (signals, target) if each is not None)
-        for name in ("early_embedding", "embedding")
+        for name in ("middle_embedding", "embedding")
     )
     # What was collected by hand may have the others alone.
-    by_early = state.early if state is not None else has_early or not has_others
-    if kind == "relevance" and has_early and not has_others and not by_early:
+    by_middle = state.middle if state is not None else has_middle or not has_others
+    if kind == "relevance" and has_middle and not has_others and not by_middle:
         raise CheckpointError(
             "grace: the checkpoint is of an earlier version, which measured another relevance; resume with "
             "that version, or start again."
         )
-    if kind != "relevance" or not by_early:
-        plain = None if target is None else replace(target, early_embedding=None)
-        return replace(signals, early_embedding=None), plain
+    if kind != "relevance" or not by_middle:
+        plain = None if target is None else replace(target, middle_embedding=None)
+        return replace(signals, middle_embedding=None), plain
     names = "grace", "grace, of the target samples,"
-    early, aims = (
-        None if each is None else replace(each, embedding=each.require("early_embedding", by))
+    middle, aims = (
+        None if each is None else replace(each, embedding=each.require("middle_embedding", by))
         for each, by in zip((signals, target), names, strict=True)
     )
-    assert early is not None
-    return early, aims
+    assert middle is not None
+    return middle, aims
 
 
 @dataclass(frozen=True, eq=False)

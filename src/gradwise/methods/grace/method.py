@@ -68,7 +68,7 @@ class Grace(PublishedGrace, Targeted):
     importance: Kind | None = None
     """How importance is measured: `head_norm` (norm of the output head's gradient; no backward pass through
     the model), `alignment` (mean cosine of the sample's gradient with those of the others, or of the target),
-    `loss`, `norm` (of the gradient), or with a target `relevance` (how near a target sample its early
+    `loss`, `norm` (of the gradient), or with a target `relevance` (how near a target sample its middle
     embedding is, by rank). `loss` and `norm` rank garbage first. If unset, `relevance` with a target,
     otherwise `head_norm`."""
 
@@ -354,7 +354,7 @@ class Grace(PublishedGrace, Targeted):
             share=self.anchors or USUAL_ANCHORS,
             target=compared.mean if isinstance(compared, MeanDirection) else None,
             mean_tokens=mean_tokens,
-            early=signals.early_embedding is not None,
+            middle=signals.middle_embedding is not None,
             seed=seed,
         )
         if isinstance(compared, cascade.Comparison):

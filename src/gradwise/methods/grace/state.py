@@ -58,8 +58,8 @@ class State:
     """(n,) samples of the pool in the order of their n-grams, as many as may have to fill the budget."""
     closeness: float | None = None
     """How close the pool's best samples are to the target, by n-grams: 0 as random ones, 1 as its own."""
-    early: bool = False
-    """Whether embeddings are early ones."""
+    middle: bool = False
+    """Whether embeddings are middle ones."""
     every: int = 0
     """Steps from one selection to the next; 0 where there is only one."""
     allowance: int | None = None

@@ -1,4 +1,4 @@
-"""Relevance to a target is by early embeddings, where they were collected."""
+"""Relevance to a target is by middle embeddings, where they were collected."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ def made(seed: int, count: int, **more: Any) -> Signals:
     return Signals(
         count,
         embedding=rng.standard_normal((count, 8), dtype=np.float32),
-        early_embedding=rng.standard_normal((count, 8), dtype=np.float32),
+        middle_embedding=rng.standard_normal((count, 8), dtype=np.float32),
         num_tokens=np.full(count, 5, dtype=np.int32),
         **more,
     )
@@ -34,44 +34,44 @@ def picks(pool: Signals, target: Signals, *, method: gw.Grace = GRACE) -> list[i
 
 
 def test_what_each_kind_of_importance_needs() -> None:
-    assert GRACE.needs == {"early_embedding", "num_tokens", "texts"}
+    assert GRACE.needs == {"middle_embedding", "num_tokens", "texts"}
     by_grads = replace(GRACE, importance="alignment").needs
-    assert {"embedding", "grad"} <= by_grads and "early_embedding" not in by_grads
-    assert "early_embedding" not in gw.Grace(count=6).needs
+    assert {"embedding", "grad"} <= by_grads and "middle_embedding" not in by_grads
+    assert "middle_embedding" not in gw.Grace(count=6).needs
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_early_ones_decide_where_both_sets_have_them(seed: int) -> None:
+def test_the_middle_ones_decide_where_both_sets_have_them(seed: int) -> None:
     pool, target = made(seed, 40), made(seed + 100, 9)
-    early = picks(pool, target)
+    middle = picks(pool, target)
     as_embeddings = [
-        Signals(len(each), embedding=each.early_embedding, num_tokens=each.num_tokens)
+        Signals(len(each), embedding=each.middle_embedding, num_tokens=each.num_tokens)
         for each in (pool, target)
     ]
-    assert early == picks(*as_embeddings)
-    assert early == picks(without(pool, "embedding"), without(target, "embedding"))
-    assert early != picks(without(pool, "early_embedding"), without(target, "early_embedding"))
+    assert middle == picks(*as_embeddings)
+    assert middle == picks(without(pool, "embedding"), without(target, "embedding"))
+    assert middle != picks(without(pool, "middle_embedding"), without(target, "middle_embedding"))
 
 
 @pytest.mark.parametrize("which", ["pool", "target", "both"])
-def test_the_others_decide_where_a_set_has_no_early_ones(which: str) -> None:
+def test_the_others_decide_where_a_set_has_no_middle_ones(which: str) -> None:
     pool, target = made(0, 40), made(100, 9)
-    plain = picks(without(pool, "early_embedding"), without(target, "early_embedding"))
+    plain = picks(without(pool, "middle_embedding"), without(target, "middle_embedding"))
     some = (
-        without(pool, "early_embedding") if which != "target" else pool,
-        without(target, "early_embedding") if which != "pool" else target,
+        without(pool, "middle_embedding") if which != "target" else pool,
+        without(target, "middle_embedding") if which != "pool" else target,
     )
     assert picks(*some) == plain
 
 
 def test_sets_that_have_none_in_common_are_refused() -> None:
     pool, target = made(0, 40), made(100, 9)
-    with pytest.raises(SignalError, match="of the target samples, needs the signal 'early_embedding'"):
-        picks(without(pool, "embedding"), without(target, "early_embedding"))
-    with pytest.raises(SignalError, match="grace needs the signal 'early_embedding'"):
-        picks(without(pool, "early_embedding"), without(target, "embedding"))
-    with pytest.raises(SignalError, match=r"grace needs the signal 'early_embedding'.*the method itself"):
-        picks(*(without(without(each, "embedding"), "early_embedding") for each in (pool, target)))
+    with pytest.raises(SignalError, match="of the target samples, needs the signal 'middle_embedding'"):
+        picks(without(pool, "embedding"), without(target, "middle_embedding"))
+    with pytest.raises(SignalError, match="grace needs the signal 'middle_embedding'"):
+        picks(without(pool, "middle_embedding"), without(target, "embedding"))
+    with pytest.raises(SignalError, match=r"grace needs the signal 'middle_embedding'.*the method itself"):
+        picks(*(without(without(each, "embedding"), "middle_embedding") for each in (pool, target)))
 
 
 def test_alignment_does_not_mind_them() -> None:
@@ -79,7 +79,7 @@ def test_alignment_does_not_mind_them() -> None:
     pool, target = (made(n, n, grad=rng.standard_normal((n, 5), dtype=np.float32)) for n in (40, 9))
     method = replace(GRACE, importance="alignment")
     assert picks(pool, target, method=method) == picks(
-        without(pool, "early_embedding"), without(target, "early_embedding"), method=method
+        without(pool, "middle_embedding"), without(target, "middle_embedding"), method=method
     )
 
 
@@ -92,14 +92,14 @@ def test_a_refresh_compares_what_the_first_selection_compared() -> None:
     pool, target = made(0, 40), made(100, 9)
     anchors = np.arange(0, 40, 4)
     moved, aims = made(1, 40).take(anchors), made(101, 9)
-    late = begun(without(pool, "early_embedding"), without(target, "early_embedding"))
-    early = begun(pool, target)
-    assert (early.early, late.early) == (True, False)
-    for state, name in ((early, "early_embedding"), (late, "embedding")):
+    late = begun(without(pool, "middle_embedding"), without(target, "middle_embedding"))
+    middle = begun(pool, target)
+    assert (middle.middle, late.middle) == (True, False)
+    for state, name in ((middle, "middle_embedding"), (late, "embedding")):
         after = GRACE.refresh(state, anchors, moved, 5, target=aims).state
         np.testing.assert_array_equal(after.embedding[anchors], getattr(moved, name))
-        assert after.early == state.early
-        other = "embedding" if state.early else "early_embedding"
+        assert after.middle == state.middle
+        other = "embedding" if state.middle else "middle_embedding"
         with pytest.raises((SignalError, CheckpointError)):
             GRACE.refresh(state, anchors, without(moved, name), 5, target=aims)
         with_less = [without(each, other) for each in (moved, aims)]
@@ -109,9 +109,9 @@ def test_a_refresh_compares_what_the_first_selection_compared() -> None:
 
 def test_a_checkpoint_of_an_earlier_version_is_refused() -> None:
     pool, target = made(0, 40), made(100, 9)
-    state = begun(without(pool, "early_embedding"), without(target, "early_embedding"))
+    state = begun(without(pool, "middle_embedding"), without(target, "middle_embedding"))
     arrays = state.arrays()
-    del arrays["early"]
+    del arrays["middle"]
     old = State.of_arrays(arrays)
     anchors = np.arange(0, 40, 4)
     moved, aims = (without(each, "embedding") for each in (made(1, 40).take(anchors), made(101, 9)))
