@@ -1,7 +1,7 @@
 """Selection towards a target on the small Llama: short fine-tuning on what methods pick.
 
     python -m benchmarks.grace.llama_targets --jobs 2     # four hours on two cores
-    python -m benchmarks.grace.llama_targets --jobs 2 --again     # GRACE and trials, forty minutes
+    python -m benchmarks.grace.llama_targets --jobs 2 --again default,grace,as_many     # an hour
 
 Pools, targets and steps are those of `benchmarks.grace.targets`, for the small Llama
 (`benchmarks/common/small_llama.py`, 8.9 M parameters). Each method picks 80 or 160 records (5 or 10 %) of a
@@ -63,7 +63,7 @@ MEASUREMENTS = {
     "as_many": "with_as_many",
 }
 """Kinds of entries, and the functions that measure them; in this order."""
-AGAIN = {"grace", "default", "as_many"}
+AGAIN = ("default", "grace", "as_many")
 """Those that depend on GRACE."""
 LLAMA = Start(Model(name=str(small_llama.FOLDER / "annealed")), 3e-3)
 
@@ -100,7 +100,7 @@ def with_as_many(name: str, seed: int, earlier: dict[str, Any] | None = None) ->
     an earlier measurement all that does not depend on GRACE is kept."""
     if earlier is not None:
         return {
-            "arms": grace_again(earlier["arms"], lambda: case(name, seed, LLAMA, want=MIDDLE_ALONE), seed)
+            "arms": grace_again(earlier["arms"], partial(case, name, seed, LLAMA, want=MIDDLE_ALONE), seed)
         }
     one = case(name, seed, LLAMA)
     return {"arms": {arm: trained(one, rows, seed) for arm, rows in as_many(one, seed).items()}}
@@ -181,7 +181,10 @@ SCRIPT.add_argument(
 )
 SCRIPT.add_argument("--jobs", type=int, default=1, help="cases at a time")
 SCRIPT.add_argument(
-    "--again", action="store_true", help="measure GRACE and trials again, and keep the baselines"
+    "--again",
+    type=names_among(AGAIN),
+    default=(),
+    help=f"comma-separated kinds to measure again: {', '.join(AGAIN)}",
 )
 
 
@@ -192,7 +195,7 @@ def main() -> None:
     cases = [(name, seed) for seed in SEEDS for name in options.targets]
     with ThreadPoolExecutor(options.jobs) as pool:
         for kind, function in MEASUREMENTS.items():
-            again = options.again and kind in AGAIN
+            again = kind in options.again
             known = {each: f"{kind}/{each[0]}/{each[1]}" in result for each in cases}
             missing = [each for each in cases if again or not known[each]]
             arguments = [
