@@ -13,6 +13,7 @@ full training in compare-small_llama; it was not tuned here.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
