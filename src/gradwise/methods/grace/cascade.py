@@ -1,9 +1,9 @@
 """GRACE towards a target: relevance takes the place of importance, and coverage counts the relevant region.
 
 A cascade, cheap first. Hashed n-grams rank the whole pool without a model; `SURVIVORS` samples for each pick
-are then scored by the model. Their embeddings are compared with those of the target samples, which take turns
-(`relevance`), or their gradients with the target's mean direction (`alignment`). Changes spread over the k-NN
-graph at refreshes. Both ranks count alike.
+are then scored by the model. Their embeddings in the middle of it are compared with those of the target
+samples, which take turns (`relevance`), or their gradients with the target's mean direction (`alignment`).
+Changes spread over the k-NN graph at refreshes. Both ranks count alike.
 """
 
 from dataclasses import dataclass, replace
