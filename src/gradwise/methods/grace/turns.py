@@ -2,8 +2,9 @@
 
 Every target sample ranks the candidates by the cosine of their middle embeddings. A candidate counts by the
 best place that it has in any of these rankings, so that each target sample has its nearest among the picks,
-and no common kind of target sample speaks for all. Where target samples are many, groups of similar ones take turns.
-Compared with the mean direction of all, this lowered the loss on the target in most cases (docs/log.md).
+and no common kind of target sample speaks for all. Where target samples are many, groups of similar ones take
+turns. Compared with the mean direction of all, this lowered the loss on the target in most cases
+(docs/log.md).
 """
 
 import warnings
