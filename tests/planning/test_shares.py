@@ -14,6 +14,7 @@ from gradwise.methods.baselines import EasyFirst, HerdedOrder, Less, LossTop, Un
 from gradwise.methods.cost_counts import Shape, engine_check, per_sample, scoring
 from gradwise.methods.costs import RunSize, Speeds
 from gradwise.methods.trial import SelectTrial, Trial
+from gradwise.planning.shape import model_shape
 from gradwise.planning.shares import cost_per_sample, deciding, shares
 from gradwise.recipe import Adapter, Train
 
@@ -208,6 +209,11 @@ def test_the_sentence_says_what_is_not_known() -> None:
     assert deciding({"select": part(0.2), "anneal": part(None)}) == (
         "Deciding is expected to take at least 20% of the training time: select 20%, anneal ?."
     )
+
+
+@pytest.mark.parametrize(("layers", "middle"), [(2, 1 / 2), (5, 3 / 5), (6, 1 / 2)])
+def test_the_shape_of_a_model_says_where_its_middle_is(tiny_llama: Any, layers: int, middle: float) -> None:
+    assert model_shape(tiny_llama(layers=layers)).middle == middle
 
 
 @pytest.fixture
