@@ -69,8 +69,8 @@ MEASUREMENTS = {
 AGAIN = ("default", "grace", "as_many")
 """Those that depend on GRACE."""
 MORE_SEEDS = range(5, 7)
-"""Of the trial and of all of the data for as long, on every target; added after the first five, when GSM8K
-was lower in each of these and its interval held 0."""
+"""Seeds that only the trial and all of the data for as long have, on every target. They were added after the
+first five: GSM8K was lower in each, and its interval held 0."""
 LLAMA = Start(Model(name=str(small_llama.FOLDER / "annealed")), 3e-3)
 
 

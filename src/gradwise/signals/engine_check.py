@@ -88,7 +88,7 @@ class EngineCheck:
         # Before anything else is measured, and by all ranks on the same sample: how a run of a sharded model
         # goes must be known before the first one.
         # Where the head is not reached, nothing depends on it.
-        reached = self.signal_request.quantities != ("middle_embedding",)
+        reached = not self.signal_request.middle_alone
         self.plain_head = reached and self._returns_product(order[-1:])
         return replace(self._agreed(order), plain_head=self.plain_head)
 

@@ -90,13 +90,10 @@ class Measurer:
         head_parameters = {id(parameter) for parameter in self.head.module.parameters()}
         scope = () if gradient_request is None else gradient_request.scope.parameters.values()
         self._in_pieces = plain_head and head_parameters.isdisjoint(id(parameter) for parameter in scope)
-        # Ranks that share a model gather its blocks in step, to the end of every forward pass.
         self._middle_block = middle_block(model) if "middle_embedding" in signal_request else None
-        self._middle_alone = (
-            signal_request.quantities == ("middle_embedding",)
-            and rank_schedule is None
-            and self._middle_block is not None
-        )
+        # Ranks that share a model gather its blocks in step, to the end of every forward pass.
+        stops = signal_request.middle_alone and rank_schedule is None
+        self._middle_alone = stops and self._middle_block is not None
         self.device = device_of(model)
         self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         self._computed = (self.dtype, autocast, gathered_in(model))

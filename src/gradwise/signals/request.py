@@ -98,6 +98,11 @@ class SignalRequest:
         """Whether hidden states are pooled."""
         return "embedding" in self.quantities or "middle_embedding" in self.quantities
 
+    @property
+    def middle_alone(self) -> bool:
+        """Whether the forward pass may end after the middle block."""
+        return self.quantities == ("middle_embedding",)
+
     def __contains__(self, name: str) -> bool:
         return name in self.quantities
 
